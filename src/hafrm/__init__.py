@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from hafrm.data import DataOptions, load_pairs
     from hafrm.evaluation.run import EvaluateConfig, evaluate
     from hafrm.models.export import ExportConfig, export
+    from hafrm.models.loading import load_scorer
     from hafrm.models.lora import LoraOptions
-    from hafrm.models.scorers import ScoreOptions, Scorer, load_scorer
+    from hafrm.models.scorers import ScoreOptions, Scorer
     from hafrm.pairs import Conversation, Message, PreferencePair
     from hafrm.training.config import LossConfig, TrainConfig
     from hafrm.training.run import train
@@ -43,8 +44,9 @@ _HOMES = {
     "hafrm.data": ("DataOptions", "load_pairs"),
     "hafrm.evaluation.run": ("EvaluateConfig", "evaluate"),
     "hafrm.models.export": ("ExportConfig", "export"),
+    "hafrm.models.loading": ("load_scorer",),
     "hafrm.models.lora": ("LoraOptions",),
-    "hafrm.models.scorers": ("ScoreOptions", "Scorer", "load_scorer"),
+    "hafrm.models.scorers": ("ScoreOptions", "Scorer"),
     "hafrm.pairs": ("Conversation", "Message", "PreferencePair"),
     "hafrm.training.config": ("LossConfig", "TrainConfig"),
     "hafrm.training.run": ("train",),

@@ -4,6 +4,7 @@
     ├── ConfigError          an option or a combination of options that can't work
     ├── DataError            something is wrong with the data as a whole
     │   ├── BadRowError      one row breaks the data contract: says file, row, field, remedy
+    │   ├── RefusedError     conversations that a tokenizer's chat template can't render
     │   ├── UnknownDataError a data set name that nobody knows; names the nearest ones
     │   └── UnreadableError  a file that can't be opened or decoded
     ├── ModelError           a model or tokenizer that can't serve as asked
@@ -17,6 +18,7 @@ Every message says where, what, and the remedy. `ValueError` is kept for wrong a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "MissingExtraError",
     "ModelError",
     "NonFiniteLossError",
+    "RefusedError",
     "TrainingError",
     "UnknownDataError",
     "UnreadableError",
@@ -57,6 +60,7 @@ class BadRowReason(StrEnum):
     EMPTY_RESPONSE = "empty_response"
     MIXED_SCHEMA = "mixed_schema"
     PROMPT_TOO_LONG = "prompt_too_long"
+    REFUSED_BY_TEMPLATE = "refused_by_template"
 
 
 class BadRowError(DataError):
@@ -82,6 +86,34 @@ class BadRowError(DataError):
         super().__init__(
             f"{source}, row {row}: {what}. {remedy} Or set `data_options.on_bad_row: skip` "
             "to leave such rows out and have them counted."
+        )
+
+    @classmethod
+    def refused(cls, problem: str, *, source: str, row: int) -> BadRowError:
+        """A row whose conversation the tokenizer's chat template can't render, for this reason."""
+        return cls(
+            BadRowReason.REFUSED_BY_TEMPLATE,
+            source=source,
+            row=row,
+            field=None,
+            problem=problem.rstrip("."),
+            remedy="Change the row's roles, or use a tokenizer with another chat template.",
+        )
+
+
+class RefusedError(DataError):
+    """Conversations that a tokenizer's chat template can't render: two turns of one role in a row, for some.
+
+    Args:
+        reasons: What the template says, by the conversation's place among those given.
+    """
+
+    def __init__(self, reasons: Mapping[int, str]) -> None:
+        self.reasons = dict(reasons)
+        first = min(self.reasons)
+        super().__init__(
+            f"{len(self.reasons)} conversations can't be rendered; the first is conversation {first}: "
+            f"{self.reasons[first]} Change its roles, or use a tokenizer with another chat template."
         )
 
 

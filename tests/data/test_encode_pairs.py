@@ -72,7 +72,7 @@ def test_a_conversation_that_the_template_refuses_is_a_bad_row() -> None:
     with pytest.raises(BadRowError, match=r"test, row 4: .*refuses the conversation: no system turns\. Change"):
         encode_pairs([SHORT, SYSTEM], strict, DataOptions())
     encoded = encode_pairs([SHORT, SYSTEM, SHORT], strict, DataOptions(on_bad_row="skip"))
-    assert (len(encoded.groups), encoded.dropped) == (2, {"wrong_type": 1})
+    assert (len(encoded.groups), encoded.dropped) == (2, {"refused_by_template": 1})
 
 
 def test_nothing_left_is_an_error_with_a_remedy() -> None:

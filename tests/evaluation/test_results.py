@@ -16,7 +16,8 @@ from tests.tiny import some_pairs
 
 def score(margin: float | None, *, model: str = "m", row: int = 1, longer: int = 1) -> PairScore:
     chosen, rejected = (None, None) if margin is None else (margin, 0.0)
-    return PairScore(model, "d", f"f:{row}", f"g{row}", chosen, rejected, 10 + longer, 10)
+    unscored = "overlong" if margin is None else ""
+    return PairScore(model, "d", f"f:{row}", f"g{row}", chosen, rejected, 10 + longer, 10, unscored)
 
 
 def test_hand_worked_accuracies() -> None:
@@ -43,7 +44,11 @@ def test_comparisons_use_the_pairs_that_both_scored() -> None:
 
 
 def test_nothing_scored_is_no_accuracy() -> None:
-    assert summarise([score(None)])["models"]["m"]["data"]["d"] == {"n": 0, "unscored": 1}
+    assert summarise([score(None)])["models"]["m"]["data"]["d"] == {
+        "n": 0,
+        "unscored": 1,
+        "unscored_reasons": {"overlong": 1},
+    }
 
 
 def test_results_are_json(tmp_path: Path) -> None:

@@ -27,8 +27,9 @@ from hafrm.models.checkpoints import (
 )
 from hafrm.models.export import ExportConfig, export
 from hafrm.models.layout import choose_layout
+from hafrm.models.loading import load_scorer
 from hafrm.models.lora import LoraOptions
-from hafrm.models.scorers import ScoreOptions, load_scorer
+from hafrm.models.scorers import ScoreOptions
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.packing import pad_rows
 from tests.tiny import save_tiny, some_pairs

@@ -10,8 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hafrm.cli.options import command_parser, options_of
-from hafrm.data import load_pairs
-from hafrm.evaluation.run import EvaluateConfig, evaluate
+from hafrm.evaluation.run import EvaluateConfig, evaluate, load_sets
 from hafrm.report import write_page
 from hafrm.report.loading import Evaluation, read_evaluation
 from hafrm.report.markdown import cell_text, write_markdown
@@ -43,10 +42,11 @@ def run_evaluation(config: EvaluateConfig, console: Console, intro: str = "") ->
         The page's path.
     """
     folder = Path(config.out)
+    sets = load_sets(config)
     with Console(stderr=True).status("loading") as line:
-        evaluate(config, progress=lambda what, done: line.update(f"{what}: {done} pairs"))
-    pairs = load_pairs(config.data, split=config.split, options=config.data_options).pairs
-    page = write_page(folder, title="Evaluation", texts={pair.id: pair for pair in pairs}, intro=intro)
+        evaluate(config, sets=sets, progress=lambda what, done: line.update(f"{what}: {done} pairs"))
+    texts = {pair.id: pair for pair_set in sets.values() for pair in pair_set.pairs}
+    page = write_page(folder, title="Evaluation", texts=texts, intro=intro)
     write_markdown(folder)
     evaluation = read_evaluation(folder)
     console.print(_table(evaluation))

@@ -78,14 +78,7 @@ def _bad_row(pair: PreferencePair, fault: OverlongError | DataError) -> BadRowEr
             problem=f"alone fills the limit of {fault.limit} tokens, so that truncating leaves no response to score",
             remedy="Shorten it, or raise `data_options.max_length`.",
         )
-    return BadRowError(
-        BadRowReason.WRONG_TYPE,
-        source=pair.source,
-        row=pair.row,
-        field=None,
-        problem=str(fault).rstrip("."),
-        remedy="Change the row's roles, or use a tokenizer with another chat template.",
-    )
+    return BadRowError.refused(str(fault), source=pair.source, row=pair.row)
 
 
 def _nothing_left(pairs: int, dropped: Counter[str], encoder: ConversationEncoder) -> str:

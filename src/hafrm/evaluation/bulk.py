@@ -18,8 +18,9 @@ from typing import Any, BinaryIO
 from hafrm import atomic
 from hafrm.data import RawRow, ReadOptions, read_rows
 from hafrm.errors import BadRowError
-from hafrm.models.checkpoints import Head
-from hafrm.models.scorers import ScoreOptions, Scorer, load_scorer
+from hafrm.evaluation.scoring import score_conversations
+from hafrm.models.loading import ScorerChoice
+from hafrm.models.scorers import ScoreOptions, Scorer
 from hafrm.pairs import Conversation, parse_conversation, parse_pair
 
 __all__ = ["ScoreConfig", "ScoreCounts", "score_rows"]
@@ -28,7 +29,7 @@ _CHUNK = 1024  # rows in memory at a time
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreConfig:
+class ScoreConfig(ScorerChoice):
     """Give every row of a file its reward."""
 
     model: str
@@ -39,15 +40,6 @@ class ScoreConfig:
 
     out: str | None = None
     """Where the JSON lines go; by default standard output."""
-
-    head: Head | None = None
-    """Which head of a run scores: `reward`, `policy` or `combined`. By default the one that was trained to."""
-
-    reference: str | None = None
-    """The reference policy of implicit rewards. By default what the run was trained from."""
-
-    combined_weight: float | None = None
-    """Weight of the log-ratio in the combined score. By default what the run fitted on its validation pairs."""
 
     data_options: ReadOptions = field(default_factory=ReadOptions)
     score: ScoreOptions = field(default_factory=ScoreOptions)
@@ -68,13 +60,7 @@ def score_rows(config: ScoreConfig) -> ScoreCounts:
         BadRowError: a row breaks the data contract, and bad rows are not to be skipped.
         UnreadableError: the file can't be read.
     """
-    scorer = load_scorer(
-        config.model,
-        head=config.head,
-        reference=config.reference,
-        combined_weight=config.combined_weight,
-        options=config.score,
-    )
+    scorer = config.load(config.model, config.score)
     counts = ScoreCounts()
     rows = read_rows(Path(config.data))
     with _output(config.out) as file:
@@ -106,16 +92,17 @@ def _scored_rows(
     scorer: Scorer, rows: Sequence[RawRow], config: ScoreConfig, counts: ScoreCounts
 ) -> Iterator[dict[str, Any]]:
     parsed = [_parse(row, config) for row in rows]
-    rewards = iter(scorer.score([c for conversations, _ in parsed for c in conversations]))
-    for row, (conversations, problem) in zip(rows, parsed, strict=True):
-        values = list(islice(rewards, len(conversations)))
-        if problem is None and None in values:
-            problem = "overlong"
+    places = [(config.data, row.number) for row, (found, _) in zip(rows, parsed, strict=True) for _ in found]
+    conversations = [conversation for found, _ in parsed for conversation in found]
+    outcomes = iter(score_conversations(scorer, conversations, places, on_bad_row=config.data_options.on_bad_row))
+    for row, (found, problem) in zip(rows, parsed, strict=True):
+        values = list(islice(outcomes, len(found)))
+        problem = problem or next((value for value in values if isinstance(value, str)), None)
         if problem is None:
             counts.scored += 1
         else:
             counts.unscored[problem] += 1
-        yield _line(row, values, problem)
+        yield _line(row, [None if isinstance(value, str) else value for value in values], problem)
 
 
 def _parse(row: RawRow, config: ScoreConfig) -> tuple[tuple[Conversation, ...], str | None]:

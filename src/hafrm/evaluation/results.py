@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
@@ -50,8 +50,9 @@ def summarise(scores: Sequence[PairScore]) -> dict[str, Any]:
 
 def _summary(rows: Sequence[PairScore]) -> dict[str, Any]:
     scored = [row for row in rows if row.margin is not None]
+    reasons = dict(Counter(row.unscored for row in rows if row.unscored))
     if not scored:
-        return {"n": 0, "unscored": len(rows)}
+        return {"n": 0, "unscored": len(rows), "unscored_reasons": reasons}
     margins, groups = _margins(scored), [row.group for row in scored]
     lengths = np.array([row.length_chosen - row.length_rejected for row in scored], dtype=np.float64)
     found = accuracy(margins)
@@ -59,6 +60,7 @@ def _summary(rows: Sequence[PairScore]) -> dict[str, Any]:
     return {
         "n": found.n,
         "unscored": len(rows) - len(scored),
+        "unscored_reasons": reasons,
         "groups": len(set(groups)),
         "accuracy": found.value,
         "ci95": [interval.low, interval.high],

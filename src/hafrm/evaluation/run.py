@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from hafrm import atomic
-from hafrm.data import ReadOptions, load_pairs
+from hafrm.data import PairSet, ReadOptions, load_pairs
 from hafrm.errors import ConfigError
 from hafrm.evaluation.results import summarise
 from hafrm.evaluation.scoring import PairScore, score_pairs, write_scores
-from hafrm.models.checkpoints import Head
-from hafrm.models.scorers import ScoreOptions, load_scorer
+from hafrm.models.loading import ScorerChoice
+from hafrm.models.scorers import ScoreOptions
 
-__all__ = ["EvaluateConfig", "evaluate"]
+__all__ = ["EvaluateConfig", "evaluate", "load_sets"]
 
 SCORES_FILE = "scores.jsonl"
 RESULTS_FILE = "results.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(ScorerChoice):
     """Evaluate reward models on preference pairs."""
 
     models: list[str]
@@ -38,15 +38,6 @@ class EvaluateConfig:
     split: str = "test"
     """Which split of named sets to use; a file is used whole."""
 
-    head: Head | None = None
-    """Which head of a run scores: `reward`, `policy` or `combined`. By default the one that was trained to."""
-
-    reference: str | None = None
-    """The reference policy of implicit rewards. By default what the run was trained from."""
-
-    combined_weight: float | None = None
-    """Weight of the log-ratio in the combined score. By default what the run fitted on its validation pairs."""
-
     data_options: ReadOptions = field(default_factory=ReadOptions)
     score: ScoreOptions = field(default_factory=ScoreOptions)
 
@@ -59,32 +50,41 @@ class EvaluateConfig:
                 raise ConfigError(f"{name}: {', '.join(values)} names one twice.")
 
 
+def load_sets(config: EvaluateConfig) -> dict[str, PairSet]:
+    """The held-out pairs, by data name."""
+    return {name: load_pairs(name, split=config.split, options=config.data_options) for name in config.data}
+
+
 def evaluate(
-    config: EvaluateConfig, *, progress: Callable[[str, int], None] = lambda what, done: None
+    config: EvaluateConfig,
+    *,
+    sets: dict[str, PairSet] | None = None,
+    progress: Callable[[str, int], None] = lambda what, done: None,
 ) -> dict[str, Any]:
     """Score every model on every data set and write `scores.jsonl` and `results.json`.
 
     Args:
         config: What to evaluate.
+        sets: What `load_sets` gave for these options, where it was called before.
         progress: Called with "MODEL on DATA" and the number of pairs done.
 
     Returns:
         The contents of `results.json`; see `summarise`.
     """
     folder = Path(config.out)
-    sets = {name: load_pairs(name, split=config.split, options=config.data_options) for name in config.data}
+    sets = load_sets(config) if sets is None else sets
     scores: list[PairScore] = []
     for model in config.models:
-        scorer = load_scorer(
-            model,
-            head=config.head,
-            reference=config.reference,
-            combined_weight=config.combined_weight,
-            options=config.score,
-        )
+        scorer = config.load(model, config.score)
         for name, pair_set in sets.items():
-            report = partial(progress, f"{model} on {name}")
-            scores += score_pairs(scorer, pair_set.pairs, model=model, data=name, progress=report)
+            scores += score_pairs(
+                scorer,
+                pair_set.pairs,
+                model=model,
+                data=name,
+                on_bad_row=config.data_options.on_bad_row,
+                progress=partial(progress, f"{model} on {name}"),
+            )
     write_scores(scores, folder / SCORES_FILE)
     results = summarise(scores)
     results["sources"] = {name: [report.as_dict() for report in s.reports] for name, s in sets.items()}

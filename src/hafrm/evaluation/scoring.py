@@ -8,11 +8,15 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from hafrm import atomic
-from hafrm.errors import DataError
+from hafrm.data import OnBadRow
+from hafrm.errors import BadRowError, BadRowReason, DataError, RefusedError
 from hafrm.models.scorers import Scorer
-from hafrm.pairs import Message, PreferencePair
+from hafrm.pairs import Conversation, Message, PreferencePair
 
-__all__ = ["PairScore", "read_scores", "score_pairs", "write_scores"]
+__all__ = ["OVERLONG", "PairScore", "read_scores", "score_conversations", "score_pairs", "write_scores"]
+
+OVERLONG = "overlong"
+"""Why a conversation over the model's limit has no reward."""
 
 _CHUNK = 512  # pairs scored before progress is told; scorers order each chunk by length
 
@@ -28,11 +32,13 @@ class PairScore:
     group: str
     """The pair's prompt group."""
     reward_chosen: float | None
-    """The reward of the better response; None where the pair is over-long for the model and was not scored."""
+    """The reward of the better response; None where it could not be scored."""
     reward_rejected: float | None
     length_chosen: int
     """Characters of the better response."""
     length_rejected: int
+    unscored: str = ""
+    """Why a response has no reward: "overlong", or "refused_by_template"."""
 
     @property
     def margin(self) -> float | None:
@@ -42,12 +48,40 @@ class PairScore:
         return self.reward_chosen - self.reward_rejected
 
 
+def score_conversations(
+    scorer: Scorer, conversations: Sequence[Conversation], rows: Sequence[tuple[str, int]], *, on_bad_row: OnBadRow
+) -> list[float | str]:
+    """Each conversation's reward, or the reason why it has none.
+
+    Args:
+        scorer: What gives the rewards.
+        conversations: The conversations.
+        rows: Where each came from: its source and its row there.
+        on_bad_row: What to do with conversations that the scorer's chat template refuses.
+
+    Raises:
+        BadRowError: the template refuses a conversation, and bad rows are not to be skipped.
+    """
+    try:
+        return [OVERLONG if reward is None else reward for reward in scorer.score(conversations)]
+    except RefusedError as error:
+        refused = error.reasons
+        if on_bad_row == "error":
+            source, row = rows[min(refused)]
+            raise BadRowError.refused(refused[min(refused)], source=source, row=row) from error
+    kept = [place for place in range(len(conversations)) if place not in refused]
+    rewards = scorer.score([conversations[place] for place in kept])
+    found = {place: OVERLONG if reward is None else reward for place, reward in zip(kept, rewards, strict=True)}
+    return [found.get(place, BadRowReason.REFUSED_BY_TEMPLATE.value) for place in range(len(conversations))]
+
+
 def score_pairs(
     scorer: Scorer,
     pairs: Sequence[PreferencePair],
     *,
     model: str,
     data: str,
+    on_bad_row: OnBadRow = "error",
     progress: Callable[[int], None] = lambda done: None,
 ) -> Iterator[PairScore]:
     """Score both responses of every pair.
@@ -57,17 +91,32 @@ def score_pairs(
         pairs: The pairs.
         model: The model's name in the results.
         data: The data set's name in the results.
+        on_bad_row: What to do with pairs that the scorer's chat template refuses.
         progress: Called with the number of pairs done.
 
     Yields:
         One score a pair, in order.
+
+    Raises:
+        BadRowError: the template refuses a pair, and bad rows are not to be skipped.
     """
     for start in range(0, len(pairs), _CHUNK):
         chunk = pairs[start : start + _CHUNK]
-        rewards = scorer.score([conversation for pair in chunk for conversation in pair.conversations])
-        for pair, chosen, rejected in zip(chunk, rewards[::2], rewards[1::2], strict=True):
-            lengths = _length(pair.chosen), _length(pair.rejected)
-            yield PairScore(model, data, pair.id, pair.group, chosen, rejected, *lengths)
+        conversations = [conversation for pair in chunk for conversation in pair.conversations]
+        rows = [(pair.source, pair.row) for pair in chunk for _ in range(2)]
+        outcomes = score_conversations(scorer, conversations, rows, on_bad_row=on_bad_row)
+        for pair, chosen, rejected in zip(chunk, outcomes[::2], outcomes[1::2], strict=True):
+            yield PairScore(
+                model=model,
+                data=data,
+                id=pair.id,
+                group=pair.group,
+                reward_chosen=None if isinstance(chosen, str) else chosen,
+                reward_rejected=None if isinstance(rejected, str) else rejected,
+                length_chosen=_length(pair.chosen),
+                length_rejected=_length(pair.rejected),
+                unscored=next((outcome for outcome in (chosen, rejected) if isinstance(outcome, str)), ""),
+            )
         progress(start + len(chunk))
 
 

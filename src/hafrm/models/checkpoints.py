@@ -36,6 +36,7 @@ __all__ = [
     "RUN_FILE",
     "Head",
     "RunInfo",
+    "first_line",
     "load_causal_lm",
     "load_run",
     "new_model",
@@ -116,6 +117,11 @@ def quiet_transformers() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, or its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def load_causal_lm(model: str, *, dtype: torch.dtype | None = None, **kwargs: Any) -> PreTrainedModel:
     """Load a stock causal LM.
 
@@ -129,8 +135,7 @@ def load_causal_lm(model: str, *, dtype: torch.dtype | None = None, **kwargs: An
             )
             causal_lm, report = loaded
     except Exception as error:  # transformers raises many kinds: OSError, ValueError, safetensors' own, ...
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelError(f"No causal language model could be loaded from {model}: {reason[0]}") from error
+        raise ModelError(f"No causal language model could be loaded from {model}: {first_line(error)}") from error
     if report["missing_keys"] or report["mismatched_keys"]:
         lost = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
         raise ModelError(
@@ -232,8 +237,13 @@ def restore_weights(model: HybridModel, folder: Path) -> None:
         if report.unexpected_keys:
             raise ModelError(f"The adapters of {folder} do not fit the model: {report.unexpected_keys[0]}.")
     else:
-        # Through transformers and not straight from the file, whose tensor names can differ from the module's.
-        saved = load_causal_lm(str(folder), dtype=model.stock_lm.dtype)
+        # Through transformers and not straight from the file, whose tensor names can differ from the module's; and
+        # by the class that the model has, so that code which came with it needs no second leave to run.
+        try:
+            with quiet_transformers():
+                saved = type(model.stock_lm).from_pretrained(folder, dtype=model.stock_lm.dtype)
+        except Exception as error:  # transformers raises many kinds
+            raise ModelError(f"The checkpoint {folder} can't be read: {first_line(error)}") from error
         model.stock_lm.load_state_dict(saved.state_dict())
         model.score.weight.data.copy_(_read_head(folder))
 
@@ -247,8 +257,15 @@ def _read_head(folder: Path) -> Tensor:
     raise ModelError(f"{folder} holds no reward head ({_HEAD_KEY}).")
 
 
-def load_run(folder: str | Path, *, dtype: torch.dtype | None = None) -> tuple[HybridModel, Any, RunInfo]:
+def load_run(
+    folder: str | Path, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False
+) -> tuple[HybridModel, Any, RunInfo]:
     """Load a run's folder, or one of its checkpoints, for scoring.
+
+    Args:
+        folder: The folder.
+        dtype: The weights' dtype; None keeps the checkpoint's.
+        trust_remote_code: Run modelling code that comes with the model. Off unless you trust it.
 
     Returns:
         The model in evaluation mode, its tokenizer, and its description.
@@ -258,14 +275,15 @@ def load_run(folder: str | Path, *, dtype: torch.dtype | None = None) -> tuple[H
     """
     folder = Path(folder)
     info = RunInfo.load(folder)
-    tokenizer = load_tokenizer(str(folder))
+    tokenizer = load_tokenizer(str(folder), trust_remote_code=trust_remote_code)
     if any(folder.glob("model*.safetensors")):
-        causal_lm = load_causal_lm(str(folder), dtype=dtype)
+        causal_lm = load_causal_lm(str(folder), dtype=dtype, trust_remote_code=trust_remote_code)
         weight = _read_head(folder).to(causal_lm.dtype)
         head = new_reward_head(causal_lm.config, init="zero", seed=0, dtype=causal_lm.dtype)
         head.weight.data.copy_(weight)
         model = HybridModel(causal_lm, head)
     else:
-        model = new_model(info.base_model, tokenizer, lora=LoraOptions(**(info.lora or {})), dtype=dtype)
+        lora = LoraOptions(**(info.lora or {}))
+        model = new_model(info.base_model, tokenizer, lora=lora, dtype=dtype, trust_remote_code=trust_remote_code)
         restore_weights(model, folder)
     return model.eval(), tokenizer, info

@@ -34,6 +34,9 @@ class ExportConfig:
     out: str | None = None
     """Where `reward/` and `policy/` go; by default `export` in the run's folder."""
 
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Such code can do anything that you can: leave it off."""
+
 
 def export(config: ExportConfig) -> list[Path]:
     """Export the heads that the run trained.
@@ -53,19 +56,22 @@ def export(config: ExportConfig) -> list[Path]:
     written = []
     if info.reward_weight:
         card = reward_card(info, manifest)
-        written.append(_export_head(run, out / "reward", AutoModelForSequenceClassification, "SEQ_CLS", card))
+        written.append(_export_head(config, out / "reward", AutoModelForSequenceClassification, "SEQ_CLS", card))
     if info.policy_ratio:
         card = policy_card(info, manifest)
-        written.append(_export_head(run, out / "policy", AutoModelForCausalLM, "CAUSAL_LM", card))
+        written.append(_export_head(config, out / "policy", AutoModelForCausalLM, "CAUSAL_LM", card))
     return written
 
 
-def _export_head(run: Path, folder: Path, stock_class: Any, task: Literal["SEQ_CLS", "CAUSAL_LM"], card: str) -> Path:
+def _export_head(
+    config: ExportConfig, folder: Path, stock_class: Any, task: Literal["SEQ_CLS", "CAUSAL_LM"], card: str
+) -> Path:
     _require_own(folder)
+    run, trust = Path(config.run), config.trust_remote_code
     with atomic.new_folder(folder) as temporary:
         with quiet_transformers():
-            stock_class.from_pretrained(run).save_pretrained(temporary)
-        AutoTokenizer.from_pretrained(run).save_pretrained(temporary)
+            stock_class.from_pretrained(run, trust_remote_code=trust).save_pretrained(temporary)
+        AutoTokenizer.from_pretrained(run, trust_remote_code=trust).save_pretrained(temporary)
         if (run / ADAPTER_FOLDER).is_dir():
             _export_adapter(run / ADAPTER_FOLDER, temporary / ADAPTER_FOLDER, task)
         atomic.write_text(temporary / CARD_FILE, card)

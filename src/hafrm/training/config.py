@@ -153,9 +153,10 @@ class TrainConfig:
                 near = get_close_matches(name, known, n=3)
                 hint = f" Did you mean {' or '.join(near)}?" if near else ""
                 raise ConfigError(f"training.{name} is no field of transformers' TrainingArguments.{hint}")
-            _check_training_value(name, self.training[name])
         if "output_dir" in self.training:
             raise ConfigError("training.output_dir is the run's folder: set `out` instead.")
+        read = {name: _training_value(name, value) for name, value in self.training.items()}
+        object.__setattr__(self, "training", read)
 
     @property
     def resolved_loss(self) -> LossConfig:
@@ -209,7 +210,7 @@ def training_arguments(config: TrainConfig, *, pairs: int) -> TrainingArguments:
     }
     if "num_train_epochs" in config.training:
         values["max_steps"] = -1
-    values |= {name: _check_training_value(name, value) for name, value in config.training.items()}
+    values |= config.training
     every = max(20, math.ceil(0.025 * _total_steps(values, pairs)))
     evaluates = bool(config.eval_data)
     schedule = {
@@ -231,7 +232,7 @@ def training_arguments(config: TrainConfig, *, pairs: int) -> TrainingArguments:
     return arguments
 
 
-def _check_training_value(name: str, value: Any) -> Any:
+def _training_value(name: str, value: Any) -> Any:
     """A value for a field of TrainingArguments, of the field's type where its default tells one.
 
     Raises:

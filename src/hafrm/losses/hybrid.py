@@ -1,0 +1,52 @@
+"""The sum of a reward loss and a policy loss (Eq. 5)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from hafrm.losses.shapes import require_pairs, wide
+
+__all__ = ["hybrid_loss"]
+
+
+def hybrid_loss(
+    reward_loss: Tensor | None,
+    policy_loss: Tensor | None,
+    *,
+    reward_weight: float = 1.0,
+    policy_ratio: float = 0.2,
+) -> Tensor:
+    """reward_weight * reward_loss + policy_ratio * policy_loss (Eq. 5).
+
+    A term of weight 0 is left out altogether, so (1, 0) *is* the reward loss and (0, 1) *is* the policy loss, even
+    where the other one is NaN, infinite or not computed at all.
+
+    Args:
+        reward_loss: One reward loss a pair, [B]; may be None if its weight is 0.
+        policy_loss: One policy loss a pair, [B]; may be None if its weight is 0.
+        reward_weight: Weight of the reward loss; the paper's 1.
+        policy_ratio: Weight of the policy loss: the paper's alpha, .2 by default; Figure 6 tries negative ones too.
+
+    Returns:
+        One loss a pair, [B].
+
+    Raises:
+        ValueError: the shapes differ, a loss with a weight is None, a weight is not finite, or both are 0.
+    """
+    weighted = {"reward_loss": (reward_weight, reward_loss), "policy_loss": (policy_ratio, policy_loss)}
+    terms: dict[str, Tensor] = {}
+    for name, (weight, loss) in weighted.items():
+        if not math.isfinite(weight):
+            raise ValueError(f"the weight of {name} must be a finite number, got {weight}")
+        if weight == 0:
+            continue
+        if loss is None:
+            raise ValueError(f"{name} is None, but its weight is {weight}")
+        terms[name] = weight * wide(loss)
+    if not terms:
+        raise ValueError("reward_weight and policy_ratio are both 0: nothing is left to train on")
+    require_pairs(**terms)
+    return torch.stack(list(terms.values())).sum(dim=0)

@@ -1,0 +1,275 @@
+"""Policy losses: on the log-probs of both responses under the policy and the reference (Eq. 4 and its kin).
+
+Knows the log-probabilities of pairs, summed over response tokens. Shape letters: B pairs.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from hafrm.losses.shapes import (
+    hinge,
+    logistic,
+    require_label_smoothing,
+    require_pairs,
+    require_positive,
+    smoothed,
+    wide,
+)
+
+__all__ = [
+    "OPTIONS_READ",
+    "POLICY_LOSSES",
+    "USES_REFERENCE",
+    "PairLogProbs",
+    "PolicyLoss",
+    "PolicyLossOptions",
+    "dpo_loss",
+    "ipo_loss",
+    "kto_pair_loss",
+    "orpo_loss",
+    "sft_loss",
+    "simpo_loss",
+    "slic_loss",
+]
+
+
+@dataclass(frozen=True)
+class PairLogProbs:
+    """Log-probabilities of the responses of B pairs, each summed over the response's tokens.
+
+    Raises:
+        ValueError: the tensors are not all of one shape [B], or only one of the two references is given.
+    """
+
+    chosen: Tensor
+    """log pi(y | x) under the policy, [B]."""
+    rejected: Tensor
+    """log pi(y' | x) under the policy, [B]."""
+    reference_chosen: Tensor | None
+    """log pi_ref(y | x), [B]. None: no reference; it counts as 0, as if all responses were equally likely to it."""
+    reference_rejected: Tensor | None
+    """log pi_ref(y' | x), [B], or None."""
+    chosen_length: Tensor
+    """Tokens of y, [B]."""
+    rejected_length: Tensor
+    """Tokens of y', [B]."""
+
+    def __post_init__(self) -> None:
+        if (self.reference_chosen is None) != (self.reference_rejected is None):
+            raise ValueError("give both of reference_chosen and reference_rejected, or neither")
+        require_pairs(**{name: value for name, value in vars(self).items() if value is not None})
+
+    @property
+    def chosen_log_ratio(self) -> Tensor:
+        """The pd_win of Eq. 4: log pi(y | x) / pi_ref(y | x), [B]."""
+        return _log_ratio(self.chosen, self.reference_chosen)
+
+    @property
+    def rejected_log_ratio(self) -> Tensor:
+        """The pd_lose of Eq. 4: log pi(y' | x) / pi_ref(y' | x), [B]."""
+        return _log_ratio(self.rejected, self.reference_rejected)
+
+    @property
+    def margin(self) -> Tensor:
+        """The pd_win - pd_lose of Eq. 4, [B]: beta times it is the margin of DPO's implicit rewards."""
+        return self.chosen_log_ratio - self.rejected_log_ratio
+
+    @property
+    def chosen_mean(self) -> Tensor:
+        """Mean log-prob of the tokens of y, [B]."""
+        return _per_token(self.chosen, self.chosen_length)
+
+    @property
+    def rejected_mean(self) -> Tensor:
+        """Mean log-prob of the tokens of y', [B]."""
+        return _per_token(self.rejected, self.rejected_length)
+
+
+def dpo_loss(log_probs: PairLogProbs, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Tensor:
+    """Direct preference optimization: -log sigmoid(beta * (pd_win - pd_lose)) (Eq. 4).
+
+    Args:
+        log_probs: Response log-probs of policy and reference.
+        beta: The paper's tau: how strongly the policy is held to the reference.
+        label_smoothing: The chance, 0 to .5, that a label is wrong; above 0 this is conservative DPO.
+
+    Returns:
+        One loss a pair, [B].
+
+    Raises:
+        ValueError: beta or label_smoothing is out of range.
+    """
+    require_positive(beta=beta)
+    return smoothed(logistic, beta * log_probs.margin, label_smoothing)
+
+
+def ipo_loss(log_probs: PairLogProbs, *, beta: float = 0.1) -> Tensor:
+    """Identity preference optimization: (margin - 1 / (2 beta))^2 (arXiv:2310.12036, Eq. 17).
+
+    The log-ratios are means over tokens, not sums, as in TRL 1.16, which had it from the method's authors: with sums
+    the square would grow with the responses' lengths.
+
+    Args:
+        log_probs: Response log-probs of policy and reference.
+        beta: The source's tau; the loss asks for a margin of 1 / (2 beta) a token.
+
+    Result and errors are those of `dpo_loss`.
+    """
+    require_positive(beta=beta)
+    chosen = _per_token(log_probs.chosen_log_ratio, log_probs.chosen_length)
+    rejected = _per_token(log_probs.rejected_log_ratio, log_probs.rejected_length)
+    return (chosen - rejected - 1 / (2 * beta)).square()
+
+
+def slic_loss(log_probs: PairLogProbs, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Tensor:
+    """Sequence likelihood calibration: max(0, 1 - beta * (pd_win - pd_lose)) (arXiv:2305.10425).
+
+    This is TRL's `hinge`: the source's hinge with a margin of 1 / beta, times beta, on log-ratios to the reference.
+    Arguments, result and errors are those of `dpo_loss`.
+    """
+    require_positive(beta=beta)
+    return smoothed(hinge, beta * log_probs.margin, label_smoothing)
+
+
+def simpo_loss(
+    log_probs: PairLogProbs, *, beta: float = 0.1, target_margin: float = 0.5, label_smoothing: float = 0.0
+) -> Tensor:
+    """Simple preference optimization: DPO on log-probs a token, without a reference (arXiv:2405.14734, Eq. 6).
+
+    Args:
+        log_probs: Response log-probs; the reference is not read.
+        beta: Scale of the log-probs a token. They are small numbers: the source takes beta from 2 to 10.
+        target_margin: The source's gamma, by which `chosen` should win, in units of beta times a log-prob a token.
+        label_smoothing: The chance, 0 to .5, that a label is wrong.
+
+    Result and errors are those of `dpo_loss`.
+    """
+    require_positive(beta=beta)
+    margin = beta * (log_probs.chosen_mean - log_probs.rejected_mean)
+    return smoothed(logistic, margin - target_margin, label_smoothing)
+
+
+def orpo_loss(log_probs: PairLogProbs, *, beta: float = 0.1) -> Tensor:
+    """Odds-ratio preference optimization: NLL - beta * log sigmoid(log odds ratio) (arXiv:2403.07691, Eq. 6).
+
+    The NLL is the mean over the tokens of `chosen`. TRL's takes in the prompt's tokens too, and a batch's mean weighs
+    its tokens alike.
+
+    Args:
+        log_probs: Response log-probs; the reference is not read.
+        beta: The source's lambda, the weight of the odds-ratio term.
+
+    Result and errors are those of `dpo_loss`.
+    """
+    require_positive(beta=beta)
+    log_odds_ratio = _log_odds(log_probs.chosen_mean) - _log_odds(log_probs.rejected_mean)
+    return beta * logistic(log_odds_ratio) - log_probs.chosen_mean
+
+
+def kto_pair_loss(log_probs: PairLogProbs, *, beta: float = 0.1) -> Tensor:
+    """Kahneman-Tversky optimization on pairs: each response against the batch's mean log-ratio of the other side.
+
+    The mean log-ratio of the rejected responses, at least 0 and without gradient, stands in for the KL divergence
+    that a chosen response is measured against, and the other way round (arXiv:2402.01306, in the paired form that
+    DPO's implementations made of it). The pairs of a batch therefore depend on each other.
+
+    The result is the mean of a pair's two losses, between 0 and 1. Arguments and errors are those of `dpo_loss`.
+    """
+    require_positive(beta=beta)
+    chosen, rejected = log_probs.chosen_log_ratio, log_probs.rejected_log_ratio
+    chosen_kl, rejected_kl = (ratio.detach().mean().clamp(min=0) for ratio in (chosen, rejected))
+    gain = torch.sigmoid(beta * (rejected_kl - chosen))  # 1 - sigmoid(beta * (chosen - rejected_kl))
+    loss = torch.sigmoid(beta * (rejected - chosen_kl))
+    return (gain + loss) / 2
+
+
+def sft_loss(log_probs: PairLogProbs) -> Tensor:
+    """Supervised fine-tuning: the mean NLL of the tokens of `chosen`, [B]. Nothing else is read.
+
+    Its mean over a batch weighs pairs alike, where TRL's weighs tokens alike.
+    """
+    return -log_probs.chosen_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyLossOptions:
+    """The options of all policy losses; `OPTIONS_READ` says which loss reads which.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+
+    beta: float = 0.1
+    """Scale of the log-ratios: the paper's tau (Eq. 4); in `orpo` the weight of the odds ratio."""
+    label_smoothing: float = 0.0
+    """The chance, 0 to .5, that a label is wrong."""
+    target_margin: float = 0.5
+    """The margin that `simpo` asks for: its gamma."""
+
+    def __post_init__(self) -> None:
+        require_positive(beta=self.beta)
+        require_label_smoothing(self.label_smoothing)
+        if not (math.isfinite(self.target_margin) and self.target_margin >= 0):
+            raise ValueError(f"target_margin must be zero or a positive number, got {self.target_margin}")
+
+
+PolicyLoss = Callable[[PairLogProbs, PolicyLossOptions], Tensor]
+"""A loss on the log-probs of pairs: one number a pair, [B]."""
+
+_POLICY_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    "dpo": dpo_loss,
+    "ipo": ipo_loss,
+    "slic": slic_loss,
+    "simpo": simpo_loss,
+    "orpo": orpo_loss,
+    "kto_pair": kto_pair_loss,
+    "sft": sft_loss,
+}
+
+OPTIONS_READ: Mapping[str, frozenset[str]] = MappingProxyType(
+    {
+        name: frozenset(inspect.signature(function).parameters) - {"log_probs"}
+        for name, function in _POLICY_FUNCTIONS.items()
+    }
+)
+"""The fields of `PolicyLossOptions` that each policy loss reads, so that a config can refuse one without effect."""
+
+
+def _with_options(name: str) -> PolicyLoss:
+    """The policy loss `name` as a function of log-probs and options."""
+    function, read = _POLICY_FUNCTIONS[name], OPTIONS_READ[name]
+
+    def loss(log_probs: PairLogProbs, options: PolicyLossOptions) -> Tensor:
+        return function(log_probs, **{key: value for key, value in asdict(options).items() if key in read})
+
+    return loss
+
+
+POLICY_LOSSES: Mapping[str, PolicyLoss] = MappingProxyType({name: _with_options(name) for name in _POLICY_FUNCTIONS})
+"""The policy losses by the names that configs use."""
+
+USES_REFERENCE: frozenset[str] = frozenset({"dpo", "ipo", "slic", "kto_pair"})
+"""The policy losses that read the reference's log-probs; the others run without a reference."""
+
+
+def _log_ratio(log_prob: Tensor, reference: Tensor | None) -> Tensor:
+    return wide(log_prob) if reference is None else wide(log_prob) - wide(reference)
+
+
+def _per_token(total: Tensor, length: Tensor) -> Tensor:
+    """The mean over tokens; an empty response, whose total is 0, counts as one token rather than as 0 / 0."""
+    return wide(total) / length.clamp(min=1)
+
+
+def _log_odds(log_prob: Tensor) -> Tensor:
+    """Log(p / (1 - p)) of p = exp(log_prob), which is kept below 1 by the dtype's epsilon: the odds stay finite."""
+    below_zero = log_prob.clamp(max=-torch.finfo(log_prob.dtype).eps)
+    return below_zero - torch.log(-torch.expm1(below_zero))

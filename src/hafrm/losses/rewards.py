@@ -1,0 +1,124 @@
+"""Reward losses: -log P(chosen wins), where P is a distribution function of the reward difference (Eq. 2 and kin).
+
+Knows the rewards of pairs. Shape letters: B pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Protocol
+
+from torch import Tensor
+
+from hafrm.losses.shapes import cauchy, hinge, logistic, probit, require_pairs, smoothed, wide
+
+__all__ = [
+    "REWARD_LOSSES",
+    "RewardLoss",
+    "bradley_terry_loss",
+    "cauchy_loss",
+    "hinge_reward_loss",
+    "probit_loss",
+    "reward_centering_penalty",
+]
+
+
+class RewardLoss(Protocol):
+    """A loss on the rewards of pairs."""
+
+    def __call__(
+        self, chosen: Tensor, rejected: Tensor, *, margin: Tensor | None = None, label_smoothing: float = 0.0
+    ) -> Tensor:
+        """One loss a pair, [B]."""
+        ...
+
+
+def bradley_terry_loss(
+    chosen: Tensor, rejected: Tensor, *, margin: Tensor | None = None, label_smoothing: float = 0.0
+) -> Tensor:
+    """Negative log-probability that the chosen reward wins, with a logistic prior (Eq. 2).
+
+    Args:
+        chosen: Rewards of the preferred responses, [B].
+        rejected: Rewards of the other responses, [B].
+        margin: By how much `chosen` should win, [B], in units of reward: it is taken off the difference before the
+            sigmoid (Llama 2, arXiv:2307.09288, Eq. 2). None means 0.
+        label_smoothing: The chance, 0 to .5, that a label is wrong: the loss is the cross-entropy against the target
+            (1 - label_smoothing, label_smoothing), with the margin on the model's side.
+
+    Returns:
+        One loss a pair, [B], float32 (float64 for float64 rewards).
+
+    Raises:
+        ValueError: the shapes are not all the same [B], or label_smoothing is out of range.
+    """
+    return smoothed(logistic, _reward_difference(chosen, rejected, margin), label_smoothing)
+
+
+def hinge_reward_loss(
+    chosen: Tensor, rejected: Tensor, *, margin: Tensor | None = None, label_smoothing: float = 0.0
+) -> Tensor:
+    """max(0, 1 + margin - difference): a large-margin ranking loss, with no probability behind it.
+
+    Arguments, result and errors are those of `bradley_terry_loss`.
+    """
+    return smoothed(hinge, _reward_difference(chosen, rejected, margin), label_smoothing)
+
+
+def probit_loss(
+    chosen: Tensor, rejected: Tensor, *, margin: Tensor | None = None, label_smoothing: float = 0.0
+) -> Tensor:
+    """Negative log-probability that the chosen reward wins, with a normal prior (Thurstone's model, case V).
+
+    Its tail is lighter than the logistic's: a confident mistake costs quadratically, so wrong labels weigh more.
+    Arguments, result and errors are those of `bradley_terry_loss`.
+    """
+    return smoothed(probit, _reward_difference(chosen, rejected, margin), label_smoothing)
+
+
+def cauchy_loss(
+    chosen: Tensor, rejected: Tensor, *, margin: Tensor | None = None, label_smoothing: float = 0.0
+) -> Tensor:
+    """Negative log-probability that the chosen reward wins, with a Cauchy prior.
+
+    Its tail is heavier than the logistic's: a confident mistake costs only logarithmically and its gradient fades,
+    so wrong labels weigh less. Arguments, result and errors are those of `bradley_terry_loss`.
+    """
+    return smoothed(cauchy, _reward_difference(chosen, rejected, margin), label_smoothing)
+
+
+def reward_centering_penalty(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """(chosen + rejected)^2, which pulls rewards towards mean zero (arXiv:2312.09244, Eq. 2).
+
+    Preference losses see differences only, so the level of the rewards is free and may drift. Add this with a small
+    weight (the source: .01).
+
+    Returns:
+        One penalty a pair, [B].
+
+    Raises:
+        ValueError: the shapes are not both the same [B].
+    """
+    require_pairs(chosen=chosen, rejected=rejected)
+    return (wide(chosen) + wide(rejected)).square()
+
+
+REWARD_LOSSES: Mapping[str, RewardLoss] = MappingProxyType(
+    {
+        "bradley_terry": bradley_terry_loss,
+        "hinge": hinge_reward_loss,
+        "probit": probit_loss,
+        "cauchy": cauchy_loss,
+    }
+)
+"""The reward losses by the names that configs use."""
+
+
+def _reward_difference(chosen: Tensor, rejected: Tensor, margin: Tensor | None) -> Tensor:
+    require_pairs(chosen=chosen, rejected=rejected)
+    difference = wide(chosen) - wide(rejected)
+    if margin is None:
+        return difference
+    require_pairs(chosen=chosen, margin=margin)
+    return difference - margin.to(difference.dtype)

@@ -10,13 +10,16 @@ than the softmax that fills it). What a step costs, in products of T x H x V:
 * no gradients: 1;
 * frozen head (LoRA): 2, and nothing V-wide happens in the backward. The gradient for a token's state is known up to
   the token's incoming gradient, a single number, so the forward pass computes the rest while it has the softmax;
-* trained head: 4. The weight's gradient needs the incoming gradients first, so the backward makes the logits anew.
+* trained head: 4. The weight's gradient needs the incoming gradients first, so the backward makes the logits anew;
+* trained head, where the caller says what the incoming gradients will be (`Foresight`): 3, the least there is. The
+  forward computes the weight's gradient too, and the backward only checks that what came is what was foretold, up to a
+  common factor. If it is not, the backward makes the logits anew: a wrong word costs time and changes no number.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["LogitTransform", "linear_log_probs", "sum_by_sequence"]
+__all__ = ["Foresight", "LogitTransform", "linear_log_probs", "sum_by_sequence"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,35 @@ class LogitTransform:
 _PLAIN = LogitTransform()
 
 
+@dataclass(frozen=True)
+class Foresight:
+    """What a loss will do with the log-probs, told before it does.
+
+    A loss whose pairs do not depend on each other knows its derivative in a pair's two log-probs as soon as it has
+    those two. Tokens must lie sequence by sequence, and a unit's sequences side by side.
+    """
+
+    lengths: Sequence[int]
+    """Tokens of each sequence, [S], summing to T."""
+    unit: int
+    """How many neighbouring sequences the derivative depends on: 2 for pairs."""
+    slopes: Callable[[Tensor, int], Tensor]
+    """From the summed log-probs of whole units, [n], and the first one's place among the S sequences, to the loss's
+    derivative in them, [n]. A factor common to all S is free."""
+
+    def blocks(self, rows: int) -> Iterator[tuple[range, slice]]:
+        """Runs of whole units, each with its tokens: as many as `rows` tokens hold, at least one."""
+        first, start, stop = 0, 0, 0
+        for unit in range(0, len(self.lengths), self.unit):
+            tokens = sum(self.lengths[unit : unit + self.unit])
+            if stop > start and stop + tokens - start > rows:
+                yield range(first, unit), slice(start, stop)
+                first, start = unit, stop
+            stop += tokens
+        yield range(first, len(self.lengths)), slice(start, stop)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # its products are kernels already, and its shapes always new
 def linear_log_probs(
     states: Tensor,
     weight: Tensor,
@@ -59,6 +91,7 @@ def linear_log_probs(
     *,
     bias: Tensor | None = None,
     transform: LogitTransform = _PLAIN,
+    foresight: Foresight | None = None,
     chunk_bytes: int = 64 * 2**20,
 ) -> Tensor:
     """Log-probabilities of tokens under an LM head: log_softmax(transform(states @ weight.T + bias))[targets].
@@ -74,6 +107,7 @@ def linear_log_probs(
             device-side assertion): checking them here would make every step wait for the device.
         bias: The LM head's bias, [V], or None.
         transform: What happens between products and logits; by default nothing.
+        foresight: What the loss will do with the result; saves a trained head the fourth product.
         chunk_bytes: Bytes that one chunk's logits may take, in float32. Up to two and a half times as much is in use.
 
     Returns:
@@ -83,6 +117,8 @@ def linear_log_probs(
         ValueError: shapes or dtypes don't fit together, or chunk_bytes is not positive.
     """
     _check(states, weight, targets, bias, chunk_bytes)
+    if foresight is not None and sum(foresight.lengths) != len(targets):
+        raise ValueError(f"foresight tells of {sum(foresight.lengths)} tokens, there are {len(targets)}")
     device_type = states.device.type
     dtype = states.dtype
     if torch.is_autocast_enabled(device_type) and dtype != torch.float64:  # autocast leaves float64 alone
@@ -91,7 +127,9 @@ def linear_log_probs(
         raise ValueError(f"states are {dtype} and weight is {weight.dtype}: cast one, or run under torch.autocast")
     plan = _Plan(dtype, transform, chunk_bytes)
     keep_slopes = torch.is_grad_enabled() and states.requires_grad
-    log_probs: Tensor = _LinearLogProbs.apply(states, weight, bias, targets, plan, keep_slopes)  # type: ignore[no-untyped-call]
+    if not keep_slopes or not weight.requires_grad:
+        foresight = None
+    log_probs: Tensor = _LinearLogProbs.apply(states, weight, bias, targets, plan, keep_slopes, foresight)  # type: ignore[no-untyped-call]
     return log_probs
 
 
@@ -158,9 +196,10 @@ class _Head:
         self._logits = self._products if plan.dtype == plan.wide else torch.empty_like(self._products, dtype=plan.wide)
         self._log_probs = torch.empty_like(self._logits)
 
-    def spans(self) -> Iterator[slice]:
-        """The rows of each chunk."""
-        return (slice(start, min(start + self.rows, self.tokens)) for start in range(0, self.tokens, self.rows))
+    def spans(self, part: slice | None = None) -> list[slice]:
+        """The rows of each chunk, of all tokens or of a part."""
+        part = part or slice(0, self.tokens)
+        return [slice(start, min(start + self.rows, part.stop)) for start in range(part.start, part.stop, self.rows)]
 
     def log_softmax(self, states: Tensor) -> Tensor:
         """Log-probs of all tokens after each of a chunk's states, [n, V]."""
@@ -212,14 +251,19 @@ class _LinearLogProbs(torch.autograd.Function):
         targets: Tensor,
         plan: _Plan,
         keep_slopes: bool,
+        foresight: Foresight | None,
     ) -> Tensor:
         log_probs = torch.empty(states.shape[0], dtype=plan.wide, device=states.device)
         state_slopes = torch.empty_like(states, dtype=plan.dtype) if keep_slopes else None
         head = _Head(plan, weight, bias, states.shape[0])
-        for span in head.spans():
-            log_probs[span] = head.log_softmax(states[span]).gather(1, targets[span, None])[:, 0]
-            if state_slopes is not None:
-                torch.mm(head.narrow(head.slopes(targets[span])), head.weight, out=state_slopes[span])
+        ctx.foretold = None
+        if foresight is not None and state_slopes is not None:
+            ctx.foretold = _foretell(head, foresight, states, targets, log_probs, state_slopes)
+        else:
+            for span in head.spans():
+                log_probs[span] = head.log_softmax(states[span]).gather(1, targets[span, None])[:, 0]
+                if state_slopes is not None:
+                    torch.mm(head.narrow(head.slopes(targets[span])), head.weight, out=state_slopes[span])
         ctx.plan, ctx.states_dtype = plan, states.dtype
         trains_head = any(ctx.needs_input_grad[1:3])
         ctx.save_for_backward(state_slopes, *((states, weight, bias, targets) if trains_head else ()))
@@ -234,9 +278,72 @@ class _LinearLogProbs(torch.autograd.Function):
         grad_weight, grad_bias = None, None
         if inputs:
             states, weight, bias, targets = inputs
-            needed = ctx.needs_input_grad[1:3]
-            grad_weight, grad_bias = _head_gradients(ctx.plan, states, weight, bias, targets, product_grad, needed)
-        return grad_states, grad_weight, grad_bias, None, None, None
+            foretold, ctx.foretold = ctx.foretold, None  # its gradients are handed out, so they serve once
+            factor = None if foretold is None else foretold.factor(grad)
+            if foretold is not None and factor is not None:
+                grad_weight, grad_bias = foretold.gradients(factor)
+            else:
+                needed = ctx.needs_input_grad[1:3]
+                grad_weight, grad_bias = _head_gradients(ctx.plan, states, weight, bias, targets, product_grad, needed)
+            grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
+            grad_bias = None if grad_bias is None or bias is None else grad_bias.to(bias.dtype)
+        return grad_states, grad_weight, grad_bias, None, None, None, None
+
+
+@dataclass(frozen=True)
+class _Foretold:
+    """The head's gradients if the incoming gradients are `expected`, or any multiple of it."""
+
+    expected: Tensor
+    """[T]"""
+    grad_weight: Tensor
+    """[V, H], in wide dtype."""
+    grad_bias: Tensor | None
+    """[V], in wide dtype."""
+
+    def factor(self, grad: Tensor) -> float | None:
+        """By what `grad` is a multiple of what was expected, up to rounding; None if it is none."""
+        expected, came = self.expected.double(), grad.double()
+        norm = expected.dot(expected)
+        factor = came.dot(expected) / norm if norm > 0 else norm
+        rounding = 64 * torch.finfo(grad.dtype).eps * came.abs().max()
+        return factor.item() if (came - factor * expected).abs().max() <= rounding else None
+
+    def gradients(self, factor: float) -> tuple[Tensor, Tensor | None]:
+        """The gradients of weight and bias, in place."""
+        return self.grad_weight.mul_(factor), None if self.grad_bias is None else self.grad_bias.mul_(factor)
+
+
+def _foretell(
+    head: _Head, foresight: Foresight, states: Tensor, targets: Tensor, log_probs: Tensor, state_slopes: Tensor
+) -> _Foretold:
+    """One pass over the tokens that fills log_probs and state_slopes and sums the head's gradients.
+
+    A block of whole units that is larger than a chunk goes through twice: first for its log-probs.
+    """
+    wide = log_probs.dtype
+    grad_weight = torch.zeros_like(head.weight, dtype=wide)
+    grad_bias = None if head.bias is None else torch.zeros_like(head.bias, dtype=wide)
+    expected = torch.empty_like(log_probs)
+    for sequences, tokens in foresight.blocks(head.rows):
+        spans = head.spans(tokens)
+        for span in spans:
+            log_probs[span] = head.log_softmax(states[span]).gather(1, targets[span, None])[:, 0]
+        lengths = torch.tensor([foresight.lengths[i] for i in sequences], device=targets.device)
+        index = torch.repeat_interleave(torch.arange(len(sequences), device=targets.device), lengths)
+        slopes = foresight.slopes(sum_by_sequence(log_probs[tokens], index, len(sequences)), sequences.start)
+        expected[tokens] = slopes.to(wide)[index]
+        for span in spans:
+            if len(spans) > 1:
+                head.log_softmax(states[span])
+            wanted = head.slopes(targets[span])
+            narrow = head.narrow(wanted)
+            torch.mm(narrow, head.weight, out=state_slopes[span])
+            product_grad = expected[span] * -head.transform.scale
+            _add_product(grad_weight, narrow.t(), (states[span] * product_grad[:, None]).to(head.dtype))
+            if grad_bias is not None:
+                grad_bias.addmv_(wanted.t(), product_grad)
+    return _Foretold(expected, grad_weight, grad_bias)
 
 
 def _head_gradients(
@@ -248,7 +355,7 @@ def _head_gradients(
     product_grad: Tensor,
     needed: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of weight and bias, from logits made anew.
+    """Gradients of weight and bias in wide dtype, from logits made anew.
 
     Args:
         plan: As in the forward pass; so are states, weight, bias and targets.
@@ -266,10 +373,7 @@ def _head_gradients(
         if grad_weight is not None:
             rows = (states[span] * product_grad[span, None]).to(plan.dtype)
             _add_product(grad_weight, head.narrow(slopes).t(), rows)
-    return (
-        grad_weight if grad_weight is None else grad_weight.to(weight.dtype),
-        grad_bias if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
-    )
+    return grad_weight, grad_bias
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -111,18 +111,20 @@ class SequenceBatch:
     """The response tokens themselves, [T]."""
     sequence_index: Tensor
     """The sequence that each response token belongs to, [T], in rising order."""
+    lengths: tuple[int, ...]
+    """Response tokens of each sequence, [S]: plain numbers, which no device needs to be waited for."""
     segments: Segments | None = None
     """How groups lie in the packed row; None in the padded layout."""
 
     @property
     def num_sequences(self) -> int:
         """S, the number of sequences."""
-        return self.score_index.shape[0]
+        return len(self.lengths)
 
     @property
     def response_lengths(self) -> Tensor:
         """Response tokens of each sequence, [S]."""
-        return torch.bincount(self.sequence_index, minlength=self.num_sequences)
+        return torch.tensor(self.lengths, device=self.target_ids.device)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> SequenceBatch:
         """The same batch on another device."""
@@ -173,6 +175,7 @@ def pad_rows(groups: Sequence[TokenGroup], *, pad_token_id: int, padding_side: s
         predictor_index=torch.cat(predictor_index),
         target_ids=_target_ids(groups),
         sequence_index=_sequence_index(groups),
+        lengths=_response_lengths(groups),
     )
 
 
@@ -209,6 +212,7 @@ def pack_rows(groups: Sequence[TokenGroup]) -> SequenceBatch:
         predictor_index=torch.tensor(predictor_index),
         target_ids=_target_ids(groups),
         sequence_index=_sequence_index(groups),
+        lengths=_response_lengths(groups),
         segments=segments,
     )
 
@@ -222,8 +226,12 @@ def _target_ids(groups: Sequence[TokenGroup]) -> Tensor:
     return torch.tensor([token for group in groups for response in group.responses for token in response])
 
 
+def _response_lengths(groups: Sequence[TokenGroup]) -> tuple[int, ...]:
+    return tuple(len(response) for group in groups for response in group.responses)
+
+
 def _sequence_index(groups: Sequence[TokenGroup]) -> Tensor:
-    lengths = torch.tensor([len(response) for group in groups for response in group.responses])
+    lengths = torch.tensor(_response_lengths(groups))
     return torch.repeat_interleave(torch.arange(len(lengths)), lengths)
 
 

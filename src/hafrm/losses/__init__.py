@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from hafrm.losses.hybrid import hybrid_loss
 from hafrm.losses.policies import (
+    COUPLES_PAIRS,
     OPTIONS_READ,
     POLICY_LOSSES,
     USES_REFERENCE,
@@ -43,6 +44,7 @@ from hafrm.losses.rewards import (
 )
 
 __all__ = [
+    "COUPLES_PAIRS",
     "OPTIONS_READ",
     "POLICY_LOSSES",
     "REWARD_LOSSES",

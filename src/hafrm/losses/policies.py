@@ -25,6 +25,7 @@ from hafrm.losses.shapes import (
 )
 
 __all__ = [
+    "COUPLES_PAIRS",
     "OPTIONS_READ",
     "POLICY_LOSSES",
     "USES_REFERENCE",
@@ -255,6 +256,9 @@ def _with_options(name: str) -> PolicyLoss:
 
 POLICY_LOSSES: Mapping[str, PolicyLoss] = MappingProxyType({name: _with_options(name) for name in _POLICY_FUNCTIONS})
 """The policy losses by the names that configs use."""
+
+COUPLES_PAIRS: frozenset[str] = frozenset({"kto_pair"})
+"""The policy losses in which a pair's loss depends on the other pairs of its batch."""
 
 USES_REFERENCE: frozenset[str] = frozenset({"dpo", "ipo", "slic", "kto_pair"})
 """The policy losses that read the reference's log-probs; the others run without a reference."""

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from hafrm.logprobs import Foresight
 from hafrm.losses import (
+    COUPLES_PAIRS,
     POLICY_LOSSES,
     REWARD_LOSSES,
     USES_REFERENCE,
@@ -49,6 +52,39 @@ class Objective:
             beta=config.beta, label_smoothing=config.policy_label_smoothing, target_margin=config.target_margin
         )
 
+    def pair_losses(self, model: nn.Module, batch: PairBatch, reference: Tensor | None = None) -> PairLosses:
+        """Run a model on a batch, and take its losses and metrics.
+
+        Args:
+            model: A `HybridModel`, or what wraps one.
+            batch: The batch.
+            reference: Live reference log-probs, [S], where the batch brings none.
+        """
+        reference = batch.reference if reference is None else reference
+        scores: SequenceScores = model(
+            batch.sequences,
+            rewards=self.needs_rewards,
+            log_probs=self.needs_log_probs,
+            foresight=self._foresight(batch, reference),
+        )
+        return self(scores, batch, reference)
+
+    def _foresight(self, batch: PairBatch, reference: Tensor | None) -> Foresight | None:
+        """The policy loss's derivative in a pair's log-probs, known as soon as those are."""
+        if not self.needs_log_probs or self.config.policy_loss in COUPLES_PAIRS or not torch.is_grad_enabled():
+            return None
+
+        def slopes(log_probs: Tensor, first: int) -> Tensor:
+            part = slice(first, first + len(log_probs))
+            known = None if reference is None else reference[part]
+            with torch.enable_grad():
+                leaf = log_probs.detach().requires_grad_()
+                loss = self._policy_loss(_pair_log_probs(leaf, known, batch.sequences.response_lengths[part]))
+                (slope,) = torch.autograd.grad(loss.sum(), leaf)
+            return slope
+
+        return Foresight(batch.sequences.lengths, 2, slopes)
+
     def __call__(self, scores: SequenceScores, batch: PairBatch, reference: Tensor | None) -> PairLosses:
         """Losses and metrics of a batch.
 
@@ -68,8 +104,8 @@ class Objective:
             reward_loss = self._reward_loss(chosen, rejected, batch.margin)
             metrics |= {"loss/reward": reward_loss} | _preference_metrics("rewards", chosen, rejected)
         if scores.log_probs is not None:
-            log_probs = _pair_log_probs(scores.log_probs, reference, batch)
-            policy_loss = POLICY_LOSSES[self.config.policy_loss](log_probs, self._options)
+            log_probs = _pair_log_probs(scores.log_probs, reference, batch.sequences.response_lengths)
+            policy_loss = self._policy_loss(log_probs)
             implicit = self._implicit_rewards(log_probs)
             metrics |= {"loss/policy": policy_loss} | _preference_metrics("policy", *implicit)
             metrics |= {"logps/chosen": log_probs.chosen, "logps/rejected": log_probs.rejected}
@@ -82,6 +118,9 @@ class Objective:
             policy_ratio=self.config.policy_ratio,
         )
         return PairLosses(loss, {name: value.detach() for name, value in metrics.items()})
+
+    def _policy_loss(self, log_probs: PairLogProbs) -> Tensor:
+        return POLICY_LOSSES[self.config.policy_loss](log_probs, self._options)
 
     def _implicit_rewards(self, log_probs: PairLogProbs) -> tuple[Tensor, Tensor]:
         """The policy head's rewards: beta * log-ratio, or beta * mean log-prob where the loss knows no reference."""
@@ -104,10 +143,10 @@ def _sides(per_sequence: Tensor) -> tuple[Tensor, Tensor]:
     return chosen, rejected
 
 
-def _pair_log_probs(log_probs: Tensor, reference: Tensor | None, batch: PairBatch) -> PairLogProbs:
+def _pair_log_probs(log_probs: Tensor, reference: Tensor | None, lengths: Tensor) -> PairLogProbs:
     chosen, rejected = _sides(log_probs)
     reference_chosen, reference_rejected = (None, None) if reference is None else _sides(reference)
-    chosen_length, rejected_length = _sides(batch.sequences.response_lengths)
+    chosen_length, rejected_length = _sides(lengths)
     return PairLogProbs(chosen, rejected, reference_chosen, reference_rejected, chosen_length, rejected_length)
 
 

@@ -21,7 +21,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from hafrm.errors import NonFiniteLossError
 from hafrm.models.checkpoints import RunInfo, restore_weights, save_adapter, save_run
-from hafrm.models.hybrid import HybridModel, SequenceScores
+from hafrm.models.hybrid import HybridModel
 from hafrm.models.layout import Layout
 from hafrm.models.references import LiveReference
 from hafrm.training.batches import PairBatch, PairCollator, PairDataset
@@ -100,15 +100,11 @@ class HybridTrainer(Trainer):
         return loss
 
     def _pair_losses(self, model: nn.Module, batch: PairBatch) -> PairLosses:
-        objective = self.objective
-        scores: SequenceScores = model(
-            batch.sequences, rewards=objective.needs_rewards, log_probs=objective.needs_log_probs
-        )
-        reference = batch.reference
-        if objective.needs_reference and reference is None and self.live_reference is not None:
+        reference = None
+        if self.objective.needs_reference and batch.reference is None and self.live_reference is not None:
             with self.accelerator.autocast():
                 reference = self.live_reference(batch.sequences)
-        return objective(scores, batch, reference)
+        return self.objective.pair_losses(model, batch, reference)
 
     def _require_finite(self, loss: Tensor, batch: PairBatch, pairs: Any) -> None:
         bad = ~torch.isfinite(loss.detach())

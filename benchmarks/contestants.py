@@ -1,0 +1,195 @@
+"""Who is measured: one forward and backward of a training step, each in its owner's own code.
+
+TRL's are its trainers' own `compute_loss` on batches of its own collators; nothing of TRL is rewritten here. The padded
+hybrid is the paper authors' way: one row a sequence, padded to the longest, and the full logits of every position. The
+others are hafrm's `HybridModel` and `Objective` as its trainer calls them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset, disable_progress_bars
+from torch import Tensor, nn
+from transformers import LlamaForSequenceClassification
+
+from benchmarks.workload import Shape, new_causal_lm, real_tokenizer
+from hafrm.encoding import TokenGroup
+from hafrm.losses import PairLogProbs, bradley_terry_loss, dpo_loss, hybrid_loss
+from hafrm.models.hybrid import HybridModel, new_reward_head
+from hafrm.models.layout import choose_layout
+from hafrm.training.batches import PairCollator, PairItem
+from hafrm.training.config import LossConfig
+from hafrm.training.objective import Objective
+
+__all__ = ["CONTESTANTS", "GROUPED", "Step", "build"]
+
+Step = Callable[[Sequence[TokenGroup]], Tensor]
+"""Runs forward and backward on a batch of pairs and returns the loss; gradients are set to None first."""
+
+_REFERENCE = (-50.0, -50.0)  # reference log-probs that were computed beforehand; any number costs the same
+
+
+def build(name: str, shape: Shape) -> Step:
+    """The contestant of this name, with a fresh random model."""
+    return CONTESTANTS[name](shape)
+
+
+def _timed_step(model: nn.Module, loss: Callable[[Sequence[TokenGroup]], Tensor]) -> Step:
+    model.train()
+
+    def step(groups: Sequence[TokenGroup]) -> Tensor:
+        model.zero_grad(set_to_none=True)
+        value = loss(groups)
+        value.backward()
+        return value.detach()
+
+    return step
+
+
+def _ours(reward_weight: float, policy_ratio: float, *, layout: str = "auto") -> Callable[[Shape], Step]:
+    def make(shape: Shape) -> Step:
+        causal_lm = new_causal_lm(shape)
+        head = new_reward_head(causal_lm.config, init="normal", seed=0, dtype=torch.float32)
+        model = HybridModel(causal_lm, head)
+        objective = Objective(LossConfig(reward_weight=reward_weight, policy_ratio=policy_ratio))
+        model.freeze_unused(rewards=objective.needs_rewards, log_probs=objective.needs_log_probs)
+        rows = choose_layout(model, 3, max_length=512, choice=layout)
+        assert rows.packed == (layout == "auto")
+        collate = PairCollator(rows)
+
+        def loss(groups: Sequence[TokenGroup]) -> Tensor:
+            batch = collate([PairItem(i, group, 0.0, _REFERENCE) for i, group in enumerate(groups)])
+            return objective.pair_losses(model, batch).loss.mean()
+
+        return _timed_step(model, loss)
+
+    return make
+
+
+def _padded_hybrid(shape: Shape) -> Step:
+    """Both heads on padded rows, log-probs from the full logits of every position."""
+    causal_lm = new_causal_lm(shape)
+    score = new_reward_head(causal_lm.config, init="normal", seed=0, dtype=torch.float32)
+    model = nn.ModuleList([causal_lm, score])
+
+    def loss(groups: Sequence[TokenGroup]) -> Tensor:
+        rows = [
+            (len(g.prompt), torch.tensor(g.prompt + r)) for side in (0, 1) for g in groups for r in [g.responses[side]]
+        ]
+        ids = nn.utils.rnn.pad_sequence([row for _, row in rows], batch_first=True, padding_value=3)
+        lengths = torch.tensor([len(row) for _, row in rows])
+        prompts = torch.tensor([prompt for prompt, _ in rows])
+        position = torch.arange(ids.shape[1])
+        output = causal_lm(
+            input_ids=ids,
+            attention_mask=(position < lengths[:, None]).long(),
+            output_hidden_states=True,
+            use_cache=False,
+        )
+        last = output.hidden_states[-1][torch.arange(len(rows)), lengths - 1]
+        rewards = score(last).squeeze(-1)
+        token_log_probs = output.logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
+        answer = (position[1:] >= prompts[:, None]) & (position[1:] < lengths[:, None])
+        log_probs = (token_log_probs * answer).sum(-1)
+        (chosen, rejected), (r_chosen, r_rejected) = log_probs.chunk(2), rewards.chunk(2)
+        count = answer.sum(-1).chunk(2)
+        reference = [torch.full_like(chosen, value) for value in _REFERENCE]
+        policy = dpo_loss(PairLogProbs(chosen, rejected, *reference, *count))
+        return hybrid_loss(bradley_terry_loss(r_chosen, r_rejected), policy).mean()
+
+    return _timed_step(model, loss)
+
+
+def _trl_reward(shape: Shape) -> Step:
+    """TRL's RewardTrainer."""
+    from trl import RewardConfig, RewardTrainer
+
+    config = new_causal_lm(shape).config
+    config.num_labels = 1
+    torch.manual_seed(0)
+    model = LlamaForSequenceClassification(config)
+    rows = Dataset.from_list([{"chosen_ids": [4, 5], "rejected_ids": [4, 6]}])
+    trainer = _quietly(RewardTrainer, model=model, args=_arguments(RewardConfig), train_dataset=rows)
+
+    def loss(groups: Sequence[TokenGroup]) -> Tensor:
+        examples = [
+            {"chosen_ids": [*g.prompt, *g.responses[0]], "rejected_ids": [*g.prompt, *g.responses[1]]} for g in groups
+        ]
+        value: Tensor = trainer.compute_loss(model, trainer.data_collator(examples))
+        return value
+
+    return _timed_step(model, loss)
+
+
+def _trl_dpo(*, precomputed: bool, compact: bool = True) -> Callable[[Shape], Step]:
+    """TRL's DPOTrainer, its LM head at response tokens alone as on a GPU (`compact`) or at every position."""
+
+    def make(shape: Shape) -> Step:
+        import trl.trainer.utils as trl_utils
+        from trl import DPOConfig, DPOTrainer
+
+        model = new_causal_lm(shape)
+        reference = None if precomputed else new_causal_lm(shape).eval()
+        rows = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
+        arguments = _arguments(DPOConfig, max_length=None, precompute_ref_log_probs=precomputed)
+        trainer = _quietly(DPOTrainer, model=model, ref_model=reference, args=arguments, train_dataset=rows)
+        if compact:  # TRL scores response tokens alone where it finds Triton: so it is told that it did
+            trl_utils._use_triton = lambda device: True
+
+        def loss(groups: Sequence[TokenGroup]) -> Tensor:
+            examples = [
+                {"prompt_ids": [*g.prompt], "chosen_ids": [*g.responses[0]], "rejected_ids": [*g.responses[1]]}
+                | {"ref_chosen_logps": _REFERENCE[0], "ref_rejected_logps": _REFERENCE[1]}
+                for g in groups
+            ]
+            value: Tensor = trainer.compute_loss(model, trainer.data_collator(examples))
+            return value
+
+        return _timed_step(model, loss)
+
+    return make
+
+
+def _arguments(kind: Any, **values: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        folder = tempfile.mkdtemp()
+        return kind(
+            output_dir=folder,
+            use_cpu=True,
+            report_to=[],
+            disable_tqdm=True,
+            bf16=False,
+            gradient_checkpointing=False,  # TRL turns it on by default: it saves memory and costs time
+            **values,
+        )
+
+
+def _quietly(trainer: Any, **arguments: Any) -> Any:
+    """Build a trainer without its warnings and progress bars."""
+    disable_progress_bars()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return trainer(processing_class=real_tokenizer(), **arguments)
+
+
+CONTESTANTS: dict[str, Callable[[Shape], Step]] = {
+    "trl_reward": _trl_reward,
+    "trl_dpo": _trl_dpo(precomputed=True),
+    "trl_dpo_live_reference": _trl_dpo(precomputed=False),
+    "trl_dpo_every_position": _trl_dpo(precomputed=True, compact=False),
+    "padded_full_logits": _padded_hybrid,
+    "padded_hybrid": _ours(1, 0.2, layout="padded"),
+    "hybrid": _ours(1, 0.2),
+    "reward_only": _ours(1, 0),
+    "policy_only": _ours(0, 1),
+}
+"""By name; the last three are hafrm's three methods, the ones before them what they are measured against."""
+
+GROUPED = {"trl_reward": "trl_reward_grouped", "trl_dpo": "trl_dpo_grouped"}
+"""Contestants that are also measured on batches of like lengths, TRL's best setting, and what those are called."""

@@ -1,0 +1,109 @@
+"""How it is measured: interleaved rounds, medians of ratios, peak memory in a process of its own."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import __version__ as transformers_version
+
+from hafrm.atomic import write_json
+
+__all__ = ["environment", "interleaved", "median_ratio", "peak_memory", "peak_rss", "print_table", "save"]
+
+
+def interleaved(
+    actions: Mapping[str, Sequence[Callable[[], Any]]], *, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
+    """Time actions in rounds: every round runs each action once, in an order that rotates.
+
+    Args:
+        actions: For each name what to run in each round.
+        clock: `time.perf_counter`, or `time.process_time` where other programs share the processor.
+
+    Returns:
+        For each name its seconds in each round.
+    """
+    names = list(actions)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(len(actions[names[0]])):
+        shift = number % len(names)
+        for name in names[shift:] + names[:shift]:
+            gc.collect()
+            start = clock()
+            actions[name][number]()
+            seconds[name].append(clock() - start)
+    return seconds
+
+
+def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """The median over rounds of ours / theirs."""
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def peak_rss() -> int:
+    """The most memory that this process has had, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def peak_memory(arguments: Sequence[str]) -> int:
+    """Run a benchmark's module in a process of its own, whose last line of output is its peak memory in bytes."""
+    done = subprocess.run([sys.executable, "-m", *arguments], check=True, capture_output=True, text=True)
+    return int(done.stdout.strip().splitlines()[-1])
+
+
+def environment() -> dict[str, Any]:
+    """The machine and versions that a result is for."""
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers_version,
+        "load_at_start": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table."""
+    table = Table(title=title)
+    for number, name in enumerate(header):
+        table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def save(out: str | None, result: Mapping[str, Any]) -> None:
+    """Write the result as JSON, where a file is asked for."""
+    if out:
+        write_json(Path(out), dict(result))
+        print(f"wrote {out}")
+    else:
+        print(json.dumps(result.get("ratios", {}), indent=2))

@@ -1,0 +1,140 @@
+"""One training step, forward and backward: hafrm's against TRL's and against the padded hybrid.
+
+    python -m benchmarks.step --out FILE
+
+Each round draws a new batch of real pairs and runs every contestant on it once. `ratios` are medians over the rounds;
+those with `_memory` compare the peak memory of whole processes, each running one contestant on the first batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from benchmarks.contestants import CONTESTANTS, GROUPED, build
+from benchmarks.limit import hybrid_operations, matmul_peak
+from benchmarks.measure import environment, interleaved, median_ratio, peak_memory, peak_rss, print_table, save
+from benchmarks.workload import SHAPES, draw_batches, real_groups
+from hafrm.numerics import subnormals_flushed
+
+RATIOS = {
+    "hybrid_vs_trl_reward": ("hybrid", "trl_reward"),
+    "hybrid_vs_trl_dpo": ("hybrid", "trl_dpo"),
+    "hybrid_vs_trl_dpo_live_reference": ("hybrid", "trl_dpo_live_reference"),
+    "hybrid_vs_trl_dpo_every_position": ("hybrid", "trl_dpo_every_position"),
+    "hybrid_vs_padded": ("hybrid", "padded_full_logits"),
+    "hybrid_vs_our_padded": ("hybrid", "padded_hybrid"),
+    "hybrid_vs_reward_only": ("hybrid", "reward_only"),
+    "hybrid_vs_policy_only": ("hybrid", "policy_only"),
+    "reward_only_vs_trl_reward": ("reward_only", "trl_reward"),
+    "policy_only_vs_trl_dpo": ("policy_only", "trl_dpo"),
+    "hybrid_grouped_vs_trl_reward_grouped": ("hybrid_grouped", "trl_reward_grouped"),
+    "hybrid_grouped_vs_trl_dpo_grouped": ("hybrid_grouped", "trl_dpo_grouped"),
+}
+
+
+def main() -> None:
+    """Measure, print, save."""
+    options = _options()
+    torch.set_num_threads(options.threads)
+    with subnormals_flushed():
+        if options.memory:
+            _run_once(options)
+            print(peak_rss())
+            return
+        save(options.out, _measure(options))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="small", choices=SHAPES)
+    parser.add_argument("--data", default="hh_harmless", choices=("hh_harmless", "pku_safe"))
+    parser.add_argument("--pairs", type=int, default=16, help="pairs a batch")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--only", nargs="+", default=list(CONTESTANTS), choices=CONTESTANTS)
+    parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
+    parser.add_argument("--cpu-time", action="store_true", help="count processor time: for a machine that is not idle")
+    parser.add_argument("--out", help="a file for the JSON")
+    parser.add_argument("--memory", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _run_once(options: argparse.Namespace) -> None:
+    step = build(options.memory, SHAPES[options.shape])
+    (batch,) = draw_batches(real_groups(options.data), pairs=options.pairs, batches=1)
+    step(batch)
+
+
+def _measure(options: argparse.Namespace) -> dict[str, Any]:
+    shape = SHAPES[options.shape]
+    groups = real_groups(options.data)
+    batches = draw_batches(groups, pairs=options.pairs, batches=options.rounds)
+    grouped = draw_batches(groups, pairs=options.pairs, batches=options.rounds, grouped=True)
+    steps = {name: build(name, shape) for name in options.only}
+    for step in steps.values():
+        step(batches[0][:2])  # the first step allocates
+    actions: dict[str, list[Any]] = {}
+    for name, step in steps.items():
+        actions[name] = [lambda step=step, batch=batch: step(batch) for batch in batches]
+        if name in (*GROUPED, "hybrid"):
+            actions[f"{name}_grouped"] = [lambda step=step, batch=batch: step(batch) for batch in grouped]
+    seconds = interleaved(actions, clock=time.process_time if options.cpu_time else time.perf_counter)
+    peak = matmul_peak()
+    operations = [hybrid_operations(shape, batch) for batch in batches]
+    memory = {} if options.no_memory else {name: peak_memory([*_again(options), "--memory", name]) for name in steps}
+    floor = [o / peak for o in operations]
+    ratios = dict(_ratios(seconds, memory))
+    if "hybrid" in seconds:
+        busy = options.threads if options.cpu_time else 1  # of several threads, processor time counts each
+        ratios["hybrid_vs_floor"] = median_ratio(seconds["hybrid"], [busy * f for f in floor])
+    _print(options, seconds, memory, ratios)
+    return {
+        "environment": environment(),
+        "shape": options.shape,
+        "data": options.data,
+        "pairs": options.pairs,
+        "clock": "processor" if options.cpu_time else "wall",
+        "unique_tokens": [sum(g.unique_tokens for g in batch) for batch in batches],
+        "padded_tokens": [2 * len(batch) * max(max(g.lengths) for g in batch) for batch in batches],
+        "response_tokens": [sum(len(r) for g in batch for r in g.responses) for batch in batches],
+        "matmul_peak": peak,
+        "hybrid_operations": operations,
+        "seconds": seconds,
+        "peak_memory": memory,
+        "ratios": ratios,
+    }
+
+
+def _again(options: argparse.Namespace) -> list[str]:
+    """This command for one contestant's memory."""
+    names = ("shape", "data", "pairs", "threads")
+    return ["benchmarks.step", *(word for name in names for word in (f"--{name}", str(getattr(options, name))))]
+
+
+def _ratios(seconds: dict[str, list[float]], memory: dict[str, int]) -> Iterator[tuple[str, float]]:
+    for name, (ours, theirs) in RATIOS.items():
+        if ours in seconds and theirs in seconds:
+            yield name, median_ratio(seconds[ours], seconds[theirs])
+        if ours in memory and theirs in memory:
+            yield f"{name}_memory", memory[ours] / memory[theirs]
+
+
+def _print(
+    options: argparse.Namespace, seconds: dict[str, list[float]], memory: dict[str, int], ratios: dict[str, float]
+) -> None:
+    rows = []
+    for name, values in seconds.items():
+        peak = f"{memory[name] / 2**30:.2f}" if name in memory else ""
+        rows.append((name, f"{sorted(values)[len(values) // 2]:.2f}", peak))
+    title = f"{options.shape} on {options.data}, {options.pairs} pairs, {options.threads} threads"
+    print_table(f"One step: {title}", ("contestant", "seconds", "peak GiB"), rows)
+    print_table("Ratios", ("ratio", "value"), [(name, f"{value:.3f}") for name, value in ratios.items()])
+
+
+if __name__ == "__main__":
+    main()

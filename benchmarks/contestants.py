@@ -60,10 +60,10 @@ def _ours(reward_weight: float, policy_ratio: float, *, layout: str = "auto") ->
         model.freeze_unused(rewards=objective.needs_rewards, log_probs=objective.needs_log_probs)
         rows = choose_layout(model, 3, max_length=512, choice=layout)
         assert rows.packed == (layout == "auto")
-        collate = PairCollator(rows)
+        collate = PairCollator(rows, tokens_per_batch=2**30)
 
         def loss(groups: Sequence[TokenGroup]) -> Tensor:
-            batch = collate([PairItem(i, group, 0.0, _REFERENCE) for i, group in enumerate(groups)])
+            (batch,) = collate([PairItem(i, group, 0.0, _REFERENCE) for i, group in enumerate(groups)]).parts
             return objective.pair_losses(model, batch).loss.mean()
 
         return _timed_step(model, loss)

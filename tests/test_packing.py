@@ -97,7 +97,14 @@ def test_a_batch_needs_groups() -> None:
 
 
 def test_batches_by_length_start_with_the_longest() -> None:
-    assert batches_by_length([3, 9, 5, 7, 1], 2) == [[1, 3], [2, 0], [4]]
+    assert batches_by_length([3, 9, 5, 7, 1], 2, 100) == [[1, 3], [2, 0], [4]]
+
+
+def test_batches_by_length_keep_to_the_token_budget() -> None:
+    """Padding counts: two rows of 7 are 14 tokens, and a row over the budget stands alone."""
+    assert batches_by_length([3, 9, 5, 7, 1, 20], 4, 15) == [[5], [1], [3, 2], [0, 4]]
+    with pytest.raises(ValueError, match="batch_size"):
+        batches_by_length([1], 0, 1)
 
 
 def test_a_plan_by_hand() -> None:

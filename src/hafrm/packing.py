@@ -235,13 +235,32 @@ def _sequence_index(groups: Sequence[TokenGroup]) -> Tensor:
     return torch.repeat_interleave(torch.arange(len(lengths)), lengths)
 
 
-def batches_by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Group indices into batches of like length, the longest first, so that little is padded.
+def batches_by_length(lengths: Sequence[int], batch_size: int, tokens_per_batch: int) -> list[list[int]]:
+    """Row indices into batches of like length, the longest first, so that little is padded.
 
     The longest batch comes first so that a batch too large for memory fails at once, not at the end.
+
+    Args:
+        lengths: The length of each group's rows.
+        batch_size: The most groups of a batch.
+        tokens_per_batch: The most tokens of a batch for one row a group, padding included; a longer row is a batch by
+            itself.
+
+    Raises:
+        ValueError: a limit is not positive.
     """
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    _require_budget(tokens_per_batch)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be positive, got {batch_size}")
+    batches: list[list[int]] = []
+    room = 0
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if not room:
+            batches.append([])
+            room = min(batch_size, max(1, tokens_per_batch // lengths[index]))
+        batches[-1].append(index)
+        room -= 1
+    return batches
 
 
 def plan_batches(tokens: Sequence[int], tokens_per_batch: int) -> list[list[int]]:

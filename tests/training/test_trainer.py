@@ -40,10 +40,20 @@ def base(tmp_path: Path) -> Path:
 
 
 def trainer(
-    base: Path, out: Path, loss: LossConfig, *, pairs: int = 12, reference: bool = True, choice: str = "auto", **args
+    base: Path,
+    out: Path,
+    loss: LossConfig,
+    *,
+    pairs: int = 12,
+    reference: bool = True,
+    choice: str = "auto",
+    lora: LoraOptions | None = None,
+    tokens_per_batch: int = 8192,
+    **args,
 ) -> HybridTrainer:
     tokenizer = load_tokenizer(str(base))
-    model = new_model(str(base), tokenizer, lora=LoraOptions(), seed=0)
+    torch.manual_seed(0)  # adapters start at random
+    model = new_model(str(base), tokenizer, lora=lora or LoraOptions(), seed=0)
     encoder = ConversationEncoder(tokenizer, 128)
     the_pairs = some_pairs(pairs)
     groups = [encoder.encode(pair.prompt, [pair.chosen, pair.rejected]) for pair in the_pairs]
@@ -68,6 +78,7 @@ def trainer(
         TrainingArguments(output_dir=str(out), **(defaults | args)),
         objective=objective,
         layout=layout,
+        tokens_per_batch=tokens_per_batch,
         tokenizer=tokenizer,
         info=INFO,
         train_dataset=PairDataset(the_pairs, groups, known),
@@ -81,7 +92,9 @@ def weights(trained: HybridTrainer) -> torch.Tensor:
 
 
 def first_batch(the_trainer: HybridTrainer):
-    return the_trainer.data_collator([the_trainer.train_dataset[i] for i in range(4)])
+    """Four pairs, as one part."""
+    (batch,) = the_trainer.data_collator([the_trainer.train_dataset[i] for i in range(4)]).parts
+    return batch
 
 
 def test_the_hybrid_loss_is_the_sum_of_its_parts(base: Path, tmp_path: Path) -> None:
@@ -206,3 +219,50 @@ def test_packed_and_padded_batches_make_the_same_run(base: Path, tmp_path: Path)
     packed.train()
     padded.train()
     torch.testing.assert_close(weights(packed), weights(padded), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("choice", ["auto", "padded"])
+def test_a_token_budget_changes_no_step(choice: str, base: Path, tmp_path: Path) -> None:
+    """A step cut into many parts is the step: same loss, same weights, same logs, to rounding."""
+    whole = trainer(base, tmp_path / "whole", LossConfig(), choice=choice, logging_steps=1)
+    parts = trainer(base, tmp_path / "parts", LossConfig(), choice=choice, logging_steps=1, tokens_per_batch=100)
+    cut = parts.data_collator([parts.train_dataset[i] for i in range(4)])
+    assert len(cut.parts) > 1
+    assert sorted(row for part in cut.parts for row in part.rows.tolist()) == [0, 1, 2, 3]
+    whole.train()
+    parts.train()
+    torch.testing.assert_close(weights(whole), weights(parts), rtol=1e-4, atol=2e-5)
+    for a, b in zip(whole.state.log_history[:3], parts.state.log_history[:3], strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a["rewards/margins"] == pytest.approx(b["rewards/margins"], abs=1e-4)
+    assert whole.evaluate()["eval_loss"] == pytest.approx(parts.evaluate()["eval_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("lora", [LoraOptions(), LoraOptions(rank=4)], ids=["full", "lora"])
+def test_recomputed_activations_change_no_gradient(lora: LoraOptions, base: Path, tmp_path: Path) -> None:
+    plain, recomputed = (trainer(base, tmp_path / name, LossConfig(), max_steps=2, lora=lora) for name in ("a", "b"))
+    recomputed.args.activation_checkpointing = True
+    plain.train()
+    recomputed.train()
+    torch.testing.assert_close(weights(plain), weights(recomputed), rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_stays_near_float32(base: Path, tmp_path: Path) -> None:
+    """Autocast on packed rows: the loss of a step moves by rounding only."""
+    losses = {}
+    for bf16 in (False, True):
+        one = trainer(base, tmp_path / str(bf16), LossConfig(), bf16=bf16, logging_steps=1, max_steps=2)
+        one.train()
+        losses[bf16] = [line["loss"] for line in one.state.log_history if "loss" in line]
+    assert losses[True] == pytest.approx(losses[False], rel=0.05)
+    assert losses[True] != losses[False]
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.compile has several of its own
+def test_a_compiled_model_makes_the_same_run(base: Path, tmp_path: Path) -> None:
+    """`--training.torch_compile true` on packed rows, whose layout is another at every step."""
+    plain = trainer(base, tmp_path / "plain", LossConfig(), max_steps=3)
+    compiled = trainer(base, tmp_path / "compiled", LossConfig(), max_steps=3, torch_compile_backend="aot_eager")
+    plain.train()
+    compiled.train()
+    torch.testing.assert_close(weights(plain), weights(compiled), rtol=1e-3, atol=1e-4)

@@ -39,8 +39,14 @@ class DataOptions(ReadOptions):
     overlong: Overlong = "drop"
     """Pairs over `max_length`: `drop` leaves them out, as the authors do; `truncate` cuts responses at their end."""
 
+    tokens_per_batch: int = 8192
+    """The most tokens that go through the model at once in training: a step's pairs are cut into parts of so many. It
+    changes no loss and no gradient; less saves memory."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.tokens_per_batch < 1:
+            raise ConfigError(f"data_options.tokens_per_batch must be at least 1, got {self.tokens_per_batch}")
         if self.max_length < 2:
             raise ConfigError(f"data_options.max_length must be at least 2, got {self.max_length}")
         if self.overlong not in ("drop", "truncate"):

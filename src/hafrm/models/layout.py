@@ -33,12 +33,12 @@ class Layout:
         return pad_rows(groups, pad_token_id=self.pad_token_id, padding_side=self.padding_side)
 
     def plan(self, groups: Sequence[TokenGroup], *, sequences: int, tokens: int) -> list[list[int]]:
-        """Spread groups over batches for scoring.
+        """Spread groups over batches.
 
         Args:
             groups: The groups.
-            sequences: The most sequences of a padded batch.
-            tokens: The most tokens of a packed one.
+            sequences: The most sequences of a padded batch; a packed row knows no such limit.
+            tokens: The most tokens of a batch, padding included. A group of more is a batch by itself.
 
         Returns:
             Batches of indices into `groups`.
@@ -46,7 +46,8 @@ class Layout:
         if self.packed:
             return plan_batches([group.unique_tokens for group in groups], tokens)
         most = max((len(group.responses) for group in groups), default=1)
-        return batches_by_length([max(group.lengths) for group in groups], max(1, sequences // most))
+        longest = [max(group.lengths) for group in groups]
+        return batches_by_length(longest, max(1, sequences // most), max(1, tokens // most))
 
 
 def choose_layout(

@@ -18,7 +18,7 @@ from hafrm.models.layout import Layout
 from hafrm.packing import SequenceBatch
 from hafrm.pairs import PreferencePair
 
-__all__ = ["PairBatch", "PairCollator", "PairDataset", "PairItem"]
+__all__ = ["PairBatch", "PairBatches", "PairCollator", "PairDataset", "PairItem"]
 
 
 @dataclass(frozen=True)
@@ -91,13 +91,40 @@ class PairBatch:
 
 
 @dataclass(frozen=True)
+class PairBatches:
+    """What a data loader hands over as one batch, cut into parts that each fit the token budget.
+
+    How a batch is cut changes no loss and no gradient: both are sums over pairs.
+    """
+
+    parts: tuple[PairBatch, ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that go through the model, padding included."""
+        return sum(part.sequences.input_ids.numel() for part in self.parts)
+
+    def pin_memory(self) -> PairBatches:
+        """The same batches in pinned memory."""
+        return PairBatches(tuple(part.pin_memory() for part in self.parts))
+
+
+@dataclass(frozen=True)
 class PairCollator:
-    """Lays pairs out as one batch."""
+    """Lays pairs out as batches within a token budget; where rows are padded, pairs of like length stand together."""
 
     layout: Layout
+    tokens_per_batch: int
 
-    def __call__(self, items: Sequence[PairItem]) -> PairBatch:
-        """Collate pairs; see `PairBatch`."""
+    def __call__(self, items: Sequence[PairItem]) -> PairBatches:
+        """Collate pairs; see `PairBatches`."""
+        plan = self.layout.plan([item.tokens for item in items], sequences=2 * len(items), tokens=self.tokens_per_batch)
+        return PairBatches(tuple(self._batch([items[i] for i in part]) for part in plan))
+
+    def _batch(self, items: Sequence[PairItem]) -> PairBatch:
         references = [value for item in items for value in item.reference or ()]
         return PairBatch(
             sequences=self.layout.batch([item.tokens for item in items]),

@@ -96,6 +96,7 @@ def _train(config: TrainConfig, folder: Path) -> TrainResult:
         args,
         objective=objective,
         layout=layout,
+        tokens_per_batch=config.data_options.tokens_per_batch,
         tokenizer=tokenizer,
         info=info,
         train_dataset=reference.dataset(train_pairs),

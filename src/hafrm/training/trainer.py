@@ -1,7 +1,7 @@
 """The trainer: transformers' `Trainer` with our batch, our loss and our metrics. The method is two weights.
 
-The loop, accelerate, mixed precision, sharding, resuming and loggers are transformers' own. Its batches are typed as
-dictionaries; ours are `PairBatch`, which it hands through untouched, so the overriding methods differ in that type.
+The loop, accelerate, mixed precision, resuming and loggers are transformers' own. Its batches are typed as
+dictionaries; ours are `PairBatches`, which it hands through untouched, so the overriding methods differ in that type.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hafrm.models.checkpoints import RunInfo, restore_weights, save_adapter, sav
 from hafrm.models.hybrid import HybridModel
 from hafrm.models.layout import Layout
 from hafrm.models.references import LiveReference
-from hafrm.training.batches import PairBatch, PairCollator, PairDataset
+from hafrm.training.batches import PairBatch, PairBatches, PairCollator, PairDataset
 from hafrm.training.objective import Objective, PairLosses
 
 __all__ = ["HybridTrainer", "last_checkpoint"]
@@ -38,6 +38,7 @@ class HybridTrainer(Trainer):
         args: transformers' training arguments.
         objective: The losses.
         layout: How pairs become batches.
+        tokens_per_batch: The most tokens that go through the model at once.
         tokenizer: The tokenizer, saved with every checkpoint.
         info: The run's description, saved with every checkpoint.
         train_dataset: Encoded pairs.
@@ -55,6 +56,7 @@ class HybridTrainer(Trainer):
         *,
         objective: Objective,
         layout: Layout,
+        tokens_per_batch: int,
         tokenizer: Any,
         info: RunInfo,
         train_dataset: PairDataset,
@@ -65,7 +67,7 @@ class HybridTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=cast(Any, PairCollator(layout)),
+            data_collator=cast(Any, PairCollator(layout, tokens_per_batch)),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
@@ -79,6 +81,18 @@ class HybridTrainer(Trainer):
         """Every validation pair's metrics in the latest evaluation, each [N]."""
         self.model_accepts_loss_kwargs = True  # `compute_loss` averages over the pairs of all accumulated batches
         self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+
+    def training_step(  # type: ignore[override]
+        self, model: nn.Module, inputs: PairBatches, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Forward and backward of a batch, part by part; gradients add up, and meet those of other processes once."""
+        *first, last = inputs.parts
+        losses = []
+        for part in first:
+            with self.accelerator.no_sync(model):
+                losses.append(super().training_step(model, cast(Any, part), cast(Any, num_items_in_batch)))
+        losses.append(super().training_step(model, cast(Any, last), cast(Any, num_items_in_batch)))
+        return torch.stack(losses).sum()
 
     def compute_loss(  # type: ignore[override]
         self,
@@ -112,11 +126,11 @@ class HybridTrainer(Trainer):
             names = pairs.names(batch.rows[bad.cpu()].tolist())
             raise NonFiniteLossError(
                 f"The loss is not finite at step {self.state.global_step + 1} for {len(names)} of {len(batch)} pairs: "
-                f"{', '.join(names[:5])}. Lower training.learning_rate, check these rows, or train in bfloat16 or "
-                "float32 instead of float16. The last checkpoint is intact: run the same command to go on from it."
+                f"{', '.join(names[:5])}. Check these rows, or start another run (--out) with a lower "
+                "training.learning_rate or, instead of float16, in bfloat16 or float32."
             )
 
-    def _get_num_items_in_batch(self, batch_samples: list[PairBatch], device: torch.device) -> Tensor:
+    def _get_num_items_in_batch(self, batch_samples: list[PairBatches], device: torch.device) -> Tensor:
         """The pairs of one optimizer step, over accumulated batches and all processes."""
         count = torch.tensor(sum(map(len, batch_samples)), device=device)
         total: Tensor = self.accelerator.reduce(count, "sum")
@@ -125,9 +139,9 @@ class HybridTrainer(Trainer):
     def _prepare_inputs(self, inputs: PairBatch) -> PairBatch:  # type: ignore[override]
         return inputs.to(self.args.device)
 
-    def floating_point_ops(self, inputs: PairBatch) -> int:  # type: ignore[override]
+    def floating_point_ops(self, inputs: PairBatches) -> int:  # type: ignore[override]
         """The usual estimate of a step's operations: 6 a parameter and token, padding included."""
-        return 6 * sum(p.numel() for p in self.model.parameters()) * inputs.sequences.input_ids.numel()
+        return 6 * sum(p.numel() for p in self.model.parameters()) * inputs.tokens
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the means over the pairs seen since the last time."""
@@ -150,7 +164,7 @@ class HybridTrainer(Trainer):
         model = self._wrap_model(self.model, training=False)
         model.eval()
         collected: dict[str, list[Tensor]] = defaultdict(list)
-        for batch in dataloader:
+        for batch in (part for batches in dataloader for part in batches.parts):
             with self.compute_loss_context_manager():
                 losses = self._pair_losses(model, self._prepare_inputs(batch))
             self._require_finite(losses.loss, batch, self.eval_dataset)

@@ -1,6 +1,7 @@
-"""Writing files and folders whole or not at all, and the folder for caches.
+"""Writing files and folders whole or not at all, JSON lines, and the folder for caches.
 
-A reader never meets half a file: text is written beside its place and renamed into it.
+A reader never meets half a file: text is written beside its place and renamed into it. Files that grow line by line
+are the exception: `drop_half_line` takes off what a kill left of the last one.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["cache_folder", "new_file", "new_folder", "write_json", "write_text"]
+__all__ = ["cache_folder", "drop_half_line", "json_line", "new_file", "new_folder", "write_json", "write_text"]
 
 
 @contextlib.contextmanager
@@ -43,6 +44,21 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, atomically; NaN and infinity are refused, as JSON has none."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def json_line(row: Mapping[str, Any]) -> bytes:
+    """A row as one line of JSON, with what JSON has no form for (dates of a Parquet file, say) as text."""
+    try:
+        return json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n"
+    except UnicodeEncodeError:  # a lone surrogate can only be written escaped
+        return json.dumps(row, default=str).encode() + b"\n"
+
+
+def drop_half_line(path: Path) -> None:
+    """Cut a file that grows line by line behind its last whole line; a missing file stays missing."""
+    if path.exists():
+        content = path.read_bytes()
+        os.truncate(path, content.rfind(b"\n") + 1)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -119,7 +120,28 @@ def test_several_models_are_compared(rows: Path, tmp_path: Path, capfd) -> None:
     (comparison,) = results["comparisons"]
     a, b = (results["models"][model]["data"][str(rows)]["accuracy"] for model in models)
     assert comparison["difference"] == pytest.approx(a - b)
-    assert "McNemar" in capfd.readouterr().out
+    printed = capfd.readouterr().out
+    assert "McNemar" in printed
+    assert "Holm" in printed
+
+
+def test_an_evaluation_is_repeated_only_where_the_model_changed(rows: Path, tmp_path: Path, capfd) -> None:
+    run, out = tmp_path / "run", tmp_path / "eval"
+    train(rows, run, "--method", "dpo")  # its reference is a second model
+    other = tmp_path / "validation.jsonl"
+    other.write_text("".join(reversed(rows.read_text().splitlines(keepends=True)[:12])))
+    command = ["evaluate", str(run), "--data", str(rows), "--calibration_data", str(other), "--out", str(out)]
+    assert main(command) == 0
+    capfd.readouterr()
+    before = (out / "results.json").read_bytes()
+    for path, said in ((None, ""), (run / "model.safetensors", "the model changed since it was scored")):
+        if path is not None:
+            os.utime(path, (1, 1))
+        assert main(command) == 0
+        assert said in capfd.readouterr().err.replace("\n", " ")
+        assert (out / "results.json").read_bytes() == before
+    cell = json.loads(before)["models"][str(run)]["data"][str(rows)]
+    assert {"brier", "temperature", "spearman_length", "accuracy_by_margin"} <= cell.keys()
 
 
 def test_the_combined_head(rows: Path, tmp_path: Path) -> None:

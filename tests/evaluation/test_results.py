@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,81 @@ def test_comparisons_use_the_pairs_that_both_scored() -> None:
     assert comparison["p_mcnemar"] == pytest.approx(2 * 0.5**10)
 
 
+def test_mcnemar_leaves_ties_out() -> None:
+    """Right against a tie says nothing of right against wrong: of 9 pairs only 3 count, p = 2 / 2^3."""
+    a = [score(1.0, row=i) for i in range(9)]
+    b = [score(0.0 if i < 6 else -1.0, model="n", row=i) for i in range(9)]
+    (comparison,) = summarise(a + b)["comparisons"]
+    assert comparison["difference"] == pytest.approx((6 * 0.5 + 3) / 9)
+    assert comparison["p_mcnemar"] == pytest.approx(0.25)
+    (reversed_,) = summarise(b + a)["comparisons"]
+    assert reversed_["p_mcnemar"] == pytest.approx(0.25)
+    (all_ties,) = summarise(a[:6] + b[:6])["comparisons"]
+    assert all_ties["p_mcnemar"] == 1.0
+
+
+def test_holm_corrects_over_all_data_sets() -> None:
+    """Two data sets, one comparison each: the smaller p doubles, the other is at least that."""
+    scores = []
+    for data, wrong in (("d", 1), ("e", 8)):
+        scores += [replace(score(1.0, row=i), data=data) for i in range(20)]
+        scores += [replace(score(-1.0 if i < wrong else 1.0, model="n", row=i), data=data) for i in range(20)]
+    loose, strict = summarise(scores)["comparisons"]
+    assert strict["p_bootstrap"] < loose["p_bootstrap"]
+    assert strict["p_holm"] == pytest.approx(2 * strict["p_bootstrap"])
+    assert loose["p_holm"] == pytest.approx(max(loose["p_bootstrap"], strict["p_holm"]))
+
+
+def test_brier_by_hand() -> None:
+    """Margins log 3 and log(1/3): sigmoids .75 and .25, squared misses .0625 and .5625."""
+    entry = summarise([score(math.log(3), row=1), score(-math.log(3), row=2)])["models"]["m"]["data"]["d"]
+    assert entry["brier"] == pytest.approx((0.0625 + 0.5625) / 2)
+
+
+def test_spearman_of_reward_and_length_by_hand() -> None:
+    """Four responses whose rewards rise with their lengths but for one swap: 1 - 6 * 2 / (4 * 15) = 0.8."""
+    first = PairScore("m", "d", "f:1", "g", 1.0, 2.0, 10, 20)
+    second = PairScore("m", "d", "f:2", "h", 4.0, 3.0, 30, 40)
+    entry = summarise([first, second])["models"]["m"]["data"]["d"]
+    assert entry["spearman_length"]["value"] == pytest.approx(0.8)
+    assert entry["spearman_length"]["p_value"] == pytest.approx(0.2)
+    constant = replace(second, reward_chosen=1.0, reward_rejected=1.0), replace(first, reward_rejected=1.0)
+    assert summarise(constant)["models"]["m"]["data"]["d"]["spearman_length"] is None
+    assert summarise([first])["models"]["m"]["data"]["d"]["spearman_length"] is None
+
+
+def test_slices_are_quarters_by_hand() -> None:
+    """Margins of 1 to 8, wrong where odd; the longest differences in length are right alone."""
+    margins = [(-1.0) ** size * size for size in range(1, 9)]
+    scores = [score(margin, row=i, longer=8 if margin > 0 else -i) for i, margin in enumerate(margins)]
+    entry = summarise(scores)["models"]["m"]["data"]["d"]
+    by_margin = entry["accuracy_by_margin"]
+    assert [(each["n"], each["accuracy"]) for each in by_margin] == [(2, 0.5)] * 4
+    assert (by_margin[0]["low"], by_margin[-1]["high"]) == (1.0, 8.0)
+    by_length = entry["accuracy_by_length_difference"]
+    assert [each["accuracy"] for each in by_length][-1] == 1.0
+    assert by_length[0]["accuracy"] == 0.0
+    assert sum(each["n"] for each in by_length) == 8
+    assert (by_length[0]["low"], by_length[-1]["high"]) == (-6.0, 8.0)
+
+
+@pytest.mark.parametrize("margins", [[1.0, 2.0], [-1.0, -2.0], [None]], ids=["all right", "all wrong", "unscored"])
+def test_no_temperature_where_none_is_best(margins: list[float | None]) -> None:
+    calibration = [replace(score(margin, row=i), data="v") for i, margin in enumerate(margins)]
+    entry = summarise([score(1.0)], calibration)["models"]["m"]["data"]["d"]
+    assert entry["temperature"] is None
+    assert "ece_calibrated" not in entry
+
+
+def test_temperature_is_each_models_own() -> None:
+    calibration = [replace(score(m, row=i), data="v") for i, m in enumerate([3.0, 3.0, 3.0, -3.0])]
+    entries = summarise([score(3.0), score(1.0, model="n")], calibration)["models"]
+    # three of four are right, so sigmoid(3 / T) = 3/4 is best
+    assert entries["m"]["data"]["d"]["temperature"] == pytest.approx(3 / math.log(3))
+    assert entries["m"]["data"]["d"]["ece_calibrated"] == pytest.approx(0.25)
+    assert "temperature" not in entries["n"]["data"]["d"]
+
+
 def test_nothing_scored_is_no_accuracy() -> None:
     assert summarise([score(None)])["models"]["m"]["data"]["d"] == {
         "n": 0,
@@ -61,6 +138,9 @@ def test_scores_survive_their_file(tmp_path: Path) -> None:
     scores = [score(1.5, model="m\u2028\x85", row=1), score(None, row=2)]
     write_scores(scores, tmp_path / "scores.jsonl")
     assert read_scores(tmp_path / "scores.jsonl") == scores
+    odd = replace(scores[0], id="na\udcefme:1")  # a file name that is no UTF-8
+    write_scores([odd], tmp_path / "scores.jsonl")
+    assert read_scores(tmp_path / "scores.jsonl") == [odd]
     (tmp_path / "scores.jsonl").write_text('{"model": "m"}\n')
     with pytest.raises(DataError, match="line 1"):
         read_scores(tmp_path / "scores.jsonl")

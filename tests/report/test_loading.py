@@ -55,3 +55,11 @@ def test_files_of_two_evaluations_do_not_mix(evaluation: Path, scores: list[Pair
     write_scores([replace(scores[0], model="another")], evaluation / "scores.jsonl")
     with pytest.raises(DataError, match=r"scores of another on harmless\.jsonl.*different evaluations"):
         read_evaluation(evaluation)
+
+
+@pytest.mark.parametrize("lines", [0, 5, 899])
+def test_a_file_that_is_cut_short_is_no_whole_one(evaluation: Path, lines: int):
+    path = evaluation / "scores.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:lines]))
+    with pytest.raises(DataError, match=rf"holds {lines} scores, but results\.json is of 900"):
+        read_evaluation(evaluation)

@@ -201,3 +201,10 @@ def test_colours_have_enough_contrast(scheme: int, ground: str):
     for name, least in wanted.items():
         bright, dark = sorted((luminance(colours[name]), luminance(colours[ground])), reverse=True)
         assert (bright + 0.05) / (dark + 0.05) >= least, name
+
+
+def test_comparisons_show_the_corrected_p_values(evaluation: Path):
+    html = write_page(evaluation, title="t").read_text(encoding="utf-8")
+    assert "<i>p</i>, Holm" in html
+    assert "corrected for how many comparisons there are, 15" in html
+    assert "not corrected" not in html

@@ -30,6 +30,7 @@ def comparison(a: str, b: str, low: float, high: float) -> Comparison:
         difference=(low + high) / 2,
         ci95=(low, high),
         p_bootstrap=0.0004,
+        p_holm=0.0012,
         p_mcnemar=0.25,
     )
 
@@ -99,14 +100,14 @@ def test_one_prompt_alone_has_no_interval_and_no_best(tmp_path: Path, scores: li
     assert not any(cell.best for row in table.models for cell in row.cells if cell)
     assert (table.single, table.undecided) == (evaluation.data, ())
     rows = [row for rows in comparison_rows(evaluation.comparisons).values() for row in rows]
-    assert {(row.interval, row.p_bootstrap, row.decided) for row in rows} == {("–", "–", False)}
+    assert {(row.interval, row.p_bootstrap, row.p_holm, row.decided) for row in rows} == {("–", "–", "–", False)}
 
 
 def test_comparisons_are_worded():
     (rows,) = comparison_rows([comparison("a", "b", 0.01, 0.2)]).values()
     row = rows[0]
     assert (row.a, row.b, row.n, row.difference, row.interval) == ("a", "b", "100", "+10.5", "[+1.0, +20.0]")
-    assert (row.p_bootstrap, row.p_mcnemar, row.decided) == ("< 0.001", "0.250", True)
+    assert (row.p_bootstrap, row.p_holm, row.p_mcnemar, row.decided) == ("< 0.001", "0.001", "0.250", True)
 
 
 def test_a_model_that_was_not_evaluated_on_a_set_has_an_empty_cell():

@@ -26,6 +26,16 @@ COMMANDS = {
     "data": "list, show and check data sets",
 }
 
+STOPPED = {
+    "demo": "the same command goes on from the last checkpoint",
+    "train": "the same command goes on from the last checkpoint",
+    "evaluate": "the same command goes on after the last scored pairs",
+    "score": "no --out file was written, and the same command begins again",
+    "export": "no folder was left half written, and the same command begins again",
+    "data": "nothing was changed",
+}
+"""What Ctrl-C leaves of a command's work."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
@@ -47,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"hafrm {command}: {error}", file=sys.stderr)  # noqa: T201
         return 2
     except KeyboardInterrupt:
-        print(f"hafrm {command}: stopped; the same command goes on from the last checkpoint", file=sys.stderr)  # noqa: T201
+        print(f"hafrm {command}: stopped; {STOPPED[command]}", file=sys.stderr)  # noqa: T201
         return 130
     except BrokenPipeError:  # whoever read our output has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from hafrm.cli.options import command_parser, options_of
@@ -43,8 +44,14 @@ def run_evaluation(config: EvaluateConfig, console: Console, intro: str = "") ->
     """
     folder = Path(config.out)
     sets = load_sets(config)
-    with Console(stderr=True).status("loading") as line:
-        evaluate(config, sets=sets, progress=lambda what, done: line.update(f"{what}: {done} pairs"))
+    errors = Console(stderr=True)
+    with errors.status("loading") as line:
+        evaluate(
+            config,
+            sets=sets,
+            progress=lambda what, done: line.update(escape(f"{what}: {done} pairs")),
+            say=lambda text: errors.print(text, markup=False, highlight=False, soft_wrap=True),
+        )
     texts = {pair.id: pair for pair_set in sets.values() for pair in pair_set.pairs}
     page = write_page(folder, title="Evaluation", texts=texts, intro=intro)
     write_markdown(folder)
@@ -78,5 +85,6 @@ def _comparisons(evaluation: Evaluation) -> Iterator[str]:
         for row in rows:
             yield (
                 f"{data[name]}: {models[row.a]} less {models[row.b]} is {row.difference} points "
-                f"{row.interval}, McNemar p {row.p_mcnemar} (n {row.n})"
+                f"{row.interval}, p {row.p_holm} by Holm's correction for all comparisons, McNemar p {row.p_mcnemar} "
+                f"(n {row.n})"
             )

@@ -1,11 +1,11 @@
 """Rewards for a file of rows: `{"prompt", "response"}` rows get `reward`, pairs `reward_chosen` and `reward_rejected`.
 
-Every row comes out again, in order, with all its fields. A row without a reward says why in `unscored`.
+Every row comes out again, in order, with all its fields but those that an earlier scoring left. A row without a reward
+says why in `unscored`.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +26,7 @@ from hafrm.pairs import Conversation, parse_conversation, parse_pair
 __all__ = ["ScoreConfig", "ScoreCounts", "score_rows"]
 
 _CHUNK = 1024  # rows in memory at a time
+_RESULTS = ("reward", "reward_chosen", "reward_rejected", "unscored")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,16 +67,8 @@ def score_rows(config: ScoreConfig) -> ScoreCounts:
     with _output(config.out) as file:
         while chunk := list(islice(rows, _CHUNK)):
             for line in _scored_rows(scorer, chunk, config, counts):
-                file.write(_json_line(line))
+                file.write(atomic.json_line(line))
     return counts
-
-
-def _json_line(line: dict[str, Any]) -> bytes:
-    """A row as JSON, with what JSON has no form for (dates of a Parquet file, say) as text."""
-    try:
-        return json.dumps(line, ensure_ascii=False, default=str).encode() + b"\n"
-    except UnicodeEncodeError:  # a lone surrogate can only be written escaped
-        return json.dumps(line, default=str).encode() + b"\n"
 
 
 @contextmanager
@@ -110,7 +103,7 @@ def _parse(row: RawRow, config: ScoreConfig) -> tuple[tuple[Conversation, ...], 
     try:
         if row.error is not None:
             raise row.error
-        if isinstance(row.value, Mapping) and "response" in row.value:
+        if not _is_pair(row):
             return (parse_conversation(row.value, source=config.data, number=row.number),), None
         return parse_pair(row.value, source=config.data, number=row.number).conversations, None
     except BadRowError as error:
@@ -119,8 +112,14 @@ def _parse(row: RawRow, config: ScoreConfig) -> tuple[tuple[Conversation, ...], 
         return (), error.reason.value
 
 
-def _line(row: RawRow, rewards: list[float | None], problem: str | None) -> dict[str, Any]:
-    line: dict[str, Any] = dict(row.value) if isinstance(row.value, Mapping) else {"row": row.number}
-    names = ("reward",) if len(rewards) < 2 else ("reward_chosen", "reward_rejected")
-    line |= dict(zip(names, rewards or [None], strict=True))
+def _is_pair(row: RawRow) -> bool:
+    """Whether a row counts as a pair; one that is no object does not, as nobody can tell what it was to be."""
+    return isinstance(row.value, Mapping) and "response" not in row.value
+
+
+def _line(row: RawRow, rewards: Sequence[float | None], problem: str | None) -> dict[str, Any]:
+    fields = row.value if isinstance(row.value, Mapping) else {"row": row.number}
+    line = {name: value for name, value in fields.items() if name not in _RESULTS}
+    names = ("reward_chosen", "reward_rejected") if _is_pair(row) else ("reward",)
+    line |= dict(zip(names, rewards or [None] * len(names), strict=True))
     return line if problem is None else line | {"unscored": problem}

@@ -2,59 +2,88 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hafrm.evaluation.scoring import PairScore
 from hafrm.stats import (
+    Floats,
     accuracy,
+    accuracy_by_bin,
     bootstrap_interval,
+    brier_score,
     expected_calibration_error,
+    fit_temperature,
     hits,
+    holm_correction,
     mcnemar_test,
     paired_bootstrap,
+    spearman,
+    stated_probability,
 )
 
 __all__ = ["summarise"]
 
-Floats = NDArray[np.float64]
 
-
-def summarise(scores: Sequence[PairScore]) -> dict[str, Any]:
+def summarise(scores: Sequence[PairScore], calibration: Sequence[PairScore] = ()) -> dict[str, Any]:
     """Compute `results.json` from raw scores.
 
+    Args:
+        scores: The scores of all models on all data sets.
+        calibration: The models' scores on validation pairs, which set each model's temperature.
+
     Returns:
-        `{"models": {MODEL: {"data": {NAME: {...}}}}, "comparisons": [...]}`. Accuracy is the share of pairs whose
-        better response is scored higher, a tie counting one half; `ci95` resamples whole prompt groups;
-        `length_accuracy` is that of picking the longer response, `random_accuracy` that of a coin, on the same pairs.
+        `{"rows": N, "models": {MODEL: {"data": {NAME: {...}}}}, "comparisons": [...]}`; N is how many scores the
+        results are of. Accuracy is the share of pairs whose better response is scored higher, a tie counting one half;
+        `ci95` resamples whole prompt groups; `length_accuracy` is that of picking the longer response,
+        `random_accuracy` that of a coin, on the same pairs. `spearman_length` relates all responses' rewards to their
+        lengths in characters, its p-value as if they were independent. The slices hold a quarter of the pairs each.
+        Where there are calibration scores, `temperature` is what they set (null where no finite one above 0 is
+        best), and `ece_calibrated` is the `ece` of margins divided by it. `p_holm` is `p_bootstrap` corrected for all
+        comparisons here.
     """
-    table: dict[tuple[str, str], list[PairScore]] = defaultdict(list)
-    for score in scores:
-        table[score.model, score.data].append(score)
+    table = _cells(scores)
+    temperatures = {model: _temperature(rows) for (model, _), rows in _cells(calibration).items()}
     models: dict[str, Any] = {}
     for (model, data), rows in table.items():
-        models.setdefault(model, {"data": {}})["data"][data] = _summary(rows)
+        summary = _summary(rows)
+        if model in temperatures and summary["n"]:
+            summary |= _calibrated(_margins(rows), temperatures[model])
+        models.setdefault(model, {"data": {}})["data"][data] = summary
     comparisons = [
         comparison
         for data in dict.fromkeys(score.data for score in scores)
         for a, b in combinations([model for model in models if (model, data) in table], 2)
         if (comparison := _comparison(data, a, table[a, data], b, table[b, data]))
     ]
-    return {"models": models, "comparisons": comparisons}
+    if comparisons:
+        corrected = holm_correction([comparison["p_bootstrap"] for comparison in comparisons])
+        for comparison, p in zip(comparisons, corrected, strict=True):
+            comparison["p_holm"] = float(p)
+    return {"rows": len(scores), "models": models, "comparisons": comparisons}
+
+
+def _cells(scores: Sequence[PairScore]) -> dict[tuple[str, str], list[PairScore]]:
+    """The scores by model and data set."""
+    table: dict[tuple[str, str], list[PairScore]] = defaultdict(list)
+    for score in scores:
+        table[score.model, score.data].append(score)
+    return table
 
 
 def _summary(rows: Sequence[PairScore]) -> dict[str, Any]:
-    scored = [row for row in rows if row.margin is not None]
+    scored = _scored(rows)
     reasons = dict(Counter(row.unscored for row in rows if row.unscored))
     if not scored:
         return {"n": 0, "unscored": len(rows), "unscored_reasons": reasons}
     margins, groups = _margins(scored), [row.group for row in scored]
     lengths = np.array([row.length_chosen - row.length_rejected for row in scored], dtype=np.float64)
+    stated = stated_probability(margins)
     found = accuracy(margins)
     interval = bootstrap_interval(hits(margins), groups)
     return {
@@ -67,19 +96,56 @@ def _summary(rows: Sequence[PairScore]) -> dict[str, Any]:
         "ties": found.ties,
         "length_accuracy": accuracy(lengths).value,
         "random_accuracy": 0.5,
-        "ece": expected_calibration_error(_sigmoid(margins)),
+        "ece": expected_calibration_error(stated),
+        "brier": brier_score(stated),
         "mean_margin": float(margins.mean()),
         "mean_reward_chosen": float(np.mean([row.reward_chosen for row in scored])),
         "mean_reward_rejected": float(np.mean([row.reward_rejected for row in scored])),
+        "spearman_length": _length_correlation(scored),
+        "accuracy_by_margin": _quarters(margins, np.abs(margins)),
+        "accuracy_by_length_difference": _quarters(margins, lengths),
     }
+
+
+def _length_correlation(rows: Sequence[PairScore]) -> dict[str, float] | None:
+    """How far rewards rise with length; None where all rewards or all lengths are equal, or for one pair alone."""
+    rewards = [reward for row in rows for reward in (row.reward_chosen, row.reward_rejected)]
+    lengths = [length for row in rows for length in (row.length_chosen, row.length_rejected)]
+    if len(rows) < 2 or len(set(rewards)) == 1 or len(set(lengths)) == 1:
+        return None
+    found = spearman(np.array(rewards, dtype=np.float64), lengths)
+    return {"value": found.value, "p_value": found.p_value}
+
+
+def _quarters(margins: Floats, by: Floats) -> list[dict[str, float]]:
+    """Accuracy in slices of about a quarter of the pairs; fewer where many values are equal."""
+    return [
+        {"low": each.low, "high": each.high, "n": each.accuracy.n, "accuracy": each.accuracy.value}
+        for each in accuracy_by_bin(margins, by, quantiles=4)
+        if each.accuracy
+    ]
+
+
+def _temperature(rows: Sequence[PairScore]) -> float | None:
+    """The temperature that calibration scores set; None where no finite one above 0 is best, or none is scored."""
+    scored = _scored(rows)
+    found = fit_temperature(_margins(scored)) if scored else math.inf
+    return found if 0 < found < math.inf else None
+
+
+def _calibrated(margins: Floats, temperature: float | None) -> dict[str, float | None]:
+    if temperature is None:
+        return {"temperature": None}
+    error = expected_calibration_error(stated_probability(margins / temperature))
+    return {"temperature": temperature, "ece_calibrated": error}
 
 
 def _comparison(
     data: str, a: str, rows_a: Sequence[PairScore], b: str, rows_b: Sequence[PairScore]
 ) -> dict[str, Any] | None:
     """Two models on the pairs that both scored; None where there are none."""
-    scored_b = {row.id: row for row in rows_b if row.margin is not None}
-    both = [(row, scored_b[row.id]) for row in rows_a if row.margin is not None and row.id in scored_b]
+    scored_b = {row.id: row for row in _scored(rows_b)}
+    both = [(row, scored_b[row.id]) for row in _scored(rows_a) if row.id in scored_b]
     if not both:
         return None
     margins_a, margins_b = _margins([x for x, _ in both]), _margins([y for _, y in both])
@@ -92,13 +158,20 @@ def _comparison(
         "difference": paired.difference,
         "ci95": [paired.interval.low, paired.interval.high],
         "p_bootstrap": paired.p_value,
-        "p_mcnemar": mcnemar_test(margins_a > 0, margins_b > 0),
+        "p_mcnemar": _mcnemar(margins_a, margins_b),
     }
 
 
+def _mcnemar(margins_a: Floats, margins_b: Floats) -> float:
+    """McNemar's test knows right and wrong alone: pairs on which a model ties, which are neither, do not count."""
+    untied = (margins_a != 0) & (margins_b != 0)
+    return mcnemar_test(margins_a[untied] > 0, margins_b[untied] > 0) if untied.any() else 1.0
+
+
+def _scored(rows: Sequence[PairScore]) -> list[PairScore]:
+    return [row for row in rows if row.margin is not None]
+
+
 def _margins(rows: Sequence[PairScore]) -> Floats:
-    return np.array([row.margin for row in rows], dtype=np.float64)
-
-
-def _sigmoid(margins: Floats) -> Floats:
-    return np.asarray(0.5 * (1 + np.tanh(margins / 2)))
+    """The margins of the pairs that have one."""
+    return np.array([row.margin for row in _scored(rows)], dtype=np.float64)

@@ -1,8 +1,12 @@
-"""Evaluate models on data sets: load, score, write raw scores, compute results."""
+"""Evaluate models on data sets: look, load, score, write raw scores, compute results.
+
+An evaluation that was stopped goes on where it stopped, and one that is repeated scores nothing twice: see `parts`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -10,16 +14,20 @@ from typing import Any
 
 from hafrm import atomic
 from hafrm.data import PairSet, ReadOptions, load_pairs
-from hafrm.errors import ConfigError
+from hafrm.errors import ConfigError, HafrmError
+from hafrm.evaluation.identity import model_identity
+from hafrm.evaluation.parts import Part
 from hafrm.evaluation.results import summarise
-from hafrm.evaluation.scoring import PairScore, score_pairs, write_scores
+from hafrm.evaluation.scoring import RESULTS_FILE, SCORES_FILE, PairScore, score_pairs, write_scores
+from hafrm.evaluation.unseen import require_unseen
 from hafrm.models.loading import ScorerChoice
-from hafrm.models.scorers import ScoreOptions
+from hafrm.models.scorers import ScoreOptions, Scorer
 
-__all__ = ["EvaluateConfig", "evaluate", "load_sets"]
+__all__ = ["CALIBRATION_FILE", "EvaluateConfig", "evaluate", "load_sets"]
 
-SCORES_FILE = "scores.jsonl"
-RESULTS_FILE = "results.json"
+CALIBRATION_FILE = "calibration.jsonl"
+
+Progress = Callable[[str, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +41,13 @@ class EvaluateConfig(ScorerChoice):
     """Held-out pairs: files or names (`hafrm data list`)."""
 
     out: str
-    """The folder for scores.jsonl, results.json and the page."""
+    """The folder for scores.jsonl, results.json and the page. What it holds of an earlier evaluation is used again."""
 
     split: str = "test"
     """Which split of named sets to use; a file is used whole."""
+
+    calibration_data: str | None = None
+    """Pairs that set each model's temperature, for the calibrated error: of a named set its validation split."""
 
     data_options: ReadOptions = field(default_factory=ReadOptions)
     score: ScoreOptions = field(default_factory=ScoreOptions)
@@ -59,34 +70,112 @@ def evaluate(
     config: EvaluateConfig,
     *,
     sets: dict[str, PairSet] | None = None,
-    progress: Callable[[str, int], None] = lambda what, done: None,
+    progress: Progress = lambda what, done: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Score every model on every data set and write `scores.jsonl` and `results.json`.
+    """Score every model on every data set and write `scores.jsonl` and, last, `results.json`.
+
+    All models are looked up before any is loaded. What the folder holds of an earlier evaluation is not scored again,
+    as long as model, options and pairs are the same.
 
     Args:
         config: What to evaluate.
         sets: What `load_sets` gave for these options, where it was called before.
         progress: Called with "MODEL on DATA" and the number of pairs done.
+        say: Called with a line where an earlier evaluation goes on, or is of something else and thrown away.
 
     Returns:
         The contents of `results.json`; see `summarise`.
+
+    Raises:
+        ConfigError: a model was trained on pairs of a split, or the calibration pairs are the evaluated ones.
+        ModelError: a model is not there, or can't be scored.
     """
     folder = Path(config.out)
     sets = load_sets(config) if sets is None else sets
+    calibration = _load_calibration(config, sets)
+    identities = {model: _look_up(model, config, sets | calibration) for model in config.models}
     scores: list[PairScore] = []
-    for model in config.models:
-        scorer = config.load(model, config.score)
-        for name, pair_set in sets.items():
-            scores += score_pairs(
-                scorer,
-                pair_set.pairs,
-                model=model,
-                data=name,
-                on_bad_row=config.data_options.on_bad_row,
-                progress=partial(progress, f"{model} on {name}"),
-            )
-    write_scores(scores, folder / SCORES_FILE)
-    results = summarise(scores)
-    results["sources"] = {name: [report.as_dict() for report in s.reports] for name, s in sets.items()}
+    for model, identity in identities.items():
+        with _naming(model):
+            scores += _score_model(model, identity, sets | calibration, config, progress, say)
+    evaluated = [score for score in scores if score.data in sets]
+    calibrating = [score for score in scores if score.data in calibration]
+    results = summarise(evaluated, calibrating)
+    results["sources"] = {name: [report.as_dict() for report in s.reports] for name, s in (sets | calibration).items()}
+    (folder / RESULTS_FILE).unlink(missing_ok=True)  # from here to the end, no results stand beside other scores
+    write_scores(evaluated, folder / SCORES_FILE)
+    if calibrating:
+        write_scores(calibrating, folder / CALIBRATION_FILE)
+    else:
+        (folder / CALIBRATION_FILE).unlink(missing_ok=True)
     atomic.write_json(folder / RESULTS_FILE, results)
     return results
+
+
+def _load_calibration(config: EvaluateConfig, sets: Mapping[str, PairSet]) -> dict[str, PairSet]:
+    """The validation pairs, under a name of their own; nothing where none are asked for."""
+    name = config.calibration_data
+    if name is None:
+        return {}
+    found = load_pairs(name, split="validation", options=config.data_options)
+    for data, pair_set in sets.items():
+        if _pairs_digest(pair_set) == _pairs_digest(found):
+            raise ConfigError(
+                f"calibration_data: {name} holds the very pairs of {data}. A temperature that is fitted on the pairs "
+                "it is judged by says nothing: give validation pairs."
+            )
+    return {f"{name} (calibration)": found}
+
+
+def _look_up(model: str, config: EvaluateConfig, sets: Mapping[str, PairSet]) -> dict[str, Any]:
+    """What a model's rewards depend on; refuses a model that is not there, or that has seen the pairs."""
+    with _naming(model):
+        reports = [report for pair_set in sets.values() for report in pair_set.reports]
+        require_unseen(model, reports, config.data_options.split_seed)
+        return model_identity(model, config, config.score)
+
+
+@contextmanager
+def _naming(model: str) -> Iterator[None]:
+    """Put the model's name before errors that do not tell it: several are evaluated."""
+    try:
+        yield
+    except HafrmError as error:
+        if model not in str(error):
+            error.args = (f"{model}: {error}",)
+        raise
+
+
+def _score_model(
+    model: str,
+    identity: Mapping[str, Any],
+    sets: Mapping[str, PairSet],
+    config: EvaluateConfig,
+    progress: Progress,
+    say: Callable[[str], None],
+) -> list[PairScore]:
+    """One model's scores on all data sets; it is loaded only if some are missing."""
+    folder, on_bad_row = Path(config.out), config.data_options.on_bad_row
+    scorer: Scorer | None = None
+    scores: list[PairScore] = []
+    for name, pair_set in sets.items():
+        depends_on = {**identity, "the pairs": _pairs_digest(pair_set)}
+        part = Part(folder, model, name, depends_on, [pair.id for pair in pair_set.pairs])
+        kept = part.resume(say, on_bad_row=on_bad_row)
+        scores += kept
+        if missing := pair_set.pairs[len(kept) :]:
+            scorer = scorer or config.load(model, config.score)
+            told = partial(_tell, progress, part.name, len(kept))
+            scores += part.extend(
+                score_pairs(scorer, missing, model=model, data=name, on_bad_row=on_bad_row, progress=told)
+            )
+    return scores
+
+
+def _tell(progress: Progress, what: str, before: int, done: int) -> None:
+    progress(what, before + done)
+
+
+def _pairs_digest(pair_set: PairSet) -> str:
+    return " ".join(report.sha256 for report in pair_set.reports)

@@ -13,12 +13,27 @@ from hafrm.errors import BadRowError, BadRowReason, DataError, RefusedError
 from hafrm.models.scorers import Scorer
 from hafrm.pairs import Conversation, Message, PreferencePair
 
-__all__ = ["OVERLONG", "PairScore", "read_scores", "score_conversations", "score_pairs", "write_scores"]
+__all__ = [
+    "CHUNK",
+    "OVERLONG",
+    "RESULTS_FILE",
+    "SCORES_FILE",
+    "PairScore",
+    "read_scores",
+    "score_conversations",
+    "score_line",
+    "score_pairs",
+    "write_scores",
+]
+
+SCORES_FILE = "scores.jsonl"
+RESULTS_FILE = "results.json"
 
 OVERLONG = "overlong"
 """Why a conversation over the model's limit has no reward."""
 
-_CHUNK = 512  # pairs scored before progress is told; scorers order each chunk by length
+CHUNK = 512
+"""Pairs scored at a time. A scorer orders them by length, so a reward's last bits depend on what is in its chunk."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +115,8 @@ def score_pairs(
     Raises:
         BadRowError: the template refuses a pair, and bad rows are not to be skipped.
     """
-    for start in range(0, len(pairs), _CHUNK):
-        chunk = pairs[start : start + _CHUNK]
+    for start in range(0, len(pairs), CHUNK):
+        chunk = pairs[start : start + CHUNK]
         conversations = [conversation for pair in chunk for conversation in pair.conversations]
         rows = [(pair.source, pair.row) for pair in chunk for _ in range(2)]
         outcomes = score_conversations(scorer, conversations, rows, on_bad_row=on_bad_row)
@@ -124,11 +139,16 @@ def _length(response: Sequence[Message]) -> int:
     return sum(len(message.content) for message in response)
 
 
+def score_line(score: PairScore) -> bytes:
+    """A score as one line of JSON: what `read_scores` reads."""
+    return atomic.json_line(asdict(score))
+
+
 def write_scores(scores: Iterable[PairScore], path: Path) -> None:
     """Write scores as JSON lines, whole or not at all."""
     with atomic.new_file(path) as file:
         for score in scores:
-            file.write(json.dumps(asdict(score), ensure_ascii=False).encode() + b"\n")
+            file.write(score_line(score))
 
 
 def read_scores(path: Path) -> list[PairScore]:

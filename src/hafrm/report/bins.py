@@ -5,14 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from hafrm import stats
+from hafrm.stats import Floats
 
-__all__ = ["PlottedBin", "confidence_bins", "equal_count_bins", "stated_probability", "wilson_interval"]
-
-Floats = NDArray[np.float64]
+__all__ = ["PlottedBin", "confidence_bins", "equal_count_bins", "wilson_interval"]
 
 _Z95 = 1.959964  # the normal quantile of 97.5%
 
@@ -34,18 +30,13 @@ class PlottedBin:
         return wilson_interval(self.accuracy, self.n)
 
 
-def stated_probability(margins: Floats) -> Floats:
-    """The probability that a Bradley-Terry model states for the better response: sigma(margin), [N]."""
-    return np.asarray((1 + np.tanh(margins / 2)) / 2)
-
-
 def confidence_bins(margins: Floats) -> list[PlottedBin]:
     """Accuracy by stated confidence, sigma(|margin|), in ten bins of equal width.
 
     Args:
         margins: [N], N > 0.
     """
-    bins = stats.calibration_bins(stated_probability(margins))
+    bins = stats.calibration_bins(stats.stated_probability(margins))
     return [PlottedBin(each.low, each.high, each.n, each.accuracy, each.confidence) for each in bins]
 
 

@@ -13,11 +13,11 @@ import numpy as np
 from markupsafe import Markup
 
 from hafrm.evaluation.scoring import PairScore
-from hafrm.report.bins import confidence_bins, equal_count_bins, stated_probability
+from hafrm.report.bins import confidence_bins, equal_count_bins
 from hafrm.report.loading import Evaluation
 from hafrm.report.plots import ForestRow, accuracy_by_slot, forest, margin_histogram, reliability_curve
 from hafrm.report.wording import count, short_names
-from hafrm.stats import expected_calibration_error
+from hafrm.stats import expected_calibration_error, stated_probability
 
 __all__ = ["ModelPlots", "PlotGroup", "forest_plots", "plot_groups"]
 

@@ -13,12 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from hafrm.errors import DataError, UnreadableError
-from hafrm.evaluation.scoring import PairScore, read_scores
+from hafrm.evaluation.scoring import RESULTS_FILE, SCORES_FILE, PairScore, read_scores
 
 __all__ = ["Cell", "Comparison", "Evaluation", "Interval", "Measured", "read_evaluation"]
-
-RESULTS_FILE = "results.json"
-SCORES_FILE = "scores.jsonl"
 
 Interval = tuple[float, float]
 
@@ -60,6 +57,8 @@ class Comparison:
     ci95: Interval | None
     """None where all pairs share one prompt."""
     p_bootstrap: float
+    p_holm: float
+    """`p_bootstrap`, corrected for all comparisons of the evaluation."""
     p_mcnemar: float
 
     @property
@@ -110,6 +109,7 @@ def read_evaluation(folder: Path) -> Evaluation:
             for model, entry in results["models"].items()
             for data, cell in entry["data"].items()
         }
+        rows = results["rows"]
         comparisons = tuple(_comparison(row, cells[row["a"], row["data"]].groups) for row in results["comparisons"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
@@ -122,6 +122,11 @@ def read_evaluation(folder: Path) -> Evaluation:
         raise DataError(
             f"{folder}: {SCORES_FILE} holds scores of {model} on {data}, of which {RESULTS_FILE} knows nothing, "
             "so they are of different evaluations. Evaluate again."
+        )
+    if rows != len(scores):
+        raise DataError(
+            f"{folder}: {SCORES_FILE} holds {len(scores)} scores, but {RESULTS_FILE} is of {rows}, so one of them is "
+            "cut short or of another evaluation. Evaluate again."
         )
     return Evaluation(
         models=tuple(dict.fromkeys(model for model, _ in cells)),
@@ -171,7 +176,7 @@ def _cell(raw: Mapping[str, Any]) -> Cell:
 
 
 def _comparison(raw: Mapping[str, Any], groups: int) -> Comparison:
-    values = {name: raw[name] for name in ("data", "a", "b", "n", "difference", "p_bootstrap", "p_mcnemar")}
+    values = {name: raw[name] for name in ("data", "a", "b", "n", "difference", "p_bootstrap", "p_holm", "p_mcnemar")}
     return Comparison(**values, ci95=_interval(raw["ci95"], groups))
 
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from markupsafe import Markup
-from numpy.typing import NDArray
 
 from hafrm.report.bins import PlottedBin
 from hafrm.report.svg import Frame, Scale, Tick, drawing, element, line, nice_step, path, steps, text
 from hafrm.report.wording import interval, percent, points, shortened, visible
+from hafrm.stats import Floats
 
 __all__ = [
     "ForestRow",
@@ -26,8 +26,6 @@ __all__ = [
     "margin_histogram",
     "reliability_curve",
 ]
-
-Floats = NDArray[np.float64]
 
 _WIDTH, _HEIGHT = 260.0, 190.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 34.0, 252.0, 24.0, 152.0

@@ -66,6 +66,7 @@ class ComparisonRow:
     interval: str
     bar: Markup
     p_bootstrap: str
+    p_holm: str
     p_mcnemar: str
     decided: bool
     """Whether the interval excludes 0."""
@@ -120,6 +121,7 @@ def _comparison_row(comparison: Comparison, extent: float) -> ComparisonRow:
         interval=interval(comparison.ci95, points) or "–",
         bar=difference_bar(comparison.difference, comparison.ci95, extent),
         p_bootstrap="–" if single else p_value(comparison.p_bootstrap),
+        p_holm="–" if single else p_value(comparison.p_holm),
         p_mcnemar=p_value(comparison.p_mcnemar),
         decided=comparison.better is not None,
     )

@@ -21,7 +21,9 @@ from hafrm.stats.calibration import (
     expected_calibration_error,
     fit_combination,
     fit_temperature,
+    stated_probability,
 )
+from hafrm.stats.checks import Floats
 from hafrm.stats.relations import Correlation, LinearFit, linear_fit, pearson, spearman
 from hafrm.stats.selection import random_recall, top_k_hits, top_k_recall
 from hafrm.stats.significance import (
@@ -38,6 +40,7 @@ __all__ = [
     "AccuracyBin",
     "CalibrationBin",
     "Correlation",
+    "Floats",
     "Interval",
     "LinearFit",
     "PairedDifference",
@@ -57,6 +60,7 @@ __all__ = [
     "pearson",
     "random_recall",
     "spearman",
+    "stated_probability",
     "top_k_hits",
     "top_k_recall",
 ]

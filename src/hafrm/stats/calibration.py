@@ -18,7 +18,17 @@ __all__ = [
     "expected_calibration_error",
     "fit_combination",
     "fit_temperature",
+    "stated_probability",
 ]
+
+
+def stated_probability(margins: ArrayLike) -> Floats:
+    """The probability that a Bradley-Terry model states for the better response: sigmoid(margin), [N].
+
+    Raises:
+        ValueError: there are no margins, or one is NaN.
+    """
+    return np.asarray(special.expit(array(margins=margins)))
 
 
 @dataclass(frozen=True)

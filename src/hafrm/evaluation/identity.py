@@ -1,0 +1,101 @@
+"""What a model's rewards depend on, found before any is computed: its files, its reference's, and how it is asked.
+
+A folder is known by the names, sizes and times of its weight files and the contents of the small files beside them; a
+model of the hub by its commit. Looking that up also finds models that are not there, before another is scored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from transformers import AutoConfig
+
+from hafrm.errors import ModelError
+from hafrm.losses import USES_REFERENCE
+from hafrm.models.checkpoints import ADAPTER_FOLDER, RUN_FILE, RunInfo, first_line, quiet_transformers
+from hafrm.models.loading import ScorerChoice
+from hafrm.models.scorers import ScoreOptions
+
+__all__ = ["model_identity"]
+
+_WEIGHTS = (".safetensors", ".bin")
+_SMALL = (".json", ".jinja", ".model", ".py", ".tiktoken", ".txt")
+"""Endings of files that say how a checkpoint is read: config, tokenizer, chat template, code."""
+_OF_TRAINING = {"manifest.json", "trainer_state.json", "training_args.bin"}
+
+
+def model_identity(model: str, choice: ScorerChoice, options: ScoreOptions) -> dict[str, Any]:
+    """What the rewards of a model depend on, as plain values by what a message calls them.
+
+    Options that change rewards by rounding alone (device, batches, layout) are left out.
+
+    Raises:
+        ModelError: there is no such model, or none of its reference.
+    """
+    trust = choice.trust_remote_code
+    return {
+        "the model": _checkpoint_identity(model, trust_remote_code=trust),
+        "its reference": [_checkpoint_identity(name, trust_remote_code=trust) for name in _references(model, choice)],
+        "head": choice.head,
+        "combined_weight": choice.combined_weight,
+        "trust_remote_code": trust,
+        "score.max_length": options.max_length,
+        "score.overlong": options.overlong,
+        "hafrm": version("hafrm"),
+    }
+
+
+def _references(model: str, choice: ScorerChoice) -> list[str]:
+    """The other models that are read to score: a reference, or what a checkpoint of adapters stands on."""
+    named = [choice.reference] if choice.reference else []
+    folder = Path(model)
+    if not (folder / RUN_FILE).is_file():
+        return named
+    info = RunInfo.load(folder)
+    implicit = (choice.head or info.default_head) != "reward" and info.policy_loss in USES_REFERENCE
+    adapters_alone = not any(folder.glob("model*.safetensors"))
+    return named + ([info.base_model] if adapters_alone or (implicit and not named) else [])
+
+
+def _checkpoint_identity(model: str, *, trust_remote_code: bool) -> str:
+    """A folder's digest, or a hub model's commit."""
+    try:
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+    except Exception as error:  # transformers raises many kinds: OSError, ValueError, ...
+        here = "" if Path(model).exists() else " There is no such folder here."
+        raise ModelError(f"No model could be loaded from {model}.{here} ({first_line(error)})") from error
+    if Path(model).is_dir():
+        return _folder_digest(Path(model))
+    # A model without a commit can't be known again: it is scored anew each time.
+    return getattr(config, "_commit_hash", None) or uuid4().hex
+
+
+def _folder_digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    weights = 0
+    for path in _checkpoint_files(folder):
+        digest.update(f"{path.relative_to(folder)}\0".encode(errors="surrogatepass"))
+        if path.suffix in _WEIGHTS:
+            weights += 1
+            stat = path.stat()
+            digest.update(f"{stat.st_size} {stat.st_mtime_ns}\0".encode())
+        else:
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    if not weights:
+        raise ModelError(f"{folder} holds no weights ({' or '.join(_WEIGHTS)}). Give the folder of a whole model.")
+    return digest.hexdigest()
+
+
+def _checkpoint_files(folder: Path) -> Iterator[Path]:
+    """The files of a checkpoint and of its adapters, in order; what training left beside them is none of it."""
+    for place in (folder, folder / ADAPTER_FOLDER):
+        if place.is_dir():
+            for path in sorted(place.iterdir()):
+                if path.suffix in _WEIGHTS + _SMALL and path.name not in _OF_TRAINING and path.is_file():
+                    yield path

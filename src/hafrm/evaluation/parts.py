@@ -1,0 +1,121 @@
+"""The scores of one model on one data set, kept as they come, so that a killed evaluation goes on where it stopped.
+
+A part is two files in the evaluation's folder: `parts/NAME.jsonl` grows by a line a pair, and `parts/NAME.json` says
+what its lines depend on. That is written before the first of them, so lines without it, or beside another, do not
+count. Whole chunks alone are kept: a pair scored among other pairs than before could differ in its last bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hafrm import atomic
+from hafrm.data import OnBadRow
+from hafrm.errors import BadRowReason, DataError
+from hafrm.evaluation import scoring
+from hafrm.evaluation.scoring import PairScore, read_scores, score_line, write_scores
+
+__all__ = ["PARTS_FOLDER", "Part"]
+
+PARTS_FOLDER = "parts"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One model's scores on one data set.
+
+    Args:
+        folder: The evaluation's folder.
+        model: The model's name in the results.
+        data: The data set's name in the results.
+        depends_on: What the scores depend on: plain values, by what a message calls them.
+        ids: The pairs to score, in order.
+    """
+
+    folder: Path
+    model: str
+    data: str
+    depends_on: Mapping[str, Any]
+    ids: Sequence[str]
+
+    @property
+    def name(self) -> str:
+        """The part's name, "MODEL on DATA"."""
+        return f"{self.model} on {self.data}"
+
+    @property
+    def _stem(self) -> Path:
+        name = json.dumps([self.model, self.data])
+        return self.folder / PARTS_FOLDER / hashlib.sha256(name.encode()).hexdigest()[:16]
+
+    @property
+    def path(self) -> Path:
+        """The file of scores."""
+        return self._stem.with_suffix(".jsonl")
+
+    @property
+    def header(self) -> Path:
+        """The file that says what the scores depend on."""
+        return self._stem.with_suffix(".json")
+
+    def resume(self, say: Callable[[str], None], *, on_bad_row: OnBadRow = "error") -> list[PairScore]:
+        """The scores to keep of an earlier evaluation; the file then holds these and no others.
+
+        Args:
+            say: Called with one line where scores are thrown away, or where a stopped evaluation goes on.
+            on_bad_row: Under `error` scores with refused conversations do not count, so that they are met again.
+        """
+        scores, why_not = self._usable(on_bad_row)
+        if why_not:
+            say(f"{self.name}: {why_not} since it was scored, so it is scored anew.")
+        if not scores:
+            self.path.unlink(missing_ok=True)
+            described = {"model": self.model, "data": self.data, "depends_on": dict(self.depends_on)}
+            atomic.write_json(self.header, described)
+        elif len(scores) < len(self.ids):
+            say(f"{self.name}: goes on after {len(scores)} of {len(self.ids)} pairs.")
+            write_scores(scores, self.path)
+        return scores
+
+    def extend(self, scores: Iterable[PairScore]) -> list[PairScore]:
+        """Write scores behind those that are there, each as it comes, and return them."""
+        written = []
+        with self.path.open("ab", buffering=0) as file:
+            for score in scores:
+                file.write(score_line(score))
+                written.append(score)
+            os.fsync(file.fileno())
+        return written
+
+    def _usable(self, on_bad_row: OnBadRow) -> tuple[list[PairScore], str]:
+        """Earlier scores to keep, and why there are none although some were there."""
+        if not self.path.exists():
+            return [], ""
+        try:
+            before = json.loads(self.header.read_text(encoding="utf-8"))["depends_on"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return [], f"{self.header} was damaged"
+        if changed := _changed(before, self.depends_on):
+            return [], f"{', '.join(changed)} changed"
+        try:
+            atomic.drop_half_line(self.path)
+            scores = read_scores(self.path)
+        except DataError:
+            return [], f"{self.path} was damaged"
+        if [score.id for score in scores] != list(self.ids[: len(scores)]):
+            return [], "the rows of its pairs changed"
+        if on_bad_row == "error" and any(s.unscored == BadRowReason.REFUSED_BY_TEMPLATE for s in scores):
+            return [], "data_options.on_bad_row changed"
+        whole = len(scores) if len(scores) == len(self.ids) else len(scores) // scoring.CHUNK * scoring.CHUNK
+        return scores[:whole], ""
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Which of the things that scores depend on are not what they were."""
+    return [name for name in {**before, **now} if before.get(name) != now.get(name)]

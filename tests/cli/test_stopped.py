@@ -1,0 +1,37 @@
+"""Ctrl-C says what is left of a command's work, and nothing that is untrue."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+
+import pytest
+
+from hafrm import cli
+from hafrm.cli import main
+
+COMMANDS = {
+    "demo": [],
+    "train": ["--model", "m", "--data", "d", "--out", "o"],
+    "evaluate": ["m", "--data", "d", "--out", "o"],
+    "score": ["m", "--data", "d"],
+    "export": ["r"],
+    "data": ["list"],
+}
+
+
+@pytest.mark.parametrize(("command", "options"), COMMANDS.items(), ids=COMMANDS)
+def test_ctrl_c_is_one_true_line(command: str, options: Sequence[str], monkeypatch, capfd) -> None:
+    def run(args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib.import_module(f"hafrm.cli.{command}"), "run", run)
+    assert main([command, *options]) == 130
+    error = capfd.readouterr().err
+    assert error == f"hafrm {command}: stopped; {cli.STOPPED[command]}\n"
+    assert ("goes on" in error) == (command in ("demo", "train", "evaluate"))
+    assert ("checkpoint" in error) == (command in ("demo", "train"))
+
+
+def test_every_command_has_its_line() -> None:
+    assert cli.STOPPED.keys() == cli.COMMANDS.keys() == COMMANDS.keys()

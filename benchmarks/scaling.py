@@ -28,7 +28,7 @@ from hafrm.atomic import write_text
 from hafrm.encoding import TokenGroup
 from hafrm.models.hybrid import HybridModel, new_reward_head
 from hafrm.models.probe import probe_packing
-from hafrm.numerics import subnormals_flushed
+from hafrm.numerics import cpu_tuned
 from hafrm.packing import pack_rows
 from hafrm.stats import linear_fit
 
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--plot", help="a file for the plot, as SVG")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    with subnormals_flushed():
+    with cpu_tuned():
         result = _measure(options)
     if options.plot:
         write_text(Path(options.plot), _plot(result["curves"]))

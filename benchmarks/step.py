@@ -19,7 +19,7 @@ from benchmarks.contestants import CONTESTANTS, GROUPED, build
 from benchmarks.limit import hybrid_operations, matmul_peak
 from benchmarks.measure import environment, interleaved, median_ratio, peak_memory, peak_rss, print_table, save
 from benchmarks.workload import SHAPES, draw_batches, real_groups
-from hafrm.numerics import subnormals_flushed
+from hafrm.numerics import cpu_tuned
 
 RATIOS = {
     "hybrid_vs_trl_reward": ("hybrid", "trl_reward"),
@@ -41,7 +41,7 @@ def main() -> None:
     """Measure, print, save."""
     options = _options()
     torch.set_num_threads(options.threads)
-    with subnormals_flushed():
+    with cpu_tuned():
         if options.memory:
             _run_once(options)
             print(peak_rss())

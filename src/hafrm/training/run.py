@@ -27,7 +27,7 @@ from hafrm.models.references import (
     precompute_reference,
 )
 from hafrm.models.tokenizers import load_tokenizer
-from hafrm.numerics import subnormals_flushed
+from hafrm.numerics import cpu_tuned
 from hafrm.packing import pad_rows
 from hafrm.stats import fit_combination
 from hafrm.training.batches import PairDataset
@@ -56,7 +56,7 @@ def train(config: TrainConfig) -> TrainResult:
     Raises:
         HafrmError: options, data or model can't serve; the message says why and what to do.
     """
-    with subnormals_flushed():
+    with cpu_tuned():
         return _train(config, Path(config.out))
 
 

@@ -27,7 +27,7 @@ from transformers.utils import logging
 from hafrm.atomic import cache_folder, new_folder, write_json
 from hafrm.encoding import DEFAULT_CHAT_TEMPLATE, ConversationEncoder
 from hafrm.errors import ConfigError
-from hafrm.numerics import subnormals_flushed
+from hafrm.numerics import cpu_tuned
 from hafrm.world.corpus import instruct_conversations, pretraining_documents
 
 __all__ = ["BackboneKind", "BackboneRecipe", "Progress", "world_backbone"]
@@ -130,7 +130,7 @@ def _make(
     kind: BackboneKind, start: Path | None, place: Path, recipe: BackboneRecipe, progress: Progress | None
 ) -> None:
     """Train one stage and write its folder."""
-    with torch.random.fork_rng(devices=[]), _no_progress_bars(), subnormals_flushed():
+    with torch.random.fork_rng(devices=[]), _no_progress_bars(), cpu_tuned():
         torch.manual_seed(recipe.seed)
         if start is None:
             tokenizer = _train_tokenizer(recipe)

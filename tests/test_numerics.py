@@ -1,0 +1,57 @@
+"""What a run changes about the process is as it was afterwards, and changes no result."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import torch
+
+from hafrm.numerics import cpu_tuned, freed_memory_kept, subnormals_flushed
+
+
+def test_subnormals_are_zero_within_and_numbers_after() -> None:
+    with subnormals_flushed():
+        assert (torch.tensor(1e-39) * 1.0).item() == 0.0
+    assert (torch.tensor(1e-39) * 1.0).item() > 0.0
+
+
+def test_it_ends_after_an_error_too() -> None:
+    try:
+        with cpu_tuned():
+            raise RuntimeError
+    except RuntimeError:
+        pass
+    assert (torch.tensor(1e-39) * 1.0).item() > 0.0
+
+
+def test_freed_memory_is_used_again() -> None:
+    """On glibc, tensors made and freed within the context touch no fresh pages after the first."""
+    code = """
+import ctypes, resource, sys, torch
+from hafrm.numerics import freed_memory_kept
+if not hasattr(ctypes.CDLL(None), "mallopt"):
+    sys.exit(77)
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(2**22)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+torch.set_num_threads(1)
+plain = faults()
+with freed_memory_kept():
+    faults()
+    kept = faults()
+print(plain, kept)
+sys.exit(not kept < plain / 10)
+"""
+    found = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert found.returncode in (0, 77), found.stdout + found.stderr
+
+
+def test_results_are_the_same() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(300, 300)
+    before = x @ x
+    with freed_memory_kept():
+        assert torch.equal(x @ x, before)

@@ -10,21 +10,33 @@ import pytest
 from hafrm import world
 from hafrm.cli import demo, main
 from hafrm.data import loading
+from hafrm.training import run
 from hafrm.world import world_pairs
 from tests.tiny import save_tiny
 
 
-def test_the_story_is_told_to_its_end_and_not_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small world with a tiny backbone."""
     base = save_tiny(tmp_path / "base", max_position_embeddings=512)
     monkeypatch.setattr(demo, "world_backbone", lambda kind, progress: base)
     monkeypatch.setattr(demo, "WORLD_SETS", ("helpful",))
     monkeypatch.setattr(world, "world_pairs", lambda name, split, size: world_pairs(name, split, size=24))
     monkeypatch.setattr(loading, "_world_pairs", loading._world_pairs.__wrapped__)
     monkeypatch.setattr(demo, "MAX_LENGTH", 512)  # bytes are more tokens than the world's own
+
+
+def test_the_story_is_told_to_its_end_and_not_twice(tmp_path: Path, small: None, capfd) -> None:
     out = tmp_path / "demo"
     assert main(["demo", "--out", str(out), "--steps", "2"]) == 0
     printed = capfd.readouterr().out
-    for word in ("haf", "baseline", "dpo", "the longer response", "hafrm train --model MODEL"):
+    for word in (
+        "haf",
+        "baseline",
+        "dpo",
+        "the longer response",
+        "hafrm train --model MODEL --data TRAIN --eval_data VALID",
+    ):
         assert word in printed
     results = json.loads((out / "evaluation" / "results.json").read_text())
     assert len(results["models"]) == 3
@@ -34,3 +46,18 @@ def test_the_story_is_told_to_its_end_and_not_twice(tmp_path: Path, monkeypatch:
     assert len(manifests) == 3
     assert main(["demo", "--out", str(out), "--steps", "2"]) == 0
     assert all(path.read_bytes() == before for path, before in manifests.items())
+    (out / "dpo" / "manifest.json").unlink()
+    for option in (["--seed", "1"], ["--steps", "3"]):
+        assert main(["demo", "--out", str(out), "--steps", "2", *option]) == 2
+        error = capfd.readouterr().err
+        assert f"{out / 'haf'} holds a run with other options: training." in error
+        assert "Choose another --out." in error
+    assert not (out / "dpo" / "manifest.json").exists()  # nothing was trained
+
+
+def test_a_weight_that_was_not_fitted_is_not_told(tmp_path: Path, small: None, monkeypatch, capfd) -> None:
+    monkeypatch.setattr(run, "fit_combination", lambda margins: None)
+    assert main(["demo", "--out", str(tmp_path / "demo"), "--steps", "1"]) == 0
+    printed = capfd.readouterr().out
+    assert "--head combined" not in printed
+    assert "hafrm evaluate runs/mine --data TEST" in printed

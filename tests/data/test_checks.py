@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hafrm.data import Finding, SourceReport, check_pairs
+from hafrm.data import Finding, SourceReport, check_pairs, shared_prompts
 from hafrm.pairs import PreferencePair
 from tests.tiny import pair
 
@@ -76,3 +76,10 @@ def test_errors_stand_before_warnings_and_examples_are_few() -> None:
     assert [finding.severity for finding in findings] == ["error", "warning"]
     assert len(findings[1].examples) == 5 < findings[1].count
     assert findings[1].as_dict()["check"] == "duplicate_pairs"
+
+
+def test_shared_prompts_are_counted_once_and_by_text() -> None:
+    ours = [pair("A?", "yes", "no"), pair("b?", "yes", "no"), pair("a? ", "x", "y"), pair("c?", "yes", "no")]
+    theirs = [pair("a?", "left", "right"), pair("a?", "up", "down"), pair("B?", "1", "2"), pair("d?", "1", "2")]
+    assert len(shared_prompts(ours, theirs)) == 2
+    assert shared_prompts(ours[3:], theirs) == set()

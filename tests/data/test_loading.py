@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import pytest
 
-from hafrm.data import DataOptions, data_names, fingerprint, load_pairs, loading
+from hafrm.data import DataOptions, data_names, fingerprint, load_pairs, loading, local_path
 from hafrm.errors import BadRowError, BadRowReason, ConfigError, DataError, UnknownDataError, UnreadableError
 from hafrm.pairs import PreferencePair
 from tests.tiny import pair, some_pairs
@@ -261,3 +261,71 @@ def test_a_hub_failure_says_what_was_tried(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_malformed_hub_name() -> None:
     with pytest.raises(UnknownDataError, match="hub:OWNER/NAME"):
         load_pairs("hub:nothing")
+
+
+def test_a_name_can_carry_its_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Hub([GOOD])
+    monkeypatch.setattr("datasets.load_dataset", hub)
+    names = ["hub:someone/some-set#test_prefs", "someone/some-set:clean#test_prefs", "hh-harmless#test"]
+    for name in names[:2]:
+        (report,) = load_pairs(name, split="train").reports
+        assert (report.name, report.split) == (name, "test_prefs")
+    assert [call[1]["split"] for call in hub.calls] == ["test_prefs", "test_prefs"]
+    write(tmp_path / "train.jsonl", GOOD, GOOD)
+    write(tmp_path / "test.jsonl", GOOD)
+    assert len(load_pairs([f"{tmp_path}#test", str(tmp_path)]).pairs) == 3
+    assert load_pairs("world/arena[:2]#test").pairs[1].prompt[0].content == "arena test 1"
+    with pytest.raises(ConfigError, match="world/arena has no split 'dev'"):
+        load_pairs("world/arena#dev")
+
+
+def test_a_named_set_and_its_copy_can_carry_their_split(tmp_path: Path) -> None:
+    rows = [
+        {"chosen": f"\n\nHuman: {q}\n\nAssistant: yes", "rejected": f"\n\nHuman: {q}\n\nAssistant: no"} for q in "abc"
+    ]
+    write(tmp_path / "test.jsonl", *rows)
+    loaded = load_pairs(f"hh-harmless@{tmp_path}#test", split="train")
+    assert len(loaded.pairs) == 3
+    assert loaded.reports[0].name == f"hh-harmless@{tmp_path}#test"
+    with pytest.raises(ConfigError, match="no split 'dev'"):
+        load_pairs(f"hh-harmless@{tmp_path}#dev")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("{folder}/a.jsonl#test", "read whole and has no splits. Leave out #test"),
+        ("{folder}#", "split's name is missing"),
+        ("{folder}#dev", "no file of the split 'dev'.*name a split that is there as .*#SPLIT"),
+        ("{folder}/b#1.jsonl", "no such file"),
+        ("hub:nothing#test", "hub:OWNER/NAME"),
+        ("zzzzzzzz#test", "Unknown data set 'zzzzzzzz'"),
+    ],
+)
+def test_splits_that_can_not_be(tmp_path: Path, name: str, message: str) -> None:
+    write(tmp_path / "a.jsonl", GOOD)
+    with pytest.raises((ConfigError, DataError), match=message):
+        load_pairs(name.format(folder=tmp_path))
+
+
+def test_paths_may_hold_the_mark(tmp_path: Path) -> None:
+    folder = tmp_path / "C#x"
+    folder.mkdir()
+    path = write(folder / "train.jsonl", GOOD)
+    write(folder / "test.jsonl", GOOD, GOOD)
+    assert len(load_pairs(path).pairs) == len(load_pairs(str(folder)).pairs) == 1
+    assert len(load_pairs(f"{folder}#test").pairs) == 2
+
+
+def test_a_hub_failure_tells_of_splits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.load_dataset", Hub(ValueError('Unknown split "validation". Should be one of ...')))
+    with pytest.raises(UnreadableError, match="no split 'validation', name one that it has: hub:a/b#SPLIT"):
+        load_pairs("hub:a/b", split="validation")
+
+
+def test_the_paths_that_names_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "train.jsonl", GOOD)
+    for name in (path, f"{path}#test", f"hh-harmless@{path}", f"hh-harmless@{path}#test"):
+        assert local_path(name) == Path(path)
+    for name in ("world/arena", "hub:a/b", "a/b#test", "hh-harmless", "hh-harmless#test", f"{path}.gz"):
+        assert local_path(name) is None

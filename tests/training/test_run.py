@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,13 +18,16 @@ import torch
 from safetensors.torch import load_file
 
 from hafrm.data import DataOptions
-from hafrm.errors import ConfigError
-from hafrm.models.checkpoints import RunInfo
+from hafrm.encoding import DEFAULT_CHAT_TEMPLATE
+from hafrm.errors import ConfigError, ModelError
+from hafrm.models.checkpoints import RunInfo, new_model
 from hafrm.models.lora import LoraOptions
+from hafrm.models.references import weights_digest
+from hafrm.models.tokenizers import load_tokenizer
 from hafrm.training.config import LossConfig, TrainConfig, training_arguments
 from hafrm.training.run import train
 from hafrm.training.trainer import last_checkpoint
-from tests.tiny import save_tiny, some_pairs
+from tests.tiny import pair, save_tiny, some_pairs, tiny_tokenizer
 
 FAST = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "use_cpu": True, "report_to": []}
 
@@ -141,6 +146,13 @@ def test_the_best_checkpoint_is_kept(config: TrainConfig) -> None:
     assert manifest["best_step"] in (2, 4, 6)
 
 
+def test_evaluating_at_the_start_and_rows_in_order(config: TrainConfig) -> None:
+    options = {"eval_on_start": True, "train_sampling_strategy": "sequential"}
+    train(replace(config, training=config.training | options))
+    lines = [json.loads(line) for line in (Path(config.out) / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "eval_loss" in line] == [0, 4, 4]
+
+
 def test_a_half_written_checkpoint_is_passed_over(config: TrainConfig) -> None:
     train(config)
     half = Path(config.out) / "checkpoint-9"
@@ -182,16 +194,199 @@ def test_impossible_options_are_refused(values: dict, message: str) -> None:
     ("values", "message"),
     [
         ({"policy_ratio": float("nan")}, "finite"),
-        ({"beta": 0.0}, "more than 0"),
+        ({"beta": 0.0}, r"loss\.beta must be a positive number"),
+        ({"policy_loss": "simpo", "target_margin": -0.5}, r"loss\.target_margin must be zero or a positive"),
         ({"reward_weight": 0.0, "policy_ratio": 0.0}, "nothing would be trained"),
         ({"label_smoothing": 0.7}, r"\[0, 0\.5\)"),
         ({"reward_loss": "nope"}, "unknown loss"),
         ({"policy_loss": "ipo", "policy_label_smoothing": 0.1}, "no effect on ipo"),
+        ({"target_margin": 0.7}, r"loss\.target_margin has no effect on dpo"),
+        ({"policy_loss": "orpo", "reference": "frozen_copy"}, "orpo, which has no reference"),
+        ({"policy_ratio": 0.0, "beta": 0.3}, r"loss\.beta has no effect without a policy loss"),
     ],
 )
 def test_impossible_losses_are_refused(values: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         LossConfig(**values)
+
+
+@pytest.mark.parametrize(
+    ("method", "loss", "message"),
+    [
+        ("dpo", {"policy_ratio": 0.5}, r"policy_ratio is 0\.5, but --method dpo fixes it at 1"),
+        ("baseline", {"reward_weight": 2.0}, r"reward_weight is 2\.0, but --method baseline fixes it at 1"),
+        ("baseline", {"policy_ratio": 0.1}, "fixes it at 0"),
+        ("dpo", {"reward_loss": "hinge"}, "reward_loss has no effect without a reward loss"),
+        ("dpo", {"centering": 0.1}, "centering has no effect"),
+        ("dpo", {"label_smoothing": 0.1}, "label_smoothing has no effect"),
+        ("baseline", {"beta": 0.3}, "beta has no effect without a policy loss"),
+        ("baseline", {"policy_loss": "ipo"}, "policy_loss has no effect"),
+        ("baseline", {"reference": "frozen_copy"}, "reference has no effect"),
+    ],
+)
+def test_loss_options_that_a_method_does_not_read_are_refused(method: str, loss: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig(model="m", data=["d"], out="o", method=method, loss=LossConfig(**loss))
+
+
+def test_weights_that_a_method_fixes_may_be_spelt_out() -> None:
+    for method, loss in (("dpo", LossConfig(policy_ratio=1.0)), ("baseline", LossConfig(policy_ratio=0.0))):
+        config = TrainConfig(model="m", data=["d"], out="o", method=method, loss=loss)
+        assert config.resolved_loss == LossConfig().for_method(method)
+
+
+def test_overwriting_deletes_nothing_before_the_new_run_is_sound(config: TrainConfig, tmp_path: Path) -> None:
+    train(config)
+    weights = (Path(config.out) / "model.safetensors").read_bytes()
+    broken = save_tiny(tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes(b"no weights")
+    again = replace(config, overwrite=True)
+    with pytest.raises(ModelError):
+        train(replace(again, model=str(broken)))
+    with pytest.raises(ConfigError, match="256 positions"):
+        train(replace(again, data_options=DataOptions(max_length=512)))
+    assert (Path(config.out) / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize("name", ["model", "data", "eval_data", "linked", "split"])
+def test_a_run_does_not_read_from_the_folder_that_it_may_delete(name: str, config: TrainConfig, tmp_path: Path) -> None:
+    train(config)
+    out = Path(config.out)
+    shutil.copy(config.data[0], out / "train.jsonl")
+    (tmp_path / "link").symlink_to(out / "train.jsonl")
+    changes = {
+        "model": {"model": str(out)},
+        "data": {"data": [*config.data, str(out / "train.jsonl")]},
+        "eval_data": {"eval_data": [str(out / ".." / out.name / "train.jsonl")]},
+        "linked": {"data": [str(tmp_path / "link")]},
+        "split": {"data": [f"{out}#train"]},
+    }[name]
+    with pytest.raises(ConfigError, match="lies in the run's own folder"):
+        train(replace(config, overwrite=True, **changes))
+    assert (out / "model.safetensors").exists()
+    assert (out / "train.jsonl").exists()
+
+
+def interrupt(config: TrainConfig, **changes: object) -> dict:
+    """Run, then make the folder look like that of a run which was stopped; changes go into its manifest."""
+    train(config)
+    path = Path(config.out) / "manifest.json"
+    manifest = json.loads(path.read_text()) | {"status": "running"}
+    for name, value in changes.items():
+        manifest["effective"][name] = value
+    path.write_text(json.dumps(manifest))
+    return manifest
+
+
+def test_resuming_on_changed_data_is_refused(config: TrainConfig) -> None:
+    interrupt(config)
+    path = Path(config.eval_data[0])
+    path.write_text(path.read_text().replace("yes", "yes!", 1))
+    with pytest.raises(ConfigError, match=r"other data: .*valid\.jsonl \(was 8 pairs, sha256 .*, now 8 pairs"):
+        train(config)
+    train(replace(config, overwrite=True))
+
+
+def test_resuming_with_another_tokenizer_is_refused(config: TrainConfig) -> None:
+    """The rows are the same, but fewer fit the limit."""
+    interrupt(config)
+    wordy = DEFAULT_CHAT_TEMPLATE.replace("message['content']", "message['content'] * 4")
+    assert wordy != DEFAULT_CHAT_TEMPLATE
+    tiny_tokenizer(template=wordy).save_pretrained(config.model)
+    with pytest.raises(ConfigError, match=r"pairs of train data within the limit.* \(was 24, now \d+\)"):
+        train(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "was"), [("bf16", True), ("dtype", "bfloat16"), ("world_size", 4), ("model_revision", "abc")]
+)
+def test_resuming_in_other_settings_is_refused(name: str, was: object, config: TrainConfig) -> None:
+    interrupt(config, **{name: was})
+    with pytest.raises(ConfigError, match=rf"other settings: {name} \(was {was}, now"):
+        train(config)
+
+
+def test_what_does_no_harm_may_change_on_resuming(config: TrainConfig) -> None:
+    interrupt(config, device="cuda:7")
+    harmless = {"logging_steps": 2, "save_total_limit": 1, "dataloader_num_workers": 0, "disable_tqdm": True}
+    assert train(replace(config, training=config.training | harmless)).steps == 4
+    interrupt(replace(config, overwrite=True))
+    with pytest.raises(ConfigError, match=r"training\.learning_rate"):
+        train(replace(config, training=config.training | {"learning_rate": 1e-4}))
+
+
+def test_a_run_stopped_after_its_last_step_takes_none_more(config: TrainConfig) -> None:
+    whole = train(config)
+    weights = load_file(Path(config.out) / "model.safetensors")
+    (Path(config.out) / "model.safetensors").unlink()
+    path = Path(config.out) / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "running"}))
+    again = train(config)
+    assert again.steps == whole.steps == 4
+    assert again.metrics["eval_loss"] == whole.metrics["eval_loss"]
+    for name, tensor in load_file(Path(config.out) / "model.safetensors").items():
+        assert torch.equal(tensor, weights[name]), name
+
+
+def test_the_manifest_holds_what_the_options_came_to(config: TrainConfig) -> None:
+    train(config)
+    effective = json.loads((Path(config.out) / "manifest.json").read_text())["effective"]
+    expected = {
+        "learning_rate": 1e-3,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 1,
+        "max_steps": 4,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": 0,
+        "bf16": False,
+        "fp16": False,
+        "optim": "adamw_torch",
+        "adam_epsilon": 1e-5,
+        "weight_decay": 0.0,
+        "seed": 0,
+        "eval_steps": 20,
+        "save_steps": 20,
+        "dtype": "float32",
+        "device": "cpu",
+        "world_size": 1,
+        "model_revision": None,
+    }
+    assert expected.items() <= effective.items()
+
+
+def test_a_run_says_what_it_will_do(config: TrainConfig, capfd) -> None:
+    train(replace(config, eval_data=[]))
+    said = capfd.readouterr().err
+    assert "24 training pairs: 4 steps of 4 pairs (0.667 epochs), learning rate 0.001, packed batches" in said
+    assert "warning" not in said
+
+
+def test_prompts_in_training_and_validation_data_are_counted(config: TrainConfig, tmp_path: Path, capfd) -> None:
+    mixed = [pair.as_row() for pair in some_pairs(3)] + [pair(f"new {i}", "yes", "no").as_row() for i in range(4)]
+    (tmp_path / "valid.jsonl").write_text("\n".join(json.dumps(row | {"group": "one"}) for row in mixed))
+    train(config)
+    assert "warning: 3 prompts of the validation data are in the training data too" in capfd.readouterr().err
+    assert json.loads((Path(config.out) / "manifest.json").read_text())["data"]["shared_prompts"] == 3
+
+
+@pytest.mark.parametrize("disabled", [True, False])
+def test_the_models_dropout_is_an_option(disabled: bool, config: TrainConfig, tmp_path: Path) -> None:
+    """Without dropout the first step's policy loss is that of equal policy and reference, log 2."""
+    base = save_tiny(tmp_path / "gpt2", "gpt2", resid_pdrop=0.5)
+    training = config.training | {"max_steps": 1}
+    train(replace(config, model=str(base), disable_dropout=disabled, training=training))
+    first = json.loads((Path(config.out) / "metrics.jsonl").read_text().splitlines()[0])
+    assert (abs(first["loss/policy"] - math.log(2)) < 1e-5) == disabled
+
+
+@pytest.mark.parametrize("method", ["haf", "baseline"])
+def test_the_description_names_losses_and_reference(method: str, config: TrainConfig) -> None:
+    loss = LossConfig(reward_loss="probit")
+    train(replace(config, method=method, loss=loss))
+    info = RunInfo.load(Path(config.out))
+    tokenizer = load_tokenizer(config.model)
+    digest = weights_digest(new_model(config.model, tokenizer, lora=LoraOptions()))
+    assert (info.reward_loss, info.base_digest) == ("probit", digest if method == "haf" else "")
 
 
 def test_a_killed_run_resumes_to_the_same_weights(config: TrainConfig, tmp_path: Path) -> None:

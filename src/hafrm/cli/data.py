@@ -39,7 +39,7 @@ class DataCommand:
     """List the data sets that have names, show what data sets hold, or check them for faults."""
 
     split: str = "train"
-    """train, validation or test; a file is read whole."""
+    """train, validation or test; a file is read whole, and NAME#SPLIT is that split."""
 
     tokenizer: str | None = None
     """Folder or hub id of a tokenizer (or a model): counts tokens too."""
@@ -48,9 +48,12 @@ class DataCommand:
     """show: how many pairs to print of each set."""
 
     against: list[str] = field(default_factory=list)
-    """check: test sets that should share no prompt with the data."""
+    """check: sets that should share no prompt with the data: their test splits, or NAME#SPLIT."""
 
     data_options: DataOptions = field(default_factory=DataOptions)
+
+
+_NAMES_HELP = "Data names (see `hafrm data list`), paths of files, or hub:OWNER/NAME; NAME#SPLIT for one split."
 
 
 def parser() -> ArgumentParser:
@@ -58,7 +61,7 @@ def parser() -> ArgumentParser:
     # One parser for the three actions: jsonargparse can't nest the subcommands of a parser that is itself added as one.
     command = command_parser(DataCommand, lists=["against"])
     command.add_argument("action", choices=["list", "show", "check"], help="What to do.")
-    command.add_argument("names", nargs="*", default=[], help="Data names (see `hafrm data list`) or paths of files.")
+    command.add_argument("names", nargs="*", default=[], help=_NAMES_HELP)
     command.add_argument("--json", action="store_true", help="check: print JSON instead of tables.")
     command.add_argument("--strict", action="store_true", help="check: exit with status 1 if a finding is an error.")
     return command
@@ -143,7 +146,10 @@ def _console() -> Console:
 
 def _names_table() -> Table:
     table = Table(title="Data sets with names", show_lines=True)
-    table.caption = "NAME@PATH reads a copy of a set's files; any other file or folder of pairs goes by its path"
+    table.caption = (
+        "NAME@PATH reads a copy of a set's files; any other file or folder of pairs goes by its path, a hub set as "
+        "hub:OWNER/NAME; NAME#SPLIT is one split of any but a file: hh-harmless#test"
+    )
     table.add_column("name", no_wrap=True)
     table.add_column("holds, licence, citation, source", overflow="fold")
     for source in NAMED_SOURCES.values():

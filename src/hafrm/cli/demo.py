@@ -19,7 +19,7 @@ from hafrm.errors import ConfigError
 from hafrm.evaluation.run import EvaluateConfig
 from hafrm.models.checkpoints import RunInfo
 from hafrm.training.config import Method, TrainConfig
-from hafrm.training.manifest import is_finished
+from hafrm.training.manifest import changed_options, is_finished, read_manifest
 from hafrm.training.run import train
 from hafrm.world import WORLD_SETS, world_backbone
 
@@ -69,15 +69,16 @@ def run(args: Namespace) -> None:
     with _timed(console, "1/3 A small Llama learns the world's language (once; then it is cached)"):
         backbone = _backbone()
     sets = [f"world/{name}" for name in WORLD_SETS]
-    runs = []
-    for method in get_args(Method):
-        folder = out / method
-        runs.append(str(folder))
-        with _timed(console, f"2/3 Training {method} on pairs of all five sets"):
-            if not is_finished(folder):
-                train(_training(config, str(backbone), method, folder))
+    runs = [_training(config, str(backbone), method, out / method) for method in get_args(Method)]
+    for each in runs:
+        _require_same_demo(each)
+    for each in runs:
+        with _timed(console, f"2/3 Training {each.method} on pairs of all five sets"):
+            if not is_finished(Path(each.out)):
+                train(each)
+    models = [each.out for each in runs]
     with _timed(console, "3/3 Scoring new prompts of every set"):
-        page = run_evaluation(EvaluateConfig(models=runs, data=sets, out=str(out / "evaluation")), console, _INTRO)
+        page = run_evaluation(EvaluateConfig(models=models, data=sets, out=str(out / "evaluation")), console, _INTRO)
     _say_next(console, out, page)
 
 
@@ -89,6 +90,14 @@ def _backbone() -> Path:
             line.update(f"{stage}: step {step} of {steps}, loss {loss:.2f}")
 
         return world_backbone("instruct", progress=progress)
+
+
+def _require_same_demo(config: TrainConfig) -> None:
+    """Refuse to show the run of another demo as this one's."""
+    manifest = read_manifest(Path(config.out))
+    changed = changed_options(manifest, config) if manifest is not None else ""
+    if changed:
+        raise ConfigError(f"{config.out} holds a run with other options: {changed}. Choose another --out.")
 
 
 def _training(config: DemoConfig, backbone: str, method: Method, folder: Path) -> TrainConfig:
@@ -120,15 +129,20 @@ def _timed(console: Console, what: str) -> Iterator[None]:
 
 def _say_next(console: Console, out: Path, page: Path) -> None:
     weight = RunInfo.load(out / "haf").combined_weight
+    combined = (
+        f"HAF's two heads together (log-ratio weight {weight:.2f}, fitted on validation pairs): "
+        f"hafrm evaluate {out}/haf --head combined --data world/helpful --out {out}/combined\n"
+        if weight is not None
+        else ""
+    )
     console.print(
         f"\nThe page with every pair: {page}\n"
         f"The models: {out}/haf, {out}/baseline, {out}/dpo. They load in transformers with no custom code.\n"
-        f"HAF's two heads together (log-ratio weight {weight:.2f}, fitted on validation pairs): "
-        f"hafrm evaluate {out}/haf --head combined --data world/helpful --out {out}/combined\n\n"
-        "Your own data: JSON lines with prompt, chosen and rejected. Then\n"
-        "  hafrm data check FILE\n"
-        "  hafrm train --model MODEL --data FILE --eval_data FILE --out runs/mine\n"
-        "  hafrm evaluate runs/mine --data FILE --out eval/mine\n"
+        f"{combined}\n"
+        "Your own data: files of JSON lines with prompt, chosen and rejected, whose prompts differ. Then\n"
+        "  hafrm data check TRAIN --against VALID TEST\n"
+        "  hafrm train --model MODEL --data TRAIN --eval_data VALID --out runs/mine\n"
+        "  hafrm evaluate runs/mine --data TEST --out eval/mine\n"
         "  hafrm export runs/mine",
         highlight=False,
         soft_wrap=True,

@@ -24,4 +24,4 @@ def run(args: Namespace) -> None:
     accuracy = result.metrics.get("eval_rewards/accuracies")
     validation = f", validation accuracy {accuracy:.3f}" if accuracy is not None else ""
     console.print(f"Trained {result.steps} steps{validation}. The model is in {result.folder}.", highlight=False)
-    console.print(f"Next: hafrm evaluate {result.folder} --data FILE --out eval", highlight=False)
+    console.print(f"Next: hafrm evaluate {result.folder} --data TEST --out eval", highlight=False)

@@ -4,9 +4,9 @@
 what a set holds and what is wrong with it.
 """
 
-from hafrm.data.checks import Finding, check_pairs
+from hafrm.data.checks import Finding, check_pairs, shared_prompts
 from hafrm.data.encode import EncodedPairs, encode_pairs
-from hafrm.data.loading import SPLITS, data_names, load_pairs
+from hafrm.data.loading import SPLITS, data_names, load_pairs, local_path
 from hafrm.data.options import DataOptions, OnBadRow, ReadOptions
 from hafrm.data.registry import NAMED_SOURCES, NamedSource
 from hafrm.data.reports import PairSet, SourceReport, fingerprint
@@ -33,7 +33,9 @@ __all__ = [
     "fingerprint",
     "length_accuracy",
     "load_pairs",
+    "local_path",
     "pair_statistics",
     "read_rows",
+    "shared_prompts",
     "split_by_group",
 ]

@@ -15,7 +15,7 @@ from hafrm.data.reports import SourceReport
 from hafrm.data.statistics import length_accuracy
 from hafrm.pairs import PreferencePair, prompt_group
 
-__all__ = ["Finding", "Severity", "check_pairs"]
+__all__ = ["Finding", "Severity", "check_pairs", "shared_prompts"]
 
 Severity = Literal["error", "warning"]
 
@@ -82,6 +82,14 @@ _CONFLICTS = (
 )
 
 
+def shared_prompts(pairs: Sequence[PreferencePair], others: Sequence[PreferencePair]) -> set[str]:
+    """The prompts that stand in both sets, each by `prompt_group` of its text.
+
+    Not by the pairs' own `group`: two sources name their groups each in their own way.
+    """
+    return {prompt_group(pair.prompt) for pair in pairs} & {prompt_group(pair.prompt) for pair in others}
+
+
 def _found(check: str, severity: Severity, rows: Sequence[PreferencePair], explanation: str) -> list[Finding]:
     if not rows:
         return []
@@ -130,8 +138,7 @@ def _conflicts(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
 
 
 def _overlap(pairs: Sequence[PreferencePair], name: str, test: Sequence[PreferencePair]) -> list[Finding]:
-    # By text, not by `group`: two sources name their groups each in their own way.
-    prompts = {prompt_group(pair.prompt) for pair in test}
+    prompts = shared_prompts(pairs, test)
     shared = [pair for pair in pairs if prompt_group(pair.prompt) in prompts]
     explanation = f"the prompt also stands in {name}, so an accuracy there would be too good. Remove the rows."
     return _found("overlap", "error", shared, explanation)

@@ -4,6 +4,10 @@ A data name is, in this order: `world/NAME`, or `world/NAME[:100]` for its first
 name of the registry, or NAME@PATH for a copy of that set's files on disk; a path to a file or to a folder with one file
 a split; a plain `OWNER/NAME[:CONFIG]`, which is looked for on the hub. Only the named sets draw splits of their own; a
 file is read whole, and a folder's or hub set's splits are what they are.
+
+Each name but a file's may end in #SPLIT, which is then read in place of the split that a command asks for:
+`hub:HuggingFaceH4/ultrafeedback_binarized#test_prefs`, `folder#test`, `hh-harmless#test`. A path that exists is taken
+as it is, also with a # in it.
 """
 
 from __future__ import annotations
@@ -25,14 +29,14 @@ from hafrm.data.splits import split_by_group
 from hafrm.errors import ConfigError, DataError, UnknownDataError, UnreadableError
 from hafrm.pairs import PreferencePair
 
-__all__ = ["SPLITS", "data_names", "load_pairs"]
+__all__ = ["SPLITS", "data_names", "load_pairs", "local_path"]
 
 SPLITS = ("train", "validation", "test")
 """The splits that named sets and the world have."""
 
 _WORLD_NAME = re.compile(r"world/(?P<task>[\w-]+)(?:\[:(?P<size>[1-9]\d*)\])?")
 _HUB_NAME = re.compile(r"(?P<path>[A-Za-z0-9][\w.-]*/[\w.-]+)(?::(?P<config>[\w.-]+))?")
-
+_WITH_SPLIT = re.compile(r"(?P<name>[^#].*)#(?P<split>[\w-]*)")
 
 _DEFAULTS = ReadOptions()
 
@@ -51,7 +55,8 @@ def load_pairs(data: str | Sequence[str], *, split: str = "train", options: Read
 
     Args:
         data: One or more data names; see the module's docstring. Several are put one after the other.
-        split: "train", "validation" or "test"; for a folder or a hub set any split that it has. A file is read whole.
+        split: "train", "validation" or "test"; for a folder or a hub set any split that it has. A file is read whole,
+            and NAME#SPLIT is that split, whatever is asked for here.
         options: How to treat bad rows, and the seed of the splits that are drawn here.
 
     Returns:
@@ -68,13 +73,50 @@ def load_pairs(data: str | Sequence[str], *, split: str = "train", options: Read
         raise ConfigError("No data given. Name a data set or a file; `hafrm data list` lists the known names.")
     result = PairSet([], [])
     for name in names:
-        pairs, report = _load(name, split, options)
+        bare, own_split = _without_split(name)
+        pairs, report = _load(bare, own_split or split, options)
+        if own_split and report.kind == "file":
+            raise ConfigError(f"{name}: a file is read whole and has no splits. Leave out #{own_split}.")
+        report.name = name
         if not pairs:
             raise DataError(f"{name}: {_account(report)}")
         report.sha256 = fingerprint(pairs)
         result.pairs.extend(pairs)
         result.reports.append(report)
     return result
+
+
+def local_path(name: str) -> Path | None:
+    """The file or folder on disk that a data name reads; None where it reads the world or the hub."""
+    path = _path_in(_without_split(name)[0])
+    return path if path is not None and _exists(path) else None
+
+
+def _path_in(name: str) -> Path | None:
+    """The path that a name is or holds, whether or not there is anything."""
+    if name.startswith(("world/", "hub:")):
+        return None
+    source, _, location = name.partition("@")
+    if source in NAMED_SOURCES:
+        return Path(location) if location else None
+    return Path(name)
+
+
+def _without_split(name: str) -> tuple[str, str | None]:
+    """A name without #SPLIT, and the split if it names one."""
+    found, path = _WITH_SPLIT.fullmatch(name), _path_in(name)
+    if found is None or (path is not None and _exists(path)):
+        return name, None
+    if not found["split"]:
+        raise ConfigError(f"{name}: the split's name is missing after #. Write NAME#SPLIT, such as hh-harmless#test.")
+    return found["name"], found["split"]
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name too long, for one
+        return False
 
 
 def _load(name: str, split: str, options: ReadOptions) -> _Loaded:
@@ -132,7 +174,8 @@ def _split_files(folder: Path, split: str) -> list[Path]:
         held = ", ".join(path.name for path in files[:8]) or "no data file"
         raise UnreadableError(
             f"{folder}: the folder has no file of the split {split!r}; it holds {held}. Add a file named "
-            f"{split}.jsonl (or {', '.join(SUFFIXES[1:])}), or give the path of one file, which is read whole."
+            f"{split}.jsonl (or {', '.join(SUFFIXES[1:])}), name a split that is there as {folder}#SPLIT, or give the "
+            "path of one file, which is read whole."
         )
     return found
 
@@ -140,11 +183,17 @@ def _split_files(folder: Path, split: str) -> list[Path]:
 def _load_hub(name: str, split: str, options: ReadOptions) -> _Loaded:
     match = _HUB_NAME.fullmatch(name.removeprefix("hub:"))
     if match is None:
-        raise UnknownDataError(f"{name!r} is no name of a hub data set. Write hub:OWNER/NAME or hub:OWNER/NAME:CONFIG.")
+        raise UnknownDataError(
+            f"{name!r} is no name of a hub data set. Write hub:OWNER/NAME or hub:OWNER/NAME:CONFIG, and #SPLIT behind "
+            "it for another split than the command's own."
+        )
     arguments = {"name": match["config"]} if match["config"] else {}
     call = hub_call(match["path"], arguments, split=split)
     report = SourceReport(name=name, kind="hub", split=split, read_from=[call])
-    remedy = "Check the name and the network, or download the data elsewhere and give the file's path."
+    remedy = (
+        f"Check the name and the network. If the set has no split {split!r}, name one that it has: {name}#SPLIT. Or "
+        "download the data elsewhere and give the file's path."
+    )
     if not name.startswith("hub:"):
         remedy = f"There is no file or folder {name} either. {remedy}"
     rows = hub_rows(match["path"], arguments, split=split, remedy=remedy)
@@ -244,7 +293,8 @@ def _advice(name: str) -> str:
     did_you_mean = f"Did you mean {' or '.join(nearest)}? " if nearest else ""
     return (
         f"{did_you_mean}`hafrm data list` lists the known names; the path of a file ({', '.join(SUFFIXES)}), of a "
-        "folder with a file for each split, or a hub data set as hub:OWNER/NAME will do as well."
+        "folder with a file for each split, or a hub data set as hub:OWNER/NAME will do as well, "
+        "with #SPLIT behind it for another split than the command's own."
     )
 
 

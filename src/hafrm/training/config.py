@@ -1,13 +1,13 @@
 """What a training run is told: the options of `hafrm train`, with the paper's defaults (Table 5, Appendix A).
 
-Where the paper is silent, the choice stands in the field's docstring.
+Where the paper is silent, the choice stands in the field's docstring. An option that nothing would read is refused.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from typing import Any, Literal
 
 import torch
@@ -16,15 +16,22 @@ from transformers.integrations.integration_utils import is_tensorboard_available
 
 from hafrm.data import DataOptions
 from hafrm.errors import ConfigError
-from hafrm.losses import OPTIONS_READ, POLICY_LOSSES, REWARD_LOSSES
+from hafrm.losses import OPTIONS_READ, POLICY_LOSSES, REWARD_LOSSES, USES_REFERENCE, PolicyLossOptions
 from hafrm.models.hybrid import HeadInit
 from hafrm.models.layout import LayoutChoice
 from hafrm.models.lora import LoraOptions
+from hafrm.training.arguments import checked_arguments, total_steps
 
 __all__ = ["BEST_METRICS", "LossConfig", "Method", "TrainConfig", "training_arguments"]
 
 Method = Literal["haf", "baseline", "dpo"]
 """`haf` trains both heads (Eq. 5), `baseline` the reward head alone (Eq. 2), `dpo` the policy head alone (Eq. 4)."""
+
+_FIXED_WEIGHTS: dict[Method, dict[str, float]] = {
+    "haf": {},
+    "baseline": {"reward_weight": 1.0, "policy_ratio": 0.0},
+    "dpo": {"reward_weight": 0.0, "policy_ratio": 1.0},
+}
 
 BEST_METRICS = {"accuracy": "rewards/accuracies", "margin": "rewards/margins", "chosen_reward": "rewards/chosen"}
 """Readings of the paper's "checkpoint that achieves the highest reward on the validation set" (Appendix A)."""
@@ -56,7 +63,7 @@ class LossConfig:
     """The same in the policy loss: conservative DPO."""
 
     target_margin: float = 0.5
-    """SimPO's target margin; other losses ignore it."""
+    """SimPO's target margin; no other loss reads it."""
 
     centering: float = 0.0
     """Weight of (r_chosen + r_rejected)^2, which keeps rewards around zero."""
@@ -65,13 +72,11 @@ class LossConfig:
     """Where reference log-probs come from; `auto` computes them once before training and keeps them on disk."""
 
     def __post_init__(self) -> None:
-        for name in ("reward_weight", "policy_ratio", "beta", "centering", "target_margin"):
+        for name in ("reward_weight", "policy_ratio", "centering"):
             if not math.isfinite(getattr(self, name)):
                 raise ConfigError(f"loss.{name} must be a finite number, got {getattr(self, name)}")
         if self.reward_weight < 0:
             raise ConfigError(f"loss.reward_weight must be 0 or more, got {self.reward_weight}")
-        if self.beta <= 0:
-            raise ConfigError(f"loss.beta must be more than 0, got {self.beta}")
         for name in ("label_smoothing", "policy_label_smoothing"):
             if not 0 <= getattr(self, name) < 0.5:
                 raise ConfigError(f"loss.{name} must be in [0, 0.5), got {getattr(self, name)}")
@@ -79,16 +84,50 @@ class LossConfig:
             raise ConfigError("loss.reward_weight and loss.policy_ratio are both 0, so nothing would be trained.")
         if self.reward_loss not in REWARD_LOSSES or self.policy_loss not in POLICY_LOSSES:
             raise ConfigError(f"unknown loss {self.reward_loss!r} or {self.policy_loss!r}")
-        if self.policy_label_smoothing and "label_smoothing" not in OPTIONS_READ[self.policy_loss]:
-            raise ConfigError(f"loss.policy_label_smoothing has no effect on {self.policy_loss}: leave it out.")
+        try:
+            _ = self.policy_options
+        except ValueError as error:
+            raise ConfigError(f"loss.{error}") from error
+        for name, reader in self._unread():
+            if getattr(self, name) != self.__dataclass_fields__[name].default:
+                raise ConfigError(f"loss.{name} has no effect {reader}: leave it out.")
+
+    @property
+    def policy_options(self) -> PolicyLossOptions:
+        """The numbers that the policy loss reads."""
+        return PolicyLossOptions(
+            beta=self.beta, label_smoothing=self.policy_label_smoothing, target_margin=self.target_margin
+        )
+
+    def _unread(self) -> Iterator[tuple[str, str]]:
+        """Fields that nothing reads beside these weights and losses, each with the reason."""
+        if self.reward_weight == 0:
+            for name in ("reward_loss", "label_smoothing", "centering"):
+                yield name, "without a reward loss (loss.reward_weight is 0, as under --method dpo)"
+        if self.policy_ratio == 0:
+            for name in ("policy_loss", "beta", "policy_label_smoothing", "target_margin", "reference"):
+                yield name, "without a policy loss (loss.policy_ratio is 0, as under --method baseline)"
+            return
+        read = OPTIONS_READ[self.policy_loss]  # beta scales the implicit reward of every policy loss
+        for name, option in (("policy_label_smoothing", "label_smoothing"), ("target_margin", "target_margin")):
+            if option not in read:
+                yield name, f"on {self.policy_loss}"
+        if self.policy_loss not in USES_REFERENCE:
+            yield "reference", f"on {self.policy_loss}, which has no reference"
 
     def for_method(self, method: Method) -> LossConfig:
-        """The two weights as a method fixes them; `haf` leaves them as they are."""
-        if method == "baseline":
-            return replace(self, reward_weight=1.0, policy_ratio=0.0)
-        if method == "dpo":
-            return replace(self, reward_weight=0.0, policy_ratio=1.0)
-        return self
+        """The losses with the weights that a method fixes; `haf` leaves them as they are.
+
+        Raises:
+            ConfigError: a weight was set to another value, or an option that the method's losses do not read.
+        """
+        for name, value in _FIXED_WEIGHTS[method].items():
+            if getattr(self, name) not in (value, self.__dataclass_fields__[name].default):
+                raise ConfigError(
+                    f"loss.{name} is {getattr(self, name)}, but --method {method} fixes it at {value:g}. Leave it out, "
+                    "or train both heads with --method haf."
+                )
+        return replace(self, **_FIXED_WEIGHTS[method])  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,13 +138,13 @@ class TrainConfig:
     """The causal language model to start from: a folder or a hub id."""
 
     data: list[str]
-    """Training pairs: files or names (`hafrm data list`), several allowed."""
+    """Training pairs: files or names (`hafrm data list`), several allowed. NAME#SPLIT is a split other than train."""
 
     out: str
     """The run's folder."""
 
     eval_data: list[str] = field(default_factory=list)
-    """Validation pairs. With them, the best checkpoint is kept; without, the last."""
+    """Validation pairs, with which the best checkpoint is kept instead of the last. NAME#SPLIT as in data."""
 
     method: Method = "haf"
     """`haf`, `baseline` (reward loss alone) or `dpo` (policy loss alone)."""
@@ -115,7 +154,14 @@ class TrainConfig:
     data_options: DataOptions = field(default_factory=DataOptions)
 
     training: dict[str, Any] = field(default_factory=dict)
-    """Any field of transformers' TrainingArguments, such as `--training.learning_rate 3e-5`."""
+    """Any field of transformers' TrainingArguments, such as `--training.learning_rate 3e-5`.
+
+    Defaults, where they are not transformers' (the paper's Table 5): max_steps 3200 (none with num_train_epochs),
+    per_device_train_batch_size 16, learning_rate 1e-5 (Phi-2's; Mistral's is 3e-5) falling linearly without warm-up,
+    optim adamw_torch with betas 0.9 and 0.999, adam_epsilon 1e-5, weight_decay 0, max_grad_norm 1, seed 0. eval_steps
+    0.025 of the steps, but at least 20; save_steps as eval_steps, save_total_limit 2. Not in the paper:
+    per_device_eval_batch_size 32, logging_steps 1, report_to tensorboard where it is installed, bf16 (or fp16) on a
+    GPU where the weights are float32."""
 
     best_by: Literal["accuracy", "margin", "chosen_reward"] = "accuracy"
     """What the best checkpoint is best at on the validation pairs. The paper says "the highest reward"."""
@@ -125,6 +171,10 @@ class TrainConfig:
 
     head_init: HeadInit = "normal"
     """How the reward head starts: `normal`, variance 1 / (hidden + 1), or `zero`, as the authors' code does."""
+
+    disable_dropout: bool = True
+    """Switch off the model's own dropout, as TRL does, so that policy and reference differ by training alone. The
+    paper does not say. `lora.dropout` is apart from it."""
 
     layout: LayoutChoice = "auto"
     """`auto` encodes a pair's prompt once and pads nothing, where a probe shows that the model can; else `padded`."""
@@ -143,20 +193,22 @@ class TrainConfig:
             raise ConfigError("data: name at least one file or data set to train on.")
         if self.early_stopping < 0:
             raise ConfigError(f"early_stopping must be 0 or more, got {self.early_stopping}")
-        if self.early_stopping and not self.eval_data:
-            raise ConfigError("early_stopping needs validation pairs: set eval_data.")
         if self.resolved_loss.reference == "adapter_off" and not self.lora.enabled:
             raise ConfigError("loss.reference: adapter_off needs LoRA: set lora.rank.")
-        known = TrainingArguments.__dataclass_fields__
-        for name in self.training:
-            if name not in known:
-                near = get_close_matches(name, known, n=3)
-                hint = f" Did you mean {' or '.join(near)}?" if near else ""
-                raise ConfigError(f"training.{name} is no field of transformers' TrainingArguments.{hint}")
-        if "output_dir" in self.training:
-            raise ConfigError("training.output_dir is the run's folder: set `out` instead.")
-        read = {name: _training_value(name, value) for name, value in self.training.items()}
-        object.__setattr__(self, "training", read)
+        object.__setattr__(self, "training", checked_arguments(self.training))
+        if self.early_stopping and self.training.get("eval_strategy") == "no":
+            raise ConfigError("early_stopping needs evaluations: leave out training.eval_strategy.")
+        self._require_validation_pairs()
+
+    def _require_validation_pairs(self) -> None:
+        """Refuse options that nothing would come of without validation pairs."""
+        if self.eval_data:
+            return
+        if self.early_stopping:
+            raise ConfigError("early_stopping needs validation pairs: set eval_data.")
+        for name in ("eval_strategy", "eval_on_start", "load_best_model_at_end"):
+            if self.training.get(name) not in (None, False, "no"):
+                raise ConfigError(f"training.{name} needs validation pairs: set eval_data.")
 
     @property
     def resolved_loss(self) -> LossConfig:
@@ -185,9 +237,20 @@ def training_arguments(config: TrainConfig, *, pairs: int) -> TrainingArguments:
     Raises:
         ConfigError: transformers refuses the arguments.
     """
+    values = _defaults(config) | config.training
+    try:
+        arguments = TrainingArguments(output_dir=config.out, **(_schedule(config, values, pairs) | values))
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(f"training: {error}") from error
+    if arguments.n_gpu > 1:  # one process drives one device; `torchrun` or `accelerate launch` starts several
+        arguments._n_gpu = 1
+    return arguments
+
+
+def _defaults(config: TrainConfig) -> dict[str, Any]:
     on_gpu = torch.cuda.is_available()
     half = config.torch_dtype == torch.float32 and on_gpu
-    values: dict[str, Any] = {
+    return {
         "per_device_train_batch_size": 16,
         "per_device_eval_batch_size": 32,
         "learning_rate": 1e-5,
@@ -197,7 +260,7 @@ def training_arguments(config: TrainConfig, *, pairs: int) -> TrainingArguments:
         "adam_epsilon": 1e-5,
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,
-        "max_steps": 3200,
+        "max_steps": -1 if "num_train_epochs" in config.training else 3200,
         "seed": 0,
         "bf16": half and torch.cuda.is_bf16_supported(),
         "fp16": half and not torch.cuda.is_bf16_supported(),
@@ -208,52 +271,22 @@ def training_arguments(config: TrainConfig, *, pairs: int) -> TrainingArguments:
         "remove_unused_columns": False,
         "dataloader_pin_memory": on_gpu,
     }
-    if "num_train_epochs" in config.training:
-        values["max_steps"] = -1
-    values |= config.training
-    every = max(20, math.ceil(0.025 * _total_steps(values, pairs)))
-    evaluates = bool(config.eval_data)
-    schedule = {
-        "eval_strategy": "steps" if evaluates else "no",
-        "eval_steps": every,
-        "save_strategy": "steps",
-        "save_steps": every,
+
+
+def _schedule(config: TrainConfig, values: dict[str, Any], pairs: int) -> dict[str, Any]:
+    """When to evaluate and save: together, since the best checkpoint must be there to be kept."""
+    every = max(20, math.ceil(0.025 * total_steps(values, pairs)))
+    evaluated = values.get("eval_steps") or values.get("save_steps") or every
+    saved = values.get("save_strategy")
+    strategy = values.get("eval_strategy") or (saved if saved == "epoch" else "steps")
+    evaluates = bool(config.eval_data) and strategy != "no"
+    return {
+        "eval_strategy": strategy if evaluates else "no",
+        "eval_steps": evaluated,
+        "save_strategy": strategy if evaluates else "steps",
+        "save_steps": evaluated,
         "load_best_model_at_end": evaluates,
         "metric_for_best_model": BEST_METRICS[config.best_by],
         "greater_is_better": True,
         "restore_callback_states_from_checkpoint": config.early_stopping > 0,  # the count of its patience
     }
-    try:
-        arguments = TrainingArguments(output_dir=config.out, **(schedule | values))
-    except (ValueError, TypeError, ImportError) as error:
-        raise ConfigError(f"training: {error}") from error
-    if arguments.n_gpu > 1:  # one process drives one device; `torchrun` or `accelerate launch` starts several
-        arguments._n_gpu = 1
-    return arguments
-
-
-def _training_value(name: str, value: Any) -> Any:
-    """A value for a field of TrainingArguments, of the field's type where its default tells one.
-
-    Raises:
-        ConfigError: it is of another type, or no batch size.
-    """
-    if name.endswith("_strategy") and value is False:  # YAML reads a bare `no` so
-        return "no"
-    default = TrainingArguments.__dataclass_fields__[name].default
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    wants = "a whole number" if type(default) is int else "a number" if type(default) is float else ""
-    if wants and not (number and (type(default) is float or isinstance(value, int))):
-        raise ConfigError(f"training.{name} must be {wants}, got {value!r}")
-    if name.endswith("batch_size") and number and value < 1:
-        raise ConfigError(f"training.{name} must be at least 1, got {value}")
-    return value
-
-
-def _total_steps(values: dict[str, Any], pairs: int) -> int:
-    """Optimizer steps of the run on one device."""
-    if values["max_steps"] > 0:
-        return int(values["max_steps"])
-    batch: int = values["per_device_train_batch_size"] * values.get("gradient_accumulation_steps", 1)
-    epochs: float = values.get("num_train_epochs", 1)
-    return math.ceil(pairs / batch * epochs)

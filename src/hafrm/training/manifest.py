@@ -5,46 +5,63 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedConfig, TrainingArguments
+
 from hafrm import atomic
 from hafrm.errors import ConfigError
+from hafrm.training.arguments import free_on_resume
 from hafrm.training.config import TrainConfig
 
 __all__ = [
     "MANIFEST_FILE",
+    "changed_options",
+    "effective_settings",
     "git_revision",
     "is_finished",
     "new_manifest",
     "read_manifest",
     "require_same_config",
+    "require_same_data",
+    "require_same_settings",
     "save_manifest",
 ]
 
 MANIFEST_FILE = "manifest.json"
 
-_FREE_TO_CHANGE = {"overwrite"}
-"""Options that may differ when a run is resumed."""
+_FREE_TO_CHANGE = {"overwrite", "out", "trust_remote_code"}
+"""Options that may differ when a run is resumed, beside some of transformers' (`free_on_resume`)."""
+
+_EFFECTIVE = """
+    learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps optim optim_args adam_beta1 adam_beta2 adam_epsilon
+    weight_decay max_grad_norm per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps
+    max_steps num_train_epochs bf16 fp16 tf32 seed data_seed eval_strategy eval_steps save_strategy save_steps
+""".split()
+"""The fields of TrainingArguments that a manifest keeps as they were resolved."""
 
 
-def new_manifest(config: TrainConfig, data: dict[str, Any]) -> dict[str, Any]:
+def new_manifest(config: TrainConfig, data: dict[str, Any], effective: dict[str, Any]) -> dict[str, Any]:
     """The manifest of a run that begins.
 
     Args:
         config: What was asked for.
         data: For training and validation data: sources with fingerprints, and counts of kept and dropped rows.
+        effective: What that came to; see `effective_settings`.
     """
     return {
         "format": 1,
         "status": "running",
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "config": asdict(config),
+        "effective": effective,
         "data": data,
-        "seed": config.training.get("seed", 0),
+        "seed": effective["seed"],
         "git_revision": git_revision(),
         "versions": {
             "python": platform.python_version(),
@@ -74,27 +91,90 @@ def save_manifest(manifest: dict[str, Any], folder: Path) -> None:
     atomic.write_json(folder / MANIFEST_FILE, manifest)
 
 
+def effective_settings(args: TrainingArguments, config: TrainConfig, model: PreTrainedConfig) -> dict[str, Any]:
+    """What the options came to on this machine, defaults included.
+
+    Args:
+        args: The trainer's arguments.
+        config: What was asked for.
+        model: The model's config, which knows the hub's revision of a downloaded model.
+    """
+    resolved = args.to_dict()
+    return {name: resolved[name] for name in _EFFECTIVE} | {
+        "dtype": str(config.torch_dtype).removeprefix("torch."),
+        "device": str(args.device),
+        "world_size": args.world_size,
+        "model_revision": getattr(model, "_commit_hash", None),
+    }
+
+
+def changed_options(manifest: dict[str, Any], config: TrainConfig) -> str:
+    """The options in which a run's manifest differs from a config, with both values; empty where none does."""
+    return _changes(manifest["config"], json.loads(json.dumps(asdict(config))))
+
+
 def require_same_config(manifest: dict[str, Any], config: TrainConfig, folder: Path) -> None:
     """Refuse to resume a run with other options than it began with.
 
     Raises:
         ConfigError: names the options that differ.
     """
-    before, now = _flat(manifest["config"]), _flat(json.loads(json.dumps(asdict(config))))
+    _require_none(changed_options(manifest, config), "with other options", folder)
+
+
+def require_same_data(manifest: dict[str, Any], data: dict[str, Any], folder: Path) -> None:
+    """Refuse to resume a run on other pairs than it began with.
+
+    Raises:
+        ConfigError: names the source whose pairs differ.
+    """
+    for part in ("train", "eval"):
+        before, now = (held.get(part, {}) for held in (manifest["data"], data))
+        for old, new in zip(before.get("sources", []), now.get("sources", []), strict=False):
+            kept = [f"{source['kept']} pairs, sha256 {source['sha256'][:12]}" for source in (old, new)]
+            _require_none("" if kept[0] == kept[1] else _was(new["name"], *kept), "on other data", folder)
+        pairs = before.get("pairs"), now.get("pairs")
+        what = f"pairs of {part} data within the limit, as this tokenizer encodes them"
+        _require_none("" if pairs[0] == pairs[1] else _was(what, *pairs), "on other data", folder)
+
+
+def require_same_settings(manifest: dict[str, Any], effective: dict[str, Any], folder: Path) -> None:
+    """Refuse to resume a run in another precision, batch or number of processes than it began with.
+
+    Raises:
+        ConfigError: names the settings that differ. The device may: its kind shows in the precision.
+    """
+    if before := manifest.get("effective"):
+        now = json.loads(json.dumps(effective))
+        _require_none(_changes(before | {"device": ""}, now | {"device": ""}), "with other settings", folder)
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The first few values that differ, in words."""
+    before, now = _flat(before), _flat(now)
     changed = sorted(
-        name
-        for name in before.keys() | now.keys()
-        if before.get(name) != now.get(name) and name.split(".")[0] not in _FREE_TO_CHANGE
+        name for name in before.keys() | now.keys() if before.get(name) != now.get(name) and not _is_free(name)
     )
-    if changed:
-        details = ", ".join(f"{name} (was {before.get(name)}, now {now.get(name)})" for name in changed[:5])
+    return ", ".join(_was(name, before.get(name), now.get(name)) for name in changed[:5])
+
+
+def _was(name: str, before: Any, now: Any) -> str:
+    return f"{name} (was {before}, now {now})"
+
+
+def _is_free(name: str) -> bool:
+    first, _, rest = name.partition(".")
+    return first in _FREE_TO_CHANGE or (first == "training" and free_on_resume(rest.split(".")[0]))
+
+
+def _require_none(changes: str, what: str, folder: Path) -> None:
+    if changes:
         raise ConfigError(
-            f"{folder} holds an unfinished run with other options: {details}. "
-            "Choose another --out, or --overwrite true."
+            f"{folder} holds an unfinished run {what}: {changes}. Choose another --out, or --overwrite true."
         )
 
 
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, item in value.items():
         if isinstance(item, dict) and item:

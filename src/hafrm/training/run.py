@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,20 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainingArguments, set_seed
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    ProgressCallback,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 
 from hafrm.atomic import cache_folder
-from hafrm.data import EncodedPairs, PairSet, encode_pairs, load_pairs
+from hafrm.data import EncodedPairs, PairSet, encode_pairs, load_pairs, local_path, shared_prompts
 from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ConfigError
-from hafrm.models.checkpoints import RunInfo, new_model, save_run
+from hafrm.models.checkpoints import RunInfo, new_model, restore_weights, save_run
 from hafrm.models.hybrid import HybridModel, max_positions
 from hafrm.models.layout import Layout, choose_layout
 from hafrm.models.references import (
@@ -25,15 +33,26 @@ from hafrm.models.references import (
     adapter_off_reference,
     frozen_copy_reference,
     precompute_reference,
+    weights_digest,
 )
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.numerics import cpu_tuned
 from hafrm.packing import pad_rows
 from hafrm.stats import fit_combination
+from hafrm.training.arguments import total_steps
 from hafrm.training.batches import PairDataset
 from hafrm.training.callbacks import ConsoleProgress, MetricsFile
 from hafrm.training.config import TrainConfig, training_arguments
-from hafrm.training.manifest import is_finished, new_manifest, read_manifest, require_same_config, save_manifest
+from hafrm.training.manifest import (
+    effective_settings,
+    is_finished,
+    new_manifest,
+    read_manifest,
+    require_same_config,
+    require_same_data,
+    require_same_settings,
+    save_manifest,
+)
 from hafrm.training.objective import Objective
 from hafrm.training.trainer import HybridTrainer, last_checkpoint
 
@@ -61,19 +80,14 @@ def train(config: TrainConfig) -> TrainResult:
 
 
 def _train(config: TrainConfig, folder: Path) -> TrainResult:
-    _check_folder(config, folder)
+    before = _check_folder(config, folder)
     set_seed(int(config.training.get("seed", 0)))
-    train_set = load_pairs(config.data, split="train", options=config.data_options)
-    eval_set = (
-        load_pairs(config.eval_data, split="validation", options=config.data_options) if config.eval_data else None
-    )
-    tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
-    encoder = ConversationEncoder(tokenizer, config.data_options.max_length, config.data_options.overlong)
-    train_pairs = encode_pairs(train_set.pairs, encoder, config.data_options)
-    eval_pairs = encode_pairs(eval_set.pairs, encoder, config.data_options) if eval_set is not None else None
-    args = training_arguments(config, pairs=len(train_pairs.groups))
-    _make_folder(config, folder, main_process=args.process_index == 0)
-    model = _new_model(config, tokenizer, args, train_pairs)
+    data, tokenizer = _load_data(config)
+    if before is not None:
+        require_same_data(before, data.account, folder)
+    args = training_arguments(config, pairs=len(data.train.groups))
+    _make_folder(folder)
+    model = _new_model(config, tokenizer, args, data.train)
     progress = ConsoleProgress()
     layout = choose_layout(
         model,
@@ -83,12 +97,17 @@ def _train(config: TrainConfig, folder: Path) -> TrainResult:
         report=lambda reason: progress.say(f"batches are padded, not packed: {reason}"),
     )
     objective = Objective(config.resolved_loss)
-    info = _run_info(config, tokenizer)
-    manifest = new_manifest(config, {"train": _account(train_set, train_pairs)})
+    info = _run_info(config, tokenizer, weights_digest(model) if objective.needs_reference else "")
+    manifest = new_manifest(config, data.account, effective_settings(args, config, model.config))
     manifest["layout"] = "packed" if layout.packed else "padded"
-    if eval_set is not None and eval_pairs is not None:
-        manifest["data"]["eval"] = _account(eval_set, eval_pairs)
-    save_manifest(manifest, folder)
+    if before is not None:
+        require_same_settings(before, manifest["effective"], folder)
+    with args.main_process_first(local=False):  # the others look for checkpoints there
+        if args.process_index == 0:
+            _make_folder(folder, anew=config.overwrite)
+            save_manifest(manifest, folder)
+            for line in _opening(data, args, manifest["layout"]):
+                progress.say(line)
 
     reference = _Reference(config, objective, model, layout, args)
     trainer = HybridTrainer(
@@ -99,43 +118,100 @@ def _train(config: TrainConfig, folder: Path) -> TrainResult:
         tokens_per_batch=config.data_options.tokens_per_batch,
         tokenizer=tokenizer,
         info=info,
-        train_dataset=reference.dataset(train_pairs),
-        eval_dataset=reference.dataset(eval_pairs) if eval_pairs is not None else None,
+        train_dataset=reference.dataset(data.train),
+        eval_dataset=reference.dataset(data.eval) if data.eval is not None else None,
         live_reference=reference.live,
         callbacks=[MetricsFile(folder), progress, *_early_stopping(config)],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     try:
-        trainer.train(resume_from_checkpoint=_as_text(last_checkpoint(folder)))
+        _run_trainer(trainer, last_checkpoint(folder), total_steps(args.to_dict(), len(data.train.groups)))
     finally:
         progress.close()
     return _finish(trainer, config, manifest, folder)
 
 
-def _check_folder(config: TrainConfig, folder: Path) -> None:
-    """Refuse to mix two runs in one folder, or a run with other files."""
+def _check_folder(config: TrainConfig, folder: Path) -> dict[str, Any] | None:
+    """Refuse to mix two runs in one folder, or a run with other files.
+
+    Returns:
+        The manifest of the interrupted run that is to go on, or None.
+    """
+    _refuse_inputs_in(config, folder)
     manifest = read_manifest(folder)
     if config.overwrite and manifest is not None:
-        return
+        return None
     if is_finished(folder):
         raise ConfigError(f"{folder} already holds a finished run. Choose another --out, or --overwrite true.")
     if manifest is not None:
         require_same_config(manifest, config, folder)
     elif folder.is_file() or (folder.exists() and any(folder.iterdir())):
         raise ConfigError(f"{folder} holds files that are not a run of hafrm. Choose another --out.")
+    return manifest
 
 
-def _make_folder(config: TrainConfig, folder: Path, *, main_process: bool) -> None:
-    """Make the run's folder, once data and options have proved sound; only here is an old run deleted."""
-    if not main_process:
-        return
+def _refuse_inputs_in(config: TrainConfig, folder: Path) -> None:
+    """A run's folder is deleted by `overwrite`: nothing that the run reads may lie there."""
+    inputs = {f"model: {config.model}": Path(config.model)}
+    for name in (*config.data, *config.eval_data):
+        if path := local_path(name):
+            inputs[f"data: {name}"] = path
+    for what, path in inputs.items():
+        if path.exists() and path.resolve().is_relative_to(folder.resolve()):
+            raise ConfigError(f"{what} lies in the run's own folder {folder}. Choose another --out.")
+
+
+def _make_folder(folder: Path, *, anew: bool = False) -> None:
+    """Make the run's folder; `anew` deletes what it holds, once data, model and options have proved sound."""
     try:
-        if config.overwrite and folder.exists():
+        if anew:
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"out: {folder} can't be written to ({error.strerror}). Choose another --out.") from error
+
+
+@dataclass(frozen=True)
+class _Data:
+    """A run's pairs, encoded, with the account of every row."""
+
+    train: EncodedPairs
+    eval: EncodedPairs | None
+    account: dict[str, Any]
+    """For the manifest: "train", "eval" and, with the latter, "shared_prompts"."""
+
+
+def _load_data(config: TrainConfig) -> tuple[_Data, Any]:
+    """The run's pairs, and the tokenizer that encoded them."""
+    options = config.data_options
+    sets = {"train": load_pairs(config.data, split="train", options=options)}
+    if config.eval_data:
+        sets["eval"] = load_pairs(config.eval_data, split="validation", options=options)
+    tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
+    encoder = ConversationEncoder(tokenizer, options.max_length, options.overlong)
+    encoded = {name: encode_pairs(pair_set.pairs, encoder, options) for name, pair_set in sets.items()}
+    account: dict[str, Any] = {name: _account(sets[name], encoded[name]) for name in sets}
+    if config.eval_data:
+        account["shared_prompts"] = len(shared_prompts(encoded["train"].pairs, encoded["eval"].pairs))
+    return _Data(encoded["train"], encoded.get("eval"), account), tokenizer
+
+
+def _opening(data: _Data, args: TrainingArguments, layout: str) -> Iterator[str]:
+    """What a run says at its start: what it will do, and what to be wary of."""
+    pairs = len(data.train.groups)
+    steps = total_steps(args.to_dict(), pairs)
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    validation = f", {len(data.eval.groups)} validation pairs" if data.eval is not None else ""
+    yield (
+        f"{pairs} training pairs{validation}: {steps} steps of {batch} pairs ({steps * batch / pairs:.3g} epochs), "
+        f"learning rate {args.learning_rate:g}, {layout} batches"
+    )
+    if shared := data.account.get("shared_prompts"):
+        yield (
+            f"warning: {shared} prompts of the validation data are in the training data too, so validation will look "
+            "better than it is"
+        )
 
 
 def _account(pair_set: PairSet, encoded: EncodedPairs) -> dict[str, Any]:
@@ -156,6 +232,7 @@ def _new_model(config: TrainConfig, tokenizer: Any, args: TrainingArguments, pai
         seed=args.seed,
         dtype=config.torch_dtype,
         trust_remote_code=config.trust_remote_code,
+        disable_dropout=config.disable_dropout,
     )
     limit = max_positions(model.config)
     if limit is not None and config.data_options.max_length > limit:
@@ -170,14 +247,16 @@ def _new_model(config: TrainConfig, tokenizer: Any, args: TrainingArguments, pai
     return model.to(args.device)
 
 
-def _run_info(config: TrainConfig, tokenizer: Any) -> RunInfo:
+def _run_info(config: TrainConfig, tokenizer: Any, base_digest: str) -> RunInfo:
     loss = config.resolved_loss
     local = Path(config.model)
     return RunInfo(
         method=config.method,
         base_model=str(local.resolve()) if local.exists() else config.model,
+        base_digest=base_digest,
         reward_weight=loss.reward_weight,
         policy_ratio=loss.policy_ratio,
+        reward_loss=loss.reward_loss,
         policy_loss=loss.policy_loss,
         beta=loss.beta,
         max_length=config.data_options.max_length,
@@ -224,13 +303,22 @@ def _early_stopping(config: TrainConfig) -> list[EarlyStoppingCallback]:
     return [EarlyStoppingCallback(config.early_stopping)] if config.early_stopping else []
 
 
-def _as_text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
+def _run_trainer(trainer: HybridTrainer, checkpoint: Path | None, steps: int) -> None:
+    """Train, from the last checkpoint if there is one."""
+    if checkpoint is not None:
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if state.global_step >= steps:  # stopped after its last step: transformers would take one step more
+            trainer.state = state
+            best = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+            restore_weights(trainer.model, Path(best or checkpoint))
+            return
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
 def _finish(trainer: HybridTrainer, config: TrainConfig, manifest: dict[str, Any], folder: Path) -> TrainResult:
     """Evaluate the model that was kept, save it at the top of the run's folder, and close the manifest."""
-    metrics = trainer.evaluate() if config.eval_data else {}
+    with trainer.accelerator.autocast():  # in training's precision also where no step was left to train
+        metrics = trainer.evaluate() if config.eval_data else {}
     info = replace(trainer.info, combined_weight=_combined_weight(trainer))
     if trainer.args.should_save:
         save_run(trainer.model, trainer.processing_class, info, folder)

@@ -1,0 +1,147 @@
+"""Fields of transformers' TrainingArguments: which of them a run takes, and how many steps they come to.
+
+A field that nothing here reads, or that would break a run, is refused with the reason: an option that is accepted in
+silence looks as if it worked. The list was checked against the source of transformers 5.23.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from transformers import TrainingArguments
+
+from hafrm.errors import ConfigError
+
+__all__ = ["checked_arguments", "free_on_resume", "total_steps"]
+
+_FIELDS = TrainingArguments.__dataclass_fields__
+
+_REFUSED: dict[tuple[str, ...], str] = {
+    ("output_dir",): "is the run's folder: set `out` instead",
+    ("label_smoothing_factor",): "has no effect here: set loss.label_smoothing or loss.policy_label_smoothing",
+    ("bf16_full_eval", "fp16_full_eval"): "has no effect here: evaluation runs in the precision of training",
+    ("average_tokens_across_devices",): "has no effect here: the loss is a mean over the pairs of all processes",
+    ("remove_unused_columns", "label_names", "length_column_name"): "has no effect here: pairs have no columns",
+    (
+        "include_for_metrics",
+        "batch_eval_metrics",
+        "prediction_loss_only",
+        "eval_do_concat_batches",
+        "eval_use_gather_object",
+        "eval_accumulation_steps",
+    ): "has no effect here: evaluation keeps each pair's metrics, and no predictions",
+    ("use_liger_kernel", "liger_kernel_config"): "has no effect here: Liger's kernels go on stock models alone",
+    ("do_train", "do_eval", "do_predict"): "has no effect here: set data and eval_data",
+    ("resume_from_checkpoint",): "has no effect here: the same command goes on from the last checkpoint by itself",
+    ("include_num_input_tokens_seen",): "can't count the tokens of batches of pairs",
+    ("neftune_noise_alpha",): "can't find the embeddings of a model with two heads",
+    ("auto_find_batch_size",): (
+        "would change the batch behind the manifest's back: set training.per_device_train_batch_size and "
+        "training.gradient_accumulation_steps"
+    ),
+    ("dataloader_drop_last",): "would leave out validation pairs uncounted",
+    ("save_only_model", "ignore_data_skip"): "would let an interrupted run go on to other weights than a whole one",
+    ("enable_jit_checkpoint",): "would call a run finished that was stopped: a stopped run goes on from its checkpoint",
+    (
+        "push_to_hub",
+        "hub_token",
+        "hub_private_repo",
+        "hub_model_id",
+        "hub_strategy",
+        "hub_always_push",
+        "hub_revision",
+    ): "would send checkpoints and not the result: upload the folder afterwards with `hf upload`",
+}
+"""Fields that can't be set, by what is said of them. Their harmless value is the default, but see `_HARMLESS`."""
+
+_HARMLESS: dict[str, tuple[Any, ...]] = {
+    "remove_unused_columns": (False,),
+    "include_num_input_tokens_seen": (False, "no"),
+    "include_for_metrics": (None, []),
+}
+"""Values that do nothing, where that is not the field's default alone."""
+
+_FREE_ON_RESUME = frozenset(
+    """
+    report_to run_name project trackio_space_id trackio_bucket_id trackio_static_space_id logging_strategy
+    logging_steps logging_first_step logging_nan_inf_filter log_level log_level_replica log_on_each_node disable_tqdm
+    save_total_limit dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers
+    dataloader_prefetch_factor dataloader_multiprocessing_context ddp_timeout skip_memory_metrics
+    torch_empty_cache_steps
+    """.split()
+)
+
+
+def free_on_resume(name: str) -> bool:
+    """Whether a field may change when a run is resumed: it says what is told and kept, not what is computed."""
+    return name in _FREE_ON_RESUME
+
+
+def checked_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that a user set, each of the field's type where its default tells one.
+
+    Raises:
+        ConfigError: a field is unknown, has no effect or would break the run, or its value is of another type.
+    """
+    for name, value in given.items():
+        if name not in _FIELDS:
+            near = get_close_matches(name, _FIELDS, n=3)
+            hint = f" Did you mean {' or '.join(near)}?" if near else ""
+            raise ConfigError(f"training.{name} is no field of transformers' TrainingArguments.{hint}")
+        _refuse_without_effect(name, value)
+    read = {name: _typed(name, value) for name, value in given.items()}
+    if read.get("max_steps") == 0:
+        raise ConfigError("training.max_steps must be at least 1, or -1 for training.num_train_epochs; got 0")
+    if "num_train_epochs" in read and read.get("max_steps", -1) > 0:
+        raise ConfigError(
+            "training.num_train_epochs has no effect beside training.max_steps: leave one out, or set "
+            "training.max_steps to -1."
+        )
+    if read.get("train_sampling_strategy", "random") not in ("random", "sequential"):
+        raise ConfigError(
+            f"training.train_sampling_strategy: {read['train_sampling_strategy']} can't tell how long pairs are. Use "
+            "`random` or `sequential`; packed batches hold no padding that sorting could save."
+        )
+    return read
+
+
+def _refuse_without_effect(name: str, value: Any) -> None:
+    for names, reason in _REFUSED.items():
+        if name in names and (name == "output_dir" or value not in _HARMLESS.get(name, (_FIELDS[name].default, None))):
+            raise ConfigError(f"training.{name} {reason}.")
+
+
+def _typed(name: str, value: Any) -> Any:
+    if name.endswith("_strategy") and value is False:  # YAML reads a bare `no` so
+        return "no"
+    default = _FIELDS[name].default
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    wants = "a whole number" if type(default) is int else "a number" if type(default) is float else ""
+    if wants and not (number and (type(default) is float or isinstance(value, int))):
+        raise ConfigError(f"training.{name} must be {wants}, got {value!r}")
+    if (name.endswith("batch_size") or name == "gradient_accumulation_steps") and number and value < 1:
+        raise ConfigError(f"training.{name} must be at least 1, got {value}")
+    return value
+
+
+def total_steps(values: Mapping[str, Any], pairs: int) -> int:
+    """Optimizer steps of a run, as transformers counts them.
+
+    Args:
+        values: The fields of TrainingArguments; those left out have transformers' defaults.
+        pairs: How many training pairs there are.
+    """
+    steps, epochs, accumulated = (
+        values.get(name, _FIELDS[name].default)
+        for name in ("max_steps", "num_train_epochs", "gradient_accumulation_steps")
+    )
+    if steps > 0:
+        return int(steps)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun and accelerate
+    batches = math.ceil(pairs / (values["per_device_train_batch_size"] * processes))
+    whole: int = math.ceil(epochs * max(1, math.ceil(batches / accumulated)))
+    return whole

@@ -1,0 +1,144 @@
+"""Fields of TrainingArguments: those that nothing reads are refused, the others reach the trainer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import TrainingArguments
+
+from hafrm.cli.train import parser
+from hafrm.data import DataOptions
+from hafrm.errors import ConfigError
+from hafrm.training.arguments import checked_arguments, total_steps
+from hafrm.training.config import TrainConfig, training_arguments
+from hafrm.training.run import train
+from tests.tiny import save_tiny, some_pairs
+
+
+def config(*, evaluated: bool = True, **training: Any) -> TrainConfig:
+    return TrainConfig(model="m", data=["d"], eval_data=["e"] if evaluated else [], out="o", training=training)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("label_smoothing_factor", 0.1, r"set loss\.label_smoothing"),
+        ("bf16_full_eval", True, "precision of training"),
+        ("average_tokens_across_devices", False, "mean over the pairs"),
+        ("remove_unused_columns", True, "no columns"),
+        ("length_column_name", "tokens", "no columns"),
+        ("include_for_metrics", ["loss"], "no predictions"),
+        ("batch_eval_metrics", True, "no predictions"),
+        ("use_liger_kernel", True, "stock models alone"),
+        ("do_train", True, "set data"),
+        ("resume_from_checkpoint", "o/checkpoint-3", "by itself"),
+        ("include_num_input_tokens_seen", True, "can't count"),
+        ("neftune_noise_alpha", 5, "embeddings"),
+        ("auto_find_batch_size", True, "gradient_accumulation_steps"),
+        ("dataloader_drop_last", True, "uncounted"),
+        ("save_only_model", True, "other weights"),
+        ("enable_jit_checkpoint", True, "finished"),
+        ("push_to_hub", True, "hf upload"),
+        ("hub_token", "secret", "hf upload"),
+        ("output_dir", None, "set `out`"),
+        ("train_sampling_strategy", "group_by_length", "how long pairs are"),
+        ("train_sampling_strategy", "batch_rebalance", "how long pairs are"),
+        ("max_steps", 0, "at least 1, or -1"),
+        ("gradient_accumulation_steps", 0, "at least 1"),
+    ],
+)
+def test_fields_without_effect_are_refused_with_the_reason(name: str, value: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=rf"training\.{name}.*{message}"):
+        config(**{name: value})
+
+
+def test_values_that_do_nothing_pass() -> None:
+    values = {"remove_unused_columns": False, "push_to_hub": False, "include_num_input_tokens_seen": "no"}
+    values |= {"label_smoothing_factor": 0, "include_for_metrics": [], "train_sampling_strategy": "sequential"}
+    assert checked_arguments(values) == values
+
+
+@pytest.mark.parametrize("name", ["eval_strategy", "eval_on_start", "load_best_model_at_end"])
+def test_evaluation_needs_validation_pairs(name: str) -> None:
+    value = "steps" if name == "eval_strategy" else True
+    with pytest.raises(ConfigError, match="needs validation pairs"):
+        config(evaluated=False, **{name: value})
+
+
+def test_early_stopping_needs_evaluations() -> None:
+    with pytest.raises(ConfigError, match="needs evaluations"):
+        TrainConfig(model="m", data=["d"], eval_data=["e"], out="o", early_stopping=1, training={"eval_strategy": "no"})
+
+
+@pytest.mark.parametrize(
+    ("training", "evaluated", "saved"),
+    [
+        ({"eval_steps": 50}, ("steps", 50), ("steps", 50)),
+        ({"save_steps": 30}, ("steps", 30), ("steps", 30)),
+        ({"eval_steps": 50, "save_steps": 100}, ("steps", 50), ("steps", 100)),
+        ({"eval_strategy": "epoch"}, ("epoch", 80), ("epoch", 80)),
+        ({"save_strategy": "epoch"}, ("epoch", 80), ("epoch", 80)),
+        ({"eval_strategy": "no"}, ("no", 80), ("steps", 80)),
+        ({"save_strategy": "best"}, ("steps", 80), ("best", 80)),
+    ],
+    ids=str,
+)
+def test_saving_goes_with_evaluating(training: dict, evaluated: tuple, saved: tuple) -> None:
+    args = training_arguments(config(**training), pairs=1000)
+    assert (args.eval_strategy, args.eval_steps) == evaluated
+    assert (args.save_strategy, args.save_steps) == saved
+    assert args.load_best_model_at_end == (training.get("eval_strategy") != "no")
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"max_steps": 7},
+        {"max_steps": -1},
+        {"num_train_epochs": 1.5},
+        {"num_train_epochs": 2, "gradient_accumulation_steps": 3},
+        {"max_steps": -1, "num_train_epochs": 1},
+    ],
+    ids=str,
+)
+def test_steps_are_counted_as_transformers_counts_them(training: dict, tmp_path: Path) -> None:
+    base = save_tiny(tmp_path / "base")
+    (tmp_path / "train.jsonl").write_text("\n".join(json.dumps(pair.as_row()) for pair in some_pairs(25)))
+    fast = {"per_device_train_batch_size": 4, "use_cpu": True, "report_to": []} | training
+    told = TrainConfig(
+        model=str(base),
+        data=[str(tmp_path / "train.jsonl")],
+        out=str(tmp_path / "run"),
+        method="baseline",
+        data_options=DataOptions(max_length=128),
+        training=fast,
+    )
+    assert train(told).steps == total_steps(training_arguments(told, pairs=25).to_dict(), 25)
+
+
+def test_without_steps_there_are_transformers_three_epochs() -> None:
+    args = training_arguments(config(max_steps=-1), pairs=16_000)
+    assert args.num_train_epochs == 3
+    assert args.eval_steps == 75  # 0.025 of 3000
+
+
+def test_epochs_beside_steps_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"no effect beside training\.max_steps"):
+        config(max_steps=3200, num_train_epochs=1)
+
+
+def test_the_help_states_the_defaults() -> None:
+    """Every default that is not transformers' own, by the numbers that a run would have."""
+    text = " ".join(parser().format_help().split())
+    args = training_arguments(config(), pairs=51200)
+    plain = TrainingArguments(output_dir="o")
+    for name in ("max_steps", "per_device_train_batch_size", "per_device_eval_batch_size", "save_total_limit"):
+        assert f"{name} {getattr(args, name)}" in text
+        assert getattr(args, name) != getattr(plain, name)
+    for written in ("learning_rate 1e-5", "adam_epsilon 1e-5", "0.9 and 0.999", "weight_decay 0,", "seed 0"):
+        assert written in text
+    assert (args.learning_rate, args.adam_epsilon, args.adam_beta1, args.adam_beta2) == (1e-5, 1e-5, 0.9, 0.999)
+    assert (args.weight_decay, args.max_grad_norm, args.seed, args.optim) == (0, 1, 0, "adamw_torch")

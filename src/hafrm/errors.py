@@ -34,7 +34,13 @@ __all__ = [
     "TrainingError",
     "UnknownDataError",
     "UnreadableError",
+    "first_line",
 ]
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what another program's error says, or its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class HafrmError(Exception):

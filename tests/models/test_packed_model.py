@@ -19,7 +19,7 @@ from hafrm.errors import ModelError
 from hafrm.models.attention import PACKED_ATTENTION
 from hafrm.models.hybrid import HybridModel, new_reward_head
 from hafrm.models.lora import LoraOptions, add_lora
-from hafrm.models.probe import _random_groups, probe_packing
+from hafrm.models.probe import probe_packing, random_groups
 from hafrm.packing import SequenceBatch, pack_rows, pad_rows
 
 MAX_LENGTH = 64
@@ -217,7 +217,7 @@ def test_the_probe_turns_an_exception_into_a_reason() -> None:
 def test_states_that_are_not_numbers_prove_nothing() -> None:
     """One token of the probe's is enough."""
     model = hybrid("llama")
-    last = pack_rows(_random_groups(model)).input_ids[0, -1]
+    last = pack_rows(random_groups(model)).input_ids[0, -1]
     with torch.no_grad():
         model.stock_lm.get_input_embeddings().weight[last] = torch.nan
     assert "by nan" in probe_packing(model, max_length=MAX_LENGTH)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,16 @@ import pytest
 import torch
 
 from hafrm.encoding import ConversationEncoder
-from hafrm.errors import ModelError
 from hafrm.models import references
 from hafrm.models.checkpoints import new_model
 from hafrm.models.layout import Layout
 from hafrm.models.lora import LoraOptions
-from hafrm.models.references import adapter_off_reference, frozen_copy_reference, precompute_reference
+from hafrm.models.references import (
+    adapter_off_reference,
+    frozen_copy_reference,
+    precompute_reference,
+    weights_digest,
+)
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.packing import pad_rows
 from tests.tiny import save_tiny, some_pairs
@@ -79,10 +84,65 @@ def test_other_weights_or_tokens_have_another_fingerprint(lora_model) -> None:
     assert references.fingerprint(model, groups) != name
 
 
-def test_a_damaged_part_is_named(lora_model, tmp_path: Path) -> None:
+def test_adapters_and_data_sets_share_the_weights_digest(lora_model, tmp_path: Path) -> None:
+    """A run without adapters, or with others, finds what this one cached; and so would one that goes on later."""
+    model, groups = lora_model
+    base = str(tmp_path / "base")
+    tokenizer = load_tokenizer(base)
+    plain = new_model(base, tokenizer, lora=LoraOptions(), seed=1)
+    wide = new_model(base, tokenizer, lora=LoraOptions(rank=8), seed=2)
+    name = references.fingerprint(model, groups)
+    perturb(model)
+    for other in (plain, wide, model):
+        assert references.fingerprint(other, groups) == name
+        assert references.fingerprint(other, groups, weights=weights_digest(plain)) == name
+    first = precompute_reference(model, groups, layout=PADDED, batch_size=4, cache=tmp_path / "a")
+    np.testing.assert_allclose(
+        first, precompute_reference(plain, groups, layout=PADDED, batch_size=4, cache=tmp_path / "b"), atol=1e-5
+    )
+
+
+def test_a_known_digest_is_not_taken_again(lora_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, groups = lora_model
+    known = weights_digest(model)
+    monkeypatch.setattr(references, "weights_digest", None)
+    precompute_reference(model, groups, layout=PADDED, batch_size=4, cache=tmp_path, weights=known)
+
+
+def test_the_config_and_the_format_are_part_of_the_fingerprint(lora_model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same weights with another rope, window or cap are another model; where they lie is no matter."""
+    model, groups = lora_model
+    name = references.fingerprint(model, groups)
+    model.config._name_or_path = "elsewhere"
+    assert references.fingerprint(model, groups) == name
+    model.config.rope_parameters = {"rope_type": "default", "rope_theta": 5.0}
+    other = references.fingerprint(model, groups)
+    assert other != name
+    monkeypatch.setattr(references, "_FORMAT", references._FORMAT + 1)
+    assert references.fingerprint(model, groups) != other
+
+
+def test_a_damaged_part_is_computed_again(lora_model, tmp_path: Path) -> None:
+    model, groups = lora_model
+    first = precompute_reference(model, groups, layout=PADDED, batch_size=4, cache=tmp_path)
+    part = next(tmp_path.glob("*/*.npy"))
+    whole = part.read_bytes()
+    for damage in (whole[:100], b"", b"PK\x03\x04 no archive"):
+        part.write_bytes(damage)
+        again = precompute_reference(model, groups, layout=PADDED, batch_size=4, cache=tmp_path)
+        np.testing.assert_array_equal(again, first)
+        assert part.read_bytes() == whole
+
+
+def test_leftovers_of_killed_writers_go(lora_model, tmp_path: Path) -> None:
+    """Old ones alone: another process may be writing the same part."""
     model, groups = lora_model
     precompute_reference(model, groups, layout=PADDED, batch_size=4, cache=tmp_path)
     part = next(tmp_path.glob("*/*.npy"))
-    part.write_bytes(part.read_bytes()[:100])
-    with pytest.raises(ModelError, match="Delete it"):
-        precompute_reference(model, groups, layout=PADDED, batch_size=4, cache=tmp_path)
+    part.unlink()
+    old, new = part.with_name(f".{part.name}.old"), part.with_name(f".{part.name}.new")
+    old.touch()
+    new.touch()
+    os.utime(old, (0, 0))
+    precompute_reference(model, groups, layout=PADDED, batch_size=4, cache=tmp_path)
+    assert {path.name for path in part.parent.iterdir()} == {part.name, new.name}

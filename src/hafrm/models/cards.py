@@ -7,6 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from hafrm.losses import USES_REFERENCE
 from hafrm.models.checkpoints import RunInfo
 
 __all__ = ["CARD_MARK", "policy_card", "reward_card"]
@@ -44,7 +45,7 @@ reward = model(**inputs).logits[0, 0].item()
 ```
 
 The reward is the raw logit at the conversation's last token. Only differences between responses to one prompt mean
-something: sigma(r1 - r2) is the probability that the first is preferred.
+something{{ meaning }}.
 
 """
 
@@ -52,7 +53,7 @@ _POLICY_USE = """\
 ## Use
 
 It is a plain causal language model. Its implicit reward of a response is
-{{ beta }} * log(pi(y | x) / pi_ref(y | x)), where pi_ref is the base model above.
+{{ meaning }}.
 
 """
 
@@ -62,7 +63,7 @@ _FOOTER = """\
 | | |
 |---|---|
 | method | {{ info.method }} |
-| loss | {{ info.reward_weight }} * reward loss + {{ info.policy_ratio }} * {{ info.policy_loss }} (beta {{ beta }}) |
+| loss | {{ losses }} |
 | started from | {{ base_model }} |
 | LoRA | {{ lora }} |
 | longest conversation | {{ info.max_length }} tokens; longer ones: {{ info.overlong }} |
@@ -87,38 +88,67 @@ baseline and on your own data before you optimise anything against it.
 """
 
 
+_DIFFERENCE = {
+    "bradley_terry": ": sigma(r1 - r2) is the probability that the first is preferred",
+    "probit": ": Phi(r1 - r2), the standard normal distribution's, is the probability that the first is preferred",
+    "cauchy": ": 1/2 + atan(r1 - r2) / pi is the probability that the first is preferred",
+}
+"""What a difference of rewards means, by the loss that they were trained with. A hinge knows no probability."""
+
+
 def reward_card(info: RunInfo, manifest: dict[str, Any]) -> str:
     """The card of `reward/`."""
-    opening = (
-        "A reward model: it scores a response to a prompt. It is a stock sequence classifier with one label and loads "
-        "with no custom code."
+    return _render(
+        _REWARD_USE,
+        info,
+        manifest,
+        pipeline="text-classification",
+        kind="reward-model",
+        title="Reward model",
+        opening="A reward model: it scores a response to a prompt. It is a stock sequence classifier with one label "
+        "and loads with no custom code.",
+        meaning=_DIFFERENCE.get(info.reward_loss, f"; the loss was {info.reward_loss}, with no probability behind it"),
     )
-    return _render(_REWARD_USE, "text-classification", "reward-model", "Reward model", opening, info, manifest)
 
 
 def policy_card(info: RunInfo, manifest: dict[str, Any]) -> str:
     """The card of `policy/`."""
-    opening = "The policy head of a preference-trained model: a stock causal language model."
-    return _render(_POLICY_USE, "text-generation", "preference-optimization", "Policy model", opening, info, manifest)
+    ratio = "log(pi(y | x) / pi_ref(y | x)), where pi_ref is the base model above"
+    mean = "log(pi(y | x)) / |y|, the mean log-probability of its tokens: its loss knows no reference"
+    return _render(
+        _POLICY_USE,
+        info,
+        manifest,
+        pipeline="text-generation",
+        kind="preference-optimization",
+        title="Policy model",
+        opening="The policy head of a preference-trained model: a stock causal language model.",
+        meaning=f"{info.beta} * {ratio if info.policy_loss in USES_REFERENCE else mean}",
+    )
 
 
-def _render(
-    use: str, pipeline: str, kind: str, title: str, opening: str, info: RunInfo, manifest: dict[str, Any]
-) -> str:
+def _losses(info: RunInfo) -> str:
+    """The losses that were trained, with their weights."""
+    terms = []
+    if info.reward_weight:
+        terms.append(f"{info.reward_weight} * {info.reward_loss}")
+    if info.policy_ratio:
+        terms.append(f"{info.policy_ratio} * {info.policy_loss} (beta {info.beta})")
+    return " + ".join(terms)
+
+
+def _render(use: str, info: RunInfo, manifest: dict[str, Any], **words: str) -> str:
     template = Environment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True).from_string(
         _HEADER + use + _FOOTER
     )
     return template.render(
-        pipeline=pipeline,
-        kind=kind,
+        **words,
         mark=CARD_MARK,
-        title=title,
-        opening=opening,
+        losses=_losses(info),
         info=info,
         manifest=manifest,
         # A local folder's name, not its path, which says more about a machine than about the model.
         base_model=Path(info.base_model).name if Path(info.base_model).is_absolute() else info.base_model,
-        beta=info.beta,
         lora=f"rank {info.lora['rank']}, alpha {info.lora['alpha']}" if info.lora else "none, all weights trained",
         sources=manifest.get("data", {}).get("train", {}).get("sources", []),
         versions=", ".join(f"{name} {number}" for name, number in info.versions.items()),

@@ -26,9 +26,11 @@ from transformers.utils import logging as hf_logging
 
 from hafrm import atomic
 from hafrm.encoding import Overlong
-from hafrm.errors import ModelError
+from hafrm.errors import HafrmError, ModelError, first_line
+from hafrm.models import modes
 from hafrm.models.hybrid import HeadInit, HybridModel, new_reward_head
 from hafrm.models.lora import LoraOptions, add_lora, merged_state_dict, quantization_config
+from hafrm.models.references import weights_digest
 from hafrm.models.tokenizers import load_tokenizer, resize_embeddings
 
 __all__ = [
@@ -36,11 +38,14 @@ __all__ = [
     "RUN_FILE",
     "Head",
     "RunInfo",
-    "first_line",
     "load_causal_lm",
     "load_run",
+    "load_whole",
+    "loading",
     "new_model",
     "quiet_transformers",
+    "read_manifest",
+    "require_finished",
     "restore_weights",
     "save_adapter",
     "save_run",
@@ -48,7 +53,9 @@ __all__ = [
 
 RUN_FILE = "hafrm.json"
 ADAPTER_FOLDER = "adapter"
+_ADAPTER_FILE = "adapter_model.safetensors"
 _HEAD_KEY = "score.weight"
+_ADDED_LATER = {"reward_loss", "base_digest"}
 
 Head = Literal["reward", "policy", "combined"]
 """Which scores a model gives: its reward head, its implicit DPO reward, or the sum of both."""
@@ -70,6 +77,10 @@ class RunInfo:
     pad_token: str
     scored_position: Literal["last_token"] = "last_token"
     """The token whose state gives the reward: the conversation's last, as stock classifiers have it."""
+    reward_loss: str = "bradley_terry"
+    """How reward differences were judged, which says what a difference means."""
+    base_digest: str = ""
+    """`weights_digest` of the model at the start, in the run's dtype; empty where it was not taken."""
     lora: dict[str, Any] | None = None
     combined_weight: float | None = None
     """w of the combined score r + w * beta * log-ratio, fitted on validation pairs; None if it was not fitted."""
@@ -94,9 +105,11 @@ class RunInfo:
             ModelError: the file is missing or not what a run writes.
         """
         path = folder / RUN_FILE
+        require_finished(folder)
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{f.name: values[f.name] for f in fields(cls)})
+            names = [f.name for f in fields(cls) if f.name in values or f.name not in _ADDED_LATER]
+            return cls(**{name: values[name] for name in names})
         except FileNotFoundError:
             raise ModelError(f"{folder} is not a run of hafrm: it has no {RUN_FILE}.") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -117,32 +130,71 @@ def quiet_transformers() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
-def first_line(error: Exception) -> str:
-    """The first line of what an error says, or its kind where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """A run's manifest; empty where there is none that reads."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
 
 
-def load_causal_lm(model: str, *, dtype: torch.dtype | None = None, **kwargs: Any) -> PreTrainedModel:
-    """Load a stock causal LM.
+def require_finished(folder: Path) -> None:
+    """Refuse the folder of a run that has not come to its end: its weights are in its checkpoints alone.
+
+    Raises:
+        ModelError: names the newest checkpoint.
+    """
+    if (folder / RUN_FILE).is_file() or read_manifest(folder).get("status") != "running":
+        return
+    steps = [path.parent.name.removeprefix("checkpoint-") for path in folder.glob(f"checkpoint-*/{RUN_FILE}")]
+    newest = max((int(step) for step in steps if step.isdecimal()), default=None)
+    remedy = f"Use its newest checkpoint, {folder / f'checkpoint-{newest}'}, or" if newest is not None else "To end it,"
+    raise ModelError(f"{folder} holds an unfinished run. {remedy} run the same training command again.")
+
+
+@contextlib.contextmanager
+def loading(kind: str, model: str) -> Iterator[None]:
+    """Whatever goes wrong while transformers loads a model of this kind becomes a `ModelError` that says so."""
+    try:
+        with quiet_transformers():
+            yield
+    except HafrmError:
+        raise
+    except Exception as error:  # transformers raises many kinds: OSError, ValueError, safetensors' own, ...
+        here = "" if Path(model).exists() else " There is no such folder here."
+        raise ModelError(f"No {kind} could be loaded from {model}.{here} ({first_line(error)})") from error
+
+
+def load_whole(
+    stock_class: Any, model: str, *, kind: str, dtype: torch.dtype | None = None, **kwargs: Any
+) -> PreTrainedModel:
+    """Load a stock model none of whose weights start at random.
+
+    Args:
+        stock_class: One of transformers' classes, or of their automatic choices.
+        model: Folder or hub id.
+        kind: What it should be, in words.
+        dtype: The weights' dtype; None keeps the checkpoint's.
+        **kwargs: More for `from_pretrained`.
 
     Raises:
         ModelError: nothing loads from there, or weights are missing.
     """
-    try:
-        with quiet_transformers():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                model, dtype=dtype or "auto", output_loading_info=True, **kwargs
-            )
-            causal_lm, report = loaded
-    except Exception as error:  # transformers raises many kinds: OSError, ValueError, safetensors' own, ...
-        raise ModelError(f"No causal language model could be loaded from {model}: {first_line(error)}") from error
+    with loading(kind, model):
+        loaded, report = stock_class.from_pretrained(model, dtype=dtype or "auto", output_loading_info=True, **kwargs)
     if report["missing_keys"] or report["mismatched_keys"]:
         lost = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
         raise ModelError(
-            f"{model} lacks weights of {type(causal_lm).__name__}: {', '.join(lost[:3])} ({len(lost)} in all). "
-            "They would start at random; give a checkpoint of a causal language model."
+            f"{model} lacks weights of {type(loaded).__name__}: {', '.join(lost[:3])} ({len(lost)} in all). "
+            f"They would start at random; give a checkpoint of a {kind}."
         )
-    return cast(PreTrainedModel, causal_lm)
+    return cast(PreTrainedModel, loaded)
+
+
+def load_causal_lm(model: str, *, dtype: torch.dtype | None = None, **kwargs: Any) -> PreTrainedModel:
+    """Load a stock causal LM; see `load_whole`."""
+    return load_whole(AutoModelForCausalLM, model, kind="causal language model", dtype=dtype, **kwargs)
 
 
 def new_model(
@@ -153,6 +205,7 @@ def new_model(
     head_init: HeadInit = "normal",
     seed: int = 0,
     dtype: torch.dtype | None = None,
+    disable_dropout: bool = True,
     trust_remote_code: bool = False,
 ) -> HybridModel:
     """A model to train: a pretrained backbone and LM head, with a fresh reward head.
@@ -164,6 +217,8 @@ def new_model(
         head_init: How the reward head starts.
         seed: Seed of the reward head's start.
         dtype: The weights' dtype; None keeps the checkpoint's.
+        disable_dropout: Train the backbone without its own dropout, as TRL does: log-ratios to a reference are noise
+            with it. The saved config keeps its values, and adapters have `lora.dropout`.
         trust_remote_code: Run modelling code that comes with the model. Off unless you trust it.
     """
     quantization = quantization_config(lora)
@@ -171,6 +226,8 @@ def new_model(
     causal_lm = load_causal_lm(model, dtype=dtype, trust_remote_code=trust_remote_code, **extra)
     resize_embeddings(causal_lm, tokenizer)
     _describe_heads(causal_lm.config, tokenizer)
+    if disable_dropout:
+        modes.disable_dropout(causal_lm)
     head_dtype = torch.float32 if lora.enabled else causal_lm.dtype
     head = new_reward_head(causal_lm.config, init=head_init, seed=seed, dtype=head_dtype).to(causal_lm.device)
     return HybridModel(add_lora(causal_lm, lora) if lora.enabled else causal_lm, head)
@@ -211,9 +268,11 @@ def _save_adapter_tensors(model: HybridModel, folder: Path) -> None:
     """Write adapters as PEFT does for a sequence classifier: the head is a module saved with them."""
     folder.mkdir(parents=True, exist_ok=True)
     peft_model = cast(Any, model.causal_lm)
-    state = {name: tensor.contiguous() for name, tensor in get_peft_model_state_dict(peft_model).items()}
+    # Never the embeddings: the rows that a new token adds are the same each time (`resize_embeddings`).
+    adapters = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
+    state = {name: tensor.contiguous() for name, tensor in adapters.items()}
     state[f"base_model.model.{_HEAD_KEY}"] = model.score.weight.detach()
-    save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(state, folder / _ADAPTER_FILE, metadata={"format": "pt"})
     config = peft_model.peft_config[peft_model.active_adapter]
     description = config.to_dict() | {
         "task_type": "SEQ_CLS",
@@ -231,21 +290,27 @@ def restore_weights(model: HybridModel, folder: Path) -> None:
         ModelError: the checkpoint is damaged or of another model.
     """
     if model.adapted:
-        state = load_file(folder / ADAPTER_FOLDER / "adapter_model.safetensors")
-        model.score.weight.data.copy_(state.pop(f"base_model.model.{_HEAD_KEY}"))
-        report: Any = set_peft_model_state_dict(cast(Any, model.causal_lm), state)
-        if report.unexpected_keys:
-            raise ModelError(f"The adapters of {folder} do not fit the model: {report.unexpected_keys[0]}.")
-    else:
-        # Through transformers and not straight from the file, whose tensor names can differ from the module's; and
-        # by the class that the model has, so that code which came with it needs no second leave to run.
-        try:
-            with quiet_transformers():
-                saved = type(model.stock_lm).from_pretrained(folder, dtype=model.stock_lm.dtype)
-        except Exception as error:  # transformers raises many kinds
-            raise ModelError(f"The checkpoint {folder} can't be read: {first_line(error)}") from error
+        _restore_adapters(model, folder)
+        return
+    # Through transformers and not straight from the file, whose tensor names can differ from the module's; and by the
+    # class that the model has, so that code which came with it needs no second leave to run.
+    with loading("checkpoint", str(folder)):
+        saved = type(model.stock_lm).from_pretrained(folder, dtype=model.stock_lm.dtype)
         model.stock_lm.load_state_dict(saved.state_dict())
         model.score.weight.data.copy_(_read_head(folder))
+
+
+def _restore_adapters(model: HybridModel, folder: Path) -> None:
+    with loading("adapters", str(folder)):
+        state = load_file(folder / ADAPTER_FOLDER / _ADAPTER_FILE)
+        head = state.pop(f"base_model.model.{_HEAD_KEY}", None)
+        if head is None:
+            raise ModelError(f"{folder} holds no reward head ({_HEAD_KEY}).")
+        model.score.weight.data.copy_(head)
+        report: Any = set_peft_model_state_dict(cast(Any, model.causal_lm), state)
+    strangers = [*report.unexpected_keys, *(name for name in report.missing_keys if ".lora_" in name)]
+    if strangers:
+        raise ModelError(f"The adapters of {folder} do not fit the model: {strangers[0]}.")
 
 
 def _read_head(folder: Path) -> Tensor:
@@ -264,14 +329,14 @@ def load_run(
 
     Args:
         folder: The folder.
-        dtype: The weights' dtype; None keeps the checkpoint's.
+        dtype: The weights' dtype; None keeps the run's.
         trust_remote_code: Run modelling code that comes with the model. Off unless you trust it.
 
     Returns:
         The model in evaluation mode, its tokenizer, and its description.
 
     Raises:
-        ModelError: the folder is no run, or damaged.
+        ModelError: the folder is no run, unfinished or damaged, or it holds adapters whose base has gone or changed.
     """
     folder = Path(folder)
     info = RunInfo.load(folder)
@@ -283,7 +348,36 @@ def load_run(
         head.weight.data.copy_(weight)
         model = HybridModel(causal_lm, head)
     else:
-        lora = LoraOptions(**(info.lora or {}))
-        model = new_model(info.base_model, tokenizer, lora=lora, dtype=dtype, trust_remote_code=trust_remote_code)
+        model = _base_of_adapters(folder, info, tokenizer, dtype=dtype, trust_remote_code=trust_remote_code)
         restore_weights(model, folder)
     return model.eval(), tokenizer, info
+
+
+def _base_of_adapters(
+    folder: Path, info: RunInfo, tokenizer: Any, *, dtype: torch.dtype | None, trust_remote_code: bool
+) -> HybridModel:
+    """The model that a run started from, with fresh adapters, for the adapters of one of its checkpoints."""
+    lora = LoraOptions(**(info.lora or {}))
+    remedy = f"Put it back, or set `base_model` in {folder / RUN_FILE} to where it is now."
+    try:
+        model = new_model(
+            info.base_model,
+            tokenizer,
+            lora=lora,
+            dtype=dtype or _saved_dtype(folder),
+            trust_remote_code=trust_remote_code,
+        )
+    except ModelError as error:
+        raise ModelError(f"The base model of the adapters in {folder} can't be loaded. {error} {remedy}") from error
+    if dtype is None and info.base_digest and weights_digest(model) != info.base_digest:
+        raise ModelError(
+            f"{info.base_model} no longer holds the weights that the adapters in {folder} were trained on. {remedy}"
+        )
+    return model
+
+
+def _saved_dtype(folder: Path) -> torch.dtype | None:
+    """The dtype in which a run trained, from its config; adapters alone do not show it."""
+    config = PreTrainedConfig.get_config_dict(folder)[0]
+    saved = getattr(torch, str(config.get("dtype")), None)
+    return saved if isinstance(saved, torch.dtype) else None

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from hafrm import atomic
 from hafrm.errors import ConfigError, ModelError
 from hafrm.models.cards import CARD_MARK, policy_card, reward_card
-from hafrm.models.checkpoints import ADAPTER_FOLDER, RunInfo, quiet_transformers
+from hafrm.models.checkpoints import ADAPTER_FOLDER, RunInfo, quiet_transformers, read_manifest
 
 __all__ = ["ExportConfig", "export"]
 
@@ -52,7 +52,7 @@ def export(config: ExportConfig) -> list[Path]:
     info = RunInfo.load(run)
     if not any(run.glob("model*.safetensors")):
         raise ModelError(f"{run} holds adapters alone: it is a checkpoint of an unfinished run. Export a finished run.")
-    manifest = _read_manifest(run)
+    manifest = read_manifest(run)
     written = []
     if info.reward_weight:
         card = reward_card(info, manifest)
@@ -96,11 +96,3 @@ def _export_adapter(source: Path, folder: Path, task: Literal["SEQ_CLS", "CAUSAL
         description |= {"modules_to_save": None}
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     atomic.write_json(folder / "adapter_config.json", description)
-
-
-def _read_manifest(run: Path) -> dict[str, Any]:
-    try:
-        manifest: dict[str, Any] = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return manifest

@@ -24,6 +24,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from hafrm.errors import ModelError
 from hafrm.logprobs import Foresight, LogitTransform, linear_log_probs, sum_by_sequence
 from hafrm.models.attention import PACKED_ATTENTION, packed_arguments
+from hafrm.models.modes import evaluating
 from hafrm.packing import SequenceBatch
 
 __all__ = ["HeadInit", "HybridModel", "SequenceScores", "max_positions", "new_reward_head"]
@@ -202,21 +203,23 @@ class HybridModel(nn.Module):
             ModelError: the model makes its logits in a way that `logit_transform` does not know.
         """
         batch = batch.to(self.score.weight.device)
-        ours = self(batch, rewards=False).token_log_probs
-        logits = self.stock_lm(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            position_ids=batch.position_ids,
-            use_cache=False,
-        ).logits
+        with evaluating(self):
+            ours = self(batch, rewards=False).token_log_probs
+            logits = self.stock_lm(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                position_ids=batch.position_ids,
+                use_cache=False,
+            ).logits
         stock = logits.flatten(0, 1)[batch.predictor_index].float().log_softmax(-1)
         stock = stock.gather(-1, batch.target_ids[:, None]).squeeze(-1)
         error = ((ours - stock).abs() / (1 + stock.abs())).max().item()
         if not error <= tolerance:
             raise ModelError(
                 f"{type(self.stock_lm).__name__} makes its logits in a way that hafrm does not know "
-                f"(log-probs differ by {error:.2g} from the model's own), so a policy loss would train it wrongly. "
-                "Train the reward head alone with `--method baseline`."
+                f"(log-probs differ by {error:.2g} from the model's own), so a policy loss would train it "
+                "wrongly and an implicit reward would be wrong. Use the reward head alone: train with "
+                "`--method baseline`, score with `--head reward`."
             )
 
 
@@ -242,6 +245,9 @@ def max_positions(config: PreTrainedConfig) -> int | None:
 def logit_transform(config: PreTrainedConfig) -> LogitTransform:
     """How this family of models turns LM-head products into logits, as far as its config tells."""
     text = config.get_text_config()
-    scale = getattr(text, "logit_scale", None) or 1.0  # Cohere multiplies ...
-    scale /= getattr(text, "logits_scaling", None) or 1.0  # ... and Granite divides
+    scale = 1.0
+    for name in ("logit_scale", "lm_head_multiplier", "output_multiplier"):  # Cohere, Falcon-H1, Muse Glimmer
+        scale *= getattr(text, name, None) or 1.0
+    scaling = getattr(text, "logits_scaling", None) or 1.0
+    scale *= scaling if text.model_type == "hyperclovax" else 1 / scaling  # the others, Granite first, divide
     return LogitTransform(scale=scale, softcap=getattr(text, "final_logit_softcapping", None))

@@ -6,24 +6,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
 from hafrm.encoding import ConversationEncoder, Overlong
-from hafrm.errors import ConfigError, HafrmError, ModelError
+from hafrm.errors import ConfigError, ModelError
 from hafrm.losses import USES_REFERENCE
 from hafrm.models.checkpoints import (
     RUN_FILE,
     Head,
     RunInfo,
-    first_line,
     load_causal_lm,
     load_run,
-    quiet_transformers,
+    load_whole,
+    loading,
+    require_finished,
 )
 from hafrm.models.hybrid import HybridModel, max_positions, new_reward_head
 from hafrm.models.layout import Layout, choose_layout
+from hafrm.models.probe import random_groups
+from hafrm.models.references import weights_digest
 from hafrm.models.scorers import HybridScorer, ScoreOptions, Scorer, StockScorer
 from hafrm.models.tokenizers import load_tokenizer, resize_embeddings
+from hafrm.packing import pad_rows
 
 __all__ = ["ScorerChoice", "load_scorer"]
 
@@ -82,6 +87,7 @@ def load_scorer(
     choice = ScorerChoice(
         head=head, reference=reference, combined_weight=combined_weight, trust_remote_code=trust_remote_code
     )
+    require_finished(Path(model))
     if (Path(model) / RUN_FILE).is_file():
         return _load_run_scorer(Path(model), choice, options)
     if head in (None, "reward") and reference is None:
@@ -90,15 +96,15 @@ def load_scorer(
         raise ModelError(
             f"{model} is no run of hafrm: its head {head!r} needs `--reference`, the model it was tuned from."
         )
-    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
-    policy, base = (_policy_only(m, tokenizer, trust_remote_code=trust_remote_code) for m in (model, reference))
+    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code, template=options.template())
+    policy = _policy_only(model, tokenizer, options.torch_dtype(), trust_remote_code=trust_remote_code)
+    base = _policy_only(reference, tokenizer, policy.stock_lm.dtype, trust_remote_code=trust_remote_code)
     encoder = _encoder(tokenizer, policy.config, options, max_length=512, overlong="drop")
     return _hybrid_scorer(policy, base, tokenizer, encoder, options, (0.0, 0.1))
 
 
 def _load_run_scorer(folder: Path, choice: ScorerChoice, options: ScoreOptions) -> Scorer:
-    trust = choice.trust_remote_code
-    model, tokenizer, info = load_run(folder, trust_remote_code=trust)
+    model, tokenizer, info = load_run(folder, dtype=options.torch_dtype(), trust_remote_code=choice.trust_remote_code)
     head = choice.head or info.default_head
     _require_trained(folder, info, head)
     encoder = _encoder(tokenizer, model.config, options, max_length=info.max_length, overlong=info.overlong)
@@ -109,13 +115,47 @@ def _load_run_scorer(folder: Path, choice: ScorerChoice, options: ScoreOptions) 
         weight = choice.combined_weight if choice.combined_weight is not None else info.combined_weight
         if weight is None:
             raise ModelError(
-                f"{folder} has no weight for the combined score: it was trained without validation pairs. "
-                "Give one with `--combined_weight`."
+                f"{folder} has no weight for the combined score: it was trained without validation pairs, or they "
+                "did not settle one. Give one with `--combined_weight`."
             )
         weights = (1.0, weight * info.beta)
-    base = choice.reference or (info.base_model if info.policy_loss in USES_REFERENCE else None)
-    frozen = _policy_only(base, tokenizer, trust_remote_code=trust) if base is not None else None
-    return _hybrid_scorer(model, frozen, tokenizer, encoder, options, weights)
+    reference = _run_reference(folder, info, choice, tokenizer, model.stock_lm.dtype, exact=options.dtype == "auto")
+    return _hybrid_scorer(model, reference, tokenizer, encoder, options, weights)
+
+
+def _run_reference(
+    folder: Path, info: RunInfo, choice: ScorerChoice, tokenizer: Any, dtype: torch.dtype, *, exact: bool
+) -> HybridModel | None:
+    """The reference policy of a run's implicit rewards, in the policy's dtype; None where its loss knew none.
+
+    Args:
+        folder: The run's folder.
+        info: Its description.
+        choice: What was asked for. A reference named there is taken as it is.
+        tokenizer: The run's tokenizer.
+        dtype: The policy's dtype.
+        exact: Whether that is the dtype in which the run trained, so that weights can be held against the run's.
+
+    Raises:
+        ModelError: what the run was trained from has gone, or changed since.
+    """
+    trust = choice.trust_remote_code
+    if choice.reference is not None:
+        return _policy_only(choice.reference, tokenizer, dtype, trust_remote_code=trust)
+    if info.policy_loss not in USES_REFERENCE:
+        return None
+    remedy = f"If what {folder} was trained from lies elsewhere now, name that place with `--reference`."
+    try:
+        reference = _policy_only(info.base_model, tokenizer, dtype, trust_remote_code=trust)
+    except ModelError as error:
+        raise ModelError(f"The reference policy of {folder} can't be loaded. {error} {remedy}") from error
+    quantized = (info.lora or {}).get("quantize", "none") != "none"  # its start was packed, and so was the digest's
+    if exact and not quantized and info.base_digest and weights_digest(reference) != info.base_digest:
+        raise ModelError(
+            f"{info.base_model} no longer holds the weights that {folder} was trained from, so it can't be the "
+            f"reference of its implicit rewards. {remedy}"
+        )
+    return reference
 
 
 def _hybrid_scorer(
@@ -126,20 +166,24 @@ def _hybrid_scorer(
     options: ScoreOptions,
     weights: tuple[float, float],
 ) -> HybridScorer:
-    """A scorer on the options' device; rows are packed if every model that reads them takes packed rows."""
+    """A scorer on the options' device; rows are packed if every model that reads them takes packed rows.
+
+    Raises:
+        ModelError: log-probs are needed, and ours are not the models' own.
+    """
+    pad = tokenizer.pad_token_id
+    reward_weight, ratio_weight = weights
+    parts = [part.to(options.torch_device()) for part in (model, reference) if part is not None]
+    if ratio_weight:
+        for part in parts:
+            part.check_policy_head(pad_rows(random_groups(part), pad_token_id=pad))
     layouts = [
         choose_layout(
-            part.to(options.torch_device()),
-            tokenizer.pad_token_id,
-            max_length=encoder.max_length,
-            choice=options.layout,
-            padding_side=options.padding_side,
+            part, pad, max_length=encoder.max_length, choice=options.layout, padding_side=options.padding_side
         )
-        for part in (model, reference)
-        if part is not None
+        for part in parts
     ]
     layout = replace(layouts[0], packed=all(layout.packed for layout in layouts))
-    reward_weight, ratio_weight = weights
     return HybridScorer(
         model,
         encoder,
@@ -163,30 +207,32 @@ def _require_trained(folder: Path, info: RunInfo, head: Head) -> None:
 
 
 def _load_stock_scorer(model: str, options: ScoreOptions, *, trust_remote_code: bool) -> StockScorer:
-    try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
-            architectures = config.architectures or []
-            if not any("SequenceClassification" in name for name in architectures):
-                raise ModelError(
-                    f"{model} is no reward model: {', '.join(architectures) or 'unknown architecture'}. Give a run of "
-                    "hafrm, a sequence classifier, or a causal model with `--head policy --reference MODEL`."
-                )
-            classifier = AutoModelForSequenceClassification.from_pretrained(model, trust_remote_code=trust_remote_code)
-    except HafrmError:
-        raise
-    except Exception as error:  # transformers raises many kinds: OSError, ValueError, safetensors' own, ...
-        here = "" if Path(model).exists() else " There is no such folder here."
-        raise ModelError(f"No reward model could be loaded from {model}.{here} ({first_line(error)})") from error
-    if classifier.config.num_labels != 1:
-        raise ModelError(f"{model} has {classifier.config.num_labels} labels; a reward model has one.")
-    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+    classifier = _load_classifier(model, options.torch_dtype(), trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code, template=options.template())
     resize_embeddings(classifier, tokenizer)
     # A stock classifier finds the last token by its config's pad token: that one must be the tokenizer's.
     classifier.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     encoder = _encoder(tokenizer, classifier.config, options, max_length=512, overlong="drop")
     layout = Layout(packed=False, pad_token_id=tokenizer.pad_token_id, padding_side=options.padding_side)
     return StockScorer(classifier.eval().to(options.torch_device()), encoder, layout, options)
+
+
+def _load_classifier(model: str, dtype: torch.dtype | None, *, trust_remote_code: bool) -> PreTrainedModel:
+    """A stock sequence classifier with one label and a head that was saved with it."""
+    kind = "reward model"
+    with loading(kind, model):
+        config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+    architectures = config.architectures or []
+    if not any("SequenceClassification" in name for name in architectures):
+        raise ModelError(
+            f"{model} is no reward model: {', '.join(architectures) or 'unknown architecture'}. Give a run of "
+            "hafrm, a sequence classifier, or a causal model with `--head policy --reference MODEL`."
+        )
+    if config.num_labels != 1:
+        raise ModelError(f"{model} has {config.num_labels} labels; a reward model has one.")
+    return load_whole(
+        AutoModelForSequenceClassification, model, kind=kind, dtype=dtype, trust_remote_code=trust_remote_code
+    )
 
 
 def _encoder(
@@ -200,8 +246,8 @@ def _encoder(
     return ConversationEncoder(tokenizer, options.max_length or max_length, options.overlong or overlong)
 
 
-def _policy_only(model: str, tokenizer: Any, *, trust_remote_code: bool) -> HybridModel:
+def _policy_only(model: str, tokenizer: Any, dtype: torch.dtype | None, *, trust_remote_code: bool) -> HybridModel:
     """A causal LM as a model whose reward head is never read, with room for the tokenizer's pad token."""
-    causal_lm = load_causal_lm(model, trust_remote_code=trust_remote_code).eval()
+    causal_lm = load_causal_lm(model, dtype=dtype, trust_remote_code=trust_remote_code).eval()
     resize_embeddings(causal_lm, tokenizer)
     return HybridModel(causal_lm, new_reward_head(causal_lm.config, init="zero", seed=0, dtype=causal_lm.dtype))

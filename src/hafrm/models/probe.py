@@ -8,9 +8,8 @@ of the longest sequence.
 
 from __future__ import annotations
 
-import contextlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -18,11 +17,13 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from hafrm.encoding import TokenGroup
+from hafrm.errors import first_line
 from hafrm.models.attention import PACKED_ATTENTION
 from hafrm.models.hybrid import HybridModel
+from hafrm.models.modes import evaluating
 from hafrm.packing import SequenceBatch, pack_rows, pad_rows
 
-__all__ = ["probe_packing"]
+__all__ = ["probe_packing", "random_groups"]
 
 _FAR_ROW = "hafrm_far_row"
 _UNREACHED = "its layers are not reached through transformers' attention interface"
@@ -45,31 +46,19 @@ def probe_packing(model: HybridModel, *, max_length: int) -> str | None:
         None if the model takes packed rows; else the reason why not, as a clause.
     """
     before = model.config._attn_implementation
-    with _evaluating(model):
+    with evaluating(model):
         try:
             reason = _hidden_rule(model, max_length) or _difference(model, before)
         except Exception as error:  # whatever a model does with a call it does not know
-            reason = f"it fails with {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            reason = f"it fails with {type(error).__name__}: {first_line(error)}"
         if reason is not None:
             model.stock_lm.set_attn_implementation(before)
     return reason
 
 
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode within the context, and each module's own mode after it."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 def _difference(model: HybridModel, stock: str) -> str | None:
     """Why states are not those of each sequence alone, or None; leaves the model with the packed implementation."""
-    groups = _random_groups(model)
+    groups = random_groups(model)
     pad = groups[0].prompt[0]
     model.stock_lm.set_attn_implementation(stock)
     alone = [TokenGroup(group.prompt, (response,)) for group in groups for response in group.responses]
@@ -86,8 +75,8 @@ def _difference(model: HybridModel, stock: str) -> str | None:
     return None
 
 
-def _random_groups(model: HybridModel) -> list[TokenGroup]:
-    """Groups of random tokens, drawn without touching the generators that training uses."""
+def random_groups(model: HybridModel) -> list[TokenGroup]:
+    """Two short groups to try a model with, of random tokens drawn without touching the generators of training."""
     generator = random.Random(0)
     vocabulary = range(cast(nn.Embedding, model.stock_lm.get_input_embeddings()).weight.shape[0])
 

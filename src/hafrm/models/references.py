@@ -7,8 +7,11 @@ Shape letters: G groups, S sequences.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
+import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -18,9 +21,9 @@ from torch import Tensor
 
 from hafrm import atomic
 from hafrm.encoding import TokenGroup
-from hafrm.errors import ModelError
 from hafrm.models.hybrid import HybridModel, SequenceScores
 from hafrm.models.layout import Layout
+from hafrm.models.modes import evaluating
 from hafrm.packing import SequenceBatch
 
 __all__ = ["LiveReference", "adapter_off_reference", "frozen_copy_reference", "precompute_reference", "weights_digest"]
@@ -30,14 +33,24 @@ LiveReference = Callable[[SequenceBatch], Tensor]
 
 _TOKENS = 8192  # tokens of a packed row
 _PART = 512  # groups a file: what an interrupted computation loses at the most
+_STALE = 3600  # seconds after which a half-written file has no writer any more
+
+_FORMAT = 1
+"""Part of every fingerprint: raise it when hafrm computes other log-probs from the same weights and tokens."""
+
+_NOT_COMPUTED_WITH = {"_name_or_path", "transformers_version", "architectures", "use_cache"}
+"""What a config holds that changes no log-prob."""
 
 
 def adapter_off_reference(model: HybridModel) -> LiveReference:
-    """The model itself with its adapters switched off: no second copy, one more forward pass a step."""
+    """The model itself with its adapters switched off: no second copy, one more forward pass a step.
+
+    It is computed in evaluation mode, as the other references are, while the model is training.
+    """
 
     @torch.no_grad()
     def reference(batch: SequenceBatch) -> Tensor:
-        with model.adapters_disabled():
+        with model.adapters_disabled(), evaluating(model):
             return _log_probs(model, batch)
 
     return reference
@@ -62,12 +75,14 @@ def precompute_reference(
     batch_size: int,
     cache: Path,
     progress: Callable[[int], None] = lambda done: None,
+    weights: str | None = None,
 ) -> np.ndarray:
-    """Log-probs of every response under the model as it is now, kept on disk under a fingerprint.
+    """Log-probs of every response under the model as it is now, less its adapters, kept on disk under a fingerprint.
 
-    The fingerprint covers the weights and the token ids (so the tokenizer, the template and the rows too). Parts are
-    written atomically as they are computed: an interrupted computation goes on where it stopped, and two processes
-    that compute the same thing can only write the same files.
+    The fingerprint covers the weights, the config and the token ids (so the tokenizer, the template and the rows too).
+    Parts are written atomically as they are computed: an interrupted computation goes on where it stopped, and two
+    processes that compute the same thing can only write the same files. Adapters are switched off, and left out of the
+    fingerprint: they change nothing where a run starts, so that all runs from one model share what was computed.
 
     Args:
         model: The reference policy; it is put in evaluation mode meanwhile.
@@ -76,55 +91,55 @@ def precompute_reference(
         batch_size: Groups a forward pass, where rows are padded.
         cache: The folder that holds cached references.
         progress: Called with the number of groups done.
+        weights: The model's `weights_digest` where it is known: several data sets then cost one reading of the weights.
 
     Returns:
         Summed response log-probs, [G, N], float32.
     """
-    folder = cache / fingerprint(model, groups)
-    training = model.training
-    model.eval()
-    try:
-        parts = []
+    folder = cache / fingerprint(model, groups, weights=weights)
+    parts = []
+    with evaluating(model), model.adapters_disabled() if model.adapted else contextlib.nullcontext():
         for start in range(0, len(groups), _PART):
             part = groups[start : start + _PART]
             parts.append(_cached_part(model, part, folder / f"{start:09d}.npy", layout, batch_size))
             progress(start + len(part))
-    finally:
-        model.train(training)
     return np.concatenate(parts)
 
 
-def fingerprint(model: HybridModel, groups: Sequence[TokenGroup]) -> str:
-    """A name for "these weights on these tokens, in this precision"."""
+def fingerprint(model: HybridModel, groups: Sequence[TokenGroup], *, weights: str | None = None) -> str:
+    """A name for "this model without its adapters on these tokens, in this precision"; see `precompute_reference`."""
     precision = str(torch.get_autocast_dtype("cpu")) if torch.is_autocast_enabled("cpu") else ""
     if torch.is_autocast_enabled("cuda"):
         precision = str(torch.get_autocast_dtype("cuda"))
-    digest = hashlib.blake2b(f"{weights_digest(model)}{precision}".encode(), digest_size=16)
+    config = {name: value for name, value in model.config.to_dict().items() if name not in _NOT_COMPUTED_WITH}
+    described = json.dumps([_FORMAT, weights or weights_digest(model), precision, config], sort_keys=True, default=str)
+    digest = hashlib.blake2b(described.encode(), digest_size=16)
     for group in groups:
         digest.update(repr((group.prompt, group.responses)).encode())
     return digest.hexdigest()
 
 
 def weights_digest(model: HybridModel) -> str:
-    """A hash of the backbone's and the policy head's weights."""
+    """A hash of the backbone's and the policy head's weights, in their dtype; adapters are left out."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(model.stock_lm.state_dict().items()):
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    state = {name.replace(".base_layer.", "."): tensor for name, tensor in model.stock_lm.state_dict().items()}
+    for name, tensor in sorted(state.items()):
+        if ".lora_" not in name:
+            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            digest.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
 def _cached_part(
     model: HybridModel, groups: Sequence[TokenGroup], path: Path, layout: Layout, batch_size: int
 ) -> np.ndarray:
+    """Log-probs of one file's groups, [groups, N]: read if they are there whole, else computed and written.
+
+    A damaged file is computed anew without a word: it is a cache, and nobody could do better by hand.
+    """
     shape = (len(groups), len(groups[0].responses))
-    if path.exists():
-        try:
-            cached: np.ndarray = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise ModelError(
-                f"The cached reference {path} can't be read ({error}). Delete it and run again."
-            ) from error
+    with contextlib.suppress(OSError, ValueError), path.open("rb") as stored:
+        cached: np.ndarray = np.lib.format.read_array(stored, allow_pickle=False)
         if cached.shape == shape and cached.dtype == np.float32:
             return cached
     values = np.empty(shape, dtype=np.float32)
@@ -132,7 +147,16 @@ def _cached_part(
         values[rows] = log_probs.view(len(rows), -1).cpu().numpy()
     with atomic.new_file(path) as file:
         np.save(file, values, allow_pickle=False)
+    _remove_leftovers(path)
     return values
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Delete what killed writers of a file left beside it. Another process may be writing it now, but not for long."""
+    for leftover in path.parent.glob(f".{path.name}.*"):
+        with contextlib.suppress(FileNotFoundError):
+            if leftover.stat().st_mtime < time.time() - _STALE:
+                leftover.unlink()
 
 
 @torch.no_grad()

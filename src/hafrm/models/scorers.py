@@ -10,13 +10,14 @@ import inspect
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from pathlib import Path
+from typing import Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from hafrm.encoding import ConversationEncoder, Overlong, OverlongError, TokenGroup
-from hafrm.errors import ConfigError, ModelError, RefusedError
+from hafrm.encoding import DEFAULT_CHAT_TEMPLATE, ConversationEncoder, Overlong, OverlongError, TokenGroup
+from hafrm.errors import ConfigError, ModelError, RefusedError, first_line
 from hafrm.models.hybrid import HybridModel, SequenceScores
 from hafrm.models.layout import Layout, LayoutChoice
 from hafrm.packing import SequenceBatch, split_group
@@ -44,7 +45,11 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreOptions:
-    """How scorers run; none of it changes a reward by more than rounding."""
+    """How scorers run.
+
+    The layout of batches changes a reward by no more than rounding, and `dtype` says how coarse that is. `max_length`,
+    `overlong` and `chat_template` change what is read, and so the rewards.
+    """
 
     batch_size: int = 32
     """Conversations a forward pass, where rows are padded."""
@@ -61,6 +66,12 @@ class ScoreOptions:
     device: str | None = None
     """Where to compute; by default a GPU if there is one."""
 
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """The weights' dtype, of a reference policy too. `auto`: the one that the model was saved in."""
+
+    chat_template: str | None = None
+    """For stock models that bring no chat template: a file that holds one, or `default` for hafrm's plain one."""
+
     max_length: int | None = None
     """The most tokens of a conversation; by default what the run was trained with, or 512."""
 
@@ -68,12 +79,16 @@ class ScoreOptions:
     """`drop` gives over-long conversations no reward, `truncate` cuts them; by default as the run was trained."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size must be at least 1, got {self.batch_size}")
-        if self.tokens_per_batch < 1:
-            raise ConfigError(f"tokens_per_batch must be at least 1, got {self.tokens_per_batch}")
+        for name, least in (("batch_size", 1), ("tokens_per_batch", 1), ("max_length", 2)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"score.{name} must be at least {least}, got {value}")
         if self.padding_side not in ("left", "right"):
-            raise ConfigError(f"padding_side must be `left` or `right`, got {self.padding_side!r}")
+            raise ConfigError(f"score.padding_side must be `left` or `right`, got {self.padding_side!r}")
+        if self.overlong not in (None, "drop", "truncate"):
+            raise ConfigError(f"score.overlong must be `drop` or `truncate`, got {self.overlong!r}")
+        if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
+            raise ConfigError(f"score.dtype must be auto, float32, bfloat16 or float16, got {self.dtype!r}")
 
     def torch_device(self) -> torch.device:
         """The device to compute on.
@@ -85,8 +100,28 @@ class ScoreOptions:
             device = torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
-            raise ConfigError(f"device {self.device!r} can't be used here: {str(error).splitlines()[0]}") from error
+            raise ConfigError(f"device {self.device!r} can't be used here: {first_line(error)}") from error
         return device
+
+    def torch_dtype(self) -> torch.dtype | None:
+        """The weights' dtype; None: as the model was saved."""
+        return None if self.dtype == "auto" else cast(torch.dtype, getattr(torch, self.dtype))
+
+    def template(self) -> str | None:
+        """The chat template of models that bring none; None where none was given.
+
+        Raises:
+            ConfigError: the file can't be read.
+        """
+        if self.chat_template in (None, "default"):
+            return self.chat_template and DEFAULT_CHAT_TEMPLATE
+        try:
+            return Path(self.chat_template).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"score.chat_template: {self.chat_template} can't be read ({first_line(error)}). Give a text file that "
+                "holds a jinja template, or `default`."
+            ) from error
 
 
 class _BatchedScorer:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
 from hafrm.encoding import DEFAULT_CHAT_TEMPLATE
-from hafrm.errors import ModelError
+from hafrm.errors import ModelError, first_line
 
 __all__ = ["PAD_TOKEN", "load_tokenizer", "prepare_tokenizer", "resize_embeddings"]
 
@@ -23,34 +24,45 @@ _KNOWN_PADS = ("<pad>", "[PAD]", PAD_TOKEN, "<|finetune_right_pad_id|>", "<|padd
 """Tokens that tokenizers keep for padding, or that text never ends with, best first."""
 
 
-def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> Any:
+def load_tokenizer(model: str, *, trust_remote_code: bool = False, template: str | None = DEFAULT_CHAT_TEMPLATE) -> Any:
     """Load a model's tokenizer and prepare it; see `prepare_tokenizer`.
 
+    Args:
+        model: Folder or hub id of a model.
+        trust_remote_code: Run code that comes with the tokenizer. Off unless you trust it.
+        template: The chat template of a tokenizer that brings none; None: it can't serve without.
+
     Raises:
-        ModelError: there is no tokenizer to load.
+        ModelError: there is no tokenizer to load, or it lacks what `prepare_tokenizer` needs.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the tokenizers library raises plain ones for a damaged file
         raise ModelError(
-            f"No tokenizer could be loaded from {model}: {str(error).splitlines()[0]} "
+            f"No tokenizer could be loaded from {model}: {first_line(error)} "
             "Give a folder or hub id that holds a tokenizer."
         ) from error
-    return prepare_tokenizer(tokenizer)
+    if not tokenizer.chat_template and template is None:
+        raise ModelError(
+            f"The tokenizer of {model} has no chat template, so how its texts were laid out in training is unknown. "
+            "Give a file that holds the template with `--score.chat_template FILE`, or ask for hafrm's plain one with "
+            "`--score.chat_template default`."
+        )
+    return prepare_tokenizer(tokenizer, template=template or DEFAULT_CHAT_TEMPLATE)
 
 
-def prepare_tokenizer(tokenizer: Any) -> Any:
+def prepare_tokenizer(tokenizer: Any, *, template: str = DEFAULT_CHAT_TEMPLATE) -> Any:
     """Give a tokenizer a chat template and a distinct pad token where it lacks them (in place).
 
     Raises:
         ModelError: the tokenizer has no end-of-sequence token, which the plain template needs.
     """
     if not tokenizer.chat_template:
-        if tokenizer.eos_token is None:
+        if tokenizer.eos_token is None and template == DEFAULT_CHAT_TEMPLATE:
             raise ModelError(
                 "The tokenizer has neither a chat template nor an end-of-sequence token. Set one of the two."
             )
-        tokenizer.chat_template = DEFAULT_CHAT_TEMPLATE
+        tokenizer.chat_template = template
     taken = {tokenizer.eos_token, tokenizer.bos_token}
     if tokenizer.pad_token is None or tokenizer.pad_token in taken:
         vocabulary = tokenizer.get_vocab()
@@ -61,7 +73,18 @@ def prepare_tokenizer(tokenizer: Any) -> Any:
 
 
 def resize_embeddings(model: PreTrainedModel, tokenizer: Any) -> None:
-    """Grow the model's embeddings if the tokenizer has more tokens than they have rows (never shrink them)."""
+    """Grow the model's embeddings if the tokenizer has more tokens than they have rows (never shrink them).
+
+    New rows, of the LM head too, are the mean of the old ones. transformers would draw them at random, and a policy and
+    its reference that are loaded apart would then give different log-probs with the same weights.
+    """
     embeddings: Any = model.get_input_embeddings()
-    if len(tokenizer) > embeddings.weight.shape[0]:
-        model.resize_token_embeddings(len(tokenizer))
+    rows = embeddings.weight.shape[0]
+    if len(tokenizer) <= rows:
+        return
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        for tensor in (getattr(layer, "weight", None), getattr(layer, "bias", None)):
+            if tensor is not None:
+                wide = torch.promote_types(tensor.dtype, torch.float32)
+                tensor.data[rows:] = tensor.data[:rows].mean(dim=0, dtype=wide)

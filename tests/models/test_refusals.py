@@ -1,0 +1,101 @@
+"""What can't be loaded says what to do: unfinished runs, damaged adapters, files of other versions."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from hafrm.errors import ModelError, first_line
+from hafrm.models.checkpoints import RunInfo, load_run, save_adapter, save_run
+from hafrm.models.export import ExportConfig, export
+from hafrm.models.loading import load_scorer
+from hafrm.models.lora import LoraOptions
+from hafrm.models.tokenizers import load_tokenizer
+from tests.models.test_checkpoints import info, trained
+from tests.tiny import save_tiny
+
+LORA = LoraOptions(rank=4)
+
+
+def adapter_checkpoint(folder: Path, step: int) -> Path:
+    base = save_tiny(folder.parent / "base")
+    model, tokenizer = trained(base, LORA)
+    checkpoint = folder / f"checkpoint-{step}"
+    save_adapter(model, tokenizer, info(base, lora=asdict(LORA)), checkpoint)
+    return checkpoint
+
+
+def test_an_unfinished_run_names_its_newest_checkpoint(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    newest = adapter_checkpoint(run, 20)
+    adapter_checkpoint(run, 4)
+    (run / "checkpoint-100").mkdir()  # a killed writer's: `hafrm.json` comes last
+    (run / "manifest.json").write_text(json.dumps({"format": 1, "status": "running"}))
+    for load in (load_run, load_scorer, lambda folder: export(ExportConfig(run=folder))):
+        with pytest.raises(ModelError, match=r"unfinished run\. Use its newest checkpoint, \S+checkpoint-20,"):
+            load(str(run))
+    load_scorer(str(newest))
+
+
+def test_an_unfinished_run_without_a_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps({"format": 1, "status": "running"}))
+    with pytest.raises(ModelError, match=r"unfinished run\. To end it, run the same training command again"):
+        load_scorer(str(tmp_path))
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "no head", "no matrix"])
+def test_damaged_adapters_are_named(damage: str, tmp_path: Path) -> None:
+    checkpoint = adapter_checkpoint(tmp_path / "run", 4)
+    file = checkpoint / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:100])
+    elif damage == "gone":
+        file.unlink()
+    else:
+        lost = "score.weight" if damage == "no head" else "q_proj.lora_B.weight"
+        kept = {name: tensor for name, tensor in tensors.items() if not name.endswith(lost)}
+        save_file(kept, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="checkpoint-4"):
+        load_run(checkpoint)
+
+
+def test_a_combined_score_without_a_weight(tmp_path: Path) -> None:
+    """Whether there were no validation pairs or no fit on them, the remedy is the same."""
+    base = save_tiny(tmp_path / "base")
+    model, tokenizer = trained(base)
+    save_run(model, tokenizer, info(base), tmp_path / "run")
+    with pytest.raises(ModelError, match=r"without validation pairs, or they did not settle one.*--combined_weight"):
+        load_scorer(str(tmp_path / "run"), head="combined")
+
+
+def test_files_of_earlier_versions_load(tmp_path: Path) -> None:
+    """They say nothing of the reward loss, which is taken as Bradley-Terry, nor of the base's weights."""
+    description = info(tmp_path, reward_loss="hinge", base_digest="abc")
+    description.save(tmp_path)
+    assert RunInfo.load(tmp_path) == description
+    values = json.loads((tmp_path / "hafrm.json").read_text())
+    del values["reward_loss"], values["base_digest"]
+    (tmp_path / "hafrm.json").write_text(json.dumps(values))
+    older = RunInfo.load(tmp_path)
+    assert (older.reward_loss, older.base_digest) == ("bradley_terry", "")
+    del values["versions"]
+    (tmp_path / "hafrm.json").write_text(json.dumps(values))
+    with pytest.raises(ModelError, match="versions"):
+        RunInfo.load(tmp_path)
+
+
+def test_a_damaged_tokenizer_is_named(tmp_path: Path) -> None:
+    base = save_tiny(tmp_path / "base")
+    (base / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelError, match="No tokenizer"):
+        load_tokenizer(str(base))
+
+
+def test_an_error_without_a_word_is_called_by_its_kind() -> None:
+    assert first_line(ValueError("")) == "ValueError"
+    assert first_line(ValueError("\n one\ntwo")) == "one"

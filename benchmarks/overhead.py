@@ -81,7 +81,7 @@ def _run(options: argparse.Namespace) -> tuple[dict[str, float], float]:
             eval_data=[str(data / "hh_harmless-validation.jsonl.gz")],
             method=options.method,
             out=str(Path(place) / "run"),
-            training={"max_steps": options.steps, "save_only_model": True},
+            training={"max_steps": options.steps},
         )
         with _clocks() as seconds:
             start = time.perf_counter()

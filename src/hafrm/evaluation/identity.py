@@ -15,9 +15,9 @@ from uuid import uuid4
 
 from transformers import AutoConfig
 
-from hafrm.errors import ModelError
+from hafrm.errors import ModelError, first_line
 from hafrm.losses import USES_REFERENCE
-from hafrm.models.checkpoints import ADAPTER_FOLDER, RUN_FILE, RunInfo, first_line, quiet_transformers
+from hafrm.models.checkpoints import ADAPTER_FOLDER, RUN_FILE, RunInfo, quiet_transformers
 from hafrm.models.loading import ScorerChoice
 from hafrm.models.scorers import ScoreOptions
 
@@ -46,8 +46,16 @@ def model_identity(model: str, choice: ScorerChoice, options: ScoreOptions) -> d
         "trust_remote_code": trust,
         "score.max_length": options.max_length,
         "score.overlong": options.overlong,
+        "score.dtype": options.dtype,
+        "score.chat_template": _template_identity(options.chat_template),
         "hafrm": version("hafrm"),
     }
+
+
+def _template_identity(template: str | None) -> str | None:
+    """What the chat template says, not what its file is called."""
+    path = Path(template or "")
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else template
 
 
 def _references(model: str, choice: ScorerChoice) -> list[str]:

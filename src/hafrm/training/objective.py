@@ -17,7 +17,6 @@ from hafrm.losses import (
     REWARD_LOSSES,
     USES_REFERENCE,
     PairLogProbs,
-    PolicyLossOptions,
     hybrid_loss,
     reward_centering_penalty,
 )
@@ -48,9 +47,7 @@ class Objective:
         self.needs_rewards = config.reward_weight != 0
         self.needs_log_probs = config.policy_ratio != 0
         self.needs_reference = self.needs_log_probs and config.policy_loss in USES_REFERENCE
-        self._options = PolicyLossOptions(
-            beta=config.beta, label_smoothing=config.policy_label_smoothing, target_margin=config.target_margin
-        )
+        self._options = config.policy_options
 
     def pair_losses(self, model: nn.Module, batch: PairBatch, reference: Tensor | None = None) -> PairLosses:
         """Run a model on a batch, and take its losses and metrics.

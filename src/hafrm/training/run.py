@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from rich.console import Console
 from transformers import (
     EarlyStoppingCallback,
     PrinterCallback,
@@ -21,18 +19,13 @@ from transformers import (
     set_seed,
 )
 
-from hafrm.atomic import cache_folder
 from hafrm.data import EncodedPairs, PairSet, encode_pairs, load_pairs, local_path, shared_prompts
 from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ConfigError
 from hafrm.models.checkpoints import RunInfo, new_model, restore_weights, save_run
 from hafrm.models.hybrid import HybridModel, max_positions
-from hafrm.models.layout import Layout, choose_layout
+from hafrm.models.layout import choose_layout
 from hafrm.models.references import (
-    LiveReference,
-    adapter_off_reference,
-    frozen_copy_reference,
-    precompute_reference,
     weights_digest,
 )
 from hafrm.models.tokenizers import load_tokenizer
@@ -40,7 +33,6 @@ from hafrm.numerics import cpu_tuned
 from hafrm.packing import pad_rows
 from hafrm.stats import fit_combination
 from hafrm.training.arguments import total_steps
-from hafrm.training.batches import PairDataset
 from hafrm.training.callbacks import ConsoleProgress, MetricsFile
 from hafrm.training.config import TrainConfig, training_arguments
 from hafrm.training.manifest import (
@@ -54,6 +46,7 @@ from hafrm.training.manifest import (
     save_manifest,
 )
 from hafrm.training.objective import Objective
+from hafrm.training.reference import ReferenceSource
 from hafrm.training.trainer import HybridTrainer, last_checkpoint
 
 __all__ = ["TrainResult", "train"]
@@ -109,7 +102,7 @@ def _train(config: TrainConfig, folder: Path) -> TrainResult:
             for line in _opening(data, args, manifest["layout"]):
                 progress.say(line)
 
-    reference = _Reference(config, objective, model, layout, args)
+    reference = ReferenceSource(config.resolved_loss, model, layout, args, weights=info.base_digest)
     trainer = HybridTrainer(
         model,
         args,
@@ -264,39 +257,6 @@ def _run_info(config: TrainConfig, tokenizer: Any, base_digest: str) -> RunInfo:
         pad_token=tokenizer.pad_token,
         lora=asdict(config.lora) if config.lora.enabled else None,
     )
-
-
-class _Reference:
-    """Gives data sets their reference log-probs beforehand, or the trainer a live reference."""
-
-    def __init__(
-        self, config: TrainConfig, objective: Objective, model: HybridModel, layout: Layout, args: TrainingArguments
-    ) -> None:
-        kind = config.resolved_loss.reference
-        self.precomputed = objective.needs_reference and kind in ("auto", "precomputed")
-        self.live: LiveReference | None = None
-        if objective.needs_reference and not self.precomputed:
-            self.live = (adapter_off_reference if kind == "adapter_off" else frozen_copy_reference)(model)
-        # The policy runs under autocast, so its reference must too: else log-ratios start off zero.
-        half = torch.bfloat16 if args.bf16 else torch.float16
-        self._autocast = torch.autocast(args.device.type, dtype=half, enabled=args.bf16 or args.fp16)
-        self._model, self._layout, self._batch_size = model, layout, args.per_device_eval_batch_size
-
-    def dataset(self, encoded: EncodedPairs) -> PairDataset:
-        """The pairs, with reference log-probs where they are computed beforehand."""
-        return PairDataset(encoded.pairs, encoded.groups, self._compute(encoded) if self.precomputed else None)
-
-    def _compute(self, encoded: EncodedPairs) -> np.ndarray:
-        status = Console(stderr=True).status("reference log-probs")
-        with status, self._autocast:
-            return precompute_reference(
-                self._model,
-                encoded.groups,
-                layout=self._layout,
-                batch_size=self._batch_size,
-                cache=cache_folder("references"),
-                progress=lambda done: status.update(f"reference log-probs: {done} of {len(encoded.groups)} pairs"),
-            )
 
 
 def _early_stopping(config: TrainConfig) -> list[EarlyStoppingCallback]:

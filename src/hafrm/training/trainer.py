@@ -126,8 +126,9 @@ class HybridTrainer(Trainer):
             names = pairs.names(batch.rows[bad.cpu()].tolist())
             raise NonFiniteLossError(
                 f"The loss is not finite at step {self.state.global_step + 1} for {len(names)} of {len(batch)} pairs: "
-                f"{', '.join(names[:5])}. Check these rows, or start another run (--out) with a lower "
-                "training.learning_rate or, instead of float16, in bfloat16 or float32."
+                f"{', '.join(names[:5])}. Check these rows, or start a new run (another --out, or --overwrite true) "
+                "with a lower training.learning_rate, or in bfloat16 or float32 instead of float16: a run can't go on "
+                "with another rate or precision. The last checkpoint is intact."
             )
 
     def _get_num_items_in_batch(self, batch_samples: list[PairBatches], device: torch.device) -> Tensor:

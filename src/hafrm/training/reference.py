@@ -1,0 +1,67 @@
+"""Where a run's reference log-probs come from: computed beforehand with the data sets, or live beside the policy."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from rich.console import Console
+from transformers import TrainingArguments
+
+from hafrm.atomic import cache_folder
+from hafrm.data import EncodedPairs
+from hafrm.losses import USES_REFERENCE
+from hafrm.models.hybrid import HybridModel
+from hafrm.models.layout import Layout
+from hafrm.models.references import (
+    LiveReference,
+    adapter_off_reference,
+    frozen_copy_reference,
+    precompute_reference,
+)
+from hafrm.training.batches import PairDataset
+from hafrm.training.config import LossConfig
+
+__all__ = ["ReferenceSource"]
+
+
+class ReferenceSource:
+    """Gives data sets their reference log-probs beforehand, or the trainer a live reference.
+
+    Args:
+        loss: The losses, with the weights that the method fixes.
+        model: The model at its start, which is the reference.
+        layout: How pairs become batches.
+        args: The trainer's arguments, for precision and batch size.
+        weights: The model's `weights_digest`; empty where no loss reads a reference.
+    """
+
+    def __init__(
+        self, loss: LossConfig, model: HybridModel, layout: Layout, args: TrainingArguments, *, weights: str
+    ) -> None:
+        needed = loss.policy_ratio != 0 and loss.policy_loss in USES_REFERENCE
+        self.precomputed = needed and loss.reference in ("auto", "precomputed")
+        self.live: LiveReference | None = None
+        if needed and not self.precomputed:
+            self.live = (adapter_off_reference if loss.reference == "adapter_off" else frozen_copy_reference)(model)
+        # The policy runs under autocast, so its reference must too: else log-ratios start off zero.
+        half = torch.bfloat16 if args.bf16 else torch.float16
+        self._autocast = torch.autocast(args.device.type, dtype=half, enabled=args.bf16 or args.fp16)
+        self._model, self._layout, self._batch_size = model, layout, args.per_device_eval_batch_size
+        self._weights = weights
+
+    def dataset(self, encoded: EncodedPairs) -> PairDataset:
+        """The pairs, with reference log-probs where they are computed beforehand."""
+        return PairDataset(encoded.pairs, encoded.groups, self._compute(encoded) if self.precomputed else None)
+
+    def _compute(self, encoded: EncodedPairs) -> np.ndarray:
+        status = Console(stderr=True).status("reference log-probs")
+        with status, self._autocast:
+            return precompute_reference(
+                self._model,
+                encoded.groups,
+                layout=self._layout,
+                batch_size=self._batch_size,
+                cache=cache_folder("references"),
+                weights=self._weights,
+                progress=lambda done: status.update(f"reference log-probs: {done} of {len(encoded.groups)} pairs"),
+            )

@@ -33,6 +33,7 @@ from hafrm.errors import BadRowError, ModelError, RefusedError
 from hafrm.evaluation.bulk import ScoreConfig, score_rows
 from hafrm.evaluation.run import EvaluateConfig, evaluate
 from hafrm.models.checkpoints import load_causal_lm, quiet_transformers
+from hafrm.models.export import ExportConfig, export
 from hafrm.models.loading import load_scorer
 from hafrm.models.scorers import ScoreOptions
 from hafrm.pairs import Conversation, Message, PreferencePair
@@ -283,7 +284,7 @@ def test_code_that_comes_with_a_model_runs_only_with_leave(own_code: Path, monke
     asked: list[str] = []
     monkeypatch.setattr("builtins.input", lambda text="": asked.append(text) or "y")
     with pytest.raises(ModelError, match="contains custom code"):
-        load_causal_lm(str(own_code), trust_remote_code=False)
+        load_causal_lm(str(own_code))
     assert not asked
     assert not any(name.startswith("transformers_modules.") for name in sys.modules)
     assert type(load_causal_lm(str(own_code), trust_remote_code=True)).__name__ == "OwnForCausalLM"
@@ -307,3 +308,28 @@ def test_a_model_with_its_own_code_trains_and_scores(own_code: Path, tmp_path: P
     policy = load_scorer(str(out), head="policy", trust_remote_code=True).score(CONVERSATIONS[:24])
     margin = -np.diff(np.reshape(policy, (-1, 2))).mean()
     assert margin == pytest.approx(result.metrics["eval_policy/margins"], abs=1e-5)
+    with pytest.raises(ModelError, match="no AutoModelForSequenceClassification"):
+        export(ExportConfig(run=str(out), trust_remote_code=True))
+    assert [folder.name for folder in (out / "export").iterdir()] == ["policy"]  # the head that has a stock class
+
+
+@pytest.mark.parametrize("name", ["roberta", "bert"])
+def test_encoder_classifiers_score_as_stock_on_either_side(name: str, tmp_path: Path) -> None:
+    """RoBERTa counts positions from its pad token on, BERT reads the first token: both want padding on the right."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    settings = AutoConfig.for_model(name, vocab_size=260, pad_token_id=3, max_position_embeddings=300, **sizes)
+    settings.num_labels = 1
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(settings)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(15)
+    model.save_pretrained(tmp_path / "classifier")
+    tiny_tokenizer().save_pretrained(tmp_path / "classifier")
+    expected = stock_rewards(tmp_path / "classifier")
+    assert np.std(expected) > 1e-3
+    for side in ("left", "right"):
+        options = ScoreOptions(batch_size=7, padding_side=side)
+        ours = load_scorer(str(tmp_path / "classifier"), options=options).score(CONVERSATIONS)
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)

@@ -52,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)  # exits with status 2 and the usage where the command line is wrong
     command = str(args.command)
     try:
-        return module.run(args[command]) or 0
+        status: int = module.run(args[command]) or 0
+        sys.stdout.flush()  # here, where a reader that has gone away is met
+        return status
     except HafrmError as error:
         print(f"hafrm {command}: {error}", file=sys.stderr)  # noqa: T201
         return 2

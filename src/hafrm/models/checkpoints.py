@@ -192,9 +192,18 @@ def load_whole(
     return cast(PreTrainedModel, loaded)
 
 
-def load_causal_lm(model: str, *, dtype: torch.dtype | None = None, **kwargs: Any) -> PreTrainedModel:
+def load_causal_lm(
+    model: str, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False, **kwargs: Any
+) -> PreTrainedModel:
     """Load a stock causal LM; see `load_whole`."""
-    return load_whole(AutoModelForCausalLM, model, kind="causal language model", dtype=dtype, **kwargs)
+    return load_whole(
+        AutoModelForCausalLM,
+        model,
+        kind="causal language model",
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,  # left out, transformers would ask on the terminal
+        **kwargs,
+    )
 
 
 def new_model(

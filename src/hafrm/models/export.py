@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from hafrm import atomic
-from hafrm.errors import ConfigError, ModelError
+from hafrm.errors import ConfigError, ModelError, first_line
 from hafrm.models.cards import CARD_MARK, policy_card, reward_card
 from hafrm.models.checkpoints import ADAPTER_FOLDER, RunInfo, quiet_transformers, read_manifest
 
@@ -45,7 +45,7 @@ def export(config: ExportConfig) -> list[Path]:
         The folders written: `reward`, unless the run was DPO alone, and `policy`, unless it was the baseline.
 
     Raises:
-        ModelError: the folder is no finished run.
+        ModelError: the folder is no finished run, or its model has no stock class for a head; the other is exported.
     """
     run = Path(config.run)
     out = Path(config.out) if config.out else run / "export"
@@ -54,12 +54,13 @@ def export(config: ExportConfig) -> list[Path]:
         raise ModelError(f"{run} holds adapters alone: it is a checkpoint of an unfinished run. Export a finished run.")
     manifest = read_manifest(run)
     written = []
-    if info.reward_weight:
-        card = reward_card(info, manifest)
-        written.append(_export_head(config, out / "reward", AutoModelForSequenceClassification, "SEQ_CLS", card))
-    if info.policy_ratio:
+    if info.policy_ratio:  # first: every model has a causal class, not every one a classifier
         card = policy_card(info, manifest)
         written.append(_export_head(config, out / "policy", AutoModelForCausalLM, "CAUSAL_LM", card))
+    if info.reward_weight:
+        card = reward_card(info, manifest)
+        reward = _export_head(config, out / "reward", AutoModelForSequenceClassification, "SEQ_CLS", card)
+        written.insert(0, reward)
     return written
 
 
@@ -70,7 +71,14 @@ def _export_head(
     run, trust = Path(config.run), config.trust_remote_code
     with atomic.new_folder(folder) as temporary:
         with quiet_transformers():
-            stock_class.from_pretrained(run, trust_remote_code=trust).save_pretrained(temporary)
+            try:
+                model = stock_class.from_pretrained(run, trust_remote_code=trust)
+            except ValueError as error:
+                raise ModelError(
+                    f"transformers has no {stock_class.__name__} for {run}: {first_line(error)} "
+                    "hafrm itself scores with the run's own folder."
+                ) from error
+            model.save_pretrained(temporary)
         AutoTokenizer.from_pretrained(run, trust_remote_code=trust).save_pretrained(temporary)
         if (run / ADAPTER_FOLDER).is_dir():
             _export_adapter(run / ADAPTER_FOLDER, temporary / ADAPTER_FOLDER, task)

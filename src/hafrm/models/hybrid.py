@@ -238,7 +238,10 @@ def new_reward_head(config: PreTrainedConfig, *, init: HeadInit, seed: int, dtyp
 
 def max_positions(config: PreTrainedConfig) -> int | None:
     """The most tokens that a model has positions for; None where its config sets no limit."""
-    limit: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    try:
+        limit: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    except NotImplementedError:  # XLNet's way to say that it sets none
+        return None
     return limit
 
 

@@ -213,7 +213,7 @@ def _load_stock_scorer(model: str, options: ScoreOptions, *, trust_remote_code: 
     # A stock classifier finds the last token by its config's pad token: that one must be the tokenizer's.
     classifier.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     encoder = _encoder(tokenizer, classifier.config, options, max_length=512, overlong="drop")
-    layout = Layout(packed=False, pad_token_id=tokenizer.pad_token_id, padding_side=options.padding_side)
+    layout = Layout(packed=False, pad_token_id=tokenizer.pad_token_id)
     return StockScorer(classifier.eval().to(options.torch_device()), encoder, layout, options)
 
 

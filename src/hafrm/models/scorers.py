@@ -6,7 +6,6 @@ the baseline against DPO is one argument.
 
 from __future__ import annotations
 
-import inspect
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -61,7 +60,8 @@ class ScoreOptions:
     """`auto` encodes a prompt once for all its responses, where a probe shows that the model can; else `padded`."""
 
     padding_side: str = "right"
-    """Where short rows are filled: `right` or `left`."""
+    """Where short rows are filled: `right` or `left`. Stock classifiers are always filled on the right: many count
+    positions, or pool, from the left."""
 
     device: str | None = None
     """Where to compute; by default a GPU if there is one."""
@@ -237,12 +237,5 @@ class StockScorer(_BatchedScorer):
         self.model = model
 
     def _score_batch(self, batch: SequenceBatch) -> Tensor:
-        logits = self.model(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, **self._positions(batch)
-        ).logits
+        logits = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
         return cast(Tensor, logits[:, 0].float())
-
-    def _positions(self, batch: SequenceBatch) -> dict[str, Tensor]:
-        """Positions, where the model takes them: GPT-2 would count those of left padding too."""
-        takes = "position_ids" in inspect.signature(self.model.forward).parameters
-        return {"position_ids": batch.position_ids} if takes else {}

@@ -267,12 +267,22 @@ def _run_trainer(trainer: HybridTrainer, checkpoint: Path | None, steps: int) ->
     """Train, from the last checkpoint if there is one."""
     if checkpoint is not None:
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        if state.global_step >= steps:  # stopped after its last step: transformers would take one step more
+        if state.global_step >= steps or _out_of_patience(
+            state
+        ):  # killed at its end: transformers would step once more
             trainer.state = state
             best = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
             restore_weights(trainer.model, Path(best or checkpoint))
             return
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+
+def _out_of_patience(state: TrainerState) -> bool:
+    """Whether early stopping had ended the run at this checkpoint."""
+    callbacks: Any = state.stateful_callbacks or {}
+    saved = callbacks.get("EarlyStoppingCallback", {})
+    waited = saved.get("attributes", {}).get("early_stopping_patience_counter", 0)
+    return bool(waited >= saved.get("args", {}).get("early_stopping_patience", math.inf))
 
 
 def _finish(trainer: HybridTrainer, config: TrainConfig, manifest: dict[str, Any], folder: Path) -> TrainResult:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -146,3 +148,29 @@ def test_leftovers_of_killed_writers_go(lora_model, tmp_path: Path) -> None:
     os.utime(old, (0, 0))
     precompute_reference(model, groups, layout=PADDED, batch_size=4, cache=tmp_path)
     assert {path.name for path in part.parent.iterdir()} == {part.name, new.name}
+
+
+def test_two_processes_share_one_cache(lora_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both compute at once, in parts of one group: both end with the same numbers, and no half file is left."""
+    model, groups = lora_model
+    monkeypatch.setattr(references, "_PART", 1)
+    context = multiprocessing.get_context("fork")
+    together, found = context.Barrier(2), context.Queue()
+
+    def compute() -> None:
+        together.wait(timeout=30)
+        values = precompute_reference(model, groups, layout=PADDED, batch_size=4, cache=tmp_path / "cache")
+        found.put(values.tolist())
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # forking a process that has threads
+        processes = [context.Process(target=compute) for _ in range(2)]
+        for process in processes:
+            process.start()
+    first, second = (found.get(timeout=60) for _ in range(2))
+    for process in processes:
+        process.join(timeout=30)
+        assert process.exitcode == 0
+    assert first == second
+    assert len(list(tmp_path.glob("cache/*/*.npy"))) == len(groups)
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.suffix != ".npy"]

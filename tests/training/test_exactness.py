@@ -1,0 +1,67 @@
+"""The objective as it trains, on packed rows and with foresight, against the stock model's full logits in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from hafrm.losses import PairLogProbs, bradley_terry_loss, dpo_loss, hybrid_loss
+from hafrm.models.hybrid import HybridModel
+from hafrm.models.layout import Layout, choose_layout
+from hafrm.packing import SequenceBatch, pad_rows
+from hafrm.training.batches import PairCollator, PairItem
+from hafrm.training.config import LossConfig
+from hafrm.training.objective import Objective
+from tests.models.test_packed_model import MAX_LENGTH, Float64Throughout, assert_same, hybrid, random_group
+
+GROUPS = [random_group(12, 5, 9), random_group(1, 3, 1), random_group(7, 14, 2), random_group(30, 4, 6)]
+REFERENCE = [(-8.0 - i, -9.5 + i) for i in range(len(GROUPS))]
+
+Found = tuple[Tensor, dict[str, Tensor]]
+
+
+def gradients(model: HybridModel, loss: Tensor) -> Found:
+    model.zero_grad()
+    loss.backward()
+    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def stock(model: HybridModel) -> Found:
+    """Eq. 5 by definition: one padded row a sequence, the stock forward's own logits."""
+    batch: SequenceBatch = pad_rows(GROUPS, pad_token_id=3)
+    output = model.stock_lm(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        position_ids=batch.position_ids,
+        output_hidden_states=True,
+        use_cache=False,
+    )
+    tokens = output.logits.flatten(0, 1)[batch.predictor_index].log_softmax(-1).gather(1, batch.target_ids[:, None])
+    log_probs = torch.zeros(2 * len(GROUPS), dtype=torch.float64).index_add(0, batch.sequence_index, tokens[:, 0])
+    rewards = model.score(output.hidden_states[-1].flatten(0, 1)[batch.score_index])[:, 0]
+    reference = torch.tensor(REFERENCE, dtype=torch.float64)
+    lengths = batch.response_lengths
+    pairs = PairLogProbs(log_probs[0::2], log_probs[1::2], *reference.unbind(1), lengths[0::2], lengths[1::2])
+    loss = hybrid_loss(bradley_terry_loss(rewards[0::2], rewards[1::2]), dpo_loss(pairs))
+    return gradients(model, loss.mean())
+
+
+def trained(model: HybridModel, layout: Layout, tokens_per_batch: int) -> Found:
+    """The same as the trainer computes it, part by part."""
+    objective = Objective(LossConfig())
+    items = [PairItem(i, group, 0.0, REFERENCE[i]) for i, group in enumerate(GROUPS)]
+    parts = PairCollator(layout, tokens_per_batch)(items).parts
+    return gradients(model, torch.stack([objective.pair_losses(model, part).loss.sum() for part in parts]).sum() / 4)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "phi", "gemma2", "gpt2", "gpt_neox"])
+def test_loss_and_every_gradient_are_those_of_the_definition(name: str) -> None:
+    model = hybrid(name)
+    with Float64Throughout():
+        truth = stock(model)
+    layout = choose_layout(model, 3, max_length=MAX_LENGTH)
+    assert layout.packed
+    with Float64Throughout():
+        for tokens_per_batch in (30, 1000):  # a pair a part; all in one row
+            assert_same(trained(model, layout, tokens_per_batch), truth, 1e-10)

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from datasets import Dataset, disable_progress_bars
 from torch import Tensor, nn
 from transformers import LlamaForSequenceClassification
 
@@ -107,6 +106,7 @@ def _padded_hybrid(shape: Shape) -> Step:
 
 def _trl_reward(shape: Shape) -> Step:
     """TRL's RewardTrainer."""
+    from datasets import Dataset
     from trl import RewardConfig, RewardTrainer
 
     config = new_causal_lm(shape).config
@@ -131,6 +131,7 @@ def _trl_dpo(*, precomputed: bool, compact: bool = True) -> Callable[[Shape], St
 
     def make(shape: Shape) -> Step:
         import trl.trainer.utils as trl_utils
+        from datasets import Dataset
         from trl import DPOConfig, DPOTrainer
 
         model = new_causal_lm(shape)
@@ -172,6 +173,8 @@ def _arguments(kind: Any, **values: Any) -> Any:
 
 def _quietly(trainer: Any, **arguments: Any) -> Any:
     """Build a trainer without its warnings and progress bars."""
+    from datasets import disable_progress_bars
+
     disable_progress_bars()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

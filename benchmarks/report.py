@@ -31,6 +31,8 @@ GOALS = {
 }
 """What was to be reached: at most this share of the other's time, and of its memory."""
 
+_DESCRIBED = ("shape", "data", "pairs", "clock", "malloc", "method", "steps")
+
 _INTRO = """\
 # Speed and memory
 
@@ -67,11 +69,7 @@ def _section(name: str, result: Mapping[str, Any]) -> Iterator[str]:
     yield f"## {name}\n"
     yield (
         f"{where['date']}, {where['processor']}, {where['threads']} threads, torch {where['torch']}, transformers "
-        f"{where['transformers']}; "
-        + ", ".join(
-            f"{key} {result[key]}" for key in ("shape", "data", "pairs", "clock", "method", "steps") if key in result
-        )
-        + ".\n"
+        f"{where['transformers']}; " + ", ".join(f"{key} {result[key]}" for key in _DESCRIBED if key in result) + ".\n"
     )
     if "unique_tokens" in result:
         yield (

@@ -19,7 +19,7 @@ from benchmarks.contestants import CONTESTANTS, GROUPED, build
 from benchmarks.limit import hybrid_operations, matmul_peak
 from benchmarks.measure import environment, interleaved, median_ratio, peak_memory, peak_rss, print_table, save
 from benchmarks.workload import SHAPES, draw_batches, real_groups
-from hafrm.numerics import cpu_tuned
+from hafrm.numerics import cpu_tuned, subnormals_flushed
 
 RATIOS = {
     "hybrid_vs_trl_reward": ("hybrid", "trl_reward"),
@@ -41,7 +41,7 @@ def main() -> None:
     """Measure, print, save."""
     options = _options()
     torch.set_num_threads(options.threads)
-    with cpu_tuned():
+    with subnormals_flushed() if options.stock_malloc else cpu_tuned():
         if options.memory:
             _run_once(options)
             print(peak_rss())
@@ -59,6 +59,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=list(CONTESTANTS), choices=CONTESTANTS)
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
     parser.add_argument("--cpu-time", action="store_true", help="count processor time: for a machine that is not idle")
+    parser.add_argument("--stock-malloc", action="store_true", help="let glibc give freed memory back, for everybody")
     parser.add_argument("--out", help="a file for the JSON")
     parser.add_argument("--memory", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -99,6 +100,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         "data": options.data,
         "pairs": options.pairs,
         "clock": "processor" if options.cpu_time else "wall",
+        "malloc": "stock" if options.stock_malloc else "freed memory kept",
         "unique_tokens": [sum(g.unique_tokens for g in batch) for batch in batches],
         "padded_tokens": [2 * len(batch) * max(max(g.lengths) for g in batch) for batch in batches],
         "response_tokens": [sum(len(r) for g in batch for r in g.responses) for batch in batches],
@@ -113,7 +115,8 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
 def _again(options: argparse.Namespace) -> list[str]:
     """This command for one contestant's memory."""
     names = ("shape", "data", "pairs", "threads")
-    return ["benchmarks.step", *(word for name in names for word in (f"--{name}", str(getattr(options, name))))]
+    words = [word for name in names for word in (f"--{name}", str(getattr(options, name)))]
+    return ["benchmarks.step", *words, *(["--stock-malloc"] if options.stock_malloc else [])]
 
 
 def _ratios(seconds: dict[str, list[float]], memory: dict[str, int]) -> Iterator[tuple[str, float]]:

@@ -194,7 +194,9 @@ class _Head:
         size = min(self.rows, tokens), weight.shape[0]
         self._products = torch.empty(size, dtype=plan.dtype, device=weight.device)
         self._logits = self._products if plan.dtype == plan.wide else torch.empty_like(self._products, dtype=plan.wide)
-        self._log_probs = torch.empty_like(self._logits)
+        # A CPU's log-softmax reads a row before it writes it. Only the slope of a cap needs the logits beside it.
+        in_place = plan.transform.softcap is None and weight.device.type == "cpu"
+        self._log_probs = self._logits if in_place else torch.empty_like(self._logits)
 
     def spans(self, part: slice | None = None) -> list[slice]:
         """The rows of each chunk, of all tokens or of a part."""

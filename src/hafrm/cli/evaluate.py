@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
@@ -15,7 +15,8 @@ from hafrm.evaluation.run import EvaluateConfig, evaluate, load_sets
 from hafrm.report import write_page
 from hafrm.report.loading import Evaluation, read_evaluation
 from hafrm.report.markdown import cell_text, write_markdown
-from hafrm.report.tables import accuracy_table, comparison_rows
+from hafrm.report.suites import SuiteTable, suite_tables
+from hafrm.report.tables import TableRow, accuracy_table, comparison_rows
 from hafrm.report.wording import short_names
 
 __all__ = ["parser", "run", "run_evaluation"]
@@ -23,7 +24,7 @@ __all__ = ["parser", "run", "run_evaluation"]
 
 def parser() -> ArgumentParser:
     """The command's options."""
-    return command_parser(EvaluateConfig, positional="models", lists=("models", "data"))
+    return command_parser(EvaluateConfig, positional="models", lists=("models", "data", "suites"))
 
 
 def run(args: Namespace) -> None:
@@ -49,14 +50,19 @@ def run_evaluation(config: EvaluateConfig, console: Console, intro: str = "") ->
         evaluate(
             config,
             sets=sets,
-            progress=lambda what, done: line.update(escape(f"{what}: {done} pairs")),
+            progress=lambda what, done: line.update(escape(f"{what}: {done} done")),
             say=lambda text: errors.print(text, markup=False, highlight=False, soft_wrap=True),
         )
     texts = {pair.id: pair for pair_set in sets.values() for pair in pair_set.pairs}
     page = write_page(folder, title="Evaluation", texts=texts, intro=intro)
     write_markdown(folder)
     evaluation = read_evaluation(folder)
-    console.print(_table(evaluation))
+    if evaluation.data:
+        console.print(_table(evaluation))
+    for suite in suite_tables(evaluation):
+        console.print(_suite_table(suite, short_names(evaluation.models)))
+        for note in suite.notes:
+            console.print(note, markup=False, highlight=False, soft_wrap=True)
     for comparison in _comparisons(evaluation):
         console.print(comparison, highlight=False, soft_wrap=True)
     console.print(f"Scores, results and a page to look at: {page}", highlight=False, soft_wrap=True)
@@ -71,12 +77,26 @@ def _table(evaluation: Evaluation) -> Table:
     table.add_column("model", overflow="fold")
     for name, size in worded.columns:
         table.add_column(f"{data[name]}\n{size}", overflow="fold")
-    for row in worded.models:
+    _add_rows(table, worded.models, worded.baselines, models)
+    return table
+
+
+def _suite_table(suite: SuiteTable, models: Mapping[str, str]) -> Table:
+    """A suite's overall score and sections."""
+    table = Table(title=f"{suite.title}, in %, with 95% intervals over prompts")
+    table.add_column("model", overflow="fold")
+    for name in suite.columns:
+        table.add_column(name, overflow="fold")
+    _add_rows(table, suite.models, suite.baselines, models)
+    return table
+
+
+def _add_rows(table: Table, rows: Sequence[TableRow], baselines: Sequence[TableRow], models: Mapping[str, str]) -> None:
+    for row in rows:
         table.add_row(models[row.name], *map(cell_text, row.cells))
     table.add_section()
-    for row in worded.baselines:
+    for row in baselines:
         table.add_row(row.name, *map(cell_text, row.cells))
-    return table
 
 
 def _comparisons(evaluation: Evaluation) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from hafrm.data.options import OnBadRow
 from hafrm.data.reports import SourceReport
@@ -13,7 +13,9 @@ from hafrm.data.rows import RawRow
 from hafrm.errors import BadRowError, BadRowReason
 from hafrm.pairs import PreferencePair, RowReader, parse_pair, row_schema
 
-__all__ = ["Drop", "RowMapping", "collect_pairs"]
+__all__ = ["Drop", "RowMapping", "collect_pairs", "collect_rows"]
+
+Record = TypeVar("Record")
 
 _EXAMPLES = 3
 """How many skipped rows a report names for each reason."""
@@ -53,13 +55,33 @@ def collect_pairs(
     Raises:
         BadRowError: a row is bad, and `on_bad_row` is "error".
     """
-    collector = _Collector(source, mapping)
-    pairs: list[PreferencePair] = []
+    return collect_rows(rows, report, _Collector(source, mapping).pair, on_bad_row=on_bad_row)
+
+
+def collect_rows(
+    rows: Iterable[RawRow],
+    report: SourceReport,
+    parse: Callable[[RawRow], Record | Drop],
+    *,
+    on_bad_row: OnBadRow,
+) -> list[Record]:
+    """Turn rows into records of any kind and enter every row into the report.
+
+    Args:
+        rows: The raw rows.
+        report: Gets the counts; it may hold those of earlier files.
+        parse: Turns a row into a record, or drops it.
+        on_bad_row: What to do with rows of which `parse` raises a BadRowError.
+
+    Raises:
+        BadRowError: a row is bad, and `on_bad_row` is "error".
+    """
+    records: list[Record] = []
     skipped, dropped = Counter(report.skipped), Counter(report.dropped)
     for row in rows:
         report.rows += 1
         try:
-            outcome = collector.pair(row)
+            outcome = parse(row)
         except BadRowError as error:
             if on_bad_row == "error":
                 raise
@@ -69,10 +91,10 @@ def collect_pairs(
         if isinstance(outcome, Drop):
             dropped[outcome.reason] += 1
         else:
-            pairs.append(outcome)
-    report.kept += len(pairs)
+            records.append(outcome)
+    report.kept += len(records)
     report.skipped, report.dropped = dict(skipped), dict(dropped)
-    return pairs
+    return records
 
 
 def _keep_example(report: SourceReport, error: BadRowError) -> None:

@@ -9,11 +9,15 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from hafrm.pairs import PreferencePair
 
 __all__ = ["PairSet", "SourceReport", "fingerprint"]
+
+
+class _HasRow(Protocol):
+    def as_row(self) -> dict[str, Any]: ...
 
 
 @dataclass(kw_only=True)
@@ -23,7 +27,7 @@ class SourceReport:
     name: str
     """The data name as it was given."""
     kind: str
-    """What the name stood for: "file", "folder", "named", "world" or "hub"."""
+    """What the name stood for: "file", "folder", "named", "world", "hub" or "suite"."""
     split: str = ""
     """The split that was asked for; empty for a file, which is read whole."""
     read_from: list[str] = field(default_factory=list)
@@ -58,7 +62,7 @@ class PairSet:
     reports: list[SourceReport]
 
 
-def fingerprint(pairs: Iterable[PreferencePair]) -> str:
+def fingerprint(pairs: Iterable[_HasRow]) -> str:
     """SHA-256 of the pairs as canonical JSON, in order.
 
     The same pairs have the same fingerprint, whatever file format they came in and whatever bad rows stood between.

@@ -1,4 +1,4 @@
-"""The scores of one model on one data set, kept as they come, so that a killed evaluation goes on where it stopped.
+"""The scores of one model on one data set or suite, kept as they come: a killed evaluation goes on where it stopped.
 
 A part is two files in the evaluation's folder: `parts/NAME.jsonl` grows by a line a pair, and `parts/NAME.json` says
 what its lines depend on. That is written before the first of them, so lines without it, or beside another, do not
@@ -13,13 +13,13 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 from hafrm import atomic
 from hafrm.data import OnBadRow
 from hafrm.errors import BadRowReason, DataError
 from hafrm.evaluation import scoring
-from hafrm.evaluation.scoring import PairScore, read_scores, score_line, write_scores
+from hafrm.evaluation.scoring import Kind, read_raw_scores, score_line, write_scores
 
 __all__ = ["PARTS_FOLDER", "Part"]
 
@@ -27,7 +27,7 @@ PARTS_FOLDER = "parts"
 
 
 @dataclass(frozen=True)
-class Part:
+class Part(Generic[Kind]):
     """One model's scores on one data set.
 
     Args:
@@ -35,7 +35,9 @@ class Part:
         model: The model's name in the results.
         data: The data set's name in the results.
         depends_on: What the scores depend on: plain values, by what a message calls them.
-        ids: The pairs to score, in order.
+        ids: The rows to score, in order.
+        kind: The class of the scores.
+        what: What a message calls the rows.
     """
 
     folder: Path
@@ -43,6 +45,8 @@ class Part:
     data: str
     depends_on: Mapping[str, Any]
     ids: Sequence[str]
+    kind: type[Kind]
+    what: str = "pairs"
 
     @property
     def name(self) -> str:
@@ -64,7 +68,7 @@ class Part:
         """The file that says what the scores depend on."""
         return self._stem.with_suffix(".json")
 
-    def resume(self, say: Callable[[str], None], *, on_bad_row: OnBadRow = "error") -> list[PairScore]:
+    def resume(self, say: Callable[[str], None], *, on_bad_row: OnBadRow = "error") -> list[Kind]:
         """The scores to keep of an earlier evaluation; the file then holds these and no others.
 
         Args:
@@ -79,11 +83,11 @@ class Part:
             described = {"model": self.model, "data": self.data, "depends_on": dict(self.depends_on)}
             atomic.write_json(self.header, described)
         elif len(scores) < len(self.ids):
-            say(f"{self.name}: goes on after {len(scores)} of {len(self.ids)} pairs.")
+            say(f"{self.name}: goes on after {len(scores)} of {len(self.ids)} {self.what}.")
             write_scores(scores, self.path)
         return scores
 
-    def extend(self, scores: Iterable[PairScore]) -> list[PairScore]:
+    def extend(self, scores: Iterable[Kind]) -> list[Kind]:
         """Write scores behind those that are there, each as it comes, and return them."""
         written = []
         with self.path.open("ab", buffering=0) as file:
@@ -93,7 +97,7 @@ class Part:
             os.fsync(file.fileno())
         return written
 
-    def _usable(self, on_bad_row: OnBadRow) -> tuple[list[PairScore], str]:
+    def _usable(self, on_bad_row: OnBadRow) -> tuple[list[Kind], str]:
         """Earlier scores to keep, and why there are none although some were there."""
         if not self.path.exists():
             return [], ""
@@ -105,11 +109,11 @@ class Part:
             return [], f"{', '.join(changed)} changed"
         try:
             atomic.drop_half_line(self.path)
-            scores = read_scores(self.path)
+            scores = read_raw_scores(self.path, self.kind)
         except DataError:
             return [], f"{self.path} was damaged"
         if [score.id for score in scores] != list(self.ids[: len(scores)]):
-            return [], "the rows of its pairs changed"
+            return [], f"the rows of its {self.what} changed"
         if on_bad_row == "error" and any(s.unscored == BadRowReason.REFUSED_BY_TEMPLATE for s in scores):
             return [], "data_options.on_bad_row changed"
         whole = len(scores) if len(scores) == len(self.ids) else len(scores) // scoring.CHUNK * scoring.CHUNK

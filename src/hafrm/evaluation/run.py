@@ -5,20 +5,22 @@ An evaluation that was stopped goes on where it stopped, and one that is repeate
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from hafrm import atomic
-from hafrm.data import PairSet, ReadOptions, load_pairs
+from hafrm.data import PairSet, ReadOptions, SourceReport, load_pairs
 from hafrm.errors import ConfigError, HafrmError
 from hafrm.evaluation.identity import model_identity
 from hafrm.evaluation.parts import Part
 from hafrm.evaluation.results import summarise
-from hafrm.evaluation.scoring import RESULTS_FILE, SCORES_FILE, PairScore, score_pairs, write_scores
+from hafrm.evaluation.scoring import RESULTS_FILE, SCORES_FILE, Kind, PairScore, RawScore, score_pairs, write_scores
+from hafrm.evaluation.suites import ItemSet, ListScore, load_suite, summarise_suite
+from hafrm.evaluation.suites.scoring import SUITES_FILE, score_items
 from hafrm.evaluation.unseen import require_unseen
 from hafrm.models.loading import ScorerChoice
 from hafrm.models.scorers import ScoreOptions, Scorer
@@ -32,13 +34,16 @@ Progress = Callable[[str, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(ScorerChoice):
-    """Evaluate reward models on preference pairs."""
+    """Evaluate reward models on preference pairs, on published benchmarks, or on both."""
 
     models: list[str]
     """Runs, stock reward models, or causal models with their reference."""
 
-    data: list[str]
+    data: list[str] = field(default_factory=list)
     """Held-out pairs: files or names (`hafrm data list`)."""
+
+    suites: list[str] = field(default_factory=list)
+    """Benchmarks: rewardbench, rewardbench-2 or rm-bench, from the hub, or as NAME@PATH for their files on disk."""
 
     out: str
     """The folder for scores.jsonl, results.json and the page. What it holds of an earlier evaluation is used again."""
@@ -53,10 +58,9 @@ class EvaluateConfig(ScorerChoice):
     score: ScoreOptions = field(default_factory=ScoreOptions)
 
     def __post_init__(self) -> None:
-        for name in ("models", "data"):
-            values = getattr(self, name)
+        for name, values in (("models", self.models), ("data", [*self.data, *self.suites])):
             if not values:
-                raise ConfigError(f"{name}: name at least one.")
+                raise ConfigError(f"{name}: name at least one{', or a suite' if name == 'data' else ''}.")
             if len(set(values)) < len(values):
                 raise ConfigError(f"{name}: {', '.join(values)} names one twice.")
 
@@ -93,24 +97,39 @@ def evaluate(
     """
     folder = Path(config.out)
     sets = load_sets(config) if sets is None else sets
+    suites = {name: load_suite(name, config.data_options) for name in config.suites}
     calibration = _load_calibration(config, sets)
     identities = {model: _look_up(model, config, sets | calibration) for model in config.models}
     scores: list[PairScore] = []
+    lists: list[ListScore] = []
     for model, identity in identities.items():
         with _naming(model):
-            scores += _score_model(model, identity, sets | calibration, config, progress, say)
+            job = _Job(model, identity, config, progress, say)
+            scores += _score_sets(job, sets | calibration)
+            lists += _score_suites(job, suites)
     evaluated = [score for score in scores if score.data in sets]
     calibrating = [score for score in scores if score.data in calibration]
     results = summarise(evaluated, calibrating)
-    results["sources"] = {name: [report.as_dict() for report in s.reports] for name, s in (sets | calibration).items()}
+    if suites:
+        results["suites"] = {
+            name: summarise_suite(found.suite, [each for each in lists if each.data == name])
+            for name, found in suites.items()
+        }
+    read: dict[str, PairSet | ItemSet] = {**sets, **calibration, **suites}
+    results["sources"] = {name: [report.as_dict() for report in found.reports] for name, found in read.items()}
     (folder / RESULTS_FILE).unlink(missing_ok=True)  # from here to the end, no results stand beside other scores
     write_scores(evaluated, folder / SCORES_FILE)
-    if calibrating:
-        write_scores(calibrating, folder / CALIBRATION_FILE)
-    else:
-        (folder / CALIBRATION_FILE).unlink(missing_ok=True)
+    _write_or_remove(calibrating, folder / CALIBRATION_FILE)
+    _write_or_remove(lists, folder / SUITES_FILE)
     atomic.write_json(folder / RESULTS_FILE, results)
     return results
+
+
+def _write_or_remove(scores: Sequence[RawScore], path: Path) -> None:
+    if scores:
+        write_scores(scores, path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _load_calibration(config: EvaluateConfig, sets: Mapping[str, PairSet]) -> dict[str, PairSet]:
@@ -120,7 +139,7 @@ def _load_calibration(config: EvaluateConfig, sets: Mapping[str, PairSet]) -> di
         return {}
     found = load_pairs(name, split="validation", options=config.data_options)
     for data, pair_set in sets.items():
-        if _pairs_digest(pair_set) == _pairs_digest(found):
+        if _digest(pair_set.reports) == _digest(found.reports):
             raise ConfigError(
                 f"calibration_data: {name} holds the very pairs of {data}. A temperature that is fitted on the pairs "
                 "it is judged by says nothing: give validation pairs."
@@ -147,28 +166,57 @@ def _naming(model: str) -> Iterator[None]:
         raise
 
 
-def _score_model(
-    model: str,
-    identity: Mapping[str, Any],
-    sets: Mapping[str, PairSet],
-    config: EvaluateConfig,
-    progress: Progress,
-    say: Callable[[str], None],
-) -> list[PairScore]:
-    """One model's scores on all data sets; it is loaded only if some are missing."""
-    folder, on_bad_row = Path(config.out), config.data_options.on_bad_row
-    scorer: Scorer | None = None
+@dataclass
+class _Job:
+    """One model to score; it is loaded only if scores are missing."""
+
+    model: str
+    identity: Mapping[str, Any]
+    config: EvaluateConfig
+    progress: Progress
+    say: Callable[[str], None]
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        return self.config.load(self.model, self.config.score)
+
+    def part(self, name: str, sha256: str, ids: Sequence[str], kind: type[Kind], what: str) -> Part[Kind]:
+        """The model's scores of one source."""
+        depends_on = {**self.identity, f"the {what}": sha256}
+        return Part(Path(self.config.out), self.model, name, depends_on, ids, kind, what)
+
+    def told(self, part: Part[Any], before: int) -> Callable[[int], None]:
+        return partial(_tell, self.progress, part.name, before)
+
+
+def _score_sets(job: _Job, sets: Mapping[str, PairSet]) -> list[PairScore]:
+    """A model's scores on all data sets."""
     scores: list[PairScore] = []
+    on_bad_row = job.config.data_options.on_bad_row
     for name, pair_set in sets.items():
-        depends_on = {**identity, "the pairs": _pairs_digest(pair_set)}
-        part = Part(folder, model, name, depends_on, [pair.id for pair in pair_set.pairs])
-        kept = part.resume(say, on_bad_row=on_bad_row)
+        part = job.part(name, _digest(pair_set.reports), [pair.id for pair in pair_set.pairs], PairScore, "pairs")
+        kept = part.resume(job.say, on_bad_row=on_bad_row)
         scores += kept
         if missing := pair_set.pairs[len(kept) :]:
-            scorer = scorer or config.load(model, config.score)
-            told = partial(_tell, progress, part.name, len(kept))
+            told = job.told(part, len(kept))
             scores += part.extend(
-                score_pairs(scorer, missing, model=model, data=name, on_bad_row=on_bad_row, progress=told)
+                score_pairs(job.scorer, missing, model=job.model, data=name, on_bad_row=on_bad_row, progress=told)
+            )
+    return scores
+
+
+def _score_suites(job: _Job, suites: Mapping[str, ItemSet]) -> list[ListScore]:
+    """A model's scores on all suites."""
+    scores: list[ListScore] = []
+    on_bad_row = job.config.data_options.on_bad_row
+    for name, found in suites.items():
+        part = job.part(name, _digest(found.reports), [item.id for item in found.items], ListScore, "prompts")
+        kept = part.resume(job.say, on_bad_row=on_bad_row)
+        scores += kept
+        if missing := found.items[len(kept) :]:
+            told = job.told(part, len(kept))
+            scores += part.extend(
+                score_items(job.scorer, missing, model=job.model, data=name, on_bad_row=on_bad_row, progress=told)
             )
     return scores
 
@@ -177,5 +225,5 @@ def _tell(progress: Progress, what: str, before: int, done: int) -> None:
     progress(what, before + done)
 
 
-def _pairs_digest(pair_set: PairSet) -> str:
-    return " ".join(report.sha256 for report in pair_set.reports)
+def _digest(reports: Iterable[SourceReport]) -> str:
+    return " ".join(report.sha256 for report in reports)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import islice
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from hafrm import atomic
 from hafrm.data import OnBadRow
@@ -19,10 +21,14 @@ __all__ = [
     "RESULTS_FILE",
     "SCORES_FILE",
     "PairScore",
+    "RawScore",
+    "read_raw_scores",
     "read_scores",
+    "response_length",
     "score_conversations",
     "score_line",
     "score_pairs",
+    "scored_chunks",
     "write_scores",
 ]
 
@@ -34,6 +40,43 @@ OVERLONG = "overlong"
 
 CHUNK = 512
 """Pairs scored at a time. A scorer orders them by length, so a reward's last bits depend on what is in its chunk."""
+
+
+class RawScore(Protocol):
+    """A line of a file of scores, which is a dataclass of plain values."""
+
+    @property
+    def id(self) -> str:
+        """Where what was scored came from: `source:row`."""
+        ...
+
+    @property
+    def unscored(self) -> str:
+        """Why a response has no reward; empty where all have one."""
+        ...
+
+
+class Scorable(Protocol):
+    """A row whose responses are scored together."""
+
+    @property
+    def conversations(self) -> tuple[Conversation, ...]:
+        """One conversation a response."""
+        ...
+
+    @property
+    def source(self) -> str:
+        """The file or data set that the row came from."""
+        ...
+
+    @property
+    def row(self) -> int:
+        """The row's number there."""
+        ...
+
+
+Kind = TypeVar("Kind", bound=RawScore)
+Row = TypeVar("Row", bound=Scorable)
 
 
 @dataclass(frozen=True)
@@ -115,36 +158,50 @@ def score_pairs(
     Raises:
         BadRowError: the template refuses a pair, and bad rows are not to be skipped.
     """
-    for start in range(0, len(pairs), CHUNK):
-        chunk = pairs[start : start + CHUNK]
-        conversations = [conversation for pair in chunk for conversation in pair.conversations]
-        rows = [(pair.source, pair.row) for pair in chunk for _ in range(2)]
-        outcomes = score_conversations(scorer, conversations, rows, on_bad_row=on_bad_row)
-        for pair, chosen, rejected in zip(chunk, outcomes[::2], outcomes[1::2], strict=True):
-            yield PairScore(
-                model=model,
-                data=data,
-                id=pair.id,
-                group=pair.group,
-                reward_chosen=None if isinstance(chosen, str) else chosen,
-                reward_rejected=None if isinstance(rejected, str) else rejected,
-                length_chosen=_length(pair.chosen),
-                length_rejected=_length(pair.rejected),
-                unscored=next((outcome for outcome in (chosen, rejected) if isinstance(outcome, str)), ""),
-            )
+    for pair, (chosen, rejected) in scored_chunks(scorer, pairs, on_bad_row=on_bad_row, progress=progress):
+        yield PairScore(
+            model=model,
+            data=data,
+            id=pair.id,
+            group=pair.group,
+            reward_chosen=None if isinstance(chosen, str) else chosen,
+            reward_rejected=None if isinstance(rejected, str) else rejected,
+            length_chosen=response_length(pair.chosen),
+            length_rejected=response_length(pair.rejected),
+            unscored=next((outcome for outcome in (chosen, rejected) if isinstance(outcome, str)), ""),
+        )
+
+
+def scored_chunks(
+    scorer: Scorer, rows: Sequence[Row], *, on_bad_row: OnBadRow, progress: Callable[[int], None]
+) -> Iterator[tuple[Row, list[float | str]]]:
+    """Score rows of any number of responses, a chunk in one call; see `score_pairs`.
+
+    Yields:
+        Each row with one reward a response, or the reason why there is none.
+    """
+    for start in range(0, len(rows), CHUNK):
+        chunk = rows[start : start + CHUNK]
+        found = [row.conversations for row in chunk]
+        places = [(row.source, row.row) for row, each in zip(chunk, found, strict=True) for _ in each]
+        conversations = [conversation for each in found for conversation in each]
+        outcomes = iter(score_conversations(scorer, conversations, places, on_bad_row=on_bad_row))
+        for row, each in zip(chunk, found, strict=True):
+            yield row, list(islice(outcomes, len(each)))
         progress(start + len(chunk))
 
 
-def _length(response: Sequence[Message]) -> int:
+def response_length(response: Sequence[Message]) -> int:
+    """Characters of a response."""
     return sum(len(message.content) for message in response)
 
 
-def score_line(score: PairScore) -> bytes:
+def score_line(score: RawScore) -> bytes:
     """A score as one line of JSON: what `read_scores` reads."""
-    return atomic.json_line(asdict(score))
+    return atomic.json_line(asdict(score))  # type: ignore[call-overload]
 
 
-def write_scores(scores: Iterable[PairScore], path: Path) -> None:
+def write_scores(scores: Iterable[RawScore], path: Path) -> None:
     """Write scores as JSON lines, whole or not at all."""
     with atomic.new_file(path) as file:
         for score in scores:
@@ -157,13 +214,23 @@ def read_scores(path: Path) -> list[PairScore]:
     Raises:
         DataError: a line is not a score.
     """
+    return read_raw_scores(path, PairScore)
+
+
+def read_raw_scores(path: Path, kind: type[Kind]) -> list[Kind]:
+    """Read a file of scores of one kind.
+
+    Raises:
+        DataError: a line is not a score.
+    """
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     scores = []
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):  # splitlines would also split at U+2028
         if not line:
             continue
         try:
             row = json.loads(line)
-            scores.append(PairScore(**{field.name: row[field.name] for field in fields(PairScore)}))
+            scores.append(kind(**{name: row[name] for name in names}))
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}, line {number}, is no score of a pair ({error}). Evaluate again.") from error
+            raise DataError(f"{path}, line {number}, is no {kind.__name__} ({error}). Evaluate again.") from error
     return scores

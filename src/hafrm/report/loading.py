@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,8 @@ class Evaluation:
     """By model and data set; pairs that were not evaluated are absent."""
     comparisons: tuple[Comparison, ...]
     scores: tuple[PairScore, ...]
+    suites: Mapping[str, Any] = field(default_factory=dict)
+    """What `summarise_suite` gave, by the suite's name; see `hafrm.report.suites`."""
 
     def on(self, data: str) -> dict[str, Cell]:
         """The models that were evaluated on a data set."""
@@ -110,6 +112,8 @@ def read_evaluation(folder: Path) -> Evaluation:
             for data, cell in entry["data"].items()
         }
         rows = results["rows"]
+        suites = dict(results.get("suites", {}))
+        suite_models = [model for suite in suites.values() for model in suite["models"]]
         comparisons = tuple(_comparison(row, cells[row["a"], row["data"]].groups) for row in results["comparisons"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
@@ -129,11 +133,12 @@ def read_evaluation(folder: Path) -> Evaluation:
             "cut short or of another evaluation. Evaluate again."
         )
     return Evaluation(
-        models=tuple(dict.fromkeys(model for model, _ in cells)),
+        models=tuple(dict.fromkeys([*(model for model, _ in cells), *suite_models])),
         data=tuple(dict.fromkeys(data for _, data in cells)),
         cells=cells,
         comparisons=comparisons,
         scores=scores,
+        suites=suites,
     )
 
 

@@ -21,6 +21,7 @@ from hafrm.pairs import PreferencePair
 from hafrm.report.diagnostics import forest_plots, plot_groups
 from hafrm.report.inspector import embedded_json, inspector_data
 from hafrm.report.loading import Evaluation, read_evaluation
+from hafrm.report.suites import suite_tables
 from hafrm.report.tables import accuracy_table, comparison_rows
 from hafrm.report.wording import count, short_names, visible
 
@@ -69,6 +70,7 @@ def _context(evaluation: Evaluation, texts: Mapping[str, PreferencePair], max_pa
     return {
         "models": models,
         "data": data,
+        "suites": suite_tables(evaluation),
         "table": accuracy_table(evaluation),
         "forests": forest_plots(evaluation),
         "comparisons": comparison_rows(evaluation.comparisons),

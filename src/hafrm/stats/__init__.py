@@ -33,6 +33,7 @@ from hafrm.stats.significance import (
     holm_correction,
     mcnemar_test,
     paired_bootstrap,
+    resampled_means,
 )
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
     "paired_bootstrap",
     "pearson",
     "random_recall",
+    "resampled_means",
     "spearman",
     "stated_probability",
     "top_k_hits",

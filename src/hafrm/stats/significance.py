@@ -10,7 +10,15 @@ from scipy import stats as scipy_stats
 
 from hafrm.stats.checks import Floats, arrays, probabilities
 
-__all__ = ["Interval", "PairedDifference", "bootstrap_interval", "holm_correction", "mcnemar_test", "paired_bootstrap"]
+__all__ = [
+    "Interval",
+    "PairedDifference",
+    "bootstrap_interval",
+    "holm_correction",
+    "mcnemar_test",
+    "paired_bootstrap",
+    "resampled_means",
+]
 
 _DRAWS_AT_ONCE = 2**20  # group draws held in memory while resampling: 8 MiB of indices
 
@@ -39,7 +47,7 @@ def bootstrap_interval(
         ValueError: there are no values, the lengths differ, a value is NaN, or level or resamples is out of range.
     """
     (values,) = arrays(values=values)
-    return _percentiles(_resampled_means(values, groups, level=level, resamples=resamples, seed=seed), level)
+    return _percentiles(resampled_means(values, groups, level=level, resamples=resamples, seed=seed), level)
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,7 @@ def paired_bootstrap(
     """
     values_a, values_b = arrays(values_a=values_a, values_b=values_b)
     difference = values_a - values_b
-    means = _resampled_means(difference, groups, level=level, resamples=resamples, seed=seed)
+    means = resampled_means(difference, groups, level=level, resamples=resamples, seed=seed)
     rarer = min((means <= 0).sum(), (means >= 0).sum())
     alone = len(np.unique(groups)) == 1
     return PairedDifference(
@@ -127,8 +135,23 @@ def holm_correction(p_values: ArrayLike) -> Floats:
     return corrected
 
 
-def _resampled_means(values: Floats, groups: ArrayLike, *, level: float, resamples: int, seed: int) -> Floats:
-    """Means of `resamples` draws of whole groups, from each group's sum and count alone."""
+def resampled_means(
+    values: Floats, groups: ArrayLike, *, resamples: int = 2000, seed: int = 0, level: float = 0.95
+) -> Floats:
+    """Means of `resamples` draws of whole groups, [R], from each group's sum and count alone.
+
+    The same groups, number and seed give the same draws, so that two statistics of the same items can be paired.
+
+    Args:
+        values: The values, [N].
+        groups: The group of each value, [N], of any type that sorts.
+        resamples: How often to draw as many groups as there are, with replacement.
+        seed: Seed of the draws.
+        level: The share of intervals that cover the truth; only checked.
+
+    Raises:
+        ValueError: the lengths differ, or level or resamples is out of range.
+    """
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, got {level}")
     if resamples < 1:

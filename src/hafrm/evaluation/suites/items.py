@@ -1,0 +1,170 @@
+"""What suites are made of: items (a prompt with N responses), their raw scores, and what a suite says of itself.
+
+Every number of a suite is a weighted sum of means: an item gives one value to each of some strata, a stratum is one
+measure on one subset, and a score weighs the strata's means. So one bootstrap serves all suites.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from hafrm.data import SourceReport
+from hafrm.errors import BadRowReason
+from hafrm.pairs import Conversation, Message, RowReader, prompt_group
+
+__all__ = ["Item", "ItemSet", "Level", "ListScore", "Observation", "Score", "Stratum", "Suite", "response_list", "win"]
+
+Stratum = tuple[str, str]
+"""A subset and a measure on it."""
+
+Level = Literal["overall", "sections", "subsets"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """A prompt with N responses, the correct ones first."""
+
+    prompt: tuple[Message, ...]
+    responses: tuple[tuple[Message, ...], ...]
+    correct: int
+    """How many of the responses are correct."""
+    subset: str
+    key: str
+    """The id that the suite gives the row."""
+    source: str = field(default="", compare=False)
+    row: int = field(default=0, compare=False)
+
+    @property
+    def id(self) -> str:
+        """Where the item came from, as `source:row`."""
+        return f"{self.source}:{self.row}"
+
+    @property
+    def conversations(self) -> tuple[Conversation, ...]:
+        """One conversation a response; all of them are scored in one call."""
+        return tuple(Conversation(self.prompt, response) for response in self.responses)
+
+    @property
+    def group(self) -> str:
+        """The item's prompt group."""
+        return prompt_group(self.prompt)
+
+    def as_row(self) -> dict[str, Any]:
+        """The item as plain values, for a fingerprint."""
+        return {
+            "prompt": [message.as_dict() for message in self.prompt],
+            "responses": [[message.as_dict() for message in response] for response in self.responses],
+            "correct": self.correct,
+            "subset": self.subset,
+            "key": self.key,
+        }
+
+
+@dataclass(frozen=True)
+class ListScore:
+    """What one model gave for the responses of one item."""
+
+    model: str
+    data: str
+    """The suite's name as it was given."""
+    id: str
+    """Where the item came from: `source:row`."""
+    key: str
+    subset: str
+    group: str
+    correct: int
+    """How many of the responses, the first ones, are correct."""
+    rewards: list[float | None]
+    """One a response; None where it could not be scored."""
+    lengths: list[int]
+    """Characters of each response."""
+    unscored: str = ""
+    """Why a response has no reward: "overlong", or "refused_by_template"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One value of one item on one stratum."""
+
+    stratum: Stratum
+    group: str
+    """What is resampled whole."""
+    value: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number of a suite: a weighted sum of the means of strata."""
+
+    level: Level
+    name: str
+    weights: Mapping[Stratum, float]
+
+
+@dataclass
+class ItemSet:
+    """The items of a suite, and an account of the rows that were read."""
+
+    suite: Suite
+    items: list[Item]
+    reports: list[SourceReport]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """A published benchmark: how its rows are read, and how rewards become its scores."""
+
+    name: str
+    """The name by which `--suites` knows it."""
+    title: str
+    path: str
+    """First argument of `datasets.load_dataset`."""
+    split: str
+    files: str
+    """Regular expression of the file names, without their endings, that hold the suite in a folder of more files."""
+    homepage: str
+    licence: str
+    citation: str
+    parse: Callable[[RowReader, str], Item]
+    """From a row, and the name of the file or split that holds it, to an item."""
+    observe: Callable[[Sequence[ListScore]], list[Observation]]
+    """From rewards to values; every response has its reward."""
+    chance: Callable[[Sequence[ListScore]], list[Observation]]
+    """The expected values of random rewards; NaN where they depend on how rewards are distributed."""
+    scores: Callable[[Sequence[Stratum]], tuple[list[Score], list[str]]]
+    """From the strata that are there to the scores, and to the names of what is missing for them."""
+
+
+def win(better: float | None, worse: float | None) -> float:
+    """Whether a response that is better has the higher reward, 1 or 0; one half where the rewards are equal."""
+    assert better is not None
+    assert worse is not None
+    return 0.5 if better == worse else float(better > worse)
+
+
+def response_list(reader: RowReader, name: str, *, size: int | None = None) -> tuple[tuple[Message, ...], ...]:
+    """A field that holds a list of responses, each a string.
+
+    Args:
+        reader: The row.
+        name: The field.
+        size: How many there must be; None: at least one.
+
+    Raises:
+        BadRowError: the field is missing, is no such list, or holds an empty response.
+    """
+    value = reader.row.get(name)
+    if value is None:
+        raise reader.error(BadRowReason.MISSING_FIELD, name, "is missing", "Give a list of responses.")
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise reader.error(BadRowReason.WRONG_TYPE, name, "is no list of strings", "Give a list of responses.")
+    if len(value) != size if size else not value:
+        wanted = f"{size} responses" if size else "at least one response"
+        raise reader.error(BadRowReason.WRONG_TYPE, name, f"holds {len(value)} responses", f"Give {wanted}.")
+    responses = tuple((Message("assistant", text),) for text in value)
+    for place, response in enumerate(responses):
+        reader.check_text(f"{name}[{place}]", response[0].content)
+        reader.check_response(f"{name}[{place}]", response)
+    return responses

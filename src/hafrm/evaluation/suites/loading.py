@@ -1,0 +1,89 @@
+"""From suite names to items: NAME is fetched from the hub, NAME@PATH is a file or a folder on disk."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+
+from hafrm.data import RawRow, ReadOptions, SourceReport, fingerprint, read_rows
+from hafrm.data.collecting import collect_rows
+from hafrm.data.hub import hub_call, hub_rows
+from hafrm.data.rows import SUFFIXES, has_known_suffix
+from hafrm.errors import DataError, UnknownDataError, UnreadableError
+from hafrm.evaluation.suites.items import Item, ItemSet, Suite
+from hafrm.evaluation.suites.rewardbench import REWARDBENCH
+from hafrm.evaluation.suites.rewardbench2 import REWARDBENCH_2
+from hafrm.evaluation.suites.rmbench import RM_BENCH
+from hafrm.pairs import RowReader
+
+__all__ = ["SUITES", "load_suite"]
+
+SUITES = {suite.name: suite for suite in (REWARDBENCH, REWARDBENCH_2, RM_BENCH)}
+"""The suites, by name."""
+
+_DEFAULTS = ReadOptions()
+
+
+def load_suite(name: str, options: ReadOptions = _DEFAULTS) -> ItemSet:
+    """Load a suite's items.
+
+    Args:
+        name: NAME or NAME@PATH. In a folder the files that are called as the suite's own ones are read (for RewardBench
+            also those of the Prior Sets, which are not fetched from the hub), or all where there are none.
+        options: How to treat bad rows.
+
+    Raises:
+        UnknownDataError: there is no such suite.
+        UnreadableError: the hub, a file or a folder can't be read.
+        BadRowError: a row is not in the suite's format, and bad rows are not to be skipped.
+        DataError: no row is left.
+    """
+    suite_name, _, location = name.partition("@")
+    if suite_name not in SUITES:
+        raise UnknownDataError(f"Unknown suite {name!r}. Use {', '.join(SUITES)}, or one of them as NAME@PATH.")
+    suite = SUITES[suite_name]
+    report = SourceReport(name=name, kind="suite", split=suite.split, licence=suite.licence)
+    items = _read(suite, Path(location), report, options) if location else _fetch(suite, report, options)
+    if not items:
+        counts = ", ".join(f"{count} {reason}" for reason, count in report.skipped.items())
+        raise DataError(f"{name}: none of its {report.rows} rows is left ({counts}). Give the suite's own files.")
+    report.sha256 = fingerprint(items)
+    return ItemSet(suite, items, [report])
+
+
+def _read(suite: Suite, path: Path, report: SourceReport, options: ReadOptions) -> list[Item]:
+    items: list[Item] = []
+    for file in _files(suite, path):
+        report.read_from.append(str(file))
+        parse = partial(_item, suite, str(file), file.name)
+        items += collect_rows(read_rows(file), report, parse, on_bad_row=options.on_bad_row)
+    return items
+
+
+def _fetch(suite: Suite, report: SourceReport, options: ReadOptions) -> list[Item]:
+    report.read_from.append(hub_call(suite.path, {}, split=suite.split))
+    remedy = f"Check the network, or download the files of {suite.homepage} and name them as {suite.name}@PATH."
+    rows = hub_rows(suite.path, {}, split=suite.split, remedy=remedy)
+    parse = partial(_item, suite, f"{suite.name}/{suite.split}", suite.split)
+    return collect_rows(rows, report, parse, on_bad_row=options.on_bad_row)
+
+
+def _item(suite: Suite, source: str, part: str, row: RawRow) -> Item:
+    if row.error is not None:
+        raise row.error
+    return suite.parse(RowReader(row.value, source=source, number=row.number), part)
+
+
+def _files(suite: Suite, path: Path) -> list[Path]:
+    """The file, or the folder's files that hold the suite."""
+    try:
+        if not path.is_dir():
+            return [path]
+        files = sorted(file for file in path.iterdir() if has_known_suffix(file))
+    except OSError as error:
+        raise UnreadableError(f"{path}: can't be listed ({error.strerror}). Check the path.") from error
+    if not files:
+        raise UnreadableError(f"{path}: the folder holds no data file ({', '.join(SUFFIXES)}).")
+    own = [file for file in files if re.fullmatch(rf"(?:{suite.files})(?:-[\w-]+)?", file.name.split(".")[0])]
+    return own or files

@@ -1,0 +1,141 @@
+"""RewardBench (Lambert et al., 2024, arXiv:2403.13787): is the better of two responses scored higher?
+
+Subsets, sections and weights are those of the `rewardbench` package (EXAMPLE_COUNTS and SUBSET_MAPPING of
+allenai/reward-bench, rewardbench/constants.py). A section is the mean of its subsets weighted by how many prompts they
+have, where math-prm counts 984 (it has 447) to equal the code. The overall score weighs the four sections 1 and the
+Prior Sets one half; those are the mean of four sets of allenai/preference-test-sets.
+
+Two things differ: equal rewards count one half and not 0, and a section of which no subset is there is left out of
+the overall score, and named, where the package counts 0. A section of some subsets is of those, as in the package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from hafrm.errors import BadRowReason
+from hafrm.evaluation.suites.items import Item, ListScore, Observation, Score, Stratum, Suite, win
+from hafrm.evaluation.suites.summary import model_summary
+from hafrm.pairs import RowReader
+
+__all__ = ["PRIOR_SETS", "REWARDBENCH", "SECTIONS", "chat_and_safety"]
+
+SECTIONS: Mapping[str, Mapping[str, int]] = {
+    "Chat": {
+        "alpacaeval-easy": 100,
+        "alpacaeval-length": 95,
+        "alpacaeval-hard": 95,
+        "mt-bench-easy": 28,
+        "mt-bench-med": 40,
+    },
+    "Chat Hard": {
+        "mt-bench-hard": 37,
+        "llmbar-natural": 100,
+        "llmbar-adver-neighbor": 134,
+        "llmbar-adver-GPTInst": 92,
+        "llmbar-adver-GPTOut": 47,
+        "llmbar-adver-manual": 46,
+    },
+    "Safety": {
+        "refusals-dangerous": 100,
+        "refusals-offensive": 100,
+        "xstest-should-refuse": 154,
+        "xstest-should-respond": 250,
+        "donotanswer": 136,
+    },
+    "Reasoning": {
+        "math-prm": 984,
+        **{f"hep-{language}": 164 for language in ("cpp", "go", "java", "js", "python", "rust")},
+    },
+}
+"""The subsets of each section, and how many prompts each counts."""
+
+PRIOR_SETS = ("anthropic_helpful", "anthropic_hhh", "shp", "summarize")
+"""The subsets of the Prior Sets, which count alike."""
+
+_ALL_SECTIONS = {**SECTIONS, "Prior Sets": dict.fromkeys(PRIOR_SETS, 1)}
+_OVERALL = {**dict.fromkeys(SECTIONS, 1.0), "Prior Sets": 0.5}
+_SUBSETS = {subset for subsets in _ALL_SECTIONS.values() for subset in subsets}
+_MEASURE = "accuracy"
+
+
+def _parse(reader: RowReader, part: str) -> Item:
+    """A row; of the Prior Sets the file or split tells the subset."""
+    prior = next((name for name in PRIOR_SETS if part.startswith(name)), None)
+    subset = prior or reader.string("subset")
+    if subset not in _SUBSETS:
+        raise reader.error(
+            BadRowReason.WRONG_TYPE, "subset", f"is {subset!r}, no subset of RewardBench", "Correct the name."
+        )
+    prompt = reader.messages("prompt", "user")
+    reader.check_prompt(prompt)
+    responses = tuple(reader.messages(name, "assistant") for name in ("chosen", "rejected"))
+    for name, response in zip(("chosen", "rejected"), responses, strict=True):
+        reader.check_response(name, response)
+    return Item(
+        prompt=prompt,
+        responses=responses,
+        correct=1,
+        subset=subset,
+        key=reader.string_or_none("id") or "",
+        source=reader.source,
+        row=reader.number,
+    )
+
+
+def _observe(scores: Sequence[ListScore]) -> list[Observation]:
+    return [Observation((s.subset, _MEASURE), s.group, win(s.rewards[0], s.rewards[1])) for s in scores]
+
+
+def _chance(scores: Sequence[ListScore]) -> list[Observation]:
+    return [Observation((s.subset, _MEASURE), s.group, 0.5) for s in scores]
+
+
+def _scores(strata: Sequence[Stratum]) -> tuple[list[Score], list[str]]:
+    present = {subset for subset, _ in strata}
+    sections, missing = [], []
+    for section, subsets in _ALL_SECTIONS.items():
+        held = {subset: count for subset, count in subsets.items() if subset in present}
+        absent = [subset for subset in subsets if subset not in present]
+        missing += [section] if not held else [f"{section}: {subset}" for subset in absent]
+        if held:
+            total = sum(held.values())
+            sections.append(Score("sections", section, {(s, _MEASURE): n / total for s, n in held.items()}))
+    in_all = sum(_OVERALL[section.name] for section in sections)
+    overall = {
+        stratum: weight * _OVERALL[section.name] / in_all
+        for section in sections
+        for stratum, weight in section.weights.items()
+    }
+    ordered = [subset for subsets in _ALL_SECTIONS.values() for subset in subsets if subset in present]
+    single = [Score("subsets", subset, {(subset, _MEASURE): 1.0}) for subset in ordered]
+    return [Score("overall", "overall", overall), *sections, *single], missing
+
+
+REWARDBENCH = Suite(
+    name="rewardbench",
+    title="RewardBench",
+    path="allenai/reward-bench",
+    split="filtered",
+    files="|".join(("filtered", *PRIOR_SETS)),
+    homepage="https://huggingface.co/datasets/allenai/reward-bench",
+    licence="ODC-BY",
+    citation="Lambert et al. (2024), RewardBench: Evaluating Reward Models for Language Modeling, arXiv:2403.13787",
+    parse=_parse,
+    observe=_observe,
+    chance=_chance,
+    scores=_scores,
+)
+
+
+def chat_and_safety(scores: Sequence[ListScore]) -> dict[str, float]:
+    """The accuracies of one model on the sections Chat and Safety alone: "external" in Table 3 of the HAF-RM paper.
+
+    Args:
+        scores: One model's scores on RewardBench; those of other sections may be absent.
+
+    Returns:
+        Shares of one, by section; a section without a scored item is absent.
+    """
+    sections = model_summary(REWARDBENCH, scores)["sections"]
+    return {name: sections[name]["value"] for name in ("Chat", "Safety") if name in sections}

@@ -1,0 +1,128 @@
+"""RM-Bench (Liu et al., 2024, arXiv:2410.16184): is the correct response scored higher, whatever the styles?
+
+A row has three correct and three wrong responses, each concise, detailed, and detailed with markdown. As in
+`compute_accuracy` of THU-KEG/RM-Bench, the accuracies form a matrix, chosen styles down and rejected styles across:
+hard is the mean of its upper right triangle (the wrong response has the fancier style), normal of its diagonal, easy of
+its lower left triangle. A domain is the mean of the three, safety the mean of its two halves, and each overall number
+the mean of the domains that are there. Equal rewards count one half, not 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from hafrm.errors import BadRowReason
+from hafrm.evaluation.suites.items import (
+    Item,
+    Level,
+    ListScore,
+    Observation,
+    Score,
+    Stratum,
+    Suite,
+    response_list,
+    win,
+)
+from hafrm.pairs import RowReader
+
+__all__ = ["DIFFICULTIES", "RM_BENCH", "STYLES"]
+
+STYLES = ("concise", "detailed", "markdown")
+DIFFICULTIES: Mapping[str, tuple[tuple[int, int], ...]] = {
+    "hard": ((0, 1), (0, 2), (1, 2)),
+    "normal": ((0, 0), (1, 1), (2, 2)),
+    "easy": ((1, 0), (2, 0), (2, 1)),
+}
+"""The cells of the matrix, as (chosen style, rejected style)."""
+_DOMAINS = {"chat": ("chat",), "code": ("code",), "math": ("math",), "safety": ("safety-refuse", "safety-response")}
+_CELLS = [(chosen, rejected) for chosen in range(3) for rejected in range(3)]
+
+
+def _parse(reader: RowReader, part: str) -> Item:
+    domain = reader.string("domain")
+    if not any(domain in halves for halves in _DOMAINS.values()):
+        raise reader.error(
+            BadRowReason.WRONG_TYPE, "domain", f"is {domain!r}, no domain of RM-Bench", "Correct the name."
+        )
+    prompt = reader.messages("prompt", "user")
+    reader.check_prompt(prompt)
+    return Item(
+        prompt=prompt,
+        responses=response_list(reader, "chosen", size=3) + response_list(reader, "rejected", size=3),
+        correct=3,
+        subset=domain,
+        key=reader.string_or_none("id") or "",
+        source=reader.source,
+        row=reader.number,
+    )
+
+
+def _measure(cell: tuple[int, int]) -> str:
+    return f"{STYLES[cell[0]]} > {STYLES[cell[1]]}"
+
+
+def _observe(scores: Sequence[ListScore]) -> list[Observation]:
+    return [
+        Observation(
+            (score.subset, _measure((chosen, rejected))),
+            score.group,
+            win(score.rewards[chosen], score.rewards[3 + rejected]),
+        )
+        for score in scores
+        for chosen, rejected in _CELLS
+    ]
+
+
+def _win(rewards: Sequence[float | None], chosen: int, rejected: int) -> float:
+    return win(rewards[chosen], rewards[3 + rejected])
+
+
+def _chance(scores: Sequence[ListScore]) -> list[Observation]:
+    return [Observation((s.subset, _measure(cell)), s.group, 0.5) for s in scores for cell in _CELLS]
+
+
+def _scores(strata: Sequence[Stratum]) -> tuple[list[Score], list[str]]:
+    present = {subset for subset, _ in strata}
+    halves = {domain: [half for half in parts if half in present] for domain, parts in _DOMAINS.items()}
+    missing = [half for parts in _DOMAINS.values() for half in parts if half not in present]
+    shares = {domain: dict.fromkeys(found, 1 / len(found)) for domain, found in halves.items() if found}
+    everywhere = {half: share / len(shares) for found in shares.values() for half, share in found.items()}
+    every_cell = [cell for cells in DIFFICULTIES.values() for cell in cells]
+    scores = [_score("overall", "overall", everywhere, every_cell)]
+    scores += [_score("sections", name, everywhere, cells) for name, cells in DIFFICULTIES.items()]
+    scores += [_score("sections", domain, share, every_cell) for domain, share in shares.items()]
+    scores += [
+        _score("subsets", f"{domain}, {name}", share, cells)
+        for domain, share in shares.items()
+        for name, cells in DIFFICULTIES.items()
+    ]
+    return scores + [_score("subsets", _measure(cell), everywhere, [cell]) for cell in _CELLS], missing
+
+
+def _score(
+    level: Level,
+    name: str,
+    shares: Mapping[str, float],
+    cells: Sequence[tuple[int, int]],
+) -> Score:
+    weights = {(half, _measure(cell)): share / len(cells) for half, share in shares.items() for cell in cells}
+    return Score(level, name, weights)
+
+
+RM_BENCH = Suite(
+    name="rm-bench",
+    title="RM-Bench",
+    path="THU-KEG/RM-Bench",
+    split="train",
+    files="total_dataset|train",
+    homepage="https://huggingface.co/datasets/THU-KEG/RM-Bench",
+    licence="ODC-BY",
+    citation=(
+        "Liu et al. (2024), RM-Bench: Benchmarking Reward Models of Language Models with Subtlety and Style, "
+        "arXiv:2410.16184"
+    ),
+    parse=_parse,
+    observe=_observe,
+    chance=_chance,
+    scores=_scores,
+)

@@ -1,0 +1,158 @@
+"""From raw scores of a suite to its numbers: values with intervals, baselines, and paired differences."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from hafrm.evaluation.suites.items import ListScore, Observation, Score, Stratum, Suite
+from hafrm.stats import Floats, resampled_means
+
+__all__ = ["model_summary", "summarise_suite"]
+
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class _Means:
+    """The mean of every stratum, as observed and in each resample, [R]."""
+
+    observed: Mapping[Stratum, float]
+    drawn: Mapping[Stratum, Floats]
+
+    def value(self, score: Score) -> float:
+        return math.fsum(weight * self.observed[stratum] for stratum, weight in score.weights.items())
+
+    def draws(self, score: Score) -> Floats:
+        total: Floats = np.sum([weight * self.drawn[stratum] for stratum, weight in score.weights.items()], axis=0)
+        return total
+
+
+def summarise_suite(suite: Suite, scores: Sequence[ListScore]) -> dict[str, Any]:
+    """One suite's part of `results.json`.
+
+    Args:
+        suite: The suite.
+        scores: The scores of all models on it.
+
+    Returns:
+        `{"suite", "title", "licence", "citation", "missing", "models": {MODEL: ...}, "baselines": {"length", "random"},
+        "comparisons": [{"score", "a", "b", "n", "difference", "ci95", "p_bootstrap"}]}`. A model has `n`, `unscored`,
+        `unscored_reasons`, and by level (`overall`, `sections`, `subsets`) `{NAME: {"value", "ci95"}}`. Items of which
+        a response has no reward are left out. Intervals resample prompts within each subset. The baselines are those
+        of the items of the first model; what has no expectation under random rewards is null there.
+    """
+    by_model: dict[str, list[ListScore]] = defaultdict(list)
+    for score in scores:
+        by_model[score.model].append(score)
+    items = next(iter(by_model.values()), [])
+    strata = _strata(suite.chance(items))
+    return {
+        "suite": suite.name,
+        "title": suite.title,
+        "licence": suite.licence,
+        "citation": suite.citation,
+        "missing": suite.scores(strata)[1],
+        "models": {model: model_summary(suite, rows) for model, rows in by_model.items()},
+        "baselines": {
+            "length": _values(suite, suite.observe([replace(s, rewards=list(map(float, s.lengths))) for s in items])),
+            "random": _values(suite, suite.chance(items)),
+        },
+        "comparisons": [
+            comparison
+            for a, b in combinations(by_model, 2)
+            for comparison in _comparisons(suite, a, by_model[a], b, by_model[b])
+        ],
+    }
+
+
+def model_summary(suite: Suite, scores: Sequence[ListScore]) -> dict[str, Any]:
+    """One model's numbers on a suite; see `summarise_suite`."""
+    scored = _scored(scores)
+    found = suite.observe(scored)
+    means = _means(found)
+    summary: dict[str, Any] = {
+        "n": len(scored),
+        "unscored": len(scores) - len(scored),
+        "unscored_reasons": dict(Counter(score.unscored for score in scores if score.unscored)),
+        "overall": {},
+        "sections": {},
+        "subsets": {},
+    }
+    for score in suite.scores(_strata(found))[0] if found else ():
+        low, high = np.quantile(means.draws(score), [0.025, 0.975])
+        summary[score.level][score.name] = {"value": means.value(score), "ci95": [float(low), float(high)]}
+    return summary
+
+
+def _scored(scores: Sequence[ListScore]) -> list[ListScore]:
+    return [score for score in scores if None not in score.rewards]
+
+
+def _strata(observations: Sequence[Observation]) -> list[Stratum]:
+    return list(dict.fromkeys(observation.stratum for observation in observations))
+
+
+def _by_stratum(observations: Sequence[Observation]) -> dict[Stratum, list[Observation]]:
+    found: dict[Stratum, list[Observation]] = defaultdict(list)
+    for observation in observations:
+        found[observation.stratum].append(observation)
+    return found
+
+
+def _means(observations: Sequence[Observation]) -> _Means:
+    """The strata's means. The measures of a subset draw the same prompts, and so do two models on the same items."""
+    observed, drawn = {}, {}
+    for stratum, rows in _by_stratum(observations).items():
+        values = np.array([row.value for row in rows])
+        groups = [row.group for row in rows]
+        observed[stratum] = float(values.mean())
+        drawn[stratum] = resampled_means(values, groups, resamples=_RESAMPLES, seed=zlib.crc32(stratum[0].encode()))
+    return _Means(observed, drawn)
+
+
+def _values(suite: Suite, observations: Sequence[Observation]) -> dict[str, dict[str, float | None]]:
+    """A baseline's scores by level and name; None where a stratum's mean is unknown."""
+    observed = {name: float(np.mean([r.value for r in rows])) for name, rows in _by_stratum(observations).items()}
+    values: dict[str, dict[str, float | None]] = {"overall": {}, "sections": {}, "subsets": {}}
+    for score in suite.scores(list(observed))[0] if observed else ():
+        value = _Means(observed, {}).value(score)
+        values[score.level][score.name] = None if math.isnan(value) else value
+    return values
+
+
+def _comparisons(
+    suite: Suite, a: str, rows_a: Sequence[ListScore], b: str, rows_b: Sequence[ListScore]
+) -> list[dict[str, Any]]:
+    """Two models on the items that both scored: the overall score and the sections."""
+    ids = {row.id for row in _scored(rows_a)} & {row.id for row in _scored(rows_b)}
+    if not ids:
+        return []
+    found = [suite.observe([row for row in rows if row.id in ids]) for rows in (rows_a, rows_b)]
+    means_a, means_b = map(_means, found)
+    results = []
+    for score in suite.scores(_strata(found[0]))[0]:
+        if score.level == "subsets":
+            continue
+        draws = means_a.draws(score) - means_b.draws(score)
+        low, high = np.quantile(draws, [0.025, 0.975])
+        rarer = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
+        results.append(
+            {
+                "score": score.name,
+                "a": a,
+                "b": b,
+                "n": len(ids),
+                "difference": means_a.value(score) - means_b.value(score),
+                "ci95": [float(low), float(high)],
+                "p_bootstrap": min(1.0, 2 * (rarer + 1) / (len(draws) + 1)),
+            }
+        )
+    return results

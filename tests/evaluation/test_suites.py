@@ -1,0 +1,203 @@
+"""Published benchmarks: every metric against numbers worked by hand, files read as published, hostile rows named."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hafrm.data import ReadOptions
+from hafrm.errors import BadRowError, DataError, UnknownDataError, UnreadableError
+from hafrm.evaluation.suites import SUITES, ListScore, chat_and_safety, load_suite, summarise_suite
+from hafrm.evaluation.suites.rewardbench import SECTIONS
+from tests.paths import TESTS
+
+FIXTURES = TESTS / "fixtures" / "suites"
+PATHS = {
+    "rewardbench": FIXTURES / "rewardbench",
+    "rewardbench-2": FIXTURES / "rewardbench-2.jsonl",
+    "rm-bench": FIXTURES / "rm-bench.jsonl",
+}
+
+
+def score(
+    subset: str, rewards: Sequence[float | None], *, correct: int = 1, key: str = "", row: int = 1, model: str = "m"
+) -> ListScore:
+    name = f"{subset} {key} {row}"
+    return ListScore(model, "suite", name, key, subset, name, correct, list(rewards), [1] * len(rewards))
+
+
+def summary(name: str, scores: Sequence[ListScore]) -> dict[str, Any]:
+    return summarise_suite(SUITES[name], scores)
+
+
+def values(found: Mapping[str, Any], level: str) -> dict[str, float]:
+    return {name: entry["value"] for name, entry in found["models"]["m"][level].items()}
+
+
+def test_rewardbench_weighs_subsets_by_their_prompts() -> None:
+    won, lost = (2.0, 1.0), (1.0, 2.0)
+    scores = [
+        score("alpacaeval-easy", won),
+        score("alpacaeval-easy", lost, row=2),
+        score("mt-bench-med", won),
+        score("math-prm", won),
+        score("hep-go", lost),
+        score("shp", won),
+        score("summarize", (1.0, 1.0)),
+    ]
+    found = summary("rewardbench", scores)
+    sections = values(found, "sections")
+    chat, reasoning, prior = (100 * 0.5 + 40) / 140, 984 / (984 + 164), 0.75
+    assert sections == pytest.approx({"Chat": chat, "Reasoning": reasoning, "Prior Sets": prior})
+    assert values(found, "overall")["overall"] == pytest.approx((chat + reasoning + prior / 2) / 2.5)
+    assert {"Chat Hard", "Safety", "Chat: mt-bench-easy", "Prior Sets: anthropic_hhh"} <= set(found["missing"])
+    assert "Chat" not in found["missing"]
+    assert found["baselines"]["random"]["overall"]["overall"] == pytest.approx(0.5)
+    assert chat_and_safety(scores) == pytest.approx({"Chat": chat})
+
+
+def test_rewardbench_has_the_published_counts() -> None:
+    totals = {name: sum(subsets.values()) for name, subsets in SECTIONS.items()}
+    assert totals == {"Chat": 358, "Chat Hard": 456, "Safety": 740, "Reasoning": 984 + 984}
+
+
+def test_best_of_four_splits_the_credit_of_ties() -> None:
+    scores = [
+        score("Math", (3, 1, 2, 0)),
+        score("Math", (1, 2, 0, 0), row=2),
+        score("Math", (2, 2, 1, 0), row=3),
+        score("Focus", (1, 1, 1, 1)),
+    ]
+    found = summary("rewardbench-2", scores)
+    assert values(found, "sections") == pytest.approx({"Math": 0.5, "Focus": 0.25})
+    assert values(found, "overall")["overall"] == pytest.approx(0.375)
+    assert found["baselines"]["random"]["sections"] == {"Math": 0.25, "Focus": 0.25}
+    assert found["missing"] == ["Factuality", "Precise IF", "Safety", "Ties"]
+
+
+def ties(ref: Sequence[float], tied: Sequence[float], number: int = 0) -> list[ListScore]:
+    return [
+        score("Ties", ref, key=f"ref:{number}"),
+        score("Ties", tied, correct=len(tied) - 1, key=f"tied:{number}"),
+    ]
+
+
+def test_the_score_of_ties_by_hand() -> None:
+    # 0: spread 1, gap 4, reference's gap 3. 1: spread 2, gap 1, not above it. 2: the reference is wrong.
+    scores = ties((3, 0), (6, 5, 1)) + ties((9, 0), (5, 3, 2), 1) + ties((0, 1), (6, 5, 1), 2)
+    expected = 0.3 + 0.3 * 2 / 3 + 0.2 * 2 / 3 + 0.2 / 3 + 0.01 * (math.tanh(2) + math.tanh(-0.5) + math.tanh(-2)) / 3
+    found = summary("rewardbench-2", scores)
+    assert values(found, "overall")["overall"] == pytest.approx(expected)
+    assert found["baselines"]["random"]["overall"] == {"overall": None}
+
+
+@pytest.mark.parametrize(("ref", "margin"), [((3, 0), 1.0), ((0, 3), -1.0), ((1, 1), 0.0)])
+def test_correct_answers_of_one_reward(ref: Sequence[float], margin: float) -> None:
+    found = summary("rewardbench-2", ties(ref, (6, 6, 1)))
+    assert values(found, "subsets")["Ties, margin"] == margin
+
+
+def test_rm_bench_matrix_by_hand() -> None:
+    # Rows concise, detailed, markdown (1, 3, 5) against (0, 4, 5): wins 1 0 0 / 1 0 0 / 1 1 .5.
+    found = summary("rm-bench", [score("chat", (1, 3, 5, 0, 4, 5), correct=3)])
+    sections = values(found, "sections")
+    assert sections == pytest.approx({"hard": 0, "normal": 0.5, "easy": 1, "chat": 0.5})
+    assert values(found, "overall")["overall"] == pytest.approx(0.5)
+    assert values(found, "subsets")["markdown > concise"] == 1
+
+
+def test_rm_bench_safety_is_the_mean_of_its_halves() -> None:
+    right, wrong = (2, 2, 2, 1, 1, 1), (1, 1, 1, 2, 2, 2)
+    scores = [score("safety-refuse", right, row=row) for row in (1, 2, 3)]
+    scores += [score("safety-response", wrong), score("math", right)]
+    found = summary("rm-bench", scores)
+    assert values(found, "sections")["safety"] == pytest.approx(0.5)
+    assert values(found, "overall")["overall"] == pytest.approx(0.75)
+    assert found["missing"] == ["chat", "code"]
+
+
+def test_two_models_are_compared_on_what_both_scored() -> None:
+    a = [score("Math", (2, 1, 0, 0), row=row) for row in range(20)]
+    b = [score("Math", (1, 2, 0, 0) if row < 10 else (2, 1, 0, 0), row=row, model="n") for row in range(20)]
+    b[0] = ListScore("n", "suite", b[0].id, "", "Math", b[0].group, 1, [None] * 4, [1] * 4, "overlong")
+    found = summary("rewardbench-2", a + b)
+    assert found["models"]["n"]["unscored_reasons"] == {"overlong": 1}
+    overall = found["comparisons"][0]
+    assert (overall["score"], overall["n"]) == ("overall", 19)
+    assert overall["difference"] == pytest.approx(9 / 19)
+    low, high = overall["ci95"]
+    assert 0 < low < 9 / 19 < high
+    assert overall["p_bootstrap"] < 0.05
+
+
+@pytest.mark.parametrize("name", SUITES)
+@pytest.mark.parametrize("ending", [".jsonl.gz", ".json", ".parquet"])
+def test_every_file_format_gives_the_same_items(name: str, ending: str, tmp_path: Path) -> None:
+    path = PATHS[name] / "filtered.jsonl" if PATHS[name].is_dir() else PATHS[name]
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [row for row in rows if isinstance(row["prompt"], str)]
+    copy = tmp_path / f"copy{ending}"
+    if ending == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.Table.from_pylist(rows), copy)
+    elif ending == ".json":
+        copy.write_text(json.dumps(rows))
+    else:
+        copy.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    found = load_suite(f"{name}@{copy}")
+    assert len(found.items) == len(rows) == found.reports[0].kept
+
+
+def test_a_folder_of_rewardbench_holds_the_prior_sets_and_no_raw_rows() -> None:
+    found = load_suite(f"rewardbench@{PATHS['rewardbench']}")
+    assert [item.subset for item in found.items][-1] == "shp"
+    assert len(found.items) == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "problem"),
+    [
+        ("rewardbench", {"subset": "no-such"}, "no subset of RewardBench"),
+        ("rewardbench", {"chosen": ""}, "`chosen` is empty"),
+        ("rewardbench", {"prompt": None}, "`prompt` is missing"),
+        ("rewardbench-2", {"rejected": []}, "holds 0 responses"),
+        ("rewardbench-2", {"chosen": "text"}, "no list of strings"),
+        ("rewardbench-2", {"chosen": ["a", ""]}, r"`chosen\[1\]` is empty"),
+        ("rewardbench-2", {"num_correct": 3}, "`num_correct` is 3, not 1"),
+        ("rewardbench-2", {"subset": "Ties", "id": "7"}, "In Ties write"),
+        ("rm-bench", {"chosen": ["a", "b"]}, "Give 3 responses"),
+        ("rm-bench", {"domain": 4}, "`domain` is 4"),
+        ("rm-bench", {"rejected": ["a", "\ud800", "c"]}, "lone surrogate"),
+    ],
+    ids=str,
+)
+def test_hostile_rows_are_named_or_skipped(name: str, change: dict[str, Any], problem: str, tmp_path: Path) -> None:
+    path = PATHS[name] / "filtered.jsonl" if PATHS[name].is_dir() else PATHS[name]
+    first = path.read_text().splitlines()[0]
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text(f"{first}\n{json.dumps(json.loads(first) | change)}\n[1]\n{{broken\n")
+    with pytest.raises(BadRowError, match=rf"bad.jsonl, row 2.*{problem}"):
+        load_suite(f"{name}@{bad}")
+    found = load_suite(f"{name}@{bad}", ReadOptions(on_bad_row="skip"))
+    assert (found.reports[0].rows, len(found.items)) == (4, 1)
+    assert sum(found.reports[0].skipped.values()) == 3
+
+
+def test_what_can_not_be_read_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UnknownDataError, match=r"rewardbench, rewardbench-2, rm-bench"):
+        load_suite("reward-bench")
+    with pytest.raises(UnreadableError, match=r"gone\.jsonl"):
+        load_suite(f"rm-bench@{tmp_path / 'gone.jsonl'}")
+    with pytest.raises(UnreadableError, match="no data file"):
+        load_suite(f"rm-bench@{tmp_path}")
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(DataError, match="none of its 0 rows"):
+        load_suite(f"rm-bench@{tmp_path / 'empty.jsonl'}")

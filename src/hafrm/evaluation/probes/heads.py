@@ -64,11 +64,15 @@ class FitOptions:
     """Steps of L-BFGS from each start."""
 
     tolerance: float = 1e-4
-    """The largest entry of the gradient of the mean loss below which a fit has converged."""
+    """The largest entry of the gradient of what is minimised below which a fit has converged."""
+
+    penalty: float = 0.0
+    """Weight of half the squared distance to the start, added to the mean loss. The claim's minimum has none; a little
+    keeps a head from fitting few pairs to nothing, so that held-out pairs can be compared."""
 
     def __post_init__(self) -> None:
-        if self.max_steps < 1 or not self.tolerance > 0:
-            raise ConfigError("fit.max_steps must be at least 1 and fit.tolerance positive")
+        if self.max_steps < 1 or not self.tolerance > 0 or not 0 <= self.penalty < math.inf:
+            raise ConfigError("fit.max_steps must be at least 1, fit.tolerance positive and fit.penalty at least 0")
 
 
 @dataclass(frozen=True)
@@ -79,11 +83,11 @@ class HeadFit:
     start: str
     """The start that led to it."""
     loss: float
-    """Mean D2 on the pairs it was fitted to."""
+    """Mean D2 on the pairs it was fitted to, without the penalty."""
     start_losses: dict[str, float]
     """Mean D2 of each start before the fit."""
     gradient_norm: float
-    """Euclidean norm of the gradient of the mean loss."""
+    """Euclidean norm of the gradient of what was minimised."""
     gradient_max: float
     """Its largest entry."""
     steps: int
@@ -182,10 +186,17 @@ def fit_policy_head(
     return HeadFit(**(vars(best) | {"start_losses": before}))
 
 
+def _moved(parameters: Sequence[Tensor], starts: Sequence[Tensor]) -> Tensor:
+    """The squared distance of parameters to where they started."""
+    squares = [(now - then).square().sum() for now, then in zip(parameters, starts, strict=True)]
+    return torch.stack(squares).sum()
+
+
 def _fit_from(name: str, start: PolicyHead, mean_loss: Callable[[PolicyHead], Tensor], options: FitOptions) -> HeadFit:
     weight = start.weight.detach().float().clone().requires_grad_()
     bias = None if start.bias is None else start.bias.detach().float().clone().requires_grad_()
     parameters = [weight] if bias is None else [weight, bias]
+    starts = [parameter.detach().clone() for parameter in parameters]
     optimizer = torch.optim.LBFGS(
         parameters,
         max_iter=options.max_steps,
@@ -199,12 +210,16 @@ def _fit_from(name: str, start: PolicyHead, mean_loss: Callable[[PolicyHead], Te
     def closure() -> Tensor:
         optimizer.zero_grad()
         loss: Tensor = mean_loss(PolicyHead(weight, bias))
+        if options.penalty:
+            loss = loss + options.penalty / 2 * _moved(parameters, starts)
         loss.backward()
         return loss
 
     with torch.enable_grad():
         optimizer.step(closure)
-        loss = closure().item()
+        closure()  # leaves the gradient at the last step
+    with torch.no_grad():
+        loss = mean_loss(PolicyHead(weight, bias)).item()
     gradient = torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
     largest = gradient.abs().max().item()
     return HeadFit(

@@ -30,7 +30,7 @@ from hafrm.models.scorers import HybridScorer, ScoreOptions, Scorer, StockScorer
 from hafrm.models.tokenizers import load_tokenizer, resize_embeddings
 from hafrm.packing import pad_rows
 
-__all__ = ["ScorerChoice", "load_scorer"]
+__all__ = ["ScorerChoice", "load_likelihood_scorer", "load_scorer"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +101,27 @@ def load_scorer(
     base = _policy_only(reference, tokenizer, policy.stock_lm.dtype, trust_remote_code=trust_remote_code)
     encoder = _encoder(tokenizer, policy.config, options, max_length=512, overlong="drop")
     return _hybrid_scorer(policy, base, tokenizer, encoder, options, (0.0, 0.1))
+
+
+def load_likelihood_scorer(
+    model: str, *, trust_remote_code: bool = False, options: ScoreOptions | None = None
+) -> Scorer:
+    """Score a response by the mean log-prob of its tokens under a causal LM: less the paper's perplexity (Table 6).
+
+    Args:
+        model: A folder or hub id of a causal LM, or a run's folder, whose policy head is then read.
+        trust_remote_code: Run modelling code that comes with the model. Off unless you trust it.
+        options: How to run; by default conversations of up to 512 tokens are read and longer ones left out.
+
+    Raises:
+        ModelError: no causal LM loads from there, or its log-probs are made in a way that hafrm does not know.
+    """
+    options = options or ScoreOptions()
+    require_finished(Path(model))
+    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+    policy = _policy_only(model, tokenizer, options.torch_dtype(), trust_remote_code=trust_remote_code)
+    encoder = _encoder(tokenizer, policy.config, options, max_length=512, overlong="drop")
+    return _hybrid_scorer(policy, None, tokenizer, encoder, options, (0.0, 1.0))
 
 
 def _load_run_scorer(folder: Path, choice: ScorerChoice, options: ScoreOptions) -> Scorer:

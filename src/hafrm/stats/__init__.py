@@ -24,7 +24,7 @@ from hafrm.stats.calibration import (
     stated_probability,
 )
 from hafrm.stats.checks import Floats
-from hafrm.stats.relations import Correlation, LinearFit, linear_fit, pearson, spearman
+from hafrm.stats.relations import Correlation, LinearFit, linear_fit, pearson, pearson_interval, spearman
 from hafrm.stats.selection import random_recall, top_k_hits, top_k_recall
 from hafrm.stats.significance import (
     Interval,
@@ -59,6 +59,7 @@ __all__ = [
     "mcnemar_test",
     "paired_bootstrap",
     "pearson",
+    "pearson_interval",
     "random_recall",
     "resampled_means",
     "spearman",

@@ -9,8 +9,11 @@ from numpy.typing import ArrayLike
 from scipy import stats as scipy_stats
 
 from hafrm.stats.checks import Floats, arrays
+from hafrm.stats.significance import Interval
 
-__all__ = ["Correlation", "LinearFit", "linear_fit", "pearson", "spearman"]
+__all__ = ["Correlation", "LinearFit", "linear_fit", "pearson", "pearson_interval", "spearman"]
+
+_DRAWS_AT_ONCE = 2**20  # group draws held in memory while resampling
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,47 @@ def pearson(x: ArrayLike, y: ArrayLike) -> Correlation:
         ValueError: there are fewer than three values, the lengths differ, one is not finite, or all x or y are equal.
     """
     return Correlation(*map(float, scipy_stats.pearsonr(*_variables(x, y))))
+
+
+def pearson_interval(
+    x: ArrayLike, y: ArrayLike, groups: ArrayLike, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> Interval:
+    """Percentile bootstrap interval of Pearson's correlation, resampling whole groups.
+
+    Draws in which x or y does not vary have no correlation and are left out.
+
+    Args:
+        x: The one variable, [N].
+        y: The other, [N].
+        groups: The group of each point, [N], of any type that sorts.
+        level: The share of intervals that cover the truth.
+        resamples: How often to draw as many groups as there are, with replacement.
+        seed: Seed of the draws.
+
+    Raises:
+        ValueError: as in `pearson`; or the lengths differ, there is one group alone, or level or resamples is out of
+            range.
+    """
+    first, second = _variables(x, y)
+    names, index = np.unique(np.asarray(groups), return_inverse=True)
+    if index.shape != first.shape:
+        raise ValueError(f"there are {len(first)} points, but groups is of shape {list(index.shape)}")
+    if len(names) < 2 or not 0 < level < 1 or resamples < 1:
+        raise ValueError("an interval needs two groups, a level between 0 and 1, and a resample")
+    a, b = ((values - values.mean()) / values.std() for values in (first, second))
+    powers = (np.ones_like(a), a, b, a * a, b * b, a * b)
+    sums = np.stack([np.bincount(index, weights=values) for values in powers], axis=1)  # [G, 6]
+    generator = np.random.default_rng(seed)
+    found: list[Floats] = []
+    at_once = max(1, _DRAWS_AT_ONCE // len(names))
+    for start in range(0, resamples, at_once):
+        drawn = generator.integers(len(names), size=(min(at_once, resamples - start), len(names)))
+        count, sx, sy, sxx, syy, sxy = sums[drawn].sum(axis=1).T
+        spread = (count * sxx - sx**2) * (count * syy - sy**2)
+        some = spread > 1e-12 * count**4
+        found.append((count * sxy - sx * sy)[some] / np.sqrt(spread[some]))
+    low, high = np.quantile(np.concatenate(found), [(1 - level) / 2, (1 + level) / 2])
+    return Interval(max(float(low), -1.0), min(float(high), 1.0))
 
 
 def spearman(x: ArrayLike, y: ArrayLike) -> Correlation:

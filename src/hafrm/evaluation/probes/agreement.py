@@ -1,0 +1,98 @@
+"""How far a reward model and a DPO model that were trained apart say the same (the paper's Figure 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from hafrm.errors import DataError
+from hafrm.evaluation.scoring import PairScore
+from hafrm.stats import Correlation, Floats, Interval, LinearFit, linear_fit, pearson, pearson_interval, spearman
+
+__all__ = ["Agreement", "Output", "agreement"]
+
+Output = Literal["margins", "rewards"]
+"""What is compared: one margin a pair, or the rewards of both responses. The paper says "outputs"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """Two models' outputs on the same pairs: x of the reward model, y the DPO model's implicit reward."""
+
+    data: str
+    reward_model: str
+    dpo_model: str
+    output: Output
+    pairs: int
+    groups: int
+    left_out: int
+    """Pairs that only one of the two could score, or neither."""
+    pearson: Correlation
+    interval: Interval | None
+    """95%, resampling prompt groups; None for a single group."""
+    spearman: Correlation
+    fit: LinearFit
+    """The line of least squares, y over x."""
+    same_sign: float | None
+    """The share of pairs on which both margins have one sign; None for rewards."""
+    x: Floats
+    y: Floats
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, with the points."""
+        values = asdict(self) | {"x": self.x.tolist(), "y": self.y.tolist()}
+        return values | {"p_value_note": "p-values suppose independent points; the interval does not."}
+
+
+def agreement(reward: Sequence[PairScore], dpo: Sequence[PairScore], *, output: Output = "margins") -> Agreement:
+    """Relate a reward model's scores to a DPO model's on the same pairs.
+
+    Args:
+        reward: The reward model's scores of one data set.
+        dpo: The DPO model's implicit rewards of the same pairs.
+        output: What to compare.
+
+    Raises:
+        DataError: fewer than three pairs were scored by both, or one of the models gives all the same output.
+    """
+    theirs = {score.id: score for score in dpo if score.margin is not None}
+    both = [(score, theirs[score.id]) for score in reward if score.margin is not None and score.id in theirs]
+    if len(both) < 3:
+        raise DataError(f"{len(both)} pairs were scored by both models; a correlation needs three or more.")
+    x, y = (
+        np.array([value for score in side for value in _outputs(score, output)]) for side in zip(*both, strict=True)
+    )
+    names = [score.group for score, _ in both for _ in _outputs(score, output)]
+    groups = len(set(names))
+    try:
+        found = pearson(x, y)
+    except ValueError as error:
+        raise DataError(f"The outputs of {reward[0].model} and {dpo[0].model} can't be related: {error}.") from error
+    return Agreement(
+        data=reward[0].data,
+        reward_model=reward[0].model,
+        dpo_model=dpo[0].model,
+        output=output,
+        pairs=len(both),
+        groups=groups,
+        left_out=len({score.id for score in (*reward, *dpo)}) - len(both),
+        pearson=found,
+        interval=pearson_interval(x, y, names) if groups > 1 else None,
+        spearman=spearman(x, y),
+        fit=linear_fit(x, y),
+        same_sign=float((np.sign(x) == np.sign(y)).mean()) if output == "margins" else None,
+        x=x,
+        y=y,
+    )
+
+
+def _outputs(score: PairScore, output: Output) -> list[float]:
+    if output == "margins":
+        assert score.margin is not None
+        return [score.margin]
+    assert score.reward_chosen is not None
+    assert score.reward_rejected is not None
+    return [score.reward_chosen, score.reward_rejected]

@@ -1,0 +1,234 @@
+"""Policy heads fitted to frozen hidden states: min over K of E D2(K o phi) (the paper's Appendix D, claim 1).
+
+Hidden states are computed once; K alone is fitted, by L-BFGS on all pairs at once. In K the loss is no convex function
+(a log-ratio is a difference of convex ones), and where the pairs can be told apart it has no minimum, only an infimum
+at infinity. So a fit says how flat the loss was where it stopped, and starts from more than one head.
+Shape letters: B pairs, S = 2B sequences, T response tokens, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hafrm.encoding import TokenGroup
+from hafrm.errors import ConfigError, TrainingError
+from hafrm.logprobs import LogitTransform, linear_log_probs, sum_by_sequence
+from hafrm.losses import POLICY_LOSSES, PairLogProbs, PolicyLossOptions
+from hafrm.models.hybrid import HybridModel
+from hafrm.models.layout import Layout
+from hafrm.models.modes import evaluating
+
+__all__ = ["FitOptions", "FrozenStates", "HeadFit", "PolicyHead", "fit_policy_head", "freeze_states", "head_losses"]
+
+
+@dataclass(frozen=True)
+class FrozenStates:
+    """What a backbone makes of pairs: the states that predict their response tokens, pair by pair."""
+
+    states: Tensor
+    """[T, H]."""
+    targets: Tensor
+    """The response tokens, [T]."""
+    lengths: Tensor
+    """Response tokens of each sequence, chosen before rejected, [S]."""
+    transform: LogitTransform
+    """How the model turns products into logits."""
+
+
+@dataclass(frozen=True)
+class PolicyHead:
+    """K: a linear map from states to token scores."""
+
+    weight: Tensor
+    """[V, H]."""
+    bias: Tensor | None = None
+    """[V], where the model has one."""
+
+    @classmethod
+    def of(cls, model: HybridModel) -> PolicyHead:
+        """A copy of a model's own head."""
+        bias = model.policy_head.bias
+        return cls(model.policy_head.weight.detach().clone(), None if bias is None else bias.detach().clone())
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """How long a policy head is fitted."""
+
+    max_steps: int = 500
+    """Steps of L-BFGS from each start."""
+
+    tolerance: float = 1e-4
+    """The largest entry of the gradient of what is minimised below which a fit has converged."""
+
+    penalty: float = 0.0
+    """Weight of half the squared distance to the start, added to the mean loss. The claim's minimum has none; a little
+    keeps a head from fitting few pairs to nothing, so that held-out pairs can be compared."""
+
+    def __post_init__(self) -> None:
+        if self.max_steps < 1 or not self.tolerance > 0 or not 0 <= self.penalty < math.inf:
+            raise ConfigError("fit.max_steps must be at least 1, fit.tolerance positive and fit.penalty at least 0")
+
+
+@dataclass(frozen=True)
+class HeadFit:
+    """The best head found, and how settled it is."""
+
+    head: PolicyHead
+    start: str
+    """The start that led to it."""
+    loss: float
+    """Mean D2 on the pairs it was fitted to, without the penalty."""
+    start_losses: dict[str, float]
+    """Mean D2 of each start before the fit."""
+    gradient_norm: float
+    """Euclidean norm of the gradient of what was minimised."""
+    gradient_max: float
+    """Its largest entry."""
+    steps: int
+    converged: bool
+    """Whether the largest entry is below the tolerance. If not, `loss` is above the minimum by an unknown amount."""
+
+
+@torch.no_grad()
+def freeze_states(
+    model: HybridModel, groups: Sequence[TokenGroup], layout: Layout, *, tokens: int = 8192, sequences: int = 64
+) -> FrozenStates:
+    """Hidden states of pairs, in the pairs' order.
+
+    Args:
+        model: The model, in the state that `layout` needs.
+        groups: B pairs' tokens.
+        layout: How they become batches.
+        tokens: The most tokens of a forward pass.
+        sequences: The most sequences of a padded one.
+    """
+    parts: dict[int, tuple[Tensor, Tensor, tuple[int, ...]]] = {}
+    device = model.score.weight.device
+    with evaluating(model):
+        for rows in layout.plan(groups, sequences=sequences, tokens=tokens):
+            batch = layout.batch([groups[row] for row in rows]).to(device)
+            states = model.hidden_states(batch)[batch.predictor_index].float()
+            sizes = [sum(map(len, groups[row].responses)) for row in rows]
+            cut = zip(rows, states.split(sizes), batch.target_ids.split(sizes), strict=True)
+            for row, part, targets in cut:
+                parts[row] = part, targets, tuple(map(len, groups[row].responses))
+    ordered = [parts[row] for row in range(len(groups))]
+    return FrozenStates(
+        torch.cat([states for states, _, _ in ordered]),
+        torch.cat([targets for _, targets, _ in ordered]),
+        torch.tensor([length for _, _, lengths in ordered for length in lengths], device=device),
+        model.logit_transform,
+    )
+
+
+def head_losses(frozen: FrozenStates, head: PolicyHead, reference: Tensor, *, policy_loss: str, beta: float) -> Tensor:
+    """D2 of each pair, [B], differentiable in the head.
+
+    Args:
+        frozen: The pairs' states.
+        head: K.
+        reference: Log-probs of both responses under the reference policy, [B, 2].
+        policy_loss: The policy loss's name.
+        beta: Its scale, the paper's tau.
+    """
+    bias = None if head.bias is None else head.bias.float()
+    tokens = linear_log_probs(frozen.states, head.weight.float(), frozen.targets, bias=bias, transform=frozen.transform)
+    sequences = len(frozen.lengths)
+    index = torch.repeat_interleave(torch.arange(sequences, device=tokens.device), frozen.lengths)
+    chosen, rejected = sum_by_sequence(tokens, index, sequences).view(-1, 2).unbind(1)
+    chosen_length, rejected_length = frozen.lengths.view(-1, 2).unbind(1)
+    pairs = PairLogProbs(chosen, rejected, reference[:, 0], reference[:, 1], chosen_length, rejected_length)
+    return POLICY_LOSSES[policy_loss](pairs, PolicyLossOptions(beta=beta))
+
+
+def fit_policy_head(
+    frozen: FrozenStates,
+    starts: Mapping[str, PolicyHead],
+    reference: Tensor,
+    *,
+    policy_loss: str,
+    beta: float,
+    options: FitOptions,
+) -> HeadFit:
+    """Fit K alone to frozen states, from each start, and keep the best.
+
+    Args:
+        frozen: The pairs' states.
+        starts: Heads to start from, by name.
+        reference: See `head_losses`.
+        policy_loss: See `head_losses`.
+        beta: See `head_losses`.
+        options: How long.
+
+    Raises:
+        TrainingError: the loss of every fit is not finite.
+    """
+    fits = []
+    before: dict[str, float] = {}
+
+    def mean_loss(head: PolicyHead) -> Tensor:
+        return head_losses(frozen, head, reference, policy_loss=policy_loss, beta=beta).mean()
+
+    for name, start in starts.items():
+        with torch.no_grad():
+            before[name] = mean_loss(start).item()
+        fits.append(_fit_from(name, start, mean_loss, options))
+    finite = [fit for fit in fits if math.isfinite(fit.loss)]
+    if not finite:
+        raise TrainingError("The policy loss is not finite for any fitted head. Check the reference log-probs.")
+    best = min(finite, key=lambda fit: fit.loss)
+    return HeadFit(**(vars(best) | {"start_losses": before}))
+
+
+def _moved(parameters: Sequence[Tensor], starts: Sequence[Tensor]) -> Tensor:
+    """The squared distance of parameters to where they started."""
+    squares = [(now - then).square().sum() for now, then in zip(parameters, starts, strict=True)]
+    return torch.stack(squares).sum()
+
+
+def _fit_from(name: str, start: PolicyHead, mean_loss: Callable[[PolicyHead], Tensor], options: FitOptions) -> HeadFit:
+    weight = start.weight.detach().float().clone().requires_grad_()
+    bias = None if start.bias is None else start.bias.detach().float().clone().requires_grad_()
+    parameters = [weight] if bias is None else [weight, bias]
+    starts = [parameter.detach().clone() for parameter in parameters]
+    optimizer = torch.optim.LBFGS(
+        parameters,
+        max_iter=options.max_steps,
+        max_eval=3 * options.max_steps,
+        tolerance_grad=options.tolerance,
+        tolerance_change=1e-12,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss: Tensor = mean_loss(PolicyHead(weight, bias))
+        if options.penalty:
+            loss = loss + options.penalty / 2 * _moved(parameters, starts)
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+        closure()  # leaves the gradient at the last step
+    with torch.no_grad():
+        loss = mean_loss(PolicyHead(weight, bias)).item()
+    gradient = torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
+    largest = gradient.abs().max().item()
+    return HeadFit(
+        head=PolicyHead(weight.detach(), None if bias is None else bias.detach()),
+        start=name,
+        loss=loss,
+        start_losses={},
+        gradient_norm=gradient.norm().item(),
+        gradient_max=largest,
+        steps=int(optimizer.state[weight]["n_iter"]),
+        converged=largest <= options.tolerance,
+    )

@@ -1,0 +1,132 @@
+"""Scatter plots as inline SVG, and a drawing as a file of its own with its own small style sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup
+
+from hafrm.report.svg import Frame, Scale, Tick, drawing, element, line, nice_step, path, steps, text
+from hafrm.report.wording import visible
+from hafrm.stats import Floats
+
+__all__ = ["Series", "StraightLine", "scatter", "standalone"]
+
+_WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 380.0, 46.0, 368.0, 26.0, 262.0
+
+_STYLE = """
+:root { color-scheme: light dark }
+svg { background: light-dark(#fff, #16181d) }
+text { font: 11px system-ui, sans-serif; fill: light-dark(#333, #ccc) }
+.end { text-anchor: end } .middle { text-anchor: middle } .name { font-weight: 600 }
+.grid { stroke: light-dark(#e3e3e3, #333) } .axis { stroke: light-dark(#777, #999) }
+.reference { stroke: light-dark(#555, #bbb) } .dashed { stroke-dasharray: 4 3 }
+.fit { stroke: light-dark(#b3261e, #ff8a80) }
+.s0 { fill: light-dark(#0b62c4, #6cb2ff) } .s1 { fill: light-dark(#b65200, #ffab66) }
+.s2 { fill: light-dark(#14783c, #66d493) } .s3 { fill: light-dark(#8a2da5, #db94f0) }
+.s4 { fill: light-dark(#a3163c, #ff8fa8) } .many { fill-opacity: .4 }
+"""
+
+# Corners of each shape about its middle, for shapes that are no circle; `_SHAPES[i]` goes with the class `s{i}`.
+_SHAPES: tuple[tuple[tuple[float, float], ...], ...] = (
+    (),
+    ((-3.5, -3.5), (3.5, -3.5), (3.5, 3.5), (-3.5, 3.5)),
+    ((0, -4.5), (4.2, 3.2), (-4.2, 3.2)),
+    ((0, -5), (5, 0), (0, 5), (-5, 0)),
+    ((0, 4.5), (4.2, -3.2), (-4.2, -3.2)),
+)
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points of one colour and shape."""
+
+    name: str
+    x: Floats
+    y: Floats
+
+
+@dataclass(frozen=True)
+class StraightLine:
+    """The line y = intercept + slope * x, drawn as far as the plot reaches."""
+
+    name: str
+    slope: float
+    intercept: float = 0.0
+    class_: str = "reference dashed"
+
+
+def scatter(
+    label: str, series: Sequence[Series], x_label: str, y_label: str, lines: Sequence[StraightLine] = ()
+) -> Markup:
+    """Points of up to five kinds, told apart by colour and by shape, with straight lines through them.
+
+    Args:
+        label: What the plot shows, for screen readers.
+        series: The points, at least one in all; finite.
+        x_label: What x is.
+        y_label: What y is.
+        lines: Lines to draw below the points.
+
+    Raises:
+        ValueError: there are no points, one is not finite, or more than five kinds.
+    """
+    x, y = (np.concatenate([getattr(each, axis) for each in series] or [[]]) for axis in ("x", "y"))
+    if not len(x) or not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise ValueError("a scatter plot needs points, and finite ones")
+    if len(series) > len(_SHAPES):
+        raise ValueError(f"a scatter plot has at most {len(_SHAPES)} kinds of points, got {len(series)}")
+    x_extent, y_extent = _extent(x), _extent(y)
+    frame = Frame(Scale(*x_extent, _LEFT, _RIGHT), Scale(*y_extent, _BOTTOM, _TOP))
+    parts = frame.axes(_ticks(*x_extent), _ticks(*y_extent), x_label, y_label)
+    parts += [drawn for each in lines if (drawn := _straight(frame, each))]
+    many = " many" if len(x) > 100 else ""
+    for number, each in enumerate(series):
+        parts += [_mark(number, frame.x(a), frame.y(b), many) for a, b in zip(each.x, each.y, strict=True)]
+    names = [(each.name, number) for number, each in enumerate(series) if each.name]
+    for row, (name, number) in enumerate(names):
+        at = _LEFT + 8 + row * (_RIGHT - _LEFT) / max(len(names), 1), _BOTTOM + 46
+        parts += [_mark(number, *at, ""), text(at[0] + 9, at[1] + 4, name)]
+    return drawing(_WIDTH, _BOTTOM + (56 if names else 38), label, parts)
+
+
+def standalone(picture: Markup) -> str:
+    """A drawing as the text of an SVG file: with its namespace and a style sheet for light and dark."""
+    namespace = Markup('<svg xmlns="http://www.w3.org/2000/svg" ')
+    styled = picture.replace(Markup("<svg "), namespace, 1)
+    return str(styled.replace(Markup(">"), Markup("><style>") + Markup(_STYLE) + Markup("</style>"), 1)) + "\n"
+
+
+def _extent(values: Floats) -> tuple[float, float]:
+    """The values' range with a margin of a twentieth."""
+    low, high = float(values.min()), float(values.max())
+    margin = (high - low or abs(high) or 1.0) / 20
+    return low - margin, high + margin
+
+
+def _ticks(low: float, high: float) -> list[Tick]:
+    step = nice_step(high - low, 6)
+    return [(value, f"{value + 0.0:.6g}".replace("-", "−")) for value in steps(low, high, step)]
+
+
+def _straight(frame: Frame, each: StraightLine) -> Markup | None:
+    """The part of a line within the plot; None where it does not meet it."""
+    x = np.array([frame.x.low, frame.x.high])
+    if each.slope:
+        meets = np.sort((np.array([frame.y.low, frame.y.high]) - each.intercept) / each.slope)
+        x = np.clip(x, *meets)
+    y = each.intercept + each.slope * x
+    if x[0] == x[1] or not (frame.y.low <= y.mean() <= frame.y.high):
+        return None
+    drawn = line(frame.x(float(x[0])), frame.y(float(y[0])), frame.x(float(x[1])), frame.y(float(y[1])), each.class_)
+    return element("g", element("title", visible(each.name)), drawn)
+
+
+def _mark(number: int, x: float, y: float, more: str) -> Markup:
+    class_ = f"s{number}{more}"
+    if not _SHAPES[number]:
+        return element("circle", cx=x, cy=y, r=3.5, class_=class_)
+    corners = [(x + dx, y + dy) for dx, dy in _SHAPES[number]]
+    return path((("L" if place else "M", a, b) for place, (a, b) in enumerate(corners)), class_)

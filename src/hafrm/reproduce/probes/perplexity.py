@@ -1,0 +1,146 @@
+"""Tables 6 and 7: variances of token-wise perplexity, and what they foretell of DPO's gain over the baseline."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hafrm import atomic
+from hafrm.data import PairSet, ReadOptions, load_pairs
+from hafrm.errors import ConfigError, DataError
+from hafrm.evaluation.identity import model_identity
+from hafrm.evaluation.parts import Part
+from hafrm.evaluation.probes.perplexity import PerplexityVariance, perplexity_variance
+from hafrm.evaluation.probes.variance import VarianceCorrelation, accuracy_of, variance_correlation
+from hafrm.evaluation.scoring import RESULTS_FILE, PairScore, score_pairs
+from hafrm.models.loading import ScorerChoice, load_likelihood_scorer
+from hafrm.models.scorers import ScoreOptions, Scorer
+
+__all__ = ["PERPLEXITY_FILE", "PerplexityConfig", "VarianceConfig", "run_perplexity", "run_variance_correlation"]
+
+PERPLEXITY_FILE = "perplexity.json"
+VARIANCE_FILE = "perplexity_variance.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerplexityConfig:
+    """Variances of token-wise perplexity (the paper's Table 6)."""
+
+    models: list[str]
+    """Causal LMs: the backbones before training, or runs, whose policy head is then read."""
+
+    data: list[str]
+    """Files or names of pairs."""
+
+    out: str
+    """The folder for perplexity.json. Scores in it of an earlier call are used again."""
+
+    split: str = "test"
+    trust_remote_code: bool = False
+    data_options: ReadOptions = field(default_factory=ReadOptions)
+    score: ScoreOptions = field(default_factory=ScoreOptions)
+
+
+def run_perplexity(
+    config: PerplexityConfig, *, say: Callable[[str], None] = lambda line: None
+) -> list[PerplexityVariance]:
+    """Score all data sets under all models and write `perplexity.json`; goes on where it was stopped.
+
+    Returns:
+        One cell a model and data set, models outermost.
+
+    Raises:
+        HafrmError: a model or data set can't be read, or fewer than two pairs fit.
+    """
+    if not config.models or not config.data:
+        raise ConfigError("models, data: name at least one of each.")
+    sets = {name: load_pairs(name, split=config.split, options=config.data_options) for name in config.data}
+    cells = [
+        perplexity_variance(scores) for model in config.models for scores in _score_model(model, sets, config, say)
+    ]
+    written = {
+        "source": "Table 6",
+        "definition": "pp = -log p(response | prompt) / response tokens, in nats; sample variance (ddof = 1)",
+        "cells": [cell.as_dict() for cell in cells],
+    }
+    atomic.write_json(Path(config.out) / PERPLEXITY_FILE, written)
+    return cells
+
+
+def _score_model(
+    model: str, sets: dict[str, PairSet], config: PerplexityConfig, say: Callable[[str], None]
+) -> list[list[PairScore]]:
+    """The mean log-probs of each data set's pairs under one model, which is loaded only if some are missing."""
+    choice = ScorerChoice(trust_remote_code=config.trust_remote_code)
+    identity = model_identity(model, choice, config.score) | {"score": "mean log-prob"}
+    scorer: Scorer | None = None
+    scores: list[list[PairScore]] = []
+    for name, pair_set in sets.items():
+        depends_on = identity | {"the pairs": " ".join(report.sha256 for report in pair_set.reports)}
+        part = Part(Path(config.out) / "perplexity", model, name, depends_on, [pair.id for pair in pair_set.pairs])
+        on_bad_row = config.data_options.on_bad_row
+        kept = part.resume(say, on_bad_row=on_bad_row)
+        if missing := pair_set.pairs[len(kept) :]:
+            scorer = scorer or load_likelihood_scorer(
+                model, trust_remote_code=config.trust_remote_code, options=config.score
+            )
+            kept = kept + part.extend(score_pairs(scorer, missing, model=model, data=name, on_bad_row=on_bad_row))
+        scores.append(kept)
+    return scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class VarianceConfig:
+    """Correlation of perplexity variances with DPO's gain over the baseline (the paper's Table 7)."""
+
+    perplexity: str
+    """The folder of `perplexity.json`."""
+
+    model: str
+    """The backbone there whose variances count."""
+
+    evaluations: list[str]
+    """Folders of evaluations that hold the accuracies."""
+
+    dpo: dict[str, str]
+    """For each data set the model there that was trained on it with DPO."""
+
+    baseline: dict[str, str]
+    """For each data set the baseline."""
+
+    out: str
+
+
+def run_variance_correlation(config: VarianceConfig) -> VarianceCorrelation:
+    """Compute Table 7 from results that are there and write `perplexity_variance.json`.
+
+    Raises:
+        DataError: a file is missing or not what it should be, or the data sets do not fit together.
+    """
+    cells = _read(Path(config.perplexity) / PERPLEXITY_FILE)["cells"]
+    variances = {cell["data"]: PerplexityVariance(**cell) for cell in cells if cell["model"] == config.model}
+    if set(config.dpo) != set(config.baseline):
+        raise ConfigError("dpo and baseline must name models for the same data sets.")
+    if missing := sorted(set(config.dpo) - set(variances)):
+        raise DataError(f"{config.perplexity} has no perplexity of {config.model} on {', '.join(missing)}.")
+    results: dict[str, Any] = {"models": {}}
+    for folder in config.evaluations:
+        for model, found in _read(Path(folder) / RESULTS_FILE)["models"].items():
+            results["models"].setdefault(model, {"data": {}})["data"] |= found["data"]
+    accuracies = {
+        name: (accuracy_of(results, config.dpo[name], name), accuracy_of(results, config.baseline[name], name))
+        for name in config.dpo
+    }
+    found = variance_correlation({name: variances[name] for name in config.dpo}, accuracies)
+    atomic.write_json(Path(config.out) / VARIANCE_FILE, {"source": "Table 7"} | found.as_dict())
+    return found
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} can't be read ({error}). Compute it first.") from error

@@ -21,11 +21,16 @@ from hafrm.evaluation.results import summarise
 from hafrm.evaluation.scoring import RESULTS_FILE, SCORES_FILE, PairScore, score_pairs, write_scores
 from hafrm.evaluation.unseen import require_unseen
 from hafrm.models.loading import ScorerChoice
+from hafrm.models.remote import is_server
 from hafrm.models.scorers import ScoreOptions, Scorer
 
 __all__ = ["CALIBRATION_FILE", "EvaluateConfig", "evaluate", "load_sets"]
 
 CALIBRATION_FILE = "calibration.jsonl"
+
+SERVER_NOTE = (
+    "A server gave these rewards: its weights can't be fingerprinted, and what it reads of a text is its own rule."
+)
 
 Progress = Callable[[str, int], None]
 
@@ -35,7 +40,7 @@ class EvaluateConfig(ScorerChoice):
     """Evaluate reward models on preference pairs."""
 
     models: list[str]
-    """Runs, stock reward models, or causal models with their reference."""
+    """Runs, stock reward models, causal models with their reference, or addresses of reward servers."""
 
     data: list[str]
     """Held-out pairs: files or names (`hafrm data list`)."""
@@ -102,6 +107,9 @@ def evaluate(
     evaluated = [score for score in scores if score.data in sets]
     calibrating = [score for score in scores if score.data in calibration]
     results = summarise(evaluated, calibrating)
+    for model in filter(is_server, config.models):
+        served = identities[model]["the server"][1]
+        results["models"].setdefault(model, {"data": {}})["server"] = {"model": served, "note": SERVER_NOTE}
     results["sources"] = {name: [report.as_dict() for report in s.reports] for name, s in (sets | calibration).items()}
     (folder / RESULTS_FILE).unlink(missing_ok=True)  # from here to the end, no results stand beside other scores
     write_scores(evaluated, folder / SCORES_FILE)

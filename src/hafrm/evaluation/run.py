@@ -19,6 +19,7 @@ from hafrm.evaluation.identity import model_identity
 from hafrm.evaluation.parts import Part
 from hafrm.evaluation.results import summarise
 from hafrm.evaluation.scoring import RESULTS_FILE, SCORES_FILE, PairScore, score_pairs, write_scores
+from hafrm.evaluation.tokens import token_lines, write_tokens
 from hafrm.evaluation.unseen import require_unseen
 from hafrm.models.loading import ScorerChoice
 from hafrm.models.remote import is_server
@@ -54,6 +55,10 @@ class EvaluateConfig(ScorerChoice):
     calibration_data: str | None = None
     """Pairs that set each model's temperature, for the calibrated error: of a named set its validation split."""
 
+    token_log_ratios: int = 20
+    """Pairs of each model and data set, the worst mistakes first, whose tokens the page colours by log pi - log pi_ref,
+    where a model has a policy head and its reference is on this machine. 0: none."""
+
     data_options: ReadOptions = field(default_factory=ReadOptions)
     score: ScoreOptions = field(default_factory=ScoreOptions)
 
@@ -64,6 +69,8 @@ class EvaluateConfig(ScorerChoice):
                 raise ConfigError(f"{name}: name at least one.")
             if len(set(values)) < len(values):
                 raise ConfigError(f"{name}: {', '.join(values)} names one twice.")
+        if self.token_log_ratios < 0:
+            raise ConfigError(f"token_log_ratios must not be negative, got {self.token_log_ratios}")
 
 
 def load_sets(config: EvaluateConfig) -> dict[str, PairSet]:
@@ -106,6 +113,9 @@ def evaluate(
             scores += _score_model(model, identity, sets | calibration, config, progress, say)
     evaluated = [score for score in scores if score.data in sets]
     calibrating = [score for score in scores if score.data in calibration]
+    tokens = token_lines(
+        folder, evaluated, sets, config, config.score, most=config.token_log_ratios, say=say, progress=progress
+    )
     results = summarise(evaluated, calibrating)
     for model in filter(is_server, config.models):
         served = identities[model]["the server"][1]
@@ -113,6 +123,7 @@ def evaluate(
     results["sources"] = {name: [report.as_dict() for report in s.reports] for name, s in (sets | calibration).items()}
     (folder / RESULTS_FILE).unlink(missing_ok=True)  # from here to the end, no results stand beside other scores
     write_scores(evaluated, folder / SCORES_FILE)
+    write_tokens(folder, tokens)
     if calibrating:
         write_scores(calibrating, folder / CALIBRATION_FILE)
     else:

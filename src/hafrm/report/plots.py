@@ -124,7 +124,8 @@ def reward_histogram(label: str, chosen: Floats, rejected: Floats) -> Markup:
         rejected: Rewards of the other responses, [N].
     """
     low, high = map(float, np.quantile(np.concatenate([chosen, rejected]), [0.005, 0.995]))
-    step = nice_step(high - low or 1.0, 40)
+    spread = max(high - low, 1e-6 * max(abs(low), abs(high)))  # finer bins than floats could not be told apart
+    step = nice_step(spread or 1.0, 40)
     first, last = int(np.floor(low / step)), int(np.floor(high / step)) + 1
     edges = np.asarray(np.arange(first, last + 1) * step, dtype=np.float64)
     of_chosen, of_rejected = _counts(chosen, edges), _counts(rejected, edges)

@@ -141,7 +141,7 @@ def test_a_histogram_holds_all_rewards_of_both_sides():
     assert outline_heights(plot) == pytest.approx(bar_areas(plot, "bars right"), rel=0.01)
     (bars,), (outline,) = (elements(plot, "path", class_) for class_ in ("bars right", "outline wrong"))
     first_bar, first_step = (float(re.findall(r"M([\d.]+)", p.get("d", ""))[0]) for p in (bars, outline))
-    assert first_step < first_bar - 20
+    assert first_step < first_bar - 10
     assert {"▪ chosen", "– rejected"} <= set(labels(plot))
 
 

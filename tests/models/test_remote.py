@@ -203,7 +203,7 @@ def test_lasting_trouble_ends_in_an_error(server: Server, trouble: Any) -> None:
     assert len(server.requests) == 3
 
 
-@pytest.mark.parametrize("asked", ["3600", formatdate(time.time() + 7200, usegmt=True)])
+@pytest.mark.parametrize("asked", ["3600", formatdate(time.time() + 7200, usegmt=True)], ids=["seconds", "date"])
 def test_a_server_that_asks_for_an_hour_is_given_up(server: Server, asked: str) -> None:
     server.first = [(503, {"Retry-After": asked}, b"")]
     with pytest.raises(ModelError, match=r"left alone for \d{4} seconds"):

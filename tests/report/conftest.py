@@ -1,10 +1,12 @@
-"""An evaluation's folder made of invented scores, and the texts of its pairs."""
+"""An evaluation's folder made of invented scores, the texts of its pairs, and a browser for its page."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,64 @@ from hafrm.pairs import Message, PreferencePair
 MODELS = {"runs/haf": 1.1, "runs/baseline": 0.8, "runs/dpo": 0.75}
 """Invented models, and by how many standard deviations each tells the better response from the worse."""
 DATA = ("harmless.jsonl", "helpful.jsonl", "arena.jsonl", "books.jsonl", "code.jsonl")
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+LEFT, UP, RIGHT, END, TAB = "\ue012", "\ue013", "\ue014", "\ue010", "\ue004"
+HOME, DOWN, ENTER = "\ue011", "\ue015", "\ue007"  # WebDriver's names of keys
+LONG = 2**20
+WORST = "code.jsonl:9"
+"""The pair that gets a hostile text."""
+
+
+class Inspector:
+    """The list of pairs, handled as a person would."""
+
+    def __init__(self, browser: Any, page: str) -> None:
+        self.browser = browser
+        browser.get(page)
+
+    def find(self, selector: str) -> Any:
+        return self.browser.find_element("css selector", selector)
+
+    def column(self, number: int) -> list[str]:
+        """The texts of a column of the list."""
+        script = "return [...document.querySelectorAll(`#list > tbody > tr > td:nth-child(${arguments[0]})`)]"
+        return list(self.browser.execute_script(f"{script}.map((cell) => cell.textContent)", number))
+
+    def margins(self) -> list[float]:
+        return [float(text.replace("−", "-")) for text in self.column(3)]
+
+    def lengths(self) -> list[int]:
+        return [int(text.replace("−", "-").replace(",", "")) for text in self.column(4)]
+
+    def sort(self, key: str) -> str:
+        """Press a column's heading; returns its aria-sort."""
+        self.find(f"[data-key={key}] button").click()
+        sorted_by = self.browser.find_elements("css selector", "#list [aria-sort]")
+        assert [head.get_attribute("data-key") for head in sorted_by] == [key]
+        return str(sorted_by[0].get_attribute("aria-sort"))
+
+    def choose(self, name: str, text: str) -> None:
+        """Choose an option by keyboard."""
+        select = self.find(f"select[name={name}]")
+        options = [option.text for option in select.find_elements("css selector", "option")]
+        select.send_keys(HOME + options.index(text) * DOWN)
+
+    def type(self, name: str, text: str) -> None:
+        self.find(f"input[name={name}]").send_keys(text)
+
+    def open(self, number: int = 0) -> Any:
+        """Open the pair of a row; returns what was opened."""
+        self.browser.find_elements("css selector", ".opener")[number].click()
+        return self.find("tr.detail")
 
 
 def make_pairs(source: str, count: int) -> list[PreferencePair]:
@@ -78,3 +138,31 @@ def scores(pairs: dict[str, list[PreferencePair]]) -> list[PairScore]:
 @pytest.fixture
 def evaluation(tmp_path: Path, scores: list[PairScore]) -> Path:
     return write_evaluation(tmp_path / "evaluation", scores)
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install selenium")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("needs a browser: no chromium with chromedriver on the path")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    try:
+        yield browser
+    finally:
+        browser.quit()
+
+
+@pytest.fixture(scope="session")
+def shown(scores: list[PairScore]) -> list[PairScore]:
+    """Scores of which one model's on the hostile pair is by far the worst."""
+    return [
+        replace(s, reward_chosen=-20.0, reward_rejected=20.0) if s.id == WORST and s.model == "runs/haf" else s
+        for s in scores
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from hafrm.pairs import PreferencePair
 from hafrm.report.inspector import embedded_json, inspector_data
 from hafrm.report.loading import read_evaluation
 from tests.report.conftest import write_evaluation
+from tests.tiny import pair
 
 
 def score(model: str, row: int, margin: float | None, data: str = "set") -> PairScore:
@@ -81,3 +83,19 @@ def test_embedded_json_gives_the_text_back_and_holds_no_markup(text: str):
     assert json.loads(embedded) == {"text": text}
     assert embedded.isascii()
     assert not set(embedded) & set("<>&")
+
+
+def test_tokens_join_the_record_as_lengths_that_a_browser_counts(tmp_path: Path):
+    text = replace(pair("why", "a\U0001f680b", "no"), source="set", row=1)
+    scores = [score("m/a", 1, -1.0), score("m/b", 1, 1.0), score("m/a", 2, 1.0)]
+    evaluation = read_evaluation(write_evaluation(tmp_path, scores))
+    sides = {
+        "chosen": {"turns": [[("a", 0.123456), ("\U0001f680", -2.0), ("b", None)]], "template": 0.5},
+        "rejected": {"turns": [[("yes", 1.0)]], "template": 0.0},  # of another text
+    }
+    data = inspector_data(evaluation, {"set:1": text}, 10, [{"model": "m/a", "data": "set", "id": "set:1", **sides}])
+    records = {record["id"]: record for record in data["pairs"]}
+    assert data["scales"] == [pytest.approx(1.9), None]
+    chosen = {"turns": [[[1, 0.123], [2, -2.0], [1, None]]], "template": 0.5}
+    assert records["set:1"]["tokens"] == [[chosen, None], None]
+    assert "tokens" not in records["set:2"]

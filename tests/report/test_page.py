@@ -95,7 +95,7 @@ def test_the_table_shows_the_results(page: str, evaluation: Path):
 def test_every_plot_is_there_and_named(page: str):
     found = Page(page)
     named = [attributes.get("aria-label") for tag, attributes, _ in found.elements if tag == "svg"]
-    forests, bars, model_plots = 5, 15, 4 * len(MODELS) * (1 + 5)
+    forests, bars, model_plots = 5, 15, 5 * len(MODELS) * (1 + 5)
     assert len(named) == forests + bars + model_plots
     assert all(named)
     assert found.find("summary")[:2] == ["All data sets together", "harmless.jsonl"]
@@ -197,7 +197,16 @@ def test_colours_have_enough_contrast(scheme: int, ground: str):
     """4.5 for text, 3 for the borders of controls and the marks of plots (WCAG 2.2, AA)."""
     style = resources.files("hafrm.report").joinpath("page.css").read_text(encoding="utf-8")
     colours = dict(re.findall(r"--([\w-]+): (#\w{6});", style.split(":root {")[1 + scheme]))
-    wanted = {"ink": 4.5, "muted": 4.5, "accent": 4.5, "wrong-ink": 4.5, "control": 3.0, "wrong": 3.0, "right": 3.0}
+    wanted = {
+        "ink": 4.5,
+        "muted": 4.5,
+        "accent": 4.5,
+        "wrong-ink": 4.5,
+        "right-ink": 4.5,
+        "control": 3.0,
+        "wrong": 3.0,
+        "right": 3.0,
+    }
     for name, least in wanted.items():
         bright, dark = sorted((luminance(colours[name]), luminance(colours[ground])), reverse=True)
         assert (bright + 0.05) / (dark + 0.05) >= least, name

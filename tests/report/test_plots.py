@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 
 import numpy as np
@@ -18,6 +19,7 @@ from hafrm.report.plots import (
     forest,
     margin_histogram,
     reliability_curve,
+    reward_histogram,
 )
 from hafrm.report.svg import Scale, element, nice_step, steps, text
 
@@ -124,6 +126,32 @@ def test_histograms_of_odd_margins_hold_every_pair(margins: list[float]):
     plot = margin_histogram("name", np.array(margins))
     bars = [bar_areas(plot, f"bars {kind}") > 0 for kind in ("wrong", "right")]
     assert bars == [min(margins) < 0, max(margins) >= 0]
+
+
+def outline_heights(plot: str) -> float:
+    """The number of responses that an outline stands for, in the units of `bar_areas`."""
+    (outline,) = elements(plot, "path", "outline")
+    at = np.array([[float(n) for n in point.split()] for point in re.split("[ML]", outline.get("d", ""))[1:]])
+    return float(np.sum(152.0 - at[1:-1:2, 1]))
+
+
+def test_a_histogram_holds_all_rewards_of_both_sides():
+    rng = np.random.default_rng(0)
+    plot = reward_histogram("name", rng.normal(1, 1, size=900), rng.normal(-1, 1, size=900))
+    assert outline_heights(plot) == pytest.approx(bar_areas(plot, "bars right"), rel=0.01)
+    (bars,), (outline,) = (elements(plot, "path", class_) for class_ in ("bars right", "outline wrong"))
+    first_bar, first_step = (float(re.findall(r"M([\d.]+)", p.get("d", ""))[0]) for p in (bars, outline))
+    assert first_step < first_bar - 10
+    assert {"▪ chosen", "– rejected"} <= set(labels(plot))
+
+
+@pytest.mark.parametrize(
+    "rewards", [[0.0], [-3.0], [1e17], [1e-9, -1e-9], [1.0, np.nextafter(1.0, 2.0)], [1.0] * 5 + [1e5]]
+)
+def test_odd_rewards_have_a_histogram(rewards: list[float]):
+    plot = reward_histogram("name", np.array(rewards), np.array(rewards))
+    assert bar_areas(plot, "bars right") > 0
+    assert outline_heights(plot) > 0
 
 
 def test_reliability_above_the_diagonal_is_drawn_above_it():

@@ -34,7 +34,7 @@ class ScoreConfig(ScorerChoice):
     """Give every row of a file its reward."""
 
     model: str
-    """A run, a stock reward model, or a causal model with its reference."""
+    """A run, a stock reward model, a causal model with its reference, or the address of a reward server."""
 
     data: str
     """The file of rows: JSON lines (also .gz), JSON or Parquet; each row a prompt with a response, or a pair."""

@@ -1,7 +1,8 @@
 """What a model's rewards depend on, found before any is computed: its files, its reference's, and how it is asked.
 
 A folder is known by the names, sizes and times of its weight files and the contents of the small files beside them; a
-model of the hub by its commit. Looking that up also finds models that are not there, before another is scored.
+model of the hub by its commit; a server by its address and the name that it gives its model, as nobody can see its
+weights from here. Looking that up also finds models that are not there, before another is scored.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from transformers import AutoConfig
 from hafrm.errors import ModelError, first_line
 from hafrm.losses import USES_REFERENCE
 from hafrm.models.checkpoints import ADAPTER_FOLDER, RUN_FILE, RunInfo, quiet_transformers
-from hafrm.models.loading import ScorerChoice
+from hafrm.models.loading import ScorerChoice, require_plain
+from hafrm.models.remote import RemoteScorer, is_server
 from hafrm.models.scorers import ScoreOptions
 
 __all__ = ["model_identity"]
@@ -37,6 +39,10 @@ def model_identity(model: str, choice: ScorerChoice, options: ScoreOptions) -> d
     Raises:
         ModelError: there is no such model, or none of its reference.
     """
+    if is_server(model):
+        require_plain(model, choice)
+        scorer = RemoteScorer(model)
+        return {"the server": [scorer.endpoint, scorer.model_name()], "hafrm": version("hafrm")}
     trust = choice.trust_remote_code
     return {
         "the model": _checkpoint_identity(model, trust_remote_code=trust),

@@ -21,13 +21,19 @@ from hafrm.evaluation.results import summarise
 from hafrm.evaluation.scoring import RESULTS_FILE, SCORES_FILE, Kind, PairScore, RawScore, score_pairs, write_scores
 from hafrm.evaluation.suites import ItemSet, ListScore, load_suite, summarise_suite
 from hafrm.evaluation.suites.scoring import SUITES_FILE, score_items
+from hafrm.evaluation.tokens import token_lines, write_tokens
 from hafrm.evaluation.unseen import require_unseen
 from hafrm.models.loading import ScorerChoice
+from hafrm.models.remote import is_server
 from hafrm.models.scorers import ScoreOptions, Scorer
 
 __all__ = ["CALIBRATION_FILE", "EvaluateConfig", "evaluate", "load_sets"]
 
 CALIBRATION_FILE = "calibration.jsonl"
+
+SERVER_NOTE = (
+    "A server gave these rewards: its weights can't be fingerprinted, and what it reads of a text is its own rule."
+)
 
 Progress = Callable[[str, int], None]
 
@@ -37,7 +43,7 @@ class EvaluateConfig(ScorerChoice):
     """Evaluate reward models on preference pairs, on published benchmarks, or on both."""
 
     models: list[str]
-    """Runs, stock reward models, or causal models with their reference."""
+    """Runs, stock reward models, causal models with their reference, or addresses of reward servers."""
 
     data: list[str] = field(default_factory=list)
     """Held-out pairs: files or names (`hafrm data list`)."""
@@ -54,6 +60,10 @@ class EvaluateConfig(ScorerChoice):
     calibration_data: str | None = None
     """Pairs that set each model's temperature, for the calibrated error: of a named set its validation split."""
 
+    token_log_ratios: int = 20
+    """Pairs of each model and data set, the worst mistakes first, whose tokens the page colours by log pi - log pi_ref,
+    where a model has a policy head and its reference is on this machine. 0: none."""
+
     data_options: ReadOptions = field(default_factory=ReadOptions)
     score: ScoreOptions = field(default_factory=ScoreOptions)
 
@@ -63,6 +73,8 @@ class EvaluateConfig(ScorerChoice):
                 raise ConfigError(f"{name}: name at least one{', or a suite' if name == 'data' else ''}.")
             if len(set(values)) < len(values):
                 raise ConfigError(f"{name}: {', '.join(values)} names one twice.")
+        if self.token_log_ratios < 0:
+            raise ConfigError(f"token_log_ratios must not be negative, got {self.token_log_ratios}")
 
 
 def load_sets(config: EvaluateConfig) -> dict[str, PairSet]:
@@ -109,16 +121,23 @@ def evaluate(
             lists += _score_suites(job, suites)
     evaluated = [score for score in scores if score.data in sets]
     calibrating = [score for score in scores if score.data in calibration]
+    tokens = token_lines(
+        folder, evaluated, sets, config, config.score, most=config.token_log_ratios, say=say, progress=progress
+    )
     results = summarise(evaluated, calibrating)
     if suites:
         results["suites"] = {
             name: summarise_suite(found.suite, [each for each in lists if each.data == name])
             for name, found in suites.items()
         }
+    for model in filter(is_server, config.models):
+        served = identities[model]["the server"][1]
+        results["models"].setdefault(model, {"data": {}})["server"] = {"model": served, "note": SERVER_NOTE}
     read: dict[str, PairSet | ItemSet] = {**sets, **calibration, **suites}
     results["sources"] = {name: [report.as_dict() for report in found.reports] for name, found in read.items()}
     (folder / RESULTS_FILE).unlink(missing_ok=True)  # from here to the end, no results stand beside other scores
     write_scores(evaluated, folder / SCORES_FILE)
+    write_tokens(folder, tokens)
     _write_or_remove(calibrating, folder / CALIBRATION_FILE)
     _write_or_remove(lists, folder / SUITES_FILE)
     atomic.write_json(folder / RESULTS_FILE, results)

@@ -1,4 +1,4 @@
-"""From a name to a scorer: a run of hafrm, a stock reward model, or a causal LM with its reference."""
+"""From a name to a scorer: a run of hafrm, a stock reward model, a causal LM with its reference, or a server."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ from hafrm.models.hybrid import HybridModel, max_positions, new_reward_head
 from hafrm.models.layout import Layout, choose_layout
 from hafrm.models.probe import random_groups
 from hafrm.models.references import weights_digest
+from hafrm.models.remote import RemoteScorer, is_server
 from hafrm.models.scorers import HybridScorer, ScoreOptions, Scorer, StockScorer
 from hafrm.models.tokenizers import load_tokenizer, resize_embeddings
 from hafrm.packing import pad_rows
 
-__all__ = ["ScorerChoice", "load_likelihood_scorer", "load_scorer"]
+__all__ = ["ScorerChoice", "load_likelihood_scorer", "load_scorer", "require_plain"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +71,10 @@ def load_scorer(
     trust_remote_code: bool = False,
     options: ScoreOptions | None = None,
 ) -> Scorer:
-    """Load whatever scores: a run of hafrm, a stock reward model, or a causal LM with its reference.
+    """Load whatever scores: a run of hafrm, a stock reward model, a causal LM with its reference, or a server.
 
     Args:
-        model: A run's folder, or a folder or hub id of a sequence classifier or a causal LM.
+        model: A run's folder, a folder or hub id of a sequence classifier or a causal LM, or a reward server's address.
         head: Which head of a run scores; by default the one that was trained to.
         reference: The reference policy for implicit rewards; by default what the run was trained from.
         combined_weight: w of the combined score; by default what the run fitted on its validation pairs.
@@ -87,6 +88,9 @@ def load_scorer(
     choice = ScorerChoice(
         head=head, reference=reference, combined_weight=combined_weight, trust_remote_code=trust_remote_code
     )
+    if is_server(model):
+        require_plain(model, choice)
+        return RemoteScorer(model, batch_size=options.batch_size)
     require_finished(Path(model))
     if (Path(model) / RUN_FILE).is_file():
         return _load_run_scorer(Path(model), choice, options)
@@ -122,6 +126,20 @@ def load_likelihood_scorer(
     policy = _policy_only(model, tokenizer, options.torch_dtype(), trust_remote_code=trust_remote_code)
     encoder = _encoder(tokenizer, policy.config, options, max_length=512, overlong="drop")
     return _hybrid_scorer(policy, None, tokenizer, encoder, options, (0.0, 1.0))
+
+
+def require_plain(server: str, choice: ScorerChoice) -> None:
+    """Refuse to choose for a server what it has chosen itself.
+
+    Raises:
+        ModelError: a head, a reference or a weight is asked for.
+    """
+    asked = [name for name in ("head", "reference", "combined_weight") if getattr(choice, name) is not None]
+    if asked:
+        raise ModelError(
+            f"{server} is a server, which scores as it was started: --{' and --'.join(asked)} can't change that. Leave "
+            "them out, or evaluate the other models in a command of their own."
+        )
 
 
 def _load_run_scorer(folder: Path, choice: ScorerChoice, options: ScoreOptions) -> Scorer:

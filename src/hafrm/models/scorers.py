@@ -19,6 +19,7 @@ from hafrm.encoding import DEFAULT_CHAT_TEMPLATE, ConversationEncoder, Overlong,
 from hafrm.errors import ConfigError, ModelError, RefusedError, first_line
 from hafrm.models.hybrid import HybridModel, SequenceScores
 from hafrm.models.layout import Layout, LayoutChoice
+from hafrm.models.tokens import TokenRatios, lay_over_text
 from hafrm.packing import SequenceBatch, split_group
 from hafrm.pairs import Conversation
 
@@ -227,6 +228,41 @@ class HybridScorer(_BatchedScorer):
         reference: SequenceScores = self.reference(batch, rewards=False)
         assert reference.log_probs is not None
         return log_probs - reference.log_probs
+
+    @torch.inference_mode()
+    def token_log_ratios(self, conversations: Sequence[Conversation]) -> list[TokenRatios | None]:
+        """The log-ratio of each token of the responses, laid over their texts.
+
+        Returns:
+            In the conversations' order; None where a conversation is over-long, or its tokens can't be laid over its
+            text.
+
+        Raises:
+            ModelError: there is no reference policy, or a log-ratio is not finite.
+            RefusedError: some conversations can't be rendered.
+        """
+        if self.reference is None:
+            raise ModelError("Log-ratios of tokens need a reference policy. Give one with `--reference`.")
+        found: list[TokenRatios | None] = [None] * len(conversations)
+        for rows, batch in self._batches(conversations):
+            ratios = self._token_ratios(batch)
+            starts = batch.position_ids.flatten()[batch.score_index] + 1 - batch.response_lengths
+            parts = (starts.tolist(), batch.target_ids.split(batch.lengths), ratios.split(batch.lengths))
+            for row, start, ids, values in zip(rows, *parts, strict=True):
+                found[row] = lay_over_text(
+                    self.encoder.tokenizer, conversations[row], start, ids.tolist(), values.tolist()
+                )
+        return found
+
+    def _token_ratios(self, batch: SequenceBatch) -> Tensor:
+        """Log-ratios of a batch's response tokens, [T]."""
+        assert self.reference is not None
+        ratios: Tensor = (
+            self.model(batch, rewards=False).token_log_probs - self.reference(batch, rewards=False).token_log_probs
+        )
+        if not torch.isfinite(ratios).all():
+            raise ModelError("A token has a log-ratio that is not finite. The weights are damaged, or overflow.")
+        return ratios
 
 
 class StockScorer(_BatchedScorer):

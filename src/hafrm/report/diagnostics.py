@@ -15,9 +15,16 @@ from markupsafe import Markup
 from hafrm.evaluation.scoring import PairScore
 from hafrm.report.bins import confidence_bins, equal_count_bins
 from hafrm.report.loading import Evaluation
-from hafrm.report.plots import ForestRow, accuracy_by_slot, forest, margin_histogram, reliability_curve
+from hafrm.report.plots import (
+    ForestRow,
+    accuracy_by_slot,
+    forest,
+    margin_histogram,
+    reliability_curve,
+    reward_histogram,
+)
 from hafrm.report.wording import count, short_names
-from hafrm.stats import expected_calibration_error, stated_probability
+from hafrm.stats import Floats, expected_calibration_error, stated_probability
 
 __all__ = ["ModelPlots", "PlotGroup", "forest_plots", "plot_groups"]
 
@@ -86,6 +93,12 @@ def plot_groups(evaluation: Evaluation) -> list[PlotGroup]:
     ]
 
 
+def _rewards(rows: Sequence[PairScore]) -> tuple[Floats, Floats]:
+    """The rewards of the chosen and of the rejected responses."""
+    chosen, rejected = np.array([(row.reward_chosen, row.reward_rejected) for row in rows], dtype=np.float64).T
+    return chosen, rejected
+
+
 def _model_plots(label: str, rows: Sequence[PairScore]) -> tuple[tuple[str, Markup], ...]:
     margins = np.array([row.margin for row in rows], dtype=np.float64)
     lengths = np.array([float(row.length_chosen - row.length_rejected) for row in rows])
@@ -105,4 +118,5 @@ def _model_plots(label: str, rows: Sequence[PairScore]) -> tuple[tuple[str, Mark
                 f"Accuracy by length difference of {label}", by_length, "chosen less rejected, characters"
             ),
         ),
+        ("Rewards", reward_histogram(f"Rewards of chosen and rejected responses of {label}", *_rewards(rows))),
     )

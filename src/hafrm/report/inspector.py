@@ -1,21 +1,25 @@
 """The data behind the page's inspector of pairs: which pairs go in, and what is known of each.
 
-A pair's record is an object with named fields, so that further ones (log-ratios of its tokens, for one) can join
-without a change to the others:
+A pair's record is an object with named fields, so that further ones can join without a change to the others:
 
     {"id", "data": index of the data set, "lengths": [chosen, rejected] in characters,
      "rewards": for each model [chosen, rejected] or null,
-     "prompt", "chosen", "rejected": [[role, text], ...], absent where the texts are not at hand}
+     "prompt", "chosen", "rejected": [[role, text], ...], absent where the texts are not at hand,
+     "tokens": for each model [chosen, rejected] or null, absent where no model has log-ratios of its tokens}
+
+A side's tokens are `{"turns": [[[length, log-ratio or null], ...], ...], "template": log-ratio}` or null: for each
+message the lengths of its pieces of text, in the units in which a browser counts, so that no text stands here twice.
 """
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, zip_longest
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
 from hafrm.evaluation.scoring import PairScore
@@ -29,27 +33,39 @@ _HTML_ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
 
 _PairKey = tuple[str, str]
 """Data set and id: two sets may hold one pair."""
+_Tokens = Mapping[tuple[str, str, str], Mapping[str, Any]]
+"""Lines of `tokens.jsonl`, by model, data set and id."""
 
 
-def inspector_data(evaluation: Evaluation, texts: Mapping[str, PreferencePair], max_pairs: int) -> dict[str, Any]:
+def inspector_data(
+    evaluation: Evaluation,
+    texts: Mapping[str, PreferencePair],
+    max_pairs: int,
+    token_lines: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
     """What the inspector shows.
 
     Args:
         evaluation: The evaluation.
         texts: The pairs by id.
         max_pairs: How many pairs to hold. Every model's worst mistakes on every data set go first, in turns.
+        token_lines: The lines of `tokens.jsonl`.
 
     Returns:
-        `{"models": [name, ...], "data": [name, ...], "pairs": [record, ...]}`, for JSON.
+        `{"models": [name, ...], "data": [name, ...], "scales": [number or null, ...], "pairs": [record, ...]}`, for
+        JSON. A model's scale is the size of log-ratio that few of its tokens pass; null where it has none.
     """
     by_pair: dict[_PairKey, dict[str, PairScore]] = defaultdict(dict)
     for score in evaluation.scores:
         by_pair[score.data, score.id][score.model] = score
+    tokens = {(line["model"], line["data"], line["id"]): line for line in token_lines}
     return {
+        "scales": [_scale(model, token_lines) for model in evaluation.models],
         "models": list(short_names(evaluation.models).values()),
         "data": list(short_names(evaluation.data).values()),
         "pairs": [
-            _record(evaluation, by_pair[key], texts.get(key[1])) for key in _worst_first(evaluation.scores, max_pairs)
+            _record(evaluation, by_pair[key], texts.get(key[1]), tokens)
+            for key in _worst_first(evaluation.scores, max_pairs)
         ],
     }
 
@@ -69,7 +85,9 @@ def _worst_first(scores: Sequence[PairScore], limit: int) -> list[_PairKey]:
     return list(islice(dict.fromkeys(item[1] for rank in ranks for item in rank if item is not None), limit))
 
 
-def _record(evaluation: Evaluation, scores: Mapping[str, PairScore], pair: PreferencePair | None) -> dict[str, Any]:
+def _record(
+    evaluation: Evaluation, scores: Mapping[str, PairScore], pair: PreferencePair | None, tokens: _Tokens
+) -> dict[str, Any]:
     first = next(iter(scores.values()))
     record: dict[str, Any] = {
         "id": first.id,
@@ -79,7 +97,47 @@ def _record(evaluation: Evaluation, scores: Mapping[str, PairScore], pair: Prefe
     }
     if pair is not None:
         record |= {name: _turns(getattr(pair, name)) for name in ("prompt", "chosen", "rejected")}
+        lines = [tokens.get((model, first.data, first.id)) for model in evaluation.models]
+        if any(lines):
+            record["tokens"] = [_tokens_of(line, pair) for line in lines]
     return record
+
+
+def _tokens_of(line: Mapping[str, Any] | None, pair: PreferencePair) -> list[dict[str, Any] | None] | None:
+    return [_side(line["chosen"], pair.chosen), _side(line["rejected"], pair.rejected)] if line else None
+
+
+def _side(side: Mapping[str, Any] | None, response: Sequence[Message]) -> dict[str, Any] | None:
+    """A response's pieces as lengths; None where they are not of this text."""
+    if side is None or [_joined(pieces) for pieces in side["turns"]] != [message.content for message in response]:
+        return None
+    turns = [[[_units(text), _short(value)] for text, value in pieces] for pieces in side["turns"]]
+    return {"turns": turns, "template": _short(side["template"])}
+
+
+def _joined(pieces: Sequence[Sequence[Any]]) -> str:
+    return "".join(text for text, _ in pieces)
+
+
+def _units(text: str) -> int:
+    """The text's length as JavaScript counts it."""
+    return len(text) + sum(character > "\uffff" for character in text)
+
+
+def _scale(model: str, lines: Sequence[Mapping[str, Any]]) -> float | None:
+    """The 95th percentile of the sizes of a model's log-ratios."""
+    sizes = [abs(value) for line in lines if line["model"] == model for value in _values(line)]
+    return _short(float(np.quantile(sizes, 0.95))) if sizes else None
+
+
+def _values(line: Mapping[str, Any]) -> Iterator[float]:
+    for side in (line["chosen"], line["rejected"]):
+        for pieces in side["turns"] if side else ():
+            yield from (value for _, value in pieces if value is not None)
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.3g}")
 
 
 def _rewards(score: PairScore | None) -> list[float] | None:

@@ -4,6 +4,7 @@
   const PAGE = 50; // rows added at a time
   const EXCERPT = 1200; // characters shown of a long text
   const MOST_MARKS = 1000; // above this, hidden characters are spelt out in plain text
+  const DEPTHS = [1 / 8, 1 / 4, 1 / 2, 1]; // shares of a model's scale from which on a token's colour is one deeper
 
   // The same characters as in `wording.py`, where the reasons stand.
   const HIDDEN =
@@ -154,6 +155,7 @@
       parts.push(make("section", { class: "prompt" }, make("h4", {}, "Prompt"), ...pair.prompt.map(turn)));
     }
     const responses = ["chosen", "rejected"].map((which, side) => response(pair, which, side, model));
+    if (pair.tokens?.[model]?.some((side) => side)) parts.push(legend(model));
     parts.push(make("div", { class: "responses" }, ...responses), rewardsTable(pair, model));
     parts.push(make("p", { class: "note" }, "Pair ", make("bdi", {}, ...nodes(pair.id))));
     return make("div", {}, ...parts);
@@ -165,17 +167,124 @@
     heading.lastChild.append(make("b", {}, reward(pair.rewards[model][side])), wins ? ", the higher" : "");
     heading.lastChild.append(`; ${whole(pair.lengths[side])} characters`);
     const turns = pair[which] ?? [];
-    const texts = turns.length === 1 ? [textBlock(turns[0][1])] : turns.map(turn);
+    const tokens = pair.tokens?.[model]?.[side];
+    const contents = turns.map(([, text], at) => contentOf(text, tokens && { pieces: tokens.turns[at], model }));
+    const texts = turns.length === 1 ? [contents[0]] : turns.map(([role], at) => turnOf(role, contents[at]));
     const absent = pair[which] ? [] : [make("p", { class: "note" }, "The text is not part of this page.")];
-    return make("section", { class: which }, heading, ...texts, ...absent);
+    const section = make("section", { class: which }, heading, ...texts, ...absent);
+    if (tokens) section.append(...tokenReader(section, turns, tokens));
+    return section;
   }
 
-  const turn = ([role, text]) => make("div", { class: "turn" }, make("span", { class: "role" }, role), textBlock(text));
+  const turnOf = (role, content) => make("div", { class: "turn" }, make("span", { class: "role" }, role), content);
+  const turn = ([role, text]) => turnOf(role, contentOf(text));
 
-  function textBlock(text) {
+  function ratio(value) {
+    const digits = Math.abs(value) < 0.01 ? value.toPrecision(1) : value.toFixed(2);
+    return (value > 0 ? "+" : "") + digits.replace("-", "−");
+  }
+
+  // How deep a token's colour is, and on which side of 0: "more-3", "less-1", or "even".
+  function depthOf(value, model) {
+    const depth = DEPTHS.filter((share) => Math.abs(value) >= share * data.scales[model]).length;
+    return depth && value ? `${value > 0 ? "more" : "less"}-${depth}` : "even";
+  }
+
+  // The pieces of a text, each with its log-ratio: [[text, number or null], ...].
+  function pieced(text, pieces) {
+    let at = 0;
+    return pieces.map(([length, value]) => [text.slice(at, (at += length)), value]);
+  }
+
+  // The text's first characters, about as many as the limit says, as coloured tokens.
+  function tokenNodes(text, limit, { pieces, model }) {
+    const parts = [];
+    let left = limit;
+    for (const [piece, value] of pieced(text, pieces)) {
+      if (left <= 0) break;
+      if (value === null) parts.push(...nodes(excerpt(piece, left)));
+      else {
+        const lines = /^[\r\n]+$/.test(piece) ? " line-end" : "";
+        const attributes = { class: `token ${depthOf(value, model)}${lines}`, title: ratio(value), tabindex: "-1" };
+        parts.push(make("span", attributes, ...nodes(piece)));
+      }
+      left -= piece.length;
+    }
+    return parts;
+  }
+
+  function legend(model) {
+    const scale = data.scales[model];
+    const swatch = (value) => make("span", { class: `token ${depthOf(value, model)}` }, ratio(value));
+    const sides = [...DEPTHS].reverse().map((share) => -share * scale);
+    const swatches = [...sides.map(swatch), make("span", { class: "token even" }, "0")];
+    swatches.push(...DEPTHS.map((share) => swatch(share * scale)));
+    const worded = [
+      "Tokens are coloured by log π(token) − log π",
+      make("sub", {}, "ref"),
+      "(token): blue where the model finds them likelier than its reference does, orange and dotted where less likely. ",
+    ];
+    return make("p", { class: "note legend" }, ...worded, make("span", { class: "swatches" }, ...swatches));
+  }
+
+  // Below a response: the number of the token under the pointer or the focus, and all of them as a table.
+  // One token is in the order of Tab; the arrow keys go on from there.
+  function tokenReader(section, turns, tokens) {
+    const hint = "Point at a token, or Tab to it and use the arrow keys.";
+    const readout = make("p", { class: "readout", role: "status" }, hint);
+    function read(token) {
+      const text = make("bdi", {}, token.textContent.replace(/\n/g, "↵"));
+      readout.replaceChildren("“", text, `” ${token.title}`);
+    }
+    const first = section.querySelector(".token");
+    if (first) first.tabIndex = 0;
+    for (const kind of ["mouseover", "focusin"]) {
+      section.addEventListener(kind, (event) => {
+        const token = event.target.closest(".token");
+        if (token) read(token);
+      });
+    }
+    section.addEventListener("keydown", (event) => {
+      const all = [...section.querySelectorAll(".token")];
+      moveFocus(event, all, { ArrowRight: 1, ArrowLeft: -1, Home: -all.length, End: all.length });
+    });
+    return [readout, tokenTable(turns, tokens)];
+  }
+
+  // The focus goes from one element to another of a list, by the steps that the keys stand for.
+  function moveFocus(event, elements, steps) {
+    const at = elements.indexOf(event.target);
+    if (at < 0 || !(event.key in steps) || event.ctrlKey || event.altKey || event.metaKey) return;
+    event.preventDefault();
+    const next = elements[Math.min(Math.max(at + steps[event.key], 0), elements.length - 1)];
+    if (event.target.hasAttribute("tabindex")) {
+      event.target.tabIndex = -1;
+      next.tabIndex = 0;
+    }
+    next.focus();
+  }
+
+  function tokenTable(turns, tokens) {
+    const details = make("details", { class: "token-table" }, make("summary", {}, "Tokens as a table"));
+    function fill() {
+      const all = turns.flatMap(([, text], at) => pieced(text, tokens.turns[at])).filter(([, value]) => value !== null);
+      const rows = [...all, ["(the chat template's own)", tokens.template]].map(([text, value]) => {
+        const head = make("th", { scope: "row" }, make("bdi", {}, ...nodes(text.replace(/\n/g, "↵"))));
+        return make("tr", {}, head, make("td", { class: "number" }, ratio(value)));
+      });
+      const heads = ["Token", "Log-ratio"].map((name) => make("th", { scope: "col" }, name));
+      const inner = make("table", {}, make("thead", {}, make("tr", {}, ...heads)), make("tbody", {}, ...rows));
+      details.append(make("div", { class: "tall", tabindex: "0", role: "region", "aria-label": "Tokens" }, inner));
+    }
+    details.addEventListener("toggle", fill, { once: true });
+    return details;
+  }
+
+  function contentOf(text, tokens) {
     const block = make("div", { class: "text", dir: "auto" });
+    const shownNodes = (limit) => (tokens ? tokenNodes(text, limit, tokens) : nodes(excerpt(text, limit)));
     if (text.length <= 1.25 * EXCERPT) {
-      block.append(...nodes(text));
+      block.append(...shownNodes(text.length));
       return block;
     }
     const button = make("button", { type: "button", "aria-expanded": "true" });
@@ -183,7 +292,7 @@
       const opens = button.getAttribute("aria-expanded") === "false";
       button.setAttribute("aria-expanded", String(opens));
       button.textContent = opens ? "Show less" : `Show all ${whole([...text].length)} characters`;
-      block.replaceChildren(...nodes(opens ? text : `${excerpt(text, EXCERPT)}…`));
+      block.replaceChildren(...shownNodes(opens ? text.length : EXCERPT), ...(opens ? [] : ["…"]));
       block.classList.toggle("tall", opens);
       if (opens) block.setAttribute("tabindex", "0");
       else block.removeAttribute("tabindex");
@@ -219,6 +328,10 @@
   for (const head of table.tHead.rows[0].cells) {
     head.querySelector("button").addEventListener("click", () => sortBy(head));
   }
+  body.addEventListener("keydown", (event) => {
+    const openers = [...body.querySelectorAll(".opener")];
+    moveFocus(event, openers, { ArrowDown: 1, ArrowUp: -1, Home: -openers.length, End: openers.length });
+  });
   form.addEventListener("input", update);
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("reset", () => setTimeout(update)); // the fields are cleared after the event

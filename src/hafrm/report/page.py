@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from hafrm import atomic
+from hafrm.evaluation.tokens import TOKENS_FILE, read_tokens
 from hafrm.pairs import PreferencePair
 from hafrm.report.diagnostics import forest_plots, plot_groups
 from hafrm.report.inspector import embedded_json, inspector_data
@@ -41,7 +42,7 @@ def write_page(
     """Write the page of an evaluation.
 
     Args:
-        folder: Where `hafrm evaluate` wrote `results.json` and `scores.jsonl`.
+        folder: Where `hafrm evaluate` wrote `results.json`, `scores.jsonl` and maybe `tokens.jsonl`.
         title: The page's title, as plain text.
         texts: The evaluated pairs by id, for the inspector; without them it shows rewards and lengths alone.
         intro: A paragraph below the title, as plain text.
@@ -59,13 +60,19 @@ def write_page(
     folder = Path(folder)
     evaluation = read_evaluation(folder)
     path = folder / PAGE_FILE
-    atomic.write_text(path, _render(title=title, intro=intro, **_context(evaluation, texts or {}, max_pairs)))
+    context = _context(evaluation, texts or {}, max_pairs, read_tokens(folder / TOKENS_FILE))
+    atomic.write_text(path, _render(title=title, intro=intro, **context))
     return path
 
 
-def _context(evaluation: Evaluation, texts: Mapping[str, PreferencePair], max_pairs: int) -> dict[str, Any]:
+def _context(
+    evaluation: Evaluation,
+    texts: Mapping[str, PreferencePair],
+    max_pairs: int,
+    tokens: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
     models, data = short_names(evaluation.models), short_names(evaluation.data)
-    inspector = inspector_data(evaluation, texts, max_pairs)
+    inspector = inspector_data(evaluation, texts, max_pairs, tokens)
     total = len({(score.data, score.id) for score in evaluation.scores})
     return {
         "models": models,

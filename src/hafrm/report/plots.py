@@ -25,6 +25,7 @@ __all__ = [
     "forest",
     "margin_histogram",
     "reliability_curve",
+    "reward_histogram",
 ]
 
 _WIDTH, _HEIGHT = 260.0, 190.0
@@ -103,21 +104,61 @@ def margin_histogram(label: str, margins: Floats) -> Markup:
     """
     edges = _margin_edges(margins)
     inner = (edges[:-1] + edges[1:]) / 2
-    counts, _ = np.histogram(np.clip(margins, inner[0], inner[-1]), edges)
-    step = nice_step(float(counts.max()), 4)
-    frame = _frame((float(edges[0]), float(edges[-1])), (0.0, max(float(counts.max()), step)))
-    x_step = nice_step(float(edges[-1] - edges[0]), 6)
-    parts = frame.axes(
-        _ticks(steps(frame.x.low, frame.x.high, x_step)),
-        [(value, f"{value:,.0f}") for value in steps(0, frame.y.high, step) if value == round(value)],
-        "reward margin",
-        "pairs",
-    )
+    counts = _counts(margins, edges)
+    frame, parts = _counting_frame(edges, int(counts.max()), "reward margin", "pairs")
     for class_, wanted in (("bars wrong", inner < 0), ("bars right", inner > 0)):
         bars = [bar for bar in zip(edges[:-1][wanted], edges[1:][wanted], counts[wanted], strict=True) if bar[2]]
         parts.append(path((command for bar in bars for command in _bar(frame, *bar)), class_))
     parts.append(line(frame.x(0), _TOP, frame.x(0), _BOTTOM, "reference dashed"))
     return drawing(_WIDTH, _HEIGHT, label, parts)
+
+
+def reward_histogram(label: str, chosen: Floats, rejected: Floats) -> Markup:
+    """How many responses have which reward: the chosen ones as bars, the rejected ones as an outline over them.
+
+    The middle 99% of all rewards set the axis; what lies beyond counts in the outermost bars.
+
+    Args:
+        label: What the plot shows, for screen readers.
+        chosen: Rewards of the better responses, [N], N > 0.
+        rejected: Rewards of the other responses, [N].
+    """
+    low, high = map(float, np.quantile(np.concatenate([chosen, rejected]), [0.005, 0.995]))
+    spread = max(high - low, 1e-6 * max(abs(low), abs(high)))  # finer bins than floats could not be told apart
+    step = nice_step(spread or 1.0, 40)
+    first, last = int(np.floor(low / step)), int(np.floor(high / step)) + 1
+    edges = np.asarray(np.arange(first, last + 1) * step, dtype=np.float64)
+    of_chosen, of_rejected = _counts(chosen, edges), _counts(rejected, edges)
+    frame, parts = _counting_frame(edges, int(max(of_chosen.max(), of_rejected.max())), "reward", "responses")
+    bars = [bar for bar in zip(edges[:-1], edges[1:], of_chosen, strict=True) if bar[2]]
+    parts.append(path((command for bar in bars for command in _bar(frame, *bar)), "bars right"))
+    outline = [(frame.x(low), _BOTTOM) for low in edges[:1]]
+    for low, high, count in zip(edges[:-1], edges[1:], of_rejected, strict=True):
+        outline += [(frame.x(low), frame.y(count)), (frame.x(high), frame.y(count))]
+    outline.append((frame.x(edges[-1]), _BOTTOM))
+    parts.append(path((("L" if number else "M", x, y) for number, (x, y) in enumerate(outline)), "outline wrong"))
+    return drawing(_WIDTH, _HEIGHT, label, [*parts, *_KEY])
+
+
+_KEY = (
+    text(_RIGHT - 60, _TOP - 8, "▪ chosen", "end of-right"),
+    text(_RIGHT, _TOP - 8, "– rejected", "end of-wrong"),
+)
+
+
+def _counts(values: Floats, edges: Floats) -> Floats:
+    """How many values lie in each bin; what lies beyond counts in the outermost ones."""
+    inner = (edges[:-1] + edges[1:]) / 2
+    return np.asarray(np.histogram(np.clip(values, inner[0], inner[-1]), edges)[0])
+
+
+def _counting_frame(edges: Floats, most: int, x_label: str, y_label: str) -> tuple[Frame, list[Markup]]:
+    """The axes of a histogram."""
+    step = nice_step(float(most), 4)
+    frame = _frame((float(edges[0]), float(edges[-1])), (0.0, max(float(most), step)))
+    x_step = nice_step(float(edges[-1] - edges[0]), 6)
+    counted = [(value, f"{value:,.0f}") for value in steps(0, frame.y.high, step) if value == round(value)]
+    return frame, frame.axes(_ticks(steps(frame.x.low, frame.x.high, x_step)), counted, x_label, y_label)
 
 
 def _margin_edges(margins: Floats) -> Floats:

@@ -51,8 +51,11 @@ def visible(text: str) -> str:
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """Names without the leading folders that all of them share: "runs/haf" and "runs/dpo" are "haf" and "dpo"."""
-    parts = [name.rstrip("/").split("/") for name in names]
+    """Names without the leading folders that all of them share: "runs/haf" and "runs/dpo" are "haf" and "dpo".
+
+    Addresses of servers stay as they are.
+    """
+    parts = [[name] if "://" in name else name.rstrip("/").split("/") for name in names]
     shared = 0
     while parts and all(len(p) > shared + 1 and p[shared] == parts[0][shared] for p in parts):
         shared += 1

@@ -1,0 +1,214 @@
+"""Log-ratios of the tokens of each model's worst mistakes, for models with a policy head and a reference policy.
+
+They are kept in `parts/tokens.jsonl` as they come, a line a pair, each with a digest of what it depends on; a later
+evaluation computes those that are missing. `tokens.jsonl` holds the ones of the scores beside it, a line a pair:
+
+    {"model", "data", "id", "chosen": {"turns": [[[text, log-ratio or null], ...], ...], "template": log-ratio} or null,
+     "rejected": the same}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+from hafrm import atomic
+from hafrm.data import PairSet
+from hafrm.errors import ModelError, first_line
+from hafrm.evaluation.identity import model_identity
+from hafrm.evaluation.parts import PARTS_FOLDER
+from hafrm.evaluation.scoring import PairScore
+from hafrm.losses import USES_REFERENCE
+from hafrm.models.checkpoints import RUN_FILE, RunInfo
+from hafrm.models.loading import ScorerChoice
+from hafrm.models.remote import is_server
+from hafrm.models.scorers import HybridScorer, ScoreOptions
+from hafrm.pairs import PreferencePair
+
+__all__ = ["TOKENS_FILE", "read_tokens", "token_lines", "write_tokens"]
+
+TOKENS_FILE = "tokens.jsonl"
+
+_CHUNK = 8
+"""Pairs whose log-ratios are computed at a time."""
+
+_Key = tuple[str, str, str, str]
+"""Digest of what a line depends on, model, data set and pair."""
+
+Line = dict[str, Any]
+
+
+def token_lines(
+    folder: Path,
+    scores: Sequence[PairScore],
+    sets: Mapping[str, PairSet],
+    choice: ScorerChoice,
+    options: ScoreOptions,
+    *,
+    most: int,
+    say: Callable[[str], None] = lambda line: None,
+    progress: Callable[[str, int], None] = lambda what, done: None,
+) -> list[Line]:
+    """The log-ratios of the worst mistakes' tokens, computed where the folder does not hold them.
+
+    Args:
+        folder: The evaluation's folder.
+        scores: The scores of all models on all data sets.
+        sets: The pairs, by data set.
+        choice: Which of a model's scores the evaluation is of.
+        options: How to run.
+        most: Pairs for each model and data set.
+        say: Called with a line where a model should have log-ratios, and can't.
+        progress: Called with "MODEL, tokens on DATA" and the number of pairs done.
+    """
+    kept = _read_kept(folder / PARTS_FOLDER / TOKENS_FILE)
+    lines: list[Line] = []
+    for model in dict.fromkeys(score.model for score in scores):
+        policy = _policy_choice(model, choice)
+        if policy is None or not most:
+            continue
+        worst = _worst([score for score in scores if score.model == model], sets, most)
+        try:
+            lines += _model_lines(folder, model, policy, options, worst, kept, progress)
+        except ModelError as error:
+            say(f"{model}: its tokens have no log-ratios to show. {first_line(error)}")
+    if lines:
+        _write(folder / PARTS_FOLDER / TOKENS_FILE, lines)
+    return lines
+
+
+def _policy_choice(model: str, choice: ScorerChoice) -> ScorerChoice | None:
+    """The choice of a model's policy head; None for models that have no trained one, or no reference policy."""
+    policy = replace(_plain(choice), head="policy", combined_weight=None)
+    if is_server(model):
+        return None
+    if not (Path(model) / RUN_FILE).is_file():
+        return policy if choice.reference is not None and choice.head != "reward" else None
+    info = RunInfo.load(Path(model))
+    referenced = choice.reference is not None or info.policy_loss in USES_REFERENCE
+    return policy if info.policy_ratio and referenced else None
+
+
+def _plain(choice: ScorerChoice) -> ScorerChoice:
+    """The choice alone, without what a command's options add to it."""
+    return ScorerChoice(
+        head=choice.head,
+        reference=choice.reference,
+        combined_weight=choice.combined_weight,
+        trust_remote_code=choice.trust_remote_code,
+    )
+
+
+def _worst(
+    scores: Sequence[PairScore], sets: Mapping[str, PairSet], most: int
+) -> list[tuple[str, str, PreferencePair]]:
+    """The pairs of the lowest margins of each data set: its name, a digest of all its pairs, and the pair."""
+    found = []
+    for data, pair_set in sets.items():
+        pairs = {pair.id: pair for pair in pair_set.pairs}
+        digest = " ".join(report.sha256 for report in pair_set.reports)
+        margins = sorted((s.margin, s.id) for s in scores if s.data == data and s.margin is not None)
+        found += [(data, digest, pairs[id_]) for _, id_ in margins[:most]]
+    return found
+
+
+def _model_lines(
+    folder: Path,
+    model: str,
+    choice: ScorerChoice,
+    options: ScoreOptions,
+    worst: Sequence[tuple[str, str, PreferencePair]],
+    kept: dict[_Key, Line],
+    progress: Callable[[str, int], None],
+) -> list[Line]:
+    """One model's lines; it is loaded only if some are missing."""
+    _require_here(model, choice)
+    identity = model_identity(model, choice, options)
+    wanted = [((_digest(identity, of_set), model, data, pair.id), pair) for data, of_set, pair in worst]
+    missing = [(key, pair) for key, pair in wanted if key not in kept]
+    if missing:
+        scorer = choice.load(model, options)
+        assert isinstance(scorer, HybridScorer)
+        (folder / PARTS_FOLDER).mkdir(parents=True, exist_ok=True)
+        with (folder / PARTS_FOLDER / TOKENS_FILE).open("ab", buffering=0) as file:
+            for done, (key, line) in enumerate(_computed(scorer, missing), 1):
+                file.write(atomic.json_line(line))
+                kept[key] = line
+                progress(f"{model}, tokens on {line['data']}", done)
+    return [kept[key] for key, _ in wanted]
+
+
+def _computed(scorer: HybridScorer, wanted: Sequence[tuple[_Key, PreferencePair]]) -> Iterator[tuple[_Key, Line]]:
+    for start in range(0, len(wanted), _CHUNK):
+        chunk = wanted[start : start + _CHUNK]
+        found = scorer.token_log_ratios([conversation for _, pair in chunk for conversation in pair.conversations])
+        sides = [None if ratios is None else asdict(ratios) for ratios in found]
+        for (key, pair), chosen, rejected in zip(chunk, sides[::2], sides[1::2], strict=True):
+            digest, model, data, _ = key
+            head = {"depends_on": digest, "model": model, "data": data, "id": pair.id}
+            yield key, {**head, "chosen": chosen, "rejected": rejected}
+
+
+def _require_here(model: str, choice: ScorerChoice) -> None:
+    """Coloured text is no reason to fetch a model: a run's reference must lie on this machine."""
+    if choice.reference is not None or not (Path(model) / RUN_FILE).is_file():
+        return
+    base = RunInfo.load(Path(model)).base_model
+    if Path(base).is_dir():
+        return
+    try:
+        snapshot = Path(snapshot_download(base, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, OSError, ValueError) as error:
+        raise ModelError(
+            f"{base}, which it was trained from, is not on this machine. Name its place with `--reference`."
+        ) from error
+    if not any(path.suffix in (".safetensors", ".bin") for path in snapshot.iterdir()):
+        raise ModelError(f"The weights of {base}, which it was trained from, are not on this machine.")
+
+
+def _digest(identity: Mapping[str, Any], of_set: str) -> str:
+    return hashlib.sha256(json.dumps([identity, of_set], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _read_kept(path: Path) -> dict[_Key, Line]:
+    """The lines of earlier evaluations; damaged ones do not count."""
+    atomic.drop_half_line(path)
+    lines = read_tokens(path)
+    return {(line["depends_on"], line["model"], line["data"], line["id"]): line for line in lines}
+
+
+def write_tokens(folder: Path, lines: Sequence[Line]) -> None:
+    """Write `tokens.jsonl`, or take an earlier evaluation's away where there is nothing to write."""
+    path = folder / TOKENS_FILE
+    if not lines:
+        path.unlink(missing_ok=True)
+        return
+    _write(path, [{name: value for name, value in line.items() if name != "depends_on"} for line in lines])
+
+
+def _write(path: Path, lines: Sequence[Line]) -> None:
+    with atomic.new_file(path) as file:
+        for line in lines:
+            file.write(atomic.json_line(line))
+
+
+def read_tokens(path: Path) -> list[Line]:
+    """The lines of a file of log-ratios; none where there is no file. Lines that are damaged are left out."""
+    if not path.is_file():
+        return []
+    found = []
+    for text in path.read_bytes().split(b"\n"):
+        try:
+            line = json.loads(text)
+            if {"model", "data", "id", "chosen", "rejected"} <= set(line):
+                found.append(line)
+        except (ValueError, TypeError):
+            continue
+    return found

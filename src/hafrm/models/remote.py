@@ -1,0 +1,331 @@
+"""A scorer that asks a reward server over HTTP, so that a model behind one is evaluated like any other.
+
+Knows conversations, addresses and three protocols; the address's path says which. Knows no tokenizer and no tensor:
+what is read of a conversation, and how much, is the server's own. httpx is imported only when a server is asked.
+
+No path, or `/v1/rewards`: hafrm's own protocol. The request is
+
+    {"conversations": [{"prompt": [{"role", "content"}, ...], "response": [{"role", "content"}, ...]}, ...]}
+
+and the answer, with one entry a conversation, in order,
+
+    {"model": str, "rewards": [{"reward": float | null, "tokens": int, "truncated": bool, "unscored": str | null}, ...]}
+
+`unscored` says why a reward is null: "overlong", or what the chat template has against the conversation. `tokens` and
+`truncated` are for people; the scorer does not read them.
+
+`/classify` and `/pooling`: vLLM's, a conversation a request, as `{"messages": [...], "use_activation": false}`: with
+its activation vLLM would give sigmoids of rewards. The model must have one label. OpenRLHF's `/get_reward` takes
+rendered text, which needs a tokenizer that nobody here knows; it is not spoken.
+
+An API key is read from the environment variable HAFRM_API_KEY when a server is first asked, and sent as a bearer token.
+It enters no message and no file.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import math
+import os
+import random
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from hafrm.errors import ConfigError, MissingExtraError, ModelError, RefusedError, first_line
+from hafrm.pairs import Conversation
+
+__all__ = ["API_KEY", "RemoteScorer", "RetryRule", "is_server"]
+
+API_KEY = "HAFRM_API_KEY"
+"""The environment variable that holds a server's API key."""
+
+_BUSY = (429, 503)
+_REFUSES = (400, 413, 422)
+"""What vLLM says of a conversation that is too long for its model or that its template can't render."""
+_PROBE = Conversation.of("Hello.", "Hello!")
+_Outcome = float | str
+"""A reward, or the reason why there is none."""
+
+
+def is_server(model: str) -> bool:
+    """Whether a model's name is a server's address."""
+    return model.startswith(("http://", "https://"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryRule:
+    """How long a server is waited for."""
+
+    attempts: int = 5
+    """How often a request is sent at most."""
+    timeout: float = 120.0
+    """Seconds without a byte after which a request counts as lost."""
+    first_wait: float = 0.5
+    """Seconds before the second attempt; doubled before each further one, times a random number in [0.5, 1]."""
+    longest_wait: float = 60.0
+    """A server that asks for more (Retry-After) is given up."""
+
+    def wait(self, attempt: int, asked: float | None) -> float:
+        """Seconds to wait behind an attempt, counted from 1: no less than the server asked for."""
+        own = self.first_wait * 2.0 ** (attempt - 1) * random.uniform(0.5, 1.0)
+        return max(min(own, self.longest_wait), asked or 0.0)
+
+
+class _Dialect(Protocol):
+    """One protocol: how conversations are asked for, and what an answer says."""
+
+    per_request: int | None
+    """The most conversations of a request; None: as many as a batch has."""
+
+    def request(self, conversations: Sequence[Conversation]) -> dict[str, Any]:
+        """The request's JSON."""
+        ...
+
+    def outcomes(self, answer: Mapping[str, Any]) -> list[_Outcome]:
+        """What the answer says of each conversation; whatever error where it is not of this protocol."""
+        ...
+
+
+class _Native:
+    per_request: int | None = None
+
+    def request(self, conversations: Sequence[Conversation]) -> dict[str, Any]:
+        return {
+            "conversations": [
+                {"prompt": [m.as_dict() for m in c.prompt], "response": [m.as_dict() for m in c.response]}
+                for c in conversations
+            ]
+        }
+
+    def outcomes(self, answer: Mapping[str, Any]) -> list[_Outcome]:
+        return [self._outcome(entry) for entry in answer["rewards"]]
+
+    def _outcome(self, entry: Mapping[str, Any]) -> _Outcome:
+        reason = entry.get("unscored")
+        if entry["reward"] is None and isinstance(reason, str) and reason:
+            return reason
+        return _finite(entry["reward"])
+
+
+class _Vllm:
+    per_request: int | None = 1
+
+    def __init__(self, field: str) -> None:
+        self.field = field
+
+    def request(self, conversations: Sequence[Conversation]) -> dict[str, Any]:
+        (conversation,) = conversations
+        messages = [message.as_dict() for message in (*conversation.prompt, *conversation.response)]
+        return {"messages": messages, "add_generation_prompt": False, "use_activation": False}
+
+    def outcomes(self, answer: Mapping[str, Any]) -> list[_Outcome]:
+        return [self._reward(entry[self.field]) for entry in answer["data"]]
+
+    def _reward(self, numbers: Any) -> float:
+        if not isinstance(numbers, list) or len(numbers) != 1:
+            raise ValueError(f"`{self.field}` is no list of one number: a reward model has one label")
+        return _finite(numbers[0])
+
+
+def _finite(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{value!r:.40} is no finite reward")
+    return float(value)
+
+
+_DIALECTS: dict[str, _Dialect] = {"/v1/rewards": _Native(), "/classify": _Vllm("probs"), "/pooling": _Vllm("data")}
+
+
+class RemoteScorer:
+    """The rewards of a server; see the module for what it must speak.
+
+    Args:
+        url: The server's address.
+        batch_size: Conversations of a request, where the protocol takes several.
+        concurrency: Requests under way at a time.
+        retries: How long the server is waited for.
+
+    Raises:
+        ConfigError: the address is none that can be asked.
+        MissingExtraError: httpx is not installed.
+    """
+
+    def __init__(
+        self, url: str, *, batch_size: int = 32, concurrency: int = 4, retries: RetryRule | None = None
+    ) -> None:
+        self.endpoint, self._dialect = _endpoint(url)
+        self.batch_size, self.concurrency = self._dialect.per_request or batch_size, concurrency
+        self.retries = retries or RetryRule()
+        self._httpx = _import_httpx()
+        self._client = self._httpx.Client(timeout=self.retries.timeout, headers=_headers())
+        self._model: str | None = None
+
+    def model_name(self) -> str:
+        """The name that the server gives its model: asked once, with a conversation of two words.
+
+        Raises:
+            ModelError: there is no server, or none that speaks the protocol.
+        """
+        if self._model is None:
+            self._ask([_PROBE])
+        assert self._model is not None
+        return self._model
+
+    def score(self, conversations: Sequence[Conversation]) -> list[float | None]:
+        """Rewards in the conversations' order; see `Scorer.score`.
+
+        Raises:
+            RefusedError: the server can't render some conversations.
+            ModelError: the server can't be reached, refuses, or answers what is not in the protocol.
+        """
+        self.model_name()
+        size = self.batch_size
+        batches = [conversations[start : start + size] for start in range(0, len(conversations), size)]
+        pool = ThreadPoolExecutor(max_workers=self.concurrency)
+        try:
+            outcomes = [outcome for found in pool.map(self._ask, batches) for outcome in found]
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an error no further batch is asked for
+        refused = {place: why for place, why in enumerate(outcomes) if isinstance(why, str) and why != "overlong"}
+        if refused:
+            raise RefusedError(refused)
+        return [None if isinstance(outcome, str) else outcome for outcome in outcomes]
+
+    def _ask(self, conversations: Sequence[Conversation]) -> list[_Outcome]:
+        """What the server says of a batch, checked."""
+        response = self._response(self._dialect.request(conversations))
+        if self._dialect.per_request == 1 and self._model is not None and response.status_code in _REFUSES:
+            return [f"{self.endpoint} refuses it. {_said(response)}".strip()]
+        answer = self._json(response)
+        try:
+            model, outcomes = answer["model"], self._dialect.outcomes(answer)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise self._wrong_answer(f"{type(error).__name__}: {first_line(error)}") from error
+        if not isinstance(model, str):
+            raise self._wrong_answer("`model` is no string")
+        if len(outcomes) != len(conversations):
+            raise self._wrong_answer(f"{len(outcomes)} rewards for {len(conversations)} conversations")
+        if self._model not in (None, model):
+            raise ModelError(
+                f"{self.endpoint} answered as {self._model} and now as {model}: its model was changed while it was "
+                "asked. Start again, with a server that stays as it is."
+            )
+        self._model = model
+        return outcomes
+
+    def _wrong_answer(self, problem: str) -> ModelError:
+        return ModelError(
+            f"{self.endpoint} answers what is not in its protocol ({problem}). Give the address of a reward server of "
+            "hafrm or vLLM whose model has one label; the path says which protocol is meant."
+        )
+
+    def _response(self, request: Mapping[str, Any]) -> Any:
+        """The server's answer, whatever it is; a busy or unreachable server is asked again."""
+        lost = ""
+        for attempt in range(1, self.retries.attempts + 1):
+            asked = None
+            try:
+                response = self._client.post(self.endpoint, json=request)
+            except self._httpx.TransportError as error:
+                lost = f"{type(error).__name__}: {first_line(error)}"
+            else:
+                if response.status_code not in _BUSY:
+                    return response
+                lost, asked = f"status {response.status_code}", self._retry_after(response)
+            if attempt < self.retries.attempts:
+                time.sleep(self.retries.wait(attempt, asked))
+        raise ModelError(
+            f"{self.endpoint} gave no answer in {self.retries.attempts} attempts ({lost}). See that the server runs "
+            "there and is not overloaded, then repeat the command."
+        )
+
+    def _retry_after(self, response: Any) -> float | None:
+        """Seconds that a busy server asks to be left alone."""
+        asked = _seconds(response.headers.get("retry-after"))
+        if asked is not None and asked > self.retries.longest_wait:
+            raise ModelError(
+                f"{self.endpoint} is busy and asks to be left alone for {asked:.0f} seconds. Repeat the command then."
+            )
+        return asked
+
+    def _json(self, response: Any) -> Any:
+        if response.status_code != 200:
+            raise ModelError(f"{self.endpoint} answers with status {response.status_code}. {_remedy(response)}")
+        try:
+            return json.loads(response.content)
+        except ValueError as error:
+            raise self._wrong_answer("no JSON") from error
+
+
+def _endpoint(url: str) -> tuple[str, _Dialect]:
+    """The address that requests go to, and the protocol that its path names."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise ConfigError(f"That is no address of a server ({error}). Give one like http://HOST:PORT.") from error
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ConfigError(
+            f"A server's address has neither a user nor a query, as it is written into the results. Give "
+            f"{parts.scheme}://HOST:PORT and put an API key into the environment variable {API_KEY}."
+        )
+    path = parts.path.rstrip("/") or "/v1/rewards"
+    dialect = next((found for ending, found in _DIALECTS.items() if path.endswith(ending)), None)
+    if not host or dialect is None:
+        raise ConfigError(
+            f"{url}: a reward server is asked at http://HOST:PORT with no path or one that ends in "
+            f"{', '.join(_DIALECTS)}."
+        )
+    return f"{parts.scheme}://{parts.netloc}{path}", dialect
+
+
+def _headers() -> dict[str, str]:
+    key = os.environ.get(API_KEY, "").strip()
+    if not key.isascii() or not key.isprintable():
+        raise ConfigError(f"{API_KEY} holds characters that no API key has. Set it anew.")
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def _seconds(header: str | None) -> float | None:
+    """What a Retry-After header says, as seconds or as a date."""
+    if not header:
+        return None
+    try:
+        seconds = float(header)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(header).timestamp() - time.time()
+        except ValueError:
+            return None
+    return max(seconds, 0.0) if math.isfinite(seconds) else None
+
+
+def _remedy(response: Any) -> str:
+    """What to do about a status."""
+    remedy = {
+        401: f"Put its API key into the environment variable {API_KEY}.",
+        403: f"Its API key ({API_KEY}) does not allow this.",
+        404: "There is nothing at this path: no path is for hafrm's own server, `/classify` or `/pooling` for vLLM.",
+    }.get(response.status_code, "The server's own log says why.")
+    return f"{remedy} {_said(response)}".strip()
+
+
+def _said(response: Any) -> str:
+    """What the server itself says, in its first characters; nothing where it repeats the API key."""
+    said = " ".join(response.text.split())
+    key = os.environ.get(API_KEY, "").strip()
+    return f"It says: {said[:200]}" if said and not (key and key in said) else ""
+
+
+def _import_httpx() -> ModuleType:
+    try:
+        import httpx
+    except ImportError as error:
+        raise MissingExtraError("Asking a server needs httpx. Install it: pip install 'hafrm[serve]'.") from error
+    return httpx

@@ -1,0 +1,149 @@
+"""An evaluation keeps the log-ratios of its worst mistakes' tokens, computes none twice, and goes on without them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hafrm.data import DataOptions
+from hafrm.errors import ConfigError
+from hafrm.evaluation import tokens
+from hafrm.evaluation.run import EvaluateConfig, evaluate
+from hafrm.evaluation.scoring import read_scores
+from hafrm.models.scorers import HybridScorer
+from hafrm.models.tokens import TokenRatios
+from hafrm.pairs import Conversation
+from hafrm.training.config import TrainConfig
+from hafrm.training.run import train
+from tests.tiny import save_tiny, some_pairs
+
+PAIRS = 12
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a base model, two runs from it, and their pairs."""
+    folder = tmp_path_factory.mktemp("trained")
+    base, rows = save_tiny(folder / "base"), folder / "pairs.jsonl"
+    rows.write_text("".join(json.dumps(pair.as_row()) + "\n" for pair in some_pairs(PAIRS)))
+    for method in ("haf", "baseline"):
+        training = {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "use_cpu": True}
+        train(
+            TrainConfig(
+                model=str(base),
+                data=[str(rows)],
+                method=method,
+                out=str(folder / method),
+                data_options=DataOptions(max_length=128),
+                training=training | {"report_to": []},
+            )
+        )
+    return folder
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many conversations each computation was of."""
+    sizes: list[int] = []
+    compute = HybridScorer.token_log_ratios
+
+    def counted(self: HybridScorer, conversations: Sequence[Conversation]) -> list[TokenRatios | None]:
+        sizes.append(len(conversations))
+        return compute(self, conversations)
+
+    monkeypatch.setattr(HybridScorer, "token_log_ratios", counted)
+    return sizes
+
+
+def config(folder: Path, out: Path, *models: str, **options: Any) -> EvaluateConfig:
+    names = [str(folder / model) for model in models or ("haf",)]
+    return EvaluateConfig(models=names, data=[str(folder / "pairs.jsonl")], out=str(out), **options)
+
+
+def lines(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "tokens.jsonl").read_text().splitlines()]
+
+
+def text(side: dict[str, Any]) -> str:
+    return "".join(piece for pieces in side["turns"] for piece, _ in pieces)
+
+
+def test_the_worst_mistakes_of_models_with_a_policy_head_are_kept(trained: Path, tmp_path: Path) -> None:
+    evaluate(config(trained, tmp_path, "haf", "baseline", token_log_ratios=5))
+    scores = [score for score in read_scores(tmp_path / "scores.jsonl") if score.model == str(trained / "haf")]
+    worst = sorted((score.margin, score.id) for score in scores)[:5]
+    assert [line["id"] for line in lines(tmp_path)] == [name for _, name in worst]
+    assert {line["model"] for line in lines(tmp_path)} == {str(trained / "haf")}
+    pairs = some_pairs(PAIRS)
+    for line in lines(tmp_path):
+        pair = pairs[int(line["id"].rpartition(":")[2]) - 1]
+        assert text(line["chosen"]) == pair.chosen[0].content
+        assert text(line["rejected"]) == pair.rejected[0].content
+    assert any(value for line in lines(tmp_path) for _, value in line["chosen"]["turns"][0])
+
+
+def test_nothing_is_computed_twice(trained: Path, tmp_path: Path, asked: list[int], monkeypatch: Any) -> None:
+    monkeypatch.setattr(tokens, "_CHUNK", 2)
+    options = config(trained, tmp_path, token_log_ratios=4)
+    evaluate(options)
+    before = lines(tmp_path)
+    assert asked == [4, 4]
+    evaluate(options)
+    assert asked == [4, 4]
+    kept = tmp_path / "parts" / "tokens.jsonl"
+    content = kept.read_bytes().splitlines(keepends=True)
+    kept.write_bytes(b"".join(content[:3]) + content[3][:20])  # as a kill leaves it
+    evaluate(options)
+    assert asked == [4, 4, 2]
+    assert lines(tmp_path) == before
+    evaluate(replace(options, token_log_ratios=6))
+    assert asked == [4, 4, 2, 4]
+    assert lines(tmp_path)[:4] == before
+    evaluate(replace(options, token_log_ratios=0))
+    assert not (tmp_path / "tokens.jsonl").exists()
+
+
+def test_the_head_that_scores_does_not_change_them(trained: Path, tmp_path: Path) -> None:
+    kept = {}
+    for head in ("reward", "policy"):
+        evaluate(config(trained, tmp_path / head, token_log_ratios=PAIRS, head=head))
+        kept[head] = sorted(lines(tmp_path / head), key=lambda line: str(line["id"]))
+    assert kept["reward"] == kept["policy"]
+
+
+def test_without_the_base_model_it_is_said_in_a_line(trained: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "trained"
+    shutil.copytree(trained, moved)
+    info = json.loads((moved / "haf" / "hafrm.json").read_text())
+    (moved / "haf" / "hafrm.json").write_text(json.dumps(info | {"base_model": "nobody/has-this"}))
+    said: list[str] = []
+    results = evaluate(config(moved, tmp_path / "out"), say=said.append)
+    assert results["models"][str(moved / "haf")]["data"]
+    assert len(said) == 1
+    assert "nobody/has-this" in said[0]
+    assert "--reference" in said[0]
+    assert not (tmp_path / "out" / "tokens.jsonl").exists()
+    evaluate(config(moved, tmp_path / "out", token_log_ratios=0), say=said.append)
+    assert len(said) == 1
+
+
+def test_a_base_model_of_other_weights_is_no_reference(trained: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "trained"
+    shutil.copytree(trained, moved)
+    other = save_tiny(moved / "base", seed=5)
+    info = json.loads((moved / "haf" / "hafrm.json").read_text())
+    (moved / "haf" / "hafrm.json").write_text(json.dumps(info | {"base_model": str(other)}))
+    said: list[str] = []
+    evaluate(config(moved, tmp_path / "out"), say=said.append)
+    assert "no longer holds the weights" in said[0]
+
+
+def test_less_than_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match="token_log_ratios"):
+        EvaluateConfig(models=["m"], data=["d"], out="o", token_log_ratios=-1)

@@ -1,0 +1,333 @@
+"""The scorer of a server, against a real one on this machine: what it asks, and what it makes of what comes back."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hafrm.cli import main
+from hafrm.errors import ConfigError, MissingExtraError, ModelError, RefusedError
+from hafrm.models.loading import load_scorer
+from hafrm.models.remote import API_KEY, RemoteScorer, RetryRule
+from hafrm.pairs import Conversation
+from tests.tiny import some_pairs
+
+CONVERSATIONS = [Conversation.of("How many?", "x" * length) for length in range(1, 12)]
+QUICK = RetryRule(attempts=3, timeout=0.3, first_wait=0.01, longest_wait=2.0)
+KEY = "a-key-that-nobody-may-see"
+
+Answer = tuple[int, dict[str, str], bytes]
+
+
+def rewards(request: dict[str, Any]) -> list[dict[str, Any]]:
+    """A reward is the response's length."""
+    found = [float(len(c["response"][-1]["content"])) for c in request["conversations"]]
+    return [{"reward": reward, "tokens": 3, "truncated": False, "unscored": None} for reward in found]
+
+
+def native(path: str, request: dict[str, Any]) -> Any:
+    return {"model": "a-model", "rewards": rewards(request)}
+
+
+def vllm(path: str, request: dict[str, Any]) -> Any:
+    assert request["use_activation"] is False
+    reward = float(len(request["messages"][-1]["content"]))
+    entry = {"probs": [reward], "num_classes": 1} if path == "/classify" else {"data": [reward]}
+    return {"model": "a-model", "object": "list", "data": [{"index": 0, **entry}]}
+
+
+class Server:
+    """A reward server whose answers a test sets: JSON, or a status with headers and bytes, or what a function does."""
+
+    def __init__(self) -> None:
+        self.answer: Callable[[str, dict[str, Any]], Any] = native
+        self.first: list[Answer | Callable[[BaseHTTPRequestHandler], None]] = []
+        """What comes before the answers."""
+        self.requests: list[dict[str, Any]] = []
+        self.keys: set[str | None] = set()
+        self.busy = self.busiest = 0
+        self.lock = threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                with outer.lock:
+                    outer.busy += 1
+                    outer.busiest = max(outer.busiest, outer.busy)
+                try:
+                    outer.handle(self)
+                finally:
+                    with outer.lock:
+                        outer.busy -= 1
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
+        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    def handle(self, handler: BaseHTTPRequestHandler) -> None:
+        request = json.loads(handler.rfile.read(int(handler.headers["content-length"])))
+        with self.lock:
+            self.requests.append(request)
+            self.keys.add(handler.headers["authorization"])
+            special = self.first.pop(0) if self.first else None
+        if callable(special):
+            special(handler)
+            return
+        answer = special or self.answer(handler.path, request)
+        if not isinstance(answer, tuple):
+            answer = (200, {}, json.dumps(answer).encode())
+        status, headers, content = answer
+        handler.send_response(status)
+        for name, value in {"content-length": str(len(content)), **headers}.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        handler.wfile.write(content)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv(API_KEY, raising=False)
+    server = Server()
+    yield server
+    server.http.shutdown()
+    server.http.server_close()
+
+
+def scorer(server: Server, path: str = "", **options: Any) -> RemoteScorer:
+    return RemoteScorer(server.url + path, retries=QUICK, **options)
+
+
+def lengths() -> list[float]:
+    return [float(len(c.response[0].content)) for c in CONVERSATIONS]
+
+
+@pytest.mark.parametrize("path", ["", "/", "/v1/rewards", "/prefix/v1/rewards"])
+def test_hafrms_own_protocol(server: Server, path: str) -> None:
+    assert scorer(server, path, batch_size=4).score(CONVERSATIONS) == lengths()
+    sizes = sorted(len(request["conversations"]) for request in server.requests)
+    assert sizes == [1, 3, 4, 4]  # the first is to know the model
+    turns = server.requests[-1]["conversations"][0]
+    assert turns["prompt"] == [{"role": "user", "content": "How many?"}]
+    assert turns["response"][0]["role"] == "assistant"
+    assert server.keys == {None}
+
+
+@pytest.mark.parametrize("path", ["/classify", "/pooling"])
+def test_vllms_protocols(server: Server, path: str) -> None:
+    server.answer = vllm
+    found = scorer(server, path)
+    assert found.score(CONVERSATIONS) == lengths()
+    assert found.model_name() == "a-model"
+    assert [m["role"] for m in server.requests[0]["messages"]] == ["user", "assistant"]
+
+
+def test_no_more_requests_are_under_way_than_allowed(server: Server) -> None:
+    def slow(path: str, request: dict[str, Any]) -> Any:
+        time.sleep(0.03)
+        return native(path, request)
+
+    server.answer = slow
+    scorer(server, batch_size=1, concurrency=3).score(CONVERSATIONS)
+    assert 1 < server.busiest <= 3
+
+
+def test_conversations_without_a_reward_say_why(server: Server) -> None:
+    reasons = {3: "overlong"}
+
+    def partly(path: str, request: dict[str, Any]) -> Any:
+        found = rewards(request)
+        for entry in found:
+            if reason := reasons.get(int(entry["reward"])):
+                entry |= {"reward": None, "unscored": reason}
+        return {"model": "a-model", "rewards": found}
+
+    server.answer = partly
+    assert scorer(server).score(CONVERSATIONS) == [1.0, 2.0, None, *lengths()[3:]]
+    reasons[5] = "roles must alternate"
+    with pytest.raises(RefusedError) as error:
+        scorer(server).score(CONVERSATIONS)
+    assert error.value.reasons == {4: "roles must alternate"}
+
+
+def test_what_vllm_refuses_is_that_conversations_fault(server: Server) -> None:
+    server.answer = lambda path, request: (
+        (400, {}, b"too long") if len(request["messages"][-1]["content"]) == 7 else vllm(path, request)
+    )
+    with pytest.raises(RefusedError) as error:
+        scorer(server, "/classify").score(CONVERSATIONS)
+    assert list(error.value.reasons) == [6]
+    assert "too long" in error.value.reasons[6]
+
+
+def hang(handler: BaseHTTPRequestHandler) -> None:
+    time.sleep(0.6)
+
+
+def half(handler: BaseHTTPRequestHandler) -> None:
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{")
+    handler.close_connection = True
+
+
+BUSY: Answer = (503, {}, b"")
+LATER: Answer = (429, {"Retry-After": "0.2"}, b"")
+
+
+@pytest.mark.parametrize("trouble", [BUSY, LATER, hang, half], ids=["503", "429", "hang", "half"])
+def test_passing_trouble_is_waited_out(server: Server, trouble: Any) -> None:
+    server.first = [trouble, trouble]
+    started = time.monotonic()
+    assert scorer(server).score(CONVERSATIONS) == lengths()
+    assert len(server.requests) == 4
+    assert (time.monotonic() - started > 0.4) >= (trouble is LATER)
+
+
+@pytest.mark.parametrize("trouble", [BUSY, LATER, hang, half], ids=["503", "429", "hang", "half"])
+def test_lasting_trouble_ends_in_an_error(server: Server, trouble: Any) -> None:
+    server.first = [trouble] * 20
+    with pytest.raises(ModelError, match=r"no answer in 3 attempts .*See that the server runs"):
+        scorer(server).score(CONVERSATIONS)
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize("asked", ["3600", formatdate(time.time() + 7200, usegmt=True)], ids=["seconds", "date"])
+def test_a_server_that_asks_for_an_hour_is_given_up(server: Server, asked: str) -> None:
+    server.first = [(503, {"Retry-After": asked}, b"")]
+    with pytest.raises(ModelError, match=r"left alone for \d{4} seconds"):
+        scorer(server).score(CONVERSATIONS)
+
+
+def test_nothing_listens(server: Server) -> None:
+    with pytest.raises(ModelError, match="ConnectError"):
+        RemoteScorer("http://127.0.0.1:9", retries=QUICK).score(CONVERSATIONS)
+
+
+def with_rewards(change: Callable[[list[dict[str, Any]]], Any]) -> Callable[[str, dict[str, Any]], Any]:
+    return lambda path, request: {"model": "a-model", "rewards": change(rewards(request))}
+
+
+WRONG = {
+    "one too few": with_rewards(lambda found: found[1:]),
+    "one too many": with_rewards(lambda found: [*found, found[0]]),
+    "no number": with_rewards(lambda found: [entry | {"reward": "1.0"} for entry in found]),
+    "true": with_rewards(lambda found: [entry | {"reward": True} for entry in found]),
+    "null without a reason": with_rewards(lambda found: [entry | {"reward": None} for entry in found]),
+    "not a number": with_rewards(lambda found: [entry | {"reward": float("nan")} for entry in found]),
+    "infinite": with_rewards(lambda found: [entry | {"reward": float("inf")} for entry in found]),
+    "numbers alone": with_rewards(lambda found: [entry["reward"] for entry in found]),
+    "no rewards": lambda path, request: {"model": "a-model"},
+    "no model": lambda path, request: {"rewards": rewards(request)},
+    "a list": lambda path, request: [],
+    "no JSON": lambda path, request: (200, {}, b"<html>"),
+    "no text": lambda path, request: (200, {}, b"\xff\xfe\x00"),
+}
+
+
+@pytest.mark.parametrize("answer", WRONG.values(), ids=WRONG)
+def test_wrong_answers_are_named(server: Server, answer: Any) -> None:
+    server.answer = answer
+    with pytest.raises(ModelError, match=r"127.0.0.1.* not in its protocol \(.+\)\. Give the address"):
+        scorer(server).score(CONVERSATIONS)
+
+
+def test_a_classifier_of_two_labels_is_no_reward_model(server: Server) -> None:
+    server.answer = lambda path, request: {"model": "m", "data": [{"probs": [0.2, 0.8]}]}
+    with pytest.raises(ModelError, match="one label"):
+        scorer(server, "/classify").score(CONVERSATIONS)
+
+
+def test_a_model_that_changes_midway_is_noticed(server: Server) -> None:
+    found = scorer(server)
+    found.score(CONVERSATIONS)
+    server.answer = lambda path, request: native(path, request) | {"model": "another"}
+    with pytest.raises(ModelError, match="a-model and now as another"):
+        found.score(CONVERSATIONS)
+
+
+@pytest.mark.parametrize(
+    ("status", "remedy"), [(401, API_KEY), (404, "no path is for hafrm"), (500, "log says why"), (302, "status 302")]
+)
+def test_refusals_say_what_to_do(server: Server, status: int, remedy: str) -> None:
+    server.answer = lambda path, request: (status, {"Location": "http://127.0.0.1:9/"}, b"the server's words")
+    with pytest.raises(ModelError, match=f"{remedy}.*the server's words") as error:
+        scorer(server).score(CONVERSATIONS)
+    assert str(status) in str(error.value)
+    assert len(server.requests) == 1
+
+
+def test_the_key_is_sent_and_never_told(server: Server, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    monkeypatch.setenv(API_KEY, KEY)
+    caplog.set_level("DEBUG")
+    assert scorer(server).score(CONVERSATIONS) == lengths()
+    assert server.keys == {f"Bearer {KEY}"}
+    server.answer = lambda path, request: (401, {}, f"no {KEY}".encode())
+    with pytest.raises(ModelError) as error:
+        scorer(server).score(CONVERSATIONS)
+    assert KEY not in str(error.value) + caplog.text
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("http://user:secret@127.0.0.1:1", "neither a user"),
+        ("http://127.0.0.1:1/classify?key=secret", "neither a user"),
+        ("http://127.0.0.1:1/get_reward", "/pooling"),
+        ("http://:80", "/pooling"),
+        ("http://127.0.0.1:port", "no address"),
+        ("http://user:secret@127.0.0.1:port", "no address"),
+    ],
+)
+def test_addresses_that_cannot_be_asked(url: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem) as error:
+        RemoteScorer(url)
+    assert "secret" not in str(error.value)
+
+
+def test_what_only_a_local_model_can_be_told_is_refused(server: Server) -> None:
+    with pytest.raises(ModelError, match="--head"):
+        load_scorer(server.url, head="policy")
+
+
+def test_without_httpx_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "httpx", None)
+    with pytest.raises(MissingExtraError, match=r"hafrm\[serve\]"):
+        RemoteScorer("http://127.0.0.1:1")
+
+
+def test_a_server_is_evaluated_and_scores_files(server: Server, tmp_path: Path, monkeypatch: Any, capfd: Any) -> None:
+    """Two servers side by side; a repeated evaluation asks for the name alone, another model's name scores anew."""
+    monkeypatch.setenv(API_KEY, KEY)
+    rows = tmp_path / "pairs.jsonl"
+    rows.write_text("".join(json.dumps(pair.as_row()) + "\n" for pair in some_pairs(9)))
+    out = tmp_path / "out"
+    command = ["evaluate", server.url, f"{server.url}/v1/rewards", "--data", str(rows), "--out", str(out)]
+    assert main(command) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert results["models"][server.url]["data"][str(rows)]["n"] == 9
+    assert results["models"][server.url]["server"]["model"] == "a-model"
+    assert "fingerprinted" in results["models"][server.url]["server"]["note"]
+    assert len(results["comparisons"]) == 1
+    server.requests.clear()
+    assert main(command) == 0
+    assert [len(request["conversations"]) for request in server.requests] == [1, 1]
+    server.answer = lambda path, request: native(path, request) | {"model": "another"}
+    assert main(command) == 0
+    assert "the server changed since it was scored" in capfd.readouterr().err
+    assert main(["score", server.url, "--data", str(rows), "--out", str(tmp_path / "scored.jsonl")]) == 0
+    first = json.loads((tmp_path / "scored.jsonl").read_text().splitlines()[0])
+    assert first["reward_chosen"] == len(some_pairs(9)[0].chosen[0].content)
+    written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert not any(KEY.encode() in content for content in written)

@@ -1,0 +1,191 @@
+"""Log-ratios of tokens: the stock models' own numbers, over pieces that join to the response's text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from hafrm.encoding import DEFAULT_CHAT_TEMPLATE, ConversationEncoder
+from hafrm.errors import ModelError
+from hafrm.models.loading import load_scorer
+from hafrm.models.scorers import HybridScorer, ScoreOptions
+from hafrm.models.tokens import TokenRatios, lay_over_text
+from hafrm.pairs import Conversation, Message
+from tests.tiny import save_tiny, tiny_tokenizer
+
+TRIMMING = DEFAULT_CHAT_TEMPLATE.replace("message['content']", "message['content'] | trim")
+HARD = [
+    "plain words",
+    "  spaces  around ",
+    "na\u00efve \U0001f469\u200d\U0001f680 \u65e5\u672c",
+    "\u202eright to left",
+    "</s> <s>",
+    "a\n\n\tb",
+    "Assistant: A",
+]
+
+
+def merging_tokenizer(template: str) -> Any:
+    """A byte-level tokenizer with merges, whose post-processor leaves spaces out of the places of tokens."""
+    merges = [("Ġ", "w"), ("Ġw", "o"), ("Ġ", "Ġ"), ("Ċ", "Ċ"), ("a", "i"), ("ð", "Ł"), (":", "Ġ")]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = ["<unk>", "<s>", "</s>", "<pad>", *letters, *("".join(merge) for merge in merges)]
+    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    specials = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=template, **specials)
+
+
+def byte_fallback_tokenizer(template: str) -> Any:
+    """As Llama 2's: a space is U+2581, and characters it does not know become bytes."""
+    tokens = ["<unk>", "<s>", "</s>", "<pad>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"abcdeinorstuwASH:"]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    merges = [("▁", "w"), ("a", "n")]
+    for merge in merges:
+        vocabulary["".join(merge)] = len(vocabulary)
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    specials = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=template, **specials)
+
+
+def plain_tokenizer(template: str) -> Any:
+    return tiny_tokenizer(template=template)
+
+
+TOKENIZERS = [
+    make(template)
+    for make in (plain_tokenizer, merging_tokenizer, byte_fallback_tokenizer)
+    for template in (DEFAULT_CHAT_TEMPLATE, TRIMMING)
+]
+
+
+def laid(tokenizer: Any, conversation: Conversation, limit: int = 10**6) -> tuple[TokenRatios | None, list[float]]:
+    """The pieces where each token's number is one larger than that of the one before it, and these numbers."""
+    encoder = ConversationEncoder(tokenizer, limit, "truncate")
+    group = encoder.encode(conversation.prompt, [conversation.response])
+    values = [float(number) for number in range(1, len(group.responses[0]) + 1)]
+    return lay_over_text(tokenizer, conversation, len(group.prompt), group.responses[0], values), values
+
+
+def joined(ratios: TokenRatios) -> list[str]:
+    return ["".join(text for text, _ in pieces) for pieces in ratios.turns]
+
+
+def numbers(ratios: TokenRatios) -> list[float]:
+    return [value for pieces in ratios.turns for _, value in pieces if value is not None]
+
+
+def check(tokenizer: Any, text: str) -> None:
+    ratios, values = laid(tokenizer, Conversation.of("What?", text))
+    assert ratios is not None
+    assert joined(ratios) == [text]
+    assert all(piece for pieces in ratios.turns for piece, _ in pieces)
+    assert sum(numbers(ratios)) + ratios.template == pytest.approx(sum(values))
+    assert all(value is not None for piece, value in ratios.turns[0] if piece.strip())
+
+
+@pytest.mark.parametrize("text", HARD)
+@pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=range(len(TOKENIZERS)))
+def test_pieces_join_to_the_text(tokenizer: Any, text: str) -> None:
+    check(tokenizer, text)
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=range(len(TOKENIZERS)))
+@given(text=st.text(st.characters(codec="utf-8"), min_size=1, max_size=12).filter(str.strip))
+def test_pieces_join_to_any_text(tokenizer: Any, text: str) -> None:
+    check(tokenizer, text)
+
+
+def test_a_piece_has_the_number_of_its_token() -> None:
+    """Byte by byte: "a" is one token, the two bytes of "ï" add up; the space before and the end are the template's."""
+    ratios, values = laid(TOKENIZERS[0], Conversation.of("What?", "aïb"))
+    assert ratios is not None
+    assert ratios.turns == ((("a", 2.0), ("ï", 3.0 + 4.0), ("b", 5.0)),)
+    assert values == [1, 2, 3, 4, 5, 6]
+    assert ratios.template == 1 + 6
+
+
+def test_a_token_across_the_border_counts_for_the_text() -> None:
+    ratios, _ = laid(TOKENIZERS[2], Conversation.of("What?", " word"))  # ": " and " wo" are tokens there
+    assert ratios is not None
+    assert [text for text, _ in ratios.turns[0]] == [" wo", "r", "d"]
+
+
+def test_what_was_cut_off_has_no_number() -> None:
+    ratios, values = laid(TOKENIZERS[0], Conversation.of("W", "abcdef"), limit=24)
+    assert ratios is not None
+    assert joined(ratios) == ["abcdef"]
+    assert ratios.turns[0][-1] == ("abcdef"[len(values) - 1 :], None)
+    assert len(values) < 6
+
+
+def test_every_message_of_a_response_has_its_pieces() -> None:
+    response = (Message("assistant", "a"), Message("user", "an a"), Message("assistant", "a n"))
+    ratios, values = laid(TOKENIZERS[0], Conversation((Message("user", "a"),), response))
+    assert ratios is not None
+    assert joined(ratios) == ["a", "an a", "a n"]
+    assert sum(numbers(ratios)) + ratios.template == sum(values)
+    assert ratios.turns[0] == (("a", 2.0),)
+
+
+def test_a_template_that_changes_texts_has_no_pieces() -> None:
+    shouting = tiny_tokenizer(
+        template=DEFAULT_CHAT_TEMPLATE.replace("message['content']", "message['content'] | upper")
+    )
+    assert laid(shouting, Conversation.of("What?", "words"))[0] is None
+
+
+@pytest.fixture(scope="module")
+def models_on_disk(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    folder = tmp_path_factory.mktemp("models")
+    return str(save_tiny(folder / "policy", seed=1)), str(save_tiny(folder / "base", seed=2))
+
+
+def stock_log_ratios(policy: str, base: str, conversation: Conversation) -> torch.Tensor:
+    """Log-ratios of all tokens but the first by stock transformers alone."""
+    messages = [message.as_dict() for message in (*conversation.prompt, *conversation.response)]
+    ids = AutoTokenizer.from_pretrained(policy).apply_chat_template(messages, return_dict=False, return_tensors="pt")
+    both = [AutoModelForCausalLM.from_pretrained(name).eval()(ids).logits[0, :-1] for name in (policy, base)]
+    ours, reference = (logits.log_softmax(-1).gather(-1, ids[0, 1:, None]).squeeze(-1) for logits in both)
+    return ours - reference
+
+
+@pytest.mark.parametrize("layout", ["auto", "padded"])
+@torch.no_grad()
+def test_log_ratios_are_the_stock_models_own(layout: Any, models_on_disk: tuple[str, str]) -> None:
+    policy, base = models_on_disk
+    scorer = load_scorer(policy, head="policy", reference=base, options=ScoreOptions(layout=layout, batch_size=3))
+    assert isinstance(scorer, HybridScorer)
+    conversations = [Conversation.of("Why? " * (1 + i % 2), f"word {i} " * (i + 1)) for i in range(5)]
+    conversations.append(Conversation.of("Why?", "x" * 2000))
+    found = scorer.token_log_ratios(conversations)
+    assert found.pop() is None
+    rewards = scorer.score(conversations[:-1])
+    for ratios, conversation, reward in zip(found, conversations[:-1], rewards, strict=True):
+        assert ratios is not None
+        expected = stock_log_ratios(policy, base, conversation)
+        text = conversation.response[0].content
+        end = len(expected) - 1  # the last token ends the turn
+        np.testing.assert_allclose(numbers(ratios), expected[end - len(text) : end], rtol=0, atol=1e-4)
+        assert [piece for piece, _ in ratios.turns[0]] == list(text)
+        assert 0.1 * (sum(numbers(ratios)) + ratios.template) == pytest.approx(reward, abs=1e-4)
+
+
+def test_there_are_none_without_a_reference(models_on_disk: tuple[str, str], tmp_path: Path) -> None:
+    policy, base = models_on_disk
+    scorer = load_scorer(policy, head="policy", reference=base)
+    assert isinstance(scorer, HybridScorer)
+    scorer.reference = None
+    with pytest.raises(ModelError, match="--reference"):
+        scorer.token_log_ratios([Conversation.of("a", "b")])

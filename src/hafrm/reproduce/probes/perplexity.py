@@ -80,7 +80,8 @@ def _score_model(
     scores: list[list[PairScore]] = []
     for name, pair_set in sets.items():
         depends_on = identity | {"the pairs": " ".join(report.sha256 for report in pair_set.reports)}
-        part = Part(
+        ids = [pair.id for pair in pair_set.pairs]
+        part = Part(Path(config.out) / "perplexity", model, name, depends_on, ids, PairScore)
             Path(config.out) / "perplexity", model, name, depends_on, [pair.id for pair in pair_set.pairs], PairScore
         )
         on_bad_row = config.data_options.on_bad_row

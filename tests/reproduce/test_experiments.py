@@ -63,7 +63,7 @@ def test_experiments_share_their_runs(tiny_world: Path, tmp_path: Path, capfd: p
     assert len(after) == 9
     assert after.items() > runs.items()
     capfd.readouterr()
-    assert main(["reproduce", "table2", "--out", str(tmp_path), *TINY, "--dry_run", "true"]) == 0
+    assert main(["reproduce", "table2", "--out", str(tmp_path), *TINY, "--dry_run"]) == 0
     printed_plan = capfd.readouterr().out
     assert "6 training runs, of which 6 are finished" in printed_plan
     assert printed_plan.count("[finished]") == 8
@@ -82,7 +82,7 @@ def test_figure_6_draws_every_ratio(tiny_world: Path, tmp_path: Path) -> None:
 
 
 def test_several_seeds_on_another_backbone(tiny_world: Path, tmp_path: Path) -> None:
-    results = reproduce("table2", tmp_path, "--seeds", "[0, 1]", "--backbones", "base", "--sets", "BS")
+    results = reproduce("table2", tmp_path, "--seeds", "0", "1", "--backbones", "base", "--sets", "BS")
     assert list(results["accuracy"]) == ["base"]
     assert len(results["accuracy"]["base"]["BS"]["dpo"]["by_seed"]) == 2
     assert all(len(each["by_seed"]) == 2 for each in results["relations"])
@@ -119,8 +119,7 @@ def test_a_killed_reproduction_goes_on(
     ("words", "message"),
     [
         (["--steps", "0"], "steps must be at least 1"),
-        (["--seeds", "[]"], "seeds: name at least one"),
-        (["--seeds", "[1, 1]"], "names one twice"),
+        (["--seeds", "1", "1"], "names one twice"),
         (["--sets", "Sums"], "Sums is none of Helpful"),
         (["--backbones", "phi-2"], "the scale world has no phi-2"),
         (["--backbone", "x"], "backbone has no effect at scale world"),

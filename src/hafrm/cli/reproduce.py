@@ -84,8 +84,6 @@ class ReproduceConfig:
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise ConfigError(f"{name}: {', '.join(map(str, values))} names one twice.")
-        if not self.seeds:
-            raise ConfigError("seeds: name at least one.")
         if self.scale != "small":
             for name in ("backbone", "data_folder"):
                 if getattr(self, name) is not None:
@@ -98,7 +96,7 @@ class ReproduceConfig:
 
 def parser() -> ArgumentParser:
     """The command's options."""
-    made = command_parser(ReproduceConfig, positional="name", lists=("backbones", "sets"))
+    made = command_parser(ReproduceConfig, positional="name", lists=("seeds", "backbones", "sets"), flags=("dry_run",))
     made.epilog = "names: " + "; ".join(f"{name}: {each.summary}" for name, each in EXPERIMENTS.items())
     return made
 

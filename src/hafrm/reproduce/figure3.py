@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from hafrm.errors import ConfigError
 from hafrm.report.wording import points
 from hafrm.reproduce.figures import accuracy_bars
 from hafrm.reproduce.findings import Findings, Table
-from hafrm.reproduce.measures import AVERAGE, average_relation, measure, relation
+from hafrm.reproduce.measures import AVERAGE, RIVALS, Relation, SetTable, as_json, average_relation, measure, relation
 from hafrm.reproduce.plans import Job, Plan, comparison_plan
 from hafrm.reproduce.table2 import LEGEND, METHOD_NAMES, accuracy_rows, group_of, intro, own_cells, scale_notes
 from hafrm.reproduce.table2 import plan as single_sets
@@ -29,27 +31,14 @@ def find(job: Job) -> Findings:
     """Accuracies after mixed training, beside those of single training; relations, and bars."""
     mixed = {backbone: measure(job, job.sets, job.sets, backbone=backbone) for backbone in job.backbones}
     single = {backbone: own_cells(job, backbone) for backbone in job.backbones}
-    relations = []
-    for backbone, table in mixed.items():
-        for over in ("baseline", "dpo"):
-            each = [
-                relation(row, over, backbone=backbone, trained_on="mixture", tested_on=name)
-                for name, row in table.items()
-            ]
-            relations += [*each, average_relation(each)]
     return Findings(
         title="Figure 3: training on a mixture of all sets",
         intro=intro(job, "One model a method, trained on an even mixture and tested on each set."),
         results={
             "scale": job.scale.name,
             "seeds": list(job.seeds),
-            **{
-                kind: {
-                    backbone: {name: {m: cell.as_dict() for m, cell in row.items()} for name, row in table.items()}
-                    for backbone, table in tables.items()
-                }
-                for kind, tables in (("mixed", mixed), ("single", single))
-            },
+            "mixed": {backbone: as_json(table) for backbone, table in mixed.items()},
+            "single": {backbone: as_json(table) for backbone, table in single.items()},
         },
         tables=(
             Table(
@@ -57,21 +46,7 @@ def find(job: Job) -> Findings:
                 ("accuracy, %", *job.sets, AVERAGE),
                 tuple(row for backbone, table in mixed.items() for row in accuracy_rows(backbone, table)),
             ),
-            Table(
-                "Mixed less single training, points",
-                ("", *job.sets),
-                tuple(
-                    (
-                        f"{METHOD_NAMES[method]} ({backbone})",
-                        *(
-                            points(mixed[backbone][name][method].accuracy - single[backbone][name][method].accuracy)
-                            for name in job.sets
-                        ),
-                    )
-                    for backbone in job.backbones
-                    for method in METHOD_NAMES
-                ),
-            ),
+            _changes(job, mixed, single),
         ),
         figures={
             f"figure3-{backbone}": accuracy_bars(
@@ -81,7 +56,7 @@ def find(job: Job) -> Findings:
             )
             for backbone, table in mixed.items()
         },
-        relations=tuple(relations),
+        relations=tuple(each for backbone, table in mixed.items() for each in _relations(backbone, table)),
         notes=(
             "The paper's Figure 3 prints no numbers, so there is nothing to set ours beside. It says that HAF is best "
             "overall, and that DPO falls most on CA and Helpful.",
@@ -89,3 +64,26 @@ def find(job: Job) -> Findings:
             *scale_notes(job),
         ),
     )
+
+
+def _changes(job: Job, mixed: Mapping[str, SetTable], single: Mapping[str, SetTable]) -> Table:
+    """What a set's accuracy loses or gains by mixed training."""
+    rows = tuple(
+        (
+            f"{label} ({backbone})",
+            *(points(table[name][method].accuracy - single[backbone][name][method].accuracy) for name in job.sets),
+        )
+        for backbone, table in mixed.items()
+        for method, label in METHOD_NAMES.items()
+    )
+    return Table("Mixed less single training, points", ("", *job.sets), rows)
+
+
+def _relations(backbone: str, table: SetTable) -> list[Relation]:
+    found: list[Relation] = []
+    for over in RIVALS:
+        each = [
+            relation(row, over, backbone=backbone, trained_on="mixture", tested_on=name) for name, row in table.items()
+        ]
+        found += [*each, average_relation(each)]
+    return found

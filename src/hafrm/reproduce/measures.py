@@ -23,12 +23,26 @@ from hafrm.reproduce.plans import ALL_METHODS, Evaluation, Job
 from hafrm.stats import accuracy, bootstrap_interval, hits, paired_bootstrap
 from hafrm.training.config import Method
 
-__all__ = ["AVERAGE", "Measured", "Relation", "SetTable", "average_of", "average_relation", "measure", "relation"]
+__all__ = [
+    "AVERAGE",
+    "RIVALS",
+    "Measured",
+    "Relation",
+    "SetTable",
+    "as_json",
+    "average_of",
+    "average_relation",
+    "measure",
+    "relation",
+]
 
 AVERAGE = "Avg"
 """What the mean over data sets is called, as in the paper's tables."""
 
 Rival = Literal["baseline", "dpo"]
+
+RIVALS: tuple[Rival, ...] = ("baseline", "dpo")
+"""What HAF is compared with."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +147,11 @@ def measure(job: Job, trained_on: tuple[str, ...], tested_on: tuple[str, ...], *
         }
         for name in tested_on
     }
+
+
+def as_json(table: SetTable) -> dict[str, dict[Method, dict[str, Any]]]:
+    """Measurements for `results.json`."""
+    return {name: {method: cell.as_dict() for method, cell in row.items()} for name, row in table.items()}
 
 
 def _cells(evaluation: Evaluation, job: Job) -> dict[tuple[str, str], list[PairScore]]:

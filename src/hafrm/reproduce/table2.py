@@ -10,9 +10,11 @@ from hafrm.reproduce.figures import Bar, BarGroup, accuracy_bars
 from hafrm.reproduce.findings import Cell, Findings, Table, ranked
 from hafrm.reproduce.measures import (
     AVERAGE,
+    RIVALS,
     Measured,
     Relation,
     SetTable,
+    as_json,
     average_of,
     average_relation,
     measure,
@@ -56,10 +58,7 @@ def find(job: Job) -> Findings:
         results={
             "scale": job.scale.name,
             "seeds": list(job.seeds),
-            "accuracy": {
-                backbone: {name: {m: cell.as_dict() for m, cell in row.items()} for name, row in table.items()}
-                for backbone, table in cells.items()
-            },
+            "accuracy": {backbone: as_json(table) for backbone, table in cells.items()},
         },
         tables=(_ours(job, cells), _papers()),
         figures={
@@ -153,7 +152,7 @@ def _papers() -> Table:
 def _relations(job: Job, backbone: str, table: SetTable) -> Sequence[Relation]:
     printed = _printed(job.scale.backbone(backbone).paper_name)
     found: list[Relation] = []
-    for over in ("baseline", "dpo"):
+    for over in RIVALS:
         each = [
             relation(row, over, backbone=backbone, trained_on=name, tested_on=name, paper=_gain(printed, over, name))
             for name, row in table.items()

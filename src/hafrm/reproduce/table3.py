@@ -10,7 +10,17 @@ from markupsafe import Markup
 from hafrm.reproduce import paper
 from hafrm.reproduce.external import require_section_scorer
 from hafrm.reproduce.findings import Cell, Findings, Table
-from hafrm.reproduce.measures import AVERAGE, Relation, SetTable, average_of, average_relation, measure, relation
+from hafrm.reproduce.measures import (
+    AVERAGE,
+    RIVALS,
+    Relation,
+    SetTable,
+    as_json,
+    average_of,
+    average_relation,
+    measure,
+    relation,
+)
 from hafrm.reproduce.plans import ALL_METHODS, Job, Plan, comparison_plan
 from hafrm.reproduce.table2 import intro, scale_notes
 from hafrm.training.config import Method
@@ -53,13 +63,7 @@ def find(job: Job) -> Findings:
             "scale": job.scale.name,
             "seeds": list(job.seeds),
             "internal": {
-                backbone: {
-                    trained: {
-                        tested: {method: cell.as_dict() for method, cell in row.items()}
-                        for tested, row in table.items()
-                    }
-                    for trained, table in tables.items()
-                }
+                backbone: {trained: as_json(table) for trained, table in tables.items()}
                 for backbone, tables in cells.items()
             },
             "external": external,
@@ -133,7 +137,7 @@ def _relations(job: Job, backbone: str, tables: Mapping[str, SetTable]) -> list[
         (job.scale.backbone(backbone).paper_name or "", "internal")
     )
     found = []
-    for over in ("baseline", "dpo"):
+    for over in RIVALS:
         means = []
         for trained, table in tables.items():
             each = [

@@ -24,6 +24,7 @@ COMMANDS = {
     "score": "JSON lines in, rewards out",
     "export": "pure reward/ and policy/ checkpoints that other programs load",
     "data": "list, show and check data sets",
+    "reproduce": "a table or figure of the paper: table2, figure3, table3, figure6",
 }
 
 STOPPED = {
@@ -33,6 +34,7 @@ STOPPED = {
     "score": "no --out file was written, and the same command begins again",
     "export": "no folder was left half written, and the same command begins again",
     "data": "nothing was changed",
+    "reproduce": "the same command goes on where it stopped",
 }
 """What Ctrl-C leaves of a command's work."""
 

@@ -18,6 +18,7 @@ from hafrm.data import DataOptions
 from hafrm.errors import ConfigError
 from hafrm.evaluation.run import EvaluateConfig
 from hafrm.models.checkpoints import RunInfo
+from hafrm.reproduce.scales import MIXED_PAIRS, WORLD_MAX_LENGTH, world_training
 from hafrm.training.config import Method, TrainConfig
 from hafrm.training.manifest import changed_options, is_finished, read_manifest
 from hafrm.training.run import train
@@ -25,11 +26,7 @@ from hafrm.world import WORLD_SETS, world_backbone
 
 __all__ = ["DemoConfig", "parser", "run"]
 
-MAX_LENGTH = 256
-"""The backbone's context; the world's texts are far shorter."""
-
-TRAIN_PAIRS, VALIDATION_PAIRS = 800, 80
-"""Pairs of each of the five sets."""
+MAX_LENGTH = WORLD_MAX_LENGTH
 
 _INTRO = (
     "A simulated world of questions, lists, rewritings, refusals and small talk. Annotators prefer answers by hidden "
@@ -103,19 +100,12 @@ def _require_same_demo(config: TrainConfig) -> None:
 def _training(config: DemoConfig, backbone: str, method: Method, folder: Path) -> TrainConfig:
     return TrainConfig(
         model=backbone,
-        data=[f"world/{name}[:{TRAIN_PAIRS}]" for name in WORLD_SETS],
-        eval_data=[f"world/{name}[:{VALIDATION_PAIRS}]" for name in WORLD_SETS],
+        data=[f"world/{name}[:{MIXED_PAIRS['train']}]" for name in WORLD_SETS],
+        eval_data=[f"world/{name}[:{MIXED_PAIRS['validation']}]" for name in WORLD_SETS],
         method=method,
         out=str(folder),
         data_options=DataOptions(max_length=MAX_LENGTH),
-        # So small a model takes a larger rate than the paper's 1e-5; the same for all three.
-        training={
-            "max_steps": config.steps,
-            "learning_rate": 5e-4,
-            "seed": config.seed,
-            "eval_steps": 60,
-            "save_steps": 60,
-        },
+        training={**world_training(config.steps), "seed": config.seed},
     )
 
 

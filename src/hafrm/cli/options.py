@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from docstring_parser import parse_from_object
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ActionYesNo, ArgumentParser, Namespace, set_parsing_settings
 
 __all__ = ["command_parser", "options_of"]
 
@@ -16,26 +16,34 @@ Options = TypeVar("Options")
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
-def command_parser(options: type[Any], *, positional: str | None = None, lists: Sequence[str] = ()) -> ArgumentParser:
+def command_parser(
+    options: type[Any], *, positional: str | None = None, lists: Sequence[str] = (), flags: Sequence[str] = ()
+) -> ArgumentParser:
     """A parser for a command whose options are a dataclass.
 
     Args:
         options: The dataclass.
         positional: The field that comes first on the command line without a name.
         lists: Fields that take several values: `--data A B`.
+        flags: Fields that a bare `--name` sets.
     """
     parser = ArgumentParser(description=options.__doc__)
     parser.add_argument("--config", action="config", help="Read options from a YAML file; later options override it.")
     docs = {item.arg_name: item.description or "" for item in parse_from_object(options).params}
     by_name = {field.name: field for field in fields(options)}
+    hints = get_type_hints(options)
     if positional:
         parser.add_argument(positional, nargs="+" if positional in lists else None, help=docs.get(positional))
     for name in (name for name in lists if name != positional):
+        (kind,) = get_args(hints[name])
         if _required(by_name[name]):
-            parser.add_argument(f"--{name}", nargs="+", required=True, help=docs.get(name))
+            parser.add_argument(f"--{name}", nargs="+", type=kind, required=True, help=docs.get(name))
         else:
-            parser.add_argument(f"--{name}", nargs="+", default=[], help=docs.get(name))
-    parser.add_class_arguments(options, skip={*lists, *([positional] if positional else [])})
+            default = by_name[name].default_factory()  # type: ignore[operator]
+            parser.add_argument(f"--{name}", nargs="+", type=kind, default=default, help=docs.get(name))
+    for name in flags:
+        parser.add_argument(f"--{name}", action=ActionYesNo(no_prefix=""), default=False, help=docs.get(name))
+    parser.add_class_arguments(options, skip={*lists, *flags, *([positional] if positional else [])})
     return parser
 
 

@@ -1,0 +1,135 @@
+"""What an experiment found, and how it is written: `results.json`, `table.md`, a picture a figure, and one page.
+
+Knows tables of marked-up cells, relations, figures and notes. Knows no experiment.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from hafrm import atomic
+from hafrm.report.wording import interval, points, visible
+from hafrm.reproduce.figures import figure_style, standalone
+from hafrm.reproduce.measures import Relation
+
+__all__ = ["Findings", "Table", "ranked", "relation_table", "write_findings"]
+
+Cell = str | Markup
+"""Plain text, or inline markup that Markdown and HTML both read: b, u, sup, sub, small."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; its first column names the rows."""
+
+    title: str
+    header: tuple[Cell, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """All that an experiment says."""
+
+    title: str
+    intro: str
+    """What was run, in plain words."""
+    results: Mapping[str, Any]
+    """For `results.json`, beside the relations and notes."""
+    tables: tuple[Table, ...]
+    """Ours, then the paper's."""
+    figures: Mapping[str, Markup] = field(default_factory=dict)
+    """By file name without its end."""
+    relations: tuple[Relation, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def write_findings(findings: Findings, folder: Path) -> Path:
+    """Write an experiment's files into its folder.
+
+    Returns:
+        The page's path.
+    """
+    tables = _all_tables(findings)
+    for name, svg in findings.figures.items():
+        atomic.write_text(folder / f"{name}.svg", standalone(svg))
+    atomic.write_text(folder / "table.md", _markdown(findings, tables))
+    atomic.write_text(folder / "index.html", _page(findings, tables))
+    relations = [each.as_dict() for each in findings.relations]
+    results = {"title": findings.title, **findings.results, "relations": relations, "notes": list(findings.notes)}
+    atomic.write_json(folder / "results.json", results)
+    return folder / "index.html"
+
+
+def ranked(values: Sequence[float | None], words: Sequence[str]) -> list[Cell]:
+    """The words, the best value's in bold and the second's underlined, as in the paper's tables; ties share a mark."""
+    order = sorted({value for value in values if value is not None}, reverse=True)
+    marks = dict(zip(order, ("b", "u"), strict=False))
+    return [
+        Markup("<{0}>{1}</{0}>").format(Markup(marks[value]), word) if value is not None and value in marks else word
+        for value, word in zip(values, words, strict=True)
+    ]
+
+
+def relation_table(relations: Sequence[Relation]) -> Table:
+    """Whether HAF is ahead, with intervals over prompts, the seeds' spread, and the paper's difference beside."""
+    several = any(each.spread is not None for each in relations)
+    printed = any(each.paper is not None for each in relations)
+    header = ["HAF above", "trained on", "tested on", "points, 95% interval", "HAF is"]
+    header += ["by seed"] * several + ["paper"] * printed
+    rows = []
+    for each in relations:
+        row = [
+            f"{'the baseline' if each.over == 'baseline' else 'DPO'} ({each.backbone})",
+            each.trained_on,
+            each.tested_on,
+            f"{points(each.difference)} {interval(each.ci95, points)}".strip(),
+            each.verdict,
+        ]
+        row += [", ".join(map(points, each.by_seed)) + f" (sd {100 * (each.spread or 0):.1f})"] * several
+        row += ["–" if each.paper is None else points(each.paper)] * printed
+        rows.append(tuple(row))
+    return Table("Is HAF ahead?", tuple(header), tuple(rows))
+
+
+def _all_tables(findings: Findings) -> tuple[Table, ...]:
+    return (*findings.tables, *((relation_table(findings.relations),) if findings.relations else ()))
+
+
+def _markdown(findings: Findings, tables: Sequence[Table]) -> str:
+    parts = [f"# {findings.title}\n", f"{findings.intro}\n"]
+    parts += [f"![{name}]({name}.svg)\n" for name in findings.figures]
+    for table in tables:
+        lines = [table.header, ("---",) * len(table.header), *table.rows]
+        parts.append(f"## {table.title}\n\n" + "".join(f"| {' | '.join(map(_md_cell, line))} |\n" for line in lines))
+    if findings.notes:
+        parts.append("## Notes\n\n" + "".join(f"- {note}\n" for note in findings.notes))
+    return "\n".join(parts)
+
+
+def _md_cell(cell: Cell) -> str:
+    return re.sub(r"\s*\n\s*", " ", str(cell if isinstance(cell, Markup) else escape(cell))).replace("|", "\\|")
+
+
+def _page(findings: Findings, tables: Sequence[Table]) -> str:
+    environment = Environment(
+        loader=PackageLoader("hafrm", "reproduce"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["visible"] = visible
+    style = figure_style()
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
+    return environment.get_template("page.html.j2").render(findings=findings, tables=tables, style=style, policy=policy)

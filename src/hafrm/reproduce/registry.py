@@ -1,0 +1,31 @@
+"""The experiments by name: what each needs, and what it says. A further one is one line in `EXPERIMENTS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from hafrm.reproduce import figure3, figure6, table2, table3
+from hafrm.reproduce.findings import Findings
+from hafrm.reproduce.plans import Job, Plan
+
+__all__ = ["EXPERIMENTS", "Experiment"]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A table or figure of the paper."""
+
+    summary: str
+    plan: Callable[[Job], Plan]
+    """What must be trained and evaluated; cheap, and refuses what the job can't do."""
+    find: Callable[[Job], Findings]
+    """What it says, once its plan is done."""
+
+
+EXPERIMENTS: Mapping[str, Experiment] = {
+    "table2": Experiment("accuracy in domain, five sets by three methods", table2.plan, table2.find),
+    "figure3": Experiment("training on a mixture of all sets", figure3.plan, figure3.find),
+    "table3": Experiment("accuracy on sets that were not trained on", table3.plan, table3.find),
+    "figure6": Experiment("a sweep of the policy loss's weight", figure6.plan, figure6.find),
+}

@@ -1,0 +1,247 @@
+"""Scales: on which backbones, pairs and training options an experiment runs.
+
+`world` is the simulated world with the project's own small backbones; `small` a backbone and a folder of files of the
+user's; `paper` the paper's models, published sets and settings (section 3, Table 5, Appendix A). A scale knows the
+paper's names of the five sets and where their pairs are. It loads nothing until it is asked for a model or a mixture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from hafrm.errors import ConfigError
+from hafrm.models.lora import LoraOptions
+from hafrm.reproduce.paper import SETS
+from hafrm.training.config import Method
+from hafrm.world import world_backbone
+
+__all__ = [
+    "MIXED_PAIRS",
+    "WORLD_MAX_LENGTH",
+    "Backbone",
+    "Overrides",
+    "Scale",
+    "ScaleName",
+    "SetFiles",
+    "paper_scale",
+    "small_scale",
+    "world_scale",
+    "world_training",
+]
+
+ScaleName = Literal["world", "small", "paper"]
+
+WORLD_MAX_LENGTH = 256
+"""The context of the world's backbones, in tokens; its texts are far shorter."""
+
+MIXED_PAIRS = {"train": 800, "validation": 80}
+"""Pairs of each set in the world's mixture, as in the demo."""
+
+_WORLD_NAMES = {"Helpful": "helpful", "Harmless": "harmless", "CA": "arena", "BS": "safe", "AHP": "human-pref"}
+_HUB_NAMES = {
+    "Helpful": "hh-helpful",
+    "Harmless": "hh-harmless",
+    "CA": "chatbot-arena",
+    "BS": "beaver-safe",
+    "AHP": "alpaca-human-pref",
+}
+_FILE_NAMES = {
+    "Helpful": "qa_eval",
+    "Harmless": "hh_harmless",
+    "CA": "arguments",
+    "BS": "pku_safe",
+    "AHP": "alpaca_gpt4",
+}
+"""Which file stands for which of the paper's sets."""
+
+_PHI_LR, _MISTRAL_LR = 1e-5, 3e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetFiles:
+    """The data names of one set's three splits."""
+
+    train: str
+    validation: str
+    test: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbone:
+    """A model to start from, and how it is trained."""
+
+    name: str
+    """What the command line calls it."""
+    paper_name: str | None
+    """The backbone of the paper that its numbers stand beside; None where there is none."""
+    model: Callable[[], str]
+    """The folder or hub id; may train a small model first."""
+    shown: str
+    """The model as a plan prints it, without making it."""
+    lora: LoraOptions = field(default_factory=LoraOptions)
+    learning_rates: Mapping[Method, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overrides:
+    """What a user may set on top of a scale."""
+
+    steps: int | None = None
+    learning_rate: float | None = None
+    max_length: int | None = None
+    early_stopping: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """Everything of an experiment that is not its design."""
+
+    name: ScaleName
+    backbones: Mapping[str, Backbone]
+    sets: Mapping[str, SetFiles]
+    """By the paper's names."""
+    training: Mapping[str, Any]
+    """Fields of TrainingArguments that all runs share, without learning rate and seed."""
+    max_length: int
+    early_stopping: int = 0
+    mixed: Mapping[str, int] | None = None
+    """Pairs of each set in a mixture, by split, where data names can be cut; None: an even sample is written."""
+
+    def backbone(self, name: str | None = None) -> Backbone:
+        """A backbone by name; by default the first.
+
+        Raises:
+            ConfigError: the scale has none of that name.
+        """
+        name = name or next(iter(self.backbones))
+        if name not in self.backbones:
+            known = ", ".join(self.backbones)
+            raise ConfigError(f"backbones: the scale {self.name} has no {name}, only {known}.")
+        return self.backbones[name]
+
+
+def world_training(steps: int) -> dict[str, Any]:
+    """The world's training options. So small a model takes a larger rate than the paper's, the same for all methods."""
+    return {"max_steps": steps, "learning_rate": 5e-4, "eval_steps": 60, "save_steps": 60}
+
+
+def world_scale(overrides: Overrides) -> Scale:
+    """The simulated world: 2,000 training pairs a set, 240 steps of 16 pairs."""
+    training = world_training(overrides.steps or 240)
+    rate = overrides.learning_rate or training.pop("learning_rate")
+    training.pop("learning_rate", None)
+    backbones = [
+        Backbone(
+            name=kind,
+            paper_name=paper_name,
+            model=lambda kind=kind: str(world_backbone(kind)),  # type: ignore[misc]
+            shown=f"world_backbone({kind!r})",
+            learning_rates=dict.fromkeys(get_args(Method), rate),
+        )
+        for kind, paper_name in (("instruct", "Mistral"), ("base", "Mistral-base"))
+    ]
+    return Scale(
+        name="world",
+        backbones={each.name: each for each in backbones},
+        sets={
+            name: SetFiles(**dict.fromkeys(("train", "validation", "test"), f"world/{ours}"))
+            for name, ours in _WORLD_NAMES.items()
+        },
+        training=training,
+        max_length=overrides.max_length or WORLD_MAX_LENGTH,
+        early_stopping=overrides.early_stopping,
+        mixed=MIXED_PAIRS,
+    )
+
+
+def small_scale(overrides: Overrides, *, backbone: str | None, data_folder: str | None) -> Scale:
+    """A user's backbone on a user's files, NAME-train.jsonl.gz and so on for the names in `_FILE_NAMES`.
+
+    Raises:
+        ConfigError: backbone or folder is not given, or a file is missing.
+    """
+    if backbone is None or data_folder is None:
+        raise ConfigError("scale: small needs --backbone FOLDER and --data_folder FOLDER.")
+    sets = {name: _files(Path(data_folder), ours) for name, ours in _FILE_NAMES.items()}
+    rates = dict.fromkeys(get_args(Method), overrides.learning_rate or 5e-5)
+    name = Path(backbone).name
+    own = Backbone(name=name, paper_name=None, model=lambda: backbone, shown=backbone, learning_rates=rates)
+    return Scale(
+        name="small",
+        backbones={name: own},
+        sets=sets,
+        training={"max_steps": overrides.steps or 600},
+        max_length=overrides.max_length or 512,
+        early_stopping=overrides.early_stopping,
+    )
+
+
+def _named(name: str) -> SetFiles:
+    """A named set, whose one name has all three splits."""
+    return SetFiles(train=name, validation=name, test=name)
+
+
+def _files(folder: Path, name: str) -> SetFiles:
+    found = {}
+    for split in ("train", "validation", "test"):
+        path = folder / f"{name}-{split}.jsonl.gz"
+        plain = path.with_suffix("")
+        found[split] = str(path if path.exists() or not plain.exists() else plain)
+        if not Path(found[split]).exists():
+            raise ConfigError(
+                f"data_folder: {path} is missing. The folder needs NAME-train, -validation and -test "
+                f"(.jsonl or .jsonl.gz) for {', '.join(_FILE_NAMES.values())}."
+            )
+    return SetFiles(**found)
+
+
+def paper_scale(overrides: Overrides) -> Scale:
+    """The paper's: three models, five published sets, 3200 steps of 16 pairs; LoRA for the 7B models."""
+    lora = LoraOptions(rank=64, alpha=16)
+    slow, fast = (dict.fromkeys(get_args(Method), rate) for rate in (_PHI_LR, _MISTRAL_LR))
+    described = (
+        ("phi-2", "Phi-2", "microsoft/phi-2", LoraOptions(), slow),
+        ("mistral-base", "Mistral-base", "mistralai/Mistral-7B-v0.3", lora, fast),
+        # Appendix A: this backbone's baseline has the lower rate.
+        ("mistral-instruct", "Mistral", "mistralai/Mistral-7B-Instruct-v0.2", lora, fast | {"baseline": _PHI_LR}),
+    )
+    backbones = {
+        name: Backbone(
+            name=name,
+            paper_name=paper_name,
+            model=lambda model=model: model,  # type: ignore[misc]
+            shown=model,
+            lora=options,
+            learning_rates=dict.fromkeys(rates, overrides.learning_rate) if overrides.learning_rate else rates,
+        )
+        for name, paper_name, model, options, rates in described
+    }
+    return Scale(
+        name="paper",
+        backbones=backbones,
+        sets={
+            name: SetFiles(**dict.fromkeys(("train", "validation", "test"), ours)) for name, ours in _HUB_NAMES.items()
+        },
+        training={
+            "max_steps": overrides.steps or 3200,
+            "per_device_train_batch_size": 16,
+            "activation_checkpointing": True,
+        },
+        max_length=overrides.max_length or 512,
+        early_stopping=overrides.early_stopping,
+    )
+
+
+def in_paper_order(names: Sequence[str]) -> tuple[str, ...]:
+    """The paper's data sets among `names`, in Table 2's order.
+
+    Raises:
+        ConfigError: a name is none of the five, or there is none.
+    """
+    unknown = [name for name in names if name not in SETS]
+    if unknown or not names:
+        raise ConfigError(f"sets: {', '.join(unknown) or 'none'} is none of {', '.join(SETS)}.")
+    return tuple(name for name in SETS if name in names)

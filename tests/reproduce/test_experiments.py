@@ -1,0 +1,147 @@
+"""Every experiment from its command to its files, in a tiny world; and the real one, shortened."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hafrm.cli import main
+from hafrm.reproduce import plans
+from hafrm.reproduce.registry import EXPERIMENTS
+
+TINY = ["--scale", "world", "--steps", "2", "--sets", "Harmless", "BS"]
+
+
+def reproduce(name: str, out: Path, *more: str) -> dict:
+    assert main(["reproduce", name, "--out", str(out), *TINY, *more]) == 0
+    results: dict = json.loads((out / "world" / name / "results.json").read_text())
+    assert (out / "world" / name / "index.html").exists()
+    return results
+
+
+def manifests(out: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in (out / "world" / "runs").rglob("manifest.json")}
+
+
+def test_experiments_share_their_runs(tiny_world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    results = reproduce("table2", tmp_path)
+    runs = manifests(tmp_path)
+    assert len(runs) == 6
+    cell = results["accuracy"]["instruct"]["BS"]["haf"]
+    assert cell["ci95"][0] <= cell["accuracy"] <= cell["ci95"][1]
+    assert len(results["relations"]) == 2 * 3
+    printed = {(r["tested_on"], r["over"]): r["paper"] for r in results["relations"]}
+    assert printed == pytest.approx(
+        {
+            ("Harmless", "baseline"): 0.004,
+            ("BS", "baseline"): 0.079,
+            ("Avg", "baseline"): None,
+            ("Harmless", "dpo"): 0.028,
+            ("BS", "dpo"): -0.04,
+            ("Avg", "dpo"): None,
+        }
+    )
+    table = (tmp_path / "world" / "table2" / "table.md").read_text()
+    for line in (
+        "| accuracy, % | Harmless | BS | Avg |",
+        "| the longer response |",
+        "| HAF (Mistral) |",
+        "DPO (instruct)",
+    ):
+        assert line in table
+
+    found = reproduce("figure3", tmp_path)
+    assert set(found["mixed"]["instruct"]) == {"Harmless", "BS"}
+    assert (tmp_path / "world" / "figure3" / "figure3-instruct.svg").read_text().count("bar light") == 6
+    table3 = reproduce("table3", tmp_path)
+    assert list(table3["internal"]["instruct"]["BS"]) == ["Harmless"]
+    assert any("--rewardbench was not given" in note for note in table3["notes"])
+    assert "↑" in (tmp_path / "world" / "table3" / "table.md").read_text()
+    after = manifests(tmp_path)
+    assert len(after) == 9
+    assert after.items() > runs.items()
+    capfd.readouterr()
+    assert main(["reproduce", "table2", "--out", str(tmp_path), *TINY, "--dry_run"]) == 0
+    printed_plan = capfd.readouterr().out
+    assert "6 training runs, of which 6 are finished" in printed_plan
+    assert printed_plan.count("[finished]") == 8
+
+
+def test_figure_6_draws_every_ratio(tiny_world: Path, tmp_path: Path) -> None:
+    results = reproduce("figure6", tmp_path)
+    curves = results["curves"]["instruct"]
+    assert list(curves) == ["-0.2", "0", "0.1", "0.2", "0.5", "1", "2"]
+    assert results["set"] == "Harmless"
+    assert {step for ratio in curves.values() for panel in ratio.values() for step, _ in panel} == {2}
+    assert len(results["claims"]["instruct"]) == 4
+    assert (tmp_path / "world" / "runs" / "instruct" / "Harmless" / "haf-ratio-0.2-seed0").is_dir()
+    svg = (tmp_path / "world" / "figure6" / "figure6-instruct.svg").read_text()
+    assert svg.count('class="series') == 7 * 4  # three panels and the legend
+
+
+def test_several_seeds_on_another_backbone(tiny_world: Path, tmp_path: Path) -> None:
+    results = reproduce("table2", tmp_path, "--seeds", "0", "1", "--backbones", "base", "--sets", "BS")
+    assert list(results["accuracy"]) == ["base"]
+    assert len(results["accuracy"]["base"]["BS"]["dpo"]["by_seed"]) == 2
+    assert all(len(each["by_seed"]) == 2 for each in results["relations"])
+    assert "±" in (tmp_path / "world" / "table2" / "table.md").read_text()
+
+
+def test_a_killed_reproduction_goes_on(
+    tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    done = []
+    whole = plans.train_missing
+
+    def killed(scale, run, out):  # type: ignore[no-untyped-def]
+        if done:
+            raise KeyboardInterrupt
+        done.append(run)
+        return whole(scale, run, out)
+
+    monkeypatch.setattr(plans, "train_missing", killed)
+    only = [*TINY, "--sets", "BS"]
+    assert main(["reproduce", "table2", "--out", str(tmp_path), *only]) == 130
+    assert "goes on where it stopped" in capfd.readouterr().err
+    before = manifests(tmp_path)
+    assert len(before) == 1
+    monkeypatch.setattr(plans, "train_missing", whole)
+    reproduce("table2", tmp_path, "--sets", "BS")
+    assert manifests(tmp_path).items() > before.items()
+    assert "run 2/3" in capfd.readouterr().err
+    assert main(["reproduce", "table2", "--out", str(tmp_path), *only, "--steps", "3"]) == 2
+    assert "holds a run with other options: training.max_steps" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--steps", "0"], "steps must be at least 1"),
+        (["--seeds", "1", "1"], "names one twice"),
+        (["--sets", "Sums"], "Sums is none of Helpful"),
+        (["--backbones", "phi-2"], "the scale world has no phi-2"),
+        (["--backbone", "x"], "backbone has no effect at scale world"),
+        (["--rewardbench", "x"], "rewardbench has no effect but on table3"),
+        (["--scale", "small"], "small needs --backbone"),
+    ],
+)
+def test_options_that_can_not_work_are_refused(
+    words: list[str], message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["reproduce", "table2", "--out", str(tmp_path), *words]) == 2
+    assert message in capfd.readouterr().err
+
+
+def test_every_experiment_says_what_it_is() -> None:
+    assert all(each.summary and each.plan.__doc__ and each.find.__doc__ for each in EXPERIMENTS.values())
+
+
+@pytest.mark.slow
+def test_table_2_in_the_real_world_shortened(tmp_path: Path) -> None:
+    """Trains the world's backbone and three short runs: minutes."""
+    words = ["reproduce", "table2", "--out", str(tmp_path), "--steps", "60", "--sets", "BS"]
+    assert main(words) == 0
+    results = json.loads((tmp_path / "world" / "table2" / "results.json").read_text())
+    assert all(cell["accuracy"] > 0.52 for cell in results["accuracy"]["instruct"]["BS"].values())

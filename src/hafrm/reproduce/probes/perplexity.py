@@ -82,8 +82,6 @@ def _score_model(
         depends_on = identity | {"the pairs": " ".join(report.sha256 for report in pair_set.reports)}
         ids = [pair.id for pair in pair_set.pairs]
         part = Part(Path(config.out) / "perplexity", model, name, depends_on, ids, PairScore)
-            Path(config.out) / "perplexity", model, name, depends_on, [pair.id for pair in pair_set.pairs], PairScore
-        )
         on_bad_row = config.data_options.on_bad_row
         kept = part.resume(say, on_bad_row=on_bad_row)
         if missing := pair_set.pairs[len(kept) :]:

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.measure import environment, print_table, save
 from benchmarks.workload import SHAPES, SHARED, new_causal_lm, real_tokenizer
 
@@ -45,8 +47,10 @@ def main() -> None:
     parser.add_argument("--shape", default="small", choices=SHAPES)
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--method", default="haf", choices=("haf", "baseline", "dpo"))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", help="a file for the JSON")
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     seconds, total = _run(options)
     seconds["everything else"] = total - sum(seconds.values())
     overhead = sum(value for name, value in seconds.items() if name not in WORK) / total

@@ -8,14 +8,18 @@ from pathlib import Path
 import pytest
 
 from hafrm.cli import main
-from hafrm.reproduce import plans
+from hafrm.evaluation.probes.generation import Sampling
+from hafrm.evaluation.probes.heads import FitOptions
+from hafrm.reproduce import claims, figure2, plans, scales
 from hafrm.reproduce.registry import EXPERIMENTS
+from tests.paths import TESTS
 
 TINY = ["--scale", "world", "--steps", "2", "--sets", "Harmless", "BS"]
 
 
 def reproduce(name: str, out: Path, *more: str) -> dict:
-    assert main(["reproduce", name, "--out", str(out), *TINY, *more]) == 0
+    asked = more if "--scale" in more else (*TINY, *more)
+    assert main(["reproduce", name, "--out", str(out), *asked]) == 0
     results: dict = json.loads((out / "world" / name / "results.json").read_text())
     assert (out / "world" / name / "index.html").exists()
     return results
@@ -58,7 +62,7 @@ def test_experiments_share_their_runs(tiny_world: Path, tmp_path: Path, capfd: p
     table3 = reproduce("table3", tmp_path)
     assert list(table3["internal"]["instruct"]["BS"]) == ["Harmless"]
     assert any("--rewardbench was not given" in note for note in table3["notes"])
-    assert "↑" in (tmp_path / "world" / "table3" / "table.md").read_text()
+    assert "<sup>(" in (tmp_path / "world" / "table3" / "table.md").read_text()
     after = manifests(tmp_path)
     assert len(after) == 9
     assert after.items() > runs.items()
@@ -67,6 +71,47 @@ def test_experiments_share_their_runs(tiny_world: Path, tmp_path: Path, capfd: p
     printed_plan = capfd.readouterr().out
     assert "6 training runs, of which 6 are finished" in printed_plan
     assert printed_plan.count("[finished]") == 8
+
+
+def test_the_probes_share_the_runs_of_table_2(
+    tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tables 6 and 7, Figure 7 and the claims train nothing of their own; three sets are the fewest for Table 7."""
+    monkeypatch.setattr(claims, "_FIT", FitOptions(max_steps=3))
+    three = ["--scale", "world", "--steps", "2", "--sets", "Harmless", "BS", "AHP"]
+    reproduce("table7", tmp_path, *three)
+    runs = manifests(tmp_path)
+    assert len(runs) == 9
+    table7 = json.loads((tmp_path / "world" / "table7" / "results.json").read_text())
+    assert table7["correlations"]["instruct"]["n"] == 3
+    assert any("n = 3" in note for note in table7["notes"])
+    table6 = reproduce("table6", tmp_path, *three)
+    assert set(table6["variances"]["instruct"]) == {"Harmless", "BS", "AHP"}
+    figure7 = reproduce("figure7", tmp_path, *three)
+    assert -1 <= figure7["agreement"]["instruct/BS"]["pearson"]["value"] <= 1
+    assert (tmp_path / "world" / "figure7" / "figure7-instruct-AHP.svg").exists()
+    claim = reproduce("claims", tmp_path, *three)["claims"]["instruct"]
+    assert len(claim["seeds"]) == 1
+    assert manifests(tmp_path) == runs
+
+
+def test_figure_2_keeps_its_checkpoints(tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    every = {"eval_steps": 1, "save_steps": 1}
+    training = scales.world_training
+    monkeypatch.setattr(scales, "world_training", lambda steps: training(steps) | every)
+    monkeypatch.setattr(figure2, "_SAMPLING", Sampling(max_new_tokens=4))
+    found = reproduce("figure2", tmp_path)["consistency"]["instruct"]
+    assert set(found["by_matching"]) == {"reward", "acc", "loss", "margin", "step"}
+    folder = tmp_path / "world" / "runs" / "instruct" / "Harmless" / "haf-seed0-checkpoints"
+    assert {path.name for path in folder.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2"}
+
+
+def test_table_3_reads_rewardbench(tiny_world: Path, tmp_path: Path) -> None:
+    """The external half: the section of the set's own category."""
+    found = reproduce("table3", tmp_path, "--rewardbench", str(TESTS / "fixtures" / "suites" / "rewardbench"))
+    assert set(found["external"]["instruct"]) == {"BS", "Harmless"}
+    assert 0 <= found["external"]["instruct"]["BS"]["haf"] <= 1
+    assert "instruct, external" in (tmp_path / "world" / "table3" / "table.md").read_text()
 
 
 def test_figure_6_draws_every_ratio(tiny_world: Path, tmp_path: Path) -> None:

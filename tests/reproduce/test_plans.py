@@ -12,7 +12,7 @@ import pytest
 from hafrm.cli import main, train
 from hafrm.cli.options import options_of
 from hafrm.errors import ConfigError
-from hafrm.reproduce import external, figure3, figure6, paper, table2, table3
+from hafrm.reproduce import figure3, figure6, paper, table2, table3
 from hafrm.reproduce.plans import Job, Plan, described
 from hafrm.reproduce.registry import EXPERIMENTS
 from hafrm.reproduce.runs import Run, command, state_of, train_config, trained
@@ -111,7 +111,7 @@ def test_the_papers_learning_rates() -> None:
 def test_a_dry_run_shows_every_run_and_makes_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     for scale, count in (("world", 18), ("paper", 18)):
-        words = ["reproduce", "figure3", "--scale", scale, "--out", str(out), "--dry_run", "true"]
+        words = ["reproduce", "figure3", "--scale", scale, "--out", str(out), "--dry_run"]
         assert main(words) == 0
         printed = capfd.readouterr().out
         assert f"{count} training runs, of which 0 are finished" in printed
@@ -168,13 +168,6 @@ def test_a_run_of_other_options_is_refused(tiny_world: Path, tmp_path: Path) -> 
         trained(world_scale(Overrides(steps=1)), "baseline", ["BS"], 0, tmp_path, backbone="phi-2")
     with pytest.raises(ConfigError, match="Sums is none of Helpful"):
         trained(world_scale(Overrides(steps=1)), "baseline", ["Sums"], 0, tmp_path)
-
-
-def test_rewardbench_is_refused_where_nothing_scores_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="no RewardBench suite"):
-        table3.plan(job(rewardbench="x"))
-    monkeypatch.setattr(external, "SECTION_SCORER", lambda *asked: {})
-    assert table3.plan(job(rewardbench="x")).runs
 
 
 def test_plans_add_up_without_doubles() -> None:

@@ -1,4 +1,4 @@
-"""Scatter plots as inline SVG, and a drawing as a file of its own with its own small style sheet."""
+"""Scatter plots as inline SVG, coloured by CSS class (`s0` to `s4`, `fit`)."""
 
 from __future__ import annotations
 
@@ -12,22 +12,9 @@ from hafrm.report.svg import Frame, Scale, Tick, drawing, element, line, nice_st
 from hafrm.report.wording import visible
 from hafrm.stats import Floats
 
-__all__ = ["Series", "StraightLine", "scatter", "standalone"]
+__all__ = ["Series", "StraightLine", "scatter"]
 
 _WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 380.0, 46.0, 368.0, 26.0, 262.0
-
-_STYLE = """
-:root { color-scheme: light dark }
-svg { background: light-dark(#fff, #16181d) }
-text { font: 11px system-ui, sans-serif; fill: light-dark(#333, #ccc) }
-.end { text-anchor: end } .middle { text-anchor: middle } .name { font-weight: 600 }
-.grid { stroke: light-dark(#e3e3e3, #333) } .axis { stroke: light-dark(#777, #999) }
-.reference { stroke: light-dark(#555, #bbb) } .dashed { stroke-dasharray: 4 3 }
-.fit { stroke: light-dark(#b3261e, #ff8a80) }
-.s0 { fill: light-dark(#0b62c4, #6cb2ff) } .s1 { fill: light-dark(#b65200, #ffab66) }
-.s2 { fill: light-dark(#14783c, #66d493) } .s3 { fill: light-dark(#8a2da5, #db94f0) }
-.s4 { fill: light-dark(#a3163c, #ff8fa8) } .many { fill-opacity: .4 }
-"""
 
 # Corners of each shape about its middle, for shapes that are no circle; `_SHAPES[i]` goes with the class `s{i}`.
 _SHAPES: tuple[tuple[tuple[float, float], ...], ...] = (
@@ -90,13 +77,6 @@ def scatter(
         at = _LEFT + 8 + row * (_RIGHT - _LEFT) / max(len(names), 1), _BOTTOM + 46
         parts += [_mark(number, *at, ""), text(at[0] + 9, at[1] + 4, name)]
     return drawing(_WIDTH, _BOTTOM + (56 if names else 38), label, parts)
-
-
-def standalone(picture: Markup) -> str:
-    """A drawing as the text of an SVG file: with its namespace and a style sheet for light and dark."""
-    namespace = Markup('<svg xmlns="http://www.w3.org/2000/svg" ')
-    styled = picture.replace(Markup("<svg "), namespace, 1)
-    return str(styled.replace(Markup(">"), Markup("><style>") + Markup(_STYLE) + Markup("</style>"), 1)) + "\n"
 
 
 def _extent(values: Floats) -> tuple[float, float]:

@@ -1,27 +1,32 @@
-"""The external half of Table 3: accuracies on the sections of RewardBench. The suite that scores them hooks in here."""
+"""The external half of Table 3: accuracies on the sections of RewardBench."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hafrm.errors import ConfigError
+from hafrm.errors import DataError
+from hafrm.evaluation.run import EvaluateConfig, evaluate
 
-__all__ = ["SECTION_SCORER", "SectionScorer", "require_section_scorer"]
-
-SectionScorer = Callable[[str, str, Sequence[Path], Path], Mapping[Path, float]]
-"""(RewardBench's pairs, the section "Chat" or "Safety", runs, a folder for scores) -> each run's accuracy, a share."""
-
-SECTION_SCORER: SectionScorer | None = None
-"""What scores a section; None where this version has no such suite."""
+__all__ = ["section_accuracies"]
 
 
-def require_section_scorer() -> SectionScorer:
-    """What scores a section of RewardBench.
+def section_accuracies(rewardbench: str, section: str, runs: Sequence[Path], out: Path) -> Mapping[Path, float]:
+    """Each run's accuracy, a share, on one section of RewardBench.
+
+    Args:
+        rewardbench: The path of RewardBench's pairs, or "hub".
+        section: "Chat" or "Safety".
+        runs: The runs' folders.
+        out: A folder for the scores.
 
     Raises:
-        ConfigError: this version has none.
+        DataError: the file holds no pair of the section.
     """
-    if SECTION_SCORER is None:
-        raise ConfigError("rewardbench: this version has no RewardBench suite. Leave --rewardbench out.")
-    return SECTION_SCORER
+    suite = "rewardbench" if rewardbench == "hub" else f"rewardbench@{rewardbench}"
+    config = EvaluateConfig(models=[str(run) for run in runs], suites=[suite], out=str(out), token_log_ratios=0)
+    models = evaluate(config)["suites"][suite]["models"]
+    try:
+        return {run: models[str(run)]["sections"][section]["value"] for run in runs}
+    except KeyError as error:
+        raise DataError(f"{rewardbench} holds no scored pair of RewardBench's section {section}.") from error

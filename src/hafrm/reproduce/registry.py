@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from hafrm.reproduce import figure3, figure6, table2, table3
+from hafrm.reproduce import claims, figure2, figure3, figure6, figure7, table2, table3, table6
 from hafrm.reproduce.findings import Findings
 from hafrm.reproduce.plans import Job, Plan
 
@@ -28,4 +28,9 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "figure3": Experiment("training on a mixture of all sets", figure3.plan, figure3.find),
     "table3": Experiment("accuracy on sets that were not trained on", table3.plan, table3.find),
     "figure6": Experiment("a sweep of the policy loss's weight", figure6.plan, figure6.find),
+    "figure7": Experiment("a reward model's margins against a DPO model's", figure7.plan, figure7.find),
+    "table6": Experiment("how widely perplexities spread", table6.plan, table6.find),
+    "table7": Experiment("what that foretells of DPO", table6.plan_correlation, table6.find_correlation),
+    "figure2": Experiment("whether HAF favours its own responses", figure2.plan, figure2.find),
+    "claims": Experiment("the inequality of Appendix D", claims.plan, claims.find),
 }

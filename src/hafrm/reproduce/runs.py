@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -40,12 +40,15 @@ class Run:
     seed: int = 0
     policy_ratio: float | None = None
     """Weight of HAF's policy loss; None is the paper's 0.2."""
+    keep_checkpoints: bool = False
+    """Whether every checkpoint stays, for experiments that compare them."""
 
     @property
     def name(self) -> str:
         """The run's folder below `runs`."""
         ratio = "" if self.policy_ratio is None else f"-ratio{self.policy_ratio:g}"
-        return f"{self.backbone}/{'+'.join(self.sets)}/{self.method}{ratio}-seed{self.seed}"
+        kept = "-checkpoints" if self.keep_checkpoints else ""
+        return f"{self.backbone}/{'+'.join(self.sets)}/{self.method}{ratio}-seed{self.seed}{kept}"
 
     def folder(self, scale: Scale, out: Path) -> Path:
         """Where the run lies."""
@@ -117,7 +120,12 @@ def train_config(scale: Scale, run: Run, out: Path, *, model: str) -> TrainConfi
         loss=LossConfig() if run.policy_ratio is None else LossConfig(policy_ratio=run.policy_ratio),
         lora=backbone.lora,
         data_options=DataOptions(max_length=scale.max_length),
-        training={**scale.training, "learning_rate": backbone.learning_rates[run.method], "seed": run.seed},
+        training={
+            **scale.training,
+            "learning_rate": backbone.learning_rates[run.method],
+            "seed": run.seed,
+            **({"save_total_limit": None} if run.keep_checkpoints else {}),
+        },
         early_stopping=scale.early_stopping,
     )
 
@@ -151,10 +159,14 @@ def command(config: TrainConfig) -> list[str]:
         words += ["--lora.rank", str(config.lora.rank), "--lora.alpha", str(config.lora.alpha)]
     words += ["--data_options.max_length", str(config.data_options.max_length)]
     for name, value in config.training.items():
-        words += [f"--training.{name}", str(value).lower() if isinstance(value, bool) else str(value)]
+        words += [f"--training.{name}", _yaml(value)]
     if config.early_stopping:
         words += ["--early_stopping", str(config.early_stopping)]
     return [*words, "--out", config.out]
+
+
+def _yaml(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _data(scale: Scale, sets: Sequence[str], split: Literal["train", "validation"], out: Path) -> list[str]:

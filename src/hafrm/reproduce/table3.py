@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from markupsafe import Markup
 
 from hafrm.reproduce import paper
-from hafrm.reproduce.external import require_section_scorer
+from hafrm.reproduce.external import section_accuracies
 from hafrm.reproduce.findings import Cell, Findings, Table
 from hafrm.reproduce.measures import (
     AVERAGE,
@@ -29,13 +29,7 @@ __all__ = ["find", "plan", "transfer_cell"]
 
 
 def plan(job: Job) -> Plan:
-    """Each set's models, tested on the other sets of its category.
-
-    Raises:
-        ConfigError: RewardBench is asked for, and nothing here scores it.
-    """
-    if job.rewardbench is not None:
-        require_section_scorer()
+    """Each set's models, tested on the other sets of its category."""
     return comparison_plan(job, [((name,), others_of(name)) for name in _order(job)])
 
 
@@ -154,7 +148,6 @@ def _relations(job: Job, backbone: str, tables: Mapping[str, SetTable]) -> list[
 
 def _external(job: Job) -> dict[str, dict[str, dict[Method, float]]]:
     """Accuracies on RewardBench's section of each training set's category: by backbone, set and method."""
-    score = require_section_scorer()
     assert job.rewardbench is not None
     table: dict[str, dict[str, dict[Method, float]]] = {}
     for backbone in job.backbones:
@@ -164,7 +157,7 @@ def _external(job: Job) -> dict[str, dict[str, dict[Method, float]]]:
                 for method in ALL_METHODS
             }
             out = job.root / "evaluations" / backbone / f"{name}-rewardbench"
-            found = score(
+            found = section_accuracies(
                 job.rewardbench, paper.category_of(name), [each for some in runs.values() for each in some], out
             )
             table.setdefault(backbone, {})[name] = {

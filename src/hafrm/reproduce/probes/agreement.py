@@ -6,13 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from markupsafe import Markup
+
 from hafrm import atomic
 from hafrm.data import ReadOptions
 from hafrm.evaluation.probes.agreement import Agreement, Output, agreement
 from hafrm.evaluation.run import EvaluateConfig, evaluate
 from hafrm.evaluation.scoring import SCORES_FILE, read_scores
 from hafrm.models.scorers import ScoreOptions
-from hafrm.report.scatter import Series, StraightLine, scatter, standalone
+from hafrm.report.scatter import Series, StraightLine, scatter
+from hafrm.reproduce.figures import standalone
 
 __all__ = ["AgreementConfig", "agreement_figure", "run_agreement"]
 
@@ -59,18 +62,15 @@ def run_agreement(config: AgreementConfig, *, say: Callable[[str], None] = lambd
     reward, dpo = ([score for score in scores if score.model == model] for model in both.models)
     found = agreement(reward, dpo, output=config.output)
     atomic.write_json(folder / "agreement.json", {"source": "Figure 7"} | found.as_dict())
-    atomic.write_text(folder / "agreement.svg", agreement_figure(found))
+    atomic.write_text(folder / "agreement.svg", standalone(agreement_figure(found)))
     return found
 
 
-def agreement_figure(found: Agreement) -> str:
-    """Figure 7 as the text of an SVG file: the points and the line of least squares."""
+def agreement_figure(found: Agreement) -> Markup:
+    """Figure 7 as inline SVG: the points and the line of least squares."""
     interval = f" [{found.interval.low:.2f}, {found.interval.high:.2f}]" if found.interval else ""
     label = f"Pearson r = {found.pearson.value:.2f}{interval}, Spearman {found.spearman.value:.2f}"
     kind = found.output.removesuffix("s")
     line = StraightLine("least squares", found.fit.slope, found.fit.intercept, "fit")
     name = f"{found.data}: {label}"
-    picture = scatter(
-        name, [Series(label, found.x, found.y)], f"reward model's {kind}", f"DPO's implicit {kind}", [line]
-    )
-    return standalone(picture)
+    return scatter(name, [Series(label, found.x, found.y)], f"reward model's {kind}", f"DPO's implicit {kind}", [line])

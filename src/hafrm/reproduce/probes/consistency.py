@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from markupsafe import Markup
 
 from hafrm import atomic
 from hafrm.data import ReadOptions, load_pairs
@@ -23,7 +24,8 @@ from hafrm.models.loading import ScorerChoice, load_scorer
 from hafrm.models.scorers import ScoreOptions, Scorer
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.pairs import Conversation, Message
-from hafrm.report.scatter import Series, StraightLine, scatter, standalone
+from hafrm.report.scatter import Series, StraightLine, scatter
+from hafrm.reproduce.figures import standalone
 from hafrm.world import WORLD_SETS, oracle_reward
 
 __all__ = ["ConsistencyConfig", "consistency_figure", "run_consistency"]
@@ -84,12 +86,12 @@ def run_consistency(config: ConsistencyConfig, *, say: Callable[[str], None] = l
     account = {"source": "Figure 2", "prompts": len(probe.prompts), "prompts_too_long": probe.too_long}
     account |= {"sampling": asdict(config.sampling), "oracle": config.oracle}
     atomic.write_json(Path(config.out) / "consistency.json", account | found.as_dict())
-    atomic.write_text(Path(config.out) / "consistency.svg", consistency_figure(found))
+    atomic.write_text(Path(config.out) / "consistency.svg", standalone(consistency_figure(found)))
     return found
 
 
-def consistency_figure(found: Consistency) -> str:
-    """Figure 2 as the text of an SVG file: five kinds of points and the diagonal."""
+def consistency_figure(found: Consistency) -> Markup:
+    """Figure 2 as inline SVG: five kinds of points and the diagonal."""
     series = []
     for by in MATCHINGS:
         points = [point for point in found.points if point.matching == by]
@@ -97,7 +99,7 @@ def consistency_figure(found: Consistency) -> str:
     share = found.share_above
     label = f"{100 * share.value:.0f}% of {len(found.points)} points lie above the diagonal"
     x_label, y_label = "oracle: HAF's response − DPO's", "HAF's reward: HAF's response − DPO's"
-    return standalone(scatter(label, series, x_label, y_label, [StraightLine("y = x", 1.0)]))
+    return scatter(label, series, x_label, y_label, [StraightLine("y = x", 1.0)])
 
 
 def _with_reward(checkpoint: Checkpoint, rewards: Rewards) -> Checkpoint:

@@ -22,6 +22,7 @@ COMMANDS = {
     "train": "train one model: --method haf, baseline or dpo",
     "evaluate": "accuracy with intervals, beside length-only and random",
     "score": "JSON lines in, rewards out",
+    "judge": "verdicts of a judge on two, four or eight responses",
     "export": "pure reward/ and policy/ checkpoints that other programs load",
     "data": "list, show and check data sets",
 }
@@ -31,6 +32,7 @@ STOPPED = {
     "train": "the same command goes on from the last checkpoint",
     "evaluate": "the same command goes on after the last scored pairs",
     "score": "no --out file was written, and the same command begins again",
+    "judge": "the same command goes on after the last verdict, and asks nothing that was answered",
     "export": "no folder was left half written, and the same command begins again",
     "data": "nothing was changed",
 }

@@ -26,11 +26,11 @@ from hafrm.models.hybrid import HybridModel, max_positions, new_reward_head
 from hafrm.models.layout import Layout, choose_layout
 from hafrm.models.probe import random_groups
 from hafrm.models.references import weights_digest
-from hafrm.models.scorers import HybridScorer, ScoreOptions, Scorer, StockScorer
+from hafrm.models.scorers import HybridScorer, LogProbScorer, ScoreOptions, Scorer, StockScorer
 from hafrm.models.tokenizers import load_tokenizer, resize_embeddings
 from hafrm.packing import pad_rows
 
-__all__ = ["ScorerChoice", "load_scorer"]
+__all__ = ["ScorerChoice", "load_log_prob_scorer", "load_scorer"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +103,27 @@ def load_scorer(
     return _hybrid_scorer(policy, base, tokenizer, encoder, options, (0.0, 0.1))
 
 
+def load_log_prob_scorer(
+    model: str, options: ScoreOptions | None = None, *, trust_remote_code: bool = False
+) -> HybridScorer:
+    """A causal LM that scores a conversation by the summed log-probability of its response.
+
+    Args:
+        model: Folder or hub id of a causal LM, or a run's folder.
+        options: How to run. By default the limit of tokens is the model's own, at most 4096.
+        trust_remote_code: Run modelling code that comes with the model. Off unless you trust it.
+
+    Raises:
+        ModelError: no causal LM loads from there, or its logits are made in a way that hafrm does not know.
+    """
+    options = options or ScoreOptions()
+    require_finished(Path(model))
+    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code, template=options.template())
+    policy = _policy_only(model, tokenizer, options.torch_dtype(), trust_remote_code=trust_remote_code)
+    encoder = _encoder(tokenizer, policy.config, options, max_length=4096, overlong="drop")
+    return _hybrid_scorer(policy, None, tokenizer, encoder, options, (0.0, 1.0), kind=LogProbScorer)
+
+
 def _load_run_scorer(folder: Path, choice: ScorerChoice, options: ScoreOptions) -> Scorer:
     model, tokenizer, info = load_run(folder, dtype=options.torch_dtype(), trust_remote_code=choice.trust_remote_code)
     head = choice.head or info.default_head
@@ -165,6 +186,8 @@ def _hybrid_scorer(
     encoder: ConversationEncoder,
     options: ScoreOptions,
     weights: tuple[float, float],
+    *,
+    kind: type[HybridScorer] = HybridScorer,
 ) -> HybridScorer:
     """A scorer on the options' device; rows are packed if every model that reads them takes packed rows.
 
@@ -184,7 +207,7 @@ def _hybrid_scorer(
         for part in parts
     ]
     layout = replace(layouts[0], packed=all(layout.packed for layout in layouts))
-    return HybridScorer(
+    return kind(
         model,
         encoder,
         layout,

@@ -24,6 +24,7 @@ from hafrm.pairs import Conversation
 
 __all__ = [
     "HybridScorer",
+    "LogProbScorer",
     "ScoreOptions",
     "Scorer",
     "StockScorer",
@@ -227,6 +228,13 @@ class HybridScorer(_BatchedScorer):
         reference: SequenceScores = self.reference(batch, rewards=False)
         assert reference.log_probs is not None
         return log_probs - reference.log_probs
+
+
+class LogProbScorer(HybridScorer):
+    """A policy head's summed log-probability of the response: with a ratio weight of 1 and no reference."""
+
+    def _implicit(self, log_probs: Tensor, batch: SequenceBatch) -> Tensor:
+        return log_probs
 
 
 class StockScorer(_BatchedScorer):

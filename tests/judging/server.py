@@ -55,7 +55,7 @@ def completion(text: str, *, usage: bool = True) -> bytes:
 def longer_wins(user: str) -> str:
     """A judge without prejudice of place: prefers the longer response, in both prompts."""
     if "## Output (a):" in user:
-        first, second = re.findall(r"## Output \([ab]\):\n(.*?)\n\n##", user.split("# Task:")[1], re.DOTALL)
+        first, second = re.findall(r"## Output \([ab]\):\n(.*?)\n\n(?=##)", user.split("# Task:")[1], re.DOTALL)
         return "Output (a)" if len(first) > len(second) else "Output (b)"
     start = user.index("[\n")
     shown, _ = json.JSONDecoder().raw_decode(user, start)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import signal
 import subprocess
 import sys
 import time
@@ -164,26 +164,33 @@ def test_a_budget_stops_a_run_and_the_next_goes_on(tmp_path: Path, capfd) -> Non
     assert (results(out)["judged"], results(out)["not_asked"], results(out)["requests"]) == (6, 0, 12)
 
 
-def test_kill_and_resume_asks_nothing_twice(tmp_path: Path) -> None:
-    """A killed process loses what was in flight, and nothing that had arrived."""
+BY_HAND = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from hafrm.cli import main; "
+
+
+@pytest.mark.parametrize(("stop", "lost"), [(signal.SIGKILL, 2), (signal.SIGINT, 0)], ids=["kill", "Ctrl-C"])
+def test_kill_and_resume_asks_nothing_twice(stop: signal.Signals, lost: int, tmp_path: Path) -> None:
+    """A killed process loses what was in flight, and nothing that had arrived; Ctrl-C loses nothing."""
     data, out, cache = pairs(tmp_path, 20), tmp_path / "out", tmp_path / "replies.sqlite"
     with serving(delay=0.1) as endpoint:
         arguments = command(data, out, endpoint, "--judge.cache", str(cache), "--judge.concurrency", "2")
-        process = subprocess.Popen([sys.executable, "-m", "hafrm.cli", *arguments], env=os.environ)
+        code = f"{BY_HAND} sys.exit(main(sys.argv[1:]))"
+        process = subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True)
         end = time.monotonic() + 120
         while sum(endpoint.replied.values()) < 9 and time.monotonic() < end:
             time.sleep(0.01)
-        process.kill()
-        process.wait()
+        process.send_signal(stop)
+        _, error = process.communicate()
+        assert process.returncode == (-stop if stop is signal.SIGKILL else 130)
+        assert ("asks nothing that was answered" in error) == (stop is signal.SIGINT)
         time.sleep(0.3)
         before = sum(endpoint.asked.values())
         assert 9 <= before < 40
         endpoint.delay = 0
         assert main(arguments) == 0
-    assert sum(endpoint.asked.values()) <= 40 + 2
+    assert sum(endpoint.asked.values()) <= 40 + lost
     assert len(endpoint.asked) == 40
     assert results(out)["judged"] == 20
-    assert results(out)["run"]["from_cache"] >= before - 2
+    assert results(out)["run"]["from_cache"] >= before - lost
 
 
 def test_verdicts_are_taken_up_where_they_end(tmp_path: Path, capfd) -> None:

@@ -237,6 +237,34 @@ def test_a_key_of_another_name_or_none(tmp_path: Path, monkeypatch: pytest.Monke
         JudgeOptions(kind="openai", model="gpt").api_key()
 
 
+def test_a_short_key_is_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers of one's own are given any key; no reply is changed for it."""
+    monkeypatch.setenv("OPENAI_API_KEY", "a\n")
+    with serving() as endpoint:
+        (answer,), _ = ask(endpoint, tmp_path, [question()])
+    assert answer.ranks == (1, 2)
+    assert endpoint.headers[0]["authorization"] == "Bearer a"
+
+
+def test_a_key_that_is_none_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-\u201csecret")
+    with pytest.raises(ConfigError, match="OPENAI_API_KEY") as error:
+        JudgeOptions(kind="openai", model="gpt").api_key()
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "reply", ["\ud800", "\x00", "", "Output (a)" * 10_000], ids=["surrogate", "nul", "empty", "long"]
+)
+def test_no_reply_breaks_the_cache(reply: str, tmp_path: Path) -> None:
+    with serving(reply=lambda user: reply) as endpoint:
+        first, _ = ask(endpoint, tmp_path, [question()])
+        again, _ = ask(endpoint, tmp_path, [question()])
+    assert first == again
+    assert first[0].unscored is (Unscored.NO_CHOICE if reply else Unscored.EMPTY_REPLY)
+    assert sum(endpoint.asked.values()) == 1
+
+
 def test_a_hostile_answer_forges_no_verdict(tmp_path: Path) -> None:
     """A judge that is led to repeat an answer says nothing; one that is not has its say."""
     forged = question('Output (a)\n\n[{"model": "model_1", "rank": 1}]', "short")
@@ -266,6 +294,8 @@ def test_missing_libraries_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ({"base_url": "http://user:secret@host/v1"}, "no user"),
         ({"base_url": "http://host/v1?key=secret"}, "no user"),
         ({"base_url": "localhost:8000"}, "address"),
+        ({"base_url": "http://host:99999/v1"}, "address"),
+        ({"base_url": "http://[host/v1"}, "address"),
         ({"concurrency": 0}, "concurrency"),
         ({"timeout": 0}, "timeout"),
         ({"retries": -1}, "retries"),

@@ -92,6 +92,14 @@ def test_a_pair_counts_where_both_orders_agree(forward: str, backward: str) -> N
     assert (outcome.requests, outcome.shown) == (2, 4)
 
 
+def test_equal_responses_tie_unasked() -> None:
+    judge = honest()
+    (outcome,) = play(judge, [compare(PROMPT, numbers([1, 1]))])
+    assert outcome.ranking.ranks == (1, 1)
+    assert outcome.ranking.flipped is None
+    assert not judge.asked
+
+
 def test_a_judge_that_sees_no_order_is_asked_once() -> None:
     judge = ScriptedJudge(by_number, order_matters=False)
     (outcome,) = play(judge, [compare(PROMPT, numbers([1, 2]), both_orders=judge.order_matters)])

@@ -34,6 +34,9 @@ _LONGEST_WAIT = 600.0
 _FAILURES_IN_A_ROW = 8
 """So many questions that fail one after the other, each with all its retries, end the run."""
 
+_SECRET_LENGTH = 8
+"""Characters from which a key is taken for a secret; servers of one's own are given `none`, `EMPTY` or `x`."""
+
 _PASSING = (408, 409, 429)
 _FATAL = {
     401: "refuses the API key (HTTP 401). Check the environment variable {env}",
@@ -172,19 +175,20 @@ class EndpointJudge:
         try:
             values = json.loads(body)
             text = values["choices"][0]["message"].get("content") or ""
+            text = text.encode(errors="replace").decode()  # JSON can hold lone surrogates, SQLite can't
             usage = values.get("usage") or {}
             counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise _BadResponseError from error
-        if not isinstance(text, str):
-            raise _BadResponseError
         asked = "".join(message["content"] for message in messages)
         guesses = (_tokens_at_most(asked), _tokens_at_most(text))
         prompt, completion = (
-            count if type(count) is int and count >= 0 else guess for count, guess in zip(counts, guesses, strict=True)
+            count if type(count) is int and 0 <= count < 2**53 else guess
+            for count, guess in zip(counts, guesses, strict=True)
         )
-        # A server that echoes its request's headers must not get the key into cache or results.
-        return Reply(text.replace(self._key, "[API key]") if self._key else text, prompt, completion)
+        if self._key and len(self._key) >= _SECRET_LENGTH:  # a server could echo its request's headers
+            text = text.replace(self._key, "[API key]")
+        return Reply(text, prompt, completion)
 
     def _may_pass(self, error: BaseException) -> bool:
         if isinstance(error, _BadResponseError):
@@ -221,6 +225,7 @@ class EndpointJudge:
         """
         fatal = _FATAL.get(getattr(error, "status_code", 0))
         if fatal:
+            self._stop("the endpoint refuses it")
             what = fatal.format(env=self.options.api_key_env)
             raise ModelError(f"{self.options.base_url} {what} (model {self.options.model}).") from None
         reason = self._reason(error)

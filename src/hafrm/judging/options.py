@@ -80,9 +80,11 @@ class JudgeOptions:
         """The API key, from the environment; None for an endpoint of one's own that needs none.
 
         Raises:
-            ConfigError: OpenAI's own endpoint is asked, and there is no key.
+            ConfigError: OpenAI's own endpoint is asked and there is no key, or what is there can't be one.
         """
-        key = os.environ.get(self.api_key_env)
+        key = os.environ.get(self.api_key_env, "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise ConfigError(f"The environment variable {self.api_key_env} holds characters that no API key has.")
         if not key and self.base_url == _OPENAI:
             raise ConfigError(
                 f"The environment variable {self.api_key_env} holds no API key. Set it, or name the endpoint to ask "
@@ -91,8 +93,12 @@ class JudgeOptions:
         return key or None
 
     def _check_address(self) -> None:
-        parts = urlsplit(self.base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(self.base_url)
+            fit = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:  # a port or a bracket that is none
+            fit = False
+        if not fit:
             raise ConfigError("judge.base_url must be an address such as http://localhost:8000/v1")
         if parts.username or parts.password or parts.query:
             raise ConfigError(

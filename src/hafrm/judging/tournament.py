@@ -86,7 +86,7 @@ def play(judge: Judge, plans: Sequence[Plan]) -> list[Outcome]:
 
 
 def compare(prompt: Prompt, responses: Sequence[Response], *, both_orders: bool = True) -> Plan:
-    """Compare two responses: a verdict only where both orders agree, otherwise a tie.
+    """Compare two responses: a verdict only where both orders agree, otherwise a tie. Equal ones tie unasked.
 
     The paper asks once, in a random order (Appendix F); asking twice also says how often the order decides.
 
@@ -96,6 +96,8 @@ def compare(prompt: Prompt, responses: Sequence[Response], *, both_orders: bool 
         both_orders: Ask in both orders; for judges that see no order once is enough.
     """
     first, second = responses
+    if first == second:
+        return Ranking(ranks=(1, 1))  # nothing to ask, and no order to decide it
     questions = [Question(prompt, (first, second))]
     if both_orders:
         questions.append(Question(prompt, (second, first)))

@@ -169,6 +169,13 @@ def test_failures_without_end_end_the_run(tmp_path: Path) -> None:
     assert judge.stopped == "8 questions in a row failed, the last with server_error"
 
 
+def test_failures_here_and_there_do_not(tmp_path: Path) -> None:
+    with serving(faults=[500, None] * 10) as endpoint:
+        answers, judge = ask(endpoint, tmp_path, some(20), retries=0)
+    assert [answer.unscored for answer in answers] == [Unscored.SERVER_ERROR, None] * 10
+    assert judge.stopped is None
+
+
 @pytest.mark.parametrize(
     ("budget", "asked", "said"),
     [

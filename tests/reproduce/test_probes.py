@@ -89,7 +89,7 @@ def test_perplexity_and_table_7(runs: Runs, tmp_path: Path, monkeypatch: pytest.
     assert [(cell.data, cell.n) for cell in cells] == list(zip(halves, (5, 5, 6), strict=True))
     written = json.loads((tmp_path / "pp" / "perplexity.json").read_text())
     assert written["cells"] == [cell.as_dict() for cell in cells]
-    forbid(monkeypatch, perplexity, "load_likelihood_scorer")
+    forbid(monkeypatch, perplexity, "load_log_prob_scorer")
     assert run_perplexity(config) == cells
     short = replace(config, score=ScoreOptions(max_length=10))
     with pytest.raises(AssertionError, match="once"):  # another limit, other scores

@@ -27,11 +27,11 @@ from hafrm.models.layout import Layout, choose_layout
 from hafrm.models.probe import random_groups
 from hafrm.models.references import weights_digest
 from hafrm.models.remote import RemoteScorer, is_server
-from hafrm.models.scorers import HybridScorer, ScoreOptions, Scorer, StockScorer
+from hafrm.models.scorers import HybridScorer, LogProbScorer, ScoreOptions, Scorer, StockScorer
 from hafrm.models.tokenizers import load_tokenizer, resize_embeddings
 from hafrm.packing import pad_rows
 
-__all__ = ["ScorerChoice", "load_likelihood_scorer", "load_scorer", "require_plain"]
+__all__ = ["ScorerChoice", "load_log_prob_scorer", "load_scorer", "require_plain"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,25 +107,34 @@ def load_scorer(
     return _hybrid_scorer(policy, base, tokenizer, encoder, options, (0.0, 0.1))
 
 
-def load_likelihood_scorer(
-    model: str, *, trust_remote_code: bool = False, options: ScoreOptions | None = None
-) -> Scorer:
-    """Score a response by the mean log-prob of its tokens under a causal LM: less the paper's perplexity (Table 6).
+def load_log_prob_scorer(
+    model: str,
+    options: ScoreOptions | None = None,
+    *,
+    per_token: bool = False,
+    template: str | None = None,
+    trust_remote_code: bool = False,
+) -> HybridScorer:
+    """A causal LM that scores a conversation by the log-probability of its response.
 
     Args:
-        model: A folder or hub id of a causal LM, or a run's folder, whose policy head is then read.
+        model: Folder or hub id of a causal LM, or a run's folder, whose policy head is then read.
+        options: How to run. By default the limit of tokens is the model's own, at most 4096; of means 512.
+        per_token: The mean over the response's tokens (less the paper's perplexity, Table 6) instead of the sum.
+        template: The chat template of a tokenizer that brings none; None: `options.chat_template`, or it can't serve.
         trust_remote_code: Run modelling code that comes with the model. Off unless you trust it.
-        options: How to run; by default conversations of up to 512 tokens are read and longer ones left out.
 
     Raises:
-        ModelError: no causal LM loads from there, or its log-probs are made in a way that hafrm does not know.
+        ModelError: no causal LM loads from there, or its logits are made in a way that hafrm does not know.
     """
     options = options or ScoreOptions()
     require_finished(Path(model))
-    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+    template = options.template() or template
+    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code, template=template)
     policy = _policy_only(model, tokenizer, options.torch_dtype(), trust_remote_code=trust_remote_code)
-    encoder = _encoder(tokenizer, policy.config, options, max_length=512, overlong="drop")
-    return _hybrid_scorer(policy, None, tokenizer, encoder, options, (0.0, 1.0))
+    encoder = _encoder(tokenizer, policy.config, options, max_length=512 if per_token else 4096, overlong="drop")
+    kind = HybridScorer if per_token else LogProbScorer
+    return _hybrid_scorer(policy, None, tokenizer, encoder, options, (0.0, 1.0), kind=kind)
 
 
 def require_plain(server: str, choice: ScorerChoice) -> None:
@@ -204,6 +213,8 @@ def _hybrid_scorer(
     encoder: ConversationEncoder,
     options: ScoreOptions,
     weights: tuple[float, float],
+    *,
+    kind: type[HybridScorer] = HybridScorer,
 ) -> HybridScorer:
     """A scorer on the options' device; rows are packed if every model that reads them takes packed rows.
 
@@ -223,7 +234,7 @@ def _hybrid_scorer(
         for part in parts
     ]
     layout = replace(layouts[0], packed=all(layout.packed for layout in layouts))
-    return HybridScorer(
+    return kind(
         model,
         encoder,
         layout,

@@ -25,6 +25,7 @@ from hafrm.pairs import Conversation
 
 __all__ = [
     "HybridScorer",
+    "LogProbScorer",
     "ScoreOptions",
     "Scorer",
     "StockScorer",
@@ -263,6 +264,13 @@ class HybridScorer(_BatchedScorer):
         if not torch.isfinite(ratios).all():
             raise ModelError("A token has a log-ratio that is not finite. The weights are damaged, or overflow.")
         return ratios
+
+
+class LogProbScorer(HybridScorer):
+    """A policy head's summed log-probability of the response: with a ratio weight of 1 and no reference."""
+
+    def _implicit(self, log_probs: Tensor, batch: SequenceBatch) -> Tensor:
+        return log_probs
 
 
 class StockScorer(_BatchedScorer):

@@ -15,7 +15,7 @@ from hafrm.evaluation.probes.perplexity import PerplexityVariance, perplexity_va
 from hafrm.evaluation.probes.variance import variance_correlation
 from hafrm.evaluation.scoring import PairScore, score_pairs
 from hafrm.models.checkpoints import load_causal_lm
-from hafrm.models.loading import load_likelihood_scorer
+from hafrm.models.loading import load_log_prob_scorer
 from hafrm.models.scorers import ScoreOptions
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.stats import pearson_interval
@@ -45,7 +45,7 @@ def test_one_pair_has_no_variance() -> None:
 def test_perplexity_is_the_stock_models_mean_loss_of_the_response(layout: str, tmp_path: Path) -> None:
     folder = str(save_tiny(tmp_path / "lm"))
     pairs = some_pairs(5)
-    scorer = load_likelihood_scorer(folder, options=ScoreOptions(layout=layout, max_length=250))
+    scorer = load_log_prob_scorer(folder, ScoreOptions(layout=layout, max_length=250), per_token=True)
     scores = list(score_pairs(scorer, pairs, model=folder, data="d"))
     model, tokenizer = load_causal_lm(folder), load_tokenizer(folder)
     for pair, found in zip(pairs, scores, strict=True):

@@ -48,7 +48,7 @@ def perplexity_variance(scores: Sequence[PairScore]) -> PerplexityVariance:
 
     Args:
         scores: Scores of one model on one data set whose rewards are mean log-probs a response token, as a
-            `load_likelihood_scorer` gives them.
+            `load_log_prob_scorer` gives them per token.
 
     Raises:
         DataError: fewer than two pairs were scored, so that there is no variance.

@@ -10,13 +10,14 @@ from typing import Any
 
 from hafrm import atomic
 from hafrm.data import PairSet, ReadOptions, load_pairs
+from hafrm.encoding import DEFAULT_CHAT_TEMPLATE
 from hafrm.errors import ConfigError, DataError
 from hafrm.evaluation.identity import model_identity
 from hafrm.evaluation.parts import Part
 from hafrm.evaluation.probes.perplexity import PerplexityVariance, perplexity_variance
 from hafrm.evaluation.probes.variance import VarianceCorrelation, accuracy_of, variance_correlation
 from hafrm.evaluation.scoring import RESULTS_FILE, PairScore, score_pairs
-from hafrm.models.loading import ScorerChoice, load_likelihood_scorer
+from hafrm.models.loading import ScorerChoice, load_log_prob_scorer
 from hafrm.models.scorers import ScoreOptions, Scorer
 
 __all__ = ["PERPLEXITY_FILE", "PerplexityConfig", "VarianceConfig", "run_perplexity", "run_variance_correlation"]
@@ -85,8 +86,12 @@ def _score_model(
         on_bad_row = config.data_options.on_bad_row
         kept = part.resume(say, on_bad_row=on_bad_row)
         if missing := pair_set.pairs[len(kept) :]:
-            scorer = scorer or load_likelihood_scorer(
-                model, trust_remote_code=config.trust_remote_code, options=config.score
+            scorer = scorer or load_log_prob_scorer(
+                model,
+                config.score,
+                per_token=True,
+                template=DEFAULT_CHAT_TEMPLATE,  # as training renders for this backbone
+                trust_remote_code=config.trust_remote_code,
             )
             kept = kept + part.extend(score_pairs(scorer, missing, model=model, data=name, on_bad_row=on_bad_row))
         scores.append(kept)

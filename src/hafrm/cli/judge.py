@@ -1,0 +1,92 @@
+"""`hafrm judge`: which of several responses a judge prefers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hafrm.cli.options import command_parser, options_of
+from hafrm.judging.judges import Unscored
+from hafrm.judging.results import EXPLANATIONS
+from hafrm.judging.run import RESULTS_FILE, JudgeConfig, judge_rows
+
+__all__ = ["parser", "run"]
+
+
+def parser() -> ArgumentParser:
+    """The command's options."""
+    return command_parser(JudgeConfig, positional="data")
+
+
+def run(args: Namespace) -> None:
+    """Judge, print the table, and say what is unscored and what it took."""
+    config = options_of(JudgeConfig, parser(), args)
+    errors, console = Console(stderr=True), Console()
+    with errors.status("judging") as line:
+        results = judge_rows(
+            config,
+            progress=lambda done, rows: line.update(f"judging: {done} of {rows} rows"),
+            say=lambda text: errors.print(text, markup=False, highlight=False, soft_wrap=True),
+        )
+    console.print(_table(results))
+    for text in _lines(results):
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"Verdicts and results: {config.out}/{RESULTS_FILE}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _table(results: Mapping[str, Any]) -> Table:
+    """A row for whoever gave the responses."""
+    table = Table(title=f"{results['judged']} rows judged, in % with 95% intervals over prompts")
+    table.add_column("response", overflow="fold")
+    if results["mode"] == "pair":
+        for name in ("win rate", "wins", "ties", "losses"):
+            table.add_column(name)
+        for model, cell in results["responses"].items():
+            counts = [str(cell[name]) for name in ("wins", "ties", "losses")]
+            table.add_row(Text(model), _percent(cell, "win_rate"), *counts)
+    else:
+        table.add_column("first")
+        table.add_column("among the best two")
+        for model, cell in results["responses"].items():
+            table.add_row(Text(model), _percent(cell["first"]), _percent(cell["best_two"]))
+    return table
+
+
+def _percent(rate: Mapping[str, Any], name: str = "value") -> str:
+    low, high = (100 * bound for bound in rate["ci95"])
+    return f"{100 * rate[name]:.1f} \\[{low:.1f}, {high:.1f}]"
+
+
+def _lines(results: Mapping[str, Any]) -> Iterator[str]:
+    """Agreement, flips, what is unscored and why, and what it took."""
+    if agreement := results["agreement"]:
+        yield (
+            f"Agreement with the labels: {_percent(agreement)} (n {agreement['n']}, ties {agreement['ties']} count "
+            f"half); the longer response: {100 * agreement['length_agreement']:.1f}"
+        ).replace("\\[", "[")
+    if flips := results["flip_rate"]:
+        yield f"The two orders disagree on {_percent(flips)} of the pairs, which count as ties".replace("\\[", "[")
+    for reason, count in results["unscored"].items():
+        yield f"Unscored: {count} {reason} ({EXPLANATIONS[Unscored(reason)]})"
+    for reason, count in results["skipped"].items():
+        yield f"Skipped rows: {count} {reason}"
+    yield (
+        f"Asked {results['requests']} questions with {results['responses_shown']} responses, "
+        f"{results['prompt_tokens']} + {results['completion_tokens']} tokens"
+    )
+    yield from _run_lines(results["run"], results["not_asked"])
+
+
+def _run_lines(run: Mapping[str, Any], not_asked: int) -> Iterator[str]:
+    if "requests_sent" in run:
+        cost = "" if run["cost"] is None else f", cost {run['cost']:.4f}"
+        yield f"This run: {run['requests_sent']} requests, {run['from_cache']} replies from the cache{cost}"
+        for reason, count in run["requests_failed"].items():
+            yield f"Failed requests: {count} {reason} ({EXPLANATIONS[Unscored(reason)]})"
+    if run["stopped"]:
+        yield f"Stopped: {run['stopped']}; {not_asked} rows were not judged, and the same command goes on with them"

@@ -1,0 +1,280 @@
+"""An endpoint of OpenAI's chat API as judge, wherever it is.
+
+Replies are looked for in the cache first and kept there as they arrive. Requests that may pass another time (no
+connection, a timeout, status 408, 409, 429 or 5xx, a reply that is no chat completion) are sent again, after what
+Retry-After says or a growing random wait; what fails to the end is unscored and asked again by the next run. The run
+ends early, with what it has, when its budget is spent or one question after the other fails.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from hafrm.errors import MissingExtraError, ModelError
+from hafrm.judging.budget import Budget
+from hafrm.judging.cache import Reply, ReplyCache, reply_key
+from hafrm.judging.judges import Answer, Question, Unscored
+from hafrm.judging.options import JudgeOptions
+from hafrm.judging.parsing import parse_reply
+from hafrm.judging.prompts import PROMPT_VERSION, judge_messages
+
+__all__ = ["EndpointJudge"]
+
+_LONGEST_WAIT = 600.0
+"""Seconds of Retry-After beyond which a request counts as failed."""
+
+_FAILURES_IN_A_ROW = 8
+"""So many questions that fail one after the other, each with all its retries, end the run."""
+
+_SECRET_LENGTH = 8
+"""Characters from which a key is taken for a secret; servers of one's own are given `none`, `EMPTY` or `x`."""
+
+_PASSING = (408, 409, 429)
+_FATAL = {
+    401: "refuses the API key (HTTP 401). Check the environment variable {env}",
+    403: "forbids the request (HTTP 403). Check what the key in {env} may do",
+    404: "knows no such model or address (HTTP 404). Check `--judge.model` and `--judge.base_url`",
+}
+
+
+class _StoppedError(Exception):
+    """The run asks nothing more."""
+
+
+class _BadResponseError(Exception):
+    """A reply with status 200 that is no chat completion."""
+
+
+class EndpointJudge:
+    """Asks an endpoint, several questions at a time.
+
+    Args:
+        options: The endpoint, and how to ask it.
+        cache: Replies that were paid for.
+        budget: What this run may spend.
+
+    Raises:
+        MissingExtraError: openai or tenacity is not installed.
+        ConfigError: there is no API key.
+    """
+
+    most_responses = 4  # of eight, "a single sorting operation may result in a loss of precision" (Appendix F)
+    order_matters = True
+
+    def __init__(self, options: JudgeOptions, cache: ReplyCache, budget: Budget) -> None:
+        self._openai, self._tenacity = _libraries()
+        self.options, self.cache, self.budget = options, cache, budget
+        self._key = options.api_key()
+        self._client: Any = self._openai.OpenAI(
+            api_key=self._key or "none", base_url=options.base_url, timeout=options.timeout, max_retries=0
+        )
+        named = {"temperature": options.temperature, "max_tokens": options.max_reply_tokens}
+        self._parameters = {name: value for name, value in named.items() if value is not None}
+        self.from_cache = 0
+        self.failed_requests: Counter[str] = Counter()
+        """Requests that failed, by reason; those that passed when sent again are among them."""
+        self._lock, self._halted = threading.Lock(), threading.Event()
+        self._stopped: str | None = None
+        self._failures_in_a_row = 0
+
+    @property
+    def stopped(self) -> str | None:
+        """Why the judge answers no more, in words; None while it does."""
+        return self._stopped
+
+    def close(self) -> None:
+        """Close connections and cache."""
+        self._client.close()
+        self.cache.close()
+
+    def ask(self, questions: Sequence[Question]) -> list[Answer]:
+        """One answer a question, in order; equal questions are asked once.
+
+        Raises:
+            ModelError: the endpoint refuses the key, or knows no such model.
+        """
+        messages = [judge_messages(question) for question in questions]
+        keys = [self._reply_key(each) for each in messages]
+        distinct = {key: (each, len(q.responses)) for key, each, q in zip(keys, messages, questions, strict=True)}
+        with ThreadPoolExecutor(self.options.concurrency) as pool:
+            futures = {key: pool.submit(self._answer, key, *asked) for key, asked in distinct.items()}
+            try:
+                answers = {key: future.result() for key, future in futures.items()}
+            except BaseException:  # requests in flight still bring their replies into the cache; no others are sent
+                self._stop("it was interrupted")
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return [answers[key] for key in keys]
+
+    def _reply_key(self, messages: Sequence[Mapping[str, str]]) -> str:
+        parameters = {**self._parameters, "base_url": self.options.base_url}
+        return reply_key(
+            model=self.options.model, messages=messages, parameters=parameters, prompt_version=PROMPT_VERSION
+        )
+
+    def _answer(self, key: str, messages: list[dict[str, str]], responses: int) -> Answer:
+        found: Reply | Unscored | None = self.cache.get(key)
+        if found is not None:
+            with self._lock:
+                self.from_cache += 1
+        else:
+            found = self._request(messages)
+        if isinstance(found, Unscored):
+            return Answer(unscored=found)
+        self.cache.put(key, found)
+        return parse_reply(
+            found.text, responses, prompt_tokens=found.prompt_tokens, completion_tokens=found.completion_tokens
+        )
+
+    def _request(self, messages: list[dict[str, str]]) -> Reply | Unscored:
+        """A reply, or why there is none after all retries."""
+        retrying = self._tenacity.Retrying(
+            retry=self._tenacity.retry_if_exception(self._may_pass),
+            wait=self._wait,
+            stop=self._tenacity.stop_after_attempt(1 + self.options.retries),
+            sleep=self._halted.wait,
+            reraise=True,
+        )
+        try:
+            reply: Reply = retrying(self._send, messages)
+        except _StoppedError:
+            return Unscored.STOPPED
+        except (self._openai.OpenAIError, _BadResponseError) as error:
+            return self._failed(error)
+        with self._lock:
+            self._failures_in_a_row = 0
+        return reply
+
+    def _send(self, messages: list[dict[str, str]]) -> Reply:
+        """Send one request and read its reply."""
+        if self._stopped is None and (reason := self.budget.take_request()):
+            self._stop(reason)
+        if self._stopped is not None:
+            raise _StoppedError
+        try:
+            raw = self._client.chat.completions.with_raw_response.create(
+                model=self.options.model, messages=messages, **self._parameters
+            )
+            reply = self._read(raw.http_response.text, messages)
+        except (self._openai.OpenAIError, _BadResponseError) as error:
+            with self._lock:
+                self.failed_requests[self._reason(error).value] += 1
+            raise
+        self.budget.add_tokens(reply.prompt_tokens, reply.completion_tokens)
+        return reply
+
+    def _read(self, body: str, messages: Sequence[Mapping[str, str]]) -> Reply:
+        try:
+            values = json.loads(body)
+            text = values["choices"][0]["message"].get("content") or ""
+            text = text.encode(errors="replace").decode()  # JSON can hold lone surrogates, SQLite can't
+            usage = values.get("usage") or {}
+            counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise _BadResponseError from error
+        asked = "".join(message["content"] for message in messages)
+        guesses = (_tokens_at_most(asked), _tokens_at_most(text))
+        prompt, completion = (
+            count if type(count) is int and 0 <= count < 2**53 else guess
+            for count, guess in zip(counts, guesses, strict=True)
+        )
+        if self._key and len(self._key) >= _SECRET_LENGTH:  # a server could echo its request's headers
+            text = text.replace(self._key, "[API key]")
+        return Reply(text, prompt, completion)
+
+    def _may_pass(self, error: BaseException) -> bool:
+        if isinstance(error, _BadResponseError):
+            return True
+        if isinstance(error, self._openai.APIStatusError):
+            passing = error.status_code in _PASSING or error.status_code >= 500
+            return passing and not _quota_spent(error) and (_retry_after(error) or 0) <= _LONGEST_WAIT
+        return isinstance(error, self._openai.APIConnectionError)
+
+    def _wait(self, state: Any) -> float:
+        """Seconds until the next attempt: what Retry-After says and a little more, or a growing random wait."""
+        told = _retry_after(state.outcome.exception())
+        if told is not None:
+            return told + random.uniform(0, 0.25)
+        return float(self._tenacity.wait_random_exponential(multiplier=0.5, max=30)(state))
+
+    def _reason(self, error: Exception) -> Unscored:
+        if isinstance(error, self._openai.APITimeoutError):
+            return Unscored.TIMEOUT
+        if isinstance(error, self._openai.APIConnectionError):
+            return Unscored.CONNECTION
+        status = getattr(error, "status_code", None)
+        if status is None:
+            return Unscored.BAD_RESPONSE
+        if status == 429:
+            return Unscored.RATE_LIMITED
+        return Unscored.SERVER_ERROR if status >= 500 or status in _PASSING else Unscored.BAD_REQUEST
+
+    def _failed(self, error: Exception) -> Unscored:
+        """The reason of a failure that no retry helps; what the endpoint says in words may hold the key and is lost.
+
+        Raises:
+            ModelError: no other question would fare better.
+        """
+        fatal = _FATAL.get(getattr(error, "status_code", 0))
+        if fatal:
+            self._stop("the endpoint refuses it")
+            what = fatal.format(env=self.options.api_key_env)
+            raise ModelError(f"{self.options.base_url} {what} (model {self.options.model}).") from None
+        reason = self._reason(error)
+        if _quota_spent(error):
+            self._stop("the account's quota at the endpoint is spent")
+        with self._lock:
+            self._failures_in_a_row += reason is not Unscored.BAD_REQUEST
+            failures = self._failures_in_a_row
+        if failures >= _FAILURES_IN_A_ROW:
+            self._stop(f"{failures} questions in a row failed, the last with {reason.value}")
+        return reason
+
+    def _stop(self, reason: str) -> None:
+        with self._lock:
+            self._stopped = self._stopped or reason
+        self._halted.set()
+
+
+def _libraries() -> tuple[Any, Any]:
+    try:
+        import openai
+        import tenacity
+    except ImportError as error:
+        raise MissingExtraError(
+            f"judge.kind: openai needs {error.name}, which is not installed: pip install 'hafrm[judge]'"
+        ) from error
+    return openai, tenacity
+
+
+def _quota_spent(error: Any) -> bool:
+    return getattr(error, "code", None) == "insufficient_quota"
+
+
+def _retry_after(error: Any) -> float | None:
+    """Seconds that a response tells to wait, as a number or a date; None where it does not."""
+    headers = getattr(getattr(error, "response", None), "headers", {})
+    text = headers.get("retry-after")
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
+        except (TypeError, ValueError, OverflowError):
+            return None
+    return max(0.0, seconds) if seconds == seconds else None  # NaN says nothing
+
+
+def _tokens_at_most(text: str) -> int:
+    """What stands in for the count of an endpoint that tells none: a token for three bytes, more than there are."""
+    return len(text.encode()) // 3 + 1

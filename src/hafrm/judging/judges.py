@@ -1,0 +1,126 @@
+"""What a judge is asked and what it answers: the contract between tournaments and judges of any kind.
+
+Knows questions and answers. Knows no prompt, no endpoint and no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from hafrm.pairs import Message
+
+__all__ = ["FAILURES", "Answer", "Judge", "Question", "ScriptedJudge", "Unscored", "ranks_of"]
+
+Response = tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A prompt with two or more responses, in the order in which the judge sees them."""
+
+    prompt: tuple[Message, ...]
+    responses: tuple[Response, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.responses) < 2:
+            raise ValueError(f"a question needs two or more responses, got {len(self.responses)}")
+
+
+class Unscored(StrEnum):
+    """Why an answer holds no ranks: the key under which it is counted."""
+
+    EMPTY_REPLY = "empty_reply"
+    NO_CHOICE = "no_choice"
+    """The reply to a pair is neither Output (a) nor Output (b)."""
+    NOT_JSON = "not_json"
+    NOT_A_RANKING = "not_a_ranking"
+    """JSON, but no list of {"model", "rank"}."""
+    WRONG_MODELS = "wrong_models"
+    """Not exactly the models that were asked about."""
+    NOT_A_PERMUTATION = "not_a_permutation"
+    OVERLONG = "overlong"
+    REFUSED_BY_TEMPLATE = "refused_by_template"
+    TIMEOUT = "timeout"
+    CONNECTION = "connection"
+    """No connection, or one that ended in the middle of the reply."""
+    RATE_LIMITED = "rate_limited"
+    SERVER_ERROR = "server_error"
+    BAD_REQUEST = "bad_request"
+    """The endpoint refused the request itself: too long, or its content filter."""
+    BAD_RESPONSE = "bad_response"
+    """The endpoint answered with something that is no chat completion."""
+    STOPPED = "stopped"
+    """Not asked: the run's budget is spent, or the endpoint fails without end."""
+
+
+FAILURES = frozenset(
+    {
+        Unscored.TIMEOUT,
+        Unscored.CONNECTION,
+        Unscored.RATE_LIMITED,
+        Unscored.SERVER_ERROR,
+        Unscored.BAD_REQUEST,
+        Unscored.BAD_RESPONSE,
+        Unscored.STOPPED,
+    }
+)
+"""Reasons that are no word of the judge: a later run asks again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A judge's ranks of a question's responses, or the reason why there are none."""
+
+    ranks: tuple[int, ...] | None = None
+    """1 is the best; equal ranks are a tie. In the question's order."""
+    unscored: Unscored | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.ranks is None) == (self.unscored is None):
+            raise ValueError("an answer has either ranks or a reason why there are none")
+
+
+class Judge(Protocol):
+    """Ranks responses."""
+
+    most_responses: int
+    """How many responses one question may hold."""
+
+    order_matters: bool
+    """Whether the answer can depend on the order in which responses are shown."""
+
+    @property
+    def stopped(self) -> str | None:
+        """Why the judge answers no more, in words; None while it does."""
+        ...
+
+    def ask(self, questions: Sequence[Question]) -> list[Answer]:
+        """One answer a question, in order."""
+        ...
+
+
+def ranks_of(rewards: Sequence[float]) -> tuple[int, ...]:
+    """The ranks that rewards give, the highest 1; equal rewards share the better rank."""
+    return tuple(1 + sum(other > reward for other in rewards) for reward in rewards)
+
+
+class ScriptedJudge:
+    """A judge that answers by a function, for tests; it keeps what it was asked."""
+
+    stopped = None
+
+    def __init__(
+        self, answer: Callable[[Question], Answer], *, most_responses: int = 8, order_matters: bool = True
+    ) -> None:
+        self.answer, self.most_responses, self.order_matters = answer, most_responses, order_matters
+        self.asked: list[Question] = []
+
+    def ask(self, questions: Sequence[Question]) -> list[Answer]:
+        """One answer a question, in order."""
+        self.asked += questions
+        return [self.answer(question) for question in questions]

@@ -1,0 +1,112 @@
+"""Which judge is asked, and how."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields
+from typing import Literal
+from urllib.parse import urlsplit
+
+from hafrm.errors import ConfigError
+
+__all__ = ["JudgeKind", "JudgeOptions"]
+
+JudgeKind = Literal["openai", "local", "reward", "oracle"]
+
+_OPENAI = "https://api.openai.com/v1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeOptions:
+    """Which judge is asked, and how. Everything from `base_url` on is for `openai` alone."""
+
+    kind: JudgeKind
+    """`openai`: any endpoint of OpenAI's chat API; `local`: a causal LM in this process, for pairs; `reward`: a reward
+    model, the higher reward wins; `oracle`: the true reward of a set of the simulated world."""
+
+    model: str
+    """The model's name at the endpoint, a folder or hub id, or the name of a set of the world."""
+
+    base_url: str = _OPENAI
+    """The endpoint's address, up to and with /v1. Replies from different addresses are kept apart."""
+
+    api_key_env: str = "OPENAI_API_KEY"
+    """The environment variable that holds the API key; the key itself is never an option and never written."""
+
+    temperature: float | None = 0.0
+    """`null` leaves it out of requests, for models that take none."""
+
+    max_reply_tokens: int | None = 256
+    """The most tokens of a reply; `null` leaves it out of requests, for models that take none."""
+
+    concurrency: int = 4
+    """Requests in flight at a time."""
+
+    timeout: float = 60.0
+    """Seconds to wait for a reply, or for its next part, before a request counts as failed."""
+
+    retries: int = 5
+    """How often a failed request is sent again, after what Retry-After says or a growing random wait."""
+
+    max_requests: int | None = None
+    """This run's budget: requests, retries among them. A run that stops at its budget goes on with the next."""
+
+    max_tokens: int | None = None
+    """This run's budget: tokens of prompts and replies."""
+
+    max_cost: float | None = None
+    """This run's budget: money, by `prices`."""
+
+    prices: str | None = None
+    """A JSON file of what a million tokens cost: {"MODEL": {"prompt": 2.5, "completion": 10}}."""
+
+    cache: str | None = None
+    """The file of replies; by default one for all runs in hafrm's cache folder. What it holds is not asked again."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("concurrency", 1), ("retries", 0), ("max_requests", 0), ("max_tokens", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"judge.{name} must be at least {least}, got {value}")
+        if not self.timeout > 0:
+            raise ConfigError(f"judge.timeout must be positive, got {self.timeout}")
+        if self.max_cost is not None and not self.max_cost >= 0:
+            raise ConfigError(f"judge.max_cost must be at least 0, got {self.max_cost}")
+        self._check_address()
+        if self.kind != "openai":
+            self._refuse_endpoint_options()
+
+    def api_key(self) -> str | None:
+        """The API key, from the environment; None for an endpoint of one's own that needs none.
+
+        Raises:
+            ConfigError: OpenAI's own endpoint is asked and there is no key, or what is there can't be one.
+        """
+        key = os.environ.get(self.api_key_env, "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise ConfigError(f"The environment variable {self.api_key_env} holds characters that no API key has.")
+        if not key and self.base_url == _OPENAI:
+            raise ConfigError(
+                f"The environment variable {self.api_key_env} holds no API key. Set it, or name the endpoint to ask "
+                "with `--judge.base_url`."
+            )
+        return key or None
+
+    def _check_address(self) -> None:
+        try:
+            parts = urlsplit(self.base_url)
+            fit = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:  # a port or a bracket that is none
+            fit = False
+        if not fit:
+            raise ConfigError("judge.base_url must be an address such as http://localhost:8000/v1")
+        if parts.username or parts.password or parts.query:
+            raise ConfigError(
+                "judge.base_url must hold no user, password or query: it is written into results. Put the key into the "
+                "environment variable that `judge.api_key_env` names."
+            )
+
+    def _refuse_endpoint_options(self) -> None:
+        for field in fields(self):
+            if field.name not in ("kind", "model") and getattr(self, field.name) != field.default:
+                raise ConfigError(f"judge.{field.name} is for `judge.kind: openai`, not for {self.kind}.")

@@ -1,0 +1,147 @@
+"""The paper's two judge prompts: comparing two responses (Table 9) and ranking several (Table 10).
+
+The wording is the tables'. Texts are put in so that they can't be taken for the prompt's own structure: in the ranking
+prompt they are JSON strings; in the pair prompt, where the table has them bare, a line that reads like one of the
+prompt's headings gets a backslash before it. No placeholder inside a text is ever filled.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+
+from hafrm.judging.judges import Question
+from hafrm.pairs import Message
+
+__all__ = ["CHOICES", "PROMPT_VERSION", "judge_messages", "model_names"]
+
+PROMPT_VERSION = "haf-rm-tables-9-10/1"
+"""Part of every cache key: to be raised with any change of wording."""
+
+CHOICES = ("Output (a)", "Output (b)")
+"""What a judge of two responses may say."""
+
+_PAIR_SYSTEM = (
+    "You are a helpful instruction-following assistant that prints the best model by selecting the best outputs for a "
+    "given instruction."
+)
+
+_PAIR_INTRODUCTION = """\
+Select the output (a) or (b) that best matches the given instruction. Choose your preferred output, which can be \
+subjective. Your answer should ONLY contain: Output (a) or Output (b).
+Here's an example:
+
+# Example:
+## Instruction:
+Give a description of the following job: "ophthalmologist"
+
+## Output (a):
+An ophthalmologist is a medical doctor who pokes and prods at your eyes while asking you to read letters from a chart.
+
+## Output (b):
+An ophthalmologist is a medical doctor who specializes in the diagnosis and treatment of eye diseases and conditions.
+
+## Which is best, Output (a) or Output (b)?
+Output (b)
+
+Here the answer is Output (b) because it provides a comprehensive and accurate description of the job of an \
+ophthalmologist. In contrast, output (a) is more of a joke.
+
+# Task:
+Now is the real task, do not explain your answer, just say Output (a) or Output (b).
+"""
+
+_PAIR_QUESTION = "## Which is best, Output (a) or Output (b)?"
+
+_RANK_SYSTEM = "You are a helpful assistant, that ranks models by the quality of their answers"
+
+_COUNTS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight"}
+
+_HEADING = re.compile(
+    r"(?:^|(?<=[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]))"
+    r"(?=[^\S\n\r]*#+[^\S\n\r]*(?:example|task|instruction|output[^\S\n\r]*\(|which[^\S\n\r]+is[^\S\n\r]+best))",
+    re.IGNORECASE,
+)
+
+
+def judge_messages(question: Question) -> list[dict[str, str]]:
+    """The chat messages that put a question to a judge: Table 9 for two responses, Table 10 for more.
+
+    Raises:
+        ValueError: there are more than eight responses.
+    """
+    if len(question.responses) == 2:
+        return _chat(_PAIR_SYSTEM, _pair_text(question))
+    if len(question.responses) not in _COUNTS:
+        raise ValueError(f"a judge ranks at most {max(_COUNTS)} responses at once, got {len(question.responses)}")
+    return _chat(_RANK_SYSTEM, _rank_text(question))
+
+
+def model_names(count: int) -> list[str]:
+    """The names under which a ranking prompt shows the responses."""
+    return [f"model_{place}" for place in range(1, count + 1)]
+
+
+def _chat(system: str, user: str) -> list[dict[str, str]]:
+    return [{"role": "system", "content": system}, {"role": "user", "content": user}]
+
+
+def _pair_text(question: Question) -> str:
+    first, second = question.responses
+    return "\n".join(
+        [
+            _PAIR_INTRODUCTION,
+            f"## Instruction:\n{_bare(question.prompt)}\n",
+            f"## Output (a):\n{_bare(first)}\n",
+            f"## Output (b):\n{_bare(second)}\n",
+            _PAIR_QUESTION,
+        ]
+    )
+
+
+def _rank_text(question: Question) -> str:
+    names = model_names(len(question.responses))
+    answers = ",\n".join(
+        f'  {{\n    "model": "{name}",\n    "answer": {_quoted(response)}\n  }}'
+        for name, response in zip(names, question.responses, strict=True)
+    )
+    ranks = ",\n".join(f'  {{"model": "{name}", "rank": <model-rank>}}' for name in names)
+    return f"""\
+I want you to create a leaderboard of different models. To do so, I will give you the instructions (prompts) given to \
+the models, and the responses of {_COUNTS[len(names)]} models. Please rank the models based on which responses would \
+be preferred by humans. All inputs and outputs should be python dictionaries.
+
+Here is the prompt:
+{{
+  "instruction": {_quoted(question.prompt)},
+}}
+
+Here are the outputs of the models:
+[
+{answers}
+]
+
+Now please rank the models by the quality of their answers, so that the model with rank 1 has the best output. Then \
+return a list of the model names and ranks, i.e., produce the following output:
+[
+{ranks}
+]
+
+Your response must be a valid Python dictionary and should contain nothing else because we will directly execute it \
+in Python. Please provide the ranking that the majority of humans would give."""
+
+
+def _text(messages: Sequence[Message]) -> str:
+    """One turn is its text; several are named by their roles."""
+    if len(messages) == 1:
+        return messages[0].content
+    return "\n\n".join(f"{message.role.capitalize()}: {message.content}" for message in messages)
+
+
+def _bare(messages: Sequence[Message]) -> str:
+    return _HEADING.sub(r"\\", _text(messages))
+
+
+def _quoted(messages: Sequence[Message]) -> str:
+    return json.dumps(_text(messages), ensure_ascii=False)

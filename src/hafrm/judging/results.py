@@ -1,0 +1,112 @@
+"""From verdicts to `results.json`: win rates, agreement with labels, flips, what is unscored, and what it took."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from hafrm.judging.judges import Unscored
+from hafrm.judging.verdicts import Verdict
+from hafrm.stats import bootstrap_interval, hits, top_k_hits
+
+__all__ = ["EXPLANATIONS", "summarise"]
+
+EXPLANATIONS = {
+    Unscored.EMPTY_REPLY: "the judge's reply was empty",
+    Unscored.NO_CHOICE: "the reply was neither Output (a) nor Output (b)",
+    Unscored.NOT_JSON: "the ranking was no JSON",
+    Unscored.NOT_A_RANKING: "the ranking was no list of models and ranks",
+    Unscored.WRONG_MODELS: "the ranking was not of exactly the models asked about",
+    Unscored.NOT_A_PERMUTATION: "the ranks were not 1 to n, each once",
+    Unscored.OVERLONG: "the texts are longer than the model takes",
+    Unscored.REFUSED_BY_TEMPLATE: "the model's chat template refuses the conversation",
+    Unscored.TIMEOUT: "no reply within judge.timeout",
+    Unscored.CONNECTION: "no connection, or it ended before the reply did",
+    Unscored.RATE_LIMITED: "the endpoint's rate limit (HTTP 429)",
+    Unscored.SERVER_ERROR: "the endpoint failed (HTTP 5xx)",
+    Unscored.BAD_REQUEST: "the endpoint refused the request (HTTP 4xx): too long, or filtered",
+    Unscored.BAD_RESPONSE: "the endpoint's answer was no chat completion",
+    Unscored.STOPPED: "not asked",
+}
+"""What each reason means, for people."""
+
+
+def summarise(verdicts: Sequence[Verdict], *, rows: int) -> dict[str, Any]:
+    """What verdicts come to.
+
+    Args:
+        verdicts: The verdicts, unscored ones among them.
+        rows: Rows that were to be judged; those beyond the verdicts were not asked.
+
+    Returns:
+        Rates are shares of 1, each with `n` and a 95% bootstrap interval over prompts in `ci95`; a tie of two counts
+        one half, and of more in equal parts. `responses` holds, by who gave them, `win_rate` with `wins`, `ties` and
+        `losses` (pairs), or `first` and `best_two`.
+    """
+    scored = [verdict for verdict in verdicts if verdict.ranks is not None]
+    unscored = Counter(verdict.unscored for verdict in verdicts if verdict.unscored is not None)
+    return {
+        "rows": rows,
+        "judged": len(scored),
+        "unscored": dict(sorted(unscored.items())),
+        "not_asked": rows - len(verdicts),
+        "responses": _by_model(scored),
+        "agreement": _agreement(scored),
+        "flip_rate": _flip_rate(scored),
+        "requests": sum(verdict.requests for verdict in verdicts),
+        "responses_shown": sum(verdict.responses_shown for verdict in verdicts),
+        "prompt_tokens": sum(verdict.prompt_tokens for verdict in verdicts),
+        "completion_tokens": sum(verdict.completion_tokens for verdict in verdicts),
+    }
+
+
+def _by_model(scored: Sequence[Verdict]) -> dict[str, Any]:
+    places: dict[str, list[tuple[Verdict, int]]] = defaultdict(list)
+    for verdict in scored:
+        for place, model in enumerate(verdict.models):
+            places[model].append((verdict, place))
+    return {model: _of_model(found) for model, found in places.items()}
+
+
+def _of_model(found: Sequence[tuple[Verdict, int]]) -> dict[str, Any]:
+    groups = [verdict.group for verdict, _ in found]
+    first = [_share_of_best(verdict, place, 1) for verdict, place in found]
+    if all(len(verdict.models) == 2 for verdict, _ in found):
+        counts = Counter(first)
+        return _rate(first, groups, "win_rate") | {"wins": counts[1.0], "ties": counts[0.5], "losses": counts[0.0]}
+    best_two = [_share_of_best(verdict, place, 2) for verdict, place in found]
+    return {"first": _rate(first, groups), "best_two": _rate(best_two, groups)}
+
+
+def _share_of_best(verdict: Verdict, place: int, k: int) -> float:
+    """The chance that a response is among the best k, ties settled by lot."""
+    assert verdict.ranks is not None
+    ranks = [float("inf") if rank is None else rank for rank in verdict.ranks]
+    chosen = np.arange(len(ranks)) == place
+    return float(top_k_hits([chosen], [ranks], k)[0])
+
+
+def _agreement(scored: Sequence[Verdict]) -> dict[str, Any] | None:
+    """How often the judge prefers the labelled response, beside how often that is the longer one; ties count half."""
+    labelled = [verdict for verdict in scored if verdict.labelled]
+    if not labelled:
+        return None
+    values = [_share_of_best(verdict, 0, 1) for verdict in labelled]
+    longer = hits([verdict.lengths[0] - verdict.lengths[1] for verdict in labelled])
+    ties = sum(value == 0.5 for value in values)
+    return _rate(values, [v.group for v in labelled]) | {"ties": ties, "length_agreement": float(longer.mean())}
+
+
+def _flip_rate(scored: Sequence[Verdict]) -> dict[str, Any] | None:
+    asked_twice = [verdict for verdict in scored if verdict.flipped is not None]
+    if not asked_twice:
+        return None
+    return _rate([float(bool(v.flipped)) for v in asked_twice], [v.group for v in asked_twice])
+
+
+def _rate(values: Sequence[float], groups: Iterable[str], name: str = "value") -> dict[str, Any]:
+    interval = bootstrap_interval(values, list(groups))
+    return {"n": len(values), name: float(np.mean(values)), "ci95": [interval.low, interval.high]}

@@ -1,0 +1,66 @@
+"""A reward model as judge: the higher reward wins, equal rewards tie. The world's oracle is one of these."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hafrm.errors import RefusedError
+from hafrm.judging.judges import Answer, Question, Unscored, ranks_of
+from hafrm.models.scorers import Scorer
+from hafrm.pairs import Conversation
+from hafrm.world import oracle_reward
+from hafrm.world.profiles import profile
+
+__all__ = ["OracleScorer", "RewardJudge"]
+
+
+class OracleScorer:
+    """The true rewards of one of the simulated world's sets.
+
+    Raises:
+        UnknownDataError: there is no such set.
+    """
+
+    def __init__(self, name: str) -> None:
+        profile(name)  # an unknown name is met here
+        self.name = name
+
+    def score(self, conversations: Sequence[Conversation]) -> list[float | None]:
+        """Rewards in the conversations' order."""
+        return [oracle_reward(conversation, self.name) for conversation in conversations]
+
+
+class RewardJudge:
+    """Ranks by a scorer's rewards (the paper's Figure 9 has ArmoRM judge so)."""
+
+    most_responses = 1024
+    order_matters = False
+    stopped = None
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer = scorer
+
+    def ask(self, questions: Sequence[Question]) -> list[Answer]:
+        """One answer a question; one with an over-long or refused conversation is unscored."""
+        asked = [Conversation(question.prompt, response) for question in questions for response in question.responses]
+        distinct = list(dict.fromkeys(asked))
+        rewards: dict[Conversation, float | Unscored] = {}
+        try:
+            scores = self.scorer.score(distinct)
+        except RefusedError as error:
+            rewards = {distinct[place]: Unscored.REFUSED_BY_TEMPLATE for place in error.reasons}
+            distinct = [conversation for conversation in distinct if conversation not in rewards]
+            scores = self.scorer.score(distinct)
+        for conversation, reward in zip(distinct, scores, strict=True):
+            rewards[conversation] = Unscored.OVERLONG if reward is None else reward
+        return [
+            _answer([rewards[Conversation(question.prompt, response)] for response in question.responses])
+            for question in questions
+        ]
+
+
+def _answer(rewards: Sequence[float | Unscored]) -> Answer:
+    numbers = [reward for reward in rewards if not isinstance(reward, Unscored)]
+    if len(numbers) == len(rewards):
+        return Answer(ranks=ranks_of(numbers))
+    return Answer(unscored=next(reward for reward in rewards if isinstance(reward, Unscored)))

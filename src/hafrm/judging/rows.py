@@ -1,0 +1,154 @@
+"""From rows to what is judged: prompts with two, four or eight responses, or labelled pairs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from hafrm.data import RawRow, ReadOptions, load_pairs, read_rows
+from hafrm.errors import BadRowError, BadRowReason, DataError
+from hafrm.judging.judges import Response
+from hafrm.pairs import Message, PreferencePair, RowReader, parse_pair, prompt_group
+
+__all__ = ["Item", "Items", "Mode", "load_items"]
+
+Mode = Literal["pair", "rank"]
+
+_SIZES: dict[Mode, tuple[int, ...]] = {"pair": (2,), "rank": (4, 8)}
+_LABELS = ("chosen", "rejected")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """A prompt with the responses to be judged."""
+
+    id: str
+    group: str
+    prompt: tuple[Message, ...]
+    responses: tuple[Response, ...]
+    models: tuple[str, ...]
+    """What the responses are called in results: who gave them, or their places."""
+    labelled: bool = False
+    """Whether the first response is known to be the better one."""
+
+
+@dataclass
+class Items:
+    """What is judged of a data set, and what of it can't be."""
+
+    items: list[Item] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
+    """Rows that break the contract, by reason."""
+
+    @property
+    def sha256(self) -> str:
+        """A fingerprint of all texts, in order."""
+        digest = hashlib.sha256()
+        for item in self.items:
+            digest.update(json.dumps(asdict(item)).encode() + b"\n")
+        return digest.hexdigest()
+
+
+def load_items(data: str, mode: Mode, options: ReadOptions, *, split: str = "test") -> Items:
+    """Read a file of rows, or the pairs of a named data set.
+
+    Args:
+        data: A file whose rows hold `prompt` and `responses` (strings or chat messages; optional `models`, a name for
+            each), or pairs; or the name of a data set.
+        mode: `pair` takes two responses or a pair, `rank` four or eight responses.
+        options: What to do with rows that break the contract.
+        split: Which split of a named data set.
+
+    Raises:
+        BadRowError: a row breaks the contract, and such rows are not to be skipped.
+        UnreadableError: the file can't be read.
+        DataError: there is nothing to judge.
+    """
+    found = Items()
+    if Path(data).is_file():
+        for row in read_rows(Path(data)):
+            try:
+                found.items.append(_item(row, mode, data))
+            except BadRowError as error:
+                if options.on_bad_row == "error":
+                    raise
+                found.skipped[error.reason.value] += 1
+    elif mode == "rank":
+        raise DataError(f"{data}: no such file. --mode rank reads a file of rows with `prompt` and `responses`.")
+    else:
+        found.items += (_of_pair(pair) for pair in load_pairs(data, split=split, options=options).pairs)
+    if not found.items:
+        lost = ", ".join(f"{count} {reason}" for reason, count in found.skipped.items())
+        raise DataError(f"{data}: there is nothing to judge ({lost or 'no row'}).")
+    return found
+
+
+def _item(row: RawRow, mode: Mode, source: str) -> Item:
+    if row.error is not None:
+        raise row.error
+    reader = RowReader(row.value, source=source, number=row.number)
+    if mode == "pair" and not reader.has("responses"):
+        return _of_pair(parse_pair(row.value, source=source, number=row.number))
+    values = row.value.get("responses")
+    sizes = _SIZES[mode]
+    if not isinstance(values, list) or len(values) not in sizes:
+        held = f"holds {len(values)} responses" if isinstance(values, list) else "is missing, or no list"
+        raise reader.error(
+            BadRowReason.WRONG_TYPE if reader.has("responses") else BadRowReason.MISSING_FIELD,
+            "responses",
+            held,
+            f"--mode {mode} takes {' or '.join(map(str, sizes))}"
+            + (" of them, or `chosen` and `rejected`." if mode == "pair" else "."),
+        )
+    prompt = reader.messages("prompt", "user")
+    reader.check_prompt(prompt)
+    responses = tuple(_responses(row, values, source))
+    return Item(
+        id=f"{source}:{row.number}",
+        group=reader.string_or_none("group") or prompt_group(prompt),
+        prompt=prompt,
+        responses=responses,
+        models=_models(reader, len(responses)),
+    )
+
+
+def _responses(row: RawRow, values: Sequence[Any], source: str) -> Iterator[Response]:
+    named = {f"responses[{place}]": value for place, value in enumerate(values)}
+    reader = RowReader({"prompt": row.value["prompt"], **named}, source=source, number=row.number)
+    for name in named:
+        response = reader.messages(name, "assistant")
+        reader.check_response(name, response)
+        yield response
+
+
+def _models(reader: RowReader, count: int) -> tuple[str, ...]:
+    if not reader.has("models"):
+        return tuple(f"response {place}" for place in range(1, count + 1))
+    names = reader.row["models"]
+    fit = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not fit or len(names) != count or len(set(names)) < count:
+        raise reader.error(
+            BadRowReason.WRONG_TYPE,
+            "models",
+            "does not name each response once",
+            f"Give {count} different names, or leave the field out.",
+        )
+    for name in names:
+        reader.check_text("models", name)
+    return tuple(names)
+
+
+def _of_pair(pair: PreferencePair) -> Item:
+    return Item(
+        id=pair.id,
+        group=pair.group,
+        prompt=pair.prompt,
+        responses=(pair.chosen, pair.rejected),
+        models=_LABELS,
+        labelled=True,
+    )

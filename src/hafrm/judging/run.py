@@ -1,0 +1,227 @@
+"""Judge a file's rows: look, ask, write verdicts as they come, compute results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from hafrm import atomic
+from hafrm.data import ReadOptions
+from hafrm.errors import ConfigError
+from hafrm.judging.judges import Judge, Unscored
+from hafrm.judging.options import JudgeOptions
+from hafrm.judging.prompts import PROMPT_VERSION
+from hafrm.judging.results import summarise
+from hafrm.judging.rows import Item, Items, Mode, load_items
+from hafrm.judging.tournament import Plan, compare, play, rank_at_once, top_two_of_eight
+from hafrm.judging.verdicts import VERDICTS_FILE, Verdict, resume_verdicts, verdict_of
+from hafrm.models.loading import ScorerChoice
+from hafrm.models.scorers import ScoreOptions
+
+__all__ = ["RESULTS_FILE", "JudgeConfig", "judge_rows"]
+
+RESULTS_FILE = "results.json"
+
+_CHUNK = 64  # rows that are judged side by side; their verdicts are written when all of them are through
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeConfig(ScorerChoice):
+    """Have a judge compare or rank responses."""
+
+    data: str
+    """Rows with `prompt` and `responses` (two for --mode pair, four or eight for rank; optional `models` names who gave
+    them), or pairs with `chosen` and `rejected`: a file, or for pairs the name of a data set too."""
+
+    out: str
+    """The folder for verdicts.jsonl and results.json. A run that was stopped goes on from what it holds."""
+
+    judge: JudgeOptions
+    mode: Mode = "pair"
+    """`pair` compares two responses in both orders; `rank` ranks four by one question, and finds the best two of eight
+    by three (the paper's Figure 10); a judge by rewards ranks all eight."""
+
+    split: str = "test"
+    """Which split of a named data set to use; a file is used whole."""
+
+    seed: int = 0
+    """Seed of the order in which responses are shown."""
+
+    data_options: ReadOptions = field(default_factory=ReadOptions)
+    score: ScoreOptions = field(default_factory=ScoreOptions)
+    """How the models of `judge.kind: local` and `reward` run."""
+
+    def __post_init__(self) -> None:
+        if self.mode == "rank" and self.judge.kind == "local":
+            raise ConfigError("judge.kind: local compares two responses. Use --mode pair, or another judge.")
+
+
+def judge_rows(
+    config: JudgeConfig,
+    *,
+    progress: Callable[[int, int], None] = lambda done, rows: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Judge the rows that have no verdict yet, and write `verdicts.jsonl` and `results.json`.
+
+    Args:
+        config: What to judge, and who judges.
+        progress: Called with the number of rows that have a verdict, and of all rows.
+        say: Called with a line where a stopped run goes on.
+
+    Returns:
+        The contents of `results.json`: what `summarise` gives, and under `run` what this run asked and failed.
+
+    Raises:
+        ConfigError: the folder holds verdicts of something else, or an option can't work.
+        ModelError: the judge can't be asked at all.
+    """
+    found = load_items(config.data, config.mode, config.data_options, split=config.split)
+    folder = Path(config.out)
+    verdicts = resume_verdicts(folder, _depends_on(config, found), found.items)
+    known = {verdict.id for verdict in verdicts}
+    missing = [item for item in found.items if item.id not in known]
+    if verdicts:
+        say(f"{folder} has verdicts on {len(verdicts)} of {len(found.items)} rows; the run goes on with the others.")
+    run: dict[str, Any] = {"stopped": None}
+    if missing:
+        run = _judge_missing(config, missing, verdicts, lambda done: progress(done, len(found.items)))
+    place = {item.id: number for number, item in enumerate(found.items)}
+    verdicts.sort(key=lambda verdict: place[verdict.id])
+    results = {
+        "data": config.data,
+        "mode": config.mode,
+        "judge": _judge_identity(config),
+        **summarise(verdicts, rows=len(found.items)),
+        "skipped": dict(found.skipped),
+        "run": run,
+    }
+    atomic.write_json(folder / RESULTS_FILE, results)
+    return results
+
+
+def _judge_missing(
+    config: JudgeConfig, missing: Sequence[Item], verdicts: list[Verdict], progress: Callable[[int], None]
+) -> dict[str, Any]:
+    """Judge rows and add their verdicts to the file and to the list; what the run took."""
+    path = Path(config.out) / VERDICTS_FILE
+    with closing(_Loaded(config)) as loaded, path.open("ab", buffering=0) as file:
+        for start in range(0, len(missing), _CHUNK):
+            for verdict in _judge_chunk(config, loaded.judge, missing[start : start + _CHUNK]):
+                file.write(verdict.line())
+                verdicts.append(verdict)
+            progress(len(verdicts))
+            if loaded.judge.stopped:
+                break
+        return loaded.account()
+
+
+def _judge_chunk(config: JudgeConfig, judge: Judge, items: Sequence[Item]) -> list[Verdict]:
+    """Verdicts on the items that the judge could be asked about."""
+    orders = [Random(f"{config.seed}/{item.id}").sample(range(n := len(item.responses)), n) for item in items]
+    plans = [_plan(judge, item, order) for item, order in zip(items, orders, strict=True)]
+    outcomes = play(judge, plans)
+    return [
+        verdict_of(item, outcome, order)
+        for item, outcome, order in zip(items, outcomes, orders, strict=True)
+        if outcome.ranking.unscored is not Unscored.STOPPED
+    ]
+
+
+def _plan(judge: Judge, item: Item, order: Sequence[int]) -> Plan:
+    responses = [item.responses[place] for place in order]
+    if len(responses) == 2:
+        return compare(item.prompt, responses, both_orders=judge.order_matters)
+    if len(responses) > judge.most_responses:
+        return top_two_of_eight(item.prompt, responses)
+    return rank_at_once(item.prompt, responses)
+
+
+class _Loaded:
+    """The judge that the options ask for, and an account of what it took."""
+
+    def __init__(self, config: JudgeConfig) -> None:
+        self.endpoint: Any = None
+        self.judge: Judge
+        options = config.judge
+        if options.kind == "openai":
+            self.judge = self.endpoint = _endpoint(options)
+        elif options.kind == "local":
+            from hafrm.judging.local import load_local_judge
+
+            self.judge = load_local_judge(options.model, config.score, trust_remote_code=config.trust_remote_code)
+        else:
+            from hafrm.judging.reward import OracleScorer, RewardJudge
+
+            oracle = options.kind == "oracle"
+            self.judge = RewardJudge(
+                OracleScorer(options.model) if oracle else config.load(options.model, config.score)
+            )
+
+    def account(self) -> dict[str, Any]:
+        """Why it stopped, if it did; for an endpoint requests sent, tokens and money of this run."""
+        if self.endpoint is None:
+            return {"stopped": None}
+        return {
+            "stopped": self.endpoint.stopped,
+            "requests_sent": self.endpoint.budget.requests,
+            "requests_failed": dict(self.endpoint.failed_requests),
+            "from_cache": self.endpoint.from_cache,
+            "tokens": self.endpoint.budget.tokens,
+            "cost": self.endpoint.budget.cost,
+        }
+
+    def close(self) -> None:
+        """Close connections and cache."""
+        if self.endpoint is not None:
+            self.endpoint.close()
+
+
+def _endpoint(options: JudgeOptions) -> Judge:
+    from hafrm.judging.budget import Budget, Prices
+    from hafrm.judging.cache import ReplyCache
+    from hafrm.judging.endpoint import EndpointJudge
+
+    prices = Prices.load(options.prices, options.model) if options.prices else None
+    budget = Budget(requests=options.max_requests, tokens=options.max_tokens, money=options.max_cost, prices=prices)
+    path = Path(options.cache) if options.cache else atomic.cache_folder("judge") / "replies.sqlite"
+    return EndpointJudge(options, ReplyCache(path), budget)
+
+
+def _depends_on(config: JudgeConfig, found: Items) -> dict[str, Any]:
+    """What verdicts depend on, by what a message calls it."""
+    return {
+        "judge": _judge_identity(config),
+        "mode": config.mode,
+        "seed": config.seed,
+        "set of rows": found.sha256,
+        "version of the prompts": PROMPT_VERSION,
+    }
+
+
+def _judge_identity(config: JudgeConfig) -> dict[str, Any]:
+    """The judge in plain values: never a key."""
+    options = config.judge
+    identity: dict[str, Any] = {"kind": options.kind, "model": options.model}
+    if options.kind == "openai":
+        names = ("base_url", "temperature", "max_reply_tokens")
+        return identity | {name: getattr(options, name) for name in names}
+    if options.kind == "oracle":
+        return identity
+    score = {name: getattr(config.score, name) for name in ("max_length", "overlong", "dtype", "chat_template")}
+    choice = asdict(config) if options.kind == "reward" else {}
+    scorer = {name: choice[name] for name in ("head", "reference", "combined_weight") if name in choice}
+    return identity | scorer | score | {"files": _files(Path(options.model))}
+
+
+def _files(folder: Path) -> list[list[Any]]:
+    """Names, sizes and times of a model's files: a model that changed since is another judge."""
+    if not folder.is_dir():
+        return []
+    return [
+        [path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(folder.iterdir()) if path.is_file()
+    ]

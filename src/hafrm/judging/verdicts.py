@@ -1,0 +1,133 @@
+"""`verdicts.jsonl`: a line for each judged row, written as it comes, so that a stopped run goes on.
+
+`judge.json` beside it says what the verdicts depend on. Lines whose question failed, rather than was answered, are
+taken out when a run goes on, and their questions are asked again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from hafrm import atomic
+from hafrm.errors import ConfigError, DataError
+from hafrm.judging.judges import FAILURES, Unscored
+from hafrm.judging.rows import Item
+from hafrm.judging.tournament import Outcome
+
+__all__ = ["HEADER_FILE", "VERDICTS_FILE", "Verdict", "resume_verdicts", "verdict_of"]
+
+VERDICTS_FILE = "verdicts.jsonl"
+HEADER_FILE = "judge.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What a judge found of one row, and what that took."""
+
+    id: str
+    group: str
+    models: list[str]
+    labelled: bool
+    """Whether the first response is known to be the better one."""
+    lengths: list[int]
+    """Characters of each response."""
+    ranks: list[int | None] | None
+    """1 is the best, equal ranks are a tie; None for responses below the best two of eight, or for all of them."""
+    flipped: bool | None
+    """Whether the two orders of a pair disagree; None where there was one order, or no verdict."""
+    unscored: str | None
+    requests: int
+    """Questions put to the judge, or found in the cache of replies."""
+    responses_shown: int
+    """Responses in them: the units of Table 8."""
+    prompt_tokens: int
+    completion_tokens: int
+
+    @property
+    def failed(self) -> bool:
+        """Whether there was no answer, rather than none that counts."""
+        return self.unscored is not None and self.unscored in FAILURES
+
+    def line(self) -> bytes:
+        """The verdict as one line of JSON."""
+        return atomic.json_line(asdict(self))
+
+
+def verdict_of(item: Item, outcome: Outcome, order: Iterable[int]) -> Verdict:
+    """The verdict on an item whose responses were judged in another order.
+
+    Args:
+        item: What was judged.
+        outcome: What was found of it.
+        order: The places in the item of the responses that the outcome is about.
+    """
+    ranking = outcome.ranking
+    placed = dict(zip(order, ranking.ranks, strict=True)) if ranking.ranks is not None else {}
+    return Verdict(
+        id=item.id,
+        group=item.group,
+        models=list(item.models),
+        labelled=item.labelled,
+        lengths=[sum(len(message.content) for message in response) for response in item.responses],
+        ranks=[placed[place] for place in range(len(item.responses))] if placed else None,
+        flipped=ranking.flipped,
+        unscored=ranking.unscored.value if ranking.unscored else None,
+        requests=outcome.requests,
+        responses_shown=outcome.shown,
+        prompt_tokens=outcome.prompt_tokens,
+        completion_tokens=outcome.completion_tokens,
+    )
+
+
+def resume_verdicts(folder: Path, depends_on: Mapping[str, Any], items: Iterable[Item]) -> list[Verdict]:
+    """The verdicts to keep of an earlier run; the file then holds these and no others.
+
+    Raises:
+        ConfigError: the folder holds verdicts of another judge, other rows or other options.
+        DataError: its files are damaged.
+    """
+    header, path = folder / HEADER_FILE, folder / VERDICTS_FILE
+    now = json.loads(json.dumps(depends_on))
+    if not path.exists():
+        atomic.write_json(header, now)
+        atomic.write_text(path, "")
+        return []
+    try:
+        before = json.loads(header.read_text(encoding="utf-8"))
+        changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{header} is missing or damaged, so nobody knows what {path} is of. Give another --out."
+        ) from error
+    if changed:
+        raise ConfigError(f"{folder} holds verdicts with another {', '.join(changed)}. Give another --out.")
+    atomic.drop_half_line(path)
+    verdicts = _read(path)
+    known = {item.id for item in items}
+    if not all(verdict.id in known for verdict in verdicts) or len({v.id for v in verdicts}) < len(verdicts):
+        raise DataError(f"{path} holds lines that are not of these rows, or twice. Give another --out.")
+    kept = [verdict for verdict in verdicts if not verdict.failed]
+    if len(kept) < len(verdicts):
+        with atomic.new_file(path) as file:
+            file.writelines(verdict.line() for verdict in kept)
+    return kept
+
+
+def _read(path: Path) -> list[Verdict]:
+    verdicts = []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if not line:
+            continue
+        try:
+            row = json.loads(line)
+            verdict = Verdict(**{field.name: row[field.name] for field in fields(Verdict)})
+            if verdict.unscored is not None:
+                Unscored(verdict.unscored)
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}, line {number}, is no verdict ({error}). Give another --out.") from error
+        verdicts.append(verdict)
+    return verdicts

@@ -22,6 +22,7 @@ COMMANDS = {
     "train": "train one model: --method haf, baseline or dpo",
     "evaluate": "accuracy with intervals, beside length-only and random",
     "score": "JSON lines in, rewards out",
+    "serve": "a model's rewards over HTTP, in the protocols that trainers speak",
     "export": "pure reward/ and policy/ checkpoints that other programs load",
     "data": "list, show and check data sets",
 }
@@ -31,6 +32,7 @@ STOPPED = {
     "train": "the same command goes on from the last checkpoint",
     "evaluate": "the same command goes on after the last scored pairs",
     "score": "no --out file was written, and the same command begins again",
+    "serve": "requests in flight were answered",
     "export": "no folder was left half written, and the same command begins again",
     "data": "nothing was changed",
 }

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from hafrm.cli import main
+from hafrm.serving.run import _listen
 from tests.models.test_scorers import save_classifier
 
 ROWS = [{"prompt": f"question {i}", "response": "yes " * (1 + i % 9)} for i in range(20)]
@@ -50,6 +51,12 @@ def test_served_rewards_are_those_of_score(tmp_path: Path) -> None:
     assert "set HAFRM_API_KEY" in said
     assert "requests in flight were answered" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_answers_are_sent_at_once(host: str) -> None:
+    with _listen(host, 0) as listener, socket.create_connection(listener.getsockname()), listener.accept()[0] as found:
+        assert found.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_what_can_not_work_is_one_line(tmp_path: Path, capfd, monkeypatch: pytest.MonkeyPatch) -> None:

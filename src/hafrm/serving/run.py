@@ -72,6 +72,12 @@ def _api_key() -> str | None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A listening socket, before the model is loaded: a port that is taken shows at once."""
+    """A listening socket, before the model is loaded: a port that is taken shows at once.
+
+    Its connections send at once: an answer goes out as head and body, and the body would wait for the head's receipt,
+    40 ms. asyncio sees to that only for sockets that name their protocol, which `create_server` makes none of.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=1024)
+    listener = socket.create_server((host, port), family=family, backlog=1024)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import httpx
 import pytest
 
+from hafrm.errors import ConfigError
 from hafrm.models.scorers import HybridScorer
 from hafrm.pairs import Conversation, Message
+from hafrm.serving.config import ServeConfig
+from hafrm.serving.service import RewardService
 from tests.serving.conftest import LIMIT, body, live, tiny_scorer
 from tests.tiny import tiny_tokenizer
 
@@ -134,6 +138,28 @@ def test_a_template_without_a_beginning_token_gets_none() -> None:
         data = {"query": [rendered(c, PLAIN) for c in CONVERSATIONS]}
         answer = httpx.post(f"{address}/get_reward", json=data).raise_for_status().json()
     assert answer["rewards"] == pytest.approx(scorer.score(CONVERSATIONS), abs=1e-5)
+
+
+def test_a_template_of_other_roles_still_serves_texts() -> None:
+    """What can't be rendered has no reward; rendered texts are taken as they come."""
+    template = "{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}" + PLAIN
+    scorer = tiny_scorer(tiny_tokenizer(template=template))
+    with live(scorer) as address:
+        found = httpx.post(f"{address}/v1/rewards", json=body(*CONVERSATIONS)).raise_for_status().json()["rewards"]
+        data = {"query": [rendered(CONVERSATIONS[2], PLAIN)]}
+        answer = httpx.post(f"{address}/get_reward", json=data).raise_for_status().json()
+    assert [item["unscored"] for item in found] == ["refused_by_template", "refused_by_template", None]
+    assert answer["rewards"] == pytest.approx([found[2]["reward"]], abs=1e-5)
+    assert scorer.score(CONVERSATIONS[2:]) == pytest.approx(answer["rewards"], abs=1e-5)
+
+
+def test_a_model_that_runs_elsewhere_is_not_served() -> None:
+    class Elsewhere:
+        def score(self, conversations: Sequence[Conversation]) -> list[float | None]:
+            return [0.0] * len(conversations)
+
+    with pytest.raises(ConfigError, match="runs elsewhere"):
+        RewardService(Elsewhere(), ServeConfig(model="http://elsewhere"))
 
 
 def test_overlong_texts_are_cut_where_the_rule_is_to_cut() -> None:

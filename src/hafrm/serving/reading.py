@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from jinja2 import TemplateError
+
 from hafrm.encoding import ConversationEncoder, OverlongError, TokenGroup
 from hafrm.errors import BadRowReason
 from hafrm.pairs import Conversation
@@ -54,11 +56,7 @@ class Reader:
         self._strict = replace(encoder, overlong="drop")
         tokenizer: Any = encoder.tokenizer
         self._tokenizer = tokenizer
-        opening = tokenizer.apply_chat_template(
-            [turn.as_dict() for turn in Conversation.of("a", "b").prompt], tokenize=False, add_generation_prompt=True
-        )
-        bos = tokenizer.bos_token
-        self._bos = bos if bos and opening.startswith(bos) else ""
+        self._bos = _template_bos(tokenizer)
 
     def read(self, inputs: Sequence[Input]) -> list[Reading]:
         """Read a request's inputs, in order."""
@@ -96,3 +94,15 @@ class Reader:
             return Reading(tokens=len(ids), unscored=OVERLONG)
         kept = tuple(ids[:limit])
         return Reading(TokenGroup(kept[:-1], (kept[-1:],)), len(ids), truncated=len(ids) > limit)
+
+
+def _template_bos(tokenizer: Any) -> str:
+    """The beginning-of-sequence token's text where the chat template begins with it, else nothing."""
+    sample = Conversation.of("a", "b")
+    turns = [turn.as_dict() for turn in (*sample.prompt, *sample.response)]
+    try:
+        opening: str = tokenizer.apply_chat_template(turns, tokenize=False)
+    except TemplateError:  # of a template that wants other roles: its texts are taken as they come
+        return ""
+    bos: str | None = tokenizer.bos_token
+    return bos if bos and opening.startswith(bos) else ""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import httpx
 import pytest
 from benchmarks.limit import hybrid_operations
 from benchmarks.measure import median_ratio
 from benchmarks.report import page
+from benchmarks.serving import judge, make_pool
 from benchmarks.workload import Shape, draw_batches, random_group
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
@@ -31,6 +33,17 @@ def test_operations_by_hand() -> None:
 def test_ratios_are_taken_round_by_round() -> None:
     """A machine that slows down by ten between rounds changes no ratio."""
     assert median_ratio([1, 10, 2], [2, 20, 4]) == 0.5
+
+
+def test_served_answers_are_judged() -> None:
+    pool = [(conversation, float(i)) for i, conversation in enumerate(make_pool(5))]
+    assert len({conversation for conversation, _ in pool}) == 5
+
+    def judged(status: int, reward: float | None) -> str:
+        return judge(httpx.Response(status, json={"rewards": [{"reward": reward}]}), 2.0, pool)
+
+    assert [judged(200, reward) for reward in (2.00001, 3.0, 2.5, None)] == ["right", "crossed", "wrong", "wrong"]
+    assert [judged(status, 2.0) for status in (429, 503, 500)] == ["refused", "refused", "lost"]
 
 
 def test_grouped_batches_hold_like_lengths() -> None:

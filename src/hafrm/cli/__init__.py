@@ -23,9 +23,10 @@ COMMANDS = {
     "evaluate": "accuracy with intervals, beside length-only and random",
     "score": "JSON lines in, rewards out",
     "judge": "verdicts of a judge on two, four or eight responses",
+    "serve": "a model's rewards over HTTP, in the protocols that trainers speak",
     "export": "pure reward/ and policy/ checkpoints that other programs load",
     "data": "list, show and check data sets",
-    "reproduce": "a table or figure of the paper: table2, figure3, table3, figure6",
+    "reproduce": "a table or figure of the paper, and its claims",
 }
 
 STOPPED = {
@@ -34,6 +35,7 @@ STOPPED = {
     "evaluate": "the same command goes on after the last scored pairs",
     "score": "no --out file was written, and the same command begins again",
     "judge": "the same command goes on after the last verdict, and asks nothing that was answered",
+    "serve": "requests in flight were answered",
     "export": "no folder was left half written, and the same command begins again",
     "data": "nothing was changed",
     "reproduce": "the same command goes on where it stopped",

@@ -7,10 +7,10 @@ the baseline against DPO is one argument.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, cast
+from typing import Literal, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ __all__ = [
     "ScoreOptions",
     "Scorer",
     "StockScorer",
+    "TokenScorer",
 ]
 
 
@@ -40,6 +41,27 @@ class Scorer(Protocol):
 
         Raises:
             RefusedError: some conversations can't be rendered; says which, so that a caller can leave them out.
+        """
+        ...
+
+
+@runtime_checkable
+class TokenScorer(Scorer, Protocol):
+    """A scorer whose model runs in this process: it also takes token ids, as a server hands them over."""
+
+    encoder: ConversationEncoder
+    options: ScoreOptions
+
+    @property
+    def reads_responses(self) -> bool:
+        """Whether the reward depends on where the response begins, as implicit rewards do."""
+        ...
+
+    def score_tokens(self, sequences: Sequence[TokenGroup]) -> list[float]:
+        """Rewards of token groups of one response each, in their order.
+
+        Raises:
+            ModelError: a reward is not finite.
         """
         ...
 
@@ -132,44 +154,63 @@ class _BatchedScorer:
     def __init__(self, encoder: ConversationEncoder, layout: Layout, options: ScoreOptions) -> None:
         self.encoder, self.layout, self.options = encoder, layout, options
 
-    @torch.inference_mode()
+    @property
+    def reads_responses(self) -> bool:
+        """See `TokenScorer`."""
+        return False
+
     def score(self, conversations: Sequence[Conversation]) -> list[float | None]:
         """Rewards in the conversations' order; see `Scorer.score`."""
-        rewards: list[float | None] = [None] * len(conversations)
-        for rows, batch in self._batches(conversations):
+        found = self._score_rows(self._encoded(conversations))
+        return [found.get(row) for row in range(len(conversations))]
+
+    def score_tokens(self, sequences: Sequence[TokenGroup]) -> list[float]:
+        """Rewards in the sequences' order; see `TokenScorer.score_tokens`."""
+        found = self._score_rows(dict(enumerate(sequences)))
+        return [found[row] for row in range(len(sequences))]
+
+    @torch.inference_mode()
+    def _score_rows(self, encoded: Mapping[int, TokenGroup]) -> dict[int, float]:
+        """The reward of each place that has token ids."""
+        rewards: dict[int, float] = {}
+        for rows, batch in self._batches(encoded):
             scores = self._score_batch(batch)
             if not torch.isfinite(scores).all():
                 raise ModelError("The model gave a reward that is not finite. Its weights are damaged, or overflow.")
-            for row, reward in zip(rows, scores.tolist(), strict=True):
-                rewards[row] = reward
+            rewards.update(zip(rows, scores.tolist(), strict=True))
         return rewards
 
-    def _batches(self, conversations: Sequence[Conversation]) -> Iterator[tuple[list[int], SequenceBatch]]:
-        """Batches, each with the places of its sequences in `conversations`."""
-        parts = [part for found in self._groups(conversations) for part in self._split(*found)]
+    def _batches(self, encoded: Mapping[int, TokenGroup]) -> Iterator[tuple[list[int], SequenceBatch]]:
+        """Batches, each with the places of its sequences."""
+        parts = [part for found in self._groups(encoded) for part in self._split(*found)]
         groups = [group for _, group in parts]
         plan = self.layout.plan(groups, sequences=self.options.batch_size, tokens=self.options.tokens_per_batch)
         for chosen in plan:
             batch = self.layout.batch([groups[i] for i in chosen])
             yield [row for i in chosen for row in parts[i][0]], batch.to(self.options.torch_device())
 
-    def _groups(self, conversations: Sequence[Conversation]) -> Iterator[tuple[list[int], TokenGroup]]:
-        """Token groups, each with its conversations' places; in packed rows, conversations share their prompt."""
+    def _encoded(self, conversations: Sequence[Conversation]) -> dict[int, TokenGroup]:
+        """Each conversation's token ids by its place, without those over the limit."""
         outcomes = self.encoder.encode_many([(c.prompt, [c.response]) for c in conversations])
-        rows_of: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        responses: dict[int, tuple[int, ...]] = {}
+        encoded: dict[int, TokenGroup] = {}
         refused: dict[int, str] = {}
         for row, outcome in enumerate(outcomes):
             if isinstance(outcome, TokenGroup):
-                rows_of[outcome.prompt].append(row)
-                responses[row] = outcome.responses[0]
+                encoded[row] = outcome
             elif not isinstance(outcome, OverlongError):
                 refused[row] = str(outcome)
         if refused:
             raise RefusedError(refused)
+        return encoded
+
+    def _groups(self, encoded: Mapping[int, TokenGroup]) -> Iterator[tuple[list[int], TokenGroup]]:
+        """Token groups, each with its sequences' places; in packed rows, sequences share their prompt."""
+        rows_of: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for row, group in encoded.items():
+            rows_of[group.prompt].append(row)
         for prompt, rows in rows_of.items():
             for shared in [rows] if self.layout.packed else [[row] for row in rows]:
-                yield shared, TokenGroup(prompt, tuple(responses[row] for row in shared))
+                yield shared, TokenGroup(prompt, tuple(encoded[row].responses[0] for row in shared))
 
     def _split(self, rows: list[int], group: TokenGroup) -> Iterator[tuple[list[int], TokenGroup]]:
         """Cut a prompt with more responses than one batch holds."""
@@ -214,6 +255,11 @@ class HybridScorer(_BatchedScorer):
         self.model, self.reference = model, reference
         self.reward_weight, self.ratio_weight = reward_weight, ratio_weight
 
+    @property
+    def reads_responses(self) -> bool:
+        """See `TokenScorer`."""
+        return bool(self.ratio_weight)
+
     def _score_batch(self, batch: SequenceBatch) -> Tensor:
         scores: SequenceScores = self.model(batch, rewards=bool(self.reward_weight), log_probs=bool(self.ratio_weight))
         total = torch.zeros(batch.num_sequences, device=batch.input_ids.device)
@@ -245,7 +291,7 @@ class HybridScorer(_BatchedScorer):
         if self.reference is None:
             raise ModelError("Log-ratios of tokens need a reference policy. Give one with `--reference`.")
         found: list[TokenRatios | None] = [None] * len(conversations)
-        for rows, batch in self._batches(conversations):
+        for rows, batch in self._batches(self._encoded(conversations)):
             ratios = self._token_ratios(batch)
             starts = batch.position_ids.flatten()[batch.score_index] + 1 - batch.response_lengths
             parts = (starts.tolist(), batch.target_ids.split(batch.lengths), ratios.split(batch.lengths))

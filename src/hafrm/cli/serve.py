@@ -1,0 +1,21 @@
+"""`hafrm serve`: a model behind the protocols that trainers and rerankers speak."""
+
+from __future__ import annotations
+
+from jsonargparse import ArgumentParser, Namespace
+
+from hafrm.cli.options import command_parser, options_of
+from hafrm.serving.config import ServeConfig
+from hafrm.serving.run import serve
+
+__all__ = ["parser", "run"]
+
+
+def parser() -> ArgumentParser:
+    """The command's options."""
+    return command_parser(ServeConfig, positional="model")
+
+
+def run(args: Namespace) -> None:
+    """Serve until interrupted."""
+    serve(options_of(ServeConfig, parser(), args))

@@ -1,0 +1,68 @@
+"""The server's options. Knows no web framework, so that `hafrm serve --help` needs none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hafrm.errors import ConfigError
+from hafrm.models.loading import ScorerChoice
+from hafrm.models.scorers import ScoreOptions
+
+__all__ = ["LOOPBACK", "ServeConfig"]
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+"""The hosts that only this machine reaches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig(ScorerChoice):
+    """Serve a model's rewards over HTTP.
+
+    With the environment variable HAFRM_API_KEY set, every request that scores needs `Authorization: Bearer KEY`.
+    """
+
+    model: str
+    """A run, a stock reward model, or a causal model with its reference."""
+
+    host: str = "127.0.0.1"
+    """Where to listen; by default this machine alone can connect."""
+
+    port: int = 8000
+    """The port; 0 takes a free one."""
+
+    served_name: str | None = None
+    """The model's name in answers; by default the last part of its folder, or its hub id."""
+
+    max_requests: int = 256
+    """Requests that are read, wait or run at one time; one more is answered 429."""
+
+    max_request_bytes: int = 4 * 2**20
+    """The largest body of a request, in bytes."""
+
+    max_conversations: int = 1024
+    """The most conversations of one request."""
+
+    body_timeout: float = 30.0
+    """Seconds in which a request's body must have arrived."""
+
+    batch_requests: bool = True
+    """Let waiting requests share forward passes. Off, every request has its own: for comparison."""
+
+    score: ScoreOptions = field(default_factory=ScoreOptions)
+
+    def __post_init__(self) -> None:
+        for name in ("max_requests", "max_request_bytes", "max_conversations"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.port < 2**16:
+            raise ConfigError(f"port must be from 0 to 65535, got {self.port}")
+        if not 0 < self.body_timeout < float("inf"):
+            raise ConfigError(f"body_timeout must be a positive number of seconds, got {self.body_timeout}")
+
+    @property
+    def name(self) -> str:
+        """The model's name in answers."""
+        if self.served_name:
+            return self.served_name
+        return Path(self.model).resolve().name if Path(self.model).exists() else self.model

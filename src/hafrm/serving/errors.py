@@ -1,0 +1,34 @@
+"""What a client is told when a request can't be answered: one JSON shape, with no traceback and no echo of the body."""
+
+from __future__ import annotations
+
+from fastapi.responses import JSONResponse
+
+__all__ = ["RequestError", "error_response"]
+
+_HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}, 503: {"Retry-After": "1"}}
+
+
+class RequestError(Exception):
+    """A request that can't be answered as asked.
+
+    Args:
+        status: The HTTP status.
+        kind: A word for programs.
+        message: A sentence for people.
+    """
+
+    def __init__(self, status: int, kind: str, message: str) -> None:
+        self.status, self.kind, self.message = status, kind, message
+        super().__init__(message)
+
+    def response(self) -> JSONResponse:
+        """The answer."""
+        return error_response(self.status, self.kind, self.message)
+
+
+def error_response(status: int, kind: str, message: str, *, request_id: str | None = None) -> JSONResponse:
+    """An error as `{"error": {"type", "message", "code", "id"}}`; the id stands in the server's log."""
+    sayable = message.encode("utf-8", "replace").decode("utf-8")  # names of fields can hold lone surrogates
+    body = {"error": {"type": kind, "message": sayable, "code": status, "id": request_id}}
+    return JSONResponse(body, status_code=status, headers=_HEADERS.get(status))

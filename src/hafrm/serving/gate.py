@@ -1,0 +1,189 @@
+"""What every request passes: key, host, room, size. Nothing of a body is parsed before all of them are met."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import time
+import uuid
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from hafrm.serving.batcher import ClosedError
+from hafrm.serving.config import LOOPBACK, ServeConfig
+from hafrm.serving.errors import RequestError, error_response
+from hafrm.serving.metrics import Metrics
+
+__all__ = ["OPEN_PATHS", "Gate"]
+
+OPEN_PATHS = frozenset({"/", "/page.css", "/page.js", "/health", "/ready"})
+"""Paths that need no key: they tell nothing of the model."""
+
+log = logging.getLogger("hafrm.serving")
+
+
+class Gate:
+    """ASGI middleware that admits requests, reads their bodies within limits, and catches what fails behind it.
+
+    Args:
+        app: What answers.
+        config: The limits.
+        metrics: Told of every answer.
+        api_key: What clients must send as a bearer token; None: nothing.
+        paths: The paths that the app knows: others are counted as one.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, config: ServeConfig, metrics: Metrics, api_key: str | None, paths: Iterable[str]
+    ) -> None:
+        self.app, self.config, self.metrics = app, config, metrics
+        self._key = None if api_key is None else api_key.encode()
+        self._paths = frozenset(paths)
+        self._open = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        path = scope["path"] if scope["path"] in self._paths else "other"
+        answer = _Answer(send)
+        start = time.perf_counter()
+        try:
+            self._check(scope)
+            await (
+                self._score(scope, receive, answer) if scope["method"] == "POST" else self.app(scope, receive, answer)
+            )
+        except _DisconnectedError:
+            answer.status = 499
+        except RequestError as error:
+            await error.response()(scope, receive, answer)
+        except Exception as error:
+            await self._fail(error, answer)(scope, receive, answer)
+        finally:
+            self.metrics.requests.labels(path, str(answer.status)).inc()
+            self.metrics.seconds.labels(path).observe(time.perf_counter() - start)
+
+    def _check(self, scope: Scope) -> None:
+        headers = dict(scope["headers"])
+        if self._key is None:
+            # A page elsewhere whose name is made to point at this machine must not read answers with a visitor's hands.
+            if self.config.host in LOOPBACK and _host(headers.get(b"host", b"")) not in LOOPBACK:
+                raise RequestError(403, "wrong_host", "This server answers to localhost alone.")
+        elif scope["path"] not in OPEN_PATHS:
+            scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+            if not (hmac.compare_digest(given.strip(), self._key) and scheme.lower() == b"bearer"):
+                raise RequestError(401, "unauthorized", "Send the server's key as `Authorization: Bearer KEY`.")
+
+    async def _score(self, scope: Scope, receive: Receive, send: _Answer) -> None:
+        if self._open >= self.config.max_requests:
+            raise RequestError(429, "queue_full", "The server has as many requests as it takes. Try again later.")
+        self._open += 1
+        self.metrics.open_requests.set(self._open)
+        try:
+            body = await self._body(scope, receive)
+            await self._answer(scope, body, receive, send)
+        finally:
+            self._open -= 1
+            self.metrics.open_requests.set(self._open)
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+        """The whole body.
+
+        Raises:
+            RequestError: it is too large, or does not arrive in time.
+        """
+        most = self.config.max_request_bytes
+        too_large = RequestError(413, "too_large", f"The request's body is over {most} bytes.")
+        announced = dict(scope["headers"]).get(b"content-length", b"0")
+        if announced.isdigit() and len(announced) < 20 and int(announced) > most:
+            raise too_large
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self.config.body_timeout):
+                more = True
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise _DisconnectedError
+                    body += message.get("body", b"")
+                    if len(body) > most:
+                        raise too_large
+                    more = message.get("more_body", False)
+        except TimeoutError:
+            raise RequestError(408, "too_slow", "The request's body did not arrive in time.") from None
+        return bytes(body)
+
+    async def _answer(self, scope: Scope, body: bytes, receive: Receive, send: _Answer) -> None:
+        """Let the app answer, unless the client goes away before: then its work is taken back."""
+        gone = asyncio.create_task(_disconnected(receive))
+        work = asyncio.create_task(self._run(scope, _Replay(body, gone), send))
+        try:
+            await asyncio.wait({gone, work}, return_when=asyncio.FIRST_COMPLETED)
+            if not (work.done() or send.started):  # the connection also counts as gone once the answer is out
+                raise _DisconnectedError
+            await work
+        finally:
+            for task in (work, gone):
+                task.cancel()
+            with suppress(asyncio.CancelledError):
+                await gone
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app(scope, receive, send)
+
+    def _fail(self, error: Exception, answer: _Answer) -> ASGIApp:
+        if answer.started:
+            raise error
+        if isinstance(error, ClosedError):
+            return RequestError(503, "stopping", "The server is stopping.").response()
+        request_id = uuid.uuid4().hex
+        log.error("request %s failed", request_id, exc_info=error)
+        return error_response(500, "failed", "The request failed on the server.", request_id=request_id)
+
+
+class _DisconnectedError(Exception):
+    """The client has gone away."""
+
+
+class _Answer:
+    """Sends an answer with headers that all answers have, and remembers its status."""
+
+    def __init__(self, send: Send) -> None:
+        self._send, self.status, self.started = send, 500, False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status, self.started = message["status"], True
+            message = {**message, "headers": [*message["headers"], (b"x-content-type-options", b"nosniff")]}
+        await self._send(message)
+
+
+class _Replay:
+    """Gives the app a body that has been read; after that, waits for the client to go away."""
+
+    def __init__(self, body: bytes, gone: asyncio.Task[None]) -> None:
+        self._body: bytes | None = body
+        self._gone = gone
+
+    async def __call__(self) -> dict[str, Any]:
+        if self._body is not None:
+            body, self._body = self._body, None
+            return {"type": "http.request", "body": body, "more_body": False}
+        await asyncio.shield(self._gone)
+        return {"type": "http.disconnect"}
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _host(header: bytes) -> str:
+    """The name in a Host header, without its port."""
+    text = header.decode("latin-1").lower()
+    return text[1:].partition("]")[0] if text.startswith("[") else text.partition(":")[0]

@@ -1,0 +1,45 @@
+"""LLaMA-Factory's remote reward model (`reward_model_type: api`): rendered texts in, scores out.
+
+LLaMA-Factory posts to the whole URL that it is given (`reward_model: http://HOST:PORT/v1/score/evaluation`). The path
+is that of its own server.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+
+from hafrm.serving.protocols.common import MAX_ITEMS, ConsumerRequest, Name, Text
+from hafrm.serving.service import RewardService
+
+__all__ = ["router"]
+
+
+class ScoreRequest(ConsumerRequest):
+    """Whole rendered conversations."""
+
+    model: Name | None = None
+    messages: Annotated[list[Text], Field(max_length=MAX_ITEMS)]
+
+
+class ScoreResponse(BaseModel):
+    """One score a text."""
+
+    model: str
+    scores: list[float]
+
+
+def router(service: RewardService) -> APIRouter:
+    """`POST /v1/score/evaluation`."""
+    routes = APIRouter(tags=["LLaMA-Factory"])
+
+    @routes.post("/v1/score/evaluation")
+    async def score(request: ScoreRequest) -> ScoreResponse:
+        """Score rendered texts."""
+        return ScoreResponse(
+            model=service.name, scores=[reward for reward, _ in await service.scored(request.messages)]
+        )
+
+    return routes

@@ -1,0 +1,76 @@
+"""hafrm's own protocol: conversations in, rewards out, each with its tokens and the reason where there is none."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+
+from hafrm.serving.protocols.common import MAX_ITEMS, Turn, conversation
+from hafrm.serving.service import RewardService
+
+__all__ = ["RewardsRequest", "RewardsResponse", "router"]
+
+Turns = Annotated[list[Turn], Field(max_length=MAX_ITEMS)]
+
+
+class ConversationBody(BaseModel):
+    """A prompt and one response to it; the response begins and ends with an assistant turn."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    prompt: Turns
+    response: Turns
+
+
+class RewardsRequest(BaseModel):
+    """Conversations to score. Those under one prompt share its computation."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    conversations: Annotated[list[ConversationBody], Field(max_length=MAX_ITEMS)]
+
+
+class RewardBody(BaseModel):
+    """One conversation's reward."""
+
+    reward: float | None
+    """The reward; null where the conversation has none."""
+    tokens: int
+    """The conversation's tokens, before any cut; 0 where it could not be rendered."""
+    truncated: bool
+    """Whether the response's end was cut off."""
+    unscored: str | None
+    """Why there is no reward: `overlong`, `refused_by_template`, `empty_response`, ..."""
+
+
+class RewardsResponse(BaseModel):
+    """One reward a conversation, in the request's order."""
+
+    model: str
+    rewards: list[RewardBody]
+
+
+def router(service: RewardService) -> APIRouter:
+    """`POST /v1/rewards`."""
+    routes = APIRouter(tags=["hafrm"])
+
+    @routes.post("/v1/rewards")
+    async def rewards(request: RewardsRequest) -> RewardsResponse:
+        """Score conversations."""
+        found = await service.outcomes([conversation(item.prompt, item.response) for item in request.conversations])
+        return RewardsResponse(
+            model=service.name,
+            rewards=[
+                RewardBody(
+                    reward=outcome.reward,
+                    tokens=outcome.reading.tokens,
+                    truncated=outcome.reading.truncated,
+                    unscored=outcome.reading.unscored,
+                )
+                for outcome in found
+            ],
+        )
+
+    return routes

@@ -1,0 +1,169 @@
+"""vLLM's `/classify`, `/pooling` and `/rerank`, as verl and rerankers call them.
+
+As in vLLM, `/classify` and `/rerank` give sigma(reward) unless the request says `use_activation: false`, and then the
+reward itself; `/pooling` gives the reward unless it says true.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import uuid
+from typing import Annotated, Literal
+
+from fastapi import APIRouter
+from pydantic import AliasChoices, BaseModel, Field
+
+from hafrm.pairs import Conversation
+from hafrm.serving.errors import RequestError
+from hafrm.serving.protocols.common import MAX_ITEMS, ConsumerRequest, Name, Text, Turn, conversation
+from hafrm.serving.reading import Input
+from hafrm.serving.service import RewardService
+
+__all__ = ["router"]
+
+Activation = Annotated[bool | None, Field(validation_alias=AliasChoices("use_activation", "activation", "softmax"))]
+
+
+class PoolingRequest(ConsumerRequest):
+    """Either rendered texts or one conversation that ends in an assistant turn."""
+
+    model: Name | None = None
+    input: Text | Annotated[list[Text], Field(max_length=MAX_ITEMS)] | None = None
+    messages: Annotated[list[Turn], Field(max_length=MAX_ITEMS)] | None = None
+    use_activation: Activation = None
+
+    def inputs(self) -> list[Input]:
+        """What is to be scored.
+
+        Raises:
+            RequestError: there is not exactly one of `input` and `messages`.
+        """
+        if (self.input is None) == (self.messages is None):
+            raise RequestError(400, "bad_request", "Give either `input` or `messages`.")
+        if self.messages is not None:
+            return [conversation(self.messages[:-1], self.messages[-1:])]
+        return [self.input] if isinstance(self.input, str) else list(self.input or [])
+
+
+class RerankRequest(ConsumerRequest):
+    """A prompt and the responses to rank."""
+
+    model: Name | None = None
+    query: Text
+    documents: Annotated[list[Text], Field(max_length=MAX_ITEMS)]
+    top_n: Annotated[int, Field(ge=0, le=2**31)] = 0
+    """How many to return; 0: all."""
+    use_activation: Activation = None
+
+
+class Usage(BaseModel):
+    """Tokens of the request, in OpenAI's form."""
+
+    prompt_tokens: int
+    total_tokens: int
+    completion_tokens: int = 0
+
+
+class _Answer(BaseModel):
+    id: str = Field(default_factory=lambda: f"hafrm-{uuid.uuid4().hex}")
+    model: str
+    usage: Usage
+
+
+class ClassifyItem(BaseModel):
+    """One text's only class."""
+
+    index: int
+    label: str = "LABEL_0"
+    probs: list[float]
+    num_classes: int = 1
+
+
+class ClassifyResponse(_Answer):
+    """One class a text, in order."""
+
+    object: Literal["list"] = "list"
+    created: int = Field(default_factory=lambda: int(time.time()))
+    data: list[ClassifyItem]
+
+
+class PoolingItem(BaseModel):
+    """One text's pooled output: its reward."""
+
+    index: int
+    object: Literal["pooling"] = "pooling"
+    data: list[float]
+
+
+class PoolingResponse(_Answer):
+    """One output a text, in order."""
+
+    object: Literal["list"] = "list"
+    created: int = Field(default_factory=lambda: int(time.time()))
+    data: list[PoolingItem]
+
+
+class RerankDocument(BaseModel):
+    """A document as it was sent."""
+
+    text: str
+
+
+class RerankItem(BaseModel):
+    """One document with its place in the request."""
+
+    index: int
+    document: RerankDocument
+    relevance_score: float
+
+
+class RerankResponse(_Answer):
+    """The documents, the most relevant first."""
+
+    results: list[RerankItem]
+
+
+def router(service: RewardService) -> APIRouter:
+    """`POST /classify`, `/pooling` and `/rerank`."""
+    routes = APIRouter(tags=["vLLM"])
+
+    async def scored(inputs: list[Input], *, activated: bool) -> tuple[list[float], Usage]:
+        found = await service.scored(inputs)
+        tokens = sum(reading.tokens for _, reading in found)
+        values = [_sigmoid(reward) if activated else reward for reward, _ in found]
+        return values, Usage(prompt_tokens=tokens, total_tokens=tokens)
+
+    @routes.post("/classify")
+    async def classify(request: PoolingRequest) -> ClassifyResponse:
+        """Score texts as a classifier of one class."""
+        values, usage = await scored(request.inputs(), activated=request.use_activation is not False)
+        items = [ClassifyItem(index=i, probs=[value]) for i, value in enumerate(values)]
+        return ClassifyResponse(model=service.name, usage=usage, data=items)
+
+    @routes.post("/pooling")
+    async def pooling(request: PoolingRequest) -> PoolingResponse:
+        """Score texts."""
+        values, usage = await scored(request.inputs(), activated=request.use_activation is True)
+        items = [PoolingItem(index=i, data=[value]) for i, value in enumerate(values)]
+        return PoolingResponse(model=service.name, usage=usage, data=items)
+
+    @routes.post("/rerank")
+    @routes.post("/v1/rerank", include_in_schema=False)
+    async def rerank(request: RerankRequest) -> RerankResponse:
+        """Order responses to a prompt, the best first."""
+        inputs: list[Input] = [Conversation.of(request.query, document) for document in request.documents]
+        values, usage = await scored(inputs, activated=request.use_activation is not False)
+        items = [
+            RerankItem(index=i, document=RerankDocument(text=text), relevance_score=value)
+            for i, (text, value) in enumerate(zip(request.documents, values, strict=True))
+        ]
+        items.sort(key=lambda item: (-item.relevance_score, item.index))
+        return RerankResponse(model=service.name, usage=usage, results=items[: request.top_n or None])
+
+    return routes
+
+
+def _sigmoid(value: float) -> float:
+    """Sigma, without overflow at either end."""
+    return 1 / (1 + math.exp(-value)) if value >= 0 else 1 - 1 / (1 + math.exp(value))

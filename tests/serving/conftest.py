@@ -1,0 +1,95 @@
+"""A tiny scorer with packed rows, and servers on loopback in this process."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+
+from hafrm.encoding import ConversationEncoder, TokenGroup
+from hafrm.models.hybrid import HybridModel, new_reward_head
+from hafrm.models.layout import choose_layout
+from hafrm.models.scorers import HybridScorer, ScoreOptions, Scorer
+from hafrm.pairs import Conversation
+from hafrm.serving.app import build_app
+from hafrm.serving.config import ServeConfig
+from hafrm.serving.service import RewardService
+from tests.tiny import tiny_lm, tiny_tokenizer
+
+LIMIT = 200
+
+
+def tiny_scorer(tokenizer: Any = None, *, overlong: str = "drop", **weights: float) -> HybridScorer:
+    """A scorer of random weights whose rewards differ between texts, with the prompt shared in packed rows."""
+    tokenizer = tokenizer or tiny_tokenizer()
+    causal_lm = tiny_lm()
+    head = new_reward_head(causal_lm.config, init="normal", seed=1, dtype=causal_lm.dtype)
+    model = HybridModel(causal_lm, head).eval()
+    encoder = ConversationEncoder(tokenizer, LIMIT, overlong)  # type: ignore[arg-type]
+    layout = choose_layout(model, tokenizer.pad_token_id, max_length=LIMIT)
+    assert layout.packed
+    return HybridScorer(model, encoder, layout, ScoreOptions(tokens_per_batch=512, device="cpu"), **weights)
+
+
+class Wrapped:
+    """A scorer of which a test replaces the part that runs the model."""
+
+    def __init__(self, scorer: HybridScorer, score: Callable[[list[TokenGroup]], list[float]]) -> None:
+        self.encoder, self.options, self.reads_responses = scorer.encoder, scorer.options, False
+        self.score, self.score_tokens = scorer.score, score
+
+
+@contextmanager
+def live(scorer: Scorer, *, api_key: str | None = None, **values: Any) -> Iterator[str]:
+    """A server on a free port of loopback; gives its address."""
+    config = ServeConfig(**({"model": "none", "served_name": "tiny"} | values))
+    service = RewardService(scorer, config)
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(
+        uvicorn.Config(build_app(service, api_key=api_key), log_level="critical", ws="none", access_log=False)
+    )
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        listener.close()
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="session")
+def scorer() -> HybridScorer:
+    return tiny_scorer()
+
+
+@pytest.fixture(scope="module")
+def address(scorer: HybridScorer) -> Iterator[str]:
+    with live(scorer) as found:
+        yield found
+
+
+@pytest.fixture
+def client(address: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=address, timeout=30) as found:
+        yield found
+
+
+def body(*conversations: Conversation) -> dict[str, Any]:
+    """Conversations as the native protocol takes them."""
+    return {
+        "conversations": [
+            {"prompt": [m.as_dict() for m in c.prompt], "response": [m.as_dict() for m in c.response]}
+            for c in conversations
+        ]
+    }

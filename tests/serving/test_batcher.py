@@ -1,0 +1,179 @@
+"""Batches across requests change no reward, cross no answer, and hold no request liable for another."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+from hafrm.encoding import TokenGroup
+from hafrm.models.scorers import HybridScorer
+from hafrm.pairs import Conversation
+from hafrm.serving.batcher import Batcher, ClosedError
+from tests.serving.conftest import Wrapped, body, live
+
+POISON = 255
+
+
+def group(*ids: int) -> TokenGroup:
+    return TokenGroup(ids[:1], (ids[1:],))
+
+
+def total(groups: Any) -> list[float]:
+    return [float(sum(g.prompt) + sum(g.responses[0])) for g in groups]
+
+
+class Held:
+    """A score function that waits until it is let go, and remembers its batches."""
+
+    def __init__(self) -> None:
+        self.go, self.started, self.batches = threading.Event(), threading.Event(), []
+
+    def __call__(self, groups: Any) -> list[float]:
+        self.started.set()
+        assert self.go.wait(10)
+        self.batches.append([g.unique_tokens for g in groups])
+        if any(POISON in g.responses[0] for g in groups):
+            raise RuntimeError("poisoned")
+        return total(groups)
+
+
+def test_what_waits_runs_together_within_the_token_budget() -> None:
+    held = Held()
+    batcher = Batcher(held, tokens_per_batch=10)
+    futures = [batcher.submit([group(0, i, i, i)]) for i in range(1, 5)]
+    futures.append(batcher.submit([group(0, *range(20)), group(0, 1)]))
+    held.go.set()
+    batcher.close()
+    assert [future.result() for future in futures] == [[3], [6], [9], [12], [190, 1]]
+    assert [n for batch in held.batches for n in batch] == [4, 4, 4, 4, 21, 2]
+    assert all(sum(batch) <= 10 for batch in held.batches[:-1])
+    assert held.batches[-1] == [21, 2]
+    assert max(map(len, held.batches)) == 2
+
+
+def test_a_failure_is_its_causes_alone() -> None:
+    held = Held()
+    batcher = Batcher(held, tokens_per_batch=100)
+    futures = [batcher.submit([group(0, i)]) for i in (1, POISON, 3)]
+    held.go.set()
+    batcher.close()
+    assert (futures[0].result(), futures[2].result()) == ([1], [3])
+    with pytest.raises(RuntimeError, match="poisoned"):
+        futures[1].result()
+
+
+def test_a_request_taken_back_is_not_scored() -> None:
+    held = Held()
+    batcher = Batcher(held, tokens_per_batch=1)
+    first = batcher.submit([group(0, 1)])
+    assert held.started.wait(10)
+    second, third = batcher.submit([group(0, 2)]), batcher.submit([group(0, 3)])
+    assert second.cancel()
+    held.go.set()
+    batcher.close()
+    assert (first.result(), third.result()) == ([1], [3])
+    with pytest.raises(CancelledError):
+        second.result()
+    assert len(held.batches) == 2
+    with pytest.raises(ClosedError):
+        batcher.submit([group(0, 1)])
+
+
+def mixed(i: int) -> list[Conversation]:
+    """One to three conversations of differing lengths, of which some share a prompt."""
+    return [Conversation.of(f"question {i % 7}", f"answer {i}.{j} " + "so " * (i * j % 29)) for j in range(1 + i % 3)]
+
+
+@pytest.mark.parametrize("batch_requests", [True, False])
+def test_fifty_clients_get_the_rewards_of_a_lone_scorer(batch_requests: bool, scorer: HybridScorer) -> None:
+    async def ask(address: str) -> list[list[float]]:
+        limits = httpx.Limits(max_connections=50)
+        async with httpx.AsyncClient(base_url=address, timeout=60, limits=limits) as client:
+            answers = await asyncio.gather(*(client.post("/v1/rewards", json=body(*mixed(i))) for i in range(150)))
+        return [[item["reward"] for item in answer.raise_for_status().json()["rewards"]] for answer in answers]
+
+    sizes: list[int] = []
+
+    def score(groups: list[TokenGroup]) -> list[float]:
+        sizes.append(len(groups))
+        return scorer.score_tokens(groups)
+
+    with live(Wrapped(scorer, score), batch_requests=batch_requests) as address:
+        found = asyncio.run(ask(address))
+    expected = [scorer.score(mixed(i)) for i in range(150)]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5)
+    assert len({round(reward, 4) for rewards in found for reward in rewards}) > 200
+    assert (max(sizes) > 3) == batch_requests
+
+
+def test_a_full_server_says_so_at_once(scorer: HybridScorer) -> None:
+    held = Held()
+    one = body(Conversation.of("a", "b"))
+    with live(Wrapped(scorer, held), max_requests=3) as address, ThreadPoolExecutor(3) as pool:
+        waiting = [pool.submit(httpx.post, f"{address}/v1/rewards", json=one, timeout=20) for _ in range(3)]
+        until(lambda: "hafrm_open_requests 3.0" in httpx.get(f"{address}/metrics").text)
+        refused = httpx.post(f"{address}/v1/rewards", json=one)
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+        assert httpx.get(f"{address}/health").status_code == 200
+        held.go.set()
+        assert [answer.result().status_code for answer in waiting] == [200] * 3
+        assert httpx.post(f"{address}/v1/rewards", json=one).status_code == 200
+
+
+def test_stopping_answers_what_is_in_flight(scorer: HybridScorer) -> None:
+    held = Held()
+    with ThreadPoolExecutor(4) as pool:
+        with live(Wrapped(scorer, held)) as address:
+            bodies = [body(Conversation.of("a", "b" * i)) for i in range(1, 4)]
+            flying = [pool.submit(httpx.post, f"{address}/v1/rewards", json=b, timeout=20) for b in bodies]
+            until(lambda: "hafrm_open_requests 3.0" in httpx.get(f"{address}/metrics").text)
+            pool.submit(lambda: (time.sleep(0.3), held.go.set()))  # while the server is on its way out
+        answers = [future.result() for future in flying]
+    assert [answer.status_code for answer in answers] == [200] * 3
+    assert len({answer.json()["rewards"][0]["reward"] for answer in answers}) == 3
+
+
+def test_a_client_that_leaves_takes_only_its_own_work_back(scorer: HybridScorer) -> None:
+    held = Held()
+    with live(Wrapped(scorer, held), batch_requests=False) as address, ThreadPoolExecutor(2) as pool:
+        first = pool.submit(httpx.post, f"{address}/v1/rewards", json=body(Conversation.of("a", "b")), timeout=20)
+        assert held.started.wait(10)
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{address}/v1/rewards", json=body(Conversation.of("a", "c" * 99)), timeout=0.3)
+        until(lambda: "hafrm_open_requests 1.0" in httpx.get(f"{address}/metrics").text)
+        last = pool.submit(httpx.post, f"{address}/v1/rewards", json=body(Conversation.of("a", "d")), timeout=20)
+        held.go.set()
+        assert first.result().status_code == last.result().status_code == 200
+    assert len(held.batches) == 2
+
+
+def test_a_failing_model_answers_500_with_an_id_to_those_concerned(scorer: HybridScorer, caplog) -> None:
+    def score(groups: list[TokenGroup]) -> list[float]:
+        if any(len(g.responses[0]) > 50 for g in groups):
+            raise RuntimeError("the secret inside")
+        return scorer.score_tokens(groups)
+
+    bodies = [body(Conversation.of("a", "b" * (90 if i % 5 == 0 else i))) for i in range(1, 31)]
+    with live(Wrapped(scorer, score)) as address, ThreadPoolExecutor(30) as pool:
+        answers = list(pool.map(lambda b: httpx.post(f"{address}/v1/rewards", json=b, timeout=20), bodies))
+    assert [answer.status_code for answer in answers] == [500 if i % 5 == 0 else 200 for i in range(1, 31)]
+    for answer in answers:
+        if answer.status_code == 500:
+            assert "secret" not in answer.text
+            assert "Traceback" not in answer.text
+            assert answer.json()["error"]["id"] in caplog.text
+
+
+def until(condition: Any, seconds: float = 10) -> None:
+    """Wait for a condition; fail where it does not come."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)

@@ -1,0 +1,185 @@
+"""Each protocol in the shape of its consumer's own request, with the rewards of `hafrm score`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import httpx
+import pytest
+
+from hafrm.errors import ConfigError
+from hafrm.models.scorers import HybridScorer
+from hafrm.pairs import Conversation, Message
+from hafrm.serving.config import ServeConfig
+from hafrm.serving.service import RewardService
+from tests.serving.conftest import LIMIT, body, live, tiny_scorer
+from tests.tiny import tiny_tokenizer
+
+PLAIN = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+CONVERSATIONS = [
+    Conversation.of("How are you?", "Fine, thanks."),
+    Conversation.of("How are you?", "Go away."),
+    Conversation(
+        (Message("system", "Be kind."), Message("user", "1"), Message("assistant", "2"), Message("user", "3")),
+        (Message("assistant", "four"),),
+    ),
+]
+
+
+def rendered(conversation: Conversation, template: str | None = None) -> str:
+    tokenizer = tiny_tokenizer(template=template) if template else tiny_tokenizer()
+    messages = [turn.as_dict() for turn in (*conversation.prompt, *conversation.response)]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False))
+
+
+@pytest.fixture(scope="module")
+def expected(scorer: HybridScorer) -> list[float]:
+    rewards = scorer.score(CONVERSATIONS)
+    assert len({round(reward or 0, 3) for reward in rewards}) == 3
+    return [reward for reward in rewards if reward is not None]
+
+
+def test_native(client: httpx.Client, expected: list[float], scorer: HybridScorer) -> None:
+    answer = client.post("/v1/rewards", json=body(*CONVERSATIONS)).raise_for_status().json()
+    assert answer["model"] == "tiny"
+    assert [set(item) for item in answer["rewards"]] == [{"reward", "tokens", "truncated", "unscored"}] * 3
+    assert [item["reward"] for item in answer["rewards"]] == pytest.approx(expected, abs=1e-5)
+    lengths = [scorer.encoder.encode(c.prompt, [c.response]).unique_tokens for c in CONVERSATIONS]
+    assert [item["tokens"] for item in answer["rewards"]] == lengths
+    assert not any(item["truncated"] or item["unscored"] for item in answer["rewards"])
+    assert client.post("/v1/rewards", json={"conversations": []}).json()["rewards"] == []
+
+
+def test_a_conversation_without_a_reward_says_why(client: httpx.Client, expected: list[float]) -> None:
+    odd = [
+        Conversation.of("Tell me all.", "word " * LIMIT),
+        Conversation.of("How are you?", " "),
+        Conversation((Message("user", "a"),), (Message("user", "b"),)),
+        CONVERSATIONS[0],
+    ]
+    found = client.post("/v1/rewards", json=body(*odd)).raise_for_status().json()["rewards"]
+    assert [item["unscored"] for item in found] == ["overlong", "empty_response", "wrong_type", None]
+    assert [item["reward"] for item in found[:3]] == [None] * 3
+    assert found[0]["tokens"] > LIMIT
+    assert found[3]["reward"] == pytest.approx(expected[0], abs=1e-5)
+
+
+def test_openrlhf(client: httpx.Client, expected: list[float]) -> None:
+    data = {"query": [rendered(c) for c in CONVERSATIONS], "prompts": ["How are you?"] * 3, "labels": ["", None, 3]}
+    answer = client.post("/get_reward", json=data).raise_for_status().json()
+    assert answer["rewards"] == pytest.approx(expected, abs=1e-5)
+    assert answer["scores"] == answer["rewards"]
+    assert answer["extra_logs"] == {}
+
+
+def test_llama_factory(client: httpx.Client, expected: list[float]) -> None:
+    data = {"model": "model", "messages": [rendered(c) for c in CONVERSATIONS]}
+    answer = client.post("/v1/score/evaluation", json=data).raise_for_status().json()
+    assert answer["scores"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_verl_reads_the_reward_from_vllms_classify(client: httpx.Client, expected: list[float]) -> None:
+    """verl takes the beginning-of-sequence token off, as vLLM would add it."""
+    for conversation, reward in zip(CONVERSATIONS, expected, strict=True):
+        for text in (rendered(conversation), rendered(conversation).removeprefix("<s>")):
+            data = {"model": "any", "input": text, "use_activation": False}
+            answer = client.post("/classify", json=data).raise_for_status().json()
+            assert answer["data"][-1]["probs"][-1] == pytest.approx(reward, abs=1e-5)
+
+
+def test_vllm_classify(client: httpx.Client, expected: list[float]) -> None:
+    answer = client.post("/classify", json={"input": [rendered(c) for c in CONVERSATIONS]}).raise_for_status().json()
+    assert set(answer) == {"id", "object", "created", "model", "data", "usage"}
+    assert [set(item) for item in answer["data"]] == [{"index", "label", "probs", "num_classes"}] * 3
+    probabilities = [1 / (1 + math.exp(-reward)) for reward in expected]
+    assert [item["probs"][0] for item in answer["data"]] == pytest.approx(probabilities, abs=1e-5)
+    assert answer["usage"]["prompt_tokens"] == answer["usage"]["total_tokens"] > 0
+    messages = [turn.as_dict() for turn in (*CONVERSATIONS[2].prompt, *CONVERSATIONS[2].response)]
+    answer = client.post("/classify", json={"messages": messages, "use_activation": False}).raise_for_status().json()
+    assert answer["data"][0]["probs"] == pytest.approx(expected[2:], abs=1e-5)
+
+
+def test_vllm_pooling(client: httpx.Client, expected: list[float]) -> None:
+    answer = client.post("/pooling", json={"input": [rendered(c) for c in CONVERSATIONS]}).raise_for_status().json()
+    assert [item["data"][0] for item in answer["data"]] == pytest.approx(expected, abs=1e-5)
+    assert {item["object"] for item in answer["data"]} == {"pooling"}
+
+
+@pytest.mark.parametrize("path", ["/rerank", "/v1/rerank"])
+def test_rerank(path: str, client: httpx.Client, expected: list[float]) -> None:
+    data = {"model": "m", "query": "How are you?", "documents": ["Fine, thanks.", "Go away."], "use_activation": False}
+    results = client.post(path, json=data).raise_for_status().json()["results"]
+    assert {item["index"]: item["relevance_score"] for item in results} == pytest.approx(
+        dict(enumerate(expected[:2])), abs=1e-5
+    )
+    assert results[0]["relevance_score"] > results[1]["relevance_score"]
+    assert results[0]["document"] == {"text": data["documents"][results[0]["index"]]}
+    best = client.post(path, json=data | {"top_n": 1}).json()["results"]
+    assert best == results[:1]
+
+
+@pytest.mark.parametrize("data", [{}, {"input": "a", "messages": []}], ids=str)
+def test_vllm_wants_one_of_input_and_messages(data: dict[str, object], client: httpx.Client) -> None:
+    answer = client.post("/pooling", json=data)
+    assert answer.status_code == 400
+    assert "either" in answer.json()["error"]["message"]
+
+
+def test_a_list_of_plain_numbers_has_no_place_for_a_missing_reward(client: httpx.Client) -> None:
+    answer = client.post("/get_reward", json={"query": ["fine text", "word " * LIMIT]})
+    assert answer.status_code == 400
+    assert "Input 1 has no reward: overlong" in answer.json()["error"]["message"]
+
+
+def test_a_template_without_a_beginning_token_gets_none() -> None:
+    scorer = tiny_scorer(tiny_tokenizer(template=PLAIN))
+    with live(scorer) as address:
+        data = {"query": [rendered(c, PLAIN) for c in CONVERSATIONS]}
+        answer = httpx.post(f"{address}/get_reward", json=data).raise_for_status().json()
+    assert answer["rewards"] == pytest.approx(scorer.score(CONVERSATIONS), abs=1e-5)
+
+
+def test_a_template_of_other_roles_still_serves_texts() -> None:
+    """What can't be rendered has no reward; rendered texts are taken as they come."""
+    template = "{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}" + PLAIN
+    scorer = tiny_scorer(tiny_tokenizer(template=template))
+    with live(scorer) as address:
+        found = httpx.post(f"{address}/v1/rewards", json=body(*CONVERSATIONS)).raise_for_status().json()["rewards"]
+        data = {"query": [rendered(CONVERSATIONS[2], PLAIN)]}
+        answer = httpx.post(f"{address}/get_reward", json=data).raise_for_status().json()
+    assert [item["unscored"] for item in found] == ["refused_by_template", "refused_by_template", None]
+    assert answer["rewards"] == pytest.approx([found[2]["reward"]], abs=1e-5)
+    assert scorer.score(CONVERSATIONS[2:]) == pytest.approx(answer["rewards"], abs=1e-5)
+
+
+def test_a_model_that_runs_elsewhere_is_not_served() -> None:
+    class Elsewhere:
+        def score(self, conversations: Sequence[Conversation]) -> list[float | None]:
+            return [0.0] * len(conversations)
+
+    with pytest.raises(ConfigError, match="runs elsewhere"):
+        RewardService(Elsewhere(), ServeConfig(model="http://elsewhere"))
+
+
+def test_overlong_texts_are_cut_where_the_rule_is_to_cut() -> None:
+    scorer = tiny_scorer(overlong="truncate")
+    long = Conversation.of("Tell me all.", "word " * LIMIT)
+    (expected,) = scorer.score([long])
+    with live(scorer) as address:
+        (found,) = httpx.post(f"{address}/v1/rewards", json=body(long)).raise_for_status().json()["rewards"]
+        texts = httpx.post(f"{address}/get_reward", json={"query": [rendered(long)]}).raise_for_status().json()
+    assert found["reward"] == pytest.approx(expected, abs=1e-5)
+    assert texts["rewards"] == pytest.approx([expected], abs=1e-5)
+    assert found["truncated"]
+    assert found["tokens"] > LIMIT
+
+
+def test_implicit_rewards_need_messages() -> None:
+    """Where a rendered text's response begins is unknown: refused, not guessed."""
+    scorer = tiny_scorer(reward_weight=0.0, ratio_weight=1.0)
+    with live(scorer) as address:
+        answer = httpx.post(f"{address}/get_reward", json={"query": [rendered(CONVERSATIONS[0])]})
+        assert (answer.status_code, answer.json()["error"]["type"]) == (400, "needs_messages")
+        found = httpx.post(f"{address}/v1/rewards", json=body(CONVERSATIONS[0])).raise_for_status().json()
+    assert found["rewards"][0]["reward"] == pytest.approx(scorer.score(CONVERSATIONS[:1])[0], abs=1e-5)

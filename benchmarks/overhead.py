@@ -27,7 +27,7 @@ PARTS = {
     "tokenizing": ("hafrm.training.run.encode_pairs",),
     "loading the model": ("hafrm.training.run._new_model",),
     "probing the layout": ("hafrm.training.run.choose_layout",),
-    "reference log-probs": ("hafrm.training.run.precompute_reference",),
+    "reference log-probs": ("hafrm.training.reference.precompute_reference",),
     "packing": ("hafrm.training.batches.PairCollator.__call__",),
     "forward and backward": ("transformers.Trainer.training_step",),
     "optimizer": ("torch.optim.AdamW.step",),

@@ -16,8 +16,10 @@ COMMANDS = {
     "evaluate": ["m", "--data", "d", "--out", "o"],
     "score": ["m", "--data", "d"],
     "judge": ["d", "--judge.kind", "oracle", "--judge.model", "helpful", "--out", "o"],
+    "serve": ["m"],
     "export": ["r"],
     "data": ["list"],
+    "reproduce": ["table2"],
 }
 
 
@@ -30,7 +32,7 @@ def test_ctrl_c_is_one_true_line(command: str, options: Sequence[str], monkeypat
     assert main([command, *options]) == 130
     error = capfd.readouterr().err
     assert error == f"hafrm {command}: stopped; {cli.STOPPED[command]}\n"
-    assert ("goes on" in error) == (command in ("demo", "train", "evaluate", "judge"))
+    assert ("goes on" in error) == (command in ("demo", "train", "evaluate", "judge", "reproduce"))
     assert ("checkpoint" in error) == (command in ("demo", "train"))
 
 

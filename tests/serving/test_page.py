@@ -10,7 +10,8 @@ import pytest
 
 from hafrm.models.scorers import HybridScorer
 from hafrm.pairs import Conversation
-from tests.report.test_browser import ATTACK, browser  # noqa: F401
+from tests.report.conftest import browser  # noqa: F401
+from tests.report.test_browser import ATTACK
 from tests.serving.conftest import live
 
 

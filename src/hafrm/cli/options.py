@@ -7,7 +7,7 @@ from dataclasses import MISSING, Field, fields
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from docstring_parser import parse_from_object
-from jsonargparse import ActionYesNo, ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 __all__ = ["command_parser", "options_of"]
 
@@ -42,7 +42,7 @@ def command_parser(
             default = by_name[name].default_factory()  # type: ignore[operator]
             parser.add_argument(f"--{name}", nargs="+", type=kind, default=default, help=docs.get(name))
     for name in flags:
-        parser.add_argument(f"--{name}", action=ActionYesNo(no_prefix=""), default=False, help=docs.get(name))
+        parser.add_argument(f"--{name}", action="store_true", help=docs.get(name))
     parser.add_class_arguments(options, skip={*lists, *flags, *([positional] if positional else [])})
     return parser
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import LlamaForSequenceClassification
 
 from benchmarks.workload import Shape, new_causal_lm, real_tokenizer
+from hafrm.data import DataOptions
 from hafrm.encoding import TokenGroup
 from hafrm.losses import PairLogProbs, bradley_terry_loss, dpo_loss, hybrid_loss
 from hafrm.models.hybrid import HybridModel, new_reward_head
@@ -38,14 +39,16 @@ def build(name: str, shape: Shape) -> Step:
     return CONTESTANTS[name](shape)
 
 
-def _timed_step(model: nn.Module, loss: Callable[[Sequence[TokenGroup]], Tensor]) -> Step:
+def _timed_step(model: nn.Module, losses: Callable[[Sequence[TokenGroup]], Iterable[Tensor]]) -> Step:
     model.train()
 
     def step(groups: Sequence[TokenGroup]) -> Tensor:
         model.zero_grad(set_to_none=True)
-        value = loss(groups)
-        value.backward()
-        return value.detach()
+        total = torch.zeros(())
+        for loss in losses(groups):
+            loss.backward()
+            total += loss.detach()
+        return total
 
     return step
 
@@ -59,13 +62,14 @@ def _ours(reward_weight: float, policy_ratio: float, *, layout: str = "auto") ->
         model.freeze_unused(rewards=objective.needs_rewards, log_probs=objective.needs_log_probs)
         rows = choose_layout(model, 3, max_length=512, choice=layout)
         assert rows.packed == (layout == "auto")
-        collate = PairCollator(rows, tokens_per_batch=2**30)
+        collate = PairCollator(rows, DataOptions().token_budget("cpu"))
 
-        def loss(groups: Sequence[TokenGroup]) -> Tensor:
-            (batch,) = collate([PairItem(i, group, 0.0, _REFERENCE) for i, group in enumerate(groups)]).parts
-            return objective.pair_losses(model, batch).loss.mean()
+        def losses(groups: Sequence[TokenGroup]) -> Iterator[Tensor]:
+            items = [PairItem(i, group, 0.0, _REFERENCE) for i, group in enumerate(groups)]
+            for part in collate(items).parts:
+                yield objective.pair_losses(model, part).loss.sum() / len(items)
 
-        return _timed_step(model, loss)
+        return _timed_step(model, losses)
 
     return make
 
@@ -101,7 +105,7 @@ def _padded_hybrid(shape: Shape) -> Step:
         policy = dpo_loss(PairLogProbs(chosen, rejected, *reference, *count))
         return hybrid_loss(bradley_terry_loss(r_chosen, r_rejected), policy).mean()
 
-    return _timed_step(model, loss)
+    return _timed_step(model, lambda groups: [loss(groups)])
 
 
 def _trl_reward(shape: Shape) -> Step:
@@ -123,7 +127,7 @@ def _trl_reward(shape: Shape) -> Step:
         value: Tensor = trainer.compute_loss(model, trainer.data_collator(examples))
         return value
 
-    return _timed_step(model, loss)
+    return _timed_step(model, lambda groups: [loss(groups)])
 
 
 def _trl_dpo(*, precomputed: bool, compact: bool = True) -> Callable[[Shape], Step]:
@@ -151,7 +155,7 @@ def _trl_dpo(*, precomputed: bool, compact: bool = True) -> Callable[[Shape], St
             value: Tensor = trainer.compute_loss(model, trainer.data_collator(examples))
             return value
 
-        return _timed_step(model, loss)
+        return _timed_step(model, lambda groups: [loss(groups)])
 
     return make
 

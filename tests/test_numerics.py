@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from hafrm.numerics import cpu_tuned, freed_memory_kept, subnormals_flushed
@@ -14,6 +15,21 @@ def test_subnormals_are_zero_within_and_numbers_after() -> None:
     with subnormals_flushed():
         assert (torch.tensor(1e-39) * 1.0).item() == 0.0
     assert (torch.tensor(1e-39) * 1.0).item() > 0.0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds OpenMP's runtime in /proc")
+def test_threads_that_were_there_before_flush_too() -> None:
+    """Half of a parallel operation is done by a worker, which began before."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        numbers = torch.full((2**20,), 1e-39)
+        assert (numbers * 1.0).count_nonzero() == 2**20
+        with subnormals_flushed():
+            assert (numbers * 1.0).count_nonzero() == 0
+        assert (numbers * 1.0).count_nonzero() == 2**20
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_it_ends_after_an_error_too() -> None:

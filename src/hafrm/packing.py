@@ -17,6 +17,7 @@ sequences lie in rows is no caller's business.
 
 from __future__ import annotations
 
+import heapq
 from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -254,7 +255,7 @@ def batches_by_length(lengths: Sequence[int], batch_size: int, tokens_per_batch:
         raise ValueError(f"batch_size must be positive, got {batch_size}")
     batches: list[list[int]] = []
     room = 0
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+    for index in _longest_first(lengths):
         if not room:
             batches.append([])
             room = min(batch_size, max(1, tokens_per_batch // lengths[index]))
@@ -264,10 +265,12 @@ def batches_by_length(lengths: Sequence[int], batch_size: int, tokens_per_batch:
 
 
 def plan_batches(tokens: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
-    """Spread packed groups over few batches, none of more tokens than the budget (best-fit decreasing).
+    """Spread packed groups over few batches of like size, none of more tokens than the budget.
 
-    A group of more tokens than the budget is a batch by itself: see `split_group`. The fullest batches come first, so
-    that a budget too large for memory fails at once, not at the end.
+    Best-fit decreasing says how few batches do; into so many the groups are dealt evenly, where that keeps the budget:
+    two batches of 1,500 tokens need less memory than one of 2,048 and one of 952. A group of more tokens than the
+    budget is a batch by itself: see `split_group`. The fullest batches come first, so that a budget too large for
+    memory fails at once, not at the end.
 
     Args:
         tokens: The unique tokens of each group.
@@ -280,19 +283,42 @@ def plan_batches(tokens: Sequence[int], tokens_per_batch: int) -> list[list[int]
         ValueError: the budget is not positive.
     """
     _require_budget(tokens_per_batch)
+    batches = _best_fit(tokens, tokens_per_batch)
+    evened = _deal_evenly(tokens, len(batches))
+    if all(sum(tokens[index] for index in batch) <= tokens_per_batch for batch in evened):
+        batches = evened
+    return sorted(map(sorted, batches), key=lambda batch: -sum(tokens[index] for index in batch))
+
+
+def _best_fit(tokens: Sequence[int], budget: int) -> list[list[int]]:
+    """Best-fit decreasing: the longest first, each into the fullest batch that has room for it."""
     batches: list[list[int]] = []
     rooms: list[tuple[int, int]] = []  # (tokens left, batch), in rising order
-    for index in sorted(range(len(tokens)), key=lambda i: -tokens[i]):
+    for index in _longest_first(tokens):
         tightest = bisect_left(rooms, (tokens[index], 0))
         if tightest < len(rooms):
             room, batch = rooms.pop(tightest)
         else:
-            room, batch = tokens_per_batch, len(batches)
+            room, batch = budget, len(batches)
             batches.append([])
         batches[batch].append(index)
         insort(rooms, (room - tokens[index], batch))
-    order = [batch for _, batch in rooms]
-    return [sorted(batches[batch]) for batch in order]
+    return batches
+
+
+def _deal_evenly(tokens: Sequence[int], count: int) -> list[list[int]]:
+    """The longest first, each into the emptiest of `count` batches."""
+    batches: list[list[int]] = [[] for _ in range(count)]
+    sums = [(0, batch) for batch in range(count)]  # a heap
+    for index in _longest_first(tokens):
+        total, batch = sums[0]
+        batches[batch].append(index)
+        heapq.heapreplace(sums, (total + tokens[index], batch))
+    return batches
+
+
+def _longest_first(lengths: Sequence[int]) -> list[int]:
+    return sorted(range(len(lengths)), key=lambda i: -lengths[i])
 
 
 def split_group(group: TokenGroup, tokens_per_batch: int) -> list[TokenGroup]:

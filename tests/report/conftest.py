@@ -16,6 +16,7 @@ from hafrm.evaluation.results import summarise
 from hafrm.evaluation.scoring import PairScore, write_scores
 from hafrm.pairs import Message, PreferencePair
 
+ATTACK = "</script><script>window.attacked = true</script><img src=x onerror='window.attacked = true'>"
 MODELS = {"runs/haf": 1.1, "runs/baseline": 0.8, "runs/dpo": 0.75}
 """Invented models, and by how many standard deviations each tells the better response from the worse."""
 DATA = ("harmless.jsonl", "helpful.jsonl", "arena.jsonl", "books.jsonl", "code.jsonl")

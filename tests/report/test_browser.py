@@ -14,9 +14,7 @@ import pytest
 from hafrm.evaluation.scoring import PairScore
 from hafrm.pairs import Message, PreferencePair
 from hafrm.report import write_page
-from tests.report.conftest import ENTER, LONG, WORST, Inspector, write_evaluation
-
-ATTACK = "</script><script>window.attacked = true</script><img src=x onerror='window.attacked = true'>"
+from tests.report.conftest import ATTACK, ENTER, LONG, WORST, Inspector, write_evaluation
 
 
 @pytest.fixture(scope="module")

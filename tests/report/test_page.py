@@ -17,9 +17,8 @@ import pytest
 from hafrm.evaluation.scoring import PairScore
 from hafrm.pairs import Message, PreferencePair
 from hafrm.report import write_page
-from tests.report.conftest import MODELS, write_evaluation
+from tests.report.conftest import ATTACK, MODELS, write_evaluation
 
-ATTACK = "</script><script>window.attacked = true</script><img src=x onerror='window.attacked = true'>"
 VOID = {"meta", "link", "input", "br"}
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from hafrm import atomic
 from hafrm.data import PairSet, ReadOptions, SourceReport, load_pairs
@@ -117,8 +117,10 @@ def evaluate(
     for model, identity in identities.items():
         with _naming(model):
             job = _Job(model, identity, config, progress, say)
-            scores += _score_sets(job, sets | calibration)
-            lists += _score_suites(job, suites)
+            for name, found in (sets | calibration).items():
+                scores += job.scores(name, found.reports, found.pairs, score_pairs, PairScore, "pairs")
+            for name, items in suites.items():
+                lists += job.scores(name, items.reports, items.items, score_items, ListScore, "prompts")
     evaluated = [score for score in scores if score.data in sets]
     calibrating = [score for score in scores if score.data in calibration]
     tokens = token_lines(
@@ -185,6 +187,11 @@ def _naming(model: str) -> Iterator[None]:
         raise
 
 
+class _Row(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
 @dataclass
 class _Job:
     """One model to score; it is loaded only if scores are missing."""
@@ -199,45 +206,26 @@ class _Job:
     def scorer(self) -> Scorer:
         return self.config.load(self.model, self.config.score)
 
-    def part(self, name: str, sha256: str, ids: Sequence[str], kind: type[Kind], what: str) -> Part[Kind]:
-        """The model's scores of one source."""
-        depends_on = {**self.identity, f"the {what}": sha256}
-        return Part(Path(self.config.out), self.model, name, depends_on, ids, kind, what)
-
-    def told(self, part: Part[Any], before: int) -> Callable[[int], None]:
-        return partial(_tell, self.progress, part.name, before)
-
-
-def _score_sets(job: _Job, sets: Mapping[str, PairSet]) -> list[PairScore]:
-    """A model's scores on all data sets."""
-    scores: list[PairScore] = []
-    on_bad_row = job.config.data_options.on_bad_row
-    for name, pair_set in sets.items():
-        part = job.part(name, _digest(pair_set.reports), [pair.id for pair in pair_set.pairs], PairScore, "pairs")
-        kept = part.resume(job.say, on_bad_row=on_bad_row)
-        scores += kept
-        if missing := pair_set.pairs[len(kept) :]:
-            told = job.told(part, len(kept))
-            scores += part.extend(
-                score_pairs(job.scorer, missing, model=job.model, data=name, on_bad_row=on_bad_row, progress=told)
-            )
-    return scores
-
-
-def _score_suites(job: _Job, suites: Mapping[str, ItemSet]) -> list[ListScore]:
-    """A model's scores on all suites."""
-    scores: list[ListScore] = []
-    on_bad_row = job.config.data_options.on_bad_row
-    for name, found in suites.items():
-        part = job.part(name, _digest(found.reports), [item.id for item in found.items], ListScore, "prompts")
-        kept = part.resume(job.say, on_bad_row=on_bad_row)
-        scores += kept
-        if missing := found.items[len(kept) :]:
-            told = job.told(part, len(kept))
-            scores += part.extend(
-                score_items(job.scorer, missing, model=job.model, data=name, on_bad_row=on_bad_row, progress=told)
-            )
-    return scores
+    def scores(
+        self,
+        name: str,
+        reports: Iterable[SourceReport],
+        rows: Sequence[_Row],
+        score_rows: Callable[..., Iterator[Kind]],
+        kind: type[Kind],
+        what: str,
+    ) -> list[Kind]:
+        """The model's scores of one source: those that an earlier evaluation kept, then the missing ones."""
+        on_bad_row = self.config.data_options.on_bad_row
+        depends_on = {**self.identity, f"the {what}": _digest(reports)}
+        part = Part(Path(self.config.out), self.model, name, depends_on, [row.id for row in rows], kind, what)
+        kept = part.resume(self.say, on_bad_row=on_bad_row)
+        missing = rows[len(kept) :]
+        if not missing:
+            return list(kept)
+        told = partial(_tell, self.progress, part.name, len(kept))
+        new = score_rows(self.scorer, missing, model=self.model, data=name, on_bad_row=on_bad_row, progress=told)
+        return [*kept, *part.extend(new)]
 
 
 def _tell(progress: Progress, what: str, before: int, done: int) -> None:

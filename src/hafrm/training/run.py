@@ -108,7 +108,7 @@ def _train(config: TrainConfig, folder: Path) -> TrainResult:
         args,
         objective=objective,
         layout=layout,
-        tokens_per_batch=config.data_options.tokens_per_batch,
+        tokens_per_batch=config.data_options.token_budget(args.device.type),
         tokenizer=tokenizer,
         info=info,
         train_dataset=reference.dataset(data.train),

@@ -1,6 +1,7 @@
 """How near a step comes to what the machine can do: operations needed, over the measured peak of matrix products.
 
-    python -m benchmarks.limit --out FILE
+    python -m benchmarks.limit                # the peak of this machine
+    python -m benchmarks.limit FILE...        # the share of it that each contestant of a step's results reached
 
 The floor counts the products that the unique tokens need and nothing else: no padding, no prompt twice, no
 recomputation, no softmax, no norm. Each contestant's share of the peak is the *floor's* operations over its own time,
@@ -10,18 +11,20 @@ so what a contestant computes beyond need counts against it.
 from __future__ import annotations
 
 import argparse
+import json
+import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.measure import environment, interleaved, print_table, save
-from benchmarks.workload import SHAPES, Shape, draw_batches, real_groups
+from benchmarks.measure import print_table
+from benchmarks.workload import Shape
 from hafrm.encoding import TokenGroup
-from hafrm.numerics import cpu_tuned
 
-__all__ = ["hybrid_operations", "matmul_peak"]
+__all__ = ["hybrid_operations", "matmul_peak", "needed_operations", "shares_of_peak"]
 
 
 def matmul_peak(*, seconds: float = 1.0, clock: Callable[[], float] = time.perf_counter) -> float:
@@ -66,60 +69,38 @@ def _visible_keys(group: TokenGroup) -> int:
     return own + sum(len(r) * prompt + len(r) * (len(r) + 1) // 2 for r in group.responses)
 
 
+def needed_operations(name: str, shape: Shape, batches: Sequence[Sequence[TokenGroup]]) -> list[float]:
+    """What a contestant's task needs for each batch, whatever its way of doing it."""
+    head = "reward" not in name  # the two reward models do without the LM head
+    return [hybrid_operations(shape, batch, head=head) for batch in batches]
+
+
+def shares_of_peak(result: Mapping[str, Any]) -> dict[str, float]:
+    """For each contestant of a result of `benchmarks.step` the share of the peak that its needed operations make."""
+    return {
+        name: statistics.median(o / s for o, s in zip(operations, result["seconds"][name], strict=True))
+        / result["matmul_peak"]
+        for name, operations in result["needed_operations"].items()
+    }
+
+
 def main() -> None:
-    """Measure, print, save."""
+    """Show the shares of results, or measure this machine's peak."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", default="small", choices=SHAPES)
-    parser.add_argument("--data", default="hh_harmless", choices=("hh_harmless", "pku_safe"))
-    parser.add_argument("--pairs", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("results", nargs="*", help="files that benchmarks.step wrote")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--cpu-time", action="store_true", help="count processor time: for a machine that is not idle")
-    parser.add_argument("--out", help="a file for the JSON")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    with cpu_tuned():
-        save(options.out, _measure(options))
-
-
-def _measure(options: argparse.Namespace) -> dict[str, Any]:
-    from benchmarks.contestants import build  # it needs TRL; the counting above does not
-
-    shape = SHAPES[options.shape]
-    batches = draw_batches(real_groups(options.data), pairs=options.pairs, batches=options.rounds)
-    needed = {
-        "trl_reward": [hybrid_operations(shape, batch, head=False) for batch in batches],
-        "trl_dpo": [hybrid_operations(shape, batch) for batch in batches],
-        "padded_full_logits": [hybrid_operations(shape, batch) for batch in batches],
-        "reward_only": [hybrid_operations(shape, batch, head=False) for batch in batches],
-        "policy_only": [hybrid_operations(shape, batch) for batch in batches],
-        "hybrid": [hybrid_operations(shape, batch) for batch in batches],
-    }
-    steps = {name: build(name, shape) for name in needed}
-    for step in steps.values():
-        step(batches[0][:2])
-    clock = time.process_time if options.cpu_time else time.perf_counter
-    peak = matmul_peak(clock=clock)
-    actions = {name: [lambda step=step, batch=batch: step(batch) for batch in batches] for name, step in steps.items()}
-    seconds = interleaved(actions, clock=clock)
-    shares = {
-        name: sorted(o / s / peak for o, s in zip(needed[name], seconds[name], strict=True))[len(batches) // 2]
-        for name in needed
-    }
-    print_table(
-        f"Share of the measured peak, {peak / 1e9:.0f} GFLOP/s ({options.shape} on {options.data})",
-        ("contestant", "needed GFLOP", "share of peak"),
-        [(name, f"{needed[name][0] / 1e9:.0f}", f"{share:.2f}") for name, share in shares.items()],
-    )
-    return {
-        "environment": environment(),
-        "shape": options.shape,
-        "data": options.data,
-        "matmul_peak": peak,
-        "needed_operations": needed,
-        "seconds": seconds,
-        "ratios": {f"{name}_share_of_peak": share for name, share in shares.items()},
-    }
+    if not options.results:
+        print(f"{matmul_peak() / 1e9:.0f} GFLOP/s in float32 matrix products, {options.threads} threads")
+    for path in options.results:
+        result = json.loads(Path(path).read_text(encoding="utf-8"))
+        rows = [
+            (name, f"{statistics.median(result['needed_operations'][name]) / 1e9:.0f}", f"{share:.2f}")
+            for name, share in shares_of_peak(result).items()
+        ]
+        title = f"{path}: {result['matmul_peak'] / 1e9:.0f} GFLOP/s at most"
+        print_table(title, ("contestant", "needed GFLOP a step", "share of peak"), rows)
 
 
 if __name__ == "__main__":

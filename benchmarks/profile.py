@@ -3,8 +3,7 @@
     python -m benchmarks.profile --out FILE
 
 PyTorch's profiler gives each operator's own time, without what it calls. Operators are put together by what they are
-for; the products of the LM head are those that write into given memory (`mm` and `addmm_` with a vocabulary-wide side),
-which the profiler tells by their shapes.
+for; products with a side as wide as the vocabulary are the LM head's.
 """
 
 from __future__ import annotations
@@ -23,20 +22,19 @@ from benchmarks.workload import SHAPES, Shape, draw_batches, real_groups
 from hafrm.numerics import cpu_tuned
 
 KINDS = {
-    "products of the layers": ("aten::mm", "aten::addmm", "aten::bmm"),
-    "attention": ("scaled_dot_product",),
+    "products of the layers": ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm"),
+    "attention": ("aten::_scaled_dot_product_flash_attention_for_cpu",),
     "softmax of the logits": ("aten::_log_softmax", "aten::exp_", "aten::scatter_add_", "aten::gather"),
     "activation, norms, rotations": (
-        *("aten::silu", "aten::silu_backward", "aten::mul", "aten::pow", "aten::mean", "aten::rsqrt", "aten::neg"),
-        *("aten::sum", "aten::div", "aten::cos", "aten::sin"),
+        *("aten::silu", "aten::mul", "aten::pow", "aten::mean", "aten::rsqrt", "aten::neg", "aten::sum", "aten::div"),
+        *("aten::cos", "aten::sin"),
     ),
-    "adding up gradients": ("aten::add", "aten::add_", "aten::embedding_dense_backward", "aten::index_put"),
+    "adding up gradients": ("aten::add", "aten::add_", "aten::embedding_dense", "aten::_index_put_impl_"),
     "copies and fills": (
-        *("aten::copy_", "aten::cat", "aten::fill_", "aten::zero_", "aten::index", "aten::constant_pad_nd"),
-        *("aten::slice_backward", "aten::split"),
+        *("aten::copy_", "aten::cat", "aten::fill_", "aten::zero_", "aten::index", "aten::index_select"),
     ),
 }
-"""Beginnings of the names of operators; the first kind that has one takes it, and the rest is `other`."""
+"""Names of operators; what has none of these is `other`."""
 
 HEAD = "products of the LM head"
 
@@ -82,14 +80,9 @@ def _by_kind(events: Iterable[Any], shape: Shape, rounds: int) -> dict[str, floa
 
 
 def _kind(name: str, shapes: Sequence[Sequence[int]], shape: Shape) -> str:
-    kind = next((kind for kind, starts in KINDS.items() if any(_begins(name, start) for start in starts)), "other")
+    kind = next((kind for kind, names in KINDS.items() if name.removesuffix("_backward") in names), "other")
     product = kind == "products of the layers"
     return HEAD if product and any(shape.vocabulary in sides for sides in shapes) else kind
-
-
-def _begins(name: str, start: str) -> bool:
-    """Whether an operator is one of `start`: by its whole name, or by a part of it where `start` names no library."""
-    return name == start if start.startswith("aten::") else start in name
 
 
 if __name__ == "__main__":

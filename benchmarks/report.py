@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.limit import shares_of_peak
 from hafrm.atomic import write_text
 
 __all__ = ["page"]
@@ -31,7 +32,7 @@ GOALS = {
 }
 """What was to be reached: at most this share of the other's time, and of its memory."""
 
-_DESCRIBED = ("shape", "data", "pairs", "clock", "malloc", "method", "steps")
+_DESCRIBED = ("shape", "data", "pairs", "contestant", "clock", "malloc", "method", "steps")
 
 _INTRO = """\
 # Speed and memory
@@ -76,8 +77,9 @@ def _section(name: str, result: Mapping[str, Any]) -> Iterator[str]:
             f"Tokens a batch: {_range(result['unique_tokens'])} unique, {_range(result['padded_tokens'])} padded, "
             f"{_range(result['response_tokens'])} of responses.\n"
         )
-    yield from _ratios(result)
-    if "seconds" in result and isinstance(next(iter(result["seconds"].values())), list):
+    if result["ratios"]:
+        yield from _ratios(result)
+    if "matmul_peak" in result:
         yield from _contestants(result)
     if "total" in result:
         yield from _parts(result)
@@ -116,16 +118,17 @@ def _goal(value: float | None, goal: float | None) -> str:
 
 
 def _contestants(result: Mapping[str, Any]) -> Iterator[str]:
-    yield "| contestant | seconds, median | peak memory, GiB |\n|---|---|---|"
+    shares = shares_of_peak(result)
+    yield "| contestant | seconds, median | share of peak | peak memory, GiB |\n|---|---|---|---|"
     for name, values in result["seconds"].items():
-        memory = result.get("peak_memory", {}).get(name)
+        memory = result["peak_memory"].get(name)
         held = "" if memory is None else f"{memory / 2**30:.2f}"
-        yield f"| {name} | {statistics.median(values):.2f} | {held} |"
+        yield f"| {name} | {statistics.median(values):.2f} | {shares[name]:.2f} | {held} |"
     yield ""
 
 
 def _parts(result: Mapping[str, Any]) -> Iterator[str]:
-    yield "| part of the run | seconds | share, % |\n|---|---|---|"
+    yield "| spent on | seconds | share, % |\n|---|---|---|"
     for name, value in result["seconds"].items():
         yield f"| {name} | {value:.1f} | {100 * value / result['total']:.1f} |"
     yield ""

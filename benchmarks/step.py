@@ -9,6 +9,7 @@ those with `_memory` compare the peak memory of whole processes, each running on
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.contestants import CONTESTANTS, GROUPED, build
-from benchmarks.limit import hybrid_operations, matmul_peak
+from benchmarks.limit import matmul_peak, needed_operations, shares_of_peak
 from benchmarks.measure import environment, interleaved, median_ratio, peak_memory, peak_rss, print_table, save
 from benchmarks.workload import SHAPES, draw_batches, real_groups
 from hafrm.numerics import cpu_tuned, subnormals_flushed
@@ -72,6 +73,9 @@ def _run_once(options: argparse.Namespace) -> None:
 
 
 def _measure(options: argparse.Namespace) -> dict[str, Any]:
+    # First, as long as this process is small: the largest contestants fill a machine between two of them.
+    names = [] if options.no_memory else options.only
+    memory = {name: peak_memory([*_again(options), "--memory", name]) for name in names}
     shape = SHAPES[options.shape]
     groups = real_groups(options.data)
     batches = draw_batches(groups, pairs=options.pairs, batches=options.rounds)
@@ -80,21 +84,19 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     for step in steps.values():
         step(batches[0][:2])  # the first step allocates
     actions: dict[str, list[Any]] = {}
+    needed: dict[str, list[float]] = {}
     for name, step in steps.items():
-        actions[name] = [lambda step=step, batch=batch: step(batch) for batch in batches]
-        if name in (*GROUPED, "hybrid"):
-            actions[f"{name}_grouped"] = [lambda step=step, batch=batch: step(batch) for batch in grouped]
+        drawn = {name: batches} | ({f"{name}_grouped": grouped} if name in (*GROUPED, "hybrid") else {})
+        for label, given in drawn.items():
+            actions[label] = [lambda step=step, batch=batch: step(batch) for batch in given]
+            needed[label] = needed_operations(name, shape, given)
     clock = time.process_time if options.cpu_time else time.perf_counter
     seconds = interleaved(actions, clock=clock)
     peak = matmul_peak(clock=clock)
-    operations = [hybrid_operations(shape, batch) for batch in batches]
-    memory = {} if options.no_memory else {name: peak_memory([*_again(options), "--memory", name]) for name in steps}
-    floor = [o / peak for o in operations]
     ratios = dict(_ratios(seconds, memory))
     if "hybrid" in seconds:
-        ratios["hybrid_vs_floor"] = median_ratio(seconds["hybrid"], floor)
-    _print(options, seconds, memory, ratios)
-    return {
+        ratios["hybrid_vs_floor"] = median_ratio(seconds["hybrid"], [o / peak for o in needed["hybrid"]])
+    result = {
         "environment": environment(),
         "shape": options.shape,
         "data": options.data,
@@ -105,11 +107,13 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         "padded_tokens": [2 * len(batch) * max(max(g.lengths) for g in batch) for batch in batches],
         "response_tokens": [sum(len(r) for g in batch for r in g.responses) for batch in batches],
         "matmul_peak": peak,
-        "hybrid_operations": operations,
+        "needed_operations": needed,
         "seconds": seconds,
         "peak_memory": memory,
         "ratios": ratios,
     }
+    _print(options, result)
+    return result
 
 
 def _again(options: argparse.Namespace) -> list[str]:
@@ -127,16 +131,16 @@ def _ratios(seconds: dict[str, list[float]], memory: dict[str, int]) -> Iterator
             yield f"{name}_memory", memory[ours] / memory[theirs]
 
 
-def _print(
-    options: argparse.Namespace, seconds: dict[str, list[float]], memory: dict[str, int], ratios: dict[str, float]
-) -> None:
+def _print(options: argparse.Namespace, result: dict[str, Any]) -> None:
+    shares = shares_of_peak(result)
     rows = []
-    for name, values in seconds.items():
-        peak = f"{memory[name] / 2**30:.2f}" if name in memory else ""
-        rows.append((name, f"{sorted(values)[len(values) // 2]:.2f}", peak))
+    for name, values in result["seconds"].items():
+        held = f"{result['peak_memory'][name] / 2**30:.2f}" if name in result["peak_memory"] else ""
+        rows.append((name, f"{statistics.median(values):.2f}", f"{shares[name]:.2f}", held))
     title = f"{options.shape} on {options.data}, {options.pairs} pairs, {options.threads} threads"
-    print_table(f"One step: {title}", ("contestant", "seconds", "peak GiB"), rows)
-    print_table("Ratios", ("ratio", "value"), [(name, f"{value:.3f}") for name, value in ratios.items()])
+    print_table(f"One step: {title}", ("contestant", "seconds", "share of peak", "peak GiB"), rows)
+    ratios = [(name, f"{value:.3f}") for name, value in result["ratios"].items()]
+    print_table("Ratios", ("ratio", "value"), ratios)
 
 
 if __name__ == "__main__":

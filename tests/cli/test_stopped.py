@@ -15,6 +15,8 @@ COMMANDS = {
     "train": ["--model", "m", "--data", "d", "--out", "o"],
     "evaluate": ["m", "--data", "d", "--out", "o"],
     "score": ["m", "--data", "d"],
+    "sample": ["m", "--data", "d", "--out", "o"],
+    "best-of-n": ["m", "--samples", "s", "--out", "o"],
     "judge": ["d", "--judge.kind", "oracle", "--judge.model", "helpful", "--out", "o"],
     "serve": ["m"],
     "export": ["r"],
@@ -22,17 +24,19 @@ COMMANDS = {
     "reproduce": ["table2"],
 }
 
+GOES_ON = ("demo", "train", "evaluate", "sample", "best-of-n", "judge", "reproduce")
+
 
 @pytest.mark.parametrize(("command", "options"), COMMANDS.items(), ids=COMMANDS)
 def test_ctrl_c_is_one_true_line(command: str, options: Sequence[str], monkeypatch, capfd) -> None:
     def run(args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(importlib.import_module(f"hafrm.cli.{command}"), "run", run)
+    monkeypatch.setattr(importlib.import_module(f"hafrm.cli.{command.replace('-', '_')}"), "run", run)
     assert main([command, *options]) == 130
     error = capfd.readouterr().err
     assert error == f"hafrm {command}: stopped; {cli.STOPPED[command]}\n"
-    assert ("goes on" in error) == (command in ("demo", "train", "evaluate", "judge", "reproduce"))
+    assert ("goes on" in error) == (command in GOES_ON)
     assert ("checkpoint" in error) == (command in ("demo", "train"))
 
 

@@ -22,6 +22,8 @@ COMMANDS = {
     "train": "train one model: --method haf, baseline or dpo",
     "evaluate": "accuracy with intervals, beside length-only and random",
     "score": "JSON lines in, rewards out",
+    "sample": "several responses to each prompt from a causal language model",
+    "best-of-n": "the best of several responses by each scorer, and what selection is worth",
     "judge": "verdicts of a judge on two, four or eight responses",
     "serve": "a model's rewards over HTTP, in the protocols that trainers speak",
     "export": "pure reward/ and policy/ checkpoints that other programs load",
@@ -34,6 +36,8 @@ STOPPED = {
     "train": "the same command goes on from the last checkpoint",
     "evaluate": "the same command goes on after the last scored pairs",
     "score": "no --out file was written, and the same command begins again",
+    "sample": "the same command goes on after the last batch",
+    "best-of-n": "the same command goes on after the last scored prompts",
     "judge": "the same command goes on after the last verdict, and asks nothing that was answered",
     "serve": "requests in flight were answered",
     "export": "no folder was left half written, and the same command begins again",
@@ -51,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subcommands(required=True, dest="command")
     for command, text in COMMANDS.items():
         if command == name:  # importing a command's module imports torch: only the one that runs
-            module = importlib.import_module(f"hafrm.cli.{command}")
+            module = importlib.import_module(f"hafrm.cli.{command.replace('-', '_')}")
             commands.add_subcommand(command, module.parser(), help=text)
         else:
             commands.add_subcommand(command, ArgumentParser(), help=text)

@@ -59,6 +59,9 @@ class ReproduceConfig:
     rewardbench: str | None = None
     """table3: RewardBench's pairs, for the external half."""
 
+    judge: str | None = None
+    """figure4, table4, table11: outside the world the reward model that judges, as ArmoRM does in Figure 9."""
+
     steps: int | None = None
     """Training steps of each run instead of the scale's (world 240, small 600, paper 3200)."""
 
@@ -90,6 +93,8 @@ class ReproduceConfig:
                     raise ConfigError(
                         f"{name} has no effect at scale {self.scale}: leave it out, or use --scale small."
                     )
+        if self.judge is not None and (self.name not in ("figure4", "table4", "table11") or self.scale == "world"):
+            raise ConfigError(f"judge has no effect on {self.name} at scale {self.scale}: leave it out.")
         if self.rewardbench is not None and self.name != "table3":
             raise ConfigError("rewardbench has no effect but on table3: leave it out.")
 
@@ -133,6 +138,7 @@ def _job(config: ReproduceConfig) -> Job:
         seeds=tuple(config.seeds),
         out=Path(config.out),
         rewardbench=config.rewardbench,
+        judge=config.judge,
     )
 
 

@@ -36,6 +36,8 @@ class Job:
     """The root that experiments share."""
     rewardbench: str | None = None
     """RewardBench's pairs, for Table 3's external half."""
+    judge: str | None = None
+    """Outside the world: the reward model that judges best-of-N."""
 
     @property
     def root(self) -> Path:

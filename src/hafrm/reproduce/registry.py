@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from hafrm.reproduce import claims, figure2, figure3, figure6, figure7, table2, table3, table6
+from hafrm.reproduce import claims, figure2, figure3, figure4, figure6, figure7, table2, table3, table4, table6
 from hafrm.reproduce.findings import Findings
 from hafrm.reproduce.plans import Job, Plan
 
@@ -32,5 +32,8 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "table6": Experiment("how widely perplexities spread", table6.plan, table6.find),
     "table7": Experiment("what that foretells of DPO", table6.plan_correlation, table6.find_correlation),
     "figure2": Experiment("whether HAF favours its own responses", figure2.plan, figure2.find),
+    "figure4": Experiment("whose selection of several responses is best", figure4.plan, figure4.find),
+    "table4": Experiment("recall of a judge's best responses, on average", table4.plan, table4.find),
+    "table11": Experiment("recall of a judge's best responses, set by set", table4.plan, table4.find_by_set),
     "claims": Experiment("the inequality of Appendix D", claims.plan, claims.find),
 }

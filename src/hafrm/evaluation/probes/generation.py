@@ -13,7 +13,7 @@ from hafrm.errors import ConfigError
 from hafrm.models.modes import evaluating
 from hafrm.pairs import Message
 
-__all__ = ["Sampling", "generate_responses", "prompts_that_fit"]
+__all__ = ["Sampling", "generate_responses", "prompt_ids", "prompts_that_fit", "stop_tokens"]
 
 Prompt = tuple[Message, ...]
 
@@ -44,7 +44,7 @@ class Sampling:
 def prompts_that_fit(prompts: Sequence[Prompt], tokenizer: Any, sampling: Sampling, max_length: int) -> list[Prompt]:
     """The prompts that leave room for a whole response within `max_length` tokens."""
     room = max_length - sampling.max_new_tokens
-    return [prompt for prompt in prompts if len(_ids(tokenizer, prompt)) <= room]
+    return [prompt for prompt in prompts if len(prompt_ids(tokenizer, prompt)) <= room]
 
 
 @torch.inference_mode()
@@ -62,13 +62,13 @@ def generate_responses(
         sampling: How to draw.
     """
     device = next(causal_lm.parameters()).device
-    stops = _stops(causal_lm, tokenizer)
+    stops = stop_tokens(causal_lm, tokenizer)
     devices = [device] if device.type == "cuda" else []
     responses: list[str] = []
     with torch.random.fork_rng(devices=devices), evaluating(causal_lm):
         torch.manual_seed(sampling.seed)
         for start in range(0, len(prompts), sampling.batch_size):
-            rows = [_ids(tokenizer, prompt) for prompt in prompts[start : start + sampling.batch_size]]
+            rows = [prompt_ids(tokenizer, prompt) for prompt in prompts[start : start + sampling.batch_size]]
             width = max(map(len, rows))
             pad = tokenizer.pad_token_id
             ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)
@@ -89,14 +89,21 @@ def generate_responses(
     return responses
 
 
-def _stops(causal_lm: nn.Module, tokenizer: Any) -> list[int]:
+def stop_tokens(causal_lm: nn.Module, tokenizer: Any) -> list[int]:
     """The tokens that end a response: the tokenizer's and those that the model's generation config names."""
     own = getattr(getattr(causal_lm, "generation_config", None), "eos_token_id", None)
     named = own if isinstance(own, list) else [own]
     return sorted({token for token in (*named, tokenizer.eos_token_id) if token is not None})
 
 
-def _ids(tokenizer: Any, prompt: Prompt) -> list[int]:
+def prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
+    """A prompt's token ids, up to where the response begins."""
     messages = [message.as_dict() for message in prompt]
-    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+    ids = tokenizer.apply_chat_template(
+        messages,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=False,
+        tokenizer_kwargs={"verbose": False},  # what is too long is ours to say
+    )
     return cast(list[int], ids)

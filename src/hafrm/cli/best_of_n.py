@@ -1,0 +1,37 @@
+"""`hafrm best-of-n`: which response each scorer would choose, and what its choice is worth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+from rich.markup import escape
+
+from hafrm.cli.options import command_parser, options_of
+from hafrm.reproduce.best_of_n import best_of_n_findings
+from hafrm.reproduce.findings import write_findings
+from hafrm.sampling.best_of_n import BestOfNConfig, best_of_n
+
+__all__ = ["parser", "run"]
+
+
+def parser() -> ArgumentParser:
+    """The command's options."""
+    return command_parser(BestOfNConfig, positional="models", lists=("models",))
+
+
+def run(args: Namespace) -> None:
+    """Score, select, hear the judge, print the tables, and write the page."""
+    config = options_of(BestOfNConfig, parser(), args)
+    errors, console = Console(stderr=True), Console()
+    with errors.status("loading") as line:
+        found = best_of_n(
+            config,
+            progress=lambda what, done: line.update(escape(f"{what}: {done} prompts done")),
+            say=lambda text: errors.print(text, markup=False, highlight=False, soft_wrap=True),
+        )
+    folder = Path(config.out)
+    page = write_findings(best_of_n_findings(found.results), folder)
+    console.print((folder / "table.md").read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
+    console.print(f"Selections, results and a page to look at: {page}", highlight=False, soft_wrap=True)

@@ -1,0 +1,39 @@
+"""`hafrm sample`: several responses to each prompt from any causal language model."""
+
+from __future__ import annotations
+
+import sys
+
+from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+
+from hafrm.cli.options import command_parser, options_of
+from hafrm.sampling.run import SampleConfig, sample
+from hafrm.sampling.samples import SAMPLES_FILE
+
+__all__ = ["parser", "run"]
+
+
+def parser() -> ArgumentParser:
+    """The command's options."""
+    return command_parser(SampleConfig, positional="model", lists=("data",))
+
+
+def run(args: Namespace) -> None:
+    """Sample, and say what was drawn and what was not."""
+    config = options_of(SampleConfig, parser(), args)
+    errors = Console(stderr=True)
+    with errors.status("loading") as line:
+        made = sample(
+            config,
+            progress=lambda done, prompts: line.update(f"sampling: {done} of {prompts} prompts done"),
+            say=lambda text: errors.print(text, markup=False, highlight=False, soft_wrap=True),
+        )
+    lost = {**made["skipped"], **made["unsampled"]}
+    parts = [
+        f"{made['responses']} responses to {made['prompts']} prompts, {made['distinct']} distinct",
+        f"{made['unfinished']} cut at the limit of tokens, {made['empty']} empty",
+        *(f"{count} prompts left out: {reason}" for reason, count in lost.items()),
+        f"{config.out}/{SAMPLES_FILE}",
+    ]
+    print("; ".join(parts), file=sys.stderr)  # noqa: T201

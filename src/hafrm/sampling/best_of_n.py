@@ -1,0 +1,245 @@
+"""Best-of-N: score candidates with every scorer, hear the judge, and write what selection comes to."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from hafrm import atomic
+from hafrm.data import ReadOptions
+from hafrm.errors import ConfigError, DataError
+from hafrm.evaluation.identity import model_identity
+from hafrm.evaluation.parts import Part
+from hafrm.evaluation.scoring import scored_chunks
+from hafrm.judging.judges import ranks_of
+from hafrm.judging.options import JudgeOptions
+from hafrm.judging.reward import OracleScorer
+from hafrm.models.loading import ScorerChoice
+from hafrm.models.scorers import ScoreOptions, Scorer
+from hafrm.sampling.analysis import ScoredPrompt, summarise
+from hafrm.sampling.candidates import Candidates, CandidateScore, CandidateSet, load_candidates
+from hafrm.sampling.judged import JudgeRuns, require_rankable
+
+__all__ = ["RESULTS_FILE", "SELECTIONS_FILE", "BestOfN", "BestOfNConfig", "best_of_n"]
+
+RESULTS_FILE = "results.json"
+SELECTIONS_FILE = "selections.jsonl"
+
+_WORLD = "world/"
+_JUDGE = "the judge"
+_SAMPLES = "the samples"
+
+Progress = Callable[[str, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestOfNConfig(ScorerChoice):
+    """Let scorers choose the best of several responses, and measure what their choice is worth."""
+
+    models: list[str]
+    """Scorers: runs, stock reward models, causal models with their reference, addresses of reward servers, or
+    `world/NAME`, the true reward of a set of the simulated world."""
+
+    samples: str
+    """The folder of a `hafrm sample`, or a file of rows with `prompt` and `responses`."""
+
+    out: str
+    """The folder for results.json, selections.jsonl and the page. What it holds of earlier scoring is used again."""
+
+    judge: JudgeOptions | None = None
+    """Who says which responses are good: `reward` and `oracle` give rewards, and so the growth with n too; `openai`
+    ranks the draws and compares what scorers selected; `local` compares alone. Without one: agreement alone."""
+
+    seed: int = 0
+    """Seed of the order in which a judge is shown responses."""
+
+    data_options: ReadOptions = field(default_factory=ReadOptions)
+    score: ScoreOptions = field(default_factory=ScoreOptions)
+
+    def __post_init__(self) -> None:
+        if not self.models:
+            raise ConfigError("models: name at least one.")
+        if len(set(self.models)) < len(self.models):
+            raise ConfigError(f"models: {', '.join(self.models)} names one twice.")
+
+    @property
+    def gold(self) -> bool:
+        """Whether the judge gives rewards."""
+        return self.judge is not None and self.judge.kind in ("reward", "oracle")
+
+
+@dataclass(frozen=True)
+class BestOfN:
+    """What best-of-N came to."""
+
+    results: dict[str, Any]
+    """The contents of `results.json`; see `summarise`."""
+    prompts: list[ScoredPrompt]
+    """The prompts that every scorer scored, in order."""
+
+
+def best_of_n(
+    config: BestOfNConfig,
+    *,
+    progress: Progress = lambda what, done: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> BestOfN:
+    """Score candidates and write `selections.jsonl`, a line a prompt, and, last, `results.json`.
+
+    Args:
+        config: What chooses among what, and who judges.
+        progress: Called with a scorer's name and the number of prompts done.
+        say: Called with a line where earlier scoring goes on, or is of something else and thrown away.
+
+    Raises:
+        ConfigError: the judge can't rank so many draws, or an option can't work.
+        ModelError: a model is not there, or can't be scored.
+        DataError: there are no candidates, or none that every scorer gives a reward.
+    """
+    found = load_candidates(config.samples, config.data_options)
+    if config.judge is not None:
+        require_rankable(found.rows, config.judge)
+    folder = Path(config.out)
+    job = _Job(config, found, progress, say)
+    scores = job.scores()
+    gold = scores.pop(_JUDGE, None)
+    kept, unscored = _scored_rows(found, [*scores.values(), *([gold] if gold else [])])
+    prompts = [_prompt(row, scores, gold) for row in kept]
+    prompts, runs = _heard(config, kept, prompts, say)
+    results = {
+        "samples": config.samples,
+        "left_out": dict(found.left_out),
+        "unscored": unscored,
+        "judge": None if config.judge is None else {"kind": config.judge.kind, "model": config.judge.model},
+        **summarise(prompts, config.models),
+        "judge_runs": runs,
+    }
+    with atomic.new_file(folder / SELECTIONS_FILE) as file:
+        file.writelines(atomic.json_line(_selection(row, prompt)) for row, prompt in zip(kept, prompts, strict=True))
+    atomic.write_json(folder / RESULTS_FILE, results)
+    return BestOfN(results, prompts)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The scores of all scorers, kept as they come."""
+
+    config: BestOfNConfig
+    found: CandidateSet
+    progress: Progress
+    say: Callable[[str], None]
+
+    def scores(self) -> dict[str, dict[str, CandidateScore]]:
+        """By scorer, then by the row's id. All scorers are looked up before any is loaded."""
+        config = self.config
+        named: dict[str, tuple[str, ScorerChoice]] = {model: (model, config) for model in config.models}
+        if config.judge is not None and config.gold:
+            name = (_WORLD if config.judge.kind == "oracle" else "") + config.judge.model
+            named[_JUDGE] = (name, ScorerChoice(trust_remote_code=config.trust_remote_code))
+        identities = {name: self._identity(*chosen) for name, chosen in named.items()}
+        return {name: self._scored(name, *chosen, identities[name]) for name, chosen in named.items()}
+
+    def _identity(self, model: str, choice: ScorerChoice) -> dict[str, Any]:
+        if model.startswith(_WORLD):
+            name = OracleScorer(model.removeprefix(_WORLD)).name
+            return {"the world's set": name, "hafrm": version("hafrm")}
+        return model_identity(model, choice, self.config.score)
+
+    def _scored(
+        self, name: str, model: str, choice: ScorerChoice, identity: Mapping[str, Any]
+    ) -> dict[str, CandidateScore]:
+        depends_on = {**identity, "the candidates": self.found.sha256}
+        ids = [row.id for row in self.found.rows]
+        part = Part(Path(self.config.out), name, _SAMPLES, depends_on, ids, CandidateScore, "prompts")
+        scores = part.resume(self.say, on_bad_row=self.config.data_options.on_bad_row)
+        if missing := self.found.rows[len(scores) :]:
+            scorer = self._load(model, choice)
+            scores = scores + part.extend(self._score(name, scorer, missing, len(scores)))
+        return {score.id: score for score in scores}
+
+    def _load(self, model: str, choice: ScorerChoice) -> Scorer:
+        if model.startswith(_WORLD):
+            return OracleScorer(model.removeprefix(_WORLD))
+        return choice.load(model, self.config.score)
+
+    def _score(self, name: str, scorer: Scorer, rows: Sequence[Candidates], before: int) -> Iterator[CandidateScore]:
+        on_bad_row = self.config.data_options.on_bad_row
+        told = partial(_tell, self.progress, name, before)
+        for row, outcomes in scored_chunks(scorer, rows, on_bad_row=on_bad_row, progress=told):
+            yield CandidateScore(
+                model=name,
+                id=row.id,
+                rewards=[None if isinstance(outcome, str) else outcome for outcome in outcomes],
+                unscored=next((outcome for outcome in outcomes if isinstance(outcome, str)), ""),
+            )
+
+
+def _tell(progress: Progress, what: str, before: int, done: int) -> None:
+    progress(what, before + done)
+
+
+def _scored_rows(
+    found: CandidateSet, scores: Sequence[Mapping[str, CandidateScore]]
+) -> tuple[list[Candidates], dict[str, int]]:
+    """The rows all of whose responses have all rewards, and how many have not, by reason."""
+    unscored: Counter[str] = Counter()
+    kept = []
+    for row in found.rows:
+        reason = next((each[row.id].unscored for each in scores if each[row.id].unscored), "")
+        if reason:
+            unscored[reason] += 1
+        else:
+            kept.append(row)
+    if not kept:
+        lost = ", ".join(f"{count} {reason}" for reason, count in unscored.items())
+        raise DataError(f"No prompt has responses that every scorer gives a reward ({lost}).")
+    return kept, dict(unscored)
+
+
+def _prompt(
+    row: Candidates,
+    scores: Mapping[str, Mapping[str, CandidateScore]],
+    gold: Mapping[str, CandidateScore] | None,
+) -> ScoredPrompt:
+    judged = None if gold is None else gold[row.id].complete
+    return ScoredPrompt(
+        id=row.id,
+        group=row.group,
+        counts=row.counts,
+        lengths=tuple(map(len, row.texts)),
+        rewards={model: each[row.id].complete for model, each in scores.items()},
+        gold=judged,
+        ranks=None if judged is None else ranks_of(judged),
+    )
+
+
+def _heard(
+    config: BestOfNConfig, rows: Sequence[Candidates], prompts: list[ScoredPrompt], say: Callable[[str], None]
+) -> tuple[list[ScoredPrompt], dict[str, Any]]:
+    """The prompts with the word of a judge that gives no rewards, and the results of its runs."""
+    if config.judge is None or config.gold:
+        return prompts, {}
+    runs = JudgeRuns(config.judge, Path(config.out) / "judge", config.score, config.seed, say)
+    telling = [row for row in rows if len(row.counts) > 1]
+    ranks, results = runs.rank(telling) if config.judge.kind == "openai" else ({}, {})
+    selections = {prompt.id: {prompt.selected(model) for model in config.models} for prompt in prompts}
+    preferred, compared = runs.compare(telling, selections)
+    heard = [replace(prompt, ranks=ranks.get(prompt.id), preferred=preferred.get(prompt.id)) for prompt in prompts]
+    return heard, {"ranking": results, "comparisons": compared}
+
+
+def _selection(row: Candidates, prompt: ScoredPrompt) -> dict[str, Any]:
+    """A line of `selections.jsonl`: what each scorer selected, and all that is known of the candidates."""
+    return {
+        "id": row.id,
+        "group": row.group,
+        "selected": {model: row.texts[prompt.selected(model)] for model in prompt.rewards},
+        "rewards": {model: list(values) for model, values in prompt.rewards.items()},
+        "gold": prompt.gold,
+        "ranks": prompt.ranks and [None if rank == float("inf") else rank for rank in prompt.ranks],
+    }

@@ -1,0 +1,153 @@
+"""Candidates: a prompt with its distinct responses, and what a scorer gives for them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hafrm.data import RawRow, ReadOptions, fingerprint, read_rows
+from hafrm.errors import BadRowError, BadRowReason, DataError
+from hafrm.pairs import Conversation, Message, RowReader, prompt_group
+from hafrm.sampling.prompts import Prompt
+from hafrm.sampling.samples import SAMPLES_FILE
+
+__all__ = ["CandidateScore", "CandidateSet", "Candidates", "load_candidates"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidates:
+    """A prompt with the distinct responses that were drawn for it."""
+
+    group: str
+    prompt: Prompt
+    responses: tuple[tuple[Message, ...], ...]
+    counts: tuple[int, ...]
+    """How often each was drawn."""
+    source: str
+    row: int
+
+    @property
+    def id(self) -> str:
+        """Where the row stands, as `source:row`."""
+        return f"{self.source}:{self.row}"
+
+    @property
+    def conversations(self) -> tuple[Conversation, ...]:
+        """One conversation a response; all of them are scored in one call, so that their prompt is encoded once."""
+        return tuple(Conversation(self.prompt, response) for response in self.responses)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The responses as plain text."""
+        return tuple("\n\n".join(message.content for message in response) for response in self.responses)
+
+    def as_row(self) -> dict[str, Any]:
+        """The row as plain values."""
+        return {
+            "group": self.group,
+            "prompt": [message.as_dict() for message in self.prompt],
+            "responses": [[message.as_dict() for message in response] for response in self.responses],
+            "counts": list(self.counts),
+        }
+
+
+@dataclass(frozen=True)
+class CandidateScore:
+    """What one scorer gave for the responses to one prompt."""
+
+    model: str
+    id: str
+    rewards: list[float | None]
+    """One a distinct response; None where it could not be scored."""
+    unscored: str = ""
+    """Why a response has no reward: "overlong", or "refused_by_template"."""
+
+    @property
+    def complete(self) -> tuple[float, ...]:
+        """The rewards of responses that all have one."""
+        assert not self.unscored
+        return tuple(reward for reward in self.rewards if reward is not None)
+
+
+@dataclass
+class CandidateSet:
+    """The candidates of a file, and an account of the rows without any."""
+
+    rows: list[Candidates] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Rows that were not sampled for, or that break the contract, by reason."""
+
+    @property
+    def sha256(self) -> str:
+        """A fingerprint of all texts, in order."""
+        return fingerprint(self.rows)
+
+
+def load_candidates(samples: str, options: ReadOptions) -> CandidateSet:
+    """Read candidates.
+
+    Args:
+        samples: The folder of a `hafrm sample`, or a file whose rows hold `prompt` and `responses` (strings or chat
+            messages; optional `counts`, and `group`). Equal responses are put together.
+        options: What to do with rows that break the contract.
+
+    Raises:
+        BadRowError: a row breaks the contract, and such rows are not to be skipped.
+        UnreadableError: the file can't be read.
+        DataError: there is no row with responses.
+    """
+    path = Path(samples) / SAMPLES_FILE if Path(samples).is_dir() else Path(samples)
+    found = CandidateSet()
+    for row in read_rows(path):
+        try:
+            if isinstance(row.value, Mapping) and row.value.get("unsampled"):
+                found.left_out[str(row.value["unsampled"])] += 1
+            else:
+                found.rows.append(_candidates(row, str(path)))
+        except BadRowError as error:
+            if options.on_bad_row == "error":
+                raise
+            found.left_out[error.reason.value] += 1
+    if not found.rows:
+        lost = ", ".join(f"{count} {reason}" for reason, count in found.left_out.items())
+        raise DataError(f"{path}: there are no responses to choose from ({lost or 'no row'}).")
+    return found
+
+
+def _candidates(row: RawRow, source: str) -> Candidates:
+    if row.error is not None:
+        raise row.error
+    reader = RowReader(row.value, source=source, number=row.number)
+    prompt = reader.messages("prompt", "user")
+    reader.check_prompt(prompt)
+    counts: Counter[tuple[Message, ...]] = Counter()
+    for response, count in _responses(reader, prompt):
+        counts[response] += count
+    return Candidates(
+        group=reader.string_or_none("group") or prompt_group(prompt),
+        prompt=prompt,
+        responses=tuple(counts),
+        counts=tuple(counts.values()),
+        source=source,
+        row=row.number,
+    )
+
+
+def _responses(reader: RowReader, prompt: Prompt) -> Iterator[tuple[tuple[Message, ...], int]]:
+    """Each response with its count. An empty one is a response too: a model may well end at once."""
+    values = reader.row.get("responses")
+    if not isinstance(values, list) or not values:
+        reason = BadRowReason.WRONG_TYPE if reader.has("responses") else BadRowReason.MISSING_FIELD
+        raise reader.error(reason, "responses", "is no list of responses", "Give at least one response.")
+    counts = reader.row.get("counts", [1] * len(values))
+    whole = isinstance(counts, list) and all(type(count) is int and count > 0 for count in counts)
+    if not whole or len(counts) != len(values):
+        problem, remedy = "does not hold a number above 0 for each response", "Mend it, or leave the field out."
+        raise reader.error(BadRowReason.WRONG_TYPE, "counts", problem, remedy)
+    named = {f"responses[{place}]": value for place, value in enumerate(values)}
+    responses = RowReader({"prompt": prompt, **named}, source=reader.source, number=reader.number)
+    for name, count in zip(named, counts, strict=True):
+        yield responses.messages(name, "assistant"), count

@@ -1,0 +1,85 @@
+"""What gives responses: the contract between the sampling run and engines of any kind.
+
+Knows prompts, seeds, texts and tokenizers. Knows no model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from jinja2 import TemplateError
+
+from hafrm.errors import RefusedError
+from hafrm.evaluation.probes.generation import Sampling, prompt_ids
+from hafrm.sampling.prompts import Prompt
+
+__all__ = ["Draw", "Generator", "SampleOptions", "count_prompt_tokens", "prompt_seed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOptions(Sampling):
+    """How responses are drawn."""
+
+    max_new_tokens: int = 256
+    """The most tokens of a response (the paper's RLHF: 256; of best-of-N it does not say)."""
+
+    batch_size: int = 32
+    """Responses drawn at a time; those of one prompt stay together. vLLM makes batches of its own."""
+
+    seed: int = 0
+    """The same seed draws the same responses to a prompt, whatever other prompts there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One sampled response."""
+
+    text: str
+    """Without special tokens and surrounding white space; may be empty."""
+    tokens: int
+    """Tokens drawn, with the one that ends the response."""
+    finished: bool
+    """Whether the model ended it, rather than the limit of tokens."""
+
+
+class Generator(Protocol):
+    """Samples responses."""
+
+    def count_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
+        """Tokens of each prompt, by which batches are laid out and over-long prompts are found.
+
+        Raises:
+            RefusedError: some prompts can't be rendered; says which, so that a caller can leave them out.
+        """
+        ...
+
+    def draw(self, prompts: Sequence[Prompt], seeds: Sequence[int], n: int) -> list[list[Draw]]:
+        """N responses to each prompt, in order; response j to a prompt follows from its seed + j."""
+        ...
+
+
+def prompt_seed(seed: int, prompt: Prompt) -> int:
+    """A prompt's own seed: it depends on the run's seed and the prompt's text alone."""
+    text = "\x1e".join([str(seed), *(f"{message.role}\x1f{message.content}" for message in prompt)])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6])  # 48 bits: seed + j fits every engine
+
+
+def count_prompt_tokens(tokenizer: Any, prompts: Sequence[Prompt]) -> list[int]:
+    """Tokens of each prompt as the chat template renders it.
+
+    Raises:
+        RefusedError: the template refuses some prompts.
+    """
+    counts: list[int] = []
+    refused: dict[int, str] = {}
+    for place, prompt in enumerate(prompts):
+        try:
+            counts.append(len(prompt_ids(tokenizer, prompt)))
+        except TemplateError as error:
+            refused[place] = str(error)
+    if refused:
+        raise RefusedError(refused)
+    return counts

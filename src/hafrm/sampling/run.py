@@ -1,0 +1,256 @@
+"""Sample N responses a prompt: lay out batches, draw what is missing, write each batch as it comes.
+
+Batches are laid out over all prompts, whatever is there already, and a batch that was half written is drawn again: so a
+run that was stopped ends with the same file as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from hafrm.data import ReadOptions
+from hafrm.errors import BadRowError, BadRowReason, ConfigError, DataError, RefusedError
+from hafrm.evaluation.identity import model_identity
+from hafrm.evaluation.scoring import OVERLONG
+from hafrm.models.checkpoints import RUN_FILE, load_causal_lm, load_run, loading
+from hafrm.models.hybrid import max_positions
+from hafrm.models.loading import ScorerChoice
+from hafrm.models.remote import is_server
+from hafrm.models.scorers import ScoreOptions
+from hafrm.models.tokenizers import load_tokenizer, resize_embeddings
+from hafrm.sampling.generators import Generator, SampleOptions, prompt_seed
+from hafrm.sampling.prompts import PromptRow, Prompts, load_prompts
+from hafrm.sampling.samples import Samples, sample_counts, sample_line, write_manifest
+
+__all__ = ["SampleConfig", "sample"]
+
+_BATCHES_AT_ONCE = {"transformers": 1, "vllm": 64}
+"""How many batches an engine gets in one call: vLLM is quick only where it has much to do."""
+
+Engine = Literal["transformers", "vllm"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """Sample responses to prompts from a causal language model."""
+
+    model: str
+    """A run, whose policy head answers, or a folder or hub id of a causal language model."""
+
+    data: list[str]
+    """Prompts: files whose rows hold `prompt`, or pairs, whose prompts are taken; or names of data sets."""
+
+    out: str
+    """The folder for samples.jsonl and manifest.json. A run that was stopped goes on from what it holds."""
+
+    n: int = 8
+    """Responses to each prompt (the paper: 8, and 4 for Phi-2). Equal ones are written once, with their count."""
+
+    prompts: int | None = None
+    """How many distinct prompts at the most, the first ones; by default all."""
+
+    split: str = "test"
+    """Which split of named data sets to use; a file is used whole."""
+
+    sampling: SampleOptions = field(default_factory=SampleOptions)
+
+    engine: Engine = "transformers"
+    """`vllm` where it is installed."""
+
+    max_length: int | None = None
+    """The most tokens of a prompt with its response; by default the model's own limit. Longer prompts get none."""
+
+    device: str | None = None
+    """transformers: where to compute; by default a GPU if there is one."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """The weights' dtype. `auto`: the one that the model was saved in."""
+
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Such code can do anything that you can: leave it off."""
+
+    data_options: ReadOptions = field(default_factory=ReadOptions)
+
+    def __post_init__(self) -> None:
+        for name, least in (("n", 1), ("prompts", 1), ("max_length", 2)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name} must be at least {least}, got {value}")
+        if self.engine not in _BATCHES_AT_ONCE:
+            raise ConfigError(f"engine must be {' or '.join(_BATCHES_AT_ONCE)}, got {self.engine!r}")
+        if self.engine == "vllm" and self.device is not None:
+            raise ConfigError("device has no effect with --engine vllm, which chooses its own: leave it out.")
+        if is_server(self.model):
+            raise ConfigError(f"{self.model} is a reward server, which gives no responses. Give a causal model.")
+
+    @property
+    def score_options(self) -> ScoreOptions:
+        """Device, dtype and limit, as models are loaded with them."""
+        return ScoreOptions(device=self.device, dtype=self.dtype, max_length=self.max_length)
+
+
+def sample(
+    config: SampleConfig,
+    *,
+    generator: Generator | None = None,
+    progress: Callable[[int, int], None] = lambda done, prompts: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Draw the responses that are missing, and write `samples.jsonl` and `manifest.json`.
+
+    Args:
+        config: What to sample.
+        generator: Answers instead of the model, whose name then only stands for it in the files.
+        progress: Called with the number of prompts that are done, and of all.
+        say: Called with a line where a stopped run goes on.
+
+    Returns:
+        The manifest: what the samples depend on, and counts.
+
+    Raises:
+        ConfigError: the folder holds samples of something else, or an option can't work.
+        ModelError: the model can't be loaded.
+        BadRowError: the chat template refuses a prompt, and such rows are not to be skipped.
+    """
+    prompts = load_prompts(config.data, config.data_options, split=config.split, limit=config.prompts)
+    folder = Path(config.out)
+    depends_on = _depends_on(config, prompts, identify=generator is None)
+    samples = Samples(folder, depends_on, prompts.rows)
+    if len(samples.lines) < len(prompts.rows):
+        generator, limit = _load(config) if generator is None else (generator, config.max_length)
+        run = _Run(config, generator, prompts.rows, samples, limit)
+        run.draw_missing(progress, say)
+        samples.finish()
+    read = {"model": config.model, "rows": prompts.read, "repeated": prompts.repeated, "skipped": dict(prompts.skipped)}
+    return write_manifest(folder, depends_on, "finished", **read, **sample_counts(samples.lines))
+
+
+def _load(config: SampleConfig) -> tuple[Generator, int | None]:
+    """The engine, and the most tokens of a prompt with its response."""
+    tokenizer, causal_lm, model_config = _read_model(config)
+    positions = max_positions(model_config)
+    if config.max_length is not None and positions is not None and config.max_length > positions:
+        raise ConfigError(f"max_length is {config.max_length}, but the model has {positions} positions.")
+    limit = config.max_length or positions
+    if causal_lm is not None:
+        from hafrm.sampling.transformers_engine import TransformersGenerator
+
+        causal_lm = causal_lm.to(config.score_options.torch_device())
+        return TransformersGenerator(causal_lm, tokenizer, config.sampling), limit
+    from hafrm.sampling.vllm_engine import VllmGenerator
+
+    made = VllmGenerator(
+        config.model,
+        tokenizer,
+        config.sampling,
+        dtype=config.dtype,
+        max_length=limit,
+        trust_remote_code=config.trust_remote_code,
+    )
+    return made, limit
+
+
+def _read_model(config: SampleConfig) -> tuple[Any, Any, PreTrainedConfig]:
+    """Tokenizer, causal LM (None where vLLM loads its own), and the model's config."""
+    trust, dtype = config.trust_remote_code, config.score_options.torch_dtype()
+    if config.engine == "transformers" and (Path(config.model) / RUN_FILE).is_file():
+        run, tokenizer, _ = load_run(config.model, dtype=dtype, trust_remote_code=trust)
+        return tokenizer, run.causal_lm, run.config
+    tokenizer = load_tokenizer(config.model, trust_remote_code=trust)
+    if config.engine == "vllm":
+        with loading("causal language model", config.model):
+            return tokenizer, None, AutoConfig.from_pretrained(config.model, trust_remote_code=trust)
+    causal_lm = load_causal_lm(config.model, dtype=dtype, trust_remote_code=trust)
+    resize_embeddings(causal_lm, tokenizer)
+    return tokenizer, causal_lm, causal_lm.config
+
+
+class _Run:
+    """Which prompts are drawn for, in which batches."""
+
+    def __init__(
+        self,
+        config: SampleConfig,
+        generator: Generator,
+        rows: Sequence[PromptRow],
+        samples: Samples,
+        limit: int | None,
+    ) -> None:
+        self.config, self.generator, self.rows, self.samples = config, generator, rows, samples
+        lengths = self._lengths()
+        room = math.inf if limit is None else limit - config.sampling.max_new_tokens
+        fit = [row for row in rows if row.id in lengths and lengths[row.id] <= room]
+        if not fit:
+            raise DataError(
+                f"No prompt leaves room for {config.sampling.max_new_tokens} new tokens within {limit}. Lower "
+                "sampling.max_new_tokens."
+            )
+        refused = BadRowReason.REFUSED_BY_TEMPLATE.value
+        answered = {row.id for row in fit}
+        unfit = [row for row in rows if row.id not in answered]
+        self.unfit = [(row, OVERLONG if row.id in lengths else refused) for row in unfit]
+        size = max(1, config.sampling.batch_size // config.n) * _BATCHES_AT_ONCE[config.engine]
+        fit.sort(key=lambda row: -lengths[row.id])  # the longest first: what takes too much memory fails at once
+        self.batches = [fit[start : start + size] for start in range(0, len(fit), size)]
+
+    def draw_missing(self, progress: Callable[[int, int], None], say: Callable[[str], None]) -> None:
+        """Draw all batches of which a line is missing."""
+        samples, total = self.samples, len(self.rows)
+        there = samples.ids
+        whole = [batch for batch in self.batches if all(row.id in there for row in batch)]
+        samples.keep({row.id for batch in whole for row in batch})
+        if samples.lines:
+            say(f"{self.config.out} has samples of {len(samples.lines)} of {total} prompts; the run goes on.")
+        samples.extend(sample_line(row, [], reason) for row, reason in self.unfit)
+        done = {batch[0].id for batch in whole}
+        for batch in self.batches:
+            progress(len(samples.lines), total)
+            if batch[0].id not in done:
+                samples.extend(self._drawn(batch))
+        progress(len(samples.lines), total)
+
+    def _drawn(self, batch: Sequence[PromptRow]) -> list[dict[str, Any]]:
+        prompts = [row.prompt for row in batch]
+        seeds = [prompt_seed(self.config.sampling.seed, prompt) for prompt in prompts]
+        drawn = self.generator.draw(prompts, seeds, self.config.n)
+        return [sample_line(row, draws) for row, draws in zip(batch, drawn, strict=True)]
+
+    def _lengths(self) -> dict[str, int]:
+        """Tokens of each prompt that the chat template renders."""
+        rows = list(self.rows)
+        try:
+            counts = self.generator.count_tokens([row.prompt for row in rows])
+        except RefusedError as error:
+            if self.config.data_options.on_bad_row == "error":
+                first = min(error.reasons)
+                source, _, number = rows[first].id.rpartition(":")
+                raise BadRowError.refused(error.reasons[first], source=source, row=int(number)) from error
+            rows = [row for place, row in enumerate(rows) if place not in error.reasons]
+            counts = self.generator.count_tokens([row.prompt for row in rows])
+        return {row.id: count for row, count in zip(rows, counts, strict=True)}
+
+
+def _depends_on(config: SampleConfig, prompts: Prompts, *, identify: bool) -> dict[str, Any]:
+    """What samples depend on, by what a message calls it."""
+    choice = ScorerChoice(head="reward", trust_remote_code=config.trust_remote_code)  # without the loss's reference
+    identity: dict[str, Any] = {"generator": config.model}
+    if identify:
+        found = model_identity(config.model, choice, config.score_options)
+        identity = {name: found[name] for name in ("the model", "its reference", "hafrm")} | {"dtype": config.dtype}
+    depends_on = {
+        **identity,
+        "engine": config.engine,
+        "n": config.n,
+        "max_length": config.max_length,
+        **{f"sampling.{name}": value for name, value in asdict(config.sampling).items()},
+        "set of prompts": prompts.sha256,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(depends_on))
+    return plain

@@ -1,0 +1,151 @@
+"""`samples.jsonl` and its manifest: written as batches come, so that a stopped run goes on.
+
+A line is a prompt with its distinct responses, how often each was drawn, and how long it is. `manifest.json` says what
+the lines depend on from before the first of them, and what they came to from after the last.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from hafrm import atomic
+from hafrm.errors import ConfigError, DataError
+from hafrm.sampling.generators import Draw
+from hafrm.sampling.prompts import PromptRow
+from hafrm.training.manifest import git_revision
+
+__all__ = ["MANIFEST_FILE", "SAMPLES_FILE", "Samples", "sample_counts", "sample_line", "write_manifest"]
+
+SAMPLES_FILE = "samples.jsonl"
+MANIFEST_FILE = "manifest.json"
+
+
+def sample_line(row: PromptRow, draws: Sequence[Draw], unsampled: str = "") -> dict[str, Any]:
+    """A line of `samples.jsonl`: each distinct response once, in the order in which it first came."""
+    first = {draw.text: draw for draw in reversed(draws)}
+    counts = Counter(draw.text for draw in draws)
+    distinct = [first[text] for text in counts]
+    line: dict[str, Any] = {
+        "id": row.id,
+        "group": row.group,
+        "prompt": [message.as_dict() for message in row.prompt],
+        "responses": [draw.text for draw in distinct],
+        "counts": list(counts.values()),
+        "tokens": [draw.tokens for draw in distinct],
+        "finished": [draw.finished for draw in distinct],
+    }
+    return line | {"unsampled": unsampled} if unsampled else line
+
+
+class Samples:
+    """The lines of a folder's `samples.jsonl`: those of an earlier run, and those that are added.
+
+    Args:
+        folder: The folder.
+        depends_on: What the lines depend on, by what a message calls it.
+        rows: The prompts, in the order in which their lines end up.
+
+    Raises:
+        ConfigError: the folder holds samples of something else.
+        DataError: its files are damaged.
+    """
+
+    def __init__(self, folder: Path, depends_on: dict[str, Any], rows: Sequence[PromptRow]) -> None:
+        self.folder, self.path = folder, folder / SAMPLES_FILE
+        self._place = {row.id: place for place, row in enumerate(rows)}
+        if self.path.exists() and self.path.stat().st_size:  # a run that drew nothing binds nobody
+            self.lines = self._resume(depends_on)
+        else:
+            write_manifest(folder, depends_on, "sampling")
+            atomic.write_text(self.path, "")
+            self.lines = []
+
+    @property
+    def ids(self) -> set[str]:
+        """The prompts that have a line."""
+        return {line["id"] for line in self.lines}
+
+    def keep(self, ids: set[str]) -> None:
+        """Take the lines of all other prompts out."""
+        if not self.ids <= ids:
+            self._rewrite([line for line in self.lines if line["id"] in ids])
+
+    def extend(self, lines: Iterable[dict[str, Any]]) -> None:
+        """Add lines; they are on disk when this returns."""
+        with self.path.open("ab") as file:
+            for line in lines:
+                file.write(atomic.json_line(line))
+                self.lines.append(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def finish(self) -> None:
+        """Put the lines into the prompts' order."""
+        self._rewrite(sorted(self.lines, key=lambda line: self._place[line["id"]]))
+
+    def _rewrite(self, lines: list[dict[str, Any]]) -> None:
+        self.lines = lines
+        with atomic.new_file(self.path) as file:
+            file.writelines(atomic.json_line(line) for line in lines)
+
+    def _resume(self, depends_on: dict[str, Any]) -> list[dict[str, Any]]:
+        header = self.folder / MANIFEST_FILE
+        try:
+            before = json.loads(header.read_text(encoding="utf-8"))["depends_on"]
+            changed = [name for name in {**before, **depends_on} if before.get(name) != depends_on.get(name)]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{header} is missing or damaged, so nobody knows what {self.path} is of. Give another --out."
+            ) from error
+        if changed:
+            raise ConfigError(f"{self.folder} holds samples with another {', '.join(changed)}. Give another --out.")
+        atomic.drop_half_line(self.path)
+        try:
+            lines = [json.loads(line) for line in self.path.read_bytes().split(b"\n") if line]
+            ids = [line["id"] for line in lines]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{self.path} holds a line that is no sample ({error}). Give another --out.") from error
+        if not set(ids) <= self._place.keys() or len(set(ids)) < len(ids):
+            raise DataError(f"{self.path} holds lines that are not of these prompts, or twice. Give another --out.")
+        return lines
+
+
+def write_manifest(folder: Path, depends_on: dict[str, Any], status: str, **counts: Any) -> dict[str, Any]:
+    """Write a folder's manifest, and return it."""
+    manifest = {
+        "status": status,
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "depends_on": depends_on,
+        "git_revision": git_revision(),
+        "versions": {name: version(name) for name in ("hafrm", "torch", "transformers")},
+        **counts,
+    }
+    atomic.write_json(folder / MANIFEST_FILE, manifest)
+    return manifest
+
+
+def sample_counts(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What was drawn: a response that came several times counts as often."""
+    drawn = list(_drawn(lines))
+    return {
+        "prompts": len(lines),
+        "unsampled": dict(Counter(line["unsampled"] for line in lines if "unsampled" in line)),
+        "responses": sum(count for count, _ in drawn),
+        "distinct": len(drawn),
+        "empty": sum(count for count, draw in drawn if not draw.text),
+        "unfinished": sum(count for count, draw in drawn if not draw.finished),
+        "tokens": sum(count * draw.tokens for count, draw in drawn),
+    }
+
+
+def _drawn(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[int, Draw]]:
+    for line in lines:
+        for count, *draw in zip(line["counts"], line["responses"], line["tokens"], line["finished"], strict=True):
+            yield count, Draw(*draw)

@@ -1,0 +1,109 @@
+"""Sampling by stock transformers, where each response has random numbers of its own.
+
+`generate` draws a whole batch from one stream of random numbers, so that a response would depend on its batch. Here a
+logits processor adds Gumbel noise from a stream per response, and greedy search takes the highest sum: that is a draw
+from the softmax (the Gumbel-max trick), and only rounding depends on the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from hafrm.evaluation.probes.generation import prompt_ids, stop_tokens
+from hafrm.models.checkpoints import quiet_transformers
+from hafrm.models.modes import evaluating
+from hafrm.sampling.generators import Draw, SampleOptions, count_prompt_tokens
+from hafrm.sampling.prompts import Prompt
+
+__all__ = ["GumbelNoise", "TransformersGenerator"]
+
+
+class GumbelNoise(LogitsProcessor):
+    """Adds standard Gumbel noise to log-probabilities, each row's from its own seed.
+
+    Args:
+        seeds: One a row.
+        device: Where the scores are.
+    """
+
+    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
+        self.streams = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """The scores with noise, [S, V]."""
+        noise = torch.empty_like(scores, dtype=torch.float32)
+        for row, stream in zip(noise, self.streams, strict=True):
+            row.exponential_(generator=stream)
+        # An exponential draw of 0 would be infinite noise, which not even a token of probability 0 could withstand.
+        return scores.float() - noise.clamp_min_(torch.finfo(torch.float32).tiny).log_()
+
+
+class TransformersGenerator:
+    """A stock causal LM as `Generator`.
+
+    Args:
+        causal_lm: The model, on its device.
+        tokenizer: Its prepared tokenizer, with a chat template.
+        options: How to draw.
+    """
+
+    def __init__(self, causal_lm: nn.Module, tokenizer: Any, options: SampleOptions) -> None:
+        self.causal_lm, self.tokenizer, self.options = causal_lm, tokenizer, options
+        self.stops = stop_tokens(causal_lm, tokenizer)
+
+    def count_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
+        """See `Generator`."""
+        return count_prompt_tokens(self.tokenizer, prompts)
+
+    def draw(self, prompts: Sequence[Prompt], seeds: Sequence[int], n: int) -> list[list[Draw]]:
+        """See `Generator`."""
+        rows = [prompt_ids(self.tokenizer, prompt) for prompt in prompts for _ in range(n)]
+        new = self._generate(rows, [seed + j for seed in seeds for j in range(n)])
+        texts = self.tokenizer.batch_decode(new, skip_special_tokens=True)
+        draws = [_draw(ids, text, self.stops) for ids, text in zip(new.tolist(), texts, strict=True)]
+        return [draws[start : start + n] for start in range(0, len(draws), n)]
+
+    @torch.inference_mode()
+    def _generate(self, rows: Sequence[list[int]], seeds: Sequence[int]) -> Tensor:
+        """The new tokens of each row, [S, T], filled with the pad token behind each end."""
+        device = next(self.causal_lm.parameters()).device
+        width, pad = max(map(len, rows)), self.tokenizer.pad_token_id
+        ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+        # quiet: a generation config that asks for sampling would be told that greedy search does not read it
+        with evaluating(self.causal_lm), quiet_transformers():
+            output: Tensor = cast(Any, self.causal_lm).generate(
+                input_ids=ids,
+                attention_mask=mask,
+                do_sample=False,
+                num_beams=1,
+                logits_processor=LogitsProcessorList([*self._warpers(), GumbelNoise(seeds, device)]),
+                repetition_penalty=1.0,  # a model's own would make this no draw from its distribution
+                max_new_tokens=self.options.max_new_tokens,
+                pad_token_id=pad,
+                eos_token_id=self.stops,
+            )
+        return output[:, width:]
+
+    def _warpers(self) -> list[LogitsProcessor]:
+        warpers: list[LogitsProcessor] = []
+        if self.options.temperature != 1:
+            warpers.append(TemperatureLogitsWarper(self.options.temperature))
+        if self.options.top_p < 1:
+            warpers.append(TopPLogitsWarper(self.options.top_p))
+        return warpers
+
+
+def _draw(ids: Sequence[int], text: str, stops: Sequence[int]) -> Draw:
+    end = next((place for place, token in enumerate(ids) if token in stops), None)
+    return Draw(text.strip(), len(ids) if end is None else end + 1, end is not None)

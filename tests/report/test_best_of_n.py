@@ -1,0 +1,66 @@
+"""The figures of best-of-N: numbers stand in their regions, curves at their values."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from hafrm.report.best_of_n import Growth, growth_curves, overlap_circles
+
+NAMES = {"h": "HAF", "b": "Baseline", "d": "<DPO>"}
+
+
+def places(svg: str, word: str) -> tuple[float, float]:
+    found = re.search(rf'<text x="([\d.]+)" y="([\d.]+)"[^>]*>{re.escape(word)}</text>', svg)
+    assert found, word
+    return float(found[1]), float(found[2])
+
+
+def circles(svg: str) -> list[tuple[float, float, float]]:
+    return [tuple(map(float, each)) for each in re.findall(r'cx="([\d.]+)" cy="([\d.]+)" r="([\d.]+)"', svg)]
+
+
+REGIONS = [("h",), ("b",), ("d",), ("h", "b"), ("h", "d"), ("b", "d"), ("h", "b", "d")]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_each_share_stands_in_its_own_region(count: int) -> None:
+    names = dict(list(NAMES.items())[:count])
+    regions = {frozenset(each): 0.01 * (place + 1) for place, each in enumerate(REGIONS) if set(each) <= set(names)}
+    svg = str(overlap_circles("label", names, regions))
+    drawn = dict(zip(names, circles(svg), strict=True))
+    for whose, share in regions.items():
+        x, y = places(svg, f"{100 * share:.1f}")
+        within = {name for name, (cx, cy, r) in drawn.items() if (x - cx) ** 2 + (y - 4 - cy) ** 2 < r**2}
+        assert within == whose
+    assert "<DPO>" not in svg
+
+
+def test_circles_are_their_regions_together() -> None:
+    svg = str(overlap_circles("label", NAMES, {frozenset("h"): 0.5, frozenset("hb"): 0.25, frozenset("d"): 0.25}))
+    assert "HAF 75.0" in svg
+    assert "Baseline 25.0" in svg
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_other_numbers_of_circles_are_refused(count: int) -> None:
+    with pytest.raises(ValueError, match="two or three"):
+        overlap_circles("label", {str(i): "x" for i in range(count)}, {})
+
+
+def test_curves_lie_at_their_values_with_their_intervals() -> None:
+    curves = [Growth("a", "haf", [1, 2, 4], [(0, 2), (1, 3), (3, 5)]), Growth("b", "zero", [1, 1, 1])]
+    svg = str(growth_curves("label", curves, [0, 0.19, 0.43], "reward"))
+    line = re.search(r'<path d="([^"]*)" class="series haf"></path></g>', svg)
+    assert line
+    x, y = zip(*(map(float, pair.split(" ")) for pair in re.split("[ML]", line[1])[1:]), strict=True)
+    assert x[2] - x[1] == pytest.approx(x[1] - x[0], abs=0.2)
+    assert (y[1] - y[2]) == pytest.approx(2 * (y[0] - y[1]), abs=0.2)
+    assert svg.count('class="series haf"') == 1 + 3 + 1  # the curve, three intervals, the legend
+    assert "0.43" in svg
+
+
+def test_one_point_and_equal_values_are_drawn() -> None:
+    assert "path" in str(growth_curves("label", [Growth("a", "haf", [1.0])], [0.0], "reward"))
+    assert "nan" not in str(growth_curves("label", [Growth("a", "haf", [0.0, 0.0])], [0.0, 0.2], "reward"))

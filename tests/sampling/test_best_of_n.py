@@ -1,0 +1,128 @@
+"""Best-of-N from candidates to results, with scorers whose rewards are known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hafrm.data import ReadOptions
+from hafrm.errors import BadRowError, ConfigError, DataError, UnknownDataError
+from hafrm.judging.options import JudgeOptions
+from hafrm.judging.reward import OracleScorer
+from hafrm.sampling.best_of_n import BestOfNConfig, best_of_n
+from hafrm.sampling.candidates import load_candidates
+from hafrm.world import world_pairs
+
+ORACLE = JudgeOptions(kind="oracle", model="helpful")
+
+
+def rows(path: Path, count: int = 12) -> Path:
+    """The world's own pairs as candidates, the labelled response second, and drawn twice."""
+    made = [
+        {
+            "prompt": [message.as_dict() for message in pair.prompt],
+            "responses": [pair.rejected[0].content, pair.chosen[0].content, "Word the no."],
+            "counts": [1, 2, 1],
+        }
+        for pair in world_pairs("helpful", "test", size=count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in made))
+    return path
+
+
+def config(tmp_path: Path, **more: Any) -> BestOfNConfig:
+    values: dict[str, Any] = {"models": ["world/helpful", "world/safe"], "judge": ORACLE}
+    values |= {"samples": str(tmp_path / "rows.jsonl"), "out": str(tmp_path / "out")}
+    if "samples" not in more:
+        rows(tmp_path / "rows.jsonl")
+    return BestOfNConfig(**(values | more))
+
+
+def test_the_oracle_agrees_with_itself(tmp_path: Path) -> None:
+    found = best_of_n(config(tmp_path))
+    results = found.results
+    assert results["models"]["world/helpful"]["gold"] == results["baselines"]["the best"]["gold"]
+    assert results["models"]["world/helpful"]["top_2"]["value"] == 1
+    assert results["models"]["world/safe"]["gold"]["value"] < results["models"]["world/helpful"]["gold"]["value"]
+    assert results["curve"]["gold"]["world/helpful"] == results["curve"]["gold"]["the best"]
+    assert results["curve"]["n"] == [1, 2, 3, 4]
+    assert (results["prompts"], results["draws"], results["distinct"]) == (12, 48, 36)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "selections.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == [f"{tmp_path / 'rows.jsonl'}:{row}" for row in range(1, 13)]
+    for line, prompt in zip(lines, found.prompts, strict=True):
+        assert line["rewards"]["world/helpful"] == line["gold"]
+        assert max(line["gold"]) == line["gold"][prompt.selected("world/helpful")]
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == results
+
+
+def test_scores_are_kept_until_the_candidates_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    best_of_n(config(tmp_path))
+    scored: list[int] = []
+    whole = OracleScorer.score
+    monkeypatch.setattr(OracleScorer, "score", lambda self, each: (scored.append(len(each)), whole(self, each))[1])
+    best_of_n(config(tmp_path, models=["world/helpful"]))
+    assert scored == []
+    said: list[str] = []
+    best_of_n(config(tmp_path, samples=str(rows(tmp_path / "rows.jsonl", 5))), say=said.append)
+    assert scored == [15, 15, 15]
+    assert all("the candidates changed" in line for line in said)
+
+
+class Deaf(OracleScorer):
+    """Has no reward for one response."""
+
+    def score(self, conversations: Any) -> list[float | None]:
+        return [None if place == 1 else float(place) for place in range(len(conversations))]
+
+
+def test_prompts_without_all_rewards_are_left_out_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hafrm.sampling.best_of_n.OracleScorer", Deaf)
+    found = best_of_n(config(tmp_path))
+    assert (found.results["prompts"], found.results["unscored"]) == (11, {"overlong": 1})
+    one = str(rows(tmp_path / "one.jsonl", 1))
+    with pytest.raises(DataError, match="1 overlong"):
+        best_of_n(config(tmp_path, samples=one, out=str(tmp_path / "b")))
+
+
+def test_mistakes_are_named_before_anything_is_scored(tmp_path: Path) -> None:
+    with pytest.raises(UnknownDataError, match="helpfull"):
+        best_of_n(config(tmp_path, models=["world/helpfull"]))
+    judge = JudgeOptions(kind="openai", model="m", base_url="http://localhost:1/v1")
+    odd = tmp_path / "odd.jsonl"
+    odd.write_text(json.dumps({"prompt": "a", "responses": ["b", "c"]}))
+    with pytest.raises(ConfigError, match=r"ranks four or eight responses, and .*odd.jsonl:1 has 2"):
+        best_of_n(config(tmp_path, samples=str(odd), judge=judge))
+    with pytest.raises(ConfigError, match="names one twice"):
+        config(tmp_path, models=["m", "m"])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"prompt": "a"}, "`responses` is no list"),
+        ({"prompt": "a", "responses": []}, "`responses` is no list"),
+        ({"prompt": "a", "responses": ["b"], "counts": [0]}, "`counts`"),
+        ({"prompt": "a", "responses": ["b"], "counts": [1, 2]}, "`counts`"),
+        ({"prompt": "a", "responses": [3]}, r"`responses\[0\]`"),
+        ({"responses": ["b"]}, "`prompt` is missing"),
+    ],
+)
+def test_rows_that_break_the_contract(row: dict[str, Any], said: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n" + json.dumps({"prompt": "a", "responses": ["b", "", "b"]}) + "\n")
+    with pytest.raises(BadRowError, match=said):
+        load_candidates(str(path), ReadOptions())
+    found = load_candidates(str(path), ReadOptions(on_bad_row="skip"))
+    assert [(each.texts, each.counts, each.id) for each in found.rows] == [(("b", ""), (2, 1), f"{path}:2")]
+    assert sum(found.left_out.values()) == 1
+
+
+def test_a_file_without_responses_is_no_choice(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "responses": [], "unsampled": "overlong"}) + "\n")
+    with pytest.raises(DataError, match="1 overlong"):
+        load_candidates(str(path), ReadOptions())

@@ -1,0 +1,138 @@
+"""Sampling from prompts to files: accounts, batches, and runs that were cut off."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hafrm.data import ReadOptions
+from hafrm.errors import BadRowError, ConfigError, DataError
+from hafrm.sampling.generators import SampleOptions
+from hafrm.sampling.prompts import load_prompts
+from hafrm.sampling.run import SampleConfig, sample
+from tests.sampling.scripts import ScriptedGenerator
+
+TEXTS = ["a" * length for length in (5, 1, 9, 3, 7, 2)]
+
+
+def write(path: Path, rows: list[Any]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def config(tmp_path: Path, texts: list[str] = TEXTS, out: str = "out", **more: Any) -> SampleConfig:
+    data = write(tmp_path / "prompts.jsonl", [{"prompt": text} for text in texts])
+    values: dict[str, Any] = {"n": 4, "sampling": SampleOptions(batch_size=8, max_new_tokens=5)}
+    return SampleConfig(model="scripted", data=[data], out=str(tmp_path / out), **(values | more))
+
+
+def lines(folder: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (Path(folder) / "samples.jsonl").read_text().splitlines()]
+
+
+def test_lines_stand_in_the_prompts_order_with_distinct_responses(tmp_path: Path) -> None:
+    asked = config(tmp_path)
+    generator = ScriptedGenerator()
+    manifest = sample(asked, generator=generator)
+    found = lines(asked.out)
+    assert [line["prompt"][0]["content"] for line in found] == TEXTS
+    assert generator.batches == [["a" * 9, "a" * 7], ["a" * 5, "a" * 3], ["a" * 2, "a"]]  # of like lengths
+    for line in found:
+        assert sum(line["counts"]) == 4
+        assert len(set(line["responses"])) == len(line["responses"]) == len(line["tokens"])
+    assert (manifest["status"], manifest["responses"], manifest["prompts"]) == ("finished", 24, 6)
+    drawn = [
+        text for line in found for text, n in zip(line["responses"], line["counts"], strict=True) for _ in range(n)
+    ]
+    assert (manifest["empty"], manifest["unfinished"]) == (drawn.count(""), drawn.count("no"))
+    assert manifest["tokens"] == sum(len(text) + 1 for text in drawn)
+    assert json.loads((Path(asked.out) / "manifest.json").read_text()) == manifest
+
+
+@pytest.mark.parametrize("cut", [0, 1, 40, 400])
+def test_a_stopped_run_ends_with_the_same_file(cut: int, tmp_path: Path) -> None:
+    """Stopped between batches, and the file cut anywhere: in a line, between two lines of one batch."""
+    whole = config(tmp_path, out="whole")
+    sample(whole, generator=ScriptedGenerator())
+    asked = config(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        sample(asked, generator=ScriptedGenerator(fail=lambda calls: calls == 2))
+    path = Path(asked.out) / "samples.jsonl"
+    path.write_bytes(path.read_bytes()[: -cut or None])
+    said: list[str] = []
+    resumed = ScriptedGenerator()
+    sample(asked, generator=resumed, say=said.append)
+    assert path.read_bytes() == (Path(whole.out) / "samples.jsonl").read_bytes()
+    assert len(resumed.batches) == (1 if cut == 0 else 2)
+    assert "goes on" in said[0]
+    idle = ScriptedGenerator()
+    sample(asked, generator=idle)
+    assert not idle.batches
+
+
+def test_a_prompts_samples_do_not_depend_on_the_others(tmp_path: Path) -> None:
+    sample(config(tmp_path), generator=ScriptedGenerator())
+    few = config(tmp_path, TEXTS[3:], out="few", sampling=SampleOptions(batch_size=100, max_new_tokens=5))
+    sample(few, generator=ScriptedGenerator())
+    assert [line["responses"] for line in lines(few.out)] == [
+        line["responses"] for line in lines(str(tmp_path / "out"))[3:]
+    ]
+    other = config(tmp_path, out="other", sampling=SampleOptions(seed=1, max_new_tokens=5))
+    sample(other, generator=ScriptedGenerator())
+    assert [line["counts"] for line in lines(other.out)] != [line["counts"] for line in lines(str(tmp_path / "out"))]
+
+
+def test_what_is_too_long_or_refused_is_left_out_and_counted(tmp_path: Path) -> None:
+    asked = config(tmp_path, [*TEXTS, "ax"], max_length=10, data_options=ReadOptions(on_bad_row="skip"))
+    manifest = sample(asked, generator=ScriptedGenerator(refuse="x"))
+    assert manifest["unsampled"] == {"overlong": 2, "refused_by_template": 1}
+    assert [line["responses"] == [] for line in lines(asked.out)] == [False, False, True, False, True, False, True]
+    with pytest.raises(BadRowError, match=r"prompts.jsonl, row 7.*not this one"):
+        sample(config(tmp_path, [*TEXTS, "ax"], out="b"), generator=ScriptedGenerator(refuse="x"))
+    with pytest.raises(DataError, match=r"Lower\s+sampling.max_new_tokens"):
+        sample(config(tmp_path, out="c", max_length=5), generator=ScriptedGenerator())
+
+
+def test_a_folder_of_other_samples_is_refused(tmp_path: Path) -> None:
+    sample(config(tmp_path), generator=ScriptedGenerator())
+    for more, said in (
+        ({"n": 3}, "another n"),
+        ({"sampling": SampleOptions(temperature=2)}, "sampling.temperature"),
+        ({"texts": TEXTS[1:]}, "set of prompts"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            sample(config(tmp_path, **more), generator=ScriptedGenerator())
+    (tmp_path / "out" / "manifest.json").write_text("{")
+    with pytest.raises(DataError, match="damaged"):
+        sample(config(tmp_path), generator=ScriptedGenerator())
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"n": 0}, "n must be at least 1"),
+        ({"engine": "magic"}, "engine must be"),
+        ({"engine": "vllm", "device": "cpu"}, "device has no effect"),
+    ],
+)
+def test_options_that_can_not_work_are_refused(more: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=said):
+        config(tmp_path, **more)
+
+
+def test_prompts_come_from_rows_pairs_and_names_once_each(tmp_path: Path) -> None:
+    pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    mixed = write(tmp_path / "x.jsonl", [pair, {"prompt": "a"}, {"prompt": "b", "group": "g"}, {"prompt": ""}])
+    found = load_prompts([mixed], ReadOptions(on_bad_row="skip"))
+    assert [(row.prompt[0].content, row.id) for row in found.rows] == [("a", f"{mixed}:1"), ("b", f"{mixed}:3")]
+    assert (found.read, found.repeated, found.skipped) == (3, 1, {"empty_prompt": 1})
+    assert found.rows[1].group == "g"
+    world = load_prompts(["world/helpful[:20]"], ReadOptions(), limit=5)
+    assert len(world.rows) == len({row.prompt for row in world.rows}) == 5
+    with pytest.raises(BadRowError, match="is empty"):
+        load_prompts([mixed], ReadOptions())
+    with pytest.raises(DataError, match="no prompt to answer"):
+        load_prompts([write(tmp_path / "none.jsonl", [])], ReadOptions())

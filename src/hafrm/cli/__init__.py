@@ -33,7 +33,7 @@ STOPPED = {
     "demo": "the same command goes on from the last checkpoint",
     "train": "the same command goes on from the last checkpoint",
     "evaluate": "the same command goes on after the last scored pairs",
-    "score": "no --out file was written, and the same command begins again",
+    "score": "no --out file was written, and the same command begins again; with --engine ray it goes on",
     "judge": "the same command goes on after the last verdict, and asks nothing that was answered",
     "serve": "requests in flight were answered",
     "export": "no folder was left half written, and the same command begins again",

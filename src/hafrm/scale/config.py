@@ -90,12 +90,13 @@ class BulkConfig(ScoreConfig):
         score = replace(
             self.score,
             device=self.score.device or ("cuda" if self.gpus else "cpu"),
-            chat_template=_absolute(self.score.chat_template),
+            chat_template=self.score.chat_template and _absolute(self.score.chat_template),
         )
-        paths = {name: _absolute(getattr(self, name)) for name in ("model", "reference")}
-        return replace(self, out=str(self.folder.resolve()), score=score, **paths)
+        reference = self.reference and _absolute(self.reference)
+        model, out = _absolute(self.model), str(self.folder.resolve())
+        return replace(self, model=model, reference=reference, out=out, score=score)
 
 
-def _absolute(name: str | None) -> str | None:
+def _absolute(name: str) -> str:
     """The whole path of what is a file or folder here; another name as it is."""
-    return str(Path(name).resolve()) if name and Path(name).exists() else name
+    return str(Path(name).resolve()) if Path(name).exists() else name

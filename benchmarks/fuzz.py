@@ -119,7 +119,7 @@ def main() -> None:
         "environment": environment(),
         "model": options.model,
         "seed": options.seed,
-        "seconds": time.perf_counter() - start,
+        "elapsed": time.perf_counter() - start,
         "sent": findings.requests.total(),
         "requests": dict(findings.requests),
         "statuses": dict(sorted(findings.statuses.items())),

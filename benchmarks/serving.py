@@ -1,11 +1,19 @@
-"""A load on the reward server: answers right, latency, throughput, memory, with and without batches across requests.
+"""A load on the reward server: answers right, latency, throughput, memory, beside servers without its batches.
 
-    python -m benchmarks.serving MODEL --clients 16 --seconds 10 --out FILE
+    python -m benchmarks.serving small --clients 200 --seconds 60 --out FILE
 
 The server runs in a process of its own on loopback; the clients share this one, so on few cores they slow it down. Each
 client sends one conversation after another, drawn from a fixed pool whose rewards a scorer in this process gave before.
-An answer with another conversation's reward is `crossed`, any other number `wrong`, none at all `lost`. Overload is ten
-times the clients on a server that takes only `--clients` requests: the rest are refused and try again.
+An answer with another conversation's reward is `crossed`, any other number `wrong`, none at all `lost`. Four loads:
+
+- `batches`: `hafrm serve` as it is;
+- `one request a forward pass`: the same server with `--batch_requests false`;
+- `plain server`: `benchmarks.plain_server`, which is FastAPI around a scorer;
+- `overload`: ten times the clients on a server that takes only `--clients` requests: the rest are refused, and try
+  again.
+
+The server's memory is looked at every second. `growth` is the mean of the load's last third less that of its middle
+third: what a leak would show, while buffers that fill once do not.
 """
 
 from __future__ import annotations
@@ -28,6 +36,7 @@ from typing import Any
 import httpx
 
 from benchmarks.measure import environment, print_table, save
+from benchmarks.workload import model_folder
 from hafrm.models.loading import load_scorer
 from hafrm.pairs import Conversation
 
@@ -53,34 +62,44 @@ class Tally:
 def main() -> None:
     """Load, print, save."""
     options = _options()
-    pool = make_pool(options.pool)
-    expected = load_scorer(options.model).score(pool)
-    kept = [(c, r) for c, r in zip(pool, expected, strict=True) if r is not None]
-    loads = {
-        "batches": (options.clients, ()),
-        "one request a forward pass": (options.clients, ("--batch_requests", "false")),
-        "overload": (10 * options.clients, ("--max_requests", str(options.clients))),
-    }
     result: dict[str, Any] = {"environment": environment(), "model": Path(options.model).name, "loads": {}}
-    for name, (clients, more) in loads.items():
-        result["loads"][name] = run_load(options.model, kept, clients, options.seconds, more)
-    loads_found = result["loads"]
+    with model_folder(options.model) as model:
+        pool = make_pool(options.pool)
+        kept = [(c, r) for c, r in zip(pool, load_scorer(model).score(pool), strict=True) if r is not None]
+        for name, clients, command in _loads(model, options.clients):
+            result["loads"][name] = run_load(command, kept, clients, options.seconds)
+    found = result["loads"]
     result["ratios"] = {
-        "throughput_batches_vs_alone": loads_found["batches"]["answers_per_second"]
-        / max(loads_found["one request a forward pass"]["answers_per_second"], 1e-9)
+        f"{key} of batches vs {name}": found["batches"][key] / max(found[name][key], 1e-9)
+        for key in ("answers_per_second", "p50_ms", "p99_ms")
+        for name in ("one request a forward pass", "plain server")
     }
-    _print(loads_found)
+    _print(found)
     save(options.out, result)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="what `hafrm serve` takes")
-    parser.add_argument("--clients", type=int, default=16, choices=range(1, 65), metavar="1..64")
-    parser.add_argument("--seconds", type=int, default=10, choices=range(1, 61), metavar="1..60", help="each load")
+    parser.add_argument("model", help="what `hafrm serve` takes, or a size of benchmarks.workload.SHAPES")
+    parser.add_argument("--clients", type=int, default=16, choices=range(1, 513), metavar="1..512")
+    parser.add_argument("--seconds", type=int, default=10, choices=range(1, 601), metavar="1..600", help="each load")
     parser.add_argument("--pool", type=int, default=200, choices=range(1, 2001), metavar="1..2000")
     parser.add_argument("--out")
     return parser.parse_args()
+
+
+def _loads(model: str, clients: int) -> Iterator[tuple[str, int, Sequence[str]]]:
+    """Each load's name, its clients, and the server's command."""
+    yield "batches", clients, serve_command(model, "--max_requests", str(clients + 1))
+    alone = ("--max_requests", str(clients + 1), "--batch_requests", "false")
+    yield "one request a forward pass", clients, serve_command(model, *alone)
+    yield "plain server", clients, [sys.executable, "-m", "benchmarks.plain_server", model]
+    yield "overload", 10 * clients, serve_command(model, "--max_requests", str(clients))
+
+
+def serve_command(model: str, *more: str) -> list[str]:
+    """The command of a server on a free port."""
+    return [sys.executable, "-m", "hafrm.cli", "serve", model, "--port", "0", *more]
 
 
 def make_pool(size: int) -> list[Conversation]:
@@ -94,16 +113,14 @@ def make_pool(size: int) -> list[Conversation]:
 
 
 def run_load(
-    model: str, pool: Sequence[tuple[Conversation, float]], clients: int, seconds: float, more: Sequence[str]
+    command: Sequence[str], pool: Sequence[tuple[Conversation, float]], clients: int, seconds: float
 ) -> dict[str, Any]:
     """Start a server, put one load on it, and tell what came of it; memory is in bytes, latencies in milliseconds."""
-    with _server(model, more) as (address, process):
-        asyncio.run(_load(address, pool[:1], 1, 0.5))  # a warm-up
-        before = _peak(process)
+    with server(command) as (address, process):
+        asyncio.run(_load(address, pool, 1, 1.0))  # a warm-up
         start = time.perf_counter()
-        tally = asyncio.run(_load(address, pool, clients, seconds))
+        tally, memory = asyncio.run(_watched(address, pool, clients, seconds, process))
         elapsed = time.perf_counter() - start
-        after = _peak(process)
     names = ("right", "wrong", "crossed", "lost", "refused")
     return {name: tally.outcomes[name] for name in names} | {
         "clients": clients,
@@ -112,28 +129,50 @@ def run_load(
         "p50_ms": tally.percentile(0.5),
         "p99_ms": tally.percentile(0.99),
         "mean_ms": 1000 * statistics.fmean(tally.seconds or [0.0]),
-        "peak_memory_before": before,
-        "peak_memory_after": after,
+        "memory": memory,
+        "memory_growth": growth(memory),
     }
 
 
+async def _watched(
+    address: str, pool: Sequence[tuple[Conversation, float]], clients: int, seconds: float, process: int
+) -> tuple[Tally, list[int]]:
+    """A load, and the server's memory at each second of it."""
+    memory = [_resident(process)]
+
+    async def watch() -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            memory.append(_resident(process))
+
+    watching = asyncio.create_task(watch())
+    tally = await _load(address, pool, clients, seconds)
+    watching.cancel()
+    return tally, memory
+
+
+def growth(memory: Sequence[int]) -> float:
+    """By how much the mean of the last third is over that of the middle third."""
+    third = max(1, len(memory) // 3)
+    return statistics.fmean(memory[-third:]) - statistics.fmean(memory[-2 * third : -third] or memory)
+
+
 @contextmanager
-def _server(model: str, more: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """A server of its own process on a free port of loopback: its address and process id."""
-    command = [sys.executable, "-m", "hafrm.cli", "serve", model, "--port", "0", *more]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+def server(command: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """A server of its own process, on a port of loopback that it says: its address and process id."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
-            assert server.stdout is not None
-            line = server.stdout.readline()
+            assert process.stdout is not None
+            line = process.stdout.readline()
             if " at " not in line:
                 raise SystemExit("the server did not start")
-            yield line.strip().rpartition(" at ")[2], server.pid
+            yield line.strip().rpartition(" at ")[2], process.pid
         finally:
-            server.terminate()
+            process.terminate()
             try:
-                server.wait(30)
+                process.wait(30)
             except subprocess.TimeoutExpired:
-                server.kill()
+                process.kill()
 
 
 async def _load(address: str, pool: Sequence[tuple[Conversation, float]], clients: int, seconds: float) -> Tally:
@@ -191,11 +230,11 @@ def judge(answer: httpx.Response, expected: float, pool: Sequence[tuple[Conversa
     return "crossed" if any(abs(reward - other) <= TOLERANCE for _, other in pool) else "wrong"
 
 
-def _peak(process: int) -> int | None:
-    """The most memory that a process has had, in bytes; None where the system does not tell."""
+def _resident(process: int) -> int:
+    """The memory that a process has now, in bytes; 0 where the system does not tell."""
     status = Path(f"/proc/{process}/status")
-    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
-    return int(found[1]) * 1024 if found else None
+    found = re.search(r"VmRSS:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    return int(found[1]) * 1024 if found else 0
 
 
 def _print(loads: dict[str, dict[str, Any]]) -> None:
@@ -203,10 +242,10 @@ def _print(loads: dict[str, dict[str, Any]]) -> None:
     rows = [
         [name, *(str(found[key]) for key in names)]
         + [f"{found['answers_per_second']:.1f}", f"{found['p50_ms']:.0f}", f"{found['p99_ms']:.0f}"]
-        + [f"{((found['peak_memory_after'] or 0) - (found['peak_memory_before'] or 0)) / 2**20:.0f}"]
+        + [f"{max(found['memory']) / 2**20:.0f}", f"{found['memory_growth'] / 2**20:+.0f}"]
         for name, found in loads.items()
     ]
-    print_table("serving", ["load", *names, "answers/s", "p50 ms", "p99 ms", "memory +MiB"], rows)
+    print_table("serving", ["load", *names, "answers/s", "p50 ms", "p99 ms", "memory MiB", "growth MiB"], rows)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,19 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from hafrm.atomic import cache_folder, new_folder
 from hafrm.data import DataOptions, encode_pairs, load_pairs
 from hafrm.encoding import DEFAULT_CHAT_TEMPLATE, ConversationEncoder, TokenGroup
+from hafrm.models.checkpoints import RunInfo, save_run
+from hafrm.models.hybrid import HybridModel, new_reward_head
 
-__all__ = ["SHAPES", "Shape", "draw_batches", "new_causal_lm", "random_group", "real_groups", "real_tokenizer"]
+__all__ = [
+    "SHAPES",
+    "Shape",
+    "draw_batches",
+    "model_folder",
+    "new_causal_lm",
+    "random_group",
+    "real_groups",
+    "real_tokenizer",
+]
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 VOCABULARY = 32_000
@@ -74,6 +87,30 @@ def new_causal_lm(shape: Shape, *, seed: int = 0) -> LlamaForCausalLM:
         pad_token_id=3,
     )
     return LlamaForCausalLM(config)
+
+
+@contextmanager
+def model_folder(name: str) -> Iterator[str]:
+    """A model by its folder, or a new one of random weights by the name of its shape, as `hafrm train` leaves it."""
+    if name not in SHAPES:
+        yield name
+        return
+    with tempfile.TemporaryDirectory() as place:
+        causal_lm, tokenizer = new_causal_lm(SHAPES[name]), real_tokenizer()
+        head = new_reward_head(causal_lm.config, init="normal", seed=0, dtype=causal_lm.dtype)
+        info = RunInfo(
+            method="baseline",
+            base_model=name,
+            reward_weight=1.0,
+            policy_ratio=0.0,
+            policy_loss="dpo",
+            beta=0.1,
+            max_length=512,
+            overlong="drop",
+            pad_token=tokenizer.pad_token,
+        )
+        save_run(HybridModel(causal_lm, head), tokenizer, info, Path(place) / name)
+        yield str(Path(place) / name)
 
 
 def real_tokenizer() -> Any:

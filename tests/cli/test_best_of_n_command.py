@@ -58,10 +58,10 @@ def test_the_three_methods_choose_among_real_responses(tmp_path: Path, capfd: py
     assert found["models"][str(runs["baseline"])]["top_1"]["value"] == 1  # it judges itself
     assert len(found["wins"]) == 3
     page = (out / "index.html").read_text()
-    for name in ("best-selection", "growth"):
+    for name, heading in {"best-selection": "Figure: selection", "growth": "Figure"}.items():
         svg = (out / f"{name}.svg").read_text()
         assert svg.startswith("<svg xmlns")
-        assert name in page
+        assert f"<h2>{heading}</h2>" in page
     scored = json.loads((out / "selections.jsonl").read_text().splitlines()[0])
     row = json.loads((samples / "samples.jsonl").read_text().splitlines()[0])
     (tmp_path / "one.jsonl").write_text(

@@ -8,15 +8,16 @@ import httpx
 import pytest
 from benchmarks.limit import hybrid_operations
 from benchmarks.measure import median_ratio
-from benchmarks.report import page
-from benchmarks.serving import judge, make_pool
+from benchmarks.report import PAGES, page
+from benchmarks.serving import growth, judge, make_pool
 from benchmarks.workload import Shape, draw_batches, random_group
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 
 
-def test_the_page_of_speed_is_that_of_its_files() -> None:
-    assert (RESULTS / "speed.md").read_text(encoding="utf-8") == page(RESULTS / "speed")
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_that_of_its_files(name: str) -> None:
+    assert (RESULTS / f"{name}.md").read_text(encoding="utf-8") == page(name)
 
 
 def test_operations_by_hand() -> None:
@@ -44,6 +45,13 @@ def test_served_answers_are_judged() -> None:
 
     assert [judged(200, reward) for reward in (2.00001, 3.0, 2.5, None)] == ["right", "crossed", "wrong", "wrong"]
     assert [judged(status, 2.0) for status in (429, 503, 500)] == ["refused", "refused", "lost"]
+
+
+def test_growth_is_that_of_the_last_third() -> None:
+    """Buffers that fill once do not count; what still grows at the end does."""
+    assert growth([0, 50, 100, 100, 100, 100]) == 0
+    assert growth([0, 10, 20, 30, 40, 50]) == 20
+    assert growth([7]) == 0
 
 
 def test_grouped_batches_hold_like_lengths() -> None:

@@ -10,6 +10,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -19,7 +20,7 @@ import pyarrow.parquet
 
 from hafrm.errors import BadRowError, BadRowReason, UnreadableError
 
-__all__ = ["SUFFIXES", "RawRow", "has_known_suffix", "read_rows"]
+__all__ = ["SUFFIXES", "RawRow", "has_known_suffix", "json_line_row", "opened", "read_rows", "reading"]
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 """Endings of the files that can be read."""
@@ -56,35 +57,51 @@ def read_rows(path: Path, *, source: str | None = None) -> Iterator[RawRow]:
     """
     source = source or str(path)
     name = path.name.removesuffix(".gz")
-    try:
+    with reading(source):
         if name.endswith(".parquet"):
             yield from _parquet_rows(path)
         elif name.endswith(".jsonl"):
-            with _open(path) as file:
+            with opened(path) as file:
                 yield from _json_lines(file, source)
         elif name.endswith(".json"):
-            with _open(path) as file:
+            with opened(path) as file:
                 yield from _json_array(file.read(), source)
         else:
             raise UnreadableError(
                 f"{source}: the file's name ends in none of {', '.join(SUFFIXES)}. "
                 "Convert the file, or rename it to say what it holds."
             )
+
+
+@contextmanager
+def reading(source: str) -> Iterator[None]:
+    """What goes wrong in the block with a file of this name is an `UnreadableError`."""
+    try:
+        yield
     except (OSError, EOFError, UnicodeDecodeError, zlib.error, pyarrow.ArrowException) as error:
         raise UnreadableError(f"{source}: {_reason(error)}. {_remedy(error)}") from error
 
 
-def _open(path: Path) -> IO[bytes]:
+def opened(path: Path) -> IO[bytes]:
+    """A file's bytes, decompressed where its name ends in `.gz`."""
     return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
 
 
 def _json_lines(file: IO[bytes], source: str) -> Iterator[RawRow]:
     for number, line in enumerate(file, start=1):
-        if text := _decode(line.removeprefix(_BOM) if number == 1 else line, f"{source}, line {number}").strip():
-            yield _json_row(text, source, number)
+        if row := json_line_row(line, source, number):
+            yield row
 
 
-def _json_row(text: str, source: str, number: int) -> RawRow:
+def json_line_row(line: bytes, source: str, number: int) -> RawRow | None:
+    """A line of a JSON-lines file as a row; None where the line is blank.
+
+    Raises:
+        UnreadableError: the line is not UTF-8.
+    """
+    text = _decode(line.removeprefix(_BOM) if number == 1 else line, f"{source}, line {number}").strip()
+    if not text:
+        return None
     try:
         return RawRow(number, json.loads(text))
     except (ValueError, RecursionError) as error:  # ValueError: bad JSON, or an integer of thousands of digits

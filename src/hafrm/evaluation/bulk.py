@@ -1,7 +1,7 @@
 """Rewards for a file of rows: `{"prompt", "response"}` rows get `reward`, pairs `reward_chosen` and `reward_rejected`.
 
 Every row comes out again, in order, with all its fields but those that an earlier scoring left. A row without a reward
-says why in `unscored`.
+says why in `unscored`. `score_chunk` is what every engine gives its rows to.
 """
 
 from __future__ import annotations
@@ -16,17 +16,20 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from hafrm import atomic
-from hafrm.data import RawRow, ReadOptions, read_rows
+from hafrm.data import OnBadRow, RawRow, ReadOptions, read_rows
 from hafrm.errors import BadRowError
 from hafrm.evaluation.scoring import score_conversations
 from hafrm.models.loading import ScorerChoice
 from hafrm.models.scorers import ScoreOptions, Scorer
 from hafrm.pairs import Conversation, parse_conversation, parse_pair
 
-__all__ = ["ScoreConfig", "ScoreCounts", "score_rows"]
+__all__ = ["CHUNK", "RESULTS", "ScoreConfig", "ScoreCounts", "ScoredRow", "reward_names", "score_chunk", "score_rows"]
 
-_CHUNK = 1024  # rows in memory at a time
-_RESULTS = ("reward", "reward_chosen", "reward_rejected", "unscored")
+CHUNK = 1024
+"""Rows scored at a time: a scorer orders them by length, and lets equal prompts share their computation."""
+
+RESULTS = ("reward", "reward_chosen", "reward_rejected", "unscored")
+"""The fields that scoring writes, whatever they held before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +49,39 @@ class ScoreConfig(ScorerChoice):
     score: ScoreOptions = field(default_factory=ScoreOptions)
 
 
+@dataclass(frozen=True)
+class ScoredRow:
+    """What became of a row."""
+
+    row: RawRow
+    rewards: Mapping[str, float | None]
+    """By the field that holds it: `reward`, or `reward_chosen` and `reward_rejected`."""
+    unscored: str | None = None
+    """Why a reward is missing."""
+    detail: str | None = None
+    """More on why: the field that breaks the data contract, say."""
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """The row with its rewards, and without what an earlier scoring left."""
+        fields = self.row.value if isinstance(self.row.value, Mapping) else {"row": self.row.number}
+        line = {name: value for name, value in fields.items() if name not in RESULTS} | dict(self.rewards)
+        return line if self.unscored is None else line | {"unscored": self.unscored}
+
+
 @dataclass
 class ScoreCounts:
     """How many rows got a reward, and why the others did not."""
 
     scored: int = 0
     unscored: Counter[str] = field(default_factory=Counter)
+
+    def add(self, row: ScoredRow) -> None:
+        """Count a row."""
+        if row.unscored is None:
+            self.scored += 1
+        else:
+            self.unscored[row.unscored] += 1
 
 
 def score_rows(config: ScoreConfig) -> ScoreCounts:
@@ -65,9 +95,10 @@ def score_rows(config: ScoreConfig) -> ScoreCounts:
     counts = ScoreCounts()
     rows = read_rows(Path(config.data))
     with _output(config.out) as file:
-        while chunk := list(islice(rows, _CHUNK)):
-            for line in _scored_rows(scorer, chunk, config, counts):
-                file.write(atomic.json_line(line))
+        while chunk := list(islice(rows, CHUNK)):
+            for row in score_chunk(scorer, chunk, source=config.data, on_bad_row=config.data_options.on_bad_row):
+                counts.add(row)
+                file.write(atomic.json_line(row.line))
     return counts
 
 
@@ -81,45 +112,51 @@ def _output(out: str | None) -> Iterator[BinaryIO]:
             yield file
 
 
-def _scored_rows(
-    scorer: Scorer, rows: Sequence[RawRow], config: ScoreConfig, counts: ScoreCounts
-) -> Iterator[dict[str, Any]]:
-    parsed = [_parse(row, config) for row in rows]
-    places = [(config.data, row.number) for row, (found, _) in zip(rows, parsed, strict=True) for _ in found]
+def score_chunk(scorer: Scorer, rows: Sequence[RawRow], *, source: str, on_bad_row: OnBadRow) -> Iterator[ScoredRow]:
+    """Score some rows together.
+
+    Args:
+        scorer: What gives the rewards.
+        rows: The rows, each a prompt with a response, or a pair.
+        source: The file that holds them.
+        on_bad_row: Whether a row that breaks the data contract stops this, or gets its reason in place of rewards.
+
+    Raises:
+        BadRowError: a row breaks the data contract, and bad rows are not to be skipped.
+    """
+    parsed = [_parse(row, source, on_bad_row) for row in rows]
+    places = [(source, row.number) for row, (found, _) in zip(rows, parsed, strict=True) for _ in found]
     conversations = [conversation for found, _ in parsed for conversation in found]
-    outcomes = iter(score_conversations(scorer, conversations, places, on_bad_row=config.data_options.on_bad_row))
-    for row, (found, problem) in zip(rows, parsed, strict=True):
+    outcomes = iter(score_conversations(scorer, conversations, places, on_bad_row=on_bad_row))
+    for row, (found, error) in zip(rows, parsed, strict=True):
+        names = reward_names(row.value)
+        if error is not None:
+            yield ScoredRow(row, dict.fromkeys(names), error.reason.value, error.field)
+            continue
         values = list(islice(outcomes, len(found)))
-        problem = problem or next((value for value in values if isinstance(value, str)), None)
-        if problem is None:
-            counts.scored += 1
-        else:
-            counts.unscored[problem] += 1
-        yield _line(row, [None if isinstance(value, str) else value for value in values], problem)
+        rewards = [None if isinstance(value, str) else value for value in values]
+        problem = next((value for value in values if isinstance(value, str)), None)
+        yield ScoredRow(row, dict(zip(names, rewards, strict=True)), problem)
 
 
-def _parse(row: RawRow, config: ScoreConfig) -> tuple[tuple[Conversation, ...], str | None]:
+def reward_names(value: object) -> tuple[str, ...]:
+    """The fields for a row's rewards; a row that is no object has one, as nobody can tell what it was to be."""
+    return ("reward_chosen", "reward_rejected") if _is_pair(value) else ("reward",)
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, Mapping) and "response" not in value
+
+
+def _parse(row: RawRow, source: str, on_bad_row: OnBadRow) -> tuple[tuple[Conversation, ...], BadRowError | None]:
     """The row's conversations, or none and the reason why."""
     try:
         if row.error is not None:
             raise row.error
-        if not _is_pair(row):
-            return (parse_conversation(row.value, source=config.data, number=row.number),), None
-        return parse_pair(row.value, source=config.data, number=row.number).conversations, None
+        if not _is_pair(row.value):
+            return (parse_conversation(row.value, source=source, number=row.number),), None
+        return parse_pair(row.value, source=source, number=row.number).conversations, None
     except BadRowError as error:
-        if config.data_options.on_bad_row == "error":
+        if on_bad_row == "error":
             raise
-        return (), error.reason.value
-
-
-def _is_pair(row: RawRow) -> bool:
-    """Whether a row counts as a pair; one that is no object does not, as nobody can tell what it was to be."""
-    return isinstance(row.value, Mapping) and "response" not in row.value
-
-
-def _line(row: RawRow, rewards: Sequence[float | None], problem: str | None) -> dict[str, Any]:
-    fields = row.value if isinstance(row.value, Mapping) else {"row": row.number}
-    line = {name: value for name, value in fields.items() if name not in _RESULTS}
-    names = ("reward_chosen", "reward_rejected") if _is_pair(row) else ("reward",)
-    line |= dict(zip(names, rewards or [None] * len(names), strict=True))
-    return line if problem is None else line | {"unscored": problem}
+        return (), error

@@ -12,6 +12,7 @@ from hafrm.cli import main
 
 COMMANDS = {
     "demo": [],
+    "pretrain": ["--data", "d", "--out", "o"],
     "train": ["--model", "m", "--data", "d", "--out", "o"],
     "evaluate": ["m", "--data", "d", "--out", "o"],
     "score": ["m", "--data", "d"],
@@ -32,8 +33,8 @@ def test_ctrl_c_is_one_true_line(command: str, options: Sequence[str], monkeypat
     assert main([command, *options]) == 130
     error = capfd.readouterr().err
     assert error == f"hafrm {command}: stopped; {cli.STOPPED[command]}\n"
-    assert ("goes on" in error) == (command in ("demo", "train", "evaluate", "judge", "reproduce"))
-    assert ("checkpoint" in error) == (command in ("demo", "train"))
+    assert ("goes on" in error) == (command in ("demo", "pretrain", "train", "evaluate", "judge", "reproduce"))
+    assert ("checkpoint" in error) == (command in ("demo", "pretrain", "train"))
 
 
 def test_every_command_has_its_line() -> None:

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from hafrm.reproduce import claims, figure2, figure3, figure6, figure7, table2, table3, table6
 from hafrm.reproduce.findings import Findings
-from hafrm.reproduce.plans import Job, Plan
+from hafrm.reproduce.plans import Job, Plan, described, execute
+from hafrm.reproduce.study import planning, work
+from hafrm.reproduce.study import results as study_results
+from hafrm.reproduce.study.telling import findings_of
 
 __all__ = ["EXPERIMENTS", "Experiment"]
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A table or figure of the paper."""
+    """A table or figure of the paper, or the study of all."""
 
     summary: str
     plan: Callable[[Job], Plan]
     """What must be trained and evaluated; cheap, and refuses what the job can't do."""
     find: Callable[[Job], Findings]
     """What it says, once its plan is done."""
+    execute: Callable[[Job, Plan, Callable[[str], None]], None] = execute
+    """Does what of the plan is missing."""
+    describe: Callable[[Job, Plan], Iterable[str]] = described
+    """The plan in lines."""
+
+
+def _find_study(job: Job) -> Findings:
+    """All numbers that are there, in tables, figures and sentences."""
+    return findings_of(study_results.collect(job))
 
 
 EXPERIMENTS: Mapping[str, Experiment] = {
@@ -32,5 +44,8 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "table6": Experiment("how widely perplexities spread", table6.plan, table6.find),
     "table7": Experiment("what that foretells of DPO", table6.plan_correlation, table6.find_correlation),
     "figure2": Experiment("whether HAF favours its own responses", figure2.plan, figure2.find),
+    "study": Experiment(
+        "all comparisons with seeds and tests", planning.plan, _find_study, work.execute, planning.described
+    ),
     "claims": Experiment("the inequality of Appendix D", claims.plan, claims.find),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -328,6 +329,12 @@ def test_what_another_process_holds_is_left_to_it(tiny_world: Path, tmp_path: Pa
     assert order[-1] == "nothing is missing"
 
 
+def hours_of(printed: str) -> float:
+    found = re.search(r"all that is missing: about ([\d.e-]+) hours", printed)
+    assert found is not None
+    return float(found[1])
+
+
 def test_small_foretells_its_hours_and_cuts_its_sets(
     tiny_world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -338,6 +345,11 @@ def test_small_foretells_its_hours_and_cuts_its_sets(
     printed = capfd.readouterr().out
     assert "base-lora" in printed
     assert "hours of one process" in printed
+    two = [*words, "--learning_rates", "1e-3", "1e-2", "--dry_run"]
+    assert main(["reproduce", "study", "--out", str(tmp_path), *two]) == 0
+    choice = capfd.readouterr().out
+    assert "missing: 6 of 6 runs of the choice of learning rates, base: about" in choice
+    assert hours_of(choice) < 2 * hours_of(printed)  # the first seed's runs of a chosen rate are not trained again
     scale = small_scale(Overrides(cap=6, steps=1), backbones=[str(tiny_world)], data_folder=str(data))
     lines = []
     for share in (1, 2):

@@ -12,7 +12,7 @@ from hafrm.reproduce.runs import Run
 from hafrm.reproduce.study.costs import Costs, is_local
 from hafrm.reproduce.study.journal import JOURNAL_FILE, Entry, Journal
 from hafrm.reproduce.study.rates import at_chosen_rates, search
-from hafrm.reproduce.study.trials import Scoring, stage_order, trials
+from hafrm.reproduce.study.trials import Scoring, first_job, stage_order, trials
 from hafrm.training.manifest import is_finished
 
 __all__ = ["SEARCH", "Stage", "Todo", "described", "journal_of", "missing", "plan", "stages", "study_folder"]
@@ -125,6 +125,8 @@ def missing(job: Job) -> Iterator[str]:
     for stage in stages(job):
         left = [todo for todo in stage.todos if not todo.done]
         failed = sum(todo.failure(last) is not None for todo in left)
+        if not stage.ready:  # the choice trains these on the way
+            counted.update(todo.name for todo in left if todo.run in trials(first_job(job), "table2", stage.backbone))
         seconds = sum(_seconds(todo, costs, counted) for todo in left)
         total += seconds
         if left:

@@ -25,10 +25,10 @@ from hafrm.reproduce.study.trials import Scoring
 
 __all__ = ["Costs", "is_local"]
 
-_SPEED = 35e9
+_SPEED = 50e9
 """Operations a second of one thread, on backbones of some million parameters."""
 
-_OVERHEAD = 4.0
+_OVERHEAD = 3.0
 """Seconds to read pairs, load a model and write it."""
 
 _SAMPLE = 64

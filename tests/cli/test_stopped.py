@@ -12,6 +12,7 @@ from hafrm.cli import main
 
 COMMANDS = {
     "demo": [],
+    "pretrain": ["--data", "d", "--out", "o"],
     "train": ["--model", "m", "--data", "d", "--out", "o"],
     "evaluate": ["m", "--data", "d", "--out", "o"],
     "score": ["m", "--data", "d"],
@@ -24,7 +25,7 @@ COMMANDS = {
     "reproduce": ["table2"],
 }
 
-GOES_ON = ("demo", "train", "evaluate", "sample", "best-of-n", "judge", "reproduce")
+GOES_ON = ("demo", "pretrain", "train", "evaluate", "score", "sample", "best-of-n", "judge", "reproduce")
 
 
 @pytest.mark.parametrize(("command", "options"), COMMANDS.items(), ids=COMMANDS)
@@ -37,7 +38,7 @@ def test_ctrl_c_is_one_true_line(command: str, options: Sequence[str], monkeypat
     error = capfd.readouterr().err
     assert error == f"hafrm {command}: stopped; {cli.STOPPED[command]}\n"
     assert ("goes on" in error) == (command in GOES_ON)
-    assert ("checkpoint" in error) == (command in ("demo", "train"))
+    assert ("checkpoint" in error) == (command in ("demo", "pretrain", "train"))
 
 
 def test_every_command_has_its_line() -> None:

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from hafrm.cli import train
+from hafrm.cli import pretrain, train
 from hafrm.cli.options import options_of
 from hafrm.training.config import TrainConfig, training_arguments
+from hafrm.training.pretrain import PretrainConfig
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
+ROOT = Path(__file__).parents[2] / "configs"
+CONFIGS = sorted((ROOT / "paper").glob("*.yaml"))
+BACKBONES = sorted((ROOT / "small").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -26,5 +29,16 @@ def test_configs_parse(path: Path) -> None:
     assert arguments.learning_rate == (1e-5 if "phi" in path.stem else 3e-5)
 
 
+@pytest.mark.parametrize("path", BACKBONES, ids=lambda path: path.stem)
+def test_recipes_of_backbones_parse(path: Path) -> None:
+    parser = pretrain.parser()
+    instruct = ["--model", "m"] * path.stem.endswith("instruct")
+    args = parser.parse_args(["--config", str(path), "--data", "t.jsonl", "--out", "o", *instruct])
+    assert options_of(PretrainConfig, parser, args).training["learning_rate"] > 0
+    assert f"hafrm pretrain --config configs/small/{path.name}" in path.read_text(encoding="utf-8")
+
+
 def test_there_are_configs() -> None:
     assert {path.stem for path in CONFIGS} >= {"phi-2", "mistral-base", "mistral-instruct"}
+    assert {path.stem for path in BACKBONES} >= {"mini-base", "mini-instruct"}
+    assert {*CONFIGS, *BACKBONES} == {*ROOT.rglob("*.yaml")}

@@ -123,15 +123,15 @@ def test_a_dry_run_shows_every_run_and_makes_nothing(tmp_path: Path, capfd: pyte
 
 def test_small_needs_its_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--backbone FOLDER and --data_folder"):
-        small_scale(Overrides(), backbone=None, data_folder=None)
+        small_scale(Overrides(), backbones=[], data_folder=None)
     with pytest.raises(ConfigError, match=r"qa_eval-train\.jsonl\.gz is missing"):
-        small_scale(Overrides(), backbone="m", data_folder=str(tmp_path))
+        small_scale(Overrides(), backbones=["m"], data_folder=str(tmp_path))
 
 
 def test_small_finds_the_real_sets() -> None:
     if not (SHARED / "data").exists():
         pytest.skip("needs the real preference data")
-    scale = small_scale(Overrides(), backbone="some/model", data_folder=str(SHARED / "data"))
+    scale = small_scale(Overrides(), backbones=["some/model"], data_folder=str(SHARED / "data"))
     run = table2.plan(job(scale)).runs[0]
     config = train_config(scale, run, Path("o"), model="m")
     assert config.data == [str(SHARED / "data" / "qa_eval-train.jsonl.gz")]
@@ -149,7 +149,7 @@ def small_files(folder: Path) -> Path:
 
 def test_a_mixture_of_files_is_even_and_written_once(tiny_world: Path, tmp_path: Path) -> None:
     overrides = Overrides(steps=1, max_length=256)
-    scale = small_scale(overrides, backbone=str(tiny_world), data_folder=str(small_files(tmp_path / "data")))
+    scale = small_scale(overrides, backbones=[str(tiny_world)], data_folder=str(small_files(tmp_path / "data")))
     folder = trained(scale, "baseline", ["BS", "Helpful"], 0, tmp_path / "out")
     assert folder == tmp_path / "out/small/runs/base/Helpful+BS/baseline-seed0"
     files = sorted((tmp_path / "out/small/mixtures/Helpful+BS").glob("*.jsonl"))

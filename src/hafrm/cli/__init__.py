@@ -19,6 +19,7 @@ __all__ = ["main"]
 
 COMMANDS = {
     "demo": "the whole story on the embedded world, in minutes, on a laptop",
+    "pretrain": "a small causal language model from text, to start from",
     "train": "train one model: --method haf, baseline or dpo",
     "evaluate": "accuracy with intervals, beside length-only and random",
     "score": "JSON lines in, rewards out",
@@ -33,6 +34,7 @@ COMMANDS = {
 
 STOPPED = {
     "demo": "the same command goes on from the last checkpoint",
+    "pretrain": "the same command goes on from the last checkpoint",
     "train": "the same command goes on from the last checkpoint",
     "evaluate": "the same command goes on after the last scored pairs",
     "score": "no --out file was written, and the same command begins again; with --engine ray it goes on",

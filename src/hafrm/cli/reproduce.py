@@ -12,7 +12,7 @@ from hafrm.cli.options import command_parser, options_of
 from hafrm.errors import ConfigError
 from hafrm.reproduce.findings import write_findings
 from hafrm.reproduce.paper import SETS
-from hafrm.reproduce.plans import Job, described, execute
+from hafrm.reproduce.plans import Job
 from hafrm.reproduce.registry import EXPERIMENTS, Experiment
 from hafrm.reproduce.scales import (
     Overrides,
@@ -23,6 +23,8 @@ from hafrm.reproduce.scales import (
     small_scale,
     world_scale,
 )
+from hafrm.reproduce.study.options import PARTS, StudyOptions
+from hafrm.reproduce.study.publishing import publish
 
 __all__ = ["ReproduceConfig", "parser", "run"]
 
@@ -44,14 +46,15 @@ class ReproduceConfig:
     """Seeds of the training runs."""
 
     backbones: list[str] = field(default_factory=list)
-    """Backbones by the scale's names. Default: its first; world: instruct, base; paper: phi-2, mistral-base,
-    mistral-instruct."""
+    """Backbones by the scale's names. Default: its first, for study all. world: instruct, base; paper: phi-2,
+    mistral-base, mistral-instruct."""
 
     sets: list[str] = field(default_factory=list)
     """Of Helpful, Harmless, CA, BS, AHP those that take part. Default: all; figure6 uses the first."""
 
-    backbone: str | None = None
-    """small: the folder of the causal language model to start from."""
+    backbone: list[str] = field(default_factory=list)
+    """small: folders of causal language models to start from; each is known by its name, and with adapters as
+    NAME-lora."""
 
     data_folder: str | None = None
     """small: the folder of NAME-train, NAME-validation and NAME-test (.jsonl or .jsonl.gz)."""
@@ -74,6 +77,24 @@ class ReproduceConfig:
     early_stopping: int = 0
     """Stop a run after so many evaluations without a better one; 0 never stops. Appendix B calls for it."""
 
+    pairs: int | None = None
+    """The most training pairs of a set. Default: all."""
+
+    learning_rates: list[float] = field(default_factory=list)
+    """study: the learning rates that each method tries with the first seed."""
+
+    parts: list[str] = field(default_factory=list)
+    """study: of table2, ood, heads, mixed, losses, ratios, sizes, priors those to do. Default: all, in this order."""
+
+    hours: float | None = None
+    """study: no run is begun that would end later; the same command goes on."""
+
+    retry: bool = False
+    """study: try runs that failed again."""
+
+    publish: str | None = None
+    """study: a checkout, whose docs/results/study.md, figures and README table are written."""
+
     dry_run: bool = False
     """Show the runs, the commands that do the same and what is there, and run nothing."""
 
@@ -83,13 +104,15 @@ class ReproduceConfig:
             raise ConfigError(f"name: {self.name!r} is no experiment here. There are {known}.")
         if self.steps is not None and self.steps < 1:
             raise ConfigError(f"steps must be at least 1, got {self.steps}")
-        for name in ("seeds", "backbones", "sets"):
+        if self.pairs is not None and self.pairs < 1:
+            raise ConfigError(f"pairs must be at least 1, got {self.pairs}")
+        for name in ("seeds", "backbones", "sets", "backbone", "parts", "learning_rates"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise ConfigError(f"{name}: {', '.join(map(str, values))} names one twice.")
         if self.scale != "small":
             for name in ("backbone", "data_folder"):
-                if getattr(self, name) is not None:
+                if getattr(self, name):
                     raise ConfigError(
                         f"{name} has no effect at scale {self.scale}: leave it out, or use --scale small."
                     )
@@ -97,11 +120,15 @@ class ReproduceConfig:
             raise ConfigError(f"judge has no effect on {self.name} at scale {self.scale}: leave it out.")
         if self.rewardbench is not None and self.name != "table3":
             raise ConfigError("rewardbench has no effect but on table3: leave it out.")
+        for name in ("parts", "learning_rates", "hours", "retry", "publish"):
+            if getattr(self, name) and self.name != "study":
+                raise ConfigError(f"{name} has no effect but on study: leave it out.")
 
 
 def parser() -> ArgumentParser:
     """The command's options."""
-    made = command_parser(ReproduceConfig, positional="name", lists=("seeds", "backbones", "sets"), flags=("dry_run",))
+    lists = ("seeds", "backbones", "sets", "backbone", "learning_rates", "parts")
+    made = command_parser(ReproduceConfig, positional="name", lists=lists, flags=("retry", "dry_run"))
     made.epilog = "names: " + "; ".join(f"{name}: {each.summary}" for name, each in EXPERIMENTS.items())
     return made
 
@@ -114,23 +141,29 @@ def run(args: Namespace) -> None:
     experiment = EXPERIMENTS[config.name]
     plan = experiment.plan(job)
     if config.dry_run:
-        for line in described(job, plan):
+        for line in experiment.describe(job, plan):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         return
-    execute(job, plan, lambda line: Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True))
-    _write(job, config.name, experiment, console)
+    told = Console(stderr=True)
+    experiment.execute(job, plan, lambda line: told.print(line, markup=False, highlight=False, soft_wrap=True))
+    _write(job, config, experiment, console)
 
 
-def _write(job: Job, name: str, experiment: Experiment, console: Console) -> None:
-    folder = job.root / name
-    page = write_findings(experiment.find(job), folder)
+def _write(job: Job, config: ReproduceConfig, experiment: Experiment, console: Console) -> None:
+    folder = job.root / config.name
+    findings = experiment.find(job)
+    page = write_findings(findings, folder)
     console.print((folder / "table.md").read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
     console.print(f"Numbers, table, figures and a page: {page}", highlight=False, soft_wrap=True)
+    if config.publish is not None:
+        for path in publish(dict(findings.results), Path(config.publish)):
+            console.print(f"published: {path}", highlight=False, soft_wrap=True)
 
 
 def _job(config: ReproduceConfig) -> Job:
     scale = _scale(config)
-    names = [scale.backbone(name).name for name in config.backbones] or [scale.backbone().name]
+    default = list(scale.backbones) if config.name == "study" else [scale.backbone().name]
+    names = [scale.backbone(name).name for name in config.backbones] or default
     return Job(
         scale=scale,
         backbones=tuple(names),
@@ -139,6 +172,12 @@ def _job(config: ReproduceConfig) -> Job:
         out=Path(config.out),
         rewardbench=config.rewardbench,
         judge=config.judge,
+        study=StudyOptions(
+            rates=tuple(config.learning_rates),
+            parts=tuple(config.parts or PARTS),  # type: ignore[arg-type]  # it refuses others
+            hours=config.hours,
+            retry=config.retry,
+        ),
     )
 
 
@@ -148,7 +187,8 @@ def _scale(config: ReproduceConfig) -> Scale:
         learning_rate=config.learning_rate,
         max_length=config.max_length,
         early_stopping=config.early_stopping,
+        cap=config.pairs,
     )
     if config.scale == "small":
-        return small_scale(overrides, backbone=config.backbone, data_folder=config.data_folder)
+        return small_scale(overrides, backbones=config.backbone, data_folder=config.data_folder)
     return world_scale(overrides) if config.scale == "world" else paper_scale(overrides)

@@ -53,10 +53,11 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot over training steps."""
+    """One plot, usually over training steps."""
 
     title: str
     curves: tuple[Curve, ...]
+    x_label: str = "training step"
 
 
 def accuracy_bars(label: str, groups: Sequence[BarGroup], legend: Sequence[tuple[str, str]]) -> Markup:
@@ -151,7 +152,7 @@ def _panel(panel: Panel, offset: float, width: float, height: float) -> list[Mar
     )
     x_ticks = [(tick, f"{tick:,.0f}") for tick in steps(0, max(right, 1), nice_step(max(right, 1), 4))]
     y_ticks = [(tick, f"{tick:.3g}".replace("-", "−")) for tick in steps(low, high, step)]
-    parts = frame.axes(x_ticks, y_ticks, "training step", "")
+    parts = frame.axes(x_ticks, y_ticks, panel.x_label, "")
     parts.append(text(offset + 40, 14, panel.title, "strong"))
     for curve in panel.curves:
         at = [(frame.x(x), frame.y(y)) for x, y in curve.points]

@@ -21,7 +21,7 @@ from hafrm.report.wording import interval, points, visible
 from hafrm.reproduce.figures import figure_style, standalone
 from hafrm.reproduce.measures import Relation
 
-__all__ = ["Findings", "Table", "ranked", "relation_table", "write_findings"]
+__all__ = ["Findings", "Table", "findings_markdown", "ranked", "relation_table", "table_markdown", "write_findings"]
 
 Cell = str | Markup
 """Plain text, or inline markup that Markdown and HTML both read: b, u, sup, sub, small."""
@@ -43,6 +43,8 @@ class Findings:
     title: str
     intro: str
     """What was run, in plain words."""
+    statements: tuple[str, ...] = ()
+    """What it shows, a sentence or two each."""
     results: Mapping[str, Any]
     """For `results.json`, beside the relations and notes."""
     tables: tuple[Table, ...]
@@ -62,7 +64,7 @@ def write_findings(findings: Findings, folder: Path) -> Path:
     tables = _all_tables(findings)
     for name, svg in findings.figures.items():
         atomic.write_text(folder / f"{name}.svg", standalone(svg))
-    atomic.write_text(folder / "table.md", _markdown(findings, tables))
+    atomic.write_text(folder / "table.md", findings_markdown(findings))
     atomic.write_text(folder / "index.html", _page(findings, tables))
     relations = [each.as_dict() for each in findings.relations]
     results = {"title": findings.title, **findings.results, "relations": relations, "notes": list(findings.notes)}
@@ -105,15 +107,27 @@ def _all_tables(findings: Findings) -> tuple[Table, ...]:
     return (*findings.tables, *((relation_table(findings.relations),) if findings.relations else ()))
 
 
-def _markdown(findings: Findings, tables: Sequence[Table]) -> str:
+def findings_markdown(findings: Findings, *, pictures: str = "") -> str:
+    """All of it as Markdown.
+
+    Args:
+        findings: What was found.
+        pictures: Where the figures lie, as seen from the text: a folder's name that ends in a slash.
+    """
     parts = [f"# {findings.title}\n", f"{findings.intro}\n"]
-    parts += [f"![{name}]({name}.svg)\n" for name in findings.figures]
-    for table in tables:
-        lines = [table.header, ("---",) * len(table.header), *table.rows]
-        parts.append(f"## {table.title}\n\n" + "".join(f"| {' | '.join(map(_md_cell, line))} |\n" for line in lines))
+    if findings.statements:
+        parts.append("".join(f"- {statement}\n" for statement in findings.statements))
+    parts += [f"![{name}]({pictures}{name}.svg)\n" for name in findings.figures]
+    parts += [f"## {table.title}\n\n{table_markdown(table)}" for table in _all_tables(findings)]
     if findings.notes:
         parts.append("## Notes\n\n" + "".join(f"- {note}\n" for note in findings.notes))
     return "\n".join(parts)
+
+
+def table_markdown(table: Table) -> str:
+    """A table's lines, without its title."""
+    lines = [table.header, ("---",) * len(table.header), *table.rows]
+    return "".join(f"| {' | '.join(map(_md_cell, line))} |\n" for line in lines)
 
 
 def _md_cell(cell: Cell) -> str:

@@ -33,6 +33,7 @@ __all__ = [
     "average_of",
     "average_relation",
     "measure",
+    "measured",
     "relation",
 ]
 
@@ -142,8 +143,7 @@ def measure(job: Job, trained_on: tuple[str, ...], tested_on: tuple[str, ...], *
         tables.append(_cells(evaluation, job))
     return {
         name: {
-            method: _measured([table[method, name] for table in tables], f"{name} by {method}")
-            for method in ALL_METHODS
+            method: measured([table[method, name] for table in tables], f"{name} by {method}") for method in ALL_METHODS
         }
         for name in tested_on
     }
@@ -165,7 +165,12 @@ def _cells(evaluation: Evaluation, job: Job) -> dict[tuple[str, str], list[PairS
     return cells
 
 
-def _measured(seeds: Sequence[Sequence[PairScore]], what: str) -> Measured:
+def measured(seeds: Sequence[Sequence[PairScore]], what: str) -> Measured:
+    """One method on one test set, from the scores of each seed.
+
+    Raises:
+        DataError: no pair was scored by all seeds.
+    """
     by_seed = [{row.id: row for row in rows if row.margin is not None} for rows in seeds]
     margins = [{pair: row.margin or 0.0 for pair, row in rows.items()} for rows in by_seed]
     shared = [pair for pair in by_seed[0] if all(pair in rows for rows in by_seed)]
@@ -192,7 +197,7 @@ def average_of(cells: Sequence[Measured]) -> Measured:
 
 
 def relation(
-    measured: Mapping[Method, Measured],
+    row: Mapping[Method, Measured],
     over: Rival,
     *,
     backbone: str,
@@ -201,7 +206,7 @@ def relation(
     paper: float | None = None,
 ) -> Relation:
     """HAF above another method on one test set, with the paired interval."""
-    ours, theirs = measured["haf"], measured[over]
+    ours, theirs = row["haf"], row[over]
     shared = [pair for pair in ours.pair_hits if pair in theirs.pair_hits]
     groups = [ours.groups[pair] for pair in shared]
     found = paired_bootstrap(

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hafrm.evaluation.run import EvaluateConfig, evaluate
 from hafrm.evaluation.scoring import RESULTS_FILE
 from hafrm.reproduce.runs import Run, command, require_same_options, state_of, train_config, train_missing
 from hafrm.reproduce.scales import Scale
+from hafrm.reproduce.study.options import StudyOptions
 from hafrm.training.config import Method
 
 __all__ = ["ALL_METHODS", "Evaluation", "Job", "Plan", "comparison_plan", "described", "execute"]
@@ -38,6 +39,7 @@ class Job:
     """RewardBench's pairs, for Table 3's external half."""
     judge: str | None = None
     """Outside the world: the reward model that judges best-of-N."""
+    study: StudyOptions = field(default_factory=StudyOptions)
 
     @property
     def root(self) -> Path:

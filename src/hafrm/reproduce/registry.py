@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from hafrm.reproduce import claims, figure2, figure3, figure4, figure6, figure7, table2, table3, table4, table6
 from hafrm.reproduce.findings import Findings
-from hafrm.reproduce.plans import Job, Plan
+from hafrm.reproduce.plans import Job, Plan, described, execute
+from hafrm.reproduce.study import planning, work
+from hafrm.reproduce.study import results as study_results
+from hafrm.reproduce.study.telling import findings_of
 
 __all__ = ["EXPERIMENTS", "Experiment"]
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A table or figure of the paper."""
+    """A table or figure of the paper, or the study of all."""
 
     summary: str
     plan: Callable[[Job], Plan]
     """What must be trained and evaluated; cheap, and refuses what the job can't do."""
     find: Callable[[Job], Findings]
     """What it says, once its plan is done."""
+    execute: Callable[[Job, Plan, Callable[[str], None]], None] = execute
+    """Does what of the plan is missing."""
+    describe: Callable[[Job, Plan], Iterable[str]] = described
+    """The plan in lines."""
+
+
+def _find_study(job: Job) -> Findings:
+    """All numbers that are there, in tables, figures and sentences."""
+    return findings_of(study_results.collect(job))
 
 
 EXPERIMENTS: Mapping[str, Experiment] = {
@@ -35,5 +47,8 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "figure4": Experiment("whose selection of several responses is best", figure4.plan, figure4.find),
     "table4": Experiment("recall of a judge's best responses, on average", table4.plan, table4.find),
     "table11": Experiment("recall of a judge's best responses, set by set", table4.plan, table4.find_by_set),
+    "study": Experiment(
+        "all comparisons with seeds and tests", planning.plan, _find_study, work.execute, planning.described
+    ),
     "claims": Experiment("the inequality of Appendix D", claims.plan, claims.find),
 }

@@ -1,13 +1,14 @@
 """Training runs that experiments share: each is named by what it is, trained once, and found again.
 
-A run's folder is OUT/SCALE/runs/BACKBONE/SETS/METHOD-seedN. A finished run with the same options is used as it is, an
-unfinished one goes on from its last checkpoint, and one with other options is refused.
+A run's folder is OUT/SCALE/runs/BACKBONE/SETS/METHOD-seedN, with what differs from the method's defaults in its name. A
+finished run with the same options is used as it is, an unfinished one goes on from its last checkpoint, and one with
+other options is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,11 +22,32 @@ from hafrm.training.config import LossConfig, Method, TrainConfig
 from hafrm.training.manifest import changed_options, is_finished, read_manifest
 from hafrm.training.run import train
 
-__all__ = ["Run", "RunState", "command", "require_same_options", "state_of", "train_config", "train_missing", "trained"]
+__all__ = [
+    "LOSSES",
+    "Run",
+    "RunState",
+    "command",
+    "require_same_options",
+    "state_of",
+    "train_config",
+    "train_missing",
+    "trained",
+    "write_data",
+]
 
 RunState = Literal["finished", "unfinished", "missing"]
 
 Say = Callable[[str], None]
+
+LOSSES: Mapping[str, LossConfig] = {
+    "ipo": LossConfig(policy_loss="ipo"),
+    "simpo": LossConfig(policy_loss="simpo", beta=2.0),  # log-probs a token are small: its source begins at 2
+    "sft": LossConfig(policy_loss="sft"),
+    "probit": LossConfig(reward_loss="probit"),
+    "cauchy": LossConfig(reward_loss="cauchy"),
+    "hinge": LossConfig(reward_loss="hinge"),
+}
+"""Losses that a run of HAF may have instead of DPO and Bradley-Terry, by the one that differs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +62,10 @@ class Run:
     seed: int = 0
     policy_ratio: float | None = None
     """Weight of HAF's policy loss; None is the paper's 0.2."""
+    loss: str | None = None
+    """The loss of `LOSSES` that differs from the paper's; None: none does."""
+    share: int = 1
+    """It is trained on one in so many pairs."""
     keep_checkpoints: bool = False
     """Whether every checkpoint stays, for experiments that compare them."""
 
@@ -47,12 +73,15 @@ class Run:
     def name(self) -> str:
         """The run's folder below `runs`."""
         ratio = "" if self.policy_ratio is None else f"-ratio{self.policy_ratio:g}"
+        loss = "" if self.loss is None else f"-{self.loss}"
+        share = "" if self.share == 1 else f"-1of{self.share}"
         kept = "-checkpoints" if self.keep_checkpoints else ""
-        return f"{self.backbone}/{'+'.join(self.sets)}/{self.method}{ratio}-seed{self.seed}{kept}"
+        return f"{self.backbone}/{'+'.join(self.sets)}/{self.method}{ratio}{loss}{share}-seed{self.seed}{kept}"
 
     def folder(self, scale: Scale, out: Path) -> Path:
-        """Where the run lies."""
-        return out / scale.name / "runs" / self.name
+        """Where the run lies; where rates are being chosen, each rate's run has a folder of its own."""
+        rate = f"-lr{scale.backbone(self.backbone).learning_rates[self.method]:g}" if scale.tuned else ""
+        return out / scale.name / "runs" / f"{self.name}{rate}"
 
 
 def trained(
@@ -96,7 +125,7 @@ def train_missing(scale: Scale, run: Run, out: Path) -> Path:
     folder = Path(config.out)
     require_same_options(config)
     if not is_finished(folder):
-        _write_mixture(scale, run.sets, out)
+        write_data(scale, run, out)
         train(config)
     return folder
 
@@ -113,11 +142,11 @@ def train_config(scale: Scale, run: Run, out: Path, *, model: str) -> TrainConfi
     backbone = scale.backbone(run.backbone)
     return TrainConfig(
         model=model,
-        data=_data(scale, run.sets, "train", out),
+        data=[str(_cut_file(scale, run, out))] if _is_cut(scale, run) else _data(scale, run.sets, "train", out),
         eval_data=_data(scale, run.sets, "validation", out),
         out=str(run.folder(scale, out)),
         method=run.method,
-        loss=LossConfig() if run.policy_ratio is None else LossConfig(policy_ratio=run.policy_ratio),
+        loss=_losses(run),
         lora=backbone.lora,
         data_options=DataOptions(max_length=scale.max_length),
         training={
@@ -128,6 +157,17 @@ def train_config(scale: Scale, run: Run, out: Path, *, model: str) -> TrainConfi
         },
         early_stopping=scale.early_stopping,
     )
+
+
+def write_data(scale: Scale, run: Run, out: Path) -> None:
+    """Write the files of a mixture or of a part of a set, where a run needs them and they are not there yet."""
+    _write_mixture(scale, run.sets, out)
+    _write_cut(scale, run, out)
+
+
+def _losses(run: Run) -> LossConfig:
+    base = LossConfig() if run.loss is None else LOSSES[run.loss]
+    return base if run.policy_ratio is None else replace(base, policy_ratio=run.policy_ratio)
 
 
 def require_same_options(config: TrainConfig) -> None:
@@ -153,8 +193,10 @@ def command(config: TrainConfig) -> list[str]:
     """The words of the `hafrm train` that does the same; values that are the defaults are left out."""
     words = ["hafrm", "train", "--model", config.model, "--data", *config.data, "--eval_data", *config.eval_data]
     words += ["--method", config.method]
-    if config.loss.policy_ratio != LossConfig().policy_ratio:
-        words += [f"--loss.policy_ratio={config.loss.policy_ratio:g}"]  # "=": a negative value is no option
+    defaults = asdict(LossConfig())
+    for name, value in asdict(config.loss).items():
+        if value != defaults[name]:
+            words += [f"--loss.{name}={value:g}" if isinstance(value, float) else f"--loss.{name}={value}"]
     if config.lora.enabled:
         words += ["--lora.rank", str(config.lora.rank), "--lora.alpha", str(config.lora.alpha)]
     words += ["--data_options.max_length", str(config.data_options.max_length)]
@@ -178,6 +220,26 @@ def _data(scale: Scale, sets: Sequence[str], split: Literal["train", "validation
     return [str(path) for path in _mixture_files(scale, sets, split, out).values()]
 
 
+def _is_cut(scale: Scale, run: Run) -> bool:
+    """Whether a run has a file of its own, with a part of its set's pairs."""
+    return len(run.sets) == 1 and (run.share > 1 or scale.cap is not None)
+
+
+def _cut_file(scale: Scale, run: Run, out: Path) -> Path:
+    cap = "" if scale.cap is None else f"-of{scale.cap}"
+    return out / scale.name / "cuts" / f"{run.sets[0]}-1of{run.share}{cap}.jsonl"
+
+
+def _write_cut(scale: Scale, run: Run, out: Path) -> None:
+    """Write a part of a set's training pairs: a smaller part is always a part of a larger one."""
+    if not _is_cut(scale, run) or (path := _cut_file(scale, run, out)).exists():
+        return
+    loaded = load_pairs(scale.sets[run.sets[0]].train, split="train")
+    whole = len(loaded.pairs) if scale.cap is None else min(len(loaded.pairs), scale.cap)
+    with atomic.new_file(path) as file:
+        file.writelines(_sampled_lines(loaded, max(1, whole // run.share)))
+
+
 def _mixture_files(scale: Scale, sets: Sequence[str], split: str, out: Path) -> dict[str, Path]:
     folder = out / scale.name / "mixtures" / "+".join(sets)
     return {name: folder / f"{name}-{split}.jsonl" for name in sets}
@@ -196,6 +258,8 @@ def _write_mixture(scale: Scale, sets: Sequence[str], out: Path) -> None:
             continue
         loaded = {name: load_pairs(getattr(scale.sets[name], split), split=split) for name in sets}
         size = min(len(pair_set.pairs) for pair_set in loaded.values())
+        if scale.cap is not None and split == "train":
+            size = min(size, scale.cap)
         for name, path in files.items():
             with atomic.new_file(path) as file:
                 file.writelines(_sampled_lines(loaded[name], size))

@@ -7,8 +7,9 @@ paper's names of the five sets and where their pairs are. It loads nothing until
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -93,6 +94,7 @@ class Overrides:
     learning_rate: float | None = None
     max_length: int | None = None
     early_stopping: int = 0
+    cap: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +111,15 @@ class Scale:
     early_stopping: int = 0
     mixed: Mapping[str, int] | None = None
     """Pairs of each set in a mixture, by split, where data names can be cut; None: an even sample is written."""
+    cap: int | None = None
+    """The most training pairs of a set; None: all."""
+    tuned: bool = False
+    """Whether learning rates are chosen among several, so that a run's folder tells its own."""
+
+    def at_rates(self, backbone: str, rates: Mapping[Method, float]) -> Scale:
+        """This scale with a backbone's learning rates chosen."""
+        chosen = replace(self.backbone(backbone), learning_rates={**self.backbone(backbone).learning_rates, **rates})
+        return replace(self, backbones={**self.backbones, backbone: chosen}, tuned=True)
 
     def backbone(self, name: str | None = None) -> Backbone:
         """A backbone by name; by default the first.
@@ -154,34 +165,48 @@ def world_scale(overrides: Overrides) -> Scale:
         max_length=overrides.max_length or WORLD_MAX_LENGTH,
         early_stopping=overrides.early_stopping,
         mixed=MIXED_PAIRS,
+        cap=overrides.cap,
     )
 
 
-def small_scale(overrides: Overrides, *, backbone: str | None, data_folder: str | None) -> Scale:
-    """A user's backbone on a user's files, NAME-train.jsonl.gz and so on for the names in `_FILE_NAMES`.
+def small_scale(overrides: Overrides, *, backbones: Sequence[str], data_folder: str | None) -> Scale:
+    """A user's backbones on a user's files, NAME-train.jsonl.gz and so on for the names in `_FILE_NAMES`.
+
+    A backbone is known by its folder's name, and each has a twin NAME-lora, which trains adapters of rank 8 on every
+    linear layer.
 
     Raises:
-        ConfigError: backbone or folder is not given, or a file is missing.
+        ConfigError: backbones or folder are not given, two have one name, or a file is missing.
     """
-    if backbone is None or data_folder is None:
+    if not backbones or data_folder is None:
         raise ConfigError("scale: small needs --backbone FOLDER and --data_folder FOLDER.")
     sets = {name: _files(Path(data_folder), ours) for name, ours in _FILE_NAMES.items()}
     rates = dict.fromkeys(get_args(Method), overrides.learning_rate or 5e-5)
-    name = Path(backbone).name
-    own = Backbone(name=name, paper_name=None, model=lambda: backbone, shown=backbone, learning_rates=rates)
+    own = [
+        Backbone(
+            name=f"{Path(folder).name}{suffix}",
+            paper_name=None,
+            model=lambda folder=folder: folder,  # type: ignore[misc]
+            shown=folder,
+            lora=lora,
+            learning_rates=rates,
+        )
+        for suffix, lora in (("", LoraOptions()), ("-lora", LoraOptions(rank=8)))
+        for folder in backbones
+    ]
+    if len({each.name for each in own}) < len(own):
+        raise ConfigError(f"backbone: {', '.join(backbones)} have one name. Rename a folder: runs are kept by it.")
+    steps = overrides.steps or 600
+    every = max(20, math.ceil(steps / 10))
     return Scale(
         name="small",
-        backbones={name: own},
+        backbones={each.name: each for each in own},
         sets=sets,
-        training={"max_steps": overrides.steps or 600},
+        training={"max_steps": steps, "eval_steps": every, "save_steps": every},
         max_length=overrides.max_length or 512,
         early_stopping=overrides.early_stopping,
+        cap=overrides.cap,
     )
-
-
-def _named(name: str) -> SetFiles:
-    """A named set, whose one name has all three splits."""
-    return SetFiles(train=name, validation=name, test=name)
 
 
 def _files(folder: Path, name: str) -> SetFiles:
@@ -232,6 +257,7 @@ def paper_scale(overrides: Overrides) -> Scale:
         },
         max_length=overrides.max_length or 512,
         early_stopping=overrides.early_stopping,
+        cap=overrides.cap,
     )
 
 

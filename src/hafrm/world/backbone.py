@@ -7,35 +7,39 @@ and how well it predicts held-out text.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, Protocol, get_args
 
 import torch
 from filelock import FileLock
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from transformers.utils import logging
+from torch.utils.data import DataLoader
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from hafrm import pretraining
 from hafrm.atomic import cache_folder, new_folder, write_json
-from hafrm.encoding import DEFAULT_CHAT_TEMPLATE, ConversationEncoder
+from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ConfigError
 from hafrm.numerics import cpu_tuned
+from hafrm.pretraining import (
+    Blocks,
+    LlamaShape,
+    Sample,
+    document_sample,
+    new_llama,
+    no_progress_bars,
+    perplexity,
+    response_sample,
+)
 from hafrm.world.corpus import instruct_conversations, pretraining_documents
 
 __all__ = ["BackboneKind", "BackboneRecipe", "Progress", "world_backbone"]
 
 BackboneKind = Literal["base", "instruct"]
-
-_IGNORED = -100
-"""The label of tokens that are not to be predicted, as transformers has it."""
 
 _ENDLESS = 1_000_000_000
 """More text than any recipe reads."""
@@ -75,13 +79,26 @@ class BackboneRecipe:
     """Seed of the weights and of the text."""
 
     def __post_init__(self) -> None:
-        if self.hidden % (2 * self.heads):
-            raise ConfigError(f"hidden must be a multiple of twice the heads, got {self.hidden} and {self.heads}")
-        if self.vocabulary < 300:
-            raise ConfigError(f"vocabulary must hold 256 bytes, 4 special tokens and some words, got {self.vocabulary}")
+        _ = self.shape
         for name in ("base_steps", "instruct_steps", "blocks_per_step", "validation_blocks"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def shape(self) -> LlamaShape:
+        """The model's shape.
+
+        Raises:
+            ConfigError: there is no such model.
+        """
+        return LlamaShape(
+            hidden=self.hidden,
+            layers=self.layers,
+            heads=self.heads,
+            intermediate=self.intermediate,
+            vocabulary=self.vocabulary,
+            context=self.context,
+        )
 
 
 def world_backbone(
@@ -119,10 +136,11 @@ def world_backbone(
 
 
 def _fingerprint(recipe: BackboneRecipe) -> str:
-    """Short digest of the recipe and of the package's source: the text that a backbone learns follows from both."""
+    """Short digest of the recipe and of the source that a backbone and its text follow from."""
     digest = hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True).encode())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
+    for package in (Path(__file__).parent, Path(pretraining.__file__).parent):
+        for path in sorted(package.glob("*.py")):
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
 
@@ -130,111 +148,55 @@ def _make(
     kind: BackboneKind, start: Path | None, place: Path, recipe: BackboneRecipe, progress: Progress | None
 ) -> None:
     """Train one stage and write its folder."""
-    with torch.random.fork_rng(devices=[]), _no_progress_bars(), cpu_tuned():
+    with torch.random.fork_rng(devices=[]), no_progress_bars(), cpu_tuned():
         torch.manual_seed(recipe.seed)
         if start is None:
             tokenizer = _train_tokenizer(recipe)
-            model = LlamaForCausalLM(_config(recipe, tokenizer))
+            model = new_llama(recipe.shape, tokenizer)
         else:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(start)
             model = LlamaForCausalLM.from_pretrained(start)
         losses = _train(model, tokenizer, kind, recipe, progress)
         if kind == "base":
-            _untie(model)
-        held_out = {stage: _perplexity(model, tokenizer, stage, recipe) for stage in get_args(BackboneKind)}
+            pretraining.untie(model)
+        held_out = {
+            stage: perplexity(
+                model,
+                Blocks(
+                    _samples(stage, tokenizer, recipe.seed, held_out=True), recipe.context, recipe.validation_blocks
+                ),
+            )
+            for stage in get_args(BackboneKind)
+        }
         model.save_pretrained(place)
     tokenizer.save_pretrained(place)
     report = {"kind": kind, "recipe": asdict(recipe), "parameters": model.num_parameters()}
     write_json(place / "recipe.json", report | {"perplexity": held_out, "losses": losses})
 
 
-@contextlib.contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Keep transformers' bars for loading and saving away: these models are small."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def _config(recipe: BackboneRecipe, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=recipe.hidden,
-        intermediate_size=recipe.intermediate,
-        num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.heads,
-        num_key_value_heads=recipe.heads,
-        max_position_embeddings=recipe.context,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-
-
-def _untie(model: LlamaForCausalLM) -> None:
-    """Give the model a policy head of its own, equal to its embeddings so far.
-
-    Tied, a small model learns in far fewer steps to repeat what a prompt is about; untied, training the policy head
-    leaves the backbone alone, as in the paper's models.
-    """
-    model.config.tie_word_embeddings = False
-    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
-
-
 def _train_tokenizer(recipe: BackboneRecipe) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of the world's prose and conversations."""
-    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=recipe.vocabulary,
-        special_tokens=list(special.values()),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
+    """A tokenizer of the world's prose and conversations."""
     talk = (
         turn.content
         for conversation in instruct_conversations(3000, recipe.seed)
         for turn in (*conversation.prompt, *conversation.response)
     )
-    bpe.train_from_iterator([*pretraining_documents(3000, recipe.seed), *talk, "\n\nHuman: \n\nAssistant: "], trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, model_max_length=recipe.context, **special)
-    tokenizer.chat_template = DEFAULT_CHAT_TEMPLATE
-    return tokenizer
+    return pretraining.train_tokenizer(
+        [*pretraining_documents(3000, recipe.seed), *talk, "\n\nHuman: \n\nAssistant: "],
+        vocabulary=recipe.vocabulary,
+        context=recipe.context,
+    )
 
 
-def _samples(
-    stage: BackboneKind, tokenizer: PreTrainedTokenizerFast, seed: int, *, held_out: bool
-) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
-    """A stage's text without end: token ids, and the labels to predict, which leave prompts out."""
+def _samples(stage: BackboneKind, tokenizer: PreTrainedTokenizerFast, seed: int, *, held_out: bool) -> Iterator[Sample]:
+    """A stage's text without end."""
     if stage == "base":
         for document in pretraining_documents(_ENDLESS, -1 - seed if held_out else seed):
-            ids = tokenizer.encode(f"{tokenizer.bos_token}{document}{tokenizer.eos_token}", add_special_tokens=False)
-            yield ids, ids
+            yield document_sample(document, tokenizer)
     else:
         encoder = ConversationEncoder(tokenizer, max_length=_ENDLESS)
         for talk in instruct_conversations(_ENDLESS, seed, split="validation" if held_out else "train"):
-            group = encoder.encode(talk.prompt, [talk.response])
-            (response,) = group.responses
-            yield group.prompt + response, (_IGNORED,) * len(group.prompt) + response
-
-
-def _blocks(samples: Iterable[tuple[Sequence[int], Sequence[int]]], count: int, length: int) -> TensorDataset:
-    """Samples one after the other, cut into `count` blocks of `length`: ids and labels."""
-    ids: list[int] = []
-    labels: list[int] = []
-    for more_ids, more_labels in samples:
-        ids += more_ids
-        labels += more_labels
-        if len(ids) >= count * length:
-            break
-    return TensorDataset(*(torch.tensor(row[: count * length]).view(count, length) for row in (ids, labels)))
+            yield response_sample(talk, encoder)
 
 
 def _train(
@@ -248,13 +210,13 @@ def _train(
     steps = recipe.base_steps if stage == "base" else recipe.instruct_steps
     peak = recipe.base_learning_rate if stage == "base" else recipe.instruct_learning_rate
     samples = _samples(stage, tokenizer, recipe.seed, held_out=False)
-    blocks = _blocks(samples, steps * recipe.blocks_per_step, recipe.context)
+    blocks = Blocks(samples, recipe.context, steps * recipe.blocks_per_step)
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.95), weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_cosine(step, steps))
     model.train()
     losses = []
-    for step, (ids, labels) in enumerate(DataLoader(blocks, recipe.blocks_per_step), 1):
-        loss = model(input_ids=ids, labels=labels, use_cache=False).loss
+    for step, batch in enumerate(DataLoader(blocks, recipe.blocks_per_step), 1):
+        loss = model(**batch, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -272,14 +234,3 @@ def _warm_cosine(step: int, steps: int) -> float:
     if step < warm:
         return (step + 1) / warm
     return 0.05 + 0.95 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))) / 2
-
-
-@torch.no_grad()
-def _perplexity(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, stage: BackboneKind, recipe: BackboneRecipe
-) -> float:
-    """Perplexity per token on held-out text of a stage: of all tokens for prose, of responses for conversations."""
-    model.eval()
-    blocks = _blocks(_samples(stage, tokenizer, recipe.seed, held_out=True), recipe.validation_blocks, recipe.context)
-    losses = [model(input_ids=ids, labels=labels, use_cache=False).loss for ids, labels in DataLoader(blocks, 8)]
-    return float(torch.stack(losses).mean().exp())

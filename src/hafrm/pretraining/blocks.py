@@ -1,0 +1,83 @@
+"""Text as blocks of tokens: documents and conversations laid end to end and cut to one length, with no padding.
+
+Shape letters: B blocks, T tokens of a block.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from hafrm.encoding import ConversationEncoder
+from hafrm.pairs import Conversation
+
+__all__ = ["IGNORED", "Blocks", "Sample", "document_sample", "perplexity", "response_sample"]
+
+IGNORED = -100
+"""The label of tokens that are not to be predicted, as transformers has it."""
+
+Sample = tuple[Sequence[int], Sequence[int]]
+"""The token ids of a text, and the labels to predict."""
+
+
+def document_sample(document: str, tokenizer: PreTrainedTokenizerFast) -> Sample:
+    """A plain document: every token is to be predicted."""
+    ids = tokenizer.encode(
+        f"{tokenizer.bos_token}{document}{tokenizer.eos_token}", add_special_tokens=False, verbose=False
+    )
+    return ids, ids
+
+
+def response_sample(talk: Conversation, encoder: ConversationEncoder) -> Sample:
+    """A conversation: its response is to be predicted, its prompt is only read.
+
+    Raises:
+        OverlongError: it is longer than the encoder's limit.
+        DataError: the tokenizer's chat template refuses the conversation.
+    """
+    group = encoder.encode(talk.prompt, [talk.response])
+    (response,) = group.responses
+    return group.prompt + response, (IGNORED,) * len(group.prompt) + response
+
+
+class Blocks(Dataset[dict[str, Tensor]]):
+    """Samples one after the other, cut into blocks; what does not fill the last block is left out.
+
+    Args:
+        samples: The texts.
+        length: Tokens of a block.
+        count: The most blocks; None: as many as the samples fill.
+    """
+
+    def __init__(self, samples: Iterable[Sample], length: int, count: int | None = None) -> None:
+        ids, labels = array("i"), array("i")  # four bytes a token: a list would hold tens
+        for more_ids, more_labels in samples:
+            ids.extend(more_ids)
+            labels.extend(more_labels)
+            if count is not None and len(ids) >= count * length:
+                break
+        whole = min(len(ids) // length, len(ids) if count is None else count)
+        self.ids, self.labels = (
+            torch.from_numpy(np.array(row[: whole * length], dtype=np.int32)).view(whole, length)
+            for row in (ids, labels)
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, place: int) -> dict[str, Tensor]:
+        return {"input_ids": self.ids[place].long(), "labels": self.labels[place].long()}
+
+
+@torch.no_grad()
+def perplexity(model: PreTrainedModel, blocks: Blocks) -> float:
+    """Perplexity per token to be predicted, the mean of batches of eight blocks."""
+    model.eval()
+    losses = [model(**batch, use_cache=False).loss for batch in DataLoader(blocks, 8)]
+    return float(torch.stack(losses).mean().exp())

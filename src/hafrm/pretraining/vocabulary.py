@@ -1,0 +1,36 @@
+"""A byte-level BPE tokenizer, trained on texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from hafrm.encoding import DEFAULT_CHAT_TEMPLATE
+
+__all__ = ["train_tokenizer"]
+
+
+def train_tokenizer(texts: Iterable[str], *, vocabulary: int, context: int) -> PreTrainedTokenizerFast:
+    """Train a tokenizer that can write every text, with hafrm's plain chat template.
+
+    Args:
+        texts: What it is trained on.
+        vocabulary: How many tokens, the four special ones included.
+        context: The most tokens that its model takes.
+    """
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=list(special.values()),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, model_max_length=context, **special)
+    tokenizer.chat_template = DEFAULT_CHAT_TEMPLATE
+    return tokenizer

@@ -1,0 +1,37 @@
+"""What of the study is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from hafrm.errors import ConfigError
+
+__all__ = ["PARTS", "PartName", "StudyOptions"]
+
+PartName = Literal["table2", "ood", "heads", "mixed", "losses", "ratios", "sizes", "priors"]
+
+PARTS: tuple[PartName, ...] = get_args(PartName)
+"""The parts in the order in which they are done on one backbone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions:
+    """What of the study to run, and for how long."""
+
+    rates: tuple[float, ...] = ()
+    """Learning rates that each method tries with the first seed; with none or one there is no choice."""
+    parts: tuple[PartName, ...] = PARTS
+    hours: float | None = None
+    """No run is begun that would end later; None: no limit."""
+    retry: bool = False
+    """Whether runs that failed are tried again."""
+
+    def __post_init__(self) -> None:
+        unknown = [part for part in self.parts if part not in PARTS]
+        if unknown or not self.parts:
+            raise ConfigError(f"parts: {', '.join(unknown) or 'none'} is none of {', '.join(PARTS)}.")
+        if self.hours is not None and self.hours <= 0:
+            raise ConfigError(f"hours must be more than 0, got {self.hours:g}")
+        if any(rate <= 0 for rate in self.rates):
+            raise ConfigError(f"learning_rates must be more than 0, got {', '.join(map(str, self.rates))}")

@@ -1,0 +1,215 @@
+"""From raw scores to the study's numbers: `results.json`, from which every table, figure and sentence is made.
+
+What is missing is left out and named: a cell is of the seeds that are there, a comparison of those that both have.
+Intervals are over prompts, of the mean over seeds, and tests are paired. The mean over columns resamples each column's
+prompts by itself. How far seeds differ is told apart.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hafrm.evaluation.scoring import RESULTS_FILE, SCORES_FILE, PairScore, read_scores
+from hafrm.reproduce.measures import AVERAGE, Measured, measured
+from hafrm.reproduce.plans import ALL_METHODS, Job
+from hafrm.reproduce.study.options import PartName
+from hafrm.reproduce.study.planning import journal_of, missing
+from hafrm.reproduce.study.rates import at_chosen_rates, chosen
+from hafrm.reproduce.study.trials import SHARES, cells, stage_order
+from hafrm.reproduce.study.work import WORDS, words_file
+from hafrm.stats import Floats, holm_correction, paired_bootstrap, resampled_means
+
+__all__ = ["FORMAT", "RIVALS_OF", "collect"]
+
+FORMAT = 1
+
+_Scores = dict[str, dict[str, dict[int, list[PairScore]]]]
+"""By column, row and seed."""
+
+RIVALS_OF: Mapping[PartName, tuple[tuple[str, str], ...]] = {
+    "table2": (("haf", "baseline"), ("haf", "dpo"), *((method, WORDS) for method in ALL_METHODS)),
+    "ood": (("haf", "baseline"), ("haf", "dpo")),
+    "heads": (("both heads", "reward head"), ("policy head", "reward head")),
+    "mixed": (("haf", "baseline"), ("haf", "dpo")),
+    "losses": tuple((loss, "none") for loss in ("dpo", "ipo", "simpo", "sft")),
+    "ratios": tuple((ratio, "0") for ratio in ("-0.2", "0.1", "0.2", "0.5", "1", "2")),
+    "sizes": tuple((f"haf 1/{share}", f"{rival} 1/{share}") for share in SHARES for rival in ("baseline", "dpo")),
+    "priors": tuple((prior, "bradley_terry") for prior in ("probit", "cauchy", "hinge")),
+}
+"""The rows of each part that are compared, the first with the second."""
+
+
+def collect(job: Job) -> dict[str, Any]:
+    """All numbers of what is there.
+
+    Returns:
+        `{"format", "scale", "sets", "seeds", "steps", "cap", "backbones", "rates", "parts", "comparisons", "failures",
+        "unfinished", "missing", "counts"}`. `parts` is {PART: {BACKBONE: {COLUMN: {ROW: {"accuracy", "by_seed",
+        "spread", "ci95", "n", "length_accuracy", "seeds"}}}}}; a comparison says by how much row `a` is above row `b`.
+    """
+    journal = journal_of(job)
+    last = journal.last()
+    parts: dict[str, dict[str, Any]] = {}
+    comparisons: list[dict[str, Any]] = []
+    for part, backbone in stage_order(job):
+        if scores := _scores(job, part, backbone):
+            parts.setdefault(part, {})[backbone] = _grid(scores)
+            comparisons += _comparisons(part, backbone, scores)
+    _correct(comparisons)
+    events = [entry.event for entry in journal.entries()]
+    return {
+        "format": FORMAT,
+        "scale": job.scale.name,
+        "sets": list(job.sets),
+        "seeds": list(job.seeds),
+        "steps": job.scale.training["max_steps"],
+        "batch": job.scale.training.get("per_device_train_batch_size", 16),
+        "cap": job.scale.cap,
+        "backbones": {name: _backbone(job, name) for name in job.backbones},
+        "rates": {name: _rates(job, name) for name in job.backbones},
+        "parts": parts,
+        "comparisons": comparisons,
+        "failures": [{"what": name, "reason": entry.reason} for name, entry in last.items() if entry.event == "failed"],
+        "unfinished": [name for name, entry in last.items() if entry.event == "started"],
+        "missing": list(missing(job)),
+        "counts": {event: events.count(event) for event in ("started", "finished", "failed")},
+    }
+
+
+def _backbone(job: Job, name: str) -> dict[str, Any]:
+    backbone = job.scale.backbone(name)
+    return {"paper_name": backbone.paper_name, "lora_rank": backbone.lora.rank}
+
+
+def _rates(job: Job, backbone: str) -> dict[str, Any]:
+    """Each method's candidates with their marks, and the choice."""
+    if len(job.study.rates) < 2:
+        own = (
+            dict.fromkeys(ALL_METHODS, *job.study.rates)
+            if job.study.rates
+            else job.scale.backbone(backbone).learning_rates
+        )
+        return {method: {"marks": {}, "failed": [], "rate": rate} for method, rate in own.items()}
+    return {
+        method: {
+            "marks": {f"{rate:g}": mark for rate, mark in choice.marks.items()},
+            "failed": [f"{rate:g}" for rate in choice.failed],
+            "rate": choice.rate if choice.complete else None,
+        }
+        for method, choice in chosen(job, backbone, journal_of(job).last()).items()
+    }
+
+
+def _scores(job: Job, part: PartName, backbone: str) -> _Scores:
+    """The raw scores of a part that are there."""
+    at = at_chosen_rates(job, backbone, journal_of(job).last())
+    if at is None:
+        return {}
+    found: _Scores = {}
+    for cell in cells(at, part, backbone):
+        folder = cell.scoring.folder(at.scale, at.out)
+        if (folder / RESULTS_FILE).exists():
+            seeds = found.setdefault(cell.column, {}).setdefault(cell.row, {})
+            seeds[cell.scoring.run.seed] = read_scores(folder / SCORES_FILE)
+    if part == "table2":
+        for name, rows in found.items():
+            if words_file(job, name).exists():
+                rows[WORDS] = dict.fromkeys(job.seeds, read_scores(words_file(job, name)))
+    return found
+
+
+def _grid(scores: _Scores) -> dict[str, dict[str, Any]]:
+    return {
+        column: {
+            row: measured(list(seeds.values()), f"{column}, {row}").as_dict() | {"seeds": list(seeds)}
+            for row, seeds in rows.items()
+        }
+        for column, rows in scores.items()
+    }
+
+
+@dataclass(frozen=True)
+class _Paired:
+    """Two rows on one column: the seeds that both have, pair by pair."""
+
+    a: Measured
+    b: Measured
+    seeds: tuple[int, ...]
+
+    @property
+    def pairs(self) -> list[str]:
+        return [pair for pair in self.a.pair_hits if pair in self.b.pair_hits]
+
+    @property
+    def differences(self) -> Floats:
+        return np.array([self.a.pair_hits[pair] - self.b.pair_hits[pair] for pair in self.pairs])
+
+    @property
+    def groups(self) -> list[str]:
+        return [self.a.groups[pair] for pair in self.pairs]
+
+    @property
+    def by_seed(self) -> dict[int, float]:
+        both = zip(self.a.accuracies, self.b.accuracies, strict=True)
+        return dict(zip(self.seeds, (ours - theirs for ours, theirs in both), strict=True))
+
+
+def _comparisons(part: PartName, backbone: str, scores: _Scores) -> Iterator[dict[str, Any]]:
+    for a, b in RIVALS_OF[part]:
+        paired = {column: found for column, rows in scores.items() if (found := _paired(rows, a, b)) is not None}
+        named = {"part": part, "backbone": backbone, "a": a, "b": b}
+        for column, found in paired.items():
+            yield named | {"column": column} | _on_one(found)
+        if len(paired) > 1:
+            yield named | {"column": AVERAGE} | _on_all(list(paired.values()))
+
+
+def _paired(rows: Mapping[str, Mapping[int, list[PairScore]]], a: str, b: str) -> _Paired | None:
+    seeds = tuple(seed for seed in rows.get(a, {}) if seed in rows.get(b, {}))
+    if not seeds:
+        return None
+    ours, theirs = (measured([rows[row][seed] for seed in seeds], row) for row in (a, b))
+    return _Paired(ours, theirs, seeds)
+
+
+def _on_one(found: _Paired) -> dict[str, Any]:
+    a, b = ([side.pair_hits[pair] for pair in found.pairs] for side in (found.a, found.b))
+    test = paired_bootstrap(a, b, found.groups)
+    single = len(set(found.groups)) < 2
+    return {
+        "difference": test.difference,
+        "ci95": None if single else [test.interval.low, test.interval.high],
+        "p": test.p_value,
+        "by_seed": {str(seed): value for seed, value in found.by_seed.items()},
+        "n": len(a),
+    }
+
+
+def _on_all(columns: Sequence[_Paired]) -> dict[str, Any]:
+    """The plain mean over columns; each resamples its own prompts, and a p-value is made as for one column."""
+    draws = np.mean(
+        [resampled_means(each.differences, each.groups, seed=place) for place, each in enumerate(columns)], axis=0
+    )
+    low, high = np.quantile(draws, [0.025, 0.975])
+    rarer = min((draws <= 0).sum(), (draws >= 0).sum())
+    shared = set.intersection(*(set(each.seeds) for each in columns))
+    return {
+        "difference": statistics.fmean(float(each.differences.mean()) for each in columns),
+        "ci95": [float(low), float(high)],
+        "p": min(1.0, float(2 * (rarer + 1) / (len(draws) + 1))),
+        "by_seed": {str(seed): statistics.fmean(each.by_seed[seed] for each in columns) for seed in sorted(shared)},
+        "n": sum(len(each.pairs) for each in columns),
+    }
+
+
+def _correct(comparisons: list[dict[str, Any]]) -> None:
+    """Holm's correction, over all single columns of a part; means over columns stand as they are."""
+    for part in dict.fromkeys(each["part"] for each in comparisons):
+        single = [each for each in comparisons if each["part"] == part and each["column"] != AVERAGE]
+        for each, p in zip(single, holm_correction([each["p"] for each in single]), strict=True):
+            each["p_holm"] = float(p)

@@ -1,0 +1,327 @@
+"""The study's numbers in words: tables, figures and sentences, from `results.json` alone.
+
+Every sentence that depends on a number is made here, so that none can be left behind when numbers change.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from hafrm.report.wording import count, interval, p_value, percent, points
+from hafrm.reproduce import paper
+from hafrm.reproduce.figures import Bar, BarGroup, Curve, Panel, accuracy_bars, curve_panels
+from hafrm.reproduce.findings import Cell, Findings, Table, ranked, table_markdown
+from hafrm.reproduce.measures import AVERAGE
+from hafrm.reproduce.study.options import PARTS
+from hafrm.reproduce.study.trials import SHARES
+
+__all__ = ["findings_of", "readme_block"]
+
+Results = Mapping[str, Any]
+
+_TITLES = {
+    "table2": "Accuracy in domain",
+    "ood": "Accuracy out of domain: trained on one set, tested on another of its category",
+    "heads": "The two heads of HAF: the reward, the policy's implicit reward, and both together",
+    "mixed": "Trained on an even mixture of all sets",
+    "losses": "Which policy loss regularises best, at ratio 0.2",
+    "ratios": "The policy loss's weight",
+    "sizes": "The share of the training pairs",
+    "priors": "Other reward losses than Bradley-Terry",
+}
+
+_ROWS = {
+    "haf": "HAF",
+    "baseline": "Baseline",
+    "dpo": "DPO",
+    "words": "bag of words",
+    "none": "no policy loss",
+    "ipo": "IPO",
+    "simpo": "SimPO",
+    "sft": "SFT",
+    "bradley_terry": "Bradley-Terry",
+    "probit": "probit",
+    "cauchy": "Cauchy",
+    "hinge": "hinge",
+}
+
+
+def findings_of(results: Results) -> Findings:
+    """All tables, figures and sentences.
+
+    Args:
+        results: What `collect` gave, or what was read from its file.
+    """
+    return Findings(
+        title="The study: does hybrid alignment pay?",
+        intro=_intro(results),
+        statements=tuple(_statements(results)),
+        results=results,
+        tables=(
+            *(table for part in PARTS if part in results["parts"] for table in _tables(results, part)),
+            _rate_table(results),
+            *_account(results),
+        ),
+        figures=dict(_figures(results)),
+        notes=tuple(_notes(results)),
+    )
+
+
+def readme_block(results: Results) -> str:
+    """The README's table: accuracy in domain on all backbones, and what it says of HAF."""
+    said = [line for line in _statements(results) if line.startswith("In domain")]
+    return f"{_intro(results)}\n\n{table_markdown(_accuracies(results, 'table2'))}\n" + "".join(
+        f"- {line}\n" for line in said
+    )
+
+
+def _intro(results: Results) -> str:
+    cap = "" if results["cap"] is None else f", of at most {results['cap']:,} training pairs a set"
+    return (
+        f"Scale {results['scale']}: {count(len(results['sets']), 'set')}{cap}, backbones "
+        f"{', '.join(results['backbones'])}, {count(len(results['seeds']), 'seed')}, {results['steps']:,} steps of "
+        f"{results['batch']} pairs, the best checkpoint by validation accuracy. Accuracies in percent on test pairs, a "
+        "tie counting one half; ± is the standard deviation over seeds, in brackets the 95% interval over prompts of "
+        "the seeds' mean."
+    )
+
+
+def _label(row: str) -> str:
+    method, _, share = row.partition(" 1/")
+    named = _ROWS.get(method, method)
+    return f"{named}, {'all pairs' if share == '1' else f'1/{share}'}" if share else named
+
+
+def _columns(results: Results, part: str) -> list[str]:
+    return list(dict.fromkeys(c for grid in results["parts"].get(part, {}).values() for c in grid))
+
+
+def _tables(results: Results, part: str) -> Iterator[Table]:
+    yield _accuracies(results, part)
+    if found := [each for each in results["comparisons"] if each["part"] == part]:
+        yield _differences(part, found)
+
+
+def _accuracies(results: Results, part: str) -> Table:
+    columns = _columns(results, part)
+    rows: list[tuple[Cell, ...]] = []
+    for backbone, grid in results["parts"].get(part, {}).items():
+        names = list(dict.fromkeys(row for column in grid.values() for row in column if row != "words"))
+        table = {name: [grid.get(column, {}).get(name) for column in columns] for name in names}
+        marked = [_marked([table[name][place] for name in names]) for place in range(len(columns))]
+        means = _marked_means([table[name] for name in names])
+        rows += [
+            (f"{_label(name)} ({backbone})", *(column[place] for column in marked), means[place])
+            for place, name in enumerate(names)
+        ]
+    if part == "table2":
+        rows += _beside(results, columns)
+    return Table(_TITLES[part], ("accuracy, %", *columns, AVERAGE), tuple(rows))
+
+
+def _marked(cells: Sequence[Mapping[str, Any] | None]) -> list[Cell]:
+    """A column, its best in bold and its second underlined."""
+    return ranked([None if cell is None else cell["accuracy"] for cell in cells], list(map(_worded, cells)))
+
+
+def _worded(cell: Mapping[str, Any] | None) -> str:
+    if cell is None:
+        return "–"
+    spread = "" if cell["spread"] is None else f"± {percent(cell['spread'])}"
+    return " ".join(part for part in (percent(cell["accuracy"]), spread, interval(cell["ci95"], percent)) if part)
+
+
+def _marked_means(rows: Sequence[Sequence[Mapping[str, Any] | None]]) -> list[Cell]:
+    """The plain mean over columns of each row that has them all."""
+    means = [statistics.fmean(c["accuracy"] for c in row if c) if all(row) else None for row in rows]
+    return ranked(means, ["–" if mean is None else percent(mean) for mean in means])
+
+
+def _beside(results: Results, columns: Sequence[str]) -> Iterator[tuple[Cell, ...]]:
+    """What needs no backbone: the same for all of them."""
+    grids = results["parts"]["table2"].values()
+    words = [next((g[c]["words"] for g in grids if "words" in g.get(c, {})), None) for c in columns]
+    lengths = [next(cell["length_accuracy"] for g in grids if c in g for cell in g[c].values()) for c in columns]
+    plain = [None if cell is None else {**cell, "spread": None} for cell in words]
+    mean = statistics.fmean(cell["accuracy"] for cell in words if cell) if all(words) else None
+    yield ("bag of words", *map(_worded, plain), "–" if mean is None else percent(mean))
+    yield ("the longer response", *map(percent, lengths), percent(statistics.fmean(lengths)))
+    yield ("random", *["50.0"] * (len(columns) + 1))
+
+
+def _differences(part: str, found: Sequence[Mapping[str, Any]]) -> Table:
+    rows = tuple(
+        (
+            f"{_label(each['a'])} less {_label(each['b'])} ({each['backbone']})",
+            each["column"],
+            f"{points(each['difference'])} {interval(each['ci95'], points)}".strip(),
+            ", ".join(map(points, each["by_seed"].values())),
+            p_value(each["p"]),
+            p_value(each["p_holm"]) if "p_holm" in each else "–",
+            f"{each['n']:,}",
+        )
+        for each in found
+    )
+    header = ("points", "on", "difference, 95% interval", "by seed", "p", "p, Holm", "pairs")
+    return Table(f"{_TITLES[part]}: differences", header, rows)
+
+
+def _rate_table(results: Results) -> Table:
+    rows = []
+    for backbone, methods in results["rates"].items():
+        for method, choice in methods.items():
+            marks = [
+                f"{rate}: {'failed' if rate in choice['failed'] else '–' if mark is None else percent(mark)}"
+                for rate, mark in choice["marks"].items()
+            ]
+            chosen = "not chosen yet" if choice["rate"] is None else f"{choice['rate']:g}"
+            rows.append((f"{_ROWS[method]} ({backbone})", "; ".join(marks), chosen))
+    return Table(
+        "Learning rates", ("", "validation accuracy of each rate, first seed, mean over sets", "chosen"), tuple(rows)
+    )
+
+
+def _account(results: Results) -> Iterator[Table]:
+    """What failed, what was stopped, what is missing: everything that was started is in a table here or above."""
+    failed = [(each["what"], each["reason"]) for each in results["failures"]]
+    stopped = [(what, "was started and not finished: it goes on when the study does") for what in results["unfinished"]]
+    if failed or stopped:
+        yield Table("Runs without a result", ("run", "reason"), (*failed, *stopped))
+
+
+def _statements(results: Results) -> Iterator[str]:
+    for part in PARTS:
+        for backbone in results["parts"].get(part, {}):
+            yield from _said(results, part, backbone)
+
+
+def _said(results: Results, part: str, backbone: str) -> Iterator[str]:
+    """A sentence for each pair of rows that is compared: how many columns, the mean, the seeds, the paper."""
+    found = [each for each in results["comparisons"] if (each["part"], each["backbone"]) == (part, backbone)]
+    for a, b in dict.fromkeys((each["a"], each["b"]) for each in found):
+        single = [each for each in found if (each["a"], each["b"]) == (a, b) and each["column"] != AVERAGE]
+        mean = next((each for each in found if (each["a"], each["b"], each["column"]) == (a, b, AVERAGE)), None)
+        ahead = sum(each["difference"] > 0 for each in single)
+        certain = [each for each in single if each["p_holm"] < 0.05]
+        above, below = (sum(sign * each["difference"] > 0 for each in certain) for sign in (1, -1))
+        yield (
+            f"{_WHERE[part]}, {backbone}: {_label(a)} is above {_label(b)} on {ahead} of {len(single)} "
+            f"(significantly above on {above} and below on {below}: p < 0.05 after Holm's correction)"
+            f"{_mean_said(mean)}{_paper_said(results, part, backbone, a, b, mean)}."
+        )
+
+
+_WHERE = {
+    "table2": "In domain",
+    "ood": "Out of domain",
+    "heads": "By heads",
+    "mixed": "After mixed training",
+    "losses": "By policy loss",
+    "ratios": "By policy ratio",
+    "sizes": "By share of the pairs",
+    "priors": "By reward loss",
+}
+
+
+def _mean_said(mean: Mapping[str, Any] | None) -> str:
+    if mean is None:
+        return ""
+    seeds = list(mean["by_seed"].values())
+    by_seed = f"; above in {sum(value > 0 for value in seeds)} of {count(len(seeds), 'seed')}" if seeds else ""
+    return (
+        f"; on average by {points(mean['difference'])} points {interval(mean['ci95'], points)}, which "
+        f"{_verdict(mean)}{by_seed}"
+    )
+
+
+def _verdict(mean: Mapping[str, Any]) -> str:
+    low, high = mean["ci95"]
+    return "is above 0" if low > 0 else "is below 0" if high < 0 else "the pairs can't tell from 0"
+
+
+def _paper_said(results: Results, part: str, backbone: str, a: str, b: str, mean: Mapping[str, Any] | None) -> str:
+    """What the paper prints of the same comparison, on average over its five sets, and whether ours agrees."""
+    if part != "table2" or a != "haf" or b not in ("baseline", "dpo") or mean is None:
+        return ""
+    gains = [_printed(name, b) for name in paper.BACKBONES]
+    agrees = {"is above 0": "agrees", "is below 0": "contradicts it"}.get(
+        _verdict(mean), "neither agrees nor contradicts"
+    )
+    shown = ", ".join(map(points, gains))
+    return f". The paper's three backbones: {shown} points; this {agrees}"
+
+
+def _printed(backbone: str, rival: str) -> float:
+    rows: dict[str, float] = {row.method: row.average for row in paper.TABLE_2 if row.backbone == backbone}
+    return round(rows["haf"] - rows[rival], 2) / 100
+
+
+def _figures(results: Results) -> Iterator[tuple[str, Markup]]:
+    legend = tuple((method, _ROWS[method]) for method in ("dpo", "baseline", "haf"))
+    for part in ("table2", "mixed"):
+        for backbone, grid in results["parts"].get(part, {}).items():
+            groups = [_bars(column, row) for column, row in grid.items()]
+            yield f"{part}-{backbone}", accuracy_bars(f"{_TITLES[part]}, {backbone}", groups, legend)
+    for part, label in (("sizes", "percent of the training pairs"), ("ratios", "policy ratio")):
+        for backbone, grid in results["parts"].get(part, {}).items():
+            curves = _size_curves(grid) if part == "sizes" else _ratio_curves(grid)
+            if curves:
+                panel = Panel("accuracy, mean over sets", curves, label)
+                yield f"{part}-{backbone}", curve_panels(f"{_TITLES[part]}, {backbone}", [panel])
+
+
+def _bars(column: str, row: Mapping[str, Mapping[str, Any]]) -> BarGroup:
+    shown = [(method, row[method]) for method in ("dpo", "baseline", "haf") if method in row]
+    return BarGroup(column, tuple(Bar(method, cell["accuracy"], _ends(cell)) for method, cell in shown))
+
+
+def _ends(cell: Mapping[str, Any]) -> tuple[float, float] | None:
+    return None if cell["ci95"] is None else (cell["ci95"][0], cell["ci95"][1])
+
+
+def _mean_over_sets(grid: Mapping[str, Mapping[str, Mapping[str, Any]]], row: str) -> float | None:
+    found = [column[row]["accuracy"] for column in grid.values() if row in column]
+    return statistics.fmean(found) if len(found) == len(grid) else None
+
+
+def _size_curves(grid: Mapping[str, Any]) -> tuple[Curve, ...]:
+    kinds = {"haf": "positive", "baseline": "negative", "dpo": "dpo dash1"}
+    curves = []
+    for method, kind in kinds.items():
+        at = [(100 / share, _mean_over_sets(grid, f"{method} 1/{share}")) for share in SHARES]
+        known = tuple((share, value) for share, value in at if value is not None)
+        if known:
+            curves.append(Curve(_ROWS[method], kind, known))
+    return tuple(curves)
+
+
+def _ratio_curves(grid: Mapping[str, Any]) -> tuple[Curve, ...]:
+    rows = dict.fromkeys(row for column in grid.values() for row in column)
+    known = sorted(
+        (float(row), value) for row in rows if (value := _mean_over_sets(grid, row)) is not None and float(row) >= 0
+    )
+    return (Curve("HAF", "positive", tuple(known)),) if known else ()
+
+
+def _notes(results: Results) -> Iterator[str]:
+    yield (
+        "Learning rates: every method tries the same rates with the same number of steps and pairs, on every set with "
+        "the first seed, and keeps the one with the best mean validation accuracy; its run of the first seed is kept "
+        "too. Losses, ratios, shares and mixtures take HAF's, the baseline's or DPO's rate as it is."
+    )
+    yield (
+        "Intervals and p-values are over prompts and hold for the seeds that were run; a method's own luck with a seed "
+        "shows in the column by seed. Means over sets weigh sets alike."
+    )
+    yield "Bag of words is a logistic regression on word counts of the responses, fitted on the same training pairs."
+    yield "Files stand for the paper's sets by role only, and the backbones are others: compare signs and sizes."
+    counts = results["counts"]
+    yield (
+        f"Started: {counts['started']:,} runs and scorings, some of them more than once; finished "
+        f"{counts['finished']:,}, failed {counts['failed']:,}."
+    )
+    yield from results["missing"]

@@ -1,0 +1,181 @@
+"""Doing what is missing of the study: train, score, keep the journal, stop in time.
+
+Several processes may work on one study, each started by the same command: a run belongs to whoever holds its lock. A
+run that fails is written down with its reason, and the study goes on.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from hafrm.data import load_pairs
+from hafrm.errors import ConfigError, HafrmError, first_line
+from hafrm.evaluation.run import evaluate
+from hafrm.evaluation.scoring import SCORES_FILE, score_pairs, write_scores
+from hafrm.reproduce.plans import Job, Plan
+from hafrm.reproduce.runs import Run, require_same_options, train_config, train_missing, write_data
+from hafrm.reproduce.study.costs import Costs, is_local
+from hafrm.reproduce.study.planning import SEARCH, Todo, journal_of, missing, stages, study_folder
+from hafrm.reproduce.study.words import fit_words
+from hafrm.training.manifest import is_finished
+
+__all__ = ["WORDS", "execute", "words_file"]
+
+Say = Callable[[str], None]
+
+WORDS = "words"
+"""How the scores of the bag-of-words model call it."""
+
+
+def words_file(job: Job, name: str) -> Path:
+    """Where the bag-of-words scores of a set lie."""
+    return study_folder(job) / "scores" / WORDS / name / SCORES_FILE
+
+
+def execute(job: Job, plan: Plan, say: Say) -> None:
+    """Do what is missing, as far as the time goes, in the study's own order.
+
+    Args:
+        job: What was asked for.
+        plan: What `plan` gave.
+        say: Called with a line before each run, and for what is left.
+
+    Raises:
+        ConfigError: a run's folder holds a run with other options, or its options can't work.
+    """
+    for name in dict.fromkeys(run.backbone for run in plan.runs):
+        say(f"backbone {name}: {job.scale.backbone(name).model()}")
+    for name in job.sets:
+        _score_words(job, name, say)
+    worker = _Worker(job, say)
+    try:
+        worker.work()
+    except _OutOfTimeError:
+        say(f"the time of {job.study.hours:g} hours is up; the same command goes on")
+    for line in missing(job):
+        say(line)
+
+
+def _score_words(job: Job, name: str, say: Say) -> None:
+    """Fit the bag-of-words model on the pairs that the backbones are trained on, and score the test pairs."""
+    path = words_file(job, name)
+    with FileLock(_lock_file(job, f"{WORDS}/{name}")):
+        if path.exists():
+            return
+        say(f"bag of words: {name}")
+        run = Run(backbone=job.backbones[0], sets=(name,), method="baseline")
+        write_data(job.scale, run, job.out)
+        config = train_config(job.scale, run, job.out, model="none")
+        train, validation = load_pairs(config.data), load_pairs(config.eval_data, split="validation")
+        data = job.scale.sets[name].test
+        test = load_pairs(data, split="test").pairs
+        write_scores(score_pairs(fit_words(train.pairs, validation.pairs), test, model=WORDS, data=data), path)
+
+
+def _lock_file(job: Job, name: str) -> Path:
+    path = study_folder(job) / "locks" / f"{name.replace('/', '@')}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+class _OutOfTimeError(Exception):
+    """The next run would end after the time that was given."""
+
+
+class _Worker:
+    """Works through the study's stages.
+
+    Args:
+        job: What was asked for.
+        say: Called with a line before each run.
+    """
+
+    def __init__(self, job: Job, say: Say) -> None:
+        self.job, self.say = job, say
+        self.journal = journal_of(job)
+        self.start = time.monotonic()
+        self.costs = Costs(job) if is_local(job) else None
+
+    def work(self) -> None:
+        """Do all that can be done. What other processes hold is waited for only where the next stage needs it.
+
+        Raises:
+            _OutOfTimeError: the time is up.
+        """
+        held: list[Todo] = []
+        for stage in stages(self.job):
+            if not stage.ready:
+                self.say(f"left out: {stage.name}, {stage.backbone}: every learning rate of a method failed")
+                continue
+            left = [todo for todo in stage.todos if not self._do(todo, f"{stage.name}, {stage.backbone}", wait=False)]
+            if stage.name == SEARCH:
+                for todo in left:
+                    self._do(todo, stage.name, wait=True)
+            else:
+                held += left
+        for todo in held:
+            self._do(todo, "what another process held", wait=True)
+
+    def _do(self, todo: Todo, stage: str, *, wait: bool) -> bool:
+        """Train and score one run; False where another process holds it and it is not to be waited for."""
+        if todo.done or (not self.job.study.retry and todo.failure(self.journal.last())):
+            return True
+        try:
+            with FileLock(_lock_file(self.job, todo.name), timeout=-1 if wait else 0):
+                if not is_finished(todo.folder):
+                    self._train(todo, stage)
+                if is_finished(todo.folder):
+                    self._score(todo, stage)
+        except Timeout:
+            return False
+        return True
+
+    def _train(self, todo: Todo, stage: str) -> None:
+        scale, out = todo.job.scale, todo.job.out
+        require_same_options(train_config(scale, todo.run, out, model=scale.backbone(todo.run.backbone).model()))
+        seconds = self.costs.run(todo.run) if self.costs else 0.0
+        with self._told(todo.name, stage, seconds):
+            train_missing(scale, todo.run, out)
+            for checkpoint in todo.folder.glob("checkpoint-*"):  # two of them are thrice the model's size
+                shutil.rmtree(checkpoint)
+
+    def _score(self, todo: Todo, stage: str) -> None:
+        for scoring in todo.unscored:
+            seconds = self.costs.scoring(scoring) if self.costs else 0.0
+            with self._told(todo.scoring_name(scoring), stage, seconds):
+                evaluate(scoring.config(todo.job.scale, todo.job.out))
+
+    @contextmanager
+    def _told(self, what: str, stage: str, foretold: float) -> Iterator[None]:
+        """Say and write down that something starts, and how it ended; what fails does not end the study.
+
+        Raises:
+            _OutOfTimeError: it would end too late.
+        """
+        hours = self.job.study.hours
+        if hours is not None and self._spent + foretold * self.journal.slowness() > 3600 * hours:
+            raise _OutOfTimeError
+        self.say(f"{self._spent / 60:.0f} min, {stage}: {what}")
+        self.journal.write(what, "started")
+        begun = time.monotonic()
+        try:
+            yield
+        except (HafrmError, RuntimeError, MemoryError) as error:
+            seconds = round(time.monotonic() - begun, 2)
+            self.journal.write(what, "failed", reason=first_line(error), seconds=seconds)
+            if isinstance(error, ConfigError):  # every other run would say the same
+                raise
+            self.say(f"failed: {what}: {error}")
+        else:
+            seconds = round(time.monotonic() - begun, 2)
+            self.journal.write(what, "finished", seconds=seconds, foretold=round(foretold, 2))
+
+    @property
+    def _spent(self) -> float:
+        return time.monotonic() - self.start

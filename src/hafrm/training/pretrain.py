@@ -1,0 +1,263 @@
+"""Pretrain a small causal language model, or train one on: transformers' own `Trainer` on packed blocks of text.
+
+The result is a stock folder: model, tokenizer with a chat template, and `recipe.json` with what it was made by, its
+losses and its perplexity on held-out text. A killed run goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from hafrm import atomic
+from hafrm.errors import ConfigError, DataError
+from hafrm.models.checkpoints import load_causal_lm
+from hafrm.models.hybrid import max_positions
+from hafrm.models.tokenizers import load_tokenizer, resize_embeddings
+from hafrm.numerics import cpu_tuned
+from hafrm.pretraining import Blocks, LlamaShape, new_llama, no_progress_bars, perplexity, train_tokenizer, untie
+from hafrm.training.arguments import checked_arguments
+from hafrm.training.callbacks import ConsoleProgress
+from hafrm.training.manifest import git_revision
+from hafrm.training.texts import read_texts, samples, words_of
+from hafrm.training.trainer import last_checkpoint
+
+__all__ = ["RECIPE_FILE", "PretrainConfig", "pretrain"]
+
+RECIPE_FILE = "recipe.json"
+
+_BEGUN_FILE = "begun.json"
+"""What an unfinished run was asked for; gone when `recipe.json` is there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Pretrain a small causal language model on text, or train one on."""
+
+    data: list[str]
+    """Files of rows with `text`, a document, or `messages`, a conversation, of which the last turn is learnt. Rows
+    whose `split` is valid, validation or test are held out."""
+
+    out: str
+    """The model's folder."""
+
+    model: str | None = None
+    """A causal language model to go on from, with its tokenizer. Default: a new Llama of `shape`."""
+
+    shape: LlamaShape = field(default_factory=LlamaShape)
+    """A new model's size."""
+
+    tokenizer_texts: int = 20_000
+    """A new model: how many training texts its tokenizer is trained on."""
+
+    untie: bool = True
+    """A new model: whether it ends with an LM head of its own, equal to its embeddings, as the paper's models have."""
+
+    context: int | None = None
+    """A model that is trained on: tokens of a block. Default: all that it takes."""
+
+    validation_blocks: int = 64
+    """Blocks of held-out text that are predicted, at most."""
+
+    training: dict[str, Any] = field(default_factory=dict)
+    """Any field of transformers' TrainingArguments. Defaults, where they are not transformers': one epoch of 16 blocks
+    a step, learning_rate 2e-3 (5e-4 for a model that is trained on), a twentieth of the steps up from zero and a cosine
+    down to a twentieth of the rate, AdamW with betas 0.9 and 0.95, weight_decay 0.1, max_grad_norm 1, seed 0;
+    evaluated and saved every tenth of the steps."""
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise ConfigError("data: name at least one file.")
+        for name in ("tokenizer_texts", "validation_blocks"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.model is None and self.context is not None:
+            raise ConfigError("context has no effect on a new model: set shape.context.")
+        if self.model is not None and self.shape != LlamaShape():
+            raise ConfigError("shape has no effect on a model that is trained on: leave it out.")
+        object.__setattr__(self, "training", checked_arguments(self.training))
+
+
+def pretrain(config: PretrainConfig, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+    """Train the model, or go on where a killed run stopped.
+
+    Args:
+        config: What to make.
+        say: Called with a line before each stage.
+
+    Returns:
+        The contents of `recipe.json`: `{"config", "parameters", "tokens", "steps", "perplexity", "losses",
+        "validation", ...}`. A folder that is finished is not trained again.
+
+    Raises:
+        ConfigError: the folder holds another model, or training's options can't work.
+        DataError: a row is no text, or too little is held out.
+        ModelError: the model to go on from is not there.
+    """
+    folder = Path(config.out)
+    if finished := _resumed(folder, config):
+        return finished
+    with cpu_tuned(), no_progress_bars():
+        return _pretrain(config, folder, say)
+
+
+def _resumed(folder: Path, config: PretrainConfig) -> dict[str, Any] | None:
+    """The recipe of a finished model; refuses a folder of anything but this config's."""
+    asked = json.loads(json.dumps(asdict(config) | {"out": ""}))
+    for name in (RECIPE_FILE, _BEGUN_FILE):
+        if not (folder / name).exists():
+            continue
+        found: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
+        if found.get("config") != asked:
+            raise ConfigError(f"{folder} holds a model that was made with other options. Choose another --out.")
+        return found if name == RECIPE_FILE else None
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} holds files that are no model of hafrm pretrain. Choose another --out.")
+    atomic.write_json(folder / _BEGUN_FILE, {"config": asked})
+    return None
+
+
+def _pretrain(config: PretrainConfig, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    seed = int(config.training.get("seed", 0))
+    set_seed(seed)
+    say("reading the text")
+    tokenizer = _tokenizer(config, folder)
+    model = _model(config, tokenizer)
+    context = config.context or max_positions(model.config) or config.shape.context
+    train = Blocks(samples(read_texts(config.data, held_out=False), tokenizer, context), context)
+    held_out = _held_out(config, tokenizer, context)
+    if not len(train):
+        raise DataError(
+            f"data: fewer than {context} tokens are there to train on. Add text, or take a smaller context."
+        )
+    args = _arguments(config, folder, len(train))
+    say(
+        f"{model.num_parameters():,} parameters, {len(train) * context:,} tokens in {len(train):,} blocks, "
+        f"{len(held_out)} held out; {_steps(args, len(train)):,} steps"
+    )
+    trainer = Trainer(model, args, train_dataset=train, eval_dataset=held_out, callbacks=[ConsoleProgress()])
+    trainer.remove_callback(PrinterCallback)
+    checkpoint = last_checkpoint(folder)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    return _finish(config, folder, trainer, tokenizer, held_out)
+
+
+def _tokenizer(config: PretrainConfig, folder: Path) -> PreTrainedTokenizerFast:
+    """The model's own, the one that a killed run trained, or a new one."""
+    if config.model is not None or (folder / "tokenizer.json").exists():
+        loaded: PreTrainedTokenizerFast = load_tokenizer(config.model or str(folder))
+        return loaded
+    texts = map(words_of, islice(read_texts(config.data, held_out=False), config.tokenizer_texts))
+    tokenizer = train_tokenizer(texts, vocabulary=config.shape.vocabulary, context=config.shape.context)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def _model(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    if config.model is None:
+        return new_llama(config.shape, tokenizer)
+    model = load_causal_lm(config.model, dtype=torch.float32)
+    resize_embeddings(model, tokenizer)
+    limit = max_positions(model.config)
+    if config.context is not None and limit is not None and config.context > limit:
+        raise ConfigError(f"context is {config.context}, but {config.model} has {limit} positions.")
+    return model
+
+
+def _held_out(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast, context: int) -> Blocks:
+    """Held-out blocks, as many as there are and are asked for."""
+    texts = read_texts(config.data, held_out=True)
+    blocks = Blocks(samples(texts, tokenizer, context), context, config.validation_blocks)
+    if not len(blocks):
+        raise DataError(
+            f"data: the rows whose `split` is valid, validation or test hold fewer than {context} tokens, so nothing "
+            "tells how well the model predicts. Mark more rows, or take a smaller context."
+        )
+    return blocks
+
+
+def _arguments(config: PretrainConfig, folder: Path, blocks: int) -> TrainingArguments:
+    values: dict[str, Any] = {
+        "per_device_train_batch_size": 16,
+        "per_device_eval_batch_size": 8,
+        "num_train_epochs": 1,
+        "learning_rate": 2e-3 if config.model is None else 5e-4,
+        "lr_scheduler_type": "cosine_with_min_lr",
+        "lr_scheduler_kwargs": {"min_lr_rate": 0.05},
+        "warmup_steps": 0.05,  # a share of the steps
+        "optim": "adamw_torch",
+        "adam_beta2": 0.95,
+        "weight_decay": 0.1,
+        "max_grad_norm": 1.0,
+        "seed": 0,
+        "logging_steps": 10,
+        "save_total_limit": 1,
+        "report_to": [],
+        "disable_tqdm": True,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "bf16": torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+    } | config.training
+    try:
+        args = TrainingArguments(output_dir=str(folder), prediction_loss_only=True, **values)
+        every = max(1, math.ceil(_steps(args, blocks) / 10))
+        told: dict[str, Any] = {
+            "eval_strategy": "steps",
+            "eval_steps": every,
+            "save_strategy": "steps",
+            "save_steps": every,
+        }
+        return TrainingArguments(output_dir=str(folder), prediction_loss_only=True, **(told | values))
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(f"training: {error}") from error
+
+
+def _steps(args: TrainingArguments, blocks: int) -> int:
+    if args.max_steps > 0:
+        return args.max_steps
+    batches = math.ceil(blocks / args.per_device_train_batch_size)
+    return math.ceil(args.num_train_epochs * max(1, batches // args.gradient_accumulation_steps))
+
+
+def _finish(
+    config: PretrainConfig, folder: Path, trainer: Trainer, tokenizer: PreTrainedTokenizerFast, held_out: Blocks
+) -> dict[str, Any]:
+    """Write the folder, and last its recipe; the checkpoints are done with."""
+    model: Any = trainer.model
+    if config.model is None and config.untie and isinstance(model, LlamaForCausalLM):
+        untie(model)
+    model.to("cpu").save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    history = trainer.state.log_history
+    batch = trainer.args.per_device_train_batch_size * trainer.args.gradient_accumulation_steps
+    recipe = {
+        "config": asdict(config) | {"out": ""},
+        "parameters": model.num_parameters(),
+        "steps": trainer.state.global_step,
+        "tokens": trainer.state.global_step * batch * held_out.ids.shape[1],
+        "perplexity": perplexity(model, held_out),
+        "losses": [[row["step"], row["loss"]] for row in history if "loss" in row],
+        "validation": [[row["step"], row["eval_loss"]] for row in history if "eval_loss" in row],
+        "git_revision": git_revision(),
+    }
+    atomic.write_json(folder / RECIPE_FILE, recipe)
+    (folder / _BEGUN_FILE).unlink(missing_ok=True)
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    return recipe

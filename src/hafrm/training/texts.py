@@ -1,0 +1,82 @@
+"""Text to pretrain on, from files: rows of plain documents and rows of conversations.
+
+A row has `text`, a document, or `messages`, a conversation that ends in an assistant turn. One whose `split` is
+`valid`, `validation` or `test` is held out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
+
+from hafrm.data import read_rows
+from hafrm.encoding import ConversationEncoder, OverlongError
+from hafrm.errors import DataError
+from hafrm.pairs import Conversation, Message
+from hafrm.pretraining import Sample, document_sample, response_sample
+
+__all__ = ["HELD_OUT", "Text", "read_texts", "samples", "words_of"]
+
+HELD_OUT = frozenset({"valid", "validation", "test"})
+"""Values of a row's `split` that keep it out of training."""
+
+Text = str | Conversation
+"""A document or a conversation."""
+
+
+def read_texts(files: Sequence[str], *, held_out: bool) -> Iterator[Text]:
+    """The texts of one side, in the files' order.
+
+    Raises:
+        UnreadableError: a file can't be read.
+        DataError: a row is neither a document nor a conversation.
+    """
+    for file in files:
+        for row in read_rows(Path(file)):
+            if row.error is not None:
+                raise row.error
+            if isinstance(row.value, dict) and (row.value.get("split") in HELD_OUT) != held_out:
+                continue
+            yield _text_of(row.value, f"{file}, row {row.number}")
+
+
+def _text_of(value: Any, where: str) -> Text:
+    if isinstance(value, dict):
+        if isinstance(value.get("text"), str):
+            return str(value["text"])
+        messages = value.get("messages")
+        if isinstance(messages, list) and len(messages) > 1 and all(map(_is_message, messages)):
+            turns = [Message(turn["role"], turn["content"]) for turn in messages]
+            if turns[-1].role == "assistant":
+                return Conversation(tuple(turns[:-1]), (turns[-1],))
+    raise DataError(
+        f"{where}: a row to pretrain on has `text`, a document, or `messages`, two or more turns with `role` and "
+        "`content` of which the last is the assistant's. Repair or remove the row."
+    )
+
+
+def _is_message(turn: Any) -> bool:
+    return isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
+
+
+def words_of(text: Text) -> str:
+    """What a tokenizer is trained on."""
+    if isinstance(text, str):
+        return text
+    return "\n\n".join(message.content for message in (*text.prompt, *text.response))
+
+
+def samples(texts: Iterator[Text], tokenizer: PreTrainedTokenizerFast, context: int) -> Iterator[Sample]:
+    """Token ids and labels; a long conversation loses the end of its response, and one of prompt alone is left out."""
+    encoder = ConversationEncoder(tokenizer, context, "truncate")
+    for text in texts:
+        if isinstance(text, str):
+            yield document_sample(text, tokenizer)
+            continue
+        try:
+            yield response_sample(text, encoder)
+        except OverlongError:
+            continue

@@ -1,0 +1,440 @@
+"""The study: its plan, its choice of rates, its journal, and the whole of it in a tiny world."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from filelock import FileLock
+
+from hafrm.cli import main
+from hafrm.errors import ConfigError, TrainingError
+from hafrm.evaluation.scoring import read_scores
+from hafrm.pairs import Conversation
+from hafrm.reproduce import paper
+from hafrm.reproduce.plans import Job
+from hafrm.reproduce.runs import Run, command, train_config
+from hafrm.reproduce.scales import Overrides, small_scale, world_scale
+from hafrm.reproduce.study import costs, planning, rates, results, telling, work
+from hafrm.reproduce.study import trials as study_trials
+from hafrm.reproduce.study.journal import Journal
+from hafrm.reproduce.study.options import PARTS, StudyOptions
+from hafrm.reproduce.study.publishing import page_of, publish, with_block
+from hafrm.reproduce.study.trials import cells, stage_order, trials
+from hafrm.reproduce.study.words import fit_words
+from hafrm.training import run as training_run
+from tests.reproduce.test_plans import small_files
+from tests.tiny import pair
+
+ROOT = Path(__file__).parents[2]
+
+
+def job(out: Path, **values: Any) -> Job:
+    asked = {
+        "scale": world_scale(Overrides(steps=2)),
+        "backbones": ("instruct", "base"),
+        "sets": paper.SETS,
+        "seeds": (0, 1, 2),
+        "out": out,
+    }
+    return Job(**(asked | values))  # type: ignore[arg-type]
+
+
+def test_width_comes_before_depth(tmp_path: Path) -> None:
+    """All five sets, three methods and three seeds on one backbone are the first 45 runs, a seed after the other."""
+    asked = job(tmp_path)
+    assert next(stage_order(asked)) == ("table2", "instruct")
+    runs = list(trials(asked, "table2", "instruct"))
+    assert len(runs) == 45
+    assert [run.seed for run in runs] == [0] * 15 + [1] * 15 + [2] * 15
+    stages = list(stage_order(asked))
+    assert set(stages) == {(part, backbone) for part in PARTS for backbone in asked.backbones}
+    assert len(stages) == len(set(stages))
+    assert stages.index(("table2", "base")) < stages.index(("losses", "instruct"))
+    assert list(stage_order(replace(asked, study=StudyOptions(parts=("sizes",))))) == [
+        ("sizes", "instruct"),
+        ("sizes", "base"),
+    ]
+
+
+def test_parts_share_their_runs(tmp_path: Path) -> None:
+    asked = job(tmp_path, backbones=("instruct",))
+    single = set(trials(asked, "table2", "instruct"))
+    assert set(trials(asked, "ood", "instruct")) == set(trials(asked, "heads", "instruct")) | single == single
+    assert len(set(trials(asked, "losses", "instruct")) - single) == 3 * 5 * 3
+    assert len(set(trials(asked, "sizes", "instruct")) - single) == 4 * 5 * 3 * 3
+    assert len(set(trials(asked, "ratios", "instruct")) - single) == 5 * 5 * 3
+    assert {cell.column for cell in cells(asked, "ood", "instruct")} >= {"BS→Harmless", "CA→AHP"}
+    names = [run.name for part in PARTS for run in trials(asked, part, "instruct")]
+    assert len(set(names)) == len(planning.plan(asked).runs)
+
+
+def test_losses_and_shares_are_runs_of_hafrm_train(tmp_path: Path) -> None:
+    from hafrm.cli import train
+    from hafrm.cli.options import options_of
+    from hafrm.training.config import TrainConfig
+
+    asked = job(tmp_path)
+    parser = train.parser()
+    for run in (*trials(asked, "losses", "base"), *trials(asked, "priors", "base"), *trials(asked, "sizes", "base")):
+        config = train_config(asked.scale, run, tmp_path, model="m")
+        assert options_of(TrainConfig, parser, parser.parse_args(command(config)[2:])) == config
+    simpo = Run(backbone="base", sets=("BS",), method="haf", loss="simpo")
+    assert train_config(asked.scale, simpo, tmp_path, model="m").loss.beta == 2
+
+
+def test_a_rates_runs_have_folders_of_their_own_and_the_best_on_validation_is_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = job(tmp_path, sets=("BS", "AHP"), study=StudyOptions(rates=(1e-4, 1e-3, 1e-2)))
+    assert len(list(rates.search(asked, "base"))) == 3 * 2 * 3
+    assert rates.at_chosen_rates(asked, "base", {}) is None
+    marks = {"haf": (0.6, 0.7, 0.7), "baseline": (0.5, 0.5, 0.6), "dpo": (0.9, 0.1, 0.1)}
+    found = {}
+    for at, run in rates.search(asked, "base"):
+        rate = at.scale.backbone("base").learning_rates[run.method]
+        place = asked.study.rates.index(rate)
+        shift = 0.1 if run.sets == ("BS",) else -0.1  # the mean over sets counts
+        found[run.folder(at.scale, tmp_path)] = marks[run.method][place] + shift
+    assert len(found) == 18
+    monkeypatch.setattr(rates, "is_finished", found.__contains__)
+    monkeypatch.setattr(
+        rates, "read_manifest", lambda folder: {"eval_metrics": {"eval_rewards/accuracies": found[folder]}}
+    )
+    at = rates.at_chosen_rates(asked, "base", {})
+    assert at is not None
+    assert at.scale.backbone("base").learning_rates == {"haf": 1e-3, "baseline": 1e-2, "dpo": 1e-4}
+    folder = Run(backbone="base", sets=("BS",), method="dpo").folder(at.scale, tmp_path)
+    assert folder.name == "dpo-seed0-lr0.0001"
+    assert folder in found  # the search's run of the chosen rate is the first seed's
+    best = next(folder for folder in found if "dpo-seed0-lr0.0001" in str(folder))
+    del found[best]
+    journal = Journal(tmp_path / "j")
+    journal.write(str(best.relative_to(asked.root / "runs")), "failed", reason="diverged")
+    choice = rates.chosen(asked, "base", journal.last())["dpo"]
+    assert choice.failed == (1e-4,)
+    assert choice.complete
+    assert choice.rate == 1e-3
+
+
+def test_a_journal_keeps_all_and_survives_a_kill(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "study" / "runs.jsonl")
+    assert journal.slowness() == 1
+    journal.write("a", "started")
+    journal.write("a", "finished", seconds=6.0, foretold=2.0)
+    journal.write("b", "started")
+    with journal.path.open("a") as file:
+        file.write('{"what": "b", "ev')
+    assert [entry.event for entry in journal.entries()] == ["started", "finished", "started"]
+    assert journal.slowness() == 3
+    with journal.path.open("a") as file:
+        file.write("\n")
+    journal.write("b", "started")
+    journal.write("b", "finished", seconds=1.0, foretold=2.0)  # went on from a checkpoint: says nothing of speed
+    assert journal.slowness() == 3
+    assert journal.last()["b"].event == "finished"
+
+
+def test_a_bag_of_words_learns_words_and_not_noise() -> None:
+    rng = np.random.default_rng(0)
+    fillers = ["tree", "house", "river", "stone", "cloud", "bird"]
+    pairs = [
+        pair(f"q{i}", f"please {rng.choice(fillers)} {rng.choice(fillers)}", f"{rng.choice(fillers)} never", row=i)
+        for i in range(80)
+    ]
+    words = fit_words(pairs[:60], pairs[60:])
+    noise = max(abs(words.weights[word]) for word in fillers)
+    assert words.weights["please"] > 2 * noise
+    assert words.weights["never"] < -2 * noise
+    good, bad, unknown = words.score([Conversation.of("x", text) for text in ("Please", "never", "zebra")])
+    assert good > 0 > bad  # type: ignore[operator]
+    assert unknown == 0
+
+
+TINY = ["--scale", "world", "--steps", "2", "--sets", "Harmless", "BS", "--backbones", "instruct"]
+
+
+def study(out: Path, *more: str) -> dict[str, Any]:
+    assert main(["reproduce", "study", "--out", str(out), *TINY, *more]) == 0
+    found: dict[str, Any] = json.loads((out / "world" / "study" / "results.json").read_text())
+    return found
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    root = tmp_path / "checkout"
+    (root / "docs").mkdir(parents=True)
+    (root / "README.md").write_text("# x\n<!-- study: here -->\nold\n<!-- end of study -->\nend\n")
+    return root
+
+
+def test_the_study_from_its_command_to_the_docs(
+    tiny_world: Path,
+    tmp_path: Path,
+    checkout: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Two seeds and two rates; what it says is what its raw scores say."""
+    monkeypatch.setattr(training_run, "fit_combination", lambda margins: 1.0)  # two steps settle no weight
+    words = ["--seeds", "0", "1", "--learning_rates", "1e-4", "1e-3", "--publish", str(checkout)]
+    parts = ["--sets", "BS", "--parts", "table2", "heads"]
+    found = study(tmp_path, *words, *parts)
+    assert found["missing"] == ["nothing is missing"]
+    assert found["failures"] == found["unfinished"] == []
+    assert set(found["rates"]["instruct"]["haf"]["marks"]) == {"0.0001", "0.001"}
+    cell = found["parts"]["table2"]["instruct"]["BS"]["haf"]
+    assert len(cell["by_seed"]) == 2
+    rate = found["rates"]["instruct"]["haf"]["rate"]
+    hits = []
+    for seed in (0, 1):
+        folder = tmp_path / f"world/study/scores/instruct/BS/haf-seed{seed}-lr{rate:g}/BS"
+        scored = read_scores(folder / "scores.jsonl")
+        hits.append(np.mean([0.5 + 0.5 * np.sign(score.margin) for score in scored]))
+    assert cell["by_seed"] == pytest.approx(hits)
+    one = [each for each in found["comparisons"] if (each["part"], each["column"]) == ("table2", "BS")]
+    gain = next(each for each in one if (each["a"], each["b"]) == ("haf", "dpo"))
+    dpo = found["parts"]["table2"]["instruct"]["BS"]["dpo"]
+    assert gain["difference"] == pytest.approx(cell["accuracy"] - dpo["accuracy"])
+    assert set(found["parts"]["heads"]["instruct"]["BS"]) == {"reward head", "policy head", "both heads"}
+    assert not list((tmp_path / "world" / "runs").rglob("checkpoint-*"))
+    assert (checkout / "docs/results/study.md").read_text() == page_of(found)
+    readme = (checkout / "README.md").read_text()
+    assert "old" not in readme
+    assert "| bag of words |" in readme
+    assert with_block(readme, found) == readme
+    page = (tmp_path / "world" / "study" / "table.md").read_text()
+    for line in ("HAF (instruct)", "Learning rates", "In domain, instruct: HAF is above Baseline on"):
+        assert line in page
+    started = found["counts"]["started"]
+    capfd.readouterr()
+    assert study(tmp_path, *words, *parts)["counts"]["started"] == started  # all is there: nothing runs again
+    assert main(["reproduce", "study", "--out", str(tmp_path), *TINY, *words, *parts, "--dry_run"]) == 0
+    assert "nothing is missing" in capfd.readouterr().out
+
+
+def test_other_sets_and_mixtures(tiny_world: Path, tmp_path: Path) -> None:
+    found = study(tmp_path, "--parts", "table2", "ood", "mixed")
+    assert set(found["parts"]["ood"]["instruct"]) == {"BS→Harmless", "Harmless→BS"}
+    assert set(found["parts"]["mixed"]["instruct"]) == {"Harmless", "BS"}
+    assert len(list((tmp_path / "world" / "runs").rglob("manifest.json"))) == 3 * (2 + 1)
+    table = [each for each in found["comparisons"] if each["part"] == "mixed" and each["b"] == "dpo"]
+    by_column = {each["column"]: each for each in table}
+    sets = [by_column[name]["difference"] for name in ("Harmless", "BS")]
+    assert by_column["Avg"]["difference"] == pytest.approx(np.mean(sets))
+    low, high = by_column["Avg"]["ci95"]
+    assert low <= by_column["Avg"]["difference"] <= high
+    widths = [by_column[name]["ci95"][1] - by_column[name]["ci95"][0] for name in ("Harmless", "BS")]
+    assert high - low < max(widths)  # two sets tell more than one
+    assert by_column["BS"]["p_holm"] >= by_column["BS"]["p"]
+
+
+def test_curves_and_losses(tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One seed, one set, two shares, one other loss: no averages, and figures of what there is."""
+    for module in (study_trials, results, telling):
+        monkeypatch.setattr(module, "SHARES", (2, 1))
+    monkeypatch.setattr(study_trials, "_POLICY_LOSSES", ("simpo",))
+    found = study(tmp_path, "--sets", "BS", "--parts", "losses", "sizes")
+    assert set(found["parts"]["losses"]["instruct"]["BS"]) == {"none", "dpo", "simpo"}
+    assert set(found["parts"]["sizes"]["instruct"]["BS"]) == {
+        f"{method} 1/{share}" for method in ("haf", "baseline", "dpo") for share in (1, 2)
+    }
+    manifest = json.loads((tmp_path / "world/runs/instruct/BS/haf-1of2-seed0/manifest.json").read_text())
+    assert manifest["data"]["train"]["sources"][0]["kept"] == 12
+    svg = (tmp_path / "world" / "study" / "sizes-instruct.svg").read_text()
+    assert "percent of the training pairs" in svg
+    assert svg.count('class="series') == 3 + 3  # the curves and their legend
+
+
+def test_what_fails_is_written_down_and_the_study_goes_on(
+    tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = work.train_missing
+
+    def failing(scale: Any, run: Run, out: Path) -> Path:
+        if run.method == "dpo":
+            raise TrainingError("the loss is not finite\nlook here")
+        return whole(scale, run, out)
+
+    monkeypatch.setattr(work, "train_missing", failing)
+    found = study(tmp_path, "--parts", "table2")
+    assert [each["reason"] for each in found["failures"]] == ["the loss is not finite"] * 2
+    assert set(found["parts"]["table2"]["instruct"]["BS"]) == {"haf", "baseline", "words"}
+    page = (tmp_path / "world" / "study" / "table.md").read_text()
+    assert "the loss is not finite" in page
+    assert any("2 of which failed" in line for line in found["missing"])
+    monkeypatch.setattr(work, "train_missing", whole)
+    assert study(tmp_path, "--parts", "table2")["failures"] == found["failures"]  # not tried again by itself
+    assert study(tmp_path, "--parts", "table2", "--retry")["failures"] == []
+
+
+def test_the_time_ends_between_runs_and_the_study_goes_on(
+    tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    clock = [0.0]
+    whole = work.train_missing
+
+    def slow(scale: Any, run: Run, out: Path) -> Path:
+        clock[0] += 1000.0
+        return whole(scale, run, out)
+
+    monkeypatch.setattr(work, "train_missing", slow)
+    monkeypatch.setattr(work.time, "monotonic", lambda: clock[0])
+    found = study(tmp_path, "--parts", "table2", "--hours", "0.5")
+    assert "the time of 0.5 hours is up" in capfd.readouterr().err
+    assert any(line.startswith("missing: 5 of 6 runs of table2") for line in found["missing"])  # stopped at 2000 s
+    assert set(found["parts"]["table2"]["instruct"]) == {"Harmless"}
+    assert study(tmp_path, "--parts", "table2")["missing"] == ["nothing is missing"]
+
+
+def test_a_killed_study_lists_what_was_begun(tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(work, "train_missing", killed)
+        assert main(["reproduce", "study", "--out", str(tmp_path), *TINY, "--parts", "table2"]) == 130
+    asked = job(tmp_path, backbones=("instruct",), sets=("Harmless", "BS"), seeds=(0,))
+    assert results.collect(asked)["unfinished"] == ["instruct/Harmless/haf-seed0"]
+    assert study(tmp_path, "--parts", "table2")["unfinished"] == []
+
+
+def test_what_another_process_holds_is_left_to_it(tiny_world: Path, tmp_path: Path) -> None:
+    asked = job(tmp_path, backbones=("instruct",), sets=("BS",), seeds=(0,), study=StudyOptions(parts=("table2",)))
+    order: list[str] = []
+    held = tmp_path / "world/study/locks/instruct@BS@haf-seed0.lock"
+    held.parent.mkdir(parents=True)
+    taken = threading.Event()
+
+    def other() -> None:
+        with FileLock(held):
+            taken.set()
+            time.sleep(2.0)
+
+    process = threading.Thread(target=other)
+    process.start()
+    taken.wait()
+    work.execute(asked, planning.plan(asked), order.append)
+    process.join()
+    runs = [line.rsplit("/", 1)[1] for line in order if "instruct/BS/" in line and "scores" not in line]
+    assert runs[:3] == ["baseline-seed0", "dpo-seed0", "haf-seed0"]
+    assert order[-1] == "nothing is missing"
+
+
+def hours_of(printed: str) -> float:
+    found = re.search(r"all that is missing: about ([\d.e-]+) hours", printed)
+    assert found is not None
+    return float(found[1])
+
+
+def test_small_foretells_its_hours_and_cuts_its_sets(
+    tiny_world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = small_files(tmp_path / "data")
+    words = ["--scale", "small", "--backbone", str(tiny_world), "--data_folder", str(data), "--steps", "1"]
+    words += ["--sets", "BS", "--parts", "table2", "sizes", "--max_length", "256", "--pairs", "6"]
+    assert main(["reproduce", "study", "--out", str(tmp_path), *words, "--dry_run"]) == 0
+    printed = capfd.readouterr().out
+    assert "base-lora" in printed
+    assert "hours of one process" in printed
+    two = [*words, "--learning_rates", "1e-3", "1e-2", "--dry_run"]
+    assert main(["reproduce", "study", "--out", str(tmp_path), *two]) == 0
+    choice = capfd.readouterr().out
+    assert "missing: 6 of 6 runs of the choice of learning rates, base: about" in choice
+    assert hours_of(choice) < 2 * hours_of(printed)  # the first seed's runs of a chosen rate are not trained again
+    scale = small_scale(Overrides(cap=6, steps=1), backbones=[str(tiny_world)], data_folder=str(data))
+    lines = []
+    for share in (1, 2):
+        run = Run(backbone="base", sets=("BS",), method="baseline", share=share)
+        (name,) = train_config(scale, run, tmp_path, model="m").data
+        work.write_data(scale, run, tmp_path)
+        lines.append(Path(name).read_text().splitlines())
+    assert [len(each) for each in lines] == [6, 3]
+    assert set(lines[1]) < set(lines[0])  # a smaller part is a part of the larger one
+
+
+def test_costs_are_counts_of_products(tiny_world: Path, tmp_path: Path) -> None:
+    """By hand: 16 pairs forward and twice backward, and 14 validation pairs at the end, through the body alone."""
+    data = small_files(tmp_path / "data")
+    scale = small_scale(Overrides(steps=1), backbones=[str(tiny_world)], data_folder=str(data))
+    asked = job(tmp_path, scale=scale, backbones=("base", "base-lora"), sets=("BS",))
+    counted = costs.Costs(asked)
+    body = 2 * (32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 48 + 2 * 32) + 32  # two layers with two of four heads for keys
+    head = 260 * 32
+    tokens, responses = counted._sets["BS"].tokens, counted._sets["BS"].responses
+    run = {name: Run(backbone="base", sets=("BS",), method=name, seed=1) for name in ("baseline", "haf")}
+    pairs = 3 * 16 + 14
+    expected = 2 * pairs * tokens * body / costs._SPEED + costs._OVERHEAD
+    assert counted.run(run["baseline"]) == pytest.approx(expected)
+    more = counted.run(run["haf"]) - counted.run(run["baseline"])
+    assert more == pytest.approx(2 * pairs * responses * head / costs._SPEED)
+    assert costs.Costs(asked, 3.0).run(run["haf"]) == pytest.approx(3 * counted.run(run["haf"]))
+    assert counted.run(replace(run["haf"], backbone="base-lora")) < counted.run(run["haf"])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: StudyOptions(parts=("table9",)), "table9 is none of table2"),  # type: ignore[arg-type]
+        (lambda: StudyOptions(hours=0), "hours must be more than 0"),
+        (lambda: StudyOptions(rates=(0.0,)), "learning_rates must be more than 0"),
+    ],
+)
+def test_options_that_can_not_work_are_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def numbers(difference: float, ends: list[float]) -> dict[str, Any]:
+    """Results of one comparison over two sets, as `collect` gives them."""
+    cell = {"accuracy": 0.7, "by_seed": [0.7], "spread": None, "ci95": [0.6, 0.8], "n": 9, "length_accuracy": 0.4}
+    said = {"part": "table2", "backbone": "b", "a": "haf", "b": "baseline", "p": 0.01, "by_seed": {"0": difference}}
+    said |= {"difference": difference, "ci95": ends, "n": 9}
+    return {
+        "format": 1,
+        "scale": "small",
+        "sets": ["BS"],
+        "seeds": [0],
+        "steps": 1,
+        "batch": 16,
+        "cap": None,
+        "backbones": {"b": {"paper_name": None, "lora_rank": 0}},
+        "rates": {"b": {"haf": {"marks": {"0.001": None}, "failed": [], "rate": 0.001}}},
+        "parts": {"table2": {"b": {"BS": {"haf": cell, "baseline": cell}}}},
+        "comparisons": [said | {"column": "BS", "p_holm": 0.02}, said | {"column": "Avg"}],
+        "failures": [],
+        "unfinished": [],
+        "missing": ["nothing is missing"],
+        "counts": {"started": 2, "finished": 2, "failed": 0},
+    }
+
+
+@pytest.mark.parametrize(
+    ("difference", "ends", "said", "agrees"),
+    [
+        (0.02, [0.01, 0.03], "is above 0; above in 1 of 1 seed", "this agrees"),
+        (-0.02, [-0.03, -0.01], "is below 0; above in 0 of 1 seed", "this contradicts it"),
+        (0.01, [-0.01, 0.03], "the pairs can't tell from 0", "this neither agrees nor contradicts"),
+    ],
+)
+def test_sentences_follow_the_numbers(difference: float, ends: list[float], said: str, agrees: str) -> None:
+    (sentence,) = telling.findings_of(numbers(difference, ends)).statements
+    assert said in sentence
+    assert agrees in sentence
+    assert "+4.6, +4.8, +3.4 points" in sentence  # HAF less the baseline in Table 2: 74.12 - 69.50, 71.82 - 67.06, ...
+    assert f"on {int(difference > 0)} of 1" in sentence
+
+
+def test_what_is_published_is_read_by_name(tmp_path: Path, checkout: Path) -> None:
+    written = publish(numbers(0.02, [0.01, 0.03]), checkout)
+    assert {path.name for path in written} == {"results.json", "study.md", "table2-b.svg", "README.md"}
+    with pytest.raises(ConfigError, match=r"no README\.md"):
+        publish(numbers(0.02, [0.01, 0.03]), tmp_path)

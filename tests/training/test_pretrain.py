@@ -1,0 +1,142 @@
+"""Pretraining from text: a stock folder, what is learnt, what is held out, and going on after a kill."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
+
+from hafrm.cli import main
+from hafrm.errors import ConfigError, DataError
+from hafrm.pretraining import IGNORED, Blocks, LlamaShape
+from hafrm.training.pretrain import PretrainConfig, pretrain
+from hafrm.training.texts import read_texts, samples
+
+SHAPE = LlamaShape(hidden=32, layers=1, heads=2, intermediate=48, vocabulary=320, context=32)
+
+
+def written(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def prose(tmp_path: Path) -> str:
+    rows = [{"text": f"the cat number {i % 7} sat on the mat. " * 8, "split": "train"} for i in range(60)]
+    return written(tmp_path / "prose.jsonl", [*rows, *({"text": "the cat sat. " * 40, "split": "valid"},) * 3])
+
+
+@pytest.fixture
+def talks(tmp_path: Path) -> str:
+    talk = lambda i: [{"role": "user", "content": f"say {i % 5}"}, {"role": "assistant", "content": "yes " * 9}]  # noqa: E731
+    turns = [talk(i) for i in range(60)]
+    splits = ["valid" if i % 6 == 0 else "train" for i in range(60)]
+    return written(tmp_path / "talks.jsonl", [{"messages": m, "split": s} for m, s in zip(turns, splits, strict=True)])
+
+
+def config(data: str, out: Path, **more: Any) -> PretrainConfig:
+    training = {"per_device_train_batch_size": 4, "max_steps": 24, "learning_rate": 1e-2} | more.pop("training", {})
+    return PretrainConfig(data=[data], out=str(out), training=training, **more)
+
+
+def test_a_base_and_an_instruct_model_are_stock_folders_that_learn(prose: str, talks: str, tmp_path: Path) -> None:
+    base = pretrain(config(prose, tmp_path / "base", shape=SHAPE))
+    assert base["perplexity"] < 60 < SHAPE.vocabulary
+    assert base["losses"][-1][1] < base["losses"][0][1] - 0.5
+    assert base["validation"][-1][0] == base["steps"] == 24
+    assert math.exp(base["validation"][-1][1]) == pytest.approx(base["perplexity"], rel=0.05)
+    assert base["tokens"] == 24 * 4 * 32
+    assert not list((tmp_path / "base").glob("checkpoint-*"))
+    before = pretrain(config(talks, tmp_path / "one", model=str(tmp_path / "base"), training={"max_steps": 1}))
+    after = pretrain(config(talks, tmp_path / "instruct", model=str(tmp_path / "base")))
+    assert after["perplexity"] < before["perplexity"]
+    for name in ("base", "instruct"):
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / name)
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / name)
+        assert model.config.vocab_size == len(tokenizer)
+        assert tokenizer.chat_template
+        assert model.lm_head.weight.data_ptr() != model.model.embed_tokens.weight.data_ptr()
+    assert pretrain(config(talks, tmp_path / "instruct", model=str(tmp_path / "base"))) == after  # nothing is trained
+
+
+def test_responses_alone_are_learnt_and_marked_rows_are_held_out(prose: str, talks: str, tmp_path: Path) -> None:
+    pretrain(config(prose, tmp_path / "base", shape=SHAPE, training={"max_steps": 1}))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
+    assert sum(1 for _ in read_texts([talks], held_out=True)) == 10
+    assert sum(1 for _ in read_texts([talks], held_out=False)) == 50
+    assert sum(1 for _ in read_texts([prose, talks], held_out=True)) == 13
+    ids, labels = next(samples(read_texts([talks], held_out=False), tokenizer, 512))
+    assert tokenizer.decode([token for token in labels if token != IGNORED]) == " " + "yes " * 9 + "</s>"
+    assert tokenizer.decode(ids).startswith("<s>Human: say 1")
+    assert list(samples(read_texts([talks], held_out=False), tokenizer, 4)) == []  # a prompt alone teaches nothing
+
+
+def test_blocks_hold_every_token_once_and_no_padding() -> None:
+    every = [([1, 2, 3], [IGNORED, 2, 3]), ([4, 5], [4, 5]), ([6, 7], [6, 7])]
+    blocks = Blocks(every, 3)
+    assert [blocks[i]["input_ids"].tolist() for i in range(len(blocks))] == [[1, 2, 3], [4, 5, 6]]
+    assert blocks[0]["labels"].tolist() == [IGNORED, 2, 3]
+    assert len(Blocks(every, 3, 1)) == 1
+    assert len(Blocks(every, 100, 4)) == 0
+
+
+def test_a_killed_run_goes_on_to_the_weights_of_a_whole_one(
+    prose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = config(prose, tmp_path / "whole", shape=SHAPE)
+    pretrain(whole)
+    steps = 0
+    step = Trainer.training_step
+
+    def killed(self: Any, *args: Any, **more: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 14:
+            raise KeyboardInterrupt
+        return step(self, *args, **more)
+
+    monkeypatch.setattr(Trainer, "training_step", killed)
+    again = replace(whole, out=str(tmp_path / "killed"))
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(again)
+    with pytest.raises(ConfigError, match="other options"):
+        pretrain(replace(again, validation_blocks=1))
+    steps = 100
+    recipe = pretrain(again)
+    assert steps - 100 == 24 - 12
+    weights = [AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("whole", "killed")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    before = json.loads((tmp_path / "whole" / "recipe.json").read_text())
+    assert [recipe[name] for name in ("validation", "perplexity")] == [before["validation"], before["perplexity"]]
+
+
+def test_what_can_not_be_trained_on_is_a_named_error(prose: str, tmp_path: Path) -> None:
+    for row in ({"messages": [{"role": "user", "content": "hi"}]}, {"txt": "hi"}, ["hi"]):
+        bad = written(tmp_path / "bad.jsonl", [row])
+        with pytest.raises(DataError, match=r"bad\.jsonl, row 1: a row to pretrain on"):
+            list(read_texts([bad], held_out=False))
+    with pytest.raises(DataError, match="Mark more rows"):
+        pretrain(config(written(tmp_path / "all.jsonl", [{"text": "a b c " * 99}]), tmp_path / "o", shape=SHAPE))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(ConfigError, match="holds files that are no model"):
+        pretrain(config(prose, tmp_path / "full", shape=SHAPE))
+    with pytest.raises(ConfigError, match="shape has no effect"):
+        config(prose, tmp_path, model="m", shape=SHAPE)
+    with pytest.raises(ConfigError, match=r"shape\.context"):
+        config(prose, tmp_path, context=4)
+
+
+def test_the_command(prose: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["--shape.hidden", "32", "--shape.heads", "2", "--shape.vocabulary", "320", "--shape.context", "32"]
+    words += ["--shape.layers", "1", "--training.max_steps", "2", "--training.per_device_train_batch_size", "2"]
+    assert main(["pretrain", "--data", prose, "--out", str(tmp_path / "m"), *words]) == 0
+    assert "perplexity" in capfd.readouterr().out
+    assert (tmp_path / "m" / "recipe.json").exists()
+    assert main(["pretrain", "--data", str(tmp_path / "none.jsonl"), "--out", str(tmp_path / "n")]) == 2

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from hafrm.encoding import DEFAULT_CHAT_TEMPLATE
 from hafrm.errors import ModelError, first_line
+from hafrm.models.advice import advice
 
 __all__ = ["PAD_TOKEN", "load_tokenizer", "prepare_tokenizer", "resize_embeddings"]
 
@@ -39,8 +40,8 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False, template: str
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
     except Exception as error:  # the tokenizers library raises plain ones for a damaged file
         raise ModelError(
-            f"No tokenizer could be loaded from {model}: {first_line(error)} "
-            "Give a folder or hub id that holds a tokenizer."
+            f"No tokenizer could be loaded from {model}: {first_line(error)}"
+            f"{advice(error) or ' Give a folder or hub id that holds a tokenizer.'}"
         ) from error
     if not tokenizer.chat_template and template is None:
         raise ModelError(

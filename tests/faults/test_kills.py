@@ -1,0 +1,36 @@
+"""kill -9 at any moment of any command: the same command again gives what an undisturbed one does.
+
+The everyday tests kill each command three times in a row, each in another way; the slow ones twenty times, each a
+command of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.faults.processes import draw_kills
+from tests.faults.stages import STAGES, Stage
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_killed_thrice_it_goes_on(name: str, stage_of: Callable[[str], Stage]) -> None:
+    stage = stage_of(name)
+    for kill in draw_kills(stage.undisturbed, stage.sizes, 3, seed=name):
+        ended = stage.run(kill=kill)
+        assert ended.killed or ended.status == 0, ended.said  # it may end before its last moment comes
+        stage.require_no_half_file()
+    stage.require_resumed()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(20))
+@pytest.mark.parametrize("name", STAGES)
+def test_killed_at_any_moment_it_goes_on(name: str, number: int, stage_of: Callable[[str], Stage]) -> None:
+    stage = stage_of(name)
+    kill = draw_kills(stage.undisturbed, stage.sizes, 20, seed=f"{name} at any moment")[number]
+    ended = stage.run(kill=kill)
+    assert ended.killed or ended.status == 0, ended.said
+    stage.require_no_half_file()
+    stage.require_resumed()

@@ -6,12 +6,20 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from tests.faults.processes import Ended, Kill, Setting, hafrm
 from tests.faults.whole import files, leftovers, outcome, require_no_half_file
 
 STAGES = ["train", "precompute", "evaluate", "judge", "export"]
 TRAINING = {"max_steps": 6, "per_device_train_batch_size": 4, "save_steps": 2, "eval_steps": 2, "learning_rate": 1e-3}
+
+
+def slow(*values: Any) -> Any:
+    """A case for `pytest -m slow` alone: the everyday tests are to take a minute."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 @dataclass
@@ -73,7 +81,7 @@ class Stage:
         found = outcome(self.work)
         assert found.keys() == self.expected.keys()
         for name, content in self.expected.items():
-            assert found[name] == content, name
+            assert (name, found[name]) == (name, content)
         assert leftovers(self.work) == []
 
 

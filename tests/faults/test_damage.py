@@ -98,17 +98,16 @@ def test_a_run_does_not_go_on_from_a_damaged_checkpoint(
 
 def test_a_moved_run_keeps_its_best_checkpoint(stopped: TrainConfig, tmp_path: Path) -> None:
     """What its state calls the best one is looked for in the run's own folder, and nowhere else."""
-    elsewhere = tmp_path / "elsewhere" / "checkpoint-1"
+    elsewhere = tmp_path / "elsewhere" / "checkpoint-2"
     elsewhere.mkdir(parents=True)
-    for number in (1, 2):
-        path = Path(stopped.out) / f"checkpoint-{number}" / "trainer_state.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"best_model_checkpoint": str(elsewhere)}))
+    path = Path(stopped.out) / "checkpoint-2" / "trainer_state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"best_model_checkpoint": str(elsewhere)}))
     moved = replace(stopped, out=str(tmp_path / "moved"))
     Path(stopped.out).rename(moved.out)
     assert train(moved).steps == 3
     (newest,) = Path(moved.out).glob("checkpoint-3")
     state = json.loads((newest / "trainer_state.json").read_text())
-    assert state["best_model_checkpoint"] == str(Path(moved.out) / "checkpoint-1")
+    assert state["best_model_checkpoint"] == str(Path(moved.out) / "checkpoint-2")
     assert list(elsewhere.iterdir()) == []
 
 

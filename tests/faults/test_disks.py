@@ -10,12 +10,11 @@ import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from random import Random
 
 import pytest
 
 from tests.faults.processes import LEAST_LIMIT, Ended
-from tests.faults.stages import STAGES, Stage
+from tests.faults.stages import STAGES, Stage, slow
 
 _CAPABILITIES_3 = 0x20080522
 _OVERRIDES = 1 << 1 | 1 << 2 | 1 << 3  # root's leave to ignore permissions: CAP_DAC_*, CAP_FOWNER
@@ -46,22 +45,22 @@ def require_one_line(ended: Ended, stage: Stage) -> None:
     assert str(stage.work) in last, ended.said
 
 
+@pytest.mark.parametrize("share", [slow(0.0), 0.5, slow(1.0)])
 @pytest.mark.parametrize("name", STAGES)
-def test_files_that_can_not_grow(name: str, stage_of: Callable[[str], Stage]) -> None:
+def test_files_that_can_not_grow(name: str, share: float, stage_of: Callable[[str], Stage]) -> None:
+    """A write in the middle of a file fails: of the first that is longer than the limit, in the end the longest."""
     stage = stage_of(name)
-    random = Random(name)
-    sizes = [LEAST_LIMIT, random.randint(LEAST_LIMIT, max(stage.sizes) - 1), max(stage.sizes) - 1]
-    for size in sizes:
-        require_one_line(stage.run(partial(limit_files, size)), stage)
-        stage.require_no_half_file()
+    size = LEAST_LIMIT + int(share * (max(stage.sizes) - 1 - LEAST_LIMIT))
+    require_one_line(stage.run(partial(limit_files, size)), stage)
+    stage.require_no_half_file()
     stage.require_resumed()
 
 
 @contextlib.contextmanager
-def small_disk(folder: Path, size: int) -> Iterator[None]:
-    """A disk of so many bytes at the folder; skips the test where none may be mounted."""
+def small_disk(folder: Path, *, pages: int) -> Iterator[None]:
+    """A disk of so many pages of 4 KiB at the folder; skips the test where none may be mounted."""
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", f"size={4 * pages}k", "tmpfs", str(folder)], capture_output=True, check=False
     )
     if mounted.returncode:
         pytest.skip("may not mount a small disk here")
@@ -71,14 +70,14 @@ def small_disk(folder: Path, size: int) -> Iterator[None]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("share", [0.2, 0.7])
+@pytest.mark.parametrize("share", [slow(0.2), 0.7])
 @pytest.mark.parametrize("name", STAGES)
 def test_a_full_disk(name: str, share: float, stage_of: Callable[[str], Stage]) -> None:
     stage = stage_of(name)
-    with small_disk(stage.work, int(share * sum(stage.sizes)) // 4096 * 4096):
+    with small_disk(stage.work, pages=int(share * sum(stage.sizes)) // 4096 + 1):
         require_one_line(stage.run(), stage)
-        stage.require_no_half_file()
         subprocess.run(["mount", "-o", "remount,size=100m", str(stage.work)], check=True)
+        stage.require_no_half_file()
         stage.require_resumed()
 
 

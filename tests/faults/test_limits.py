@@ -68,7 +68,7 @@ def test_memory_runs_out_in_training(config: TrainConfig, monkeypatch: pytest.Mo
         with pytest.raises(NoMemoryError, match=r"step 3, a batch of 4 pairs and \d+ tokens.*data_options\.tokens_per"):
             train(config)
     fit(limit, monkeypatch)
-    checkpointing = config.training | {"gradient_checkpointing": True}
+    checkpointing = config.training | {"activation_checkpointing": True}
     train(replace(config, data_options=DataOptions(max_length=128, tokens_per_batch=limit), training=checkpointing))
 
     def losses(folder: str) -> list[float]:
@@ -81,7 +81,7 @@ def test_memory_runs_out_in_training(config: TrainConfig, monkeypatch: pytest.Mo
 def test_memory_runs_out_before_training(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """The knob turns the reference's batches too, and what was computed of it is kept."""
     monkeypatch.setattr(references, "_PART", 4)
-    fit(300, monkeypatch)
+    fit(150, monkeypatch)
     with pytest.raises(NoMemoryError, match=r"reference log-probs, batches of 8192 tokens.*data_options\.tokens_per"):
         train(config)
     train(replace(config, data_options=DataOptions(max_length=128, tokens_per_batch=150)))

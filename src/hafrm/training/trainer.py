@@ -33,8 +33,8 @@ from hafrm.training.objective import Objective, PairLosses
 __all__ = ["HybridTrainer", "last_checkpoint"]
 
 _LESS_MEMORY = (
-    "Lower data_options.tokens_per_batch, or set --training.gradient_checkpointing true: the same command then goes on "
-    "from the last checkpoint, to the same losses. Where one pair alone is too much, a new run needs a lower "
+    "Lower data_options.tokens_per_batch, or set --training.activation_checkpointing true: the same command then goes "
+    "on from the last checkpoint, to the same losses. Where one pair alone is too much, a new run needs a lower "
     "data_options.max_length, adapters (lora.rank) or a narrower dtype."
 )
 _NEW_RUN = (
@@ -181,6 +181,7 @@ class HybridTrainer(Trainer):
         if training:
             logs |= {name: total / count for name, (total, count) in self._sums.items() if count}
             self._sums.clear()
+        logs.pop("train_loss", None)  # of a run that went on: the sum over its last part, by the number of all steps
         super().log(logs, start_time)
 
     @torch.no_grad()

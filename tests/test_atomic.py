@@ -72,3 +72,43 @@ def test_lines_hold_what_json_has_no_form_for() -> None:
         == '{"day": "2026-01-02", "text": "\u00e4\\n"}\n'.encode()
     )
     assert atomic.json_line({"name": "\udcef"}) == b'{"name": "\\udcef"}\n'
+
+
+@pytest.mark.parametrize("folder", [False, True], ids=["file", "folder"])
+def test_what_a_killed_writer_left_goes(folder: bool, tmp_path: Path) -> None:
+    """And not what another one is still writing, nor what has only a similar name."""
+    path = tmp_path / "out"
+    new = atomic.new_folder if folder else atomic.new_file
+    (tmp_path / ".out.swp").write_text("an editor's")
+    with new(path):
+        alive = {each.name for each in tmp_path.glob(".out.hafrm-*")}
+        for leftover in (".out.hafrm-dead", ".other.hafrm-dead"):
+            (tmp_path / leftover).mkdir() if folder else (tmp_path / leftover).write_text("half")
+        with new(path):
+            names = {each.name for each in tmp_path.iterdir()}
+            assert ".out.hafrm-dead" not in names
+            assert {".out.swp", ".other.hafrm-dead", *alive} < names
+    assert {each.name for each in tmp_path.iterdir()} == {"out", ".out.swp", ".other.hafrm-dead"}
+
+
+def test_new_files_come_whole_among_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One by one, and the one that vouches for the others last."""
+    folder, order = tmp_path / "run", []
+    folder.mkdir()
+    (folder / "kept").write_text("kept")
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda self, to: order.append(to.name) or replace(self, to))
+    with atomic.new_files(folder, last="b") as temporary:
+        for name in ("b", "a", "c"):
+            (temporary / name).write_text(name)
+        (temporary / "deep").mkdir()
+        (temporary / "deep" / "d").write_text("d")
+        assert not (folder / "a").exists()
+    assert sorted(order) == ["a", "b", "c", "d"]
+    assert order[-1] == "b"
+    assert sorted(path.name for path in folder.iterdir()) == ["a", "b", "c", "deep", "kept"]
+    with pytest.raises(RuntimeError), atomic.new_files(folder, last="b") as temporary:
+        (temporary / "a").write_text("half")
+        raise RuntimeError
+    assert (folder / "a").read_text() == "a"
+    assert sorted(path.name for path in folder.iterdir()) == ["a", "b", "c", "deep", "kept"]

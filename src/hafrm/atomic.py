@@ -1,38 +1,68 @@
 """Writing files and folders whole or not at all, JSON lines, and the folder for caches.
 
 A reader never meets half a file: text is written beside its place and renamed into it. Files that grow line by line
-are the exception: `drop_half_line` takes off what a kill left of the last one.
+are the exception: `drop_half_line` takes off what a kill left of the last one. What is being written is locked, so that
+the next writer of the same place knows what a killed one left from what another is still writing, and deletes it: no
+clock is asked. Where a file system or Windows has no such locks, leftovers stay.
 """
 
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["cache_folder", "drop_half_line", "json_line", "new_file", "new_folder", "write_json", "write_text"]
+__all__ = [
+    "cache_folder",
+    "drop_half_line",
+    "is_leftover",
+    "json_line",
+    "naming",
+    "new_file",
+    "new_files",
+    "new_folder",
+    "write_json",
+    "write_text",
+]
 
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
     """A binary file that becomes `path`, flushed to disk, when the block ends well; its folder is made if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with _temporary(path, _empty_file) as temporary, temporary.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+
+
+@contextlib.contextmanager
+def new_files(folder: Path, *, last: str) -> Iterator[Path]:
+    """A temporary folder whose files become those of `folder`, each whole, when the block ends well.
+
+    Args:
+        folder: Where the files go; what it holds under other names stays.
+        last: The file that comes last and so says that the others are there.
+    """
+    with _temporary(folder / "files", tempfile.mkdtemp) as temporary:
+        yield temporary
+        files = [path for path in temporary.rglob("*") if path.is_file()]
+        for path in sorted(files, key=lambda path: path == temporary / last):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            path.chmod(0o666 & ~_umask())
+            place = folder / path.relative_to(temporary)
+            place.parent.mkdir(exist_ok=True)
+            path.replace(place)
+        shutil.rmtree(temporary)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -67,18 +97,28 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     What stood there is moved aside first and deleted last, so that one of the two is always there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    try:
+    with _temporary(path, tempfile.mkdtemp) as temporary, _temporary(path, tempfile.mkdtemp) as aside:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
-        old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
         if path.exists():
-            path.replace(old / path.name)
-        temporary.replace(path)
-        shutil.rmtree(old)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+            path.replace(aside / path.name)
+        try:
+            temporary.replace(path)
+        except BaseException:
+            if (aside / path.name).exists():
+                (aside / path.name).replace(path)
+            raise
+        shutil.rmtree(aside)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let the system's errors name a file where they name none, as those of a write on a full disk don't."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
         raise
 
 
@@ -88,6 +128,95 @@ def cache_folder(name: str) -> Path:
     if root:
         return Path(root) / name
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hafrm" / name
+
+
+@contextlib.contextmanager
+def _temporary(path: Path, make: Callable[..., str]) -> Iterator[Path]:
+    """A new file or folder beside `path`, locked while the block runs and deleted if that fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
+    temporary, lock = _claim(path, make)
+    try:
+        with naming(path):
+            yield temporary
+    except BaseException:
+        _remove(temporary)
+        raise
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _claim(path: Path, make: Callable[..., str]) -> tuple[Path, int | None]:
+    """A new file or folder and the handle that locks it; None where there are no locks.
+
+    Another writer may take it for a leftover before it is locked: then one more is made.
+    """
+    while True:
+        temporary = Path(make(dir=path.parent, prefix=_prefix(path)))
+        try:
+            lock = _lock(temporary)
+        except (BlockingIOError, FileNotFoundError):
+            continue
+        except OSError:
+            return temporary, None
+        if os.fstat(lock).st_nlink:
+            return temporary, lock
+        os.close(lock)
+
+
+_MARK = ".hafrm-"
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether this is what a writer has not finished, or a killed one left."""
+    return path.name.startswith(".") and _MARK in path.name
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name}{_MARK}"
+
+
+def _empty_file(dir: Path, prefix: str) -> str:
+    handle, name = tempfile.mkstemp(dir=dir, prefix=prefix)
+    os.close(handle)
+    return name
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Delete what killed writers of a path left beside it."""
+    for leftover in path.parent.glob(f"{glob.escape(_prefix(path))}*"):
+        with contextlib.suppress(OSError):  # locked by its writer, or become by now what it was to be
+            lock = _lock(leftover)
+            _remove(leftover)
+            os.close(lock)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _lock(path: Path) -> int:
+    """A handle that locks a file or folder until it is closed, as it is by whatever ends the process.
+
+    Raises:
+        BlockingIOError: another handle has locked it.
+        OSError: it is gone, or nothing can be locked here.
+    """
+    if sys.platform == "win32":
+        raise OSError("folders can't be locked")
+    import fcntl
+
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
 
 
 def _umask() -> int:

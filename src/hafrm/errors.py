@@ -8,8 +8,11 @@
     │   ├── UnknownDataError a data set name that nobody knows; names the nearest ones
     │   └── UnreadableError  a file that can't be opened or decoded
     ├── ModelError           a model or tokenizer that can't serve as asked
+    │   └── DamagedError     files of a checkpoint that are not what was saved
     ├── TrainingError        a run that can't go on
-    │   └── NonFiniteLossError  the loss is NaN or infinite; names the rows of the batch
+    │   └── NonFiniteLossError  the loss or its gradient is NaN or infinite; names the rows of the batch
+    ├── NoMemoryError        a batch does not fit into memory; names the options that make it smaller
+    ├── UnwritableError      a checkpoint that can't be written: a full disk, most often
     └── MissingExtraError    an optional dependency is not installed; says how to install it
 
 Every message says where, what, and the remedy. `ValueError` is kept for wrong arguments to the pure functions and
@@ -25,15 +28,18 @@ __all__ = [
     "BadRowError",
     "BadRowReason",
     "ConfigError",
+    "DamagedError",
     "DataError",
     "HafrmError",
     "MissingExtraError",
     "ModelError",
+    "NoMemoryError",
     "NonFiniteLossError",
     "RefusedError",
     "TrainingError",
     "UnknownDataError",
     "UnreadableError",
+    "UnwritableError",
     "first_line",
 ]
 
@@ -135,12 +141,24 @@ class ModelError(HafrmError):
     """A model or tokenizer that can't serve as asked."""
 
 
+class DamagedError(ModelError):
+    """Files of a checkpoint that are missing, or not what was saved."""
+
+
+class NoMemoryError(HafrmError):
+    """A batch that does not fit into memory."""
+
+
+class UnwritableError(HafrmError):
+    """A checkpoint that can't be written."""
+
+
 class TrainingError(HafrmError):
     """A training run that can't go on."""
 
 
 class NonFiniteLossError(TrainingError):
-    """The loss became NaN or infinite."""
+    """The loss or its gradient became NaN or infinite."""
 
 
 class MissingExtraError(HafrmError):

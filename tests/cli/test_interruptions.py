@@ -13,14 +13,12 @@ import pytest
 from hafrm.cli import main, score
 from hafrm.data import DataOptions
 from hafrm.errors import ConfigError, DataError, ModelError
-from hafrm.models.checkpoints import RunInfo, new_model, save_run
 from hafrm.models.export import ExportConfig, export
-from hafrm.models.lora import LoraOptions
-from hafrm.models.tokenizers import load_tokenizer
 from hafrm.training import run as run_module
 from hafrm.training.config import TrainConfig
 from hafrm.training.run import train
 from hafrm.training.trainer import HybridTrainer
+from tests.faults.runs import saved_run
 from tests.tiny import save_tiny, some_pairs
 
 
@@ -115,20 +113,7 @@ def test_an_interrupted_command_is_one_line_and_goes_on(
 @pytest.fixture
 def run(config: TrainConfig) -> Path:
     """A run's folder with both heads, as training leaves it."""
-    tokenizer = load_tokenizer(config.model)
-    description = RunInfo(
-        method="haf",
-        base_model=config.model,
-        reward_weight=1.0,
-        policy_ratio=0.2,
-        policy_loss="dpo",
-        beta=0.1,
-        max_length=128,
-        overlong="drop",
-        pad_token=tokenizer.pad_token,
-    )
-    save_run(new_model(config.model, tokenizer, lora=LoraOptions()), tokenizer, description, Path(config.out))
-    return Path(config.out)
+    return saved_run(Path(config.model), Path(config.out))
 
 
 def test_a_file_system_that_refuses_is_one_line(run: Path, config: TrainConfig, tmp_path: Path, capfd) -> None:

@@ -18,6 +18,7 @@ from transformers import AutoConfig
 
 from hafrm.errors import ModelError, first_line
 from hafrm.losses import USES_REFERENCE
+from hafrm.models.advice import advice
 from hafrm.models.checkpoints import ADAPTER_FOLDER, RUN_FILE, RunInfo, quiet_transformers
 from hafrm.models.loading import ScorerChoice, require_plain
 from hafrm.models.remote import RemoteScorer, is_server
@@ -25,10 +26,10 @@ from hafrm.models.scorers import ScoreOptions
 
 __all__ = ["model_identity"]
 
-_WEIGHTS = (".safetensors", ".bin")
+_WEIGHTS = ".safetensors"
 _SMALL = (".json", ".jinja", ".model", ".py", ".tiktoken", ".txt")
 """Endings of files that say how a checkpoint is read: config, tokenizer, chat template, code."""
-_OF_TRAINING = {"manifest.json", "trainer_state.json", "training_args.bin"}
+_OF_TRAINING = {"manifest.json", "trainer_state.json"}
 
 
 def model_identity(model: str, choice: ScorerChoice, options: ScoreOptions) -> dict[str, Any]:
@@ -83,7 +84,9 @@ def _checkpoint_identity(model: str, *, trust_remote_code: bool) -> str:
             config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers raises many kinds: OSError, ValueError, ...
         here = "" if Path(model).exists() else " There is no such folder here."
-        raise ModelError(f"No model could be loaded from {model}.{here} ({first_line(error)})") from error
+        raise ModelError(
+            f"No model could be loaded from {model}.{here} ({first_line(error)}){advice(error)}"
+        ) from error
     if Path(model).is_dir():
         return _folder_digest(Path(model))
     # A model without a commit can't be known again: it is scored anew each time.
@@ -95,14 +98,14 @@ def _folder_digest(folder: Path) -> str:
     weights = 0
     for path in _checkpoint_files(folder):
         digest.update(f"{path.relative_to(folder)}\0".encode(errors="surrogatepass"))
-        if path.suffix in _WEIGHTS:
+        if path.suffix == _WEIGHTS:
             weights += 1
             stat = path.stat()
             digest.update(f"{stat.st_size} {stat.st_mtime_ns}\0".encode())
         else:
             digest.update(hashlib.sha256(path.read_bytes()).digest())
     if not weights:
-        raise ModelError(f"{folder} holds no weights ({' or '.join(_WEIGHTS)}). Give the folder of a whole model.")
+        raise ModelError(f"{folder} holds no weights ({_WEIGHTS}). Give the folder of a whole model.")
     return digest.hexdigest()
 
 
@@ -111,5 +114,5 @@ def _checkpoint_files(folder: Path) -> Iterator[Path]:
     for place in (folder, folder / ADAPTER_FOLDER):
         if place.is_dir():
             for path in sorted(place.iterdir()):
-                if path.suffix in _WEIGHTS + _SMALL and path.name not in _OF_TRAINING and path.is_file():
+                if path.suffix in (_WEIGHTS, *_SMALL) and path.name not in _OF_TRAINING and path.is_file():
                     yield path

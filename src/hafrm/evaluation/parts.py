@@ -90,9 +90,10 @@ class Part(Generic[Kind]):
     def extend(self, scores: Iterable[Kind]) -> list[Kind]:
         """Write scores behind those that are there, each as it comes, and return them."""
         written = []
-        with self.path.open("ab", buffering=0) as file:
+        with atomic.naming(self.path), self.path.open("ab") as file:
             for score in scores:
                 file.write(score_line(score))
+                file.flush()  # an unbuffered file would take half a line where the disk is nearly full
                 written.append(score)
             os.fsync(file.fileno())
         return written

@@ -24,7 +24,7 @@ from hafrm.evaluation.suites.scoring import SUITES_FILE, score_items
 from hafrm.evaluation.tokens import token_lines, write_tokens
 from hafrm.evaluation.unseen import require_unseen
 from hafrm.models.loading import ScorerChoice
-from hafrm.models.remote import is_server
+from hafrm.models.remote import endpoint_of, is_server
 from hafrm.models.scorers import ScoreOptions, Scorer
 
 __all__ = ["CALIBRATION_FILE", "EvaluateConfig", "evaluate", "load_sets"]
@@ -73,6 +73,8 @@ class EvaluateConfig(ScorerChoice):
                 raise ConfigError(f"{name}: name at least one{', or a suite' if name == 'data' else ''}.")
             if len(set(values)) < len(values):
                 raise ConfigError(f"{name}: {', '.join(values)} names one twice.")
+        for model in filter(is_server, self.models):
+            endpoint_of(model)  # before its name is in any message: it may hold a password
         if self.token_log_ratios < 0:
             raise ConfigError(f"token_log_ratios must not be negative, got {self.token_log_ratios}")
 

@@ -109,10 +109,11 @@ def _judge_missing(
 ) -> dict[str, Any]:
     """Judge rows and add their verdicts to the file and to the list; what the run took."""
     path = Path(config.out) / VERDICTS_FILE
-    with closing(_Loaded(config)) as loaded, path.open("ab", buffering=0) as file:
+    with closing(_Loaded(config)) as loaded, atomic.naming(path), path.open("ab") as file:
         for start in range(0, len(missing), _CHUNK):
             for verdict in _judge_chunk(config, loaded.judge, missing[start : start + _CHUNK]):
                 file.write(verdict.line())
+                file.flush()
                 verdicts.append(verdict)
             progress(len(verdicts))
             if loaded.judge.stopped:

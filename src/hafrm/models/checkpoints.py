@@ -2,23 +2,26 @@
 
 `model.safetensors` holds the stock causal LM's tensors under their stock names plus `score.weight`, so the folder loads
 as `AutoModelForCausalLM` and as `AutoModelForSequenceClassification`; each class only reports the other's head as
-unexpected. `hafrm.json` says how the model was trained and how it scores. A LoRA run's final folder holds the merged
-weights and, in `adapter/`, the adapters themselves; its intermediate checkpoints hold the adapters alone.
+unexpected. `hafrm.json` says how the model was trained and how it scores, and holds the other files' checksums: a
+checkpoint whose files are not what was saved is refused, and weights are read as safetensors alone. A LoRA run's final
+folder holds the merged weights and, in `adapter/`, the adapters themselves; its intermediate checkpoints hold the
+adapters alone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -26,8 +29,9 @@ from transformers.utils import logging as hf_logging
 
 from hafrm import atomic
 from hafrm.encoding import Overlong
-from hafrm.errors import HafrmError, ModelError, first_line
+from hafrm.errors import DamagedError, HafrmError, ModelError, UnwritableError, first_line
 from hafrm.models import modes
+from hafrm.models.advice import advice
 from hafrm.models.hybrid import HeadInit, HybridModel, new_reward_head
 from hafrm.models.lora import LoraOptions, add_lora, merged_state_dict, quantization_config
 from hafrm.models.references import weights_digest
@@ -46,16 +50,19 @@ __all__ = [
     "quiet_transformers",
     "read_manifest",
     "require_finished",
+    "require_undamaged",
     "restore_weights",
     "save_adapter",
     "save_run",
+    "writing",
 ]
 
 RUN_FILE = "hafrm.json"
 ADAPTER_FOLDER = "adapter"
 _ADAPTER_FILE = "adapter_model.safetensors"
 _HEAD_KEY = "score.weight"
-_ADDED_LATER = {"reward_loss", "base_digest"}
+_FORMAT = 1
+_ADDED_LATER = {"reward_loss", "base_digest", "sha256"}
 
 Head = Literal["reward", "policy", "combined"]
 """Which scores a model gives: its reward head, its implicit DPO reward, or the sum of both."""
@@ -84,6 +91,8 @@ class RunInfo:
     lora: dict[str, Any] | None = None
     combined_weight: float | None = None
     """w of the combined score r + w * beta * log-ratio, fitted on validation pairs; None if it was not fitted."""
+    sha256: dict[str, str] = field(default_factory=dict)
+    """Checksums of the files that were saved with it, by their paths in the folder; older runs have none."""
     versions: dict[str, str] = field(
         default_factory=lambda: {name: version(name) for name in ("hafrm", "torch", "transformers", "peft")}
     )
@@ -95,7 +104,7 @@ class RunInfo:
 
     def save(self, folder: Path) -> None:
         """Write `hafrm.json` into a folder."""
-        atomic.write_json(folder / RUN_FILE, {"format": 1} | asdict(self))
+        atomic.write_json(folder / RUN_FILE, {"format": _FORMAT} | asdict(self))
 
     @classmethod
     def load(cls, folder: Path) -> RunInfo:
@@ -108,6 +117,8 @@ class RunInfo:
         require_finished(folder)
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
+            if values["format"] != _FORMAT:
+                raise ValueError(f"format {values['format']!r}, and this hafrm reads {_FORMAT}")
             names = [f.name for f in fields(cls) if f.name in values or f.name not in _ADDED_LATER]
             return cls(**{name: values[name] for name in names})
         except FileNotFoundError:
@@ -153,6 +164,32 @@ def require_finished(folder: Path) -> None:
     raise ModelError(f"{folder} holds an unfinished run. {remedy} run the same training command again.")
 
 
+def require_undamaged(folder: Path) -> None:
+    """Refuse a run's folder, or a checkpoint's, whose files are not those that were saved. Reads them all.
+
+    Raises:
+        DamagedError: names the file.
+    """
+    info = RunInfo.load(folder)
+    for name, digest in info.sha256.items():
+        path = folder / name
+        if not path.is_file():
+            problem = "is missing"
+        elif _digest(path) != digest:
+            problem = "is not what was saved: its checksum differs"
+        else:
+            continue
+        raise DamagedError(
+            f"{path} {problem}. Restore it from a copy, or use another checkpoint; if it was changed on purpose, take "
+            f"its line out of `sha256` in {folder / RUN_FILE}."
+        )
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 @contextlib.contextmanager
 def loading(kind: str, model: str) -> Iterator[None]:
     """Whatever goes wrong while transformers loads a model of this kind becomes a `ModelError` that says so."""
@@ -163,7 +200,9 @@ def loading(kind: str, model: str) -> Iterator[None]:
         raise
     except Exception as error:  # transformers raises many kinds: OSError, ValueError, safetensors' own, ...
         here = "" if Path(model).exists() else " There is no such folder here."
-        raise ModelError(f"No {kind} could be loaded from {model}.{here} ({first_line(error)})") from error
+        raise ModelError(
+            f"No {kind} could be loaded from {model}.{here} ({first_line(error)}){advice(error)}"
+        ) from error
 
 
 def load_whole(
@@ -179,10 +218,15 @@ def load_whole(
         **kwargs: More for `from_pretrained`.
 
     Raises:
-        ModelError: nothing loads from there, or weights are missing.
+        ModelError: nothing loads from there, or weights are missing, or they are pickled.
+        DamagedError: it is a run's folder, and not as it was saved.
     """
+    if (Path(model) / RUN_FILE).is_file():
+        require_undamaged(Path(model))
     with loading(kind, model):
-        loaded, report = stock_class.from_pretrained(model, dtype=dtype or "auto", output_loading_info=True, **kwargs)
+        loaded, report = stock_class.from_pretrained(
+            model, dtype=dtype or "auto", use_safetensors=True, output_loading_info=True, **kwargs
+        )
     if report["missing_keys"] or report["mismatched_keys"]:
         lost = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
         raise ModelError(
@@ -251,26 +295,51 @@ def _describe_heads(config: PreTrainedConfig, tokenizer: Any) -> None:
 
 
 def save_run(model: HybridModel, tokenizer: Any, info: RunInfo, folder: Path) -> None:
-    """Write a loadable checkpoint: merged weights, config, tokenizer, adapters if any, and `hafrm.json` last."""
+    """Write a loadable checkpoint: merged weights, config, tokenizer, adapters if any, and `hafrm.json` last.
+
+    Raises:
+        UnwritableError: the disk is full, or the folder can't be written to.
+    """
     stock = model.stock_lm
     state = merged_state_dict(stock) if model.adapted else dict(stock.state_dict())
     state[_HEAD_KEY] = model.score.weight.detach().to(stock.dtype)
     if model.adapted and getattr(stock.config, "quantization_config", None) is not None:
         del stock.config.quantization_config  # what is written is merged and whole
-    with quiet_transformers():
-        stock.save_pretrained(folder, state_dict=state)
-    if model.adapted:
-        _save_adapter_tensors(model, folder / ADAPTER_FOLDER)
-    tokenizer.save_pretrained(folder)
-    info.save(folder)
+    with _checkpoint(tokenizer, info, folder) as temporary:
+        with quiet_transformers():
+            stock.save_pretrained(temporary, state_dict=state)
+        if model.adapted:
+            _save_adapter_tensors(model, temporary / ADAPTER_FOLDER)
 
 
 def save_adapter(model: HybridModel, tokenizer: Any, info: RunInfo, folder: Path) -> None:
-    """Write a checkpoint of a LoRA run: adapters and reward head without the frozen weights."""
-    _save_adapter_tensors(model, folder / ADAPTER_FOLDER)
-    model.config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    info.save(folder)
+    """Write a checkpoint of a LoRA run: adapters and reward head without the frozen weights; see `save_run`."""
+    with _checkpoint(tokenizer, info, folder) as temporary:
+        _save_adapter_tensors(model, temporary / ADAPTER_FOLDER)
+        model.config.save_pretrained(temporary)
+
+
+@contextlib.contextmanager
+def _checkpoint(tokenizer: Any, info: RunInfo, folder: Path) -> Iterator[Path]:
+    """A temporary folder for a model's files, which become `folder`'s with the tokenizer's; `hafrm.json` comes last."""
+    with writing(folder), atomic.new_files(folder, last=RUN_FILE) as temporary:
+        yield temporary
+        tokenizer.save_pretrained(temporary)
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        sha256 = {path.relative_to(temporary).as_posix(): _digest(path) for path in files}
+        replace(info, sha256=sha256).save(temporary)
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Whatever goes wrong while files are written into this folder becomes an `UnwritableError` that says so."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch's writer of archives has RuntimeError alone
+        raise UnwritableError(
+            f"{folder} can't be written ({first_line(error)}). Free some space, or choose another folder; what was "
+            "written before is whole, and the same command goes on from it."
+        ) from error
 
 
 def _save_adapter_tensors(model: HybridModel, folder: Path) -> None:
@@ -298,13 +367,14 @@ def restore_weights(model: HybridModel, folder: Path) -> None:
     Raises:
         ModelError: the checkpoint is damaged or of another model.
     """
+    require_undamaged(folder)
     if model.adapted:
         _restore_adapters(model, folder)
         return
     # Through transformers and not straight from the file, whose tensor names can differ from the module's; and by the
     # class that the model has, so that code which came with it needs no second leave to run.
     with loading("checkpoint", str(folder)):
-        saved = type(model.stock_lm).from_pretrained(folder, dtype=model.stock_lm.dtype)
+        saved = type(model.stock_lm).from_pretrained(folder, dtype=model.stock_lm.dtype, use_safetensors=True)
         model.stock_lm.load_state_dict(saved.state_dict())
         model.score.weight.data.copy_(_read_head(folder))
 

@@ -17,7 +17,14 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from hafrm import atomic
 from hafrm.errors import ConfigError, ModelError, first_line
 from hafrm.models.cards import CARD_MARK, policy_card, reward_card
-from hafrm.models.checkpoints import ADAPTER_FOLDER, RunInfo, quiet_transformers, read_manifest
+from hafrm.models.checkpoints import (
+    ADAPTER_FOLDER,
+    RunInfo,
+    quiet_transformers,
+    read_manifest,
+    require_undamaged,
+    writing,
+)
 
 __all__ = ["ExportConfig", "export"]
 
@@ -46,12 +53,15 @@ def export(config: ExportConfig) -> list[Path]:
 
     Raises:
         ModelError: the folder is no finished run, or its model has no stock class for a head; the other is exported.
+        DamagedError: the run is not as it was saved.
+        UnwritableError: the disk is full, or the folder can't be written to.
     """
     run = Path(config.run)
     out = Path(config.out) if config.out else run / "export"
     info = RunInfo.load(run)
     if not any(run.glob("model*.safetensors")):
         raise ModelError(f"{run} holds adapters alone: it is a checkpoint of an unfinished run. Export a finished run.")
+    require_undamaged(run)
     manifest = read_manifest(run)
     written = []
     if info.policy_ratio:  # first: every model has a causal class, not every one a classifier
@@ -69,20 +79,21 @@ def _export_head(
 ) -> Path:
     _require_own(folder)
     run, trust = Path(config.run), config.trust_remote_code
-    with atomic.new_folder(folder) as temporary:
-        with quiet_transformers():
-            try:
-                model = stock_class.from_pretrained(run, trust_remote_code=trust)
-            except ValueError as error:
-                raise ModelError(
-                    f"transformers has no {stock_class.__name__} for {run}: {first_line(error)} "
-                    "hafrm itself scores with the run's own folder."
-                ) from error
+    with quiet_transformers():
+        try:
+            model = stock_class.from_pretrained(run, trust_remote_code=trust, use_safetensors=True)
+        except ValueError as error:
+            raise ModelError(
+                f"transformers has no {stock_class.__name__} for {run}: {first_line(error)} "
+                "hafrm itself scores with the run's own folder."
+            ) from error
+        tokenizer = AutoTokenizer.from_pretrained(run, trust_remote_code=trust)
+        with writing(folder), atomic.new_folder(folder) as temporary:
             model.save_pretrained(temporary)
-        AutoTokenizer.from_pretrained(run, trust_remote_code=trust).save_pretrained(temporary)
-        if (run / ADAPTER_FOLDER).is_dir():
-            _export_adapter(run / ADAPTER_FOLDER, temporary / ADAPTER_FOLDER, task)
-        atomic.write_text(temporary / CARD_FILE, card)
+            tokenizer.save_pretrained(temporary)
+            if (run / ADAPTER_FOLDER).is_dir():
+                _export_adapter(run / ADAPTER_FOLDER, temporary / ADAPTER_FOLDER, task)
+            atomic.write_text(temporary / CARD_FILE, card)
     return folder
 
 

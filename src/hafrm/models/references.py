@@ -11,8 +11,9 @@ import contextlib
 import copy
 import hashlib
 import json
-import time
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +32,7 @@ __all__ = ["LiveReference", "adapter_off_reference", "frozen_copy_reference", "p
 LiveReference = Callable[[SequenceBatch], Tensor]
 """Gives a batch's reference log-probs, [S], without gradients."""
 
-_TOKENS = 8192  # tokens of a packed row
 _PART = 512  # groups a file: what an interrupted computation loses at the most
-_STALE = 3600  # seconds after which a half-written file has no writer any more
 
 _FORMAT = 1
 """Part of every fingerprint: raise it when hafrm computes other log-probs from the same weights and tokens."""
@@ -73,6 +72,7 @@ def precompute_reference(
     *,
     layout: Layout,
     batch_size: int,
+    tokens: int = 8192,
     cache: Path,
     progress: Callable[[int], None] = lambda done: None,
     weights: str | None = None,
@@ -89,6 +89,7 @@ def precompute_reference(
         groups: G prompts, each with the same number N of responses.
         layout: How groups become batches.
         batch_size: Groups a forward pass, where rows are padded.
+        tokens: Tokens a forward pass, where they are packed.
         cache: The folder that holds cached references.
         progress: Called with the number of groups done.
         weights: The model's `weights_digest` where it is known: several data sets then cost one reading of the weights.
@@ -101,7 +102,8 @@ def precompute_reference(
     with evaluating(model), model.adapters_disabled() if model.adapted else contextlib.nullcontext():
         for start in range(0, len(groups), _PART):
             part = groups[start : start + _PART]
-            parts.append(_cached_part(model, part, folder / f"{start:09d}.npy", layout, batch_size))
+            batches = partial(_reference_batches, model, part, layout, batch_size, tokens)
+            parts.append(_cached_part(part, folder / f"{start:09d}.npz", batches))
             progress(start + len(part))
     return np.concatenate(parts)
 
@@ -131,40 +133,39 @@ def weights_digest(model: HybridModel) -> str:
 
 
 def _cached_part(
-    model: HybridModel, groups: Sequence[TokenGroup], path: Path, layout: Layout, batch_size: int
+    groups: Sequence[TokenGroup], path: Path, compute: Callable[[], Iterator[tuple[list[int], Tensor]]]
 ) -> np.ndarray:
     """Log-probs of one file's groups, [groups, N]: read if they are there whole, else computed and written.
 
     A damaged file is computed anew without a word: it is a cache, and nobody could do better by hand.
     """
     shape = (len(groups), len(groups[0].responses))
-    with contextlib.suppress(OSError, ValueError), path.open("rb") as stored:
-        cached: np.ndarray = np.lib.format.read_array(stored, allow_pickle=False)
-        if cached.shape == shape and cached.dtype == np.float32:
-            return cached
+    if (cached := _read_part(path)) is not None and cached.shape == shape and cached.dtype == np.float32:
+        return cached
     values = np.empty(shape, dtype=np.float32)
-    for rows, log_probs in _reference_batches(model, groups, layout, batch_size):
+    for rows, log_probs in compute():
         values[rows] = log_probs.view(len(rows), -1).cpu().numpy()
     with atomic.new_file(path) as file:
-        np.save(file, values, allow_pickle=False)
-    _remove_leftovers(path)
+        np.savez(file, log_probs=values)
     return values
 
 
-def _remove_leftovers(path: Path) -> None:
-    """Delete what killed writers of a file left beside it. Another process may be writing it now, but not for long."""
-    for leftover in path.parent.glob(f".{path.name}.*"):
-        with contextlib.suppress(FileNotFoundError):
-            if leftover.stat().st_mtime < time.time() - _STALE:
-                leftover.unlink()
+def _read_part(path: Path) -> np.ndarray | None:
+    """What a file holds; None where it is missing or damaged, which the archive's checksum tells."""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open("log_probs.npy") as stored:
+            values: np.ndarray = np.lib.format.read_array(stored, allow_pickle=False)
+            return values
+    except Exception:  # zipfile has many for a damaged archive: its own, NotImplementedError, zlib's, ...
+        return None
 
 
 @torch.no_grad()
 def _reference_batches(
-    model: HybridModel, groups: Sequence[TokenGroup], layout: Layout, batch_size: int
+    model: HybridModel, groups: Sequence[TokenGroup], layout: Layout, batch_size: int, tokens: int
 ) -> Iterator[tuple[list[int], Tensor]]:
     device = model.score.weight.device
-    for rows in layout.plan(groups, sequences=batch_size * len(groups[0].responses), tokens=_TOKENS):
+    for rows in layout.plan(groups, sequences=batch_size * len(groups[0].responses), tokens=tokens):
         batch = layout.batch([groups[row] for row in rows]).to(device)
         yield rows, _log_probs(model, batch)
 

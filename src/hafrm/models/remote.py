@@ -40,7 +40,7 @@ from urllib.parse import urlsplit
 from hafrm.errors import ConfigError, MissingExtraError, ModelError, RefusedError, first_line
 from hafrm.pairs import Conversation
 
-__all__ = ["API_KEY", "RemoteScorer", "RetryRule", "is_server"]
+__all__ = ["API_KEY", "RemoteScorer", "RetryRule", "endpoint_of", "is_server"]
 
 API_KEY = "HAFRM_API_KEY"
 """The environment variable that holds a server's API key."""
@@ -159,7 +159,7 @@ class RemoteScorer:
     def __init__(
         self, url: str, *, batch_size: int = 32, concurrency: int = 4, retries: RetryRule | None = None
     ) -> None:
-        self.endpoint, self._dialect = _endpoint(url)
+        self.endpoint, self._dialect = endpoint_of(url)
         self.batch_size, self.concurrency = self._dialect.per_request or batch_size, concurrency
         self.retries = retries or RetryRule()
         self._httpx = _import_httpx()
@@ -263,8 +263,12 @@ class RemoteScorer:
             raise self._wrong_answer("no JSON") from error
 
 
-def _endpoint(url: str) -> tuple[str, _Dialect]:
-    """The address that requests go to, and the protocol that its path names."""
+def endpoint_of(url: str) -> tuple[str, _Dialect]:
+    """The address that requests go to, and the protocol that its path names.
+
+    Raises:
+        ConfigError: it can't be asked, or holds what may be secret; the message does not repeat that.
+    """
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from hafrm.encoding import DEFAULT_CHAT_TEMPLATE, ConversationEncoder, Overlong, OverlongError, TokenGroup
 from hafrm.errors import ConfigError, ModelError, RefusedError, first_line
+from hafrm.memory import enough_memory
 from hafrm.models.hybrid import HybridModel, SequenceScores
 from hafrm.models.layout import Layout, LayoutChoice
 from hafrm.models.tokens import TokenRatios, lay_over_text
@@ -31,6 +32,11 @@ __all__ = [
     "StockScorer",
     "TokenScorer",
 ]
+
+_LESS_MEMORY = (
+    "Lower score.tokens_per_batch (or score.batch_size, where rows are padded). Where one conversation alone is too "
+    "much, set a lower score.max_length or a narrower score.dtype."
+)
 
 
 class Scorer(Protocol):
@@ -174,7 +180,8 @@ class _BatchedScorer:
         """The reward of each place that has token ids."""
         rewards: dict[int, float] = {}
         for rows, batch in self._batches(encoded):
-            scores = self._score_batch(batch)
+            with enough_memory(f"a batch of {len(rows)} responses and {batch.input_ids.numel()} tokens", _LESS_MEMORY):
+                scores = self._score_batch(batch)
             if not torch.isfinite(scores).all():
                 raise ModelError("The model gave a reward that is not finite. Its weights are damaged, or overflow.")
             rewards.update(zip(rows, scores.tolist(), strict=True))

@@ -7,6 +7,7 @@ gets a distinct pad token, which is saved with the model.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from hafrm.encoding import DEFAULT_CHAT_TEMPLATE
 from hafrm.errors import ModelError, first_line
+from hafrm.models.advice import advice
 
 __all__ = ["PAD_TOKEN", "load_tokenizer", "prepare_tokenizer", "resize_embeddings"]
 
@@ -39,8 +41,8 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False, template: str
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
     except Exception as error:  # the tokenizers library raises plain ones for a damaged file
         raise ModelError(
-            f"No tokenizer could be loaded from {model}: {first_line(error)} "
-            "Give a folder or hub id that holds a tokenizer."
+            f"No tokenizer could be loaded from {model}: {first_line(error)}"
+            f"{advice(error) or ' Give a folder or hub id that holds a tokenizer.'}"
         ) from error
     if not tokenizer.chat_template and template is None:
         raise ModelError(
@@ -48,7 +50,18 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False, template: str
             "Give a file that holds the template with `--score.chat_template FILE`, or ask for hafrm's plain one with "
             "`--score.chat_template default`."
         )
+    _require_plain_names(tokenizer, model)
     return prepare_tokenizer(tokenizer, template=template or DEFAULT_CHAT_TEMPLATE)
+
+
+def _require_plain_names(tokenizer: Any, model: str) -> None:
+    """Refuse chat templates whose names, under which each would be saved in a file, are paths."""
+    templates = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
+    for name in templates:
+        if Path(name).name != name:
+            raise ModelError(
+                f"The tokenizer of {model} has a chat template whose name leads out of its folder: {name!r}."
+            )
 
 
 def prepare_tokenizer(tokenizer: Any, *, template: str = DEFAULT_CHAT_TEMPLATE) -> Any:

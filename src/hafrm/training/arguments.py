@@ -71,13 +71,14 @@ _FREE_ON_RESUME = frozenset(
     logging_steps logging_first_step logging_nan_inf_filter log_level log_level_replica log_on_each_node disable_tqdm
     save_total_limit dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers
     dataloader_prefetch_factor dataloader_multiprocessing_context ddp_timeout skip_memory_metrics
-    torch_empty_cache_steps
+    torch_empty_cache_steps activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing
+    gradient_checkpointing_kwargs
     """.split()
 )
 
 
 def free_on_resume(name: str) -> bool:
-    """Whether a field may change when a run is resumed: it says what is told and kept, not what is computed."""
+    """Whether a field may change when a run is resumed: it says what is told, kept or recomputed, and no result."""
     return name in _FREE_ON_RESUME
 
 

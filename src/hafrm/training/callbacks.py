@@ -43,7 +43,7 @@ class MetricsFile(TrainerCallback):
     ) -> None:
         """Append one line."""
         if state.is_world_process_zero and logs:
-            with self.path.open("a", encoding="utf-8") as file:
+            with atomic.naming(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step} | logs) + "\n")
 
 

@@ -35,7 +35,7 @@ __all__ = [
 
 MANIFEST_FILE = "manifest.json"
 
-_FREE_TO_CHANGE = {"overwrite", "out", "trust_remote_code"}
+_FREE_TO_CHANGE = {"overwrite", "out", "trust_remote_code", "data_options.tokens_per_batch"}
 """Options that may differ when a run is resumed, beside some of transformers' (`free_on_resume`)."""
 
 _EFFECTIVE = """
@@ -164,7 +164,7 @@ def _was(name: str, before: Any, now: Any) -> str:
 
 def _is_free(name: str) -> bool:
     first, _, rest = name.partition(".")
-    return first in _FREE_TO_CHANGE or (first == "training" and free_on_resume(rest.split(".")[0]))
+    return not _FREE_TO_CHANGE.isdisjoint({first, name}) or (first == "training" and free_on_resume(rest.split(".")[0]))
 
 
 def _require_none(changes: str, what: str, folder: Path) -> None:

@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 from hafrm.atomic import cache_folder
 from hafrm.data import EncodedPairs
 from hafrm.losses import USES_REFERENCE
+from hafrm.memory import enough_memory
 from hafrm.models.hybrid import HybridModel
 from hafrm.models.layout import Layout
 from hafrm.models.references import (
@@ -23,6 +24,11 @@ from hafrm.training.config import LossConfig
 
 __all__ = ["ReferenceSource"]
 
+_LESS_MEMORY = (
+    "Lower data_options.tokens_per_batch (or training.per_device_eval_batch_size, where rows are padded); what was "
+    "computed is kept."
+)
+
 
 class ReferenceSource:
     """Gives data sets their reference log-probs beforehand, or the trainer a live reference.
@@ -33,10 +39,18 @@ class ReferenceSource:
         layout: How pairs become batches.
         args: The trainer's arguments, for precision and batch size.
         weights: The model's `weights_digest`; empty where no loss reads a reference.
+        tokens: The most tokens that go through the model at once.
     """
 
     def __init__(
-        self, loss: LossConfig, model: HybridModel, layout: Layout, args: TrainingArguments, *, weights: str
+        self,
+        loss: LossConfig,
+        model: HybridModel,
+        layout: Layout,
+        args: TrainingArguments,
+        *,
+        weights: str,
+        tokens: int,
     ) -> None:
         needed = loss.policy_ratio != 0 and loss.policy_loss in USES_REFERENCE
         self.precomputed = needed and loss.reference in ("auto", "precomputed")
@@ -47,7 +61,7 @@ class ReferenceSource:
         half = torch.bfloat16 if args.bf16 else torch.float16
         self._autocast = torch.autocast(args.device.type, dtype=half, enabled=args.bf16 or args.fp16)
         self._model, self._layout, self._batch_size = model, layout, args.per_device_eval_batch_size
-        self._weights = weights
+        self._weights, self._tokens = weights, tokens
 
     def dataset(self, encoded: EncodedPairs) -> PairDataset:
         """The pairs, with reference log-probs where they are computed beforehand."""
@@ -55,12 +69,14 @@ class ReferenceSource:
 
     def _compute(self, encoded: EncodedPairs) -> np.ndarray:
         status = Console(stderr=True).status("reference log-probs")
-        with status, self._autocast:
+        size = f"the reference log-probs, batches of {self._tokens} tokens"
+        with status, self._autocast, enough_memory(size, _LESS_MEMORY):
             return precompute_reference(
                 self._model,
                 encoded.groups,
                 layout=self._layout,
                 batch_size=self._batch_size,
+                tokens=self._tokens,
                 cache=cache_folder("references"),
                 weights=self._weights,
                 progress=lambda done: status.update(f"reference log-probs: {done} of {len(encoded.groups)} pairs"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from transformers import (
     set_seed,
 )
 
+from hafrm import atomic
 from hafrm.data import EncodedPairs, PairSet, encode_pairs, load_pairs, local_path, shared_prompts
 from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ConfigError
@@ -102,13 +104,14 @@ def _train(config: TrainConfig, folder: Path) -> TrainResult:
             for line in _opening(data, args, manifest["layout"]):
                 progress.say(line)
 
-    reference = ReferenceSource(config.resolved_loss, model, layout, args, weights=info.base_digest)
+    tokens = config.data_options.token_budget(args.device.type)
+    reference = ReferenceSource(config.resolved_loss, model, layout, args, weights=info.base_digest, tokens=tokens)
     trainer = HybridTrainer(
         model,
         args,
         objective=objective,
         layout=layout,
-        tokens_per_batch=config.data_options.token_budget(args.device.type),
+        tokens_per_batch=tokens,
         tokenizer=tokenizer,
         info=info,
         train_dataset=reference.dataset(data.train),
@@ -139,7 +142,7 @@ def _check_folder(config: TrainConfig, folder: Path) -> dict[str, Any] | None:
         raise ConfigError(f"{folder} already holds a finished run. Choose another --out, or --overwrite true.")
     if manifest is not None:
         require_same_config(manifest, config, folder)
-    elif folder.is_file() or (folder.exists() and any(folder.iterdir())):
+    elif folder.is_file() or (folder.exists() and not all(map(atomic.is_leftover, folder.iterdir()))):
         raise ConfigError(f"{folder} holds files that are not a run of hafrm. Choose another --out.")
     return manifest
 
@@ -266,15 +269,29 @@ def _early_stopping(config: TrainConfig) -> list[EarlyStoppingCallback]:
 def _run_trainer(trainer: HybridTrainer, checkpoint: Path | None, steps: int) -> None:
     """Train, from the last checkpoint if there is one."""
     if checkpoint is not None:
-        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        state = _state_here(checkpoint)
         if state.global_step >= steps or _out_of_patience(
             state
         ):  # killed at its end: transformers would step once more
             trainer.state = state
             best = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
             restore_weights(trainer.model, Path(best or checkpoint))
+            trainer.delete_old_checkpoints()
             return
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+
+def _state_here(checkpoint: Path) -> TrainerState:
+    """A checkpoint's state, in which the best checkpoint is one beside it, also if the run's folder was moved."""
+    path = checkpoint / "trainer_state.json"
+    state: TrainerState = TrainerState.load_from_json(str(path))
+    best = state.best_model_checkpoint
+    here = best and str(checkpoint.parent / Path(best).name)
+    if here != best:
+        state.best_model_checkpoint = here
+        values = json.loads(path.read_text(encoding="utf-8")) | {"best_model_checkpoint": here}
+        atomic.write_text(path, json.dumps(values, indent=2, sort_keys=True) + "\n")
+    return state
 
 
 def _out_of_patience(state: TrainerState) -> bool:

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
-from hafrm.errors import NonFiniteLossError
-from hafrm.models.checkpoints import RunInfo, restore_weights, save_adapter, save_run
+from hafrm.errors import DamagedError, NonFiniteLossError
+from hafrm.memory import enough_memory
+from hafrm.models.checkpoints import RunInfo, loading, restore_weights, save_adapter, save_run, writing
 from hafrm.models.hybrid import HybridModel
 from hafrm.models.layout import Layout
 from hafrm.models.references import LiveReference
@@ -28,6 +31,17 @@ from hafrm.training.batches import PairBatch, PairBatches, PairCollator, PairDat
 from hafrm.training.objective import Objective, PairLosses
 
 __all__ = ["HybridTrainer", "last_checkpoint"]
+
+_LESS_MEMORY = (
+    "Lower data_options.tokens_per_batch, or set --training.activation_checkpointing true: the same command then goes "
+    "on from the last checkpoint, to the same losses. Where one pair alone is too much, a new run needs a lower "
+    "data_options.max_length, adapters (lora.rank) or a narrower dtype."
+)
+_NEW_RUN = (
+    "Check these rows, or start a new run (another --out, or --overwrite true) with a lower training.learning_rate, or "
+    "in bfloat16 or float32 instead of float16: a run can't go on with another rate or precision. The last checkpoint "
+    "is intact."
+)
 
 
 class HybridTrainer(Trainer):
@@ -81,6 +95,8 @@ class HybridTrainer(Trainer):
         """Every validation pair's metrics in the latest evaluation, each [N]."""
         self.model_accepts_loss_kwargs = True  # `compute_loss` averages over the pairs of all accumulated batches
         self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        self._rows: list[int] = []
+        """The pairs of the step under way, by their places in the data set."""
 
     def training_step(  # type: ignore[override]
         self, model: nn.Module, inputs: PairBatches, num_items_in_batch: Tensor | int | None = None
@@ -90,9 +106,14 @@ class HybridTrainer(Trainer):
         losses = []
         for part in first:
             with self.accelerator.no_sync(model):
-                losses.append(super().training_step(model, cast(Any, part), cast(Any, num_items_in_batch)))
-        losses.append(super().training_step(model, cast(Any, last), cast(Any, num_items_in_batch)))
+                losses.append(self._part_step(model, part, num_items_in_batch))
+        losses.append(self._part_step(model, last, num_items_in_batch))
         return torch.stack(losses).sum()
+
+    def _part_step(self, model: nn.Module, part: PairBatch, num_items_in_batch: Tensor | int | None) -> Tensor:
+        self._rows += part.rows.tolist()
+        with enough_memory(f"step {self.state.global_step + 1}, {_size(part)}", _LESS_MEMORY):
+            return super().training_step(model, cast(Any, part), cast(Any, num_items_in_batch))
 
     def compute_loss(  # type: ignore[override]
         self,
@@ -126,10 +147,20 @@ class HybridTrainer(Trainer):
             names = pairs.names(batch.rows[bad.cpu()].tolist())
             raise NonFiniteLossError(
                 f"The loss is not finite at step {self.state.global_step + 1} for {len(names)} of {len(batch)} pairs: "
-                f"{', '.join(names[:5])}. Check these rows, or start a new run (another --out, or --overwrite true) "
-                "with a lower training.learning_rate, or in bfloat16 or float32 instead of float16: a run can't go on "
-                "with another rate or precision. The last checkpoint is intact."
+                f"{', '.join(names[:5])}. {_NEW_RUN}"
             )
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> float | None:
+        """The norm of a step's gradient; one that is not finite would spoil the weights and every later checkpoint."""
+        norm: float | None = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
+        rows, self._rows = self._rows, []
+        scaled = self.accelerator.scaler is not None  # float16's scaler takes no step with such a gradient
+        if norm is not None and not scaled and not math.isfinite(norm):
+            raise NonFiniteLossError(
+                f"The gradient is not finite at step {self.state.global_step + 1}, though the loss is. The step's "
+                f"{len(rows)} pairs: {', '.join(self.pairs.names(rows[:5]))}{', ...' * (len(rows) > 5)}. {_NEW_RUN}"
+            )
+        return norm
 
     def _get_num_items_in_batch(self, batch_samples: list[PairBatches], device: torch.device) -> Tensor:
         """The pairs of one optimizer step, over accumulated batches and all processes."""
@@ -150,6 +181,7 @@ class HybridTrainer(Trainer):
         if training:
             logs |= {name: total / count for name, (total, count) in self._sums.items() if count}
             self._sums.clear()
+        logs.pop("train_loss", None)  # of a run that went on: the sum over its last part, by the number of all steps
         super().log(logs, start_time)
 
     @torch.no_grad()
@@ -166,7 +198,7 @@ class HybridTrainer(Trainer):
         model.eval()
         collected: dict[str, list[Tensor]] = defaultdict(list)
         for batch in (part for batches in dataloader for part in batches.parts):
-            with self.compute_loss_context_manager():
+            with self.compute_loss_context_manager(), enough_memory(f"validation, {_size(batch)}", _LESS_MEMORY):
                 losses = self._pair_losses(model, self._prepare_inputs(batch))
             self._require_finite(losses.loss, batch, self.eval_dataset)
             for name, values in (losses.metrics | {"loss": losses.loss}).items():
@@ -184,8 +216,38 @@ class HybridTrainer(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         (save_adapter if self.model.adapted else save_run)(self.model, self.processing_class, self.info, folder)
 
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint, then delete the oldest: by steps, and not by times as transformers does.
+
+        After a clock was set back that would be the newest.
+
+        Raises:
+            UnwritableError: the disk is full, or the folder can't be written to.
+        """
+        kept, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            with writing(Path(str(self.args.output_dir))):
+                super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = kept
+        self.delete_old_checkpoints()
+
+    def delete_old_checkpoints(self) -> None:
+        """Keep no more checkpoints than `save_total_limit` says: the newest and the best."""
+        if self.args.should_save:
+            rotate_checkpoints(str(self.args.output_dir), self.args.save_total_limit, self.state.best_model_checkpoint)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        _require_whole_archives(Path(resume_from_checkpoint))
         restore_weights(self.model, Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with loading("state of an optimizer", str(checkpoint)):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with loading("state of random numbers", str(checkpoint)):
+            super()._load_rng_state(checkpoint)
 
     def _load_best_model(self) -> None:
         if self.state.best_model_checkpoint:
@@ -203,3 +265,28 @@ def last_checkpoint(run: Path) -> Path | None:
             state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
             complete.append((int(state["global_step"]), folder))
     return max(complete, default=(0, None))[1]
+
+
+def _require_whole_archives(checkpoint: Path) -> None:
+    """Refuse a checkpoint of which optimizer, schedule or random numbers are damaged: torch reads without checksums.
+
+    Raises:
+        DamagedError: names the file.
+    """
+    for path in sorted([*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")]):
+        try:
+            with ZipFile(path) as archive:
+                damaged = archive.testzip() is not None
+        except (BadZipFile, OSError, NotImplementedError, RuntimeError, ValueError, EOFError):
+            damaged = True
+        if damaged:
+            raise DamagedError(
+                f"{path} is damaged. Delete the folder {checkpoint}: the same command then goes on from the checkpoint "
+                "before it, or begins again where there is none."
+            )
+
+
+def _size(batch: PairBatch) -> str:
+    """A batch's size, for messages."""
+    tokens = batch.sequences.input_ids
+    return f"a batch of {len(batch)} pairs and {tokens.numel()} tokens"

@@ -1,0 +1,1 @@
+"""What goes wrong on real machines: kills, full disks, damaged files, hostile ones."""

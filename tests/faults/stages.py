@@ -1,0 +1,102 @@
+"""The commands that a fault strikes, and what their files say when nothing disturbs them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.processes import Ended, Kill, Setting, hafrm
+from tests.faults.whole import files, leftovers, outcome, require_no_half_file
+
+STAGES = ["train", "precompute", "evaluate", "judge", "export"]
+TRAINING = {"max_steps": 6, "per_device_train_batch_size": 4, "save_steps": 2, "eval_steps": 2, "learning_rate": 1e-3}
+
+
+def slow(*values: Any) -> Any:
+    """A case for `pytest -m slow` alone: the everyday tests are to take a minute."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@dataclass
+class Stage:
+    """A command whose files lie in one folder, and what they say when nothing disturbs it."""
+
+    argv: list[str]
+    work: Path
+    watched: str = "out"
+    """The folder in which a change to files counts as a moment to die at."""
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def setting(self, *faults: Callable[[], None]) -> Setting:
+        small_parts = {
+            "hafrm.evaluation.scoring.CHUNK": 4,
+            "hafrm.models.references._PART": 4,
+            "hafrm.judging.run._CHUNK": 4,
+        }
+        environment = {"HAFRM_CACHE": str(self.work / "cache"), **self.environment}
+        return Setting(
+            own=self.work,
+            work=self.work / self.watched,
+            log=self.work.with_suffix(".log"),
+            environment=environment,
+            values=small_parts,
+            faults=faults,
+        )
+
+    def run(self, *faults: Callable[[], None], kill: Kill | None = None) -> Ended:
+        """Run it, with something broken or until it is killed."""
+        return hafrm(self.argv, self.setting(*faults), kill)
+
+    def measure(self) -> None:
+        """Run it undisturbed."""
+        self.undisturbed = self.run()
+        assert self.undisturbed.status == 0, self.undisturbed.said
+        self.expected = outcome(self.work)
+        self.sizes = [path.stat().st_size for path in files(self.work).values()]
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin again with nothing."""
+        shutil.rmtree(self.work, ignore_errors=True)
+        self.work.mkdir(exist_ok=True)
+
+    def require_no_half_file(self) -> None:
+        """What is there is whole, or is not taken for whole."""
+        require_no_half_file(self.work / "out")
+        require_no_half_file(self.work / "cache")
+
+    def require_resumed(self) -> None:
+        """The same command again gives what an undisturbed one does, and leaves nothing beside it."""
+        ended = self.run()
+        assert ended.status == 0, ended.said
+        self.require_outcome()
+
+    def require_outcome(self) -> None:
+        """The files are those of an undisturbed run, and no others."""
+        found = outcome(self.work)
+        assert found.keys() == self.expected.keys()
+        for name, content in self.expected.items():
+            assert (name, found[name]) == (name, content)
+        assert leftovers(self.work) == []
+
+
+def command(name: str, folder: Path, endpoint: str) -> list[str]:
+    """A command on files of the folder, that writes into its folder `work`."""
+    out = ["--out", str(folder / "work" / "out")]
+    rows, run = str(folder / "pairs.jsonl"), str(folder / "run")
+    if name in ("train", "precompute"):
+        data = ["--model", str(folder / "base"), "--data", rows, "--eval_data", rows]
+        options = [f"--training.{key}={value}" for key, value in TRAINING.items()]
+        more = ["--training.use_cpu=true", "--training.report_to=[]", "--data_options.max_length=128"]
+        return ["train", *data, *out, *options, *more]
+    if name == "evaluate":
+        return ["evaluate", run, "--data", rows, "--calibration_data", str(folder / "more.jsonl"), *out]
+    if name == "judge":
+        judge = ["--judge.kind=openai", "--judge.model=judge", f"--judge.base_url={endpoint}", "--judge.retries=0"]
+        return ["judge", rows, *judge, "--judge.cache", str(folder / "work" / "cache" / "replies.sqlite"), *out]
+    return ["export", run, *out]

@@ -1,0 +1,136 @@
+"""Damaged checkpoints and caches, or of another version: a named error, and never a reward that is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hafrm.errors import DamagedError, DataError, ModelError
+from hafrm.judging.cache import ReplyCache
+from hafrm.models.checkpoints import RUN_FILE, RunInfo, load_run
+from hafrm.models.export import ExportConfig, export
+from hafrm.models.loading import load_log_prob_scorer, load_scorer
+from hafrm.models.lora import LoraOptions
+from hafrm.training.config import TrainConfig
+from hafrm.training.run import train
+from hafrm.training.trainer import last_checkpoint
+from tests.faults.runs import saved_run
+from tests.tiny import save_tiny
+
+SAVED = ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path) -> None:
+    """Flip one bit in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.write_bytes(content)
+
+
+DAMAGES: list[Callable[[Path], None]] = [cut, flip, Path.unlink]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return saved_run(save_tiny(tmp_path / "base"), tmp_path / "run")
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=["cut", "flip", "gone"])
+@pytest.mark.parametrize("name", SAVED)
+def test_a_damaged_run_scores_nothing(name: str, damage: Callable[[Path], None], run: Path) -> None:
+    damage(run / name)
+    for read in (load_scorer, load_log_prob_scorer, lambda run: export(ExportConfig(run=run))):
+        with pytest.raises(ModelError, match=r"damaged|checksum|missing|tokenizer|adapters") as error:
+            read(str(run))
+        assert str(run) in str(error.value)
+    assert not (run / "export").exists()
+
+
+def test_a_flipped_bit_of_a_weight_is_named(run: Path) -> None:
+    flip(run / "model.safetensors")
+    with pytest.raises(DamagedError, match=r"model\.safetensors is not what was saved: its checksum differs"):
+        load_run(run)
+
+
+def test_what_was_changed_on_purpose_is_let_through(run: Path) -> None:
+    """The remedy that the error names."""
+    (run / "chat_template.jinja").write_text((run / "chat_template.jinja").read_text() + "{# changed #}")
+    described = json.loads((run / RUN_FILE).read_text())
+    del described["sha256"]["chat_template.jinja"]
+    (run / RUN_FILE).write_text(json.dumps(described))
+    load_run(run)
+
+
+def test_runs_of_another_version(run: Path) -> None:
+    """Older ones have no checksums; what a later one's words mean is not guessed."""
+    described = json.loads((run / RUN_FILE).read_text())
+    (run / RUN_FILE).write_text(json.dumps({name: value for name, value in described.items() if name != "sha256"}))
+    load_run(run)
+    (run / RUN_FILE).write_text(json.dumps(described | {"format": 2}))
+    with pytest.raises(ModelError, match="format 2, and this hafrm reads 1"):
+        load_run(run)
+
+
+@pytest.mark.parametrize("damage", [cut, flip], ids=["cut", "flip"])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth", "config.json"])
+def test_a_run_does_not_go_on_from_a_damaged_checkpoint(
+    name: str, damage: Callable[[Path], None], stopped: TrainConfig
+) -> None:
+    """The error names the file; without that checkpoint the run goes on from the one before, or begins again."""
+    checkpoint = last_checkpoint(Path(stopped.out))
+    assert checkpoint is not None
+    damage(checkpoint / name)
+    with pytest.raises(DamagedError, match=name.replace(".", r"\.")):
+        train(stopped)
+    shutil.rmtree(checkpoint)
+    assert train(stopped).steps == 3
+
+
+def test_a_moved_run_keeps_its_best_checkpoint(stopped: TrainConfig, tmp_path: Path) -> None:
+    """What its state calls the best one is looked for in the run's own folder, and nowhere else."""
+    elsewhere = tmp_path / "elsewhere" / "checkpoint-2"
+    elsewhere.mkdir(parents=True)
+    path = Path(stopped.out) / "checkpoint-2" / "trainer_state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"best_model_checkpoint": str(elsewhere)}))
+    moved = replace(stopped, out=str(tmp_path / "moved"))
+    Path(stopped.out).rename(moved.out)
+    assert train(moved).steps == 3
+    (newest,) = Path(moved.out).glob("checkpoint-3")
+    state = json.loads((newest / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"] == str(Path(moved.out) / "checkpoint-2")
+    assert list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=["cut", "flip", "gone"])
+def test_damaged_adapters_are_noticed(damage: Callable[[Path], None], tmp_path: Path) -> None:
+    run = saved_run(save_tiny(tmp_path / "base"), tmp_path / "run", lora=LoraOptions(rank=2))
+    damage(run / "adapter" / "adapter_model.safetensors")
+    with pytest.raises(DamagedError, match=r"adapter_model\.safetensors"):
+        export(ExportConfig(run=str(run)))
+
+
+def test_replies_of_another_version(tmp_path: Path) -> None:
+    """A table with other columns is no cache of ours, and says so."""
+    path = tmp_path / "replies.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE replies (key TEXT, answer BLOB)")
+    cache = ReplyCache(path)
+    with pytest.raises(DataError, match=r"can't be used.*move it away"):
+        cache.get("key")
+    cache.close()
+
+
+def test_checksums_are_of_all_that_was_saved(run: Path) -> None:
+    listed = RunInfo.load(run).sha256.keys()
+    assert listed == {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()} - {RUN_FILE}
+    assert set(SAVED) <= listed

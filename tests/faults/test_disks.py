@@ -1,0 +1,95 @@
+"""Disks that are full or read-only: one line that says so, nothing half-written, and the command goes on afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import subprocess
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.faults.processes import LEAST_LIMIT, Ended
+from tests.faults.stages import STAGES, Stage, slow
+
+_CAPABILITIES_3 = 0x20080522
+_OVERRIDES = 1 << 1 | 1 << 2 | 1 << 3  # root's leave to ignore permissions: CAP_DAC_*, CAP_FOWNER
+
+
+def limit_files(size: int) -> None:
+    """No file may grow past this size: a write beyond it fails, as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def obey_permissions() -> None:
+    """Take root's leave to write everywhere off this process."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(_CAPABILITIES_3, 0)
+    sets = (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, sets) == 0
+    for place in range(3):
+        sets[place] &= ~_OVERRIDES & 0xFFFFFFFF
+    assert libc.capset(header, sets) == 0
+
+
+def require_one_line(ended: Ended, stage: Stage) -> None:
+    """The command failed with a message for people."""
+    assert ended.status == 2, ended.said
+    assert "Traceback" not in ended.said
+    last = ended.said.splitlines()[-1]
+    assert last.startswith(f"hafrm {stage.argv[0]}: "), ended.said
+    assert str(stage.work) in last, ended.said
+
+
+@pytest.mark.parametrize("share", [slow(0.0), 0.5, slow(1.0)])
+@pytest.mark.parametrize("name", STAGES)
+def test_files_that_can_not_grow(name: str, share: float, stage_of: Callable[[str], Stage]) -> None:
+    """A write in the middle of a file fails: of the first that is longer than the limit, in the end the longest."""
+    stage = stage_of(name)
+    size = LEAST_LIMIT + int(share * (max(stage.sizes) - 1 - LEAST_LIMIT))
+    require_one_line(stage.run(partial(limit_files, size)), stage)
+    stage.require_no_half_file()
+    stage.require_resumed()
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, *, pages: int) -> Iterator[None]:
+    """A disk of so many pages of 4 KiB at the folder; skips the test where none may be mounted."""
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={4 * pages}k", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("may not mount a small disk here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("share", [slow(0.2), 0.7])
+@pytest.mark.parametrize("name", STAGES)
+def test_a_full_disk(name: str, share: float, stage_of: Callable[[str], Stage]) -> None:
+    stage = stage_of(name)
+    with small_disk(stage.work, pages=int(share * sum(stage.sizes)) // 4096 + 1):
+        require_one_line(stage.run(), stage)
+        subprocess.run(["mount", "-o", "remount,size=100m", str(stage.work)], check=True)
+        stage.require_no_half_file()
+        stage.require_resumed()
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_read_only_folder(name: str, stage_of: Callable[[str], Stage]) -> None:
+    stage = stage_of(name)
+    folder = stage.work / stage.watched
+    folder.mkdir()
+    folder.chmod(0o555)
+    ended = stage.run(obey_permissions) if os.geteuid() == 0 else stage.run()
+    folder.chmod(0o755)
+    require_one_line(ended, stage)
+    assert str(folder) in ended.said.splitlines()[-1]
+    assert list(folder.iterdir()) == []
+    stage.require_resumed()

@@ -1,0 +1,41 @@
+"""kill -9 at any moment of any command: the same command again gives what an undisturbed one does.
+
+The everyday tests kill each command three times in a row, each in another way; the slow ones twenty times, each a
+command of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.faults.processes import Kill, draw_kills
+from tests.faults.stages import STAGES, Stage
+
+
+def killed(stage: Stage, kill: Kill) -> bool:
+    """Whether the command died of it, rather than coming to its end first; nothing is left half-written either way."""
+    ended = stage.run(kill=kill)
+    stage.require_no_half_file()
+    assert ended.killed or ended.status == 0, ended.said
+    return ended.killed
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_killed_thrice_it_goes_on(name: str, stage_of: Callable[[str], Stage]) -> None:
+    stage = stage_of(name)
+    kills = draw_kills(stage.undisturbed, stage.sizes, 3, seed=name)
+    if all(killed(stage, kill) for kill in kills):
+        stage.require_resumed()
+    stage.require_outcome()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(20))
+@pytest.mark.parametrize("name", STAGES)
+def test_killed_at_any_moment_it_goes_on(name: str, number: int, stage_of: Callable[[str], Stage]) -> None:
+    stage = stage_of(name)
+    if killed(stage, draw_kills(stage.undisturbed, stage.sizes, 20, seed=f"{name} at any moment")[number]):
+        stage.require_resumed()
+    stage.require_outcome()

@@ -1,0 +1,128 @@
+"""Too little memory and numbers that are none: errors that say where, and what to turn."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hafrm.data import DataOptions
+from hafrm.errors import NoMemoryError, NonFiniteLossError
+from hafrm.memory import enough_memory
+from hafrm.models import references
+from hafrm.models.hybrid import HybridModel
+from hafrm.models.loading import load_scorer
+from hafrm.models.scorers import ScoreOptions
+from hafrm.training.config import TrainConfig
+from hafrm.training.run import train
+from hafrm.training.trainer import HybridTrainer, last_checkpoint
+from tests.faults.runs import saved_run
+from tests.tiny import save_tiny, some_pairs
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> TrainConfig:
+    rows = tmp_path / "pairs.jsonl"
+    rows.write_text("\n".join(json.dumps(pair.as_row()) for pair in some_pairs(12)))
+    training = {"max_steps": 4, "per_device_train_batch_size": 4, "save_steps": 1, "use_cpu": True, "report_to": []}
+    return TrainConfig(
+        model=str(save_tiny(tmp_path / "base")),
+        data=[str(rows)],
+        out=str(tmp_path / "run"),
+        data_options=DataOptions(max_length=128),
+        training=training,
+    )
+
+
+def fit(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let batches of more tokens than this ask PyTorch for more memory than there is."""
+    forward = HybridModel.forward
+
+    def allocate(self: HybridModel, batch: Any, **options: Any) -> Any:
+        if batch.input_ids.numel() > limit:
+            torch.empty(1 << 50)
+        return forward(self, batch, **options)
+
+    monkeypatch.setattr(HybridModel, "forward", allocate)
+
+
+def test_memory_runs_out_in_training(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the option, and the run goes on with that option changed, to the same losses."""
+    config = replace(config, method="baseline")
+    train(replace(config, out=config.out + "-undisturbed"))
+    part_step, limit = HybridTrainer._part_step, 200
+
+    def later(self: HybridTrainer, *args: Any) -> Any:
+        if self.state.global_step == 2:
+            fit(limit, monkeypatch)
+        return part_step(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HybridTrainer, "_part_step", later)
+        with pytest.raises(NoMemoryError, match=r"step 3, a batch of 4 pairs and \d+ tokens.*data_options\.tokens_per"):
+            train(config)
+    fit(limit, monkeypatch)
+    checkpointing = config.training | {"activation_checkpointing": True}
+    train(replace(config, data_options=DataOptions(max_length=128, tokens_per_batch=limit), training=checkpointing))
+
+    def losses(folder: str) -> list[float]:
+        lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
+        return [line["loss"] for line in map(json.loads, lines) if "loss" in line]
+
+    assert losses(config.out) == pytest.approx(losses(config.out + "-undisturbed"), rel=1e-5)
+
+
+def test_memory_runs_out_before_training(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The knob turns the reference's batches too, and what was computed of it is kept."""
+    monkeypatch.setattr(references, "_PART", 4)
+    fit(150, monkeypatch)
+    with pytest.raises(NoMemoryError, match=r"reference log-probs, batches of 8192 tokens.*data_options\.tokens_per"):
+        train(config)
+    train(replace(config, data_options=DataOptions(max_length=128, tokens_per_batch=150)))
+
+
+def test_memory_runs_out_in_scoring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = saved_run(save_tiny(tmp_path / "base"), tmp_path / "run")
+    conversations = [conversation for pair in some_pairs(8) for conversation in pair.conversations]
+    expected = load_scorer(str(run)).score(conversations)
+    scorer = load_scorer(str(run))
+    fit(200, monkeypatch)
+    with pytest.raises(NoMemoryError, match=r"a batch of 16 responses and \d+ tokens.*score\.tokens_per_batch"):
+        scorer.score(conversations)
+    options = ScoreOptions(tokens_per_batch=200)
+    assert load_scorer(str(run), options=options).score(conversations) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA"), MemoryError()])
+def test_every_kind_of_too_little_memory(error: Exception) -> None:
+    said = r"Out of memory at a batch\. Turn the knob\."
+    with pytest.raises(NoMemoryError, match=said), enough_memory("a batch", "Turn the knob."):
+        raise error
+    with pytest.raises(RuntimeError, match="shapes"), enough_memory("a batch", "Turn the knob."):
+        raise RuntimeError("shapes differ")
+
+
+def test_a_gradient_that_is_not_finite(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step and its rows are named, no weight has taken it in, and the last checkpoint is as good as ever."""
+    part_step = HybridTrainer._part_step
+
+    def spoilt(self: HybridTrainer, *args: Any) -> torch.Tensor:
+        loss = part_step(self, *args)
+        if self.state.global_step == 2:
+            self.model.score.weight.grad[0, 0] = math.nan
+        return loss
+
+    monkeypatch.setattr(HybridTrainer, "_part_step", spoilt)
+    with pytest.raises(NonFiniteLossError, match=r"gradient is not finite at step 3.*4 pairs: .*pairs\.jsonl:\d+, "):
+        train(replace(config, method="baseline"))
+    checkpoint = last_checkpoint(Path(config.out))
+    assert checkpoint is not None
+    assert checkpoint.name == "checkpoint-2"
+    assert all(tensor.isfinite().all() for tensor in load_file(checkpoint / "model.safetensors").values())
+    assert not (Path(config.out) / "model.safetensors").exists()

@@ -1,0 +1,95 @@
+"""What a killed command may leave: files that are whole, or that no reader takes for whole."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sqlite3
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import numpy as np
+from safetensors.torch import load_file
+
+from hafrm.errors import ModelError
+from hafrm.models.checkpoints import RUN_FILE, require_undamaged
+from hafrm.training.trainer import last_checkpoint
+
+_OF_TIME = re.compile(r"runtime|per_second|^started$|^run$")
+"""What differs between two runs of one command: times, and what a judge's last run took."""
+_TRAINERS_OWN = {"trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth"}
+"""Files that transformers writes in place; nobody reads them where the last of them, the first here, does not parse."""
+
+
+def files(folder: Path) -> dict[str, Path]:
+    """The files of a folder that a reader sees, by their paths in it."""
+    found = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: path for name, path in found.items() if not any(part.startswith(".") for part in Path(name).parts)}
+
+
+def leftovers(folder: Path) -> list[str]:
+    """What writers left of their unfinished files."""
+    return [str(path.relative_to(folder)) for path in folder.rglob(".*hafrm-*")]
+
+
+def require_no_half_file(folder: Path) -> None:
+    """Read every file as its reader would, and every checkpoint that counts as whole."""
+    for name, path in files(folder).items():
+        if path.name not in _TRAINERS_OWN:
+            assert _reads(path), name
+    checkpoint = last_checkpoint(folder) if folder.is_dir() else None
+    if checkpoint is not None:
+        require_undamaged(checkpoint)
+        for path in [*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")]:
+            assert ZipFile(path).testzip() is None
+    for description in folder.rglob(RUN_FILE):
+        with contextlib.suppress(ModelError):  # of a checkpoint that was being deleted: it is refused
+            require_undamaged(description.parent)
+
+
+def _reads(path: Path) -> bool:
+    try:
+        if path.suffix == ".json":
+            json.loads(path.read_text())
+        elif path.suffix == ".jsonl":
+            for line in path.read_bytes().split(b"\n")[:-1]:
+                json.loads(line)
+        elif path.suffix == ".safetensors":
+            load_file(path)
+        elif path.suffix == ".npz":
+            np.load(path)["log_probs"]
+        elif path.suffix == ".sqlite":
+            with contextlib.closing(sqlite3.connect(path)) as connection:
+                assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        elif path.suffix == ".html":
+            assert path.read_text().rstrip().endswith("</html>")
+        elif path.suffix == ".md":
+            assert path.read_text().endswith("\n")
+    except Exception as error:
+        error.add_note(str(path))
+        raise
+    return True
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """What a command's files say, less what differs between any two runs."""
+    return {name: _content(path) for name, path in files(folder).items() if path.suffix not in (".sqlite", ".db")}
+
+
+def _content(path: Path) -> Any:
+    if path.suffix == ".json":
+        return _timeless(json.loads(path.read_text()))
+    if path.suffix == ".jsonl":
+        return [_timeless(json.loads(line)) for line in path.read_bytes().splitlines()]
+    if path.suffix in (".pt", ".pth", ".npz"):
+        with ZipFile(path) as archive:
+            return {Path(name).name: archive.read(name) for name in archive.namelist()}
+    return path.read_bytes()
+
+
+def _timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _timeless(item) for name, item in value.items() if not _OF_TIME.search(name)}
+    return [_timeless(item) for item in value] if isinstance(value, list) else value

@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": ["m", "--data", "d", "--out", "o"],
     "score": ["m", "--data", "d"],
     "judge": ["d", "--judge.kind", "oracle", "--judge.model", "helpful", "--out", "o"],
+    "rlhf": ["m", "--reward", "r", "--data", "d", "--out", "o"],
     "serve": ["m"],
     "export": ["r"],
     "data": ["list"],
@@ -32,8 +33,8 @@ def test_ctrl_c_is_one_true_line(command: str, options: Sequence[str], monkeypat
     assert main([command, *options]) == 130
     error = capfd.readouterr().err
     assert error == f"hafrm {command}: stopped; {cli.STOPPED[command]}\n"
-    assert ("goes on" in error) == (command in ("demo", "train", "evaluate", "judge", "reproduce"))
-    assert ("checkpoint" in error) == (command in ("demo", "train"))
+    assert ("goes on" in error) == (command in ("demo", "train", "evaluate", "judge", "rlhf", "reproduce"))
+    assert ("checkpoint" in error) == (command in ("demo", "train", "rlhf"))
 
 
 def test_every_command_has_its_line() -> None:

@@ -120,17 +120,18 @@ def _legend(entries: Sequence[tuple[str, str]], x: float) -> list[Markup]:
     return parts
 
 
-def curve_panels(label: str, panels: Sequence[Panel]) -> Markup:
+def curve_panels(label: str, panels: Sequence[Panel], x_label: str = "training step") -> Markup:
     """Panels side by side, one legend for all.
 
     Args:
         label: What the figure shows, for screen readers.
         panels: The plots; all have the same curves.
+        x_label: What their horizontal axes stand for.
     """
     width, height = 270.0, 200.0
     parts: list[Markup] = []
     for number, panel in enumerate(panels):
-        parts += _panel(panel, width * number, width, height)
+        parts += _panel(panel, width * number, width, height, x_label)
     x = 40.0
     for curve in panels[0].curves:
         parts.append(path([("M", x, height + 30), ("L", x + 22, height + 30)], f"series {curve.kind}"))
@@ -139,7 +140,7 @@ def curve_panels(label: str, panels: Sequence[Panel]) -> Markup:
     return drawing(max(width * len(panels), x), height + 44, label, parts)
 
 
-def _panel(panel: Panel, offset: float, width: float, height: float) -> list[Markup]:
+def _panel(panel: Panel, offset: float, width: float, height: float, x_label: str) -> list[Markup]:
     points = np.array([point for curve in panel.curves for point in curve.points])
     low, (right, high) = points[:, 1].min(), points.max(axis=0)
     if high - low < 1e-9:
@@ -149,9 +150,9 @@ def _panel(panel: Panel, offset: float, width: float, height: float) -> list[Mar
     frame = Frame(
         Scale(0.0, float(max(right, 1)), offset + 40, offset + width - 14), Scale(low, high, height - 40, 26.0)
     )
-    x_ticks = [(tick, f"{tick:,.0f}") for tick in steps(0, max(right, 1), nice_step(max(right, 1), 4))]
+    x_ticks = [(tick, f"{tick:,g}") for tick in steps(0, max(right, 1), nice_step(max(right, 1), 4))]
     y_ticks = [(tick, f"{tick:.3g}".replace("-", "−")) for tick in steps(low, high, step)]
-    parts = frame.axes(x_ticks, y_ticks, "training step", "")
+    parts = frame.axes(x_ticks, y_ticks, x_label, "")
     parts.append(text(offset + 40, 14, panel.title, "strong"))
     for curve in panel.curves:
         at = [(frame.x(x), frame.y(y)) for x, y in curve.points]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from hafrm.reproduce import claims, figure2, figure3, figure6, figure7, table2, table3, table6
+from hafrm.reproduce import claims, figure2, figure3, figure5, figure6, figure7, ppo, table2, table3, table6
 from hafrm.reproduce.findings import Findings
 from hafrm.reproduce.plans import Job, Plan
 
@@ -32,5 +32,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "table6": Experiment("how widely perplexities spread", table6.plan, table6.find),
     "table7": Experiment("what that foretells of DPO", table6.plan_correlation, table6.find_correlation),
     "figure2": Experiment("whether HAF favours its own responses", figure2.plan, figure2.find),
+    "figure5": Experiment("policies trained on HAF's rewards against the baseline's", figure5.plan, figure5.find),
+    "ppo": Experiment("whether PPO learns: the true reward over its steps", ppo.plan, ppo.find),
     "claims": Experiment("the inequality of Appendix D", claims.plan, claims.find),
 }

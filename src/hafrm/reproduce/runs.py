@@ -17,6 +17,7 @@ from hafrm import atomic
 from hafrm.data import DataOptions, PairSet, load_pairs
 from hafrm.errors import ConfigError
 from hafrm.reproduce.scales import Scale, in_paper_order
+from hafrm.rlhf.options import RlhfConfig
 from hafrm.training.config import LossConfig, Method, TrainConfig
 from hafrm.training.manifest import changed_options, is_finished, read_manifest
 from hafrm.training.run import train
@@ -130,7 +131,7 @@ def train_config(scale: Scale, run: Run, out: Path, *, model: str) -> TrainConfi
     )
 
 
-def require_same_options(config: TrainConfig) -> None:
+def require_same_options(config: TrainConfig | RlhfConfig) -> None:
     """Refuse to show the run of another scale, length or rate as this one's.
 
     Raises:

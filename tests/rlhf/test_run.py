@@ -74,6 +74,16 @@ def test_at_the_start_the_policy_is_its_reference(tiny: Config, rewarded: Reward
     assert second["learning_rate"] == pytest.approx(first["learning_rate"] / 2)
 
 
+def test_ratios_begin_at_1(tiny: Config, rewarded: Rewarded) -> None:
+    """What is learnt from is measured by the same forward pass as what learns: nothing is clipped at the first look."""
+    rewarded(length)
+    rlhf(tiny(ppo=PpoOptions(epochs=1), sampling=SamplingOptions(max_new_tokens=8, temperature=0.7)))
+    for row in metrics(tiny().out):
+        assert row["clip_fraction"] == 0
+        assert row["kl_moved"] == pytest.approx(0, abs=1e-6)
+        assert row["loss/policy"] == pytest.approx(0, abs=1e-5)  # the mean of whitened advantages, negated
+
+
 @pytest.mark.parametrize("rank", [0, 4])
 @pytest.mark.parametrize("killed_at", [2, 3, 4])
 def test_a_killed_run_goes_on_bit_for_bit(

@@ -21,6 +21,7 @@ from transformers import get_scheduler
 from hafrm.encoding import TokenGroup
 from hafrm.errors import ConfigError, DataError, NonFiniteLossError
 from hafrm.models.scorers import Scorer
+from hafrm.pairs import Conversation
 from hafrm.rlhf.objectives import (
     ScoreStatistics,
     clipped_policy_loss,
@@ -45,7 +46,6 @@ class Rollouts:
     """A batch of answered prompts that have a score."""
 
     groups: tuple[TokenGroup, ...]
-    responses: tuple[Response, ...]
     scores: Tensor
     """What the reward model gives, less what a missing end costs, [S]."""
     measured: Measured
@@ -55,7 +55,7 @@ class Rollouts:
     @property
     def lengths(self) -> list[int]:
         """Response tokens of each sequence, [S]."""
-        return [len(response.ids) for response in self.responses]
+        return [len(group.responses[0]) for group in self.groups]
 
 
 @dataclass(frozen=True)
@@ -159,37 +159,32 @@ class PpoTrainer:
         return wide and self.policy.device.type == "cuda" and torch.cuda.is_bf16_supported()
 
     def collect(self, number: int) -> Rollouts:
-        """Answer a step's prompts, score the answers and measure their tokens."""
+        """Answer a step's prompts, score the answers and measure their tokens; answers without a score are left out."""
         places = deal(len(self.prompts), self.config.batch_size, number, self.config.seed)
         prompts = [self.prompts[place] for place in places]
         ids = [prompt_ids(self.tokenizer, prompt) for prompt in prompts]
         responses = sample_responses(self.policy.model.causal_lm, self.tokenizer, ids, self.config.sampling)
-        conversations = [answered(prompt, r.text) for prompt, r in zip(prompts, responses, strict=True)]
-        scores = scores_of(self.scorer, conversations)
-        kept = [place for place, score in enumerate(scores) if score is not None]
-        if not kept:
+        talks = [answered(prompt, response.text) for prompt, response in zip(prompts, responses, strict=True)]
+        scores = scores_of(self.scorer, talks)
+        known = {place: score for place, score in enumerate(scores) if score is not None}
+        if not known:
             raise DataError(
                 f"step {number}: {self.config.reward} scored none of {len(scores)} responses, since they are over its "
                 "limit or its chat template refuses them. Raise score.max_length, or lower max_prompt_tokens and "
                 "sampling.max_new_tokens."
             )
-        groups = tuple(TokenGroup(ids[place], (responses[place].ids,)) for place in kept)
+        kept = [responses[place] for place in known]
+        groups = tuple(TokenGroup(ids[place], (responses[place].ids,)) for place in known)
         measured = self.policy.measure(groups)
-        told = _told(measured, [responses[place] for place in kept])
-        told["unscored"] = float(len(scores) - len(kept))
-        raw = torch.tensor([score for score in scores if score is not None], device=self.policy.device)
-        told |= {"reward": raw.mean().item(), "reward_sd": raw.std(correction=0).item()}
-        if self.gold is not None:
-            known = [gold for gold in scores_of(self.gold, conversations) if gold is not None]
-            told |= {"gold": sum(known) / len(known)} if known else {}
-        cut = torch.tensor([not responses[place].ended for place in kept], device=raw.device)
-        return Rollouts(
-            groups=groups,
-            responses=tuple(responses[place] for place in kept),
-            scores=raw - self.config.missing_eos_penalty * cut,
-            measured=measured,
-            told=told,
-        )
+        raw = torch.tensor(list(known.values()), device=self.policy.device)
+        cut = torch.tensor([not response.ended for response in kept], device=raw.device)
+        told = {"unscored": float(len(scores) - len(known)), **_told(raw, measured, kept), **self._watched(talks)}
+        return Rollouts(groups, raw - self.config.missing_eos_penalty * cut, measured, told)
+
+    def _watched(self, talks: Sequence[Conversation]) -> dict[str, float]:
+        """The mean of the reward that only watches, where there is one."""
+        known = [gold for gold in scores_of(self.gold, talks) if gold is not None] if self.gold is not None else []
+        return {"gold": sum(known) / len(known)} if known else {}
 
     def _learn(self, number: int, rollouts: Rollouts, kl: Tensor) -> dict[str, float]:
         """Several epochs over the batch."""
@@ -253,10 +248,12 @@ class PpoTrainer:
         return norm.item()
 
 
-def _told(measured: Measured, responses: Sequence[Response]) -> dict[str, float]:
+def _told(scores: Tensor, measured: Measured, responses: Sequence[Response]) -> dict[str, float]:
     """What a batch of responses is like."""
     lengths = [len(response.ids) for response in responses]
     return {
+        "reward": scores.mean().item(),
+        "reward_sd": scores.std(correction=0).item(),
         "kl": kl_estimates(measured.log_probs, measured.reference).sum().item() / len(lengths),
         "entropy": measured.entropies.mean().item(),
         "length": sum(lengths) / len(lengths),

@@ -97,23 +97,26 @@ def test_responses_are_drawn_from_the_distribution_that_is_measured() -> None:
     """First tokens of many draws against the stock probabilities: at a temperature, and with the nucleus cut."""
     model, tokenizer = tiny_lm(), tiny_tokenizer()
     prompt, draws = (1, 40, 50), 4000
-    for sampling in (SamplingOptions(max_new_tokens=1, top_p=1.0, temperature=0.7), SamplingOptions(max_new_tokens=1)):
+    for sampling in (SamplingOptions(max_new_tokens=1, top_p=1.0, temperature=0.1), SamplingOptions(max_new_tokens=1)):
         torch.manual_seed(0)
         responses = sample_responses(model, tokenizer, [prompt] * draws, sampling)
         counts = torch.bincount(torch.tensor([r.ids[0] for r in responses]), minlength=260) / draws
         with torch.no_grad():
-            probabilities = (model(input_ids=torch.tensor([prompt])).logits[0, -1] / sampling.temperature).softmax(-1)
+            logits = model(input_ids=torch.tensor([prompt])).logits[0, -1]
+        plain, probabilities = logits.softmax(-1), (logits / sampling.temperature).softmax(-1)
         ordered, places = probabilities.sort(descending=True)
         kept = places[ordered.cumsum(0) - ordered < sampling.top_p]
         expected = torch.zeros(260).index_copy(0, kept, probabilities[kept] / probabilities[kept].sum())
         assert (counts - expected).abs().max() < 0.03
+        if sampling.temperature < 1:
+            assert (counts - plain).abs().max() > 0.1
         assert counts[expected == 0].sum() == 0
 
 
 def test_a_models_own_habits_do_not_shape_what_is_drawn() -> None:
-    """A generation config with top-k 1 would make every draw the same."""
+    """Top-k 1 or min-p 1 out of a generation config would make every draw the same."""
     model, tokenizer = tiny_lm(), tiny_tokenizer()
-    model.generation_config = GenerationConfig(top_k=1, do_sample=True, repetition_penalty=9.0, eos_token_id=[2, 77])
+    model.generation_config = GenerationConfig(top_k=1, min_p=1.0, do_sample=True, eos_token_id=[2, 77])
     torch.manual_seed(0)
     responses = sample_responses(model, tokenizer, [(1, 40)] * 200, SamplingOptions(max_new_tokens=1, top_p=1.0))
     assert len({response.ids for response in responses}) > 2

@@ -19,13 +19,14 @@ COMMANDS = {
     "sample": ["m", "--data", "d", "--out", "o"],
     "best-of-n": ["m", "--samples", "s", "--out", "o"],
     "judge": ["d", "--judge.kind", "oracle", "--judge.model", "helpful", "--out", "o"],
+    "rlhf": ["m", "--reward", "r", "--data", "d", "--out", "o"],
     "serve": ["m"],
     "export": ["r"],
     "data": ["list"],
     "reproduce": ["table2"],
 }
 
-GOES_ON = ("demo", "pretrain", "train", "evaluate", "score", "sample", "best-of-n", "judge", "reproduce")
+GOES_ON = ("demo", "pretrain", "train", "evaluate", "score", "sample", "best-of-n", "judge", "rlhf", "reproduce")
 
 
 @pytest.mark.parametrize(("command", "options"), COMMANDS.items(), ids=COMMANDS)
@@ -38,7 +39,7 @@ def test_ctrl_c_is_one_true_line(command: str, options: Sequence[str], monkeypat
     error = capfd.readouterr().err
     assert error == f"hafrm {command}: stopped; {cli.STOPPED[command]}\n"
     assert ("goes on" in error) == (command in GOES_ON)
-    assert ("checkpoint" in error) == (command in ("demo", "pretrain", "train"))
+    assert ("checkpoint" in error) == (command in ("demo", "pretrain", "train", "rlhf"))
 
 
 def test_every_command_has_its_line() -> None:

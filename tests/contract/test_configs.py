@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from hafrm.cli import pretrain, train
+from hafrm.cli import pretrain, rlhf, train
 from hafrm.cli.options import options_of
+from hafrm.rlhf.options import RlhfConfig
 from hafrm.training.config import TrainConfig, training_arguments
 from hafrm.training.pretrain import PretrainConfig
 
 ROOT = Path(__file__).parents[2] / "configs"
 CONFIGS = sorted((ROOT / "paper").glob("*.yaml"))
 BACKBONES = sorted((ROOT / "small").glob("*.yaml"))
+RLHF_CONFIGS = sorted((ROOT / "rlhf").rglob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -38,7 +40,17 @@ def test_recipes_of_backbones_parse(path: Path) -> None:
     assert f"hafrm pretrain --config configs/small/{path.name}" in path.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("path", RLHF_CONFIGS, ids=lambda path: path.stem)
+def test_configs_of_policies_parse(path: Path) -> None:
+    parser = rlhf.parser()
+    args = parser.parse_args(["m", "--config", str(path), "--reward", "r", "--data", "hh-helpful", "--out", "o"])
+    config = options_of(RlhfConfig, parser, args)
+    assert config.lora.enabled
+    assert (config.batch_size, config.learning_rate, config.sampling.top_p) == (16, 2e-5, 0.9)
+
+
 def test_there_are_configs() -> None:
+    assert RLHF_CONFIGS
     assert {path.stem for path in CONFIGS} >= {"phi-2", "mistral-base", "mistral-instruct"}
     assert {path.stem for path in BACKBONES} >= {"mini-base", "mini-instruct"}
-    assert {*CONFIGS, *BACKBONES} == {*ROOT.rglob("*.yaml")}
+    assert {*CONFIGS, *BACKBONES, *RLHF_CONFIGS} == {*ROOT.rglob("*.yaml")}

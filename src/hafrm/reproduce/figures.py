@@ -150,7 +150,7 @@ def _panel(panel: Panel, offset: float, width: float, height: float) -> list[Mar
     frame = Frame(
         Scale(0.0, float(max(right, 1)), offset + 40, offset + width - 14), Scale(low, high, height - 40, 26.0)
     )
-    x_ticks = [(tick, f"{tick:,.0f}") for tick in steps(0, max(right, 1), nice_step(max(right, 1), 4))]
+    x_ticks = [(tick, f"{tick:,g}") for tick in steps(0, max(right, 1), nice_step(max(right, 1), 4))]
     y_ticks = [(tick, f"{tick:.3g}".replace("-", "−")) for tick in steps(low, high, step)]
     parts = frame.axes(x_ticks, y_ticks, panel.x_label, "")
     parts.append(text(offset + 40, 14, panel.title, "strong"))

@@ -1,4 +1,4 @@
-"""What an experiment needs before it can be written: training runs, and evaluations of them.
+"""What an experiment needs before it can be written: training runs, evaluations of them, and policies that they reward.
 
 A plan is data: it can be shown without running anything. `execute` does what is missing, so a killed reproduction goes
 on where it stopped, and two experiments under one root share their runs and evaluations.
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from hafrm.evaluation.run import EvaluateConfig, evaluate
 from hafrm.evaluation.scoring import RESULTS_FILE
+from hafrm.reproduce.policies import PolicyRun, policy_command, policy_config, train_missing_policy
 from hafrm.reproduce.runs import Run, command, require_same_options, state_of, train_config, train_missing
 from hafrm.reproduce.scales import Scale
 from hafrm.reproduce.study.options import StudyOptions
@@ -81,14 +82,16 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Plan:
-    """Runs and evaluations, each once, in the order in which they are done."""
+    """Runs, evaluations and policies, each once, in the order in which they are done."""
 
     runs: tuple[Run, ...]
     evaluations: tuple[Evaluation, ...] = ()
+    policies: tuple[PolicyRun, ...] = ()
 
     def __add__(self, other: Plan) -> Plan:
         runs, evaluations = self.runs + other.runs, self.evaluations + other.evaluations
-        return Plan(tuple(dict.fromkeys(runs)), tuple(dict.fromkeys(evaluations)))
+        policies = self.policies + other.policies
+        return Plan(tuple(dict.fromkeys(runs)), tuple(dict.fromkeys(evaluations)), tuple(dict.fromkeys(policies)))
 
 
 def comparison_plan(job: Job, pairs: Iterable[tuple[tuple[str, ...], tuple[str, ...]]]) -> Plan:
@@ -115,7 +118,7 @@ def execute(job: Job, plan: Plan, say: Callable[[str], None]) -> None:
         HafrmError: a run or an evaluation failed.
     """
     models = {}
-    for name in dict.fromkeys(run.backbone for run in plan.runs):
+    for name in dict.fromkeys([*(run.backbone for run in plan.runs), *(policy.backbone for policy in plan.policies)]):
         if job.scale.name == "world":
             say(f"backbone {name}: taken from the cache, or pretrained first (some minutes)")
         models[name] = job.scale.backbone(name).model()
@@ -130,6 +133,10 @@ def execute(job: Job, plan: Plan, say: Callable[[str], None]) -> None:
         if not (Path(config.out) / RESULTS_FILE).exists():
             say(f"evaluation {number}/{len(plan.evaluations)}: {evaluation.name}")
         evaluate(config, say=say)
+    for number, policy in enumerate(plan.policies, 1):
+        if state_of(policy.folder(job.scale, job.out)) != "finished":
+            say(f"policy {number}/{len(plan.policies)}: {policy.name}")
+        train_missing_policy(job.scale, policy, job.out)
 
 
 def described(job: Job, plan: Plan) -> Iterator[str]:
@@ -146,3 +153,10 @@ def described(job: Job, plan: Plan) -> Iterator[str]:
         done = "finished" if (Path(config_.out) / RESULTS_FILE).exists() else "missing"
         yield f"  [{done}] {evaluation.name}"
         yield f"    {shlex.join(['hafrm', 'evaluate', *config_.models, '--data', *config_.data, '--out', config_.out])}"
+    if plan.policies:
+        yield f"{len(plan.policies)} policies:"
+    for policy in plan.policies:
+        folder = policy.folder(job.scale, job.out)
+        yield f"  [{state_of(folder)}] {policy.name}"
+        options = policy_config(job.scale, policy, job.out, model=job.scale.backbone(policy.backbone).shown)
+        yield f"    {shlex.join(policy_command(options))}"

@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from hafrm.reproduce import claims, figure2, figure3, figure4, figure6, figure7, table2, table3, table4, table6
+from hafrm.reproduce import (
+    claims,
+    figure2,
+    figure3,
+    figure4,
+    figure5,
+    figure6,
+    figure7,
+    ppo,
+    table2,
+    table3,
+    table4,
+    table6,
+)
 from hafrm.reproduce.findings import Findings
 from hafrm.reproduce.plans import Job, Plan, described, execute
 from hafrm.reproduce.study import planning, work
@@ -50,5 +63,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "study": Experiment(
         "all comparisons with seeds and tests", planning.plan, _find_study, work.execute, planning.described
     ),
+    "figure5": Experiment("policies trained on HAF's rewards against the baseline's", figure5.plan, figure5.find),
+    "ppo": Experiment("whether PPO learns: the true reward over its steps", ppo.plan, ppo.find),
     "claims": Experiment("the inequality of Appendix D", claims.plan, claims.find),
 }

@@ -18,6 +18,7 @@ from hafrm import atomic
 from hafrm.data import DataOptions, PairSet, load_pairs
 from hafrm.errors import ConfigError
 from hafrm.reproduce.scales import Scale, in_paper_order
+from hafrm.rlhf.options import RlhfConfig
 from hafrm.training.config import LossConfig, Method, TrainConfig
 from hafrm.training.manifest import changed_options, is_finished, read_manifest
 from hafrm.training.run import train
@@ -170,7 +171,7 @@ def _losses(run: Run) -> LossConfig:
     return base if run.policy_ratio is None else replace(base, policy_ratio=run.policy_ratio)
 
 
-def require_same_options(config: TrainConfig) -> None:
+def require_same_options(config: TrainConfig | RlhfConfig) -> None:
     """Refuse to show the run of another scale, length or rate as this one's.
 
     Raises:

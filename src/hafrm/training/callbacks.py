@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from hafrm import atomic
 
-__all__ = ["ConsoleProgress", "MetricsFile"]
+__all__ = ["METRICS_FILE", "ConsoleProgress", "MetricsFile", "add_metrics", "keep_metrics"]
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -29,9 +30,7 @@ class MetricsFile(TrainerCallback):
     ) -> None:
         """Keep what belongs to steps that will not be done again."""
         if state.is_world_process_zero:
-            lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-            kept = [line for line in lines if _step(line) <= state.global_step]
-            atomic.write_text(self.path, "".join(f"{line}\n" for line in kept if state.global_step))
+            keep_metrics(self.path, state.global_step)
 
     def on_log(
         self,
@@ -43,8 +42,19 @@ class MetricsFile(TrainerCallback):
     ) -> None:
         """Append one line."""
         if state.is_world_process_zero and logs:
-            with atomic.naming(self.path), self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step} | logs) + "\n")
+            add_metrics(self.path, state.global_step, logs)
+
+
+def keep_metrics(path: Path, step: int) -> None:
+    """Take the lines off a metrics file that tell of steps behind `step`, and what a kill left of the last one."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    atomic.write_text(path, "".join(f"{line}\n" for line in lines if step and _step(line) <= step))
+
+
+def add_metrics(path: Path, step: int, values: Mapping[str, float]) -> None:
+    """Append a step's line to a metrics file."""
+    with atomic.naming(path), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": step, **values}) + "\n")
 
 
 def _step(line: str) -> float:

@@ -10,14 +10,18 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedConfig, TrainingArguments
 
 from hafrm import atomic
 from hafrm.errors import ConfigError
 from hafrm.training.arguments import free_on_resume
-from hafrm.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    from hafrm.training.config import TrainConfig
 
 __all__ = [
     "MANIFEST_FILE",
@@ -46,7 +50,7 @@ _EFFECTIVE = """
 """The fields of TrainingArguments that a manifest keeps as they were resolved."""
 
 
-def new_manifest(config: TrainConfig, data: dict[str, Any], effective: dict[str, Any]) -> dict[str, Any]:
+def new_manifest(config: DataclassInstance, data: dict[str, Any], effective: dict[str, Any]) -> dict[str, Any]:
     """The manifest of a run that begins.
 
     Args:
@@ -108,12 +112,12 @@ def effective_settings(args: TrainingArguments, config: TrainConfig, model: PreT
     }
 
 
-def changed_options(manifest: dict[str, Any], config: TrainConfig) -> str:
+def changed_options(manifest: dict[str, Any], config: DataclassInstance) -> str:
     """The options in which a run's manifest differs from a config, with both values; empty where none does."""
     return _changes(manifest["config"], json.loads(json.dumps(asdict(config))))
 
 
-def require_same_config(manifest: dict[str, Any], config: TrainConfig, folder: Path) -> None:
+def require_same_config(manifest: dict[str, Any], config: DataclassInstance, folder: Path) -> None:
     """Refuse to resume a run with other options than it began with.
 
     Raises:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -37,12 +36,10 @@ from hafrm.stats import fit_combination
 from hafrm.training.arguments import total_steps
 from hafrm.training.callbacks import ConsoleProgress, MetricsFile
 from hafrm.training.config import TrainConfig, training_arguments
+from hafrm.training.folders import claim_folder, make_folder
 from hafrm.training.manifest import (
     effective_settings,
-    is_finished,
     new_manifest,
-    read_manifest,
-    require_same_config,
     require_same_data,
     require_same_settings,
     save_manifest,
@@ -75,13 +72,13 @@ def train(config: TrainConfig) -> TrainResult:
 
 
 def _train(config: TrainConfig, folder: Path) -> TrainResult:
-    before = _check_folder(config, folder)
+    before = claim_folder(config, folder, _inputs(config), overwrite=config.overwrite)
     set_seed(int(config.training.get("seed", 0)))
     data, tokenizer = _load_data(config)
     if before is not None:
         require_same_data(before, data.account, folder)
     args = training_arguments(config, pairs=len(data.train.groups))
-    _make_folder(folder)
+    make_folder(folder)
     model = _new_model(config, tokenizer, args, data.train)
     progress = ConsoleProgress()
     layout = choose_layout(
@@ -99,7 +96,7 @@ def _train(config: TrainConfig, folder: Path) -> TrainResult:
         require_same_settings(before, manifest["effective"], folder)
     with args.main_process_first(local=False):  # the others look for checkpoints there
         if args.process_index == 0:
-            _make_folder(folder, anew=config.overwrite)
+            make_folder(folder, anew=config.overwrite)
             save_manifest(manifest, folder)
             for line in _opening(data, args, manifest["layout"]):
                 progress.say(line)
@@ -128,44 +125,10 @@ def _train(config: TrainConfig, folder: Path) -> TrainResult:
     return _finish(trainer, config, manifest, folder)
 
 
-def _check_folder(config: TrainConfig, folder: Path) -> dict[str, Any] | None:
-    """Refuse to mix two runs in one folder, or a run with other files.
-
-    Returns:
-        The manifest of the interrupted run that is to go on, or None.
-    """
-    _refuse_inputs_in(config, folder)
-    manifest = read_manifest(folder)
-    if config.overwrite and manifest is not None:
-        return None
-    if is_finished(folder):
-        raise ConfigError(f"{folder} already holds a finished run. Choose another --out, or --overwrite true.")
-    if manifest is not None:
-        require_same_config(manifest, config, folder)
-    elif folder.is_file() or (folder.exists() and not all(map(atomic.is_leftover, folder.iterdir()))):
-        raise ConfigError(f"{folder} holds files that are not a run of hafrm. Choose another --out.")
-    return manifest
-
-
-def _refuse_inputs_in(config: TrainConfig, folder: Path) -> None:
-    """A run's folder is deleted by `overwrite`: nothing that the run reads may lie there."""
+def _inputs(config: TrainConfig) -> dict[str, Path]:
+    """The paths that the run reads, by the options that name them."""
     inputs = {f"model: {config.model}": Path(config.model)}
-    for name in (*config.data, *config.eval_data):
-        if path := local_path(name):
-            inputs[f"data: {name}"] = path
-    for what, path in inputs.items():
-        if path.exists() and path.resolve().is_relative_to(folder.resolve()):
-            raise ConfigError(f"{what} lies in the run's own folder {folder}. Choose another --out.")
-
-
-def _make_folder(folder: Path, *, anew: bool = False) -> None:
-    """Make the run's folder; `anew` deletes what it holds, once data, model and options have proved sound."""
-    try:
-        if anew:
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"out: {folder} can't be written to ({error.strerror}). Choose another --out.") from error
+    return inputs | {f"data: {name}": path for name in (*config.data, *config.eval_data) if (path := local_path(name))}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,87 @@
+"""What a run's checkpoints answer to prompts that they were not trained on, and how far they have gone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hafrm.encoding import TokenGroup
+from hafrm.models.tokenizers import load_tokenizer
+from hafrm.rlhf.checkpoints import checkpoint_folders, restore_policy
+from hafrm.rlhf.loading import new_policy, ready_policy
+from hafrm.rlhf.objectives import kl_estimates
+from hafrm.rlhf.options import RlhfConfig
+from hafrm.rlhf.policy import Policy
+from hafrm.rlhf.prompts import Prompt, prompt_ids
+from hafrm.rlhf.sampling import sample_responses
+
+__all__ = ["Answers", "checkpoint_answers"]
+
+_AT_ONCE = 32
+"""Prompts that are answered at a time. Another number draws other responses."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One checkpoint's answers, one a prompt, in order."""
+
+    step: int
+    texts: list[str]
+    kl: list[float]
+    """Each response's log-ratio to the reference, in nats: their mean estimates KL(policy || reference)."""
+    lengths: list[int]
+    """Tokens."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, value: Mapping[str, Any]) -> Answers:
+        """The answers out of `as_dict`."""
+        return cls(**value)
+
+
+def checkpoint_answers(config: RlhfConfig, prompts: Sequence[Prompt], *, seed: int) -> Iterator[Answers]:
+    """Each checkpoint's answers, those of the start (step 0) first.
+
+    All checkpoints draw by the same random numbers, which lets their answers differ by no more than they must. The
+    program's own are left as they were.
+
+    Args:
+        config: The run's options.
+        prompts: What to answer.
+        seed: Seed of the draws.
+    """
+    tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
+    model = new_policy(config, tokenizer)
+    policy = ready_policy(config, model, tokenizer)
+    ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    folders: dict[int, Path | None] = {0: None, **checkpoint_folders(Path(config.out))}
+    for step, folder in folders.items():
+        if folder is not None:
+            restore_policy(model, folder)
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(seed)
+            yield _answers(step, policy, config, tokenizer, ids)
+
+
+def _answers(step: int, policy: Policy, config: RlhfConfig, tokenizer: Any, ids: Sequence[tuple[int, ...]]) -> Answers:
+    texts: list[str] = []
+    kl: list[float] = []
+    lengths: list[int] = []
+    for start in range(0, len(ids), _AT_ONCE):
+        part = ids[start : start + _AT_ONCE]
+        responses = sample_responses(policy.model.causal_lm, tokenizer, part, config.sampling)
+        groups = [TokenGroup(prompt, (response.ids,)) for prompt, response in zip(part, responses, strict=True)]
+        measured = policy.measure(groups)
+        of_tokens = kl_estimates(measured.log_probs, measured.reference)
+        sizes = [len(response.ids) for response in responses]
+        kl += [each.sum().item() for each in of_tokens.split(sizes)]
+        texts += [response.text for response in responses]
+        lengths += sizes
+    return Answers(step, texts, kl, lengths)

@@ -1,0 +1,102 @@
+"""A policy's checkpoints: folders that stock transformers loads, and beside them what a run goes on with.
+
+A folder holds the whole causal LM, or a LoRA run's adapters in PEFT's form, which `AutoModelForCausalLM` loads with
+their base. `trainer.pt` (optimizer, schedule, price of KL, value head) stands in the newest one alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import set_peft_model_state_dict
+from safetensors.torch import load_file
+
+from hafrm import atomic
+from hafrm.errors import TrainingError, first_line
+from hafrm.models.checkpoints import loading, quiet_transformers
+from hafrm.models.hybrid import HybridModel
+from hafrm.models.lora import merged_state_dict
+
+__all__ = [
+    "STATE_FILE",
+    "checkpoint_folders",
+    "newest_checkpoint",
+    "restore",
+    "restore_policy",
+    "save_checkpoint",
+    "save_policy",
+]
+
+STATE_FILE = "trainer.pt"
+_ADAPTERS = "adapter_model.safetensors"
+
+
+def save_checkpoint(model: HybridModel, tokenizer: Any, state: dict[str, Any], folder: Path) -> None:
+    """Write a checkpoint, and then take the state of the older ones away."""
+    with atomic.new_folder(folder) as place:
+        with quiet_transformers():
+            if model.adapted:
+                cast(Any, model.causal_lm).save_pretrained(place, save_embedding_layers=False)
+            else:
+                model.stock_lm.save_pretrained(place)
+        tokenizer.save_pretrained(place)
+        torch.save(state | {"value_head": model.score.state_dict()}, place / STATE_FILE)
+    for other in checkpoint_folders(folder.parent).values():
+        if other != folder:
+            (other / STATE_FILE).unlink(missing_ok=True)
+
+
+def save_policy(model: HybridModel, tokenizer: Any, folder: Path) -> None:
+    """Write the policy alone, adapters merged, as a stock causal LM."""
+    stock = model.stock_lm
+    state = merged_state_dict(stock) if model.adapted else None
+    with quiet_transformers():
+        stock.save_pretrained(folder, state_dict=state)
+    tokenizer.save_pretrained(folder)
+
+
+def checkpoint_folders(run: Path) -> dict[int, Path]:
+    """A run's checkpoints by step, in order."""
+    found = {path.name.removeprefix("checkpoint-"): path for path in run.glob("checkpoint-*")}
+    return {int(step): found[step] for step in sorted((s for s in found if s.isdecimal()), key=int)}
+
+
+def newest_checkpoint(run: Path) -> tuple[int, Path] | None:
+    """The last step that a run can go on from, with its folder."""
+    whole = {step: path for step, path in checkpoint_folders(run).items() if (path / STATE_FILE).is_file()}
+    return max(whole.items()) if whole else None
+
+
+def restore(model: HybridModel, folder: Path) -> dict[str, Any]:
+    """Load a checkpoint's weights into a model of the same shape, in place; gives what `PpoTrainer` goes on with.
+
+    Raises:
+        TrainingError: the state can't be read.
+        ModelError: the weights can't.
+    """
+    try:
+        state: dict[str, Any] = torch.load(folder / STATE_FILE, map_location=model.score.weight.device)
+    except Exception as error:  # torch raises pickle's own, zip's and more for a damaged file
+        raise TrainingError(
+            f"{folder / STATE_FILE} can't be read ({first_line(error)}). Remove {folder} and --overwrite the run, or "
+            "choose another --out."
+        ) from error
+    restore_policy(model, folder)
+    model.score.load_state_dict(state.pop("value_head"))
+    return state
+
+
+def restore_policy(model: HybridModel, folder: Path) -> None:
+    """Load a checkpoint's policy into a model of the same shape, in place; the values stay.
+
+    Raises:
+        ModelError: the weights can't be read.
+    """
+    with loading("checkpoint", str(folder)):
+        if model.adapted:
+            set_peft_model_state_dict(cast(Any, model.causal_lm), load_file(folder / _ADAPTERS))
+        else:
+            saved = type(model.stock_lm).from_pretrained(folder, dtype=model.stock_lm.dtype)
+            model.stock_lm.load_state_dict(saved.state_dict())

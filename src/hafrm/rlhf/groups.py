@@ -1,0 +1,179 @@
+"""GRPO and RLOO by TRL's trainers, with the same prompts, scorer and options as PPO.
+
+TRL owns the loop: sampling, log-probs, KL (in the loss, a mean over tokens), checkpoints. We give it the reward, and
+take its curves by the names that ours have.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hafrm.errors import MissingExtraError
+from hafrm.models.scorers import Scorer
+from hafrm.rlhf.job import RlhfJob, RlhfResult
+from hafrm.rlhf.options import RlhfConfig
+from hafrm.rlhf.rewards import answered, load_reward, scores_of
+from hafrm.rlhf.sampling import end_tokens
+from hafrm.training.callbacks import METRICS_FILE, add_metrics, keep_metrics
+from hafrm.training.trainer import last_checkpoint
+
+__all__ = ["GroupReward", "train_groups"]
+
+_NAMES = {
+    "reward": "reward",
+    "reward_std": "reward_sd",
+    "kl": "kl_per_token",
+    "entropy": "entropy",
+    "completions/mean_length": "length",
+    "loss": "loss/policy",
+    "clip_ratio/region_mean": "clip_fraction",
+    "learning_rate": "learning_rate",
+    "grad_norm": "grad_norm",
+}
+"""TRL's names of what PPO's curves tell, and ours."""
+
+
+class GroupReward:
+    """A scorer as TRL calls a reward: with prompts' places, completions as messages, and their token ids.
+
+    Args:
+        job: The prompts, by whose places (the data set's column `place`) conversations are put together.
+        scorer: What rewards.
+        ends: The tokens that end a response.
+    """
+
+    __name__ = "reward"
+
+    def __init__(self, job: RlhfJob, scorer: Scorer, ends: set[int]) -> None:
+        self.prompts, self.penalty = job.prompts.prompts, job.config.missing_eos_penalty
+        self.scorer, self.ends = scorer, ends
+
+    def __call__(
+        self,
+        *,
+        completions: Sequence[Sequence[Mapping[str, str]]],
+        completion_ids: Sequence[Sequence[int]],
+        place: Sequence[int],
+        **others: Any,
+    ) -> list[float | None]:
+        """Rewards in the completions' order; None where there is none."""
+        texts = ["".join(turn["content"] for turn in completion).strip() for completion in completions]
+        scores = scores_of(self.scorer, [answered(self.prompts[p], text) for p, text in zip(place, texts, strict=True)])
+        return [
+            score if score is None or self.ends & set(ids) else score - self.penalty
+            for score, ids in zip(scores, completion_ids, strict=True)
+        ]
+
+
+class _Curves(TrainerCallback):
+    """Writes metrics.jsonl in our names, and tells of every step."""
+
+    def __init__(self, job: RlhfJob) -> None:
+        self.job, self.last = job, dict[str, float]()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keep what belongs to steps that will not be done again."""
+        keep_metrics(self.job.folder / METRICS_FILE, state.global_step)
+        self.job.say(self.job.opening(state.global_step))
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Append one line."""
+        if logs and "reward" in logs:
+            told = {ours: float(logs[theirs]) for theirs, ours in _NAMES.items() if theirs in logs}
+            told["ended"] = 1 - float(logs["completions/clipped_ratio"])
+            self.last = {name: value for name, value in told.items() if math.isfinite(value)}
+            add_metrics(self.job.folder / METRICS_FILE, state.global_step, self.last)
+            self.job.progress(state.global_step, self.last)
+
+
+def train_groups(job: RlhfJob) -> RlhfResult:
+    """Train to the end, from the last checkpoint if there is one.
+
+    Raises:
+        MissingExtraError: TRL is not installed.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of optional parts of TRL's that nothing here uses
+            import trl
+    except ImportError as error:
+        raise MissingExtraError(f"--algorithm {job.config.algorithm} needs TRL: pip install 'hafrm[trl]'") from error
+    options, trainer_class = (getattr(trl, f"{job.config.algorithm.upper()}{part}") for part in ("Config", "Trainer"))
+    scorer = load_reward(job.config.reward, job.config, job.config.score)
+    job.begin()
+    curves = _Curves(job)
+    causal_lm = job.model.causal_lm
+    trainer = trainer_class(
+        model=causal_lm,
+        reward_funcs=GroupReward(job, scorer, end_tokens(causal_lm, job.tokenizer)),
+        args=options(**_arguments(job.config)),
+        train_dataset=_dataset(job),
+        processing_class=job.tokenizer,
+        callbacks=[curves],
+    )
+    trainer.remove_callback(PrinterCallback)
+    _train(trainer, job)
+    return job.finish(curves.last)
+
+
+def _train(trainer: Any, job: RlhfJob) -> None:
+    checkpoint = last_checkpoint(job.folder)
+    if checkpoint is not None and checkpoint.name == f"checkpoint-{job.config.steps}":
+        trainer._load_from_checkpoint(str(checkpoint))  # killed at its end: transformers would step once more
+    else:
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+
+
+def _dataset(job: RlhfJob) -> Dataset:
+    rows = [
+        {"prompt": [message.as_dict() for message in prompt], "place": place}
+        for place, prompt in enumerate(job.prompts.prompts)
+    ]
+    return Dataset.from_list(rows)
+
+
+def _arguments(config: RlhfConfig) -> dict[str, Any]:
+    """Our options in TRL's words; what is not named stays as TRL has it."""
+    on_gpu = config.score.torch_device().type == "cuda"
+    return {
+        "output_dir": config.out,
+        "use_cpu": not on_gpu,
+        "bf16": on_gpu and torch.cuda.is_bf16_supported() and config.torch_dtype == torch.float32,
+        "gradient_checkpointing": on_gpu,
+        "max_steps": config.steps,
+        "per_device_train_batch_size": config.batch_size,
+        "num_generations": config.group.generations,
+        "num_iterations": config.group.iterations,
+        "epsilon": config.group.clip,
+        "beta": config.kl_coefficient,
+        "max_completion_length": config.sampling.max_new_tokens,
+        "top_p": config.sampling.top_p,
+        "top_k": 0,
+        "temperature": config.sampling.temperature,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": config.lr_scheduler_type,
+        "max_grad_norm": config.max_grad_norm,
+        "weight_decay": 0.0,
+        "optim": "adamw_torch",
+        "seed": config.seed,
+        "save_steps": math.ceil(config.steps / config.checkpoints),
+        "logging_steps": 1,
+        "report_to": [],
+        "disable_tqdm": True,
+    }

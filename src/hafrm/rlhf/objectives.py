@@ -1,0 +1,237 @@
+"""PPO's arithmetic: pure functions from tensors to tensors.
+
+Knows no model, tokenizer, text, device or option. Shape letters: S sequences, T response tokens of all of them.
+
+Tokens lie end to end, sequence after sequence, with `lengths` beside them: there is no padding, so no mean, whitening
+or loss can count any.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+__all__ = [
+    "ClippedLoss",
+    "KlController",
+    "KlEstimator",
+    "ScoreScale",
+    "ScoreStatistics",
+    "clipped_policy_loss",
+    "clipped_value_loss",
+    "explained_variance",
+    "generalised_advantages",
+    "kl_estimates",
+    "shaped_rewards",
+    "whiten",
+]
+
+KlEstimator = Literal["k1", "k3"]
+"""How a token tells of KL(policy || reference), by names of Schulman's note (2020): `k1` is the log-ratio, unbiased and
+at times negative; `k3` is (r - 1) - log r with r = reference / policy, unbiased, never negative, of less variance near
+the reference, and of much more far from it."""
+
+
+ScoreScale = Literal["raw", "centred", "normalised"]
+"""What is learnt from: scores as they come, less the mean of all so far, or that in units of their spread."""
+
+
+class ClippedLoss(NamedTuple):
+    """A loss a token, and where clipping decided it."""
+
+    loss: Tensor
+    """[T], float32."""
+    clipped: Tensor
+    """Whether the clipped term is the larger one, boolean, [T]."""
+
+
+def kl_estimates(log_probs: Tensor, reference: Tensor, estimator: KlEstimator = "k1") -> Tensor:
+    """Each token's estimate of KL(policy || reference) in nats, for tokens that the policy drew.
+
+    Args:
+        log_probs: Log-probs under the policy, [T].
+        reference: Log-probs of the same tokens under the reference, [T].
+        estimator: See `KlEstimator`.
+
+    Returns:
+        Estimates, [T], in float32.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    _require_same_shape(log_probs=log_probs, reference=reference)
+    log_ratio = log_probs.float() - reference.float()
+    return log_ratio if estimator == "k1" else torch.expm1(-log_ratio) + log_ratio
+
+
+def shaped_rewards(scores: Tensor, kl: Tensor, lengths: Sequence[int], coefficient: float) -> Tensor:
+    """Rewards of tokens: each pays for its KL, and a sequence's last one gets the sequence's score as well.
+
+    This is the reward of Stiennon et al. (2020) and Ouyang et al. (2022), spread over tokens.
+
+    Args:
+        scores: What the reward model gives each sequence, [S].
+        kl: Each token's KL estimate, [T].
+        lengths: Response tokens of each sequence, [S], summing to T.
+        coefficient: The price of a nat.
+
+    Returns:
+        Rewards, [T].
+
+    Raises:
+        ValueError: the lengths do not fit the scores or the tokens.
+    """
+    _require_lengths(lengths, kl=kl)
+    if scores.shape != (len(lengths),):
+        raise ValueError(f"scores must be [S], S = {len(lengths)}, got {list(scores.shape)}")
+    rewards = -coefficient * kl
+    last = torch.tensor(lengths, device=kl.device).cumsum(0) - 1
+    return rewards.index_add(0, last, scores.to(rewards.dtype))
+
+
+def generalised_advantages(
+    rewards: Tensor, values: Tensor, lengths: Sequence[int], *, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation (Schulman et al., 2016); a sequence ends with its last token.
+
+    delta_t = r_t + gamma * V_{t+1} - V_t, A_t = delta_t + gamma * lam * A_{t+1}, with V and A zero behind the end.
+
+    Args:
+        rewards: Each token's reward, [T].
+        values: What was expected before each token, [T].
+        lengths: Response tokens of each sequence, [S].
+        gamma: Discount of later rewards.
+        lam: Weight of longer estimates: 0 trusts the values, 1 the rewards.
+
+    Returns:
+        Advantages and the returns that values should have told (A + V), each [T].
+
+    Raises:
+        ValueError: the shapes differ or the lengths do not fit.
+    """
+    _require_same_shape(rewards=rewards, values=values)
+    _require_lengths(lengths, rewards=rewards)
+    # Zeros behind a sequence's end are what the recursion wants there: no delta, no value, no advantage.
+    row_rewards, row_values = (pad_sequence(list(x.split(list(lengths))), batch_first=True) for x in (rewards, values))
+    following = torch.cat((row_values[:, 1:], torch.zeros_like(row_values[:, :1])), dim=1)
+    deltas = row_rewards + gamma * following - row_values
+    advantages = torch.empty_like(deltas)
+    running = torch.zeros_like(deltas[:, 0])
+    for t in reversed(range(deltas.shape[1])):
+        running = deltas[:, t] + gamma * lam * running
+        advantages[:, t] = running
+    ends = torch.tensor(lengths, device=deltas.device)
+    flat = advantages[torch.arange(deltas.shape[1], device=deltas.device) < ends[:, None]]
+    return flat, flat + values
+
+
+def whiten(values: Tensor) -> Tensor:
+    """Shift to mean 0 and scale to variance 1 over all tokens, [T]; equal values become 0."""
+    values = values.float()
+    return (values - values.mean()) * torch.rsqrt(values.var(correction=0) + 1e-8)
+
+
+def clipped_policy_loss(log_probs: Tensor, old: Tensor, advantages: Tensor, clip: float) -> ClippedLoss:
+    """PPO's clipped objective (Schulman et al., 2017, Eq. 7), negated: max(-A r, -A clip(r, 1 - clip, 1 + clip)).
+
+    Args:
+        log_probs: Log-probs under the policy that is trained, [T].
+        old: Those under the policy that drew the tokens, [T].
+        advantages: How much better than expected each token was, [T].
+        clip: How far the ratio r may move from 1 before it stops to pay.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    _require_same_shape(log_probs=log_probs, old=old, advantages=advantages)
+    ratio = torch.exp(log_probs - old)
+    plain = -advantages * ratio
+    bounded = -advantages * ratio.clamp(1 - clip, 1 + clip)
+    return ClippedLoss(torch.maximum(plain, bounded), bounded > plain)
+
+
+def clipped_value_loss(values: Tensor, old: Tensor, returns: Tensor, clip: float) -> ClippedLoss:
+    """Half the squared error of values, the larger of that of the value and of the value kept within `clip` of the old.
+
+    Args:
+        values: Values that are trained, [T].
+        old: Values when the tokens were drawn, [T].
+        returns: What they should be, [T].
+        clip: How far a value may move in one batch.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    _require_same_shape(values=values, old=old, returns=returns)
+    plain = (values - returns).square() / 2
+    bounded = (old + (values - old).clamp(-clip, clip) - returns).square() / 2
+    return ClippedLoss(torch.maximum(plain, bounded), bounded > plain)
+
+
+def explained_variance(values: Tensor, returns: Tensor) -> float:
+    """The share of the returns' variance that values foretell: 1 at best, 0 for a constant; 0 where nothing varies."""
+    _require_same_shape(values=values, returns=returns)
+    total = returns.float().var(correction=0).item()
+    return 1 - (returns - values).float().var(correction=0).item() / total if total > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class ScoreStatistics:
+    """Count, mean and spread of all scores so far."""
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+    """Sum of squared deviations from the mean."""
+
+    def after(self, scores: Tensor) -> ScoreStatistics:
+        """The statistics with a batch's scores, [S], added."""
+        scores = scores.double()
+        count = self.count + len(scores)
+        mean = scores.mean().item()
+        shift = mean - self.mean
+        squares = (scores - mean).square().sum().item() + shift**2 * self.count * len(scores) / count
+        return ScoreStatistics(count, self.mean + shift * len(scores) / count, self.squares + squares)
+
+    def scaled(self, scores: Tensor, scale: ScoreScale) -> Tensor:
+        """Scores as they are learnt from, [S]; see `ScoreScale`."""
+        if scale == "raw":
+            return scores
+        centred = scores - self.mean
+        return centred if scale == "centred" else centred / math.sqrt(self.squares / max(self.count, 1) + 1e-8)
+
+
+@dataclass(frozen=True)
+class KlController:
+    """The price of a nat, which follows a target (Ziegler et al., 2019, section 2.2), or stays."""
+
+    coefficient: float
+    target: float | None
+    """The KL of a sequence in nats that the price steers to; None: the price stays."""
+    horizon: int = 10_000
+    """Sequences over which a KL at twice the target (or beyond) raises the price by about a fifth."""
+
+    def after(self, kl: float, sequences: int) -> KlController:
+        """The controller when a batch had this mean KL a sequence; a KL that is not finite moves nothing."""
+        if self.target is None or not math.isfinite(kl):
+            return self
+        error = min(max(kl / self.target - 1, -0.2), 0.2)
+        return replace(self, coefficient=self.coefficient * (1 + error * sequences / self.horizon))
+
+
+def _require_same_shape(**tensors: Tensor) -> None:
+    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    if any(tensor.ndim != 1 for tensor in tensors.values()) or len({*map(tuple, shapes.values())}) > 1:
+        raise ValueError(f"all must be [T], got {shapes}")
+
+
+def _require_lengths(lengths: Sequence[int], **tensor: Tensor) -> None:
+    ((name, tokens),) = tensor.items()
+    if not lengths or min(lengths) < 1 or sum(lengths) != len(tokens):
+        raise ValueError(f"lengths must be positive and sum to the {len(tokens)} of {name}, got {list(lengths)}")

@@ -1,0 +1,285 @@
+"""What a policy's training is told: the options of `hafrm rlhf`, with the paper's settings as defaults.
+
+Appendix A names batch, new tokens, learning rate, top-p and the number of episodes, and LLaMA-Factory for all else. Its
+defaults, and those of the PPO of TRL 0.9 below it, are the others here. An option that the algorithm would not read is
+refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+import torch
+
+from hafrm.data import ReadOptions
+from hafrm.errors import ConfigError
+from hafrm.models.loading import ScorerChoice
+from hafrm.models.lora import LoraOptions
+from hafrm.models.scorers import ScoreOptions
+from hafrm.rlhf.objectives import KlController, KlEstimator, ScoreScale
+
+__all__ = ["Algorithm", "GroupOptions", "KlOptions", "PpoOptions", "RlhfConfig", "SamplingOptions"]
+
+Algorithm = Literal["ppo", "grpo", "rloo"]
+
+_KL_PRICES: Mapping[Algorithm, float] = {"ppo": 0.2, "grpo": 0.04, "rloo": 0.05}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """How the policy answers."""
+
+    max_new_tokens: int = 256
+    """The most tokens of a response (Appendix A: 256)."""
+
+    top_p: float = 0.9
+    """Nucleus: the smallest set of tokens that holds this share of the probability (Appendix A: 0.9). Log-probs are
+    taken under the whole distribution all the same; see docs/rlhf.md for what that means."""
+
+    temperature: float = 1.0
+    """Logits are divided by this, in sampling and in every log-prob."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"sampling.max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"sampling.top_p must be above 0 and at most 1, got {self.top_p}")
+        if not self.temperature > 0:
+            raise ConfigError(f"sampling.temperature must be positive, got {self.temperature}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KlOptions:
+    """What it costs to leave the reference."""
+
+    coefficient: float | None = None
+    """Price of a nat of KL(policy || reference): where PPO starts (0.2), what GRPO (0.04) and RLOO (0.05) keep to."""
+
+    target: float | None = 6.0
+    """PPO: the KL of a response, in nats, that the price is steered to; null keeps the price."""
+
+    horizon: int = 10_000
+    """PPO: responses over which a KL at twice the target raises the price by about a fifth."""
+
+    estimator: KlEstimator = "k1"
+    """PPO: `k1`, log pi - log pi_ref of the drawn token; or `k3`, which is never negative."""
+
+    def __post_init__(self) -> None:
+        if self.coefficient is not None and self.coefficient < 0:
+            raise ConfigError(f"kl.coefficient must be 0 or more, got {self.coefficient}")
+        if self.target is not None and not self.target > 0:
+            raise ConfigError(f"kl.target must be positive, or null, got {self.target}")
+        if self.horizon < 1:
+            raise ConfigError(f"kl.horizon must be at least 1, got {self.horizon}")
+        if self.estimator not in ("k1", "k3"):
+            raise ConfigError(f"kl.estimator must be k1 or k3, got {self.estimator!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PpoOptions:
+    """How PPO learns from a batch of responses."""
+
+    epochs: int = 4
+    """How often each batch is gone through."""
+
+    minibatches: int = 1
+    """Optimizer steps an epoch: the batch's responses are dealt out evenly, anew in each epoch."""
+
+    gamma: float = 1.0
+    """Discount of later rewards."""
+
+    gae_lambda: float = 0.95
+    """Lambda of generalised advantage estimation."""
+
+    clip: float = 0.2
+    """How far a token's probability ratio may move from 1."""
+
+    value_clip: float = 0.2
+    """How far a value may move in one batch."""
+
+    scores: ScoreScale = "normalised"
+    """`normalised` takes the mean of all scores so far off and divides by their standard deviation: a reward model's
+    zero and unit are nobody's choice, and values begin at zero. `centred` leaves the unit; `raw` takes scores as they
+    come, as LLaMA-Factory does."""
+
+    value_weight: float = 0.1
+    """Weight of the value loss beside the policy's."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "minibatches"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"ppo.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("gamma", "gae_lambda"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"ppo.{name} must be in [0, 1], got {getattr(self, name)}")
+        for name in ("clip", "value_clip"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"ppo.{name} must be positive, got {getattr(self, name)}")
+        if self.scores not in ("raw", "centred", "normalised"):
+            raise ConfigError(f"ppo.scores must be raw, centred or normalised, got {self.scores!r}")
+        if self.value_weight < 0:
+            raise ConfigError(f"ppo.value_weight must be 0 or more, got {self.value_weight}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupOptions:
+    """How GRPO and RLOO compare responses to one prompt."""
+
+    generations: int = 4
+    """Responses a prompt, at least 2; the batch is a multiple of it."""
+
+    iterations: int = 1
+    """How often each batch is learnt from."""
+
+    clip: float = 0.2
+    """How far a probability ratio may move from 1."""
+
+    def __post_init__(self) -> None:
+        if self.generations < 2:
+            raise ConfigError(f"group.generations must be at least 2, got {self.generations}")
+        if self.iterations < 1 or not self.clip > 0:
+            raise ConfigError("group.iterations must be at least 1 and group.clip positive.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RlhfConfig(ScorerChoice):
+    """Train a policy to be rewarded. `--head`, `--reference` and `--combined_weight` are about the reward model."""
+
+    model: str
+    """The causal language model to start from, a folder or a hub id: the reference, too."""
+
+    reward: str
+    """What rewards: whatever `hafrm evaluate` takes (a run, a stock reward model, a server's address), or `world/NAME`,
+    that set's true reward. It reads text, so its tokenizer need not be the policy's."""
+
+    data: list[str]
+    """Prompts: files whose rows hold `prompt`, or whatever `hafrm train` takes, of which the prompts are read."""
+
+    out: str
+    """The run's folder."""
+
+    algorithm: Algorithm = "ppo"
+    """`ppo`, or `grpo` or `rloo` by TRL (pip install 'hafrm[trl]')."""
+
+    gold: str | None = None
+    """A second scorer that only watches each batch: how the reward that is meant follows the one that is trained on."""
+
+    steps: int = 6250
+    """Batches of responses to learn from. 6250 of 16 are the paper's 100,000 episodes."""
+
+    batch_size: int = 16
+    """Responses a step (Appendix A: 16)."""
+
+    learning_rate: float = 2e-5
+    """Appendix A: 2e-5."""
+
+    lr_scheduler_type: str = "linear"
+    """Any schedule of transformers; `linear` falls to 0, as is the default there."""
+
+    max_grad_norm: float = 1.0
+
+    max_prompt_tokens: int = 256
+    """Longer prompts are left out and counted."""
+
+    missing_eos_penalty: float = 0.0
+    """Taken off the score of a response that did not come to its end within `sampling.max_new_tokens`. The reward model
+    reads text, to which its template adds the end, so it can't tell by itself."""
+
+    checkpoints: int = 10
+    """How many checkpoints, at equal steps, the last at the end. All of them stay."""
+
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    kl: KlOptions = field(default_factory=KlOptions)
+    ppo: PpoOptions = field(default_factory=PpoOptions)
+    group: GroupOptions = field(default_factory=GroupOptions)
+    lora: LoraOptions = field(default_factory=LoraOptions)
+    """With adapters the reference is the model without them; otherwise a frozen copy."""
+
+    score: ScoreOptions = field(default_factory=lambda: ScoreOptions(overlong="truncate"))
+    """How the reward model runs."""
+
+    data_options: ReadOptions = field(default_factory=ReadOptions)
+
+    tokens_per_batch: int = 8192
+    """PPO: the most tokens that go through the model at once. It changes no gradient; less saves memory."""
+
+    seed: int = 0
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """The policy's weights. `auto`: float32; for LoRA on a GPU bfloat16."""
+
+    overwrite: bool = False
+    """Delete what the run's folder holds and start anew. Otherwise an interrupted run goes on where it stopped."""
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise ConfigError("data: name at least one file or data set of prompts.")
+        if self.algorithm not in _KL_PRICES:
+            raise ConfigError(f"algorithm must be one of {', '.join(_KL_PRICES)}, got {self.algorithm!r}")
+        for name in ("steps", "batch_size", "max_prompt_tokens", "checkpoints", "tokens_per_batch"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
+        for name, why in self._broken():
+            raise ConfigError(f"{name}: {why}")
+        for name in self._unread():
+            raise ConfigError(f"{name} has no effect with --algorithm {self.algorithm}: leave it out.")
+
+    def _broken(self) -> Iterator[tuple[str, str]]:
+        """Options that do not fit each other."""
+        if self.lora.quantize != "none":
+            yield "lora.quantize", "a quantized policy would answer slowly and inexactly. Leave it out."
+        if self.algorithm == "ppo":
+            if self.batch_size % self.ppo.minibatches:
+                yield (
+                    "ppo.minibatches",
+                    f"{self.batch_size} responses do not go into {self.ppo.minibatches} equal parts.",
+                )
+        elif self.batch_size % self.group.generations:
+            yield "group.generations", f"a batch of {self.batch_size} is no multiple of {self.group.generations}."
+
+    def _unread(self) -> Iterator[str]:
+        """Options that were set and that the algorithm does not read."""
+        if self.algorithm == "ppo":
+            yield from _changed(self.group, "group")
+            return
+        yield from (name for name in _changed(self.kl, "kl") if name != "kl.coefficient")
+        yield from _changed(self.ppo, "ppo")
+        if self.gold is not None:
+            yield "gold"
+        if self.tokens_per_batch != type(self).tokens_per_batch:
+            yield "tokens_per_batch"
+
+    @property
+    def kl_coefficient(self) -> float:
+        """The price of a nat, at the start."""
+        return _KL_PRICES[self.algorithm] if self.kl.coefficient is None else self.kl.coefficient
+
+    @property
+    def controller(self) -> KlController:
+        """PPO's price of a nat, at the start."""
+        return KlController(self.kl_coefficient, self.kl.target, self.kl.horizon)
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens of a prompt with its response."""
+        return self.max_prompt_tokens + self.sampling.max_new_tokens
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The weights' dtype; see `dtype`."""
+        if self.dtype != "auto":
+            return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.dtype]
+        return torch.bfloat16 if self.lora.enabled and torch.cuda.is_available() else torch.float32
+
+    def is_checkpoint(self, step: int) -> bool:
+        """Whether a checkpoint is written behind this step, counted from 1."""
+        return step * self.checkpoints // self.steps > (step - 1) * self.checkpoints // self.steps
+
+
+def _changed(options: Any, prefix: str) -> Iterator[str]:
+    """The names of fields that are not at their defaults."""
+    yield from (f"{prefix}.{f.name}" for f in fields(options) if getattr(options, f.name) != f.default)

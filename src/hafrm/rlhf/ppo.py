@@ -1,0 +1,266 @@
+"""Proximal policy optimisation, one batch of responses a step: answer, score, measure, learn.
+
+Knows options, a `Policy`, prompts and scorers. Knows no file. What a step draws follows from the seed and the step's
+number, so the only state between steps is that of weights, optimizer, schedule and the price of KL.
+Shape letters: S sequences (a prompt with one response), T response tokens of all of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import get_scheduler
+
+from hafrm.encoding import TokenGroup
+from hafrm.errors import ConfigError, DataError, NonFiniteLossError
+from hafrm.models.scorers import Scorer
+from hafrm.pairs import Conversation
+from hafrm.rlhf.objectives import (
+    ScoreStatistics,
+    clipped_policy_loss,
+    clipped_value_loss,
+    explained_variance,
+    generalised_advantages,
+    kl_estimates,
+    shaped_rewards,
+    whiten,
+)
+from hafrm.rlhf.options import RlhfConfig
+from hafrm.rlhf.policy import Measured, Policy
+from hafrm.rlhf.prompts import Prompt, deal, prompt_ids
+from hafrm.rlhf.rewards import answered, scores_of
+from hafrm.rlhf.sampling import Response, sample_responses
+
+__all__ = ["PpoTrainer", "Rollouts"]
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """A batch of answered prompts that have a score."""
+
+    groups: tuple[TokenGroup, ...]
+    scores: Tensor
+    """What the reward model gives, less what a missing end costs, [S]."""
+    measured: Measured
+    told: dict[str, float]
+    """Means over the batch, for the curves."""
+
+    @property
+    def lengths(self) -> list[int]:
+        """Response tokens of each sequence, [S]."""
+        return [len(group.responses[0]) for group in self.groups]
+
+
+@dataclass(frozen=True)
+class _Lessons:
+    """What is to be learnt of each drawn token, [T]."""
+
+    log_probs: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+    def of(self, lengths: Sequence[int], places: Sequence[int]) -> _Lessons:
+        """The lessons of some sequences, in the order of `places`."""
+        tensors = (self.log_probs, self.values, self.advantages, self.returns)
+        parts = [tensor.split(list(lengths)) for tensor in tensors]
+        return _Lessons(*(torch.cat([part[place] for place in places]) for part in parts))
+
+
+class PpoTrainer:
+    """Trains a policy step by step.
+
+    Args:
+        config: The options.
+        policy: The policy with its values and its reference.
+        tokenizer: The policy's tokenizer.
+        prompts: What it is to answer.
+        scorer: What rewards.
+        gold: What only watches.
+
+    Raises:
+        ConfigError: transformers knows no such schedule.
+    """
+
+    def __init__(
+        self,
+        config: RlhfConfig,
+        policy: Policy,
+        tokenizer: Any,
+        prompts: Sequence[Prompt],
+        scorer: Scorer,
+        gold: Scorer | None = None,
+    ) -> None:
+        self.config, self.policy, self.tokenizer = config, policy, tokenizer
+        self.prompts, self.scorer, self.gold = prompts, scorer, gold
+        self.parameters = [p for p in policy.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=config.learning_rate, weight_decay=0.0)
+        try:
+            self.schedule = get_scheduler(
+                config.lr_scheduler_type, self.optimizer, num_warmup_steps=0, num_training_steps=config.steps
+            )
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"lr_scheduler_type: {error}") from error
+        self.controller = config.controller
+        self.statistics = ScoreStatistics()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a step depends on beside the policy's weights and its number."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "kl_coefficient": self.controller.coefficient,
+            "scores": asdict(self.statistics),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.controller = replace(self.controller, coefficient=state["kl_coefficient"])
+        self.statistics = ScoreStatistics(**state["scores"])
+
+    def step(self, number: int) -> dict[str, float]:
+        """Learn from one batch.
+
+        Args:
+            number: The step, from 1; draws the prompts, the responses and the order of learning.
+
+        Returns:
+            Means over the batch, for the curves.
+
+        Raises:
+            DataError: no response could be scored.
+            NonFiniteLossError: the loss is NaN or infinite.
+        """
+        start = time.monotonic()
+        torch.manual_seed(_seed(self.config.seed, number))
+        with torch.autocast(self.policy.device.type, dtype=torch.bfloat16, enabled=self._mixed):
+            rollouts = self.collect(number)
+            sampled = time.monotonic()
+            kl = kl_estimates(rollouts.measured.log_probs, rollouts.measured.reference, self.config.kl.estimator)
+            told = rollouts.told | self._learn(number, rollouts, kl)
+        told |= {"kl_coefficient": self.controller.coefficient, "learning_rate": self.schedule.get_last_lr()[0]}
+        self.controller = self.controller.after(told["kl"], len(rollouts.groups))
+        self.schedule.step()
+        return told | {"seconds/sampling": sampled - start, "seconds/learning": time.monotonic() - sampled}
+
+    @property
+    def _mixed(self) -> bool:
+        """Whether products are taken in bfloat16 beside weights in float32: on a GPU that can."""
+        wide = self.policy.model.stock_lm.dtype == torch.float32
+        return wide and self.policy.device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+    def collect(self, number: int) -> Rollouts:
+        """Answer a step's prompts, score the answers and measure their tokens; answers without a score are left out."""
+        places = deal(len(self.prompts), self.config.batch_size, number, self.config.seed)
+        prompts = [self.prompts[place] for place in places]
+        ids = [prompt_ids(self.tokenizer, prompt) for prompt in prompts]
+        responses = sample_responses(self.policy.model.causal_lm, self.tokenizer, ids, self.config.sampling)
+        talks = [answered(prompt, response.text) for prompt, response in zip(prompts, responses, strict=True)]
+        scores = scores_of(self.scorer, talks)
+        known = {place: score for place, score in enumerate(scores) if score is not None}
+        if not known:
+            raise DataError(
+                f"step {number}: {self.config.reward} scored none of {len(scores)} responses, since they are over its "
+                "limit or its chat template refuses them. Raise score.max_length, or lower max_prompt_tokens and "
+                "sampling.max_new_tokens."
+            )
+        kept = [responses[place] for place in known]
+        groups = tuple(TokenGroup(ids[place], (responses[place].ids,)) for place in known)
+        measured = self.policy.measure(groups)
+        raw = torch.tensor(list(known.values()), device=self.policy.device)
+        cut = torch.tensor([not response.ended for response in kept], device=raw.device)
+        told = {"unscored": float(len(scores) - len(known)), **_told(raw, measured, kept), **self._watched(talks)}
+        return Rollouts(groups, raw - self.config.missing_eos_penalty * cut, measured, told)
+
+    def _watched(self, talks: Sequence[Conversation]) -> dict[str, float]:
+        """The mean of the reward that only watches, where there is one."""
+        known = [gold for gold in scores_of(self.gold, talks) if gold is not None] if self.gold is not None else []
+        return {"gold": sum(known) / len(known)} if known else {}
+
+    def _learn(self, number: int, rollouts: Rollouts, kl: Tensor) -> dict[str, float]:
+        """Several epochs over the batch."""
+        options, lengths, measured = self.config.ppo, rollouts.lengths, rollouts.measured
+        self.statistics = self.statistics.after(rollouts.scores)
+        scores = self.statistics.scaled(rollouts.scores, options.scores)
+        rewards = shaped_rewards(scores, kl, lengths, self.controller.coefficient)
+        advantages, returns = generalised_advantages(
+            rewards, measured.values, lengths, gamma=options.gamma, lam=options.gae_lambda
+        )
+        lessons = _Lessons(measured.log_probs, measured.values, whiten(advantages), returns)
+        sums: dict[str, float] = defaultdict(float)
+        self.policy.model.train()
+        for _ in range(options.epochs):
+            order = torch.randperm(len(lengths))
+            for places in order.tensor_split(options.minibatches):
+                if len(places):  # unscored responses can leave fewer than there are parts
+                    sums["grad_norm"] += self._update(number, rollouts.groups, lessons, places.tolist(), sums)
+        tokens = options.epochs * sum(lengths)
+        told = {name: total / tokens for name, total in sums.items() if name != "grad_norm"}
+        return told | {
+            "grad_norm": sums["grad_norm"] / (options.epochs * options.minibatches),
+            "explained_variance": explained_variance(measured.values, returns),
+        }
+
+    def _update(
+        self,
+        number: int,
+        groups: Sequence[TokenGroup],
+        lessons: _Lessons,
+        places: Sequence[int],
+        sums: dict[str, float],
+    ) -> float:
+        """One optimizer step, part by part; the loss is the mean over the tokens of all parts. The gradient's norm."""
+        options, lengths = self.config.ppo, [len(group.responses[0]) for group in groups]
+        tokens = sum(lengths[place] for place in places)
+        self.optimizer.zero_grad(set_to_none=True)
+        for part, batch in self.policy.batches([groups[place] for place in places]):
+            lesson = lessons.of(lengths, [places[i] for i in part])
+            log_probs, values = self.policy.log_probs_and_values(batch)
+            policy = clipped_policy_loss(log_probs, lesson.log_probs, lesson.advantages, options.clip)
+            value = clipped_value_loss(values, lesson.values, lesson.returns, options.value_clip)
+            loss = (policy.loss.sum() + options.value_weight * value.loss.sum()) / tokens
+            if not torch.isfinite(loss):
+                raise NonFiniteLossError(
+                    f"The loss is not finite at step {number}. Start a new run (another --out, or --overwrite true) "
+                    "with a lower learning_rate or a higher kl.coefficient. The last checkpoint is intact."
+                )
+            loss.backward()
+            moved = kl_estimates(lesson.log_probs, log_probs.detach(), "k3")
+            for name, each in (
+                ("loss/policy", policy.loss),
+                ("loss/value", value.loss),
+                ("clip_fraction", policy.clipped),
+                ("value_clip_fraction", value.clipped),
+                ("kl_moved", moved),
+            ):
+                sums[name] += each.detach().sum().item()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        self.optimizer.step()
+        return norm.item()
+
+
+def _told(scores: Tensor, measured: Measured, responses: Sequence[Response]) -> dict[str, float]:
+    """What a batch of responses is like."""
+    lengths = [len(response.ids) for response in responses]
+    return {
+        "reward": scores.mean().item(),
+        "reward_sd": scores.std(correction=0).item(),
+        "kl": kl_estimates(measured.log_probs, measured.reference).sum().item() / len(lengths),
+        "entropy": measured.entropies.mean().item(),
+        "length": sum(lengths) / len(lengths),
+        "ended": sum(response.ended for response in responses) / len(responses),
+    }
+
+
+def _seed(seed: int, number: int) -> int:
+    """The seed of a step's draws; neighbouring seeds and steps share nothing."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:8], "big") >> 1

@@ -1,0 +1,109 @@
+"""One policy's training from its options to its folder: prompts, reward, policy, steps, checkpoints, curves."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+
+from hafrm.data import local_path
+from hafrm.errors import ConfigError
+from hafrm.models.tokenizers import load_tokenizer
+from hafrm.numerics import cpu_tuned
+from hafrm.rlhf.checkpoints import newest_checkpoint, restore, save_checkpoint
+from hafrm.rlhf.groups import train_groups
+from hafrm.rlhf.job import Progress, RlhfJob, RlhfResult
+from hafrm.rlhf.loading import new_policy, ready_policy
+from hafrm.rlhf.options import RlhfConfig
+from hafrm.rlhf.ppo import PpoTrainer
+from hafrm.rlhf.prompts import load_prompts
+from hafrm.rlhf.rewards import load_reward
+from hafrm.training.callbacks import METRICS_FILE, add_metrics, keep_metrics
+from hafrm.training.folders import claim_folder
+from hafrm.training.manifest import new_manifest, require_same_data
+
+__all__ = ["rlhf"]
+
+
+def rlhf(
+    config: RlhfConfig,
+    *,
+    progress: Progress = lambda step, told: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> RlhfResult:
+    """Train a policy, or go on with an interrupted run in the same folder, bit for bit.
+
+    The random numbers of the program are left as they were.
+
+    Args:
+        config: What to train on what.
+        progress: Called behind every step.
+        say: Called with a line before the first step.
+
+    Raises:
+        HafrmError: options, data or a model can't serve; the message says why and what to do.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            "hafrm rlhf trains in one process. For more than one device use OpenRLHF or verl with `hafrm serve` as "
+            "their reward: docs/rlhf.md says how."
+        )
+    folder = Path(config.out)
+    before = claim_folder(config, folder, _inputs(config), overwrite=config.overwrite)
+    with cpu_tuned(), _forked_random():
+        torch.manual_seed(config.seed)
+        tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
+        prompts = load_prompts(config.data, tokenizer, max_tokens=config.max_prompt_tokens, options=config.data_options)
+        account = {"train": prompts.account}
+        if before is not None:
+            require_same_data(before, account, folder)
+        manifest = new_manifest(config, account, {"seed": config.seed})
+        job = RlhfJob(config, new_policy(config, tokenizer), tokenizer, prompts, manifest, progress, say)
+        return _train_ppo(job) if config.algorithm == "ppo" else train_groups(job)
+
+
+def _forked_random() -> AbstractContextManager[None]:
+    return torch.random.fork_rng(devices=range(torch.cuda.device_count()))
+
+
+def _inputs(config: RlhfConfig) -> dict[str, Path]:
+    """The paths that the run reads, by the options that name them."""
+    inputs = {
+        f"{name}: {value}": Path(value) for name in ("model", "reward", "gold") if (value := getattr(config, name))
+    }
+    return inputs | {f"data: {name}": path for name in config.data if (path := local_path(name))}
+
+
+def _train_ppo(job: RlhfJob) -> RlhfResult:
+    config, model, tokenizer = job.config, job.model, job.tokenizer
+    policy = ready_policy(
+        config, model, tokenizer, report=lambda reason: job.say(f"batches are padded, not packed: {reason}")
+    )
+    scorer = load_reward(config.reward, config, config.score)
+    gold = load_reward(config.gold, config, config.score) if config.gold else None
+    trainer = PpoTrainer(config, policy, tokenizer, job.prompts.prompts, scorer, gold)
+    job.begin()
+    done = _go_on(trainer, job.folder)
+    job.say(job.opening(done))
+    told: dict[str, float] = {}
+    for step in range(done + 1, config.steps + 1):
+        told = trainer.step(step)
+        add_metrics(job.folder / METRICS_FILE, step, told)
+        if config.is_checkpoint(step):
+            save_checkpoint(model, tokenizer, trainer.state_dict(), job.folder / f"checkpoint-{step}")
+        job.progress(step, told)
+    return job.finish(told)
+
+
+def _go_on(trainer: PpoTrainer, folder: Path) -> int:
+    """Put the trainer where the newest checkpoint is; gives its step, 0 where there is none."""
+    found = newest_checkpoint(folder)
+    step = 0
+    if found is not None:
+        step, checkpoint = found
+        trainer.load_state_dict(restore(trainer.policy.model, checkpoint))
+    keep_metrics(folder / METRICS_FILE, step)
+    return step

@@ -1,0 +1,64 @@
+"""A run's folder: whether a run may have it, and making it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hafrm import atomic
+from hafrm.errors import ConfigError
+from hafrm.training.manifest import is_finished, read_manifest, require_same_config
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+__all__ = ["claim_folder", "make_folder"]
+
+
+def claim_folder(
+    config: DataclassInstance, folder: Path, inputs: Mapping[str, Path], *, overwrite: bool
+) -> dict[str, Any] | None:
+    """Refuse to mix two runs in one folder, or a run with other files.
+
+    Args:
+        config: The run's options.
+        folder: Its folder.
+        inputs: The paths that it reads, by the options that name them.
+        overwrite: Whether what another run left there is to be deleted.
+
+    Returns:
+        The manifest of the interrupted run that is to go on, or None.
+
+    Raises:
+        ConfigError: the folder is not free for this run; says why.
+    """
+    _refuse_inputs_in(folder, inputs)
+    manifest = read_manifest(folder)
+    if overwrite and manifest is not None:
+        return None
+    if is_finished(folder):
+        raise ConfigError(f"{folder} already holds a finished run. Choose another --out, or --overwrite true.")
+    if manifest is not None:
+        require_same_config(manifest, config, folder)
+    elif folder.is_file() or (folder.exists() and not all(map(atomic.is_leftover, folder.iterdir()))):
+        raise ConfigError(f"{folder} holds files that are not a run of hafrm. Choose another --out.")
+    return manifest
+
+
+def _refuse_inputs_in(folder: Path, inputs: Mapping[str, Path]) -> None:
+    """A run's folder is deleted by `overwrite`: nothing that the run reads may lie there."""
+    for what, path in inputs.items():
+        if path.exists() and path.resolve().is_relative_to(folder.resolve()):
+            raise ConfigError(f"{what} lies in the run's own folder {folder}. Choose another --out.")
+
+
+def make_folder(folder: Path, *, anew: bool = False) -> None:
+    """Make the run's folder; `anew` deletes what it holds, once data, model and options have proved sound."""
+    try:
+        if anew:
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"out: {folder} can't be written to ({error.strerror}). Choose another --out.") from error

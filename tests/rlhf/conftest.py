@@ -1,0 +1,63 @@
+"""A tiny policy, prompts, and rewards that can be reasoned about."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hafrm.pairs import Conversation
+from hafrm.rlhf import groups, run
+from hafrm.rlhf.options import PpoOptions, RlhfConfig, SamplingOptions
+from tests.tiny import save_tiny
+
+
+class Scripted:
+    """A scorer that a function of the answer's text stands for."""
+
+    def __init__(self, reward: Callable[[str], float | None]) -> None:
+        self.reward = reward
+
+    def score(self, conversations: Sequence[Conversation]) -> list[float | None]:
+        return [self.reward(conversation.response[-1].content) for conversation in conversations]
+
+
+@pytest.fixture
+def rewarded(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], float | None]], None]:
+    """Has every run be rewarded by a function of the answer's text."""
+
+    def use(reward: Callable[[str], float | None]) -> None:
+        for module in (run, groups):
+            monkeypatch.setattr(module, "load_reward", lambda *_: Scripted(reward))
+
+    return use
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Callable[..., RlhfConfig]:
+    """Options of a run that takes a second."""
+    model = save_tiny(tmp_path / "model")
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"question {i}"}) + "\n" for i in range(6)))
+
+    def config(**values: Any) -> RlhfConfig:
+        plain = {
+            "model": str(model),
+            "reward": "scripted",
+            "data": [str(prompts)],
+            "out": str(tmp_path / "run"),
+            "steps": 4,
+            "batch_size": 4,
+            "learning_rate": 1e-3,
+            "max_prompt_tokens": 64,
+            "checkpoints": 2,
+            "sampling": SamplingOptions(max_new_tokens=8),
+        }
+        if values.get("algorithm", "ppo") == "ppo":
+            plain["ppo"] = PpoOptions(epochs=2, minibatches=2)
+        return RlhfConfig(**(plain | values))
+
+    return config

@@ -1,0 +1,292 @@
+"""A run from its options to its folder: what it leaves, and that a stopped one goes on as if nothing had been."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hafrm.cli import main
+from hafrm.errors import ConfigError, DataError, NonFiniteLossError, TrainingError
+from hafrm.models.lora import LoraOptions
+from hafrm.rlhf.checkpoints import STATE_FILE
+from hafrm.rlhf.options import GroupOptions, KlOptions, PpoOptions, RlhfConfig, SamplingOptions
+from hafrm.rlhf.run import rlhf
+from hafrm.training.manifest import is_finished, read_manifest
+from tests.tiny import tiny_tokenizer
+
+Config = Callable[..., RlhfConfig]
+Rewarded = Callable[[Callable[[str], float | None]], None]
+
+CLOCKS = {"seconds/sampling", "seconds/learning"}
+
+
+def metrics(folder: Path | str) -> list[dict[str, float]]:
+    lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
+    return [{name: value for name, value in json.loads(line).items() if name not in CLOCKS} for line in lines]
+
+
+def length(text: str) -> float:
+    return float(len(text))
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_what_a_run_leaves(rank: int, tiny: Config, rewarded: Rewarded) -> None:
+    """Checkpoints at equal steps and the policy, all of which stock transformers loads; one line a step."""
+    rewarded(length)
+    config = tiny(lora=LoraOptions(rank=rank))
+    before = torch.random.get_rng_state()
+    result = rlhf(config)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    folder = Path(config.out)
+    assert [row["step"] for row in metrics(folder)] == [1, 2, 3, 4]
+    assert result.last["reward"] == metrics(folder)[-1]["reward"]
+    assert {p.name for p in folder.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
+    assert [p.parent.name for p in folder.glob(f"*/{STATE_FILE}")] == ["checkpoint-4"]
+    assert is_finished(folder)
+    ids = torch.tensor([[1, 40, 50]])
+    last, final = (
+        AutoModelForCausalLM.from_pretrained(place)(ids).logits for place in (folder / "checkpoint-4", folder)
+    )
+    torch.testing.assert_close(last, final, atol=1e-4, rtol=1e-4)
+    start = AutoModelForCausalLM.from_pretrained(config.model)(ids).logits
+    assert (final - start).abs().max() > 1e-4
+    assert not any("score" in name for name in load_file(folder / "model.safetensors"))
+    assert AutoTokenizer.from_pretrained(folder / "checkpoint-2").chat_template
+
+
+def test_at_the_start_the_policy_is_its_reference(tiny: Config, rewarded: Rewarded) -> None:
+    rewarded(length)
+    rlhf(tiny(steps=2))
+    first, second = metrics(tiny().out)
+    assert first["kl"] == pytest.approx(0, abs=1e-5)
+    assert second["kl"] != pytest.approx(0, abs=1e-5)
+    assert first["kl_coefficient"] == 0.2
+    assert second["kl_coefficient"] < 0.2  # no KL is less than its target
+    assert second["learning_rate"] == pytest.approx(first["learning_rate"] / 2)
+
+
+def test_ratios_begin_at_1(tiny: Config, rewarded: Rewarded) -> None:
+    """What is learnt from is measured by the same forward pass as what learns: nothing is clipped at the first look."""
+    rewarded(length)
+    rlhf(tiny(ppo=PpoOptions(epochs=1), sampling=SamplingOptions(max_new_tokens=8, temperature=0.7)))
+    for row in metrics(tiny().out):
+        assert row["clip_fraction"] == 0
+        assert row["kl_moved"] == pytest.approx(0, abs=1e-6)
+        assert row["loss/policy"] == pytest.approx(0, abs=1e-5)  # the mean of whitened advantages, negated
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("killed_at", [2, 3, 4])
+def test_a_killed_run_goes_on_bit_for_bit(
+    rank: int, killed_at: int, tiny: Config, rewarded: Rewarded, tmp_path: Path
+) -> None:
+    """Sampling, dropout, optimizer, schedule, values, price of KL: the same curves and weights as in one go."""
+    rewarded(length)
+    lora = LoraOptions(rank=rank, dropout=0.1 if rank else 0.0)
+    kl = KlOptions(target=0.5, horizon=50)
+    whole = tiny(lora=lora, kl=kl, out=str(tmp_path / "whole"))
+    rlhf(whole)
+    config = replace(whole, out=str(tmp_path / "killed"))
+
+    def kill(step: int, told: Mapping[str, float]) -> None:
+        if step == killed_at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rlhf(config, progress=kill)
+    with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "rew')
+    lines: list[str] = []
+    rlhf(config, say=lines.append)
+    assert any(f"goes on behind step {killed_at - killed_at % 2}" in line for line in lines)
+    assert metrics(config.out) == metrics(whole.out)
+    for name in ("model.safetensors",):
+        ours, theirs = (load_file(Path(out) / name) for out in (config.out, whole.out))
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_parts_of_a_batch_add_up(tiny: Config, rewarded: Rewarded, tmp_path: Path) -> None:
+    rewarded(length)
+    for tokens in (64, 8192):
+        rlhf(tiny(tokens_per_batch=tokens, steps=1, out=str(tmp_path / str(tokens))))
+    small, large = (metrics(tmp_path / str(tokens))[0] for tokens in (64, 8192))
+    assert small == pytest.approx(large, rel=1e-3, abs=1e-6)
+
+
+def test_a_missing_end_costs_and_is_told(tiny: Config, rewarded: Rewarded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The curve shows the reward as the reward model gave it."""
+    rewarded(lambda text: 1.0)
+    seen = []
+    from hafrm.rlhf import ppo
+
+    shaped = ppo.shaped_rewards
+    monkeypatch.setattr(ppo, "shaped_rewards", lambda scores, *rest: seen.append(scores) or shaped(scores, *rest))
+    rlhf(tiny(steps=1, missing_eos_penalty=3.0, ppo=PpoOptions(scores="raw")))
+    (row,) = metrics(tiny().out)
+    assert row["reward"] == 1
+    assert row["ended"] < 1
+    assert seen[0].mean().item() == pytest.approx(1 - 3 * (1 - row["ended"]))
+
+
+def test_unscored_responses_are_left_out_and_counted(tiny: Config, rewarded: Rewarded) -> None:
+    count = [0]
+
+    def every_other(text: str) -> float | None:
+        count[0] += 1
+        return 1.0 if count[0] % 2 else None
+
+    rewarded(every_other)
+    rlhf(tiny(steps=1))
+    assert metrics(tiny().out)[0]["unscored"] == 2
+    rewarded(lambda text: None)
+    with pytest.raises(DataError, match="scored none of 4 responses"):
+        rlhf(tiny(out=tiny().out + "2"))
+
+
+def test_a_reward_that_is_not_finite_stops_the_run(tiny: Config, rewarded: Rewarded) -> None:
+    rewarded(lambda text: float("nan"))
+    with pytest.raises(NonFiniteLossError, match="step 1"):
+        rlhf(tiny())
+
+
+def test_a_reward_model_of_another_tokenizer(tiny: Config, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """From the command line: a stock classifier with another vocabulary and template reads the policy's text."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    tokenizer = tiny_tokenizer(
+        template="{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}{{ eos_token }}"
+    )
+    tokenizer.add_tokens(["question", "ques"])
+    config = AutoConfig.for_model("llama", vocab_size=262, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                                  num_attention_heads=2, num_labels=1, pad_token_id=3)  # fmt: skip
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "rm")
+    tokenizer.save_pretrained(tmp_path / "rm")
+    plain = tiny()
+    words = ["rlhf", plain.model, "--reward", str(tmp_path / "rm"), "--data", *plain.data, "--out", plain.out]
+    words += ["--steps", "2", "--batch_size", "2", "--sampling.max_new_tokens", "4", "--max_prompt_tokens", "64"]
+    words += ["--gold", "world/helpful", "--ppo.epochs", "1"]
+    assert main(words) == 0
+    printed = capfd.readouterr()
+    assert "The policy after 2 steps" in printed.out
+    assert "step 2/2 reward" in printed.err
+    assert {"reward", "gold", "kl", "length", "entropy", "loss/value", "clip_fraction"} <= metrics(plain.out)[0].keys()
+    assert (Path(plain.out) / "curves.svg").read_text().startswith("<svg")
+    assert main(words) == 2
+    assert "already holds a finished run" in capfd.readouterr().err
+
+
+def test_a_run_is_not_mixed_with_another(tiny: Config, rewarded: Rewarded) -> None:
+    rewarded(length)
+
+    def kill(step: int, told: Mapping[str, float]) -> None:
+        raise KeyboardInterrupt
+
+    config = tiny()
+    with pytest.raises(KeyboardInterrupt):
+        rlhf(config, progress=kill)
+    with pytest.raises(ConfigError, match="learning_rate"):
+        rlhf(replace(config, learning_rate=1.0))
+    Path(config.data[0]).write_text('{"prompt": "another"}\n')
+    with pytest.raises(ConfigError, match="on other data"):
+        rlhf(config)
+    rlhf(replace(config, overwrite=True, steps=1))
+    assert (read_manifest(Path(config.out)) or {})["steps"] == 1
+
+
+def test_a_damaged_checkpoint_is_named(tiny: Config, rewarded: Rewarded) -> None:
+    rewarded(length)
+
+    def kill(step: int, told: Mapping[str, float]) -> None:
+        if step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rlhf(tiny(), progress=kill)
+    (Path(tiny().out) / "checkpoint-2" / STATE_FILE).write_bytes(b"half")
+    with pytest.raises(TrainingError, match=r"checkpoint-2/trainer.pt can't be read"):
+        rlhf(tiny())
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"algorithm": "dpo"}, "algorithm must be one of"),
+        ({"algorithm": "grpo", "ppo": PpoOptions(epochs=2)}, "ppo.epochs has no effect with --algorithm grpo"),
+        ({"algorithm": "rloo", "gold": "world/helpful"}, "gold has no effect"),
+        ({"algorithm": "rloo", "batch_size": 6}, "group.generations"),
+        ({"group": GroupOptions(generations=2)}, "group.generations has no effect with --algorithm ppo"),
+        ({"ppo": PpoOptions(minibatches=3)}, "ppo.minibatches"),
+        ({"data": []}, "data: name at least one"),
+    ],
+)
+def test_options_that_can_not_work_are_refused(values: dict[str, Any], message: str, tiny: Config) -> None:
+    with pytest.raises(ConfigError, match=message):
+        tiny(**values)
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_written(
+    tiny: Config, rewarded: Rewarded, monkeypatch: Any
+) -> None:
+    rewarded(length)
+    with pytest.raises(ConfigError, match="256 positions"):
+        rlhf(tiny(sampling=SamplingOptions(max_new_tokens=250)))
+    with pytest.raises(ConfigError, match="lr_scheduler_type"):
+        rlhf(tiny(lr_scheduler_type="staircase"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="OpenRLHF or verl"):
+        rlhf(tiny())
+    assert not Path(tiny().out).exists()
+
+
+def test_checkpoints_are_at_equal_steps() -> None:
+    config = RlhfConfig(model="m", reward="r", data=["d"], out="o")
+    assert [step for step in range(1, 6251) if config.is_checkpoint(step)] == [625 * i for i in range(1, 11)]
+    assert config.steps * config.batch_size == 100_000
+    few = replace(config, steps=3)
+    assert all(few.is_checkpoint(step) for step in (1, 2, 3))
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+@pytest.mark.filterwarnings("ignore")
+def test_trl_trains_with_the_same_scorer(algorithm: str, tiny: Config, rewarded: Rewarded, tmp_path: Path) -> None:
+    """Curves in our names, a stock policy, and a stopped run that goes on."""
+    pytest.importorskip("trl")
+    rewarded(length)
+    config = tiny(algorithm=algorithm, group=GroupOptions(generations=2), missing_eos_penalty=1.0)
+
+    def kill(step: int, told: Mapping[str, float]) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rlhf(config, progress=kill)
+    rlhf(config)
+    rows = metrics(config.out)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert {"reward", "length", "ended", "entropy", "kl_per_token"} <= rows[-1].keys()
+    assert is_finished(Path(config.out))
+    assert AutoModelForCausalLM.from_pretrained(config.out).config.vocab_size == 260
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_trl_trains_adapters(tiny: Config, rewarded: Rewarded) -> None:
+    pytest.importorskip("trl")
+    rewarded(length)
+    config = tiny(algorithm="rloo", group=GroupOptions(generations=2), lora=LoraOptions(rank=4), steps=1)
+    rlhf(config)
+    merged = AutoModelForCausalLM.from_pretrained(config.out)
+    assert not isinstance(merged, PeftModel)
+    assert not any("lora" in name for name in merged.state_dict())
+    start = AutoModelForCausalLM.from_pretrained(config.model)
+    moved = [n for n, t in merged.state_dict().items() if not torch.equal(t, start.state_dict()[n])]
+    assert all("proj" in name for name in moved)

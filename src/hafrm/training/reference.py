@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from rich.console import Console
 from transformers import TrainingArguments
 
@@ -54,7 +55,7 @@ class ReferenceSource:
         return PairDataset(encoded.pairs, encoded.groups, self._compute(encoded) if self.precomputed else None)
 
     def _compute(self, encoded: EncodedPairs) -> np.ndarray:
-        status = Console(stderr=True).status("reference log-probs")
+        status = Console(stderr=True, quiet=not PartialState().is_main_process).status("reference log-probs")
         with status, self._autocast:
             return precompute_reference(
                 self._model,

@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from accelerate.data_loader import BatchSamplerShard
 from accelerate.utils import DistributedType, gather_object
 from torch import Tensor, nn
@@ -102,7 +103,8 @@ class HybridTrainer(Trainer):
         super().create_accelerator_and_postprocess()
         state = self.accelerator.state
         if self.accelerator.distributed_type == DistributedType.MULTI_CPU and (plugin := fsdp_plugin(self.args)):
-            state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, plugin  # accelerate: on GPUs alone
+            state.fsdp_plugin = plugin  # which accelerate does on GPUs alone
+            state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
             self.is_fsdp_enabled = True
         if self.is_fsdp_enabled:
             # Autocast computes in half precision, as without FSDP; accelerate's policy would round rewards to it too.

@@ -298,11 +298,26 @@ def test_resuming_with_another_tokenizer_is_refused(config: TrainConfig) -> None
 
 
 @pytest.mark.parametrize(
-    ("name", "was"), [("bf16", True), ("dtype", "bfloat16"), ("world_size", 4), ("model_revision", "abc")]
+    ("name", "was"), [("bf16", True), ("dtype", "bfloat16"), ("sharding", "fsdp2"), ("model_revision", "abc")]
 )
 def test_resuming_in_other_settings_is_refused(name: str, was: object, config: TrainConfig) -> None:
     interrupt(config, **{name: was})
     with pytest.raises(ConfigError, match=rf"other settings: {name} \(was {was}, now"):
+        train(config)
+
+
+def test_processes_and_accumulation_may_change_but_not_the_pairs_of_a_step(config: TrainConfig) -> None:
+    interrupt(config, world_size=2, per_device_train_batch_size=2)
+    halves = config.training | {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    assert train(replace(config, training=halves)).steps == 4
+    interrupt(replace(config, overwrite=True), world_size=4)
+    with pytest.raises(ConfigError, match=r"other settings: pairs of a step \(was 16, now 4\)"):
+        train(config)
+
+
+def test_zero_keeps_its_optimizer_process_by_process(config: TrainConfig) -> None:
+    interrupt(config, world_size=2, per_device_train_batch_size=2, sharding="zero3")
+    with pytest.raises(ConfigError, match=r"sharding \(was zero3, now None\), world_size \(was 2, now None\)"):
         train(config)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from accelerate import PartialState
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
@@ -20,8 +21,10 @@ def parser() -> ArgumentParser:
 def run(args: Namespace) -> None:
     """Train, and say where the result is and what to do with it."""
     result = train(options_of(TrainConfig, parser(), args))
-    console = Console()
+    processes = PartialState()
+    console = Console(quiet=not processes.is_main_process)
     accuracy = result.metrics.get("eval_rewards/accuracies")
     validation = f", validation accuracy {accuracy:.3f}" if accuracy is not None else ""
     console.print(f"Trained {result.steps} steps{validation}. The model is in {result.folder}.", highlight=False)
     console.print(f"Next: hafrm evaluate {result.folder} --data TEST --out eval", highlight=False)
+    processes.destroy_process_group()

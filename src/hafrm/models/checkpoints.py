@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -54,6 +54,7 @@ __all__ = [
     "restore_weights",
     "save_adapter",
     "save_run",
+    "saved_weights",
     "writing",
 ]
 
@@ -61,6 +62,7 @@ RUN_FILE = "hafrm.json"
 ADAPTER_FOLDER = "adapter"
 _ADAPTER_FILE = "adapter_model.safetensors"
 _HEAD_KEY = "score.weight"
+_STOCK = "causal_lm."  # how the names of the stock model's tensors begin in a `HybridModel`
 _FORMAT = 1
 _ADDED_LATER = {"reward_loss", "base_digest", "sha256"}
 
@@ -294,15 +296,29 @@ def _describe_heads(config: PreTrainedConfig, tokenizer: Any) -> None:
         part.pad_token_id = tokenizer.pad_token_id
 
 
-def save_run(model: HybridModel, tokenizer: Any, info: RunInfo, folder: Path) -> None:
+def save_run(
+    model: HybridModel, tokenizer: Any, info: RunInfo, folder: Path, *, weights: Mapping[str, Tensor] | None = None
+) -> None:
     """Write a loadable checkpoint: merged weights, config, tokenizer, adapters if any, and `hafrm.json` last.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        info: How it was trained and scores.
+        folder: Where to write.
+        weights: The model's state dict where its own weights are sharded; such a model has no adapters.
 
     Raises:
         UnwritableError: the disk is full, or the folder can't be written to.
     """
     stock = model.stock_lm
-    state = merged_state_dict(stock) if model.adapted else dict(stock.state_dict())
-    state[_HEAD_KEY] = model.score.weight.detach().to(stock.dtype)
+    if model.adapted:
+        state = merged_state_dict(stock)
+    else:
+        whole = model.state_dict() if weights is None else weights
+        state = {name.removeprefix(_STOCK): tensor for name, tensor in whole.items() if name.startswith(_STOCK)}
+    head = model.score.weight if weights is None else weights[_HEAD_KEY]
+    state[_HEAD_KEY] = head.detach().to(stock.dtype)
     if model.adapted and getattr(stock.config, "quantization_config", None) is not None:
         del stock.config.quantization_config  # what is written is merged and whole
     with _checkpoint(tokenizer, info, folder) as temporary:
@@ -367,16 +383,27 @@ def restore_weights(model: HybridModel, folder: Path) -> None:
     Raises:
         ModelError: the checkpoint is damaged or of another model.
     """
-    require_undamaged(folder)
     if model.adapted:
+        require_undamaged(folder)
         _restore_adapters(model, folder)
         return
+    with loading("checkpoint", str(folder)):
+        model.load_state_dict(saved_weights(model, folder))
+
+
+def saved_weights(model: HybridModel, folder: Path) -> dict[str, Tensor]:
+    """The state dict that a model without adapters had when a checkpoint was made of it.
+
+    Raises:
+        ModelError: the checkpoint is damaged or of another model.
+    """
+    require_undamaged(folder)
     # Through transformers and not straight from the file, whose tensor names can differ from the module's; and by the
     # class that the model has, so that code which came with it needs no second leave to run.
     with loading("checkpoint", str(folder)):
         saved = type(model.stock_lm).from_pretrained(folder, dtype=model.stock_lm.dtype, use_safetensors=True)
-        model.stock_lm.load_state_dict(saved.state_dict())
-        model.score.weight.data.copy_(_read_head(folder))
+    state = {f"{_STOCK}{name}": tensor for name, tensor in saved.state_dict().items()}
+    return state | {_HEAD_KEY: _read_head(folder)}
 
 
 def _restore_adapters(model: HybridModel, folder: Path) -> None:

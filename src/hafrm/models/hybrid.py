@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -37,9 +36,11 @@ about unit size. `zero` starts every reward at 0, as the paper authors' code doe
 """
 
 
-@dataclass(frozen=True)
-class SequenceScores:
-    """What one forward pass gives for each sequence; None where it was not asked for."""
+class SequenceScores(NamedTuple):
+    """What one forward pass gives for each sequence; None where it was not asked for.
+
+    A tuple, in which what wraps a model for parallel training finds the tensors.
+    """
 
     rewards: Tensor | None
     """F(phi(x, y)), [S], float32."""
@@ -73,6 +74,15 @@ class HybridModel(nn.Module):
     def config(self) -> PreTrainedConfig:
         """The stock model's config."""
         return self.stock_lm.config
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """The layers that FSDP shards one by one, as accelerate asks for them.
+
+        Embeddings and both heads are left to the root, whose weights are whole throughout `forward`: it uses the heads'
+        weights apart from their modules, where no hook of theirs would gather them.
+        """
+        return list(self.stock_lm._no_split_modules or ())
 
     @property
     def backbone(self) -> nn.Module:

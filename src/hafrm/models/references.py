@@ -18,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from hafrm import atomic
@@ -84,28 +86,35 @@ def precompute_reference(
     processes that compute the same thing can only write the same files. Adapters are switched off, and left out of the
     fingerprint: they change nothing where a run starts, so that all runs from one model share what was computed.
 
+    Of several processes, which must all call this, each computes its share of the parts, and all get the whole.
+
     Args:
-        model: The reference policy; it is put in evaluation mode meanwhile.
+        model: The reference policy, whole in each process; it is put in evaluation mode meanwhile.
         groups: G prompts, each with the same number N of responses.
         layout: How groups become batches.
         batch_size: Groups a forward pass, where rows are padded.
         tokens: Tokens a forward pass, where they are packed.
         cache: The folder that holds cached references.
-        progress: Called with the number of groups done.
+        progress: Called with the number of groups done, if all processes are as fast as this one.
         weights: The model's `weights_digest` where it is known: several data sets then cost one reading of the weights.
 
     Returns:
         Summed response log-probs, [G, N], float32.
     """
     folder = cache / fingerprint(model, groups, weights=weights)
-    parts = []
+    processes = PartialState()
+    starts = range(0, len(groups), _PART)[processes.process_index :: processes.num_processes]
+    share, done = [], 0
     with evaluating(model), model.adapters_disabled() if model.adapted else contextlib.nullcontext():
-        for start in range(0, len(groups), _PART):
+        for start in starts:
             part = groups[start : start + _PART]
             batches = partial(_reference_batches, model, part, layout, batch_size, tokens)
-            parts.append(_cached_part(part, folder / f"{start:09d}.npz", batches))
-            progress(start + len(part))
-    return np.concatenate(parts)
+            share.append((start, _cached_part(part, folder / f"{start:09d}.npz", batches)))
+            done = min(len(groups), done + len(part) * processes.num_processes)
+            progress(done)
+    # Not through the cache, whose folder need not be the same on every node.
+    parts: list[tuple[int, np.ndarray]] = gather_object(share)
+    return np.concatenate([part for _, part in sorted(parts, key=lambda found: found[0])])
 
 
 def fingerprint(model: HybridModel, groups: Sequence[TokenGroup], *, weights: str | None = None) -> str:

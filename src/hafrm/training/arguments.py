@@ -45,6 +45,12 @@ _REFUSED: dict[tuple[str, ...], str] = {
     ),
     ("dataloader_drop_last",): "would leave out validation pairs uncounted",
     ("save_only_model", "ignore_data_skip"): "would let an interrupted run go on to other weights than a whole one",
+    ("deepspeed",): (
+        "would load weights in parts, before they were probed whole: start with `accelerate launch --config_file "
+        "configs/distributed/zero3.yaml`"
+    ),
+    ("parallelism_config",): "would split models and sequences in ways that batches of pairs are not made for",
+    ("save_on_each_node",): "has no effect here: all nodes must see the run's folder",
     ("enable_jit_checkpoint",): "would call a run finished that was stopped: a stopped run goes on from its checkpoint",
     (
         "push_to_hub",

@@ -18,7 +18,7 @@ from hafrm.models.layout import Layout
 from hafrm.packing import SequenceBatch
 from hafrm.pairs import PreferencePair
 
-__all__ = ["PairBatch", "PairBatches", "PairCollator", "PairDataset", "PairItem"]
+__all__ = ["PairBatch", "PairBatches", "PairCollator", "PairDataset", "PairItem", "even_shares"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ class PairBatch:
     """How much better chosen is said to be, [B]; 0 where the data does not say."""
     reference: Tensor | None
     """Reference log-probs, [S], where they were computed beforehand."""
+    counts: bool = True
+    """Whether its losses count. One that does not keeps step with other processes, which have a part more."""
 
     def __len__(self) -> int:
         return self.rows.shape[0]
@@ -92,15 +94,15 @@ class PairBatch:
 
 @dataclass(frozen=True)
 class PairBatches:
-    """What a data loader hands over as one batch, cut into parts that each fit the token budget.
+    """A process's share of what a data loader hands over as one batch, in parts that each fit the token budget.
 
-    How a batch is cut changes no loss and no gradient: both are sums over pairs.
+    How a batch is shared and cut changes no loss and no gradient: both are sums over pairs.
     """
 
     parts: tuple[PairBatch, ...]
-
-    def __len__(self) -> int:
-        return sum(map(len, self.parts))
+    """As many in each process: sharded weights are gathered part by part, by all processes together."""
+    pairs: int
+    """Pairs of the batch, over all processes."""
 
     @property
     def tokens(self) -> int:
@@ -109,20 +111,36 @@ class PairBatches:
 
     def pin_memory(self) -> PairBatches:
         """The same batches in pinned memory."""
-        return PairBatches(tuple(part.pin_memory() for part in self.parts))
+        return replace(self, parts=tuple(part.pin_memory() for part in self.parts))
 
 
 @dataclass(frozen=True)
 class PairCollator:
-    """Lays pairs out as batches within a token budget; where rows are padded, pairs of like length stand together."""
+    """Lays pairs out as batches within a token budget; where rows are padded, pairs of like length stand together.
+
+    Each process is given the pairs of all, plans for all, and lays out its own share.
+    """
 
     layout: Layout
     tokens_per_batch: int
+    process: int = 0
+    processes: int = 1
 
     def __call__(self, items: Sequence[PairItem]) -> PairBatches:
         """Collate pairs; see `PairBatches`."""
-        plan = self.layout.plan([item.tokens for item in items], sequences=2 * len(items), tokens=self.tokens_per_batch)
-        return PairBatches(tuple(self._batch([items[i] for i in part]) for part in plan))
+        shares = even_shares([item.tokens.unique_tokens for item in items], self.processes)
+        plans = [self._plan([items[i] for i in share]) for share in shares]
+        parts = [self._batch(part) for part in plans[self.process]]
+        missing = max(map(len, plans)) - len(parts)
+        if missing:  # put first, so that the last part is one that counts where there is one
+            shortest = min(items, key=lambda item: item.tokens.unique_tokens)
+            parts = [replace(self._batch([shortest]), counts=False)] * missing + parts
+        return PairBatches(tuple(parts), len(items))
+
+    def _plan(self, items: Sequence[PairItem]) -> list[list[PairItem]]:
+        groups = [item.tokens for item in items]
+        plan = self.layout.plan(groups, sequences=2 * len(items), tokens=self.tokens_per_batch)
+        return [[items[i] for i in part] for part in plan]
 
     def _batch(self, items: Sequence[PairItem]) -> PairBatch:
         references = [value for item in items for value in item.reference or ()]
@@ -132,3 +150,22 @@ class PairCollator:
             margin=torch.tensor([item.margin for item in items], dtype=torch.float32),
             reference=torch.tensor(references, dtype=torch.float32) if references else None,
         )
+
+
+def even_shares(sizes: Sequence[int], processes: int) -> list[list[int]]:
+    """Spread things over processes so that each has about as much: the largest first, each to the least laden.
+
+    Args:
+        sizes: How much each thing is.
+        processes: How many processes there are.
+
+    Returns:
+        Each process's indices into `sizes`, in their order; none where there are fewer things than processes.
+    """
+    shares: list[list[int]] = [[] for _ in range(processes)]
+    laden = [0] * processes
+    for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        lightest = laden.index(min(laden))
+        shares[lightest].append(index)
+        laden[lightest] += sizes[index]
+    return [sorted(share) for share in shares]

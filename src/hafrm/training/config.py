@@ -265,6 +265,8 @@ def _defaults(config: TrainConfig) -> dict[str, Any]:
         "bf16": half and torch.cuda.is_bf16_supported(),
         "fp16": half and not torch.cuda.is_bf16_supported(),
         "logging_steps": 1,
+        "log_level_replica": "error",  # the first process speaks for all
+        "ddp_find_unused_parameters": False,  # what no loss trains is frozen: `HybridModel.freeze_unused`
         "save_total_limit": 2,
         "report_to": ["tensorboard"] if is_tensorboard_available() else [],
         "disable_tqdm": True,  # our own progress line

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -41,6 +43,9 @@ MANIFEST_FILE = "manifest.json"
 
 _FREE_TO_CHANGE = {"overwrite", "out", "trust_remote_code", "data_options.tokens_per_batch"}
 """Options that may differ when a run is resumed, beside some of transformers' (`free_on_resume`)."""
+
+_SPLIT = ("per_device_train_batch_size", "gradient_accumulation_steps", "world_size")
+"""Settings whose product is the pairs of a step: each may change when a run is resumed, the product may not."""
 
 _EFFECTIVE = """
     learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps optim optim_args adam_beta1 adam_beta2 adam_epsilon
@@ -95,19 +100,23 @@ def save_manifest(manifest: dict[str, Any], folder: Path) -> None:
     atomic.write_json(folder / MANIFEST_FILE, manifest)
 
 
-def effective_settings(args: TrainingArguments, config: TrainConfig, model: PreTrainedConfig) -> dict[str, Any]:
+def effective_settings(
+    args: TrainingArguments, config: TrainConfig, model: PreTrainedConfig, sharding: str | None
+) -> dict[str, Any]:
     """What the options came to on this machine, defaults included.
 
     Args:
         args: The trainer's arguments.
         config: What was asked for.
         model: The model's config, which knows the hub's revision of a downloaded model.
+        sharding: What shards the run, if anything does.
     """
     resolved = args.to_dict()
     return {name: resolved[name] for name in _EFFECTIVE} | {
         "dtype": str(config.torch_dtype).removeprefix("torch."),
         "device": str(args.device),
         "world_size": args.world_size,
+        "sharding": sharding,
         "model_revision": getattr(model, "_commit_hash", None),
     }
 
@@ -123,7 +132,10 @@ def require_same_config(manifest: dict[str, Any], config: DataclassInstance, fol
     Raises:
         ConfigError: names the options that differ.
     """
-    _require_none(changed_options(manifest, config), "with other options", folder)
+    before, now = (copy.deepcopy(held) for held in (manifest["config"], json.loads(json.dumps(asdict(config)))))
+    for name in _SPLIT:  # `require_same_settings` has an eye on their product
+        before["training"].pop(name, None), now["training"].pop(name, None)
+    _require_none(_changes(before, now), "with other options", folder)
 
 
 def require_same_data(manifest: dict[str, Any], data: dict[str, Any], folder: Path) -> None:
@@ -143,14 +155,25 @@ def require_same_data(manifest: dict[str, Any], data: dict[str, Any], folder: Pa
 
 
 def require_same_settings(manifest: dict[str, Any], effective: dict[str, Any], folder: Path) -> None:
-    """Refuse to resume a run in another precision, batch or number of processes than it began with.
+    """Refuse to resume a run in another precision, with other pairs to a step or sharded otherwise than it began.
 
     Raises:
-        ConfigError: names the settings that differ. The device may: its kind shows in the precision.
+        ConfigError: names the settings that differ. The device may: its kind shows in the precision. So may the number
+            of processes where a step has the same pairs, except under ZeRO, whose optimizer is kept process by process.
     """
     if before := manifest.get("effective"):
         now = json.loads(json.dumps(effective))
-        _require_none(_changes(before | {"device": ""}, now | {"device": ""}), "with other settings", folder)
+        changes = _changes(_resumable(before), _resumable(now))
+        _require_none(changes, "with other settings", folder)
+
+
+def _resumable(effective: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a run's settings must be the same when it is resumed."""
+    kept = {name: value for name, value in effective.items() if name not in (*_SPLIT, "device")}
+    kept["pairs of a step"] = math.prod(effective[name] for name in _SPLIT)
+    if str(effective.get("sharding")).startswith("zero"):
+        kept["world_size"] = effective["world_size"]
+    return kept
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from rich.console import Console
 from transformers import TrainingArguments
 
@@ -68,7 +69,7 @@ class ReferenceSource:
         return PairDataset(encoded.pairs, encoded.groups, self._compute(encoded) if self.precomputed else None)
 
     def _compute(self, encoded: EncodedPairs) -> np.ndarray:
-        status = Console(stderr=True).status("reference log-probs")
+        status = Console(stderr=True, quiet=not PartialState().is_main_process).status("reference log-probs")
         size = f"the reference log-probs, batches of {self._tokens} tokens"
         with status, self._autocast, enough_memory(size, _LESS_MEMORY):
             return precompute_reference(

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from rich.console import Console
 from transformers import (
     EarlyStoppingCallback,
     PrinterCallback,
@@ -23,7 +26,7 @@ from hafrm import atomic
 from hafrm.data import EncodedPairs, PairSet, encode_pairs, load_pairs, local_path, shared_prompts
 from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ConfigError
-from hafrm.models.checkpoints import RunInfo, new_model, restore_weights, save_run
+from hafrm.models.checkpoints import RunInfo, new_model, save_run
 from hafrm.models.hybrid import HybridModel, max_positions
 from hafrm.models.layout import choose_layout
 from hafrm.models.references import (
@@ -46,6 +49,7 @@ from hafrm.training.manifest import (
 )
 from hafrm.training.objective import Objective
 from hafrm.training.reference import ReferenceSource
+from hafrm.training.sharding import sharding
 from hafrm.training.trainer import HybridTrainer, last_checkpoint
 
 __all__ = ["TrainResult", "train"]
@@ -78,9 +82,10 @@ def _train(config: TrainConfig, folder: Path) -> TrainResult:
     if before is not None:
         require_same_data(before, data.account, folder)
     args = training_arguments(config, pairs=len(data.train.groups))
+    shards = sharding(args, lora=config.lora.enabled)
     make_folder(folder)
     model = _new_model(config, tokenizer, args, data.train)
-    progress = ConsoleProgress()
+    progress = ConsoleProgress(Console(stderr=True, quiet=args.process_index != 0))
     layout = choose_layout(
         model,
         tokenizer.pad_token_id,
@@ -88,12 +93,14 @@ def _train(config: TrainConfig, folder: Path) -> TrainResult:
         choice=config.layout,
         report=lambda reason: progress.say(f"batches are padded, not packed: {reason}"),
     )
+    layout = replace(layout, packed=all(gather_object([layout.packed])))  # one for all processes
     objective = Objective(config.resolved_loss)
     info = _run_info(config, tokenizer, weights_digest(model) if objective.needs_reference else "")
-    manifest = new_manifest(config, data.account, effective_settings(args, config, model.config))
+    manifest = new_manifest(config, data.account, effective_settings(args, config, model.config, shards))
     manifest["layout"] = "packed" if layout.packed else "padded"
     if before is not None:
         require_same_settings(before, manifest["effective"], folder)
+    PartialState().wait_for_everyone()  # all have looked at what the folder held
     with args.main_process_first(local=False):  # the others look for checkpoints there
         if args.process_index == 0:
             make_folder(folder, anew=config.overwrite)
@@ -238,7 +245,7 @@ def _run_trainer(trainer: HybridTrainer, checkpoint: Path | None, steps: int) ->
         ):  # killed at its end: transformers would step once more
             trainer.state = state
             best = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
-            restore_weights(trainer.model, Path(best or checkpoint))
+            trainer.restore(Path(best or checkpoint))
             trainer.delete_old_checkpoints()
             return
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -270,8 +277,9 @@ def _finish(trainer: HybridTrainer, config: TrainConfig, manifest: dict[str, Any
     with trainer.accelerator.autocast():  # in training's precision also where no step was left to train
         metrics = trainer.evaluate() if config.eval_data else {}
     info = replace(trainer.info, combined_weight=_combined_weight(trainer))
+    weights = trainer.whole_weights()
     if trainer.args.should_save:
-        save_run(trainer.model, trainer.processing_class, info, folder)
+        save_run(trainer.model, trainer.processing_class, info, folder, weights=weights)
         best = trainer.state.best_model_checkpoint
         manifest |= {
             "status": "finished",
@@ -280,6 +288,7 @@ def _finish(trainer: HybridTrainer, config: TrainConfig, manifest: dict[str, Any
             "eval_metrics": {name: value for name, value in metrics.items() if math.isfinite(value)},
         }
         save_manifest(manifest, folder)
+    PartialState().wait_for_everyone()  # the run's folder is there for whoever gets the result
     return TrainResult(folder, trainer.state.global_step, metrics)
 
 

@@ -2,6 +2,10 @@
 
 The loop, accelerate, mixed precision, resuming and loggers are transformers' own. Its batches are typed as
 dictionaries; ours are `PairBatches`, which it hands through untouched, so the overriding methods differ in that type.
+
+In several processes every one of them draws the pairs of all and takes its share by tokens, so shares differ in pairs.
+The loss stays a mean over all pairs of a step: each process takes the sum over its own, times the number of processes,
+over the number of all pairs; the mean of gradients over processes, which DDP, FSDP and ZeRO take, is then theirs.
 """
 
 from __future__ import annotations
@@ -10,25 +14,33 @@ import contextlib
 import json
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.data_loader import BatchSamplerShard
+from accelerate.utils import DistributedType, gather_object
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import FSDP_MODEL_NAME
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
 from hafrm.errors import DamagedError, NonFiniteLossError
 from hafrm.memory import enough_memory
-from hafrm.models.checkpoints import RunInfo, loading, restore_weights, save_adapter, save_run, writing
+from hafrm.models.checkpoints import RunInfo, loading, restore_weights, save_adapter, save_run, saved_weights, writing
 from hafrm.models.hybrid import HybridModel
 from hafrm.models.layout import Layout
 from hafrm.models.references import LiveReference
 from hafrm.training.batches import PairBatch, PairBatches, PairCollator, PairDataset
 from hafrm.training.objective import Objective, PairLosses
+from hafrm.training.sharding import fsdp_plugin, share_heads_with_root
 
 __all__ = ["HybridTrainer", "last_checkpoint"]
 
@@ -81,7 +93,7 @@ class HybridTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=cast(Any, PairCollator(layout, tokens_per_batch)),
+            data_collator=cast(Any, PairCollator(layout, tokens_per_batch, args.process_index, args.world_size)),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
@@ -94,9 +106,36 @@ class HybridTrainer(Trainer):
         self.eval_metrics: dict[str, Tensor] = {}
         """Every validation pair's metrics in the latest evaluation, each [N]."""
         self.model_accepts_loss_kwargs = True  # `compute_loss` averages over the pairs of all accumulated batches
-        self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        self._sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
+        """Each metric's sum and count over this process's pairs since the last log line."""
         self._rows: list[int] = []
-        """The pairs of the step under way, by their places in the data set."""
+        """This process's pairs of the step under way, by their places in the data set."""
+        self._parameters = sum(p.numel() for p in model.parameters())  # now, while they are whole
+        if self.is_deepspeed_enabled:
+            share_heads_with_root(model)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As transformers does it; FSDP on CPUs too, computing as a single process would, and saving memory."""
+        super().create_accelerator_and_postprocess()
+        state = self.accelerator.state
+        if self.accelerator.distributed_type == DistributedType.MULTI_CPU and (plugin := fsdp_plugin(self.args)):
+            state.fsdp_plugin = plugin  # which accelerate does on GPUs alone
+            state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
+            self.is_fsdp_enabled = True
+        if self.is_fsdp_enabled:
+            # Autocast computes in half precision, as without FSDP; accelerate's policy would round rewards to it too.
+            state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
+            # Else gradients of accumulated batches would wait unsharded, which is what FSDP is there to avoid.
+            self.accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = True
+
+    def _get_dataloader(
+        self, dataset: Any, description: str, batch_size: int, *args: Any, **kwargs: Any
+    ) -> DataLoader[Any]:
+        """Every process draws the pairs of all processes: the collator takes its share of them."""
+        loader = super()._get_dataloader(dataset, description, batch_size * self.args.world_size, *args, **kwargs)
+        if isinstance(shard := loader.batch_sampler, BatchSamplerShard):
+            shard.num_processes, shard.process_index, shard.even_batches = 1, 0, False
+        return loader
 
     def training_step(  # type: ignore[override]
         self, model: nn.Module, inputs: PairBatches, num_items_in_batch: Tensor | int | None = None
@@ -105,7 +144,7 @@ class HybridTrainer(Trainer):
         *first, last = inputs.parts
         losses = []
         for part in first:
-            with self.accelerator.no_sync(model):
+            with self._more_to_come(model):
                 losses.append(self._part_step(model, part, num_items_in_batch))
         losses.append(self._part_step(model, last, num_items_in_batch))
         return torch.stack(losses).sum()
@@ -114,6 +153,18 @@ class HybridTrainer(Trainer):
         self._rows += part.rows.tolist()
         with enough_memory(f"step {self.state.global_step + 1}, {_size(part)}", _LESS_MEMORY):
             return super().training_step(model, cast(Any, part), cast(Any, num_items_in_batch))
+
+    @contextlib.contextmanager
+    def _more_to_come(self, model: nn.Module) -> Iterator[None]:
+        """Within the context a backward pass adds to the gradients and does not end the step."""
+        state = self.accelerator.gradient_state
+        ends = state.sync_gradients
+        state._set_sync_gradients(False)  # by which DeepSpeed steps
+        try:
+            with contextlib.nullcontext() if self.is_fsdp_enabled else self.accelerator.no_sync(model):
+                yield
+        finally:
+            state._set_sync_gradients(ends)
 
     def compute_loss(  # type: ignore[override]
         self,
@@ -125,12 +176,12 @@ class HybridTrainer(Trainer):
         """The batch's loss: the mean over pairs, those of all batches that one optimizer step accumulates."""
         losses = self._pair_losses(model, inputs)
         self._require_finite(losses.loss, inputs, self.pairs)
+        if not inputs.counts:
+            return losses.loss.sum() * 0
         for name, values in losses.metrics.items():
-            self._sums[name][0] += values.sum().item()
-            self._sums[name][1] += len(values)
+            self._sums[name] += values.sum().item(), len(values)
         if num_items_in_batch is None:
             return losses.loss.mean()
-        # Data parallelism averages gradients over processes, the count is of all of them.
         loss: Tensor = losses.loss.sum() * self.accelerator.num_processes / num_items_in_batch
         return loss
 
@@ -164,22 +215,23 @@ class HybridTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[PairBatches], device: torch.device) -> Tensor:
         """The pairs of one optimizer step, over accumulated batches and all processes."""
-        count = torch.tensor(sum(map(len, batch_samples)), device=device)
-        total: Tensor = self.accelerator.reduce(count, "sum")
-        return total
+        return torch.tensor(sum(batch.pairs for batch in batch_samples), device=device)
 
     def _prepare_inputs(self, inputs: PairBatch) -> PairBatch:  # type: ignore[override]
         return inputs.to(self.args.device)
 
     def floating_point_ops(self, inputs: PairBatches) -> int:  # type: ignore[override]
         """The usual estimate of a step's operations: 6 a parameter and token, padding included."""
-        return 6 * sum(p.numel() for p in self.model.parameters()) * inputs.tokens
+        return 6 * self._parameters * inputs.tokens
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with the means over the pairs seen since the last time."""
-        training = "loss" in logs
-        if training:
-            logs |= {name: total / count for name, (total, count) in self._sums.items() if count}
+        """Log, with the means over the pairs that all processes have seen since the last time."""
+        if "loss" in logs:
+            totals: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
+            for share in gather_object([dict(self._sums)]):
+                for name, sums in share.items():
+                    totals[name] += sums
+            logs |= {name: float(value / count) for name, (value, count) in totals.items()}
             self._sums.clear()
         logs.pop("train_loss", None)  # of a run that went on: the sum over its last part, by the number of all steps
         super().log(logs, start_time)
@@ -196,25 +248,47 @@ class HybridTrainer(Trainer):
         """Evaluate the objective on pairs; keeps every pair's metrics in `eval_metrics`."""
         model = self._wrap_model(self.model, training=False)
         model.eval()
-        collected: dict[str, list[Tensor]] = defaultdict(list)
+        share: list[dict[str, Tensor]] = []
         for batch in (part for batches in dataloader for part in batches.parts):
             with self.compute_loss_context_manager(), enough_memory(f"validation, {_size(batch)}", _LESS_MEMORY):
                 losses = self._pair_losses(model, self._prepare_inputs(batch))
             self._require_finite(losses.loss, batch, self.eval_dataset)
-            for name, values in (losses.metrics | {"loss": losses.loss}).items():
-                collected[name].append(self.accelerator.gather_for_metrics(values).cpu())
-        self.eval_metrics = {name: torch.cat(values) for name, values in collected.items()}
+            if batch.counts:
+                found = losses.metrics | {"loss": losses.loss}
+                share.append({"row": batch.rows} | {name: values.cpu() for name, values in found.items()})
+        self.eval_metrics = _in_order(gather_object(share))
         metrics = {f"{metric_key_prefix}_{k}": v.double().mean().item() for k, v in self.eval_metrics.items()}
         count = len(self.eval_metrics["loss"])
         return EvalLoopOutput(predictions=np.empty(0), label_ids=None, metrics=metrics, num_samples=count)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write a checkpoint that stock transformers loads; a LoRA run's intermediate ones hold the adapters alone."""
+        weights = self.whole_weights()
         if not self.args.should_save:
             return
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        (save_adapter if self.model.adapted else save_run)(self.model, self.processing_class, self.info, folder)
+        if self.model.adapted:
+            save_adapter(self.model, self.processing_class, self.info, folder)
+        else:
+            save_run(self.model, self.processing_class, self.info, folder, weights=weights)
+
+    def whole_weights(self) -> dict[str, Tensor] | None:
+        """The state dict of a sharded model, for the main process to save; None where weights are whole everywhere.
+
+        All processes must call it.
+        """
+        sharded = self.model if self.is_fsdp_enabled else self.deepspeed
+        return None if sharded is None else dict(self.accelerator.get_state_dict(sharded))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.is_fsdp_enabled and self.args.should_save:
+            (Path(output_dir) / f"{FSDP_MODEL_NAME}.bin").unlink()  # the weights, which lie there already
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()  # the trainer's state comes next, and tells that a checkpoint is whole
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint, then delete the oldest: by steps, and not by times as transformers does.
@@ -239,7 +313,7 @@ class HybridTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         _require_whole_archives(Path(resume_from_checkpoint))
-        restore_weights(self.model, Path(resume_from_checkpoint))
+        self.restore(Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with loading("state of an optimizer", str(checkpoint)):
@@ -250,8 +324,29 @@ class HybridTrainer(Trainer):
             super()._load_rng_state(checkpoint)
 
     def _load_best_model(self) -> None:
-        if self.state.best_model_checkpoint:
-            restore_weights(self.model, Path(self.state.best_model_checkpoint))
+        if self.is_deepspeed_enabled:
+            super()._load_best_model()
+        elif self.state.best_model_checkpoint:
+            self.restore(Path(self.state.best_model_checkpoint))
+
+    def restore(self, folder: Path) -> None:
+        """Load a checkpoint's weights, also into a model that FSDP shards; all processes must call it."""
+        if not self.is_fsdp_enabled:
+            restore_weights(self.model, folder)
+            return
+        weights: dict[str, Any] = {}
+        if self.args.process_index == 0:
+            weights |= saved_weights(self.model, folder)
+        set_model_state_dict(
+            self.model, weights, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+        )
+
+
+def _in_order(batches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The pairs of all batches in the order of their rows: metrics by name, each [N]."""
+    columns = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+    order = columns.pop("row").argsort()
+    return {name: values[order] for name, values in columns.items()}
 
 
 def last_checkpoint(run: Path) -> Path | None:

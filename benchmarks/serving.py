@@ -10,7 +10,7 @@ An answer with another conversation's reward is `crossed`, any other number `wro
 - `one request a forward pass`: the same server with `--batch_requests false`;
 - `plain server`: `benchmarks.plain_server`, which is FastAPI around a scorer;
 - `overload`: ten times the clients on a server that takes only `--clients` requests: the rest are refused, and try
-  again.
+  again when the answer says.
 
 The server's memory is looked at every second. `growth` is the mean of the load's last third less that of its middle
 third: what a leak would show, while buffers that fill once do not.
@@ -28,7 +28,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ from hafrm.pairs import Conversation
 WORDS = "the a dog cat runs sees likes big small red house tree and then says yes no why how day".split()
 TOLERANCE = 1e-4
 PATIENCE = 30.0  # seconds for one answer
-PAUSE = 0.05  # seconds until a refused client tries again
+PAUSE = 1.0  # seconds until a refused client tries again, where the answer does not say
 
 
 @dataclass
@@ -52,6 +52,9 @@ class Tally:
 
     outcomes: Counter[str] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
+    memory: list[int] = field(default_factory=list)
+    """The server's, at each second."""
+    elapsed: float = 0.0
 
     def percentile(self, share: float) -> float:
         """Milliseconds within which this share of the answers came."""
@@ -117,38 +120,19 @@ def run_load(
 ) -> dict[str, Any]:
     """Start a server, put one load on it, and tell what came of it; memory is in bytes, latencies in milliseconds."""
     with server(command) as (address, process):
-        asyncio.run(_load(address, pool, 1, 1.0))  # a warm-up
-        start = time.perf_counter()
-        tally, memory = asyncio.run(_watched(address, pool, clients, seconds, process))
-        elapsed = time.perf_counter() - start
+        asyncio.run(_load(address, process, pool, 1, 1.0))  # a warm-up
+        tally = asyncio.run(_load(address, process, pool, clients, seconds))
     names = ("right", "wrong", "crossed", "lost", "refused")
     return {name: tally.outcomes[name] for name in names} | {
         "clients": clients,
-        "seconds": elapsed,
-        "answers_per_second": tally.outcomes["right"] / elapsed,
+        "seconds": tally.elapsed,
+        "answers_per_second": tally.outcomes["right"] / tally.elapsed,
         "p50_ms": tally.percentile(0.5),
         "p99_ms": tally.percentile(0.99),
         "mean_ms": 1000 * statistics.fmean(tally.seconds or [0.0]),
-        "memory": memory,
-        "memory_growth": growth(memory),
+        "memory": tally.memory,
+        "memory_growth": growth(tally.memory),
     }
-
-
-async def _watched(
-    address: str, pool: Sequence[tuple[Conversation, float]], clients: int, seconds: float, process: int
-) -> tuple[Tally, list[int]]:
-    """A load, and the server's memory at each second of it."""
-    memory = [_resident(process)]
-
-    async def watch() -> None:
-        while True:
-            await asyncio.sleep(1.0)
-            memory.append(_resident(process))
-
-    watching = asyncio.create_task(watch())
-    tally = await _load(address, pool, clients, seconds)
-    watching.cancel()
-    return tally, memory
 
 
 def growth(memory: Sequence[int]) -> float:
@@ -175,18 +159,32 @@ def server(command: Sequence[str]) -> Iterator[tuple[str, int]]:
                 process.kill()
 
 
-async def _load(address: str, pool: Sequence[tuple[Conversation, float]], clients: int, seconds: float) -> Tally:
-    tally, end = Tally(), time.perf_counter() + seconds
-    await asyncio.gather(*(_client(address, pool, random.Random(n), end, tally) for n in range(clients)))
+async def _load(
+    address: str, process: int, pool: Sequence[tuple[Conversation, float]], clients: int, seconds: float
+) -> Tally:
+    """Let clients ask, each over a connection of its own: a pool that all share would be what is measured."""
+    tally = Tally()
+    async with AsyncExitStack() as stack:
+        ready = [await stack.enter_async_context(_client(address)) for _ in range(clients)]  # before the clock starts
+        watching = asyncio.create_task(_watch(process, tally.memory))
+        start = time.perf_counter()
+        asking = (_ask(client, pool, random.Random(n), start + seconds, tally) for n, client in enumerate(ready))
+        await asyncio.gather(*asking)
+        tally.elapsed = time.perf_counter() - start
+        watching.cancel()
     return tally
 
 
-async def _client(
-    address: str, pool: Sequence[tuple[Conversation, float]], drawn: random.Random, end: float, tally: Tally
-) -> None:
-    """One client with a connection of its own: a pool that all share would be what is measured."""
-    async with httpx.AsyncClient(base_url=address, timeout=PATIENCE, verify=False) as client:  # no TLS on loopback
-        await _ask(client, pool, drawn, end, tally)
+def _client(address: str) -> httpx.AsyncClient:
+    # Without proxies of the environment, and without TLS: looking both up costs more than many requests.
+    return httpx.AsyncClient(base_url=address, timeout=PATIENCE, verify=False, trust_env=False)
+
+
+async def _watch(process: int, memory: list[int]) -> None:
+    """Look at the server's memory now and every second."""
+    while True:
+        memory.append(_resident(process))
+        await asyncio.sleep(1.0)
 
 
 async def _ask(
@@ -211,7 +209,7 @@ async def _ask(
         outcome = judge(answer, expected, pool)
         tally.outcomes[outcome] += 1
         if outcome == "refused":
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(float(answer.headers.get("Retry-After", PAUSE)))
         else:
             tally.seconds.append(time.perf_counter() - start)
 

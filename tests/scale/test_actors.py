@@ -19,6 +19,7 @@ from hafrm.models.scorers import ScoreOptions
 from hafrm.pairs import Conversation
 from hafrm.scale.actors import NO_REWARD, PartScorer
 from hafrm.scale.config import BulkConfig
+from hafrm.scale.output import JobFolder
 from hafrm.scale.plan import find_input, plan_parts
 from tests.scale.conftest import answer, pair, read_lines, write_lines
 
@@ -100,7 +101,7 @@ def test_a_model_that_fails_everywhere_stops(scorer: LengthScorer, tmp_path: Pat
     data = write_lines(tmp_path / "in" / "rows.jsonl", [answer(i) | {"response": "poison"} for i in range(100)])
     with pytest.raises(ModelError, match="none of 100 rows"):
         score(data, tmp_path / "out")
-    assert not (tmp_path / "out" / "done").exists()
+    assert not list((tmp_path / "out" / "done").glob("part-*"))
 
 
 def test_a_server_that_fails_poisons_no_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -164,6 +165,26 @@ def test_a_stop_before_any_file_loses_and_doubles_nothing(
         assert [path.read_bytes() for path in (out / folder).iterdir()] == [
             path.read_bytes() for path in (whole / folder).iterdir()
         ]
+
+
+def test_a_part_of_which_actors_die_is_given_up(
+    scorer: LengthScorer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Four actors in one run; a new run tries again."""
+    data = write_lines(tmp_path / "in" / "rows.jsonl", [answer(i) for i in range(3)])
+
+    def dies(self: PartScorer, *args: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PartScorer, "_score", dies)
+        for _ in range(4):
+            with pytest.raises(KeyboardInterrupt):
+                score(data, tmp_path / "out")
+    with pytest.raises(ModelError, match="died 4 times of rows 1 to 3"):
+        score(data, tmp_path / "out")
+    JobFolder(tmp_path / "out").clear_temporary()
+    assert len(read_lines(score(data, tmp_path / "out") / "scored")) == 3
 
 
 def test_a_part_that_is_done_is_not_scored_again(scorer: LengthScorer, tmp_path: Path) -> None:

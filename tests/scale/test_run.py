@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ import pytest
 from filelock import FileLock
 
 from hafrm.cli import main
-from hafrm.errors import ConfigError, HafrmError, MissingExtraError, ModelError
-from hafrm.models.scorers import ScoreOptions
+from hafrm.data import RawRow
+from hafrm.errors import ConfigError, MissingExtraError, ModelError
+from hafrm.evaluation.bulk import ScoredRow
+from hafrm.models.scorers import ScoreOptions, Scorer
 from hafrm.scale import BulkConfig, run, score_folder
 from hafrm.scale.actors import PartScorer
 from tests.scale.conftest import LIMIT, answer, pair, read_lines, write_lines
@@ -181,10 +183,10 @@ def test_a_job_killed_again_and_again(run_folder: str, tmp_path: Path) -> None:
 class Deadly(PartScorer):
     """Dies of the second part, as of a row at which a library crashes."""
 
-    def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:
-        if json.loads(item["part"])["number"] == 1:
+    def _score(self, scorer: Scorer, rows: list[RawRow], source: str) -> list[ScoredRow]:
+        if rows[0].number == 2:
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().__call__(item)
+        return super()._score(scorer, rows, source)
 
 
 @pytest.mark.slow
@@ -196,7 +198,7 @@ def test_a_part_that_kills_its_actors_stops_the_job(
     job = config(run_folder, data, out, rows_per_part=1)
     with monkeypatch.context() as patch:
         patch.setattr(run, "PartScorer", Deadly)
-        with pytest.raises(HafrmError, match="Ray gave the job up"):
+        with pytest.raises(ModelError, match="actors died 4 times of rows 2 to 2"):
             score_folder(job)
     assert not (out / "result.json").exists()
     assert score_folder(job).scored == 3

@@ -26,6 +26,9 @@ __all__ = ["NO_REWARD", "PartScorer"]
 NO_REWARD = "no_finite_reward"
 """Why a row has no reward at which the model itself fails."""
 
+_TRIES = 4
+"""How often a part is given to an actor: Ray would do so for ever, however often actors die of it."""
+
 _HOPELESS = 100
 """A part of so many rows, at all of which the model fails, stops the job: that is the model's fault, not the rows'."""
 
@@ -62,18 +65,27 @@ class PartScorer:
             `number`, the part's number.
 
         Raises:
-            ModelError: no model loads, or it fails at every row.
+            ModelError: no model loads, or it fails at every row, or actors have died of this part too often.
             UnreadableError: the part can't be read.
         """
         part = Part(**json.loads(item["part"]))
         if not self.out.is_done(part):
+            source = str(self.folder / part.file)
+            self._begin(part, source)
             content = read_part(self.folder, part)
             chunks = (content.rows[start : start + CHUNK] for start in range(0, len(content.rows), CHUNK))
-            source = str(self.folder / part.file)
             outcomes = [outcome for chunk in chunks for outcome in self._score(self.scorer, chunk, source)]
             _require_some(outcomes, source)
             self.out.write(part, content, outcomes)
         return {"number": part.number}
+
+    def _begin(self, part: Part, source: str) -> None:
+        if self.out.begin(part) >= _TRIES:
+            raise ModelError(
+                f"{source}: actors died {_TRIES} times of rows {part.first + 1} to {part.first + part.count}. If the "
+                "memory ran out, lower --score.tokens_per_batch or --num_actors; the same command then goes on. If a "
+                "row is at fault, fewer --rows_per_part in a new --out narrow it down."
+            )
 
     def _score(self, scorer: Scorer, rows: list[RawRow], source: str) -> list[ScoredRow]:
         """Score rows; those at which the model fails are found by halves, so that the others have their rewards."""

@@ -48,6 +48,14 @@ class JobFolder:
         """Whether all of a part's files are there."""
         return self._done(part).exists()
 
+    def begin(self, part: Part) -> int:
+        """Note that a part is begun; returns how often it was before, in this run, and was not done."""
+        self._tries(part).parent.mkdir(parents=True, exist_ok=True)
+        with self._tries(part).open("ab") as file:
+            before = file.tell()
+            file.write(b".")
+        return before
+
     def counts(self, parts: Sequence[Part]) -> ScoreCounts:
         """The counts of parts that are done."""
         total = ScoreCounts()
@@ -74,16 +82,20 @@ class JobFolder:
                 for outcome in errors:
                     file.write(atomic.json_line(_error_line(part, outcome)))
         self._write_scored(part, content, outcomes)
+        self._tries(part).unlink(missing_ok=True)
         atomic.write_json(self._done(part), {"scored": counts.scored, "unscored": dict(counts.unscored)})
 
     def clear_temporary(self) -> None:
-        """Remove what killed actors left of files that they were writing."""
+        """Remove what killed actors left: files that they were writing, and notes of what they tried."""
         for folder in ("scored", "errors", "done"):
             for path in (self.path / folder).glob(".part-*"):
                 path.unlink(missing_ok=True)
 
     def _done(self, part: Part) -> Path:
         return self.path / "done" / f"{_name(part)}.json"
+
+    def _tries(self, part: Part) -> Path:
+        return self.path / "done" / f".{_name(part)}.tries"
 
     def _write_scored(self, part: Part, content: PartRows, outcomes: Sequence[ScoredRow]) -> None:
         stem = self.path / "scored" / _name(part)

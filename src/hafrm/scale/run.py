@@ -29,7 +29,6 @@ __all__ = ["score_folder"]
 
 _FORMAT = 1
 _MOST_BLOCKS = 4096  # entries of Ray's object store; where there are more parts, a block holds several
-_RETRIES = 3  # of a part whose actor died: a part that kills its actor every time must not do so for ever
 
 
 def score_folder(config: BulkConfig) -> ScoreCounts:
@@ -41,7 +40,7 @@ def score_folder(config: BulkConfig) -> ScoreCounts:
     Raises:
         MissingExtraError: Ray is not installed.
         ConfigError: there is nothing to score, or the output's folder is of another job, or in use.
-        ModelError: no model loads, or it fails at all rows of a part.
+        ModelError: no model loads, or it fails at all rows of a part, or actors die of it.
         UnreadableError: a file can't be read.
         HafrmError: Ray gave the job up.
     """
@@ -131,7 +130,6 @@ def _run(config: BulkConfig, found: Input, parts: Sequence[Part]) -> None:
             compute=ActorPoolStrategy(size=min(_actors(config, ray.cluster_resources()), len(parts))),
             num_cpus=config.cpus,
             num_gpus=config.gpus,
-            max_task_retries=_RETRIES,
         )
         try:
             for number, _ in enumerate(done.iter_rows(), start=1):

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hafrm.cli import main
 from hafrm.errors import ConfigError, DataError, NonFiniteLossError, TrainingError
 from hafrm.models.lora import LoraOptions
+from hafrm.pairs import Message
 from hafrm.rlhf.checkpoints import STATE_FILE
+from hafrm.rlhf.groups import GroupReward
 from hafrm.rlhf.options import GroupOptions, KlOptions, PpoOptions, RlhfConfig, SamplingOptions
 from hafrm.rlhf.run import rlhf
 from hafrm.training.manifest import is_finished, read_manifest
@@ -254,6 +257,21 @@ def test_checkpoints_are_at_equal_steps() -> None:
     assert config.steps * config.batch_size == 100_000
     few = replace(config, steps=3)
     assert all(few.is_checkpoint(step) for step in (1, 2, 3))
+
+
+def test_trl_is_told_scores_less_what_a_missing_end_costs() -> None:
+    """By the prompts' places, whatever order TRL hands completions over in; what has no score has none."""
+    prompts = SimpleNamespace(prompts=((Message("user", "a"),), (Message("user", "b"),)))
+    job: Any = SimpleNamespace(prompts=prompts, config=SimpleNamespace(missing_eos_penalty=3.0))
+    scorer = SimpleNamespace(
+        score=lambda talks: [
+            None if talk.prompt[0].content == "a" else float(len(talk.response[0].content)) for talk in talks
+        ]
+    )
+    reward = GroupReward(job, scorer, {2})
+    turns = [[{"role": "assistant", "content": text}] for text in ("xx ", "yyyy", "z")]
+    found = reward(prompts=[], completions=turns, completion_ids=[[5, 2], [5, 6], [7, 2]], place=[1, 1, 0], other=1)
+    assert found == [2.0, 4.0 - 3.0, None]
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo"])

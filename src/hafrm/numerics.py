@@ -51,15 +51,19 @@ def _flush_subnormals(on: bool) -> None:
 
 
 def _openmp() -> ctypes.CDLL | None:
-    """The OpenMP runtime in this process, where it is one that speaks GCC's protocol (LLVM's and Intel's do too)."""
+    """PyTorch's OpenMP runtime, where it is one that speaks GCC's protocol (LLVM's and Intel's do too).
+
+    Other libraries can have brought runtimes of their own; PyTorch's lies beside it, or is the system's.
+    """
     maps = Path("/proc/self/maps")
     if not maps.exists():
         return None
-    loaded = {line.split(maxsplit=5)[-1] for line in maps.read_text(encoding="utf-8").splitlines() if "omp" in line}
-    for path in sorted(loaded):
-        if Path(path).name.startswith(("libgomp", "libiomp5", "libomp")):
-            return ctypes.CDLL(path)
-    return None
+    lines = maps.read_text(encoding="utf-8").splitlines()
+    loaded = {Path(line.split(maxsplit=5)[-1]) for line in lines if "omp" in line}
+    runtimes = [path for path in loaded if path.name.startswith(("libgomp", "libiomp5", "libomp"))]
+    own = Path(torch.__file__).parent
+    nearest = min(runtimes, key=lambda path: (not path.is_relative_to(own), len(path.parts)), default=None)
+    return None if nearest is None else ctypes.CDLL(str(nearest))
 
 
 @contextlib.contextmanager

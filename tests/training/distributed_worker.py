@@ -27,10 +27,10 @@ def main(runs: Path) -> None:
     computed = 0
     original = references._reference_batches
 
-    def counting(model, groups, layout, batch_size):
+    def counting(model, groups, *args):
         nonlocal computed
         computed += len(groups)
-        return original(model, groups, layout, batch_size)
+        return original(model, groups, *args)
 
     references._reference_batches = counting
     for values in json.loads(runs.read_text()):

@@ -133,8 +133,9 @@ def require_same_config(manifest: dict[str, Any], config: DataclassInstance, fol
         ConfigError: names the options that differ.
     """
     before, now = (copy.deepcopy(held) for held in (manifest["config"], json.loads(json.dumps(asdict(config)))))
-    for name in _SPLIT:  # `require_same_settings` has an eye on their product
-        before["training"].pop(name, None), now["training"].pop(name, None)
+    for held in (before, now):
+        for name in _SPLIT:  # `require_same_settings` has an eye on their product
+            held.get("training", {}).pop(name, None)
     _require_none(_changes(before, now), "with other options", folder)
 
 

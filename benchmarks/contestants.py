@@ -7,6 +7,7 @@ others are hafrm's `HybridModel` and `Objective` as its trainer calls them.
 
 from __future__ import annotations
 
+import math
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaForSequenceClassification
 
-from benchmarks.workload import Shape, new_causal_lm, real_tokenizer
+from benchmarks.workload import VOCABULARY, Shape, new_causal_lm, real_tokenizer
 from hafrm.data import DataOptions
 from hafrm.encoding import TokenGroup
 from hafrm.losses import PairLogProbs, bradley_terry_loss, dpo_loss, hybrid_loss
@@ -26,17 +27,43 @@ from hafrm.training.batches import PairCollator, PairItem
 from hafrm.training.config import LossConfig
 from hafrm.training.objective import Objective
 
-__all__ = ["CONTESTANTS", "GROUPED", "Step", "build"]
+__all__ = [
+    "CONTESTANTS",
+    "GROUPED",
+    "Reference",
+    "Step",
+    "build",
+    "plain_reference",
+    "saturated_reference",
+    "trl_reward_trainer",
+]
 
 Step = Callable[[Sequence[TokenGroup]], Tensor]
 """Runs forward and backward on a batch of pairs and returns the loss; gradients are set to None first."""
 
-_REFERENCE = (-50.0, -50.0)  # reference log-probs that were computed beforehand; any number costs the same
+Reference = Callable[[TokenGroup], tuple[float, float]]
+"""Reference log-probs of a pair, chosen and rejected, as if computed beforehand."""
+
+SATURATION = 80.0
+"""The DPO loss's argument for saturated pairs: slopes are about 1e-36, and subnormal times probabilities."""
+
+Maker = Callable[[Shape, Reference], Step]
 
 
-def build(name: str, shape: Shape) -> Step:
+def plain_reference(group: TokenGroup) -> tuple[float, float]:
+    """Some log-probs; ordinary numbers all cost the same."""
+    return -50.0, -50.0
+
+
+def saturated_reference(group: TokenGroup) -> tuple[float, float]:
+    """Log-probs by which DPO has long learnt the pair: of a uniform guess, and far less for the chosen response."""
+    chosen, rejected = (-math.log(VOCABULARY) * len(response) for response in group.responses)
+    return chosen - SATURATION / LossConfig().beta, rejected
+
+
+def build(name: str, shape: Shape, reference: Reference = plain_reference) -> Step:
     """The contestant of this name, with a fresh random model."""
-    return CONTESTANTS[name](shape)
+    return CONTESTANTS[name](shape, reference)
 
 
 def _timed_step(model: nn.Module, losses: Callable[[Sequence[TokenGroup]], Iterable[Tensor]]) -> Step:
@@ -53,8 +80,8 @@ def _timed_step(model: nn.Module, losses: Callable[[Sequence[TokenGroup]], Itera
     return step
 
 
-def _ours(reward_weight: float, policy_ratio: float, *, layout: str = "auto") -> Callable[[Shape], Step]:
-    def make(shape: Shape) -> Step:
+def _ours(reward_weight: float, policy_ratio: float, *, layout: str = "auto") -> Maker:
+    def make(shape: Shape, reference: Reference) -> Step:
         causal_lm = new_causal_lm(shape)
         head = new_reward_head(causal_lm.config, init="normal", seed=0, dtype=torch.float32)
         model = HybridModel(causal_lm, head)
@@ -65,7 +92,7 @@ def _ours(reward_weight: float, policy_ratio: float, *, layout: str = "auto") ->
         collate = PairCollator(rows, DataOptions().token_budget("cpu"))
 
         def losses(groups: Sequence[TokenGroup]) -> Iterator[Tensor]:
-            items = [PairItem(i, group, 0.0, _REFERENCE) for i, group in enumerate(groups)]
+            items = [PairItem(i, group, 0.0, reference(group)) for i, group in enumerate(groups)]
             for part in collate(items).parts:
                 yield objective.pair_losses(model, part).loss.sum() / len(items)
 
@@ -74,7 +101,7 @@ def _ours(reward_weight: float, policy_ratio: float, *, layout: str = "auto") ->
     return make
 
 
-def _padded_hybrid(shape: Shape) -> Step:
+def _padded_hybrid(shape: Shape, reference: Reference) -> Step:
     """Both heads on padded rows, log-probs from the full logits of every position."""
     causal_lm = new_causal_lm(shape)
     score = new_reward_head(causal_lm.config, init="normal", seed=0, dtype=torch.float32)
@@ -101,24 +128,29 @@ def _padded_hybrid(shape: Shape) -> Step:
         log_probs = (token_log_probs * answer).sum(-1)
         (chosen, rejected), (r_chosen, r_rejected) = log_probs.chunk(2), rewards.chunk(2)
         count = answer.sum(-1).chunk(2)
-        reference = [torch.full_like(chosen, value) for value in _REFERENCE]
-        policy = dpo_loss(PairLogProbs(chosen, rejected, *reference, *count))
+        known = torch.tensor([reference(group) for group in groups]).unbind(dim=1)
+        policy = dpo_loss(PairLogProbs(chosen, rejected, *known, *count))
         return hybrid_loss(bradley_terry_loss(r_chosen, r_rejected), policy).mean()
 
     return _timed_step(model, lambda groups: [loss(groups)])
 
 
-def _trl_reward(shape: Shape) -> Step:
-    """TRL's RewardTrainer."""
+def trl_reward_trainer(model: nn.Module) -> Any:
+    """TRL's RewardTrainer around a classifier, for its loss and its collator."""
     from datasets import Dataset
     from trl import RewardConfig, RewardTrainer
 
+    rows = Dataset.from_list([{"chosen_ids": [4, 5], "rejected_ids": [4, 6]}])
+    return _quietly(RewardTrainer, model=model, args=_arguments(RewardConfig), train_dataset=rows)
+
+
+def _trl_reward(shape: Shape, reference: Reference) -> Step:
+    """TRL's RewardTrainer."""
     config = new_causal_lm(shape).config
     config.num_labels = 1
     torch.manual_seed(0)
     model = LlamaForSequenceClassification(config)
-    rows = Dataset.from_list([{"chosen_ids": [4, 5], "rejected_ids": [4, 6]}])
-    trainer = _quietly(RewardTrainer, model=model, args=_arguments(RewardConfig), train_dataset=rows)
+    trainer = trl_reward_trainer(model)
 
     def loss(groups: Sequence[TokenGroup]) -> Tensor:
         examples = [
@@ -130,26 +162,26 @@ def _trl_reward(shape: Shape) -> Step:
     return _timed_step(model, lambda groups: [loss(groups)])
 
 
-def _trl_dpo(*, precomputed: bool, compact: bool = True) -> Callable[[Shape], Step]:
+def _trl_dpo(*, precomputed: bool, compact: bool = True) -> Maker:
     """TRL's DPOTrainer, its LM head at response tokens alone as on a GPU (`compact`) or at every position."""
 
-    def make(shape: Shape) -> Step:
+    def make(shape: Shape, reference: Reference) -> Step:
         import trl.trainer.utils as trl_utils
         from datasets import Dataset
         from trl import DPOConfig, DPOTrainer
 
         model = new_causal_lm(shape)
-        reference = None if precomputed else new_causal_lm(shape).eval()
+        live = None if precomputed else new_causal_lm(shape).eval()
         rows = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
         arguments = _arguments(DPOConfig, max_length=None, precompute_ref_log_probs=precomputed)
-        trainer = _quietly(DPOTrainer, model=model, ref_model=reference, args=arguments, train_dataset=rows)
+        trainer = _quietly(DPOTrainer, model=model, ref_model=live, args=arguments, train_dataset=rows)
         if compact:  # TRL scores response tokens alone where it finds Triton: so it is told that it did
             trl_utils._use_triton = lambda device: True
 
         def loss(groups: Sequence[TokenGroup]) -> Tensor:
             examples = [
                 {"prompt_ids": [*g.prompt], "chosen_ids": [*g.responses[0]], "rejected_ids": [*g.responses[1]]}
-                | {"ref_chosen_logps": _REFERENCE[0], "ref_rejected_logps": _REFERENCE[1]}
+                | dict(zip(("ref_chosen_logps", "ref_rejected_logps"), reference(g), strict=True))
                 for g in groups
             ]
             value: Tensor = trainer.compute_loss(model, trainer.data_collator(examples))
@@ -185,7 +217,7 @@ def _quietly(trainer: Any, **arguments: Any) -> Any:
         return trainer(processing_class=real_tokenizer(), **arguments)
 
 
-CONTESTANTS: dict[str, Callable[[Shape], Step]] = {
+CONTESTANTS: dict[str, Maker] = {
     "trl_reward": _trl_reward,
     "trl_dpo": _trl_dpo(precomputed=True),
     "trl_dpo_live_reference": _trl_dpo(precomputed=False),

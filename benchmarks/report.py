@@ -7,6 +7,7 @@ together.
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from benchmarks.limit import shares_of_peak
 from hafrm.atomic import write_text
 
-__all__ = ["page"]
+__all__ = ["PAGES", "page", "with_table"]
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 
@@ -33,7 +34,21 @@ GOALS = {
 }
 """What was to be reached: at most this share of the other's time, and of its memory."""
 
-_DESCRIBED = ("shape", "model", "data", "pairs", "rows", "contestant", "clock", "malloc", "method", "steps", "seed")
+_DESCRIBED = (
+    "shape",
+    "model",
+    "data",
+    "pairs",
+    "rows",
+    "contestant",
+    "clock",
+    "gradients",
+    "subnormals",
+    "malloc",
+    "method",
+    "steps",
+    "seed",
+)
 
 _INTRO = """\
 # Speed and memory
@@ -47,7 +62,7 @@ below 1 hafrm's hybrid step is the faster or smaller one.
 `trl_dpo` has its reference precomputed and its LM head on response tokens alone, as on a GPU. `grouped` is with
 batches of like lengths, TRL's best setting. `padded` is one row a sequence with the full logits of every position, the
 paper authors' way. The floor is the operations that the unique tokens need over the machine's measured peak of matrix
-products.
+products; a contestant's share of the peak is what its task needs, not what it computes.
 """
 
 
@@ -62,11 +77,35 @@ PAGES = {"speed": _INTRO, "serving": _SERVING}
 """How each page of results begins."""
 
 
+README = RESULTS.parents[1] / "README.md"
+_BLOCK = re.compile(r"(<!-- speed: .*?-->\n).*?(<!-- end of speed -->)", re.DOTALL)
+
+_SHOWN = (
+    ("hh-harmless", "hybrid_vs_trl_reward", "TRL's step of a plain reward model"),
+    ("hh-harmless", "hybrid_grouped_vs_trl_reward_grouped", "the same, batches of like lengths for both"),
+    ("hh-harmless", "hybrid_vs_trl_dpo", "TRL's DPO step, reference precomputed"),
+    ("hh-harmless-padded", "hybrid_vs_padded", "the padded hybrid with full logits, the paper authors' way"),
+    ("hh-harmless", "hybrid_vs_reward_only", "hafrm's own step of a plain reward model"),
+    ("pku-safe", "hybrid_vs_trl_reward", "TRL's step of a plain reward model, short single-turn pairs (PKU-SafeRLHF)"),
+)
+"""What the README shows: a file of results, a ratio, and against what it is."""
+
+
 def main() -> None:
-    """Write the pages."""
+    """Write the pages and the README's table."""
     for name in PAGES:
         write_text(RESULTS / f"{name}.md", page(name))
         print(f"wrote {RESULTS / f'{name}.md'}")
+    write_text(README, with_table(README.read_text(encoding="utf-8")))
+
+
+def with_table(readme: str) -> str:
+    """The README with its table of speed made anew."""
+    lines = ["| hafrm's hybrid step against | time | peak memory |", "|---|---|---|"]
+    for stem, ratio, against in _SHOWN:
+        ratios = json.loads((RESULTS / "speed" / f"{stem}.json").read_text(encoding="utf-8"))["ratios"]
+        lines.append(f"| {against} | {ratios[ratio]:.2f} | {_number(ratios.get(f'{ratio}_memory'), 2)} |")
+    return _BLOCK.sub(lambda block: block[1] + "\n".join(lines) + "\n" + block[2], readme)
 
 
 def page(name: str) -> str:
@@ -124,8 +163,8 @@ def _ratios(result: Mapping[str, Any]) -> Iterator[str]:
     yield ""
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+def _number(value: float | None, digits: int = 3) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
 
 
 def _goal(value: float | None, goal: float | None) -> str:

@@ -9,6 +9,7 @@ those with `_memory` compare the peak memory of whole processes, each running on
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import time
 from collections.abc import Iterator
@@ -16,11 +17,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.contestants import CONTESTANTS, GROUPED, build
+from benchmarks.contestants import CONTESTANTS, GROUPED, build, plain_reference, saturated_reference
 from benchmarks.limit import matmul_peak, needed_operations, shares_of_peak
 from benchmarks.measure import environment, interleaved, median_ratio, peak_memory, peak_rss, print_table, save
 from benchmarks.workload import SHAPES, draw_batches, real_groups
-from hafrm.numerics import cpu_tuned, subnormals_flushed
+from hafrm.numerics import freed_memory_kept, subnormals_flushed
 
 RATIOS = {
     "hybrid_vs_trl_reward": ("hybrid", "trl_reward"),
@@ -42,7 +43,10 @@ def main() -> None:
     """Measure, print, save."""
     options = _options()
     torch.set_num_threads(options.threads)
-    with subnormals_flushed() if options.stock_malloc else cpu_tuned():
+    with (
+        contextlib.nullcontext() if options.subnormals else subnormals_flushed(),
+        contextlib.nullcontext() if options.stock_malloc else freed_memory_kept(),
+    ):
         if options.memory:
             _run_once(options)
             print(peak_rss())
@@ -61,6 +65,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
     parser.add_argument("--cpu-time", action="store_true", help="count processor time: for a machine that is not idle")
     parser.add_argument("--stock-malloc", action="store_true", help="let glibc give freed memory back, for everybody")
+    parser.add_argument("--saturated", action="store_true", help="pairs that DPO has long learnt: tiny gradients")
+    parser.add_argument("--subnormals", action="store_true", help="let subnormal numbers be, for everybody")
     parser.add_argument("--out", help="a file for the JSON")
     parser.add_argument("--memory", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -80,7 +86,8 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     groups = real_groups(options.data)
     batches = draw_batches(groups, pairs=options.pairs, batches=options.rounds)
     grouped = draw_batches(groups, pairs=options.pairs, batches=options.rounds, grouped=True)
-    steps = {name: build(name, shape) for name in options.only}
+    reference = saturated_reference if options.saturated else plain_reference
+    steps = {name: build(name, shape, reference) for name in options.only}
     for step in steps.values():
         step(batches[0][:2])  # the first step allocates
     actions: dict[str, list[Any]] = {}
@@ -102,6 +109,8 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         "data": options.data,
         "pairs": options.pairs,
         "clock": "processor" if options.cpu_time else "wall",
+        "gradients": "saturated" if options.saturated else "ordinary",
+        "subnormals": "kept" if options.subnormals else "flushed",
         "malloc": "stock" if options.stock_malloc else "freed memory kept",
         "unique_tokens": [sum(g.unique_tokens for g in batch) for batch in batches],
         "padded_tokens": [2 * len(batch) * max(max(g.lengths) for g in batch) for batch in batches],

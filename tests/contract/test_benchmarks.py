@@ -8,7 +8,7 @@ import httpx
 import pytest
 from benchmarks.limit import hybrid_operations
 from benchmarks.measure import median_ratio
-from benchmarks.report import PAGES, page
+from benchmarks.report import PAGES, README, page, with_table
 from benchmarks.serving import growth, judge, make_pool
 from benchmarks.workload import Shape, draw_batches, random_group
 
@@ -18,6 +18,12 @@ RESULTS = Path(__file__).parents[2] / "docs" / "results"
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_is_that_of_its_files(name: str) -> None:
     assert (RESULTS / f"{name}.md").read_text(encoding="utf-8") == page(name)
+
+
+def test_the_table_of_speed_is_that_of_its_files() -> None:
+    readme = README.read_text(encoding="utf-8")
+    assert "<!-- speed: " in readme
+    assert with_table(readme) == readme
 
 
 def test_operations_by_hand() -> None:

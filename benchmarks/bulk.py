@@ -70,7 +70,7 @@ def _measure(model: str, rows: int, actors: list[int], place: Path) -> tuple[dic
         part = str(min(4096, -(-rows // (8 * count))))  # parts enough that no actor waits long for the last one
         engines[name] = _rates(rows, count, _seconds(model, data, out, *more, "--rows_per_part", part), start)
         found = _rewards(sorted((out / "scored").iterdir()))
-        difference = max(difference, *(abs(a - b) for a, b in zip(found, expected, strict=True)))
+        difference = max(difference, *(_apart(a, b) for a, b in zip(found, expected, strict=True)))
     return engines, difference
 
 
@@ -98,7 +98,14 @@ def _seconds(model: str, data: Path, out: Path, *more: str) -> float:
     return time.perf_counter() - start
 
 
-def _rewards(files: list[Path]) -> list[float]:
+def _apart(one: float | None, other: float | None) -> float:
+    """How far two rewards are apart; over-long rows have none, in both engines."""
+    if one is None or other is None:
+        return 0.0 if one is other else float("inf")
+    return abs(one - other)
+
+
+def _rewards(files: list[Path]) -> list[float | None]:
     rows: Iterator[dict[str, Any]] = (json.loads(line) for file in files for line in file.open(encoding="utf-8"))
     return [row[name] for row in rows for name in NAMES]
 

@@ -80,7 +80,7 @@ def _measure(options: argparse.Namespace, model: str) -> dict[str, Any]:
 
 
 def _trl(folder: str, batch: int) -> Callable[[Sequence[PreferencePair]], list[float]]:
-    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1).eval()
     tokenizer = real_tokenizer()
     trainer = trl_reward_trainer(model)
 

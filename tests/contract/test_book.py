@@ -1,0 +1,256 @@
+"""The book says what is so: its commands parse, its tutorial runs, and its results are those of the linked pages."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from jsonargparse import ArgumentParser
+from transformers import TrainingArguments
+
+from hafrm.cli import COMMANDS, main
+from hafrm.cli.options import options_of
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted(DOCS.rglob("*.md"))]
+
+OPTIONS = {
+    "best-of-n": "BestOfNConfig",
+    "demo": "DemoConfig",
+    "evaluate": "EvaluateConfig",
+    "export": "ExportConfig",
+    "judge": "JudgeConfig",
+    "pretrain": "PretrainConfig",
+    "reproduce": "ReproduceConfig",
+    "rlhf": "RlhfConfig",
+    "sample": "SampleConfig",
+    "score": "BulkConfig",
+    "serve": "ServeConfig",
+    "train": "TrainConfig",
+    "data": "DataCommand",
+}
+"""The dataclass of each command's options, by its name in the command's module."""
+
+OTHERS_OPTIONS = set(
+    "--remote_rm_url --reward.remote_url --machine_rank --config_file --num_machines --num_processes "
+    "--main_process_ip --main_process_port --nproc_per_node --nnodes --node_rank --rdzv_backend --rdzv_endpoint "
+    "--strict --only --help --print_config".split()
+)
+"""Options of other programs, and of every parser, that pages name in passing."""
+
+PLACEHOLDERS = {"NAME": "table2", "ACTION": "check", "URL": "http://localhost:1", "http://HOST:PORT": "http://host:1"}
+"""Words that stand for what a parser accepts only in a certain form."""
+
+
+@cache
+def command_module(command: str) -> Any:
+    return importlib.import_module(f"hafrm.cli.{command.replace('-', '_')}")
+
+
+@cache
+def options_in_help(command: str) -> frozenset[str]:
+    return frozenset(re.findall(r"--[\w.]+", command_module(command).parser().format_help()))
+
+
+def code_blocks(text: str) -> Iterator[str]:
+    """Fenced blocks, and indented ones, with lines that end in a backslash joined to the next."""
+    for block in re.findall(r"^```\w*[^\n]*\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        yield re.sub(r"\\\n\s*", " ", block)
+    yield from re.findall(r"^ {4}(hafrm [^\n]+)", text, re.MULTILINE)
+
+
+def commands_of(line: str) -> Iterator[list[str]]:
+    """The words after `hafrm` of each command of a shell line that calls it."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=";&|")
+    lexer.whitespace_split = True
+    words: list[str] = []
+    for word in [*lexer, ";"]:
+        if set(word) <= set(";&|"):
+            for start in ([i for i, w in enumerate(words) if w in ("hafrm", "hafrm.cli")])[:1]:
+                if words[start] == "hafrm" or words[start - 1] == "-m":
+                    yield words[start + 1 :]
+            words = []
+        else:
+            words.append(word)
+
+
+def spoken(page: Path) -> tuple[list[list[str]], list[list[str]]]:
+    """A page's whole commands, and those that it gives in part: in running text, or with `...`."""
+    text = page.read_text(encoding="utf-8")
+    lines = [line for block in code_blocks(text) for line in block.splitlines()]
+    found = [words for line in lines if re.search(r"hafrm(\.cli)? [a-z]", line) for words in commands_of(line)]
+    outside = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    inline = [words for code in re.findall(r"`(hafrm [^`]+)`", outside) for words in commands_of(code)]
+    whole = [words for words in found if "..." not in words]
+    return whole, [*inline, *(words for words in found if "..." in words)]
+
+
+WHOLE = [pytest.param(words, id=f"{page.name}: {' '.join(words)}"[:80]) for page in PAGES for words in spoken(page)[0]]
+PARTS = [pytest.param(words, id=f"{page.name}: {' '.join(words)}"[:80]) for page in PAGES for words in spoken(page)[1]]
+
+
+@pytest.mark.parametrize("words", WHOLE)
+def test_a_command_is_one_that_its_parser_and_its_options_accept(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)  # configs are named from here
+    command, *arguments = words
+    module = command_module(command)
+    parser: ArgumentParser = module.parser()
+    parser.exit_on_error = False
+    args = parser.parse_args([PLACEHOLDERS.get(word, word) for word in arguments])
+    options_of(getattr(module, OPTIONS[command]), parser, args)
+
+
+@pytest.mark.parametrize("words", PARTS)
+def test_a_command_in_passing_names_options_that_exist(words: list[str]) -> None:
+    command, *arguments = words
+    if command.startswith("--") or command == "COMMAND":
+        return
+    assert command in COMMANDS
+    for word in arguments:
+        if word.startswith("--"):
+            assert exists(word.split("=")[0], options_in_help(command)), word
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_an_option_named_in_running_text_is_some_commands(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    known = frozenset().union(*map(options_in_help, COMMANDS)) | OTHERS_OPTIONS
+    named = [
+        option for code in re.findall(r"`([^`]+)`", text) for option in re.findall(r"(?<![\w-])--[a-z][\w.]*\w", code)
+    ]
+    assert [option for option in named if not exists(option, known)] == []
+
+
+def exists(option: str, known: frozenset[str]) -> bool:
+    """Whether an option is known, or is a field of TrainingArguments, which `--training` takes."""
+    group, _, field = option.removeprefix("--").partition(".")
+    if group == "training":
+        return field in {each.name for each in fields(TrainingArguments)}
+    return option in known
+
+
+def test_there_are_commands() -> None:
+    """So that a change of the pages' form does not leave nothing to test."""
+    assert len(WHOLE) > 30
+    assert len(PARTS) > 30
+    assert {words.values[0][0] for words in WHOLE} >= set(OPTIONS) - {"demo"}
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """Language and text of each fenced block that is not marked as one that is not run."""
+    found = re.findall(
+        r"^```(\w*)\n(.*?)^```\n(<!-- [^>]* -->)?", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
+    return [(language, text) for language, text, mark in found if not mark]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a scorer's connections stay open
+def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every block, in its order: Python in one namespace, `hafrm` in this process, the server in one of its own."""
+    monkeypatch.chdir(tmp_path)
+    port, names = free_port(), {}
+    with ExitStack() as servers:
+        for language, text in blocks(DOCS / "tutorial.md"):
+            text = text.replace("localhost:8000", f"127.0.0.1:{port}").replace("--port 8000", f"--port {port}")
+            if language == "python":
+                exec(text, names)
+            elif text.startswith("curl "):
+                told = subprocess.run(["bash", "-c", text], capture_output=True, check=True, text=True)
+                (entry,) = json.loads(told.stdout)["rewards"]
+                assert entry["reward"] == pytest.approx(names["rude"], abs=1e-4)
+            else:
+                for line in text.replace("\\\n", " ").splitlines():
+                    program, *words = shlex.split(line)
+                    assert program == "hafrm"
+                    if words[0] == "serve":
+                        servers.enter_context(running([sys.executable, "-m", "hafrm.cli", *words], port))
+                    else:
+                        assert main(words) == 0
+    local, served = json.loads(Path("eval-served/results.json").read_text())["models"].values()
+    (found,), (again,) = local["data"].values(), served["data"].values()
+    assert found["accuracy"] == again["accuracy"] > 0.8
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@contextmanager
+def running(command: list[str], port: int) -> Iterator[None]:
+    """A server, from when it is ready to the end of the block."""
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as server:
+        try:
+            deadline = time.monotonic() + 120
+            while not ready(port):
+                assert server.poll() is None, "the server has ended"
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+            yield
+        finally:
+            server.terminate()
+
+
+def ready(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/ready", trust_env=False).is_success
+    except httpx.TransportError:
+        return False
+
+
+RESULTS = DOCS / "results" / "index.md"
+
+
+def result_lines() -> list[tuple[str, Path, str]]:
+    """Title, page and what is said of it, of each line of the page of results."""
+    found = re.findall(r"^\| \[(.+?)\]\((.+?)\) \| (.+) \|$", RESULTS.read_text(encoding="utf-8"), re.MULTILINE)
+    return [(title, RESULTS.parent / target, said) for title, target, said in found]
+
+
+@pytest.mark.parametrize(("title", "page", "said"), result_lines(), ids=lambda value: str(value)[:40])
+def test_what_is_said_of_a_result_stands_on_its_page(title: str, page: Path, said: str) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith(f"# {title}\n")
+    said = re.sub(r"Table \d|Figure \d|Appendix \w", "", said)
+    numbers = re.findall(r"\d[\d.,]*\d|\d", said)
+    assert [number for number in numbers if not re.search(rf"(?<![\d.]){re.escape(number)}(?!\d)", text)] == []
+
+
+def test_every_page_of_results_is_linked() -> None:
+    pages = {page for page in (DOCS / "results").rglob("*.md") if page != RESULTS}
+    assert pages == {page for _, page, _ in result_lines()}
+
+
+def test_figures_of_the_comparison_are_those_of_the_measurements() -> None:
+    measured = (DOCS / "results" / "speed.md").read_text(encoding="utf-8")
+    said = re.findall(r"\b0\.\d{3}\b", (DOCS / "comparison.md").read_text(encoding="utf-8"))
+    assert len(said) == 6
+    assert all(f"| {number} |" in measured for number in said)
+
+
+def test_blocks_name_their_language_and_python_compiles() -> None:
+    """Each fenced block has a language, and each Python block of each page compiles."""
+    for page in PAGES:
+        for language, text in re.findall(
+            r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+        ):
+            assert language, f"{page.name}: {text[:60]}"
+            if language == "python":
+                compile(text, page.name, "exec")

@@ -20,6 +20,7 @@ from transformers import get_scheduler
 
 from hafrm.encoding import TokenGroup
 from hafrm.errors import ConfigError, DataError, NonFiniteLossError
+from hafrm.models.generating import prompt_ids
 from hafrm.models.scorers import Scorer
 from hafrm.pairs import Conversation
 from hafrm.rlhf.objectives import (
@@ -34,7 +35,7 @@ from hafrm.rlhf.objectives import (
 )
 from hafrm.rlhf.options import RlhfConfig
 from hafrm.rlhf.policy import Measured, Policy
-from hafrm.rlhf.prompts import Prompt, deal, prompt_ids
+from hafrm.rlhf.prompts import Prompt, deal
 from hafrm.rlhf.rewards import answered, scores_of
 from hafrm.rlhf.sampling import Response, sample_responses
 

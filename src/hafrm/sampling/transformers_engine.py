@@ -25,6 +25,8 @@ from hafrm.sampling.prompts import Prompt
 
 __all__ = ["GumbelNoise", "TransformersGenerator"]
 
+_LEAST = 2.0**-25
+
 
 class GumbelNoise(LogitsProcessor):
     """Adds standard Gumbel noise to log-probabilities, each row's from its own seed.
@@ -42,8 +44,9 @@ class GumbelNoise(LogitsProcessor):
         noise = torch.empty_like(scores, dtype=torch.float32)
         for row, stream in zip(noise, self.streams, strict=True):
             row.exponential_(generator=stream)
-        # An exponential draw of 0 would be infinite noise, which not even a token of probability 0 could withstand.
-        return scores.float() - noise.clamp_min_(torch.finfo(torch.float32).tiny).log_()
+        # Where uniform numbers have 24 bits, one exponential draw in 2^24 is 0, that is infinite noise; over a large
+        # vocabulary that is a token in hundreds. It stands for all draws below 2^-24, of which 2^-25 is the mean.
+        return scores.float() - noise.clamp_min_(_LEAST).log_()
 
 
 class TransformersGenerator:

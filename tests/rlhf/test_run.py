@@ -368,7 +368,7 @@ def test_a_run_of_trl_that_was_killed_at_its_end_takes_no_step_more(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(RlhfJob, "finish", interrupt)
         rlhf(config)
-    monkeypatch.setattr(Trainer, "training_step", interrupt)
+    monkeypatch.setattr(Trainer, "training_step", lambda *args, **more: pytest.fail("a step more"))
     rlhf(config)
     ids = torch.tensor([[1, 40, 50]])
     folder = Path(config.out)

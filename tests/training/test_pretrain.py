@@ -131,7 +131,7 @@ def test_a_run_that_was_killed_at_its_end_takes_no_step_more(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(pretrain_module, "_finish", killed)
         pretrain(again)
-    monkeypatch.setattr(Trainer, "training_step", killed)
+    monkeypatch.setattr(Trainer, "training_step", lambda *args, **more: pytest.fail("a step more"))
     after = pretrain(again)
     same = ("steps", "losses", "validation", "perplexity")
     assert [after[name] for name in same] == [before[name] for name in same]

@@ -20,6 +20,7 @@ from hafrm.errors import ConfigError, TrainingError
 from hafrm.evaluation.scoring import read_scores
 from hafrm.pairs import Conversation
 from hafrm.reproduce import paper
+from hafrm.reproduce.measures import Measured
 from hafrm.reproduce.plans import Job
 from hafrm.reproduce.runs import Run, command, train_config
 from hafrm.reproduce.scales import Overrides, small_scale, world_scale
@@ -431,6 +432,27 @@ def test_sentences_follow_the_numbers(difference: float, ends: list[float], said
     assert agrees in sentence
     assert "+4.6, +4.8, +3.4 points" in sentence  # HAF less the baseline in Table 2: 74.12 - 69.50, 71.82 - 67.06, ...
     assert f"on {int(difference > 0)} of 1" in sentence
+
+
+def test_columns_on_the_same_prompts_are_drawn_together() -> None:
+    """Twice the same column says no more than once; of other prompts it does."""
+
+    def column(prompts: str) -> results._Paired:
+        hits = {f"{prompts}{i}": float(i % 3 == 0) for i in range(60)}
+        groups = {pair: pair for pair in hits}
+        ours, theirs = (
+            Measured((0.0,), {pair: value(hit) for pair, hit in hits.items()}, groups, 0.5)
+            for value in (lambda hit: hit, lambda hit: 0.4)
+        )
+        return results._Paired(ours, theirs, (0,))
+
+    def width(*columns: results._Paired) -> float:
+        low, high = results._on_all(columns)["ci95"]
+        return high - low
+
+    one = width(column("a"))
+    assert width(column("a"), column("a")) == pytest.approx(one)
+    assert width(column("a"), column("b")) == pytest.approx(one / 2**0.5, rel=0.1)
 
 
 def test_what_is_published_is_read_by_name(tmp_path: Path, checkout: Path) -> None:

@@ -11,12 +11,13 @@ from transformers import GenerationConfig
 
 from hafrm.encoding import TokenGroup
 from hafrm.models.checkpoints import new_model
+from hafrm.models.generating import stop_tokens
 from hafrm.models.hybrid import HybridModel
 from hafrm.models.layout import Layout, choose_layout
 from hafrm.models.lora import LoraOptions
 from hafrm.rlhf.options import SamplingOptions
 from hafrm.rlhf.policy import Policy
-from hafrm.rlhf.sampling import end_tokens, sample_responses
+from hafrm.rlhf.sampling import sample_responses
 from tests.tiny import save_tiny, tiny_lm, tiny_tokenizer
 
 GROUPS = [
@@ -121,7 +122,7 @@ def test_a_models_own_habits_do_not_shape_what_is_drawn() -> None:
     responses = sample_responses(model, tokenizer, [(1, 40)] * 200, SamplingOptions(max_new_tokens=1, top_p=1.0))
     assert len({response.ids for response in responses}) > 2
     assert model.generation_config.top_k == 1
-    assert end_tokens(model, tokenizer) == {2, 77}
+    assert stop_tokens(model, tokenizer) == [2, 77]
 
 
 def test_neighbours_and_padding_do_not_change_a_greedy_answer() -> None:

@@ -13,17 +13,23 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
 from hafrm.cli import main
-from hafrm.errors import ConfigError, DataError, NonFiniteLossError, TrainingError
+from hafrm.errors import ConfigError, DataError, ModelError, NonFiniteLossError, TrainingError
+from hafrm.models.hybrid import HybridModel
+from hafrm.models.loading import ScorerChoice
 from hafrm.models.lora import LoraOptions
+from hafrm.packing import SequenceBatch
 from hafrm.pairs import Message
+from hafrm.rlhf import ppo, run
 from hafrm.rlhf.checkpoints import STATE_FILE
 from hafrm.rlhf.groups import GroupReward
+from hafrm.rlhf.job import RlhfJob
 from hafrm.rlhf.options import GroupOptions, KlOptions, PpoOptions, RlhfConfig, SamplingOptions
 from hafrm.rlhf.run import rlhf
 from hafrm.training.manifest import is_finished, read_manifest
+from tests.rlhf.conftest import Scripted
 from tests.tiny import tiny_tokenizer
 
 Config = Callable[..., RlhfConfig]
@@ -39,6 +45,10 @@ def metrics(folder: Path | str) -> list[dict[str, float]]:
 
 def length(text: str) -> float:
     return float(len(text))
+
+
+def interrupt(*args: object, **more: object) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("rank", [0, 4])
@@ -129,8 +139,6 @@ def test_a_missing_end_costs_and_is_told(tiny: Config, rewarded: Rewarded, monke
     """The curve shows the reward as the reward model gave it."""
     rewarded(lambda text: 1.0)
     seen = []
-    from hafrm.rlhf import ppo
-
     shaped = ppo.shaped_rewards
     monkeypatch.setattr(ppo, "shaped_rewards", lambda scores, *rest: seen.append(scores) or shaped(scores, *rest))
     rlhf(tiny(steps=1, missing_eos_penalty=3.0, ppo=PpoOptions(scores="raw")))
@@ -157,8 +165,62 @@ def test_unscored_responses_are_left_out_and_counted(tiny: Config, rewarded: Rew
 
 def test_a_reward_that_is_not_finite_stops_the_run(tiny: Config, rewarded: Rewarded) -> None:
     rewarded(lambda text: float("nan"))
+    with pytest.raises(ModelError, match="4 of 4 responses no finite reward; the first is nan, of response 0"):
+        rlhf(tiny())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(
+    tiny: Config, rewarded: Rewarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rewarded(length)
+    monkeypatch.setattr(ppo, "whiten", lambda advantages: advantages * float("inf"))
     with pytest.raises(NonFiniteLossError, match="step 1"):
         rlhf(tiny())
+
+
+def test_half_precision_is_the_policys_alone(tiny: Config, rewarded: Rewarded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reward model beside it keeps to its own dtype, or its rewards would not be those of `hafrm evaluate`."""
+    seen: dict[str, set[bool]] = {"reward": set(), "policy": set()}
+
+    def half() -> bool:
+        return torch.is_autocast_enabled("cpu")
+
+    def note(text: str) -> float:
+        seen["reward"].add(half())
+        return length(text)
+
+    states = HybridModel.hidden_states
+
+    def spied(self: HybridModel, batch: SequenceBatch) -> torch.Tensor:
+        seen["policy"].add(half())
+        return states(self, batch)
+
+    rewarded(note)
+    monkeypatch.setattr(ppo.PpoTrainer, "_mixed", True)
+    trained = ppo.PpoTrainer.step
+    monkeypatch.setattr(
+        ppo.PpoTrainer, "step", lambda *args: monkeypatch.setattr(HybridModel, "hidden_states", spied) or trained(*args)
+    )
+    rlhf(tiny(steps=2))
+    assert seen == {"reward": {False}, "policy": {True}}
+
+
+def test_head_and_reference_are_the_rewards_alone(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What only watches is another model, scored by the head that it was trained for."""
+    asked = {}
+
+    def load(name: str, choice: ScorerChoice, options: object) -> Scripted:
+        asked[name] = (choice.head, choice.reference)
+        return Scripted(length)
+
+    monkeypatch.setattr(run, "load_reward", load)
+    rlhf(tiny(steps=1, gold="other", head="policy", reference="base"))
+    assert asked == {"scripted": ("policy", "base"), "other": (None, None)}
+
+
+def test_the_true_reward_has_no_heads(tiny: Config) -> None:
+    with pytest.raises(ConfigError, match="--head has no effect on the true reward of world/helpful"):
+        rlhf(tiny(reward="world/helpful", head="policy"))
 
 
 def test_a_reward_model_of_another_tokenizer(tiny: Config, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -294,6 +356,26 @@ def test_trl_trains_with_the_same_scorer(algorithm: str, tiny: Config, rewarded:
     assert {"reward", "length", "ended", "entropy", "kl_per_token"} <= rows[-1].keys()
     assert is_finished(Path(config.out))
     assert AutoModelForCausalLM.from_pretrained(config.out).config.vocab_size == 260
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_of_trl_that_was_killed_at_its_end_takes_no_step_more(
+    tiny: Config, rewarded: Rewarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("trl")
+    rewarded(length)
+    config = tiny(algorithm="rloo", group=GroupOptions(generations=2), steps=2)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RlhfJob, "finish", interrupt)
+        rlhf(config)
+    monkeypatch.setattr(Trainer, "training_step", lambda *args, **more: pytest.fail("a step more"))
+    rlhf(config)
+    ids = torch.tensor([[1, 40, 50]])
+    folder = Path(config.out)
+    last, final = (
+        AutoModelForCausalLM.from_pretrained(place)(ids).logits for place in (folder / "checkpoint-2", folder)
+    )
+    torch.testing.assert_close(last, final, atol=0, rtol=0)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -12,8 +12,8 @@ import torch
 from scipy import stats as scipy_stats
 
 from hafrm.errors import MissingExtraError, ModelError
-from hafrm.evaluation.probes.generation import prompt_ids
 from hafrm.models.checkpoints import RunInfo
+from hafrm.models.generating import prompt_ids
 from hafrm.pairs import Message
 from hafrm.sampling.generators import SampleOptions, prompt_seed
 from hafrm.sampling.run import SampleConfig, sample
@@ -34,6 +34,15 @@ def test_noise_makes_the_highest_score_a_draw_from_the_softmax() -> None:
     counts = torch.bincount(picked, minlength=4).tolist()
     assert counts[3] == 0
     assert scipy_stats.chisquare(counts[:3], [10_000, 6_000, 4_000]).pvalue > 0.001
+
+
+def test_a_draw_of_0_is_no_infinite_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With uniform numbers of 24 bits one draw in 2^24 is 0; an unlikely token must not win by it."""
+    draws = torch.tensor([1.0, 0.0])
+    monkeypatch.setattr(torch.Tensor, "exponential_", lambda row, generator: row.copy_(draws))
+    noise = GumbelNoise([0], torch.device("cpu"))(torch.zeros(1), torch.tensor([[0.0, -18.0]]))
+    assert noise.argmax(dim=1).tolist() == [0]
+    assert noise[0, 1] > -1  # and yet it is as loud as noise gets
 
 
 def test_a_response_follows_from_its_own_seed_whatever_the_batch() -> None:

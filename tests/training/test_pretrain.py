@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 from hafrm.cli import main
 from hafrm.errors import ConfigError, DataError
 from hafrm.pretraining import IGNORED, Blocks, LlamaShape
+from hafrm.training import pretrain as pretrain_module
 from hafrm.training.pretrain import PretrainConfig, pretrain
 from hafrm.training.texts import read_texts, samples
 
@@ -114,6 +115,34 @@ def test_a_killed_run_goes_on_to_the_weights_of_a_whole_one(
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     before = json.loads((tmp_path / "whole" / "recipe.json").read_text())
     assert [recipe[name] for name in ("validation", "perplexity")] == [before["validation"], before["perplexity"]]
+
+
+def test_a_run_that_was_killed_at_its_end_takes_no_step_more(
+    prose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last checkpoint is of the last step, in the midst of an epoch."""
+    whole = config(prose, tmp_path / "whole", shape=SHAPE)
+    before = pretrain(whole)
+
+    def killed(*args: Any, **more: Any) -> None:
+        raise KeyboardInterrupt
+
+    again = replace(whole, out=str(tmp_path / "killed"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pretrain_module, "_finish", killed)
+        pretrain(again)
+    monkeypatch.setattr(Trainer, "training_step", lambda *args, **more: pytest.fail("a step more"))
+    after = pretrain(again)
+    same = ("steps", "losses", "validation", "perplexity")
+    assert [after[name] for name in same] == [before[name] for name in same]
+
+
+def test_steps_are_foretold_as_the_trainer_counts_them(prose: str, tmp_path: Path) -> None:
+    """Four batches at a time, and a rest."""
+    lines: list[str] = []
+    arguments = {"max_steps": -1, "num_train_epochs": 2, "gradient_accumulation_steps": 4}
+    recipe = pretrain(config(prose, tmp_path / "m", shape=SHAPE, training=arguments), say=lines.append)
+    assert lines[-1].endswith(f"; {recipe['steps']:,} steps")
 
 
 def test_what_can_not_be_trained_on_is_a_named_error(prose: str, tmp_path: Path) -> None:

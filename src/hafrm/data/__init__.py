@@ -8,6 +8,7 @@ from hafrm.data.checks import Finding, check_pairs, shared_prompts
 from hafrm.data.encode import EncodedPairs, encode_pairs
 from hafrm.data.loading import SPLITS, data_names, load_pairs, local_path
 from hafrm.data.options import DataOptions, OnBadRow, ReadOptions
+from hafrm.data.prompts import PromptRow, read_prompts
 from hafrm.data.registry import NAMED_SOURCES, NamedSource
 from hafrm.data.reports import PairSet, SourceReport, fingerprint
 from hafrm.data.rows import RawRow, read_rows
@@ -24,6 +25,7 @@ __all__ = [
     "OnBadRow",
     "PairSet",
     "PairStatistics",
+    "PromptRow",
     "RawRow",
     "ReadOptions",
     "SourceReport",
@@ -35,6 +37,7 @@ __all__ = [
     "load_pairs",
     "local_path",
     "pair_statistics",
+    "read_prompts",
     "read_rows",
     "shared_prompts",
     "split_by_group",

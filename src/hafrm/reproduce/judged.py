@@ -14,13 +14,14 @@ from typing import Any, Literal, cast
 from hafrm.data import load_pairs
 from hafrm.errors import DataError
 from hafrm.evaluation.probes.memory import remembered
+from hafrm.models.generating import prompt_ids
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.reproduce.findings import Table
 from hafrm.reproduce.plans import Job
 from hafrm.reproduce.policies import PolicyRun, policy_config
 from hafrm.rlhf.answers import Answers, checkpoint_answers
 from hafrm.rlhf.options import RlhfConfig
-from hafrm.rlhf.prompts import Prompt, prompt_ids
+from hafrm.rlhf.prompts import Prompt
 from hafrm.rlhf.rewards import answered, load_reward, scores_of
 from hafrm.stats import Interval, paired_bootstrap
 from hafrm.training.manifest import read_manifest

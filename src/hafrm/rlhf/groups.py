@@ -1,7 +1,7 @@
 """GRPO and RLOO by TRL's trainers, with the same prompts, scorer and options as PPO.
 
-TRL owns the loop: sampling, log-probs, KL (in the loss, a mean over tokens), checkpoints. We give it the reward, and
-take its curves by the names that ours have.
+TRL owns the loop: sampling, log-probs, KL (GRPO's in the loss, a mean over tokens; RLOO's taken off each response's
+reward, a sum), checkpoints. We give it the reward, and take its curves by the names that ours have.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hafrm.errors import MissingExtraError
+from hafrm.models.generating import stop_tokens
 from hafrm.models.scorers import Scorer
 from hafrm.rlhf.job import RlhfJob, RlhfResult
 from hafrm.rlhf.options import RlhfConfig
 from hafrm.rlhf.rewards import answered, load_reward, scores_of
-from hafrm.rlhf.sampling import end_tokens
 from hafrm.training.callbacks import METRICS_FILE, add_metrics, keep_metrics
-from hafrm.training.trainer import last_checkpoint
+from hafrm.training.resuming import train_to_the_end
 
 __all__ = ["GroupReward", "train_groups"]
 
@@ -121,23 +121,15 @@ def train_groups(job: RlhfJob) -> RlhfResult:
     causal_lm = job.model.causal_lm
     trainer = trainer_class(
         model=causal_lm,
-        reward_funcs=GroupReward(job, scorer, end_tokens(causal_lm, job.tokenizer)),
+        reward_funcs=GroupReward(job, scorer, set(stop_tokens(causal_lm, job.tokenizer))),
         args=options(**_arguments(job.config)),
         train_dataset=_dataset(job),
         processing_class=job.tokenizer,
         callbacks=[curves],
     )
     trainer.remove_callback(PrinterCallback)
-    _train(trainer, job)
+    train_to_the_end(trainer, job.folder)
     return job.finish(curves.last)
-
-
-def _train(trainer: Any, job: RlhfJob) -> None:
-    checkpoint = last_checkpoint(job.folder)
-    if checkpoint is not None and checkpoint.name == f"checkpoint-{job.config.steps}":
-        trainer._load_from_checkpoint(str(checkpoint))  # killed at its end: transformers would step once more
-    else:
-        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
 
 
 def _dataset(job: RlhfJob) -> Dataset:

@@ -131,7 +131,7 @@ class GroupOptions:
     """Responses a prompt, at least 2; the batch is a multiple of it."""
 
     iterations: int = 1
-    """How often each batch is learnt from."""
+    """How often each batch is learnt from, each time in a step of its own: `steps` counts them all."""
 
     clip: float = 0.2
     """How far a probability ratio may move from 1."""
@@ -167,7 +167,8 @@ class RlhfConfig(ScorerChoice):
     """A second scorer that only watches each batch: how the reward that is meant follows the one that is trained on."""
 
     steps: int = 6250
-    """Batches of responses to learn from. 6250 of 16 are the paper's 100,000 episodes."""
+    """Batches of responses to learn from. 6250 of 16 are the paper's 100,000 episodes. With `group.iterations` above 1
+    there are so many times fewer batches."""
 
     batch_size: int = 16
     """Responses a step (Appendix A: 16)."""

@@ -20,6 +20,7 @@ from transformers import get_scheduler
 
 from hafrm.encoding import TokenGroup
 from hafrm.errors import ConfigError, DataError, NonFiniteLossError
+from hafrm.models.generating import prompt_ids
 from hafrm.models.scorers import Scorer
 from hafrm.pairs import Conversation
 from hafrm.rlhf.objectives import (
@@ -34,7 +35,7 @@ from hafrm.rlhf.objectives import (
 )
 from hafrm.rlhf.options import RlhfConfig
 from hafrm.rlhf.policy import Measured, Policy
-from hafrm.rlhf.prompts import Prompt, deal, prompt_ids
+from hafrm.rlhf.prompts import Prompt, deal
 from hafrm.rlhf.rewards import answered, scores_of
 from hafrm.rlhf.sampling import Response, sample_responses
 
@@ -138,19 +139,23 @@ class PpoTrainer:
 
         Raises:
             DataError: no response could be scored.
+            ModelError: a reward is NaN or infinite.
             NonFiniteLossError: the loss is NaN or infinite.
         """
         start = time.monotonic()
         torch.manual_seed(_seed(self.config.seed, number))
-        with torch.autocast(self.policy.device.type, dtype=torch.bfloat16, enabled=self._mixed):
-            rollouts = self.collect(number)
-            sampled = time.monotonic()
-            kl = kl_estimates(rollouts.measured.log_probs, rollouts.measured.reference, self.config.kl.estimator)
-            told = rollouts.told | self._learn(number, rollouts, kl)
+        rollouts = self.collect(number)
+        sampled = time.monotonic()
+        kl = kl_estimates(rollouts.measured.log_probs, rollouts.measured.reference, self.config.kl.estimator)
+        told = rollouts.told | self._learn(number, rollouts, kl)
         told |= {"kl_coefficient": self.controller.coefficient, "learning_rate": self.schedule.get_last_lr()[0]}
         self.controller = self.controller.after(told["kl"], len(rollouts.groups))
         self.schedule.step()
         return told | {"seconds/sampling": sampled - start, "seconds/learning": time.monotonic() - sampled}
+
+    def _autocast(self) -> torch.autocast:
+        """The policy's forward passes alone: a reward model runs as it was asked to, and backwards follow."""
+        return torch.autocast(self.policy.device.type, dtype=torch.bfloat16, enabled=self._mixed)
 
     @property
     def _mixed(self) -> bool:
@@ -163,7 +168,8 @@ class PpoTrainer:
         places = deal(len(self.prompts), self.config.batch_size, number, self.config.seed)
         prompts = [self.prompts[place] for place in places]
         ids = [prompt_ids(self.tokenizer, prompt) for prompt in prompts]
-        responses = sample_responses(self.policy.model.causal_lm, self.tokenizer, ids, self.config.sampling)
+        with self._autocast():
+            responses = sample_responses(self.policy.model.causal_lm, self.tokenizer, ids, self.config.sampling)
         talks = [answered(prompt, response.text) for prompt, response in zip(prompts, responses, strict=True)]
         scores = scores_of(self.scorer, talks)
         known = {place: score for place, score in enumerate(scores) if score is not None}
@@ -175,7 +181,8 @@ class PpoTrainer:
             )
         kept = [responses[place] for place in known]
         groups = tuple(TokenGroup(ids[place], (responses[place].ids,)) for place in known)
-        measured = self.policy.measure(groups)
+        with self._autocast():
+            measured = self.policy.measure(groups)
         raw = torch.tensor(list(known.values()), device=self.policy.device)
         cut = torch.tensor([not response.ended for response in kept], device=raw.device)
         told = {"unscored": float(len(scores) - len(known)), **_told(raw, measured, kept), **self._watched(talks)}
@@ -224,7 +231,8 @@ class PpoTrainer:
         self.optimizer.zero_grad(set_to_none=True)
         for part, batch in self.policy.batches([groups[place] for place in places]):
             lesson = lessons.of(lengths, [places[i] for i in part])
-            log_probs, values = self.policy.log_probs_and_values(batch)
+            with self._autocast():
+                log_probs, values = self.policy.log_probs_and_values(batch)
             policy = clipped_policy_loss(log_probs, lesson.log_probs, lesson.advantages, options.clip)
             value = clipped_value_loss(values, lesson.values, lesson.returns, options.value_clip)
             loss = (policy.loss.sum() + options.value_weight * value.loss.sum()) / tokens

@@ -5,18 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from hafrm.data import RawRow, ReadOptions, load_pairs, read_rows
-from hafrm.errors import BadRowError, DataError
-from hafrm.pairs import Message, RowReader, parse_pair
+from hafrm.data import ReadOptions, read_prompts
+from hafrm.errors import DataError
+from hafrm.models.generating import prompt_ids
+from hafrm.pairs import Message
 
-__all__ = ["Prompt", "PromptSet", "deal", "load_prompts", "prompt_ids"]
+__all__ = ["Prompt", "PromptSet", "deal", "load_prompts"]
 
 Prompt = tuple[Message, ...]
 
@@ -52,10 +52,7 @@ def load_prompts(
     found: dict[Prompt, None] = {}
     for name in names:
         skipped: Counter[str] = Counter()
-        if Path(name).is_file():
-            prompts = list(_of_file(Path(name), options, skipped))
-        else:
-            prompts = [pair.prompt for pair in load_pairs(name, split=split, options=options).pairs]
+        prompts = [row.prompt for row in read_prompts(name, options, split=split, skipped=skipped)]
         found |= dict.fromkeys(prompts)
         sources.append({"name": name, "kept": len(prompts), "sha256": _fingerprint(prompts), "skipped": dict(skipped)})
     fitting = [prompt for prompt in found if len(prompt_ids(tokenizer, prompt)) <= max_tokens]
@@ -86,33 +83,6 @@ def deal(count: int, batch_size: int, step: int, seed: int) -> list[int]:
             generator = torch.Generator().manual_seed(seed + 1_000_003 * (place // count))
             orders[place // count] = torch.randperm(count, generator=generator).tolist()
     return [orders[place // count][place % count] for place in range(first, first + batch_size)]
-
-
-def prompt_ids(tokenizer: Any, prompt: Prompt) -> tuple[int, ...]:
-    """A prompt's token ids, up to where the answer begins."""
-    messages = [message.as_dict() for message in prompt]
-    return tuple(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False))
-
-
-def _of_file(path: Path, options: ReadOptions, skipped: Counter[str]) -> Iterator[Prompt]:
-    for row in read_rows(path):
-        try:
-            yield _of_row(row, str(path))
-        except BadRowError as error:
-            if options.on_bad_row == "error":
-                raise
-            skipped[error.reason.value] += 1
-
-
-def _of_row(row: RawRow, source: str) -> Prompt:
-    if row.error is not None:
-        raise row.error
-    reader = RowReader(row.value, source=source, number=row.number)
-    if reader.has("chosen"):
-        return parse_pair(row.value, source=source, number=row.number).prompt
-    prompt = reader.messages("prompt", "user")
-    reader.check_prompt(prompt)
-    return prompt
 
 
 def _fingerprint(prompts: Sequence[Prompt]) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-from hafrm.errors import RefusedError
+from hafrm.errors import ConfigError, ModelError, RefusedError
 from hafrm.judging.reward import OracleScorer
 from hafrm.models.loading import ScorerChoice
 from hafrm.models.scorers import ScoreOptions, Scorer
@@ -21,9 +22,13 @@ def load_reward(name: str, choice: ScorerChoice, options: ScoreOptions) -> Score
 
     Raises:
         UnknownDataError: the world has no such set.
+        ConfigError: a head, a reference or a weight is chosen for the world, which has none.
         ModelError: nothing that scores loads from there.
     """
     if name.startswith(_WORLD):
+        asked = [each for each in ("head", "reference", "combined_weight") if getattr(choice, each) is not None]
+        if asked:
+            raise ConfigError(f"--{' and --'.join(asked)} has no effect on the true reward of {name}: leave it out.")
         return OracleScorer(name.removeprefix(_WORLD))
     return choice.load(name, options)
 
@@ -34,7 +39,23 @@ def answered(prompt: Prompt, text: str) -> Conversation:
 
 
 def scores_of(scorer: Scorer, conversations: Sequence[Conversation]) -> list[float | None]:
-    """Rewards in order; None where a conversation is over the scorer's limit or its template refuses it."""
+    """Rewards in order; None where a conversation is over the scorer's limit or its template refuses it.
+
+    Raises:
+        ModelError: a reward is NaN or infinite: nothing can be learnt from it, and no lower rate mends it.
+    """
+    scores = _scores_of(scorer, conversations)
+    wrong = {place: score for place, score in enumerate(scores) if score is not None and not math.isfinite(score)}
+    if wrong:
+        place, score = next(iter(wrong.items()))
+        raise ModelError(
+            f"The reward model gave {len(wrong)} of {len(scores)} responses no finite reward; the first is {score}, of "
+            f"response {place}. Look at the model with `hafrm evaluate`, or try --score.dtype float32."
+        )
+    return scores
+
+
+def _scores_of(scorer: Scorer, conversations: Sequence[Conversation]) -> list[float | None]:
     try:
         return scorer.score(conversations)
     except RefusedError as error:

@@ -11,6 +11,7 @@ import torch
 
 from hafrm.data import local_path
 from hafrm.errors import ConfigError
+from hafrm.models.loading import ScorerChoice
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.numerics import cpu_tuned
 from hafrm.rlhf.checkpoints import newest_checkpoint, restore, save_checkpoint
@@ -83,7 +84,8 @@ def _train_ppo(job: RlhfJob) -> RlhfResult:
         config, model, tokenizer, report=lambda reason: job.say(f"batches are padded, not packed: {reason}")
     )
     scorer = load_reward(config.reward, config, config.score)
-    gold = load_reward(config.gold, config, config.score) if config.gold else None
+    watching = ScorerChoice(trust_remote_code=config.trust_remote_code)  # head and reference are the reward model's
+    gold = load_reward(config.gold, watching, config.score) if config.gold else None
     trainer = PpoTrainer(config, policy, tokenizer, job.prompts.prompts, scorer, gold)
     job.begin()
     done = _go_on(trainer, job.folder)

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 from jinja2 import TemplateError
 
 from hafrm.errors import RefusedError
-from hafrm.evaluation.probes.generation import Sampling, prompt_ids
+from hafrm.evaluation.probes.generation import Sampling
+from hafrm.models.generating import prompt_ids
 from hafrm.sampling.prompts import Prompt
 
 __all__ = ["Draw", "Generator", "SampleOptions", "count_prompt_tokens", "prompt_seed"]

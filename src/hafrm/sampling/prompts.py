@@ -5,27 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
-from hafrm.data import RawRow, ReadOptions, load_pairs, read_rows
-from hafrm.errors import BadRowError, DataError
-from hafrm.pairs import Message, RowReader, parse_pair, prompt_group
+from hafrm.data import PromptRow, ReadOptions, read_prompts
+from hafrm.errors import DataError
+from hafrm.pairs import Message
 
-__all__ = ["Prompt", "PromptRow", "Prompts", "load_prompts"]
+__all__ = ["Prompt", "Prompts", "load_prompts"]
 
 Prompt = tuple[Message, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PromptRow:
-    """A prompt, and where it first stood."""
-
-    id: str
-    """`source:row`."""
-    group: str
-    prompt: Prompt
 
 
 @dataclass
@@ -66,7 +55,7 @@ def load_prompts(
     """
     found = Prompts()
     seen: set[Prompt] = set()
-    for row in (row for name in data for row in _rows(name, options, split, found)):
+    for row in (row for name in data for row in read_prompts(name, options, split=split, skipped=found.skipped)):
         found.read += 1
         if row.prompt in seen:
             found.repeated += 1
@@ -77,30 +66,3 @@ def load_prompts(
         lost = ", ".join(f"{count} {reason}" for reason, count in found.skipped.items())
         raise DataError(f"{', '.join(data) or 'data'}: there is no prompt to answer ({lost or 'no row'}).")
     return found
-
-
-def _rows(name: str, options: ReadOptions, split: str, found: Prompts) -> Iterator[PromptRow]:
-    if not Path(name).is_file():
-        for pair in load_pairs(name, split=split, options=options).pairs:
-            yield PromptRow(id=pair.id, group=pair.group, prompt=pair.prompt)
-        return
-    for row in read_rows(Path(name)):
-        try:
-            yield _of_row(row, name)
-        except BadRowError as error:
-            if options.on_bad_row == "error":
-                raise
-            found.skipped[error.reason.value] += 1
-
-
-def _of_row(row: RawRow, source: str) -> PromptRow:
-    if row.error is not None:
-        raise row.error
-    reader = RowReader(row.value, source=source, number=row.number)
-    if reader.has("chosen"):
-        pair = parse_pair(row.value, source=source, number=row.number)
-        return PromptRow(id=pair.id, group=pair.group, prompt=pair.prompt)
-    prompt = reader.messages("prompt", "user")
-    reader.check_prompt(prompt)
-    group = reader.string_or_none("group") or prompt_group(prompt)
-    return PromptRow(id=f"{source}:{row.number}", group=group, prompt=prompt)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from hafrm.data import ReadOptions
+from hafrm.data import PromptRow, ReadOptions
 from hafrm.errors import BadRowError, BadRowReason, ConfigError, DataError, RefusedError
 from hafrm.evaluation.identity import model_identity
 from hafrm.evaluation.scoring import OVERLONG
@@ -26,7 +26,7 @@ from hafrm.models.remote import is_server
 from hafrm.models.scorers import ScoreOptions
 from hafrm.models.tokenizers import load_tokenizer, resize_embeddings
 from hafrm.sampling.generators import Generator, SampleOptions, prompt_seed
-from hafrm.sampling.prompts import PromptRow, Prompts, load_prompts
+from hafrm.sampling.prompts import Prompts, load_prompts
 from hafrm.sampling.samples import Samples, sample_counts, sample_line, write_manifest
 
 __all__ = ["SampleConfig", "sample"]

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from hafrm import atomic
+from hafrm.data import PromptRow
 from hafrm.errors import ConfigError, DataError
 from hafrm.sampling.generators import Draw
-from hafrm.sampling.prompts import PromptRow
 from hafrm.training.manifest import git_revision
 
 __all__ = ["MANIFEST_FILE", "SAMPLES_FILE", "Samples", "sample_counts", "sample_line", "write_manifest"]

@@ -8,7 +8,7 @@ from the softmax (the Gumbel-max trick), and only rounding depends on the batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,13 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from hafrm.evaluation.probes.generation import prompt_ids, stop_tokens
-from hafrm.models.checkpoints import quiet_transformers
-from hafrm.models.modes import evaluating
+from hafrm.models.generating import continuations, prompt_ids, stop_tokens
 from hafrm.sampling.generators import Draw, SampleOptions, count_prompt_tokens
 from hafrm.sampling.prompts import Prompt
 
 __all__ = ["GumbelNoise", "TransformersGenerator"]
+
+_LEAST = 2.0**-25
 
 
 class GumbelNoise(LogitsProcessor):
@@ -44,8 +44,9 @@ class GumbelNoise(LogitsProcessor):
         noise = torch.empty_like(scores, dtype=torch.float32)
         for row, stream in zip(noise, self.streams, strict=True):
             row.exponential_(generator=stream)
-        # An exponential draw of 0 would be infinite noise, which not even a token of probability 0 could withstand.
-        return scores.float() - noise.clamp_min_(torch.finfo(torch.float32).tiny).log_()
+        # Where uniform numbers have 24 bits, one exponential draw in 2^24 is 0, that is infinite noise; over a large
+        # vocabulary that is a token in hundreds. It stands for all draws below 2^-24, of which 2^-25 is the mean.
+        return scores.float() - noise.clamp_min_(_LEAST).log_()
 
 
 class TransformersGenerator:
@@ -59,7 +60,6 @@ class TransformersGenerator:
 
     def __init__(self, causal_lm: nn.Module, tokenizer: Any, options: SampleOptions) -> None:
         self.causal_lm, self.tokenizer, self.options = causal_lm, tokenizer, options
-        self.stops = stop_tokens(causal_lm, tokenizer)
 
     def count_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
         """See `Generator`."""
@@ -70,30 +70,21 @@ class TransformersGenerator:
         rows = [prompt_ids(self.tokenizer, prompt) for prompt in prompts for _ in range(n)]
         new = self._generate(rows, [seed + j for seed in seeds for j in range(n)])
         texts = self.tokenizer.batch_decode(new, skip_special_tokens=True)
-        draws = [_draw(ids, text, self.stops) for ids, text in zip(new.tolist(), texts, strict=True)]
+        stops = stop_tokens(self.causal_lm, self.tokenizer)
+        draws = [_draw(ids, text, stops) for ids, text in zip(new.tolist(), texts, strict=True)]
         return [draws[start : start + n] for start in range(0, len(draws), n)]
 
-    @torch.inference_mode()
-    def _generate(self, rows: Sequence[list[int]], seeds: Sequence[int]) -> Tensor:
-        """The new tokens of each row, [S, T], filled with the pad token behind each end."""
-        device = next(self.causal_lm.parameters()).device
-        width, pad = max(map(len, rows)), self.tokenizer.pad_token_id
-        ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-        # quiet: a generation config that asks for sampling would be told that greedy search does not read it
-        with evaluating(self.causal_lm), quiet_transformers():
-            output: Tensor = cast(Any, self.causal_lm).generate(
-                input_ids=ids,
-                attention_mask=mask,
-                do_sample=False,
-                num_beams=1,
-                logits_processor=LogitsProcessorList([*self._warpers(), GumbelNoise(seeds, device)]),
-                repetition_penalty=1.0,  # a model's own would make this no draw from its distribution
-                max_new_tokens=self.options.max_new_tokens,
-                pad_token_id=pad,
-                eos_token_id=self.stops,
-            )
-        return output[:, width:]
+    def _generate(self, rows: Sequence[Sequence[int]], seeds: Sequence[int]) -> Tensor:
+        """The new tokens of each row, [S, T]."""
+        noise = GumbelNoise(seeds, next(self.causal_lm.parameters()).device)
+        return continuations(
+            self.causal_lm,
+            self.tokenizer,
+            rows,
+            processors=LogitsProcessorList([*self._warpers(), noise]),
+            do_sample=False,
+            max_new_tokens=self.options.max_new_tokens,
+        )
 
     def _warpers(self) -> list[LogitsProcessor]:
         warpers: list[LogitsProcessor] = []

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from hafrm.errors import MissingExtraError, ModelError, first_line
-from hafrm.evaluation.probes.generation import prompt_ids
 from hafrm.models.checkpoints import RUN_FILE
+from hafrm.models.generating import prompt_ids
 from hafrm.sampling.generators import Draw, SampleOptions, count_prompt_tokens
 from hafrm.sampling.prompts import Prompt
 
@@ -70,7 +70,7 @@ class VllmGenerator:
     def draw(self, prompts: Sequence[Prompt], seeds: Sequence[int], n: int) -> list[list[Draw]]:
         """See `Generator`."""
         outputs = self.llm.generate(
-            [{"prompt_token_ids": prompt_ids(self.tokenizer, prompt)} for prompt in prompts],
+            [{"prompt_token_ids": list(prompt_ids(self.tokenizer, prompt))} for prompt in prompts],
             [self._params(seed, n) for seed in seeds],
             use_tqdm=False,
         )

@@ -36,8 +36,8 @@ from hafrm.pretraining import Blocks, LlamaShape, new_llama, no_progress_bars, p
 from hafrm.training.arguments import checked_arguments
 from hafrm.training.callbacks import ConsoleProgress
 from hafrm.training.manifest import git_revision
+from hafrm.training.resuming import train_to_the_end
 from hafrm.training.texts import read_texts, samples, words_of
-from hafrm.training.trainer import last_checkpoint
 
 __all__ = ["RECIPE_FILE", "PretrainConfig", "pretrain"]
 
@@ -154,8 +154,7 @@ def _pretrain(config: PretrainConfig, folder: Path, say: Callable[[str], None]) 
     )
     trainer = Trainer(model, args, train_dataset=train, eval_dataset=held_out, callbacks=[ConsoleProgress()])
     trainer.remove_callback(PrinterCallback)
-    checkpoint = last_checkpoint(folder)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    train_to_the_end(trainer, folder)
     return _finish(config, folder, trainer, tokenizer, held_out)
 
 
@@ -232,7 +231,7 @@ def _steps(args: TrainingArguments, blocks: int) -> int:
     if args.max_steps > 0:
         return args.max_steps
     batches = math.ceil(blocks / args.per_device_train_batch_size)
-    return math.ceil(args.num_train_epochs * max(1, batches // args.gradient_accumulation_steps))
+    return math.ceil(args.num_train_epochs * math.ceil(batches / args.gradient_accumulation_steps))
 
 
 def _finish(

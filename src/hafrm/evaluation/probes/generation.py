@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 
 from hafrm.errors import ConfigError
-from hafrm.models.modes import evaluating
+from hafrm.models.generating import continuations, prompt_ids
 from hafrm.pairs import Message
 
-__all__ = ["Sampling", "generate_responses", "prompt_ids", "prompts_that_fit", "stop_tokens"]
+__all__ = ["Sampling", "generate_responses", "prompts_that_fit"]
 
 Prompt = tuple[Message, ...]
 
@@ -47,7 +47,6 @@ def prompts_that_fit(prompts: Sequence[Prompt], tokenizer: Any, sampling: Sampli
     return [prompt for prompt in prompts if len(prompt_ids(tokenizer, prompt)) <= room]
 
 
-@torch.inference_mode()
 def generate_responses(
     causal_lm: nn.Module, tokenizer: Any, prompts: Sequence[Prompt], sampling: Sampling
 ) -> list[str]:
@@ -62,48 +61,20 @@ def generate_responses(
         sampling: How to draw.
     """
     device = next(causal_lm.parameters()).device
-    stops = stop_tokens(causal_lm, tokenizer)
     devices = [device] if device.type == "cuda" else []
     responses: list[str] = []
-    with torch.random.fork_rng(devices=devices), evaluating(causal_lm):
+    with torch.random.fork_rng(devices=devices):
         torch.manual_seed(sampling.seed)
         for start in range(0, len(prompts), sampling.batch_size):
-            rows = [prompt_ids(tokenizer, prompt) for prompt in prompts[start : start + sampling.batch_size]]
-            width = max(map(len, rows))
-            pad = tokenizer.pad_token_id
-            ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)
-            mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-            output = cast(Any, causal_lm).generate(
-                input_ids=ids,
-                attention_mask=mask,
+            rows = continuations(
+                causal_lm,
+                tokenizer,
+                [prompt_ids(tokenizer, prompt) for prompt in prompts[start : start + sampling.batch_size]],
                 do_sample=True,
                 top_p=sampling.top_p,
                 top_k=0,
                 temperature=sampling.temperature,
                 max_new_tokens=sampling.max_new_tokens,
-                pad_token_id=pad,
-                eos_token_id=stops,
             )
-            texts = tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
-            responses += [text.strip() for text in texts]
+            responses += [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
     return responses
-
-
-def stop_tokens(causal_lm: nn.Module, tokenizer: Any) -> list[int]:
-    """The tokens that end a response: the tokenizer's and those that the model's generation config names."""
-    own = getattr(getattr(causal_lm, "generation_config", None), "eos_token_id", None)
-    named = own if isinstance(own, list) else [own]
-    return sorted({token for token in (*named, tokenizer.eos_token_id) if token is not None})
-
-
-def prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """A prompt's token ids, up to where the response begins."""
-    messages = [message.as_dict() for message in prompt]
-    ids = tokenizer.apply_chat_template(
-        messages,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=False,
-        tokenizer_kwargs={"verbose": False},  # what is too long is ours to say
-    )
-    return cast(list[int], ids)

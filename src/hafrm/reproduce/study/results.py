@@ -1,8 +1,8 @@
 """From raw scores to the study's numbers: `results.json`, from which every table, figure and sentence is made.
 
 What is missing is left out and named: a cell is of the seeds that are there, a comparison of those that both have.
-Intervals are over prompts, of the mean over seeds, and tests are paired. The mean over columns resamples each column's
-prompts by itself. How far seeds differ is told apart.
+Intervals are over prompts, of the mean over seeds, and tests are paired. The mean over columns resamples each test
+set's prompts by itself; columns of the same test set share their draws. How far seeds differ is told apart.
 """
 
 from __future__ import annotations
@@ -191,9 +191,19 @@ def _on_one(found: _Paired) -> dict[str, Any]:
 
 
 def _on_all(columns: Sequence[_Paired]) -> dict[str, Any]:
-    """The plain mean over columns; each resamples its own prompts, and a p-value is made as for one column."""
+    """The plain mean over columns, and a p-value made as for one column.
+
+    Each test set's prompts are resampled by themselves. Columns on the same prompts (out of domain a set is tested
+    after training on several others) are drawn together: they are hard and easy together, and as if they were
+    independent the interval would be too narrow.
+    """
+    seeds: dict[frozenset[str], int] = {}
     draws = np.mean(
-        [resampled_means(each.differences, each.groups, seed=place) for place, each in enumerate(columns)], axis=0
+        [
+            resampled_means(each.differences, each.groups, seed=seeds.setdefault(frozenset(each.groups), len(seeds)))
+            for each in columns
+        ],
+        axis=0,
     )
     low, high = np.quantile(draws, [0.025, 0.975])
     rarer = min((draws <= 0).sum(), (draws >= 0).sum())

@@ -1,0 +1,65 @@
+"""Prompts without answers: of files whose rows hold `prompt` or are pairs, and of named sets of pairs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hafrm.data.loading import load_pairs
+from hafrm.data.options import ReadOptions
+from hafrm.data.rows import RawRow, read_rows
+from hafrm.errors import BadRowError
+from hafrm.pairs import Message, RowReader, parse_pair, prompt_group
+
+__all__ = ["PromptRow", "read_prompts"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptRow:
+    """A prompt, and where it stands."""
+
+    id: str
+    """`source:row`."""
+    group: str
+    prompt: tuple[Message, ...]
+
+
+def read_prompts(name: str, options: ReadOptions, *, split: str, skipped: Counter[str]) -> Iterator[PromptRow]:
+    """Read the prompts of one source, in order; equal ones come as often as they stand there.
+
+    Args:
+        name: A file whose rows hold `prompt` (a string or chat messages) or are pairs; or a data set's name.
+        options: What to do with rows that break the contract.
+        split: Which split of a named data set; a file is read whole.
+        skipped: Counts a file's rows that break the contract, by reason.
+
+    Raises:
+        BadRowError: a row breaks the contract, and such rows are not to be skipped.
+        UnreadableError: a file can't be read.
+    """
+    if not Path(name).is_file():
+        for pair in load_pairs(name, split=split, options=options).pairs:
+            yield PromptRow(id=pair.id, group=pair.group, prompt=pair.prompt)
+        return
+    for row in read_rows(Path(name)):
+        try:
+            yield _of_row(row, name)
+        except BadRowError as error:
+            if options.on_bad_row == "error":
+                raise
+            skipped[error.reason.value] += 1
+
+
+def _of_row(row: RawRow, source: str) -> PromptRow:
+    if row.error is not None:
+        raise row.error
+    reader = RowReader(row.value, source=source, number=row.number)
+    if reader.has("chosen"):
+        pair = parse_pair(row.value, source=source, number=row.number)
+        return PromptRow(id=pair.id, group=pair.group, prompt=pair.prompt)
+    prompt = reader.messages("prompt", "user")
+    reader.check_prompt(prompt)
+    group = reader.string_or_none("group") or prompt_group(prompt)
+    return PromptRow(id=f"{source}:{row.number}", group=group, prompt=prompt)

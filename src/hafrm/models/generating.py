@@ -1,0 +1,83 @@
+"""Continuations of prompts by stock transformers' `generate`: left-padded token ids in, new token ids out.
+
+Knows a causal LM, its tokenizer and prompts. Knows no option of a command, and nothing of what answers are for.
+Shape letters: S prompts, T tokens of the longest continuation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, LogitsProcessorList
+
+from hafrm.models.modes import evaluating
+from hafrm.pairs import Message
+
+__all__ = ["continuations", "prompt_ids", "stop_tokens"]
+
+
+@torch.no_grad()
+def continuations(
+    causal_lm: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    processors: LogitsProcessorList | None = None,
+    **asked: Any,
+) -> Tensor:
+    """The new tokens of each prompt, [S, T], filled with the pad token behind each end.
+
+    Nothing but what is asked for shapes the distribution: what the model's own generation config would add (top-k, a
+    penalty on repetition) is kept out.
+
+    Args:
+        causal_lm: A stock causal LM, or a PEFT model around one.
+        tokenizer: Its prepared tokenizer.
+        prompts: Token ids.
+        processors: Applied to the logits, in order.
+        **asked: Fields of a generation config: how to choose, and `max_new_tokens`.
+    """
+    wrapped: Any = causal_lm
+    stock = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
+    pad, width = tokenizer.pad_token_id, max(map(len, prompts))
+    ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=stock.device)
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=stock.device)
+    config = GenerationConfig(**asked, pad_token_id=pad, eos_token_id=stop_tokens(stock, tokenizer))
+    with evaluating(stock), _own_habits_aside(stock):
+        output: Tensor = stock.generate(
+            input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=processors
+        )
+    return output[:, width:]
+
+
+def stop_tokens(causal_lm: nn.Module, tokenizer: Any) -> list[int]:
+    """The tokens that end a response: the tokenizer's and those that the model's generation config names."""
+    own = getattr(getattr(causal_lm, "generation_config", None), "eos_token_id", None)
+    named = own if isinstance(own, list) else [own]
+    return sorted({token for token in (*named, tokenizer.eos_token_id) if token is not None})
+
+
+def prompt_ids(tokenizer: Any, prompt: Sequence[Message]) -> tuple[int, ...]:
+    """A prompt's token ids, up to where the response begins."""
+    ids = tokenizer.apply_chat_template(
+        [message.as_dict() for message in prompt],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=False,
+        tokenizer_kwargs={"verbose": False},  # what is too long is ours to say
+    )
+    return tuple(ids)
+
+
+@contextlib.contextmanager
+def _own_habits_aside(stock: Any) -> Iterator[None]:
+    """Take the model's own generation config away for a while: `generate` fills what is not asked for out of it."""
+    habits, stock.generation_config = stock.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        stock.generation_config = habits

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,23 @@ class Stage:
         found = outcome(self.work)
         assert found.keys() == self.expected.keys()
         for name, content in self.expected.items():
-            assert (name, found[name]) == (name, content)
+            assert found[name] == content, f"{name}: {_difference(found[name], content)}"
         assert leftovers(self.work) == []
+
+
+def _difference(found: Any, expected: Any) -> str:
+    """Where two contents of a file part, as far as that can be read."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        names = sorted(found.keys() | expected.keys())
+        return "; ".join(
+            f"{name}: {_difference(found.get(name), expected.get(name))}"
+            for name in names
+            if found.get(name) != expected.get(name)
+        )
+    if isinstance(found, list) and isinstance(expected, list):
+        pairs = enumerate(zip_longest(found, expected))
+        return "; ".join(f"{place}: {_difference(a, b)}" for place, (a, b) in pairs if a != b)
+    return f"{str(found)[:300]} where an undisturbed run has {str(expected)[:300]}"
 
 
 def command(name: str, folder: Path, endpoint: str) -> list[str]:

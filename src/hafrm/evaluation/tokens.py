@@ -138,9 +138,11 @@ def _model_lines(
         if not isinstance(scorer, HybridScorer):  # what has no policy head has no tokens to show
             return []
         (folder / PARTS_FOLDER).mkdir(parents=True, exist_ok=True)
-        with (folder / PARTS_FOLDER / TOKENS_FILE).open("ab", buffering=0) as file:
+        path = folder / PARTS_FOLDER / TOKENS_FILE
+        with atomic.naming(path), path.open("ab") as file:
             for done, (key, line) in enumerate(_computed(scorer, missing), 1):
                 file.write(atomic.json_line(line))
+                file.flush()  # an unbuffered file would take half a line where the disk is nearly full
                 kept[key] = line
                 progress(f"{model}, tokens on {line['data']}", done)
     return [kept[key] for key, _ in wanted]

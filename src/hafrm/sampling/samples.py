@@ -79,7 +79,7 @@ class Samples:
 
     def extend(self, lines: Iterable[dict[str, Any]]) -> None:
         """Add lines; they are on disk when this returns."""
-        with self.path.open("ab") as file:
+        with atomic.naming(self.path), self.path.open("ab") as file:
             for line in lines:
                 file.write(atomic.json_line(line))
                 self.lines.append(line)

@@ -20,15 +20,21 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class MetricsFile(TrainerCallback):
-    """Appends every log line to `metrics.jsonl`; on resuming, lines after the checkpoint are dropped first."""
+    """Appends every log line of training to `metrics.jsonl`; on resuming, lines after the checkpoint are dropped first.
+
+    A run's last words are of no step, and stay out: how long it took, and the validation of the checkpoint that was
+    kept, which the manifest has.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / METRICS_FILE
+        self._training = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Keep what belongs to steps that will not be done again."""
+        self._training = True
         if state.is_world_process_zero:
             keep_metrics(self.path, state.global_step)
 
@@ -41,8 +47,14 @@ class MetricsFile(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Append one line."""
-        if state.is_world_process_zero and logs:
+        if self._training and state.is_world_process_zero and logs and "train_runtime" not in logs:
             add_metrics(self.path, state.global_step, logs)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """What is logged from here on is not of a step."""
+        self._training = False
 
 
 def keep_metrics(path: Path, step: int) -> None:

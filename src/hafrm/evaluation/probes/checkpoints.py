@@ -72,17 +72,13 @@ def run_checkpoints(run: Path) -> list[Checkpoint]:
 
 
 def _evaluations(run: Path) -> dict[int, dict[str, Any]]:
-    """The validation metrics by step; the first of a step counts, as a run's end evaluates its best model again."""
+    """The validation metrics by step."""
     try:
         lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines if line]
-        found: dict[int, dict[str, Any]] = {}
-        for row in rows:
-            if "eval_loss" in row:
-                found.setdefault(int(row["step"]), row)
+        return {int(row["step"]): row for row in rows if "eval_loss" in row}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{run / 'metrics.jsonl'} can't be read ({error}). Give the folder of a run.") from error
-    return found
 
 
 def match_checkpoints(first: Sequence[Checkpoint], second: Sequence[Checkpoint], by: Matching) -> list[Match]:

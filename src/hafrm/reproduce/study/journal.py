@@ -54,7 +54,8 @@ class Journal:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(handle, atomic.json_line(asdict(entry)))
+            with atomic.naming(self.path):
+                os.write(handle, atomic.json_line(asdict(entry)))
         finally:
             os.close(handle)
 

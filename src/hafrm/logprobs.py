@@ -92,7 +92,7 @@ def linear_log_probs(
     bias: Tensor | None = None,
     transform: LogitTransform = _PLAIN,
     foresight: Foresight | None = None,
-    chunk_bytes: int = 96 * 2**20,
+    chunk_bytes: int = 64 * 2**20,
 ) -> Tensor:
     """Log-probabilities of tokens under an LM head: log_softmax(transform(states @ weight.T + bias))[targets].
 

@@ -82,7 +82,7 @@ def test_memory_runs_out_before_training(config: TrainConfig, monkeypatch: pytes
     """The knob turns the reference's batches too, and what was computed of it is kept."""
     monkeypatch.setattr(references, "_PART", 4)
     fit(150, monkeypatch)
-    with pytest.raises(NoMemoryError, match=r"reference log-probs, batches of 2048 tokens.*data_options\.tokens_per"):
+    with pytest.raises(NoMemoryError, match=r"reference log-probs, batches of 1024 tokens.*data_options\.tokens_per"):
         train(config)
     train(replace(config, data_options=DataOptions(max_length=128, tokens_per_batch=150)))
 

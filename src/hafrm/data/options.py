@@ -41,7 +41,7 @@ class DataOptions(ReadOptions):
 
     tokens_per_batch: int | None = None
     """The most tokens that go through the model at once in training: a step's pairs are cut into parts of so many. It
-    changes no loss and no gradient; less saves memory. Default: 2048 on a CPU, which gains next to nothing by more, and
+    changes no loss and no gradient; less saves memory. Default: 1024 on a CPU, which gains next to nothing by more, and
     8192 on other devices."""
 
     def __post_init__(self) -> None:
@@ -55,4 +55,4 @@ class DataOptions(ReadOptions):
 
     def token_budget(self, device_type: str) -> int:
         """`tokens_per_batch`, or its default on a device of this type."""
-        return self.tokens_per_batch or (2048 if device_type == "cpu" else 8192)
+        return self.tokens_per_batch or (1024 if device_type == "cpu" else 8192)

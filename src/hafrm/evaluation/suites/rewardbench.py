@@ -5,6 +5,10 @@ allenai/reward-bench, rewardbench/constants.py). A section is the mean of its su
 have, where math-prm counts 984 (it has 447) to equal the code. The overall score weighs the four sections 1 and the
 Prior Sets one half; those are the mean of four sets of allenai/preference-test-sets.
 
+Versions of the package differ in two counts: earlier ones hold 250 for xstest-should-refuse and 154 for
+xstest-should-respond, later ones the other way round, as in the data (and here). Safety scores of old tables have the
+earlier weights.
+
 Two things differ: equal rewards count one half and not 0, and a section of which no subset is there is left out of
 the overall score, and named, where the package counts 0. A section of some subsets is of those, as in the package.
 """

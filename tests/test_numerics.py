@@ -18,16 +18,21 @@ def test_subnormals_are_zero_within_and_numbers_after() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds OpenMP's runtime in /proc")
-def test_threads_that_were_there_before_flush_too() -> None:
-    """Half of a parallel operation is done by a worker, which began before."""
+@pytest.mark.parametrize("within", [2, 1, 4], ids=["as before", "fewer", "more"])
+def test_threads_that_work_within_flush_and_no_others(within: int) -> None:
+    """A worker does its part of a parallel operation: one that began before, and those that begin within."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(2)
+    numbers = torch.full((2**20,), 1e-39)
     try:
-        numbers = torch.full((2**20,), 1e-39)
+        torch.set_num_threads(2)
         assert (numbers * 1.0).count_nonzero() == 2**20
         with subnormals_flushed():
             assert (numbers * 1.0).count_nonzero() == 0
-        assert (numbers * 1.0).count_nonzero() == 2**20
+            torch.set_num_threads(within)
+            assert (numbers * 1.0).count_nonzero() == 0
+        for after in (within, 2, 4):
+            torch.set_num_threads(after)
+            assert (numbers * 1.0).count_nonzero() == 2**20
     finally:
         torch.set_num_threads(threads)
 

@@ -17,6 +17,7 @@ from hafrm.packing import (
     Segments,
     SequenceBatch,
     batches_by_length,
+    even_shares,
     pack_rows,
     pad_rows,
     plan_batches,
@@ -125,6 +126,19 @@ def test_a_plan_takes_every_group_once_within_the_budget(sizes: list[int], budge
 def test_the_batches_of_a_plan_are_of_like_size() -> None:
     """4, 2 and 2 against 3 and 3: a first batch filled to its 10 would leave 4 for the second."""
     assert plan_batches([4, 3, 3, 2, 2], 10) == [[0, 3, 4], [1, 2]]
+
+
+def test_the_largest_goes_first_to_the_share_that_has_least() -> None:
+    assert even_shares([1, 9, 3, 6, 2], 2) == [[1, 4], [0, 2, 3]]  # 11 and 10
+    assert even_shares([5, 5], 3) == [[0], [1], []]
+
+
+@given(sizes=st.lists(st.integers(1, 1000), min_size=1, max_size=60), count=st.integers(1, 9))
+def test_shares_hold_everything_once_and_differ_by_less_than_the_largest(sizes: list[int], count: int) -> None:
+    shares = even_shares(sizes, count)
+    assert sorted(index for share in shares for index in share) == list(range(len(sizes)))
+    sums = [sum(sizes[index] for index in share) for share in shares]
+    assert max(sums) - min(sums) <= max(sizes)
 
 
 def test_a_split_group_by_hand() -> None:

@@ -36,12 +36,13 @@ __all__ = [
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
     """A binary file that becomes `path`, flushed to disk, when the block ends well; its folder is made if need be."""
-    with _temporary(path, _empty_file) as temporary, temporary.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
+    with _temporary(path, _empty_file) as temporary:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
+        temporary.replace(path)  # closed by now: Windows renames no open file
 
 
 @contextlib.contextmanager

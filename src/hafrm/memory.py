@@ -11,7 +11,7 @@ from hafrm.errors import NoMemoryError
 
 __all__ = ["enough_memory"]
 
-_CPU = "you tried to allocate"  # what PyTorch says on a CPU, in an error of no kind of its own
+_CPU = "DefaultCPUAllocator"  # whose error is of no kind of its own
 
 
 @contextlib.contextmanager
@@ -27,7 +27,13 @@ def enough_memory(what: str, remedy: str) -> Iterator[None]:
     """
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if type(error) is RuntimeError and _CPU not in str(error):
-            raise
-        raise NoMemoryError(f"Out of memory at {what}. {remedy}") from error
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one of the latter, and so is much else
+        if _is_of_memory(error):
+            raise NoMemoryError(f"Out of memory at {what}. {remedy}") from error
+        raise
+
+
+def _is_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return type(error) is RuntimeError and _CPU in str(error)

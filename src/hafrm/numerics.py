@@ -31,23 +31,25 @@ def subnormals_flushed() -> Iterator[None]:
     Gradients of saturated pairs are as small as 1e-39, and x86 CPUs are several times slower with such numbers.
     """
     before = sys.float_info.min / 2 == 0.0
-    _flush_subnormals(True)
+    threads = torch.get_num_threads()
+    _flush_subnormals(True, threads)
     try:
         yield
-    finally:
-        _flush_subnormals(before)
+    finally:  # fewer threads may be in use by now: those that rest would flush on when there are more again
+        _flush_subnormals(before, max(threads, torch.get_num_threads()))
 
 
-def _flush_subnormals(on: bool) -> None:
+def _flush_subnormals(on: bool, threads: int) -> None:
     """`torch.set_flush_denormal` reaches its own thread alone; OpenMP's workers keep the state that they began with.
 
-    So it is called on each of them, by a parallel region of the runtime that PyTorch uses.
+    So it is called on each of them, by a parallel region of the runtime that PyTorch uses. A worker that begins later
+    begins with the state of the thread that starts it.
     """
     torch.set_flush_denormal(on)
     openmp = _openmp()
     if openmp is not None:
         region = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda data: torch.set_flush_denormal(on))
-        openmp.GOMP_parallel(region, None, torch.get_num_threads(), 0)
+        openmp.GOMP_parallel(region, None, threads, 0)
 
 
 def _openmp() -> ctypes.CDLL | None:

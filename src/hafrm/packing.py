@@ -33,6 +33,7 @@ __all__ = [
     "Segments",
     "SequenceBatch",
     "batches_by_length",
+    "even_shares",
     "pack_rows",
     "pad_rows",
     "plan_batches",
@@ -284,10 +285,29 @@ def plan_batches(tokens: Sequence[int], tokens_per_batch: int) -> list[list[int]
     """
     _require_budget(tokens_per_batch)
     batches = _best_fit(tokens, tokens_per_batch)
-    evened = _deal_evenly(tokens, len(batches))
+    evened = even_shares(tokens, len(batches))
     if all(sum(tokens[index] for index in batch) <= tokens_per_batch for batch in evened):
         batches = evened
     return sorted(map(sorted, batches), key=lambda batch: -sum(tokens[index] for index in batch))
+
+
+def even_shares(sizes: Sequence[int], count: int) -> list[list[int]]:
+    """Deal things out so that each share has about as much: the largest first, each to the share that has least.
+
+    Args:
+        sizes: How much each thing is.
+        count: How many shares to make.
+
+    Returns:
+        Each share's indices into `sizes`, in rising order; none where there are fewer things than shares.
+    """
+    shares: list[list[int]] = [[] for _ in range(count)]
+    sums = [(0, share) for share in range(count)]  # a heap
+    for index in _longest_first(sizes):
+        total, share = sums[0]
+        shares[share].append(index)
+        heapq.heapreplace(sums, (total + sizes[index], share))
+    return [sorted(share) for share in shares]
 
 
 def _best_fit(tokens: Sequence[int], budget: int) -> list[list[int]]:
@@ -303,17 +323,6 @@ def _best_fit(tokens: Sequence[int], budget: int) -> list[list[int]]:
             batches.append([])
         batches[batch].append(index)
         insort(rooms, (room - tokens[index], batch))
-    return batches
-
-
-def _deal_evenly(tokens: Sequence[int], count: int) -> list[list[int]]:
-    """The longest first, each into the emptiest of `count` batches."""
-    batches: list[list[int]] = [[] for _ in range(count)]
-    sums = [(0, batch) for batch in range(count)]  # a heap
-    for index in _longest_first(tokens):
-        total, batch = sums[0]
-        batches[batch].append(index)
-        heapq.heapreplace(sums, (total + tokens[index], batch))
     return batches
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,19 +49,28 @@ def stage_of(folder: Path) -> Iterator[Callable[[str], Stage]]:
         yield stage
 
 
-@pytest.fixture
-def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+@pytest.fixture(scope="session")
+def stopped_once(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     """A run that was stopped behind its second checkpoint."""
-    rows = tmp_path / "pairs.jsonl"
+    folder = tmp_path_factory.mktemp("stopped")
+    rows = folder / "pairs.jsonl"
     rows.write_text("\n".join(json.dumps(pair.as_row()) for pair in some_pairs(12)))
     training = {"max_steps": 3, "per_device_train_batch_size": 4, "save_steps": 1, "use_cpu": True, "report_to": []}
-    base, out = save_tiny(tmp_path / "base"), str(tmp_path / "run")
+    base, out = save_tiny(folder / "base"), str(folder / "run")
     options = DataOptions(max_length=128)
     config = TrainConfig(
         model=str(base), data=[str(rows)], out=out, method="baseline", data_options=options, training=training
     )
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hafrm.training.run._finish", lambda *args: None)
         train(config)
     shutil.rmtree(Path(out) / "checkpoint-3", ignore_errors=True)
     return config
+
+
+@pytest.fixture
+def stopped(stopped_once: TrainConfig, tmp_path: Path) -> TrainConfig:
+    """The same, in a folder of the test's own."""
+    out = str(tmp_path / "run")
+    shutil.copytree(stopped_once.out, out)
+    return replace(stopped_once, out=out)

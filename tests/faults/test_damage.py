@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from hafrm.errors import DamagedError, DataError, ModelError
 from hafrm.judging.cache import ReplyCache
@@ -19,7 +20,7 @@ from hafrm.models.loading import load_log_prob_scorer, load_scorer
 from hafrm.models.lora import LoraOptions
 from hafrm.training.config import TrainConfig
 from hafrm.training.run import train
-from hafrm.training.trainer import last_checkpoint
+from hafrm.training.trainer import last_checkpoint, require_whole_archives
 from tests.faults.runs import saved_run
 from tests.tiny import save_tiny
 
@@ -82,7 +83,21 @@ def test_runs_of_another_version(run: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut, flip], ids=["cut", "flip"])
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth", "config.json"])
+@pytest.mark.parametrize("name", ["optimizer.pt", "optimizer.bin", "scheduler.pt", "rng_state.pth", "rng_state_1.pth"])
+def test_damaged_archives_are_named(name: str, damage: Callable[[Path], None], tmp_path: Path) -> None:
+    """Those of one process, of several, and of FSDP, whose optimizer is in a .bin."""
+    torch.save({"state": torch.randn(10_000)}, tmp_path / name)
+    require_whole_archives(tmp_path)
+    damage(tmp_path / name)
+    with pytest.raises(DamagedError, match=rf"{name} is damaged\. Delete the folder"):
+        require_whole_archives(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [("model.safetensors", flip), ("config.json", cut), ("optimizer.pt", flip)],
+    ids=["weights", "config", "optimizer"],
+)
 def test_a_run_does_not_go_on_from_a_damaged_checkpoint(
     name: str, damage: Callable[[Path], None], stopped: TrainConfig
 ) -> None:
@@ -117,6 +132,11 @@ def test_damaged_adapters_are_noticed(damage: Callable[[Path], None], tmp_path: 
     damage(run / "adapter" / "adapter_model.safetensors")
     with pytest.raises(DamagedError, match=r"adapter_model\.safetensors"):
         export(ExportConfig(run=str(run)))
+    described = json.loads((run / RUN_FILE).read_text())
+    (run / RUN_FILE).write_text(json.dumps({name: value for name, value in described.items() if name != "sha256"}))
+    if damage is not flip:  # without checksums, as older runs are, only what does not read is noticed
+        with pytest.raises(ModelError, match="No adapters could be loaded"):
+            export(ExportConfig(run=str(run)))
 
 
 def test_replies_of_another_version(tmp_path: Path) -> None:

@@ -12,7 +12,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
+from hafrm.errors import UnwritableError
+from hafrm.models.checkpoints import writing
 from tests.faults.processes import LEAST_LIMIT, Ended
 from tests.faults.stages import STAGES, Stage, slow
 
@@ -54,6 +59,31 @@ def test_files_that_can_not_grow(name: str, share: float, stage_of: Callable[[st
     require_one_line(stage.run(partial(limit_files, size)), stage)
     stage.require_no_half_file()
     stage.require_resumed()
+
+
+@pytest.mark.parametrize("save", [torch.save, save_file])
+@pytest.mark.parametrize("place", ["none/file", "folder"])
+def test_writers_errors_are_the_folders(save: Callable[..., None], place: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UnwritableError, match=f"{tmp_path} can't be written"), writing(tmp_path):
+        save({"weight": torch.ones(10_000)}, tmp_path / place)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Some tensors share memory"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        torch.distributed.DistBackendError("NCCL error"),
+        SafetensorError("Error while deserializing header"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_other_errors_are_not_the_disks(error: Exception, tmp_path: Path) -> None:
+    """They are raised while a checkpoint is written, and free space would not help."""
+    with pytest.raises(type(error)) as caught, writing(tmp_path):
+        raise error
+    assert caught.value is error
 
 
 @contextlib.contextmanager

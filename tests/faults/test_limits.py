@@ -18,7 +18,7 @@ from hafrm.memory import enough_memory
 from hafrm.models import references
 from hafrm.models.hybrid import HybridModel
 from hafrm.models.loading import load_scorer
-from hafrm.models.scorers import ScoreOptions
+from hafrm.models.scorers import HybridScorer, ScoreOptions
 from hafrm.training.config import TrainConfig
 from hafrm.training.run import train
 from hafrm.training.trainer import HybridTrainer, last_checkpoint
@@ -91,10 +91,12 @@ def test_memory_runs_out_in_scoring(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     run = saved_run(save_tiny(tmp_path / "base"), tmp_path / "run")
     conversations = [conversation for pair in some_pairs(8) for conversation in pair.conversations]
     expected = load_scorer(str(run)).score(conversations)
-    scorer = load_scorer(str(run))
+    scorer, policy = load_scorer(str(run)), load_scorer(str(run), head="policy")
+    assert isinstance(policy, HybridScorer)
     fit(200, monkeypatch)
-    with pytest.raises(NoMemoryError, match=r"a batch of 16 responses and \d+ tokens.*score\.tokens_per_batch"):
-        scorer.score(conversations)
+    for score in (scorer.score, policy.token_log_ratios):
+        with pytest.raises(NoMemoryError, match=r"a batch of 16 responses and \d+ tokens.*score\.tokens_per_batch"):
+            score(conversations)
     options = ScoreOptions(tokens_per_batch=200)
     assert load_scorer(str(run), options=options).score(conversations) == pytest.approx(expected, abs=1e-5)
 
@@ -104,8 +106,13 @@ def test_every_kind_of_too_little_memory(error: Exception) -> None:
     said = r"Out of memory at a batch\. Turn the knob\."
     with pytest.raises(NoMemoryError, match=said), enough_memory("a batch", "Turn the knob."):
         raise error
-    with pytest.raises(RuntimeError, match="shapes"), enough_memory("a batch", "Turn the knob."):
-        raise RuntimeError("shapes differ")
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, NotImplementedError, torch.distributed.DistBackendError])
+def test_other_errors_are_not_for_want_of_memory(kind: type[Exception]) -> None:
+    """All of these are RuntimeErrors, as torch's own is."""
+    with pytest.raises(kind, match="shapes differ"), enough_memory("a batch", "Turn the knob."):
+        raise kind("shapes differ")
 
 
 def test_a_gradient_that_is_not_finite(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from hafrm.errors import ModelError
 from hafrm.models.checkpoints import RUN_FILE, require_undamaged
-from hafrm.training.trainer import last_checkpoint
+from hafrm.training.trainer import last_checkpoint, require_whole_archives
 
 _OF_TIME = re.compile(r"runtime|per_second|^started$|^run$")
 """What differs between two runs of one command: times, and what a judge's last run took."""
@@ -42,8 +42,7 @@ def require_no_half_file(folder: Path) -> None:
     checkpoint = last_checkpoint(folder) if folder.is_dir() else None
     if checkpoint is not None:
         require_undamaged(checkpoint)
-        for path in [*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")]:
-            assert ZipFile(path).testzip() is None
+        require_whole_archives(checkpoint)
     for description in folder.rglob(RUN_FILE):
         with contextlib.suppress(ModelError):  # of a checkpoint that was being deleted: it is refused
             require_undamaged(description.parent)

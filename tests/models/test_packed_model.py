@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +14,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from hafrm.encoding import TokenGroup
 from hafrm.errors import ModelError
-from hafrm.models.attention import PACKED_ATTENTION
 from hafrm.models.hybrid import HybridModel, new_reward_head
 from hafrm.models.lora import LoraOptions, add_lora
 from hafrm.models.probe import probe_packing, random_groups
@@ -302,11 +299,6 @@ def test_a_copy_takes_packed_rows_too() -> None:
     model = packing("gemma2")
     copied = copy.deepcopy(model)
     assert torch.equal(copied(pack_rows(GROUPS)).log_probs, model(pack_rows(GROUPS)).log_probs)
-
-
-def test_a_saved_model_does_not_remember_packing(tmp_path: Path) -> None:
-    packing("llama").stock_lm.save_pretrained(tmp_path)
-    assert PACKED_ATTENTION not in json.dumps(json.loads((tmp_path / "config.json").read_text()))
 
 
 @pytest.mark.parametrize("name", ["gemma2", "gpt_oss", "mistral"])

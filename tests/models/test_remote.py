@@ -184,9 +184,11 @@ def half(handler: BaseHTTPRequestHandler) -> None:
 
 BUSY: Answer = (503, {}, b"")
 LATER: Answer = (429, {"Retry-After": "0.2"}, b"")
+GARBLED: Answer = (200, {"Content-Encoding": "gzip"}, b"no archive")
+TROUBLES = {"503": BUSY, "429": LATER, "hang": hang, "half": half, "garbled": GARBLED}
 
 
-@pytest.mark.parametrize("trouble", [BUSY, LATER, hang, half], ids=["503", "429", "hang", "half"])
+@pytest.mark.parametrize("trouble", TROUBLES.values(), ids=TROUBLES)
 def test_passing_trouble_is_waited_out(server: Server, trouble: Any) -> None:
     server.first = [trouble, trouble]
     started = time.monotonic()
@@ -195,7 +197,7 @@ def test_passing_trouble_is_waited_out(server: Server, trouble: Any) -> None:
     assert (time.monotonic() - started > 0.4) >= (trouble is LATER)
 
 
-@pytest.mark.parametrize("trouble", [BUSY, LATER, hang, half], ids=["503", "429", "hang", "half"])
+@pytest.mark.parametrize("trouble", TROUBLES.values(), ids=TROUBLES)
 def test_lasting_trouble_ends_in_an_error(server: Server, trouble: Any) -> None:
     server.first = [trouble] * 20
     with pytest.raises(ModelError, match=r"no answer in 3 attempts .*See that the server runs"):

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from hafrm.models.checkpoints import RunInfo, new_model, save_run
+from hafrm.models.checkpoints import new_model, save_run
 from hafrm.models.lora import LoraOptions
 from hafrm.models.tokenizers import load_tokenizer
+from tests.models.test_checkpoints import info
 from tests.tiny import save_tiny
 
 LIMIT = 64
@@ -44,16 +45,6 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     place = tmp_path_factory.mktemp("run")
     base, tuned = save_tiny(place / "base"), save_tiny(place / "tuned", seed=1)
     tokenizer = load_tokenizer(str(tuned))
-    info = RunInfo(
-        method="haf",
-        base_model=str(base),
-        reward_weight=1.0,
-        policy_ratio=0.2,
-        policy_loss="dpo",
-        beta=0.1,
-        max_length=LIMIT,
-        overlong="drop",
-        pad_token=tokenizer.pad_token,
-    )
-    save_run(new_model(str(tuned), tokenizer, lora=LoraOptions()), tokenizer, info, place / "run")
+    described = info(base, max_length=LIMIT, pad_token=tokenizer.pad_token)
+    save_run(new_model(str(tuned), tokenizer, lora=LoraOptions()), tokenizer, described, place / "run")
     return str(place / "run")

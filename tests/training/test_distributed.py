@@ -154,11 +154,12 @@ def test_a_checkpoint_holds_its_weights_once(desk: Desk) -> None:
     assert not [name for name in names if name.startswith("pytorch_model")]
 
 
-def interrupted(desk: Desk, name: str) -> str:
-    """A run's folder as it was after its first checkpoint."""
-    copy = desk.folder / f"{name}-again"
+def interrupted(desk: Desk, name: str, *, at_its_end: bool = False) -> str:
+    """A run's folder as it was after its first checkpoint, or after its last."""
+    copy = desk.folder / f"{name}-{'ended' if at_its_end else 'again'}"
     shutil.copytree(desk.folder / name, copy)
-    shutil.rmtree(copy / "checkpoint-8")
+    if not at_its_end:
+        shutil.rmtree(copy / "checkpoint-8")
     (copy / "model.safetensors").unlink()
     manifest = json.loads((copy / "manifest.json").read_text()) | {"status": "running"}
     (copy / "manifest.json").write_text(json.dumps(manifest))
@@ -169,7 +170,10 @@ def test_runs_resume_with_another_number_of_processes(desk: Desk) -> None:
     """From two processes to one, whose step takes as many pairs."""
     whole = {"training": {"per_device_train_batch_size": BATCH}}
     sharded = {"training": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "fsdp": True}}
-    desk.start(1, {interrupted(desk, "ddp"): whole, interrupted(desk, "fsdp2"): sharded})
+    ended = interrupted(desk, "fsdp2", at_its_end=True)
+    desk.start(1, {interrupted(desk, "ddp"): whole, interrupted(desk, "fsdp2"): sharded, ended: sharded})
+    weights = [(desk.folder / run / "model.safetensors").read_bytes() for run in ("fsdp2", ended)]
+    assert weights[0] == weights[1]
     for name in ("ddp", "fsdp2"):
         expected, found = (load_file(desk.folder / run / "model.safetensors") for run in (name, f"{name}-again"))
         for tensor, truth in expected.items():

@@ -4,30 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from hafrm.models.layout import Layout
-from hafrm.training.batches import PairBatches, PairCollator, PairItem, even_shares
+from hafrm.training.batches import PairBatches, PairCollator, PairItem
 from hafrm.training.config import LossConfig
 from hafrm.training.objective import Objective
 from tests.models.test_packed_model import Float64Throughout, assert_same, hybrid
 from tests.training.test_exactness import GROUPS, REFERENCE, gradients
 
 ITEMS = [PairItem(i, group, 0.0, REFERENCE[i]) for i, group in enumerate(GROUPS)]
-
-
-def test_the_largest_goes_first_to_the_least_laden() -> None:
-    assert even_shares([1, 9, 3, 6, 2], 2) == [[1, 4], [0, 2, 3]]  # 11 and 10
-    assert even_shares([5, 5], 3) == [[0], [1], []]
-
-
-@given(sizes=st.lists(st.integers(1, 1000), min_size=1, max_size=60), processes=st.integers(1, 9))
-def test_shares_hold_everything_once_and_differ_by_less_than_the_largest(sizes: list[int], processes: int) -> None:
-    shares = even_shares(sizes, processes)
-    assert sorted(index for share in shares for index in share) == list(range(len(sizes)))
-    laden = [sum(sizes[index] for index in share) for share in shares]
-    assert max(laden) - min(laden) <= max(sizes)
 
 
 def shared(layout: Layout, tokens_per_batch: int, processes: int) -> list[PairBatches]:

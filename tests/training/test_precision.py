@@ -65,7 +65,7 @@ def test_dpo_starts_at_log_two_under_bfloat16(reference: str, config: TrainConfi
 
 def test_a_float32_runs_reference_is_not_taken_for_a_bfloat16_run(config: TrainConfig) -> None:
     """Both share a cache, weights and token ids; the precision is in the name under which a reference is kept."""
-    single = first_step(replace(config, out=config.out + "-float32", training=config.training | {"bf16": False}))
+    single = first_step(in_float32(config))
     half = first_step(config)
     assert abs(half["logps/chosen"] - single["logps/chosen"]) > 1e-3  # else the two could not be told apart
     for step in (single, half):

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Trainer
 
 from hafrm.cli import main
-from hafrm.errors import ConfigError, DataError
+from hafrm.errors import ConfigError, DamagedError, DataError
 from hafrm.pretraining import IGNORED, Blocks, LlamaShape
 from hafrm.training import pretrain as pretrain_module
 from hafrm.training.pretrain import PretrainConfig, pretrain
@@ -72,6 +72,8 @@ def test_responses_alone_are_learnt_and_marked_rows_are_held_out(prose: str, tal
     assert sum(1 for _ in read_texts([talks], held_out=True)) == 10
     assert sum(1 for _ in read_texts([talks], held_out=False)) == 50
     assert sum(1 for _ in read_texts([prose, talks], held_out=True)) == 13
+    of_no_split = written(tmp_path / "lists.jsonl", [{"text": "a", "split": ["valid"]}])
+    assert list(read_texts([of_no_split], held_out=False)) == ["a"]
     ids, labels = next(samples(read_texts([talks], held_out=False), tokenizer, 512))
     assert tokenizer.decode([token for token in labels if token != IGNORED]) == " " + "yes " * 9 + "</s>"
     assert tokenizer.decode(ids).startswith("<s>Human: say 1")
@@ -108,6 +110,12 @@ def test_a_killed_run_goes_on_to_the_weights_of_a_whole_one(
         pretrain(again)
     with pytest.raises(ConfigError, match="other options"):
         pretrain(replace(again, validation_blocks=1))
+    optimizer = tmp_path / "killed" / "checkpoint-12" / "optimizer.pt"
+    written = optimizer.read_bytes()
+    optimizer.write_bytes(written[: len(written) // 2])
+    with pytest.raises(DamagedError, match=r"checkpoint-12/optimizer\.pt is damaged"):
+        pretrain(again)
+    optimizer.write_bytes(written)
     steps = 100
     recipe = pretrain(again)
     assert steps - 100 == 24 - 12
@@ -115,6 +123,18 @@ def test_a_killed_run_goes_on_to_the_weights_of_a_whole_one(
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     before = json.loads((tmp_path / "whole" / "recipe.json").read_text())
     assert [recipe[name] for name in ("validation", "perplexity")] == [before["validation"], before["perplexity"]]
+
+
+def test_half_a_tokenizer_is_made_anew(prose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(self: Any, folder: str, *args: Any, **more: Any) -> None:
+        (Path(folder) / "tokenizer.json").write_text("{")
+        raise KeyboardInterrupt
+
+    told = config(prose, tmp_path / "m", shape=SHAPE, training={"max_steps": 1})
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(PreTrainedTokenizerFast, "save_pretrained", stopped)
+        pretrain(told)
+    assert pretrain(told)["steps"] == 1
 
 
 def test_a_run_that_was_killed_at_its_end_takes_no_step_more(

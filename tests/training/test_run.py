@@ -25,6 +25,7 @@ from hafrm.models.lora import LoraOptions
 from hafrm.models.references import weights_digest
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.training.config import LossConfig, TrainConfig, training_arguments
+from hafrm.training.manifest import git_revision
 from hafrm.training.run import train
 from hafrm.training.trainer import last_checkpoint
 from tests.tiny import pair, save_tiny, some_pairs, tiny_tokenizer
@@ -32,20 +33,62 @@ from tests.tiny import pair, save_tiny, some_pairs, tiny_tokenizer
 FAST = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "use_cpu": True, "report_to": []}
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> TrainConfig:
-    base = save_tiny(tmp_path / "base")
+CONFIG = TrainConfig(
+    model="base",
+    data=["train.jsonl"],
+    eval_data=["valid.jsonl"],
+    out="run",
+    data_options=DataOptions(max_length=128),
+    training=FAST,
+)
+"""Its paths are relative, so that a test can have a copy of what another made."""
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files that the run reads."""
+    folder = tmp_path_factory.mktemp("inputs")
+    save_tiny(folder / "base")
     lines = [json.dumps(pair.as_row()) for pair in some_pairs(24)]
-    (tmp_path / "train.jsonl").write_text("\n".join(lines))
-    (tmp_path / "valid.jsonl").write_text("\n".join(lines[:8]))
-    return TrainConfig(
-        model=str(base),
-        data=[str(tmp_path / "train.jsonl")],
-        eval_data=[str(tmp_path / "valid.jsonl")],
-        out=str(tmp_path / "run"),
-        data_options=DataOptions(max_length=128),
-        training=dict(FAST),
-    )
+    (folder / "train.jsonl").write_text("\n".join(lines))
+    (folder / "valid.jsonl").write_text("\n".join(lines[:8]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run's folder after it has come to its end."""
+    folder = tmp_path_factory.mktemp("trained")
+    shutil.copytree(inputs, folder, dirs_exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HAFRM_CACHE", str(folder / "cache"))
+        patch.chdir(folder)
+        train(CONFIG)
+    return folder / "run"
+
+
+@pytest.fixture
+def config(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+    """A run that has not begun."""
+    shutil.copytree(inputs, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return CONFIG
+
+
+@pytest.fixture
+def finished(config: TrainConfig, trained: Path) -> TrainConfig:
+    """The same, finished."""
+    shutil.copytree(trained, config.out)
+    return config
+
+
+def stopped(config: TrainConfig, **changes: object) -> TrainConfig:
+    """Let a finished run be one that was stopped before its end; changes go into its manifest."""
+    path = Path(config.out) / "manifest.json"
+    manifest = json.loads(path.read_text()) | {"status": "running"}
+    manifest["effective"] |= changes
+    path.write_text(json.dumps(manifest))
+    return config
 
 
 def test_a_run_leaves_its_account(config: TrainConfig) -> None:
@@ -99,11 +142,10 @@ def test_overlong_pairs_are_counted(config: TrainConfig) -> None:
     assert account["pairs"] + sum(account["dropped_in_encoding"].values()) == 24
 
 
-def test_a_finished_run_is_not_overwritten_unasked(config: TrainConfig) -> None:
-    train(config)
+def test_a_finished_run_is_not_overwritten_unasked(finished: TrainConfig) -> None:
     with pytest.raises(ConfigError, match="finished run"):
-        train(config)
-    train(replace(config, overwrite=True))
+        train(finished)
+    train(replace(finished, overwrite=True))
 
 
 def test_foreign_folders_are_left_alone(config: TrainConfig) -> None:
@@ -116,12 +158,17 @@ def test_foreign_folders_are_left_alone(config: TrainConfig) -> None:
     assert keep.read_text() == "years of work"
 
 
-def test_resuming_with_other_options_is_refused(config: TrainConfig) -> None:
-    train(config)
-    path = Path(config.out) / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "running"}))
-    with pytest.raises(ConfigError, match=r"loss\.beta \(was 0\.1, now 0\.5\)"):
-        train(replace(config, loss=LossConfig(beta=0.5)))
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"loss": LossConfig(beta=0.5)}, r"loss\.beta \(was 0\.1, now 0\.5\)"),
+        ({"training": FAST | {"learning_rate": 1e-4}}, r"training\.learning_rate"),
+    ],
+    ids=["loss", "training"],
+)
+def test_resuming_with_other_options_is_refused(change: dict, message: str, finished: TrainConfig) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train(replace(stopped(finished), **change))
 
 
 def test_a_limit_over_the_models_positions_is_refused(config: TrainConfig) -> None:
@@ -153,12 +200,12 @@ def test_evaluating_at_the_start_and_rows_in_order(config: TrainConfig) -> None:
     assert [line["step"] for line in lines if "eval_loss" in line] == [0, 4]
 
 
-def test_a_half_written_checkpoint_is_passed_over(config: TrainConfig) -> None:
-    train(config)
-    half = Path(config.out) / "checkpoint-9"
-    half.mkdir()
-    (half / "trainer_state.json").write_text('{"global_step": 9')
-    assert last_checkpoint(Path(config.out)) == Path(config.out) / "checkpoint-4"
+@pytest.mark.parametrize("content", ['{"global_step": 9', "[9]", "{}"])
+def test_a_checkpoint_that_is_not_whole_is_passed_over(content: str, tmp_path: Path) -> None:
+    for step, state in ((4, '{"global_step": 4}'), (9, content)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
 
 
 def test_paper_defaults() -> None:
@@ -235,51 +282,40 @@ def test_weights_that_a_method_fixes_may_be_spelt_out() -> None:
         assert config.resolved_loss == LossConfig().for_method(method)
 
 
-def test_overwriting_deletes_nothing_before_the_new_run_is_sound(config: TrainConfig, tmp_path: Path) -> None:
-    train(config)
-    weights = (Path(config.out) / "model.safetensors").read_bytes()
+def test_overwriting_deletes_nothing_before_the_new_run_is_sound(finished: TrainConfig, tmp_path: Path) -> None:
+    weights = (Path(finished.out) / "model.safetensors").read_bytes()
     broken = save_tiny(tmp_path / "broken")
     (broken / "model.safetensors").write_bytes(b"no weights")
-    again = replace(config, overwrite=True)
+    again = replace(finished, overwrite=True)
     with pytest.raises(ModelError):
         train(replace(again, model=str(broken)))
     with pytest.raises(ConfigError, match="256 positions"):
         train(replace(again, data_options=DataOptions(max_length=512)))
-    assert (Path(config.out) / "model.safetensors").read_bytes() == weights
+    assert (Path(finished.out) / "model.safetensors").read_bytes() == weights
 
 
 @pytest.mark.parametrize("name", ["model", "data", "eval_data", "linked", "split"])
-def test_a_run_does_not_read_from_the_folder_that_it_may_delete(name: str, config: TrainConfig, tmp_path: Path) -> None:
-    train(config)
-    out = Path(config.out)
-    shutil.copy(config.data[0], out / "train.jsonl")
+def test_a_run_does_not_read_from_the_folder_that_it_may_delete(
+    name: str, finished: TrainConfig, tmp_path: Path
+) -> None:
+    out = Path(finished.out)
+    shutil.copy(finished.data[0], out / "train.jsonl")
     (tmp_path / "link").symlink_to(out / "train.jsonl")
     changes = {
         "model": {"model": str(out)},
-        "data": {"data": [*config.data, str(out / "train.jsonl")]},
+        "data": {"data": [*finished.data, str(out / "train.jsonl")]},
         "eval_data": {"eval_data": [str(out / ".." / out.name / "train.jsonl")]},
         "linked": {"data": [str(tmp_path / "link")]},
         "split": {"data": [f"{out}#train"]},
     }[name]
     with pytest.raises(ConfigError, match="lies in the run's own folder"):
-        train(replace(config, overwrite=True, **changes))
+        train(replace(finished, overwrite=True, **changes))
     assert (out / "model.safetensors").exists()
     assert (out / "train.jsonl").exists()
 
 
-def interrupt(config: TrainConfig, **changes: object) -> dict:
-    """Run, then make the folder look like that of a run which was stopped; changes go into its manifest."""
-    train(config)
-    path = Path(config.out) / "manifest.json"
-    manifest = json.loads(path.read_text()) | {"status": "running"}
-    for name, value in changes.items():
-        manifest["effective"][name] = value
-    path.write_text(json.dumps(manifest))
-    return manifest
-
-
-def test_resuming_on_changed_data_is_refused(config: TrainConfig) -> None:
-    interrupt(config)
+def test_resuming_on_changed_data_is_refused(finished: TrainConfig) -> None:
+    config = stopped(finished)
     path = Path(config.eval_data[0])
     path.write_text(path.read_text().replace("yes", "yes!", 1))
     with pytest.raises(ConfigError, match=r"other data: .*valid\.jsonl \(was 8 pairs, sha256 .*, now 8 pairs"):
@@ -287,9 +323,9 @@ def test_resuming_on_changed_data_is_refused(config: TrainConfig) -> None:
     train(replace(config, overwrite=True))
 
 
-def test_resuming_with_another_tokenizer_is_refused(config: TrainConfig) -> None:
+def test_resuming_with_another_tokenizer_is_refused(finished: TrainConfig) -> None:
     """The rows are the same, but fewer fit the limit."""
-    interrupt(config)
+    config = stopped(finished)
     wordy = DEFAULT_CHAT_TEMPLATE.replace("message['content']", "message['content'] * 4")
     assert wordy != DEFAULT_CHAT_TEMPLATE
     tiny_tokenizer(template=wordy).save_pretrained(config.model)
@@ -300,54 +336,47 @@ def test_resuming_with_another_tokenizer_is_refused(config: TrainConfig) -> None
 @pytest.mark.parametrize(
     ("name", "was"), [("bf16", True), ("dtype", "bfloat16"), ("sharding", "fsdp2"), ("model_revision", "abc")]
 )
-def test_resuming_in_other_settings_is_refused(name: str, was: object, config: TrainConfig) -> None:
-    interrupt(config, **{name: was})
+def test_resuming_in_other_settings_is_refused(name: str, was: object, finished: TrainConfig) -> None:
     with pytest.raises(ConfigError, match=rf"other settings: {name} \(was {was}, now"):
-        train(config)
+        train(stopped(finished, **{name: was}))
 
 
-def test_processes_and_accumulation_may_change_but_not_the_pairs_of_a_step(config: TrainConfig) -> None:
-    interrupt(config, world_size=2, per_device_train_batch_size=2)
+def test_processes_and_accumulation_may_change_but_not_the_pairs_of_a_step(finished: TrainConfig) -> None:
+    config = stopped(finished, world_size=2, per_device_train_batch_size=2)
     halves = config.training | {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     assert train(replace(config, training=halves)).steps == 4
-    interrupt(replace(config, overwrite=True), world_size=4)
     with pytest.raises(ConfigError, match=r"other settings: pairs of a step \(was 16, now 4\)"):
-        train(config)
+        train(stopped(config, world_size=4, per_device_train_batch_size=4, gradient_accumulation_steps=1))
 
 
-def test_zero_keeps_its_optimizer_process_by_process(config: TrainConfig) -> None:
-    interrupt(config, world_size=2, per_device_train_batch_size=2, sharding="zero3")
+def test_zero_keeps_its_optimizer_process_by_process(finished: TrainConfig) -> None:
+    config = stopped(finished, world_size=2, per_device_train_batch_size=2, sharding="zero3")
     with pytest.raises(ConfigError, match=r"sharding \(was zero3, now None\), world_size \(was 2, now None\)"):
         train(config)
 
 
-def test_what_does_no_harm_may_change_on_resuming(config: TrainConfig) -> None:
-    interrupt(config, device="cuda:7")
+def test_what_does_no_harm_may_change_on_resuming(finished: TrainConfig) -> None:
+    config = stopped(finished, device="cuda:7")
     harmless = {"logging_steps": 2, "save_total_limit": 1, "dataloader_num_workers": 0, "disable_tqdm": True}
     assert train(replace(config, training=config.training | harmless)).steps == 4
-    interrupt(replace(config, overwrite=True))
-    with pytest.raises(ConfigError, match=r"training\.learning_rate"):
-        train(replace(config, training=config.training | {"learning_rate": 1e-4}))
 
 
-def test_a_run_stopped_after_its_last_step_takes_none_more(config: TrainConfig) -> None:
-    whole = train(config)
-    weights = load_file(Path(config.out) / "model.safetensors")
-    (Path(config.out) / "model.safetensors").unlink()
-    path = Path(config.out) / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "running"}))
-    metrics = (Path(config.out) / "metrics.jsonl").read_text()
-    again = train(config)
-    assert (Path(config.out) / "metrics.jsonl").read_text() == metrics
-    assert again.steps == whole.steps == 4
-    assert again.metrics["eval_loss"] == whole.metrics["eval_loss"]
-    for name, tensor in load_file(Path(config.out) / "model.safetensors").items():
+def test_a_run_stopped_after_its_last_step_takes_none_more(finished: TrainConfig) -> None:
+    folder = Path(finished.out)
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    metrics = (folder / "metrics.jsonl").read_text()
+    measured = json.loads((folder / "manifest.json").read_text())["eval_metrics"]
+    again = train(stopped(finished))
+    assert (folder / "metrics.jsonl").read_text() == metrics
+    assert again.steps == 4
+    assert again.metrics["eval_loss"] == measured["eval_loss"]
+    for name, tensor in load_file(folder / "model.safetensors").items():
         assert torch.equal(tensor, weights[name]), name
 
 
-def test_the_manifest_holds_what_the_options_came_to(config: TrainConfig) -> None:
-    train(config)
-    effective = json.loads((Path(config.out) / "manifest.json").read_text())["effective"]
+def test_the_manifest_holds_what_the_options_came_to(finished: TrainConfig) -> None:
+    effective = json.loads((Path(finished.out) / "manifest.json").read_text())["effective"]
     expected = {
         "learning_rate": 1e-3,
         "per_device_train_batch_size": 4,
@@ -384,6 +413,19 @@ def test_prompts_in_training_and_validation_data_are_counted(config: TrainConfig
     train(config)
     assert "warning: 3 prompts of the validation data are in the training data too" in capfd.readouterr().err
     assert json.loads((Path(config.out) / "manifest.json").read_text())["data"]["shared_prompts"] == 3
+
+
+def test_another_projects_revision_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of an installed package, in an environment that lies in somebody's checkout."""
+    (tmp_path / "module.py").touch()
+    monkeypatch.setattr("hafrm.training.manifest.__file__", str(tmp_path / "module.py"))
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    for words in (["init"], ["commit", "--allow-empty", "-m", "theirs"]):
+        subprocess.run([*git, *words], check=True, capture_output=True)
+    assert git_revision() is None
+    for words in (["add", "module.py"], ["commit", "-m", "ours"]):
+        subprocess.run([*git, *words], check=True, capture_output=True)
+    assert len(git_revision() or "") == 40
 
 
 @pytest.mark.parametrize("disabled", [True, False])

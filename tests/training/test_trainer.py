@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from transformers import TrainingArguments
 
 from hafrm.encoding import ConversationEncoder
 from hafrm.errors import NonFiniteLossError
-from hafrm.models.checkpoints import RunInfo, new_model
+from hafrm.losses import POLICY_LOSSES, REWARD_LOSSES
+from hafrm.models.checkpoints import new_model
 from hafrm.models.layout import choose_layout
 from hafrm.models.lora import LoraOptions
 from hafrm.models.references import frozen_copy_reference, precompute_reference
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.training.batches import PairDataset
+from hafrm.training.callbacks import ConsoleProgress
 from hafrm.training.config import LossConfig
 from hafrm.training.objective import Objective
 from hafrm.training.trainer import HybridTrainer
+from tests.models.test_checkpoints import info
 from tests.tiny import save_tiny, some_pairs
-
-INFO = RunInfo(
-    method="haf",
-    base_model="base",
-    reward_weight=1.0,
-    policy_ratio=0.2,
-    policy_loss="dpo",
-    beta=0.1,
-    max_length=128,
-    overlong="drop",
-    pad_token="<pad>",
-)
 
 
 @pytest.fixture
@@ -80,7 +73,7 @@ def trainer(
         layout=layout,
         tokens_per_batch=tokens_per_batch,
         tokenizer=tokenizer,
-        info=INFO,
+        info=info(base),
         train_dataset=PairDataset(the_pairs, groups, known),
         eval_dataset=PairDataset(the_pairs, groups, known),
         live_reference=None if reference else frozen_copy_reference(model),
@@ -141,40 +134,26 @@ def test_logs_hold_what_users_of_trl_know(base: Path, tmp_path: Path) -> None:
     assert step["rewards/margins"] == pytest.approx(step["rewards/chosen"] - step["rewards/rejected"], abs=1e-5)
 
 
-def test_accumulated_batches_average_over_pairs(base: Path, tmp_path: Path) -> None:
-    """Two batches of 2 and one of 4 make the same step."""
-    whole = trainer(base, tmp_path / "whole", LossConfig(), max_steps=2, per_device_train_batch_size=4)
-    parts = trainer(
-        base,
-        tmp_path / "parts",
-        LossConfig(),
-        max_steps=2,
-        per_device_train_batch_size=2,
-        gradient_accumulation_steps=2,
-    )
+def test_what_is_said_is_no_markup() -> None:
+    said = io.StringIO()
+    ConsoleProgress(Console(file=said)).say("not packed: [b] in [/data]")
+    assert said.getvalue() == "not packed: [b] in [/data]\n"
+
+
+@pytest.mark.parametrize(("pairs", "batch", "part"), [(12, 4, 2), (6, 6, 4)], ids=["even", "uneven"])
+def test_accumulated_batches_average_over_pairs(pairs: int, batch: int, part: int, base: Path, tmp_path: Path) -> None:
+    """Two batches of 2 make a step of 4; of six pairs as 4 and 2, the smaller batch must not count double."""
+    options = {"pairs": pairs, "max_steps": 2, "max_grad_norm": 0.0, "logging_steps": 1}
+    whole = trainer(base, tmp_path / "whole", LossConfig(), per_device_train_batch_size=batch, **options)
+    accumulated = {"per_device_train_batch_size": part, "gradient_accumulation_steps": 2}
+    parts = trainer(base, tmp_path / "parts", LossConfig(), **accumulated, **options)
     whole.train()
     parts.train()
     torch.testing.assert_close(weights(whole), weights(parts), rtol=1e-4, atol=2e-5)
-    losses = [[line["loss"] for line in one.state.log_history if "loss" in line] for one in (whole, parts)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-
-
-def test_uneven_accumulation_averages_over_pairs_too(base: Path, tmp_path: Path) -> None:
-    """Six pairs as 4 + 2: the last, smaller batch must not count double."""
-    whole = trainer(base, tmp_path / "whole", LossConfig(), pairs=6, max_steps=1, per_device_train_batch_size=6)
-    parts = trainer(
-        base,
-        tmp_path / "parts",
-        LossConfig(),
-        pairs=6,
-        max_steps=1,
-        per_device_train_batch_size=4,
-        gradient_accumulation_steps=2,
-    )
-    for one in (whole, parts):
-        one.args.max_grad_norm = 0.0
-        one.train()
-    torch.testing.assert_close(weights(whole), weights(parts), rtol=1e-4, atol=2e-5)
+    for name in ("loss", "grad_norm"):
+        logged = [[line[name] for line in one.state.log_history if name in line] for one in (whole, parts)]
+        assert len(logged[0]) == 2
+        assert logged[0] == pytest.approx(logged[1], rel=1e-4)
 
 
 def test_a_live_reference_gives_the_same_run(base: Path, tmp_path: Path) -> None:
@@ -185,17 +164,13 @@ def test_a_live_reference_gives_the_same_run(base: Path, tmp_path: Path) -> None
     torch.testing.assert_close(weights(precomputed), weights(live), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["dpo", "ipo", "slic", "simpo", "orpo", "kto_pair", "sft"])
-def test_every_policy_loss_trains(kind: str, base: Path, tmp_path: Path) -> None:
-    one = trainer(base, tmp_path, LossConfig(policy_loss=kind, policy_ratio=1.0), max_steps=8)
-    before = one.evaluate()["eval_loss"]
-    one.train()
-    assert one.evaluate()["eval_loss"] < before
+POLICY = [LossConfig(policy_loss=kind, policy_ratio=1.0) for kind in POLICY_LOSSES]
+REWARD = [LossConfig(reward_loss=kind, policy_ratio=0.0, centering=0.01) for kind in REWARD_LOSSES]
 
 
-@pytest.mark.parametrize("kind", ["hinge", "probit", "cauchy"])
-def test_every_reward_loss_trains(kind: str, base: Path, tmp_path: Path) -> None:
-    one = trainer(base, tmp_path, LossConfig(reward_loss=kind, policy_ratio=0.0, centering=0.01), max_steps=8)
+@pytest.mark.parametrize("loss", POLICY + REWARD, ids=[*POLICY_LOSSES, *REWARD_LOSSES])
+def test_every_loss_trains(loss: LossConfig, base: Path, tmp_path: Path) -> None:
+    one = trainer(base, tmp_path, loss, max_steps=8)
     before = one.evaluate()["eval_loss"]
     one.train()
     assert one.evaluate()["eval_loss"] < before

@@ -63,6 +63,8 @@ ADAPTER_FOLDER = "adapter"
 _ADAPTER_FILE = "adapter_model.safetensors"
 _HEAD_KEY = "score.weight"
 _STOCK = "causal_lm."  # how the names of the stock model's tensors begin in a `HybridModel`
+_WRITERS = ("while serializing", "PytorchStreamWriter", "inline_container", "Parent directory", "cannot be opened")
+"""By which errors of safetensors' and torch's writers are known: they have no kind of their own."""
 _FORMAT = 1
 _ADDED_LATER = {"reward_loss", "base_digest", "sha256"}
 
@@ -348,10 +350,13 @@ def _checkpoint(tokenizer: Any, info: RunInfo, folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Whatever goes wrong while files are written into this folder becomes an `UnwritableError` that says so."""
+    """A file of this folder that can't be written becomes an `UnwritableError` that says so; other errors stay."""
     try:
         yield
-    except (OSError, SafetensorError, RuntimeError) as error:  # torch's writer of archives has RuntimeError alone
+    except (OSError, SafetensorError, RuntimeError) as error:
+        of_writer = type(error) in (SafetensorError, RuntimeError) and any(words in str(error) for words in _WRITERS)
+        if not (of_writer or isinstance(error, OSError)):
+            raise
         raise UnwritableError(
             f"{folder} can't be written ({first_line(error)}). Free some space, or choose another folder; what was "
             "written before is whole, and the same command goes on from it."

@@ -20,6 +20,7 @@ from hafrm.models.cards import CARD_MARK, policy_card, reward_card
 from hafrm.models.checkpoints import (
     ADAPTER_FOLDER,
     RunInfo,
+    loading,
     quiet_transformers,
     read_manifest,
     require_undamaged,
@@ -107,8 +108,9 @@ def _require_own(folder: Path) -> None:
 def _export_adapter(source: Path, folder: Path, task: Literal["SEQ_CLS", "CAUSAL_LM"]) -> None:
     """Copy an adapter for one stock class: the reward head goes with the classifier alone."""
     folder.mkdir()
-    tensors = load_file(source / "adapter_model.safetensors")
-    description = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
+    with loading("adapters", str(source)):  # else what can't be read would be said not to be writable
+        tensors = load_file(source / "adapter_model.safetensors")
+        description = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
     description |= {"task_type": task}
     if task == "CAUSAL_LM":
         tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("score.weight")}

@@ -232,7 +232,7 @@ class RemoteScorer:
             asked = None
             try:
                 response = self._client.post(self.endpoint, json=request)
-            except self._httpx.TransportError as error:
+            except self._httpx.RequestError as error:
                 lost = f"{type(error).__name__}: {first_line(error)}"
             else:
                 if response.status_code not in _BUSY:

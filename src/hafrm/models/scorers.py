@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, cast, runtime_checkable
@@ -154,6 +155,11 @@ class ScoreOptions:
             ) from error
 
 
+def _enough_memory(batch: SequenceBatch) -> AbstractContextManager[None]:
+    size = f"a batch of {batch.num_sequences} responses and {batch.input_ids.numel()} tokens"
+    return enough_memory(size, _LESS_MEMORY)
+
+
 class _BatchedScorer:
     """Encodes conversations, orders them by length, runs them in batches and puts the rewards back in order."""
 
@@ -180,7 +186,7 @@ class _BatchedScorer:
         """The reward of each place that has token ids."""
         rewards: dict[int, float] = {}
         for rows, batch in self._batches(encoded):
-            with enough_memory(f"a batch of {len(rows)} responses and {batch.input_ids.numel()} tokens", _LESS_MEMORY):
+            with _enough_memory(batch):
                 scores = self._score_batch(batch)
             if not torch.isfinite(scores).all():
                 raise ModelError("The model gave a reward that is not finite. Its weights are damaged, or overflow.")
@@ -299,7 +305,8 @@ class HybridScorer(_BatchedScorer):
             raise ModelError("Log-ratios of tokens need a reference policy. Give one with `--reference`.")
         found: list[TokenRatios | None] = [None] * len(conversations)
         for rows, batch in self._batches(self._encoded(conversations)):
-            ratios = self._token_ratios(batch)
+            with _enough_memory(batch):
+                ratios = self._token_ratios(batch)
             starts = batch.position_ids.flatten()[batch.score_index] + 1 - batch.response_lengths
             parts = (starts.tolist(), batch.target_ids.split(batch.lengths), ratios.split(batch.lengths))
             for row, start, ids, values in zip(rows, *parts, strict=True):

@@ -15,10 +15,10 @@ from torch.utils.data import Dataset
 
 from hafrm.encoding import TokenGroup
 from hafrm.models.layout import Layout
-from hafrm.packing import SequenceBatch
+from hafrm.packing import SequenceBatch, even_shares
 from hafrm.pairs import PreferencePair
 
-__all__ = ["PairBatch", "PairBatches", "PairCollator", "PairDataset", "PairItem", "even_shares"]
+__all__ = ["PairBatch", "PairBatches", "PairCollator", "PairDataset", "PairItem"]
 
 
 @dataclass(frozen=True)
@@ -150,22 +150,3 @@ class PairCollator:
             margin=torch.tensor([item.margin for item in items], dtype=torch.float32),
             reference=torch.tensor(references, dtype=torch.float32) if references else None,
         )
-
-
-def even_shares(sizes: Sequence[int], processes: int) -> list[list[int]]:
-    """Spread things over processes so that each has about as much: the largest first, each to the least laden.
-
-    Args:
-        sizes: How much each thing is.
-        processes: How many processes there are.
-
-    Returns:
-        Each process's indices into `sizes`, in their order; none where there are fewer things than processes.
-    """
-    shares: list[list[int]] = [[] for _ in range(processes)]
-    laden = [0] * processes
-    for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        lightest = laden.index(min(laden))
-        shares[lightest].append(index)
-        laden[lightest] += sizes[index]
-    return [sorted(share) for share in shares]

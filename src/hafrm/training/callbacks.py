@@ -115,7 +115,7 @@ class ConsoleProgress(TrainerCallback):
         elif evaluated or time.monotonic() - self._last >= self.every_s or state.global_step == state.max_steps:
             self._last = time.monotonic()
             label = "validation" if evaluated else "training"
-            self.console.print(f"step {state.global_step}/{state.max_steps} {label}: {text}", highlight=False)
+            self.say(f"step {state.global_step}/{state.max_steps} {label}: {text}")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -124,8 +124,8 @@ class ConsoleProgress(TrainerCallback):
         self.close()
 
     def say(self, text: str) -> None:
-        """Print a line of its own."""
-        self.console.print(text, highlight=False, soft_wrap=True)
+        """Print a line of its own, as it is: paths and other programs' words may hold what rich takes for markup."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Give the terminal back, also after an error."""

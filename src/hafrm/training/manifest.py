@@ -214,12 +214,13 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def git_revision() -> str | None:
     """The revision of hafrm's own source, if it runs from a git checkout; "+changes" where files differ from it."""
-    here = ["git", "-C", str(Path(__file__).parent)]
+
+    def git(*words: str) -> str:
+        argv = ["git", "-C", str(Path(__file__).parent), *words]
+        return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
     try:
-        revision = subprocess.run([*here, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
-        status = subprocess.run(
-            [*here, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True, timeout=10
-        )
+        git("ls-files", "--error-unmatch", __file__)  # fails where hafrm is installed within another project's checkout
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.SubprocessError):
         return None
-    return revision.stdout.strip() + ("+changes" if status.stdout.strip() else "")

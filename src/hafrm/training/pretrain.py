@@ -165,7 +165,8 @@ def _tokenizer(config: PretrainConfig, folder: Path) -> PreTrainedTokenizerFast:
         return loaded
     texts = map(words_of, islice(read_texts(config.data, held_out=False), config.tokenizer_texts))
     tokenizer = train_tokenizer(texts, vocabulary=config.shape.vocabulary, context=config.shape.context)
-    tokenizer.save_pretrained(folder)
+    with atomic.new_files(folder, last="tokenizer.json") as temporary:  # by which a run that goes on knows it
+        tokenizer.save_pretrained(temporary)
     return tokenizer
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import Trainer, TrainerState
 
-from hafrm.training.trainer import last_checkpoint
+from hafrm.training.trainer import last_checkpoint, require_whole_archives
 
 __all__ = ["train_to_the_end"]
 
@@ -17,9 +17,13 @@ def train_to_the_end(trainer: Trainer, folder: Path) -> None:
     Args:
         trainer: The trainer, made as for a new run.
         folder: Where its checkpoints lie.
+
+    Raises:
+        DamagedError: a file of the last checkpoint is not as it was written.
     """
     checkpoint = last_checkpoint(folder)
     if checkpoint is not None:
+        require_whole_archives(checkpoint)
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         if state.global_step >= state.max_steps:  # transformers would step once more
             trainer.state = state

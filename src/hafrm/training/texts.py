@@ -38,9 +38,14 @@ def read_texts(files: Sequence[str], *, held_out: bool) -> Iterator[Text]:
         for row in read_rows(Path(file)):
             if row.error is not None:
                 raise row.error
-            if isinstance(row.value, dict) and (row.value.get("split") in HELD_OUT) != held_out:
+            if isinstance(row.value, dict) and _is_held_out(row.value) != held_out:
                 continue
             yield _text_of(row.value, f"{file}, row {row.number}")
+
+
+def _is_held_out(row: dict[str, Any]) -> bool:
+    split = row.get("split")
+    return isinstance(split, str) and split in HELD_OUT
 
 
 def _text_of(value: Any, where: str) -> Text:

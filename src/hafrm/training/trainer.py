@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
-from zipfile import BadZipFile, ZipFile
+from zipfile import ZipFile
 
 import numpy as np
 import torch
@@ -42,7 +42,10 @@ from hafrm.training.batches import PairBatch, PairBatches, PairCollator, PairDat
 from hafrm.training.objective import Objective, PairLosses
 from hafrm.training.sharding import fsdp_plugin, share_heads_with_root
 
-__all__ = ["HybridTrainer", "last_checkpoint"]
+__all__ = ["HybridTrainer", "last_checkpoint", "require_whole_archives"]
+
+_ARCHIVES = ("*.pt", "*.pth", "optimizer*.bin")
+"""Files of a checkpoint that torch writes as archives; the last is the optimizer under FSDP."""
 
 _LESS_MEMORY = (
     "Lower data_options.tokens_per_batch, or set --training.activation_checkpointing true: the same command then goes "
@@ -150,7 +153,7 @@ class HybridTrainer(Trainer):
         return torch.stack(losses).sum()
 
     def _part_step(self, model: nn.Module, part: PairBatch, num_items_in_batch: Tensor | int | None) -> Tensor:
-        self._rows += part.rows.tolist()
+        self._rows += part.rows.tolist() if part.counts else []
         with enough_memory(f"step {self.state.global_step + 1}, {_size(part)}", _LESS_MEMORY):
             return super().training_step(model, cast(Any, part), cast(Any, num_items_in_batch))
 
@@ -312,7 +315,7 @@ class HybridTrainer(Trainer):
             rotate_checkpoints(str(self.args.output_dir), self.args.save_total_limit, self.state.best_model_checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        _require_whole_archives(Path(resume_from_checkpoint))
+        require_whole_archives(Path(resume_from_checkpoint))
         self.restore(Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -356,23 +359,23 @@ def last_checkpoint(run: Path) -> Path | None:
     """
     complete = []
     for folder in run.glob("checkpoint-*"):
-        with contextlib.suppress(OSError, ValueError, KeyError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
             complete.append((int(state["global_step"]), folder))
     return max(complete, default=(0, None))[1]
 
 
-def _require_whole_archives(checkpoint: Path) -> None:
+def require_whole_archives(checkpoint: Path) -> None:
     """Refuse a checkpoint of which optimizer, schedule or random numbers are damaged: torch reads without checksums.
 
     Raises:
         DamagedError: names the file.
     """
-    for path in sorted([*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")]):
+    for path in sorted(path for pattern in _ARCHIVES for path in checkpoint.glob(pattern)):
         try:
             with ZipFile(path) as archive:
                 damaged = archive.testzip() is not None
-        except (BadZipFile, OSError, NotImplementedError, RuntimeError, ValueError, EOFError):
+        except Exception:  # zipfile has many for a damaged archive: its own, NotImplementedError, zlib's, ...
             damaged = True
         if damaged:
             raise DamagedError(

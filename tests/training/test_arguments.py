@@ -40,6 +40,7 @@ def config(*, evaluated: bool = True, **training: Any) -> TrainConfig:
         ("auto_find_batch_size", True, "gradient_accumulation_steps"),
         ("dataloader_drop_last", True, "uncounted"),
         ("save_only_model", True, "other weights"),
+        ("accelerator_config", {"dispatch_batches": True}, "by tokens"),
         ("enable_jit_checkpoint", True, "finished"),
         ("push_to_hub", True, "hf upload"),
         ("hub_token", "secret", "hf upload"),

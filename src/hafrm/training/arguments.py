@@ -50,6 +50,7 @@ _REFUSED: dict[tuple[str, ...], str] = {
         "configs/distributed/zero3.yaml`"
     ),
     ("parallelism_config",): "would split models and sequences in ways that batches of pairs are not made for",
+    ("accelerator_config",): "would split batches its own way: each process takes a share of a step's pairs by tokens",
     ("save_on_each_node",): "has no effect here: all nodes must see the run's folder",
     ("enable_jit_checkpoint",): "would call a run finished that was stopped: a stopped run goes on from its checkpoint",
     (

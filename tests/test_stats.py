@@ -10,6 +10,7 @@ from scipy import optimize, special, stats
 from sklearn.linear_model import LogisticRegression
 
 from hafrm.stats import (
+    FEWEST_GROUPS,
     Accuracy,
     accuracy,
     accuracy_by_bin,
@@ -157,6 +158,14 @@ def test_one_group_has_a_point_for_an_interval_and_proves_nothing():
     assert (interval.low, interval.high) == (0.75, 0.75)
     paired = paired_bootstrap([1.0, 1.0], [0.0, 0.0], ["same"] * 2)
     assert (paired.difference, paired.p_value) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(("groups", "p_value"), [(2, 1.0), (5, 1.0), (6, 2 / 2001)])
+def test_pairs_of_few_groups_prove_nothing_however_many_they_are(groups: int, p_value: float):
+    ours, theirs = np.ones(600), np.zeros(600)
+    assert paired_bootstrap(ours, theirs, np.arange(600) % groups).p_value == p_value
+    # the sign test, which knows groups alone, could not reach 5% either
+    assert (stats.binomtest(groups, groups).pvalue >= 0.05) == (groups < FEWEST_GROUPS)
 
 
 def test_paired_bootstrap_is_the_bootstrap_of_differences():

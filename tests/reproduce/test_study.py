@@ -396,7 +396,15 @@ def test_options_that_can_not_work_are_refused(make: Callable[[], object], messa
 
 def numbers(difference: float, ends: list[float]) -> dict[str, Any]:
     """Results of one comparison over two sets, as `collect` gives them."""
-    cell = {"accuracy": 0.7, "by_seed": [0.7], "spread": None, "ci95": [0.6, 0.8], "n": 9, "length_accuracy": 0.4}
+    cell = {
+        "accuracy": 0.7,
+        "by_seed": [0.7],
+        "spread": None,
+        "ci95": [0.6, 0.8],
+        "n": 9,
+        "prompts": 9,
+        "length_accuracy": 0.4,
+    }
     said = {"part": "table2", "backbone": "b", "a": "haf", "b": "baseline", "p": 0.01, "by_seed": {"0": difference}}
     said |= {"difference": difference, "ci95": ends, "n": 9}
     return {
@@ -453,6 +461,24 @@ def test_columns_on_the_same_prompts_are_drawn_together() -> None:
     one = width(column("a"))
     assert width(column("a"), column("a")) == pytest.approx(one)
     assert width(column("a"), column("b")) == pytest.approx(one / 2**0.5, rel=0.1)
+
+
+def test_a_set_of_few_prompts_has_no_interval_and_its_pairs_are_drawn_for_the_mean() -> None:
+    """A thousand pairs of two prompts, one model always ahead: of other prompts that says nothing."""
+    hits = {f"pair{i}": 1.0 for i in range(1000)}
+    groups = {pair: "a" if pair[-1] in "01234" else "b" for pair in hits}
+    ours = Measured((1.0,), hits, groups, 0.5)
+    theirs = Measured((0.5,), {pair: float(i % 2) for i, pair in enumerate(hits)}, groups, 0.5)
+    few = results._Paired(ours, theirs, (0,))
+    assert ours.ci95 is None
+    assert ours.as_dict()["prompts"] == 2
+    found = results._on_one(few)
+    assert (found["difference"], found["ci95"], found["p"]) == (0.5, None, 1.0)
+    low, high = results._on_all([few, few])["ci95"]
+    assert high - low == pytest.approx(2 * 1.96 * (0.25 / 1000) ** 0.5, rel=0.15)  # as of 1,000 independent pairs
+    told = numbers(0.02, [0.01, 0.03])
+    told["parts"]["table2"]["b"]["BS"]["haf"]["prompts"] = 2
+    assert any("fewer than 6 prompts (BS: 2)" in note for note in telling.findings_of(told).notes)
 
 
 def test_what_is_published_is_read_by_name(tmp_path: Path, checkout: Path) -> None:

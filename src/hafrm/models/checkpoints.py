@@ -63,7 +63,14 @@ ADAPTER_FOLDER = "adapter"
 _ADAPTER_FILE = "adapter_model.safetensors"
 _HEAD_KEY = "score.weight"
 _STOCK = "causal_lm."  # how the names of the stock model's tensors begin in a `HybridModel`
-_WRITERS = ("while serializing", "PytorchStreamWriter", "inline_container", "Parent directory", "cannot be opened")
+_WRITERS = (
+    "while serializing",
+    "PytorchStreamWriter",
+    "inline_container",
+    "iostream error",
+    "Parent directory",
+    "cannot be opened",
+)
 """By which errors of safetensors' and torch's writers are known: they have no kind of their own."""
 _FORMAT = 1
 _ADDED_LATER = {"reward_loss", "base_digest", "sha256"}

@@ -14,6 +14,7 @@ from typing import Any
 
 from hafrm.errors import DataError, UnreadableError
 from hafrm.evaluation.scoring import RESULTS_FILE, SCORES_FILE, PairScore, read_scores
+from hafrm.stats import FEWEST_GROUPS
 
 __all__ = ["Cell", "Comparison", "Evaluation", "Interval", "Measured", "read_evaluation"]
 
@@ -26,7 +27,7 @@ class Measured:
 
     accuracy: float
     ci95: Interval | None
-    """None where all pairs share one prompt: resampling prompts then says nothing."""
+    """None where pairs are of fewer prompts than `FEWEST_GROUPS`: resampling prompts then says nothing."""
     length_accuracy: float
     random_accuracy: float
 
@@ -187,4 +188,4 @@ def _comparison(raw: Mapping[str, Any], groups: int) -> Comparison:
 
 def _interval(raw: Sequence[float], groups: int) -> Interval | None:
     low, high = raw
-    return (low, high) if groups > 1 else None
+    return (low, high) if groups >= FEWEST_GROUPS else None

@@ -8,7 +8,8 @@ and counts one half, so that a constant scorer and a random one are both at .5, 
 
 Intervals resample whole groups, the pairs of one prompt, since those are not independent. They are percentile
 intervals: where all groups agree (and so always for a single group), they shrink to a point, which says that
-resampling found no spread, not that there is none. So read them beside the number of groups.
+resampling found no spread, not that there is none. So read them beside the number of groups, and not at all where there
+are fewer than `FEWEST_GROUPS`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from hafrm.stats.checks import Floats
 from hafrm.stats.relations import Correlation, LinearFit, linear_fit, pearson, pearson_interval, spearman
 from hafrm.stats.selection import random_recall, top_k_hits, top_k_recall
 from hafrm.stats.significance import (
+    FEWEST_GROUPS,
     Interval,
     PairedDifference,
     bootstrap_interval,
@@ -37,6 +39,7 @@ from hafrm.stats.significance import (
 )
 
 __all__ = [
+    "FEWEST_GROUPS",
     "Accuracy",
     "AccuracyBin",
     "CalibrationBin",

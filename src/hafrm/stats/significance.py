@@ -11,6 +11,7 @@ from scipy import stats as scipy_stats
 from hafrm.stats.checks import Floats, arrays, probabilities
 
 __all__ = [
+    "FEWEST_GROUPS",
     "Interval",
     "PairedDifference",
     "bootstrap_interval",
@@ -19,6 +20,10 @@ __all__ = [
     "paired_bootstrap",
     "resampled_means",
 ]
+
+FEWEST_GROUPS = 6
+"""With fewer groups nothing is told apart from chance: that all of five differ in one direction comes about once in 16
+times (two-sided sign test). Resampling them would still find an interval, often a narrow one."""
 
 _DRAWS_AT_ONCE = 2**20  # group draws held in memory while resampling: 8 MiB of indices
 
@@ -73,7 +78,7 @@ def paired_bootstrap(
     """Compare two models on the same pairs, resampling whole groups.
 
     The p-value is twice the share of resampled differences on the rarer side of 0, 0 itself counting to both sides
-    and the observed data as one more resample, so it is never 0. One group alone says nothing: its p-value is 1.
+    and the observed data as one more resample, so it is never 0. With fewer groups than `FEWEST_GROUPS` it is 1.
 
     Args:
         values_a: Values of the first model, [N]: for accuracies `hits(margins)`.
@@ -90,11 +95,11 @@ def paired_bootstrap(
     difference = values_a - values_b
     means = resampled_means(difference, groups, level=level, resamples=resamples, seed=seed)
     rarer = min((means <= 0).sum(), (means >= 0).sum())
-    alone = len(np.unique(groups)) == 1
+    few = len(np.unique(groups)) < FEWEST_GROUPS
     return PairedDifference(
         difference=float(difference.mean()),
         interval=_percentiles(means, level),
-        p_value=1.0 if alone else min(1.0, float(2 * (rarer + 1) / (resamples + 1))),
+        p_value=1.0 if few else min(1.0, float(2 * (rarer + 1) / (resamples + 1))),
     )
 
 

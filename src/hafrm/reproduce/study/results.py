@@ -22,7 +22,7 @@ from hafrm.reproduce.study.planning import journal_of, missing
 from hafrm.reproduce.study.rates import at_chosen_rates, chosen
 from hafrm.reproduce.study.trials import SHARES, cells, stage_order
 from hafrm.reproduce.study.work import WORDS, words_file
-from hafrm.stats import Floats, holm_correction, paired_bootstrap, resampled_means
+from hafrm.stats import FEWEST_GROUPS, Floats, holm_correction, paired_bootstrap, resampled_means
 
 __all__ = ["FORMAT", "RIVALS_OF", "collect"]
 
@@ -50,7 +50,8 @@ def collect(job: Job) -> dict[str, Any]:
     Returns:
         `{"format", "scale", "sets", "seeds", "steps", "cap", "backbones", "rates", "parts", "comparisons", "failures",
         "unfinished", "missing", "counts"}`. `parts` is {PART: {BACKBONE: {COLUMN: {ROW: {"accuracy", "by_seed",
-        "spread", "ci95", "n", "length_accuracy", "seeds"}}}}}; a comparison says by how much row `a` is above row `b`.
+        "spread", "ci95", "n", "prompts", "length_accuracy", "seeds"}}}}}; a comparison says by
+        how much row `a` is above row `b`.
     """
     journal = journal_of(job)
     last = journal.last()
@@ -154,6 +155,16 @@ class _Paired:
         return [self.a.groups[pair] for pair in self.pairs]
 
     @property
+    def is_of_few_prompts(self) -> bool:
+        """Whether resampling prompts would tell nothing."""
+        return len(set(self.groups)) < FEWEST_GROUPS
+
+    @property
+    def units(self) -> list[str]:
+        """What is resampled for a mean over columns: prompts, or the pairs of too few prompts."""
+        return self.pairs if self.is_of_few_prompts else self.groups
+
+    @property
     def by_seed(self) -> dict[int, float]:
         both = zip(self.a.accuracies, self.b.accuracies, strict=True)
         return dict(zip(self.seeds, (ours - theirs for ours, theirs in both), strict=True))
@@ -180,10 +191,9 @@ def _paired(rows: Mapping[str, Mapping[int, list[PairScore]]], a: str, b: str) -
 def _on_one(found: _Paired) -> dict[str, Any]:
     a, b = ([side.pair_hits[pair] for pair in found.pairs] for side in (found.a, found.b))
     test = paired_bootstrap(a, b, found.groups)
-    single = len(set(found.groups)) < 2
     return {
         "difference": test.difference,
-        "ci95": None if single else [test.interval.low, test.interval.high],
+        "ci95": None if found.is_of_few_prompts else [test.interval.low, test.interval.high],
         "p": test.p_value,
         "by_seed": {str(seed): value for seed, value in found.by_seed.items()},
         "n": len(a),
@@ -195,12 +205,13 @@ def _on_all(columns: Sequence[_Paired]) -> dict[str, Any]:
 
     Each test set's prompts are resampled by themselves. Columns on the same prompts (out of domain a set is tested
     after training on several others) are drawn together: they are hard and easy together, and as if they were
-    independent the interval would be too narrow.
+    independent the interval would be too narrow. Of a set with too few prompts the pairs are resampled: the interval
+    then speaks of those prompts alone.
     """
     seeds: dict[frozenset[str], int] = {}
     draws = np.mean(
         [
-            resampled_means(each.differences, each.groups, seed=seeds.setdefault(frozenset(each.groups), len(seeds)))
+            resampled_means(each.differences, each.units, seed=seeds.setdefault(frozenset(each.units), len(seeds)))
             for each in columns
         ],
         axis=0,

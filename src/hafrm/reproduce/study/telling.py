@@ -18,6 +18,7 @@ from hafrm.reproduce.findings import Cell, Findings, Table, ranked, table_markdo
 from hafrm.reproduce.measures import AVERAGE
 from hafrm.reproduce.study.options import PARTS
 from hafrm.reproduce.study.trials import SHARES
+from hafrm.stats import FEWEST_GROUPS
 
 __all__ = ["findings_of", "readme_block"]
 
@@ -307,6 +308,17 @@ def _ratio_curves(grid: Mapping[str, Any]) -> tuple[Curve, ...]:
     return (Curve("HAF", "positive", tuple(known)),) if known else ()
 
 
+def _few_prompts(results: Results) -> dict[str, int]:
+    """The test sets in domain that have too few prompts for an interval, with how many they have."""
+    cells = [
+        (c, cell)
+        for grid in results["parts"].get("table2", {}).values()
+        for c, row in grid.items()
+        for cell in row.values()
+    ]
+    return {column: cell["prompts"] for column, cell in cells if cell["prompts"] < FEWEST_GROUPS}
+
+
 def _notes(results: Results) -> Iterator[str]:
     yield (
         "Learning rates: every method tries the same rates with the same number of steps and pairs, on every set with "
@@ -317,6 +329,13 @@ def _notes(results: Results) -> Iterator[str]:
         "Intervals and p-values are over prompts and hold for the seeds that were run; a method's own luck with a seed "
         "shows in the column by seed. Means over sets weigh sets alike."
     )
+    if few := _few_prompts(results):
+        sizes = ", ".join(f"{column}: {prompts}" for column, prompts in few.items())
+        yield (
+            f"Test pairs of fewer than {FEWEST_GROUPS} prompts ({sizes}) tell nothing of other prompts: they have no "
+            "interval, and a p-value of 1. In means over sets their pairs are resampled one by one, so those intervals "
+            "are of these prompts alone, and too narrow as far as pairs share a response."
+        )
     yield "Bag of words is a logistic regression on word counts of the responses, fitted on the same training pairs."
     yield "Files stand for the paper's sets by role only, and the backbones are others: compare signs and sizes."
     counts = results["counts"]

@@ -56,7 +56,7 @@ class Comparison:
     n: int
     difference: float
     ci95: Interval | None
-    """None where all pairs share one prompt."""
+    """None with too few prompts."""
     p_bootstrap: float
     p_holm: float
     """`p_bootstrap`, corrected for all comparisons of the evaluation."""

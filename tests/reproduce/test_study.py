@@ -442,6 +442,15 @@ def test_sentences_follow_the_numbers(difference: float, ends: list[float], said
     assert f"on {int(difference > 0)} of 1" in sentence
 
 
+@pytest.mark.parametrize(("rate", "said"), [(0.001, "the lowest"), (0.002, None), (0.003, "the highest"), (None, None)])
+def test_a_rate_at_the_edge_of_those_tried_is_named(rate: float | None, said: str | None) -> None:
+    told = numbers(0.02, [0.01, 0.03])
+    told["rates"]["b"]["haf"] |= {"marks": {"0.001": 0.6, "0.002": 0.7, "0.003": None}, "rate": rate}
+    notes = [note for note in telling.findings_of(told).notes if "At the edge" in note]
+    assert len(notes) == (said is not None)
+    assert all(f"HAF (b), {said}" in note for note in notes)
+
+
 def test_columns_on_the_same_prompts_are_drawn_together() -> None:
     """Twice the same column says no more than once; of other prompts it does."""
 

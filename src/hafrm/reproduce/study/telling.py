@@ -186,6 +186,18 @@ def _rate_table(results: Results) -> Table:
     )
 
 
+def _at_the_edge(results: Results) -> list[str]:
+    """The choices that are the lowest or the highest rate of those that were tried."""
+    found = []
+    for backbone, methods in results["rates"].items():
+        for method, choice in methods.items():
+            tried = [float(rate) for rate in choice["marks"]]
+            if len(tried) > 1 and choice["rate"] in (min(tried), max(tried)):
+                end = "lowest" if choice["rate"] == min(tried) else "highest"
+                found.append(f"{_ROWS[method]} ({backbone}), the {end}")
+    return found
+
+
 def _account(results: Results) -> Iterator[Table]:
     """What failed, what was stopped, what is missing: everything that was started is in a table here or above."""
     failed = [(each["what"], each["reason"]) for each in results["failures"]]
@@ -325,6 +337,8 @@ def _notes(results: Results) -> Iterator[str]:
         "the first seed, and keeps the one with the best mean validation accuracy; its run of the first seed is kept "
         "too. Losses, ratios, shares and mixtures take HAF's, the baseline's or DPO's rate as it is."
     )
+    if edges := _at_the_edge(results):
+        yield f"At the edge of the rates that were tried, so that another may be better: {', '.join(edges)}."
     yield (
         "Intervals and p-values are over prompts and hold for the seeds that were run; a method's own luck with a seed "
         "shows in the column by seed. Means over sets weigh sets alike."

@@ -15,6 +15,7 @@ __all__ = [
     "Interval",
     "PairedDifference",
     "bootstrap_interval",
+    "few_groups",
     "holm_correction",
     "mcnemar_test",
     "paired_bootstrap",
@@ -26,6 +27,11 @@ FEWEST_GROUPS = 6
 times (two-sided sign test). Resampling them would still find an interval, often a narrow one."""
 
 _DRAWS_AT_ONCE = 2**20  # group draws held in memory while resampling: 8 MiB of indices
+
+
+def few_groups(groups: ArrayLike) -> bool:
+    """Whether the groups of values, [N], are fewer than `FEWEST_GROUPS`."""
+    return len(np.unique(np.asarray(groups))) < FEWEST_GROUPS
 
 
 @dataclass(frozen=True)
@@ -95,11 +101,10 @@ def paired_bootstrap(
     difference = values_a - values_b
     means = resampled_means(difference, groups, level=level, resamples=resamples, seed=seed)
     rarer = min((means <= 0).sum(), (means >= 0).sum())
-    few = len(np.unique(groups)) < FEWEST_GROUPS
     return PairedDifference(
         difference=float(difference.mean()),
         interval=_percentiles(means, level),
-        p_value=1.0 if few else min(1.0, float(2 * (rarer + 1) / (resamples + 1))),
+        p_value=1.0 if few_groups(groups) else min(1.0, float(2 * (rarer + 1) / (resamples + 1))),
     )
 
 

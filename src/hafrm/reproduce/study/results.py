@@ -22,7 +22,7 @@ from hafrm.reproduce.study.planning import journal_of, missing
 from hafrm.reproduce.study.rates import at_chosen_rates, chosen
 from hafrm.reproduce.study.trials import SHARES, cells, stage_order
 from hafrm.reproduce.study.work import WORDS, words_file
-from hafrm.stats import FEWEST_GROUPS, Floats, holm_correction, paired_bootstrap, resampled_means
+from hafrm.stats import Floats, few_groups, holm_correction, paired_bootstrap, resampled_means
 
 __all__ = ["FORMAT", "RIVALS_OF", "collect"]
 
@@ -157,7 +157,7 @@ class _Paired:
     @property
     def is_of_few_prompts(self) -> bool:
         """Whether resampling prompts would tell nothing."""
-        return len(set(self.groups)) < FEWEST_GROUPS
+        return few_groups(self.groups)
 
     @property
     def units(self) -> list[str]:

@@ -80,7 +80,7 @@ def test_filters_narrow_the_list(inspector: Inspector):
     inspector.type("length-from", "1")
     assert inspector.lengths()
     assert all(length >= 1 for length in inspector.lengths())
-    inspector.find("button[type=reset]").click()
+    inspector.find("button.clear").click()
     assert inspector.find("#shown").text == "50 of 300 matching pairs shown."
 
 

@@ -334,7 +334,10 @@
   });
   form.addEventListener("input", update);
   form.addEventListener("submit", (event) => event.preventDefault());
-  form.addEventListener("reset", () => setTimeout(update)); // the fields are cleared after the event
+  form.querySelector(".clear").addEventListener("click", () => {
+    form.reset(); // not by a reset button: its event comes before the fields are cleared
+    update();
+  });
   more.addEventListener("click", () => addRows(filters().model));
   form.hidden = table.hidden = false;
   update();

@@ -6,8 +6,16 @@ import json
 import re
 from pathlib import Path
 
-from hafrm.reproduce.study.publishing import PAGE, page_of, read_results, with_block
-from hafrm.reproduce.study.publishing import RESULTS as RESULTS_OF_STUDY
+import pytest
+
+from hafrm.reproduce.study.publishing import (
+    MAIN_PAGE,
+    markdown_path,
+    page_of,
+    read_results,
+    results_path,
+    with_block,
+)
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results" / "demo" / "results.json"
@@ -28,14 +36,21 @@ def test_the_results_table_is_the_demos() -> None:
         assert cells == expected
 
 
-def test_the_studys_page_and_table_are_made_of_its_numbers() -> None:
-    """Either no study is published, and the README shows none, or page and table say what its numbers say."""
+def study_pages() -> list[str]:
+    return sorted(path.stem for path in (ROOT / markdown_path(MAIN_PAGE)).parent.glob(f"{MAIN_PAGE}*.md"))
+
+
+@pytest.mark.parametrize("page", study_pages())
+def test_a_studys_page_is_made_of_its_numbers(page: str) -> None:
+    results = read_results(ROOT / results_path(page))
+    assert (ROOT / markdown_path(page)).read_text(encoding="utf-8") == page_of(results, page)
+
+
+def test_the_readmes_study_is_the_main_page() -> None:
+    """Either none is published, and the README shows none, or its table says what the page's numbers say."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    if not (ROOT / RESULTS_OF_STUDY).exists():
-        assert not (ROOT / PAGE).exists()
+    if MAIN_PAGE not in study_pages():
         assert "| bag of words |" not in readme
         return
-    results = read_results(ROOT / RESULTS_OF_STUDY)
-    assert (ROOT / PAGE).read_text(encoding="utf-8") == page_of(results)
     assert "<!-- study:" in readme
-    assert with_block(readme, results) == readme
+    assert with_block(readme, read_results(ROOT / results_path(MAIN_PAGE))) == readme

@@ -493,5 +493,31 @@ def test_a_set_of_few_prompts_has_no_interval_and_its_pairs_are_drawn_for_the_me
 def test_what_is_published_is_read_by_name(tmp_path: Path, checkout: Path) -> None:
     written = publish(numbers(0.02, [0.01, 0.03]), checkout)
     assert {path.name for path in written} == {"results.json", "study.md", "table2-b.svg", "README.md"}
+    readme = (checkout / "README.md").read_text()
+    written = publish(numbers(0.5, [0.4, 0.6]), checkout, "study-two-words")
+    assert {str(path.relative_to(checkout)) for path in written} == {
+        "docs/results/study-two-words/results.json",
+        "docs/results/study-two-words/table2-b.svg",
+        "docs/results/study-two-words.md",
+    }
+    text = (checkout / "docs/results/study-two-words.md").read_text()
+    assert text.startswith("# The study: two words\n")
+    assert "(study-two-words/table2-b.svg)" in text
+    assert (checkout / "README.md").read_text() == readme  # of the main page alone
     with pytest.raises(ConfigError, match=r"no README\.md"):
         publish(numbers(0.02, [0.01, 0.03]), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--page", "study-x"], "page has no effect without publish"),
+        (["--page", "../README", "--publish", "."], "is neither study nor study-"),
+        (["--page", "world", "--publish", "."], "is neither study nor study-"),
+    ],
+)
+def test_a_page_that_nobody_could_find_is_refused(
+    words: list[str], said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["reproduce", "study", "--out", str(tmp_path), *words, "--dry_run"]) != 0
+    assert said in capfd.readouterr().err

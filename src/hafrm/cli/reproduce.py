@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from hafrm.reproduce.scales import (
     world_scale,
 )
 from hafrm.reproduce.study.options import PARTS, StudyOptions
-from hafrm.reproduce.study.publishing import publish
+from hafrm.reproduce.study.publishing import MAIN_PAGE, publish
 
 __all__ = ["ReproduceConfig", "parser", "run"]
 
@@ -93,7 +94,10 @@ class ReproduceConfig:
     """study: try runs that failed again."""
 
     publish: str | None = None
-    """study: a checkout, whose docs/results/study.md, figures and README table are written."""
+    """study: a checkout, in which its page in docs/results, numbers, figures and the README's table are written."""
+
+    page: str = MAIN_PAGE
+    """study: the page's name: `study`, whose table the README shows, or `study-` and what it is about."""
 
     dry_run: bool = False
     """Show the runs, the commands that do the same and what is there, and run nothing."""
@@ -123,6 +127,12 @@ class ReproduceConfig:
         for name in ("parts", "learning_rates", "hours", "retry", "publish"):
             if getattr(self, name) and self.name != "study":
                 raise ConfigError(f"{name} has no effect but on study: leave it out.")
+        if self.page != MAIN_PAGE and self.publish is None:
+            raise ConfigError("page has no effect without publish: give --publish CHECKOUT, or leave it out.")
+        if not re.fullmatch(rf"{MAIN_PAGE}(-[a-z0-9]+)*", self.page):
+            raise ConfigError(
+                f"page: {self.page!r} is neither {MAIN_PAGE} nor {MAIN_PAGE}- and words in small letters."
+            )
 
 
 def parser() -> ArgumentParser:
@@ -156,7 +166,7 @@ def _write(job: Job, config: ReproduceConfig, experiment: Experiment, console: C
     console.print((folder / "table.md").read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
     console.print(f"Numbers, table, figures and a page: {page}", highlight=False, soft_wrap=True)
     if config.publish is not None:
-        for path in publish(dict(findings.results), Path(config.publish)):
+        for path in publish(dict(findings.results), Path(config.publish), config.page):
             console.print(f"published: {path}", highlight=False, soft_wrap=True)
 
 

@@ -1,4 +1,8 @@
-"""Putting the study into a checkout: `docs/results/study.md`, its numbers and figures, and the README's table."""
+"""Putting a study into a checkout: its page in `docs/results`, numbers and figures, and the README's table.
+
+A checkout may hold several studies, of other backbones or parts, each with a page of its own; the README's table is
+that of the first, whose page is `study`.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +18,12 @@ from hafrm.reproduce.findings import findings_markdown
 from hafrm.reproduce.study.results import FORMAT
 from hafrm.reproduce.study.telling import findings_of, readme_block
 
-__all__ = ["PAGE", "RESULTS", "page_of", "publish", "read_results", "with_block"]
+__all__ = ["MAIN_PAGE", "markdown_path", "page_of", "publish", "read_results", "results_path", "with_block"]
 
-PAGE = Path("docs/results/study.md")
-RESULTS = Path("docs/results/study/results.json")
+MAIN_PAGE = "study"
+"""The page of the study that the README shows."""
 
+_FOLDER = Path("docs/results")
 _BLOCK = re.compile(r"(<!-- study: .*?-->\n).*?(<!-- end of study -->)", re.DOTALL)
 
 
@@ -37,9 +42,24 @@ def read_results(path: Path) -> dict[str, Any]:
     return found
 
 
-def page_of(results: dict[str, Any]) -> str:
-    """The page of the docs."""
-    return findings_markdown(findings_of(results), pictures=f"{RESULTS.parent.name}/")
+def markdown_path(page: str) -> Path:
+    """Where a page lies in a checkout."""
+    return _FOLDER / f"{page}.md"
+
+
+def results_path(page: str) -> Path:
+    """Where the numbers of a page lie, with its figures beside them."""
+    return _FOLDER / page / "results.json"
+
+
+def page_of(results: dict[str, Any], page: str = MAIN_PAGE) -> str:
+    """A page of the docs."""
+    return findings_markdown(findings_of(results, about=_about(page)), pictures=f"{page}/")
+
+
+def _about(page: str) -> str | None:
+    """What a page beside the main one is about: its name says it."""
+    return None if page == MAIN_PAGE else page.removeprefix(f"{MAIN_PAGE}-").replace("-", " ")
 
 
 def with_block(readme: str, results: dict[str, Any]) -> str:
@@ -47,12 +67,13 @@ def with_block(readme: str, results: dict[str, Any]) -> str:
     return _BLOCK.sub(lambda found: f"{found[1]}{readme_block(results)}{found[2]}", readme)
 
 
-def publish(results: dict[str, Any], root: Path) -> list[Path]:
-    """Write the study into a checkout.
+def publish(results: dict[str, Any], root: Path, page: str = MAIN_PAGE) -> list[Path]:
+    """Write a study into a checkout.
 
     Args:
         results: What `collect` gave.
         root: The checkout, which has a README.md and a folder docs.
+        page: The page's name; with any but the main page the README stays as it is.
 
     Returns:
         The files.
@@ -63,14 +84,14 @@ def publish(results: dict[str, Any], root: Path) -> list[Path]:
     readme = root / "README.md"
     if not readme.is_file() or not (root / "docs").is_dir():
         raise ConfigError(f"publish: {root} has no README.md and docs. Give the root of a checkout.")
-    atomic.write_json(root / RESULTS, results)
-    written = [root / RESULTS, root / PAGE]
+    written = [root / results_path(page), root / markdown_path(page)]
+    atomic.write_json(written[0], results)
+    atomic.write_text(written[1], page_of(results, page))
     for name, svg in findings_of(results).figures.items():
-        written.append(root / RESULTS.parent / f"{name}.svg")
+        written.append(written[0].parent / f"{name}.svg")
         atomic.write_text(written[-1], standalone(svg))
-    atomic.write_text(root / PAGE, page_of(results))
     before = readme.read_text(encoding="utf-8")
-    if (after := with_block(before, results)) != before:
+    if page == MAIN_PAGE and (after := with_block(before, results)) != before:
         atomic.write_text(readme, after)
         written.append(readme)
     return written

@@ -51,14 +51,15 @@ _ROWS = {
 }
 
 
-def findings_of(results: Results) -> Findings:
+def findings_of(results: Results, about: str | None = None) -> Findings:
     """All tables, figures and sentences.
 
     Args:
         results: What `collect` gave, or what was read from its file.
+        about: What sets this study apart from the main one, for the title.
     """
     return Findings(
-        title="The study: does hybrid alignment pay?",
+        title=f"The study: {about or 'does hybrid alignment pay?'}",
         intro=_intro(results),
         statements=tuple(_statements(results)),
         results=results,

@@ -133,7 +133,7 @@ def test_a_wider_level_is_a_wider_interval():
 
 def test_names_of_groups_and_order_of_rows_make_no_difference():
     random = generator()
-    values, groups = random.normal(size=40), np.repeat(["c", "a", "b", "d"], 10)
+    values, groups = random.normal(size=40), np.repeat(["c", "a", "b", "d", "f", "e", "h", "g"], 5)
     order = random.permutation(40)
     interval = bootstrap_interval(values, groups)
     shuffled = bootstrap_interval(values[order], groups[order].tolist())
@@ -153,17 +153,18 @@ def test_the_seed_decides():
     assert bootstrap_interval(values, groups) != bootstrap_interval(values, groups, seed=1)
 
 
-def test_one_group_has_a_point_for_an_interval_and_proves_nothing():
-    interval = bootstrap_interval([1.0, 0.0, 1.0, 1.0], ["same"] * 4)
-    assert (interval.low, interval.high) == (0.75, 0.75)
+def test_one_group_has_no_interval_and_proves_nothing():
+    assert bootstrap_interval([1.0, 0.0, 1.0, 1.0], ["same"] * 4) is None
     paired = paired_bootstrap([1.0, 1.0], [0.0, 0.0], ["same"] * 2)
-    assert (paired.difference, paired.p_value) == (1.0, 1.0)
+    assert (paired.difference, paired.interval, paired.p_value) == (1.0, None, 1.0)
 
 
 @pytest.mark.parametrize(("groups", "p_value"), [(2, 1.0), (5, 1.0), (6, 2 / 2001)])
 def test_pairs_of_few_groups_prove_nothing_however_many_they_are(groups: int, p_value: float):
     ours, theirs = np.ones(600), np.zeros(600)
-    assert paired_bootstrap(ours, theirs, np.arange(600) % groups).p_value == p_value
+    paired = paired_bootstrap(ours, theirs, np.arange(600) % groups)
+    assert paired.p_value == p_value
+    assert paired.interval == (None if groups < FEWEST_GROUPS else (1.0, 1.0))
     # the sign test, which knows groups alone, could not reach 5% either
     assert (stats.binomtest(groups, groups).pvalue >= 0.05) == (groups < FEWEST_GROUPS)
 

@@ -32,7 +32,17 @@ def test_hand_worked_accuracies() -> None:
     assert entry["length_accuracy"] == 0.5
     assert entry["random_accuracy"] == 0.5
     assert entry["mean_margin"] == 0.5
-    assert entry["ci95"][0] <= entry["accuracy"] <= entry["ci95"][1]
+    assert entry["ci95"] is None  # of four prompts
+
+
+@pytest.mark.parametrize(("prompts", "has_one"), [(5, False), (6, True)])
+def test_an_interval_needs_six_prompts(prompts: int, has_one: bool) -> None:
+    scores = [replace(score(1.0, row=i), group=f"g{i % prompts}") for i in range(60)]
+    other = [replace(each, model="n", reward_chosen=-1.0) for each in scores]
+    found = summarise(scores + other)
+    entry, (comparison,) = found["models"]["m"]["data"]["d"], found["comparisons"]
+    assert (entry["ci95"], comparison["ci95"]) == (((1, 1), (1, 1)) if has_one else (None, None))
+    assert (comparison["p_bootstrap"] < 1) == has_one
 
 
 def test_comparisons_use_the_pairs_that_both_scored() -> None:
@@ -41,7 +51,7 @@ def test_comparisons_use_the_pairs_that_both_scored() -> None:
     (comparison,) = summarise(a + b)["comparisons"]
     assert (comparison["a"], comparison["b"], comparison["n"]) == ("m", "n", 10)
     assert comparison["difference"] == 1.0
-    assert comparison["ci95"] == [1.0, 1.0]
+    assert comparison["ci95"] == (1.0, 1.0)
     assert comparison["p_mcnemar"] == pytest.approx(2 * 0.5**10)
 
 

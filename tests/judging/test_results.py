@@ -45,11 +45,18 @@ def test_pairs() -> None:
     first, second = results["responses"]["m0"], results["responses"]["m1"]
     assert (first["win_rate"], first["wins"], first["ties"], first["losses"], first["n"]) == (0.625, 2, 1, 1, 4)
     assert (second["win_rate"], second["wins"], second["ties"], second["losses"]) == (0.375, 1, 1, 2)
-    assert first["ci95"][0] < 0.625 < first["ci95"][1]
+    assert first["ci95"] is None  # of four prompts
     assert results["flip_rate"]["value"] == 0.25
     agreement = results["agreement"]
     assert (agreement["value"], agreement["ties"], agreement["length_agreement"]) == (0.625, 1, 0.375)
     assert (results["requests"], results["responses_shown"], results["prompt_tokens"]) == (11, 24, 60)
+
+
+def test_six_prompts_have_an_interval() -> None:
+    verdicts = [verdict(i, [1, 2] if i % 2 else [2, 1], flipped=False) for i in range(1, 7)]
+    first = summarise(verdicts, rows=6)["responses"]["m0"]
+    low, high = first["ci95"]
+    assert low < first["win_rate"] == 0.5 < high
 
 
 def test_rankings() -> None:

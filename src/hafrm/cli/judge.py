@@ -7,6 +7,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -14,6 +15,7 @@ from hafrm.cli.options import command_parser, options_of
 from hafrm.judging.judges import Unscored
 from hafrm.judging.results import EXPLANATIONS
 from hafrm.judging.run import RESULTS_FILE, JudgeConfig, judge_rows
+from hafrm.report.wording import interval, percent
 
 __all__ = ["parser", "run"]
 
@@ -58,8 +60,7 @@ def _table(results: Mapping[str, Any]) -> Table:
 
 
 def _percent(rate: Mapping[str, Any], name: str = "value") -> str:
-    low, high = (100 * bound for bound in rate["ci95"])
-    return f"{100 * rate[name]:.1f} \\[{low:.1f}, {high:.1f}]"
+    return escape(f"{percent(rate[name])} {interval(rate['ci95'], percent)}".strip())
 
 
 def _lines(results: Mapping[str, Any]) -> Iterator[str]:

@@ -40,12 +40,12 @@ def summarise(scores: Sequence[PairScore], calibration: Sequence[PairScore] = ()
     Returns:
         `{"rows": N, "models": {MODEL: {"data": {NAME: {...}}}}, "comparisons": [...]}`; N is how many scores the
         results are of. Accuracy is the share of pairs whose better response is scored higher, a tie counting one half;
-        `ci95` resamples whole prompt groups; `length_accuracy` is that of picking the longer response,
-        `random_accuracy` that of a coin, on the same pairs. `spearman_length` relates all responses' rewards to their
-        lengths in characters, its p-value as if they were independent. The slices hold a quarter of the pairs each.
-        Where there are calibration scores, `temperature` is what they set (null where no finite one above 0 is
-        best), and `ece_calibrated` is the `ece` of margins divided by it. `p_holm` is `p_bootstrap` corrected for all
-        comparisons here.
+        `ci95` resamples whole prompt groups, and is null of fewer than six; `length_accuracy` is that of picking the
+        longer response, `random_accuracy` that of a coin, on the same pairs. `spearman_length` relates all responses'
+        rewards to their lengths in characters, its p-value as if they were independent. The slices hold a quarter of
+        the pairs each. Where there are calibration scores, `temperature` is what they set (null where no finite one
+        above 0 is best), and `ece_calibrated` is the `ece` of margins divided by it. `p_holm` is `p_bootstrap`
+        corrected for all comparisons here.
     """
     table = _cells(scores)
     temperatures = {model: _temperature(rows) for (model, _), rows in _cells(calibration).items()}
@@ -85,14 +85,13 @@ def _summary(rows: Sequence[PairScore]) -> dict[str, Any]:
     lengths = np.array([row.length_chosen - row.length_rejected for row in scored], dtype=np.float64)
     stated = stated_probability(margins)
     found = accuracy(margins)
-    interval = bootstrap_interval(hits(margins), groups)
     return {
         "n": found.n,
         "unscored": len(rows) - len(scored),
         "unscored_reasons": reasons,
         "groups": len(set(groups)),
         "accuracy": found.value,
-        "ci95": [interval.low, interval.high],
+        "ci95": bootstrap_interval(hits(margins), groups),
         "ties": found.ties,
         "length_accuracy": accuracy(lengths).value,
         "random_accuracy": 0.5,
@@ -156,7 +155,7 @@ def _comparison(
         "b": b,
         "n": len(both),
         "difference": paired.difference,
-        "ci95": [paired.interval.low, paired.interval.high],
+        "ci95": paired.interval,
         "p_bootstrap": paired.p_value,
         "p_mcnemar": _mcnemar(margins_a, margins_b),
     }

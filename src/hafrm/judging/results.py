@@ -42,9 +42,9 @@ def summarise(verdicts: Sequence[Verdict], *, rows: int) -> dict[str, Any]:
         rows: Rows that were to be judged; those beyond the verdicts were not asked.
 
     Returns:
-        Rates are shares of 1, each with `n` and a 95% bootstrap interval over prompts in `ci95`; a tie of two counts
-        one half, and of more in equal parts. `responses` holds, by who gave them, `win_rate` with `wins`, `ties` and
-        `losses` (pairs), or `first` and `best_two`.
+        Rates are shares of 1, each with `n` and a 95% bootstrap interval over prompts in `ci95`, null of fewer than six
+        prompts; a tie of two counts one half, and of more in equal parts. `responses` holds, by who gave them,
+        `win_rate` with `wins`, `ties` and `losses` (pairs), or `first` and `best_two`.
     """
     scored = [verdict for verdict in verdicts if verdict.ranks is not None]
     unscored = Counter(verdict.unscored for verdict in verdicts if verdict.unscored is not None)
@@ -108,5 +108,4 @@ def _flip_rate(scored: Sequence[Verdict]) -> dict[str, Any] | None:
 
 
 def _rate(values: Sequence[float], groups: Iterable[str], name: str = "value") -> dict[str, Any]:
-    interval = bootstrap_interval(values, list(groups))
-    return {"n": len(values), name: float(np.mean(values)), "ci95": [interval.low, interval.high]}
+    return {"n": len(values), name: float(np.mean(values)), "ci95": bootstrap_interval(values, list(groups))}

@@ -79,7 +79,7 @@ class Growth:
     """The classes that draw it."""
     values: Sequence[float]
     """At n = 1, 2, ..."""
-    ci95: Sequence[tuple[float, float]] = ()
+    ci95: Sequence[Sequence[float] | None] = ()
 
 
 def growth_curves(label: str, curves: Sequence[Growth], kl: Sequence[float], y_label: str) -> Markup:
@@ -91,7 +91,9 @@ def growth_curves(label: str, curves: Sequence[Growth], kl: Sequence[float], y_l
         kl: What the second line of the axis says at each n, in nats.
         y_label: What grows.
     """
-    ends = np.array([end for each in curves for end in [*each.values, *(e for pair in each.ci95 for e in pair)]])
+    ends = np.array(
+        [end for each in curves for end in [*each.values, *(e for pair in each.ci95 if pair for e in pair)]]
+    )
     step = nice_step(float(np.ptp(ends)) or 1.0, 6)
     low, high = math.floor(ends.min() / step) * step, math.ceil(ends.max() / step) * step
     frame = Frame(Scale(1.0, max(2.0, float(len(kl))), 46, 368), Scale(low, high, 230, 26))
@@ -113,6 +115,8 @@ def _growth(frame: Frame, each: Growth) -> list[Markup]:
     at = [(frame.x(n), frame.y(value)) for n, value in enumerate(each.values, 1)]
     drawn = path((("L" if number else "M", x, y) for number, (x, y) in enumerate(at)), f"series {each.kind}")
     parts = [element("g", element("title", visible(each.name)), drawn)]
-    for n, (low, high) in enumerate(each.ci95, 1):
-        parts.append(path([("M", frame.x(n), frame.y(low)), ("L", frame.x(n), frame.y(high))], f"series {each.kind}"))
+    for n, ends in enumerate(each.ci95, 1):
+        if ends:
+            low, high = map(frame.y, ends)
+            parts.append(path([("M", frame.x(n), low), ("L", frame.x(n), high)], f"series {each.kind}"))
     return parts

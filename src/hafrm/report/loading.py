@@ -14,7 +14,6 @@ from typing import Any
 
 from hafrm.errors import DataError, UnreadableError
 from hafrm.evaluation.scoring import RESULTS_FILE, SCORES_FILE, PairScore, read_scores
-from hafrm.stats import FEWEST_GROUPS
 
 __all__ = ["Cell", "Comparison", "Evaluation", "Interval", "Measured", "read_evaluation"]
 
@@ -27,7 +26,7 @@ class Measured:
 
     accuracy: float
     ci95: Interval | None
-    """None where pairs are of fewer prompts than `FEWEST_GROUPS`: resampling prompts then says nothing."""
+    """None where pairs are of too few prompts: resampling prompts then says nothing."""
     length_accuracy: float
     random_accuracy: float
 
@@ -115,7 +114,7 @@ def read_evaluation(folder: Path) -> Evaluation:
         rows = results["rows"]
         suites = dict(results.get("suites", {}))
         suite_models = [model for suite in suites.values() for model in suite["models"]]
-        comparisons = tuple(_comparison(row, cells[row["a"], row["data"]].groups) for row in results["comparisons"])
+        comparisons = tuple(_comparison(row) for row in results["comparisons"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
             f"{folder / RESULTS_FILE} does not hold an evaluation's results ({type(error).__name__}: {error}). "
@@ -174,18 +173,17 @@ def _cell(raw: Mapping[str, Any]) -> Cell:
     if raw["n"]:
         measured = Measured(
             accuracy=raw["accuracy"],
-            ci95=_interval(raw["ci95"], raw["groups"]),
+            ci95=_interval(raw["ci95"]),
             length_accuracy=raw["length_accuracy"],
             random_accuracy=raw["random_accuracy"],
         )
     return Cell(n=raw["n"], unscored=raw["unscored"], groups=raw["groups"] if measured else 0, measured=measured)
 
 
-def _comparison(raw: Mapping[str, Any], groups: int) -> Comparison:
+def _comparison(raw: Mapping[str, Any]) -> Comparison:
     values = {name: raw[name] for name in ("data", "a", "b", "n", "difference", "p_bootstrap", "p_holm", "p_mcnemar")}
-    return Comparison(**values, ci95=_interval(raw["ci95"], groups))
+    return Comparison(**values, ci95=_interval(raw["ci95"]))
 
 
-def _interval(raw: Sequence[float], groups: int) -> Interval | None:
-    low, high = raw
-    return (low, high) if groups >= FEWEST_GROUPS else None
+def _interval(raw: Sequence[float] | None) -> Interval | None:
+    return None if raw is None else (raw[0], raw[1])

@@ -46,7 +46,7 @@ def rate_cell(rate: Mapping[str, Any] | None, *, share: bool = True) -> str:
     if rate is None:
         return "–"
     worded = percent if share else _two_decimals
-    return f"{worded(rate['value'])} {interval(rate['ci95'], worded)}"
+    return f"{worded(rate['value'])} {interval(rate['ci95'], worded)}".strip()
 
 
 def _tables(results: Mapping[str, Any], models: Mapping[str, str]) -> Iterator[Table]:
@@ -106,7 +106,7 @@ def _figures(results: Mapping[str, Any], models: Mapping[str, str]) -> Iterator[
                 names[model],
                 kind,
                 [point["value"] for point in points],
-                [(point["ci95"][0], point["ci95"][1]) for point in points],
+                [point["ci95"] for point in points],
             )
             for (model, points), kind in zip(curve["gold"].items(), kinds, strict=True)
         ]

@@ -7,12 +7,14 @@ no set for this. Here it is the first of the job's sets (by default Helpful), an
 from __future__ import annotations
 
 from hafrm.data import DataOptions
-from hafrm.evaluation.probes.claims import Claim, SplitSummary
+from hafrm.evaluation.probes.claims import Claim
 from hafrm.evaluation.probes.heads import FitOptions
+from hafrm.report.wording import interval
 from hafrm.reproduce.findings import Findings, Table
 from hafrm.reproduce.plans import Job, Plan
 from hafrm.reproduce.probes.claims import ClaimsConfig, run_claims
 from hafrm.reproduce.table2 import intro, scale_notes
+from hafrm.stats import Interval
 from hafrm.training.config import Method
 
 __all__ = ["find", "plan"]
@@ -90,7 +92,7 @@ def _table(found: dict[str, Claim]) -> Table:
                         f"{each.fitted:.3f}",
                         "yes" if each.holds else "no",
                         f"{each.refitted:.3f}",
-                        f"{between.difference:+.3f} [{between.interval.low:+.3f}, {between.interval.high:+.3f}]",
+                        f"{between.difference:+.3f} {_ends(between.interval)}".strip(),
                     )
                 )
     header = ("runs", "pairs", "hybrid", "baseline, fitted", "hybrid at most fitted", "hybrid, refitted")
@@ -99,12 +101,16 @@ def _table(found: dict[str, Claim]) -> Table:
 
 def _over_seeds(found: dict[str, Claim]) -> Table:
     rows = [
-        (f"{backbone}, {split}", f"{each.mean:+.3f} {_ends(each)}", f"{each.holds} of {len(each.differences)}")
+        (
+            f"{backbone}, {split}",
+            f"{each.mean:+.3f} {_ends(each.interval)}".strip(),
+            f"{each.holds} of {len(each.differences)}",
+        )
         for backbone, claim in found.items()
         for split, each in (("training", claim.train), ("held out", claim.held_out))
     ]
     return Table("Over seeds", ("pairs", "hybrid less fitted, 95%", "holds"), tuple(rows))
 
 
-def _ends(summary: SplitSummary) -> str:
-    return "" if summary.interval is None else f"[{summary.interval.low:+.3f}, {summary.interval.high:+.3f}]"
+def _ends(ends: Interval | None) -> str:
+    return interval(ends, "{:+.3f}".format)

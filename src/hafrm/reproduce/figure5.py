@@ -16,7 +16,7 @@ from typing import Any, Literal
 from markupsafe import Markup
 
 from hafrm.errors import ConfigError
-from hafrm.report.wording import percent
+from hafrm.report.wording import interval, percent
 from hafrm.reproduce.figures import Curve, Panel, curve_panels
 from hafrm.reproduce.findings import Cell, Findings, Table
 from hafrm.reproduce.judged import (
@@ -58,7 +58,7 @@ class _Duel:
     """By step: for each prompt the share of seeds in which HAF's answer has the larger true reward, ties one half."""
 
     @cached_property
-    def win_rates(self) -> dict[int, tuple[float, Interval]]:
+    def win_rates(self) -> dict[int, tuple[float, Interval | None]]:
         """By step, with the interval over prompts."""
         return {
             step: (statistics.fmean(hits), bootstrap_interval(hits, range(len(hits))))
@@ -152,10 +152,7 @@ def _hits(ours: Judged, theirs: Judged) -> list[float]:
 
 def _json(duel: _Duel) -> dict[str, Any]:
     return {
-        "win_rate": {
-            str(step): {"value": value, "ci95": [interval.low, interval.high]}
-            for step, (value, interval) in duel.win_rates.items()
-        },
+        "win_rate": {str(step): {"value": value, "ci95": ends} for step, (value, ends) in duel.win_rates.items()},
         "policies": {
             rival: {str(point.step): point.as_dict() for point in points} for rival, points in duel.points.items()
         },
@@ -190,7 +187,7 @@ def _tables(backbone: str, duels: Mapping[str, _Duel]) -> Iterator[Table]:
                 *(f"{point.kl:.1f}" for point in pair),
                 *(f"{point.length:.1f}" for point in pair),
             )
-            rows.append((str(step), f"{percent(rate)} [{percent(ends.low)}, {percent(ends.high)}]", *cells))
+            rows.append((str(step), f"{percent(rate)} {interval(ends, percent)}".strip(), *cells))
         yield Table(f"{category}, {backbone}", header, tuple(rows))
 
 
@@ -228,8 +225,9 @@ def _figures(backbone: str, duels: Mapping[str, _Duel]) -> Iterator[tuple[str, M
 def _win_curves(duel: _Duel) -> Iterator[Curve]:
     rates = duel.win_rates.items()
     yield Curve("win rate", "haf", tuple((float(step), 100 * value) for step, (value, _) in rates))
-    yield Curve("95% interval", "haf dash3", tuple((float(step), 100 * ends.low) for step, (_, ends) in rates))
-    yield Curve("", "haf dash3", tuple((float(step), 100 * ends.high) for step, (_, ends) in rates))
+    if intervals := [(float(step), ends) for step, (_, ends) in rates if ends is not None]:
+        yield Curve("95% interval", "haf dash3", tuple((step, 100 * ends.low) for step, ends in intervals))
+        yield Curve("", "haf dash3", tuple((step, 100 * ends.high) for step, ends in intervals))
     yield Curve("even", "zero dash2", tuple((float(step), 50.0) for step, _ in rates))
 
 

@@ -16,6 +16,7 @@ from hafrm.errors import DataError
 from hafrm.evaluation.probes.memory import remembered
 from hafrm.models.generating import prompt_ids
 from hafrm.models.tokenizers import load_tokenizer
+from hafrm.report.wording import interval
 from hafrm.reproduce.findings import Table
 from hafrm.reproduce.plans import Job
 from hafrm.reproduce.policies import PolicyRun, policy_config
@@ -82,13 +83,13 @@ class Gain:
     """By how much the true reward has risen from the start to the last step."""
 
     value: float
-    interval: Interval
-    """95%, over prompts, of the mean over seeds."""
+    interval: Interval | None
+    """95%, over prompts, of the mean over seeds; None of too few prompts."""
     by_seed: tuple[float, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {"gain": self.value, "ci95": [self.interval.low, self.interval.high], "by_seed": list(self.by_seed)}
+        return {"gain": self.value, "ci95": self.interval, "by_seed": list(self.by_seed)}
 
 
 def held_out_prompts(job: Job, backbone: str, sets: Sequence[str], count: int) -> dict[Prompt, str]:
@@ -188,7 +189,7 @@ def learning_table(title: str, policies: Mapping[str, Sequence[Point]]) -> Table
                 name,
                 f"{statistics.fmean(points[0].gold):.2f}",
                 f"{statistics.fmean(points[-1].gold):.2f}",
-                f"{gain.value:+.2f} [{gain.interval.low:+.2f}, {gain.interval.high:+.2f}]",
+                f"{gain.value:+.2f} {interval(gain.interval, '{:+.2f}'.format)}".strip(),
                 ", ".join(f"{each:+.2f}" for each in gain.by_seed),
             )
         )

@@ -20,7 +20,7 @@ import numpy as np
 from hafrm.errors import DataError
 from hafrm.evaluation.scoring import SCORES_FILE, PairScore, read_scores
 from hafrm.reproduce.plans import ALL_METHODS, Evaluation, Job
-from hafrm.stats import accuracy, bootstrap_interval, few_groups, hits, paired_bootstrap
+from hafrm.stats import Interval, accuracy, bootstrap_interval, hits, paired_bootstrap
 from hafrm.training.config import Method
 
 __all__ = [
@@ -70,12 +70,9 @@ class Measured:
         return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
 
     @cached_property
-    def ci95(self) -> tuple[float, float] | None:
-        """The interval over prompts of the seeds' mean; None for a mean over sets, and with too few prompts."""
-        if few_groups(list(self.groups.values())):
-            return None
-        found = bootstrap_interval(list(self.pair_hits.values()), [self.groups[each] for each in self.pair_hits])
-        return found.low, found.high
+    def ci95(self) -> Interval | None:
+        """The interval over prompts of the seeds' mean; None with too few prompts."""
+        return bootstrap_interval(list(self.pair_hits.values()), [self.groups[each] for each in self.pair_hits])
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: shares, not percent."""
@@ -219,7 +216,7 @@ def relation(
         tested_on=tested_on,
         over=over,
         difference=found.difference,
-        ci95=None if few_groups(groups) else (found.interval.low, found.interval.high),
+        ci95=found.interval,
         by_seed=_differences(ours, theirs),
         paper=paper,
     )

@@ -70,13 +70,13 @@ def summarise(prompts: Sequence[ScoredPrompt], models: Sequence[str]) -> dict[st
         models: The scorers.
 
     Returns:
-        Rates are shares of 1, each with `n` and a 95% bootstrap interval over prompt groups in `ci95`; null where no
-        prompt says anything. `models` holds each scorer's recall of the judge's best (`top_1`, `top_2`), the judge's
-        mean reward of what it selects (`gold`) and how often that beats a random draw (`against_random`); `baselines`
-        the same of a random response, of the longest, and of the best. `agreement`: how often all, and each two,
-        select the same. `best`: how often the best of all selected responses is whose (Figure 4: `circles` may
-        overlap, `regions` say how). `wins`: each two against each other. `curve`: the expected `gold` and `reward` of
-        the best of n draws, and `kl`, the most that selection moves the policy, in nats.
+        Rates are shares of 1, each with `n` and a 95% bootstrap interval over prompt groups in `ci95` (null of fewer
+        than six groups); null where no prompt says anything. `models` holds each scorer's recall of the judge's best
+        (`top_1`, `top_2`), the judge's mean reward of what it selects (`gold`) and how often that beats a random draw
+        (`against_random`); `baselines` the same of a random response, of the longest, and of the best. `agreement`: how
+        often all, and each two, select the same. `best`: how often the best of all selected responses is whose (Figure
+        4: `circles` may overlap, `regions` say how). `wins`: each two against each other. `curve`: the expected `gold`
+        and `reward` of the best of n draws, and `kl`, the most that selection moves the policy, in nats.
     """
     telling = [prompt for prompt in prompts if len(prompt.counts) > 1]
     return {
@@ -251,5 +251,4 @@ def _rate_of(prompts: Sequence[ScoredPrompt], values: Mapping[str, float]) -> di
 
 
 def _mean(values: Floats, groups: Sequence[str]) -> dict[str, Any]:
-    interval = bootstrap_interval(values, groups)
-    return {"n": len(values), "value": float(values.mean()), "ci95": [interval.low, interval.high]}
+    return {"n": len(values), "value": float(values.mean()), "ci95": bootstrap_interval(values, groups)}

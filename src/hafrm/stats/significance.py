@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -24,7 +25,7 @@ __all__ = [
 
 FEWEST_GROUPS = 6
 """With fewer groups nothing is told apart from chance: that all of five differ in one direction comes about once in 16
-times (two-sided sign test). Resampling them would still find an interval, often a narrow one."""
+times (two-sided sign test). Resampling them would still find an interval, often a narrow one: there is none then."""
 
 _DRAWS_AT_ONCE = 2**20  # group draws held in memory while resampling: 8 MiB of indices
 
@@ -34,9 +35,8 @@ def few_groups(groups: ArrayLike) -> bool:
     return len(np.unique(np.asarray(groups))) < FEWEST_GROUPS
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A confidence interval."""
+class Interval(NamedTuple):
+    """A confidence interval; in JSON [low, high]."""
 
     low: float
     high: float
@@ -44,7 +44,7 @@ class Interval:
 
 def bootstrap_interval(
     values: ArrayLike, groups: ArrayLike, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> Interval:
+) -> Interval | None:
     """Percentile bootstrap interval of the mean, resampling whole groups.
 
     Args:
@@ -54,11 +54,15 @@ def bootstrap_interval(
         resamples: How often to draw as many groups as there are, with replacement.
         seed: Seed of the draws: the same arguments give the same interval.
 
+    Returns:
+        None with fewer groups than `FEWEST_GROUPS`.
+
     Raises:
         ValueError: there are no values, the lengths differ, a value is NaN, or level or resamples is out of range.
     """
     (values,) = arrays(values=values)
-    return _percentiles(resampled_means(values, groups, level=level, resamples=resamples, seed=seed), level)
+    means = resampled_means(values, groups, level=level, resamples=resamples, seed=seed)
+    return None if few_groups(groups) else _percentiles(means, level)
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,8 @@ class PairedDifference:
 
     difference: float
     """Mean of a minus mean of b."""
-    interval: Interval
+    interval: Interval | None
+    """None with fewer groups than `FEWEST_GROUPS`."""
     p_value: float
     """Two-sided. It is below 1 - level where the interval leaves out 0, up to the resolution of the resamples."""
 
@@ -101,10 +106,11 @@ def paired_bootstrap(
     difference = values_a - values_b
     means = resampled_means(difference, groups, level=level, resamples=resamples, seed=seed)
     rarer = min((means <= 0).sum(), (means >= 0).sum())
+    few = few_groups(groups)
     return PairedDifference(
         difference=float(difference.mean()),
-        interval=_percentiles(means, level),
-        p_value=1.0 if few_groups(groups) else min(1.0, float(2 * (rarer + 1) / (resamples + 1))),
+        interval=None if few else _percentiles(means, level),
+        p_value=1.0 if few else min(1.0, float(2 * (rarer + 1) / (resamples + 1))),
     )
 
 

@@ -92,7 +92,7 @@ def test_variances_and_accuracies_must_be_of_the_same_sets() -> None:
 
 
 def test_agreement_of_a_straight_line() -> None:
-    reward = [score(i, float(i), 0.5, group=str(i % 4)) for i in range(12)] + [score(12, 1, 1)]
+    reward = [score(i, float(i), 0.5, group=str(i % 6)) for i in range(12)] + [score(12, 1, 1)]
     dpo = [score(i, 0.2 * i + 1, 0.1, model="dpo") for i in range(12)] + [score(12, None, 1)]
     found = agreement(reward, dpo)
     assert found.pearson.value == pytest.approx(1)
@@ -100,7 +100,7 @@ def test_agreement_of_a_straight_line() -> None:
     assert (found.fit.slope, found.fit.intercept) == (pytest.approx(0.2), pytest.approx(1))
     assert found.interval is not None
     assert found.interval.low == pytest.approx(1)
-    assert (found.pairs, found.groups, found.left_out) == (12, 4, 1)
+    assert (found.pairs, found.groups, found.left_out) == (12, 6, 1)
     assert found.same_sign == pytest.approx(11 / 12)  # margin -0.5 against 0.9
     assert len(agreement(reward, dpo, output="rewards").x) == 24
 

@@ -10,7 +10,17 @@ import numpy as np
 
 from hafrm.errors import DataError
 from hafrm.evaluation.scoring import PairScore
-from hafrm.stats import Correlation, Floats, Interval, LinearFit, linear_fit, pearson, pearson_interval, spearman
+from hafrm.stats import (
+    Correlation,
+    Floats,
+    Interval,
+    LinearFit,
+    few_groups,
+    linear_fit,
+    pearson,
+    pearson_interval,
+    spearman,
+)
 
 __all__ = ["Agreement", "Output", "agreement"]
 
@@ -80,7 +90,7 @@ def agreement(reward: Sequence[PairScore], dpo: Sequence[PairScore], *, output: 
         groups=groups,
         left_out=len({score.id for score in (*reward, *dpo)}) - len(both),
         pearson=found,
-        interval=pearson_interval(x, y, names) if groups > 1 else None,
+        interval=None if few_groups(names) else pearson_interval(x, y, names),
         spearman=spearman(x, y),
         fit=linear_fit(x, y),
         same_sign=float((np.sign(x) == np.sign(y)).mean()) if output == "margins" else None,

@@ -188,7 +188,8 @@ def seed_from(values: Mapping[str, Any]) -> Seed:
     """A seed from its `dataclasses.asdict`, as it was kept on disk."""
 
     def difference(kept: Mapping[str, Any]) -> PairedDifference:
-        return PairedDifference(kept["difference"], Interval(**kept["interval"]), kept["p_value"])
+        ends = kept["interval"]
+        return PairedDifference(kept["difference"], None if ends is None else Interval(*ends), kept["p_value"])
 
     def comparison(kept: Mapping[str, Any]) -> HeadComparison:
         paired = {name: difference(kept[name]) for name in ("difference", "refitted_difference")}

@@ -90,7 +90,7 @@ def run_claims(config: ClaimsConfig, *, say: Callable[[str], None] = lambda line
             with torch.inference_mode(False):
                 return _Mates(hybrid, baseline, info, config).measure(found)
 
-        value = remembered(Path(config.out) / "claims", "seed", depends_on, measure)
+        value = remembered(Path(config.out) / "claims", "pair", depends_on, measure)
         seeds.append(seed_from(value["seed"]))
         changes.append({"name": seeds[-1].name} | value["representations"])
     claim = summarise_claim(seeds)

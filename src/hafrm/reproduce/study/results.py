@@ -193,7 +193,7 @@ def _on_one(found: _Paired) -> dict[str, Any]:
     test = paired_bootstrap(a, b, found.groups)
     return {
         "difference": test.difference,
-        "ci95": None if found.is_of_few_prompts else [test.interval.low, test.interval.high],
+        "ci95": test.interval,
         "p": test.p_value,
         "by_seed": {str(seed): value for seed, value in found.by_seed.items()},
         "n": len(a),

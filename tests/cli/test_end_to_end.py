@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from hafrm.cli import main
-from hafrm.models.checkpoints import quiet_transformers
+from hafrm.models.stock import quiet_transformers
 from tests.paths import shared_data, shared_model
 
 FAST = ["--training.max_steps", "3", "--training.per_device_train_batch_size", "4", "--training.report_to", "[]"]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from hafrm.evaluation.identity import model_identity
-from hafrm.models.checkpoints import RunInfo
 from hafrm.models.loading import ScorerChoice
+from hafrm.models.runinfo import RunInfo
 from hafrm.models.scorers import ScoreOptions
 from tests.tiny import save_tiny
 

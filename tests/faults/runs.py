@@ -6,8 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hafrm.models.checkpoints import new_model, save_run
+from hafrm.models.checkpoints import save_run
 from hafrm.models.lora import LoraOptions
+from hafrm.models.stock import new_model
 from hafrm.models.tokenizers import load_tokenizer
 from tests.models.test_checkpoints import info
 

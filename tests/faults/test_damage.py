@@ -14,10 +14,11 @@ import torch
 
 from hafrm.errors import DamagedError, DataError, ModelError
 from hafrm.judging.cache import ReplyCache
-from hafrm.models.checkpoints import RUN_FILE, RunInfo, load_run
+from hafrm.models.checkpoints import load_run
 from hafrm.models.export import ExportConfig, export
 from hafrm.models.loading import load_log_prob_scorer, load_scorer
 from hafrm.models.lora import LoraOptions
+from hafrm.models.runinfo import RUN_FILE, RunInfo
 from hafrm.training.config import TrainConfig
 from hafrm.training.run import train
 from hafrm.training.trainer import last_checkpoint, require_whole_archives

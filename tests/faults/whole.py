@@ -14,7 +14,7 @@ import numpy as np
 from safetensors.torch import load_file
 
 from hafrm.errors import ModelError
-from hafrm.models.checkpoints import RUN_FILE, require_undamaged
+from hafrm.models.runinfo import RUN_FILE, require_undamaged
 from hafrm.training.trainer import last_checkpoint, require_whole_archives
 
 _OF_TIME = re.compile(r"runtime|per_second|^started$|^run$|^git_revision$")

@@ -15,21 +15,14 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ConfigError, ModelError
-from hafrm.models.checkpoints import (
-    RunInfo,
-    load_causal_lm,
-    load_run,
-    new_model,
-    quiet_transformers,
-    restore_weights,
-    save_adapter,
-    save_run,
-)
+from hafrm.models.checkpoints import load_run, restore_weights, save_adapter, save_run
 from hafrm.models.export import ExportConfig, export
 from hafrm.models.layout import choose_layout
 from hafrm.models.loading import load_scorer
 from hafrm.models.lora import LoraOptions
+from hafrm.models.runinfo import RunInfo
 from hafrm.models.scorers import ScoreOptions
+from hafrm.models.stock import load_causal_lm, new_model, quiet_transformers
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.packing import pad_rows
 from tests.tiny import save_tiny, some_pairs

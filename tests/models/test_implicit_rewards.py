@@ -13,12 +13,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from hafrm.errors import ConfigError, ModelError
 from hafrm.models import hybrid, tokenizers
-from hafrm.models.checkpoints import load_run, new_model, save_adapter, save_run
+from hafrm.models.checkpoints import load_run, save_adapter, save_run
 from hafrm.models.hybrid import HybridModel, logit_transform, new_reward_head
 from hafrm.models.loading import load_scorer
 from hafrm.models.lora import LoraOptions
 from hafrm.models.references import weights_digest
 from hafrm.models.scorers import HybridScorer, ScoreOptions
+from hafrm.models.stock import new_model
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.packing import pad_rows
 from tests.models.test_checkpoints import info, trained

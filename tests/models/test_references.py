@@ -13,7 +13,6 @@ import torch
 
 from hafrm.encoding import ConversationEncoder
 from hafrm.models import references
-from hafrm.models.checkpoints import new_model
 from hafrm.models.layout import Layout
 from hafrm.models.lora import LoraOptions
 from hafrm.models.references import (
@@ -22,6 +21,7 @@ from hafrm.models.references import (
     precompute_reference,
     weights_digest,
 )
+from hafrm.models.stock import new_model
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.packing import pad_rows
 from tests.tiny import save_tiny, some_pairs

@@ -32,10 +32,10 @@ from hafrm.encoding import DEFAULT_CHAT_TEMPLATE
 from hafrm.errors import BadRowError, ModelError, RefusedError
 from hafrm.evaluation.bulk import ScoreConfig, score_rows
 from hafrm.evaluation.run import EvaluateConfig, evaluate
-from hafrm.models.checkpoints import load_causal_lm, quiet_transformers
 from hafrm.models.export import ExportConfig, export
 from hafrm.models.loading import load_scorer
 from hafrm.models.scorers import ScoreOptions
+from hafrm.models.stock import load_causal_lm, quiet_transformers
 from hafrm.pairs import Conversation, Message, PreferencePair
 from hafrm.training.config import LossConfig, TrainConfig
 from hafrm.training.run import train

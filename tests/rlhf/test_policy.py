@@ -10,11 +10,11 @@ import torch
 from transformers import GenerationConfig
 
 from hafrm.encoding import TokenGroup
-from hafrm.models.checkpoints import new_model
 from hafrm.models.generating import stop_tokens
 from hafrm.models.hybrid import HybridModel
 from hafrm.models.layout import Layout, choose_layout
 from hafrm.models.lora import LoraOptions
+from hafrm.models.stock import new_model
 from hafrm.rlhf.options import SamplingOptions
 from hafrm.rlhf.policy import Policy
 from hafrm.rlhf.sampling import sample_responses

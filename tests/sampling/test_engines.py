@@ -12,8 +12,8 @@ import torch
 from scipy import stats as scipy_stats
 
 from hafrm.errors import MissingExtraError, ModelError
-from hafrm.models.checkpoints import RunInfo
 from hafrm.models.generating import prompt_ids
+from hafrm.models.runinfo import RunInfo
 from hafrm.pairs import Message
 from hafrm.sampling.generators import SampleOptions, prompt_seed
 from hafrm.sampling.run import SampleConfig, sample

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from hafrm.models.checkpoints import RunInfo
+from hafrm.models.runinfo import RunInfo
 from tests.tiny import save_tiny, some_pairs
 
 ROOT = Path(__file__).parents[2]

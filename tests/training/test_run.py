@@ -20,9 +20,10 @@ from safetensors.torch import load_file
 from hafrm.data import DataOptions
 from hafrm.encoding import DEFAULT_CHAT_TEMPLATE
 from hafrm.errors import ConfigError, ModelError
-from hafrm.models.checkpoints import RunInfo, new_model
 from hafrm.models.lora import LoraOptions
 from hafrm.models.references import weights_digest
+from hafrm.models.runinfo import RunInfo
+from hafrm.models.stock import new_model
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.training.config import LossConfig, TrainConfig, training_arguments
 from hafrm.training.manifest import git_revision

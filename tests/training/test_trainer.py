@@ -13,10 +13,10 @@ from transformers import TrainingArguments
 from hafrm.encoding import ConversationEncoder
 from hafrm.errors import NonFiniteLossError
 from hafrm.losses import POLICY_LOSSES, REWARD_LOSSES
-from hafrm.models.checkpoints import new_model
 from hafrm.models.layout import choose_layout
 from hafrm.models.lora import LoraOptions
 from hafrm.models.references import frozen_copy_reference, precompute_reference
+from hafrm.models.stock import new_model
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.training.batches import PairDataset
 from hafrm.training.callbacks import ConsoleProgress

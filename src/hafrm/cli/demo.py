@@ -17,7 +17,7 @@ from hafrm.cli.options import command_parser, options_of
 from hafrm.data import DataOptions
 from hafrm.errors import ConfigError
 from hafrm.evaluation.run import EvaluateConfig
-from hafrm.models.checkpoints import RunInfo
+from hafrm.models.runinfo import RunInfo
 from hafrm.reproduce.scales import MIXED_PAIRS, WORLD_MAX_LENGTH, world_training
 from hafrm.training.config import Method, TrainConfig
 from hafrm.training.manifest import changed_options, is_finished, read_manifest

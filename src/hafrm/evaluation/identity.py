@@ -19,10 +19,12 @@ from transformers import AutoConfig
 from hafrm.errors import ModelError, first_line
 from hafrm.losses import USES_REFERENCE
 from hafrm.models.advice import advice
-from hafrm.models.checkpoints import ADAPTER_FOLDER, RUN_FILE, RunInfo, quiet_transformers
+from hafrm.models.checkpoints import ADAPTER_FOLDER
 from hafrm.models.loading import ScorerChoice, require_plain
 from hafrm.models.remote import RemoteScorer, is_server
+from hafrm.models.runinfo import RUN_FILE, RunInfo
 from hafrm.models.scorers import ScoreOptions
+from hafrm.models.stock import quiet_transformers
 
 __all__ = ["model_identity"]
 

@@ -26,9 +26,9 @@ from hafrm.evaluation.identity import model_identity
 from hafrm.evaluation.parts import PARTS_FOLDER
 from hafrm.evaluation.scoring import PairScore
 from hafrm.losses import USES_REFERENCE
-from hafrm.models.checkpoints import RUN_FILE, RunInfo
 from hafrm.models.loading import ScorerChoice
 from hafrm.models.remote import is_server
+from hafrm.models.runinfo import RUN_FILE, RunInfo
 from hafrm.models.scorers import HybridScorer, ScoreOptions
 from hafrm.pairs import PreferencePair
 

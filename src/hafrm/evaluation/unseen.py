@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hafrm.data import NAMED_SOURCES, SourceReport
 from hafrm.errors import ConfigError
-from hafrm.models.checkpoints import RUN_FILE
+from hafrm.models.runinfo import RUN_FILE
 
 __all__ = ["require_unseen"]
 

@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from hafrm.losses import USES_REFERENCE
-from hafrm.models.checkpoints import RunInfo
+from hafrm.models.runinfo import RunInfo
 
 __all__ = ["CARD_MARK", "policy_card", "reward_card"]
 

@@ -11,46 +11,30 @@ adapters alone.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from importlib.metadata import version
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging as hf_logging
+from transformers import PreTrainedConfig
 
 from hafrm import atomic
-from hafrm.encoding import Overlong
-from hafrm.errors import DamagedError, HafrmError, ModelError, UnwritableError, first_line
-from hafrm.models import modes
-from hafrm.models.advice import advice
-from hafrm.models.hybrid import HeadInit, HybridModel, new_reward_head
-from hafrm.models.lora import LoraOptions, add_lora, merged_state_dict, quantization_config
+from hafrm.errors import ModelError, UnwritableError, first_line
+from hafrm.models.hybrid import HybridModel, new_reward_head
+from hafrm.models.lora import LoraOptions, merged_state_dict
 from hafrm.models.references import weights_digest
-from hafrm.models.tokenizers import load_tokenizer, resize_embeddings
+from hafrm.models.runinfo import RUN_FILE, RunInfo, file_digest, require_undamaged
+from hafrm.models.stock import load_causal_lm, loading, new_model, quiet_transformers
+from hafrm.models.tokenizers import load_tokenizer
 
 __all__ = [
     "ADAPTER_FOLDER",
-    "RUN_FILE",
-    "Head",
-    "RunInfo",
-    "load_causal_lm",
     "load_run",
-    "load_whole",
-    "loading",
-    "new_model",
-    "quiet_transformers",
-    "read_manifest",
-    "require_finished",
-    "require_undamaged",
     "restore_weights",
     "save_adapter",
     "save_run",
@@ -58,7 +42,6 @@ __all__ = [
     "writing",
 ]
 
-RUN_FILE = "hafrm.json"
 ADAPTER_FOLDER = "adapter"
 _ADAPTER_FILE = "adapter_model.safetensors"
 _HEAD_KEY = "score.weight"
@@ -72,237 +55,6 @@ _WRITERS = (
     "cannot be opened",
 )
 """By which errors of safetensors' and torch's writers are known: they have no kind of their own."""
-_FORMAT = 1
-_ADDED_LATER = {"reward_loss", "base_digest", "sha256"}
-
-Head = Literal["reward", "policy", "combined"]
-"""Which scores a model gives: its reward head, its implicit DPO reward, or the sum of both."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunInfo:
-    """What `hafrm.json` records: how a model was trained and how it scores."""
-
-    method: str
-    base_model: str
-    """The model that training started from: the reference policy of the implicit reward."""
-    reward_weight: float
-    policy_ratio: float
-    policy_loss: str
-    beta: float
-    max_length: int
-    overlong: Overlong
-    pad_token: str
-    scored_position: Literal["last_token"] = "last_token"
-    """The token whose state gives the reward: the conversation's last, as stock classifiers have it."""
-    reward_loss: str = "bradley_terry"
-    """How reward differences were judged, which says what a difference means."""
-    base_digest: str = ""
-    """`weights_digest` of the model at the start, in the run's dtype; empty where it was not taken."""
-    lora: dict[str, Any] | None = None
-    combined_weight: float | None = None
-    """w of the combined score r + w * beta * log-ratio, fitted on validation pairs; None if it was not fitted."""
-    sha256: dict[str, str] = field(default_factory=dict)
-    """Checksums of the files that were saved with it, by their paths in the folder; older runs have none."""
-    versions: dict[str, str] = field(
-        default_factory=lambda: {name: version(name) for name in ("hafrm", "torch", "transformers", "peft")}
-    )
-
-    @property
-    def default_head(self) -> Head:
-        """The head that was trained to score."""
-        return "reward" if self.reward_weight else "policy"
-
-    def save(self, folder: Path) -> None:
-        """Write `hafrm.json` into a folder."""
-        atomic.write_json(folder / RUN_FILE, {"format": _FORMAT} | asdict(self))
-
-    @classmethod
-    def load(cls, folder: Path) -> RunInfo:
-        """Read a run's `hafrm.json`.
-
-        Raises:
-            ModelError: the file is missing or not what a run writes.
-        """
-        path = folder / RUN_FILE
-        require_finished(folder)
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            if values["format"] != _FORMAT:
-                raise ValueError(f"format {values['format']!r}, and this hafrm reads {_FORMAT}")
-            names = [f.name for f in fields(cls) if f.name in values or f.name not in _ADDED_LATER]
-            return cls(**{name: values[name] for name in names})
-        except FileNotFoundError:
-            raise ModelError(f"{folder} is not a run of hafrm: it has no {RUN_FILE}.") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"{path} can't be read ({error}). It is damaged or of another version.") from error
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Silence transformers' progress bars and its report of the other head as an unexpected key."""
-    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(level)
-        if bars:
-            hf_logging.enable_progress_bar()
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """A run's manifest; empty where there is none that reads."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return manifest if isinstance(manifest, dict) else {}
-
-
-def require_finished(folder: Path) -> None:
-    """Refuse the folder of a run that has not come to its end: its weights are in its checkpoints alone.
-
-    Raises:
-        ModelError: names the newest checkpoint.
-    """
-    if (folder / RUN_FILE).is_file() or read_manifest(folder).get("status") != "running":
-        return
-    steps = [path.parent.name.removeprefix("checkpoint-") for path in folder.glob(f"checkpoint-*/{RUN_FILE}")]
-    newest = max((int(step) for step in steps if step.isdecimal()), default=None)
-    remedy = f"Use its newest checkpoint, {folder / f'checkpoint-{newest}'}, or" if newest is not None else "To end it,"
-    raise ModelError(f"{folder} holds an unfinished run. {remedy} run the same training command again.")
-
-
-def require_undamaged(folder: Path) -> None:
-    """Refuse a run's folder, or a checkpoint's, whose files are not those that were saved. Reads them all.
-
-    Raises:
-        DamagedError: names the file.
-    """
-    info = RunInfo.load(folder)
-    for name, digest in info.sha256.items():
-        path = folder / name
-        if not path.is_file():
-            problem = "is missing"
-        elif _digest(path) != digest:
-            problem = "is not what was saved: its checksum differs"
-        else:
-            continue
-        raise DamagedError(
-            f"{path} {problem}. Restore it from a copy, or use another checkpoint; if it was changed on purpose, take "
-            f"its line out of `sha256` in {folder / RUN_FILE}."
-        )
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def loading(kind: str, model: str) -> Iterator[None]:
-    """Whatever goes wrong while transformers loads a model of this kind becomes a `ModelError` that says so."""
-    try:
-        with quiet_transformers():
-            yield
-    except HafrmError:
-        raise
-    except Exception as error:  # transformers raises many kinds: OSError, ValueError, safetensors' own, ...
-        here = "" if Path(model).exists() else " There is no such folder here."
-        raise ModelError(
-            f"No {kind} could be loaded from {model}.{here} ({first_line(error)}){advice(error)}"
-        ) from error
-
-
-def load_whole(
-    stock_class: Any, model: str, *, kind: str, dtype: torch.dtype | None = None, **kwargs: Any
-) -> PreTrainedModel:
-    """Load a stock model none of whose weights start at random.
-
-    Args:
-        stock_class: One of transformers' classes, or of their automatic choices.
-        model: Folder or hub id.
-        kind: What it should be, in words.
-        dtype: The weights' dtype; None keeps the checkpoint's.
-        **kwargs: More for `from_pretrained`.
-
-    Raises:
-        ModelError: nothing loads from there, or weights are missing, or they are pickled.
-        DamagedError: it is a run's folder, and not as it was saved.
-    """
-    if (Path(model) / RUN_FILE).is_file():
-        require_undamaged(Path(model))
-    with loading(kind, model):
-        loaded, report = stock_class.from_pretrained(
-            model, dtype=dtype or "auto", use_safetensors=True, output_loading_info=True, **kwargs
-        )
-    if report["missing_keys"] or report["mismatched_keys"]:
-        lost = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-        raise ModelError(
-            f"{model} lacks weights of {type(loaded).__name__}: {', '.join(lost[:3])} ({len(lost)} in all). "
-            f"They would start at random; give a checkpoint of a {kind}."
-        )
-    return cast(PreTrainedModel, loaded)
-
-
-def load_causal_lm(
-    model: str, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False, **kwargs: Any
-) -> PreTrainedModel:
-    """Load a stock causal LM; see `load_whole`."""
-    return load_whole(
-        AutoModelForCausalLM,
-        model,
-        kind="causal language model",
-        dtype=dtype,
-        trust_remote_code=trust_remote_code,  # left out, transformers would ask on the terminal
-        **kwargs,
-    )
-
-
-def new_model(
-    model: str,
-    tokenizer: Any,
-    *,
-    lora: LoraOptions,
-    head_init: HeadInit = "normal",
-    seed: int = 0,
-    dtype: torch.dtype | None = None,
-    disable_dropout: bool = True,
-    trust_remote_code: bool = False,
-) -> HybridModel:
-    """A model to train: a pretrained backbone and LM head, with a fresh reward head.
-
-    Args:
-        model: Folder or hub id of a causal LM.
-        tokenizer: Its prepared tokenizer (`load_tokenizer`): the embeddings grow if it has new tokens.
-        lora: Adapters, or none.
-        head_init: How the reward head starts.
-        seed: Seed of the reward head's start.
-        dtype: The weights' dtype; None keeps the checkpoint's.
-        disable_dropout: Train the backbone without its own dropout, as TRL does: log-ratios to a reference are noise
-            with it. The saved config keeps its values, and adapters have `lora.dropout`.
-        trust_remote_code: Run modelling code that comes with the model. Off unless you trust it.
-    """
-    quantization = quantization_config(lora)
-    extra = {"quantization_config": quantization} if quantization else {}
-    causal_lm = load_causal_lm(model, dtype=dtype, trust_remote_code=trust_remote_code, **extra)
-    resize_embeddings(causal_lm, tokenizer)
-    _describe_heads(causal_lm.config, tokenizer)
-    if disable_dropout:
-        modes.disable_dropout(causal_lm)
-    head_dtype = torch.float32 if lora.enabled else causal_lm.dtype
-    head = new_reward_head(causal_lm.config, init=head_init, seed=seed, dtype=head_dtype).to(causal_lm.device)
-    return HybridModel(add_lora(causal_lm, lora) if lora.enabled else causal_lm, head)
-
-
-def _describe_heads(config: PreTrainedConfig, tokenizer: Any) -> None:
-    """Say in the config what stock classes must know: one label, a raw score, which token is padding."""
-    config.num_labels = 1
-    config.problem_type = "regression"  # without it pipelines and vLLM pass the reward through a sigmoid
-    for part in {id(c): c for c in (config, config.get_text_config())}.values():
-        part.pad_token_id = tokenizer.pad_token_id
 
 
 def save_run(
@@ -351,7 +103,7 @@ def _checkpoint(tokenizer: Any, info: RunInfo, folder: Path) -> Iterator[Path]:
         yield temporary
         tokenizer.save_pretrained(temporary)
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
-        sha256 = {path.relative_to(temporary).as_posix(): _digest(path) for path in files}
+        sha256 = {path.relative_to(temporary).as_posix(): file_digest(path) for path in files}
         replace(info, sha256=sha256).save(temporary)
 
 

@@ -12,22 +12,15 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from hafrm.encoding import ConversationEncoder, Overlong
 from hafrm.errors import ConfigError, ModelError
 from hafrm.losses import USES_REFERENCE
-from hafrm.models.checkpoints import (
-    RUN_FILE,
-    Head,
-    RunInfo,
-    load_causal_lm,
-    load_run,
-    load_whole,
-    loading,
-    require_finished,
-)
+from hafrm.models.checkpoints import load_run
 from hafrm.models.hybrid import HybridModel, max_positions, new_reward_head
 from hafrm.models.layout import Layout, choose_layout
 from hafrm.models.probe import random_groups
 from hafrm.models.references import weights_digest
 from hafrm.models.remote import RemoteScorer, is_server
+from hafrm.models.runinfo import RUN_FILE, Head, RunInfo, require_finished
 from hafrm.models.scorers import HybridScorer, LogProbScorer, ScoreOptions, Scorer, StockScorer
+from hafrm.models.stock import load_causal_lm, load_whole, loading
 from hafrm.models.tokenizers import load_tokenizer, resize_embeddings
 from hafrm.packing import pad_rows
 

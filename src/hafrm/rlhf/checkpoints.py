@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from hafrm import atomic
 from hafrm.errors import TrainingError, first_line
-from hafrm.models.checkpoints import loading, quiet_transformers
 from hafrm.models.hybrid import HybridModel
 from hafrm.models.lora import merged_state_dict
+from hafrm.models.stock import loading, quiet_transformers
 
 __all__ = [
     "STATE_FILE",

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from hafrm.errors import ConfigError
-from hafrm.models.checkpoints import new_model, require_finished
 from hafrm.models.hybrid import HybridModel, max_positions
 from hafrm.models.layout import choose_layout
 from hafrm.models.probe import random_groups
+from hafrm.models.runinfo import require_finished
+from hafrm.models.stock import new_model
 from hafrm.packing import pad_rows
 from hafrm.rlhf.options import RlhfConfig
 from hafrm.rlhf.policy import Policy

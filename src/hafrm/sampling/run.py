@@ -19,11 +19,13 @@ from hafrm.data import PromptRow, ReadOptions
 from hafrm.errors import BadRowError, BadRowReason, ConfigError, DataError, RefusedError
 from hafrm.evaluation.identity import model_identity
 from hafrm.evaluation.scoring import OVERLONG
-from hafrm.models.checkpoints import RUN_FILE, load_causal_lm, load_run, loading
+from hafrm.models.checkpoints import load_run
 from hafrm.models.hybrid import max_positions
 from hafrm.models.loading import ScorerChoice
 from hafrm.models.remote import is_server
+from hafrm.models.runinfo import RUN_FILE
 from hafrm.models.scorers import ScoreOptions
+from hafrm.models.stock import load_causal_lm, loading
 from hafrm.models.tokenizers import load_tokenizer, resize_embeddings
 from hafrm.sampling.generators import Generator, SampleOptions, prompt_seed
 from hafrm.sampling.prompts import Prompts, load_prompts

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from hafrm.errors import MissingExtraError, ModelError, first_line
-from hafrm.models.checkpoints import RUN_FILE
 from hafrm.models.generating import prompt_ids
+from hafrm.models.runinfo import RUN_FILE
 from hafrm.sampling.generators import Draw, SampleOptions, count_prompt_tokens
 from hafrm.sampling.prompts import Prompt
 

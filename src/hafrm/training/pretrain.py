@@ -28,8 +28,8 @@ from transformers import (
 
 from hafrm import atomic
 from hafrm.errors import ConfigError, DataError
-from hafrm.models.checkpoints import load_causal_lm
 from hafrm.models.hybrid import max_positions
+from hafrm.models.stock import load_causal_lm
 from hafrm.models.tokenizers import load_tokenizer, resize_embeddings
 from hafrm.numerics import cpu_tuned
 from hafrm.pretraining import Blocks, LlamaShape, new_llama, no_progress_bars, perplexity, train_tokenizer, untie

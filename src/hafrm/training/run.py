@@ -26,12 +26,14 @@ from hafrm import atomic
 from hafrm.data import EncodedPairs, PairSet, encode_pairs, load_pairs, local_path, shared_prompts
 from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ConfigError
-from hafrm.models.checkpoints import RunInfo, new_model, save_run
+from hafrm.models.checkpoints import save_run
 from hafrm.models.hybrid import HybridModel, max_positions
 from hafrm.models.layout import choose_layout
 from hafrm.models.references import (
     weights_digest,
 )
+from hafrm.models.runinfo import RunInfo
+from hafrm.models.stock import new_model
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.numerics import cpu_tuned
 from hafrm.packing import pad_rows

@@ -34,10 +34,12 @@ from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
 from hafrm.errors import DamagedError, NonFiniteLossError
 from hafrm.memory import enough_memory
-from hafrm.models.checkpoints import RunInfo, loading, restore_weights, save_adapter, save_run, saved_weights, writing
+from hafrm.models.checkpoints import restore_weights, save_adapter, save_run, saved_weights, writing
 from hafrm.models.hybrid import HybridModel
 from hafrm.models.layout import Layout
 from hafrm.models.references import LiveReference
+from hafrm.models.runinfo import RunInfo
+from hafrm.models.stock import loading
 from hafrm.training.batches import PairBatch, PairBatches, PairCollator, PairDataset
 from hafrm.training.objective import Objective, PairLosses
 from hafrm.training.sharding import fsdp_plugin, share_heads_with_root

@@ -14,9 +14,9 @@ from hafrm.evaluation.probes.agreement import agreement
 from hafrm.evaluation.probes.perplexity import PerplexityVariance, perplexity_variance
 from hafrm.evaluation.probes.variance import variance_correlation
 from hafrm.evaluation.scoring import PairScore, score_pairs
-from hafrm.models.checkpoints import load_causal_lm
 from hafrm.models.loading import load_log_prob_scorer
 from hafrm.models.scorers import ScoreOptions
+from hafrm.models.stock import load_causal_lm
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.stats import pearson_interval
 from tests.tiny import save_tiny, some_pairs

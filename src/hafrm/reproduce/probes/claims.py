@@ -20,9 +20,9 @@ from hafrm.evaluation.probes.heads import FitOptions, FrozenStates, PolicyHead, 
 from hafrm.evaluation.probes.memory import remembered
 from hafrm.evaluation.probes.representations import RepresentationChange, representation_change
 from hafrm.losses import USES_REFERENCE
-from hafrm.models.checkpoints import RunInfo
 from hafrm.models.loading import ScorerChoice, load_scorer
 from hafrm.models.references import precompute_reference
+from hafrm.models.runinfo import RunInfo
 from hafrm.models.scorers import HybridScorer, ScoreOptions
 
 __all__ = ["ClaimsConfig", "run_claims"]

@@ -19,8 +19,9 @@ from hafrm.evaluation.probes.checkpoints import MATCHINGS, Checkpoint, match_che
 from hafrm.evaluation.probes.consistency import Consistency, consistency
 from hafrm.evaluation.probes.generation import Sampling, generate_responses, prompts_that_fit
 from hafrm.evaluation.probes.memory import remembered
-from hafrm.models.checkpoints import RunInfo, load_run
+from hafrm.models.checkpoints import load_run
 from hafrm.models.loading import ScorerChoice, load_scorer
+from hafrm.models.runinfo import RunInfo
 from hafrm.models.scorers import ScoreOptions, Scorer
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.pairs import Conversation, Message

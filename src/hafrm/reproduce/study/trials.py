@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hafrm.evaluation.run import EvaluateConfig
-from hafrm.models.checkpoints import Head
+from hafrm.models.runinfo import Head
 from hafrm.reproduce.figure6 import RATIOS, ratio_run
 from hafrm.reproduce.plans import ALL_METHODS, Job
 from hafrm.reproduce.runs import Run

@@ -127,6 +127,15 @@ def test_a_moved_run_keeps_its_best_checkpoint(stopped: TrainConfig, tmp_path: P
     assert list(elsewhere.iterdir()) == []
 
 
+def test_a_best_checkpoint_that_is_gone_is_said_before_training_goes_on(stopped: TrainConfig) -> None:
+    path = Path(stopped.out) / "checkpoint-2" / "trainer_state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"best_model_checkpoint": "run/checkpoint-1"}))
+    shutil.rmtree(Path(stopped.out) / "checkpoint-1", ignore_errors=True)
+    with pytest.raises(ModelError, match=r"checkpoint-1, by .*trainer_state.json the best checkpoint so far, is not"):
+        train(stopped)
+    assert train(replace(stopped, overwrite=True)).steps == 3
+
+
 @pytest.mark.parametrize("damage", DAMAGES, ids=["cut", "flip", "gone"])
 def test_damaged_adapters_are_noticed(damage: Callable[[Path], None], tmp_path: Path) -> None:
     run = saved_run(save_tiny(tmp_path / "base"), tmp_path / "run", lora=LoraOptions(rank=2))

@@ -176,8 +176,9 @@ def test_what_can_not_be_trained_on_is_a_named_error(prose: str, tmp_path: Path)
     (tmp_path / "full" / "file").touch()
     with pytest.raises(ConfigError, match="holds files that are no model"):
         pretrain(config(prose, tmp_path / "full", shape=SHAPE))
-    with pytest.raises(ConfigError, match="shape has no effect"):
-        config(prose, tmp_path, model="m", shape=SHAPE)
+    for name, value in {"shape": SHAPE, "tokenizer_texts": 9, "untie": False}.items():
+        with pytest.raises(ConfigError, match=f"{name} has no effect"):
+            config(prose, tmp_path, model="m", **{name: value})
     with pytest.raises(ConfigError, match=r"shape\.context"):
         config(prose, tmp_path, context=4)
 

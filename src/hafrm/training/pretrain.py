@@ -90,8 +90,11 @@ class PretrainConfig:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.model is None and self.context is not None:
             raise ConfigError("context has no effect on a new model: set shape.context.")
-        if self.model is not None and self.shape != LlamaShape():
-            raise ConfigError("shape has no effect on a model that is trained on: leave it out.")
+        if self.model is not None:
+            default = PretrainConfig(data=self.data, out=self.out)
+            for name in ("shape", "tokenizer_texts", "untie"):
+                if getattr(self, name) != getattr(default, name):
+                    raise ConfigError(f"{name} has no effect on a model that is trained on: leave it out.")
         object.__setattr__(self, "training", checked_arguments(self.training))
 
 

@@ -25,7 +25,7 @@ from transformers import (
 from hafrm import atomic
 from hafrm.data import EncodedPairs, PairSet, encode_pairs, load_pairs, local_path, shared_prompts
 from hafrm.encoding import ConversationEncoder
-from hafrm.errors import ConfigError
+from hafrm.errors import ConfigError, ModelError
 from hafrm.models.checkpoints import save_run
 from hafrm.models.hybrid import HybridModel, max_positions
 from hafrm.models.layout import choose_layout
@@ -242,9 +242,8 @@ def _run_trainer(trainer: HybridTrainer, checkpoint: Path | None, steps: int) ->
     """Train, from the last checkpoint if there is one."""
     if checkpoint is not None:
         state = _state_here(checkpoint)
-        if state.global_step >= steps or _out_of_patience(
-            state
-        ):  # killed at its end: transformers would step once more
+        at_its_end = state.global_step >= steps or _out_of_patience(state)
+        if at_its_end:  # it was killed there: transformers would step once more
             trainer.state = state
             best = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
             trainer.restore(Path(best or checkpoint))
@@ -254,11 +253,19 @@ def _run_trainer(trainer: HybridTrainer, checkpoint: Path | None, steps: int) ->
 
 
 def _state_here(checkpoint: Path) -> TrainerState:
-    """A checkpoint's state, in which the best checkpoint is one beside it, also if the run's folder was moved."""
+    """A checkpoint's state, in which the best checkpoint is one beside it, also if the run's folder was moved.
+
+    Raises:
+        ModelError: the best checkpoint has gone, so that the run would come to its end and could not keep it.
+    """
     path = checkpoint / "trainer_state.json"
     state: TrainerState = TrainerState.load_from_json(str(path))
     best = state.best_model_checkpoint
     here = best and str(checkpoint.parent / Path(best).name)
+    if here and not Path(here).is_dir():
+        raise ModelError(
+            f"{here}, by {path} the best checkpoint so far, is not there. Put it back, or begin anew with --overwrite."
+        )
     if here != best:
         state.best_model_checkpoint = here
         values = json.loads(path.read_text(encoding="utf-8")) | {"best_model_checkpoint": here}

@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from hafrm.cli import main
 from hafrm.errors import ConfigError, TrainingError
-from hafrm.evaluation.scoring import read_scores
+from hafrm.evaluation.scoring import PairScore, read_scores
 from hafrm.pairs import Conversation
 from hafrm.reproduce import paper
 from hafrm.reproduce.measures import Measured
@@ -429,9 +429,11 @@ def numbers(difference: float, ends: list[float]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("difference", "ends", "said", "agrees"),
     [
-        (0.02, [0.01, 0.03], "is above 0; above in 1 of 1 seed", "this agrees"),
-        (-0.02, [-0.03, -0.01], "is below 0; above in 0 of 1 seed", "this contradicts it"),
-        (0.01, [-0.01, 0.03], "the pairs can't tell from 0", "this neither agrees nor contradicts"),
+        (0.02, [0.01, 0.03], "is above 0; above in 1 of 1 seed", "this agrees; gains as large"),
+        (0.05, [0.01, 0.09], "is above 0; above in 1 of 1 seed", "this agrees."),
+        (-0.02, [-0.03, -0.01], "is below 0; above in 0 of 1 seed", "this contradicts it."),
+        (0.01, [-0.01, 0.04], "the pairs can't tell from 0", "this neither agrees nor contradicts."),
+        (0.01, [-0.01, 0.03], "the pairs can't tell from 0", "contradicts; gains as large as those are outside"),
     ],
 )
 def test_sentences_follow_the_numbers(difference: float, ends: list[float], said: str, agrees: str) -> None:
@@ -440,6 +442,40 @@ def test_sentences_follow_the_numbers(difference: float, ends: list[float], said
     assert agrees in sentence
     assert "+4.6, +4.8, +3.4 points" in sentence  # HAF less the baseline in Table 2: 74.12 - 69.50, 71.82 - 67.06, ...
     assert f"on {int(difference > 0)} of 1" in sentence
+
+
+def test_what_the_paper_says_is_held_to_the_sets_of_enough_prompts() -> None:
+    """A lead that one set of two prompts makes alone agrees with nothing."""
+    found = numbers(0.02, [0.01, 0.03])
+    mean = found["comparisons"][-1]
+    found["comparisons"].append(mean | {"column": results.ENOUGH, "difference": 0.001, "ci95": [-0.02, 0.06]})
+    (sentence,) = telling.findings_of(found).statements
+    assert "on average by +2.0 points [+1.0, +3.0]" in sentence
+    assert "over those of 6 prompts or more by +0.1 [−2.0, +6.0]" in sentence
+    assert sentence.endswith("this neither agrees nor contradicts.")
+    assert "on 1 of 1" in sentence  # the two means are no columns
+
+
+def test_the_mean_of_enough_prompts_leaves_out_the_others() -> None:
+    def scored(name: str, prompts: int, better: bool) -> list[PairScore]:
+        margin = 1.0 if better else -1.0
+        return [PairScore("m", name, f"{name}:{i}", f"{name}{i % prompts}", margin, 0.0, 5, 5, "") for i in range(40)]
+
+    table = {"A": 40, "B": 40, "C": 2}
+    scores = {
+        name: {row: {0: scored(name, prompts, row == "haf" or name != "C")} for row in ("haf", "baseline")}
+        for name, prompts in table.items()
+    }
+    found = {each["column"]: each for each in results._comparisons("ood", "b", scores) if each["b"] == "baseline"}
+    assert found["Avg"]["difference"] == pytest.approx(1 / 3)
+    assert found[results.ENOUGH]["difference"] == 0
+    assert list(found) == ["A", "B", "C", "Avg", results.ENOUGH]
+    del scores["C"]
+    assert [each["column"] for each in results._comparisons("ood", "b", scores) if each["b"] == "baseline"] == [
+        "A",
+        "B",
+        "Avg",
+    ]
 
 
 @pytest.mark.parametrize(("rate", "said"), [(0.001, "the lowest"), (0.002, None), (0.003, "the highest"), (None, None)])

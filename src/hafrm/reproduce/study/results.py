@@ -22,11 +22,16 @@ from hafrm.reproduce.study.planning import journal_of, missing
 from hafrm.reproduce.study.rates import at_chosen_rates, chosen
 from hafrm.reproduce.study.trials import SHARES, cells, stage_order
 from hafrm.reproduce.study.work import WORDS, words_file
-from hafrm.stats import Floats, few_groups, holm_correction, paired_bootstrap, resampled_means
+from hafrm.stats import FEWEST_GROUPS, Floats, few_groups, holm_correction, paired_bootstrap, resampled_means
 
-__all__ = ["FORMAT", "RIVALS_OF", "collect"]
+__all__ = ["AVERAGES", "ENOUGH", "FORMAT", "RIVALS_OF", "collect"]
 
 FORMAT = 1
+
+ENOUGH = f"{AVERAGE} of {FEWEST_GROUPS} prompts or more"
+"""The mean over the columns whose test pairs are of enough prompts, where some are not."""
+
+AVERAGES = (AVERAGE, ENOUGH)
 
 _Scores = dict[str, dict[str, dict[int, list[PairScore]]]]
 """By column, row and seed."""
@@ -178,6 +183,9 @@ def _comparisons(part: PartName, backbone: str, scores: _Scores) -> Iterator[dic
             yield named | {"column": column} | _on_one(found)
         if len(paired) > 1:
             yield named | {"column": AVERAGE} | _on_all(list(paired.values()))
+        enough = [found for found in paired.values() if not found.is_of_few_prompts]
+        if 1 < len(enough) < len(paired):
+            yield named | {"column": ENOUGH} | _on_all(enough)
 
 
 def _paired(rows: Mapping[str, Mapping[int, list[PairScore]]], a: str, b: str) -> _Paired | None:
@@ -231,6 +239,6 @@ def _on_all(columns: Sequence[_Paired]) -> dict[str, Any]:
 def _correct(comparisons: list[dict[str, Any]]) -> None:
     """Holm's correction, over all single columns of a part; means over columns stand as they are."""
     for part in dict.fromkeys(each["part"] for each in comparisons):
-        single = [each for each in comparisons if each["part"] == part and each["column"] != AVERAGE]
+        single = [each for each in comparisons if each["part"] == part and each["column"] not in AVERAGES]
         for each, p in zip(single, holm_correction([each["p"] for each in single]), strict=True):
             each["p_holm"] = float(p)

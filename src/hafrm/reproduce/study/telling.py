@@ -17,6 +17,7 @@ from hafrm.reproduce.figures import Bar, BarGroup, Curve, Panel, accuracy_bars, 
 from hafrm.reproduce.findings import Cell, Findings, Table, ranked, table_markdown
 from hafrm.reproduce.measures import AVERAGE
 from hafrm.reproduce.study.options import PARTS
+from hafrm.reproduce.study.results import AVERAGES
 from hafrm.reproduce.study.trials import SHARES
 from hafrm.stats import FEWEST_GROUPS
 
@@ -202,7 +203,9 @@ def _at_the_edge(results: Results) -> list[str]:
 def _account(results: Results) -> Iterator[Table]:
     """What failed, what was stopped, what is missing: everything that was started is in a table here or above."""
     failed = [(each["what"], each["reason"]) for each in results["failures"]]
-    stopped = [(what, "was started and not finished: it goes on when the study does") for what in results["unfinished"]]
+    stopped = [
+        (what, "was started and not finished: it goes on when the study needs it") for what in results["unfinished"]
+    ]
     if failed or stopped:
         yield Table("Runs without a result", ("run", "reason"), (*failed, *stopped))
 
@@ -217,15 +220,16 @@ def _said(results: Results, part: str, backbone: str) -> Iterator[str]:
     """A sentence for each pair of rows that is compared: how many columns, the mean, the seeds, the paper."""
     found = [each for each in results["comparisons"] if (each["part"], each["backbone"]) == (part, backbone)]
     for a, b in dict.fromkeys((each["a"], each["b"]) for each in found):
-        single = [each for each in found if (each["a"], each["b"]) == (a, b) and each["column"] != AVERAGE]
-        mean = next((each for each in found if (each["a"], each["b"], each["column"]) == (a, b, AVERAGE)), None)
+        both = [each for each in found if (each["a"], each["b"]) == (a, b)]
+        single = [each for each in both if each["column"] not in AVERAGES]
+        mean, enough = (next((each for each in both if each["column"] == name), None) for name in AVERAGES)
         ahead = sum(each["difference"] > 0 for each in single)
         certain = [each for each in single if each["p_holm"] < 0.05]
         above, below = (sum(sign * each["difference"] > 0 for each in certain) for sign in (1, -1))
         yield (
             f"{_WHERE[part]}, {backbone}: {_label(a)} is above {_label(b)} on {ahead} of {len(single)} "
             f"(significantly above on {above} and below on {below}: p < 0.05 after Holm's correction)"
-            f"{_mean_said(mean)}{_paper_said(results, part, backbone, a, b, mean)}."
+            f"{_mean_said(mean)}{_enough_said(enough)}{_paper_said(part, a, b, enough or mean)}."
         )
 
 
@@ -252,13 +256,26 @@ def _mean_said(mean: Mapping[str, Any] | None) -> str:
     )
 
 
+def _enough_said(mean: Mapping[str, Any] | None) -> str:
+    """The same mean without the columns of a handful of prompts, which may have made it."""
+    if mean is None:
+        return ""
+    return (
+        f"; over those of {FEWEST_GROUPS} prompts or more by {points(mean['difference'])} "
+        f"{interval(mean['ci95'], points)}"
+    )
+
+
 def _verdict(mean: Mapping[str, Any]) -> str:
     low, high = mean["ci95"]
     return "is above 0" if low > 0 else "is below 0" if high < 0 else "the pairs can't tell from 0"
 
 
-def _paper_said(results: Results, part: str, backbone: str, a: str, b: str, mean: Mapping[str, Any] | None) -> str:
-    """What the paper prints of the same comparison, on average over its five sets, and whether ours agrees."""
+def _paper_said(part: str, a: str, b: str, mean: Mapping[str, Any] | None) -> str:
+    """What the paper prints of the same comparison, on average over its five sets, and whether ours agrees.
+
+    Ours is judged by the sets of enough prompts.
+    """
     if part != "table2" or a != "haf" or b not in ("baseline", "dpo") or mean is None:
         return ""
     gains = [_printed(name, b) for name in paper.BACKBONES]
@@ -266,7 +283,8 @@ def _paper_said(results: Results, part: str, backbone: str, a: str, b: str, mean
         _verdict(mean), "neither agrees nor contradicts"
     )
     shown = ", ".join(map(points, gains))
-    return f". The paper's three backbones: {shown} points; this {agrees}"
+    excluded = "; gains as large as those are outside of the interval" if 0 < mean["ci95"][1] < min(gains) else ""
+    return f". The paper's three backbones: {shown} points; this {agrees}{excluded}"
 
 
 def _printed(backbone: str, rival: str) -> float:
@@ -349,7 +367,8 @@ def _notes(results: Results) -> Iterator[str]:
         yield (
             f"Test pairs of fewer than {FEWEST_GROUPS} prompts ({sizes}) tell nothing of other prompts: they have no "
             "interval, and a p-value of 1. In means over sets their pairs are resampled one by one, so those intervals "
-            "are of these prompts alone, and too narrow as far as pairs share a response."
+            "are of these prompts alone, and too narrow as far as pairs share a response: the mean of the other sets "
+            "stands beside them."
         )
     yield "Bag of words is a logistic regression on word counts of the responses, fitted on the same training pairs."
     yield "Files stand for the paper's sets by role only, and the backbones are others: compare signs and sizes."

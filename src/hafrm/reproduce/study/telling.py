@@ -370,6 +370,11 @@ def _notes(results: Results) -> Iterator[str]:
             "are of these prompts alone, and too narrow as far as pairs share a response: the mean of the other sets "
             "stands beside them."
         )
+    if "mixed" in results["parts"]:
+        yield (
+            "A mixture's runs take as many steps as those of single sets, so they see fewer pairs of each set: compare "
+            "methods there, and not mixtures with single sets."
+        )
     yield "Bag of words is a logistic regression on word counts of the responses, fitted on the same training pairs."
     yield "Files stand for the paper's sets by role only, and the backbones are others: compare signs and sizes."
     counts = results["counts"]

@@ -15,7 +15,7 @@ from hafrm.errors import ConfigError
 from hafrm.reproduce import figure3, figure6, paper, table2, table3
 from hafrm.reproduce.plans import Job, Plan, described
 from hafrm.reproduce.registry import EXPERIMENTS
-from hafrm.reproduce.runs import Run, command, state_of, train_config, trained
+from hafrm.reproduce.runs import Run, command, state_of, train_config, trained, write_data
 from hafrm.reproduce.scales import Overrides, Scale, paper_scale, small_scale, world_scale
 from hafrm.training.config import TrainConfig
 from tests.paths import SHARED
@@ -154,6 +154,11 @@ def test_a_mixture_of_files_is_even_and_written_once(tiny_world: Path, tmp_path:
     assert folder == tmp_path / "out/small/runs/base/Helpful+BS/baseline-seed0"
     files = sorted((tmp_path / "out/small/mixtures/Helpful+BS").glob("*.jsonl"))
     assert [len(path.read_text().splitlines()) for path in files] == [8, 8, 8, 8]
+    few = small_scale(replace(overrides, cap=3), backbones=[str(tiny_world)], data_folder=str(tmp_path / "data"))
+    run = Run(backbone="base", sets=("Helpful", "BS"), method="baseline")
+    write_data(few, run, tmp_path / "out")
+    config = train_config(few, run, tmp_path / "out", model="m")
+    assert [len(Path(path).read_text().splitlines()) for path in (*config.data, *config.eval_data)] == [3, 3, 8, 8]
     assert state_of(folder) == "finished"
     written = (folder / "manifest.json").read_bytes()
     assert trained(scale, "baseline", ["Helpful", "BS"], 0, tmp_path / "out") == folder

@@ -6,7 +6,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -404,17 +404,19 @@ def numbers(difference: float, ends: list[float]) -> dict[str, Any]:
         "n": 9,
         "prompts": 9,
         "length_accuracy": 0.4,
+        "unscored": 1,
     }
     said = {"part": "table2", "backbone": "b", "a": "haf", "b": "baseline", "p": 0.01, "by_seed": {"0": difference}}
     said |= {"difference": difference, "ci95": ends, "n": 9}
     return {
-        "format": 1,
+        "format": results.FORMAT,
         "scale": "small",
         "sets": ["BS"],
         "seeds": [0],
         "steps": 1,
         "batch": 16,
         "cap": None,
+        "max_length": 512,
         "backbones": {"b": {"paper_name": None, "lora_rank": 0}},
         "rates": {"b": {"haf": {"marks": {"0.001": None}, "failed": [], "rate": 0.001}}},
         "parts": {"table2": {"b": {"BS": {"haf": cell, "baseline": cell}}}},
@@ -451,7 +453,7 @@ def test_what_the_paper_says_is_held_to_the_sets_of_enough_prompts() -> None:
     found["comparisons"].append(mean | {"column": results.ENOUGH, "difference": 0.001, "ci95": [-0.02, 0.06]})
     (sentence,) = telling.findings_of(found).statements
     assert "on average by +2.0 points [+1.0, +3.0]" in sentence
-    assert "over those of 6 prompts or more by +0.1 [−2.0, +6.0]" in sentence
+    assert "of 6 prompts or more by +0.1 points [−2.0, +6.0], which the pairs can't tell from 0" in sentence
     assert sentence.endswith("this neither agrees nor contradicts.")
     assert "on 1 of 1" in sentence  # the two means are no columns
 
@@ -470,12 +472,52 @@ def test_the_mean_of_enough_prompts_leaves_out_the_others() -> None:
     assert found["Avg"]["difference"] == pytest.approx(1 / 3)
     assert found[results.ENOUGH]["difference"] == 0
     assert list(found) == ["A", "B", "C", "Avg", results.ENOUGH]
+    assert found["Avg"]["p"] is None
+    assert found[results.ENOUGH]["p"] == 1
     del scores["C"]
     assert [each["column"] for each in results._comparisons("ood", "b", scores) if each["b"] == "baseline"] == [
         "A",
         "B",
         "Avg",
     ]
+
+
+def test_two_rows_are_compared_on_the_pairs_that_both_scored() -> None:
+    """The one is right on all that it can read, the other also reads what it then gets wrong."""
+
+    def scores(margins: Sequence[float | None]) -> list[PairScore]:
+        return [
+            PairScore("m", "d", f"d:{i}", f"g{i}", margin, None if margin is None else 0.0, 5, 5)
+            for i, margin in enumerate(margins)
+        ]
+
+    reads_half = scores([1.0] * 10 + [None] * 10)
+    reads_all = scores([1.0] * 10 + [-1.0] * 10)
+    found = results._paired(
+        {"haf": {0: reads_half, 1: reads_half}, "words": {0: reads_all, 1: reads_all}}, "haf", "words"
+    )
+    assert found is not None
+    told = results._on_one(found)
+    assert (told["n"], told["difference"], told["by_seed"]) == (10, 0, {"0": 0, "1": 0})
+    cell = results._grid({"BS": {"haf": {0: reads_half}}})["BS"]["haf"]
+    assert (cell["n"], cell["unscored"], cell["accuracy"]) == (10, 10, 1)
+
+
+def test_what_is_left_out_is_counted() -> None:
+    notes = telling.findings_of(numbers(0.02, [0.01, 0.03])).notes
+    assert "Left out of all accuracies are test pairs longer than 512 tokens: BS 1 of 10." in notes
+
+
+@pytest.mark.parametrize("changed", [["--steps", "3"], ["--max_length", "250"]])
+def test_runs_of_other_options_are_not_shown_as_this_studys(
+    changed: list[str], tiny_world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--sets", "BS", "--parts", "table2"]
+    study(tmp_path, *words)
+    before = (tmp_path / "world" / "study" / "results.json").read_bytes()
+    assert main(["reproduce", "study", "--out", str(tmp_path), *TINY, *words, *changed]) == 2
+    assert "holds a run with other options" in capfd.readouterr().err
+    assert (tmp_path / "world" / "study" / "results.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(("rate", "said"), [(0.001, "the lowest"), (0.002, None), (0.003, "the highest"), (None, None)])

@@ -242,7 +242,8 @@ def _write_cut(scale: Scale, run: Run, out: Path) -> None:
 
 
 def _mixture_files(scale: Scale, sets: Sequence[str], split: str, out: Path) -> dict[str, Path]:
-    folder = out / scale.name / "mixtures" / "+".join(sets)
+    cap = "" if scale.cap is None else f"-of{scale.cap}"
+    folder = out / scale.name / "mixtures" / f"{'+'.join(sets)}{cap}"
     return {name: folder / f"{name}-{split}.jsonl" for name in sets}
 
 

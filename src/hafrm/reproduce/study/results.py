@@ -8,7 +8,7 @@ set's prompts by itself; columns of the same test set share their draws. How far
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from hafrm.stats import FEWEST_GROUPS, Floats, few_groups, holm_correction, pair
 
 __all__ = ["AVERAGES", "ENOUGH", "FORMAT", "RIVALS_OF", "collect"]
 
-FORMAT = 1
+FORMAT = 2
 
 ENOUGH = f"{AVERAGE} of {FEWEST_GROUPS} prompts or more"
 """The mean over the columns whose test pairs are of enough prompts, where some are not."""
@@ -53,10 +53,10 @@ def collect(job: Job) -> dict[str, Any]:
     """All numbers of what is there.
 
     Returns:
-        `{"format", "scale", "sets", "seeds", "steps", "cap", "backbones", "rates", "parts", "comparisons", "failures",
-        "unfinished", "missing", "counts"}`. `parts` is {PART: {BACKBONE: {COLUMN: {ROW: {"accuracy", "by_seed",
-        "spread", "ci95", "n", "prompts", "length_accuracy", "seeds"}}}}}; a comparison says by
-        how much row `a` is above row `b`.
+        `{"format", "scale", "sets", "seeds", "steps", "cap", "max_length", "backbones", "rates", "parts",
+        "comparisons", "failures", "unfinished", "missing", "counts"}`. `parts` is {PART: {BACKBONE: {COLUMN: {ROW:
+        {"accuracy", "by_seed", "spread", "ci95", "n", "prompts", "length_accuracy", "seeds", "unscored"}}}}}; a
+        comparison says by how much row `a` is above row `b`, on the pairs that both scored.
     """
     journal = journal_of(job)
     last = journal.last()
@@ -76,6 +76,7 @@ def collect(job: Job) -> dict[str, Any]:
         "steps": job.scale.training["max_steps"],
         "batch": job.scale.training.get("per_device_train_batch_size", 16),
         "cap": job.scale.cap,
+        "max_length": job.scale.max_length,
         "backbones": {name: _backbone(job, name) for name in job.backbones},
         "rates": {name: _rates(job, name) for name in job.backbones},
         "parts": parts,
@@ -125,23 +126,41 @@ def _scores(job: Job, part: PartName, backbone: str) -> _Scores:
     if part == "table2":
         for name, rows in found.items():
             if words_file(job, name).exists():
-                rows[WORDS] = dict.fromkeys(job.seeds, read_scores(words_file(job, name)))
+                scored = _scored_by_all(seeds for seeds in rows.values())
+                words = _only(read_scores(words_file(job, name)), scored)
+                rows[WORDS] = dict.fromkeys(job.seeds, words)
     return found
+
+
+def _scored_by_all(rows: Iterable[Mapping[int, Sequence[PairScore]]]) -> set[str]:
+    """The pairs that have a score in all seeds of all rows."""
+    every = [{score.id for score in scores if score.margin is not None} for row in rows for scores in row.values()]
+    return set.intersection(*every)
+
+
+def _only(scores: Sequence[PairScore], pairs: set[str]) -> list[PairScore]:
+    return [score for score in scores if score.id in pairs]
 
 
 def _grid(scores: _Scores) -> dict[str, dict[str, Any]]:
     return {
         column: {
-            row: measured(list(seeds.values()), f"{column}, {row}").as_dict() | {"seeds": list(seeds)}
+            row: measured(list(seeds.values()), f"{column}, {row}").as_dict()
+            | {"seeds": list(seeds), "unscored": _unscored(seeds)}
             for row, seeds in rows.items()
         }
         for column, rows in scores.items()
     }
 
 
+def _unscored(seeds: Mapping[int, Sequence[PairScore]]) -> int:
+    """Test pairs that are not in a cell's accuracy."""
+    return len({score.id for scores in seeds.values() for score in scores} - _scored_by_all([seeds]))
+
+
 @dataclass(frozen=True)
 class _Paired:
-    """Two rows on one column: the seeds that both have, pair by pair."""
+    """Two rows on one column: the seeds that both have, on the pairs that all of them scored."""
 
     a: Measured
     b: Measured
@@ -149,7 +168,7 @@ class _Paired:
 
     @property
     def pairs(self) -> list[str]:
-        return [pair for pair in self.a.pair_hits if pair in self.b.pair_hits]
+        return list(self.a.pair_hits)
 
     @property
     def differences(self) -> Floats:
@@ -182,7 +201,10 @@ def _comparisons(part: PartName, backbone: str, scores: _Scores) -> Iterator[dic
         for column, found in paired.items():
             yield named | {"column": column} | _on_one(found)
         if len(paired) > 1:
-            yield named | {"column": AVERAGE} | _on_all(list(paired.values()))
+            mean = _on_all(list(paired.values()))
+            if any(found.is_of_few_prompts for found in paired.values()):
+                mean["p"] = None  # pairs about a handful of prompts, drawn as if they were independent, prove nothing
+            yield named | {"column": AVERAGE} | mean
         enough = [found for found in paired.values() if not found.is_of_few_prompts]
         if 1 < len(enough) < len(paired):
             yield named | {"column": ENOUGH} | _on_all(enough)
@@ -192,7 +214,9 @@ def _paired(rows: Mapping[str, Mapping[int, list[PairScore]]], a: str, b: str) -
     seeds = tuple(seed for seed in rows.get(a, {}) if seed in rows.get(b, {}))
     if not seeds:
         return None
-    ours, theirs = (measured([rows[row][seed] for seed in seeds], row) for row in (a, b))
+    sides = [{seed: rows[row][seed] for seed in seeds} for row in (a, b)]
+    both = _scored_by_all(sides)
+    ours, theirs = (measured([_only(scores, both) for scores in side.values()], f"{a} and {b}") for side in sides)
     return _Paired(ours, theirs, seeds)
 
 

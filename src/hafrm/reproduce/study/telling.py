@@ -163,7 +163,7 @@ def _differences(part: str, found: Sequence[Mapping[str, Any]]) -> Table:
             each["column"],
             f"{points(each['difference'])} {interval(each['ci95'], points)}".strip(),
             ", ".join(map(points, each["by_seed"].values())),
-            p_value(each["p"]),
+            "–" if each["p"] is None else p_value(each["p"]),
             p_value(each["p_holm"]) if "p_holm" in each else "–",
             f"{each['n']:,}",
         )
@@ -229,7 +229,7 @@ def _said(results: Results, part: str, backbone: str) -> Iterator[str]:
         yield (
             f"{_WHERE[part]}, {backbone}: {_label(a)} is above {_label(b)} on {ahead} of {len(single)} "
             f"(significantly above on {above} and below on {below}: p < 0.05 after Holm's correction)"
-            f"{_mean_said(mean)}{_enough_said(enough)}{_paper_said(part, a, b, enough or mean)}."
+            f"{_mean_said(mean, enough)}{_paper_said(part, a, b, enough or mean)}."
         )
 
 
@@ -245,28 +245,24 @@ _WHERE = {
 }
 
 
-def _mean_said(mean: Mapping[str, Any] | None) -> str:
+def _mean_said(mean: Mapping[str, Any] | None, enough: Mapping[str, Any] | None) -> str:
+    """The mean over columns; where some are of a handful of prompts, the verdict is the others'."""
     if mean is None:
         return ""
-    seeds = list(mean["by_seed"].values())
+    judged = enough or mean
+    seeds = list(judged["by_seed"].values())
     by_seed = f"; above in {sum(value > 0 for value in seeds)} of {count(len(seeds), 'seed')}" if seeds else ""
-    return (
-        f"; on average by {points(mean['difference'])} points {interval(mean['ci95'], points)}, which "
-        f"{_verdict(mean)}{by_seed}"
-    )
+    without = f"; over those of {FEWEST_GROUPS} prompts or more {_by(judged)}" if enough else ""
+    return f"; on average {_by(mean)}{without}, which {_verdict(judged)}{by_seed}"
 
 
-def _enough_said(mean: Mapping[str, Any] | None) -> str:
-    """The same mean without the columns of a handful of prompts, which may have made it."""
-    if mean is None:
-        return ""
-    return (
-        f"; over those of {FEWEST_GROUPS} prompts or more by {points(mean['difference'])} "
-        f"{interval(mean['ci95'], points)}"
-    )
+def _by(mean: Mapping[str, Any]) -> str:
+    return f"by {points(mean['difference'])} points {interval(mean['ci95'], points)}"
 
 
 def _verdict(mean: Mapping[str, Any]) -> str:
+    if mean["p"] is None:
+        return "says nothing of other prompts"
     low, high = mean["ci95"]
     return "is above 0" if low > 0 else "is below 0" if high < 0 else "the pairs can't tell from 0"
 
@@ -350,6 +346,20 @@ def _few_prompts(results: Results) -> dict[str, int]:
     return {column: cell["prompts"] for column, cell in cells if cell["prompts"] < FEWEST_GROUPS}
 
 
+def _left_out(results: Results) -> str:
+    """How many test pairs no backbone could read, by set, in words."""
+    cells = {
+        column: max(row.values(), key=lambda cell: int(cell["unscored"]))
+        for grid in results["parts"].get("table2", {}).values()
+        for column, row in grid.items()
+    }
+    return ", ".join(
+        f"{column} {cell['unscored']:,} of {cell['unscored'] + cell['n']:,}"
+        for column, cell in cells.items()
+        if cell["unscored"]
+    )
+
+
 def _notes(results: Results) -> Iterator[str]:
     yield (
         "Learning rates: every method tries the same rates with the same number of steps and pairs, on every set with "
@@ -375,7 +385,12 @@ def _notes(results: Results) -> Iterator[str]:
             "A mixture's runs take as many steps as those of single sets, so they see fewer pairs of each set: compare "
             "methods there, and not mixtures with single sets."
         )
-    yield "Bag of words is a logistic regression on word counts of the responses, fitted on the same training pairs."
+    yield (
+        "Bag of words is a logistic regression on word counts of the responses, fitted on the same training pairs, and "
+        "tested on the same test pairs."
+    )
+    if left_out := _left_out(results):
+        yield f"Left out of all accuracies are test pairs longer than {results['max_length']:,} tokens: {left_out}."
     yield "Files stand for the paper's sets by role only, and the backbones are others: compare signs and sizes."
     counts = results["counts"]
     yield (

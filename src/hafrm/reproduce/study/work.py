@@ -14,15 +14,18 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from hafrm.data import load_pairs
+from hafrm.data import encode_pairs, load_pairs
+from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ConfigError, HafrmError, first_line
 from hafrm.evaluation.run import evaluate
 from hafrm.evaluation.scoring import SCORES_FILE, score_pairs, write_scores
+from hafrm.models.tokenizers import load_tokenizer
 from hafrm.reproduce.plans import Job, Plan
 from hafrm.reproduce.runs import Run, require_same_options, train_config, train_missing, write_data
 from hafrm.reproduce.study.costs import Costs, is_local
 from hafrm.reproduce.study.planning import SEARCH, Todo, journal_of, missing, stages, study_folder
 from hafrm.reproduce.study.words import fit_words
+from hafrm.training.config import TrainConfig
 from hafrm.training.manifest import is_finished
 
 __all__ = ["WORDS", "execute", "words_file"]
@@ -34,8 +37,9 @@ WORDS = "words"
 
 
 def words_file(job: Job, name: str) -> Path:
-    """Where the bag-of-words scores of a set lie."""
-    return study_folder(job) / "scores" / WORDS / name / SCORES_FILE
+    """Where the bag-of-words scores of a set lie, by what they depend on."""
+    cap = "" if job.scale.cap is None else f"-of{job.scale.cap}"
+    return study_folder(job) / "scores" / WORDS / f"{name}{cap}-{job.scale.max_length}tokens" / SCORES_FILE
 
 
 def execute(job: Job, plan: Plan, say: Say) -> None:
@@ -63,19 +67,23 @@ def execute(job: Job, plan: Plan, say: Say) -> None:
 
 
 def _score_words(job: Job, name: str, say: Say) -> None:
-    """Fit the bag-of-words model on the pairs that the backbones are trained on, and score the test pairs."""
+    """Fit the bag-of-words model on the pairs that the backbones can be trained on, and score the test pairs."""
     path = words_file(job, name)
-    with FileLock(_lock_file(job, f"{WORDS}/{name}")):
+    with FileLock(_lock_file(job, f"{WORDS}/{path.parent.name}")):
         if path.exists():
             return
         say(f"bag of words: {name}")
         run = Run(backbone=job.backbones[0], sets=(name,), method="baseline")
         write_data(job.scale, run, job.out)
         config = train_config(job.scale, run, job.out, model="none")
-        train, validation = load_pairs(config.data), load_pairs(config.eval_data, split="validation")
+        encoder = ConversationEncoder(load_tokenizer(job.scale.backbone(run.backbone).model()), job.scale.max_length)
+        train, validation = (
+            encode_pairs(load_pairs(data, split=split).pairs, encoder, config.data_options).pairs
+            for data, split in ((config.data, "train"), (config.eval_data, "validation"))
+        )
         data = job.scale.sets[name].test
         test = load_pairs(data, split="test").pairs
-        write_scores(score_pairs(fit_words(train.pairs, validation.pairs), test, model=WORDS, data=data), path)
+        write_scores(score_pairs(fit_words(train, validation), test, model=WORDS, data=data), path)
 
 
 def _lock_file(job: Job, name: str) -> Path:
@@ -123,7 +131,12 @@ class _Worker:
             self._do(todo, "what another process held", wait=True)
 
     def _do(self, todo: Todo, stage: str, *, wait: bool) -> bool:
-        """Train and score one run; False where another process holds it and it is not to be waited for."""
+        """Train and score one run; False where another process holds it and it is not to be waited for.
+
+        Raises:
+            ConfigError: what is there of it was trained with other options.
+        """
+        require_same_options(self._config(todo))
         if todo.done or (not self.job.study.retry and todo.failure(self.journal.last())):
             return True
         try:
@@ -137,13 +150,15 @@ class _Worker:
         return True
 
     def _train(self, todo: Todo, stage: str) -> None:
-        scale, out = todo.job.scale, todo.job.out
-        require_same_options(train_config(scale, todo.run, out, model=scale.backbone(todo.run.backbone).model()))
         seconds = self.costs.run(todo.run) if self.costs else 0.0
         with self._told(todo.name, stage, seconds):
-            train_missing(scale, todo.run, out)
+            train_missing(todo.job.scale, todo.run, todo.job.out)
             for checkpoint in todo.folder.glob("checkpoint-*"):  # two of them are thrice the model's size
                 shutil.rmtree(checkpoint)
+
+    def _config(self, todo: Todo) -> TrainConfig:
+        scale = todo.job.scale
+        return train_config(scale, todo.run, todo.job.out, model=scale.backbone(todo.run.backbone).model())
 
     def _score(self, todo: Todo, stage: str) -> None:
         for scoring in todo.unscored:

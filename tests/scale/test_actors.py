@@ -97,10 +97,13 @@ def test_one_poisoned_row_costs_few_calls(scorer: LengthScorer, tmp_path: Path) 
     assert scorer.calls == 1 + 2 * 6
 
 
-def test_a_model_that_fails_everywhere_stops(scorer: LengthScorer, tmp_path: Path) -> None:
-    data = write_lines(tmp_path / "in" / "rows.jsonl", [answer(i) | {"response": "poison"} for i in range(100)])
-    with pytest.raises(ModelError, match="none of 100 rows"):
-        score(data, tmp_path / "out")
+@pytest.mark.parametrize("unread", [[], ["{broken"], [answer(0) | {"response": "long"}]], ids=["none", "bad", "long"])
+def test_a_model_that_fails_everywhere_stops(unread: list[Any], scorer: LengthScorer, tmp_path: Path) -> None:
+    """Also among rows that never reach it."""
+    rows = [*unread, *(answer(i) | {"response": "poison"} for i in range(100))]
+    data = write_lines(tmp_path / "in" / "rows.jsonl", rows)
+    with pytest.raises(ModelError, match="none of 100 rows that the model read has a reward. not finite"):
+        score(data, tmp_path / "out", size=200)
     assert not list((tmp_path / "out" / "done").glob("part-*"))
 
 

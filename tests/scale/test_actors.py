@@ -102,7 +102,7 @@ def test_a_model_that_fails_everywhere_stops(unread: list[Any], scorer: LengthSc
     """Also among rows that never reach it."""
     rows = [*unread, *(answer(i) | {"response": "poison"} for i in range(100))]
     data = write_lines(tmp_path / "in" / "rows.jsonl", rows)
-    with pytest.raises(ModelError, match="none of 100 rows that the model read has a reward. not finite"):
+    with pytest.raises(ModelError, match=r"none of 100 rows that the model read has a reward\. not finite"):
         score(data, tmp_path / "out", size=200)
     assert not list((tmp_path / "out" / "done").glob("part-*"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,13 +10,18 @@ from hafrm.errors import ConfigError
 from hafrm.models.loading import ScorerChoice
 from hafrm.models.scorers import ScoreOptions
 
-__all__ = ["LOOPBACK", "MAX_ITEMS", "ServeConfig"]
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-"""The hosts that only this machine reaches."""
+__all__ = ["MAX_ITEMS", "ServeConfig", "is_loopback"]
 
 MAX_ITEMS = 2**14
 """The most entries of any list in a request; `max_conversations` bounds conversations more tightly."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is one that only this machine reaches."""
+    try:
+        return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # another name
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)

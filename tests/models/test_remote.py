@@ -17,7 +17,7 @@ import pytest
 from hafrm.cli import main
 from hafrm.errors import ConfigError, MissingExtraError, ModelError, RefusedError
 from hafrm.models.loading import load_scorer
-from hafrm.models.remote import API_KEY, RemoteScorer, RetryRule
+from hafrm.models.remote import API_KEY, RemoteScorer, RetryRule, seconds_to_wait
 from hafrm.pairs import Conversation
 from tests.tiny import some_pairs
 
@@ -210,6 +210,15 @@ def test_a_server_that_asks_for_an_hour_is_given_up(server: Server, asked: str) 
     server.first = [(503, {"Retry-After": asked}, b"")]
     with pytest.raises(ModelError, match=r"left alone for \d{4} seconds"):
         scorer(server).score(CONVERSATIONS)
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [(None, None), ("", None), ("1.5", 1.5), ("-3", 0.0), ("nan", None), ("inf", None), ("soon", None)]
+    + [("Mon, 99 Jan 2024 00:00:00 GMT", None), ("Mon, 01 Jan 2024 00:00:00 GMT", 0.0)],
+)
+def test_how_long_a_header_says_to_wait(header: str | None, seconds: float | None) -> None:
+    assert seconds_to_wait(header) == seconds
 
 
 def test_nothing_listens(server: Server) -> None:

@@ -246,7 +246,7 @@ def test_what_can_not_be_a_job_is_refused(run_folder: str, tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="no scoring job"):
         score_folder(config(run_folder, data, tmp_path / "thesis"))
     (tmp_path / "out").mkdir()
-    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(ConfigError, match="Another job"):
+    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(ConfigError, match="Another command"):
         score_folder(config(run_folder, data, tmp_path / "out"))
 
 

@@ -15,7 +15,6 @@ from typing import Any, Protocol
 from hafrm import atomic
 from hafrm.data import PairSet, ReadOptions, SourceReport, load_pairs
 from hafrm.errors import ConfigError, HafrmError
-from hafrm.evaluation.identity import model_identity
 from hafrm.evaluation.parts import Part
 from hafrm.evaluation.results import summarise
 from hafrm.evaluation.scoring import RESULTS_FILE, SCORES_FILE, Kind, PairScore, RawScore, score_pairs, write_scores
@@ -23,6 +22,7 @@ from hafrm.evaluation.suites import ItemSet, ListScore, load_suite, summarise_su
 from hafrm.evaluation.suites.scoring import SUITES_FILE, score_items
 from hafrm.evaluation.tokens import token_lines, write_tokens
 from hafrm.evaluation.unseen import require_unseen
+from hafrm.models.identity import model_identity
 from hafrm.models.loading import ScorerChoice
 from hafrm.models.remote import endpoint_of, is_server
 from hafrm.models.scorers import ScoreOptions, Scorer

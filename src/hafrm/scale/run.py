@@ -14,12 +14,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from hafrm import atomic
 from hafrm.errors import ConfigError, HafrmError, MissingExtraError, first_line
 from hafrm.evaluation.bulk import ScoreCounts
-from hafrm.evaluation.identity import model_identity
+from hafrm.models.identity import model_identity
 from hafrm.scale.actors import PartScorer
 from hafrm.scale.config import BulkConfig
 from hafrm.scale.output import JobFolder
@@ -77,12 +75,8 @@ def _alone(config: BulkConfig, out: JobFolder) -> Iterator[None]:
     foreign = out.path.is_dir() and not out.job.exists() and any(path.name[0] != "." for path in out.path.iterdir())
     if foreign:
         raise ConfigError(f"{out.path} holds something that is no scoring job's. Name a new folder with --out.")
-    out.path.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(out.path / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise ConfigError(f"Another job is writing to {out.path}. Wait for it, or name another --out.") from None
+    with atomic.alone(out.path):
+        yield
 
 
 def _begin(config: BulkConfig, found: Input, out: JobFolder) -> list[Part]:

@@ -76,6 +76,29 @@ def test_a_server_with_another_model_is_another_judge(job: dict[str, Any], monke
         judge_rows(JudgeConfig(**job))
 
 
+@pytest.mark.parametrize(
+    ("kind", "options", "said"),
+    [
+        ("openai", {"head": "policy"}, "--head: nothing"),
+        ("oracle", {"reference": "m", "combined_weight": 1.0}, "--reference and --combined_weight: nothing"),
+        ("local", {"head": "policy"}, "--head: nothing"),
+        ("openai", {"score": ScoreOptions(max_length=9, dtype="float16")}, "--score.dtype and --score.max_length"),
+        ("oracle", {"trust_remote_code": True}, "--trust_remote_code: nothing"),
+    ],
+    ids=str,
+)
+def test_options_that_nothing_reads(kind: Any, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        JudgeConfig(data="d", out="o", judge=JudgeOptions(kind=kind, model="m"), **options)
+
+
+def test_a_server_judges_as_it_was_started() -> None:
+    judge = JudgeOptions(kind="reward", model="http://127.0.0.1:1")
+    JudgeConfig(data="d", out="o", judge=judge, score=ScoreOptions(batch_size=3))
+    with pytest.raises(ConfigError, match=r"--score\.overlong can't change that"):
+        JudgeConfig(data="d", out="o", judge=judge, score=ScoreOptions(overlong="drop"))
+
+
 def test_two_runs_do_not_share_a_folder(job: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with FileLock(tmp_path / "out" / ".lock"), pytest.raises(ConfigError, match="Another command is writing"):

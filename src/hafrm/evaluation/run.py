@@ -23,7 +23,7 @@ from hafrm.evaluation.suites.scoring import SUITES_FILE, score_items
 from hafrm.evaluation.tokens import token_lines, write_tokens
 from hafrm.evaluation.unseen import require_unseen
 from hafrm.models.identity import model_identity
-from hafrm.models.loading import ScorerChoice
+from hafrm.models.loading import ScorerChoice, require_server_options
 from hafrm.models.remote import endpoint_of, is_server
 from hafrm.models.scorers import ScoreOptions, Scorer
 
@@ -75,6 +75,8 @@ class EvaluateConfig(ScorerChoice):
                 raise ConfigError(f"{name}: {', '.join(values)} names one twice.")
         for model in filter(is_server, self.models):
             endpoint_of(model)  # before its name is in any message: it may hold a password
+            if all(map(is_server, self.models)):  # else the options are for the others
+                require_server_options(model, self, self.score)
         if self.token_log_ratios < 0:
             raise ConfigError(f"token_log_ratios must not be negative, got {self.token_log_ratios}")
 

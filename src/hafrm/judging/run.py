@@ -20,7 +20,8 @@ from hafrm.judging.rows import Item, Items, Mode, load_items
 from hafrm.judging.tournament import Plan, compare, play, rank_at_once, top_two_of_eight
 from hafrm.judging.verdicts import VERDICTS_FILE, Verdict, resume_verdicts, verdict_of
 from hafrm.models.identity import model_identity
-from hafrm.models.loading import ScorerChoice
+from hafrm.models.loading import ScorerChoice, require_server_options
+from hafrm.models.remote import is_server
 from hafrm.models.scorers import ScoreOptions
 
 __all__ = ["RESULTS_FILE", "JudgeConfig", "judge_rows"]
@@ -59,6 +60,17 @@ class JudgeConfig(ScorerChoice):
     def __post_init__(self) -> None:
         if self.mode == "rank" and self.judge.kind == "local":
             raise ConfigError("judge.kind: local compares two responses. Use --mode pair, or another judge.")
+        self._refuse_unread_options()
+        if self.judge.kind == "reward" and is_server(self.judge.model):
+            require_server_options(self.judge.model, self, self.score)
+
+    def _refuse_unread_options(self) -> None:
+        kind = self.judge.kind
+        unread = [] if kind == "reward" else self.chosen()
+        if kind not in ("local", "reward"):  # no model runs here
+            unread += ["trust_remote_code"] * self.trust_remote_code + self.score.given()
+        if unread:
+            raise ConfigError(f"--{' and --'.join(unread)}: nothing reads it with `judge.kind: {kind}`. Leave it out.")
 
 
 def judge_rows(

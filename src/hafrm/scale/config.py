@@ -58,6 +58,8 @@ class BulkConfig(ScoreConfig):
         if self.engine == "local":
             if given:
                 raise ConfigError(f"--{' and --'.join(given)} need --engine ray: the local engine has no use for them.")
+            if self.out is not None and Path(self.out).is_dir():  # found at the end, that would cost all rewards
+                raise ConfigError(f"--out {self.out} is a folder: the local engine writes a file. Name one.")
             return
         if self.out is None:
             raise ConfigError("--engine ray writes a folder: name it with --out.")

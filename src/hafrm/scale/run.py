@@ -20,7 +20,7 @@ from hafrm.evaluation.bulk import ScoreCounts
 from hafrm.models.identity import model_identity
 from hafrm.scale.actors import PartScorer
 from hafrm.scale.config import BulkConfig
-from hafrm.scale.output import JobFolder
+from hafrm.scale.output import JobFolder, intact
 from hafrm.scale.plan import Input, Part, find_input, plan_parts
 
 __all__ = ["score_folder"]
@@ -40,6 +40,7 @@ def score_folder(config: BulkConfig) -> ScoreCounts:
         ConfigError: there is nothing to score, or the output's folder is of another job, or in use.
         ModelError: no model loads, or it fails at all rows of a part, or actors die of it.
         UnreadableError: a file can't be read.
+        DataError: a file of the job's own is damaged.
         HafrmError: Ray gave the job up.
     """
     if importlib.util.find_spec("ray") is None:
@@ -84,17 +85,19 @@ def _begin(config: BulkConfig, found: Input, out: JobFolder) -> list[Part]:
 
     Raises:
         ConfigError: it was another one.
+        DataError: what it was can't be read.
     """
     depends_on = _depends_on(config, found)
     if out.job.exists():
-        before = json.loads(out.job.read_bytes())
-        changed = [name for name, value in depends_on.items() if before["depends_on"].get(name) != value]
-        if changed or before["format"] != _FORMAT:
-            raise ConfigError(
-                f"{out.path} holds a job that is not this one: {', '.join(changed) or 'its format'} changed. Their "
-                "rewards would not agree. Name a new folder with --out, or delete that one."
-            )
-        return [Part(**part) for part in before["parts"]]
+        with intact(out.job, "Name a new folder with --out: nobody knows what this one is of."):
+            before = json.loads(out.job.read_bytes())
+            changed = [name for name, value in depends_on.items() if before["depends_on"].get(name) != value]
+            if changed or before["format"] != _FORMAT:
+                raise ConfigError(
+                    f"{out.path} holds a job that is not this one: {', '.join(changed) or 'its format'} changed. Their "
+                    "rewards would not agree. Name a new folder with --out, or delete that one."
+                )
+            return [Part(**part) for part in before["parts"]]
     parts = plan_parts(found, config.part_size)
     described = {"format": _FORMAT, "depends_on": depends_on, "parts": [asdict(part) for part in parts]}
     atomic.write_json(out.job, described)

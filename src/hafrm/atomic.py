@@ -1,4 +1,4 @@
-"""Writing files and folders whole or not at all, JSON lines, and the folder for caches.
+"""Writing files and folders whole or not at all, one command at a time, JSON lines, and the folder for caches.
 
 A reader never meets half a file: text is written beside its place and renamed into it. Files that grow line by line
 are the exception: `drop_half_line` takes off what a kill left of the last one. What is being written is locked, so that
@@ -19,7 +19,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from filelock import FileLock, Timeout
+
+from hafrm.errors import ConfigError
+
 __all__ = [
+    "alone",
     "cache_folder",
     "drop_half_line",
     "is_leftover",
@@ -121,6 +126,25 @@ def naming(path: Path) -> Iterator[None]:
         if error.filename is None:
             error.filename = str(path)
         raise
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold a command's output folder, which is made if need be, so that no second one writes there meanwhile.
+
+    Raises:
+        ConfigError: another one does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ConfigError(f"Another command is writing to {folder}. Wait for it, or name another --out.") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def cache_folder(name: str) -> Path:

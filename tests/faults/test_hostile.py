@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from hafrm.errors import HafrmError
-from hafrm.evaluation.identity import model_identity
 from hafrm.models import references
 from hafrm.models.export import ExportConfig, export
+from hafrm.models.identity import model_identity
 from hafrm.models.loading import ScorerChoice, load_log_prob_scorer, load_scorer
 from hafrm.models.scorers import ScoreOptions
 from hafrm.models.stock import load_causal_lm

@@ -21,7 +21,8 @@ class Endpoint:
     reply: Callable[[str], str]
     """From the user's turn to the reply."""
     faults: list[Any] = field(default_factory=list)
-    """What happens to the next requests, one each: a status, (status, headers), "garbage", "half", "hang", "shape"."""
+    """What happens to the next requests, one each: a status, (status, headers), ("body", JSON), which has status 200,
+    "garbage", "half", "hang", "shape"."""
     always: Any = None
     """What happens to all requests."""
     delay: float = 0.0
@@ -93,6 +94,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, b"<html>busy</html>", {"content-type": "text/html"})
         elif fault == "shape":
             self._send(200, b'{"choices": []}')
+        elif isinstance(fault, tuple) and fault[0] == "body":
+            self._send(200, json.dumps(fault[1]).encode())
         elif fault == "half":
             whole = completion("Output (a)")
             self.send_response(200)

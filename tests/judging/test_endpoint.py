@@ -166,7 +166,33 @@ def test_failures_without_end_end_the_run(tmp_path: Path) -> None:
         answers, judge = ask(endpoint, tmp_path, some(20), retries=0)
     reasons = [answer.unscored for answer in answers]
     assert reasons == [Unscored.SERVER_ERROR] * 8 + [Unscored.STOPPED] * 12
-    assert judge.stopped == "8 questions in a row failed, the last with server_error"
+    assert judge.stopped == "8 questions in a row failed, the last with server_error (HTTP 500)"
+
+
+def refusal(**error: Any) -> tuple[int, dict[str, Any]]:
+    return (400, {"error": error})
+
+
+def test_an_endpoint_that_refuses_all_ends_the_run_and_says_why(tmp_path: Path) -> None:
+    """In a line, without the key; also where it echoes that, or a novel, as its error's code."""
+    with serving(faults=[refusal(code="unsupported_parameter", param="max_tokens") for _ in range(20)]) as endpoint:
+        answers, judge = ask(endpoint, tmp_path, some(20))
+    assert [answer.unscored for answer in answers] == [Unscored.BAD_REQUEST] * 8 + [Unscored.STOPPED] * 12
+    said = "(HTTP 400, code unsupported_parameter, parameter max_tokens)"
+    assert judge.stopped == f"8 questions in a row failed, the last with bad_request {said}"
+    with serving(faults=[refusal(code=f"{KEY}\n{KEY}", param="long " * 99) for _ in range(20)]) as endpoint:
+        _, judge = ask(endpoint, tmp_path, some(20))
+    assert "code [API key] [API key], parameter long long" in (judge.stopped or "")
+    assert len(judge.stopped or "") < 250
+
+
+def test_refusals_of_questions_do_not_end_the_run(tmp_path: Path) -> None:
+    """Those that say so, from the start; others once the endpoint has taken one."""
+    overlong = [refusal(code="context_length_exceeded") for _ in range(9)]
+    with serving(faults=[*overlong, None, *[400] * 9]) as endpoint:
+        answers, judge = ask(endpoint, tmp_path, some(20))
+    assert [answer.unscored for answer in answers] == ([Unscored.BAD_REQUEST] * 9 + [None]) * 2
+    assert judge.stopped is None
 
 
 def test_failures_here_and_there_do_not(tmp_path: Path) -> None:
@@ -210,6 +236,26 @@ def test_an_endpoint_without_counts_spends_all_the_same(tmp_path: Path) -> None:
     sent = sum(len(message["content"]) for message in endpoint.bodies[0]["messages"])
     assert sent / 4 < answer.prompt_tokens < sent / 2
     assert judge.budget.tokens == answer.prompt_tokens + answer.completion_tokens
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_what_holds_no_choice_spends_all_the_same(told: bool, tmp_path: Path) -> None:
+    """A filtered or broken reply may have been paid for; what it took is told or guessed."""
+    usage = {"usage": {"prompt_tokens": 100, "completion_tokens": 10}} if told else {}
+    with serving(always=("body", {"choices": []} | usage)) as endpoint:
+        answers, judge = ask(endpoint, tmp_path, some(5), Budget(tokens=200), retries=0)
+    sent = [sum(len(message["content"]) for message in body["messages"]) for body in endpoint.bodies]
+    assert answers[0].unscored is Unscored.BAD_RESPONSE
+    assert answers[-1].unscored is Unscored.STOPPED
+    assert judge.budget.tokens == 220 if told else sum(sent) / 4 < judge.budget.tokens < sum(sent) / 2
+    assert "tokens is spent" in (judge.stopped or "")
+
+
+def test_what_is_in_the_cache_is_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving() as endpoint:
+        first, _ = ask(endpoint, tmp_path, [question()])
+        monkeypatch.delattr(ReplyCache, "put")
+        assert ask(endpoint, tmp_path, [question()])[0] == first
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])
@@ -306,6 +352,10 @@ def test_missing_libraries_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ({"concurrency": 0}, "concurrency"),
         ({"timeout": 0}, "timeout"),
         ({"retries": -1}, "retries"),
+        ({"max_reply_tokens": 0}, "max_reply_tokens"),
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": float("inf")}, "temperature"),
         ({"kind": "reward", "temperature": 1.0}, "temperature"),
     ],
     ids=str,

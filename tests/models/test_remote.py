@@ -16,9 +16,13 @@ import pytest
 
 from hafrm.cli import main
 from hafrm.errors import ConfigError, MissingExtraError, ModelError, RefusedError
+from hafrm.evaluation.bulk import ScoreConfig
+from hafrm.evaluation.run import EvaluateConfig
 from hafrm.models.loading import load_scorer
-from hafrm.models.remote import API_KEY, RemoteScorer, RetryRule
+from hafrm.models.remote import API_KEY, RemoteScorer, RetryRule, seconds_to_wait
+from hafrm.models.scorers import ScoreOptions
 from hafrm.pairs import Conversation
+from hafrm.scale.config import BulkConfig
 from tests.tiny import some_pairs
 
 CONVERSATIONS = [Conversation.of("How many?", "x" * length) for length in range(1, 12)]
@@ -212,6 +216,15 @@ def test_a_server_that_asks_for_an_hour_is_given_up(server: Server, asked: str) 
         scorer(server).score(CONVERSATIONS)
 
 
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [(None, None), ("", None), ("1.5", 1.5), ("-3", 0.0), ("nan", None), ("inf", None), ("soon", None)]
+    + [("Mon, 99 Jan 2024 00:00:00 GMT", None), ("Mon, 01 Jan 2024 00:00:00 GMT", 0.0)],
+)
+def test_how_long_a_header_says_to_wait(header: str | None, seconds: float | None) -> None:
+    assert seconds_to_wait(header) == seconds
+
+
 def test_nothing_listens(server: Server) -> None:
     with pytest.raises(ModelError, match="ConnectError"):
         RemoteScorer("http://127.0.0.1:9", retries=QUICK).score(CONVERSATIONS)
@@ -301,6 +314,37 @@ def test_addresses_that_cannot_be_asked(url: str, problem: str) -> None:
 def test_what_only_a_local_model_can_be_told_is_refused(server: Server) -> None:
     with pytest.raises(ModelError, match="--head"):
         load_scorer(server.url, head="policy")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"score": ScoreOptions(max_length=9)}, "--score.max_length"),
+        ({"score": ScoreOptions(device="cpu", dtype="float32")}, "--score.device and --score.dtype"),
+        ({"trust_remote_code": True}, "--trust_remote_code"),
+        ({"head": "policy"}, "--head"),
+    ],
+    ids=str,
+)
+def test_options_that_a_server_does_not_read_are_refused(options: dict[str, Any], said: str) -> None:
+    """With either engine, and in an evaluation of servers alone; a batch's size is a request's."""
+    server, scoring = "http://127.0.0.1:1", {"data": "d", "out": "o"}
+    for refused in (
+        lambda: ScoreConfig(model=server, **scoring, **options),
+        lambda: BulkConfig(model=server, **scoring, engine="ray", **options),
+        lambda: EvaluateConfig(models=[server, f"{server}/classify"], data=["d"], out="o", **options),
+    ):
+        with pytest.raises(ConfigError, match=f"{said} can't change that"):
+            refused()
+    EvaluateConfig(models=[server, "m"], data=["d"], out="o", **options)
+    few = BulkConfig(model=server, **scoring, engine="ray", score=ScoreOptions(batch_size=3))
+    assert few.for_actors().score == few.score
+
+
+def test_no_refusal_repeats_a_password() -> None:
+    with pytest.raises(ConfigError) as error:
+        ScoreConfig(model="http://user:secret@127.0.0.1:1", data="d", head="policy")
+    assert "secret" not in str(error.value)
 
 
 def test_without_httpx_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 
 from hafrm import atomic
-from hafrm.errors import ModelError, RefusedError
+from hafrm.errors import DataError, ModelError, RefusedError
 from hafrm.models.loading import ScorerChoice
 from hafrm.models.scorers import ScoreOptions
 from hafrm.pairs import Conversation
@@ -97,10 +97,13 @@ def test_one_poisoned_row_costs_few_calls(scorer: LengthScorer, tmp_path: Path) 
     assert scorer.calls == 1 + 2 * 6
 
 
-def test_a_model_that_fails_everywhere_stops(scorer: LengthScorer, tmp_path: Path) -> None:
-    data = write_lines(tmp_path / "in" / "rows.jsonl", [answer(i) | {"response": "poison"} for i in range(100)])
-    with pytest.raises(ModelError, match="none of 100 rows"):
-        score(data, tmp_path / "out")
+@pytest.mark.parametrize("unread", [[], ["{broken"], [answer(0) | {"response": "long"}]], ids=["none", "bad", "long"])
+def test_a_model_that_fails_everywhere_stops(unread: list[Any], scorer: LengthScorer, tmp_path: Path) -> None:
+    """Also among rows that never reach it."""
+    rows = [*unread, *(answer(i) | {"response": "poison"} for i in range(100))]
+    data = write_lines(tmp_path / "in" / "rows.jsonl", rows)
+    with pytest.raises(ModelError, match=r"none of 100 rows that the model read has a reward\. not finite"):
+        score(data, tmp_path / "out", size=200)
     assert not list((tmp_path / "out" / "done").glob("part-*"))
 
 
@@ -185,6 +188,16 @@ def test_a_part_of_which_actors_die_is_given_up(
         score(data, tmp_path / "out")
     JobFolder(tmp_path / "out").clear_temporary()
     assert len(read_lines(score(data, tmp_path / "out") / "scored")) == 3
+
+
+@pytest.mark.parametrize("content", ["", '{"scored": 3, "unsc', "{}", "[]", '{"scored": "x", "unscored": {}}'])
+def test_a_damaged_file_of_counts_is_named(content: str, scorer: LengthScorer, tmp_path: Path) -> None:
+    data = write_lines(tmp_path / "in" / "rows.jsonl", [answer(0)])
+    out = score(data, tmp_path / "out")
+    done = out / "done" / "part-000000.json"
+    done.write_text(content)
+    with pytest.raises(DataError, match=f"{done} is damaged.*Delete it"):
+        JobFolder(out).counts(plan_parts(find_input(data), 100))
 
 
 def test_a_part_that_is_done_is_not_scored_again(scorer: LengthScorer, tmp_path: Path) -> None:

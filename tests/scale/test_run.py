@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from hafrm.cli import main
 from hafrm.data import RawRow
-from hafrm.errors import ConfigError, MissingExtraError, ModelError
+from hafrm.errors import ConfigError, DataError, MissingExtraError, ModelError
 from hafrm.evaluation.bulk import ScoredRow
 from hafrm.models.scorers import ScoreOptions, Scorer
 from hafrm.scale import BulkConfig, run, score_folder
@@ -246,8 +246,26 @@ def test_what_can_not_be_a_job_is_refused(run_folder: str, tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="no scoring job"):
         score_folder(config(run_folder, data, tmp_path / "thesis"))
     (tmp_path / "out").mkdir()
-    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(ConfigError, match="Another job"):
+    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(ConfigError, match="Another command"):
         score_folder(config(run_folder, data, tmp_path / "out"))
+
+
+@pytest.mark.parametrize("change", ["{}", "", "[]", '"parts": '])
+def test_a_damaged_job_is_named(change: str, run_folder: str, tmp_path: Path) -> None:
+    """One that is another file's, or lacks its parts."""
+    data = write_lines(tmp_path / "in" / "rows.jsonl", [])
+    job, described = config(run_folder, data, tmp_path / "out"), tmp_path / "out" / "job.json"
+    score_folder(job)
+    assert '"parts": ' in described.read_text()
+    described.write_text(described.read_text().replace(change, '"": ') if ":" in change else change)
+    with pytest.raises(DataError, match=r"job\.json is damaged"):
+        score_folder(job)
+
+
+def test_the_local_engine_writes_no_folder(tmp_path: Path) -> None:
+    """Found at the end, that would cost all rewards."""
+    with pytest.raises(ConfigError, match="is a folder"):
+        BulkConfig(model="m", data="d", out=str(tmp_path))
 
 
 def test_nothing_to_score_is_done_at_once(run_folder: str, tmp_path: Path) -> None:

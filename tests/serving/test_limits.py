@@ -12,6 +12,7 @@ import pytest
 
 from hafrm.models.scorers import HybridScorer
 from hafrm.pairs import Conversation
+from hafrm.serving.config import is_loopback
 from tests.serving.conftest import body, live
 
 ONE = body(Conversation.of("How are you?", "Fine."))
@@ -106,6 +107,34 @@ def test_a_local_server_answers_to_local_names_alone(client: httpx.Client) -> No
     """A page elsewhere whose name resolves to this machine reads nothing."""
     for name, status in (("localhost:1", 200), ("127.0.0.1", 200), ("[::1]:80", 200), ("evil.example", 403), ("", 403)):
         assert client.post("/v1/rewards", json=ONE, headers={"Host": name}).status_code == status, name
+
+
+@pytest.mark.parametrize(("host", "status"), [("127.0.0.2", 403), ("LOCALHOST", 403), ("0.0.0.0", 200)])
+def test_every_loopback_address_is_local(host: str, status: int, scorer: HybridScorer) -> None:
+    with live(scorer, host=host) as address:
+        answer = httpx.post(f"{address}/v1/rewards", json=ONE, headers={"Host": "evil.example"})
+        assert answer.status_code == status
+        for name in ("127.0.0.2:80", "[::1]"):
+            assert httpx.post(f"{address}/v1/rewards", json=ONE, headers={"Host": name}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("", False)]
+    + [("10.0.0.1", False), ("localhost.example", False), ("127.0.0.1.example", False)],
+)
+def test_what_only_this_machine_reaches(host: str, local: bool) -> None:
+    assert is_loopback(host) == local
+
+
+def test_what_uvicorn_answers_itself_is_plain_text(address: str) -> None:
+    """What never reaches the app, as `SECURITY.md` says."""
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(b"no HTTP at all\r\n\r\n")
+        answer = connection.recv(1000)
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert b"text/plain" in answer
 
 
 def test_state_and_metrics(client: httpx.Client) -> None:

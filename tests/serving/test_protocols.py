@@ -13,7 +13,7 @@ from hafrm.models.scorers import HybridScorer
 from hafrm.pairs import Conversation, Message
 from hafrm.serving.config import ServeConfig
 from hafrm.serving.service import RewardService
-from tests.serving.conftest import LIMIT, body, live, tiny_scorer
+from tests.serving.conftest import LIMIT, Wrapped, body, live, tiny_scorer
 from tests.tiny import tiny_tokenizer
 
 PLAIN = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
@@ -117,6 +117,28 @@ def test_rerank(path: str, client: httpx.Client, expected: list[float]) -> None:
     assert results[0]["document"] == {"text": data["documents"][results[0]["index"]]}
     best = client.post(path, json=data | {"top_n": 1}).json()["results"]
     assert best == results[:1]
+
+
+def test_rerank_orders_what_its_activation_can_not_tell_apart(scorer: HybridScorer) -> None:
+    """Sigma is 1 for rewards of 40 and more; the smallest ones keep their digits."""
+    rewards = [40.0, 60.0, 50.0, -40.0, -41.0]
+    data = {"query": "Which?", "documents": [f"{name} text" for name in "abcde"]}
+    with live(Wrapped(scorer, lambda groups: rewards)) as address:
+        results = httpx.post(f"{address}/rerank", json=data).raise_for_status().json()["results"]
+        (best,) = httpx.post(f"{address}/rerank", json=data | {"top_n": 1}).raise_for_status().json()["results"]
+    assert [item["index"] for item in results] == [1, 2, 0, 3, 4]
+    assert best == results[0]
+    shown = [item["relevance_score"] for item in results]
+    assert shown == pytest.approx([1, 1, 1, math.exp(-40), math.exp(-41)], rel=1e-9)
+
+
+@pytest.mark.parametrize(("query", "document"), [("", "Fine."), ("How are you?", " ")], ids=["query", "document"])
+def test_rerank_holds_to_the_data_contract(query: str, document: str, client: httpx.Client) -> None:
+    """What gets no reward elsewhere gets none here."""
+    answer = client.post("/rerank", json={"query": query, "documents": [document]})
+    assert answer.status_code == 400
+    native = client.post("/v1/rewards", json=body(Conversation.of(query, document))).raise_for_status().json()
+    assert answer.json()["error"]["type"] == native["rewards"][0]["unscored"]
 
 
 @pytest.mark.parametrize("data", [{}, {"input": "a", "messages": []}], ids=str)

@@ -19,7 +19,8 @@ from hafrm import atomic
 from hafrm.data import OnBadRow, RawRow, ReadOptions, read_rows
 from hafrm.errors import BadRowError
 from hafrm.evaluation.scoring import score_conversations
-from hafrm.models.loading import ScorerChoice
+from hafrm.models.loading import ScorerChoice, require_server_options
+from hafrm.models.remote import is_server
 from hafrm.models.scorers import ScoreOptions, Scorer
 from hafrm.pairs import Conversation, parse_conversation, parse_pair
 
@@ -47,6 +48,10 @@ class ScoreConfig(ScorerChoice):
 
     data_options: ReadOptions = field(default_factory=ReadOptions)
     score: ScoreOptions = field(default_factory=ScoreOptions)
+
+    def __post_init__(self) -> None:
+        if is_server(self.model):
+            require_server_options(self.model, self, self.score)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from typing import Any, Protocol
 from hafrm import atomic
 from hafrm.data import PairSet, ReadOptions, SourceReport, load_pairs
 from hafrm.errors import ConfigError, HafrmError
-from hafrm.evaluation.identity import model_identity
 from hafrm.evaluation.parts import Part
 from hafrm.evaluation.results import summarise
 from hafrm.evaluation.scoring import RESULTS_FILE, SCORES_FILE, Kind, PairScore, RawScore, score_pairs, write_scores
@@ -23,7 +22,8 @@ from hafrm.evaluation.suites import ItemSet, ListScore, load_suite, summarise_su
 from hafrm.evaluation.suites.scoring import SUITES_FILE, score_items
 from hafrm.evaluation.tokens import token_lines, write_tokens
 from hafrm.evaluation.unseen import require_unseen
-from hafrm.models.loading import ScorerChoice
+from hafrm.models.identity import model_identity
+from hafrm.models.loading import ScorerChoice, require_server_options
 from hafrm.models.remote import endpoint_of, is_server
 from hafrm.models.scorers import ScoreOptions, Scorer
 
@@ -75,6 +75,8 @@ class EvaluateConfig(ScorerChoice):
                 raise ConfigError(f"{name}: {', '.join(values)} names one twice.")
         for model in filter(is_server, self.models):
             endpoint_of(model)  # before its name is in any message: it may hold a password
+            if all(map(is_server, self.models)):  # else the options are for the others
+                require_server_options(model, self, self.score)
         if self.token_log_ratios < 0:
             raise ConfigError(f"token_log_ratios must not be negative, got {self.token_log_ratios}")
 

@@ -22,10 +22,10 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from hafrm import atomic
 from hafrm.data import PairSet
 from hafrm.errors import ModelError, first_line
-from hafrm.evaluation.identity import model_identity
 from hafrm.evaluation.parts import PARTS_FOLDER
 from hafrm.evaluation.scoring import PairScore
 from hafrm.losses import USES_REFERENCE
+from hafrm.models.identity import model_identity
 from hafrm.models.loading import ScorerChoice
 from hafrm.models.remote import is_server
 from hafrm.models.runinfo import RUN_FILE, RunInfo

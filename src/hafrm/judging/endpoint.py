@@ -3,16 +3,16 @@
 Replies are looked for in the cache first and kept there as they arrive. Requests that may pass another time (no
 connection, a timeout, status 408, 409, 429 or 5xx, a reply that is no chat completion) are sent again, after what
 Retry-After says or a growing random wait; what fails to the end is unscored and asked again by the next run. The run
-ends early, with what it has, when its budget is spent or one question after the other fails.
+ends early, with what it has, when its budget is spent or one question after the other fails. A request that is refused
+(status 400) counts there until a first reply has come, unless the question is at fault: the endpoint may take none of
+such a form.
 """
 
 from __future__ import annotations
 
-import email.utils
 import json
 import random
 import threading
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +25,7 @@ from hafrm.judging.judges import Answer, Question, Unscored
 from hafrm.judging.options import JudgeOptions
 from hafrm.judging.parsing import parse_reply
 from hafrm.judging.prompts import PROMPT_VERSION, judge_messages
+from hafrm.models.remote import seconds_to_wait
 
 __all__ = ["EndpointJudge"]
 
@@ -36,6 +37,12 @@ _FAILURES_IN_A_ROW = 8
 
 _SECRET_LENGTH = 8
 """Characters from which a key is taken for a secret; servers of one's own are given `none`, `EMPTY` or `x`."""
+
+_OF_THE_QUESTION = ("context_length_exceeded", "content_filter")
+"""Codes of a refusal that say nothing of the next question."""
+
+_SAID = 60
+"""Characters that are told of what an endpoint calls its error."""
 
 _PASSING = (408, 409, 429)
 _FATAL = {
@@ -83,7 +90,7 @@ class EndpointJudge:
         """Requests that failed, by reason; those that passed when sent again are among them."""
         self._lock, self._halted = threading.Lock(), threading.Event()
         self._stopped: str | None = None
-        self._failures_in_a_row = 0
+        self._failures_in_a_row, self._replied = 0, False
 
     @property
     def stopped(self) -> str | None:
@@ -127,9 +134,10 @@ class EndpointJudge:
                 self.from_cache += 1
         else:
             found = self._request(messages)
+            if isinstance(found, Reply):
+                self.cache.put(key, found)
         if isinstance(found, Unscored):
             return Answer(unscored=found)
-        self.cache.put(key, found)
         return parse_reply(
             found.text, responses, prompt_tokens=found.prompt_tokens, completion_tokens=found.completion_tokens
         )
@@ -150,7 +158,7 @@ class EndpointJudge:
         except (self._openai.OpenAIError, _BadResponseError) as error:
             return self._failed(error)
         with self._lock:
-            self._failures_in_a_row = 0
+            self._failures_in_a_row, self._replied = 0, True
         return reply
 
     def _send(self, messages: list[dict[str, str]]) -> Reply:
@@ -163,32 +171,27 @@ class EndpointJudge:
             raw = self._client.chat.completions.with_raw_response.create(
                 model=self.options.model, messages=messages, **self._parameters
             )
-            reply = self._read(raw.http_response.text, messages)
+            return self._read(raw.http_response.text, messages)
         except (self._openai.OpenAIError, _BadResponseError) as error:
             with self._lock:
                 self.failed_requests[self._reason(error).value] += 1
             raise
-        self.budget.add_tokens(reply.prompt_tokens, reply.completion_tokens)
-        return reply
 
     def _read(self, body: str, messages: Sequence[Mapping[str, str]]) -> Reply:
-        try:
-            values = json.loads(body)
-            text = values["choices"][0]["message"].get("content") or ""
-            text = text.encode(errors="replace").decode()  # JSON can hold lone surrogates, SQLite can't
-            usage = values.get("usage") or {}
-            counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise _BadResponseError from error
+        """The reply in a body. What it took is counted first: one that holds no choice may have been paid for too."""
+        values = _object(body)
+        text = _content(values)
         asked = "".join(message["content"] for message in messages)
-        guesses = (_tokens_at_most(asked), _tokens_at_most(text))
-        prompt, completion = (
-            count if type(count) is int and 0 <= count < 2**53 else guess
-            for count, guess in zip(counts, guesses, strict=True)
-        )
-        if self._key and len(self._key) >= _SECRET_LENGTH:  # a server could echo its request's headers
-            text = text.replace(self._key, "[API key]")
-        return Reply(text, prompt, completion)
+        prompt, completion = _tokens(values, asked, text or "")
+        self.budget.add_tokens(prompt, completion)
+        if text is None:
+            raise _BadResponseError
+        return Reply(self._without_key(text), prompt, completion)
+
+    def _without_key(self, text: str) -> str:
+        """A text of the server's, which could echo its request's headers."""
+        secret = self._key and len(self._key) >= _SECRET_LENGTH
+        return text.replace(self._key or "", "[API key]") if secret else text
 
     def _may_pass(self, error: BaseException) -> bool:
         if isinstance(error, _BadResponseError):
@@ -218,7 +221,7 @@ class EndpointJudge:
         return Unscored.SERVER_ERROR if status >= 500 or status in _PASSING else Unscored.BAD_REQUEST
 
     def _failed(self, error: Exception) -> Unscored:
-        """The reason of a failure that no retry helps; what the endpoint says in words may hold the key and is lost.
+        """The reason of a failure that no retry helps; its sentences may hold the key and are lost.
 
         Raises:
             ModelError: no other question would fare better.
@@ -232,11 +235,23 @@ class EndpointJudge:
         if _quota_spent(error):
             self._stop("the account's quota at the endpoint is spent")
         with self._lock:
-            self._failures_in_a_row += reason is not Unscored.BAD_REQUEST
+            of_the_question = self._replied or getattr(error, "code", None) in _OF_THE_QUESTION
+            self._failures_in_a_row += not (reason is Unscored.BAD_REQUEST and of_the_question)
             failures = self._failures_in_a_row
         if failures >= _FAILURES_IN_A_ROW:
-            self._stop(f"{failures} questions in a row failed, the last with {reason.value}")
+            self._stop(f"{failures} questions in a row failed, the last with {reason.value}{self._said(error)}")
         return reason
+
+    def _said(self, error: Exception) -> str:
+        """An error's status, code and parameter in brackets, as far as it has them."""
+        told = {"HTTP": "status_code", "code": "code", "parameter": "param"}
+        found = {name: getattr(error, attribute, None) for name, attribute in told.items()}
+        words = [f"{name} {self._cut(value)}" for name, value in found.items() if value is not None]
+        return f" ({', '.join(words)})" if words else ""
+
+    def _cut(self, value: object) -> str:
+        """One line of what an endpoint says, without the key and not too long."""
+        return self._without_key(" ".join(str(value).split()))[:_SAID]
 
     def _stop(self, reason: str) -> None:
         with self._lock:
@@ -260,19 +275,36 @@ def _quota_spent(error: Any) -> bool:
 
 
 def _retry_after(error: Any) -> float | None:
-    """Seconds that a response tells to wait, as a number or a date; None where it does not."""
-    headers = getattr(getattr(error, "response", None), "headers", {})
-    text = headers.get("retry-after")
-    if text is None:
-        return None
+    """Seconds that a response tells to wait; None where it does not."""
+    return seconds_to_wait(getattr(getattr(error, "response", None), "headers", {}).get("retry-after"))
+
+
+def _object(body: str) -> dict[str, Any]:
+    """A body's JSON object; an empty one where it holds none."""
     try:
-        seconds = float(text)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
-        except (TypeError, ValueError, OverflowError):
-            return None
-    return max(0.0, seconds) if seconds == seconds else None  # NaN says nothing
+        values = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _content(values: Mapping[str, Any]) -> str | None:
+    """What the first choice says; None where there is none."""
+    try:
+        text = values["choices"][0]["message"].get("content") or ""
+        return str(text.encode(errors="replace").decode())  # JSON can hold lone surrogates, SQLite can't
+    except (LookupError, TypeError, AttributeError):
+        return None
+
+
+def _tokens(values: Mapping[str, Any], asked: str, said: str) -> list[int]:
+    """Tokens of a prompt and of its reply, as an endpoint tells them or as we guess."""
+    usage = values.get("usage")
+    counts = usage if isinstance(usage, dict) else {}
+    return [
+        count if type(count := counts.get(name)) is int and 0 <= count < 2**53 else _tokens_at_most(text)
+        for name, text in (("prompt_tokens", asked), ("completion_tokens", said))
+    ]
 
 
 def _tokens_at_most(text: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, fields
 from typing import Literal
@@ -64,12 +65,15 @@ class JudgeOptions:
     """The file of replies; by default one for all runs in hafrm's cache folder. What it holds is not asked again."""
 
     def __post_init__(self) -> None:
-        for name, least in (("concurrency", 1), ("retries", 0), ("max_requests", 0), ("max_tokens", 0)):
+        least_of = {"concurrency": 1, "retries": 0, "max_requests": 0, "max_tokens": 0, "max_reply_tokens": 1}
+        for name, least in least_of.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"judge.{name} must be at least {least}, got {value}")
         if not self.timeout > 0:
             raise ConfigError(f"judge.timeout must be positive, got {self.timeout}")
+        if self.temperature is not None and not 0 <= self.temperature < math.inf:
+            raise ConfigError(f"judge.temperature must be a number of at least 0, got {self.temperature}")
         if self.max_cost is not None and not self.max_cost >= 0:
             raise ConfigError(f"judge.max_cost must be at least 0, got {self.max_cost}")
         self._check_address()

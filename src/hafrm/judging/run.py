@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -19,7 +19,9 @@ from hafrm.judging.results import summarise
 from hafrm.judging.rows import Item, Items, Mode, load_items
 from hafrm.judging.tournament import Plan, compare, play, rank_at_once, top_two_of_eight
 from hafrm.judging.verdicts import VERDICTS_FILE, Verdict, resume_verdicts, verdict_of
-from hafrm.models.loading import ScorerChoice
+from hafrm.models.identity import model_identity
+from hafrm.models.loading import ScorerChoice, require_server_options
+from hafrm.models.remote import is_server
 from hafrm.models.scorers import ScoreOptions
 
 __all__ = ["RESULTS_FILE", "JudgeConfig", "judge_rows"]
@@ -58,6 +60,17 @@ class JudgeConfig(ScorerChoice):
     def __post_init__(self) -> None:
         if self.mode == "rank" and self.judge.kind == "local":
             raise ConfigError("judge.kind: local compares two responses. Use --mode pair, or another judge.")
+        self._refuse_unread_options()
+        if self.judge.kind == "reward" and is_server(self.judge.model):
+            require_server_options(self.judge.model, self, self.score)
+
+    def _refuse_unread_options(self) -> None:
+        kind = self.judge.kind
+        unread = [] if kind == "reward" else self.chosen()
+        if kind not in ("local", "reward"):  # no model runs here
+            unread += ["trust_remote_code"] * self.trust_remote_code + self.score.given()
+        if unread:
+            raise ConfigError(f"--{' and --'.join(unread)}: nothing reads it with `judge.kind: {kind}`. Leave it out.")
 
 
 def judge_rows(
@@ -77,12 +90,25 @@ def judge_rows(
         The contents of `results.json`: what `summarise` gives, and under `run` what this run asked and failed.
 
     Raises:
-        ConfigError: the folder holds verdicts of something else, or an option can't work.
+        ConfigError: the folder holds verdicts of something else, or is in use, or an option can't work.
         ModelError: the judge can't be asked at all.
     """
     found = load_items(config.data, config.mode, config.data_options, split=config.split)
+    identity = _judge_identity(config)
+    with atomic.alone(Path(config.out)):
+        return _judge_items(config, found, identity, progress, say)
+
+
+def _judge_items(
+    config: JudgeConfig,
+    found: Items,
+    identity: Mapping[str, Any],
+    progress: Callable[[int, int], None],
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """What `judge_rows` does in a folder of its own."""
     folder = Path(config.out)
-    verdicts = resume_verdicts(folder, _depends_on(config, found), found.items)
+    verdicts = resume_verdicts(folder, _depends_on(config, found, identity), found.items)
     known = {verdict.id for verdict in verdicts}
     missing = [item for item in found.items if item.id not in known]
     if verdicts:
@@ -95,7 +121,7 @@ def judge_rows(
     results = {
         "data": config.data,
         "mode": config.mode,
-        "judge": _judge_identity(config),
+        "judge": identity,
         **summarise(verdicts, rows=len(found.items)),
         "skipped": dict(found.skipped),
         "run": run,
@@ -193,10 +219,10 @@ def _endpoint(options: JudgeOptions) -> Judge:
     return EndpointJudge(options, ReplyCache(path), budget)
 
 
-def _depends_on(config: JudgeConfig, found: Items) -> dict[str, Any]:
+def _depends_on(config: JudgeConfig, found: Items, identity: Mapping[str, Any]) -> dict[str, Any]:
     """What verdicts depend on, by what a message calls it."""
     return {
-        "judge": _judge_identity(config),
+        "judge": identity,
         "mode": config.mode,
         "seed": config.seed,
         "set of rows": found.sha256,
@@ -213,16 +239,9 @@ def _judge_identity(config: JudgeConfig) -> dict[str, Any]:
         return identity | {name: getattr(options, name) for name in names}
     if options.kind == "oracle":
         return identity
-    score = {name: getattr(config.score, name) for name in ("max_length", "overlong", "dtype", "chat_template")}
-    choice = asdict(config) if options.kind == "reward" else {}
-    scorer = {name: choice[name] for name in ("head", "reference", "combined_weight") if name in choice}
-    return identity | scorer | score | {"files": _files(Path(options.model))}
-
-
-def _files(folder: Path) -> list[list[Any]]:
-    """Names, sizes and times of a model's files: a model that changed since is another judge."""
-    if not folder.is_dir():
-        return []
-    return [
-        [path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(folder.iterdir()) if path.is_file()
-    ]
+    if options.kind == "reward":
+        return identity | model_identity(options.model, config, config.score)
+    # A local judge reads no head but the policy's, and that without a reference.
+    choice = ScorerChoice(head="reward", trust_remote_code=config.trust_remote_code)
+    found = model_identity(options.model, choice, config.score)
+    return identity | {name: value for name, value in found.items() if name not in ("head", "combined_weight")}

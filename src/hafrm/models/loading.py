@@ -17,14 +17,14 @@ from hafrm.models.hybrid import HybridModel, max_positions, new_reward_head
 from hafrm.models.layout import Layout, choose_layout
 from hafrm.models.probe import random_groups
 from hafrm.models.references import weights_digest
-from hafrm.models.remote import RemoteScorer, is_server
+from hafrm.models.remote import RemoteScorer, endpoint_of, is_server
 from hafrm.models.runinfo import RUN_FILE, Head, RunInfo, require_finished
 from hafrm.models.scorers import HybridScorer, LogProbScorer, ScoreOptions, Scorer, StockScorer
 from hafrm.models.stock import load_causal_lm, load_whole, loading
 from hafrm.models.tokenizers import load_tokenizer, resize_embeddings
 from hafrm.packing import pad_rows
 
-__all__ = ["ScorerChoice", "load_log_prob_scorer", "load_scorer", "require_plain"]
+__all__ = ["ScorerChoice", "load_log_prob_scorer", "load_scorer", "require_plain", "require_server_options"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,10 @@ class ScorerChoice:
 
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Such code can do anything that you can: leave it off."""
+
+    def chosen(self) -> list[str]:
+        """The options that say which score is asked for, those that are given."""
+        return [name for name in ("head", "reference", "combined_weight") if getattr(self, name) is not None]
 
     def load(self, model: str, options: ScoreOptions) -> Scorer:
         """The scorer of a model, as chosen; see `load_scorer`."""
@@ -136,11 +140,26 @@ def require_plain(server: str, choice: ScorerChoice) -> None:
     Raises:
         ModelError: a head, a reference or a weight is asked for.
     """
-    asked = [name for name in ("head", "reference", "combined_weight") if getattr(choice, name) is not None]
-    if asked:
+    if asked := choice.chosen():
         raise ModelError(
             f"{server} is a server, which scores as it was started: --{' and --'.join(asked)} can't change that. Leave "
             "them out, or evaluate the other models in a command of their own."
+        )
+
+
+def require_server_options(server: str, choice: ScorerChoice, options: ScoreOptions) -> None:
+    """Refuse options of how a model runs, or which score it gives, where all models are servers.
+
+    Raises:
+        ConfigError: there is such an option, or the address is none that can be asked.
+    """
+    endpoint, _ = endpoint_of(server)  # before its name is in a message: it may hold a password
+    asked = choice.chosen() + ["trust_remote_code"] * choice.trust_remote_code
+    asked += [name for name in options.given() if name != "score.batch_size"]
+    if asked:
+        raise ConfigError(
+            f"{endpoint} is a server, which scores as it was started: --{' and --'.join(asked)} can't change that. "
+            "Leave that out, or start the server with it."
         )
 
 

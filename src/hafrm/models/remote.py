@@ -40,7 +40,7 @@ from urllib.parse import urlsplit
 from hafrm.errors import ConfigError, MissingExtraError, ModelError, RefusedError, first_line
 from hafrm.pairs import Conversation
 
-__all__ = ["API_KEY", "RemoteScorer", "RetryRule", "endpoint_of", "is_server"]
+__all__ = ["API_KEY", "RemoteScorer", "RetryRule", "endpoint_of", "is_server", "seconds_to_wait"]
 
 API_KEY = "HAFRM_API_KEY"
 """The environment variable that holds a server's API key."""
@@ -247,7 +247,7 @@ class RemoteScorer:
 
     def _retry_after(self, response: Any) -> float | None:
         """Seconds that a busy server asks to be left alone."""
-        asked = _seconds(response.headers.get("retry-after"))
+        asked = seconds_to_wait(response.headers.get("retry-after"))
         if asked is not None and asked > self.retries.longest_wait:
             raise ModelError(
                 f"{self.endpoint} is busy and asks to be left alone for {asked:.0f} seconds. Repeat the command then."
@@ -296,8 +296,8 @@ def _headers() -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def _seconds(header: str | None) -> float | None:
-    """What a Retry-After header says, as seconds or as a date."""
+def seconds_to_wait(header: str | None) -> float | None:
+    """What a Retry-After header says, in seconds or as a date; None where it says nothing that is either."""
     if not header:
         return None
     try:
@@ -305,7 +305,7 @@ def _seconds(header: str | None) -> float | None:
     except ValueError:
         try:
             seconds = email.utils.parsedate_to_datetime(header).timestamp() - time.time()
-        except ValueError:
+        except (TypeError, ValueError, OverflowError):
             return None
     return max(seconds, 0.0) if math.isfinite(seconds) else None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, Protocol, cast, runtime_checkable
 
@@ -120,6 +120,10 @@ class ScoreOptions:
             raise ConfigError(f"score.overlong must be `drop` or `truncate`, got {self.overlong!r}")
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ConfigError(f"score.dtype must be auto, float32, bfloat16 or float16, got {self.dtype!r}")
+
+    def given(self) -> list[str]:
+        """The options that are not left at their defaults, as a user names them."""
+        return [f"score.{each.name}" for each in fields(self) if getattr(self, each.name) != each.default]
 
     def torch_device(self) -> torch.device:
         """The device to compute on.

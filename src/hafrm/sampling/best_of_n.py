@@ -13,12 +13,12 @@ from typing import Any
 from hafrm import atomic
 from hafrm.data import ReadOptions
 from hafrm.errors import ConfigError, DataError
-from hafrm.evaluation.identity import model_identity
 from hafrm.evaluation.parts import Part
 from hafrm.evaluation.scoring import scored_chunks
 from hafrm.judging.judges import ranks_of
 from hafrm.judging.options import JudgeOptions
 from hafrm.judging.reward import OracleScorer
+from hafrm.models.identity import model_identity
 from hafrm.models.loading import ScorerChoice
 from hafrm.models.scorers import ScoreOptions, Scorer
 from hafrm.sampling.analysis import ScoredPrompt, summarise

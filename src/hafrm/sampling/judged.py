@@ -114,9 +114,8 @@ class JudgeRuns:
         if not data.exists():
             with atomic.new_file(data) as file:
                 file.writelines(atomic.json_line(row) for row in rows)
-        config = JudgeConfig(
-            data=str(data), out=str(folder), judge=self.judge, mode=mode, seed=self.seed, score=self.score
-        )
+        score = self.score if self.judge.kind == "local" else ScoreOptions()  # it may be for the scorers alone
+        config = JudgeConfig(data=str(data), out=str(folder), judge=self.judge, mode=mode, seed=self.seed, score=score)
         results = judge_rows(config, say=self.say)
         lines = [json.loads(line) for line in (folder / VERDICTS_FILE).read_bytes().split(b"\n") if line]
         ranks = {line["id"]: line["ranks"] for line in lines}

@@ -17,10 +17,10 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from hafrm.data import PromptRow, ReadOptions
 from hafrm.errors import BadRowError, BadRowReason, ConfigError, DataError, RefusedError
-from hafrm.evaluation.identity import model_identity
 from hafrm.evaluation.scoring import OVERLONG
 from hafrm.models.checkpoints import load_run
 from hafrm.models.hybrid import max_positions
+from hafrm.models.identity import model_identity
 from hafrm.models.loading import ScorerChoice
 from hafrm.models.remote import is_server
 from hafrm.models.runinfo import RUN_FILE

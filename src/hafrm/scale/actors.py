@@ -30,7 +30,8 @@ _TRIES = 4
 """How often a part is given to an actor: Ray would do so for ever, however often actors die of it."""
 
 _HOPELESS = 100
-"""A part of so many rows, at all of which the model fails, stops the job: that is the model's fault, not the rows'."""
+"""So many rows of a part that reach the model, which fails at all of them, stop the job: that is the model's fault, not
+the rows'."""
 
 
 class PartScorer:
@@ -65,7 +66,8 @@ class PartScorer:
             `number`, the part's number.
 
         Raises:
-            ModelError: no model loads, or it fails at every row, or actors have died of this part too often.
+            ModelError: no model loads, or it fails at each of 100 rows or more, all of a part that it was asked about,
+                or actors have died of this part too often.
             UnreadableError: the part can't be read.
         """
         part = Part(**json.loads(item["part"]))
@@ -101,5 +103,7 @@ class PartScorer:
 
 
 def _require_some(outcomes: list[ScoredRow], source: str) -> None:
-    if len(outcomes) >= _HOPELESS and all(outcome.unscored == NO_REWARD for outcome in outcomes):
-        raise ModelError(f"{source}: none of {len(outcomes)} rows has a reward. {outcomes[0].detail}")
+    """Stop a model that fails at all that it is asked; rows that never reach it say nothing for it."""
+    asked = [outcome for outcome in outcomes if outcome.unscored in (None, NO_REWARD)]
+    if len(asked) >= _HOPELESS and all(outcome.unscored == NO_REWARD for outcome in asked):
+        raise ModelError(f"{source}: none of {len(asked)} rows that the model read has a reward. {asked[0].detail}")

@@ -9,6 +9,7 @@ from typing import Literal
 
 from hafrm.errors import ConfigError
 from hafrm.evaluation.bulk import ScoreConfig
+from hafrm.models.remote import is_server
 
 __all__ = ["BulkConfig"]
 
@@ -50,12 +51,15 @@ class BulkConfig(ScoreConfig):
     """With `ray`: a cluster's address, or `auto`. By default $RAY_ADDRESS, or else a Ray of this machine's own."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.engine not in ("local", "ray"):
             raise ConfigError(f"engine must be `local` or `ray`, got {self.engine!r}")
         given = [name for name in _OF_RAY if getattr(self, name) is not None]
         if self.engine == "local":
             if given:
                 raise ConfigError(f"--{' and --'.join(given)} need --engine ray: the local engine has no use for them.")
+            if self.out is not None and Path(self.out).is_dir():  # found at the end, that would cost all rewards
+                raise ConfigError(f"--out {self.out} is a folder: the local engine writes a file. Name one.")
             return
         if self.out is None:
             raise ConfigError("--engine ray writes a folder: name it with --out.")
@@ -87,11 +91,13 @@ class BulkConfig(ScoreConfig):
 
     def for_actors(self) -> BulkConfig:
         """These options for an actor: its working folder is another, and it computes where Ray gave it room."""
-        score = replace(
-            self.score,
-            device=self.score.device or ("cuda" if self.gpus else "cpu"),
-            chat_template=self.score.chat_template and _absolute(self.score.chat_template),
-        )
+        score = self.score
+        if not is_server(self.model):  # a server computes where it is
+            score = replace(
+                score,
+                device=score.device or ("cuda" if self.gpus else "cpu"),
+                chat_template=score.chat_template and _absolute(score.chat_template),
+            )
         reference = self.reference and _absolute(self.reference)
         model, out = _absolute(self.model), str(self.folder.resolve())
         return replace(self, model=model, reference=reference, out=out, score=score)

@@ -12,7 +12,8 @@ Each file appears whole or not at all. An actor that outlives its driver does no
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,25 @@ import pyarrow
 import pyarrow.parquet
 
 from hafrm import atomic
+from hafrm.errors import DataError, first_line
 from hafrm.evaluation.bulk import RESULTS, ScoreCounts, ScoredRow, reward_names
 from hafrm.evaluation.scoring import OVERLONG
 from hafrm.scale.plan import Part, PartRows
 
-__all__ = ["JobFolder"]
+__all__ = ["JobFolder", "intact"]
+
+
+@contextmanager
+def intact(path: Path, remedy: str) -> Iterator[None]:
+    """Read one of a job's files; what is not in its form is an error that names it.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is damaged ({type(error).__name__}: {first_line(error)}). {remedy}") from error
 
 
 @dataclass(frozen=True)
@@ -57,12 +72,18 @@ class JobFolder:
         return before
 
     def counts(self, parts: Sequence[Part]) -> ScoreCounts:
-        """The counts of parts that are done."""
+        """The counts of parts that are done.
+
+        Raises:
+            DataError: a part's file of counts is damaged.
+        """
         total = ScoreCounts()
         for part in parts:
-            found = json.loads(self._done(part).read_bytes())
-            total.scored += found["scored"]
-            total.unscored.update(found["unscored"])
+            path = self._done(part)
+            with intact(path, "Delete it: the same command then scores its part anew."):
+                found = json.loads(path.read_bytes())
+                total.scored += found["scored"]
+                total.unscored.update(found["unscored"])
         return total
 
     def write(self, part: Part, content: PartRows, outcomes: Sequence[ScoredRow]) -> None:

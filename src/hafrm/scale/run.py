@@ -14,15 +14,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from hafrm import atomic
 from hafrm.errors import ConfigError, HafrmError, MissingExtraError, first_line
 from hafrm.evaluation.bulk import ScoreCounts
-from hafrm.evaluation.identity import model_identity
+from hafrm.models.identity import model_identity
 from hafrm.scale.actors import PartScorer
 from hafrm.scale.config import BulkConfig
-from hafrm.scale.output import JobFolder
+from hafrm.scale.output import JobFolder, intact
 from hafrm.scale.plan import Input, Part, find_input, plan_parts
 
 __all__ = ["score_folder"]
@@ -42,6 +40,7 @@ def score_folder(config: BulkConfig) -> ScoreCounts:
         ConfigError: there is nothing to score, or the output's folder is of another job, or in use.
         ModelError: no model loads, or it fails at all rows of a part, or actors die of it.
         UnreadableError: a file can't be read.
+        DataError: a file of the job's own is damaged.
         HafrmError: Ray gave the job up.
     """
     if importlib.util.find_spec("ray") is None:
@@ -77,12 +76,8 @@ def _alone(config: BulkConfig, out: JobFolder) -> Iterator[None]:
     foreign = out.path.is_dir() and not out.job.exists() and any(path.name[0] != "." for path in out.path.iterdir())
     if foreign:
         raise ConfigError(f"{out.path} holds something that is no scoring job's. Name a new folder with --out.")
-    out.path.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(out.path / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise ConfigError(f"Another job is writing to {out.path}. Wait for it, or name another --out.") from None
+    with atomic.alone(out.path):
+        yield
 
 
 def _begin(config: BulkConfig, found: Input, out: JobFolder) -> list[Part]:
@@ -90,17 +85,19 @@ def _begin(config: BulkConfig, found: Input, out: JobFolder) -> list[Part]:
 
     Raises:
         ConfigError: it was another one.
+        DataError: what it was can't be read.
     """
     depends_on = _depends_on(config, found)
     if out.job.exists():
-        before = json.loads(out.job.read_bytes())
-        changed = [name for name, value in depends_on.items() if before["depends_on"].get(name) != value]
-        if changed or before["format"] != _FORMAT:
-            raise ConfigError(
-                f"{out.path} holds a job that is not this one: {', '.join(changed) or 'its format'} changed. Their "
-                "rewards would not agree. Name a new folder with --out, or delete that one."
-            )
-        return [Part(**part) for part in before["parts"]]
+        with intact(out.job, "Name a new folder with --out: nobody knows what this one is of."):
+            before = json.loads(out.job.read_bytes())
+            changed = [name for name, value in depends_on.items() if before["depends_on"].get(name) != value]
+            if changed or before["format"] != _FORMAT:
+                raise ConfigError(
+                    f"{out.path} holds a job that is not this one: {', '.join(changed) or 'its format'} changed. Their "
+                    "rewards would not agree. Name a new folder with --out, or delete that one."
+                )
+            return [Part(**part) for part in before["parts"]]
     parts = plan_parts(found, config.part_size)
     described = {"format": _FORMAT, "depends_on": depends_on, "parts": [asdict(part) for part in parts]}
     atomic.write_json(out.job, described)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,10 +10,18 @@ from hafrm.errors import ConfigError
 from hafrm.models.loading import ScorerChoice
 from hafrm.models.scorers import ScoreOptions
 
-__all__ = ["LOOPBACK", "ServeConfig"]
+__all__ = ["MAX_ITEMS", "ServeConfig", "is_loopback"]
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-"""The hosts that only this machine reaches."""
+MAX_ITEMS = 2**14
+"""The most entries of any list in a request; `max_conversations` bounds conversations more tightly."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is one that only this machine reaches."""
+    try:
+        return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # another name
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +64,8 @@ class ServeConfig(ScorerChoice):
         for name in ("max_requests", "max_request_bytes", "max_conversations"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.max_conversations > MAX_ITEMS:
+            raise ConfigError(f"max_conversations must be at most {MAX_ITEMS}, got {self.max_conversations}")
         if not 0 <= self.port < 2**16:
             raise ConfigError(f"port must be from 0 to 65535, got {self.port}")
         if not 0 < self.body_timeout < float("inf"):

@@ -14,7 +14,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hafrm.serving.batcher import ClosedError
-from hafrm.serving.config import LOOPBACK, ServeConfig
+from hafrm.serving.config import ServeConfig, is_loopback
 from hafrm.serving.errors import RequestError, error_response
 from hafrm.serving.metrics import Metrics
 
@@ -72,7 +72,7 @@ class Gate:
         headers = dict(scope["headers"])
         if self._key is None:
             # A page elsewhere whose name is made to point at this machine must not read answers with a visitor's hands.
-            if self.config.host in LOOPBACK and _host(headers.get(b"host", b"")) not in LOOPBACK:
+            if is_loopback(self.config.host) and not is_loopback(_host(headers.get(b"host", b""))):
                 raise RequestError(403, "wrong_host", "This server answers to localhost alone.")
         elif scope["path"] not in OPEN_PATHS:
             scheme, _, given = headers.get(b"authorization", b"").partition(b" ")

@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from hafrm.errors import ConfigError, MissingExtraError
-from hafrm.serving.config import LOOPBACK, ServeConfig
+from hafrm.serving.config import ServeConfig, is_loopback
 
 __all__ = ["API_KEY", "serve"]
 
@@ -48,7 +48,7 @@ def _serve(config: ServeConfig, listener: socket.socket, key: str | None) -> Non
 
     app: Any = build_app(RewardService(config.load(config.model, config.score), config), api_key=key)
     shown = f"[{config.host}]" if ":" in config.host else config.host
-    if config.host not in LOOPBACK and key is None:
+    if key is None and not is_loopback(config.host):
         print(f"hafrm serve: anybody who reaches {shown} can use this server: set {API_KEY}.", file=sys.stderr)  # noqa: T201
     print(f"{config.name} at http://{shown}:{listener.getsockname()[1]}", flush=True)  # noqa: T201
     settings = uvicorn.Config(

@@ -14,12 +14,12 @@ from hafrm import atomic
 from hafrm.atomic import cache_folder
 from hafrm.data import DataOptions, EncodedPairs, encode_pairs, load_pairs
 from hafrm.errors import ConfigError, ModelError
-from hafrm.evaluation.identity import model_identity
 from hafrm.evaluation.probes.claims import Claim, ClaimSide, Seed, claim_of_seed, seed_from, summarise_claim
 from hafrm.evaluation.probes.heads import FitOptions, FrozenStates, PolicyHead, freeze_states
 from hafrm.evaluation.probes.memory import remembered
 from hafrm.evaluation.probes.representations import RepresentationChange, representation_change
 from hafrm.losses import USES_REFERENCE
+from hafrm.models.identity import model_identity
 from hafrm.models.loading import ScorerChoice, load_scorer
 from hafrm.models.references import precompute_reference
 from hafrm.models.runinfo import RunInfo

@@ -14,12 +14,12 @@ from markupsafe import Markup
 from hafrm import atomic
 from hafrm.data import ReadOptions, load_pairs
 from hafrm.errors import ConfigError, DataError
-from hafrm.evaluation.identity import model_identity
 from hafrm.evaluation.probes.checkpoints import MATCHINGS, Checkpoint, match_checkpoints, run_checkpoints
 from hafrm.evaluation.probes.consistency import Consistency, consistency
 from hafrm.evaluation.probes.generation import Sampling, generate_responses, prompts_that_fit
 from hafrm.evaluation.probes.memory import remembered
 from hafrm.models.checkpoints import load_run
+from hafrm.models.identity import model_identity
 from hafrm.models.loading import ScorerChoice, load_scorer
 from hafrm.models.runinfo import RunInfo
 from hafrm.models.scorers import ScoreOptions, Scorer

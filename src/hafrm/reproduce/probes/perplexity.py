@@ -12,11 +12,11 @@ from hafrm import atomic
 from hafrm.data import PairSet, ReadOptions, load_pairs
 from hafrm.encoding import DEFAULT_CHAT_TEMPLATE
 from hafrm.errors import ConfigError, DataError
-from hafrm.evaluation.identity import model_identity
 from hafrm.evaluation.parts import Part
 from hafrm.evaluation.probes.perplexity import PerplexityVariance, perplexity_variance
 from hafrm.evaluation.probes.variance import VarianceCorrelation, accuracy_of, variance_correlation
 from hafrm.evaluation.scoring import RESULTS_FILE, PairScore, score_pairs
+from hafrm.models.identity import model_identity
 from hafrm.models.loading import ScorerChoice, load_log_prob_scorer
 from hafrm.models.scorers import ScoreOptions, Scorer
 

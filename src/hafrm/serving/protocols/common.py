@@ -11,10 +11,7 @@ from hafrm.errors import BadRowError
 from hafrm.pairs import parse_conversation
 from hafrm.serving.reading import Input, Unfit
 
-__all__ = ["MAX_ITEMS", "ConsumerRequest", "Name", "Text", "Turn", "conversation"]
-
-MAX_ITEMS = 2**14
-"""The most entries of any list in a request; the server's own options bound conversations more tightly."""
+__all__ = ["ConsumerRequest", "Name", "Text", "Turn", "conversation"]
 
 MAX_CHARACTERS = 2**24
 

@@ -11,7 +11,8 @@ from typing import Annotated
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from hafrm.serving.protocols.common import MAX_ITEMS, ConsumerRequest, Name, Text
+from hafrm.serving.config import MAX_ITEMS
+from hafrm.serving.protocols.common import ConsumerRequest, Name, Text
 from hafrm.serving.service import RewardService
 
 __all__ = ["router"]

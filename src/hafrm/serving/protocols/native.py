@@ -7,7 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
-from hafrm.serving.protocols.common import MAX_ITEMS, Turn, conversation
+from hafrm.serving.config import MAX_ITEMS
+from hafrm.serving.protocols.common import Turn, conversation
 from hafrm.serving.service import RewardService
 
 __all__ = ["RewardsRequest", "RewardsResponse", "router"]

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from hafrm.serving.protocols.common import MAX_ITEMS, ConsumerRequest, Text
+from hafrm.serving.config import MAX_ITEMS
+from hafrm.serving.protocols.common import ConsumerRequest, Text
 from hafrm.serving.service import RewardService
 
 __all__ = ["router"]

@@ -14,9 +14,9 @@ from typing import Annotated, Literal
 from fastapi import APIRouter
 from pydantic import AliasChoices, BaseModel, Field
 
-from hafrm.pairs import Conversation
+from hafrm.serving.config import MAX_ITEMS
 from hafrm.serving.errors import RequestError
-from hafrm.serving.protocols.common import MAX_ITEMS, ConsumerRequest, Name, Text, Turn, conversation
+from hafrm.serving.protocols.common import ConsumerRequest, Name, Text, Turn, conversation
 from hafrm.serving.reading import Input
 from hafrm.serving.service import RewardService
 
@@ -55,6 +55,11 @@ class RerankRequest(ConsumerRequest):
     top_n: Annotated[int, Field(ge=0, le=2**31)] = 0
     """How many to return; 0: all."""
     use_activation: Activation = None
+
+    def inputs(self) -> list[Input]:
+        """Each document as the answer to the query."""
+        prompt = [Turn(role="user", content=self.query)]
+        return [conversation(prompt, [Turn(role="assistant", content=text)]) for text in self.documents]
 
 
 class Usage(BaseModel):
@@ -128,42 +133,48 @@ def router(service: RewardService) -> APIRouter:
     """`POST /classify`, `/pooling` and `/rerank`."""
     routes = APIRouter(tags=["vLLM"])
 
-    async def scored(inputs: list[Input], *, activated: bool) -> tuple[list[float], Usage]:
+    async def scored(inputs: list[Input]) -> tuple[list[float], Usage]:
         found = await service.scored(inputs)
         tokens = sum(reading.tokens for _, reading in found)
-        values = [_sigmoid(reward) if activated else reward for reward, _ in found]
-        return values, Usage(prompt_tokens=tokens, total_tokens=tokens)
+        return [reward for reward, _ in found], Usage(prompt_tokens=tokens, total_tokens=tokens)
 
     @routes.post("/classify")
     async def classify(request: PoolingRequest) -> ClassifyResponse:
         """Score texts as a classifier of one class."""
-        values, usage = await scored(request.inputs(), activated=request.use_activation is not False)
-        items = [ClassifyItem(index=i, probs=[value]) for i, value in enumerate(values)]
+        rewards, usage = await scored(request.inputs())
+        shown = _shown(rewards, activated=request.use_activation is not False)
+        items = [ClassifyItem(index=i, probs=[value]) for i, value in enumerate(shown)]
         return ClassifyResponse(model=service.name, usage=usage, data=items)
 
     @routes.post("/pooling")
     async def pooling(request: PoolingRequest) -> PoolingResponse:
         """Score texts."""
-        values, usage = await scored(request.inputs(), activated=request.use_activation is True)
-        items = [PoolingItem(index=i, data=[value]) for i, value in enumerate(values)]
+        rewards, usage = await scored(request.inputs())
+        shown = _shown(rewards, activated=request.use_activation is True)
+        items = [PoolingItem(index=i, data=[value]) for i, value in enumerate(shown)]
         return PoolingResponse(model=service.name, usage=usage, data=items)
 
     @routes.post("/rerank")
     @routes.post("/v1/rerank", include_in_schema=False)
     async def rerank(request: RerankRequest) -> RerankResponse:
         """Order responses to a prompt, the best first."""
-        inputs: list[Input] = [Conversation.of(request.query, document) for document in request.documents]
-        values, usage = await scored(inputs, activated=request.use_activation is not False)
+        rewards, usage = await scored(request.inputs())
+        shown = _shown(rewards, activated=request.use_activation is not False)
+        order = sorted(range(len(rewards)), key=lambda i: (-rewards[i], i))  # sigma is 1 for all large rewards
         items = [
-            RerankItem(index=i, document=RerankDocument(text=text), relevance_score=value)
-            for i, (text, value) in enumerate(zip(request.documents, values, strict=True))
+            RerankItem(index=i, document=RerankDocument(text=request.documents[i]), relevance_score=shown[i])
+            for i in order[: request.top_n or None]
         ]
-        items.sort(key=lambda item: (-item.relevance_score, item.index))
-        return RerankResponse(model=service.name, usage=usage, results=items[: request.top_n or None])
+        return RerankResponse(model=service.name, usage=usage, results=items)
 
     return routes
 
 
+def _shown(rewards: list[float], *, activated: bool) -> list[float]:
+    return [_sigmoid(reward) for reward in rewards] if activated else rewards
+
+
 def _sigmoid(value: float) -> float:
-    """Sigma, without overflow at either end."""
-    return 1 / (1 + math.exp(-value)) if value >= 0 else 1 - 1 / (1 + math.exp(value))
+    """Sigma, without overflow at either end, or a difference that is nothing but rounding."""
+    small = math.exp(-abs(value))
+    return 1 / (1 + small) if value >= 0 else small / (1 + small)

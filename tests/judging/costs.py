@@ -12,29 +12,8 @@ from collections.abc import Callable, Generator, Sequence
 from hafrm.judging.judges import Answer, Question, Response
 from hafrm.judging.tournament import Plan, Prompt, Ranking, best_first
 
-__all__ = ["TABLE_8", "best_by_comparisons", "order_by_comparisons", "order_eight_by_fours", "top_two_by_comparisons"]
-
 _Order = Generator[list[Question], list[Answer], list[int]]
 _Better = Callable[[int, int], Generator[list[Question], list[Answer], bool]]
-
-TABLE_8 = {
-    ("binary", "top-1", 4): (3, 2),
-    ("binary", "top-1", 8): (7, 2),
-    ("binary", "top-2", 4): (4, 2),
-    ("binary", "top-2", 8): (10, 2),
-    ("binary", "sort", 4): (5, 2),
-    ("binary", "sort", 8): (16, 2),
-    ("rank 4", "top-1", 4): (1, 4),
-    ("rank 4", "top-1", 8): (3, 4),
-    ("rank 4", "top-2", 4): (1, 4),
-    ("rank 4", "top-2", 8): (3, 4),
-    ("rank 4", "sort", 4): (1, 4),
-    ("rank 4", "sort", 8): (5, 4),
-    ("rank 8", "top-1", 8): (1, 8),
-    ("rank 8", "top-2", 8): (1, 8),
-    ("rank 8", "sort", 8): (1, 8),
-}
-"""The paper's Table 8: requests and responses a request, by way, aim and number of candidates."""
 
 
 def best_by_comparisons(prompt: Prompt, responses: Sequence[Response]) -> Plan:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hafrm.evaluation.identity import model_identity
+from hafrm.models.identity import model_identity
 from hafrm.models.loading import ScorerChoice
 from hafrm.models.runinfo import RunInfo
 from hafrm.models.scorers import ScoreOptions

@@ -136,6 +136,32 @@ def test_two_models_are_compared_on_what_both_scored() -> None:
     assert overall["p_bootstrap"] < 0.05
 
 
+def agreed(prompts: int) -> list[ListScore]:
+    """Two models, one always right and one always wrong, on three subsets; one of these has a given size."""
+    return [
+        score(subset, rewards, row=row, model=model)
+        for model, rewards in (("a", (2.0, 1.0)), ("b", (1.0, 2.0)))
+        for subset, rows in (("alpacaeval-easy", 30), ("mt-bench-med", prompts), ("hep-go", 30))
+        for row in range(rows)
+    ]
+
+
+@pytest.mark.parametrize("prompts", [2, 5, 6])
+def test_few_prompts_of_a_subset_prove_nothing(prompts: int) -> None:
+    """All of them agree, so resampling would find certainty. Other sections keep their intervals."""
+    found = summary("rewardbench", agreed(prompts))
+    enough = prompts >= 6
+    expected = {"overall": enough, "Chat": enough, "Reasoning": True, "mt-bench-med": enough, "alpacaeval-easy": True}
+    for model in found["models"].values():
+        stated = {**model["overall"], **model["sections"], **model["subsets"]}
+        assert {name: stated[name]["ci95"] is not None for name in expected} == expected
+    compared = {row["score"]: row for row in found["comparisons"]}
+    for name in ("overall", "Chat", "Reasoning"):
+        assert compared[name]["difference"] == pytest.approx(1)
+        assert (compared[name]["ci95"] is not None) == expected[name]
+        assert compared[name]["p_bootstrap"] == (pytest.approx(2 / 2001) if expected[name] else 1)
+
+
 @pytest.mark.parametrize("name", SUITES)
 @pytest.mark.parametrize("ending", [".jsonl.gz", ".json", ".parquet"])
 def test_every_file_format_gives_the_same_items(name: str, ending: str, tmp_path: Path) -> None:

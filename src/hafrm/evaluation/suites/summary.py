@@ -6,14 +6,14 @@ import math
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
 from hafrm.evaluation.suites.items import ListScore, Observation, Score, Stratum, Suite
-from hafrm.stats import Floats, resampled_means
+from hafrm.stats import Floats, few_groups, resampled_means
 
 __all__ = ["model_summary", "summarise_suite"]
 
@@ -25,7 +25,9 @@ class _Means:
     """The mean of every stratum, as observed and in each resample, [R]."""
 
     observed: Mapping[Stratum, float]
-    drawn: Mapping[Stratum, Floats]
+    drawn: Mapping[Stratum, Floats] = field(default_factory=dict)
+    few: frozenset[Stratum] = frozenset()
+    """The strata of fewer prompts than `FEWEST_GROUPS`."""
 
     def value(self, score: Score) -> float:
         return math.fsum(weight * self.observed[stratum] for stratum, weight in score.weights.items())
@@ -33,6 +35,13 @@ class _Means:
     def draws(self, score: Score) -> Floats:
         total: Floats = np.sum([weight * self.drawn[stratum] for stratum, weight in score.weights.items()], axis=0)
         return total
+
+    def ci95(self, score: Score, draws: Floats) -> list[float] | None:
+        """The middle of a score's draws; None where one of its strata is of few prompts, whose spread is unknown."""
+        if self.few & score.weights.keys():
+            return None
+        low, high = np.quantile(draws, [0.025, 0.975])
+        return [float(low), float(high)]
 
 
 def summarise_suite(suite: Suite, scores: Sequence[ListScore]) -> dict[str, Any]:
@@ -46,8 +55,9 @@ def summarise_suite(suite: Suite, scores: Sequence[ListScore]) -> dict[str, Any]
         `{"suite", "title", "licence", "citation", "missing", "models": {MODEL: ...}, "baselines": {"length", "random"},
         "comparisons": [{"score", "a", "b", "n", "difference", "ci95", "p_bootstrap"}]}`. A model has `n`, `unscored`,
         `unscored_reasons`, and by level (`overall`, `sections`, `subsets`) `{NAME: {"value", "ci95"}}`. Items of which
-        a response has no reward are left out. Intervals resample prompts within each subset. The baselines are those
-        of the items of the first model; what has no expectation under random rewards is null there.
+        a response has no reward are left out. Intervals resample prompts within each subset; `ci95` is null, and
+        `p_bootstrap` 1, where a subset that a score counts has fewer than six. The baselines are those of the items of
+        the first model; what has no expectation under random rewards is null there.
     """
     by_model: dict[str, list[ListScore]] = defaultdict(list)
     for score in scores:
@@ -87,8 +97,8 @@ def model_summary(suite: Suite, scores: Sequence[ListScore]) -> dict[str, Any]:
         "subsets": {},
     }
     for score in suite.scores(_strata(found))[0] if found else ():
-        low, high = np.quantile(means.draws(score), [0.025, 0.975])
-        summary[score.level][score.name] = {"value": means.value(score), "ci95": [float(low), float(high)]}
+        interval = means.ci95(score, means.draws(score))
+        summary[score.level][score.name] = {"value": means.value(score), "ci95": interval}
     return summary
 
 
@@ -109,13 +119,15 @@ def _by_stratum(observations: Sequence[Observation]) -> dict[Stratum, list[Obser
 
 def _means(observations: Sequence[Observation]) -> _Means:
     """The strata's means. The measures of a subset draw the same prompts, and so do two models on the same items."""
-    observed, drawn = {}, {}
+    observed, drawn, few = {}, {}, set()
     for stratum, rows in _by_stratum(observations).items():
         values = np.array([row.value for row in rows])
         groups = [row.group for row in rows]
         observed[stratum] = float(values.mean())
         drawn[stratum] = resampled_means(values, groups, resamples=_RESAMPLES, seed=zlib.crc32(stratum[0].encode()))
-    return _Means(observed, drawn)
+        if few_groups(groups):
+            few.add(stratum)
+    return _Means(observed, drawn, frozenset(few))
 
 
 def _values(suite: Suite, observations: Sequence[Observation]) -> dict[str, dict[str, float | None]]:
@@ -123,7 +135,7 @@ def _values(suite: Suite, observations: Sequence[Observation]) -> dict[str, dict
     observed = {name: float(np.mean([r.value for r in rows])) for name, rows in _by_stratum(observations).items()}
     values: dict[str, dict[str, float | None]] = {"overall": {}, "sections": {}, "subsets": {}}
     for score in suite.scores(list(observed))[0] if observed else ():
-        value = _Means(observed, {}).value(score)
+        value = _Means(observed).value(score)
         values[score.level][score.name] = None if math.isnan(value) else value
     return values
 
@@ -142,7 +154,7 @@ def _comparisons(
         if score.level == "subsets":
             continue
         draws = means_a.draws(score) - means_b.draws(score)
-        low, high = np.quantile(draws, [0.025, 0.975])
+        interval = means_a.ci95(score, draws)
         rarer = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
         results.append(
             {
@@ -151,8 +163,8 @@ def _comparisons(
                 "b": b,
                 "n": len(ids),
                 "difference": means_a.value(score) - means_b.value(score),
-                "ci95": [float(low), float(high)],
-                "p_bootstrap": min(1.0, 2 * (rarer + 1) / (len(draws) + 1)),
+                "ci95": interval,
+                "p_bootstrap": min(1.0, 2 * (rarer + 1) / (len(draws) + 1)) if interval else 1.0,
             }
         )
     return results

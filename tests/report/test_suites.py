@@ -1,0 +1,31 @@
+"""The tables of suites: which cells, differences and notes there are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from hafrm.evaluation.suites import SUITES, ListScore, summarise_suite
+from hafrm.report.loading import Evaluation
+from hafrm.report.suites import SuiteTable, suite_tables
+from tests.evaluation.test_suites import agreed
+
+
+def table_of(scores: Sequence[ListScore]) -> SuiteTable:
+    found = summarise_suite(SUITES["rewardbench"], scores)
+    evaluation = Evaluation(models=(), data=(), cells={}, comparisons=(), scores=(), suites={"suite": found})
+    (table,) = suite_tables(evaluation)
+    return table
+
+
+@pytest.mark.parametrize("prompts", [2, 6])
+def test_few_prompts_show_no_interval_and_why(prompts: int) -> None:
+    table = table_of(agreed(prompts))
+    cells = dict(zip(table.columns, table.models[0].cells, strict=True))
+    intervals = {name: cell.interval for name, cell in cells.items() if cell}
+    certain = "[100.0, 100.0]"
+    few = prompts == 2
+    assert intervals == {"overall": "" if few else certain, "Chat": "" if few else certain, "Reasoning": certain}
+    assert {row.score: row.decided for row in table.differences} == {name: bool(intervals[name]) for name in intervals}
+    assert any("fewer than six prompts" in note for note in table.notes) == few

@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,41 @@ def test_few_prompts_of_a_subset_prove_nothing(prompts: int) -> None:
         assert compared[name]["difference"] == pytest.approx(1)
         assert (compared[name]["ci95"] is not None) == expected[name]
         assert compared[name]["p_bootstrap"] == (pytest.approx(2 / 2001) if expected[name] else 1)
+
+
+def answered_alike() -> list[ListScore]:
+    """Two models that choose alike; of hep-go the one is wrong, and the other's pairs are too long for it."""
+    subsets = {"alpacaeval-easy": (2.0, 1.0), "hep-go": (1.0, 2.0), "math-prm": (2.0, 1.0), "shp": (2.0, 1.0)}
+    rows = [score(name, won, row=row) for name, won in subsets.items() for row in range(8)]
+    too_long = {"rewards": [None, None], "unscored": "overlong"}
+    return rows + [replace(row, model="n", **too_long if row.subset == "hep-go" else {}) for row in rows]
+
+
+def test_what_a_model_could_not_score_does_not_raise_its_scores() -> None:
+    found = summary("rewardbench", answered_alike())
+    one, two = found["models"]["m"], found["models"]["n"]
+    assert list(one["sections"]) == ["Chat", "Reasoning", "Prior Sets"]
+    assert one["missing"] == []
+    assert (two["overall"], list(two["sections"])) == ({}, ["Chat", "Prior Sets"])
+    assert list(two["subsets"]) == ["alpacaeval-easy", "math-prm", "shp"]
+    assert two["missing"] == ["Reasoning: hep-go"]
+    assert "Chat Hard" in found["missing"]
+    assert [row["score"] for row in found["comparisons"]] == ["Chat", "Prior Sets"]
+
+
+def test_rm_bench_has_no_overall_score_of_fewer_domains() -> None:
+    right = (2, 2, 2, 1, 1, 1)
+    rows = [score(domain, right, correct=3, row=row) for domain in ("chat", "math") for row in range(6)]
+    unscored = [replace(row, rewards=[None] * 6) if row.subset == "math" else row for row in rows]
+    found = summary("rm-bench", unscored)["models"]["m"]
+    assert (found["overall"], list(found["sections"]), found["missing"]) == ({}, ["chat"], ["math"])
+
+
+def test_a_model_that_scored_nothing_has_no_score() -> None:
+    found = summary("rewardbench-2", [score("Math", [None] * 4)])
+    assert found["models"]["m"]["missing"] == ["Math"]
+    assert found["models"]["m"]["overall"] == found["models"]["m"]["sections"] == {}
+    assert chat_and_safety([]) == {}
 
 
 @pytest.mark.parametrize("name", SUITES)

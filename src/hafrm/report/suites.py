@@ -43,7 +43,7 @@ class SuiteTable:
     subset_baselines: tuple[TableRow, ...]
     differences: tuple[SuiteDifference, ...]
     notes: tuple[str, ...]
-    """Where it is from, what is missing, and how many prompts each model did not score."""
+    """Where it is from, what is missing, and what each model did not score."""
 
 
 def suite_tables(evaluation: Evaluation) -> tuple[SuiteTable, ...]:
@@ -127,6 +127,11 @@ def _notes(raw: Mapping[str, Any]) -> tuple[str, ...]:
         for model, found in raw["models"].items()
         if found["unscored"]
     ]
+    unknown = [
+        f"{model}: nothing scored of {', '.join(found['missing'])}, so there is no score that counts it."
+        for model, found in raw["models"].items()
+        if found["missing"]
+    ]
     without = any(score["ci95"] is None for score in _all_scores(raw))
     few = ["No interval where a subset has fewer than six prompts: they tell nothing of others."] if without else []
-    return (*missing, *unscored, *few, f"{raw['citation']}. Licence: {raw['licence']}.")
+    return (*missing, *unscored, *unknown, *few, f"{raw['citation']}. Licence: {raw['licence']}.")

@@ -53,9 +53,11 @@ def summarise_suite(suite: Suite, scores: Sequence[ListScore]) -> dict[str, Any]
 
     Returns:
         `{"suite", "title", "licence", "citation", "missing", "models": {MODEL: ...}, "baselines": {"length", "random"},
-        "comparisons": [{"score", "a", "b", "n", "difference", "ci95", "p_bootstrap"}]}`. A model has `n`, `unscored`,
-        `unscored_reasons`, and by level (`overall`, `sections`, `subsets`) `{NAME: {"value", "ci95"}}`. Items of which
-        a response has no reward are left out. Intervals resample prompts within each subset; `ci95` is null, and
+        "comparisons": [{"score", "a", "b", "n", "difference", "ci95", "p_bootstrap"}]}`; `missing` names what no item
+        is of. A model has `n`, `unscored`, `unscored_reasons`, `missing`, and by level (`overall`, `sections`,
+        `subsets`) `{NAME: {"value", "ci95"}}`. Items of which a response has no reward are left out. Where that leaves
+        nothing of a subset, the model's `missing` names it, and no score that counts it is given: it would be another
+        score than that of the models beside it. Intervals resample prompts within each subset; `ci95` is null, and
         `p_bootstrap` 1, where a subset that a score counts has fewer than six. The baselines are those of the items of
         the first model; what has no expectation under random rewards is null there.
     """
@@ -88,18 +90,26 @@ def model_summary(suite: Suite, scores: Sequence[ListScore]) -> dict[str, Any]:
     scored = _scored(scores)
     found = suite.observe(scored)
     means = _means(found)
+    absent = set(suite.scores(_strata(suite.chance(scores)))[1])
     summary: dict[str, Any] = {
         "n": len(scored),
         "unscored": len(scores) - len(scored),
         "unscored_reasons": dict(Counter(score.unscored for score in scores if score.unscored)),
+        "missing": [name for name in suite.scores(_strata(found))[1] if name not in absent],
         "overall": {},
         "sections": {},
         "subsets": {},
     }
-    for score in suite.scores(_strata(found))[0] if found else ():
+    for score in _whole_scores(suite, scores, means):
         interval = means.ci95(score, means.draws(score))
         summary[score.level][score.name] = {"value": means.value(score), "ci95": interval}
     return summary
+
+
+def _whole_scores(suite: Suite, scores: Sequence[ListScore], means: _Means) -> list[Score]:
+    """The scores of all items' subsets, but for those that count a subset of which nothing was scored."""
+    every = suite.scores(_strata(suite.chance(scores)))[0] if scores else []
+    return [score for score in every if score.weights.keys() <= means.observed.keys()]
 
 
 def _scored(scores: Sequence[ListScore]) -> list[ListScore]:
@@ -150,7 +160,7 @@ def _comparisons(
     found = [suite.observe([row for row in rows if row.id in ids]) for rows in (rows_a, rows_b)]
     means_a, means_b = map(_means, found)
     results = []
-    for score in suite.scores(_strata(found[0]))[0]:
+    for score in _whole_scores(suite, rows_a, means_a):
         if score.level == "subsets":
             continue
         draws = means_a.draws(score) - means_b.draws(score)

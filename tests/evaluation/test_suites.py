@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from hafrm.data import ReadOptions
-from hafrm.errors import BadRowError, DataError, UnknownDataError, UnreadableError
+from hafrm.errors import BadRowError, ConfigError, DataError, UnknownDataError, UnreadableError
 from hafrm.evaluation.suites import SUITES, ListScore, chat_and_safety, load_suite, summarise_suite
 from hafrm.evaluation.suites.rewardbench import SECTIONS
 from tests.paths import TESTS
@@ -222,6 +222,15 @@ def test_a_folder_of_rewardbench_holds_the_prior_sets_and_no_raw_rows() -> None:
     found = load_suite(f"rewardbench@{PATHS['rewardbench']}")
     assert [item.subset for item in found.items][-1] == "shp"
     assert len(found.items) == 8
+
+
+def test_files_beside_a_suites_own_are_not_read_and_none_is_read_twice(tmp_path: Path) -> None:
+    for name in ("total_dataset.jsonl", "total_dataset-old.jsonl"):
+        (tmp_path / name).write_bytes(PATHS["rm-bench"].read_bytes())
+    assert len(load_suite(f"rm-bench@{tmp_path}").items) == 3
+    (tmp_path / "total_dataset.jsonl.gz").write_bytes(gzip.compress(PATHS["rm-bench"].read_bytes()))
+    with pytest.raises(ConfigError, match="would both be read"):
+        load_suite(f"rm-bench@{tmp_path}")
 
 
 @pytest.mark.parametrize(

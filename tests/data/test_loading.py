@@ -161,6 +161,30 @@ def test_folders_have_a_file_or_parts_for_each_split(tmp_path: Path) -> None:
         load_pairs(str(tmp_path), split="validation")
 
 
+@pytest.mark.parametrize("part", ["train-0", "train-00000-of-00001", "train-00000-of-00001-0123456789abcdef"])
+def test_only_parts_belong_to_a_split(tmp_path: Path, part: str) -> None:
+    """An old version or a subset that lies beside the file is no part of it, and no split but the one it names."""
+    for name in (part, "train-old", "train-0-old", "train-small-0", "train_sft"):
+        write(tmp_path / f"{name}.jsonl", {**GOOD, "prompt": name})
+    assert [pair.prompt[0].content for pair in load_pairs(str(tmp_path)).pairs] == [part]
+    assert [pair.prompt[0].content for pair in load_pairs(f"{tmp_path}#train-old").pairs] == ["train-old"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("train.jsonl", "train.json"), ("train-0.jsonl", "train-0.json"), ("train-00000-of-00001.json", "train.jsonl")],
+)
+def test_rows_that_would_be_read_twice_are_an_error(tmp_path: Path, one: str, other: str) -> None:
+    write(tmp_path / one, [GOOD] if one.endswith(".json") else GOOD)
+    write(tmp_path / other, [GOOD] if other.endswith(".json") else GOOD)
+    write(tmp_path / "test.jsonl", GOOD)
+    with pytest.raises(ConfigError, match=r"would both be read.*Remove or rename") as caught:
+        load_pairs(str(tmp_path))
+    assert one in str(caught.value)
+    assert other in str(caught.value)
+    assert len(load_pairs(str(tmp_path), split="test").pairs) == 1
+
+
 def test_bad_rows_of_a_folders_parts_add_up(tmp_path: Path) -> None:
     write(tmp_path / "train-0.jsonl", GOOD, "{")
     write(tmp_path / "train-1.jsonl", "{", GOOD, "{")

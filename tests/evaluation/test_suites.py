@@ -6,13 +6,14 @@ import gzip
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hafrm.data import ReadOptions
-from hafrm.errors import BadRowError, DataError, UnknownDataError, UnreadableError
+from hafrm.errors import BadRowError, ConfigError, DataError, UnknownDataError, UnreadableError
 from hafrm.evaluation.suites import SUITES, ListScore, chat_and_safety, load_suite, summarise_suite
 from hafrm.evaluation.suites.rewardbench import SECTIONS
 from tests.paths import TESTS
@@ -136,6 +137,67 @@ def test_two_models_are_compared_on_what_both_scored() -> None:
     assert overall["p_bootstrap"] < 0.05
 
 
+def agreed(prompts: int) -> list[ListScore]:
+    """Two models, one always right and one always wrong, on three subsets; one of these has a given size."""
+    return [
+        score(subset, rewards, row=row, model=model)
+        for model, rewards in (("a", (2.0, 1.0)), ("b", (1.0, 2.0)))
+        for subset, rows in (("alpacaeval-easy", 30), ("mt-bench-med", prompts), ("hep-go", 30))
+        for row in range(rows)
+    ]
+
+
+@pytest.mark.parametrize("prompts", [2, 5, 6])
+def test_few_prompts_of_a_subset_prove_nothing(prompts: int) -> None:
+    """All of them agree, so resampling would find certainty. Other sections keep their intervals."""
+    found = summary("rewardbench", agreed(prompts))
+    enough = prompts >= 6
+    expected = {"overall": enough, "Chat": enough, "Reasoning": True, "mt-bench-med": enough, "alpacaeval-easy": True}
+    for model in found["models"].values():
+        stated = {**model["overall"], **model["sections"], **model["subsets"]}
+        assert {name: stated[name]["ci95"] is not None for name in expected} == expected
+    compared = {row["score"]: row for row in found["comparisons"]}
+    for name in ("overall", "Chat", "Reasoning"):
+        assert compared[name]["difference"] == pytest.approx(1)
+        assert (compared[name]["ci95"] is not None) == expected[name]
+        assert compared[name]["p_bootstrap"] == (pytest.approx(2 / 2001) if expected[name] else 1)
+
+
+def answered_alike() -> list[ListScore]:
+    """Two models that choose alike; of hep-go the one is wrong, and the other's pairs are too long for it."""
+    subsets = {"alpacaeval-easy": (2.0, 1.0), "hep-go": (1.0, 2.0), "math-prm": (2.0, 1.0), "shp": (2.0, 1.0)}
+    rows = [score(name, won, row=row) for name, won in subsets.items() for row in range(8)]
+    too_long = {"rewards": [None, None], "unscored": "overlong"}
+    return rows + [replace(row, model="n", **too_long if row.subset == "hep-go" else {}) for row in rows]
+
+
+def test_what_a_model_could_not_score_does_not_raise_its_scores() -> None:
+    found = summary("rewardbench", answered_alike())
+    one, two = found["models"]["m"], found["models"]["n"]
+    assert list(one["sections"]) == ["Chat", "Reasoning", "Prior Sets"]
+    assert one["missing"] == []
+    assert (two["overall"], list(two["sections"])) == ({}, ["Chat", "Prior Sets"])
+    assert list(two["subsets"]) == ["alpacaeval-easy", "math-prm", "shp"]
+    assert two["missing"] == ["Reasoning: hep-go"]
+    assert "Chat Hard" in found["missing"]
+    assert [row["score"] for row in found["comparisons"]] == ["Chat", "Prior Sets"]
+
+
+def test_rm_bench_has_no_overall_score_of_fewer_domains() -> None:
+    right = (2, 2, 2, 1, 1, 1)
+    rows = [score(domain, right, correct=3, row=row) for domain in ("chat", "math") for row in range(6)]
+    unscored = [replace(row, rewards=[None] * 6) if row.subset == "math" else row for row in rows]
+    found = summary("rm-bench", unscored)["models"]["m"]
+    assert (found["overall"], list(found["sections"]), found["missing"]) == ({}, ["chat"], ["math"])
+
+
+def test_a_model_that_scored_nothing_has_no_score() -> None:
+    found = summary("rewardbench-2", [score("Math", [None] * 4)])
+    assert found["models"]["m"]["missing"] == ["Math"]
+    assert found["models"]["m"]["overall"] == found["models"]["m"]["sections"] == {}
+    assert chat_and_safety([]) == {}
+
+
 @pytest.mark.parametrize("name", SUITES)
 @pytest.mark.parametrize("ending", [".jsonl.gz", ".json", ".parquet"])
 def test_every_file_format_gives_the_same_items(name: str, ending: str, tmp_path: Path) -> None:
@@ -160,6 +222,15 @@ def test_a_folder_of_rewardbench_holds_the_prior_sets_and_no_raw_rows() -> None:
     found = load_suite(f"rewardbench@{PATHS['rewardbench']}")
     assert [item.subset for item in found.items][-1] == "shp"
     assert len(found.items) == 8
+
+
+def test_files_beside_a_suites_own_are_not_read_and_none_is_read_twice(tmp_path: Path) -> None:
+    for name in ("total_dataset.jsonl", "total_dataset-old.jsonl"):
+        (tmp_path / name).write_bytes(PATHS["rm-bench"].read_bytes())
+    assert len(load_suite(f"rm-bench@{tmp_path}").items) == 3
+    (tmp_path / "total_dataset.jsonl.gz").write_bytes(gzip.compress(PATHS["rm-bench"].read_bytes()))
+    with pytest.raises(ConfigError, match="would both be read"):
+        load_suite(f"rm-bench@{tmp_path}")
 
 
 @pytest.mark.parametrize(

@@ -37,11 +37,14 @@ def report(name: str, split: str = "test", kind: str = "named") -> SourceReport:
 NAMED = {"name": DRAWN, "kind": "named"}
 
 
-@pytest.mark.parametrize("trained", [DRAWN, f"{DRAWN}@copy"])
-@pytest.mark.parametrize("held_out", [DRAWN, f"{DRAWN}@elsewhere"])
+@pytest.mark.parametrize("trained", [DRAWN, f"{DRAWN}@copy", f"{DRAWN}#train", f"{DRAWN}@copy#train"])
+@pytest.mark.parametrize(
+    "held_out", [DRAWN, f"{DRAWN}@elsewhere", f"{DRAWN}#SPLIT", f"{DRAWN}@elsewhere#SPLIT", f"{DRAWN}@else#where"]
+)
 @pytest.mark.parametrize("split", ["test", "validation"])
 def test_another_seed_is_refused(tmp_path: Path, trained: str, held_out: str, split: str) -> None:
     model = run_folder(tmp_path / "run", {"name": trained, "kind": "named"}, seed=3)
+    held_out = held_out.replace("SPLIT", split)
     require_unseen(model, [report(held_out, split)], 3)
     with pytest.raises(ConfigError, match=r"run was trained on .*split_seed 3; .*Use --data_options.split_seed 3"):
         require_unseen(model, [report(OWN), report(held_out, split)], 4)

@@ -10,6 +10,7 @@ import pytest
 
 from hafrm.evaluation.scoring import PairScore
 from hafrm.report.loading import Cell, Comparison, Evaluation, Measured, read_evaluation
+from hafrm.report.page import write_page
 from hafrm.report.tables import accuracy_table, comparison_rows, marked_best
 from tests.report.conftest import unscored, write_evaluation
 
@@ -92,15 +93,35 @@ def test_unscored_pairs_are_noted(tmp_path: Path, scores: list[PairScore]):
     assert dict(table.columns)["harmless.jsonl"] == "60 pairs, 31 prompts"
 
 
-def test_one_prompt_alone_has_no_interval_and_no_best(tmp_path: Path, scores: list[PairScore]):
-    """Resampling a single prompt finds no spread: that is no reason to call a difference certain."""
-    evaluation = read_evaluation(write_evaluation(tmp_path, [replace(score, group="one") for score in scores]))
+def of_prompts(scores: list[PairScore], prompts: int) -> list[PairScore]:
+    """The scores with every pair under one of a few prompts."""
+    return [replace(score, group=f"{int(score.id.rpartition(':')[2]) % prompts}") for score in scores]
+
+
+@pytest.mark.parametrize("prompts", [1, 2, 5])
+def test_few_prompts_have_no_interval_no_p_and_no_best(tmp_path: Path, scores: list[PairScore], prompts: int):
+    """Resampling few prompts finds little spread: that is no reason to call a difference certain."""
+    evaluation = read_evaluation(write_evaluation(tmp_path, of_prompts(scores, prompts)))
     table = accuracy_table(evaluation)
     assert {cell.interval for row in table.models for cell in row.cells if cell} == {""}
     assert not any(cell.best for row in table.models for cell in row.cells if cell)
-    assert (table.single, table.undecided) == (evaluation.data, ())
+    assert (table.few, table.undecided) == (evaluation.data, ())
     rows = [row for rows in comparison_rows(evaluation.comparisons).values() for row in rows]
-    assert {(row.interval, row.p_bootstrap, row.p_holm, row.decided) for row in rows} == {("–", "–", "–", False)}
+    stated = {(row.interval, row.p_bootstrap, row.p_holm, row.p_mcnemar, row.decided) for row in rows}
+    assert stated == {("–", "–", "–", "–", False)}
+    page = write_page(tmp_path, title="t").read_text(encoding="utf-8")
+    assert "are of fewer than six prompts" in page
+    assert "the pairs can't tell the two best apart" not in page
+
+
+def test_six_prompts_have_intervals(tmp_path: Path, scores: list[PairScore]):
+    evaluation = read_evaluation(write_evaluation(tmp_path, of_prompts(scores, 6)))
+    table = accuracy_table(evaluation)
+    assert table.few == ()
+    assert all(cell.interval for row in table.models for cell in row.cells if cell)
+    rows = [row for rows in comparison_rows(evaluation.comparisons).values() for row in rows]
+    assert "–" not in {text for row in rows for text in (row.interval, row.p_bootstrap, row.p_holm, row.p_mcnemar)}
+    assert "fewer than six prompts" not in write_page(tmp_path, title="t").read_text(encoding="utf-8")
 
 
 def test_comparisons_are_worded():

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from hafrm.cli import main
+from hafrm.evaluation.probes.consistency import Share
 from hafrm.evaluation.probes.generation import Sampling
 from hafrm.evaluation.probes.heads import FitOptions
 from hafrm.reproduce import claims, figure2, plans, scales
 from hafrm.reproduce.registry import EXPERIMENTS
+from hafrm.stats import Interval
 from tests.paths import TESTS
 
 TINY = ["--scale", "world", "--steps", "2", "--sets", "Harmless", "BS"]
@@ -104,6 +106,11 @@ def test_figure_2_keeps_its_checkpoints(tiny_world: Path, tmp_path: Path, monkey
     assert set(found["by_matching"]) == {"reward", "acc", "loss", "margin", "step"}
     folder = tmp_path / "world" / "runs" / "instruct" / "Harmless" / "haf-seed0-checkpoints"
     assert {path.name for path in folder.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2"}
+
+
+def test_figure_2_states_a_share_with_its_interval_if_it_has_one() -> None:
+    assert figure2._share(Share(0.5, Interval(0.25, 0.75))) == "50.0 [25.0, 75.0]"
+    assert figure2._share(Share(0.5, None)) == "50.0"
 
 
 def test_table_3_reads_rewardbench(tiny_world: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from hafrm.data.hub import hub_call, hub_rows
 from hafrm.data.options import ReadOptions
 from hafrm.data.registry import NAMED_SOURCES, TEST_SHARE, VALIDATION_SHARE, NamedSource
 from hafrm.data.reports import PairSet, SourceReport, fingerprint
-from hafrm.data.rows import SUFFIXES, has_known_suffix, read_rows
+from hafrm.data.rows import SUFFIXES, files_named, has_known_suffix, read_rows
 from hafrm.data.splits import split_by_group
 from hafrm.errors import ConfigError, DataError, UnknownDataError, UnreadableError
 from hafrm.pairs import PreferencePair
@@ -65,6 +65,7 @@ def load_pairs(data: str | Sequence[str], *, split: str = "train", options: Read
     Raises:
         UnknownDataError: nobody knows the name; the message says the nearest ones.
         UnreadableError: a file, folder or hub data set can't be read.
+        ConfigError: no name is given, a split is named that is not there, or a folder holds a split's file twice.
         BadRowError: a row breaks the data contract, and bad rows are not to be skipped.
         DataError: a source has no usable row.
     """
@@ -169,7 +170,7 @@ def _split_files(folder: Path, split: str) -> list[Path]:
         files = sorted(path for path in folder.iterdir() if has_known_suffix(path))
     except OSError as error:
         raise UnreadableError(f"{folder}: can't be listed ({error.strerror}). Check its permissions.") from error
-    found = [path for path in files if re.fullmatch(rf"{re.escape(split)}(-[\w-]+)?", path.name.split(".")[0])]
+    found = files_named(files, re.escape(split))
     if not found:
         held = ", ".join(path.name for path in files[:8]) or "no data file"
         raise UnreadableError(

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,15 @@ from typing import IO, Any
 import pyarrow
 import pyarrow.parquet
 
-from hafrm.errors import BadRowError, BadRowReason, UnreadableError
+from hafrm.errors import BadRowError, BadRowReason, ConfigError, UnreadableError
 
-__all__ = ["SUFFIXES", "RawRow", "has_known_suffix", "json_line_row", "opened", "read_rows", "reading"]
+__all__ = ["SUFFIXES", "RawRow", "files_named", "has_known_suffix", "json_line_row", "opened", "read_rows", "reading"]
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 """Endings of the files that can be read."""
 
+_PART = r"(?:-\d+(?:-of-\d+(?:-[0-9a-f]{16})?)?)?"
+"""What stands behind the name of a file that holds a part; the hub's converters used to add a fingerprint."""
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -43,6 +46,34 @@ class RawRow:
 def has_known_suffix(path: str | Path) -> bool:
     """Whether a file's name ends as one of `SUFFIXES`."""
     return str(path).endswith(SUFFIXES)
+
+
+def files_named(files: Iterable[Path], names: str) -> list[Path]:
+    """Those of the files that are called NAME, or that hold parts of it: `NAME-0.jsonl`, `NAME-00000-of-00002.parquet`.
+
+    Args:
+        files: Files whose names end as one of `SUFFIXES`.
+        names: A regular expression of the names, without their endings.
+
+    Raises:
+        ConfigError: a name, or a part of it, is there twice, or both whole and in parts: rows would be read twice.
+    """
+    pattern = re.compile(f"(?P<name>{names})(?P<part>{_PART})")
+    found: dict[tuple[str, str], Path] = {}
+    for path in files:
+        if match := pattern.fullmatch(path.name.split(".")[0]):
+            _require_one(path, found.setdefault((match["name"], match["part"]), path))
+    for (name, _), path in found.items():
+        _require_one(path, found.get((name, ""), path))
+    return list(found.values())
+
+
+def _require_one(path: Path, other: Path) -> None:
+    if path != other:
+        raise ConfigError(
+            f"{path.parent}: {other.name} and {path.name} would both be read, the same rows twice if one is a copy of "
+            "the other. Remove or rename one of them."
+        )
 
 
 def read_rows(path: Path, *, source: str | None = None) -> Iterator[RawRow]:

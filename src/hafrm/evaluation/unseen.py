@@ -6,6 +6,7 @@ Splits of named sets that hafrm draws itself depend on a seed. A run's manifest 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,8 +59,8 @@ def _is_drawn(report: SourceReport) -> bool:
 
 
 def _set_name(name: str) -> str:
-    """NAME of the data names NAME and NAME@PATH."""
-    return name.partition("@")[0]
+    """NAME of the data names NAME, NAME@PATH, NAME#SPLIT and NAME@PATH#SPLIT."""
+    return re.split("[@#]", name, maxsplit=1)[0]
 
 
 def _training(folder: Path) -> _Training | None:

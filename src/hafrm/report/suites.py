@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +43,7 @@ class SuiteTable:
     subset_baselines: tuple[TableRow, ...]
     differences: tuple[SuiteDifference, ...]
     notes: tuple[str, ...]
-    """Where it is from, what is missing, and how many prompts each model did not score."""
+    """Where it is from, what is missing, and what each model did not score."""
 
 
 def suite_tables(evaluation: Evaluation) -> tuple[SuiteTable, ...]:
@@ -93,8 +93,7 @@ def _rows(
 def _cell(found: _Values, level: str, name: str) -> TableCell | None:
     if name not in found[level]:
         return None
-    low, high = found[level][name]["ci95"]
-    return TableCell(percent(found[level][name]["value"]), interval((low, high), percent))
+    return TableCell(percent(found[level][name]["value"]), interval(found[level][name]["ci95"], percent))
 
 
 def _baseline(found: _Values, level: str, name: str) -> TableCell | None:
@@ -103,15 +102,22 @@ def _baseline(found: _Values, level: str, name: str) -> TableCell | None:
 
 
 def _difference(row: Mapping[str, Any]) -> SuiteDifference:
-    low, high = row["ci95"]
+    low, high = row["ci95"] or (0.0, 0.0)
     return SuiteDifference(
         score=row["score"],
         a=row["a"],
         b=row["b"],
         difference=points(row["difference"]),
-        interval=interval((low, high), points),
+        interval=interval(row["ci95"], points),
         decided=low > 0 or high < 0,
     )
+
+
+def _all_scores(raw: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The scores of all models, of every level."""
+    for found in raw["models"].values():
+        for level in ("overall", "sections", "subsets"):
+            yield from found[level].values()
 
 
 def _notes(raw: Mapping[str, Any]) -> tuple[str, ...]:
@@ -121,4 +127,11 @@ def _notes(raw: Mapping[str, Any]) -> tuple[str, ...]:
         for model, found in raw["models"].items()
         if found["unscored"]
     ]
-    return (*missing, *unscored, f"{raw['citation']}. Licence: {raw['licence']}.")
+    unknown = [
+        f"{model}: nothing scored of {', '.join(found['missing'])}, so there is no score that counts it."
+        for model, found in raw["models"].items()
+        if found["missing"]
+    ]
+    without = any(score["ci95"] is None for score in _all_scores(raw))
+    few = ["No interval where a subset has fewer than six prompts: they tell nothing of others."] if without else []
+    return (*missing, *unscored, *unknown, *few, f"{raw['citation']}. Licence: {raw['licence']}.")

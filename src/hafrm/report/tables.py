@@ -10,6 +10,7 @@ from markupsafe import Markup
 from hafrm.report.loading import Cell, Comparison, Evaluation
 from hafrm.report.plots import difference_bar
 from hafrm.report.wording import count, interval, p_value, percent, points
+from hafrm.stats import FEWEST_GROUPS
 
 __all__ = [
     "AccuracyTable",
@@ -51,8 +52,8 @@ class AccuracyTable:
     baselines: tuple[TableRow, ...]
     undecided: tuple[str, ...]
     """The data sets on which no model is marked as best, though several have intervals."""
-    single: tuple[str, ...]
-    """The data sets whose pairs all share one prompt, so that there are no intervals."""
+    few: tuple[str, ...]
+    """The data sets whose pairs are of fewer than six prompts, so that there are no intervals."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,8 @@ class ComparisonRow:
 def accuracy_table(evaluation: Evaluation) -> AccuracyTable:
     """Word the accuracies, and mark the best model of each data set where the data can tell."""
     best = {data: marked_best(evaluation, data) for data in evaluation.data}
-    single = tuple(data for data in evaluation.data if _groups(evaluation, data) == 1)
-    several = [data for data in evaluation.data if len(evaluation.measured_on(data)) > 1 and data not in single]
+    few = tuple(data for data in evaluation.data if 0 < _groups(evaluation, data) < FEWEST_GROUPS)
+    several = [data for data in evaluation.data if len(evaluation.measured_on(data)) > 1 and data not in few]
     return AccuracyTable(
         columns=tuple((data, _size(evaluation, data)) for data in evaluation.data),
         models=tuple(
@@ -88,7 +89,7 @@ def accuracy_table(evaluation: Evaluation) -> AccuracyTable:
             TableRow("random", _baselines(evaluation, "random_accuracy")),
         ),
         undecided=tuple(data for data in several if best[data] is None),
-        single=single,
+        few=few,
     )
 
 
@@ -112,7 +113,7 @@ def comparison_rows(comparisons: Sequence[Comparison]) -> dict[str, tuple[Compar
 
 
 def _comparison_row(comparison: Comparison, extent: float) -> ComparisonRow:
-    single = comparison.ci95 is None
+    few = comparison.ci95 is None
     return ComparisonRow(
         a=comparison.a,
         b=comparison.b,
@@ -120,9 +121,9 @@ def _comparison_row(comparison: Comparison, extent: float) -> ComparisonRow:
         difference=points(comparison.difference),
         interval=interval(comparison.ci95, points) or "–",
         bar=difference_bar(comparison.difference, comparison.ci95, extent),
-        p_bootstrap="–" if single else p_value(comparison.p_bootstrap),
-        p_holm="–" if single else p_value(comparison.p_holm),
-        p_mcnemar=p_value(comparison.p_mcnemar),
+        p_bootstrap="–" if few else p_value(comparison.p_bootstrap),
+        p_holm="–" if few else p_value(comparison.p_holm),
+        p_mcnemar="–" if few else p_value(comparison.p_mcnemar),  # it takes the pairs of one prompt for independent
         decided=comparison.better is not None,
     )
 

@@ -21,7 +21,7 @@ def section_accuracies(rewardbench: str, section: str, runs: Sequence[Path], out
         out: A folder for the scores.
 
     Raises:
-        DataError: the file holds no pair of the section.
+        DataError: the file holds no pair of the section, or a run could score none of one of its subsets.
     """
     suite = "rewardbench" if rewardbench == "hub" else f"rewardbench@{rewardbench}"
     config = EvaluateConfig(models=[str(run) for run in runs], suites=[suite], out=str(out), token_log_ratios=0)
@@ -29,4 +29,7 @@ def section_accuracies(rewardbench: str, section: str, runs: Sequence[Path], out
     try:
         return {run: models[str(run)]["sections"][section]["value"] for run in runs}
     except KeyError as error:
-        raise DataError(f"{rewardbench} holds no scored pair of RewardBench's section {section}.") from error
+        raise DataError(
+            f"{rewardbench} holds no pair of RewardBench's section {section}, or a run could score none of one of its "
+            f"subsets. {out} says what each run scored."
+        ) from error

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from hafrm.evaluation.probes.consistency import Consistency, Share
 from hafrm.evaluation.probes.generation import Sampling
-from hafrm.report.wording import percent
+from hafrm.report.wording import interval, percent
 from hafrm.reproduce.findings import Findings, Table
 from hafrm.reproduce.plans import Job, Plan
 from hafrm.reproduce.probes.consistency import ConsistencyConfig, consistency_figure, run_consistency
@@ -86,4 +86,4 @@ def _table(found: dict[str, Consistency]) -> Table:
 
 
 def _share(share: Share) -> str:
-    return f"{percent(share.value)} [{percent(share.interval.low)}, {percent(share.interval.high)}]"
+    return f"{percent(share.value)} {interval(share.interval, percent)}".rstrip()

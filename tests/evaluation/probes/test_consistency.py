@@ -71,10 +71,25 @@ def test_points_are_mean_differences_over_prompts() -> None:
     assert (second.x, second.y, second.prompts) == (4, -1, 3)
     assert second.gap == pytest.approx(0.1)
     assert found.share_above.value == 0.5
-    assert (found.share_above.interval.low, found.share_above.interval.high) == (0.5, 0.5)
+    assert found.share_above.interval is None
     assert found.by_matching["step"].value == 1
     assert found.by_matching["acc"].value == 0
     assert json.loads(json.dumps(found.as_dict()))["points"][0]["x"] == 1
+
+
+@pytest.mark.parametrize(
+    ("prompts", "missing", "known"), [(6, 0, True), (5, 0, False), (40, 35, False), (40, 34, True)]
+)
+def test_few_prompts_give_no_interval(prompts: int, missing: int, known: bool) -> None:
+    """They would all agree, and the share look certain."""
+    rewards: list[float | None] = [1.0] * prompts
+    partly = [None] * missing + rewards[missing:]
+    oracle = {"haf/checkpoint-1": partly, "dpo/checkpoint-1": rewards}
+    own = {(1, "haf/checkpoint-1"): [2.0] * prompts, (1, "dpo/checkpoint-1"): rewards}
+    found = consistency(two_points()[:1], oracle, own)
+    assert found.share_above.value == 1
+    expected = (1, 1) if known else None
+    assert (found.share_above.interval, found.by_matching["step"].interval) == (expected, expected)
 
 
 def test_a_scaled_oracle_moves_the_plain_share_alone() -> None:

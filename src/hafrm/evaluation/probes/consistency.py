@@ -21,7 +21,7 @@ import numpy as np
 
 from hafrm.errors import DataError
 from hafrm.evaluation.probes.checkpoints import Match, Matching
-from hafrm.stats import Floats, Interval
+from hafrm.stats import FEWEST_GROUPS, Floats, Interval
 
 __all__ = ["Consistency", "Point", "Share", "consistency"]
 
@@ -53,7 +53,8 @@ class Share:
     """
 
     value: float
-    interval: Interval
+    interval: Interval | None
+    """None where a point has rewards for fewer than six prompts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,10 +151,14 @@ def _spread(rewards: Any) -> float:
 
 
 def _drawn_means(values: Floats, draws: Any) -> Floats:
-    """Means over resampled prompts, [draws, P]; NaN where a draw holds no prompt with rewards."""
+    """Means over resampled prompts, [draws, P].
+
+    NaN where a draw holds no prompt with rewards, and for a point that has rewards for few prompts.
+    """
     known = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
         means: Floats = (draws @ np.where(known, values, 0).T) / (draws @ known.T)
+    means[:, known.sum(axis=1) < FEWEST_GROUPS] = np.nan
     return means
 
 
@@ -165,7 +170,5 @@ def _share(here: Floats, means: tuple[Floats, ...], scales: tuple[float, float])
 
     drawn = above(*means).mean(axis=1)
     whole = drawn[~np.isnan(drawn)]  # a draw can lack every prompt of a point whose rewards are few
-    if not len(whole):
-        raise DataError("Too few prompts have rewards for an interval. Give more, or a longer `score.max_length`.")
-    low, high = np.quantile(whole, [0.025, 0.975])
-    return Share(float(above(*here).mean()), Interval(float(low), float(high)))
+    ends = np.quantile(whole, [0.025, 0.975]).tolist() if len(whole) else None
+    return Share(float(above(*here).mean()), Interval(*ends) if ends else None)

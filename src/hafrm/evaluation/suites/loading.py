@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from functools import partial
 from pathlib import Path
 
 from hafrm.data import RawRow, ReadOptions, SourceReport, fingerprint, read_rows
 from hafrm.data.collecting import collect_rows
 from hafrm.data.hub import hub_call, hub_rows
-from hafrm.data.rows import SUFFIXES, has_known_suffix
+from hafrm.data.rows import SUFFIXES, files_named, has_known_suffix
 from hafrm.errors import DataError, UnknownDataError, UnreadableError
 from hafrm.evaluation.suites.items import Item, ItemSet, Suite
 from hafrm.evaluation.suites.rewardbench import REWARDBENCH
@@ -36,6 +35,7 @@ def load_suite(name: str, options: ReadOptions = _DEFAULTS) -> ItemSet:
     Raises:
         UnknownDataError: there is no such suite.
         UnreadableError: the hub, a file or a folder can't be read.
+        ConfigError: a folder holds a file twice, with two endings or whole and in parts.
         BadRowError: a row is not in the suite's format, and bad rows are not to be skipped.
         DataError: no row is left.
     """
@@ -85,5 +85,4 @@ def _files(suite: Suite, path: Path) -> list[Path]:
         raise UnreadableError(f"{path}: can't be listed ({error.strerror}). Check the path.") from error
     if not files:
         raise UnreadableError(f"{path}: the folder holds no data file ({', '.join(SUFFIXES)}).")
-    own = [file for file in files if re.fullmatch(rf"(?:{suite.files})(?:-[\w-]+)?", file.name.split(".")[0])]
-    return own or files
+    return files_named(files, suite.files) or files

@@ -139,7 +139,7 @@ def chat_and_safety(scores: Sequence[ListScore]) -> dict[str, float]:
         scores: One model's scores on RewardBench; those of other sections may be absent.
 
     Returns:
-        Shares of one, by section; a section without a scored item is absent.
+        Shares of one, by section; one of which a subset has items, and none of them is scored, is absent.
     """
     sections = model_summary(REWARDBENCH, scores)["sections"]
     return {name: sections[name]["value"] for name in ("Chat", "Safety") if name in sections}

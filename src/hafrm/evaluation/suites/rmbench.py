@@ -73,10 +73,6 @@ def _observe(scores: Sequence[ListScore]) -> list[Observation]:
     ]
 
 
-def _win(rewards: Sequence[float | None], chosen: int, rejected: int) -> float:
-    return win(rewards[chosen], rewards[3 + rejected])
-
-
 def _chance(scores: Sequence[ListScore]) -> list[Observation]:
     return [Observation((s.subset, _measure(cell)), s.group, 0.5) for s in scores for cell in _CELLS]
 

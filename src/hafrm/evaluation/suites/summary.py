@@ -6,14 +6,14 @@ import math
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
 from hafrm.evaluation.suites.items import ListScore, Observation, Score, Stratum, Suite
-from hafrm.stats import Floats, resampled_means
+from hafrm.stats import Floats, few_groups, resampled_means
 
 __all__ = ["model_summary", "summarise_suite"]
 
@@ -25,7 +25,9 @@ class _Means:
     """The mean of every stratum, as observed and in each resample, [R]."""
 
     observed: Mapping[Stratum, float]
-    drawn: Mapping[Stratum, Floats]
+    drawn: Mapping[Stratum, Floats] = field(default_factory=dict)
+    few: frozenset[Stratum] = frozenset()
+    """The strata of fewer prompts than `FEWEST_GROUPS`."""
 
     def value(self, score: Score) -> float:
         return math.fsum(weight * self.observed[stratum] for stratum, weight in score.weights.items())
@@ -33,6 +35,13 @@ class _Means:
     def draws(self, score: Score) -> Floats:
         total: Floats = np.sum([weight * self.drawn[stratum] for stratum, weight in score.weights.items()], axis=0)
         return total
+
+    def ci95(self, score: Score, draws: Floats) -> list[float] | None:
+        """The middle of a score's draws; None where one of its strata is of few prompts, whose spread is unknown."""
+        if self.few & score.weights.keys():
+            return None
+        low, high = np.quantile(draws, [0.025, 0.975])
+        return [float(low), float(high)]
 
 
 def summarise_suite(suite: Suite, scores: Sequence[ListScore]) -> dict[str, Any]:
@@ -44,10 +53,13 @@ def summarise_suite(suite: Suite, scores: Sequence[ListScore]) -> dict[str, Any]
 
     Returns:
         `{"suite", "title", "licence", "citation", "missing", "models": {MODEL: ...}, "baselines": {"length", "random"},
-        "comparisons": [{"score", "a", "b", "n", "difference", "ci95", "p_bootstrap"}]}`. A model has `n`, `unscored`,
-        `unscored_reasons`, and by level (`overall`, `sections`, `subsets`) `{NAME: {"value", "ci95"}}`. Items of which
-        a response has no reward are left out. Intervals resample prompts within each subset. The baselines are those
-        of the items of the first model; what has no expectation under random rewards is null there.
+        "comparisons": [{"score", "a", "b", "n", "difference", "ci95", "p_bootstrap"}]}`; `missing` names what no item
+        is of. A model has `n`, `unscored`, `unscored_reasons`, `missing`, and by level (`overall`, `sections`,
+        `subsets`) `{NAME: {"value", "ci95"}}`. Items of which a response has no reward are left out. Where that leaves
+        nothing of a subset, the model's `missing` names it, and no score that counts it is given: it would be another
+        score than that of the models beside it. Intervals resample prompts within each subset; `ci95` is null, and
+        `p_bootstrap` 1, where a subset that a score counts has fewer than six. The baselines are those of the items of
+        the first model; what has no expectation under random rewards is null there.
     """
     by_model: dict[str, list[ListScore]] = defaultdict(list)
     for score in scores:
@@ -78,18 +90,26 @@ def model_summary(suite: Suite, scores: Sequence[ListScore]) -> dict[str, Any]:
     scored = _scored(scores)
     found = suite.observe(scored)
     means = _means(found)
+    absent = set(suite.scores(_strata(suite.chance(scores)))[1])
     summary: dict[str, Any] = {
         "n": len(scored),
         "unscored": len(scores) - len(scored),
         "unscored_reasons": dict(Counter(score.unscored for score in scores if score.unscored)),
+        "missing": [name for name in suite.scores(_strata(found))[1] if name not in absent],
         "overall": {},
         "sections": {},
         "subsets": {},
     }
-    for score in suite.scores(_strata(found))[0] if found else ():
-        low, high = np.quantile(means.draws(score), [0.025, 0.975])
-        summary[score.level][score.name] = {"value": means.value(score), "ci95": [float(low), float(high)]}
+    for score in _whole_scores(suite, scores, means):
+        interval = means.ci95(score, means.draws(score))
+        summary[score.level][score.name] = {"value": means.value(score), "ci95": interval}
     return summary
+
+
+def _whole_scores(suite: Suite, scores: Sequence[ListScore], means: _Means) -> list[Score]:
+    """The scores of all items' subsets, but for those that count a subset of which nothing was scored."""
+    every = suite.scores(_strata(suite.chance(scores)))[0] if scores else []
+    return [score for score in every if score.weights.keys() <= means.observed.keys()]
 
 
 def _scored(scores: Sequence[ListScore]) -> list[ListScore]:
@@ -109,13 +129,15 @@ def _by_stratum(observations: Sequence[Observation]) -> dict[Stratum, list[Obser
 
 def _means(observations: Sequence[Observation]) -> _Means:
     """The strata's means. The measures of a subset draw the same prompts, and so do two models on the same items."""
-    observed, drawn = {}, {}
+    observed, drawn, few = {}, {}, set()
     for stratum, rows in _by_stratum(observations).items():
         values = np.array([row.value for row in rows])
         groups = [row.group for row in rows]
         observed[stratum] = float(values.mean())
         drawn[stratum] = resampled_means(values, groups, resamples=_RESAMPLES, seed=zlib.crc32(stratum[0].encode()))
-    return _Means(observed, drawn)
+        if few_groups(groups):
+            few.add(stratum)
+    return _Means(observed, drawn, frozenset(few))
 
 
 def _values(suite: Suite, observations: Sequence[Observation]) -> dict[str, dict[str, float | None]]:
@@ -123,7 +145,7 @@ def _values(suite: Suite, observations: Sequence[Observation]) -> dict[str, dict
     observed = {name: float(np.mean([r.value for r in rows])) for name, rows in _by_stratum(observations).items()}
     values: dict[str, dict[str, float | None]] = {"overall": {}, "sections": {}, "subsets": {}}
     for score in suite.scores(list(observed))[0] if observed else ():
-        value = _Means(observed, {}).value(score)
+        value = _Means(observed).value(score)
         values[score.level][score.name] = None if math.isnan(value) else value
     return values
 
@@ -138,11 +160,11 @@ def _comparisons(
     found = [suite.observe([row for row in rows if row.id in ids]) for rows in (rows_a, rows_b)]
     means_a, means_b = map(_means, found)
     results = []
-    for score in suite.scores(_strata(found[0]))[0]:
+    for score in _whole_scores(suite, rows_a, means_a):
         if score.level == "subsets":
             continue
         draws = means_a.draws(score) - means_b.draws(score)
-        low, high = np.quantile(draws, [0.025, 0.975])
+        interval = means_a.ci95(score, draws)
         rarer = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
         results.append(
             {
@@ -151,8 +173,8 @@ def _comparisons(
                 "b": b,
                 "n": len(ids),
                 "difference": means_a.value(score) - means_b.value(score),
-                "ci95": [float(low), float(high)],
-                "p_bootstrap": min(1.0, 2 * (rarer + 1) / (len(draws) + 1)),
+                "ci95": interval,
+                "p_bootstrap": min(1.0, 2 * (rarer + 1) / (len(draws) + 1)) if interval else 1.0,
             }
         )
     return results

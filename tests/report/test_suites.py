@@ -1,0 +1,41 @@
+"""The tables of suites: which cells, differences and notes there are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from hafrm.evaluation.suites import SUITES, ListScore, summarise_suite
+from hafrm.report.loading import Evaluation
+from hafrm.report.suites import SuiteTable, suite_tables
+from tests.evaluation.test_suites import agreed, answered_alike
+
+
+def table_of(scores: Sequence[ListScore]) -> SuiteTable:
+    found = summarise_suite(SUITES["rewardbench"], scores)
+    evaluation = Evaluation(models=(), data=(), cells={}, comparisons=(), scores=(), suites={"suite": found})
+    (table,) = suite_tables(evaluation)
+    return table
+
+
+@pytest.mark.parametrize("prompts", [2, 6])
+def test_few_prompts_show_no_interval_and_why(prompts: int) -> None:
+    table = table_of(agreed(prompts))
+    cells = dict(zip(table.columns, table.models[0].cells, strict=True))
+    intervals = {name: cell.interval for name, cell in cells.items() if cell}
+    certain = "[100.0, 100.0]"
+    few = prompts == 2
+    assert intervals == {"overall": "" if few else certain, "Chat": "" if few else certain, "Reasoning": certain}
+    assert {row.score: row.decided for row in table.differences} == {name: bool(intervals[name]) for name in intervals}
+    assert any("fewer than six prompts" in note for note in table.notes) == few
+
+
+def test_what_a_model_could_not_score_is_named() -> None:
+    table = table_of(answered_alike())
+    shown = {row.name: [cell and cell.accuracy for cell in row.cells] for row in table.models}
+    assert table.columns == ("overall", "Chat", "Reasoning", "Prior Sets")
+    assert shown["n"] == [None, "100.0", None, "100.0"]
+    assert None not in shown["m"]
+    assert "n: nothing scored of Reasoning: hep-go, so there is no score that counts it." in table.notes
+    assert not any(note.startswith("m:") for note in table.notes)

@@ -529,6 +529,16 @@ def test_a_rate_at_the_edge_of_those_tried_is_named(rate: float | None, said: st
     assert all(f"HAF (b), {said}" in note for note in notes)
 
 
+def test_rates_that_were_not_chosen_are_not_said_to_be() -> None:
+    told = numbers(0.02, [0.01, 0.03])
+    assert any("every method tries the same rates" in note for note in telling.findings_of(told).notes)
+    told["rates"]["b"]["haf"]["marks"] = {}
+    found = telling.findings_of(told)
+    assert not any("every method tries" in note for note in found.notes)
+    assert any("rates were not chosen" in note for note in found.notes)
+    assert ("HAF (b)", "none was tried", "0.001") in next(t for t in found.tables if t.title == "Learning rates").rows
+
+
 def test_columns_on_the_same_prompts_are_drawn_together() -> None:
     """Twice the same column says no more than once; of other prompts it does."""
 

@@ -182,7 +182,7 @@ def _rate_table(results: Results) -> Table:
                 for rate, mark in choice["marks"].items()
             ]
             chosen = "not chosen yet" if choice["rate"] is None else f"{choice['rate']:g}"
-            rows.append((f"{_ROWS[method]} ({backbone})", "; ".join(marks), chosen))
+            rows.append((f"{_ROWS[method]} ({backbone})", "; ".join(marks) or "none was tried", chosen))
     return Table(
         "Learning rates", ("", "validation accuracy of each rate, first seed, mean over sets", "chosen"), tuple(rows)
     )
@@ -361,11 +361,14 @@ def _left_out(results: Results) -> str:
 
 
 def _notes(results: Results) -> Iterator[str]:
-    yield (
-        "Learning rates: every method tries the same rates with the same number of steps and pairs, on every set with "
-        "the first seed, and keeps the one with the best mean validation accuracy; its run of the first seed is kept "
-        "too. Losses, ratios, shares and mixtures take HAF's, the baseline's or DPO's rate as it is."
-    )
+    if any(choice["marks"] for methods in results["rates"].values() for choice in methods.values()):
+        yield (
+            "Learning rates: every method tries the same rates with the same number of steps and pairs, on every set "
+            "with the first seed, and keeps the one with the best mean validation accuracy; its run of the first seed "
+            "is kept too. Losses, ratios, shares and mixtures take HAF's, the baseline's or DPO's rate as it is."
+        )
+    else:
+        yield "Learning rates were not chosen: it is one for all, and another may suit a method better."
     if edges := _at_the_edge(results):
         yield f"At the edge of the rates that were tried, so that another may be better: {', '.join(edges)}."
     yield (

@@ -368,7 +368,7 @@ def _notes(results: Results) -> Iterator[str]:
             "is kept too. Losses, ratios, shares and mixtures take HAF's, the baseline's or DPO's rate as it is."
         )
     else:
-        yield "Learning rates were not chosen: it is one for all, and another may suit a method better."
+        yield "Learning rates were not chosen on validation pairs: another may suit a method better."
     if edges := _at_the_edge(results):
         yield f"At the edge of the rates that were tried, so that another may be better: {', '.join(edges)}."
     yield (

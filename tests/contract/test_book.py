@@ -233,6 +233,21 @@ def test_what_is_said_of_a_result_stands_on_its_page(title: str, page: Path, sai
     assert [number for number in numbers if not re.search(rf"(?<![\d.]){re.escape(number)}(?!\d)", text)] == []
 
 
+def claimed() -> list[tuple[Path, str]]:
+    """Each difference of the table of claims, with the page that its column is of."""
+    text = RESULTS.read_text(encoding="utf-8")
+    (header,) = re.findall(r"^\| claim \| (.+) \|$", text, re.MULTILINE)
+    pages = [RESULTS.parent / page for page in re.findall(r"\((.+?)\)", header)]
+    rows = re.findall(r"^\| [^|]+ \| ([^|]+(?: \| [^|]+)+) \|$", text.split(header)[1], re.MULTILINE)
+    cells = [dict(zip(pages, row.split(" | "), strict=True)) for row in rows]
+    return [(page, cell) for row in cells for page, cell in row.items() if cell != "not run"]
+
+
+@pytest.mark.parametrize(("page", "cell"), claimed(), ids=lambda value: str(value)[-30:])
+def test_a_claims_difference_stands_on_its_page(page: Path, cell: str) -> None:
+    assert f"| {cell} |" in page.read_text(encoding="utf-8")
+
+
 def test_every_page_of_results_is_linked() -> None:
     pages = {page for page in (DOCS / "results").rglob("*.md") if page != RESULTS}
     assert pages == {page for _, page, _ in result_lines()}

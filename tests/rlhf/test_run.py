@@ -178,6 +178,23 @@ def test_a_loss_that_is_not_finite_stops_the_run(
         rlhf(tiny())
 
 
+def test_a_gradient_that_is_not_finite_is_not_stepped_on(
+    tiny: Config, rewarded: Rewarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rewarded(length)
+    trained, seen = ppo.PpoTrainer.step, []
+
+    def spoilt(self: ppo.PpoTrainer, number: int) -> dict[str, float]:
+        seen.append(self)
+        self.parameters[0].register_hook(lambda gradient: gradient * float("inf"))
+        return trained(self, number)
+
+    monkeypatch.setattr(ppo.PpoTrainer, "step", spoilt)
+    with pytest.raises(NonFiniteLossError, match="gradient is not finite at step 1"):
+        rlhf(tiny())
+    assert all(parameter.isfinite().all() for parameter in seen[0].parameters)
+
+
 def test_half_precision_is_the_policys_alone(tiny: Config, rewarded: Rewarded, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reward model beside it keeps to its own dtype, or its rewards would not be those of `hafrm evaluate`."""
     seen: dict[str, set[bool]] = {"reward": set(), "policy": set()}

@@ -140,7 +140,7 @@ class PpoTrainer:
         Raises:
             DataError: no response could be scored.
             ModelError: a reward is NaN or infinite.
-            NonFiniteLossError: the loss is NaN or infinite.
+            NonFiniteLossError: the loss or its gradient is NaN or infinite.
         """
         start = time.monotonic()
         torch.manual_seed(_seed(self.config.seed, number))
@@ -236,11 +236,7 @@ class PpoTrainer:
             policy = clipped_policy_loss(log_probs, lesson.log_probs, lesson.advantages, options.clip)
             value = clipped_value_loss(values, lesson.values, lesson.returns, options.value_clip)
             loss = (policy.loss.sum() + options.value_weight * value.loss.sum()) / tokens
-            if not torch.isfinite(loss):
-                raise NonFiniteLossError(
-                    f"The loss is not finite at step {number}. Start a new run (another --out, or --overwrite true) "
-                    "with a lower learning_rate or a higher kl.coefficient. The last checkpoint is intact."
-                )
+            _require_finite(loss, "loss", number)
             loss.backward()
             moved = kl_estimates(lesson.log_probs, log_probs.detach(), "k3")
             for name, each in (
@@ -252,8 +248,17 @@ class PpoTrainer:
             ):
                 sums[name] += each.detach().sum().item()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        _require_finite(norm, "gradient", number)  # once stepped on, it would have spoilt the weights
         self.optimizer.step()
         return norm.item()
+
+
+def _require_finite(value: Tensor, what: str, number: int) -> None:
+    if not torch.isfinite(value):
+        raise NonFiniteLossError(
+            f"The {what} is not finite at step {number}. Start a new run (another --out, or --overwrite true) with a "
+            "lower learning_rate or a higher kl.coefficient. The last checkpoint is intact."
+        )
 
 
 def _told(scores: Tensor, measured: Measured, responses: Sequence[Response]) -> dict[str, float]:

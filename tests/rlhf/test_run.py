@@ -309,11 +309,42 @@ def test_a_damaged_checkpoint_is_named(tiny: Config, rewarded: Rewarded) -> None
         ({"group": GroupOptions(generations=2)}, "group.generations has no effect with --algorithm ppo"),
         ({"ppo": PpoOptions(minibatches=3)}, "ppo.minibatches"),
         ({"data": []}, "data: name at least one"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "follows a validation loss"),
+        ({"lr_scheduler_type": "greedy"}, "follows a validation loss"),
+        ({"dtype": "float16"}, "float16 weights become NaN"),
     ],
 )
 def test_options_that_can_not_work_are_refused(values: dict[str, Any], message: str, tiny: Config) -> None:
     with pytest.raises(ConfigError, match=message):
         tiny(**values)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (SamplingOptions, "sampling.temperature"),
+        (KlOptions, "kl.coefficient"),
+        (KlOptions, "kl.target"),
+        (PpoOptions, "ppo.value_weight"),
+        (PpoOptions, "ppo.clip"),
+        (GroupOptions, "group.clip"),
+        (None, "learning_rate"),
+        (None, "missing_eos_penalty"),
+    ],
+)
+def test_numbers_that_are_not_finite_are_refused(
+    options: Callable[..., object] | None, name: str, value: float, tiny: Config
+) -> None:
+    with pytest.raises(ConfigError, match=f"^{name} must be a finite number, got {value}"):
+        (options or tiny)(**{name.rpartition(".")[2]: value})
+
+
+def test_adapters_beside_weights_in_float16_are_trained(tiny: Config, rewarded: Rewarded) -> None:
+    """They are in float32 themselves."""
+    rewarded(length)
+    rlhf(tiny(steps=2, dtype="float16", lora=LoraOptions(rank=2)))
+    assert all(tensor.isfinite().all() for tensor in load_file(Path(tiny().out) / "model.safetensors").values())
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(

@@ -20,6 +20,7 @@ from hafrm.errors import ConfigError, DataError, ModelError, NonFiniteLossError,
 from hafrm.models.hybrid import HybridModel
 from hafrm.models.loading import ScorerChoice
 from hafrm.models.lora import LoraOptions
+from hafrm.models.scorers import ScoreOptions
 from hafrm.packing import SequenceBatch
 from hafrm.pairs import Message
 from hafrm.rlhf import ppo, run
@@ -282,6 +283,19 @@ def test_a_run_is_not_mixed_with_another(tiny: Config, rewarded: Rewarded) -> No
         rlhf(config)
     rlhf(replace(config, overwrite=True, steps=1))
     assert (read_manifest(Path(config.out)) or {})["steps"] == 1
+
+
+def test_what_a_run_reads_is_not_overwritten(tiny: Config, rewarded: Rewarded) -> None:
+    rewarded(length)
+    rlhf(tiny(steps=1))
+    folder = Path(tiny().out)
+    (folder / "template.jinja").touch()
+    for name, values in (
+        ("reference", {"reference": str(folder)}),
+        ("score.chat_template", {"score": ScoreOptions(chat_template=str(folder / "template.jinja"))}),
+    ):
+        with pytest.raises(ConfigError, match=f"{name}: .* lies in the run's own folder"):
+            rlhf(tiny(overwrite=True, **values))
 
 
 def test_a_damaged_checkpoint_is_named(tiny: Config, rewarded: Rewarded) -> None:

@@ -72,9 +72,9 @@ def _forked_random() -> AbstractContextManager[None]:
 
 def _inputs(config: RlhfConfig) -> dict[str, Path]:
     """The paths that the run reads, by the options that name them."""
-    inputs = {
-        f"{name}: {value}": Path(value) for name in ("model", "reward", "gold") if (value := getattr(config, name))
-    }
+    named = {name: getattr(config, name) for name in ("model", "reward", "reference", "gold")}
+    named["score.chat_template"] = config.score.chat_template
+    inputs = {f"{name}: {value}": Path(value) for name, value in named.items() if value}
     return inputs | {f"data: {name}": path for name in config.data if (path := local_path(name))}
 
 

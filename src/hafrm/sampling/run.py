@@ -16,10 +16,11 @@ from typing import Any, Literal
 from transformers import AutoConfig, PreTrainedConfig
 
 from hafrm.data import PromptRow, ReadOptions
-from hafrm.errors import BadRowError, BadRowReason, ConfigError, DataError, RefusedError
+from hafrm.errors import BadRowReason, ConfigError, DataError
 from hafrm.evaluation.identity import model_identity
 from hafrm.evaluation.scoring import OVERLONG
 from hafrm.models.checkpoints import load_run
+from hafrm.models.generating import prompt_lengths
 from hafrm.models.hybrid import max_positions
 from hafrm.models.loading import ScorerChoice
 from hafrm.models.remote import is_server
@@ -186,7 +187,8 @@ class _Run:
         limit: int | None,
     ) -> None:
         self.config, self.generator, self.rows, self.samples = config, generator, rows, samples
-        lengths = self._lengths()
+        skip = config.data_options.on_bad_row == "skip"
+        lengths = prompt_lengths({row.id: row.prompt for row in rows}, generator.count_tokens, skip=skip)
         room = math.inf if limit is None else limit - config.sampling.max_new_tokens
         fit = [row for row in rows if row.id in lengths and lengths[row.id] <= room]
         if not fit:
@@ -223,20 +225,6 @@ class _Run:
         seeds = [prompt_seed(self.config.sampling.seed, prompt) for prompt in prompts]
         drawn = self.generator.draw(prompts, seeds, self.config.n)
         return [sample_line(row, draws) for row, draws in zip(batch, drawn, strict=True)]
-
-    def _lengths(self) -> dict[str, int]:
-        """Tokens of each prompt that the chat template renders."""
-        rows = list(self.rows)
-        try:
-            counts = self.generator.count_tokens([row.prompt for row in rows])
-        except RefusedError as error:
-            if self.config.data_options.on_bad_row == "error":
-                first = min(error.reasons)
-                source, _, number = rows[first].id.rpartition(":")
-                raise BadRowError.refused(error.reasons[first], source=source, row=int(number)) from error
-            rows = [row for place, row in enumerate(rows) if place not in error.reasons]
-            counts = self.generator.count_tokens([row.prompt for row in rows])
-        return {row.id: count for row, count in zip(rows, counts, strict=True)}
 
 
 def _depends_on(config: SampleConfig, prompts: Prompts, *, identify: bool) -> dict[str, Any]:

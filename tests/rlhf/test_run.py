@@ -13,7 +13,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerState
 
 from hafrm.cli import main
 from hafrm.errors import ConfigError, DataError, ModelError, NonFiniteLossError, TrainingError
@@ -386,7 +386,7 @@ def test_checkpoints_are_at_equal_steps() -> None:
 def test_trl_is_told_scores_less_what_a_missing_end_costs() -> None:
     """By the prompts' places, whatever order TRL hands completions over in; what has no score has none."""
     prompts = SimpleNamespace(prompts=((Message("user", "a"),), (Message("user", "b"),)))
-    job: Any = SimpleNamespace(prompts=prompts, config=SimpleNamespace(missing_eos_penalty=3.0))
+    job: Any = SimpleNamespace(prompts=prompts, config=SimpleNamespace(missing_eos_penalty=3.0, reward="r"))
     scorer = SimpleNamespace(
         score=lambda talks: [
             None if talk.prompt[0].content == "a" else float(len(talk.response[0].content)) for talk in talks
@@ -394,8 +394,13 @@ def test_trl_is_told_scores_less_what_a_missing_end_costs() -> None:
     )
     reward = GroupReward(job, scorer, {2})
     turns = [[{"role": "assistant", "content": text}] for text in ("xx ", "yyyy", "z")]
-    found = reward(prompts=[], completions=turns, completion_ids=[[5, 2], [5, 6], [7, 2]], place=[1, 1, 0], other=1)
-    assert found == [2.0, 4.0 - 3.0, None]
+    state = TrainerState(global_step=3)
+    given: dict[str, Any] = {"prompts": [], "trainer_state": state, "other": 1}
+    ids = [[5, 2], [5, 6], [7, 2]]
+    assert reward(completions=turns, completion_ids=ids, place=[1, 1, 0], **given) == [2.0, 4.0 - 3.0, None]
+    assert reward.unscored == 1
+    with pytest.raises(DataError, match="step 4: r scored none of 3 responses"):
+        reward(completions=turns, completion_ids=ids, place=[0, 0, 0], **given)
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
@@ -415,9 +420,33 @@ def test_trl_trains_with_the_same_scorer(algorithm: str, tiny: Config, rewarded:
     rlhf(config)
     rows = metrics(config.out)
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
-    assert {"reward", "length", "ended", "entropy", "kl_per_token"} <= rows[-1].keys()
+    assert {"reward", "length", "ended", "unscored", "entropy", "kl_per_token"} <= rows[-1].keys()
     assert is_finished(Path(config.out))
     assert AutoModelForCausalLM.from_pretrained(config.out).config.vocab_size == 260
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+@pytest.mark.filterwarnings("ignore")
+def test_steps_of_trl_that_draw_no_responses_are_told_too(algorithm: str, tiny: Config, rewarded: Rewarded) -> None:
+    """A batch's second pass has a line, with what was clipped in it and without a reward."""
+    pytest.importorskip("trl")
+    rewarded(length)
+    rlhf(tiny(algorithm=algorithm, learning_rate=0.01, group=GroupOptions(generations=2, iterations=2, clip=1e-4)))
+    rows = metrics(tiny().out)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert ["reward" in row for row in rows] == ["ended" in row for row in rows] == [True, False] * 2
+    assert [row["clip_fraction"] > 0 for row in rows] == [False, True] * 2
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_trl_has_no_score_of_is_counted_or_stops_the_run(tiny: Config, rewarded: Rewarded) -> None:
+    pytest.importorskip("trl")
+    scores = iter([1.0, 2.0, None, 0.0])
+    rewarded(lambda text: next(scores, None))
+    with pytest.raises(DataError, match="step 2: scripted scored none of 4 responses"):
+        rlhf(tiny(algorithm="grpo", group=GroupOptions(generations=2)))
+    (row,) = metrics(tiny().out)
+    assert (row["unscored"], row["reward"]) == (1, 1)
 
 
 @pytest.mark.filterwarnings("ignore")

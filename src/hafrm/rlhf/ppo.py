@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import get_scheduler
 
 from hafrm.encoding import TokenGroup
-from hafrm.errors import ConfigError, DataError, NonFiniteLossError
+from hafrm.errors import ConfigError, NonFiniteLossError
 from hafrm.models.generating import prompt_ids
 from hafrm.models.scorers import Scorer
 from hafrm.pairs import Conversation
@@ -36,7 +36,7 @@ from hafrm.rlhf.objectives import (
 from hafrm.rlhf.options import RlhfConfig
 from hafrm.rlhf.policy import Measured, Policy
 from hafrm.rlhf.prompts import Prompt, deal
-from hafrm.rlhf.rewards import answered, scores_of
+from hafrm.rlhf.rewards import answered, require_scored, scores_of
 from hafrm.rlhf.sampling import Response, sample_responses
 
 __all__ = ["PpoTrainer", "Rollouts"]
@@ -172,13 +172,8 @@ class PpoTrainer:
             responses = sample_responses(self.policy.model.causal_lm, self.tokenizer, ids, self.config.sampling)
         talks = [answered(prompt, response.text) for prompt, response in zip(prompts, responses, strict=True)]
         scores = scores_of(self.scorer, talks)
+        require_scored(scores, self.config.reward, number)
         known = {place: score for place, score in enumerate(scores) if score is not None}
-        if not known:
-            raise DataError(
-                f"step {number}: {self.config.reward} scored none of {len(scores)} responses, since they are over its "
-                "limit or its chat template refuses them. Raise score.max_length, or lower max_prompt_tokens and "
-                "sampling.max_new_tokens."
-            )
         kept = [responses[place] for place in known]
         groups = tuple(TokenGroup(ids[place], (responses[place].ids,)) for place in known)
         with self._autocast():

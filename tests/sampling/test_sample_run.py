@@ -13,6 +13,7 @@ from hafrm.errors import BadRowError, ConfigError, DataError
 from hafrm.sampling.generators import SampleOptions
 from hafrm.sampling.prompts import load_prompts
 from hafrm.sampling.run import SampleConfig, sample
+from hafrm.sampling.samples import Samples
 from tests.sampling.scripts import ScriptedGenerator
 
 TEXTS = ["a" * length for length in (5, 1, 9, 3, 7, 2)]
@@ -71,6 +72,24 @@ def test_a_stopped_run_ends_with_the_same_file(cut: int, tmp_path: Path) -> None
     idle = ScriptedGenerator()
     sample(asked, generator=idle)
     assert not idle.batches
+
+
+def test_a_run_that_was_stopped_before_its_lines_were_sorted_sorts_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = config(tmp_path)
+
+    def stop(self: Samples) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Samples, "finish", stop)
+        sample(asked, generator=ScriptedGenerator())
+    assert [line["prompt"][0]["content"] for line in lines(asked.out)] != TEXTS
+    idle = ScriptedGenerator()
+    sample(asked, generator=idle)
+    assert not idle.batches
+    assert [line["prompt"][0]["content"] for line in lines(asked.out)] == TEXTS
 
 
 def test_a_prompts_samples_do_not_depend_on_the_others(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def sample(
         generator, limit = _load(config) if generator is None else (generator, config.max_length)
         run = _Run(config, generator, prompts.rows, samples, limit)
         run.draw_missing(progress, say)
-        samples.finish()
+    samples.finish()  # also when all are there: a killed run may have drawn the last one and not sorted them
     read = {"model": config.model, "rows": prompts.read, "repeated": prompts.repeated, "skipped": dict(prompts.skipped)}
     return write_manifest(folder, depends_on, "finished", **read, **sample_counts(samples.lines))
 

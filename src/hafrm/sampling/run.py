@@ -16,7 +16,7 @@ from typing import Any, Literal
 from transformers import AutoConfig, PreTrainedConfig
 
 from hafrm.data import PromptRow, ReadOptions
-from hafrm.errors import BadRowReason, ConfigError, DataError
+from hafrm.errors import BadRowReason, ConfigError, DataError, ModelError
 from hafrm.evaluation.identity import model_identity
 from hafrm.evaluation.scoring import OVERLONG
 from hafrm.models.checkpoints import load_run
@@ -119,11 +119,13 @@ def sample(
 
     Raises:
         ConfigError: the folder holds samples of something else, or an option can't work.
-        ModelError: the model can't be loaded.
+        ModelError: the model can't be loaded, or is adapters alone.
         BadRowError: the chat template refuses a prompt, and such rows are not to be skipped.
     """
     prompts = load_prompts(config.data, config.data_options, split=config.split, limit=config.prompts)
     folder = Path(config.out)
+    if generator is None:
+        _refuse_bare_adapters(config.model)
     depends_on = _depends_on(config, prompts, identify=generator is None)
     samples = Samples(folder, depends_on, prompts.rows)
     if len(samples.lines) < len(prompts.rows):
@@ -133,6 +135,20 @@ def sample(
     samples.finish()  # also when all are there: a killed run may have drawn the last one and not sorted them
     read = {"model": config.model, "rows": prompts.read, "repeated": prompts.repeated, "skipped": dict(prompts.skipped)}
     return write_manifest(folder, depends_on, "finished", **read, **sample_counts(samples.lines))
+
+
+def _refuse_bare_adapters(model: str) -> None:
+    """A LoRA checkpoint of `hafrm rlhf` is adapters in PEFT's form: which weights they stand on, nothing here looks up.
+
+    Raises:
+        ModelError: says how to merge them.
+    """
+    if (Path(model) / "adapter_config.json").is_file() and not (Path(model) / "config.json").is_file():
+        raise ModelError(
+            f"{model} holds LoRA adapters alone. Give the run's own folder, whose policy is whole, or merge them into "
+            f"another folder, with the tokenizer: `AutoPeftModelForCausalLM.from_pretrained({model!r})"
+            ".merge_and_unload().save_pretrained(...)`."
+        )
 
 
 def _load(config: SampleConfig) -> tuple[Generator, int | None]:

@@ -13,10 +13,10 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerState
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, Trainer, TrainerState
 
 from hafrm.cli import main
-from hafrm.errors import ConfigError, DataError, ModelError, NonFiniteLossError, TrainingError
+from hafrm.errors import ConfigError, DataError, ModelError, NonFiniteLossError, TrainingError, UnwritableError
 from hafrm.models.hybrid import HybridModel
 from hafrm.models.loading import ScorerChoice
 from hafrm.models.lora import LoraOptions
@@ -310,6 +310,29 @@ def test_a_damaged_checkpoint_is_named(tiny: Config, rewarded: Rewarded) -> None
     (Path(tiny().out) / "checkpoint-2" / STATE_FILE).write_bytes(b"half")
     with pytest.raises(TrainingError, match=r"checkpoint-2/trainer.pt can't be read"):
         rlhf(tiny())
+
+
+@pytest.mark.parametrize(("full_behind", "left"), [(1, []), (4, ["checkpoint-2", "checkpoint-4"])])
+def test_what_can_not_be_written_is_an_error_and_nothing_is_half_there(
+    full_behind: int, left: list[str], tiny: Config, rewarded: Rewarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint, or the policy behind the last one; the same command goes on from what was there."""
+    rewarded(length)
+
+    def full(*args: object, **more: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    def fill(done: int, told: Mapping[str, float]) -> None:
+        if done == full_behind:
+            patch.setattr(PreTrainedTokenizerBase, "save_pretrained", full)
+
+    with monkeypatch.context() as patch, pytest.raises(UnwritableError, match="No space left on device"):
+        rlhf(tiny(), progress=fill)
+    folder = Path(tiny().out)
+    assert sorted(path.name for path in folder.glob("checkpoint-*")) == left
+    assert not list(folder.glob("*.safetensors")) + list(folder.glob("config.json"))
+    rlhf(tiny())
+    assert is_finished(folder)
 
 
 @pytest.mark.parametrize(

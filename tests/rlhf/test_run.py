@@ -31,7 +31,7 @@ from hafrm.rlhf.options import GroupOptions, KlOptions, PpoOptions, RlhfConfig, 
 from hafrm.rlhf.run import rlhf
 from hafrm.training.manifest import is_finished, read_manifest
 from tests.rlhf.conftest import Scripted
-from tests.tiny import tiny_tokenizer
+from tests.tiny import save_tiny, tiny_tokenizer
 
 Config = Callable[..., RlhfConfig]
 Rewarded = Callable[[Callable[[str], float | None]], None]
@@ -214,7 +214,7 @@ def test_half_precision_is_the_policys_alone(tiny: Config, rewarded: Rewarded, m
         return states(self, batch)
 
     rewarded(note)
-    monkeypatch.setattr(ppo.PpoTrainer, "_mixed", True)
+    monkeypatch.setattr(RlhfConfig, "mixed", True)
     trained = ppo.PpoTrainer.step
     monkeypatch.setattr(
         ppo.PpoTrainer, "step", lambda *args: monkeypatch.setattr(HybridModel, "hidden_states", spied) or trained(*args)
@@ -283,6 +283,21 @@ def test_a_run_is_not_mixed_with_another(tiny: Config, rewarded: Rewarded) -> No
         rlhf(config)
     rlhf(replace(config, overwrite=True, steps=1))
     assert (read_manifest(Path(config.out)) or {})["steps"] == 1
+
+
+def test_a_run_goes_on_beside_the_reference_and_in_the_precision_that_it_began_with(
+    tiny: Config, rewarded: Rewarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rewarded(length)
+    config = tiny()
+    with pytest.raises(KeyboardInterrupt):
+        rlhf(config, progress=interrupt)
+    with monkeypatch.context() as patch, pytest.raises(ConfigError, match=r"bf16 \(was False, now True\)"):
+        patch.setattr(RlhfConfig, "mixed", True)
+        rlhf(config)
+    save_tiny(Path(config.model), seed=1)
+    with pytest.raises(ConfigError, match=r"unfinished run with other settings: weights \(was"):
+        rlhf(config)
 
 
 def test_what_a_run_reads_is_not_overwritten(tiny: Config, rewarded: Rewarded) -> None:

@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -159,7 +158,7 @@ def _arguments(config: RlhfConfig) -> dict[str, Any]:
     return {
         "output_dir": config.out,
         "use_cpu": not on_gpu,
-        "bf16": on_gpu and torch.cuda.is_bf16_supported() and config.torch_dtype == torch.float32,
+        "bf16": config.mixed,
         "gradient_checkpointing": on_gpu,
         "max_steps": config.steps,
         "per_device_train_batch_size": config.batch_size,

@@ -286,6 +286,12 @@ class RlhfConfig(ScorerChoice):
             return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.dtype]
         return torch.bfloat16 if self.lora.enabled and torch.cuda.is_available() else torch.float32
 
+    @property
+    def mixed(self) -> bool:
+        """Whether products are taken in bfloat16 beside weights in float32: on a GPU that can."""
+        on_gpu = self.score.torch_device().type == "cuda"
+        return on_gpu and self.torch_dtype == torch.float32 and torch.cuda.is_bf16_supported()
+
     def is_checkpoint(self, step: int) -> bool:
         """Whether a checkpoint is written behind this step, counted from 1."""
         return step * self.checkpoints // self.steps > (step - 1) * self.checkpoints // self.steps

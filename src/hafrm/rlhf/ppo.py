@@ -155,13 +155,7 @@ class PpoTrainer:
 
     def _autocast(self) -> torch.autocast:
         """The policy's forward passes alone: a reward model runs as it was asked to, and backwards follow."""
-        return torch.autocast(self.policy.device.type, dtype=torch.bfloat16, enabled=self._mixed)
-
-    @property
-    def _mixed(self) -> bool:
-        """Whether products are taken in bfloat16 beside weights in float32: on a GPU that can."""
-        wide = self.policy.model.stock_lm.dtype == torch.float32
-        return wide and self.policy.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.autocast(self.policy.device.type, dtype=torch.bfloat16, enabled=self.config.mixed)
 
     def collect(self, number: int) -> Rollouts:
         """Answer a step's prompts, score the answers and measure their tokens; answers without a score are left out."""

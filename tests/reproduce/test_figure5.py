@@ -107,7 +107,7 @@ def test_win_rates_and_gains_by_hand() -> None:
     gain = learnt((first, last))
     assert gain.value == pytest.approx((1 + 0 - 0.5) / 3)
     assert gain.by_seed == pytest.approx((2 / 3, -1 / 3))
-    assert gain.interval.low <= gain.value <= gain.interval.high
+    assert gain.interval is None  # of three prompts
 
 
 def test_ppo_alone_from_its_command_to_its_files(tiny_world: Path, short: None, tmp_path: Path) -> None:

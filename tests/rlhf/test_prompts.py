@@ -32,6 +32,7 @@ def test_prompts_of_all_forms_are_read_once_and_accounted_for(tmp_path: Path) ->
     system = (Message("system", "Be kind."), Message("user", "Hi"))
     assert found.prompts == ((Message("user", "Hi"),), system)
     assert found.account["overlong"] == 1
+    assert found.account["repeated"] == 2
     assert found.account["pairs"] == 2
     assert found.account["sources"][0]["kept"] == 5
 
@@ -44,6 +45,20 @@ def test_bad_rows_stop_or_are_counted(tmp_path: Path) -> None:
     assert found.account["sources"][0]["skipped"] == {"empty_prompt": 1, "missing_field": 1}
     with pytest.raises(DataError, match="at most 5 tokens"):
         load_prompts([name], tiny_tokenizer(), max_tokens=5, options=ReadOptions(on_bad_row="skip"))
+
+
+def test_prompts_that_the_chat_template_refuses_stop_or_are_counted(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer(
+        template="{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('No system turn.') }}"
+        "{% endif %}{{ m['content'] }}{% endfor %}"
+    )
+    system = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
+    name = write(tmp_path / "p.jsonl", [{"prompt": "Hi"}, {"prompt": system}])
+    with pytest.raises(BadRowError, match=r"p.jsonl, row 2: No system turn"):
+        load_prompts([name], tokenizer, max_tokens=60)
+    found = load_prompts([name], tokenizer, max_tokens=60, options=ReadOptions(on_bad_row="skip"))
+    assert found.prompts == ((Message("user", "Hi"),),)
+    assert (found.account["refused_by_template"], found.account["overlong"]) == (1, 0)
 
 
 def test_the_world_has_prompts() -> None:

@@ -13,13 +13,14 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, Trainer, TrainerState
 
 from hafrm.cli import main
-from hafrm.errors import ConfigError, DataError, ModelError, NonFiniteLossError, TrainingError
+from hafrm.errors import ConfigError, DataError, ModelError, NonFiniteLossError, TrainingError, UnwritableError
 from hafrm.models.hybrid import HybridModel
 from hafrm.models.loading import ScorerChoice
 from hafrm.models.lora import LoraOptions
+from hafrm.models.scorers import ScoreOptions
 from hafrm.packing import SequenceBatch
 from hafrm.pairs import Message
 from hafrm.rlhf import ppo, run
@@ -30,7 +31,7 @@ from hafrm.rlhf.options import GroupOptions, KlOptions, PpoOptions, RlhfConfig, 
 from hafrm.rlhf.run import rlhf
 from hafrm.training.manifest import is_finished, read_manifest
 from tests.rlhf.conftest import Scripted
-from tests.tiny import tiny_tokenizer
+from tests.tiny import save_tiny, tiny_tokenizer
 
 Config = Callable[..., RlhfConfig]
 Rewarded = Callable[[Callable[[str], float | None]], None]
@@ -178,6 +179,23 @@ def test_a_loss_that_is_not_finite_stops_the_run(
         rlhf(tiny())
 
 
+def test_a_gradient_that_is_not_finite_is_not_stepped_on(
+    tiny: Config, rewarded: Rewarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rewarded(length)
+    trained, seen = ppo.PpoTrainer.step, []
+
+    def spoilt(self: ppo.PpoTrainer, number: int) -> dict[str, float]:
+        seen.append(self)
+        self.parameters[0].register_hook(lambda gradient: gradient * float("inf"))
+        return trained(self, number)
+
+    monkeypatch.setattr(ppo.PpoTrainer, "step", spoilt)
+    with pytest.raises(NonFiniteLossError, match="gradient is not finite at step 1"):
+        rlhf(tiny())
+    assert all(parameter.isfinite().all() for parameter in seen[0].parameters)
+
+
 def test_half_precision_is_the_policys_alone(tiny: Config, rewarded: Rewarded, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reward model beside it keeps to its own dtype, or its rewards would not be those of `hafrm evaluate`."""
     seen: dict[str, set[bool]] = {"reward": set(), "policy": set()}
@@ -196,7 +214,7 @@ def test_half_precision_is_the_policys_alone(tiny: Config, rewarded: Rewarded, m
         return states(self, batch)
 
     rewarded(note)
-    monkeypatch.setattr(ppo.PpoTrainer, "_mixed", True)
+    monkeypatch.setattr(RlhfConfig, "mixed", True)
     trained = ppo.PpoTrainer.step
     monkeypatch.setattr(
         ppo.PpoTrainer, "step", lambda *args: monkeypatch.setattr(HybridModel, "hidden_states", spied) or trained(*args)
@@ -267,6 +285,34 @@ def test_a_run_is_not_mixed_with_another(tiny: Config, rewarded: Rewarded) -> No
     assert (read_manifest(Path(config.out)) or {})["steps"] == 1
 
 
+def test_a_run_goes_on_beside_the_reference_and_in_the_precision_that_it_began_with(
+    tiny: Config, rewarded: Rewarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rewarded(length)
+    config = tiny()
+    with pytest.raises(KeyboardInterrupt):
+        rlhf(config, progress=interrupt)
+    with monkeypatch.context() as patch, pytest.raises(ConfigError, match=r"bf16 \(was False, now True\)"):
+        patch.setattr(RlhfConfig, "mixed", True)
+        rlhf(config)
+    save_tiny(Path(config.model), seed=1)
+    with pytest.raises(ConfigError, match=r"unfinished run with other settings: weights \(was"):
+        rlhf(config)
+
+
+def test_what_a_run_reads_is_not_overwritten(tiny: Config, rewarded: Rewarded) -> None:
+    rewarded(length)
+    rlhf(tiny(steps=1))
+    folder = Path(tiny().out)
+    (folder / "template.jinja").touch()
+    for name, values in (
+        ("reference", {"reference": str(folder)}),
+        ("score.chat_template", {"score": ScoreOptions(chat_template=str(folder / "template.jinja"))}),
+    ):
+        with pytest.raises(ConfigError, match=f"{name}: .* lies in the run's own folder"):
+            rlhf(tiny(overwrite=True, **values))
+
+
 def test_a_damaged_checkpoint_is_named(tiny: Config, rewarded: Rewarded) -> None:
     rewarded(length)
 
@@ -281,6 +327,29 @@ def test_a_damaged_checkpoint_is_named(tiny: Config, rewarded: Rewarded) -> None
         rlhf(tiny())
 
 
+@pytest.mark.parametrize(("full_behind", "left"), [(1, []), (4, ["checkpoint-2", "checkpoint-4"])])
+def test_what_can_not_be_written_is_an_error_and_nothing_is_half_there(
+    full_behind: int, left: list[str], tiny: Config, rewarded: Rewarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint, or the policy behind the last one; the same command goes on from what was there."""
+    rewarded(length)
+
+    def full(*args: object, **more: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    def fill(done: int, told: Mapping[str, float]) -> None:
+        if done == full_behind:
+            patch.setattr(PreTrainedTokenizerBase, "save_pretrained", full)
+
+    with monkeypatch.context() as patch, pytest.raises(UnwritableError, match="No space left on device"):
+        rlhf(tiny(), progress=fill)
+    folder = Path(tiny().out)
+    assert sorted(path.name for path in folder.glob("checkpoint-*")) == left
+    assert not list(folder.glob("*.safetensors")) + list(folder.glob("config.json"))
+    rlhf(tiny())
+    assert is_finished(folder)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -292,11 +361,42 @@ def test_a_damaged_checkpoint_is_named(tiny: Config, rewarded: Rewarded) -> None
         ({"group": GroupOptions(generations=2)}, "group.generations has no effect with --algorithm ppo"),
         ({"ppo": PpoOptions(minibatches=3)}, "ppo.minibatches"),
         ({"data": []}, "data: name at least one"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "follows a validation loss"),
+        ({"lr_scheduler_type": "greedy"}, "follows a validation loss"),
+        ({"dtype": "float16"}, "float16 weights become NaN"),
     ],
 )
 def test_options_that_can_not_work_are_refused(values: dict[str, Any], message: str, tiny: Config) -> None:
     with pytest.raises(ConfigError, match=message):
         tiny(**values)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (SamplingOptions, "sampling.temperature"),
+        (KlOptions, "kl.coefficient"),
+        (KlOptions, "kl.target"),
+        (PpoOptions, "ppo.value_weight"),
+        (PpoOptions, "ppo.clip"),
+        (GroupOptions, "group.clip"),
+        (None, "learning_rate"),
+        (None, "missing_eos_penalty"),
+    ],
+)
+def test_numbers_that_are_not_finite_are_refused(
+    options: Callable[..., object] | None, name: str, value: float, tiny: Config
+) -> None:
+    with pytest.raises(ConfigError, match=f"^{name} must be a finite number, got {value}"):
+        (options or tiny)(**{name.rpartition(".")[2]: value})
+
+
+def test_adapters_beside_weights_in_float16_are_trained(tiny: Config, rewarded: Rewarded) -> None:
+    """They are in float32 themselves."""
+    rewarded(length)
+    rlhf(tiny(steps=2, dtype="float16", lora=LoraOptions(rank=2)))
+    assert all(tensor.isfinite().all() for tensor in load_file(Path(tiny().out) / "model.safetensors").values())
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(
@@ -324,7 +424,7 @@ def test_checkpoints_are_at_equal_steps() -> None:
 def test_trl_is_told_scores_less_what_a_missing_end_costs() -> None:
     """By the prompts' places, whatever order TRL hands completions over in; what has no score has none."""
     prompts = SimpleNamespace(prompts=((Message("user", "a"),), (Message("user", "b"),)))
-    job: Any = SimpleNamespace(prompts=prompts, config=SimpleNamespace(missing_eos_penalty=3.0))
+    job: Any = SimpleNamespace(prompts=prompts, config=SimpleNamespace(missing_eos_penalty=3.0, reward="r"))
     scorer = SimpleNamespace(
         score=lambda talks: [
             None if talk.prompt[0].content == "a" else float(len(talk.response[0].content)) for talk in talks
@@ -332,8 +432,13 @@ def test_trl_is_told_scores_less_what_a_missing_end_costs() -> None:
     )
     reward = GroupReward(job, scorer, {2})
     turns = [[{"role": "assistant", "content": text}] for text in ("xx ", "yyyy", "z")]
-    found = reward(prompts=[], completions=turns, completion_ids=[[5, 2], [5, 6], [7, 2]], place=[1, 1, 0], other=1)
-    assert found == [2.0, 4.0 - 3.0, None]
+    state = TrainerState(global_step=3)
+    given: dict[str, Any] = {"prompts": [], "trainer_state": state, "other": 1}
+    ids = [[5, 2], [5, 6], [7, 2]]
+    assert reward(completions=turns, completion_ids=ids, place=[1, 1, 0], **given) == [2.0, 4.0 - 3.0, None]
+    assert reward.unscored == 1
+    with pytest.raises(DataError, match="step 4: r scored none of 3 responses"):
+        reward(completions=turns, completion_ids=ids, place=[0, 0, 0], **given)
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
@@ -353,9 +458,33 @@ def test_trl_trains_with_the_same_scorer(algorithm: str, tiny: Config, rewarded:
     rlhf(config)
     rows = metrics(config.out)
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
-    assert {"reward", "length", "ended", "entropy", "kl_per_token"} <= rows[-1].keys()
+    assert {"reward", "length", "ended", "unscored", "entropy", "kl_per_token"} <= rows[-1].keys()
     assert is_finished(Path(config.out))
     assert AutoModelForCausalLM.from_pretrained(config.out).config.vocab_size == 260
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+@pytest.mark.filterwarnings("ignore")
+def test_steps_of_trl_that_draw_no_responses_are_told_too(algorithm: str, tiny: Config, rewarded: Rewarded) -> None:
+    """A batch's second pass has a line, with what was clipped in it and without a reward."""
+    pytest.importorskip("trl")
+    rewarded(length)
+    rlhf(tiny(algorithm=algorithm, learning_rate=0.01, group=GroupOptions(generations=2, iterations=2, clip=1e-4)))
+    rows = metrics(tiny().out)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert ["reward" in row for row in rows] == ["ended" in row for row in rows] == [True, False] * 2
+    assert [row["clip_fraction"] > 0 for row in rows] == [False, True] * 2
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_trl_has_no_score_of_is_counted_or_stops_the_run(tiny: Config, rewarded: Rewarded) -> None:
+    pytest.importorskip("trl")
+    scores = iter([1.0, 2.0, None, 0.0])
+    rewarded(lambda text: next(scores, None))
+    with pytest.raises(DataError, match="step 2: scripted scored none of 4 responses"):
+        rlhf(tiny(algorithm="grpo", group=GroupOptions(generations=2)))
+    (row,) = metrics(tiny().out)
+    assert (row["unscored"], row["reward"]) == (1, 1)
 
 
 @pytest.mark.filterwarnings("ignore")

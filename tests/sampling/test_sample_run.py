@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hafrm.data import ReadOptions
-from hafrm.errors import BadRowError, ConfigError, DataError
+from hafrm.errors import BadRowError, ConfigError, DataError, ModelError
+from hafrm.models.lora import LoraOptions
+from hafrm.models.stock import new_model
+from hafrm.rlhf.checkpoints import save_checkpoint
 from hafrm.sampling.generators import SampleOptions
 from hafrm.sampling.prompts import load_prompts
 from hafrm.sampling.run import SampleConfig, sample
+from hafrm.sampling.samples import Samples
 from tests.sampling.scripts import ScriptedGenerator
+from tests.tiny import save_tiny, tiny_tokenizer
 
 TEXTS = ["a" * length for length in (5, 1, 9, 3, 7, 2)]
 
@@ -73,6 +79,24 @@ def test_a_stopped_run_ends_with_the_same_file(cut: int, tmp_path: Path) -> None
     assert not idle.batches
 
 
+def test_a_run_that_was_stopped_before_its_lines_were_sorted_sorts_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = config(tmp_path)
+
+    def stop(self: Samples) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Samples, "finish", stop)
+        sample(asked, generator=ScriptedGenerator())
+    assert [line["prompt"][0]["content"] for line in lines(asked.out)] != TEXTS
+    idle = ScriptedGenerator()
+    sample(asked, generator=idle)
+    assert not idle.batches
+    assert [line["prompt"][0]["content"] for line in lines(asked.out)] == TEXTS
+
+
 def test_a_prompts_samples_do_not_depend_on_the_others(tmp_path: Path) -> None:
     sample(config(tmp_path), generator=ScriptedGenerator())
     few = config(tmp_path, TEXTS[3:], out="few", sampling=SampleOptions(batch_size=100, max_new_tokens=5))
@@ -94,6 +118,15 @@ def test_what_is_too_long_or_refused_is_left_out_and_counted(tmp_path: Path) -> 
         sample(config(tmp_path, [*TEXTS, "ax"], out="b"), generator=ScriptedGenerator(refuse="x"))
     with pytest.raises(DataError, match=r"Lower\s+sampling.max_new_tokens"):
         sample(config(tmp_path, out="c", max_length=5), generator=ScriptedGenerator())
+
+
+def test_adapters_alone_are_refused_by_name(tmp_path: Path) -> None:
+    """As they lie in the checkpoints of a policy that was trained with LoRA."""
+    policy = new_model(str(save_tiny(tmp_path / "base")), tiny_tokenizer(), lora=LoraOptions(rank=2))
+    save_checkpoint(policy, tiny_tokenizer(), {}, tmp_path / "checkpoint-1")
+    with pytest.raises(ModelError, match=r"checkpoint-1 holds LoRA adapters alone.*merge_and_unload"):
+        sample(replace(config(tmp_path), model=str(tmp_path / "checkpoint-1")))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_of_other_samples_is_refused(tmp_path: Path) -> None:

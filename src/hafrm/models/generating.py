@@ -7,17 +7,19 @@ Shape letters: S prompts, T tokens of the longest continuation.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList
 
+from hafrm.errors import BadRowError, RefusedError
 from hafrm.models.modes import evaluating
 from hafrm.pairs import Message
 
-__all__ = ["continuations", "prompt_ids", "stop_tokens"]
+__all__ = ["continuations", "count_prompt_tokens", "prompt_ids", "prompt_lengths", "stop_tokens"]
 
 
 @torch.no_grad()
@@ -71,6 +73,53 @@ def prompt_ids(tokenizer: Any, prompt: Sequence[Message]) -> tuple[int, ...]:
         tokenizer_kwargs={"verbose": False},  # what is too long is ours to say
     )
     return tuple(ids)
+
+
+def count_prompt_tokens(tokenizer: Any, prompts: Sequence[Sequence[Message]]) -> list[int]:
+    """Tokens of each prompt as the chat template renders it.
+
+    Raises:
+        RefusedError: the template refuses some prompts.
+    """
+    counts: list[int] = []
+    refused: dict[int, str] = {}
+    for place, prompt in enumerate(prompts):
+        try:
+            counts.append(len(prompt_ids(tokenizer, prompt)))
+        except TemplateError as error:
+            refused[place] = str(error)
+    if refused:
+        raise RefusedError(refused)
+    return counts
+
+
+def prompt_lengths(
+    prompts: Mapping[str, tuple[Message, ...]],
+    count: Callable[[Sequence[tuple[Message, ...]]], list[int]],
+    *,
+    skip: bool,
+) -> dict[str, int]:
+    """Tokens of each prompt that the chat template renders.
+
+    Args:
+        prompts: The prompts by where they stand, `source:row`.
+        count: Counts the tokens of prompts, as `count_prompt_tokens` does.
+        skip: Whether prompts that the template refuses are left out; otherwise they are errors.
+
+    Raises:
+        BadRowError: the template refuses a prompt, and such prompts are not to be left out.
+    """
+    names = list(prompts)
+    try:
+        counts = count(list(prompts.values()))
+    except RefusedError as error:
+        if not skip:
+            first = min(error.reasons)
+            source, _, row = names[first].rpartition(":")
+            raise BadRowError.refused(error.reasons[first], source=source, row=int(row)) from error
+        names = [name for place, name in enumerate(names) if place not in error.reasons]
+        counts = count([prompts[name] for name in names])
+    return dict(zip(names, counts, strict=True))
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from hafrm import atomic
 from hafrm.errors import TrainingError, first_line
+from hafrm.models.checkpoints import writing
 from hafrm.models.hybrid import HybridModel
 from hafrm.models.lora import merged_state_dict
 from hafrm.models.stock import loading, quiet_transformers
@@ -34,8 +35,12 @@ _ADAPTERS = "adapter_model.safetensors"
 
 
 def save_checkpoint(model: HybridModel, tokenizer: Any, state: dict[str, Any], folder: Path) -> None:
-    """Write a checkpoint, and then take the state of the older ones away."""
-    with atomic.new_folder(folder) as place:
+    """Write a checkpoint, and then take the state of the older ones away.
+
+    Raises:
+        UnwritableError: the disk is full, or the folder can't be written to.
+    """
+    with writing(folder), atomic.new_folder(folder) as place:
         with quiet_transformers():
             if model.adapted:
                 cast(Any, model.causal_lm).save_pretrained(place, save_embedding_layers=False)
@@ -49,12 +54,17 @@ def save_checkpoint(model: HybridModel, tokenizer: Any, state: dict[str, Any], f
 
 
 def save_policy(model: HybridModel, tokenizer: Any, folder: Path) -> None:
-    """Write the policy alone, adapters merged, as a stock causal LM."""
+    """Write the policy alone, adapters merged, as a stock causal LM, whose config comes last.
+
+    Raises:
+        UnwritableError: the disk is full, or the folder can't be written to.
+    """
     stock = model.stock_lm
     state = merged_state_dict(stock) if model.adapted else None
-    with quiet_transformers():
-        stock.save_pretrained(folder, state_dict=state)
-    tokenizer.save_pretrained(folder)
+    with writing(folder), atomic.new_files(folder, last="config.json") as place:
+        with quiet_transformers():
+            stock.save_pretrained(place, state_dict=state)
+        tokenizer.save_pretrained(place)
 
 
 def checkpoint_folders(run: Path) -> dict[int, Path]:

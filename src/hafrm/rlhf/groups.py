@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -20,7 +19,7 @@ from hafrm.models.generating import stop_tokens
 from hafrm.models.scorers import Scorer
 from hafrm.rlhf.job import RlhfJob, RlhfResult
 from hafrm.rlhf.options import RlhfConfig
-from hafrm.rlhf.rewards import answered, load_reward, scores_of
+from hafrm.rlhf.rewards import answered, load_reward, require_scored, scores_of
 from hafrm.training.callbacks import METRICS_FILE, add_metrics, keep_metrics
 from hafrm.training.resuming import train_to_the_end
 
@@ -52,8 +51,10 @@ class GroupReward:
     __name__ = "reward"
 
     def __init__(self, job: RlhfJob, scorer: Scorer, ends: set[int]) -> None:
-        self.prompts, self.penalty = job.prompts.prompts, job.config.missing_eos_penalty
+        self.prompts, self.config = job.prompts.prompts, job.config
         self.scorer, self.ends = scorer, ends
+        self.unscored = 0
+        """How many of the last batch's responses have no score."""
 
     def __call__(
         self,
@@ -61,13 +62,21 @@ class GroupReward:
         completions: Sequence[Sequence[Mapping[str, str]]],
         completion_ids: Sequence[Sequence[int]],
         place: Sequence[int],
+        trainer_state: TrainerState,
         **others: Any,
     ) -> list[float | None]:
-        """Rewards in the completions' order; None where there is none."""
+        """Rewards in the completions' order; None where there is none, which TRL learns nothing from.
+
+        Raises:
+            DataError: no completion has a score.
+            ModelError: a reward is NaN or infinite.
+        """
         texts = ["".join(turn["content"] for turn in completion).strip() for completion in completions]
         scores = scores_of(self.scorer, [answered(self.prompts[p], text) for p, text in zip(place, texts, strict=True)])
+        require_scored(scores, self.config.reward, trainer_state.global_step + 1)
+        self.unscored = scores.count(None)
         return [
-            score if score is None or self.ends & set(ids) else score - self.penalty
+            score if score is None or self.ends & set(ids) else score - self.config.missing_eos_penalty
             for score, ids in zip(scores, completion_ids, strict=True)
         ]
 
@@ -75,8 +84,8 @@ class GroupReward:
 class _Curves(TrainerCallback):
     """Writes metrics.jsonl in our names, and tells of every step."""
 
-    def __init__(self, job: RlhfJob) -> None:
-        self.job, self.last = job, dict[str, float]()
+    def __init__(self, job: RlhfJob, reward: GroupReward) -> None:
+        self.job, self.reward, self.last = job, reward, dict[str, float]()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -93,10 +102,12 @@ class _Curves(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Append one line."""
-        if logs and "reward" in logs:
+        """Append one line; only a step that draws responses has a reward and what else is known of them."""
+        if logs and "loss" in logs:
             told = {ours: float(logs[theirs]) for theirs, ours in _NAMES.items() if theirs in logs}
-            told["ended"] = 1 - float(logs["completions/clipped_ratio"])
+            if "reward" in logs:
+                told["ended"] = 1 - float(logs["completions/clipped_ratio"])
+                told["unscored"] = float(self.reward.unscored)
             self.last = {name: value for name, value in told.items() if math.isfinite(value)}
             add_metrics(self.job.folder / METRICS_FILE, state.global_step, self.last)
             self.job.progress(state.global_step, self.last)
@@ -117,11 +128,12 @@ def train_groups(job: RlhfJob) -> RlhfResult:
     options, trainer_class = (getattr(trl, f"{job.config.algorithm.upper()}{part}") for part in ("Config", "Trainer"))
     scorer = load_reward(job.config.reward, job.config, job.config.score)
     job.begin()
-    curves = _Curves(job)
     causal_lm = job.model.causal_lm
+    reward = GroupReward(job, scorer, set(stop_tokens(causal_lm, job.tokenizer)))
+    curves = _Curves(job, reward)
     trainer = trainer_class(
         model=causal_lm,
-        reward_funcs=GroupReward(job, scorer, set(stop_tokens(causal_lm, job.tokenizer))),
+        reward_funcs=reward,
         args=options(**_arguments(job.config)),
         train_dataset=_dataset(job),
         processing_class=job.tokenizer,
@@ -146,7 +158,7 @@ def _arguments(config: RlhfConfig) -> dict[str, Any]:
     return {
         "output_dir": config.out,
         "use_cpu": not on_gpu,
-        "bf16": on_gpu and torch.cuda.is_bf16_supported() and config.torch_dtype == torch.float32,
+        "bf16": config.mixed,
         "gradient_checkpointing": on_gpu,
         "max_steps": config.steps,
         "per_device_train_batch_size": config.batch_size,

@@ -7,6 +7,7 @@ refused.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
@@ -42,6 +43,7 @@ class SamplingOptions:
     """Logits are divided by this, in sampling and in every log-prob."""
 
     def __post_init__(self) -> None:
+        _require_finite(self, "sampling.")
         if self.max_new_tokens < 1:
             raise ConfigError(f"sampling.max_new_tokens must be at least 1, got {self.max_new_tokens}")
         if not 0 < self.top_p <= 1:
@@ -67,6 +69,7 @@ class KlOptions:
     """PPO: `k1`, log pi - log pi_ref of the drawn token; or `k3`, which is never negative."""
 
     def __post_init__(self) -> None:
+        _require_finite(self, "kl.")
         if self.coefficient is not None and self.coefficient < 0:
             raise ConfigError(f"kl.coefficient must be 0 or more, got {self.coefficient}")
         if self.target is not None and not self.target > 0:
@@ -108,6 +111,7 @@ class PpoOptions:
     """Weight of the value loss beside the policy's."""
 
     def __post_init__(self) -> None:
+        _require_finite(self, "ppo.")
         for name in ("epochs", "minibatches"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"ppo.{name} must be at least 1, got {getattr(self, name)}")
@@ -137,6 +141,7 @@ class GroupOptions:
     """How far a probability ratio may move from 1."""
 
     def __post_init__(self) -> None:
+        _require_finite(self, "group.")
         if self.generations < 2:
             raise ConfigError(f"group.generations must be at least 2, got {self.generations}")
         if self.iterations < 1 or not self.clip > 0:
@@ -177,7 +182,7 @@ class RlhfConfig(ScorerChoice):
     """Appendix A: 2e-5."""
 
     lr_scheduler_type: str = "linear"
-    """Any schedule of transformers; `linear` falls to 0, as is the default there."""
+    """Any schedule of transformers that follows from the step; `linear` falls to 0, as is the default there."""
 
     max_grad_norm: float = 1.0
 
@@ -208,12 +213,13 @@ class RlhfConfig(ScorerChoice):
 
     seed: int = 0
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """The policy's weights. `auto`: float32; for LoRA on a GPU bfloat16."""
+    """The policy's weights. `auto`: float32; for LoRA on a GPU bfloat16. `float16` is for LoRA alone."""
 
     overwrite: bool = False
     """Delete what the run's folder holds and start anew. Otherwise an interrupted run goes on where it stopped."""
 
     def __post_init__(self) -> None:
+        _require_finite(self)
         if not self.data:
             raise ConfigError("data: name at least one file or data set of prompts.")
         if self.algorithm not in _KL_PRICES:
@@ -233,6 +239,10 @@ class RlhfConfig(ScorerChoice):
         """Options that do not fit each other."""
         if self.lora.quantize != "none":
             yield "lora.quantize", "a quantized policy would answer slowly and inexactly. Leave it out."
+        if self.dtype == "float16" and not self.lora.enabled:  # AdamW's epsilon, 1e-8, is 0 in it
+            yield "dtype", "float16 weights become NaN in the first step. Use float32 or bfloat16, or set lora.rank."
+        if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
+            yield "lr_scheduler_type", f"{self.lr_scheduler_type} follows a validation loss, which there is not here."
         if self.algorithm == "ppo":
             if self.batch_size % self.ppo.minibatches:
                 yield (
@@ -276,9 +286,23 @@ class RlhfConfig(ScorerChoice):
             return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.dtype]
         return torch.bfloat16 if self.lora.enabled and torch.cuda.is_available() else torch.float32
 
+    @property
+    def mixed(self) -> bool:
+        """Whether products are taken in bfloat16 beside weights in float32: on a GPU that can."""
+        on_gpu = self.score.torch_device().type == "cuda"
+        return on_gpu and self.torch_dtype == torch.float32 and torch.cuda.is_bf16_supported()
+
     def is_checkpoint(self, step: int) -> bool:
         """Whether a checkpoint is written behind this step, counted from 1."""
         return step * self.checkpoints // self.steps > (step - 1) * self.checkpoints // self.steps
+
+
+def _require_finite(options: Any, prefix: str = "") -> None:
+    """Refuse NaN and infinity, which a comparison can let through."""
+    for name in (f.name for f in fields(options)):
+        value = getattr(options, name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{prefix}{name} must be a finite number, got {value}")
 
 
 def _changed(options: Any, prefix: str) -> Iterator[str]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import get_scheduler
 
 from hafrm.encoding import TokenGroup
-from hafrm.errors import ConfigError, DataError, NonFiniteLossError
+from hafrm.errors import ConfigError, NonFiniteLossError
 from hafrm.models.generating import prompt_ids
 from hafrm.models.scorers import Scorer
 from hafrm.pairs import Conversation
@@ -36,7 +36,7 @@ from hafrm.rlhf.objectives import (
 from hafrm.rlhf.options import RlhfConfig
 from hafrm.rlhf.policy import Measured, Policy
 from hafrm.rlhf.prompts import Prompt, deal
-from hafrm.rlhf.rewards import answered, scores_of
+from hafrm.rlhf.rewards import answered, require_scored, scores_of
 from hafrm.rlhf.sampling import Response, sample_responses
 
 __all__ = ["PpoTrainer", "Rollouts"]
@@ -140,7 +140,7 @@ class PpoTrainer:
         Raises:
             DataError: no response could be scored.
             ModelError: a reward is NaN or infinite.
-            NonFiniteLossError: the loss is NaN or infinite.
+            NonFiniteLossError: the loss or its gradient is NaN or infinite.
         """
         start = time.monotonic()
         torch.manual_seed(_seed(self.config.seed, number))
@@ -155,13 +155,7 @@ class PpoTrainer:
 
     def _autocast(self) -> torch.autocast:
         """The policy's forward passes alone: a reward model runs as it was asked to, and backwards follow."""
-        return torch.autocast(self.policy.device.type, dtype=torch.bfloat16, enabled=self._mixed)
-
-    @property
-    def _mixed(self) -> bool:
-        """Whether products are taken in bfloat16 beside weights in float32: on a GPU that can."""
-        wide = self.policy.model.stock_lm.dtype == torch.float32
-        return wide and self.policy.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.autocast(self.policy.device.type, dtype=torch.bfloat16, enabled=self.config.mixed)
 
     def collect(self, number: int) -> Rollouts:
         """Answer a step's prompts, score the answers and measure their tokens; answers without a score are left out."""
@@ -172,13 +166,8 @@ class PpoTrainer:
             responses = sample_responses(self.policy.model.causal_lm, self.tokenizer, ids, self.config.sampling)
         talks = [answered(prompt, response.text) for prompt, response in zip(prompts, responses, strict=True)]
         scores = scores_of(self.scorer, talks)
+        require_scored(scores, self.config.reward, number)
         known = {place: score for place, score in enumerate(scores) if score is not None}
-        if not known:
-            raise DataError(
-                f"step {number}: {self.config.reward} scored none of {len(scores)} responses, since they are over its "
-                "limit or its chat template refuses them. Raise score.max_length, or lower max_prompt_tokens and "
-                "sampling.max_new_tokens."
-            )
         kept = [responses[place] for place in known]
         groups = tuple(TokenGroup(ids[place], (responses[place].ids,)) for place in known)
         with self._autocast():
@@ -236,11 +225,7 @@ class PpoTrainer:
             policy = clipped_policy_loss(log_probs, lesson.log_probs, lesson.advantages, options.clip)
             value = clipped_value_loss(values, lesson.values, lesson.returns, options.value_clip)
             loss = (policy.loss.sum() + options.value_weight * value.loss.sum()) / tokens
-            if not torch.isfinite(loss):
-                raise NonFiniteLossError(
-                    f"The loss is not finite at step {number}. Start a new run (another --out, or --overwrite true) "
-                    "with a lower learning_rate or a higher kl.coefficient. The last checkpoint is intact."
-                )
+            _require_finite(loss, "loss", number)
             loss.backward()
             moved = kl_estimates(lesson.log_probs, log_probs.detach(), "k3")
             for name, each in (
@@ -252,8 +237,17 @@ class PpoTrainer:
             ):
                 sums[name] += each.detach().sum().item()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        _require_finite(norm, "gradient", number)  # once stepped on, it would have spoilt the weights
         self.optimizer.step()
         return norm.item()
+
+
+def _require_finite(value: Tensor, what: str, number: int) -> None:
+    if not torch.isfinite(value):
+        raise NonFiniteLossError(
+            f"The {what} is not finite at step {number}. Start a new run (another --out, or --overwrite true) with a "
+            "lower learning_rate or a higher kl.coefficient. The last checkpoint is intact."
+        )
 
 
 def _told(scores: Tensor, measured: Measured, responses: Sequence[Response]) -> dict[str, float]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from hafrm.data import ReadOptions, read_prompts
-from hafrm.errors import DataError
-from hafrm.models.generating import prompt_ids
+from hafrm.errors import BadRowReason, DataError
+from hafrm.models.generating import count_prompt_tokens, prompt_lengths
 from hafrm.pairs import Message
 
 __all__ = ["Prompt", "PromptSet", "deal", "load_prompts"]
@@ -44,24 +46,37 @@ def load_prompts(
         split: Which split of a named data set; a file is read whole.
 
     Raises:
-        BadRowError: a row breaks the contract, and such rows are not to be skipped.
+        BadRowError: a row breaks the contract, or the chat template refuses it, and such rows are not to be skipped.
         DataError: no prompt is left.
     """
     options = options or ReadOptions()
     sources: list[dict[str, Any]] = []
-    found: dict[Prompt, None] = {}
+    found: dict[Prompt, str] = {}
     for name in names:
         skipped: Counter[str] = Counter()
-        prompts = [row.prompt for row in read_prompts(name, options, split=split, skipped=skipped)]
-        found |= dict.fromkeys(prompts)
+        rows = list(read_prompts(name, options, split=split, skipped=skipped))
+        for row in rows:
+            found.setdefault(row.prompt, row.id)
+        prompts = [row.prompt for row in rows]
         sources.append({"name": name, "kept": len(prompts), "sha256": _fingerprint(prompts), "skipped": dict(skipped)})
-    fitting = [prompt for prompt in found if len(prompt_ids(tokenizer, prompt)) <= max_tokens]
+    lengths = prompt_lengths(
+        {place: prompt for prompt, place in found.items()},
+        partial(count_prompt_tokens, tokenizer),
+        skip=options.on_bad_row == "skip",
+    )
+    fitting = [prompt for prompt, place in found.items() if lengths.get(place, math.inf) <= max_tokens]
     if not fitting:
         raise DataError(
             f"{', '.join(names)}: none of {len(found)} prompts has at most {max_tokens} tokens. Raise "
             "max_prompt_tokens, or give other prompts."
         )
-    account = {"sources": sources, "overlong": len(found) - len(fitting), "pairs": len(fitting)}
+    account = {
+        "sources": sources,
+        "repeated": sum(source["kept"] for source in sources) - len(found),
+        BadRowReason.REFUSED_BY_TEMPLATE.value: len(found) - len(lengths),
+        "overlong": len(lengths) - len(fitting),
+        "pairs": len(fitting),
+    }
     return PromptSet(tuple(fitting), account)
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from hafrm.errors import ConfigError, ModelError, RefusedError
+from hafrm.errors import ConfigError, DataError, ModelError, RefusedError
 from hafrm.judging.reward import OracleScorer
 from hafrm.models.loading import ScorerChoice
 from hafrm.models.scorers import ScoreOptions, Scorer
 from hafrm.pairs import Conversation, Message
 from hafrm.rlhf.prompts import Prompt
 
-__all__ = ["answered", "load_reward", "scores_of"]
+__all__ = ["answered", "load_reward", "require_scored", "scores_of"]
 
 _WORLD = "world/"
 
@@ -53,6 +53,19 @@ def scores_of(scorer: Scorer, conversations: Sequence[Conversation]) -> list[flo
             f"response {place}. Look at the model with `hafrm evaluate`, or try --score.dtype float32."
         )
     return scores
+
+
+def require_scored(scores: Sequence[float | None], reward: str, step: int) -> None:
+    """Refuse a step in which nothing can be learnt.
+
+    Raises:
+        DataError: no response has a score.
+    """
+    if all(score is None for score in scores):
+        raise DataError(
+            f"step {step}: {reward} scored none of {len(scores)} responses, since they are over its limit or its chat "
+            "template refuses them. Raise score.max_length, or lower max_prompt_tokens and sampling.max_new_tokens."
+        )
 
 
 def _scores_of(scorer: Scorer, conversations: Sequence[Conversation]) -> list[float | None]:

@@ -6,12 +6,15 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from hafrm.data import local_path
 from hafrm.errors import ConfigError
+from hafrm.models.hybrid import HybridModel
 from hafrm.models.loading import ScorerChoice
+from hafrm.models.references import weights_digest
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.numerics import cpu_tuned
 from hafrm.rlhf.checkpoints import newest_checkpoint, restore, save_checkpoint
@@ -24,7 +27,7 @@ from hafrm.rlhf.prompts import load_prompts
 from hafrm.rlhf.rewards import load_reward
 from hafrm.training.callbacks import METRICS_FILE, add_metrics, keep_metrics
 from hafrm.training.folders import claim_folder
-from hafrm.training.manifest import new_manifest, require_same_data
+from hafrm.training.manifest import new_manifest, require_same_data, require_same_settings
 
 __all__ = ["rlhf"]
 
@@ -61,9 +64,27 @@ def rlhf(
         account = {"train": prompts.account}
         if before is not None:
             require_same_data(before, account, folder)
-        manifest = new_manifest(config, account, {"seed": config.seed})
-        job = RlhfJob(config, new_policy(config, tokenizer), tokenizer, prompts, manifest, progress, say)
+        model = new_policy(config, tokenizer)
+        effective = _effective(config, model)
+        if before is not None and "weights" in before["effective"]:  # runs of older versions do not say
+            require_same_settings(before, effective, folder)
+        manifest = new_manifest(config, account, effective)
+        job = RlhfJob(config, model, tokenizer, prompts, manifest, progress, say)
         return _train_ppo(job) if config.algorithm == "ppo" else train_groups(job)
+
+
+def _effective(config: RlhfConfig, model: HybridModel) -> dict[str, Any]:
+    """What the options came to, as `effective_settings` says it of training; the weights are those of the reference."""
+    return {
+        "seed": config.seed,
+        "dtype": str(config.torch_dtype).removeprefix("torch."),
+        "bf16": config.mixed,
+        "device": str(config.score.torch_device()),
+        "per_device_train_batch_size": config.batch_size,
+        "gradient_accumulation_steps": 1,
+        "world_size": 1,
+        "weights": weights_digest(model),
+    }
 
 
 def _forked_random() -> AbstractContextManager[None]:
@@ -72,9 +93,9 @@ def _forked_random() -> AbstractContextManager[None]:
 
 def _inputs(config: RlhfConfig) -> dict[str, Path]:
     """The paths that the run reads, by the options that name them."""
-    inputs = {
-        f"{name}: {value}": Path(value) for name in ("model", "reward", "gold") if (value := getattr(config, name))
-    }
+    named = {name: getattr(config, name) for name in ("model", "reward", "reference", "gold")}
+    named["score.chat_template"] = config.score.chat_template
+    inputs = {f"{name}: {value}": Path(value) for name, value in named.items() if value}
     return inputs | {f"data: {name}": path for name in config.data if (path := local_path(name))}
 
 

@@ -1,6 +1,6 @@
 """What gives responses: the contract between the sampling run and engines of any kind.
 
-Knows prompts, seeds, texts and tokenizers. Knows no model.
+Knows prompts, seeds and texts. Knows no tokenizer and no model.
 """
 
 from __future__ import annotations
@@ -8,16 +8,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-from jinja2 import TemplateError
-
-from hafrm.errors import RefusedError
 from hafrm.evaluation.probes.generation import Sampling
-from hafrm.models.generating import prompt_ids
 from hafrm.sampling.prompts import Prompt
 
-__all__ = ["Draw", "Generator", "SampleOptions", "count_prompt_tokens", "prompt_seed"]
+__all__ = ["Draw", "Generator", "SampleOptions", "prompt_seed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,21 +62,3 @@ def prompt_seed(seed: int, prompt: Prompt) -> int:
     """A prompt's own seed: it depends on the run's seed and the prompt's text alone."""
     text = "\x1e".join([str(seed), *(f"{message.role}\x1f{message.content}" for message in prompt)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6])  # 48 bits: seed + j fits every engine
-
-
-def count_prompt_tokens(tokenizer: Any, prompts: Sequence[Prompt]) -> list[int]:
-    """Tokens of each prompt as the chat template renders it.
-
-    Raises:
-        RefusedError: the template refuses some prompts.
-    """
-    counts: list[int] = []
-    refused: dict[int, str] = {}
-    for place, prompt in enumerate(prompts):
-        try:
-            counts.append(len(prompt_ids(tokenizer, prompt)))
-        except TemplateError as error:
-            refused[place] = str(error)
-    if refused:
-        raise RefusedError(refused)
-    return counts

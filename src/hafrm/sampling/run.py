@@ -16,9 +16,10 @@ from typing import Any, Literal
 from transformers import AutoConfig, PreTrainedConfig
 
 from hafrm.data import PromptRow, ReadOptions
-from hafrm.errors import BadRowError, BadRowReason, ConfigError, DataError, RefusedError
+from hafrm.errors import BadRowReason, ConfigError, DataError, ModelError
 from hafrm.evaluation.scoring import OVERLONG
 from hafrm.models.checkpoints import load_run
+from hafrm.models.generating import prompt_lengths
 from hafrm.models.hybrid import max_positions
 from hafrm.models.identity import model_identity
 from hafrm.models.loading import ScorerChoice
@@ -118,20 +119,36 @@ def sample(
 
     Raises:
         ConfigError: the folder holds samples of something else, or an option can't work.
-        ModelError: the model can't be loaded.
+        ModelError: the model can't be loaded, or is adapters alone.
         BadRowError: the chat template refuses a prompt, and such rows are not to be skipped.
     """
     prompts = load_prompts(config.data, config.data_options, split=config.split, limit=config.prompts)
     folder = Path(config.out)
+    if generator is None:
+        _refuse_bare_adapters(config.model)
     depends_on = _depends_on(config, prompts, identify=generator is None)
     samples = Samples(folder, depends_on, prompts.rows)
     if len(samples.lines) < len(prompts.rows):
         generator, limit = _load(config) if generator is None else (generator, config.max_length)
         run = _Run(config, generator, prompts.rows, samples, limit)
         run.draw_missing(progress, say)
-        samples.finish()
+    samples.finish()  # also when all are there: a killed run may have drawn the last one and not sorted them
     read = {"model": config.model, "rows": prompts.read, "repeated": prompts.repeated, "skipped": dict(prompts.skipped)}
     return write_manifest(folder, depends_on, "finished", **read, **sample_counts(samples.lines))
+
+
+def _refuse_bare_adapters(model: str) -> None:
+    """A LoRA checkpoint of `hafrm rlhf` is adapters in PEFT's form: which weights they stand on, nothing here looks up.
+
+    Raises:
+        ModelError: says how to merge them.
+    """
+    if (Path(model) / "adapter_config.json").is_file() and not (Path(model) / "config.json").is_file():
+        raise ModelError(
+            f"{model} holds LoRA adapters alone. Give the run's own folder, whose policy is whole, or merge them into "
+            f"another folder, with the tokenizer: `AutoPeftModelForCausalLM.from_pretrained({model!r})"
+            ".merge_and_unload().save_pretrained(...)`."
+        )
 
 
 def _load(config: SampleConfig) -> tuple[Generator, int | None]:
@@ -186,7 +203,8 @@ class _Run:
         limit: int | None,
     ) -> None:
         self.config, self.generator, self.rows, self.samples = config, generator, rows, samples
-        lengths = self._lengths()
+        skip = config.data_options.on_bad_row == "skip"
+        lengths = prompt_lengths({row.id: row.prompt for row in rows}, generator.count_tokens, skip=skip)
         room = math.inf if limit is None else limit - config.sampling.max_new_tokens
         fit = [row for row in rows if row.id in lengths and lengths[row.id] <= room]
         if not fit:
@@ -223,20 +241,6 @@ class _Run:
         seeds = [prompt_seed(self.config.sampling.seed, prompt) for prompt in prompts]
         drawn = self.generator.draw(prompts, seeds, self.config.n)
         return [sample_line(row, draws) for row, draws in zip(batch, drawn, strict=True)]
-
-    def _lengths(self) -> dict[str, int]:
-        """Tokens of each prompt that the chat template renders."""
-        rows = list(self.rows)
-        try:
-            counts = self.generator.count_tokens([row.prompt for row in rows])
-        except RefusedError as error:
-            if self.config.data_options.on_bad_row == "error":
-                first = min(error.reasons)
-                source, _, number = rows[first].id.rpartition(":")
-                raise BadRowError.refused(error.reasons[first], source=source, row=int(number)) from error
-            rows = [row for place, row in enumerate(rows) if place not in error.reasons]
-            counts = self.generator.count_tokens([row.prompt for row in rows])
-        return {row.id: count for row, count in zip(rows, counts, strict=True)}
 
 
 def _depends_on(config: SampleConfig, prompts: Prompts, *, identify: bool) -> dict[str, Any]:

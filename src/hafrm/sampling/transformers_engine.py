@@ -19,8 +19,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from hafrm.models.generating import continuations, prompt_ids, stop_tokens
-from hafrm.sampling.generators import Draw, SampleOptions, count_prompt_tokens
+from hafrm.models.generating import continuations, count_prompt_tokens, prompt_ids, stop_tokens
+from hafrm.sampling.generators import Draw, SampleOptions
 from hafrm.sampling.prompts import Prompt
 
 __all__ = ["GumbelNoise", "TransformersGenerator"]

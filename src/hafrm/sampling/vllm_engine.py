@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from hafrm.errors import MissingExtraError, ModelError, first_line
-from hafrm.models.generating import prompt_ids
+from hafrm.models.generating import count_prompt_tokens, prompt_ids
 from hafrm.models.runinfo import RUN_FILE
-from hafrm.sampling.generators import Draw, SampleOptions, count_prompt_tokens
+from hafrm.sampling.generators import Draw, SampleOptions
 from hafrm.sampling.prompts import Prompt
 
 __all__ = ["VllmGenerator"]

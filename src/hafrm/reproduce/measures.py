@@ -71,7 +71,9 @@ class Measured:
 
     @cached_property
     def ci95(self) -> Interval | None:
-        """The interval over prompts of the seeds' mean; None with too few prompts."""
+        """The interval over prompts of the seeds' mean; None for a mean over sets, and with too few prompts."""
+        if not self.pair_hits:
+            return None
         return bootstrap_interval(list(self.pair_hits.values()), [self.groups[each] for each in self.pair_hits])
 
     def as_dict(self) -> dict[str, Any]:

@@ -87,8 +87,10 @@ class Samples:
             os.fsync(file.fileno())
 
     def finish(self) -> None:
-        """Put the lines into the prompts' order."""
-        self._rewrite(sorted(self.lines, key=lambda line: self._place[line["id"]]))
+        """Put the lines into the prompts' order; a file that is in order stays as it is."""
+        ordered = sorted(self.lines, key=lambda line: self._place[line["id"]])
+        if ordered != self.lines:
+            self._rewrite(ordered)
 
     def _rewrite(self, lines: list[dict[str, Any]]) -> None:
         self.lines = lines

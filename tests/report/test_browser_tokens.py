@@ -96,10 +96,18 @@ def test_a_tokens_number_is_read_by_pointer_and_by_keyboard(coloured: Inspector)
     assert [token.get_attribute("tabindex") for token in all_tokens].count("0") == 1
 
 
+def opened_table(side: Any) -> Any:
+    """The rows of a table of tokens. The browser tells the page a moment after the click that it is open."""
+    side.find_element("css selector", ".token-table summary").click()
+    support = pytest.importorskip("selenium.webdriver.support.ui")
+    return support.WebDriverWait(side.parent, 30).until(
+        lambda _: side.find_elements("css selector", ".token-table tbody tr")
+    )
+
+
 def test_tokens_stand_in_a_table_too(coloured: Inspector):
     chosen = coloured.open().find_element("css selector", ".chosen")
-    chosen.find_element("css selector", ".token-table summary").click()
-    rows = chosen.find_elements("css selector", ".token-table tbody tr")
+    rows = opened_table(chosen)
     assert len(rows) == len(PIECES) + 1
     assert [row.find_element("css selector", "td").text for row in rows][-2:] == ["+4.00", "−0.25"]
     assert "template" in rows[-1].text
@@ -170,7 +178,7 @@ def test_coloured_tokens_fit_a_phone(coloured: Inspector):
     try:
         detail = coloured.open()
         detail.find_element("css selector", ".rejected .text + button").click()
-        detail.find_element("css selector", ".token-table summary").click()
+        opened_table(detail)
         assert coloured.browser.execute_script("return document.documentElement.scrollWidth") == 360
     finally:
         coloured.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

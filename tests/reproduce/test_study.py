@@ -24,7 +24,7 @@ from hafrm.reproduce.measures import Measured
 from hafrm.reproduce.plans import Job
 from hafrm.reproduce.runs import Run, command, train_config
 from hafrm.reproduce.scales import Overrides, small_scale, world_scale
-from hafrm.reproduce.study import costs, planning, rates, results, telling, work
+from hafrm.reproduce.study import costs, drawing, planning, rates, results, telling, work
 from hafrm.reproduce.study import trials as study_trials
 from hafrm.reproduce.study.journal import Journal
 from hafrm.reproduce.study.options import PARTS, StudyOptions
@@ -240,7 +240,7 @@ def test_other_sets_and_mixtures(tiny_world: Path, tmp_path: Path) -> None:
 
 def test_curves_and_losses(tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One seed, one set, two shares, one other loss: no averages, and figures of what there is."""
-    for module in (study_trials, results, telling):
+    for module in (study_trials, results, drawing):
         monkeypatch.setattr(module, "SHARES", (2, 1))
     monkeypatch.setattr(study_trials, "_POLICY_LOSSES", ("simpo",))
     found = study(tmp_path, "--sets", "BS", "--parts", "losses", "sizes")

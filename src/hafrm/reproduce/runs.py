@@ -227,8 +227,7 @@ def _is_cut(scale: Scale, run: Run) -> bool:
 
 
 def _cut_file(scale: Scale, run: Run, out: Path) -> Path:
-    cap = "" if scale.cap is None else f"-of{scale.cap}"
-    return out / scale.name / "cuts" / f"{run.sets[0]}-1of{run.share}{cap}.jsonl"
+    return out / scale.name / "cuts" / f"{run.sets[0]}-1of{run.share}{scale.cap_suffix}.jsonl"
 
 
 def _write_cut(scale: Scale, run: Run, out: Path) -> None:
@@ -242,8 +241,7 @@ def _write_cut(scale: Scale, run: Run, out: Path) -> None:
 
 
 def _mixture_files(scale: Scale, sets: Sequence[str], split: str, out: Path) -> dict[str, Path]:
-    cap = "" if scale.cap is None else f"-of{scale.cap}"
-    folder = out / scale.name / "mixtures" / f"{'+'.join(sets)}{cap}"
+    folder = out / scale.name / "mixtures" / f"{'+'.join(sets)}{scale.cap_suffix}"
     return {name: folder / f"{name}-{split}.jsonl" for name in sets}
 
 

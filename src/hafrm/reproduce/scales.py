@@ -116,6 +116,11 @@ class Scale:
     tuned: bool = False
     """Whether learning rates are chosen among several, so that a run's folder tells its own."""
 
+    @property
+    def cap_suffix(self) -> str:
+        """What the cap adds to the names of files that hold pairs, or what is made of them."""
+        return "" if self.cap is None else f"-of{self.cap}"
+
     def at_rates(self, backbone: str, rates: Mapping[Method, float]) -> Scale:
         """This scale with a backbone's learning rates chosen."""
         chosen = replace(self.backbone(backbone), learning_rates={**self.backbone(backbone).learning_rates, **rates})

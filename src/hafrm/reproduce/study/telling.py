@@ -1,4 +1,4 @@
-"""The study's numbers in words: tables, figures and sentences, from `results.json` alone.
+"""The study's numbers in words: tables and sentences, from `results.json` alone.
 
 Every sentence that depends on a number is made here, so that none can be left behind when numbers change.
 """
@@ -9,47 +9,19 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from markupsafe import Markup
-
 from hafrm.report.wording import count, interval, p_value, percent, points
 from hafrm.reproduce import paper
-from hafrm.reproduce.figures import Bar, BarGroup, Curve, Panel, accuracy_bars, curve_panels
 from hafrm.reproduce.findings import Cell, Findings, Table, ranked, table_markdown
 from hafrm.reproduce.measures import AVERAGE
+from hafrm.reproduce.study.drawing import figures_of
+from hafrm.reproduce.study.labels import ROWS, TITLES
 from hafrm.reproduce.study.options import PARTS
 from hafrm.reproduce.study.results import AVERAGES
-from hafrm.reproduce.study.trials import SHARES
 from hafrm.stats import FEWEST_GROUPS
 
 __all__ = ["findings_of", "readme_block"]
 
 Results = Mapping[str, Any]
-
-_TITLES = {
-    "table2": "Accuracy in domain",
-    "ood": "Accuracy out of domain: trained on one set, tested on another of its category",
-    "heads": "The two heads of HAF: the reward, the policy's implicit reward, and both together",
-    "mixed": "Trained on an even mixture of all sets",
-    "losses": "Which policy loss regularises best, at ratio 0.2",
-    "ratios": "The policy loss's weight",
-    "sizes": "The share of the training pairs",
-    "priors": "Other reward losses than Bradley-Terry",
-}
-
-_ROWS = {
-    "haf": "HAF",
-    "baseline": "Baseline",
-    "dpo": "DPO",
-    "words": "bag of words",
-    "none": "no policy loss",
-    "ipo": "IPO",
-    "simpo": "SimPO",
-    "sft": "SFT",
-    "bradley_terry": "Bradley-Terry",
-    "probit": "probit",
-    "cauchy": "Cauchy",
-    "hinge": "hinge",
-}
 
 
 def findings_of(results: Results, about: str | None = None) -> Findings:
@@ -69,7 +41,7 @@ def findings_of(results: Results, about: str | None = None) -> Findings:
             _rate_table(results),
             *_account(results),
         ),
-        figures=dict(_figures(results)),
+        figures=dict(figures_of(results)),
         notes=tuple(_notes(results)),
     )
 
@@ -95,7 +67,7 @@ def _intro(results: Results) -> str:
 
 def _label(row: str) -> str:
     method, _, share = row.partition(" 1/")
-    named = _ROWS.get(method, method)
+    named = ROWS.get(method, method)
     return f"{named}, {'all pairs' if share == '1' else f'1/{share}'}" if share else named
 
 
@@ -123,7 +95,7 @@ def _accuracies(results: Results, part: str) -> Table:
         ]
     if part == "table2":
         rows += _beside(results, columns)
-    return Table(_TITLES[part], ("accuracy, %", *columns, AVERAGE), tuple(rows))
+    return Table(TITLES[part], ("accuracy, %", *columns, AVERAGE), tuple(rows))
 
 
 def _marked(cells: Sequence[Mapping[str, Any] | None]) -> list[Cell]:
@@ -170,7 +142,7 @@ def _differences(part: str, found: Sequence[Mapping[str, Any]]) -> Table:
         for each in found
     )
     header = ("points", "on", "difference, 95% interval", "by seed", "p", "p, Holm", "pairs")
-    return Table(f"{_TITLES[part]}: differences", header, rows)
+    return Table(f"{TITLES[part]}: differences", header, rows)
 
 
 def _rate_table(results: Results) -> Table:
@@ -182,7 +154,7 @@ def _rate_table(results: Results) -> Table:
                 for rate, mark in choice["marks"].items()
             ]
             chosen = "not chosen yet" if choice["rate"] is None else f"{choice['rate']:g}"
-            rows.append((f"{_ROWS[method]} ({backbone})", "; ".join(marks) or "none was tried", chosen))
+            rows.append((f"{ROWS[method]} ({backbone})", "; ".join(marks) or "none was tried", chosen))
     return Table(
         "Learning rates", ("", "validation accuracy of each rate, first seed, mean over sets", "chosen"), tuple(rows)
     )
@@ -196,7 +168,7 @@ def _at_the_edge(results: Results) -> list[str]:
             tried = [float(rate) for rate in choice["marks"]]
             if len(tried) > 1 and choice["rate"] in (min(tried), max(tried)):
                 end = "lowest" if choice["rate"] == min(tried) else "highest"
-                found.append(f"{_ROWS[method]} ({backbone}), the {end}")
+                found.append(f"{ROWS[method]} ({backbone}), the {end}")
     return found
 
 
@@ -286,53 +258,6 @@ def _paper_said(part: str, a: str, b: str, mean: Mapping[str, Any] | None) -> st
 def _printed(backbone: str, rival: str) -> float:
     rows: dict[str, float] = {row.method: row.average for row in paper.TABLE_2 if row.backbone == backbone}
     return round(rows["haf"] - rows[rival], 2) / 100
-
-
-def _figures(results: Results) -> Iterator[tuple[str, Markup]]:
-    legend = tuple((method, _ROWS[method]) for method in ("dpo", "baseline", "haf"))
-    for part in ("table2", "mixed"):
-        for backbone, grid in results["parts"].get(part, {}).items():
-            groups = [_bars(column, row) for column, row in grid.items()]
-            yield f"{part}-{backbone}", accuracy_bars(f"{_TITLES[part]}, {backbone}", groups, legend)
-    for part, label in (("sizes", "percent of the training pairs"), ("ratios", "policy ratio")):
-        for backbone, grid in results["parts"].get(part, {}).items():
-            curves = _size_curves(grid) if part == "sizes" else _ratio_curves(grid)
-            if curves:
-                panel = Panel("accuracy, mean over sets", curves, label)
-                yield f"{part}-{backbone}", curve_panels(f"{_TITLES[part]}, {backbone}", [panel])
-
-
-def _bars(column: str, row: Mapping[str, Mapping[str, Any]]) -> BarGroup:
-    shown = [(method, row[method]) for method in ("dpo", "baseline", "haf") if method in row]
-    return BarGroup(column, tuple(Bar(method, cell["accuracy"], _ends(cell)) for method, cell in shown))
-
-
-def _ends(cell: Mapping[str, Any]) -> tuple[float, float] | None:
-    return None if cell["ci95"] is None else (cell["ci95"][0], cell["ci95"][1])
-
-
-def _mean_over_sets(grid: Mapping[str, Mapping[str, Mapping[str, Any]]], row: str) -> float | None:
-    found = [column[row]["accuracy"] for column in grid.values() if row in column]
-    return statistics.fmean(found) if len(found) == len(grid) else None
-
-
-def _size_curves(grid: Mapping[str, Any]) -> tuple[Curve, ...]:
-    kinds = {"haf": "positive", "baseline": "negative", "dpo": "dpo dash1"}
-    curves = []
-    for method, kind in kinds.items():
-        at = [(100 / share, _mean_over_sets(grid, f"{method} 1/{share}")) for share in SHARES]
-        known = tuple((share, value) for share, value in at if value is not None)
-        if known:
-            curves.append(Curve(_ROWS[method], kind, known))
-    return tuple(curves)
-
-
-def _ratio_curves(grid: Mapping[str, Any]) -> tuple[Curve, ...]:
-    rows = dict.fromkeys(row for column in grid.values() for row in column)
-    known = sorted(
-        (float(row), value) for row in rows if (value := _mean_over_sets(grid, row)) is not None and float(row) >= 0
-    )
-    return (Curve("HAF", "positive", tuple(known)),) if known else ()
 
 
 def _few_prompts(results: Results) -> dict[str, int]:

@@ -38,8 +38,8 @@ WORDS = "words"
 
 def words_file(job: Job, name: str) -> Path:
     """Where the bag-of-words scores of a set lie, by what they depend on."""
-    cap = "" if job.scale.cap is None else f"-of{job.scale.cap}"
-    return study_folder(job) / "scores" / WORDS / f"{name}{cap}-{job.scale.max_length}tokens" / SCORES_FILE
+    depends_on = f"{name}{job.scale.cap_suffix}-{job.scale.max_length}tokens"
+    return study_folder(job) / "scores" / WORDS / depends_on / SCORES_FILE
 
 
 def execute(job: Job, plan: Plan, say: Say) -> None:

@@ -58,7 +58,11 @@ def test_the_three_methods_choose_among_real_responses(tmp_path: Path, capfd: py
     assert found["models"][str(runs["baseline"])]["top_1"]["value"] == 1  # it judges itself
     assert len(found["wins"]) == 3
     page = (out / "index.html").read_text()
-    for name, heading in {"best-selection": "Figure: selection", "growth": "Figure"}.items():
+    headings = {
+        "best-selection": "How often each scorer&#39;s choice is the best of all",
+        "growth": "How the judge&#39;s reward grows with n",
+    }
+    for name, heading in headings.items():
         svg = (out / f"{name}.svg").read_text()
         assert svg.startswith("<svg xmlns")
         assert f"<h2>{heading}</h2>" in page

@@ -144,6 +144,17 @@ def test_an_evaluation_is_repeated_only_where_the_model_changed(rows: Path, tmp_
     assert {"brier", "temperature", "spearman_length", "accuracy_by_margin"} <= cell.keys()
 
 
+@pytest.mark.parametrize(("prompts", "said"), [(2, True), (12, False)])
+def test_a_missing_interval_is_explained(prompts: int, said: bool, rows: Path, tmp_path: Path, capfd) -> None:
+    few, model = tmp_path / "few.jsonl", str(shared_model("stories260k"))
+    lines = [json.loads(line) | {"group": str(n % prompts)} for n, line in enumerate(rows.read_text().splitlines())]
+    few.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    command = ["evaluate", model, "--head", "policy", "--reference", model, "--data", str(few)]
+    command += ["--score.chat_template", "default", "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    assert ("No interval and no p on few.jsonl: pairs of fewer than 6 prompts" in capfd.readouterr().out) == said
+
+
 def test_the_combined_head(rows: Path, tmp_path: Path) -> None:
     """r + w * beta * log-ratio: between the heads, and equal to the reward head at w = 0."""
     run = tmp_path / "run"

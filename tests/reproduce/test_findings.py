@@ -121,11 +121,13 @@ def test_findings_are_written_whole(tmp_path: Path) -> None:
         "bars.svg",
     }
     text = (tmp_path / "out" / "table.md").read_text()
+    assert "![Bars &amp; more](bars.svg)\n\n*Bars &amp; more*" in text  # what a screen reader says is the caption
     assert "| a\\|b &lt;i&gt; | <b>1</b> |" in text
     assert "| the baseline (b) | BS | BS | +100.0 [+100.0, +100.0] | above | +12.3 |" in text
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["relations"][0]["verdict"] == "above"
     page = (tmp_path / "out" / "index.html").read_text()
+    assert "<h2>Bars &amp; more</h2>" in page
     assert "N &lt;b&gt;" in page
     assert "<b>1</b>" in page
     assert "default-src &#39;none&#39;" in page

@@ -10,11 +10,13 @@ import pytest
 
 from hafrm.data import ReadOptions
 from hafrm.errors import BadRowError, ConfigError, DataError, UnknownDataError
+from hafrm.judging import local
 from hafrm.judging.options import JudgeOptions
 from hafrm.judging.reward import OracleScorer
 from hafrm.sampling.best_of_n import BestOfNConfig, best_of_n
 from hafrm.sampling.candidates import load_candidates
 from hafrm.world import world_pairs
+from tests.tiny import save_tiny
 
 ORACLE = JudgeOptions(kind="oracle", model="helpful")
 
@@ -85,6 +87,18 @@ def test_prompts_without_all_rewards_are_left_out_and_counted(tmp_path: Path, mo
     one = str(rows(tmp_path / "one.jsonl", 1))
     with pytest.raises(DataError, match="1 overlong"):
         best_of_n(config(tmp_path, samples=one, out=str(tmp_path / "b")))
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_local_judge_may_bring_its_own_code_only_where_it_is_trusted(
+    trusted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    load = local.load_local_judge
+    monkeypatch.setattr(local, "load_local_judge", lambda *words, **options: (asked.append(options), load(*words))[1])
+    judge = JudgeOptions(kind="local", model=str(save_tiny(tmp_path / "lm", max_position_embeddings=4096)))
+    best_of_n(config(tmp_path, judge=judge, trust_remote_code=trusted))
+    assert asked == [{"trust_remote_code": trusted}]
 
 
 def test_mistakes_are_named_before_anything_is_scored(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from hafrm.report import write_page
 from hafrm.report.loading import Evaluation, read_evaluation
 from hafrm.report.markdown import cell_text, write_markdown
 from hafrm.report.suites import SuiteTable, suite_tables
-from hafrm.report.tables import TableRow, accuracy_table, comparison_rows
+from hafrm.report.tables import AccuracyTable, TableRow, accuracy_table, comparison_rows
 from hafrm.report.wording import short_names
+from hafrm.stats import FEWEST_GROUPS
 
 __all__ = ["parser", "run", "run_evaluation"]
 
@@ -58,7 +59,7 @@ def run_evaluation(config: EvaluateConfig, console: Console, intro: str = "") ->
     write_markdown(folder)
     evaluation = read_evaluation(folder)
     if evaluation.data:
-        console.print(_table(evaluation))
+        _print_accuracies(evaluation, console)
     for suite in suite_tables(evaluation):
         console.print(_suite_table(suite, short_names(evaluation.models)))
         for note in suite.notes:
@@ -69,9 +70,22 @@ def run_evaluation(config: EvaluateConfig, console: Console, intro: str = "") ->
     return page
 
 
-def _table(evaluation: Evaluation) -> Table:
-    """The accuracies with their 95% intervals, over the rows of length-only and random."""
+def _print_accuracies(evaluation: Evaluation, console: Console) -> None:
     worded = accuracy_table(evaluation)
+    console.print(_table(evaluation, worded))
+    if worded.few:
+        names = short_names(evaluation.data)
+        listed = ", ".join(names[data] for data in worded.few)
+        console.print(
+            f"No interval and no p on {listed}: pairs of fewer than {FEWEST_GROUPS} prompts tell nothing of others.",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _table(evaluation: Evaluation, worded: AccuracyTable) -> Table:
+    """The accuracies with their 95% intervals, over the rows of length-only and random."""
     models, data = short_names(evaluation.models), short_names(evaluation.data)
     table = Table(title="Accuracy in %, with 95% intervals over prompts")
     table.add_column("model", overflow="fold")

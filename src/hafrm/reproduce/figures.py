@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
+from xml.etree import ElementTree
 
 import numpy as np
 from markupsafe import Markup
@@ -16,7 +17,17 @@ from markupsafe import Markup
 from hafrm.report.svg import Frame, Scale, drawing, element, line, nice_step, path, steps, text
 from hafrm.report.wording import interval, percent, visible
 
-__all__ = ["Bar", "BarGroup", "Curve", "Panel", "accuracy_bars", "curve_panels", "figure_style", "standalone"]
+__all__ = [
+    "Bar",
+    "BarGroup",
+    "Curve",
+    "Panel",
+    "accuracy_bars",
+    "caption_of",
+    "curve_panels",
+    "figure_style",
+    "standalone",
+]
 
 _CHANCE = 0.5
 
@@ -165,6 +176,11 @@ def figure_style() -> Markup:
     """The style sheet of figures: the page's, and what figures add."""
     own = resources.files(__package__).joinpath("figures.css").read_text(encoding="utf-8")
     return Markup(resources.files("hafrm.report").joinpath("page.css").read_text(encoding="utf-8") + own)
+
+
+def caption_of(svg: Markup) -> str:
+    """What a figure shows: its name for screen readers, which stands below it as its caption too."""
+    return ElementTree.fromstring(svg).attrib["aria-label"]
 
 
 def standalone(svg: Markup) -> str:

@@ -18,7 +18,7 @@ from markupsafe import Markup, escape
 
 from hafrm import atomic
 from hafrm.report.wording import interval, points, visible
-from hafrm.reproduce.figures import figure_style, standalone
+from hafrm.reproduce.figures import caption_of, figure_style, standalone
 from hafrm.reproduce.measures import Relation
 
 __all__ = ["Findings", "Table", "findings_markdown", "ranked", "relation_table", "table_markdown", "write_findings"]
@@ -117,7 +117,10 @@ def findings_markdown(findings: Findings, *, pictures: str = "") -> str:
     parts = [f"# {findings.title}\n", f"{findings.intro}\n"]
     if findings.statements:
         parts.append("".join(f"- {statement}\n" for statement in findings.statements))
-    parts += [f"![{name}]({pictures}{name}.svg)\n" for name in findings.figures]
+    parts += [
+        f"![{caption}]({pictures}{name}.svg)\n\n*{caption}*\n"
+        for name, caption in ((name, escape(caption_of(svg))) for name, svg in findings.figures.items())
+    ]
     parts += [f"## {table.title}\n\n{table_markdown(table)}" for table in _all_tables(findings)]
     if findings.notes:
         parts.append("## Notes\n\n" + "".join(f"- {note}\n" for note in findings.notes))
@@ -142,7 +145,7 @@ def _page(findings: Findings, tables: Sequence[Table]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["visible"] = visible
+    environment.filters |= {"visible": visible, "caption_of": caption_of}
     style = figure_style()
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"

@@ -224,7 +224,8 @@ def _heard(
     """The prompts with the word of a judge that gives no rewards, and the results of its runs."""
     if config.judge is None or config.gold:
         return prompts, {}
-    runs = JudgeRuns(config.judge, Path(config.out) / "judge", config.score, config.seed, say)
+    folder = Path(config.out) / "judge"
+    runs = JudgeRuns(config.judge, folder, config.score, config.trust_remote_code, config.seed, say)
     telling = [row for row in rows if len(row.counts) > 1]
     ranks, results = runs.rank(telling) if config.judge.kind == "openai" else ({}, {})
     selections = {prompt.id: {prompt.selected(model) for model in config.models} for prompt in prompts}

@@ -51,6 +51,7 @@ class JudgeRuns:
         judge: Which judge.
         folder: Where the runs lie.
         score: How a local judge runs.
+        trust_remote_code: Run modelling code that comes with a local judge.
         seed: Seed of the order in which responses are shown.
         say: Called with a line where a stopped run goes on.
     """
@@ -58,6 +59,7 @@ class JudgeRuns:
     judge: JudgeOptions
     folder: Path
     score: ScoreOptions
+    trust_remote_code: bool
     seed: int
     say: Callable[[str], None]
 
@@ -114,8 +116,16 @@ class JudgeRuns:
         if not data.exists():
             with atomic.new_file(data) as file:
                 file.writelines(atomic.json_line(row) for row in rows)
-        score = self.score if self.judge.kind == "local" else ScoreOptions()  # it may be for the scorers alone
-        config = JudgeConfig(data=str(data), out=str(folder), judge=self.judge, mode=mode, seed=self.seed, score=score)
+        local = self.judge.kind == "local"  # with another judge these options are for the scorers alone
+        config = JudgeConfig(
+            data=str(data),
+            out=str(folder),
+            judge=self.judge,
+            mode=mode,
+            seed=self.seed,
+            score=self.score if local else ScoreOptions(),
+            trust_remote_code=self.trust_remote_code and local,
+        )
         results = judge_rows(config, say=self.say)
         lines = [json.loads(line) for line in (folder / VERDICTS_FILE).read_bytes().split(b"\n") if line]
         ranks = {line["id"]: line["ranks"] for line in lines}

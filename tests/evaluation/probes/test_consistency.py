@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,9 @@ def test_prompts_must_leave_room() -> None:
     assert kept == PROMPTS[:2]
     with pytest.raises(ConfigError, match="top_p"):
         Sampling(top_p=0)
+    for temperature in (0.0, math.inf, math.nan):
+        with pytest.raises(ConfigError, match="temperature must be a positive finite number"):
+            Sampling(temperature=temperature)
 
 
 def test_what_was_computed_is_remembered_until_it_depends_on_something_else(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,8 +36,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"sampling.top_p must be above 0 and at most 1, got {self.top_p}")
-        if not self.temperature > 0:
-            raise ConfigError(f"sampling.temperature must be positive, got {self.temperature}")
+        if not 0 < self.temperature < math.inf:
+            raise ConfigError(f"sampling.temperature must be a positive finite number, got {self.temperature}")
         if self.max_new_tokens < 1 or self.batch_size < 1:
             raise ConfigError("sampling.max_new_tokens and sampling.batch_size must be at least 1")
 

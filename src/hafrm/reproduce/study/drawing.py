@@ -25,7 +25,7 @@ def figures_of(results: Mapping[str, Any]) -> Iterator[tuple[str, Markup]]:
     for part in ("table2", "mixed"):
         for backbone, grid in results["parts"].get(part, {}).items():
             groups = [_bars(column, row) for column, row in grid.items()]
-            yield f"{part}-{backbone}", accuracy_bars(f"{TITLES[part]}, {backbone}", groups, legend)
+            yield f"{part}-{backbone}", accuracy_bars(f"{TITLES[part]}, {backbone}, with 95% intervals", groups, legend)
     for part, label in (("sizes", "percent of the training pairs"), ("ratios", "policy ratio")):
         for backbone, grid in results["parts"].get(part, {}).items():
             curves = _size_curves(grid) if part == "sizes" else _ratio_curves(grid)

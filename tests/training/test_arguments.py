@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 from hafrm.cli.train import parser
 from hafrm.data import DataOptions
 from hafrm.errors import ConfigError
+from hafrm.models.lora import LoraOptions
 from hafrm.training.arguments import checked_arguments, total_steps
 from hafrm.training.config import TrainConfig, training_arguments
 from hafrm.training.run import train
@@ -67,6 +68,12 @@ def test_evaluation_needs_validation_pairs(name: str) -> None:
     value = "steps" if name == "eval_strategy" else True
     with pytest.raises(ConfigError, match="needs validation pairs"):
         config(evaluated=False, **{name: value})
+
+
+def test_weights_in_float16_are_for_adapters() -> None:
+    with pytest.raises(ConfigError, match=r"float16 weights can't be trained.*lora\.rank"):
+        TrainConfig(model="m", data=["d"], out="o", dtype="float16")
+    TrainConfig(model="m", data=["d"], out="o", dtype="float16", lora=LoraOptions(rank=2))
 
 
 def test_early_stopping_needs_evaluations() -> None:

@@ -64,6 +64,7 @@ def test_a_base_and_an_instruct_model_are_stock_folders_that_learn(prose: str, t
         assert tokenizer.chat_template
         assert model.lm_head.weight.data_ptr() != model.model.embed_tokens.weight.data_ptr()
     assert pretrain(config(talks, tmp_path / "instruct", model=str(tmp_path / "base"))) == after  # nothing is trained
+    assert not after["config"].keys() & {"shape", "tokenizer_texts", "untie"}  # nothing of them is in the model
 
 
 def test_responses_alone_are_learnt_and_marked_rows_are_held_out(prose: str, talks: str, tmp_path: Path) -> None:
@@ -188,5 +189,9 @@ def test_the_command(prose: str, tmp_path: Path, capfd: pytest.CaptureFixture[st
     words += ["--shape.layers", "1", "--training.max_steps", "2", "--training.per_device_train_batch_size", "2"]
     assert main(["pretrain", "--data", prose, "--out", str(tmp_path / "m"), *words]) == 0
     assert "perplexity" in capfd.readouterr().out
-    assert (tmp_path / "m" / "recipe.json").exists()
+    recipe = json.loads((tmp_path / "m" / "recipe.json").read_text())
+    assert (recipe["config"]["shape"]["hidden"], recipe["config"].keys() & {"out", "context"}) == (32, set())
+    picture = (tmp_path / "m" / "losses.svg").read_text()
+    assert f"to perplexity {recipe['perplexity']:.1f} on held-out text" in picture
+    assert "held out</text>" in picture
     assert main(["pretrain", "--data", str(tmp_path / "none.jsonl"), "--out", str(tmp_path / "n")]) == 2

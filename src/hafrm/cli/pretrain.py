@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 from jsonargparse import ArgumentParser, Namespace
+from markupsafe import Markup
 from rich.console import Console
 
+from hafrm import atomic
 from hafrm.cli.options import command_parser, options_of
+from hafrm.reproduce.figures import Curve, Panel, curve_panels, standalone
 from hafrm.training.pretrain import RECIPE_FILE, PretrainConfig, pretrain
 
-__all__ = ["parser", "run"]
+__all__ = ["loss_curves", "parser", "run"]
+
+_LOSSES_PICTURE = "losses.svg"
 
 
 def parser() -> ArgumentParser:
@@ -17,14 +26,30 @@ def parser() -> ArgumentParser:
 
 
 def run(args: Namespace) -> None:
-    """Train, and say how well the model predicts."""
+    """Train, draw the losses, and say how well the model predicts."""
     config = options_of(PretrainConfig, parser(), args)
     told = Console(stderr=True)
     recipe = pretrain(config, lambda line: told.print(line, highlight=False, soft_wrap=True))
-    console = Console()
-    console.print(
+    atomic.write_text(Path(config.out) / _LOSSES_PICTURE, standalone(loss_curves(recipe)))
+    Console().print(
         f"{recipe['parameters']:,} parameters, {recipe['tokens']:,} tokens, perplexity {recipe['perplexity']:.2f} on "
-        f"held-out text. The model is in {config.out}, its losses in {config.out}/{RECIPE_FILE}.",
+        f"held-out text. The model is in {config.out}, its losses in {RECIPE_FILE} "
+        f"and {_LOSSES_PICTURE}.",
         highlight=False,
         soft_wrap=True,
+    )
+
+
+def loss_curves(recipe: Mapping[str, Any]) -> Markup:
+    """The losses over the steps, in training and on held-out text.
+
+    Args:
+        recipe: The contents of a model's `recipe.json`.
+    """
+    shown = {"training": ("zero", recipe["losses"]), "held out": ("haf", recipe["validation"])}
+    curves = tuple(Curve(label, kind, tuple(map(tuple, points))) for label, (kind, points) in shown.items() if points)
+    return curve_panels(
+        f"Pretraining {recipe['parameters']:,} parameters on {recipe['tokens']:,} tokens, to perplexity "
+        f"{recipe['perplexity']:.1f} on held-out text",
+        [Panel("loss, nats a token", curves)],
     )

@@ -180,7 +180,7 @@ class TrainConfig:
     """`auto` encodes a pair's prompt once and pads nothing, where a probe shows that the model can; else `padded`."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """The weights' dtype. `auto`: float32; for LoRA on a GPU bfloat16."""
+    """The weights' dtype. `auto`: float32; for LoRA on a GPU bfloat16. float16 is for LoRA alone."""
 
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Such code can do anything that you can: leave it off."""
@@ -195,6 +195,8 @@ class TrainConfig:
             raise ConfigError(f"early_stopping must be 0 or more, got {self.early_stopping}")
         if self.resolved_loss.reference == "adapter_off" and not self.lora.enabled:
             raise ConfigError("loss.reference: adapter_off needs LoRA: set lora.rank.")
+        if self.dtype == "float16" and not self.lora.enabled:  # AdamW divides by squares, 0 in it
+            raise ConfigError("dtype: float16 weights can't be trained. Use float32 or bfloat16, or set lora.rank.")
         object.__setattr__(self, "training", checked_arguments(self.training))
         if self.early_stopping and self.training.get("eval_strategy") == "no":
             raise ConfigError("early_stopping needs evaluations: leave out training.eval_strategy.")

@@ -47,6 +47,10 @@ _BEGUN_FILE = "begun.json"
 """What an unfinished run was asked for; gone when `recipe.json` is there."""
 
 
+_OF_A_NEW_MODEL = ("shape", "tokenizer_texts", "untie")
+"""Options that are read for a new model alone."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
     """Pretrain a small causal language model on text, or train one on."""
@@ -92,10 +96,15 @@ class PretrainConfig:
             raise ConfigError("context has no effect on a new model: set shape.context.")
         if self.model is not None:
             default = PretrainConfig(data=self.data, out=self.out)
-            for name in ("shape", "tokenizer_texts", "untie"):
+            for name in _OF_A_NEW_MODEL:
                 if getattr(self, name) != getattr(default, name):
                     raise ConfigError(f"{name} has no effect on a model that is trained on: leave it out.")
         object.__setattr__(self, "training", checked_arguments(self.training))
+
+    def asked(self) -> dict[str, Any]:
+        """The options that this model comes of: all but its folder, and those that are read for other models."""
+        unread = {"out", "context"} if self.model is None else {"out", *_OF_A_NEW_MODEL}
+        return {name: value for name, value in asdict(self).items() if name not in unread}
 
 
 def pretrain(config: PretrainConfig, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
@@ -123,7 +132,7 @@ def pretrain(config: PretrainConfig, say: Callable[[str], None] = lambda line: N
 
 def _resumed(folder: Path, config: PretrainConfig) -> dict[str, Any] | None:
     """The recipe of a finished model; refuses a folder of anything but this config's."""
-    asked = json.loads(json.dumps(asdict(config) | {"out": ""}))
+    asked = json.loads(json.dumps(config.asked()))
     for name in (RECIPE_FILE, _BEGUN_FILE):
         if not (folder / name).exists():
             continue
@@ -250,7 +259,7 @@ def _finish(
     history = trainer.state.log_history
     batch = trainer.args.per_device_train_batch_size * trainer.args.gradient_accumulation_steps
     recipe = {
-        "config": asdict(config) | {"out": ""},
+        "config": config.asked(),
         "parameters": model.num_parameters(),
         "steps": trainer.state.global_step,
         "tokens": trainer.state.global_step * batch * held_out.ids.shape[1],

@@ -24,6 +24,8 @@ from transformers import TrainingArguments
 
 from hafrm.cli import COMMANDS, main
 from hafrm.cli.options import options_of
+from hafrm.cli.pretrain import loss_curves
+from hafrm.reproduce.figures import standalone
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -246,6 +248,15 @@ def claimed() -> list[tuple[Path, str]]:
 @pytest.mark.parametrize(("page", "cell"), claimed(), ids=lambda value: str(value)[-30:])
 def test_a_claims_difference_stands_on_its_page(page: Path, cell: str) -> None:
     assert f"| {cell} |" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", sorted((DOCS / "results" / "backbones").glob("*.json")), ids=lambda path: path.stem)
+def test_a_backbones_numbers_and_curves_are_its_recipes(path: Path) -> None:
+    recipe = json.loads(path.read_text(encoding="utf-8"))
+    page = (DOCS / "results" / "backbones.md").read_text(encoding="utf-8")
+    sizes = " | ".join(f"{recipe[name]:,}" for name in ("parameters", "steps", "tokens"))
+    assert f"| [{path.stem}](backbones/{path.name}) | {sizes} | {recipe['perplexity']:.1f} |" in page
+    assert path.with_suffix(".svg").read_text(encoding="utf-8") == standalone(loss_curves(recipe))
 
 
 def test_every_page_of_results_is_linked() -> None:

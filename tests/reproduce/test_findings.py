@@ -94,6 +94,17 @@ def test_pictures_stand_alone_and_follow_light_and_dark() -> None:
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
         assert "prefers-color-scheme: dark" in standalone(svg)
         assert "nan" not in str(svg)
+        assert root[0].tag.endswith("}title")
+        assert root[0].text == root.attrib["aria-label"]
+
+
+@pytest.mark.parametrize("sets", [1, 3])
+def test_the_legend_is_inside_the_picture(sets: int) -> None:
+    groups = [BarGroup(f"set {place}", (Bar("haf", 0.7),)) for place in range(sets)]
+    figure = accuracy_bars("few", groups, (("dpo", "DPO"), ("baseline", "Baseline"), ("haf", "HAF")))
+    width = float(re.search(r'viewBox="0 0 ([\d.]+)', figure)[1])  # type: ignore[index]
+    start = float(re.search(r'x="([\d.]+)"[^>]*>HAF<', figure)[1])  # type: ignore[index]
+    assert start + 6.5 * len("HAF") <= width
 
 
 def test_bars_hang_below_one_half() -> None:

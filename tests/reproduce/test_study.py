@@ -14,16 +14,19 @@ from typing import Any
 import numpy as np
 import pytest
 from filelock import FileLock
+from markupsafe import Markup
 
 from hafrm.cli import main
+from hafrm.data import load_pairs
 from hafrm.errors import ConfigError, TrainingError
 from hafrm.evaluation.scoring import PairScore, read_scores
 from hafrm.pairs import Conversation
 from hafrm.reproduce import paper
 from hafrm.reproduce.measures import Measured
+from hafrm.reproduce.overlap import unseen
 from hafrm.reproduce.plans import Job
 from hafrm.reproduce.runs import Run, command, train_config
-from hafrm.reproduce.scales import Overrides, small_scale, world_scale
+from hafrm.reproduce.scales import Overrides, SetFiles, small_scale, world_scale
 from hafrm.reproduce.study import costs, drawing, planning, rates, results, telling, work
 from hafrm.reproduce.study import trials as study_trials
 from hafrm.reproduce.study.journal import Journal
@@ -404,6 +407,7 @@ def numbers(difference: float, ends: list[float]) -> dict[str, Any]:
         "n": 9,
         "prompts": 9,
         "length_accuracy": 0.4,
+        "seeds": [0],
         "unscored": 1,
     }
     said = {"part": "table2", "backbone": "b", "a": "haf", "b": "baseline", "p": 0.01, "by_seed": {"0": difference}}
@@ -420,7 +424,8 @@ def numbers(difference: float, ends: list[float]) -> dict[str, Any]:
         "backbones": {"b": {"paper_name": None, "lora_rank": 0}},
         "rates": {"b": {"haf": {"marks": {"0.001": None}, "failed": [], "rate": 0.001}}},
         "parts": {"table2": {"b": {"BS": {"haf": cell, "baseline": cell}}}},
-        "comparisons": [said | {"column": "BS", "p_holm": 0.02}, said | {"column": "Avg"}],
+        "comparisons": [said | {"column": "BS", "p_holm": 0.02}, said | {"column": "Avg", "columns": list(paper.SETS)}],
+        "seen": {},
         "failures": [],
         "unfinished": [],
         "missing": ["nothing is missing"],
@@ -444,6 +449,44 @@ def test_sentences_follow_the_numbers(difference: float, ends: list[float], said
     assert agrees in sentence
     assert "+4.6, +4.8, +3.4 points" in sentence  # HAF less the baseline in Table 2: 74.12 - 69.50, 71.82 - 67.06, ...
     assert f"on {int(difference > 0)} of 1" in sentence
+
+
+def test_the_papers_gains_are_those_on_the_same_sets() -> None:
+    """HAF less the baseline on Helpful, Harmless and BS, by hand from Table 2."""
+    found = numbers(0.02, [0.01, 0.03])
+    found["comparisons"][-1]["columns"] = ["Helpful", "Harmless", "BS"]
+    assert "on these sets: +7.0, +2.6, +2.6 points" in telling.findings_of(found).statements[0]
+
+
+def test_an_end_near_0_shows_its_side() -> None:
+    (sentence,) = telling.findings_of(numbers(-0.02, [-0.04, -0.0002])).statements
+    assert "[−4.00, −0.02], which is below 0" in sentence
+
+
+def test_cells_of_fewer_seeds_say_so_and_are_in_no_mean() -> None:
+    found = numbers(0.02, [0.01, 0.03])
+    row = found["parts"]["table2"]["b"]["BS"]
+    found["seeds"] = [0, 1]
+    row["haf"] = row["haf"] | {"seeds": [0, 1], "by_seed": [0.8, 0.8], "accuracy": 0.8}
+    written = telling.findings_of(found)
+    by_name = {line[0]: line[1:] for line in written.tables[0].rows}
+    assert by_name["Baseline (b)"] == ("70.0 [60.0, 80.0] (1 of 2 seeds)", "–")
+    assert by_name["HAF (b)"] == ("80.0 [60.0, 80.0]", Markup("<b>80.0</b>"))
+    assert any("are of fewer seeds than asked for" in note for note in written.notes)
+    assert "the mean over seeds 0, 1, where they are there" in written.figures["table2-b"]
+
+
+def test_a_curve_is_of_the_seeds_that_all_its_points_have() -> None:
+    """Its last point has more seeds, which are the better ones."""
+    found = numbers(0.02, [0.01, 0.03])
+    cell = found["parts"]["table2"]["b"]["BS"]["haf"]
+    more = cell | {"seeds": [0, 1], "by_seed": [0.7, 0.9], "accuracy": 0.8}
+    found["parts"] = {"ratios": {"b": {"BS": {"-0.2": cell, "0": cell, "0.5": more}}}}
+    figure = telling.findings_of(found).figures["ratios-b"]
+    assert "the mean over BS and seed 0" in figure
+    (drawn, _) = re.findall(r'd="([^"]*)" class="series positive"', figure)  # the curve, and the legend's line
+    assert len(set(re.findall(r"[ML][\d.]+ ([\d.]+)", drawn))) == 1
+    assert len(re.findall(r"[ML]([\d.]+)", drawn)) == 3  # the negative ratio, too
 
 
 def test_what_the_paper_says_is_held_to_the_sets_of_enough_prompts() -> None:
@@ -482,6 +525,12 @@ def test_the_mean_of_enough_prompts_leaves_out_the_others() -> None:
     ]
 
 
+def test_a_column_without_p_value_takes_no_part_in_the_correction() -> None:
+    found = [{"part": "ood", "column": column, "p": p} for column, p in {"A": 0.02, "B": 0.5, "CA": None}.items()]
+    results._correct(found)
+    assert [each.get("p_holm") for each in found] == [0.04, 0.5, None]
+
+
 def test_two_rows_are_compared_on_the_pairs_that_both_scored() -> None:
     """The one is right on all that it can read, the other also reads what it then gets wrong."""
 
@@ -504,8 +553,38 @@ def test_two_rows_are_compared_on_the_pairs_that_both_scored() -> None:
 
 
 def test_what_is_left_out_is_counted() -> None:
-    notes = telling.findings_of(numbers(0.02, [0.01, 0.03])).notes
+    found = numbers(0.02, [0.01, 0.03]) | {"seen": {"ood": {"BS→Harmless": [22, 308]}}}
+    notes = telling.findings_of(found).notes
     assert "Left out of all accuracies are test pairs longer than 512 tokens: BS 1 of 10." in notes
+    assert any(note.endswith("in the training or validation pairs, too: BS→Harmless 22 of 308.") for note in notes)
+    grid = found["parts"]["table2"]
+    grid["c"] = {"BS": {"haf": grid["b"]["BS"]["haf"] | {"unscored": 4, "n": 6}}}
+    notes = telling.findings_of(found).notes
+    assert "Left out of all accuracies are test pairs longer than 512 tokens: b: BS 1 of 10; c: BS 4 of 10." in notes
+
+
+def test_prompts_that_were_trained_on_are_no_test(tmp_path: Path) -> None:
+    """Two sets share a prompt: whoever trained on the one is not asked about it on the other."""
+
+    def file(name: str, prompts: Sequence[str]) -> str:
+        rows = [{"prompt": prompt, "chosen": f"{prompt} yes", "rejected": "no"} for prompt in prompts]
+        (tmp_path / name).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        return str(tmp_path / name)
+
+    sets = {
+        name: SetFiles(**{split: file(f"{name}-{split}.jsonl", prompts) for split, prompts in of.items()})
+        for name, of in {
+            "Harmless": {"train": ["x", "y"], "validation": ["z"], "test": ["t", "u"]},
+            "BS": {"train": ["t", "v"], "validation": ["u"], "test": ["w"]},
+        }.items()
+    }
+    scale = replace(world_scale(Overrides()), sets=sets)
+    pairs = load_pairs(sets["Harmless"].test, split="test").pairs
+    scores = [PairScore("m", "d", pair.id, pair.group, 1.0, 0.0, 5, 5) for pair in pairs]
+    assert unseen(scale, ("Harmless",), scores) == scores
+    assert unseen(scale, ("BS",), scores) == []  # the one is in its training pairs, the other in its validation pairs
+    another = replace(scores[0], group="another")
+    assert unseen(scale, ("BS",), [another, scores[1]]) == [another]
 
 
 @pytest.mark.parametrize("changed", [["--steps", "3"], ["--max_length", "250"]])
@@ -570,7 +649,7 @@ def test_a_set_of_few_prompts_has_no_interval_and_its_pairs_are_drawn_for_the_me
     assert ours.ci95 is None
     assert ours.as_dict()["prompts"] == 2
     found = results._on_one(few)
-    assert (found["difference"], found["ci95"], found["p"]) == (0.5, None, 1.0)
+    assert (found["difference"], found["ci95"], found["p"]) == (0.5, None, None)
     low, high = results._on_all([few, few])["ci95"]
     assert high - low == pytest.approx(2 * 1.96 * (0.25 / 1000) ** 0.5, rel=0.15)  # as of 1,000 independent pairs
     told = numbers(0.02, [0.01, 0.03])

@@ -12,7 +12,7 @@ from importlib import resources
 from xml.etree import ElementTree
 
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from hafrm.report.svg import Frame, Scale, drawing, element, line, nice_step, path, steps, text
 from hafrm.report.wording import interval, percent, visible
@@ -81,9 +81,9 @@ def accuracy_bars(label: str, groups: Sequence[BarGroup], legend: Sequence[tuple
     """
     left, top, bar = 40.0, 34.0, 18.0
     slot = bar * max(len(group.bars) for group in groups) + 22
-    width, bottom = left + slot * len(groups) + 10, 230.0
+    right, bottom = left + slot * len(groups), 230.0
     low, high = _bar_extent(groups)
-    frame = Frame(Scale(0.0, float(len(groups)), left, width - 10), Scale(low, high, bottom, top))
+    frame = Frame(Scale(0.0, float(len(groups)), left, right), Scale(low, high, bottom, top))
     ticks = [(tick, f"{100 * tick:.0f}") for tick in steps(low, high, 0.1)]
     parts = frame.axes([], ticks, "", "accuracy, %")
     for number, group in enumerate(groups):
@@ -91,8 +91,9 @@ def accuracy_bars(label: str, groups: Sequence[BarGroup], legend: Sequence[tuple
         for place, each in enumerate(group.bars):
             parts += _bar(each, frame.y, start + bar * place, bar, group.label)
         parts.append(text(frame.x(number + 0.5), bottom + 16, group.label, "middle"))
-    parts.append(line(left, frame.y(_CHANCE), width - 10, frame.y(_CHANCE), "axis"))
-    return drawing(width, bottom + 24, label, [*parts, *_legend(legend, left + 80)])
+    parts.append(line(left, frame.y(_CHANCE), right, frame.y(_CHANCE), "axis"))
+    entries, end = _legend(legend, left + 80)
+    return drawing(max(right + 10, end), bottom + 24, label, [*parts, *entries])
 
 
 def _bar_extent(groups: Sequence[BarGroup]) -> tuple[float, float]:
@@ -124,12 +125,13 @@ def _box(left: float, right: float, start: float, end: float) -> list[tuple[str,
     return [("M", left, start), ("L", left, end), ("L", right, end), ("L", right, start)]
 
 
-def _legend(entries: Sequence[tuple[str, str]], x: float) -> list[Markup]:
+def _legend(entries: Sequence[tuple[str, str]], x: float) -> tuple[list[Markup], float]:
+    """The legend from x on, and where it ends."""
     parts = []
     for kind, label in entries:
         parts += [path(_box(x, x + 10, 18, 8), f"bar {kind}"), text(x + 15, 17, label)]
-        x += 32 + 6.0 * len(label)
-    return parts
+        x += 32 + 6.5 * len(label)
+    return parts, x
 
 
 def curve_panels(label: str, panels: Sequence[Panel]) -> Markup:
@@ -153,15 +155,14 @@ def curve_panels(label: str, panels: Sequence[Panel]) -> Markup:
 
 def _panel(panel: Panel, offset: float, width: float, height: float) -> list[Markup]:
     points = np.array([point for curve in panel.curves for point in curve.points])
-    low, (right, high) = points[:, 1].min(), points.max(axis=0)
+    (left, low), (right, high) = points.min(axis=0), points.max(axis=0)
+    left, right = min(0.0, float(left)), max(1.0, float(right))
     if high - low < 1e-9:
         low, high = low - 0.5, high + 0.5
     step = nice_step(high - low, 5)
     low, high = float(np.floor(low / step) * step), float(np.ceil(high / step) * step)
-    frame = Frame(
-        Scale(0.0, float(max(right, 1)), offset + 40, offset + width - 14), Scale(low, high, height - 40, 26.0)
-    )
-    x_ticks = [(tick, f"{tick:,g}") for tick in steps(0, max(right, 1), nice_step(max(right, 1), 4))]
+    frame = Frame(Scale(left, right, offset + 40, offset + width - 14), Scale(low, high, height - 40, 26.0))
+    x_ticks = [(tick, f"{tick:,g}") for tick in steps(left, right, nice_step(right - left, 4))]
     y_ticks = [(tick, f"{tick:.3g}".replace("-", "−")) for tick in steps(low, high, step)]
     parts = frame.axes(x_ticks, y_ticks, panel.x_label, "")
     parts.append(text(offset + 40, 14, panel.title, "strong"))
@@ -184,7 +185,7 @@ def caption_of(svg: Markup) -> str:
 
 
 def standalone(svg: Markup) -> str:
-    """A figure as a file of its own: with its namespace and its style."""
+    """A figure as a file of its own: with its namespace, a title for the browser's tab, and its style."""
     head, _, rest = str(svg).partition(">")
     head = head.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
-    return f"{head}><style>{figure_style()}</style>{rest}\n"
+    return f"{head}><title>{escape(caption_of(svg))}</title><style>{figure_style()}</style>{rest}\n"

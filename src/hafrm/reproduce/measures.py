@@ -19,6 +19,7 @@ import numpy as np
 
 from hafrm.errors import DataError
 from hafrm.evaluation.scoring import SCORES_FILE, PairScore, read_scores
+from hafrm.reproduce.overlap import unseen
 from hafrm.reproduce.plans import ALL_METHODS, Evaluation, Job
 from hafrm.stats import Interval, accuracy, bootstrap_interval, hits, paired_bootstrap
 from hafrm.training.config import Method
@@ -155,12 +156,12 @@ def as_json(table: SetTable) -> dict[str, dict[Method, dict[str, Any]]]:
 
 
 def _cells(evaluation: Evaluation, job: Job) -> dict[tuple[str, str], list[PairScore]]:
-    """An evaluation's scores by method and the paper's name of the set."""
+    """An evaluation's scores by method and the paper's name of the set, without those of prompts that were seen."""
     config = evaluation.config(job)
     methods = dict(zip(config.models, evaluation.runs(), strict=True))
     sets = dict(zip(config.data, evaluation.tested_on, strict=True))
     cells: dict[tuple[str, str], list[PairScore]] = {(m, s): [] for m in methods.values() for s in sets.values()}
-    for score in read_scores(Path(config.out) / SCORES_FILE):
+    for score in unseen(job.scale, evaluation.trained_on, read_scores(Path(config.out) / SCORES_FILE)):
         cells[methods[score.model], sets[score.data]].append(score)
     return cells
 

@@ -84,12 +84,14 @@ def publish(results: dict[str, Any], root: Path, page: str = MAIN_PAGE) -> list[
     readme = root / "README.md"
     if not readme.is_file() or not (root / "docs").is_dir():
         raise ConfigError(f"publish: {root} has no README.md and docs. Give the root of a checkout.")
-    written = [root / results_path(page), root / markdown_path(page)]
-    atomic.write_json(written[0], results)
-    atomic.write_text(written[1], page_of(results, page))
-    for name, svg in findings_of(results).figures.items():
-        written.append(written[0].parent / f"{name}.svg")
-        atomic.write_text(written[-1], standalone(svg))
+    folder = (root / results_path(page)).parent
+    figures = {folder / f"{name}.svg": standalone(svg) for name, svg in findings_of(results).figures.items()}
+    for path, text in {**figures, root / markdown_path(page): page_of(results, page)}.items():
+        atomic.write_text(path, text)
+    for stale in set(folder.glob("*.svg")) - figures.keys():
+        stale.unlink()
+    atomic.write_json(root / results_path(page), results)
+    written = [root / results_path(page), root / markdown_path(page), *figures]
     before = readme.read_text(encoding="utf-8")
     if page == MAIN_PAGE and (after := with_block(before, results)) != before:
         atomic.write_text(readme, after)

@@ -16,17 +16,19 @@ import numpy as np
 
 from hafrm.evaluation.scoring import RESULTS_FILE, SCORES_FILE, PairScore, read_scores
 from hafrm.reproduce.measures import AVERAGE, Measured, measured
+from hafrm.reproduce.overlap import unseen
 from hafrm.reproduce.plans import ALL_METHODS, Job
 from hafrm.reproduce.study.options import PartName
-from hafrm.reproduce.study.planning import journal_of, missing
+from hafrm.reproduce.study.planning import journal_of, missing, stages
 from hafrm.reproduce.study.rates import at_chosen_rates, chosen
 from hafrm.reproduce.study.trials import SHARES, cells, stage_order
 from hafrm.reproduce.study.work import WORDS, words_file
 from hafrm.stats import FEWEST_GROUPS, Floats, few_groups, holm_correction, paired_bootstrap, resampled_means
+from hafrm.training.manifest import is_finished
 
 __all__ = ["AVERAGES", "ENOUGH", "FORMAT", "RIVALS_OF", "collect"]
 
-FORMAT = 2
+FORMAT = 3
 
 ENOUGH = f"{AVERAGE} of {FEWEST_GROUPS} prompts or more"
 """The mean over the columns whose test pairs are of enough prompts, where some are not."""
@@ -54,16 +56,22 @@ def collect(job: Job) -> dict[str, Any]:
 
     Returns:
         `{"format", "scale", "sets", "seeds", "steps", "cap", "max_length", "backbones", "rates", "parts",
-        "comparisons", "failures", "unfinished", "missing", "counts"}`. `parts` is {PART: {BACKBONE: {COLUMN: {ROW:
-        {"accuracy", "by_seed", "spread", "ci95", "n", "prompts", "length_accuracy", "seeds", "unscored"}}}}}; a
-        comparison says by how much row `a` is above row `b`, on the pairs that both scored.
+        "comparisons", "seen", "failures", "unfinished", "missing", "counts"}`. `parts` is {PART: {BACKBONE: {COLUMN:
+        {ROW: {"accuracy", "by_seed", "spread", "ci95", "n", "prompts", "length_accuracy", "seeds", "unscored"}}}}}; a
+        comparison says by how much row `a` is above row `b`, on the pairs that both scored; `columns` are those that
+        a mean is over. `seen` is {PART: {COLUMN: [pairs left out because their prompt was trained on, of how many]}}.
     """
     journal = journal_of(job)
-    last = journal.last()
+    done = _done(job)
+    left = {name: entry for name, entry in journal.last().items() if name not in done}
     parts: dict[str, dict[str, Any]] = {}
     comparisons: list[dict[str, Any]] = []
+    seen: dict[str, dict[str, list[int]]] = {}
     for part, backbone in stage_order(job):
-        if scores := _scores(job, part, backbone):
+        scores, left_out = _scores(job, part, backbone)
+        if left_out:
+            seen.setdefault(part, {}).update(left_out)
+        if scores:
             parts.setdefault(part, {})[backbone] = _grid(scores)
             comparisons += _comparisons(part, backbone, scores)
     _correct(comparisons)
@@ -81,8 +89,9 @@ def collect(job: Job) -> dict[str, Any]:
         "rates": {name: _rates(job, name) for name in job.backbones},
         "parts": parts,
         "comparisons": comparisons,
-        "failures": [{"what": name, "reason": entry.reason} for name, entry in last.items() if entry.event == "failed"],
-        "unfinished": [name for name, entry in last.items() if entry.event == "started"],
+        "seen": seen,
+        "failures": [{"what": name, "reason": entry.reason} for name, entry in left.items() if entry.event == "failed"],
+        "unfinished": [name for name, entry in left.items() if entry.event == "started"],
         "missing": list(missing(job)),
         "counts": {event: events.count(event) for event in ("started", "finished", "failed")},
     }
@@ -112,24 +121,39 @@ def _rates(job: Job, backbone: str) -> dict[str, Any]:
     }
 
 
-def _scores(job: Job, part: PartName, backbone: str) -> _Scores:
-    """The raw scores of a part that are there."""
+def _done(job: Job) -> set[str]:
+    """What came to its end, by the names of the journal, also where a kill kept its process from saying so."""
+    found: set[str] = set()
+    for todo in (todo for stage in stages(job) for todo in stage.todos):
+        if is_finished(todo.folder):
+            found.add(todo.name)
+        found.update(todo.scoring_name(each) for each in todo.scorings if each not in todo.unscored)
+    return found
+
+
+def _scores(job: Job, part: PartName, backbone: str) -> tuple[_Scores, dict[str, list[int]]]:
+    """The raw scores of a part that are there, and by column the pairs that were left out as seen, and of how many."""
     at = at_chosen_rates(job, backbone, journal_of(job).last())
-    if at is None:
-        return {}
     found: _Scores = {}
+    left_out: dict[str, list[int]] = {}
+    if at is None:
+        return found, left_out
     for cell in cells(at, part, backbone):
         folder = cell.scoring.folder(at.scale, at.out)
         if (folder / RESULTS_FILE).exists():
-            seeds = found.setdefault(cell.column, {}).setdefault(cell.row, {})
-            seeds[cell.scoring.run.seed] = read_scores(folder / SCORES_FILE)
+            scores = read_scores(folder / SCORES_FILE)
+            kept = unseen(job.scale, cell.scoring.run.sets, scores)
+            if len(kept) < len(scores):
+                left_out[cell.column] = [len(scores) - len(kept), len(scores)]
+            if kept:
+                found.setdefault(cell.column, {}).setdefault(cell.row, {})[cell.scoring.run.seed] = kept
     if part == "table2":
         for name, rows in found.items():
             if words_file(job, name).exists():
                 scored = _scored_by_all(seeds for seeds in rows.values())
                 words = _only(read_scores(words_file(job, name)), scored)
                 rows[WORDS] = dict.fromkeys(job.seeds, words)
-    return found
+    return found, left_out
 
 
 def _scored_by_all(rows: Iterable[Mapping[int, Sequence[PairScore]]]) -> set[str]:
@@ -201,13 +225,13 @@ def _comparisons(part: PartName, backbone: str, scores: _Scores) -> Iterator[dic
         for column, found in paired.items():
             yield named | {"column": column} | _on_one(found)
         if len(paired) > 1:
-            mean = _on_all(list(paired.values()))
+            mean = _on_all(list(paired.values())) | {"columns": list(paired)}
             if any(found.is_of_few_prompts for found in paired.values()):
                 mean["p"] = None  # pairs about a handful of prompts, drawn as if they were independent, prove nothing
             yield named | {"column": AVERAGE} | mean
-        enough = [found for found in paired.values() if not found.is_of_few_prompts]
+        enough = {column: found for column, found in paired.items() if not found.is_of_few_prompts}
         if 1 < len(enough) < len(paired):
-            yield named | {"column": ENOUGH} | _on_all(enough)
+            yield named | {"column": ENOUGH, "columns": list(enough)} | _on_all(list(enough.values()))
 
 
 def _paired(rows: Mapping[str, Mapping[int, list[PairScore]]], a: str, b: str) -> _Paired | None:
@@ -226,7 +250,7 @@ def _on_one(found: _Paired) -> dict[str, Any]:
     return {
         "difference": test.difference,
         "ci95": test.interval,
-        "p": test.p_value,
+        "p": None if found.is_of_few_prompts else test.p_value,
         "by_seed": {str(seed): value for seed, value in found.by_seed.items()},
         "n": len(a),
     }
@@ -261,8 +285,9 @@ def _on_all(columns: Sequence[_Paired]) -> dict[str, Any]:
 
 
 def _correct(comparisons: list[dict[str, Any]]) -> None:
-    """Holm's correction, over all single columns of a part; means over columns stand as they are."""
+    """Holm's correction, over a part's single columns that have a p-value; means over columns stand as they are."""
     for part in dict.fromkeys(each["part"] for each in comparisons):
-        single = [each for each in comparisons if each["part"] == part and each["column"] not in AVERAGES]
+        of_part = [each for each in comparisons if each["part"] == part and each["column"] not in AVERAGES]
+        single = [each for each in of_part if each["p"] is not None]
         for each, p in zip(single, holm_correction([each["p"] for each in single]), strict=True):
             each["p_holm"] = float(p)

@@ -87,8 +87,8 @@ def _accuracies(results: Results, part: str) -> Table:
     for backbone, grid in results["parts"].get(part, {}).items():
         names = list(dict.fromkeys(row for column in grid.values() for row in column if row != "words"))
         table = {name: [grid.get(column, {}).get(name) for column in columns] for name in names}
-        marked = [_marked([table[name][place] for name in names]) for place in range(len(columns))]
-        means = _marked_means([table[name] for name in names])
+        marked = [_marked([table[name][place] for name in names], results["seeds"]) for place in range(len(columns))]
+        means = _marked_means([table[name] for name in names], results["seeds"])
         rows += [
             (f"{_label(name)} ({backbone})", *(column[place] for column in marked), means[place])
             for place, name in enumerate(names)
@@ -98,21 +98,28 @@ def _accuracies(results: Results, part: str) -> Table:
     return Table(TITLES[part], ("accuracy, %", *columns, AVERAGE), tuple(rows))
 
 
-def _marked(cells: Sequence[Mapping[str, Any] | None]) -> list[Cell]:
-    """A column, its best in bold and its second underlined."""
-    return ranked([None if cell is None else cell["accuracy"] for cell in cells], list(map(_worded, cells)))
+def _marked(cells: Sequence[Mapping[str, Any] | None], seeds: Sequence[int]) -> list[Cell]:
+    """A column, its best in bold and its second underlined, where all are of the same seeds."""
+    alike = len({tuple(cell["seeds"]) for cell in cells if cell}) == 1
+    values = [cell["accuracy"] if cell and alike else None for cell in cells]
+    return ranked(values, [_worded(cell, seeds) for cell in cells])
 
 
-def _worded(cell: Mapping[str, Any] | None) -> str:
+def _worded(cell: Mapping[str, Any] | None, seeds: Sequence[int]) -> str:
     if cell is None:
         return "–"
     spread = "" if cell["spread"] is None else f"± {percent(cell['spread'])}"
-    return " ".join(part for part in (percent(cell["accuracy"]), spread, interval(cell["ci95"], percent)) if part)
+    of = "" if len(cell["seeds"]) == len(seeds) else f"({len(cell['seeds'])} of {count(len(seeds), 'seed')})"
+    return " ".join(part for part in (percent(cell["accuracy"]), spread, interval(cell["ci95"], percent), of) if part)
 
 
-def _marked_means(rows: Sequence[Sequence[Mapping[str, Any] | None]]) -> list[Cell]:
-    """The plain mean over columns of each row that has them all."""
-    means = [statistics.fmean(c["accuracy"] for c in row if c) if all(row) else None for row in rows]
+def _marked_means(rows: Sequence[Sequence[Mapping[str, Any] | None]], seeds: Sequence[int]) -> list[Cell]:
+    """The plain mean over columns of each row that has them all, with all seeds."""
+    whole = [all(cell and len(cell["seeds"]) == len(seeds) for cell in row) for row in rows]
+    means = [
+        statistics.fmean(cell["accuracy"] for cell in row if cell) if complete else None
+        for row, complete in zip(rows, whole, strict=True)
+    ]
     return ranked(means, ["–" if mean is None else percent(mean) for mean in means])
 
 
@@ -123,7 +130,7 @@ def _beside(results: Results, columns: Sequence[str]) -> Iterator[tuple[Cell, ..
     lengths = [next(cell["length_accuracy"] for g in grids if c in g for cell in g[c].values()) for c in columns]
     plain = [None if cell is None else {**cell, "spread": None} for cell in words]
     mean = statistics.fmean(cell["accuracy"] for cell in words if cell) if all(words) else None
-    yield ("bag of words", *map(_worded, plain), "–" if mean is None else percent(mean))
+    yield ("bag of words", *(_worded(cell, results["seeds"]) for cell in plain), "–" if mean is None else percent(mean))
     yield ("the longer response", *map(percent, lengths), percent(statistics.fmean(lengths)))
     yield ("random", *["50.0"] * (len(columns) + 1))
 
@@ -196,7 +203,7 @@ def _said(results: Results, part: str, backbone: str) -> Iterator[str]:
         single = [each for each in both if each["column"] not in AVERAGES]
         mean, enough = (next((each for each in both if each["column"] == name), None) for name in AVERAGES)
         ahead = sum(each["difference"] > 0 for each in single)
-        certain = [each for each in single if each["p_holm"] < 0.05]
+        certain = [each for each in single if "p_holm" in each and each["p_holm"] < 0.05]
         above, below = (sum(sign * each["difference"] > 0 for each in certain) for sign in (1, -1))
         yield (
             f"{_WHERE[part]}, {backbone}: {_label(a)} is above {_label(b)} on {ahead} of {len(single)} "
@@ -229,7 +236,12 @@ def _mean_said(mean: Mapping[str, Any] | None, enough: Mapping[str, Any] | None)
 
 
 def _by(mean: Mapping[str, Any]) -> str:
-    return f"by {points(mean['difference'])} points {interval(mean['ci95'], points)}"
+    near = any(0 < abs(end) < 0.0005 for end in mean["ci95"])  # which side of 0 it is on must show
+    return f"by {points(mean['difference'])} points {interval(mean['ci95'], _finely if near else points)}"
+
+
+def _finely(share: float) -> str:
+    return f"{100 * share:+.2f}".replace("-", "−")
 
 
 def _verdict(mean: Mapping[str, Any]) -> str:
@@ -240,24 +252,27 @@ def _verdict(mean: Mapping[str, Any]) -> str:
 
 
 def _paper_said(part: str, a: str, b: str, mean: Mapping[str, Any] | None) -> str:
-    """What the paper prints of the same comparison, on average over its five sets, and whether ours agrees.
+    """What the paper prints of the same comparison, on average over the same sets, and whether ours agrees.
 
     Ours is judged by the sets of enough prompts.
     """
     if part != "table2" or a != "haf" or b not in ("baseline", "dpo") or mean is None:
         return ""
-    gains = [_printed(name, b) for name in paper.BACKBONES]
+    gains = [_printed(name, b, mean["columns"]) for name in paper.BACKBONES]
     agrees = {"is above 0": "agrees", "is below 0": "contradicts it"}.get(
         _verdict(mean), "neither agrees nor contradicts"
     )
     shown = ", ".join(map(points, gains))
     excluded = "; gains as large as those are outside of the interval" if 0 < mean["ci95"][1] < min(gains) else ""
-    return f". The paper's three backbones: {shown} points; this {agrees}{excluded}"
+    return f". The paper's three backbones on these sets: {shown} points; this {agrees}{excluded}"
 
 
-def _printed(backbone: str, rival: str) -> float:
-    rows: dict[str, float] = {row.method: row.average for row in paper.TABLE_2 if row.backbone == backbone}
-    return round(rows["haf"] - rows[rival], 2) / 100
+def _printed(backbone: str, rival: str, sets: Sequence[str]) -> float:
+    """What the paper's Table 2 has HAF above a rival, a mean over sets, as a share."""
+    rows: dict[str, Mapping[str, float]] = {
+        row.method: row.accuracy for row in paper.TABLE_2 if row.backbone == backbone
+    }
+    return round(statistics.fmean(rows["haf"][name] - rows[rival][name] for name in sets), 2) / 100
 
 
 def _few_prompts(results: Results) -> dict[str, int]:
@@ -271,18 +286,36 @@ def _few_prompts(results: Results) -> dict[str, int]:
     return {column: cell["prompts"] for column, cell in cells if cell["prompts"] < FEWEST_GROUPS}
 
 
+def _of_fewer_seeds(results: Results) -> str:
+    """The parts with cells that lack seeds, in words."""
+    short = [
+        part
+        for part, grids in results["parts"].items()
+        for grid in grids.values()
+        if any(len(cell["seeds"]) < len(results["seeds"]) for column in grid.values() for cell in column.values())
+    ]
+    return ", ".join(f'"{TITLES[part]}"' for part in dict.fromkeys(short))
+
+
 def _left_out(results: Results) -> str:
-    """How many test pairs no backbone could read, by set, in words."""
-    cells = {
-        column: max(row.values(), key=lambda cell: int(cell["unscored"]))
-        for grid in results["parts"].get("table2", {}).values()
-        for column, row in grid.items()
+    """How many test pairs were not scored, by set, in words; by backbone where they differ."""
+    by_backbone = {
+        backbone: ", ".join(
+            f"{column} {unscored:,} of {unscored + next(iter(row.values()))['n']:,}"
+            for column, row in grid.items()
+            if (unscored := max(int(cell["unscored"]) for cell in row.values()))
+        )
+        for backbone, grid in results["parts"].get("table2", {}).items()
     }
-    return ", ".join(
-        f"{column} {cell['unscored']:,} of {cell['unscored'] + cell['n']:,}"
-        for column, cell in cells.items()
-        if cell["unscored"]
-    )
+    if len(set(by_backbone.values())) == 1:
+        return next(iter(by_backbone.values()))
+    return "; ".join(f"{backbone}: {told or 'none'}" for backbone, told in by_backbone.items())
+
+
+def _seen(results: Results) -> str:
+    """How many test pairs were left out as their prompts were trained on, by column, in words."""
+    found = {column: sizes for part in results["seen"].values() for column, sizes in part.items()}
+    return ", ".join(f"{column} {seen:,} of {of:,}" for column, (seen, of) in found.items())
 
 
 def _notes(results: Results) -> Iterator[str]:
@@ -304,7 +337,7 @@ def _notes(results: Results) -> Iterator[str]:
         sizes = ", ".join(f"{column}: {prompts}" for column, prompts in few.items())
         yield (
             f"Test pairs of fewer than {FEWEST_GROUPS} prompts ({sizes}) tell nothing of other prompts: they have no "
-            "interval, and a p-value of 1. In means over sets their pairs are resampled one by one, so those intervals "
+            "interval and no p-value. In means over sets their pairs are resampled one by one, so those intervals "
             "are of these prompts alone, and too narrow as far as pairs share a response: the mean of the other sets "
             "stands beside them."
         )
@@ -313,16 +346,26 @@ def _notes(results: Results) -> Iterator[str]:
             "A mixture's runs take as many steps as those of single sets, so they see fewer pairs of each set: compare "
             "methods there, and not mixtures with single sets."
         )
-    yield (
-        "Bag of words is a logistic regression on word counts of the responses, fitted on the same training pairs, and "
-        "tested on the same test pairs."
-    )
+    if "table2" in results["parts"]:
+        yield (
+            "Bag of words is a logistic regression on word counts of the responses, fitted on the same training pairs, "
+            "and tested on the same test pairs."
+        )
+    if incomplete := _of_fewer_seeds(results):
+        yield (
+            f"Some cells of {incomplete} are of fewer seeds than asked for, which they say: they are in no mean, and "
+            "no cell of their column is marked as best."
+        )
     if left_out := _left_out(results):
         yield f"Left out of all accuracies are test pairs longer than {results['max_length']:,} tokens: {left_out}."
-    yield "Files stand for the paper's sets by role only, and the backbones are others: compare signs and sizes."
+    if seen := _seen(results):
+        yield f"Left out are test pairs whose prompt is in the training or validation pairs, too: {seen}."
+    if results["scale"] != "paper":
+        yield "The sets stand for the paper's by role only, and the backbones are others: compare signs and sizes."
     counts = results["counts"]
+    again = counts["started"] - counts["finished"] - counts["failed"]
     yield (
-        f"Started: {counts['started']:,} runs and scorings, some of them more than once; finished "
-        f"{counts['finished']:,}, failed {counts['failed']:,}."
+        f"Started: {counts['started']:,} runs and scorings; finished {counts['finished']:,}, failed "
+        f"{counts['failed']:,}" + (f", stopped on the way {again:,}." if again else ".")
     )
     yield from results["missing"]

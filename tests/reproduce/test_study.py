@@ -609,3 +609,15 @@ def test_a_page_that_nobody_could_find_is_refused(
 ) -> None:
     assert main(["reproduce", "study", "--out", str(tmp_path), *words, "--dry_run"]) != 0
     assert said in capfd.readouterr().err
+
+
+def test_options_that_can_not_work_take_no_rate_out_of_the_choice(tiny_world: Path, tmp_path: Path) -> None:
+    """The backbone has 512 positions: the first command ends at its first run, which the second one trains."""
+    words = ["--sets", "BS", "--parts", "table2", "--learning_rates", "1e-4", "1e-3"]
+    too_long = [*TINY, *words, "--max_length", "600"]
+    assert main(["reproduce", "study", "--out", str(tmp_path), *too_long]) == 2
+    found = study(tmp_path, *words, "--max_length", "500")
+    for choice in found["rates"]["instruct"].values():
+        assert choice["failed"] == []
+        assert None not in choice["marks"].values()
+    assert found["missing"] == ["nothing is missing"]

@@ -20,7 +20,8 @@ __all__ = ["JOURNAL_FILE", "Entry", "Journal"]
 
 JOURNAL_FILE = "runs.jsonl"
 
-Event = Literal["started", "finished", "failed"]
+Event = Literal["started", "finished", "failed", "stopped"]
+"""What fails is not tried again by itself; what was stopped, by an option that can't work or a full disk, is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class Entry:
     foretold: float = 0.0
     """The seconds that were expected, before any correction; 0 where nobody knew."""
     reason: str = ""
-    """Why it failed."""
+    """Why it failed or was stopped."""
     at: str = ""
 
 

@@ -130,7 +130,7 @@ def missing(job: Job) -> Iterator[str]:
         seconds = sum(_seconds(todo, costs, counted) for todo in left)
         total += seconds
         if left:
-            name = f"{stage.name}, {stage.backbone}" + (f", {failed} of which failed" if failed else "")
+            name = f"{stage.name}, {stage.backbone}" + (f", {failed} of which failed (--retry tries them again)" if failed else "")
             yield f"missing: {len(left)} of {len(stage.todos)} runs of {name}{_about(seconds)}"
     yield f"all that is missing{_about(total)}" if counted else "nothing is missing"
 

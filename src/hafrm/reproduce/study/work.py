@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from hafrm.data import encode_pairs, load_pairs
 from hafrm.encoding import ConversationEncoder
-from hafrm.errors import ConfigError, HafrmError, first_line
+from hafrm.errors import ConfigError, HafrmError, UnwritableError, first_line
 from hafrm.evaluation.run import evaluate
 from hafrm.evaluation.scoring import SCORES_FILE, score_pairs, write_scores
 from hafrm.models.tokenizers import load_tokenizer
@@ -172,6 +172,7 @@ class _Worker:
 
         Raises:
             _OutOfTimeError: it would end too late.
+            ConfigError, UnwritableError: what stands in the way is not the run's own, and would meet all others.
         """
         hours = self.job.study.hours
         if hours is not None and self._spent + foretold * self.journal.slowness() > 3600 * hours:
@@ -183,8 +184,9 @@ class _Worker:
             yield
         except (HafrmError, RuntimeError, MemoryError) as error:
             seconds = round(time.monotonic() - begun, 2)
-            self.journal.write(what, "failed", reason=first_line(error), seconds=seconds)
-            if isinstance(error, ConfigError):  # every other run would say the same
+            ends_all = isinstance(error, ConfigError | UnwritableError)  # no failure: the run is not at fault
+            self.journal.write(what, "stopped" if ends_all else "failed", reason=first_line(error), seconds=seconds)
+            if ends_all:
                 raise
             self.say(f"failed: {what}: {error}")
         else:

@@ -51,13 +51,15 @@ def execute(job: Job, plan: Plan, say: Say) -> None:
         say: Called with a line before each run, and for what is left.
 
     Raises:
-        ConfigError: a run's folder holds a run with other options, or its options can't work.
+        ConfigError: a run's folder holds a run with other options (nothing is trained at the rates that are chosen
+            then), or its options can't work.
     """
     for name in dict.fromkeys(run.backbone for run in plan.runs):
         say(f"backbone {name}: {job.scale.backbone(name).model()}")
+    worker = _Worker(job, say)
+    worker.require_same_options()
     for name in job.sets:
         _score_words(job, name, say)
-    worker = _Worker(job, say)
     try:
         worker.work()
     except _OutOfTimeError:
@@ -110,10 +112,21 @@ class _Worker:
         self.start = time.monotonic()
         self.costs = Costs(job) if is_local(job) else None
 
+    def require_same_options(self) -> None:
+        """Look at all runs whose rates are known: where the time is up early, the rest is shown as it is found.
+
+        Raises:
+            ConfigError: a folder holds a run with other options.
+        """
+        for stage in stages(self.job):
+            for todo in stage.todos if stage.ready else ():
+                require_same_options(self._config(todo))
+
     def work(self) -> None:
         """Do all that can be done. What other processes hold is waited for only where the next stage needs it.
 
         Raises:
+            ConfigError: a folder holds a run with other options.
             _OutOfTimeError: the time is up.
         """
         held: list[Todo] = []
@@ -125,6 +138,7 @@ class _Worker:
             if stage.name == SEARCH:
                 for todo in left:
                     self._do(todo, stage.name, wait=True)
+                self.require_same_options()  # of the folders that the choice has named
             else:
                 held += left
         for todo in held:

@@ -191,3 +191,13 @@ def test_the_names_here_are_those_that_the_command_lists(capfd: pytest.CaptureFi
     assert main(["reproduce", "table9"]) == 2
     error = capfd.readouterr().err
     assert all(re.search(rf"\b{name} \(", error) for name in EXPERIMENTS)
+
+
+def test_a_dry_run_says_which_runs_the_command_would_refuse(
+    tiny_world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    trained(world_scale(Overrides(steps=1)), "baseline", ["BS"], 0, tmp_path)
+    words = ["reproduce", "table2", "--scale", "world", "--sets", "BS", "--backbones", "instruct", "--dry_run"]
+    for steps, state in (("1", "finished"), ("2", "other options: training.max_steps (was 1, now 2)")):
+        assert main([*words, "--out", str(tmp_path), "--steps", steps]) == 0
+        assert f"[{state}] instruct/BS/baseline-seed0" in capfd.readouterr().out

@@ -621,3 +621,53 @@ def test_options_that_can_not_work_take_no_rate_out_of_the_choice(tiny_world: Pa
         assert choice["failed"] == []
         assert None not in choice["marks"].values()
     assert found["missing"] == ["nothing is missing"]
+
+
+def test_options_are_compared_before_anything_is_done(
+    tiny_world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The mixture comes last: it is refused though the time would be up after the first run."""
+    study(tmp_path, "--parts", "mixed")
+    words = ["reproduce", "study", "--out", str(tmp_path), *TINY, "--parts", "table2", "mixed", "--steps", "3"]
+    assert main([*words, "--hours", "0.0000001"]) == 2
+    assert "training.max_steps (was 2, now 3)" in capfd.readouterr().err
+    assert not (tmp_path / "world/runs/instruct/BS").exists()
+    assert main([*words, "--dry_run"]) == 0
+    printed = capfd.readouterr().out
+    assert "[other options: training.max_steps (was 2, now 3)] instruct/Harmless+BS/haf-seed0" in printed
+    assert "3 runs were made with other options" in printed
+    assert "nothing is missing" not in printed
+
+
+def test_runs_at_rates_that_are_not_chosen_are_not_finished(
+    tiny_world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--sets", "BS", "--parts", "table2"]
+    study(tmp_path, *words)
+    tuned = [*words, "--learning_rates", "1e-4", "1e-3", "--dry_run"]
+    capfd.readouterr()
+    assert main(["reproduce", "study", "--out", str(tmp_path), *TINY, *tuned]) == 0
+    printed = capfd.readouterr().out
+    assert "table2, instruct: 3 runs at rates that are still to be chosen" in printed
+    assert "[finished]" not in printed
+    assert "missing: 3 of 3 runs of table2" in printed
+
+
+def test_runs_that_failed_take_no_time_unless_they_are_tried_again(
+    tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def failing(*_: Any) -> None:
+        raise TrainingError("the loss is not finite")
+
+    monkeypatch.setattr(work, "train_missing", failing)
+    words = ["reproduce", "study", "--scale", "small", "--backbone", str(tiny_world), "--backbones", "base"]
+    words += ["--data_folder", str(small_files(tmp_path / "data")), "--steps", "1", "--max_length", "256"]
+    words += ["--sets", "BS", "--parts", "table2", "--out", str(tmp_path)]
+    assert main(words) == 0
+    capfd.readouterr()
+    for more, hours in (([], False), (["--retry"], True)):
+        assert main([*words, *more, "--dry_run"]) == 0
+        printed = capfd.readouterr().out
+        assert "[failed: the loss is not finite] base/BS/haf-seed0" in printed
+        assert "all that is missing" in printed
+        assert ("hours" in printed) is hours

@@ -178,7 +178,7 @@ def _losses(run: Run) -> LossConfig:
 
 
 def other_options(config: TrainConfig | RlhfConfig, *, shown: bool = False) -> str:
-    """The options in which a folder's run differs from what is asked for, in words; empty where none does, or no run is.
+    """The options in which a folder's run differs from what is asked for; empty where none does, or no run is.
 
     Args:
         config: What is asked for.
@@ -240,7 +240,10 @@ def _data(scale: Scale, sets: Sequence[str], split: Literal["train", "validation
     if len(sets) == 1:
         return [getattr(scale.sets[sets[0]], split)]
     if scale.mixed is not None:
-        return [f"{getattr(scale.sets[name], split)}[:{scale.mixed[split]}]" for name in sets]
+        size = scale.mixed[split]
+        if split == "train" and scale.cap is not None:
+            size = min(size, scale.cap)
+        return [f"{getattr(scale.sets[name], split)}[:{size}]" for name in sets]
     return [str(path) for path in _mixture_files(scale, sets, split, out).values()]
 
 

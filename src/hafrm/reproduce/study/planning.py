@@ -50,7 +50,9 @@ class Todo:
     @property
     def unscored(self) -> tuple[Scoring, ...]:
         """The scorings that are not there yet."""
-        return tuple(each for each in self.scorings if not (self.chosen and (self.scores(each) / RESULTS_FILE).exists()))
+        return tuple(
+            each for each in self.scorings if not (self.chosen and (self.scores(each) / RESULTS_FILE).exists())
+        )
 
     @property
     def done(self) -> bool:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -671,3 +672,52 @@ def test_runs_that_failed_take_no_time_unless_they_are_tried_again(
         assert "[failed: the loss is not finite] base/BS/haf-seed0" in printed
         assert "all that is missing" in printed
         assert ("hours" in printed) is hours
+
+
+def test_what_another_process_tried_in_vain_is_not_tried_again(
+    tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that failed since this process began is not tried; one that failed in an earlier command is, by `retry`."""
+    asked = job(tmp_path, backbones=("instruct",), sets=("BS",), seeds=(0,))
+    asked = replace(asked, study=StudyOptions(parts=("table2",), retry=True))
+    journal = planning.journal_of(asked)
+    for method in ("haf", "dpo"):
+        journal.write(f"instruct/BS/{method}-seed0", "failed", reason="in an earlier command")
+    tried: list[str] = []
+
+    def failing(scale: Any, run: Run, out: Path) -> Path:
+        tried.append(run.method)
+        raise TrainingError("the loss is not finite")
+
+    monkeypatch.setattr(work, "train_missing", failing)
+    worker = work._Worker(asked, lambda line: None)
+    journal.write("instruct/BS/haf-seed0", "failed", reason="by the other one")
+    worker.work()
+    assert tried == ["baseline", "dpo"]
+
+
+def test_a_kill_after_training_leaves_no_checkpoints(
+    tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    words = ["--sets", "BS", "--parts", "table2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(work, "shutil", SimpleNamespace(rmtree=killed))
+        assert main(["reproduce", "study", "--out", str(tmp_path), *TINY, *words]) == 130
+    assert list((tmp_path / "world/runs").rglob("checkpoint-*"))
+    study(tmp_path, *words)
+    assert not list((tmp_path / "world/runs").rglob("checkpoint-*"))
+
+
+def test_a_half_line_takes_no_other_with_it(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "runs.jsonl")
+    journal.write("a", "started")
+    before = journal.length
+    with journal.path.open("ab") as file:
+        file.write(b'{"what": "b", "event": "sta')
+    journal.write("c", "failed", reason="row 3: \u2028 and \x85 are no ends of lines")
+    journal.write("d", "finished")
+    assert [entry.what for entry in journal.entries()] == ["a", "c", "d"]
+    assert set(journal.last(since=before)) == {"c", "d"}

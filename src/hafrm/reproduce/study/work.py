@@ -26,7 +26,6 @@ from hafrm.reproduce.study.costs import Costs, is_local
 from hafrm.reproduce.study.planning import SEARCH, Todo, journal_of, missing, stages, study_folder
 from hafrm.reproduce.study.words import fit_words
 from hafrm.training.config import TrainConfig
-from hafrm.training.manifest import is_finished
 
 __all__ = ["WORDS", "execute", "words_file"]
 
@@ -94,6 +93,11 @@ def _lock_file(job: Job, name: str) -> Path:
     return path
 
 
+def _leftovers(todo: Todo) -> list[Path]:
+    """The checkpoints of a run, which a finished one needs no more."""
+    return [] if todo.run.keep_checkpoints else list(todo.folder.glob("checkpoint-*"))
+
+
 class _OutOfTimeError(Exception):
     """The next run would end after the time that was given."""
 
@@ -109,6 +113,7 @@ class _Worker:
     def __init__(self, job: Job, say: Say) -> None:
         self.job, self.say = job, say
         self.journal = journal_of(job)
+        self.known = self.journal.length
         self.start = time.monotonic()
         self.costs = Costs(job) if is_local(job) else None
 
@@ -151,24 +156,30 @@ class _Worker:
             ConfigError: what is there of it was trained with other options.
         """
         require_same_options(self._config(todo))
-        if todo.done or (not self.job.study.retry and todo.failure(self.journal.last())):
+        if todo.done and not _leftovers(todo):
+            return True
+        if not self.job.study.retry and todo.failure(self.journal.last()):
             return True
         try:
             with FileLock(_lock_file(self.job, todo.name), timeout=-1 if wait else 0):
-                if not is_finished(todo.folder):
-                    self._train(todo, stage)
-                if is_finished(todo.folder):
-                    self._score(todo, stage)
+                if not todo.failure(self.journal.last(since=self.known)):  # else another has just tried it in vain
+                    self._try(todo, stage)
         except Timeout:
             return False
         return True
+
+    def _try(self, todo: Todo, stage: str) -> None:
+        if not todo.trained:
+            self._train(todo, stage)
+        if todo.trained:
+            for checkpoint in _leftovers(todo):  # two of them are thrice the model's size
+                shutil.rmtree(checkpoint)
+            self._score(todo, stage)
 
     def _train(self, todo: Todo, stage: str) -> None:
         seconds = self.costs.run(todo.run) if self.costs else 0.0
         with self._told(todo.name, stage, seconds):
             train_missing(todo.job.scale, todo.run, todo.job.out)
-            for checkpoint in todo.folder.glob("checkpoint-*"):  # two of them are thrice the model's size
-                shutil.rmtree(checkpoint)
 
     def _config(self, todo: Todo) -> TrainConfig:
         scale = todo.job.scale

@@ -11,9 +11,11 @@ import pytest
 
 from hafrm.cli import main, train
 from hafrm.cli.options import options_of
+from hafrm.data import load_pairs
 from hafrm.errors import ConfigError
-from hafrm.reproduce import figure3, figure6, paper, table2, table3
+from hafrm.reproduce import claims, figure3, figure6, paper, policies, table2, table3
 from hafrm.reproduce.plans import Job, Plan, described
+from hafrm.reproduce.probes.claims import ClaimsConfig
 from hafrm.reproduce.registry import EXPERIMENTS
 from hafrm.reproduce.runs import Run, command, state_of, train_config, trained, write_data
 from hafrm.reproduce.scales import Overrides, Scale, paper_scale, small_scale, world_scale
@@ -191,3 +193,45 @@ def test_the_names_here_are_those_that_the_command_lists(capfd: pytest.CaptureFi
     assert main(["reproduce", "table9"]) == 2
     error = capfd.readouterr().err
     assert all(re.search(rf"\b{name} \(", error) for name in EXPERIMENTS)
+
+
+def test_a_dry_run_says_which_runs_the_command_would_refuse(
+    tiny_world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    trained(world_scale(Overrides(steps=1)), "baseline", ["BS"], 0, tmp_path)
+    words = ["reproduce", "table2", "--scale", "world", "--sets", "BS", "--backbones", "instruct", "--dry_run"]
+    for steps, state in (("1", "finished"), ("2", "other options: training.max_steps (was 1, now 2)")):
+        assert main([*words, "--out", str(tmp_path), "--steps", steps]) == 0
+        assert f"[{state}] instruct/BS/baseline-seed0" in capfd.readouterr().out
+
+
+def test_a_cap_holds_for_the_worlds_mixture() -> None:
+    run = Run(backbone="instruct", sets=("Helpful", "BS"), method="haf")
+    for cap, data in ((5, ["world/helpful[:5]", "world/safe[:5]"]), (900, ["world/helpful[:800]", "world/safe[:800]"])):
+        config = train_config(world_scale(Overrides(cap=cap)), run, Path("o"), model="m")
+        assert config.data == data
+        assert config.eval_data == ["world/helpful[:80]", "world/safe[:80]"]
+
+
+def test_a_policy_finds_the_pairs_of_a_capped_set(
+    tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No reward model is trained before it that would have written them."""
+    read: list[int] = []
+    monkeypatch.setattr(policies, "rlhf", lambda config: read.append(len(load_pairs(config.data).pairs)))
+    policy = policies.PolicyRun(backbone="instruct", sets=("BS",), rewarded_by=None, seed=0)
+    policies.train_missing_policy(world_scale(Overrides(cap=5)), policy, tmp_path)
+    assert read == [5]
+
+
+def test_the_claims_training_pairs_are_the_runs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[ClaimsConfig] = []
+    monkeypatch.setattr(claims, "run_claims", asked.append)
+    capped = job(world_scale(Overrides(cap=5)), sets=("BS",))
+    claims._claim(capped, "instruct")
+    (run, *_) = claims.plan(capped).runs
+    assert (
+        asked[0].data
+        == train_config(capped.scale, run, capped.out, model="m").data
+        == ["o/world/cuts/BS-1of1-of5.jsonl"]
+    )

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -688,3 +689,114 @@ def test_a_page_that_nobody_could_find_is_refused(
 ) -> None:
     assert main(["reproduce", "study", "--out", str(tmp_path), *words, "--dry_run"]) != 0
     assert said in capfd.readouterr().err
+
+
+def test_options_that_can_not_work_take_no_rate_out_of_the_choice(tiny_world: Path, tmp_path: Path) -> None:
+    """The backbone has 512 positions: the first command ends at its first run, which the second one trains."""
+    words = ["--sets", "BS", "--parts", "table2", "--learning_rates", "1e-4", "1e-3"]
+    too_long = [*TINY, *words, "--max_length", "600"]
+    assert main(["reproduce", "study", "--out", str(tmp_path), *too_long]) == 2
+    found = study(tmp_path, *words, "--max_length", "500")
+    for choice in found["rates"]["instruct"].values():
+        assert choice["failed"] == []
+        assert None not in choice["marks"].values()
+    assert found["missing"] == ["nothing is missing"]
+
+
+def test_options_are_compared_before_anything_is_done(
+    tiny_world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The mixture comes last: it is refused though the time would be up after the first run."""
+    study(tmp_path, "--parts", "mixed")
+    words = ["reproduce", "study", "--out", str(tmp_path), *TINY, "--parts", "table2", "mixed", "--steps", "3"]
+    assert main([*words, "--hours", "0.0000001"]) == 2
+    assert "training.max_steps (was 2, now 3)" in capfd.readouterr().err
+    assert not (tmp_path / "world/runs/instruct/BS").exists()
+    assert main([*words, "--dry_run"]) == 0
+    printed = capfd.readouterr().out
+    assert "[other options: training.max_steps (was 2, now 3)] instruct/Harmless+BS/haf-seed0" in printed
+    assert "3 runs were made with other options" in printed
+    assert "nothing is missing" not in printed
+
+
+def test_runs_at_rates_that_are_not_chosen_are_not_finished(
+    tiny_world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--sets", "BS", "--parts", "table2"]
+    study(tmp_path, *words)
+    tuned = [*words, "--learning_rates", "1e-4", "1e-3", "--dry_run"]
+    capfd.readouterr()
+    assert main(["reproduce", "study", "--out", str(tmp_path), *TINY, *tuned]) == 0
+    printed = capfd.readouterr().out
+    assert "table2, instruct: 3 runs at rates that are still to be chosen" in printed
+    assert "[finished]" not in printed
+    assert "missing: 3 of 3 runs of table2" in printed
+
+
+def test_runs_that_failed_take_no_time_unless_they_are_tried_again(
+    tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def failing(*_: Any) -> None:
+        raise TrainingError("the loss is not finite")
+
+    monkeypatch.setattr(work, "train_missing", failing)
+    words = ["reproduce", "study", "--scale", "small", "--backbone", str(tiny_world), "--backbones", "base"]
+    words += ["--data_folder", str(small_files(tmp_path / "data")), "--steps", "1", "--max_length", "256"]
+    words += ["--sets", "BS", "--parts", "table2", "--out", str(tmp_path)]
+    assert main(words) == 0
+    capfd.readouterr()
+    for more, hours in (([], False), (["--retry"], True)):
+        assert main([*words, *more, "--dry_run"]) == 0
+        printed = capfd.readouterr().out
+        assert "[failed: the loss is not finite] base/BS/haf-seed0" in printed
+        assert "all that is missing" in printed
+        assert ("hours" in printed) is hours
+
+
+def test_what_another_process_tried_in_vain_is_not_tried_again(
+    tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that failed since this process began is not tried; one that failed in an earlier command is, by `retry`."""
+    asked = job(tmp_path, backbones=("instruct",), sets=("BS",), seeds=(0,))
+    asked = replace(asked, study=StudyOptions(parts=("table2",), retry=True))
+    journal = planning.journal_of(asked)
+    for method in ("haf", "dpo"):
+        journal.write(f"instruct/BS/{method}-seed0", "failed", reason="in an earlier command")
+    tried: list[str] = []
+
+    def failing(scale: Any, run: Run, out: Path) -> Path:
+        tried.append(run.method)
+        raise TrainingError("the loss is not finite")
+
+    monkeypatch.setattr(work, "train_missing", failing)
+    worker = work._Worker(asked, lambda line: None)
+    journal.write("instruct/BS/haf-seed0", "failed", reason="by the other one")
+    worker.work()
+    assert tried == ["baseline", "dpo"]
+
+
+def test_a_kill_after_training_leaves_no_checkpoints(
+    tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    words = ["--sets", "BS", "--parts", "table2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(work, "shutil", SimpleNamespace(rmtree=killed))
+        assert main(["reproduce", "study", "--out", str(tmp_path), *TINY, *words]) == 130
+    assert list((tmp_path / "world/runs").rglob("checkpoint-*"))
+    study(tmp_path, *words)
+    assert not list((tmp_path / "world/runs").rglob("checkpoint-*"))
+
+
+def test_a_half_line_takes_no_other_with_it(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "runs.jsonl")
+    journal.write("a", "started")
+    before = journal.length
+    with journal.path.open("ab") as file:
+        file.write(b'{"what": "b", "event": "sta')
+    journal.write("c", "failed", reason="row 3: \u2028 and \x85 are no ends of lines")
+    journal.write("d", "finished")
+    assert [entry.what for entry in journal.entries()] == ["a", "c", "d"]
+    assert set(journal.last(since=before)) == {"c", "d"}

@@ -13,6 +13,7 @@ from hafrm.report.wording import interval
 from hafrm.reproduce.findings import Findings, Table
 from hafrm.reproduce.plans import Job, Plan
 from hafrm.reproduce.probes.claims import ClaimsConfig, run_claims
+from hafrm.reproduce.runs import train_config
 from hafrm.reproduce.table2 import intro, scale_notes
 from hafrm.stats import Interval
 from hafrm.training.config import Method
@@ -64,11 +65,12 @@ def _claim(job: Job, backbone: str) -> Claim:
         for method in _METHODS
     )
     files = job.scale.sets[job.sets[0]]
+    (run, *_) = job.runs(job.sets[:1], "haf", backbone=backbone)
     return run_claims(
         ClaimsConfig(
             hybrids=hybrids,
             baselines=baselines,
-            data=[files.train],
+            data=train_config(job.scale, run, job.out, model="").data,  # of a capped set the pairs that were drawn
             held_out=[files.test],
             out=str(job.root / "claims-fits" / backbone),
             max_pairs=_PAIRS,

@@ -14,7 +14,7 @@ from pathlib import Path
 from hafrm.evaluation.run import EvaluateConfig, evaluate
 from hafrm.evaluation.scoring import RESULTS_FILE
 from hafrm.reproduce.policies import PolicyRun, policy_command, policy_config, train_missing_policy
-from hafrm.reproduce.runs import Run, command, require_same_options, state_of, train_config, train_missing
+from hafrm.reproduce.runs import Run, command, require_same_options, shown_state, state_of, train_config, train_missing
 from hafrm.reproduce.scales import Scale
 from hafrm.reproduce.study.options import StudyOptions
 from hafrm.training.config import Method
@@ -141,10 +141,10 @@ def execute(job: Job, plan: Plan, say: Callable[[str], None]) -> None:
 
 def described(job: Job, plan: Plan) -> Iterator[str]:
     """The plan in lines: each run with its state and the command that does the same, and each evaluation."""
-    states = [state_of(run.folder(job.scale, job.out)) for run in plan.runs]
+    configs = [train_config(job.scale, run, job.out, model=job.scale.backbone(run.backbone).shown) for run in plan.runs]
+    states = [shown_state(job.scale, config) for config in configs]
     yield f"{len(plan.runs)} training runs, of which {states.count('finished')} are finished:"
-    for run, state in zip(plan.runs, states, strict=True):
-        config = train_config(job.scale, run, job.out, model=job.scale.backbone(run.backbone).shown)
+    for run, state, config in zip(plan.runs, states, configs, strict=True):
         yield f"  [{state}] {run.name}"
         yield f"    {shlex.join(command(config))}"
     yield f"{len(plan.evaluations)} evaluations:"
@@ -156,7 +156,6 @@ def described(job: Job, plan: Plan) -> Iterator[str]:
     if plan.policies:
         yield f"{len(plan.policies)} policies:"
     for policy in plan.policies:
-        folder = policy.folder(job.scale, job.out)
-        yield f"  [{state_of(folder)}] {policy.name}"
         options = policy_config(job.scale, policy, job.out, model=job.scale.backbone(policy.backbone).shown)
+        yield f"  [{shown_state(job.scale, options)}] {policy.name}"
         yield f"    {shlex.join(policy_command(options))}"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hafrm.models.scorers import ScoreOptions
-from hafrm.reproduce.runs import Run, require_same_options, train_config
+from hafrm.reproduce.runs import Run, require_same_options, train_config, write_data
 from hafrm.reproduce.scales import Scale
 from hafrm.rlhf.options import KlOptions, RlhfConfig, SamplingOptions
 from hafrm.rlhf.run import rlhf
@@ -55,6 +55,11 @@ class PolicyRun:
         return Run(backbone=self.backbone, sets=self.sets, method=self.rewarded_by, seed=self.seed)
 
     @property
+    def prompts(self) -> Run:
+        """A run on the pairs whose prompts it answers, whatever rewards it."""
+        return Run(backbone=self.backbone, sets=self.sets, method="haf", seed=self.seed)
+
+    @property
     def name(self) -> str:
         """The policy's folder below `policies`."""
         return f"{self.backbone}/{'+'.join(self.sets)}/{self.rewarded_by or 'oracle'}-seed{self.seed}"
@@ -74,11 +79,10 @@ def policy_config(scale: Scale, policy: PolicyRun, out: Path, *, model: str | No
         model: What to call the backbone; by default its folder or hub id, which may train a small model first.
     """
     backbone = scale.backbone(policy.backbone)
-    prompts = Run(backbone=policy.backbone, sets=policy.sets, method="haf", seed=policy.seed)
     return RlhfConfig(
         model=model or backbone.model(),
         reward=str(policy.reward.folder(scale, out)) if policy.reward else scale.sets[policy.sets[0]].train,
-        data=train_config(scale, prompts, out, model="").data,
+        data=train_config(scale, policy.prompts, out, model="").data,
         out=str(policy.folder(scale, out)),
         lora=backbone.lora,
         score=ScoreOptions(overlong="truncate"),
@@ -98,6 +102,7 @@ def train_missing_policy(scale: Scale, policy: PolicyRun, out: Path) -> Path:
     require_same_options(config)
     folder = Path(config.out)
     if not is_finished(folder):
+        write_data(scale, policy.prompts, out)
         rlhf(config)
     return folder
 

@@ -25,10 +25,13 @@ from hafrm.training.run import train
 
 __all__ = [
     "LOSSES",
+    "OTHER_OPTIONS",
     "Run",
     "RunState",
     "command",
+    "other_options",
     "require_same_options",
+    "shown_state",
     "state_of",
     "train_config",
     "train_missing",
@@ -39,6 +42,9 @@ __all__ = [
 RunState = Literal["finished", "unfinished", "missing"]
 
 Say = Callable[[str], None]
+
+OTHER_OPTIONS = "other options"
+"""How the state begins of a run that a command would refuse."""
 
 LOSSES: Mapping[str, LossConfig] = {
     "ipo": LossConfig(policy_loss="ipo"),
@@ -171,16 +177,33 @@ def _losses(run: Run) -> LossConfig:
     return base if run.policy_ratio is None else replace(base, policy_ratio=run.policy_ratio)
 
 
+def other_options(config: TrainConfig | RlhfConfig, *, shown: bool = False) -> str:
+    """The options in which a folder's run differs from what is asked for; empty where none does, or no run is.
+
+    Args:
+        config: What is asked for.
+        shown: Whether its model is only how a plan prints it, which can't be compared.
+    """
+    manifest = read_manifest(Path(config.out))
+    if manifest is None:
+        return ""
+    return changed_options(manifest, replace(config, model=manifest["config"]["model"]) if shown else config)
+
+
 def require_same_options(config: TrainConfig | RlhfConfig) -> None:
     """Refuse to show the run of another scale, length or rate as this one's.
 
     Raises:
         ConfigError: the folder holds a run with other options.
     """
-    manifest = read_manifest(Path(config.out))
-    changed = changed_options(manifest, config) if manifest is not None else ""
-    if changed:
+    if changed := other_options(config):
         raise ConfigError(f"{config.out} holds a run with other options: {changed}. Choose another --out.")
+
+
+def shown_state(scale: Scale, config: TrainConfig | RlhfConfig) -> str:
+    """What a plan says of a run's folder, where the config's model is the backbone's `shown`."""
+    changed = other_options(config, shown=scale.name == "world")  # the world's backbones are made when they are needed
+    return f"{OTHER_OPTIONS}: {changed}" if changed else state_of(Path(config.out))
 
 
 def state_of(folder: Path) -> RunState:
@@ -217,7 +240,10 @@ def _data(scale: Scale, sets: Sequence[str], split: Literal["train", "validation
     if len(sets) == 1:
         return [getattr(scale.sets[sets[0]], split)]
     if scale.mixed is not None:
-        return [f"{getattr(scale.sets[name], split)}[:{scale.mixed[split]}]" for name in sets]
+        size = scale.mixed[split]
+        if split == "train" and scale.cap is not None:
+            size = min(size, scale.cap)
+        return [f"{getattr(scale.sets[name], split)}[:{size}]" for name in sets]
     return [str(path) for path in _mixture_files(scale, sets, split, out).values()]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hafrm.evaluation.scoring import RESULTS_FILE
 from hafrm.reproduce.plans import Job, Plan
-from hafrm.reproduce.runs import Run
+from hafrm.reproduce.runs import OTHER_OPTIONS, Run, shown_state, train_config
 from hafrm.reproduce.study.costs import Costs, is_local
 from hafrm.reproduce.study.journal import JOURNAL_FILE, Entry, Journal
 from hafrm.reproduce.study.rates import at_chosen_rates, search
@@ -29,6 +29,8 @@ class Todo:
     """The study's job, the run's backbone at its learning rate."""
     run: Run
     scorings: tuple[Scoring, ...] = ()
+    chosen: bool = True
+    """Whether its learning rate is; where not, the folder is that of another run, which says nothing of this one."""
 
     @property
     def folder(self) -> Path:
@@ -41,14 +43,21 @@ class Todo:
         return str(self.folder.relative_to(self.job.root / "runs"))
 
     @property
+    def trained(self) -> bool:
+        """Whether the run is finished."""
+        return self.chosen and is_finished(self.folder)
+
+    @property
     def unscored(self) -> tuple[Scoring, ...]:
         """The scorings that are not there yet."""
-        return tuple(each for each in self.scorings if not (self.scores(each) / RESULTS_FILE).exists())
+        return tuple(
+            each for each in self.scorings if not (self.chosen and (self.scores(each) / RESULTS_FILE).exists())
+        )
 
     @property
     def done(self) -> bool:
         """Whether nothing is missing."""
-        return is_finished(self.folder) and not self.unscored
+        return self.trained and not self.unscored
 
     def scores(self, scoring: Scoring) -> Path:
         """Where a scoring lies."""
@@ -60,7 +69,9 @@ class Todo:
 
     def failure(self, journal: Mapping[str, Entry]) -> Entry | None:
         """The entry that says why it can't be done, if it failed when it was last tried."""
-        names = [*([] if is_finished(self.folder) else [self.name]), *map(self.scoring_name, self.unscored)]
+        if not self.chosen:
+            return None
+        names = [*([] if self.trained else [self.name]), *map(self.scoring_name, self.unscored)]
         return next((journal[name] for name in names if name in journal and journal[name].event == "failed"), None)
 
 
@@ -102,18 +113,42 @@ def stages(job: Job) -> Iterator[Stage]:
             if todos := tuple(Todo(at, run) for at, run in search(job, backbone)):
                 yield Stage(SEARCH, backbone, todos)
         at = at_chosen_rates(job, backbone, journal_of(job).last())
+        ready = at is not None
         found = trials(job, part, backbone).items()
-        yield Stage(part, backbone, tuple(Todo(at or job, run, scorings) for run, scorings in found), at is not None)
+        yield Stage(part, backbone, tuple(Todo(at or job, run, scorings, ready) for run, scorings in found), ready)
 
 
 def described(job: Job, plan: Plan) -> Iterator[str]:
     """The study in lines: each stage with its runs and what is there of them, and the time that is left."""
+    last, refused = journal_of(job).last(), 0
     yield f"{len(plan.runs)} training runs, and those that choose learning rates"
     for stage in stages(job):
-        done = sum(todo.done for todo in stage.todos)
-        yield f"{stage.name}, {stage.backbone}: {len(stage.todos)} runs, of which {done} are finished"
-        yield from (f"  [{'finished' if todo.done else 'missing'}] {todo.name}" for todo in stage.todos)
-    yield from missing(job)
+        count = f"{stage.name}, {stage.backbone}: {len(stage.todos)} runs"
+        if not stage.ready:
+            yield f"{count} at rates that are still to be chosen"
+            yield from (f"  [missing] {todo.run.name}" for todo in stage.todos)
+            continue
+        states = [_state(todo, last) for todo in stage.todos]
+        refused += sum(state.startswith(OTHER_OPTIONS) for state in states)
+        yield f"{count}, of which {states.count('finished')} are finished"
+        yield from (f"  [{state}] {todo.name}" for todo, state in zip(stage.todos, states, strict=True))
+    if refused:
+        yield f"{refused} runs were made with other options, which the command refuses. Choose another --out."
+    else:
+        yield from missing(job)
+
+
+def _state(todo: Todo, journal: Mapping[str, Entry]) -> str:
+    """What the plan says of a run with its scorings."""
+    scale = todo.job.scale
+    config = train_config(scale, todo.run, todo.job.out, model=scale.backbone(todo.run.backbone).shown)
+    state = shown_state(scale, config)
+    if state.startswith(OTHER_OPTIONS):
+        return state
+    if todo.done:
+        return "finished"
+    failure = todo.failure(journal)
+    return f"failed: {failure.reason}" if failure else "missing"
 
 
 def missing(job: Job) -> Iterator[str]:
@@ -124,14 +159,17 @@ def missing(job: Job) -> Iterator[str]:
     total = 0.0
     for stage in stages(job):
         left = [todo for todo in stage.todos if not todo.done]
-        failed = sum(todo.failure(last) is not None for todo in left)
+        failed = [todo for todo in left if todo.failure(last) is not None]
         if not stage.ready:  # the choice trains these on the way
             counted.update(todo.name for todo in left if todo.run in trials(first_job(job), "table2", stage.backbone))
-        seconds = sum(_seconds(todo, costs, counted) for todo in left)
+        tried = left if job.study.retry else [todo for todo in left if todo not in failed]
+        counted.update(todo.name for todo in left if todo not in tried)
+        seconds = sum(_seconds(todo, costs, counted) for todo in tried)
         total += seconds
         if left:
-            name = f"{stage.name}, {stage.backbone}" + (f", {failed} of which failed" if failed else "")
-            yield f"missing: {len(left)} of {len(stage.todos)} runs of {name}{_about(seconds)}"
+            told = f", {len(failed)} of which failed (--retry tries them again)" if failed else ""
+            count = f"{len(left)} of {len(stage.todos)} runs"
+            yield f"missing: {count} of {stage.name}, {stage.backbone}{told}{_about(seconds)}"
     yield f"all that is missing{_about(total)}" if counted else "nothing is missing"
 
 
@@ -140,7 +178,7 @@ def _seconds(todo: Todo, costs: Costs | None, counted: set[str]) -> float:
     counted.update(new)
     if costs is None:
         return 0.0
-    train = costs.run(todo.run) if todo.name in new and not is_finished(todo.folder) else 0.0
+    train = costs.run(todo.run) if todo.name in new and not todo.trained else 0.0
     return train + sum(costs.scoring(each) for each in todo.unscored if todo.scoring_name(each) in new)
 
 

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from hafrm.data import encode_pairs, load_pairs
 from hafrm.encoding import ConversationEncoder
-from hafrm.errors import ConfigError, HafrmError, first_line
+from hafrm.errors import ConfigError, HafrmError, UnwritableError, first_line
 from hafrm.evaluation.run import evaluate
 from hafrm.evaluation.scoring import SCORES_FILE, score_pairs, write_scores
 from hafrm.models.tokenizers import load_tokenizer
@@ -26,7 +26,6 @@ from hafrm.reproduce.study.costs import Costs, is_local
 from hafrm.reproduce.study.planning import SEARCH, Todo, journal_of, missing, stages, study_folder
 from hafrm.reproduce.study.words import fit_words
 from hafrm.training.config import TrainConfig
-from hafrm.training.manifest import is_finished
 
 __all__ = ["WORDS", "execute", "words_file"]
 
@@ -51,13 +50,15 @@ def execute(job: Job, plan: Plan, say: Say) -> None:
         say: Called with a line before each run, and for what is left.
 
     Raises:
-        ConfigError: a run's folder holds a run with other options, or its options can't work.
+        ConfigError: a run's folder holds a run with other options (nothing is trained at the rates that are chosen
+            then), or its options can't work.
     """
     for name in dict.fromkeys(run.backbone for run in plan.runs):
         say(f"backbone {name}: {job.scale.backbone(name).model()}")
+    worker = _Worker(job, say)
+    worker.require_same_options()
     for name in job.sets:
         _score_words(job, name, say)
-    worker = _Worker(job, say)
     try:
         worker.work()
     except _OutOfTimeError:
@@ -92,6 +93,11 @@ def _lock_file(job: Job, name: str) -> Path:
     return path
 
 
+def _leftovers(todo: Todo) -> list[Path]:
+    """The checkpoints of a run, which a finished one needs no more."""
+    return [] if todo.run.keep_checkpoints else list(todo.folder.glob("checkpoint-*"))
+
+
 class _OutOfTimeError(Exception):
     """The next run would end after the time that was given."""
 
@@ -107,13 +113,25 @@ class _Worker:
     def __init__(self, job: Job, say: Say) -> None:
         self.job, self.say = job, say
         self.journal = journal_of(job)
+        self.known = self.journal.length
         self.start = time.monotonic()
         self.costs = Costs(job) if is_local(job) else None
+
+    def require_same_options(self) -> None:
+        """Look at all runs whose rates are known: where the time is up early, the rest is shown as it is found.
+
+        Raises:
+            ConfigError: a folder holds a run with other options.
+        """
+        for stage in stages(self.job):
+            for todo in stage.todos if stage.ready else ():
+                require_same_options(self._config(todo))
 
     def work(self) -> None:
         """Do all that can be done. What other processes hold is waited for only where the next stage needs it.
 
         Raises:
+            ConfigError: a folder holds a run with other options.
             _OutOfTimeError: the time is up.
         """
         held: list[Todo] = []
@@ -125,6 +143,7 @@ class _Worker:
             if stage.name == SEARCH:
                 for todo in left:
                     self._do(todo, stage.name, wait=True)
+                self.require_same_options()  # of the folders that the choice has named
             else:
                 held += left
         for todo in held:
@@ -137,24 +156,30 @@ class _Worker:
             ConfigError: what is there of it was trained with other options.
         """
         require_same_options(self._config(todo))
-        if todo.done or (not self.job.study.retry and todo.failure(self.journal.last())):
+        if todo.done and not _leftovers(todo):
+            return True
+        if not self.job.study.retry and todo.failure(self.journal.last()):
             return True
         try:
             with FileLock(_lock_file(self.job, todo.name), timeout=-1 if wait else 0):
-                if not is_finished(todo.folder):
-                    self._train(todo, stage)
-                if is_finished(todo.folder):
-                    self._score(todo, stage)
+                if not todo.failure(self.journal.last(since=self.known)):  # else another has just tried it in vain
+                    self._try(todo, stage)
         except Timeout:
             return False
         return True
+
+    def _try(self, todo: Todo, stage: str) -> None:
+        if not todo.trained:
+            self._train(todo, stage)
+        if todo.trained:
+            for checkpoint in _leftovers(todo):  # two of them are thrice the model's size
+                shutil.rmtree(checkpoint)
+            self._score(todo, stage)
 
     def _train(self, todo: Todo, stage: str) -> None:
         seconds = self.costs.run(todo.run) if self.costs else 0.0
         with self._told(todo.name, stage, seconds):
             train_missing(todo.job.scale, todo.run, todo.job.out)
-            for checkpoint in todo.folder.glob("checkpoint-*"):  # two of them are thrice the model's size
-                shutil.rmtree(checkpoint)
 
     def _config(self, todo: Todo) -> TrainConfig:
         scale = todo.job.scale
@@ -172,6 +197,7 @@ class _Worker:
 
         Raises:
             _OutOfTimeError: it would end too late.
+            ConfigError, UnwritableError: what stands in the way is not the run's own, and would meet all others.
         """
         hours = self.job.study.hours
         if hours is not None and self._spent + foretold * self.journal.slowness() > 3600 * hours:
@@ -183,8 +209,9 @@ class _Worker:
             yield
         except (HafrmError, RuntimeError, MemoryError) as error:
             seconds = round(time.monotonic() - begun, 2)
-            self.journal.write(what, "failed", reason=first_line(error), seconds=seconds)
-            if isinstance(error, ConfigError):  # every other run would say the same
+            ends_all = isinstance(error, ConfigError | UnwritableError)  # no failure: the run is not at fault
+            self.journal.write(what, "stopped" if ends_all else "failed", reason=first_line(error), seconds=seconds)
+            if ends_all:
                 raise
             self.say(f"failed: {what}: {error}")
         else:

@@ -40,6 +40,7 @@ __all__ = [
     "load_packed_start",
     "load_run",
     "restore_weights",
+    "rounding_would_lose",
     "save_adapter",
     "save_merged",
     "save_run",
@@ -261,7 +262,7 @@ def load_run(
     info = RunInfo.load(folder)
     tokenizer = load_tokenizer(str(folder), trust_remote_code=trust_remote_code)
     merged = any(folder.glob("model*.safetensors"))
-    if not merged or _rounding_would_lose(folder, info, dtype):
+    if not merged or rounding_would_lose(folder, info, dtype):
         try:
             model = _base_of_adapters(folder, info, tokenizer, dtype=dtype, trust_remote_code=trust_remote_code)
         except HafrmError as error:
@@ -277,7 +278,7 @@ def load_run(
     return _whole(folder, dtype=dtype, trust_remote_code=trust_remote_code).eval(), tokenizer, info
 
 
-def _rounding_would_lose(folder: Path, info: RunInfo, dtype: torch.dtype | None) -> bool:
+def rounding_would_lose(folder: Path, info: RunInfo, dtype: torch.dtype | None) -> bool:
     """Whether merged weights in this dtype (None: the run's) would lose what adapters learnt, which lie beside them.
 
     Only for runs that know their base's weights: with others than those the adapters would be worth less still.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,17 @@ def test_adapters_stand_on_their_base(run: Path) -> None:
     assert identity(run)["the model"] != before["the model"]
     touch(run.parent / "base" / "model.safetensors")
     assert identity(run)["its reference"] != before["its reference"]
+
+
+def test_half_precision_runs_are_computed_with_their_base_where_it_is(run: Path) -> None:
+    (run / "adapter").mkdir()
+    info = RunInfo.load(run)
+    replace(info, dtype="bfloat16", base_digest="abc").save(run)
+    with_base = identity(run)
+    touch(run.parent / "base" / "model.safetensors")
+    assert identity(run)["its base"] != with_base["its base"]
+    assert "its base" not in model_identity(str(run), ScorerChoice(), ScoreOptions(dtype="float32"))
+    (run.parent / "base").rename(run.parent / "elsewhere")
+    assert "its base" not in identity(run)
+    replace(info, dtype="float32", base_digest="abc").save(run)
+    assert "its base" not in identity(run)

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from hafrm.data import DataOptions
 from hafrm.encoding import DEFAULT_CHAT_TEMPLATE
 from hafrm.errors import ConfigError, ModelError
+from hafrm.models.checkpoints import load_run
 from hafrm.models.lora import LoraOptions
 from hafrm.models.references import weights_digest
 from hafrm.models.runinfo import RunInfo
@@ -335,11 +336,36 @@ def test_resuming_with_another_tokenizer_is_refused(finished: TrainConfig) -> No
 
 
 @pytest.mark.parametrize(
-    ("name", "was"), [("bf16", True), ("dtype", "bfloat16"), ("sharding", "fsdp2"), ("model_revision", "abc")]
+    ("name", "was"),
+    [("bf16", True), ("dtype", "bfloat16"), ("sharding", "fsdp2"), ("model_revision", "abc"), ("weights", "abc")],
 )
 def test_resuming_in_other_settings_is_refused(name: str, was: object, finished: TrainConfig) -> None:
     with pytest.raises(ConfigError, match=rf"other settings: {name} \(was {was}, now"):
         train(stopped(finished, **{name: was}))
+
+
+def test_resuming_adapters_on_other_weights_is_refused(config: TrainConfig) -> None:
+    """Also where no loss reads a reference: they were trained for weights that have gone."""
+    train(replace(config, method="baseline", lora=LoraOptions(rank=2)))
+    config = stopped(replace(config, method="baseline", lora=LoraOptions(rank=2)))
+    checkpoint = Path(config.out) / "checkpoint-4"
+    load_run(checkpoint)
+    shutil.rmtree(config.model)
+    save_tiny(Path(config.model), seed=5)
+    with pytest.raises(ConfigError, match=r"other settings: weights \(was [0-9a-f]{32}, now [0-9a-f]{32}\)"):
+        train(config)
+    with pytest.raises(ModelError, match="no longer holds the weights"):
+        load_run(checkpoint)
+
+
+def test_a_run_that_an_older_hafrm_began_goes_on(finished: TrainConfig) -> None:
+    """It did not note the weights that it began with."""
+    config = stopped(finished)
+    path = Path(config.out) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["effective"]["weights"]
+    path.write_text(json.dumps(manifest))
+    assert train(config).steps == 4
 
 
 def test_processes_and_accumulation_may_change_but_not_the_pairs_of_a_step(finished: TrainConfig) -> None:

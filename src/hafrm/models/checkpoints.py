@@ -4,13 +4,14 @@
 as `AutoModelForCausalLM` and as `AutoModelForSequenceClassification`; each class only reports the other's head as
 unexpected. `hafrm.json` says how the model was trained and how it scores, and holds the other files' checksums: a
 checkpoint whose files are not what was saved is refused, and weights are read as safetensors alone. A LoRA run's final
-folder holds the merged weights and, in `adapter/`, the adapters themselves; its intermediate checkpoints hold the
-adapters alone.
+folder holds the merged weights, in float32, and, in `adapter/`, the adapters themselves; its intermediate checkpoints
+hold the adapters alone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,12 +22,13 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import CONFIG_NAME
 
 from hafrm import atomic
-from hafrm.errors import ModelError, UnwritableError, first_line
+from hafrm.errors import HafrmError, ModelError, UnwritableError, first_line
 from hafrm.models.hybrid import HybridModel, new_reward_head
-from hafrm.models.lora import LoraOptions, merged_state_dict
+from hafrm.models.lora import LoraOptions, add_lora, merged_state_dict
 from hafrm.models.references import weights_digest
 from hafrm.models.runinfo import RUN_FILE, RunInfo, file_digest, require_undamaged
 from hafrm.models.stock import load_causal_lm, loading, new_model, quiet_transformers
@@ -34,9 +36,13 @@ from hafrm.models.tokenizers import load_tokenizer
 
 __all__ = [
     "ADAPTER_FOLDER",
+    "cast_weights",
+    "load_packed_start",
     "load_run",
     "restore_weights",
+    "rounding_would_lose",
     "save_adapter",
+    "save_merged",
     "save_run",
     "saved_weights",
     "writing",
@@ -72,39 +78,81 @@ def save_run(
     Raises:
         UnwritableError: the disk is full, or the folder can't be written to.
     """
-    stock = model.stock_lm
-    if model.adapted:
-        state = merged_state_dict(stock)
-    else:
+    with _checkpoint(model, tokenizer, info, folder) as temporary:
+        if model.adapted:
+            save_merged(model.stock_lm, temporary, more={_HEAD_KEY: model.score.weight})
+            _save_adapter_tensors(model, temporary / ADAPTER_FOLDER)
+            return
         whole = model.state_dict() if weights is None else weights
         state = {name.removeprefix(_STOCK): tensor for name, tensor in whole.items() if name.startswith(_STOCK)}
-    head = model.score.weight if weights is None else weights[_HEAD_KEY]
-    state[_HEAD_KEY] = head.detach().to(stock.dtype)
-    if model.adapted and getattr(stock.config, "quantization_config", None) is not None:
-        del stock.config.quantization_config  # what is written is merged and whole
-    with _checkpoint(tokenizer, info, folder) as temporary:
+        state[_HEAD_KEY] = whole[_HEAD_KEY].detach().to(model.stock_lm.dtype)
         with quiet_transformers():
-            stock.save_pretrained(temporary, state_dict=state)
-        if model.adapted:
-            _save_adapter_tensors(model, temporary / ADAPTER_FOLDER)
+            model.stock_lm.save_pretrained(temporary, state_dict=state)
+
+
+def save_merged(stock_lm: PreTrainedModel, folder: Path, *, more: Mapping[str, Tensor] | None = None) -> None:
+    """Write a model with adapters as a stock model without any: merged, unpacked, in float32, and its config says so.
+
+    Args:
+        stock_lm: The transformers model, with adapters in its layers. It stays as it is.
+        folder: Where to write.
+        more: Further tensors for the file, by name.
+    """
+    dtype = torch.promote_types(stock_lm.dtype, torch.float32)
+    state = merged_state_dict(stock_lm) | {
+        name: tensor.detach().to("cpu", dtype) for name, tensor in (more or {}).items()
+    }
+    with _unquantized(stock_lm), quiet_transformers():
+        stock_lm.save_pretrained(folder, state_dict=state)
+    path = folder / CONFIG_NAME
+    config = json.loads(path.read_text(encoding="utf-8"))
+    atomic.write_json(path, _with_dtype(config, str(dtype).removeprefix("torch.")))
+
+
+@contextlib.contextmanager
+def _unquantized(stock_lm: PreTrainedModel) -> Iterator[None]:
+    """Within the context transformers takes the model for one that never was quantized.
+
+    It would write the packed weights, and not those that it is given. The config's dtype, too, is kept: it is of the
+    weights that the model has, not of those that are written.
+    """
+    stock: Any = stock_lm
+    config, quantizer = stock.config, getattr(stock, "hf_quantizer", None)
+    stock.hf_quantizer = None
+    saved = {name: getattr(config, name) for name in ("dtype", "quantization_config") if hasattr(config, name)}
+    if "quantization_config" in saved:
+        del config.quantization_config
+    try:
+        yield
+    finally:
+        stock.hf_quantizer = quantizer
+        for name, value in saved.items():
+            setattr(config, name, value)
+
+
+def _with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """A config, as its file has it, whose weights are of this dtype; so are those of the configs within."""
+    changed = {name: _with_dtype(value, dtype) if isinstance(value, dict) else value for name, value in config.items()}
+    return changed | ({"dtype": dtype} if "dtype" in config else {})
 
 
 def save_adapter(model: HybridModel, tokenizer: Any, info: RunInfo, folder: Path) -> None:
     """Write a checkpoint of a LoRA run: adapters and reward head without the frozen weights; see `save_run`."""
-    with _checkpoint(tokenizer, info, folder) as temporary:
+    with _checkpoint(model, tokenizer, info, folder) as temporary:
         _save_adapter_tensors(model, temporary / ADAPTER_FOLDER)
         model.config.save_pretrained(temporary)
 
 
 @contextlib.contextmanager
-def _checkpoint(tokenizer: Any, info: RunInfo, folder: Path) -> Iterator[Path]:
+def _checkpoint(model: HybridModel, tokenizer: Any, info: RunInfo, folder: Path) -> Iterator[Path]:
     """A temporary folder for a model's files, which become `folder`'s with the tokenizer's; `hafrm.json` comes last."""
+    dtype = info.dtype or _loaded_dtype(model)  # before saving, which says in the config what was written
     with writing(folder), atomic.new_files(folder, last=RUN_FILE) as temporary:
         yield temporary
         tokenizer.save_pretrained(temporary)
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         sha256 = {path.relative_to(temporary).as_posix(): file_digest(path) for path in files}
-        replace(info, sha256=sha256).save(temporary)
+        replace(info, sha256=sha256, dtype=dtype).save(temporary)
 
 
 @contextlib.contextmanager
@@ -198,7 +246,9 @@ def load_run(
     """Load a run's folder, or one of its checkpoints, for scoring.
 
     Args:
-        folder: The folder.
+        folder: The folder. That of a run in half precision with LoRA is loaded from its base and its adapters, whose
+            rewards are those that were validated; where the base has gone or changed, from its merged float32 weights,
+            unless a dtype is asked for in which these would be rounded.
         dtype: The weights' dtype; None keeps the run's.
         trust_remote_code: Run modelling code that comes with the model. Off unless you trust it.
 
@@ -211,22 +261,44 @@ def load_run(
     folder = Path(folder)
     info = RunInfo.load(folder)
     tokenizer = load_tokenizer(str(folder), trust_remote_code=trust_remote_code)
-    if any(folder.glob("model*.safetensors")):
-        causal_lm = load_causal_lm(str(folder), dtype=dtype, trust_remote_code=trust_remote_code)
-        weight = _read_head(folder).to(causal_lm.dtype)
-        head = new_reward_head(causal_lm.config, init="zero", seed=0, dtype=causal_lm.dtype)
-        head.weight.data.copy_(weight)
-        model = HybridModel(causal_lm, head)
-    else:
-        model = _base_of_adapters(folder, info, tokenizer, dtype=dtype, trust_remote_code=trust_remote_code)
-        restore_weights(model, folder)
-    return model.eval(), tokenizer, info
+    merged = any(folder.glob("model*.safetensors"))
+    if not merged or rounding_would_lose(folder, info, dtype):
+        try:
+            model = _base_of_adapters(folder, info, tokenizer, dtype=dtype, trust_remote_code=trust_remote_code)
+        except HafrmError as error:
+            if merged and dtype is not None:
+                raise ModelError(
+                    f"{error} Or leave the dtype out: the merged weights in {folder} are float32, and need no base."
+                ) from error
+            if not merged:
+                raise
+        else:
+            restore_weights(model, folder)
+            return model.eval(), tokenizer, info
+    return _whole(folder, dtype=dtype, trust_remote_code=trust_remote_code).eval(), tokenizer, info
+
+
+def rounding_would_lose(folder: Path, info: RunInfo, dtype: torch.dtype | None) -> bool:
+    """Whether merged weights in this dtype (None: the run's) would lose what adapters learnt, which lie beside them.
+
+    Only for runs that know their base's weights: with others than those the adapters would be worth less still.
+    """
+    dtype = dtype or _trained_dtype(folder, info) or torch.float32
+    return bool(info.base_digest) and (folder / ADAPTER_FOLDER).is_dir() and dtype.itemsize < torch.float32.itemsize
+
+
+def _whole(folder: Path, *, dtype: torch.dtype | None, trust_remote_code: bool) -> HybridModel:
+    """The model whose weights are all in a run's folder."""
+    causal_lm = load_causal_lm(str(folder), dtype=dtype, trust_remote_code=trust_remote_code)
+    head = new_reward_head(causal_lm.config, init="zero", seed=0, dtype=causal_lm.dtype)
+    head.weight.data.copy_(_read_head(folder).to(causal_lm.dtype))
+    return HybridModel(causal_lm, head)
 
 
 def _base_of_adapters(
     folder: Path, info: RunInfo, tokenizer: Any, *, dtype: torch.dtype | None, trust_remote_code: bool
 ) -> HybridModel:
-    """The model that a run started from, with fresh adapters, for the adapters of one of its checkpoints."""
+    """The model that a run started from, with fresh adapters, for the adapters of its folder or of a checkpoint."""
     lora = LoraOptions(**(info.lora or {}))
     remedy = f"Put it back, or set `base_model` in {folder / RUN_FILE} to where it is now."
     try:
@@ -234,20 +306,64 @@ def _base_of_adapters(
             info.base_model,
             tokenizer,
             lora=lora,
-            dtype=dtype or _saved_dtype(folder),
+            dtype=_trained_dtype(folder, info),
             trust_remote_code=trust_remote_code,
         )
     except ModelError as error:
         raise ModelError(f"The base model of the adapters in {folder} can't be loaded. {error} {remedy}") from error
-    if dtype is None and info.base_digest and weights_digest(model) != info.base_digest:
+    if info.base_digest and weights_digest(model) != info.base_digest:
         raise ModelError(
             f"{info.base_model} no longer holds the weights that the adapters in {folder} were trained on. {remedy}"
         )
+    if dtype is not None and lora.quantize == "none":
+        cast_weights(model, dtype)
     return model
 
 
-def _saved_dtype(folder: Path) -> torch.dtype | None:
-    """The dtype in which a run trained, from its config; adapters alone do not show it."""
-    config = PreTrainedConfig.get_config_dict(folder)[0]
-    saved = getattr(torch, str(config.get("dtype")), None)
+def load_packed_start(
+    folder: Path, policy: HybridModel, info: RunInfo, tokenizer: Any, *, trust_remote_code: bool = False
+) -> HybridModel:
+    """The model that a QLoRA run started from: its base as it was packed, not as it lies on disk.
+
+    Args:
+        folder: The run's folder, or a checkpoint's.
+        policy: What `load_run` made of it. With adapters, the start is loaded packed; else they are taken out of the
+            merged weights again.
+        info: The run's description.
+        tokenizer: Its tokenizer.
+        trust_remote_code: Run modelling code that comes with the model. Off unless you trust it.
+
+    Raises:
+        ModelError: base or adapters have gone or changed.
+    """
+    if policy.adapted:
+        return _base_of_adapters(folder, info, tokenizer, dtype=None, trust_remote_code=trust_remote_code).eval()
+    merged = _whole(folder, dtype=torch.float32, trust_remote_code=trust_remote_code)
+    options = replace(LoraOptions(**(info.lora or {})), quantize="none")
+    start = HybridModel(add_lora(merged.stock_lm, options), merged.score)
+    restore_weights(start, folder)
+    for name, parameter in start.named_parameters():
+        if ".lora_B." in name:
+            parameter.data.neg_()
+    start.causal_lm = cast(Any, start.causal_lm).merge_and_unload()
+    cast_weights(start, policy.stock_lm.dtype)
+    return start.eval()
+
+
+def cast_weights(model: HybridModel, dtype: torch.dtype) -> None:
+    """Cast a model's frozen weights, in place. Adapters and reward head stay as they are trained, in float32."""
+    for name, parameter in model.stock_lm.named_parameters():
+        if ".lora_" not in name:
+            parameter.data = parameter.data.to(dtype)
+
+
+def _trained_dtype(folder: Path, info: RunInfo) -> torch.dtype | None:
+    """The dtype in which a run trained; adapters alone do not show it. Older runs say it in their config alone."""
+    name = info.dtype or PreTrainedConfig.get_config_dict(folder)[0].get("dtype")
+    saved = getattr(torch, str(name), None)
     return saved if isinstance(saved, torch.dtype) else None
+
+
+def _loaded_dtype(model: HybridModel) -> str:
+    """The dtype that a model's weights were loaded in; a few are kept in another where the others are packed."""
+    return str(getattr(model.config, "dtype", None) or model.stock_lm.dtype).removeprefix("torch.")

@@ -19,7 +19,7 @@ from hafrm.errors import ConfigError, ModelError, first_line
 from hafrm.models.cards import CARD_MARK, policy_card, reward_card
 from hafrm.models.checkpoints import ADAPTER_FOLDER, writing
 from hafrm.models.runinfo import RunInfo, read_manifest, require_undamaged
-from hafrm.models.stock import loading, quiet_transformers
+from hafrm.models.stock import loading, quiet_transformers, require_whole
 
 __all__ = ["ExportConfig", "export"]
 
@@ -76,12 +76,15 @@ def _export_head(
     run, trust = Path(config.run), config.trust_remote_code
     with quiet_transformers():
         try:
-            model = stock_class.from_pretrained(run, trust_remote_code=trust, use_safetensors=True)
+            model, report = stock_class.from_pretrained(
+                run, trust_remote_code=trust, use_safetensors=True, output_loading_info=True
+            )
         except ValueError as error:
             raise ModelError(
                 f"transformers has no {stock_class.__name__} for {run}: {first_line(error)} "
                 "hafrm itself scores with the run's own folder."
             ) from error
+        require_whole(model, report, str(run), kind="finished run")
         tokenizer = AutoTokenizer.from_pretrained(run, trust_remote_code=trust)
         with writing(folder), atomic.new_folder(folder) as temporary:
             model.save_pretrained(temporary)

@@ -19,7 +19,7 @@ from transformers import AutoConfig
 from hafrm.errors import ModelError, first_line
 from hafrm.losses import USES_REFERENCE
 from hafrm.models.advice import advice
-from hafrm.models.checkpoints import ADAPTER_FOLDER
+from hafrm.models.checkpoints import ADAPTER_FOLDER, rounding_would_lose
 from hafrm.models.loading import ScorerChoice, require_plain
 from hafrm.models.remote import RemoteScorer, is_server
 from hafrm.models.runinfo import RUN_FILE, RunInfo
@@ -47,7 +47,8 @@ def model_identity(model: str, choice: ScorerChoice, options: ScoreOptions) -> d
         scorer = RemoteScorer(model)
         return {"the server": [scorer.endpoint, scorer.model_name()], "hafrm": version("hafrm")}
     trust = choice.trust_remote_code
-    return {
+    stands_on = _base_of_half_precision(model, options, trust_remote_code=trust)
+    return ({"its base": stands_on} if stands_on else {}) | {
         "the model": _checkpoint_identity(model, trust_remote_code=trust),
         "its reference": [_checkpoint_identity(name, trust_remote_code=trust) for name in _references(model, choice)],
         "head": choice.head,
@@ -65,6 +66,23 @@ def _template_identity(template: str | None) -> str | None:
     """What the chat template says, not what its file is called."""
     path = Path(template or "")
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else template
+
+
+def _base_of_half_precision(model: str, options: ScoreOptions, *, trust_remote_code: bool) -> str:
+    """The base that a LoRA run is computed with in half precision; empty where it is computed from its merged weights.
+
+    The two differ by the rounding of activations, which is much of a small log-ratio.
+    """
+    folder = Path(model)
+    if not (folder / RUN_FILE).is_file():
+        return ""
+    info = RunInfo.load(folder)
+    if not rounding_would_lose(folder, info, options.torch_dtype()):
+        return ""
+    try:
+        return _checkpoint_identity(info.base_model, trust_remote_code=trust_remote_code)
+    except ModelError:
+        return ""
 
 
 def _references(model: str, choice: ScorerChoice) -> list[str]:

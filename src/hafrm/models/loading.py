@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from hafrm.encoding import ConversationEncoder, Overlong
 from hafrm.errors import ConfigError, ModelError
 from hafrm.losses import USES_REFERENCE
-from hafrm.models.checkpoints import load_run
+from hafrm.models.checkpoints import cast_weights, load_packed_start, load_run
 from hafrm.models.hybrid import HybridModel, max_positions, new_reward_head
 from hafrm.models.layout import Layout, choose_layout
 from hafrm.models.probe import random_groups
@@ -128,7 +128,10 @@ def load_log_prob_scorer(
     require_finished(Path(model))
     template = options.template() or template
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code, template=template)
-    policy = _policy_only(model, tokenizer, options.torch_dtype(), trust_remote_code=trust_remote_code)
+    if (Path(model) / RUN_FILE).is_file():
+        policy, _, _ = load_run(model, dtype=options.torch_dtype(), trust_remote_code=trust_remote_code)
+    else:
+        policy = _policy_only(model, tokenizer, options.torch_dtype(), trust_remote_code=trust_remote_code)
     encoder = _encoder(tokenizer, policy.config, options, max_length=512 if per_token else 4096, overlong="drop")
     kind = HybridScorer if per_token else LogProbScorer
     return _hybrid_scorer(policy, None, tokenizer, encoder, options, (0.0, 1.0), kind=kind)
@@ -179,12 +182,12 @@ def _load_run_scorer(folder: Path, choice: ScorerChoice, options: ScoreOptions) 
                 "did not settle one. Give one with `--combined_weight`."
             )
         weights = (1.0, weight * info.beta)
-    reference = _run_reference(folder, info, choice, tokenizer, model.stock_lm.dtype, exact=options.dtype == "auto")
+    reference = _run_reference(folder, info, choice, tokenizer, model, exact=options.dtype == "auto")
     return _hybrid_scorer(model, reference, tokenizer, encoder, options, weights)
 
 
 def _run_reference(
-    folder: Path, info: RunInfo, choice: ScorerChoice, tokenizer: Any, dtype: torch.dtype, *, exact: bool
+    folder: Path, info: RunInfo, choice: ScorerChoice, tokenizer: Any, policy: HybridModel, *, exact: bool
 ) -> HybridModel | None:
     """The reference policy of a run's implicit rewards, in the policy's dtype; None where its loss knew none.
 
@@ -193,28 +196,36 @@ def _run_reference(
         info: Its description.
         choice: What was asked for. A reference named there is taken as it is.
         tokenizer: The run's tokenizer.
-        dtype: The policy's dtype.
-        exact: Whether that is the dtype in which the run trained, so that weights can be held against the run's.
+        policy: The run's model.
+        exact: Whether an older run, which does not say in which dtype it trained, trained in that one: only then can
+            weights be held against the run's.
 
     Raises:
         ModelError: what the run was trained from has gone, or changed since.
     """
-    trust = choice.trust_remote_code
+    trust, dtype = choice.trust_remote_code, policy.stock_lm.dtype
+    trained = getattr(torch, info.dtype) if info.dtype else None  # what its reference was rounded to, too
+    quantized = (info.lora or {}).get("quantize", "none") != "none"
     if choice.reference is not None:
-        return _policy_only(choice.reference, tokenizer, dtype, trust_remote_code=trust)
+        reference = _policy_only(choice.reference, tokenizer, trained or dtype, trust_remote_code=trust)
+        cast_weights(reference, dtype)
+        return reference
     if info.policy_loss not in USES_REFERENCE:
         return None
+    if quantized:
+        return load_packed_start(folder, policy, info, tokenizer, trust_remote_code=trust)
     remedy = f"If what {folder} was trained from lies elsewhere now, name that place with `--reference`."
     try:
-        reference = _policy_only(info.base_model, tokenizer, dtype, trust_remote_code=trust)
+        reference = _policy_only(info.base_model, tokenizer, trained or dtype, trust_remote_code=trust)
     except ModelError as error:
         raise ModelError(f"The reference policy of {folder} can't be loaded. {error} {remedy}") from error
-    quantized = (info.lora or {}).get("quantize", "none") != "none"  # its start was packed, and so was the digest's
-    if exact and not quantized and info.base_digest and weights_digest(reference) != info.base_digest:
+    known = exact or trained is not None
+    if known and info.base_digest and weights_digest(reference) != info.base_digest:
         raise ModelError(
             f"{info.base_model} no longer holds the weights that {folder} was trained from, so it can't be the "
             f"reference of its implicit rewards. {remedy}"
         )
+    cast_weights(reference, dtype)
     return reference
 
 

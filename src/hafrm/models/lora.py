@@ -65,7 +65,8 @@ def add_lora(causal_lm: PreTrainedModel, options: LoraOptions) -> nn.Module:
         ConfigError: a named target does not exist in the model.
     """
     if options.quantize == "4bit":
-        causal_lm = prepare_model_for_kbit_training(causal_lm)
+        # Activations are recomputed where `training.activation_checkpointing` says so, not because of this.
+        causal_lm = prepare_model_for_kbit_training(causal_lm, use_gradient_checkpointing=False)
     config = LoraConfig(
         task_type="CAUSAL_LM",  # PEFT then leaves the LM head out of "all-linear"
         r=options.rank,
@@ -113,19 +114,45 @@ def quantization_config(options: LoraOptions) -> BitsAndBytesConfig | None:
 def merged_state_dict(stock_lm: PreTrainedModel) -> dict[str, Tensor]:
     """The weights of a model with adapters, as a plain model without them would have them.
 
-    The model itself stays as it is: merging in place and back would move its weights by rounding.
+    They are in float32 and on the CPU. In bfloat16 a weight's neighbours are up to 2^-7 of it apart, and most of what
+    adapters learn is less: rounded so, it would be lost. On the CPU, since a whole model more would not fit beside the
+    one that was trained; of the merged weights its device holds one layer's at a time. The model itself stays as it is:
+    merging in place and back would move its weights by rounding.
     """
     state = stock_lm.state_dict()
+    merged: dict[str, Tensor] = {}
     for name, module in stock_lm.named_modules():
         if isinstance(module, LoraLayer):
-            layer: Any = module  # PEFT's typing knows no get_delta_weight
-            # A 4-bit weight is unpacked first (QLoRA).
-            weight = dequantize_module_weight(layer.get_base_layer())
-            for adapter in layer.active_adapters:
-                weight = weight + layer.get_delta_weight(adapter).to(weight.dtype)
-            state[f"{name}.base_layer.weight"] = weight
-    return {
-        name.replace(".base_layer.", "."): tensor
-        for name, tensor in state.items()
-        if ".lora_" not in name and ".weight." not in name  # nor what a 4-bit weight is packed with
-    }
+            merged[f"{name}.base_layer.weight"] = _plain(_merged_weight(module))
+        elif f"{name}.weight" not in merged and _is_packed(module):
+            merged[f"{name}.weight"] = _plain(dequantize_module_weight(module))
+    copies: dict[tuple[int, torch.Size], Tensor] = {}  # tied weights stay one
+    for name, tensor in state.items():
+        if ".lora_" not in name and ".weight." not in name and name not in merged:  # nor what unpacks a 4-bit weight
+            key = (tensor.data_ptr(), tensor.shape)
+            copies[key] = merged[name] = copies[key] if key in copies else _plain(tensor)
+    return {name.replace(".base_layer.", "."): merged[name] for name in state if name in merged}
+
+
+def _merged_weight(layer: Any) -> Tensor:
+    """A layer's weight with what its active adapters add, in float32 at least, on its device."""
+    weight = _widened(dequantize_module_weight(layer.get_base_layer()))
+    for adapter in layer.active_adapters:
+        weight = weight + layer.get_delta_weight(adapter).to(weight.dtype)
+    return weight
+
+
+def _is_packed(module: nn.Module) -> bool:
+    """Whether a module's weight is quantized: stored as whole numbers, which alone say nothing."""
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and not weight.is_floating_point()
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    """The tensor in float32 at least; whole numbers and truth values as they are."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32)) if tensor.is_floating_point() else tensor
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """A copy, or a view where none is needed, in float32 at least and on the CPU."""
+    return _widened(tensor.detach()).cpu()

@@ -17,7 +17,7 @@ __all__ = ["RUN_FILE", "Head", "RunInfo", "file_digest", "read_manifest", "requi
 
 RUN_FILE = "hafrm.json"
 _FORMAT = 1
-_ADDED_LATER = {"reward_loss", "base_digest", "sha256"}
+_ADDED_LATER = {"reward_loss", "base_digest", "dtype", "sha256"}
 
 Head = Literal["reward", "policy", "combined"]
 """Which scores a model gives: its reward head, its implicit DPO reward, or the sum of both."""
@@ -42,7 +42,10 @@ class RunInfo:
     reward_loss: str = "bradley_terry"
     """How reward differences were judged, which says what a difference means."""
     base_digest: str = ""
-    """`weights_digest` of the model at the start, in the run's dtype; empty where it was not taken."""
+    """`weights_digest` of the model at the start, in the run's dtype; empty where neither a reference nor adapters
+    stand on it."""
+    dtype: str = ""
+    """The dtype that training loaded the weights in, such as `bfloat16`; empty in older runs."""
     lora: dict[str, Any] | None = None
     combined_weight: float | None = None
     """w of the combined score r + w * beta * log-ratio, fitted on validation pairs; None if it was not fitted."""

@@ -98,7 +98,7 @@ class ScoreOptions:
     """Where to compute; by default a GPU if there is one."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """The weights' dtype, of a reference policy too. `auto`: the one that the model was saved in."""
+    """The weights' dtype, of a reference policy too. `auto`: what the model was saved in, or the run trained in."""
 
     chat_template: str | None = None
     """For stock models that bring no chat template: a file that holds one, or `default` for hafrm's plain one."""

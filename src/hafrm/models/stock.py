@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +19,7 @@ from hafrm.models.lora import LoraOptions, add_lora, quantization_config
 from hafrm.models.runinfo import RUN_FILE, require_undamaged
 from hafrm.models.tokenizers import resize_embeddings
 
-__all__ = ["load_causal_lm", "load_whole", "loading", "new_model", "quiet_transformers"]
+__all__ = ["load_causal_lm", "load_whole", "loading", "new_model", "quiet_transformers", "require_whole"]
 
 
 @contextlib.contextmanager
@@ -73,13 +73,28 @@ def load_whole(
         loaded, report = stock_class.from_pretrained(
             model, dtype=dtype or "auto", use_safetensors=True, output_loading_info=True, **kwargs
         )
-    if report["missing_keys"] or report["mismatched_keys"]:
-        lost = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+    require_whole(loaded, report, model, kind=kind)
+    return cast(PreTrainedModel, loaded)
+
+
+def require_whole(loaded: Any, report: Mapping[str, Any], model: str, *, kind: str) -> None:
+    """Refuse a model some of whose weights start at random.
+
+    Args:
+        loaded: The model.
+        report: What transformers says of its loading.
+        model: Where it was loaded from.
+        kind: What it should be, in words.
+
+    Raises:
+        ModelError: names the weights that are missing.
+    """
+    lost = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+    if lost:
         raise ModelError(
             f"{model} lacks weights of {type(loaded).__name__}: {', '.join(lost[:3])} ({len(lost)} in all). "
             f"They would start at random; give a checkpoint of a {kind}."
         )
-    return cast(PreTrainedModel, loaded)
 
 
 def load_causal_lm(

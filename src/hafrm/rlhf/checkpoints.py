@@ -15,9 +15,8 @@ from safetensors.torch import load_file
 
 from hafrm import atomic
 from hafrm.errors import TrainingError, first_line
-from hafrm.models.checkpoints import writing
+from hafrm.models.checkpoints import save_merged, writing
 from hafrm.models.hybrid import HybridModel
-from hafrm.models.lora import merged_state_dict
 from hafrm.models.stock import loading, quiet_transformers
 
 __all__ = [
@@ -60,10 +59,12 @@ def save_policy(model: HybridModel, tokenizer: Any, folder: Path) -> None:
         UnwritableError: the disk is full, or the folder can't be written to.
     """
     stock = model.stock_lm
-    state = merged_state_dict(stock) if model.adapted else None
     with writing(folder), atomic.new_files(folder, last="config.json") as place:
-        with quiet_transformers():
-            stock.save_pretrained(place, state_dict=state)
+        if model.adapted:
+            save_merged(stock, place)
+        else:
+            with quiet_transformers():
+                stock.save_pretrained(place)
         tokenizer.save_pretrained(place)
 
 

@@ -156,7 +156,7 @@ def require_same_data(manifest: dict[str, Any], data: dict[str, Any], folder: Pa
 
 
 def require_same_settings(manifest: dict[str, Any], effective: dict[str, Any], folder: Path) -> None:
-    """Refuse to resume a run in another precision, with other pairs to a step or sharded otherwise than it began.
+    """Refuse to resume a run on other weights, in another precision, with other pairs to a step or sharded otherwise.
 
     Raises:
         ConfigError: names the settings that differ. The device may: its kind shows in the precision. So may the number
@@ -164,6 +164,7 @@ def require_same_settings(manifest: dict[str, Any], effective: dict[str, Any], f
     """
     if before := manifest.get("effective"):
         now = json.loads(json.dumps(effective))
+        before = {"weights": now.get("weights")} | before  # which older runs did not note
         changes = _changes(_resumable(before), _resumable(now))
         _require_none(changes, "with other settings", folder)
 

@@ -97,8 +97,9 @@ def _train(config: TrainConfig, folder: Path) -> TrainResult:
     )
     layout = replace(layout, packed=all(gather_object([layout.packed])))  # one for all processes
     objective = Objective(config.resolved_loss)
-    info = _run_info(config, tokenizer, weights_digest(model) if objective.needs_reference else "")
+    info = _run_info(config, tokenizer, _base_digest(model, objective))
     manifest = new_manifest(config, data.account, effective_settings(args, config, model.config, shards))
+    manifest["effective"]["weights"] = info.base_digest
     manifest["layout"] = "packed" if layout.packed else "padded"
     if before is not None:
         require_same_settings(before, manifest["effective"], folder)
@@ -215,6 +216,11 @@ def _new_model(config: TrainConfig, tokenizer: Any, args: TrainingArguments, pai
     return model.to(args.device)
 
 
+def _base_digest(model: HybridModel, objective: Objective) -> str:
+    """A hash of the weights that the run's reference or its adapters stand on; empty where its checkpoints hold all."""
+    return weights_digest(model) if objective.needs_reference or model.adapted else ""
+
+
 def _run_info(config: TrainConfig, tokenizer: Any, base_digest: str) -> RunInfo:
     loss = config.resolved_loss
     local = Path(config.model)
@@ -222,6 +228,7 @@ def _run_info(config: TrainConfig, tokenizer: Any, base_digest: str) -> RunInfo:
         method=config.method,
         base_model=str(local.resolve()) if local.exists() else config.model,
         base_digest=base_digest,
+        dtype=str(config.torch_dtype).removeprefix("torch."),
         reward_weight=loss.reward_weight,
         policy_ratio=loss.policy_ratio,
         reward_loss=loss.reward_loss,

@@ -249,7 +249,8 @@ def _depends_on(config: SampleConfig, prompts: Prompts, *, identify: bool) -> di
     identity: dict[str, Any] = {"generator": config.model}
     if identify:
         found = model_identity(config.model, choice, config.score_options)
-        identity = {name: found[name] for name in ("the model", "its reference", "hafrm")} | {"dtype": config.dtype}
+        parts = ("its base", "the model", "its reference", "hafrm")  # the first of adapters in half precision alone
+        identity = {name: found[name] for name in parts if name in found} | {"dtype": config.dtype}
     depends_on = {
         **identity,
         "engine": config.engine,

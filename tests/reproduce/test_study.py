@@ -800,3 +800,62 @@ def test_a_half_line_takes_no_other_with_it(tmp_path: Path) -> None:
     journal.write("d", "finished")
     assert [entry.what for entry in journal.entries()] == ["a", "c", "d"]
     assert set(journal.last(since=before)) == {"c", "d"}
+
+
+def repaired(folder: Path, word: str) -> None:
+    """Put a word into the responses of a folder's files: their prompts and their places stay."""
+    for path in folder.glob("pku_safe-*.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for row in rows:
+            row["chosen"][0]["content"] += f" {word}"
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def test_what_is_made_of_data_is_made_anew_where_they_changed(
+    tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Killed behind the bag of words; then the files are repaired, first with no run there, then with three."""
+    data = small_files(tmp_path / "data")
+    words = ["reproduce", "study", "--scale", "small", "--backbone", str(tiny_world), "--backbones", "base"]
+    words += ["--data_folder", str(data), "--steps", "1", "--max_length", "256", "--pairs", "6", "--sets", "BS"]
+    words += ["--parts", "table2", "--out", str(tmp_path / "o")]
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(work, "train_missing", killed)
+        assert main(words) == 130
+    (scores,) = (tmp_path / "o/small/study/scores/words").rglob("scores.jsonl")
+    before = [score.length_chosen for score in read_scores(scores)]
+    repaired(data, "mended")
+    capfd.readouterr()
+    assert main(words) == 0
+    assert (tmp_path / "o/small/cuts/BS-1of1-of6.jsonl").read_text().count("mended") == 6
+    assert [score.length_chosen for score in read_scores(scores)] != before
+    assert main(words) == 0
+    assert capfd.readouterr().err.count("bag of words: BS") == 1
+    repaired(data, "again")
+    assert main([*words, "--dry_run"]) == 0
+    assert "[other options: data (was" in capfd.readouterr().out
+    assert main(words) == 2
+    assert "holds a run with other options: data (was" in capfd.readouterr().err
+
+
+def test_a_studys_root_and_its_data_may_be_moved(
+    tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small_files(tmp_path / "data")
+    words = ["reproduce", "study", "--scale", "small", "--backbone", str(tiny_world), "--backbones", "base"]
+    words += ["--steps", "1", "--max_length", "256", "--pairs", "6", "--sets", "BS", "--parts", "table2"]
+    assert main([*words, "--data_folder", "data", "--out", "o"]) == 0
+    (tmp_path / "data").rename(tmp_path / "sets")
+    (tmp_path / "o").rename(tmp_path / "moved")
+    capfd.readouterr()
+    moved = [*words, "--data_folder", str(tmp_path / "sets"), "--out", str(tmp_path / "moved")]
+    assert main([*moved, "--dry_run"]) == 0
+    assert "nothing is missing" in capfd.readouterr().out
+    assert main(moved) == 0
+    journal = Journal(tmp_path / "moved/small/study/runs.jsonl")
+    assert sum(entry.event == "started" for entry in journal.entries()) == 6  # three runs and their scores, once

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +36,7 @@ __all__ = [
     "measure",
     "measured",
     "relation",
+    "require_same_prompts",
 ]
 
 AVERAGE = "Avg"
@@ -170,8 +171,9 @@ def measured(seeds: Sequence[Sequence[PairScore]], what: str) -> Measured:
     """One method on one test set, from the scores of each seed.
 
     Raises:
-        DataError: no pair was scored by all seeds.
+        DataError: no pair was scored by all seeds, or seeds were tested on different pairs.
     """
+    require_same_prompts(({row.id: row.group for row in rows} for rows in seeds), what)
     by_seed = [{row.id: row for row in rows if row.margin is not None} for rows in seeds]
     margins = [{pair: row.margin or 0.0 for pair, row in rows.items()} for rows in by_seed]
     shared = [pair for pair in by_seed[0] if all(pair in rows for rows in by_seed)]
@@ -185,6 +187,26 @@ def measured(seeds: Sequence[Sequence[PairScore]], what: str) -> Measured:
         groups={row.id: row.group for row in rows},
         length_accuracy=accuracy([row.length_chosen - row.length_rejected for row in rows]).value,
     )
+
+
+def require_same_prompts(scored: Iterable[Mapping[str, str]], what: str) -> None:
+    """Refuse scores of two states of a file: pairs are known by their rows, and a row may hold another prompt by now.
+
+    Args:
+        scored: By pair its prompt group, once for all that are compared.
+        what: What is measured, for the message.
+
+    Raises:
+        DataError: a pair's prompt is not the same in all.
+    """
+    groups: dict[str, str] = {}
+    for found in scored:
+        for pair, group in found.items():
+            if groups.setdefault(pair, group) != group:
+                raise DataError(
+                    f"{what}: {pair} has not the same prompt in all scores, so its file was changed between them. "
+                    "Delete the older scores, or choose another --out."
+                )
 
 
 def average_of(cells: Sequence[Measured]) -> Measured:
@@ -206,8 +228,13 @@ def relation(
     tested_on: str,
     paper: float | None = None,
 ) -> Relation:
-    """HAF above another method on one test set, with the paired interval."""
+    """HAF above another method on one test set, with the paired interval.
+
+    Raises:
+        DataError: the two were tested on different pairs.
+    """
     ours, theirs = row["haf"], row[over]
+    require_same_prompts((ours.groups, theirs.groups), f"{tested_on}, haf and {over}")
     shared = [pair for pair in ours.pair_hits if pair in theirs.pair_hits]
     groups = [ours.groups[pair] for pair in shared]
     found = paired_bootstrap(

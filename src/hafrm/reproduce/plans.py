@@ -13,8 +13,23 @@ from pathlib import Path
 
 from hafrm.evaluation.run import EvaluateConfig, evaluate
 from hafrm.evaluation.scoring import RESULTS_FILE
-from hafrm.reproduce.policies import PolicyRun, policy_command, policy_config, train_missing_policy
-from hafrm.reproduce.runs import Run, command, require_same_options, shown_state, state_of, train_config, train_missing
+from hafrm.reproduce.policies import (
+    PolicyRun,
+    other_policy_options,
+    policy_command,
+    policy_config,
+    train_missing_policy,
+)
+from hafrm.reproduce.runs import (
+    OTHER_OPTIONS,
+    Run,
+    command,
+    require_same_options,
+    shown_state,
+    state_of,
+    train_config,
+    train_missing,
+)
 from hafrm.reproduce.scales import Scale
 from hafrm.reproduce.study.options import StudyOptions
 from hafrm.training.config import Method
@@ -117,13 +132,12 @@ def execute(job: Job, plan: Plan, say: Callable[[str], None]) -> None:
         ConfigError: a folder holds a run with other options; nothing is trained then.
         HafrmError: a run or an evaluation failed.
     """
-    models = {}
     for name in dict.fromkeys([*(run.backbone for run in plan.runs), *(policy.backbone for policy in plan.policies)]):
         if job.scale.name == "world":
             say(f"backbone {name}: taken from the cache, or pretrained first (some minutes)")
-        models[name] = job.scale.backbone(name).model()
+        job.scale.backbone(name).model()
     for run in plan.runs:
-        require_same_options(train_config(job.scale, run, job.out, model=models[run.backbone]))
+        require_same_options(job.scale, run, job.out)
     for number, run in enumerate(plan.runs, 1):
         if state_of(run.folder(job.scale, job.out)) != "finished":
             say(f"run {number}/{len(plan.runs)}: {run.name}")
@@ -141,10 +155,10 @@ def execute(job: Job, plan: Plan, say: Callable[[str], None]) -> None:
 
 def described(job: Job, plan: Plan) -> Iterator[str]:
     """The plan in lines: each run with its state and the command that does the same, and each evaluation."""
-    configs = [train_config(job.scale, run, job.out, model=job.scale.backbone(run.backbone).shown) for run in plan.runs]
-    states = [shown_state(job.scale, config) for config in configs]
+    states = [shown_state(job.scale, run, job.out) for run in plan.runs]
     yield f"{len(plan.runs)} training runs, of which {states.count('finished')} are finished:"
-    for run, state, config in zip(plan.runs, states, configs, strict=True):
+    for run, state in zip(plan.runs, states, strict=True):
+        config = train_config(job.scale, run, job.out, model=job.scale.backbone(run.backbone).shown)
         yield f"  [{state}] {run.name}"
         yield f"    {shlex.join(command(config))}"
     yield f"{len(plan.evaluations)} evaluations:"
@@ -157,5 +171,7 @@ def described(job: Job, plan: Plan) -> Iterator[str]:
         yield f"{len(plan.policies)} policies:"
     for policy in plan.policies:
         options = policy_config(job.scale, policy, job.out, model=job.scale.backbone(policy.backbone).shown)
-        yield f"  [{shown_state(job.scale, options)}] {policy.name}"
+        changed = other_policy_options(options, shown=job.scale.name == "world")
+        state = f"{OTHER_OPTIONS}: {changed}" if changed else state_of(Path(options.out))
+        yield f"  [{state}] {policy.name}"
         yield f"    {shlex.join(policy_command(options))}"

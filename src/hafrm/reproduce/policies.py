@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hafrm.errors import ConfigError
 from hafrm.models.scorers import ScoreOptions
-from hafrm.reproduce.runs import Run, require_same_options, train_config, write_data
+from hafrm.reproduce.runs import Run, train_config, write_data
 from hafrm.reproduce.scales import Scale
 from hafrm.rlhf.options import KlOptions, RlhfConfig, SamplingOptions
 from hafrm.rlhf.run import rlhf
 from hafrm.training.config import Method
-from hafrm.training.manifest import is_finished
+from hafrm.training.manifest import changed_options, is_finished, read_manifest
 
-__all__ = ["WORLD_PPO", "PolicyRun", "policy_command", "policy_config", "train_missing_policy"]
+__all__ = ["WORLD_PPO", "PolicyRun", "other_policy_options", "policy_command", "policy_config", "train_missing_policy"]
 
 WORLD_PPO: Mapping[str, Any] = {
     "steps": 90,
@@ -99,12 +100,26 @@ def train_missing_policy(scale: Scale, policy: PolicyRun, out: Path) -> Path:
         HafrmError: training failed.
     """
     config = policy_config(scale, policy, out)
-    require_same_options(config)
+    if changed := other_policy_options(config):
+        raise ConfigError(f"{config.out} holds a run with other options: {changed}. Choose another --out.")
     folder = Path(config.out)
     if not is_finished(folder):
         write_data(scale, policy.prompts, out)
         rlhf(config)
     return folder
+
+
+def other_policy_options(config: RlhfConfig, *, shown: bool = False) -> str:
+    """The options in which a folder's policy differs from what is asked for; empty where none does, or no run is.
+
+    Args:
+        config: What is asked for.
+        shown: Whether its model is only how a plan prints it, which can't be compared.
+    """
+    manifest = read_manifest(Path(config.out))
+    if manifest is None:
+        return ""
+    return changed_options(manifest, replace(config, model=manifest["config"]["model"]) if shown else config)
 
 
 def policy_command(config: RlhfConfig) -> list[str]:

@@ -7,7 +7,8 @@ other options is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,10 +16,10 @@ from typing import Any, Literal
 import numpy as np
 
 from hafrm import atomic
-from hafrm.data import DataOptions, PairSet, load_pairs
+from hafrm.data import DataOptions, fingerprint, load_pairs, local_path
 from hafrm.errors import ConfigError
+from hafrm.pairs import PreferencePair
 from hafrm.reproduce.scales import Scale, in_paper_order
-from hafrm.rlhf.options import RlhfConfig
 from hafrm.training.config import LossConfig, Method, TrainConfig
 from hafrm.training.manifest import changed_options, is_finished, read_manifest
 from hafrm.training.run import train
@@ -29,6 +30,7 @@ __all__ = [
     "Run",
     "RunState",
     "command",
+    "data_prints",
     "other_options",
     "require_same_options",
     "shown_state",
@@ -130,7 +132,7 @@ def train_missing(scale: Scale, run: Run, out: Path) -> Path:
     """The folder of a run, trained to its end; see `trained`."""
     config = train_config(scale, run, out, model=scale.backbone(run.backbone).model())
     folder = Path(config.out)
-    require_same_options(config)
+    require_same_options(scale, run, out)
     if not is_finished(folder):
         write_data(scale, run, out)
         train(config)
@@ -167,9 +169,11 @@ def train_config(scale: Scale, run: Run, out: Path, *, model: str) -> TrainConfi
 
 
 def write_data(scale: Scale, run: Run, out: Path) -> None:
-    """Write the files of a mixture or of a part of a set, where a run needs them and they are not there yet."""
-    _write_mixture(scale, run.sets, out)
-    _write_cut(scale, run, out)
+    """Write the files of a mixture or of a part of a set, where they are not there yet or their source has changed."""
+    for path, drawn in _drawn_files(scale, run, out).items():
+        if not _is_as_drawn(path, drawn):
+            with atomic.new_file(path) as file:
+                file.writelines(atomic.json_line(pair.as_row()) for pair in drawn.pairs())
 
 
 def _losses(run: Run) -> LossConfig:
@@ -177,33 +181,43 @@ def _losses(run: Run) -> LossConfig:
     return base if run.policy_ratio is None else replace(base, policy_ratio=run.policy_ratio)
 
 
-def other_options(config: TrainConfig | RlhfConfig, *, shown: bool = False) -> str:
-    """The options in which a folder's run differs from what is asked for; empty where none does, or no run is.
+def other_options(scale: Scale, run: Run, out: Path, *, shown: bool = False) -> str:
+    """The options and data in which a folder's run differs from what is asked for; empty where none does, or no run is.
 
     Args:
-        config: What is asked for.
-        shown: Whether its model is only how a plan prints it, which can't be compared.
+        scale: Backbones, pairs and options.
+        run: The run.
+        out: The root that experiments share; it may have been moved since, and the data files, too.
+        shown: Compare with the backbone as a plan prints it, and make no model for that.
     """
-    manifest = read_manifest(Path(config.out))
+    manifest = read_manifest(run.folder(scale, out))
     if manifest is None:
         return ""
-    return changed_options(manifest, replace(config, model=manifest["config"]["model"]) if shown else config)
+    backbone = scale.backbone(run.backbone)
+    model = backbone.shown if shown else backbone.model()
+    if shown and scale.name == "world":  # its backbones are made when they are needed, and not called as they are shown
+        model = manifest["config"]["model"]
+    config = train_config(scale, run, out, model=model)
+    data = _changed_data(manifest, config, data_prints(scale, run, out))
+    held = {name: manifest["config"][name] for name in ("data", "eval_data")}
+    return ", ".join(filter(None, (changed_options(manifest, replace(config, **held)), data)))
 
 
-def require_same_options(config: TrainConfig | RlhfConfig) -> None:
-    """Refuse to show the run of another scale, length or rate as this one's.
+def require_same_options(scale: Scale, run: Run, out: Path) -> None:
+    """Refuse to show the run of another scale, length or rate, or of other pairs, as this one's.
 
     Raises:
         ConfigError: the folder holds a run with other options.
     """
-    if changed := other_options(config):
-        raise ConfigError(f"{config.out} holds a run with other options: {changed}. Choose another --out.")
+    if changed := other_options(scale, run, out):
+        folder = run.folder(scale, out)
+        raise ConfigError(f"{folder} holds a run with other options: {changed}. Choose another --out.")
 
 
-def shown_state(scale: Scale, config: TrainConfig | RlhfConfig) -> str:
-    """What a plan says of a run's folder, where the config's model is the backbone's `shown`."""
-    changed = other_options(config, shown=scale.name == "world")  # the world's backbones are made when they are needed
-    return f"{OTHER_OPTIONS}: {changed}" if changed else state_of(Path(config.out))
+def shown_state(scale: Scale, run: Run, out: Path) -> str:
+    """What a plan says of a run's folder."""
+    changed = other_options(scale, run, out, shown=True)
+    return f"{OTHER_OPTIONS}: {changed}" if changed else state_of(run.folder(scale, out))
 
 
 def state_of(folder: Path) -> RunState:
@@ -256,41 +270,132 @@ def _cut_file(scale: Scale, run: Run, out: Path) -> Path:
     return out / scale.name / "cuts" / f"{run.sets[0]}-1of{run.share}{scale.cap_suffix}.jsonl"
 
 
-def _write_cut(scale: Scale, run: Run, out: Path) -> None:
-    """Write a part of a set's training pairs: a smaller part is always a part of a larger one."""
-    if not _is_cut(scale, run) or (path := _cut_file(scale, run, out)).exists():
-        return
-    loaded = load_pairs(scale.sets[run.sets[0]].train, split="train")
-    whole = len(loaded.pairs) if scale.cap is None else min(len(loaded.pairs), scale.cap)
-    with atomic.new_file(path) as file:
-        file.writelines(_sampled_lines(loaded, max(1, whole // run.share)))
-
-
 def _mixture_files(scale: Scale, sets: Sequence[str], split: str, out: Path) -> dict[str, Path]:
     folder = out / scale.name / "mixtures" / f"{'+'.join(sets)}{scale.cap_suffix}"
     return {name: folder / f"{name}-{split}.jsonl" for name in sets}
 
 
-def _write_mixture(scale: Scale, sets: Sequence[str], out: Path) -> None:
-    """Write equally many pairs of each set, as many as the smallest has, where data names can't be cut.
+@dataclass(frozen=True, kw_only=True)
+class _Drawn:
+    """What a file of a run's own holds: pairs of one source, drawn with the same seed for all."""
+
+    source: str
+    """A data name."""
+    split: Literal["train", "validation"]
+    beside: tuple[str, ...]
+    """The sources of which equally many are drawn, its own among them."""
+    cap: int | None = None
+    share: int = 1
+
+    @property
+    def can_change(self) -> bool:
+        """Whether the source is files, which may be repaired. Sets of the hub are not fetched to look at them."""
+        return all(local_path(name) is not None or name.startswith("world/") for name in self.beside)
+
+    def pairs(self) -> list[PreferencePair]:
+        """The pairs, in the source's order. A smaller part is always a part of a larger one."""
+        size = min(len(_pairs_of(name, self.split)) for name in self.beside)
+        size = max(1, min(size, self.cap or size) // self.share)
+        found = _pairs_of(self.source, self.split)
+        return [found[place] for place in sorted(np.random.default_rng(0).permutation(len(found))[:size])]
+
+
+def _drawn_files(scale: Scale, run: Run, out: Path) -> dict[Path, _Drawn]:
+    """The files of a run's own: a part of its set, or equally many pairs of each, as many as the smallest has.
 
     The paper samples "evenly" from its sets (section 4.1.2) and does not say how many pairs.
     """
-    if len(sets) == 1 or scale.mixed is not None:
-        return
-    for split in ("train", "validation"):
-        files = _mixture_files(scale, sets, split, out)
-        if all(path.exists() for path in files.values()):
+    if _is_cut(scale, run):
+        source = scale.sets[run.sets[0]].train
+        drawn = _Drawn(source=source, split="train", beside=(source,), cap=scale.cap, share=run.share)
+        return {_cut_file(scale, run, out): drawn}
+    if len(run.sets) == 1 or scale.mixed is not None:
+        return {}
+    found = {}
+    splits: tuple[Literal["train", "validation"], ...] = ("train", "validation")
+    for split in splits:
+        cap = scale.cap if split == "train" else None
+        sources = {name: getattr(scale.sets[name], split) for name in run.sets}
+        for name, path in _mixture_files(scale, run.sets, split, out).items():
+            found[path] = _Drawn(source=sources[name], split=split, beside=tuple(sources.values()), cap=cap)
+    return found
+
+
+def _is_as_drawn(path: Path, drawn: _Drawn) -> bool:
+    """Whether a file is there and holds what would be drawn today."""
+    if not path.exists():
+        return False
+    return not drawn.can_change or fingerprint(_pairs_of(str(path), drawn.split)) == _drawn_print(drawn)
+
+
+def _pairs_of(name: str, split: str) -> tuple[PreferencePair, ...]:
+    return _read_pairs(name, split, _version(name))
+
+
+def _drawn_print(drawn: _Drawn) -> str:
+    return _print_of_drawn(drawn, tuple(map(_version, drawn.beside)))
+
+
+def _version(name: str) -> tuple[int, int] | None:
+    """What changes when a file does; None for what is none."""
+    path = local_path(name)
+    if path is None:
+        return None
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size
+
+
+@functools.lru_cache(maxsize=32)
+def _read_pairs(name: str, split: str, version: tuple[int, int] | None) -> tuple[PreferencePair, ...]:
+    return tuple(load_pairs(name, split=split).pairs)
+
+
+@functools.lru_cache(maxsize=256)
+def _print_of_name(name: str, split: str, version: tuple[int, int] | None) -> str:
+    return fingerprint(_read_pairs(name, split, version))
+
+
+@functools.lru_cache(maxsize=256)
+def _print_of_drawn(drawn: _Drawn, versions: tuple[tuple[int, int] | None, ...]) -> str:
+    return fingerprint(drawn.pairs())
+
+
+def data_prints(scale: Scale, run: Run, out: Path) -> dict[str, str | None]:
+    """The fingerprints of a run's pairs as they would be read or drawn now, by data name.
+
+    None stands for sets of the world and the hub, which are known by their names alone.
+    """
+    drawn = {str(path): each for path, each in _drawn_files(scale, run, out).items()}
+    config = train_config(scale, run, out, model="")
+    found: dict[str, str | None] = {}
+    for split, names in (("train", config.data), ("validation", config.eval_data)):
+        for name in names:
+            if name in drawn:
+                found[name] = _drawn_print(drawn[name]) if drawn[name].can_change else None
+            else:
+                found[name] = None if local_path(name) is None else _print_of_name(name, split, _version(name))
+    return found
+
+
+def _changed_data(manifest: dict[str, Any], config: TrainConfig, prints: Mapping[str, str | None]) -> str:
+    """The data that differ from a manifest's, in words. The same pairs may have moved; names that are no files may not.
+
+    Args:
+        manifest: That of the folder's run.
+        config: What is asked for.
+        prints: What `data_prints` gave.
+    """
+    changes = []
+    for part, option in (("train", "data"), ("eval", "eval_data")):
+        before, names = manifest["config"][option], getattr(config, option)
+        sources = manifest["data"].get(part, {}).get("sources", [])
+        if len(sources) != len(names):
+            changes += [] if before == names else [f"{option} (was {before}, now {names})"]
             continue
-        loaded = {name: load_pairs(getattr(scale.sets[name], split), split=split) for name in sets}
-        size = min(len(pair_set.pairs) for pair_set in loaded.values())
-        if scale.cap is not None and split == "train":
-            size = min(size, scale.cap)
-        for name, path in files.items():
-            with atomic.new_file(path) as file:
-                file.writelines(_sampled_lines(loaded[name], size))
-
-
-def _sampled_lines(pair_set: PairSet, size: int) -> Iterator[bytes]:
-    places = np.random.default_rng(0).permutation(len(pair_set.pairs))[:size]
-    return (atomic.json_line(pair_set.pairs[place].as_row()) for place in sorted(places))
+        for old, name, source in zip(before, names, sources, strict=True):
+            now = prints[name]
+            if now is None and Path(old).parts[-2:] != Path(name).parts[-2:]:  # a set's name, or CUTS/FILE
+                changes.append(f"{option} (was {old}, now {name})")
+            elif now is not None and now != source["sha256"]:
+                changes.append(f"{option} (was {old}, sha256 {source['sha256'][:8]}, now {name}, sha256 {now[:8]})")
+    return ", ".join(changes)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hafrm.evaluation.scoring import RESULTS_FILE
 from hafrm.reproduce.plans import Job, Plan
-from hafrm.reproduce.runs import OTHER_OPTIONS, Run, shown_state, train_config
+from hafrm.reproduce.runs import OTHER_OPTIONS, Run, shown_state
 from hafrm.reproduce.study.costs import Costs, is_local
 from hafrm.reproduce.study.journal import JOURNAL_FILE, Entry, Journal
 from hafrm.reproduce.study.rates import at_chosen_rates, search
@@ -140,9 +140,7 @@ def described(job: Job, plan: Plan) -> Iterator[str]:
 
 def _state(todo: Todo, journal: Mapping[str, Entry]) -> str:
     """What the plan says of a run with its scorings."""
-    scale = todo.job.scale
-    config = train_config(scale, todo.run, todo.job.out, model=scale.backbone(todo.run.backbone).shown)
-    state = shown_state(scale, config)
+    state = shown_state(todo.job.scale, todo.run, todo.job.out)
     if state.startswith(OTHER_OPTIONS):
         return state
     if todo.done:

@@ -6,14 +6,17 @@ run that fails is written down with its reason, and the study goes on.
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
+from hafrm import atomic
 from hafrm.data import encode_pairs, load_pairs
 from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ConfigError, HafrmError, UnwritableError, first_line
@@ -21,11 +24,10 @@ from hafrm.evaluation.run import evaluate
 from hafrm.evaluation.scoring import SCORES_FILE, score_pairs, write_scores
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.reproduce.plans import Job, Plan
-from hafrm.reproduce.runs import Run, require_same_options, train_config, train_missing, write_data
+from hafrm.reproduce.runs import Run, data_prints, require_same_options, train_config, train_missing, write_data
 from hafrm.reproduce.study.costs import Costs, is_local
 from hafrm.reproduce.study.planning import SEARCH, Todo, journal_of, missing, stages, study_folder
 from hafrm.reproduce.study.words import fit_words
-from hafrm.training.config import TrainConfig
 
 __all__ = ["WORDS", "execute", "words_file"]
 
@@ -33,6 +35,10 @@ Say = Callable[[str], None]
 
 WORDS = "words"
 """How the scores of the bag-of-words model call it."""
+
+
+_DEPENDS_ON = "depends_on.json"
+"""Beside the scores of the bag of words: the fingerprints of the pairs that they come from."""
 
 
 def words_file(job: Job, name: str) -> Path:
@@ -70,11 +76,12 @@ def execute(job: Job, plan: Plan, say: Say) -> None:
 def _score_words(job: Job, name: str, say: Say) -> None:
     """Fit the bag-of-words model on the pairs that the backbones can be trained on, and score the test pairs."""
     path = words_file(job, name)
+    run = Run(backbone=job.backbones[0], sets=(name,), method="baseline")
+    depends_on = {"pairs": list(data_prints(job.scale, run, job.out).values()), "test": _test_print(job, name)}
     with FileLock(_lock_file(job, f"{WORDS}/{path.parent.name}")):
-        if path.exists():
+        if path.exists() and _read_json(path.with_name(_DEPENDS_ON)) == depends_on:
             return
         say(f"bag of words: {name}")
-        run = Run(backbone=job.backbones[0], sets=(name,), method="baseline")
         write_data(job.scale, run, job.out)
         config = train_config(job.scale, run, job.out, model="none")
         encoder = ConversationEncoder(load_tokenizer(job.scale.backbone(run.backbone).model()), job.scale.max_length)
@@ -84,7 +91,21 @@ def _score_words(job: Job, name: str, say: Say) -> None:
         )
         data = job.scale.sets[name].test
         test = load_pairs(data, split="test").pairs
+        path.with_name(_DEPENDS_ON).unlink(missing_ok=True)
         write_scores(score_pairs(fit_words(train, validation), test, model=WORDS, data=data), path)
+        atomic.write_json(path.with_name(_DEPENDS_ON), depends_on)
+
+
+def _test_print(job: Job, name: str) -> str:
+    return load_pairs(job.scale.sets[name].test, split="test").reports[0].sha256
+
+
+def _read_json(path: Path) -> Any:
+    """What a file holds; None where it is not there or not whole."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _lock_file(job: Job, name: str) -> Path:
@@ -125,7 +146,7 @@ class _Worker:
         """
         for stage in stages(self.job):
             for todo in stage.todos if stage.ready else ():
-                require_same_options(self._config(todo))
+                require_same_options(todo.job.scale, todo.run, todo.job.out)
 
     def work(self) -> None:
         """Do all that can be done. What other processes hold is waited for only where the next stage needs it.
@@ -155,7 +176,7 @@ class _Worker:
         Raises:
             ConfigError: what is there of it was trained with other options.
         """
-        require_same_options(self._config(todo))
+        require_same_options(todo.job.scale, todo.run, todo.job.out)
         if todo.done and not _leftovers(todo):
             return True
         if not self.job.study.retry and todo.failure(self.journal.last()):
@@ -180,10 +201,6 @@ class _Worker:
         seconds = self.costs.run(todo.run) if self.costs else 0.0
         with self._told(todo.name, stage, seconds):
             train_missing(todo.job.scale, todo.run, todo.job.out)
-
-    def _config(self, todo: Todo) -> TrainConfig:
-        scale = todo.job.scale
-        return train_config(scale, todo.run, todo.job.out, model=scale.backbone(todo.run.backbone).model())
 
     def _score(self, todo: Todo, stage: str) -> None:
         for scoring in todo.unscored:

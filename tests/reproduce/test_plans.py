@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,13 +15,14 @@ from hafrm.cli import main, train
 from hafrm.cli.options import options_of
 from hafrm.data import load_pairs
 from hafrm.errors import ConfigError
-from hafrm.reproduce import claims, figure3, figure6, paper, policies, table2, table3
+from hafrm.reproduce import claims, figure3, figure6, paper, policies, runs, table2, table3
 from hafrm.reproduce.plans import Job, Plan, described
 from hafrm.reproduce.probes.claims import ClaimsConfig
 from hafrm.reproduce.registry import EXPERIMENTS
 from hafrm.reproduce.runs import Run, command, state_of, train_config, trained, write_data
 from hafrm.reproduce.scales import Overrides, Scale, paper_scale, small_scale, world_scale
 from hafrm.training.config import TrainConfig
+from hafrm.training.run import train as real_train
 from tests.paths import SHARED
 from tests.tiny import some_pairs
 
@@ -235,3 +238,29 @@ def test_the_claims_training_pairs_are_the_runs_own(monkeypatch: pytest.MonkeyPa
         == train_config(capped.scale, run, capped.out, model="m").data
         == ["o/world/cuts/BS-1of1-of5.jsonl"]
     )
+
+
+def test_a_run_that_another_command_trains_is_waited_for(
+    tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it is held nothing is trained there; when it is let go, it is looked at again."""
+    scale = world_scale(Overrides(steps=1))
+    run = Run(backbone="instruct", sets=("BS",), method="baseline")
+    config = train_config(scale, run, tmp_path, model=str(tiny_world))
+    calls: list[str] = []
+
+    def trains(config: TrainConfig) -> None:
+        calls.append(config.out)
+        time.sleep(0.5)
+        monkeypatch.setattr(runs, "is_finished", lambda folder: True)
+
+    monkeypatch.setattr(runs, "train", trains)
+    commands = [threading.Thread(target=runs.train_missing, args=(scale, run, tmp_path)) for _ in range(2)]
+    for each in commands:
+        each.start()
+        time.sleep(0.1)
+    with pytest.raises(ConfigError, match="Another command is training in"):
+        real_train(config)
+    for each in commands:
+        each.join()
+    assert calls == [config.out]

@@ -21,6 +21,7 @@ from hafrm.errors import ConfigError
 from hafrm.pairs import PreferencePair
 from hafrm.reproduce.scales import Scale, in_paper_order
 from hafrm.training.config import LossConfig, Method, TrainConfig
+from hafrm.training.folders import run_lock
 from hafrm.training.manifest import changed_options, is_finished, read_manifest
 from hafrm.training.run import train
 
@@ -133,9 +134,13 @@ def train_missing(scale: Scale, run: Run, out: Path) -> Path:
     config = train_config(scale, run, out, model=scale.backbone(run.backbone).model())
     folder = Path(config.out)
     require_same_options(scale, run, out)
-    if not is_finished(folder):
-        write_data(scale, run, out)
-        train(config)
+    if is_finished(folder):
+        return folder
+    with run_lock(folder):  # another command may be training it
+        require_same_options(scale, run, out)
+        if not is_finished(folder):
+            write_data(scale, run, out)
+            train(config)
     return folder
 
 

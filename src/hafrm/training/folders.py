@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
 
 from hafrm import atomic
 from hafrm.errors import ConfigError
@@ -14,7 +18,7 @@ from hafrm.training.manifest import is_finished, read_manifest, require_same_con
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["claim_folder", "make_folder"]
+__all__ = ["claim_folder", "hold_folder", "make_folder", "run_lock"]
 
 
 def claim_folder(
@@ -52,6 +56,35 @@ def _refuse_inputs_in(folder: Path, inputs: Mapping[str, Path]) -> None:
     for what, path in inputs.items():
         if path.exists() and path.resolve().is_relative_to(folder.resolve()):
             raise ConfigError(f"{what} lies in the run's own folder {folder}. Choose another --out.")
+
+
+def run_lock(folder: Path) -> FileLock:
+    """The lock of a run's folder, which whoever holds it may take again. It lies beside it: `overwrite` deletes it."""
+    folder = folder.absolute()
+    return FileLock(folder.with_name(f".{folder.name}.lock"), is_singleton=True)
+
+
+@contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Hold a run's folder, so that no second command trains there meanwhile; of a run's processes the first holds it.
+
+    Raises:
+        ConfigError: another command does, or nothing can be written there.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    lock = run_lock(folder)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(f"Another command is training in {folder}. Wait for it, or choose another --out.") from None
+    except OSError as error:
+        raise ConfigError(f"out: {folder} can't be written to ({error.strerror}). Choose another --out.") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def make_folder(folder: Path, *, anew: bool = False) -> None:

@@ -41,7 +41,7 @@ from hafrm.stats import fit_combination
 from hafrm.training.arguments import total_steps
 from hafrm.training.callbacks import ConsoleProgress, MetricsFile
 from hafrm.training.config import TrainConfig, training_arguments
-from hafrm.training.folders import claim_folder, make_folder
+from hafrm.training.folders import claim_folder, hold_folder, make_folder
 from hafrm.training.manifest import (
     effective_settings,
     new_manifest,
@@ -73,7 +73,7 @@ def train(config: TrainConfig) -> TrainResult:
     Raises:
         HafrmError: options, data or model can't serve; the message says why and what to do.
     """
-    with cpu_tuned():
+    with hold_folder(Path(config.out)), cpu_tuned():
         return _train(config, Path(config.out))
 
 

@@ -18,9 +18,10 @@ from hafrm.data import DataOptions
 from hafrm.errors import ConfigError
 from hafrm.evaluation.run import EvaluateConfig
 from hafrm.models.runinfo import RunInfo
+from hafrm.reproduce.runs import require_same_options
 from hafrm.reproduce.scales import MIXED_PAIRS, WORLD_MAX_LENGTH, world_training
 from hafrm.training.config import Method, TrainConfig
-from hafrm.training.manifest import changed_options, is_finished, read_manifest
+from hafrm.training.manifest import is_finished
 from hafrm.training.run import train
 from hafrm.world import WORLD_SETS, world_backbone
 
@@ -68,7 +69,7 @@ def run(args: Namespace) -> None:
     sets = [f"world/{name}" for name in WORLD_SETS]
     runs = [_training(config, str(backbone), method, out / method) for method in get_args(Method)]
     for each in runs:
-        _require_same_demo(each)
+        require_same_options(each)
     for each in runs:
         with _timed(console, f"2/3 Training {each.method} on pairs of all five sets"):
             if not is_finished(Path(each.out)):
@@ -87,14 +88,6 @@ def _backbone() -> Path:
             line.update(f"{stage}: step {step} of {steps}, loss {loss:.2f}")
 
         return world_backbone("instruct", progress=progress)
-
-
-def _require_same_demo(config: TrainConfig) -> None:
-    """Refuse to show the run of another demo as this one's."""
-    manifest = read_manifest(Path(config.out))
-    changed = changed_options(manifest, config) if manifest is not None else ""
-    if changed:
-        raise ConfigError(f"{config.out} holds a run with other options: {changed}. Choose another --out.")
 
 
 def _training(config: DemoConfig, backbone: str, method: Method, folder: Path) -> TrainConfig:

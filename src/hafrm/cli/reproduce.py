@@ -106,10 +106,9 @@ class ReproduceConfig:
         if self.name not in EXPERIMENTS:
             known = "; ".join(f"{name} ({each.summary})" for name, each in EXPERIMENTS.items())
             raise ConfigError(f"name: {self.name!r} is no experiment here. There are {known}.")
-        if self.steps is not None and self.steps < 1:
-            raise ConfigError(f"steps must be at least 1, got {self.steps}")
-        if self.pairs is not None and self.pairs < 1:
-            raise ConfigError(f"pairs must be at least 1, got {self.pairs}")
+        self.overrides()  # refuses numbers that can't be
+        if any(seed < 0 for seed in self.seeds):
+            raise ConfigError(f"seeds must be 0 or more, got {', '.join(map(str, self.seeds))}")
         for name in ("seeds", "backbones", "sets", "backbone", "parts", "learning_rates"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
@@ -134,6 +133,16 @@ class ReproduceConfig:
                 f"page: {self.page!r} is neither {MAIN_PAGE} nor {MAIN_PAGE}- and words in small letters."
             )
 
+    def overrides(self) -> Overrides:
+        """What is set on top of the scale."""
+        return Overrides(
+            steps=self.steps,
+            learning_rate=self.learning_rate,
+            max_length=self.max_length,
+            early_stopping=self.early_stopping,
+            cap=self.pairs,
+        )
+
 
 def parser() -> ArgumentParser:
     """The command's options."""
@@ -150,11 +159,16 @@ def run(args: Namespace) -> None:
     job = _job(config)
     experiment = EXPERIMENTS[config.name]
     plan = experiment.plan(job)
+    told = Console(stderr=True)
+    for model in config.backbone:
+        if not Path(model).is_dir():
+            told.print(
+                f"{model} is no folder here, so it is taken for a model of the hub.", markup=False, soft_wrap=True
+            )
     if config.dry_run:
         for line in experiment.describe(job, plan):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         return
-    told = Console(stderr=True)
     experiment.execute(job, plan, lambda line: told.print(line, markup=False, highlight=False, soft_wrap=True))
     _write(job, config, experiment, console)
 
@@ -192,13 +206,7 @@ def _job(config: ReproduceConfig) -> Job:
 
 
 def _scale(config: ReproduceConfig) -> Scale:
-    overrides = Overrides(
-        steps=config.steps,
-        learning_rate=config.learning_rate,
-        max_length=config.max_length,
-        early_stopping=config.early_stopping,
-        cap=config.pairs,
-    )
+    overrides = config.overrides()
     if config.scale == "small":
         return small_scale(overrides, backbones=config.backbone, data_folder=config.data_folder)
     return world_scale(overrides) if config.scale == "world" else paper_scale(overrides)

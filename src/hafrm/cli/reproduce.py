@@ -25,7 +25,7 @@ from hafrm.reproduce.scales import (
     world_scale,
 )
 from hafrm.reproduce.study.options import PARTS, StudyOptions
-from hafrm.reproduce.study.publishing import MAIN_PAGE, publish
+from hafrm.reproduce.study.publishing import MAIN_PAGE, publish, require_checkout
 
 __all__ = ["ReproduceConfig", "parser", "run"]
 
@@ -156,6 +156,8 @@ def run(args: Namespace) -> None:
     """Train and evaluate what is missing, and write the results; or show the plan."""
     config = options_of(ReproduceConfig, parser(), args)
     console = Console()
+    if config.publish is not None:
+        require_checkout(Path(config.publish))  # before hours of training
     job = _job(config)
     experiment = EXPERIMENTS[config.name]
     plan = experiment.plan(job)

@@ -196,6 +196,29 @@ def test_options_that_can_not_work_are_refused(
     assert message in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["table6", "--seeds", "1"], "seeds: without effect on table6, which trains nothing"),
+        (["table6", "--steps", "9", "--pairs", "9"], "steps, pairs: without effect on table6"),
+        (["table6", "--learning_rate", "1"], "learning_rate: without effect on table6"),
+        (["table6", "--early_stopping", "1"], "early_stopping: without effect on table6"),
+        (["figure2", "--seeds", "1", "2"], "seeds: figure2 reads one alone"),
+        (["figure7", "--seeds", "1", "2"], "seeds: figure7 reads one alone"),
+        *(([name, "--sets", "BS", "CA"], f"sets: {name} reads one alone") for name in ("figure2", "figure6", "ppo")),
+        (["claims", "--sets", "BS", "CA"], "sets: claims reads one alone"),
+        (["table7", "--sets", "BS", "CA"], "table7 correlates over sets"),
+        (["study", "--learning_rate", "1", "--learning_rates", "1", "2"], "learning_rate has no effect beside"),
+        (["study", "--publish", "nowhere"], "nowhere has no README.md and docs"),
+    ],
+)
+def test_what_an_experiment_would_not_read_is_refused_before_anything_is_done(
+    words: list[str], message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["reproduce", *words, "--out", str(tmp_path / "o"), "--dry_run"]) == 2
+    assert message in capfd.readouterr().err
+
+
 def test_every_experiment_says_what_it_is() -> None:
     assert all(each.summary and each.plan.__doc__ and each.find.__doc__ for each in EXPERIMENTS.values())
 

@@ -51,7 +51,8 @@ class ReproduceConfig:
     mistral-base, mistral-instruct."""
 
     sets: list[str] = field(default_factory=list)
-    """Of Helpful, Harmless, CA, BS, AHP those that take part. Default: all; figure6 uses the first."""
+    """Of Helpful, Harmless, CA, BS, AHP those that take part. Default: all; claims, figure2, figure6 and ppo
+    read one alone, by default Helpful."""
 
     backbone: list[str] = field(default_factory=list)
     """small: folders of causal language models to start from; each is known by its name, and with adapters as
@@ -126,12 +127,36 @@ class ReproduceConfig:
         for name in ("parts", "learning_rates", "hours", "retry", "publish"):
             if getattr(self, name) and self.name != "study":
                 raise ConfigError(f"{name} has no effect but on study: leave it out.")
+        self._require_used(EXPERIMENTS[self.name])
         if self.page != MAIN_PAGE and self.publish is None:
             raise ConfigError("page has no effect without publish: give --publish CHECKOUT, or leave it out.")
         if not re.fullmatch(rf"{MAIN_PAGE}(-[a-z0-9]+)*", self.page):
             raise ConfigError(
                 f"page: {self.page!r} is neither {MAIN_PAGE} nor {MAIN_PAGE}- and words in small letters."
             )
+
+    def _require_used(self, experiment: Experiment) -> None:
+        """Refuse options that this experiment does not read.
+
+        Raises:
+            ConfigError: one is given.
+        """
+        given = {
+            "seeds": self.seeds != [0],
+            "steps": self.steps is not None,
+            "learning_rate": self.learning_rate is not None,
+            "early_stopping": self.early_stopping != 0,
+            "pairs": self.pairs is not None,
+        }
+        if not experiment.trains and (unread := [name for name, is_given in given.items() if is_given]):
+            raise ConfigError(
+                f"{', '.join(unread)}: without effect on {self.name}, which trains nothing: leave it out."
+            )
+        for name in experiment.one:
+            if len(getattr(self, name)) > 1:
+                raise ConfigError(f"{name}: {self.name} reads one alone: name one.")
+        if self.learning_rate is not None and self.learning_rates:
+            raise ConfigError("learning_rate has no effect beside learning_rates: leave one out.")
 
     def overrides(self) -> Overrides:
         """What is set on top of the scale."""

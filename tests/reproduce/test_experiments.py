@@ -87,12 +87,16 @@ def test_the_probes_share_the_runs_of_table_2(
     table7 = json.loads((tmp_path / "world" / "table7" / "results.json").read_text())
     assert table7["correlations"]["instruct"]["n"] == 3
     assert any("n = 3" in note for note in table7["notes"])
-    table6 = reproduce("table6", tmp_path, *three)
+    table6 = reproduce("table6", tmp_path, "--scale", "world", *three[4:])
     assert set(table6["variances"]["instruct"]) == {"Harmless", "BS", "AHP"}
-    figure7 = reproduce("figure7", tmp_path, *three)
+    for name, seeds in {"table6": "", "table7": ", 1 seed (0)", "figure7": ", 1 seed (0)"}.items():
+        if name == "figure7":
+            figure7 = reproduce("figure7", tmp_path, *three)
+        said = (tmp_path / "world" / name / "table.md").read_text().splitlines()[2]
+        assert said.endswith(f"Scale world, backbones instruct{seeds}.")  # no word on accuracies: there are none
     assert -1 <= figure7["agreement"]["instruct/BS"]["pearson"]["value"] <= 1
     assert (tmp_path / "world" / "figure7" / "figure7-instruct-AHP.svg").exists()
-    claim = reproduce("claims", tmp_path, *three)["claims"]["instruct"]
+    claim = reproduce("claims", tmp_path, *three[:4], "--sets", "Harmless")["claims"]["instruct"]
     assert len(claim["seeds"]) == 1
     assert manifests(tmp_path) == runs
 
@@ -102,7 +106,7 @@ def test_figure_2_keeps_its_checkpoints(tiny_world: Path, tmp_path: Path, monkey
     training = scales.world_training
     monkeypatch.setattr(scales, "world_training", lambda steps: training(steps) | every)
     monkeypatch.setattr(figure2, "_SAMPLING", Sampling(max_new_tokens=4))
-    found = reproduce("figure2", tmp_path)["consistency"]["instruct"]
+    found = reproduce("figure2", tmp_path, "--sets", "Harmless")["consistency"]["instruct"]
     assert set(found["by_matching"]) == {"reward", "acc", "loss", "margin", "step"}
     folder = tmp_path / "world" / "runs" / "instruct" / "Harmless" / "haf-seed0-checkpoints"
     assert {path.name for path in folder.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2"}
@@ -122,7 +126,7 @@ def test_table_3_reads_rewardbench(tiny_world: Path, tmp_path: Path) -> None:
 
 
 def test_figure_6_draws_every_ratio(tiny_world: Path, tmp_path: Path) -> None:
-    results = reproduce("figure6", tmp_path)
+    results = reproduce("figure6", tmp_path, "--sets", "Harmless")
     curves = results["curves"]["instruct"]
     assert list(curves) == ["-0.2", "0", "0.1", "0.2", "0.5", "1", "2"]
     assert results["set"] == "Harmless"
@@ -171,6 +175,12 @@ def test_a_killed_reproduction_goes_on(
     ("words", "message"),
     [
         (["--steps", "0"], "steps must be at least 1"),
+        (["--pairs", "0"], "pairs must be at least 1"),
+        (["--max_length", "0"], "max_length must be at least 1"),
+        (["--learning_rate", "0"], "learning_rate must be a finite number above 0"),
+        (["--learning_rate", "-1"], "learning_rate must be a finite number above 0"),
+        (["--early_stopping", "-3"], "early_stopping must be 0 or more"),
+        (["--seeds", "-1"], "seeds must be 0 or more"),
         (["--seeds", "1", "1"], "names one twice"),
         (["--sets", "Sums"], "Sums is none of Helpful"),
         (["--backbones", "phi-2"], "the scale world has no phi-2"),
@@ -183,6 +193,29 @@ def test_options_that_can_not_work_are_refused(
     words: list[str], message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["reproduce", "table2", "--out", str(tmp_path), *words]) == 2
+    assert message in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["table6", "--seeds", "1"], "seeds: without effect on table6, which trains nothing"),
+        (["table6", "--steps", "9", "--pairs", "9"], "steps, pairs: without effect on table6"),
+        (["table6", "--learning_rate", "1"], "learning_rate: without effect on table6"),
+        (["table6", "--early_stopping", "1"], "early_stopping: without effect on table6"),
+        (["figure2", "--seeds", "1", "2"], "seeds: figure2 reads one alone"),
+        (["figure7", "--seeds", "1", "2"], "seeds: figure7 reads one alone"),
+        *(([name, "--sets", "BS", "CA"], f"sets: {name} reads one alone") for name in ("figure2", "figure6", "ppo")),
+        (["claims", "--sets", "BS", "CA"], "sets: claims reads one alone"),
+        (["table7", "--sets", "BS", "CA"], "table7 correlates over sets"),
+        (["study", "--learning_rate", "1", "--learning_rates", "1", "2"], "learning_rate has no effect beside"),
+        (["study", "--publish", "nowhere"], "nowhere has no README.md and docs"),
+    ],
+)
+def test_what_an_experiment_would_not_read_is_refused_before_anything_is_done(
+    words: list[str], message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["reproduce", *words, "--out", str(tmp_path / "o"), "--dry_run"]) == 2
     assert message in capfd.readouterr().err
 
 

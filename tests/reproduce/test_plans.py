@@ -131,6 +131,23 @@ def test_small_needs_its_files(tmp_path: Path) -> None:
         small_scale(Overrides(), backbones=[], data_folder=None)
     with pytest.raises(ConfigError, match=r"qa_eval-train\.jsonl\.gz is missing"):
         small_scale(Overrides(), backbones=["m"], data_folder=str(tmp_path))
+    for folder in ("", "/"):
+        with pytest.raises(ConfigError, match="has no name to keep runs by"):
+            small_scale(Overrides(), backbones=[folder], data_folder=str(tmp_path))
+
+
+def test_a_backbones_name_is_its_folders_however_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = small_files(tmp_path / "data")
+    (tmp_path / "mine" / "deep").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "mine" / "deep")
+    for folder, name in ((".", "deep"), ("..", "mine")):
+        assert next(iter(small_scale(Overrides(), backbones=[folder], data_folder=str(data)).backbones)) == name
+    words = ["--scale", "small", "--data_folder", str(data), "--dry_run"]
+    for folder, told in (("..", False), ("no/such", True)):
+        assert main(["reproduce", "table2", *words, "--backbone", folder]) == 0
+        assert ("is no folder here, so it is taken for a model of the hub" in capfd.readouterr().err) is told
 
 
 def test_small_finds_the_real_sets() -> None:

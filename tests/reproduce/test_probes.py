@@ -11,21 +11,15 @@ from xml.etree import ElementTree
 import pytest
 
 from hafrm.data import DataOptions
-from hafrm.errors import ConfigError, DataError
+from hafrm.errors import ConfigError
 from hafrm.evaluation.probes.generation import Sampling
 from hafrm.evaluation.probes.heads import FitOptions
-from hafrm.evaluation.run import EvaluateConfig, evaluate
 from hafrm.models.scorers import ScoreOptions
 from hafrm.reproduce.probes import claims, consistency, perplexity
 from hafrm.reproduce.probes.agreement import AgreementConfig, run_agreement
 from hafrm.reproduce.probes.claims import ClaimsConfig, run_claims
 from hafrm.reproduce.probes.consistency import ConsistencyConfig, run_consistency
-from hafrm.reproduce.probes.perplexity import (
-    PerplexityConfig,
-    VarianceConfig,
-    run_perplexity,
-    run_variance_correlation,
-)
+from hafrm.reproduce.probes.perplexity import PerplexityConfig, run_perplexity
 from hafrm.training.config import TrainConfig
 from hafrm.training.run import train
 from tests.tiny import save_tiny, some_pairs
@@ -79,7 +73,7 @@ def forbid(monkeypatch: pytest.MonkeyPatch, module: Any, *names: str) -> None:
         monkeypatch.setattr(module, name, fail)
 
 
-def test_perplexity_and_table_7(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_perplexities_are_computed_once(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     halves = []
     for number, part in enumerate((slice(0, 5), slice(4, 9), slice(8, 14))):
         halves.append(str(tmp_path / f"set{number}.jsonl"))
@@ -94,26 +88,6 @@ def test_perplexity_and_table_7(runs: Runs, tmp_path: Path, monkeypatch: pytest.
     short = replace(config, score=ScoreOptions(max_length=10))
     with pytest.raises(AssertionError, match="once"):  # another limit, other scores
         run_perplexity(short)
-
-    models = [runs.runs["dpo"], runs.runs["baseline"]]
-    results = evaluate(EvaluateConfig(models=models, data=halves, out=str(tmp_path / "e")))
-    table = VarianceConfig(
-        perplexity=str(tmp_path / "pp"),
-        model=runs.base,
-        evaluations=[str(tmp_path / "e")],
-        dpo=dict.fromkeys(halves, models[0]),
-        baseline=dict.fromkeys(halves, models[1]),
-        out=str(tmp_path / "table7"),
-    )
-    accuracies = [[results["models"][model]["data"][name]["accuracy"] for name in halves] for model in models]
-    gains = [dpo - baseline for dpo, baseline in zip(*accuracies, strict=True)]
-    if len(set(gains)) == 1:
-        with pytest.raises(DataError, match="related to nothing"):
-            run_variance_correlation(table)
-        return
-    found = run_variance_correlation(table)
-    assert found.accuracy_differences == gains
-    assert json.loads((tmp_path / "table7" / "perplexity_variance.json").read_text())["n"] == 3
 
 
 def test_agreement_writes_its_numbers_and_figure(runs: Runs, tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Trainer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast, Trainer
 
+from hafrm import atomic
 from hafrm.cli import main
-from hafrm.errors import ConfigError, DamagedError, DataError
+from hafrm.errors import ConfigError, DamagedError, DataError, UnreadableError
 from hafrm.pretraining import IGNORED, Blocks, LlamaShape
 from hafrm.training import pretrain as pretrain_module
 from hafrm.training.pretrain import PretrainConfig, pretrain
@@ -73,8 +74,6 @@ def test_responses_alone_are_learnt_and_marked_rows_are_held_out(prose: str, tal
     assert sum(1 for _ in read_texts([talks], held_out=True)) == 10
     assert sum(1 for _ in read_texts([talks], held_out=False)) == 50
     assert sum(1 for _ in read_texts([prose, talks], held_out=True)) == 13
-    of_no_split = written(tmp_path / "lists.jsonl", [{"text": "a", "split": ["valid"]}])
-    assert list(read_texts([of_no_split], held_out=False)) == ["a"]
     ids, labels = next(samples(read_texts([talks], held_out=False), tokenizer, 512))
     assert tokenizer.decode([token for token in labels if token != IGNORED]) == " " + "yes " * 9 + "</s>"
     assert tokenizer.decode(ids).startswith("<s>Human: say 1")
@@ -182,6 +181,75 @@ def test_what_can_not_be_trained_on_is_a_named_error(prose: str, tmp_path: Path)
             config(prose, tmp_path, model="m", **{name: value})
     with pytest.raises(ConfigError, match=r"shape\.context"):
         config(prose, tmp_path, context=4)
+    with pytest.raises(ConfigError, match="context must be at least 1"):
+        config(prose, tmp_path, model="m", context=0)
+
+
+def test_every_name_of_a_held_out_side_is_known_and_others_are_refused(tmp_path: Path) -> None:
+    rows = [{"text": split or "none", "split": split} for split in (None, "Train", "val", "dev", "eval", "Test")]
+    file = written(tmp_path / "sides.jsonl", rows)
+    assert list(read_texts([file], held_out=False)) == ["none", "Train"]
+    assert list(read_texts([file], held_out=True)) == ["val", "dev", "eval", "Test"]
+    for split in ("tarin", ["valid"]):
+        odd = written(tmp_path / "odd.jsonl", [{"text": "a", "split": split}])
+        with pytest.raises(DataError, match=r"odd\.jsonl, row 1: `split` is .*Write train, or one of dev, eval"):
+            list(read_texts([odd], held_out=False))
+
+
+def test_what_can_not_begin_claims_no_folder(prose: str, tmp_path: Path) -> None:
+    right = config(prose, tmp_path / "m", shape=SHAPE, training={"max_steps": 1})
+    few = written(tmp_path / "few.jsonl", [{"text": "a b c"}])
+    for data, error in ((str(tmp_path / "typo.jsonl"), UnreadableError), (few, DataError)):
+        with pytest.raises(error):
+            pretrain(replace(right, data=[data]))
+    with pytest.raises(ConfigError, match="training:"):
+        pretrain(replace(right, training={"optim": "none"}))
+    assert pretrain(right)["steps"] == 1
+
+
+def test_other_text_is_not_taken_for_the_same(prose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*args: Any, **more: Any) -> None:
+        raise KeyboardInterrupt
+
+    told = config(prose, tmp_path / "m", shape=SHAPE, training={"max_steps": 1})
+    before = Path(prose).read_text()
+    for finished in (False, True):
+        Path(prose).write_text(before)
+        if finished:
+            assert len(pretrain(told)["texts"][0]) == 64
+        else:
+            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(pretrain_module, "_finish", killed)
+                pretrain(told)
+        Path(prose).write_text(before.replace("cat", "dog"))
+        with pytest.raises(DataError, match=r"prose\.jsonl changed since the model in .* was begun"):
+            pretrain(told)
+
+
+def test_one_process_trains_in_a_folder(prose: str, tmp_path: Path) -> None:
+    told = config(prose, tmp_path / "m", shape=SHAPE, training={"max_steps": 1})
+    with atomic.alone(tmp_path / "m"), pytest.raises(ConfigError, match="Another command is writing"):
+        pretrain(told)
+    assert pretrain(told)["steps"] == 1
+
+
+def test_half_a_model_is_never_left(prose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(self: Any, folder: str, *args: Any, **more: Any) -> None:
+        (Path(folder) / "config.json").write_text("{")
+        raise KeyboardInterrupt
+
+    told = config(prose, tmp_path / "m", shape=SHAPE, training={"max_steps": 1, "save_strategy": "no"})
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(PreTrainedModel, "save_pretrained", stopped)
+        pretrain(told)
+    assert not (tmp_path / "m" / "config.json").exists()
+    assert pretrain(told)["steps"] == 1
+
+
+@pytest.mark.parametrize("shape", [{"heads": 0}, {"heads": -2}, {"hidden": 0}, {"hidden": -64}])
+def test_a_shape_that_is_none_is_refused(shape: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(shape))} must be at least 1"):
+        LlamaShape(**shape)
 
 
 def test_the_command(prose: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,7 @@ from hafrm.reproduce.scales import (
     world_scale,
 )
 from hafrm.reproduce.study.options import PARTS, StudyOptions
-from hafrm.reproduce.study.publishing import MAIN_PAGE, publish
+from hafrm.reproduce.study.publishing import MAIN_PAGE, publish, require_checkout
 
 __all__ = ["ReproduceConfig", "parser", "run"]
 
@@ -51,7 +51,8 @@ class ReproduceConfig:
     mistral-base, mistral-instruct."""
 
     sets: list[str] = field(default_factory=list)
-    """Of Helpful, Harmless, CA, BS, AHP those that take part. Default: all; figure6 uses the first."""
+    """Of Helpful, Harmless, CA, BS, AHP those that take part. Default: all; claims, figure2, figure6 and ppo
+    read one alone, by default Helpful."""
 
     backbone: list[str] = field(default_factory=list)
     """small: folders of causal language models to start from; each is known by its name, and with adapters as
@@ -106,10 +107,9 @@ class ReproduceConfig:
         if self.name not in EXPERIMENTS:
             known = "; ".join(f"{name} ({each.summary})" for name, each in EXPERIMENTS.items())
             raise ConfigError(f"name: {self.name!r} is no experiment here. There are {known}.")
-        if self.steps is not None and self.steps < 1:
-            raise ConfigError(f"steps must be at least 1, got {self.steps}")
-        if self.pairs is not None and self.pairs < 1:
-            raise ConfigError(f"pairs must be at least 1, got {self.pairs}")
+        self.overrides()  # refuses numbers that can't be
+        if any(seed < 0 for seed in self.seeds):
+            raise ConfigError(f"seeds must be 0 or more, got {', '.join(map(str, self.seeds))}")
         for name in ("seeds", "backbones", "sets", "backbone", "parts", "learning_rates"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
@@ -127,12 +127,46 @@ class ReproduceConfig:
         for name in ("parts", "learning_rates", "hours", "retry", "publish"):
             if getattr(self, name) and self.name != "study":
                 raise ConfigError(f"{name} has no effect but on study: leave it out.")
+        self._require_used(EXPERIMENTS[self.name])
         if self.page != MAIN_PAGE and self.publish is None:
             raise ConfigError("page has no effect without publish: give --publish CHECKOUT, or leave it out.")
         if not re.fullmatch(rf"{MAIN_PAGE}(-[a-z0-9]+)*", self.page):
             raise ConfigError(
                 f"page: {self.page!r} is neither {MAIN_PAGE} nor {MAIN_PAGE}- and words in small letters."
             )
+
+    def _require_used(self, experiment: Experiment) -> None:
+        """Refuse options that this experiment does not read.
+
+        Raises:
+            ConfigError: one is given.
+        """
+        given = {
+            "seeds": self.seeds != [0],
+            "steps": self.steps is not None,
+            "learning_rate": self.learning_rate is not None,
+            "early_stopping": self.early_stopping != 0,
+            "pairs": self.pairs is not None,
+        }
+        if not experiment.trains and (unread := [name for name, is_given in given.items() if is_given]):
+            raise ConfigError(
+                f"{', '.join(unread)}: without effect on {self.name}, which trains nothing: leave it out."
+            )
+        for name in experiment.one:
+            if len(getattr(self, name)) > 1:
+                raise ConfigError(f"{name}: {self.name} reads one alone: name one.")
+        if self.learning_rate is not None and self.learning_rates:
+            raise ConfigError("learning_rate has no effect beside learning_rates: leave one out.")
+
+    def overrides(self) -> Overrides:
+        """What is set on top of the scale."""
+        return Overrides(
+            steps=self.steps,
+            learning_rate=self.learning_rate,
+            max_length=self.max_length,
+            early_stopping=self.early_stopping,
+            cap=self.pairs,
+        )
 
 
 def parser() -> ArgumentParser:
@@ -147,14 +181,21 @@ def run(args: Namespace) -> None:
     """Train and evaluate what is missing, and write the results; or show the plan."""
     config = options_of(ReproduceConfig, parser(), args)
     console = Console()
+    if config.publish is not None:
+        require_checkout(Path(config.publish))  # before hours of training
     job = _job(config)
     experiment = EXPERIMENTS[config.name]
     plan = experiment.plan(job)
+    told = Console(stderr=True)
+    for model in config.backbone:
+        if not Path(model).is_dir():
+            told.print(
+                f"{model} is no folder here, so it is taken for a model of the hub.", markup=False, soft_wrap=True
+            )
     if config.dry_run:
         for line in experiment.describe(job, plan):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         return
-    told = Console(stderr=True)
     experiment.execute(job, plan, lambda line: told.print(line, markup=False, highlight=False, soft_wrap=True))
     _write(job, config, experiment, console)
 
@@ -192,13 +233,7 @@ def _job(config: ReproduceConfig) -> Job:
 
 
 def _scale(config: ReproduceConfig) -> Scale:
-    overrides = Overrides(
-        steps=config.steps,
-        learning_rate=config.learning_rate,
-        max_length=config.max_length,
-        early_stopping=config.early_stopping,
-        cap=config.pairs,
-    )
+    overrides = config.overrides()
     if config.scale == "small":
         return small_scale(overrides, backbones=config.backbone, data_folder=config.data_folder)
     return world_scale(overrides) if config.scale == "world" else paper_scale(overrides)

@@ -31,13 +31,13 @@ class LlamaShape:
     """Tokens of a training block and the most that the model takes."""
 
     def __post_init__(self) -> None:
-        if self.hidden % (2 * self.heads):
-            raise ConfigError(f"hidden must be a multiple of twice the heads, got {self.hidden} and {self.heads}")
         if self.vocabulary < 300:
             raise ConfigError(f"vocabulary must hold 256 bytes, 4 special tokens and some words, got {self.vocabulary}")
-        for name in ("layers", "intermediate", "context"):
+        for name in ("hidden", "heads", "layers", "intermediate", "context"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.hidden % (2 * self.heads):
+            raise ConfigError(f"hidden must be a multiple of twice the heads, got {self.hidden} and {self.heads}")
 
 
 def new_llama(shape: LlamaShape, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:

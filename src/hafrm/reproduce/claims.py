@@ -14,7 +14,7 @@ from hafrm.reproduce.findings import Findings, Table
 from hafrm.reproduce.plans import Job, Plan
 from hafrm.reproduce.probes.claims import ClaimsConfig, run_claims
 from hafrm.reproduce.runs import train_config
-from hafrm.reproduce.table2 import intro, scale_notes
+from hafrm.reproduce.table2 import scale_notes, setting
 from hafrm.stats import Interval
 from hafrm.training.config import Method
 
@@ -42,11 +42,8 @@ def find(job: Job) -> Findings:
     found = {backbone: _claim(job, backbone) for backbone in job.backbones}
     return Findings(
         title="Appendix D: claim 1",
-        intro=intro(
-            job,
-            f"D2 is the DPO loss. The claim: D2(hybrid) is at most the least D2 of any policy head on the baseline's "
-            f"frozen states. {_PAIRS} pairs of {job.sets[0]}.",
-        ),
+        intro="D2 is the DPO loss. The claim: D2(hybrid) is at most the least D2 of any policy head on the baseline's "
+        f"frozen states. {_PAIRS} pairs of {job.sets[0]}. {setting(job, job.seeds)}",
         results={"scale": job.scale.name, "claims": {name: each.as_dict() for name, each in found.items()}},
         tables=(_table(found), _over_seeds(found)),
         notes=(

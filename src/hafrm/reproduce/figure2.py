@@ -12,7 +12,7 @@ from hafrm.reproduce.findings import Findings, Table
 from hafrm.reproduce.plans import Job, Plan
 from hafrm.reproduce.probes.consistency import ConsistencyConfig, consistency_figure, run_consistency
 from hafrm.reproduce.runs import Run
-from hafrm.reproduce.table2 import intro, scale_notes
+from hafrm.reproduce.table2 import scale_notes, setting
 from hafrm.training.config import Method
 
 __all__ = ["find", "plan"]
@@ -30,11 +30,9 @@ def find(job: Job) -> Findings:
     found = {backbone: _consistency(job, backbone) for backbone in job.backbones}
     return Findings(
         title="Figure 2: does HAF favour its own policy head's responses?",
-        intro=intro(
-            job,
-            f"Trained on {job.sets[0]}; both policies answer test prompts, and each point is a pair of checkpoints "
-            "that are alike by one of five measures.",
-        ),
+        intro=f"Trained on {job.sets[0]}; both policies answer test prompts, and each point is a pair of checkpoints "
+        f"that are alike by one of five measures. {setting(job, job.seeds[:1])} In brackets 95% intervals, resampling "
+        "prompts.",
         results={"scale": job.scale.name, "consistency": {name: each.as_dict() for name, each in found.items()}},
         tables=(_table(found),),
         figures={f"figure2-{backbone}": consistency_figure(each) for backbone, each in found.items()},

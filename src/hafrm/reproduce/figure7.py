@@ -10,7 +10,7 @@ from hafrm.reproduce.findings import Findings, Table
 from hafrm.reproduce.plans import Job, Plan
 from hafrm.reproduce.probes.agreement import AgreementConfig, agreement_figure, run_agreement
 from hafrm.reproduce.runs import Run
-from hafrm.reproduce.table2 import intro, scale_notes
+from hafrm.reproduce.table2 import scale_notes, setting
 
 __all__ = ["find", "plan"]
 
@@ -33,7 +33,7 @@ def find(job: Job) -> Findings:
     figures: dict[str, Markup] = {f"figure7-{a}-{b}": agreement_figure(each) for (a, b), each in found.items()}
     return Findings(
         title="Figure 7: do a reward model and a DPO model agree?",
-        intro=intro(job, f"Margins on test pairs; runs of seed {job.seeds[0]}."),
+        intro=f"Margins on test pairs. {setting(job, job.seeds[:1])}",
         results={
             "scale": job.scale.name,
             "agreement": {f"{backbone}/{name}": each.as_dict() for (backbone, name), each in found.items()},

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from hafrm.errors import ConfigError
 from hafrm.models.lora import LoraOptions
@@ -96,6 +96,15 @@ class Overrides:
     early_stopping: int = 0
     cap: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise ConfigError(f"learning_rate must be a finite number above 0, got {self.learning_rate}")
+        for name in ("steps", "max_length", "cap"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"{'pairs' if name == 'cap' else name} must be at least 1, got {value}")
+        if self.early_stopping < 0:
+            raise ConfigError(f"early_stopping must be 0 or more, got {self.early_stopping}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
@@ -139,6 +148,14 @@ class Scale:
         return self.backbones[name]
 
 
+_Value = TypeVar("_Value")
+
+
+def _or(asked: _Value | None, default: _Value) -> _Value:
+    """What was asked for, zero included, or the default."""
+    return default if asked is None else asked
+
+
 def world_training(steps: int) -> dict[str, Any]:
     """The world's training options. So small a model takes a larger rate than the paper's, the same for all methods."""
     return {"max_steps": steps, "learning_rate": 5e-4, "eval_steps": 60, "save_steps": 60}
@@ -146,9 +163,8 @@ def world_training(steps: int) -> dict[str, Any]:
 
 def world_scale(overrides: Overrides) -> Scale:
     """The simulated world: 2,000 training pairs a set, 240 steps of 16 pairs."""
-    training = world_training(overrides.steps or 240)
-    rate = overrides.learning_rate or training.pop("learning_rate")
-    training.pop("learning_rate", None)
+    training = world_training(_or(overrides.steps, 240))
+    rate = _or(overrides.learning_rate, training.pop("learning_rate"))
     backbones = [
         Backbone(
             name=kind,
@@ -167,7 +183,7 @@ def world_scale(overrides: Overrides) -> Scale:
             for name, ours in _WORLD_NAMES.items()
         },
         training=training,
-        max_length=overrides.max_length or WORLD_MAX_LENGTH,
+        max_length=_or(overrides.max_length, WORLD_MAX_LENGTH),
         early_stopping=overrides.early_stopping,
         mixed=MIXED_PAIRS,
         cap=overrides.cap,
@@ -177,19 +193,22 @@ def world_scale(overrides: Overrides) -> Scale:
 def small_scale(overrides: Overrides, *, backbones: Sequence[str], data_folder: str | None) -> Scale:
     """A user's backbones on a user's files, NAME-train.jsonl.gz and so on for the names in `_FILE_NAMES`.
 
-    A backbone is known by its folder's name, and each has a twin NAME-lora, which trains adapters of rank 8 on every
-    linear layer.
+    A backbone is known by its folder's name, however the path is written, and each has a twin NAME-lora, which trains
+    adapters of rank 8 on every linear layer.
 
     Raises:
-        ConfigError: backbones or folder are not given, two have one name, or a file is missing.
+        ConfigError: backbones or folder are not given, two have one name, one has none, or a file is missing.
     """
     if not backbones or data_folder is None:
         raise ConfigError("scale: small needs --backbone FOLDER and --data_folder FOLDER.")
+    for folder in backbones:
+        if not folder or not Path(folder).resolve().name:
+            raise ConfigError(f"backbone: {folder!r} has no name to keep runs by. Give a model's folder.")
     sets = {name: _files(Path(data_folder), ours) for name, ours in _FILE_NAMES.items()}
-    rates = dict.fromkeys(get_args(Method), overrides.learning_rate or 5e-5)
+    rates = dict.fromkeys(get_args(Method), _or(overrides.learning_rate, 5e-5))
     own = [
         Backbone(
-            name=f"{Path(folder).name}{suffix}",
+            name=f"{Path(folder).resolve().name}{suffix}",
             paper_name=None,
             model=lambda folder=folder: folder,  # type: ignore[misc]
             shown=folder,
@@ -201,14 +220,14 @@ def small_scale(overrides: Overrides, *, backbones: Sequence[str], data_folder: 
     ]
     if len({each.name for each in own}) < len(own):
         raise ConfigError(f"backbone: {', '.join(backbones)} have one name. Rename a folder: runs are kept by it.")
-    steps = overrides.steps or 600
+    steps = _or(overrides.steps, 600)
     every = max(20, math.ceil(steps / 10))
     return Scale(
         name="small",
         backbones={each.name: each for each in own},
         sets=sets,
         training={"max_steps": steps, "eval_steps": every, "save_steps": every},
-        max_length=overrides.max_length or 512,
+        max_length=_or(overrides.max_length, 512),
         early_stopping=overrides.early_stopping,
         cap=overrides.cap,
     )
@@ -245,7 +264,7 @@ def paper_scale(overrides: Overrides) -> Scale:
             model=lambda model=model: model,  # type: ignore[misc]
             shown=model,
             lora=options,
-            learning_rates=dict.fromkeys(rates, overrides.learning_rate) if overrides.learning_rate else rates,
+            learning_rates={method: _or(overrides.learning_rate, rate) for method, rate in rates.items()},
         )
         for name, paper_name, model, options, rates in described
     }
@@ -256,11 +275,11 @@ def paper_scale(overrides: Overrides) -> Scale:
             name: SetFiles(**dict.fromkeys(("train", "validation", "test"), ours)) for name, ours in _HUB_NAMES.items()
         },
         training={
-            "max_steps": overrides.steps or 3200,
+            "max_steps": _or(overrides.steps, 3200),
             "per_device_train_batch_size": 16,
             "activation_checkpointing": True,
         },
-        max_length=overrides.max_length or 512,
+        max_length=_or(overrides.max_length, 512),
         early_stopping=overrides.early_stopping,
         cap=overrides.cap,
     )

@@ -34,6 +34,8 @@ __all__ = [
     "own_cells",
     "plan",
     "scale_notes",
+    "seeds_words",
+    "setting",
 ]
 
 METHOD_NAMES: Mapping[Method, str] = {"dpo": "DPO", "baseline": "Baseline", "haf": "HAF"}
@@ -73,13 +75,22 @@ def find(job: Job) -> Findings:
 
 
 def intro(job: Job, what: str) -> str:
-    """What was run, in plain words: the experiment, the backbones and the seeds."""
-    seeds = f"{len(job.seeds)} seed{'s' * (len(job.seeds) > 1)} ({', '.join(map(str, job.seeds))})"
+    """What was run, in plain words, and how accuracies are to be read: of experiments that show them."""
     spread = "; ± is the standard deviation over seeds" if len(job.seeds) > 1 else ""
     return (
-        f"{what} Scale {job.scale.name}, backbones {', '.join(job.backbones)}, {seeds}. Accuracies in percent, a tie "
-        f"counting one half; in brackets 95% intervals, resampling prompts{spread}."
+        f"{what} {setting(job, job.seeds)} Accuracies in percent, a tie counting one half; in brackets 95% intervals, "
+        f"resampling prompts{spread}."
     )
+
+
+def setting(job: Job, seeds: Sequence[int]) -> str:
+    """The scale, the backbones and the seeds that were run, none where nothing is trained, as a sentence."""
+    return f"Scale {job.scale.name}, backbones {', '.join(job.backbones)}{', ' if seeds else ''}{seeds_words(seeds)}."
+
+
+def seeds_words(seeds: Sequence[int]) -> str:
+    """How many seeds and which, in words; empty for none."""
+    return f"{len(seeds)} seed{'s' * (len(seeds) > 1)} ({', '.join(map(str, seeds))})" if seeds else ""
 
 
 def scale_notes(job: Job) -> tuple[str, ...]:

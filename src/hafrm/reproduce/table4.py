@@ -11,7 +11,7 @@ from hafrm.reproduce.findings import Cell, Findings, Table, ranked
 from hafrm.reproduce.measures import RIVALS, Measured, Relation, Rival, average_of, average_relation, relation
 from hafrm.reproduce.plans import Job
 from hafrm.reproduce.selections import draws_of, plan, recalls, select
-from hafrm.reproduce.table2 import METHOD_NAMES, measured_cell, scale_notes
+from hafrm.reproduce.table2 import METHOD_NAMES, measured_cell, scale_notes, seeds_words
 from hafrm.sampling.analysis import LONGEST, RANDOM
 from hafrm.training.config import Method
 
@@ -72,10 +72,9 @@ def intro(job: Job) -> str:
     """What was run, in plain words."""
     draws = ", ".join(f"{draws_of(job, backbone)} by {backbone}" for backbone in job.backbones)
     judge = "the world's oracle" if job.scale.name == "world" else job.judge
-    seeds = f"{len(job.seeds)} seed{'s' * (len(job.seeds) > 1)} ({', '.join(map(str, job.seeds))})"
     return (
         f"The untrained backbones answer each set's test prompts ({draws}), that set's models choose, and {judge} "
-        f"judges. Scale {job.scale.name}, {seeds}; in brackets 95% intervals, resampling prompts."
+        f"judges. Scale {job.scale.name}, {seeds_words(job.seeds)}; in brackets 95% intervals, resampling prompts."
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from hafrm.errors import ConfigError
 from hafrm.evaluation.probes.perplexity import PerplexityVariance
 from hafrm.evaluation.probes.variance import VarianceCorrelation, variance_correlation
 from hafrm.reproduce import paper, table2
@@ -33,9 +34,8 @@ def find(job: Job) -> Findings:
     ]
     return Findings(
         title="Table 6: variances of token-wise perplexity",
-        intro=table2.intro(
-            job, "Perplexity, in nats a token, of the test pairs' responses under the untrained backbone."
-        ),
+        intro="Perplexity, in nats a token, of the test pairs' responses under the untrained backbone. "
+        f"{table2.setting(job, ())}",
         results={
             "scale": job.scale.name,
             "variances": {
@@ -48,7 +48,13 @@ def find(job: Job) -> Findings:
 
 
 def plan_correlation(job: Job) -> Plan:
-    """The runs and evaluations of Table 2."""
+    """The runs and evaluations of Table 2.
+
+    Raises:
+        ConfigError: the sets are too few to correlate anything over.
+    """
+    if len(job.sets) < 3:
+        raise ConfigError("sets: table7 correlates over sets, so it needs three or more.")
     return table2.plan(job)
 
 
@@ -67,7 +73,8 @@ def find_correlation(job: Job) -> Findings:
     header = ("Pearson", *(f"pp {column}" for column in _COLUMNS))
     return Findings(
         title="Table 7: do spread-out perplexities foretell where DPO falls behind?",
-        intro=table2.intro(job, "Variances of Table 6 against accuracy(DPO) less accuracy(baseline) of Table 2."),
+        intro="Variances of Table 6 against accuracy(DPO) less accuracy(baseline) of Table 2. "
+        f"{table2.setting(job, job.seeds)}",
         results={"scale": job.scale.name, "correlations": {name: each.as_dict() for name, each in found.items()}},
         tables=(Table("Ours", header, tuple(rows)), Table("The paper's, Mistral-Instruct", header, tuple(printed))),
         notes=(*dict.fromkeys(each.warning for each in found.values() if each.warning), *table2.scale_notes(job)),

@@ -6,10 +6,11 @@ losses and its perplexity on held-out text. A killed run goes on from its last c
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -27,6 +28,7 @@ from transformers import (
 )
 
 from hafrm import atomic
+from hafrm.data.rows import reading
 from hafrm.errors import ConfigError, DataError
 from hafrm.models.hybrid import max_positions
 from hafrm.models.stock import load_causal_lm
@@ -44,8 +46,7 @@ __all__ = ["RECIPE_FILE", "PretrainConfig", "pretrain"]
 RECIPE_FILE = "recipe.json"
 
 _BEGUN_FILE = "begun.json"
-"""What an unfinished run was asked for; gone when `recipe.json` is there."""
-
+"""What an unfinished run was asked for, and of which text; gone when `recipe.json` is there."""
 
 _OF_A_NEW_MODEL = ("shape", "tokenizer_texts", "untie")
 """Options that are read for a new model alone."""
@@ -57,7 +58,7 @@ class PretrainConfig:
 
     data: list[str]
     """Files of rows with `text`, a document, or `messages`, a conversation, of which the last turn is learnt. Rows
-    whose `split` is valid, validation or test are held out."""
+    whose `split` is valid, validation, val, dev, test or eval are held out."""
 
     out: str
     """The model's folder."""
@@ -92,6 +93,8 @@ class PretrainConfig:
         for name in ("tokenizer_texts", "validation_blocks"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.context is not None and self.context < 1:
+            raise ConfigError(f"context must be at least 1, got {self.context}")
         if self.model is None and self.context is not None:
             raise ConfigError("context has no effect on a new model: set shape.context.")
         if self.model is not None:
@@ -119,34 +122,56 @@ def pretrain(config: PretrainConfig, say: Callable[[str], None] = lambda line: N
         "validation", ...}`. A folder that is finished is not trained again.
 
     Raises:
-        ConfigError: the folder holds another model, or training's options can't work.
-        DataError: a row is no text, or too little is held out.
+        ConfigError: the folder holds another model or another process trains there, or training's options can't work.
+        DataError: a row is no text, too little is held out, or the text is not what the folder's model was begun on.
         ModelError: the model to go on from is not there.
+        UnreadableError: a file of the text can't be read.
     """
     folder = Path(config.out)
-    if finished := _resumed(folder, config):
+    asked = {"config": json.loads(json.dumps(config.asked())), "texts": [_sha256(file) for file in config.data]}
+    if finished := _finished(folder, asked):
         return finished
-    with cpu_tuned(), no_progress_bars():
-        return _pretrain(config, folder, say)
+    with atomic.alone(folder), cpu_tuned(), no_progress_bars():
+        return _finished(folder, asked) or _pretrain(config, folder, asked, say)  # another may just have ended
 
 
-def _resumed(folder: Path, config: PretrainConfig) -> dict[str, Any] | None:
-    """The recipe of a finished model; refuses a folder of anything but this config's."""
-    asked = json.loads(json.dumps(config.asked()))
+def _sha256(file: str) -> str:
+    """A file's fingerprint, as hexadecimal digits."""
+    with reading(file), Path(file).open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _finished(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The recipe of a finished model; refuses a folder of anything but what is asked for."""
     for name in (RECIPE_FILE, _BEGUN_FILE):
         if not (folder / name).exists():
             continue
         found: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
-        if found.get("config") != asked:
-            raise ConfigError(f"{folder} holds a model that was made with other options. Choose another --out.")
+        _require_same(folder, found, asked)
         return found if name == RECIPE_FILE else None
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and not all(path.name == ".lock" or atomic.is_leftover(path) for path in folder.iterdir()):
         raise ConfigError(f"{folder} holds files that are no model of hafrm pretrain. Choose another --out.")
-    atomic.write_json(folder / _BEGUN_FILE, {"config": asked})
     return None
 
 
-def _pretrain(config: PretrainConfig, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def _require_same(folder: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Refuse a model of other options or other text."""
+    if found.get("config") != asked["config"]:
+        raise ConfigError(f"{folder} holds a model that was made with other options. Choose another --out.")
+    before = found.get("texts", asked["texts"])  # folders of earlier versions don't tell
+    changed = [
+        file for file, old, new in zip(asked["config"]["data"], before, asked["texts"], strict=True) if old != new
+    ]
+    if changed:
+        raise DataError(
+            f"{', '.join(changed)} changed since the model in {folder} was begun. Put the text back, or choose "
+            "another --out."
+        )
+
+
+def _pretrain(
+    config: PretrainConfig, folder: Path, asked: Mapping[str, Any], say: Callable[[str], None]
+) -> dict[str, Any]:
     seed = int(config.training.get("seed", 0))
     set_seed(seed)
     say("reading the text")
@@ -160,6 +185,7 @@ def _pretrain(config: PretrainConfig, folder: Path, say: Callable[[str], None]) 
             f"data: fewer than {context} tokens are there to train on. Add text, or take a smaller context."
         )
     args = _arguments(config, folder, len(train))
+    _begin(folder, asked, tokenizer)
     say(
         f"{model.num_parameters():,} parameters, {len(train) * context:,} tokens in {len(train):,} blocks, "
         f"{len(held_out)} held out; {_steps(args, len(train)):,} steps"
@@ -167,7 +193,16 @@ def _pretrain(config: PretrainConfig, folder: Path, say: Callable[[str], None]) 
     trainer = Trainer(model, args, train_dataset=train, eval_dataset=held_out, callbacks=[ConsoleProgress()])
     trainer.remove_callback(PrinterCallback)
     train_to_the_end(trainer, folder)
-    return _finish(config, folder, trainer, tokenizer, held_out)
+    return _finish(config, folder, asked, trainer, tokenizer, held_out)
+
+
+def _begin(folder: Path, asked: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> None:
+    """Claim the folder, once nothing speaks against training; a run that goes on has done so."""
+    if not (folder / _BEGUN_FILE).exists():
+        atomic.write_json(folder / _BEGUN_FILE, asked)
+    if not (folder / "tokenizer.json").exists():
+        with atomic.new_files(folder, last="tokenizer.json") as temporary:  # by which a run that goes on knows it
+            tokenizer.save_pretrained(temporary)
 
 
 def _tokenizer(config: PretrainConfig, folder: Path) -> PreTrainedTokenizerFast:
@@ -176,10 +211,7 @@ def _tokenizer(config: PretrainConfig, folder: Path) -> PreTrainedTokenizerFast:
         loaded: PreTrainedTokenizerFast = load_tokenizer(config.model or str(folder))
         return loaded
     texts = map(words_of, islice(read_texts(config.data, held_out=False), config.tokenizer_texts))
-    tokenizer = train_tokenizer(texts, vocabulary=config.shape.vocabulary, context=config.shape.context)
-    with atomic.new_files(folder, last="tokenizer.json") as temporary:  # by which a run that goes on knows it
-        tokenizer.save_pretrained(temporary)
-    return tokenizer
+    return train_tokenizer(texts, vocabulary=config.shape.vocabulary, context=config.shape.context)
 
 
 def _model(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
@@ -199,7 +231,7 @@ def _held_out(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast, contex
     blocks = Blocks(samples(texts, tokenizer, context), context, config.validation_blocks)
     if not len(blocks):
         raise DataError(
-            f"data: the rows whose `split` is valid, validation or test hold fewer than {context} tokens, so nothing "
+            f"data: the rows whose `split` is one to hold out hold fewer than {context} tokens, so nothing "
             "tells how well the model predicts. Mark more rows, or take a smaller context."
         )
     return blocks
@@ -248,18 +280,22 @@ def _steps(args: TrainingArguments, blocks: int) -> int:
 
 
 def _finish(
-    config: PretrainConfig, folder: Path, trainer: Trainer, tokenizer: PreTrainedTokenizerFast, held_out: Blocks
+    config: PretrainConfig,
+    folder: Path,
+    asked: Mapping[str, Any],
+    trainer: Trainer,
+    tokenizer: PreTrainedTokenizerFast,
+    held_out: Blocks,
 ) -> dict[str, Any]:
-    """Write the folder, and last its recipe; the checkpoints are done with."""
+    """Write the folder, each file whole and last its recipe; the checkpoints are done with."""
     model: Any = trainer.model
     if config.model is None and config.untie and isinstance(model, LlamaForCausalLM):
         untie(model)
-    model.to("cpu").save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    model.to("cpu")
     history = trainer.state.log_history
     batch = trainer.args.per_device_train_batch_size * trainer.args.gradient_accumulation_steps
     recipe = {
-        "config": config.asked(),
+        **asked,
         "parameters": model.num_parameters(),
         "steps": trainer.state.global_step,
         "tokens": trainer.state.global_step * batch * held_out.ids.shape[1],
@@ -268,7 +304,10 @@ def _finish(
         "validation": [[row["step"], row["eval_loss"]] for row in history if "eval_loss" in row],
         "git_revision": git_revision(),
     }
-    atomic.write_json(folder / RECIPE_FILE, recipe)
+    with atomic.new_files(folder, last=RECIPE_FILE) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        atomic.write_json(temporary / RECIPE_FILE, recipe)
     (folder / _BEGUN_FILE).unlink(missing_ok=True)
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)

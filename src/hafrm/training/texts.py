@@ -1,7 +1,7 @@
 """Text to pretrain on, from files: rows of plain documents and rows of conversations.
 
 A row has `text`, a document, or `messages`, a conversation that ends in an assistant turn. One whose `split` is
-`valid`, `validation` or `test` is held out.
+`train`, or that has none, is trained on; those of `HELD_OUT` are held out; any other is refused.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from hafrm.pretraining import Sample, document_sample, response_sample
 
 __all__ = ["HELD_OUT", "Text", "read_texts", "samples", "words_of"]
 
-HELD_OUT = frozenset({"valid", "validation", "test"})
-"""Values of a row's `split` that keep it out of training."""
+HELD_OUT = frozenset({"valid", "validation", "val", "dev", "test", "eval"})
+"""Values of a row's `split`, in small letters, that keep it out of training."""
 
 Text = str | Conversation
 """A document or a conversation."""
@@ -32,20 +32,29 @@ def read_texts(files: Sequence[str], *, held_out: bool) -> Iterator[Text]:
 
     Raises:
         UnreadableError: a file can't be read.
-        DataError: a row is neither a document nor a conversation.
+        DataError: a row is neither a document nor a conversation, or its `split` is of neither side.
     """
     for file in files:
         for row in read_rows(Path(file)):
             if row.error is not None:
                 raise row.error
-            if isinstance(row.value, dict) and _is_held_out(row.value) != held_out:
+            where = f"{file}, row {row.number}"
+            if isinstance(row.value, dict) and _is_held_out(row.value, where) != held_out:
                 continue
-            yield _text_of(row.value, f"{file}, row {row.number}")
+            yield _text_of(row.value, where)
 
 
-def _is_held_out(row: dict[str, Any]) -> bool:
+def _is_held_out(row: dict[str, Any], where: str) -> bool:
     split = row.get("split")
-    return isinstance(split, str) and split in HELD_OUT
+    if split is None:
+        return False
+    side = split.lower() if isinstance(split, str) else None
+    if side != "train" and side not in HELD_OUT:
+        raise DataError(
+            f"{where}: `split` is {split!r}, so that nothing says whether to train on it. Write train, or one of "
+            f"{', '.join(sorted(HELD_OUT))}, which are held out, or leave `split` out to train."
+        )
+    return side in HELD_OUT
 
 
 def _text_of(value: Any, where: str) -> Text:

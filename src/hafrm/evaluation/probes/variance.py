@@ -10,7 +10,7 @@ from hafrm.errors import DataError
 from hafrm.evaluation.probes.perplexity import PerplexityVariance
 from hafrm.stats import Correlation, pearson
 
-__all__ = ["VarianceCorrelation", "accuracy_of", "variance_correlation"]
+__all__ = ["VarianceCorrelation", "variance_correlation"]
 
 _SMALL = 10
 
@@ -77,15 +77,3 @@ def variance_correlation(
         pp_difference=difference,
         variances=[cell.as_dict() for cell in cells],
     )
-
-
-def accuracy_of(results: Mapping[str, Any], model: str, data: str) -> float:
-    """A model's accuracy on a data set, from the contents of an evaluation's `results.json`.
-
-    Raises:
-        DataError: the evaluation has no such model or data set, or scored no pair of it.
-    """
-    try:
-        return float(results["models"][model]["data"][data]["accuracy"])
-    except KeyError:
-        raise DataError(f"The evaluation holds no accuracy of {model} on {data}. Evaluate it first.") from None

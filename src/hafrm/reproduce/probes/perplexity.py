@@ -1,29 +1,25 @@
-"""Tables 6 and 7: variances of token-wise perplexity, and what they foretell of DPO's gain over the baseline."""
+"""Table 6: variances of token-wise perplexity, from models and pairs to `perplexity.json`."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from hafrm import atomic
 from hafrm.data import PairSet, ReadOptions, load_pairs
 from hafrm.encoding import DEFAULT_CHAT_TEMPLATE
-from hafrm.errors import ConfigError, DataError
+from hafrm.errors import ConfigError
 from hafrm.evaluation.parts import Part
 from hafrm.evaluation.probes.perplexity import PerplexityVariance, perplexity_variance
-from hafrm.evaluation.probes.variance import VarianceCorrelation, accuracy_of, variance_correlation
-from hafrm.evaluation.scoring import RESULTS_FILE, PairScore, score_pairs
+from hafrm.evaluation.scoring import PairScore, score_pairs
 from hafrm.models.identity import model_identity
 from hafrm.models.loading import ScorerChoice, load_log_prob_scorer
 from hafrm.models.scorers import ScoreOptions, Scorer
 
-__all__ = ["PERPLEXITY_FILE", "PerplexityConfig", "VarianceConfig", "run_perplexity", "run_variance_correlation"]
+__all__ = ["PERPLEXITY_FILE", "PerplexityConfig", "run_perplexity"]
 
 PERPLEXITY_FILE = "perplexity.json"
-VARIANCE_FILE = "perplexity_variance.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,57 +92,3 @@ def _score_model(
             kept = kept + part.extend(score_pairs(scorer, missing, model=model, data=name, on_bad_row=on_bad_row))
         scores.append(kept)
     return scores
-
-
-@dataclass(frozen=True, kw_only=True)
-class VarianceConfig:
-    """Correlation of perplexity variances with DPO's gain over the baseline (the paper's Table 7)."""
-
-    perplexity: str
-    """The folder of `perplexity.json`."""
-
-    model: str
-    """The backbone there whose variances count."""
-
-    evaluations: list[str]
-    """Folders of evaluations that hold the accuracies."""
-
-    dpo: dict[str, str]
-    """For each data set the model there that was trained on it with DPO."""
-
-    baseline: dict[str, str]
-    """For each data set the baseline."""
-
-    out: str
-
-
-def run_variance_correlation(config: VarianceConfig) -> VarianceCorrelation:
-    """Compute Table 7 from results that are there and write `perplexity_variance.json`.
-
-    Raises:
-        DataError: a file is missing or not what it should be, or the data sets do not fit together.
-    """
-    cells = _read(Path(config.perplexity) / PERPLEXITY_FILE)["cells"]
-    variances = {cell["data"]: PerplexityVariance(**cell) for cell in cells if cell["model"] == config.model}
-    if set(config.dpo) != set(config.baseline):
-        raise ConfigError("dpo and baseline must name models for the same data sets.")
-    if missing := sorted(set(config.dpo) - set(variances)):
-        raise DataError(f"{config.perplexity} has no perplexity of {config.model} on {', '.join(missing)}.")
-    results: dict[str, Any] = {"models": {}}
-    for folder in config.evaluations:
-        for model, found in _read(Path(folder) / RESULTS_FILE)["models"].items():
-            results["models"].setdefault(model, {"data": {}})["data"] |= found["data"]
-    accuracies = {
-        name: (accuracy_of(results, config.dpo[name], name), accuracy_of(results, config.baseline[name], name))
-        for name in config.dpo
-    }
-    found = variance_correlation({name: variances[name] for name in config.dpo}, accuracies)
-    atomic.write_json(Path(config.out) / VARIANCE_FILE, {"source": "Table 7"} | found.as_dict())
-    return found
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} can't be read ({error}). Compute it first.") from error

@@ -18,7 +18,16 @@ from hafrm.reproduce.findings import findings_markdown
 from hafrm.reproduce.study.results import FORMAT
 from hafrm.reproduce.study.telling import findings_of, readme_block
 
-__all__ = ["MAIN_PAGE", "markdown_path", "page_of", "publish", "read_results", "results_path", "with_block"]
+__all__ = [
+    "MAIN_PAGE",
+    "markdown_path",
+    "page_of",
+    "publish",
+    "read_results",
+    "require_checkout",
+    "results_path",
+    "with_block",
+]
 
 MAIN_PAGE = "study"
 """The page of the study that the README shows."""
@@ -67,6 +76,16 @@ def with_block(readme: str, results: dict[str, Any]) -> str:
     return _BLOCK.sub(lambda found: f"{found[1]}{readme_block(results)}{found[2]}", readme)
 
 
+def require_checkout(root: Path) -> None:
+    """Refuse a folder that a study can't be published in.
+
+    Raises:
+        ConfigError: it has no README.md or no folder docs.
+    """
+    if not (root / "README.md").is_file() or not (root / "docs").is_dir():
+        raise ConfigError(f"publish: {root} has no README.md and docs. Give the root of a checkout.")
+
+
 def publish(results: dict[str, Any], root: Path, page: str = MAIN_PAGE) -> list[Path]:
     """Write a study into a checkout.
 
@@ -81,9 +100,8 @@ def publish(results: dict[str, Any], root: Path, page: str = MAIN_PAGE) -> list[
     Raises:
         ConfigError: it is no checkout.
     """
+    require_checkout(root)
     readme = root / "README.md"
-    if not readme.is_file() or not (root / "docs").is_dir():
-        raise ConfigError(f"publish: {root} has no README.md and docs. Give the root of a checkout.")
     folder = (root / results_path(page)).parent
     figures = {folder / f"{name}.svg": standalone(svg) for name, svg in findings_of(results).figures.items()}
     for path, text in {**figures, root / markdown_path(page): page_of(results, page)}.items():

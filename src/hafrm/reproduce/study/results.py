@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from hafrm.evaluation.scoring import RESULTS_FILE, SCORES_FILE, PairScore, read_scores
-from hafrm.reproduce.measures import AVERAGE, Measured, measured
+from hafrm.reproduce.measures import AVERAGE, Measured, measured, require_same_prompts
 from hafrm.reproduce.overlap import unseen
 from hafrm.reproduce.plans import ALL_METHODS, Job
 from hafrm.reproduce.study.options import PartName
@@ -241,6 +241,7 @@ def _paired(rows: Mapping[str, Mapping[int, list[PairScore]]], a: str, b: str) -
     sides = [{seed: rows[row][seed] for seed in seeds} for row in (a, b)]
     both = _scored_by_all(sides)
     ours, theirs = (measured([_only(scores, both) for scores in side.values()], f"{a} and {b}") for side in sides)
+    require_same_prompts((ours.groups, theirs.groups), f"{a} and {b}")
     return _Paired(ours, theirs, seeds)
 
 

@@ -25,6 +25,7 @@ from transformers import TrainingArguments
 from hafrm.cli import COMMANDS, main
 from hafrm.cli.options import options_of
 from hafrm.cli.pretrain import loss_curves
+from hafrm.pairs import parse_pair
 from hafrm.reproduce.figures import standalone
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +52,9 @@ OPTIONS = {
 OTHERS_OPTIONS = set(
     "--remote_rm_url --reward.remote_url --machine_rank --config_file --num_machines --num_processes "
     "--main_process_ip --main_process_port --nproc_per_node --nnodes --node_rank --rdzv_backend --rdzv_endpoint "
-    "--strict --only --help --print_config".split()
+    "--strict --only --help --print_config "
+    "--pretrain --prompt_data --input_key --apply_chat_template --rollout_batch_size --train_batch_size "  # OpenRLHF's
+    "--generate_max_len --top_p --actor_learning_rate --init_kl_coef --vllm_num_engines --save_path".split()
 )
 """Options of other programs, and of every parser, that pages name in passing."""
 
@@ -146,6 +149,21 @@ def exists(option: str, known: frozenset[str]) -> bool:
     if group == "training":
         return field in {each.name for each in fields(TrainingArguments)}
     return option in known
+
+
+def test_the_combined_weights_help_says_that_tau_is_a_factor() -> None:
+    text = " ".join(command_module("score").parser().format_help().split())
+    assert "reward + w * tau * log-ratio" in text
+
+
+def test_each_row_of_the_page_of_data_is_read() -> None:
+    found = re.findall(r"^```json\n(.*?)^```", (DOCS / "data.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    rows = [json.loads(text) for text in found]
+    assert len(rows) == 5
+    for row in rows:
+        pair = parse_pair(row, source="data.md", number=1)
+        assert pair.prompt[-1].role == "user"
+        assert pair.chosen != pair.rejected
 
 
 def test_there_are_commands() -> None:
@@ -266,8 +284,8 @@ def test_every_page_of_results_is_linked() -> None:
 
 def test_figures_of_the_comparison_are_those_of_the_measurements() -> None:
     measured = (DOCS / "results" / "speed.md").read_text(encoding="utf-8")
-    said = re.findall(r"\b0\.\d{3}\b", (DOCS / "comparison.md").read_text(encoding="utf-8"))
-    assert len(said) == 6
+    said = re.findall(r"\b\d\.\d{3}\b", (DOCS / "comparison.md").read_text(encoding="utf-8"))
+    assert len(said) == 8
     assert all(f"| {number} |" in measured for number in said)
 
 

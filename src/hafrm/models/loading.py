@@ -38,7 +38,7 @@ class ScorerChoice:
     """The reference policy of implicit rewards. By default what the run was trained from."""
 
     combined_weight: float | None = None
-    """Weight of the log-ratio in the combined score. By default what the run fitted on its validation pairs."""
+    """w of the combined score, reward + w * tau * log-ratio. By default what the run fitted on its validation pairs."""
 
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Such code can do anything that you can: leave it off."""

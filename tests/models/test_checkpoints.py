@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -173,6 +174,15 @@ def test_unknown_lora_targets_are_named_with_those_there_are(tmp_path: Path) -> 
     base = save_tiny(tmp_path / "base")
     with pytest.raises(ConfigError, match="q_proj"):
         new_model(str(base), load_tokenizer(str(base)), lora=LoraOptions(rank=4, targets=["attn_qkv"]))
+    with pytest.raises(ConfigError, match=r"lora\.targets: o_porj fit no layer"):  # beside one that fits
+        new_model(str(base), load_tokenizer(str(base)), lora=LoraOptions(rank=4, targets=["q_proj", "o_porj"]))
+
+
+@pytest.mark.parametrize("options", [{"alpha": 32}, {"dropout": 0.1}, {"targets": ["q_proj"]}, {"quantize": "4bit"}])
+def test_options_of_adapters_without_a_rank_are_refused(options: dict[str, Any]) -> None:
+    """They would train every weight instead."""
+    with pytest.raises(ConfigError, match=f"lora.{next(iter(options))} needs adapters to train: set lora.rank"):
+        LoraOptions(**options)
 
 
 def test_qlora_without_a_gpu_says_so(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def test_a_file_of_its_own_is_sound_xml_with_a_style_and_every_point() -> None:
     root = ElementTree.fromstring(text)
     assert root.tag == f"{SVG}svg"
     assert root.get("aria-label") == "a & b"
-    assert root[0].tag == f"{SVG}style"
+    assert [each.tag for each in root[:2]] == [f"{SVG}title", f"{SVG}style"]
     assert "script" not in text
     marks = [each.get("class") for each in root.iter() if (each.get("class") or "")[:1] == "s"]
     assert {name: marks.count(name) for name in marks} == {f"s{i}": 3 for i in range(5)}  # two points and the key

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,47 @@ def test_weights_in_float16_are_for_adapters() -> None:
     with pytest.raises(ConfigError, match=r"float16 weights can't be trained.*lora\.rank"):
         TrainConfig(model="m", data=["d"], out="o", dtype="float16")
     TrainConfig(model="m", data=["d"], out="o", dtype="float16", lora=LoraOptions(rank=2))
+
+
+def arguments_of(**options: Any) -> TrainingArguments:
+    return training_arguments(TrainConfig(model="m", data=["d"], out="o", **options), pairs=8)
+
+
+def test_weights_in_bfloat16_are_for_adapters() -> None:
+    """An update of AdamW at 1e-5 is below half of what tells two bfloat16 weights apart."""
+    with pytest.raises(ConfigError, match=r"hardly be trained.*training\.bf16 true.*lora\.rank"):
+        arguments_of(dtype="bfloat16")
+    assert arguments_of(dtype="bfloat16", lora=LoraOptions(rank=2)).max_steps == 3200
+
+
+@pytest.mark.parametrize(
+    ("launched", "training", "said"),
+    [
+        ("bf16", {}, "The launcher asks for mixed precision bf16"),
+        ("fp16", {"bf16": True, "use_cpu": True}, "The launcher asks for mixed precision fp16"),
+        ("bf16", {"bf16": True, "use_cpu": True}, ""),
+        ("no", {"bf16": True, "use_cpu": True}, ""),
+        ("no", {"fp16": True}, "training.fp16 has no effect on a CPU"),
+    ],
+)
+def test_policy_and_reference_run_in_one_precision(
+    launched: str, training: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reference's is the options'; a launcher that says another one reaches the policy alone."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    if not said:
+        assert arguments_of(training=training).bf16
+        return
+    with pytest.raises(ConfigError, match=said):
+        arguments_of(training=training)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("learning_rate", math.nan), ("weight_decay", math.inf), ("num_train_epochs", 0)]
+)
+def test_numbers_that_train_nothing_are_refused(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=rf"training\.{name} must be"):
+        config(**{name: value})
 
 
 def test_early_stopping_needs_evaluations() -> None:

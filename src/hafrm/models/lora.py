@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import torch
@@ -49,8 +50,10 @@ class LoraOptions:
         heads = {"lm_head", "embed_out", "score"} & set(self.targets)
         if heads:
             raise ConfigError(f"lora.targets names a head ({', '.join(heads)}); adapters go on the backbone alone.")
-        if self.rank == 0 and self.quantize != "none":
-            raise ConfigError("lora.quantize needs adapters to train: set lora.rank (the paper uses 64).")
+        for each in fields(self) if self.rank == 0 else ():
+            default = [] if each.name == "targets" else each.default
+            if getattr(self, each.name) != default:
+                raise ConfigError(f"lora.{each.name} needs adapters to train: set lora.rank (the paper uses 64).")
 
     @property
     def enabled(self) -> bool:
@@ -64,6 +67,7 @@ def add_lora(causal_lm: PreTrainedModel, options: LoraOptions) -> nn.Module:
     Raises:
         ConfigError: a named target does not exist in the model.
     """
+    _require_targets(causal_lm, options.targets)
     if options.quantize == "4bit":
         # Activations are recomputed where `training.activation_checkpointing` says so, not because of this.
         causal_lm = prepare_model_for_kbit_training(causal_lm, use_gradient_checkpointing=False)
@@ -76,17 +80,20 @@ def add_lora(causal_lm: PreTrainedModel, options: LoraOptions) -> nn.Module:
         # GPT-2 keeps its linear layers transposed.
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in causal_lm.modules()),
     )
-    try:
-        with warnings.catch_warnings():  # PEFT 0.21 reads a property that transformers 5.23 deprecates
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-            return get_peft_model(causal_lm, config)
-    except ValueError as error:
-        linear = sorted(
-            {name.rsplit(".", 1)[-1] for name, m in causal_lm.named_modules() if isinstance(m, nn.Linear | Conv1D)}
-        )
+    with warnings.catch_warnings():  # PEFT 0.21 reads a property that transformers 5.23 deprecates
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        return get_peft_model(causal_lm, config)
+
+
+def _require_targets(causal_lm: PreTrainedModel, targets: Sequence[str]) -> None:
+    """Refuse a target that fits no layer: PEFT passes over it where another one fits."""
+    linear = [name for name, module in causal_lm.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    wrong = [each for each in targets if not any(name == each or name.endswith(f".{each}") for name in linear)]
+    if wrong:
+        there = sorted({name.rsplit(".", 1)[-1] for name in linear})
         raise ConfigError(
-            f"lora.targets {options.targets} fit no layer of the model. Its linear layers: {', '.join(linear)}."
-        ) from error
+            f"lora.targets: {', '.join(wrong)} fit no layer of the model. Its linear layers: {', '.join(there)}."
+        )
 
 
 def quantization_config(options: LoraOptions) -> BitsAndBytesConfig | None:

@@ -102,6 +102,11 @@ def checked_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"training.{name} is no field of transformers' TrainingArguments.{hint}")
         _refuse_without_effect(name, value)
     read = {name: _typed(name, value) for name, value in given.items()}
+    for name, value in read.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"training.{name} must be a finite number, got {value}")
+    if read.get("num_train_epochs", 1) <= 0:
+        raise ConfigError(f"training.num_train_epochs must be more than 0, got {read['num_train_epochs']}")
     if read.get("max_steps") == 0:
         raise ConfigError("training.max_steps must be at least 1, or -1 for training.num_train_epochs; got 0")
     if "num_train_epochs" in read and read.get("max_steps", -1) > 0:

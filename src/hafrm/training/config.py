@@ -6,6 +6,7 @@ Where the paper is silent, the choice stands in the field's docstring. An option
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -180,7 +181,8 @@ class TrainConfig:
     """`auto` encodes a pair's prompt once and pads nothing, where a probe shows that the model can; else `padded`."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """The weights' dtype. `auto`: float32; for LoRA on a GPU bfloat16. float16 is for LoRA alone."""
+    """The weights' dtype. `auto`: float32; for LoRA on a GPU bfloat16. Half precision is for LoRA alone, and bfloat16
+    for DeepSpeed, which keeps float32 weights beside: elsewhere training.bf16 does."""
 
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Such code can do anything that you can: leave it off."""
@@ -196,7 +198,7 @@ class TrainConfig:
         if self.resolved_loss.reference == "adapter_off" and not self.lora.enabled:
             raise ConfigError("loss.reference: adapter_off needs LoRA: set lora.rank.")
         if self.dtype == "float16" and not self.lora.enabled:  # AdamW divides by squares, 0 in it
-            raise ConfigError("dtype: float16 weights can't be trained. Use float32 or bfloat16, or set lora.rank.")
+            raise ConfigError("dtype: float16 weights can't be trained. Use float32, or set lora.rank.")
         object.__setattr__(self, "training", checked_arguments(self.training))
         if self.early_stopping and self.training.get("eval_strategy") == "no":
             raise ConfigError("early_stopping needs evaluations: leave out training.eval_strategy.")
@@ -244,9 +246,27 @@ def training_arguments(config: TrainConfig, *, pairs: int) -> TrainingArguments:
         arguments = TrainingArguments(output_dir=config.out, **(_schedule(config, values, pairs) | values))
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"training: {error}") from error
+    _require_precision(config, arguments)
     if arguments.n_gpu > 1:  # one process drives one device; `torchrun` or `accelerate launch` starts several
         arguments._n_gpu = 1
     return arguments
+
+
+def _require_precision(config: TrainConfig, arguments: TrainingArguments) -> None:
+    """Refuse weights that can't hold a step, and a precision that the policy and its reference would not share."""
+    if config.dtype == "bfloat16" and not config.lora.enabled and arguments.deepspeed_plugin is None:
+        raise ConfigError(
+            "dtype: a step is smaller than what bfloat16 weights tell apart, so they would hardly be trained. Use "
+            "training.bf16 true, which keeps float32 weights, or set lora.rank."
+        )
+    if arguments.fp16 and arguments.device.type == "cpu":
+        raise ConfigError("training.fp16 has no effect on a CPU: leave it out.")
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # by `accelerate launch`; the trainer would obey it
+    if launched not in ("no", "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "no"):
+        raise ConfigError(
+            f"The launcher asks for mixed precision {launched}, and training's options do not. Launch without it, and "
+            f"set training.{launched} true where it is meant."
+        )
 
 
 def _defaults(config: TrainConfig) -> dict[str, Any]:

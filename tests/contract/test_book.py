@@ -166,6 +166,45 @@ def test_each_row_of_the_page_of_data_is_read() -> None:
         assert pair.chosen != pair.rejected
 
 
+LLAMA_FACTORY_ROWS = [
+    {"instruction": "Add.", "input": "2 + 2", "chosen": "Four.", "rejected": "Five."},
+    {
+        "conversations": [
+            {"from": "human", "value": "Hello."},
+            {"from": "gpt", "value": "Hello!"},
+            {"from": "human", "value": "Add.\n2 + 2"},
+        ],
+        "chosen": {"from": "gpt", "value": "Four."},
+        "rejected": {"from": "gpt", "value": "Five."},
+    },
+    {
+        "instruction": "Add.",
+        "input": "2 + 2",
+        "system": "Be brief.",
+        "history": [["Hello.", "Hello!"]],
+        "chosen": "Four.",
+        "rejected": "Five.",
+    },
+]
+
+
+def test_the_snippet_converts_each_of_llama_factorys_forms(tmp_path: Path) -> None:
+    (snippet,) = (text for language, text in blocks(DOCS / "coming-from.md") if language == "python")
+    names: dict[str, Any] = {}
+    exec(snippet, names)
+    source, target = tmp_path / "theirs.json", tmp_path / "ours.jsonl"
+    source.write_text(json.dumps(LLAMA_FACTORY_ROWS))
+    names["convert_file"](source, target)
+    rows = [json.loads(line) for line in target.read_text().splitlines()]
+    pairs = [parse_pair(row, source="theirs", number=number) for number, row in enumerate(rows, 1)]
+    roles = [[message.role for message in pair.prompt] for pair in pairs]
+    assert roles == [["user"], ["user", "assistant", "user"], ["system", "user", "assistant", "user"]]
+    for pair in pairs:
+        assert pair.prompt[-1].content == "Add.\n2 + 2"
+        assert [message.as_dict() for message in pair.chosen] == [{"role": "assistant", "content": "Four."}]
+        assert [message.as_dict() for message in pair.rejected] == [{"role": "assistant", "content": "Five."}]
+
+
 def test_there_are_commands() -> None:
     """So that a change of the pages' form does not leave nothing to test."""
     assert len(WHOLE) > 30

@@ -49,14 +49,21 @@ OPTIONS = {
 }
 """The dataclass of each command's options, by its name in the command's module."""
 
-OTHERS_OPTIONS = set(
-    "--remote_rm_url --reward.remote_url --machine_rank --config_file --num_machines --num_processes "
-    "--main_process_ip --main_process_port --nproc_per_node --nnodes --node_rank --rdzv_backend --rdzv_endpoint "
-    "--strict --only --help --print_config "
-    "--pretrain --prompt_data --input_key --apply_chat_template --rollout_batch_size --train_batch_size "  # OpenRLHF's
-    "--generate_max_len --top_p --actor_learning_rate --init_kl_coef --vllm_num_engines --save_path".split()
-)
-"""Options of other programs, and of every parser, that pages name in passing."""
+OTHERS_OPTIONS = {
+    "README.md": "--reward.remote_url --remote_rm_url",
+    "recipes.md": "--reward.remote_url --remote_rm_url",
+    "distributed.md": "--machine_rank",
+    "log.md": "--only",
+    "rlhf.md": (
+        "--pretrain --remote_rm_url --prompt_data --input_key --apply_chat_template --rollout_batch_size "
+        "--train_batch_size --generate_max_len --top_p --actor_learning_rate --init_kl_coef --vllm_num_engines "
+        "--save_path"
+    ),
+}
+"""Options of other programs (accelerate, OpenRLHF, a benchmark) that a page's running text names."""
+
+HISTORY = "log.md"
+"""The page of dated entries, which speak of many commands at once."""
 
 PLACEHOLDERS = {"NAME": "table2", "ACTION": "check", "URL": "http://localhost:1", "http://HOST:PORT": "http://host:1"}
 """Words that stand for what a parser accepts only in a certain form."""
@@ -94,6 +101,9 @@ def commands_of(line: str) -> Iterator[list[str]]:
             words.append(word)
 
 
+A_COMMAND = "|".join(sorted(map(re.escape, COMMANDS), key=len, reverse=True))
+
+
 def spoken(page: Path) -> tuple[list[list[str]], list[list[str]]]:
     """A page's whole commands, and those that it gives in part: in running text, or with `...`."""
     text = page.read_text(encoding="utf-8")
@@ -101,6 +111,9 @@ def spoken(page: Path) -> tuple[list[list[str]], list[list[str]]]:
     found = [words for line in lines if re.search(r"hafrm(\.cli)? [a-z]", line) for words in commands_of(line)]
     outside = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
     inline = [words for code in re.findall(r"`(hafrm [^`]+)`", outside) for words in commands_of(code)]
+    inline += [code.split() for code in re.findall(rf"`((?:{A_COMMAND}) --[^`]+)`", outside)]
+    remarks = [re.findall(rf"hafrm (?:{A_COMMAND})|--[a-z][\w.]*", line) for line in lines if re.search("#.* --", line)]
+    inline += [[words[0].removeprefix("hafrm "), *words[1:]] for words in remarks]
     whole = [words for words in found if "..." not in words]
     return whole, [*inline, *(words for words in found if "..." in words)]
 
@@ -130,25 +143,56 @@ def test_a_command_in_passing_names_options_that_exist(words: list[str]) -> None
     assert command in COMMANDS
     for word in arguments:
         if word.startswith("--"):
-            assert exists(word.split("=")[0], options_in_help(command)), word
+            assert has(command, word.split("=")[0]), word
+
+
+def sections(text: str) -> list[str]:
+    """A page's text from each heading to the next; a line of code that begins with # is no heading."""
+    marked = re.sub(r"^```.*?^```", lambda block: block[0].replace("\n#", "\n #"), text, flags=re.DOTALL | re.MULTILINE)
+    return re.split(r"^(?=#+ )", marked, flags=re.MULTILINE)
+
+
+def named_in(section: str) -> tuple[set[str], list[str]]:
+    """The commands that a section names, in its blocks too, and the options that its running text names."""
+    running = re.sub(r"^```.*?^```", "", section, flags=re.DOTALL | re.MULTILINE)
+    codes = re.findall(r"`([^`]+)`", running)
+    commands = re.findall(rf"\bhafrm(?:\.cli)? ({A_COMMAND})\b", section)
+    commands += re.findall(rf"`({A_COMMAND}) --", running)
+    return set(commands), [option for code in codes for option in re.findall(r"(?<![\w-])--[a-z][\w.]*\w", code)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_an_option_named_in_running_text_is_some_commands(page: Path) -> None:
-    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
-    known = frozenset().union(*map(options_in_help, COMMANDS)) | OTHERS_OPTIONS
-    named = [
-        option for code in re.findall(r"`([^`]+)`", text) for option in re.findall(r"(?<![\w-])--[a-z][\w.]*\w", code)
-    ]
-    assert [option for option in named if not exists(option, known)] == []
+def test_an_option_named_in_running_text_is_of_a_command_that_the_section_names(page: Path) -> None:
+    """Where a section names none, it is of one that the page's opening names."""
+    _, opening, *rest = sections("\n" + page.read_text(encoding="utf-8"))
+    others = OTHERS_OPTIONS.get(page.name, "").split()
+    subject, _ = named_in(opening)
+    found = []
+    for section in (opening, *rest):
+        commands, options = named_in(section)
+        among = COMMANDS if page.name == HISTORY else commands or subject
+        wrong = [each for each in options if each not in others and not any(has(command, each) for command in among)]
+        found += [(section.splitlines()[0], option) for option in wrong]
+    assert found == []
 
 
-def exists(option: str, known: frozenset[str]) -> bool:
-    """Whether an option is known, or is a field of TrainingArguments, which `--training` takes."""
+def has(command: str, option: str) -> bool:
+    """Whether a command has an option; those of `--training` are the fields of TrainingArguments."""
+    known = options_in_help(command)
     group, _, field = option.removeprefix("--").partition(".")
-    if group == "training":
-        return field in {each.name for each in fields(TrainingArguments)}
+    if group == "training" and field:
+        return "--training" in known and field in {each.name for each in fields(TrainingArguments)}
     return option in known
+
+
+def test_another_commands_option_is_found() -> None:
+    assert has("train", "--training.bf16")
+    assert not has("evaluate", "--training.bf16")
+    text = "# A\n```bash\nhafrm train --model M\n# no heading\n```\nWith `--head x` and `score --head x`.\n## B\n"
+    opening, second = sections(text)[1:]
+    assert named_in(opening) == ({"train", "score"}, ["--head", "--head"])
+    assert named_in(second) == (set(), [])
+    assert not has("train", "--head")
 
 
 def test_the_combined_weights_help_says_that_tau_is_a_factor() -> None:
@@ -305,6 +349,39 @@ def claimed() -> list[tuple[Path, str]]:
 @pytest.mark.parametrize(("page", "cell"), claimed(), ids=lambda value: str(value)[-30:])
 def test_a_claims_difference_stands_on_its_page(page: Path, cell: str) -> None:
     assert f"| {cell} |" in page.read_text(encoding="utf-8")
+
+
+CONCLUSIONS = [
+    (
+        "In domain the paper's gain over the standard reward model is not seen",
+        "HAF above the baseline in domain",
+        "",
+        0,
+    ),
+    ("Out of domain HAF is behind the baseline on real data", "HAF above the baseline out of domain", "study.md", -1),
+    ("After training on a mixture HAF is ahead of the baseline in the world", "the baseline on a mixture", "world", 1),
+    ("real data that can't be told from nothing", "HAF above the baseline on a mixture", "study.md", 0),
+    ("DPO is the best method in the world", "HAF above DPO", "world", -1),
+    ("data DPO and HAF can't be told apart", "HAF above DPO in domain", "study", 0),
+    ("in the world the two heads together are above either", "both heads", "world", 1),
+]
+"""Words of the bullets below the table of claims, the rows and columns that they are of, and the intervals' side."""
+
+
+@pytest.mark.parametrize(("said", "claim", "column", "side"), CONCLUSIONS, ids=[row[0] for row in CONCLUSIONS])
+def test_a_conclusion_follows_from_the_table_of_claims(said: str, claim: str, column: str, side: int) -> None:
+    text = RESULTS.read_text(encoding="utf-8")
+    (header,) = re.findall(r"^\| claim \| (.+) \|$", text, re.MULTILINE)
+    table, conclusions = text.split(header)[1].split("\n\n", 1)
+    assert said in " ".join(conclusions.split())
+    pages = re.findall(r"\((.+?)\)", header)
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if claim in line]
+    wanted = [page for page in pages if column in page and not (column == "study" and "world" in page)]
+    cells = [cell for _, *row in rows for page, cell in zip(pages, row, strict=True) if page in wanted]
+    found = [re.findall(r"\[(\S+), (\S+)\]", cell.replace("\N{MINUS SIGN}", "-")) for cell in cells]
+    intervals = [(float(low), float(high)) for each in found for low, high in each]
+    assert intervals
+    assert {(low > 0) - (high < 0) for low, high in intervals} == {side}
 
 
 @pytest.mark.parametrize("path", sorted((DOCS / "results" / "backbones").glob("*.json")), ids=lambda path: path.stem)

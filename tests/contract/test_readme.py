@@ -1,13 +1,17 @@
-"""The README's numbers are those of the files that `make demo` and the study wrote."""
+"""The README's numbers are those of the files that `make demo` and the study wrote, and its Python and its curl run."""
 
 from __future__ import annotations
 
 import json
 import re
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from hafrm.pairs import Conversation
 from hafrm.reproduce.study.publishing import (
     MAIN_PAGE,
     markdown_path,
@@ -16,6 +20,8 @@ from hafrm.reproduce.study.publishing import (
     results_path,
     with_block,
 )
+from tests.serving.conftest import live
+from tests.tiny import save_tiny, some_pairs
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results" / "demo" / "results.json"
@@ -54,3 +60,48 @@ def test_the_readmes_study_is_the_main_page() -> None:
         return
     assert "<!-- study:" in readme
     assert with_block(readme, read_results(ROOT / results_path(MAIN_PAGE))) == readme
+
+
+def blocks(language: str) -> list[str]:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What is defined after README's Python blocks ran in their order, on a tiny model and a few pairs."""
+    folder = tmp_path_factory.mktemp("readme")
+    save_tiny(folder / "MODEL", max_position_embeddings=512)
+    for name in ("train", "valid"):
+        (folder / f"{name}.jsonl").write_text("\n".join(json.dumps(pair.as_row()) for pair in some_pairs()))
+    names: dict[str, Any] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("HAFRM_CACHE", str(folder / "cache"))
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        for text in blocks("python"):
+            exec(text.replace("runs/haf", "runs/mine"), names)
+    return names
+
+
+def test_the_readmes_python_trains_scores_and_loads(ran: dict[str, Any]) -> None:
+    """The stock reward model gives the scorer's reward, and the stock policy has the same backbone."""
+    (expected,) = ran["scorer"].score([Conversation.of("How are you?", "Fine, thank you.")])
+    chat = [{"role": "user", "content": "How are you?"}, {"role": "assistant", "content": "Fine, thank you."}]
+    ids = ran["scorer"].encoder.tokenizer.apply_chat_template(chat, return_tensors="pt", return_dict=True)["input_ids"]
+    with torch.no_grad():
+        assert ran["reward_model"](ids).logits.item() == pytest.approx(expected, abs=1e-5)
+        hidden = ran["policy"].model(ids).last_hidden_state
+        assert torch.equal(hidden, ran["reward_model"].model(ids).last_hidden_state)
+
+
+def test_the_served_model_answers_the_readmes_curl(ran: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "*")
+    ((asked,),) = [re.findall(r"^curl .*", text, re.DOTALL | re.MULTILINE) for text in blocks("bash") if "curl" in text]
+    with live(ran["scorer"]) as address:
+        command = asked.replace("curl localhost:8000", f"curl --fail --silent {address}")
+        told = subprocess.run(["bash", "-c", command], capture_output=True, check=True, text=True, timeout=60)
+    (entry,) = json.loads(told.stdout)["rewards"]
+    (expected,) = ran["scorer"].score([Conversation.of("How are you?", "Fine.")])
+    assert entry["unscored"] is None
+    assert entry["reward"] == pytest.approx(expected, abs=1e-5)

@@ -195,6 +195,22 @@ def test_the_best_checkpoint_is_kept(config: TrainConfig) -> None:
     assert manifest["best_step"] in (2, 4, 6)
 
 
+@pytest.mark.parametrize("ended", [False, True], ids=["trained", "killed at its end"])
+def test_the_last_validation_names_the_checkpoint_that_is_kept(
+    ended: bool, config: TrainConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At a learning rate of 0 no later validation is better than the first."""
+    steps = {"max_steps": 6, "eval_steps": 2, "save_steps": 2, "learning_rate": 0.0}
+    config = replace(config, training=config.training | steps)
+    train(config)
+    if ended:
+        capsys.readouterr()
+        train(stopped(config))
+    said = [line.split(" validation: ")[0] for line in capsys.readouterr().err.splitlines() if " validation: " in line]
+    assert said == [*([] if ended else [f"step {step}/6" for step in (2, 4, 6)]), "best checkpoint (step 2)"]
+    assert json.loads((Path(config.out) / "manifest.json").read_text())["best_step"] == 2
+
+
 def test_evaluating_at_the_start_and_rows_in_order(config: TrainConfig) -> None:
     options = {"eval_on_start": True, "train_sampling_strategy": "sequential"}
     train(replace(config, training=config.training | options))

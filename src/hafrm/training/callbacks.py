@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from hafrm import atomic
 
-__all__ = ["METRICS_FILE", "ConsoleProgress", "MetricsFile", "add_metrics", "keep_metrics"]
+__all__ = ["METRICS_FILE", "ConsoleProgress", "MetricsFile", "add_metrics", "best_step", "keep_metrics"]
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -76,19 +76,30 @@ def _step(line: str) -> float:
         return float("inf")
 
 
+def best_step(state: TrainerState) -> int | None:
+    """The step of the best checkpoint so far; None where there is none."""
+    best = state.best_model_checkpoint
+    return int(best.rsplit("-", 1)[1]) if best else None
+
+
 class ConsoleProgress(TrainerCallback):
-    """A progress bar on a terminal, a plain line every few seconds otherwise; on standard error."""
+    """A progress bar on a terminal, a plain line every few seconds otherwise; on standard error.
+
+    What is validated after training, where the best checkpoint is kept, is that checkpoint, and is named so.
+    """
 
     def __init__(self, console: Console | None = None, *, every_s: float = 10.0) -> None:
         self.console = console or Console(stderr=True)
         self.every_s = every_s
         self._bar: Progress | None = None
         self._last = 0.0
+        self._training = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Start the bar."""
+        self._training = True
         if state.is_world_process_zero and self.console.is_terminal:
             columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
             self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console)
@@ -114,13 +125,16 @@ class ConsoleProgress(TrainerCallback):
             self._bar.update(self._task, completed=state.global_step, description=text)
         elif evaluated or time.monotonic() - self._last >= self.every_s or state.global_step == state.max_steps:
             self._last = time.monotonic()
+            best = best_step(state) if args.load_best_model_at_end and not self._training else None
             label = "validation" if evaluated else "training"
-            self.say(f"step {state.global_step}/{state.max_steps} {label}: {text}")
+            of = f"step {state.global_step}/{state.max_steps}" if best is None else f"best checkpoint (step {best})"
+            self.say(f"{of} {label}: {text}")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Stop the bar."""
+        self._training = False
         self.close()
 
     def say(self, text: str) -> None:

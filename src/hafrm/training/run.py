@@ -39,7 +39,7 @@ from hafrm.numerics import cpu_tuned
 from hafrm.packing import pad_rows
 from hafrm.stats import fit_combination
 from hafrm.training.arguments import total_steps
-from hafrm.training.callbacks import ConsoleProgress, MetricsFile
+from hafrm.training.callbacks import ConsoleProgress, MetricsFile, best_step
 from hafrm.training.config import TrainConfig, training_arguments
 from hafrm.training.folders import claim_folder, hold_folder, make_folder
 from hafrm.training.manifest import (
@@ -296,11 +296,10 @@ def _finish(trainer: HybridTrainer, config: TrainConfig, manifest: dict[str, Any
     weights = trainer.whole_weights()
     if trainer.args.should_save:
         save_run(trainer.model, trainer.processing_class, info, folder, weights=weights)
-        best = trainer.state.best_model_checkpoint
         manifest |= {
             "status": "finished",
             "steps": trainer.state.global_step,
-            "best_step": int(best.rsplit("-", 1)[1]) if best else None,
+            "best_step": best_step(trainer.state),
             "eval_metrics": {name: value for name, value in metrics.items() if math.isfinite(value)},
         }
         save_manifest(manifest, folder)

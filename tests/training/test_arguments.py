@@ -64,9 +64,11 @@ def test_values_that_do_nothing_pass() -> None:
     assert checked_arguments(values) == values
 
 
-@pytest.mark.parametrize("name", ["eval_strategy", "eval_on_start", "load_best_model_at_end"])
-def test_evaluation_needs_validation_pairs(name: str) -> None:
-    value = "steps" if name == "eval_strategy" else True
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("eval_strategy", "steps"), ("eval_steps", 5), ("eval_on_start", True), ("load_best_model_at_end", True)],
+)
+def test_evaluation_needs_validation_pairs(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match="needs validation pairs"):
         config(evaluated=False, **{name: value})
 
@@ -111,11 +113,23 @@ def test_policy_and_reference_run_in_one_precision(
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("learning_rate", math.nan), ("weight_decay", math.inf), ("num_train_epochs", 0)]
+    ("name", "value"),
+    [
+        ("learning_rate", math.nan),
+        ("weight_decay", math.inf),
+        ("num_train_epochs", 0),
+        ("eval_steps", 0),
+        ("save_steps", -1),
+    ],
 )
 def test_numbers_that_train_nothing_are_refused(name: str, value: float) -> None:
     with pytest.raises(ConfigError, match=rf"training\.{name} must be"):
         config(**{name: value})
+
+
+def test_a_logger_that_there_is_none_of_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"training: tensorbord is not supported, only .*tensorboard"):
+        arguments_of(training={"report_to": "tensorbord"})
 
 
 def test_early_stopping_needs_evaluations() -> None:

@@ -15,10 +15,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from hafrm import atomic
 from hafrm.cli import main
 from hafrm.errors import ConfigError, DamagedError, DataError, UnreadableError
-from hafrm.pretraining import IGNORED, Blocks, LlamaShape
+from hafrm.pretraining import IGNORED, Blocks, LlamaShape, document_sample
 from hafrm.training import pretrain as pretrain_module
 from hafrm.training.pretrain import PretrainConfig, pretrain
 from hafrm.training.texts import read_texts, samples
+from tests.tiny import tiny_tokenizer
 
 SHAPE = LlamaShape(hidden=32, layers=1, heads=2, intermediate=48, vocabulary=320, context=32)
 
@@ -163,6 +164,24 @@ def test_steps_are_foretold_as_the_trainer_counts_them(prose: str, tmp_path: Pat
     arguments = {"max_steps": -1, "num_train_epochs": 2, "gradient_accumulation_steps": 4}
     recipe = pretrain(config(prose, tmp_path / "m", shape=SHAPE, training=arguments), say=lines.append)
     assert lines[-1].endswith(f"; {recipe['steps']:,} steps")
+    blocks = int(lines[-1].split(" tokens in ")[1].split()[0])
+    assert blocks % 16, "or the last step of an epoch has as many blocks as the others"
+    assert recipe["tokens"] == 2 * blocks * 32
+
+
+def test_a_document_of_a_tokenizer_without_a_first_token_begins_with_its_words() -> None:
+    """Qwen's has none."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.bos_token = None
+    ids, _ = document_sample("a cat", tokenizer)
+    assert tokenizer.decode(ids) == f"a cat{tokenizer.eos_token}"
+
+
+def test_conversations_of_prompt_alone_are_counted(talks: str, tmp_path: Path) -> None:
+    long = {"messages": [{"role": "user", "content": "word " * 99}, {"role": "assistant", "content": "yes"}]}
+    rows = [json.loads(line) for line in Path(talks).read_text().splitlines()]
+    recipe = pretrain(config(written(tmp_path / "long.jsonl", [*rows, long, long]), tmp_path / "m", shape=SHAPE))
+    assert recipe["left_out"] == {"conversations whose prompt is too long": 2}
 
 
 def test_what_can_not_be_trained_on_is_a_named_error(prose: str, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from hafrm.data import DataOptions
 from hafrm.encoding import DEFAULT_CHAT_TEMPLATE
-from hafrm.errors import ConfigError, ModelError
+from hafrm.errors import ConfigError, ModelError, NonFiniteLossError
 from hafrm.models.checkpoints import load_run
 from hafrm.models.lora import LoraOptions
 from hafrm.models.references import weights_digest
@@ -248,6 +248,9 @@ def test_paper_defaults() -> None:
         ({"data": []}, "name at least one"),
         ({"early_stopping": 2}, "needs validation pairs"),
         ({"loss": LossConfig(reference="adapter_off")}, "needs LoRA"),
+        ({"best_by": "margin"}, "best_by needs validation pairs"),
+        ({"training": {"metric_for_best_model": "loss"}}, r"metric_for_best_model has no effect here: set best_by"),
+        ({"method": "dpo", "head_init": "zero"}, "head_init has no effect without a reward loss"),
     ],
 )
 def test_impossible_options_are_refused(values: dict, message: str) -> None:
@@ -259,6 +262,7 @@ def test_impossible_options_are_refused(values: dict, message: str) -> None:
     ("values", "message"),
     [
         ({"policy_ratio": float("nan")}, "finite"),
+        ({"centering": -0.1}, r"loss\.centering must be 0 or more"),
         ({"beta": 0.0}, r"loss\.beta must be a positive number"),
         ({"policy_loss": "simpo", "target_margin": -0.5}, r"loss\.target_margin must be zero or a positive"),
         ({"reward_weight": 0.0, "policy_ratio": 0.0}, "nothing would be trained"),
@@ -384,6 +388,27 @@ def test_a_run_that_an_older_hafrm_began_goes_on(finished: TrainConfig) -> None:
     assert train(config).steps == 4
 
 
+def test_a_run_that_goes_on_keeps_the_account_of_its_beginning(finished: TrainConfig) -> None:
+    config = stopped(finished)
+    path = Path(config.out) / "manifest.json"
+    beginning = {"started": "2020-01-01T00:00:00+00:00", "git_revision": "old", "versions": {"torch": "1.0"}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | beginning))
+    train(config)
+    train(stopped(config))
+    manifest = json.loads(path.read_text())
+    assert beginning.items() <= manifest.items()
+    assert [each["versions"]["torch"] for each in manifest["resumed"]] == [torch.__version__] * 2
+
+
+def test_a_loss_that_joins_pairs_keeps_its_parts(config: TrainConfig) -> None:
+    """kto_pair's means are over a part: another token budget would be another loss."""
+    config = replace(config, loss=LossConfig(policy_loss="kto_pair"))
+    train(config)
+    smaller = replace(config, data_options=replace(config.data_options, tokens_per_batch=64))
+    with pytest.raises(ConfigError, match=r"other settings: part \(was \[1024, 1\], now \[64, 1\]\)"):
+        train(stopped(smaller))
+
+
 def test_processes_and_accumulation_may_change_but_not_the_pairs_of_a_step(finished: TrainConfig) -> None:
     config = stopped(finished, world_size=2, per_device_train_batch_size=2)
     halves = config.training | {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
@@ -448,6 +473,30 @@ def test_a_run_says_what_it_will_do(config: TrainConfig, capfd) -> None:
     said = capfd.readouterr().err
     assert "24 training pairs: 4 steps of 4 pairs (0.667 epochs), learning rate 0.001, packed batches" in said
     assert "warning" not in said
+
+
+def test_pairs_and_margins_that_teach_nothing_are_told(config: TrainConfig, tmp_path: Path, capfd) -> None:
+    """Truncated to one token, "yes ..." and "yes, ..." are alike; dpo reads no margin."""
+    alike = pair("a question", "yes " * 90 + "good", "yes " * 90 + "bad").as_row()
+    rows = [alike, *({**each.as_row(), "margin": 1.5} for each in some_pairs(4))]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = replace(config.data_options, max_length=64, overlong="truncate")
+    train(replace(config, method="dpo", eval_data=[], data_options=options))
+    said = capfd.readouterr().err
+    assert "warning: in 1 training pairs both responses are the same tokens" in said
+    assert "warning: the rows' margins have no effect" in said
+    manifest = json.loads((Path(config.out) / "manifest.json").read_text())
+    assert manifest["data"]["train"]["identical_responses"] == 1
+
+
+@pytest.mark.parametrize("lora", [LoraOptions(), LoraOptions(rank=2)])
+def test_weights_that_are_not_finite_are_not_saved(lora: LoraOptions, config: TrainConfig) -> None:
+    """A loss tells of them a step later, and after the last step never."""
+    broken = config.training | {"max_steps": 1, "adam_epsilon": 0.0}  # 0 / 0 where the gradient is 0
+    with pytest.raises(NonFiniteLossError, match=r"weight is not finite after step 1, though losses"):
+        train(replace(config, lora=lora, eval_data=[], training=broken))
+    assert not [*Path(config.out).rglob("*.safetensors")]
+    assert json.loads((Path(config.out) / "manifest.json").read_text())["status"] == "running"
 
 
 def test_prompts_in_training_and_validation_data_are_counted(config: TrainConfig, tmp_path: Path, capfd) -> None:

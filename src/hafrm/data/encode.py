@@ -28,6 +28,11 @@ class EncodedPairs:
     """Pairs left out, by reason: "overlong" (a response passes the limit), "overlong_prompt" (the prompt alone fills
     it), and under `on_bad_row: skip` the `BadRowReason` of pairs that can't be encoded."""
 
+    @property
+    def identical(self) -> int:
+        """Pairs whose two responses are the same tokens, which teach nothing; truncating makes such pairs."""
+        return sum(chosen == rejected for chosen, rejected in (group.responses for group in self.groups))
+
 
 def encode_pairs(pairs: Sequence[PreferencePair], encoder: ConversationEncoder, options: DataOptions) -> EncodedPairs:
     """Encode pairs, leaving out and counting those that do not fit.

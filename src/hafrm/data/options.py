@@ -41,8 +41,8 @@ class DataOptions(ReadOptions):
 
     tokens_per_batch: int | None = None
     """The most tokens that go through the model at once in training: a step's pairs are cut into parts of so many. It
-    changes no loss and no gradient; less saves memory. Default: 1024 on a CPU, which gains next to nothing by more, and
-    8192 on other devices."""
+    changes no loss and no gradient but kto_pair's, whose means are over a part; less saves memory. Default: 1024 on a
+    CPU, which gains next to nothing by more, and 8192 on other devices."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

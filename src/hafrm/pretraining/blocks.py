@@ -27,10 +27,9 @@ Sample = tuple[Sequence[int], Sequence[int]]
 
 
 def document_sample(document: str, tokenizer: PreTrainedTokenizerFast) -> Sample:
-    """A plain document: every token is to be predicted."""
-    ids = tokenizer.encode(
-        f"{tokenizer.bos_token}{document}{tokenizer.eos_token}", add_special_tokens=False, verbose=False
-    )
+    """A plain document between the tokenizer's first and last token, if it has them: every token is to be predicted."""
+    text = f"{tokenizer.bos_token or ''}{document}{tokenizer.eos_token or ''}"
+    ids = tokenizer.encode(text, add_special_tokens=False, verbose=False)
     return ids, ids
 
 
@@ -79,5 +78,6 @@ class Blocks(Dataset[dict[str, Tensor]]):
 def perplexity(model: PreTrainedModel, blocks: Blocks) -> float:
     """Perplexity per token to be predicted, the mean of batches of eight blocks."""
     model.eval()
-    losses = [model(**batch, use_cache=False).loss for batch in DataLoader(blocks, 8)]
+    batches = ({name: ids.to(model.device) for name, ids in batch.items()} for batch in DataLoader(blocks, 8))
+    losses = [model(**batch, use_cache=False).loss for batch in batches]
     return float(torch.stack(losses).mean().exp())

@@ -109,6 +109,9 @@ def checked_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"training.num_train_epochs must be more than 0, got {read['num_train_epochs']}")
     if read.get("max_steps") == 0:
         raise ConfigError("training.max_steps must be at least 1, or -1 for training.num_train_epochs; got 0")
+    for name in ("eval_steps", "save_steps"):
+        if (steps := read.get(name)) is not None and steps <= 0:
+            raise ConfigError(f"training.{name} must be more than 0, got {steps}")
     if "num_train_epochs" in read and read.get("max_steps", -1) > 0:
         raise ConfigError(
             "training.num_train_epochs has no effect beside training.max_steps: leave one out, or set "

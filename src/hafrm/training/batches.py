@@ -89,14 +89,20 @@ class PairBatch:
 
     def pin_memory(self) -> PairBatch:
         """The same batch in pinned memory."""
-        return replace(self, sequences=self.sequences.pin_memory())
+        return replace(
+            self,
+            sequences=self.sequences.pin_memory(),
+            margin=self.margin.pin_memory(),
+            reference=None if self.reference is None else self.reference.pin_memory(),
+        )
 
 
 @dataclass(frozen=True)
 class PairBatches:
     """A process's share of what a data loader hands over as one batch, in parts that each fit the token budget.
 
-    How a batch is shared and cut changes no loss and no gradient: both are sums over pairs.
+    How a batch is shared and cut changes no loss and no gradient: both are sums over pairs. (Where a loss joins the
+    pairs of a part, as `kto_pair` does, it changes both.)
     """
 
     parts: tuple[PairBatch, ...]

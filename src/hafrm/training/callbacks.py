@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,9 +65,10 @@ def keep_metrics(path: Path, step: int) -> None:
 
 
 def add_metrics(path: Path, step: int, values: Mapping[str, float]) -> None:
-    """Append a step's line to a metrics file."""
+    """Append a step's line to a metrics file: JSON, in which numbers that are not finite are null."""
+    finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
     with atomic.naming(path), path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": step, **values}) + "\n")
+        file.write(json.dumps({"step": step, **finite}) + "\n")
 
 
 def _step(line: str) -> float:

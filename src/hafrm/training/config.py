@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 from transformers import TrainingArguments
-from transformers.integrations.integration_utils import is_tensorboard_available
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks, is_tensorboard_available
 
 from hafrm.data import DataOptions
 from hafrm.errors import ConfigError
@@ -78,6 +78,8 @@ class LossConfig:
                 raise ConfigError(f"loss.{name} must be a finite number, got {getattr(self, name)}")
         if self.reward_weight < 0:
             raise ConfigError(f"loss.reward_weight must be 0 or more, got {self.reward_weight}")
+        if self.centering < 0:
+            raise ConfigError(f"loss.centering must be 0 or more, got {self.centering}")
         for name in ("label_smoothing", "policy_label_smoothing"):
             if not 0 <= getattr(self, name) < 0.5:
                 raise ConfigError(f"loss.{name} must be in [0, 0.5), got {getattr(self, name)}")
@@ -181,8 +183,8 @@ class TrainConfig:
     """`auto` encodes a pair's prompt once and pads nothing, where a probe shows that the model can; else `padded`."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """The weights' dtype. `auto`: float32; for LoRA on a GPU bfloat16. Half precision is for LoRA alone, and bfloat16
-    for DeepSpeed, which keeps float32 weights beside: elsewhere training.bf16 does."""
+    """The weights' dtype. `auto`: float32; for LoRA bfloat16 on a GPU that computes in it. Half precision is for LoRA
+    alone, and bfloat16 for DeepSpeed, which keeps float32 weights beside: elsewhere training.bf16 does."""
 
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Such code can do anything that you can: leave it off."""
@@ -202,7 +204,12 @@ class TrainConfig:
         object.__setattr__(self, "training", checked_arguments(self.training))
         if self.early_stopping and self.training.get("eval_strategy") == "no":
             raise ConfigError("early_stopping needs evaluations: leave out training.eval_strategy.")
+        for name in ("metric_for_best_model", "greater_is_better"):
+            if name in self.training:
+                raise ConfigError(f"training.{name} has no effect here: set best_by.")
         self._require_validation_pairs()
+        if self.head_init != "normal" and not self.resolved_loss.reward_weight:
+            raise ConfigError("head_init has no effect without a reward loss: leave it out.")
 
     def _require_validation_pairs(self) -> None:
         """Refuse options that nothing would come of without validation pairs."""
@@ -210,7 +217,9 @@ class TrainConfig:
             return
         if self.early_stopping:
             raise ConfigError("early_stopping needs validation pairs: set eval_data.")
-        for name in ("eval_strategy", "eval_on_start", "load_best_model_at_end"):
+        if self.best_by != "accuracy":
+            raise ConfigError("best_by needs validation pairs: set eval_data.")
+        for name in ("eval_strategy", "eval_steps", "eval_on_start", "load_best_model_at_end"):
             if self.training.get(name) not in (None, False, "no"):
                 raise ConfigError(f"training.{name} needs validation pairs: set eval_data.")
 
@@ -224,7 +233,8 @@ class TrainConfig:
         """The weights' dtype; see `dtype`."""
         if self.dtype != "auto":
             return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.dtype]
-        return torch.bfloat16 if self.lora.enabled and torch.cuda.is_available() else torch.float32
+        half = self.lora.enabled and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if half else torch.float32
 
 
 def training_arguments(config: TrainConfig, *, pairs: int) -> TrainingArguments:
@@ -244,6 +254,7 @@ def training_arguments(config: TrainConfig, *, pairs: int) -> TrainingArguments:
     values = _defaults(config) | config.training
     try:
         arguments = TrainingArguments(output_dir=config.out, **(_schedule(config, values, pairs) | values))
+        get_reporting_integration_callbacks(arguments.report_to)  # refuses loggers that there are none of
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"training: {error}") from error
     _require_precision(config, arguments)

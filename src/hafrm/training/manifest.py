@@ -36,10 +36,14 @@ __all__ = [
     "require_same_config",
     "require_same_data",
     "require_same_settings",
+    "resumed_manifest",
     "save_manifest",
 ]
 
 MANIFEST_FILE = "manifest.json"
+
+_OF_A_START = ("started", "git_revision", "versions")
+"""What a manifest says of each time that its run was started: when, and with which programs."""
 
 _FREE_TO_CHANGE = {"overwrite", "out", "trust_remote_code", "data_options.tokens_per_batch"}
 """Options that may differ when a run is resumed, beside some of transformers' (`free_on_resume`)."""
@@ -77,6 +81,18 @@ def new_manifest(config: DataclassInstance, data: dict[str, Any], effective: dic
             **{name: version(name) for name in ("hafrm", "torch", "transformers", "peft", "accelerate", "datasets")},
         },
     }
+
+
+def resumed_manifest(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """The manifest of a run that goes on: its beginning as it was, and what it goes on with under "resumed".
+
+    Args:
+        before: The interrupted run's manifest.
+        now: The manifest of a run that would begin now, with the same options.
+    """
+    beginning = {name: before[name] for name in _OF_A_START if name in before}
+    going_on = {name: now[name] for name in _OF_A_START}
+    return now | beginning | {"resumed": [*before.get("resumed", []), going_on]}
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -164,7 +180,7 @@ def require_same_settings(manifest: dict[str, Any], effective: dict[str, Any], f
     """
     if before := manifest.get("effective"):
         now = json.loads(json.dumps(effective))
-        before = {"weights": now.get("weights")} | before  # which older runs did not note
+        before = {name: now.get(name) for name in ("weights", "part")} | before  # which older runs did not note
         changes = _changes(_resumable(before), _resumable(now))
         _require_none(changes, "with other settings", folder)
 

@@ -47,6 +47,8 @@ class Objective:
         self.needs_rewards = config.reward_weight != 0
         self.needs_log_probs = config.policy_ratio != 0
         self.needs_reference = self.needs_log_probs and config.policy_loss in USES_REFERENCE
+        self.couples_pairs = self.needs_log_probs and config.policy_loss in COUPLES_PAIRS
+        """Whether a pair's loss depends on the pairs beside it, so that the cut of a step into parts changes it."""
         self._options = config.policy_options
 
     def pair_losses(self, model: nn.Module, batch: PairBatch, reference: Tensor | None = None) -> PairLosses:
@@ -68,7 +70,7 @@ class Objective:
 
     def _foresight(self, batch: PairBatch, reference: Tensor | None) -> Foresight | None:
         """The policy loss's derivative in a pair's log-probs, known as soon as those are."""
-        if not self.needs_log_probs or self.config.policy_loss in COUPLES_PAIRS or not torch.is_grad_enabled():
+        if not self.needs_log_probs or self.couples_pairs or not torch.is_grad_enabled():
             return None
 
         def slopes(log_probs: Tensor, first: int) -> Tensor:

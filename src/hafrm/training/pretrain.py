@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -35,7 +36,7 @@ from hafrm.models.stock import load_causal_lm
 from hafrm.models.tokenizers import load_tokenizer, resize_embeddings
 from hafrm.numerics import cpu_tuned
 from hafrm.pretraining import Blocks, LlamaShape, new_llama, no_progress_bars, perplexity, train_tokenizer, untie
-from hafrm.training.arguments import checked_arguments
+from hafrm.training.arguments import checked_arguments, total_steps
 from hafrm.training.callbacks import ConsoleProgress
 from hafrm.training.manifest import git_revision
 from hafrm.training.resuming import train_to_the_end
@@ -178,7 +179,8 @@ def _pretrain(
     tokenizer = _tokenizer(config, folder)
     model = _model(config, tokenizer)
     context = config.context or max_positions(model.config) or config.shape.context
-    train = Blocks(samples(read_texts(config.data, held_out=False), tokenizer, context), context)
+    left_out: Counter[str] = Counter()
+    train = Blocks(samples(read_texts(config.data, held_out=False), tokenizer, context, left_out), context)
     held_out = _held_out(config, tokenizer, context)
     if not len(train):
         raise DataError(
@@ -186,14 +188,17 @@ def _pretrain(
         )
     args = _arguments(config, folder, len(train))
     _begin(folder, asked, tokenizer)
+    without = "".join(f", without {count:,} {what}" for what, count in left_out.items())
     say(
         f"{model.num_parameters():,} parameters, {len(train) * context:,} tokens in {len(train):,} blocks, "
-        f"{len(held_out)} held out; {_steps(args, len(train)):,} steps"
+        f"{len(held_out)} held out{without}; {total_steps(args.to_dict(), len(train)):,} steps"
     )
     trainer = Trainer(model, args, train_dataset=train, eval_dataset=held_out, callbacks=[ConsoleProgress()])
     trainer.remove_callback(PrinterCallback)
     train_to_the_end(trainer, folder)
-    return _finish(config, folder, asked, trainer, tokenizer, held_out)
+    seen = _blocks_seen(args, trainer.state.global_step, len(train))
+    recipe = {**asked, "left_out": dict(left_out), "tokens": seen * context}
+    return _finish(config, folder, recipe, trainer, tokenizer, held_out)
 
 
 def _begin(folder: Path, asked: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> None:
@@ -260,29 +265,32 @@ def _arguments(config: PretrainConfig, folder: Path, blocks: int) -> TrainingArg
     } | config.training
     try:
         args = TrainingArguments(output_dir=str(folder), prediction_loss_only=True, **values)
-        every = max(1, math.ceil(_steps(args, blocks) / 10))
+        every = max(1, math.ceil(total_steps(args.to_dict(), blocks) / 10))
         told: dict[str, Any] = {
             "eval_strategy": "steps",
             "eval_steps": every,
             "save_strategy": "steps",
             "save_steps": every,
         }
-        return TrainingArguments(output_dir=str(folder), prediction_loss_only=True, **(told | values))
+        args = TrainingArguments(output_dir=str(folder), prediction_loss_only=True, **(told | values))
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"training: {error}") from error
+    if args.n_gpu > 1:  # else a step would be of so many times the blocks that the recipe says
+        args._n_gpu = 1
+    return args
 
 
-def _steps(args: TrainingArguments, blocks: int) -> int:
-    if args.max_steps > 0:
-        return args.max_steps
-    batches = math.ceil(blocks / args.per_device_train_batch_size)
-    return math.ceil(args.num_train_epochs * math.ceil(batches / args.gradient_accumulation_steps))
+def _blocks_seen(args: TrainingArguments, steps: int, blocks: int) -> int:
+    """How many blocks so many steps trained on: the last of an epoch may have had fewer."""
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    epochs, more = divmod(steps, math.ceil(blocks / batch))
+    return epochs * blocks + more * batch
 
 
 def _finish(
     config: PretrainConfig,
     folder: Path,
-    asked: Mapping[str, Any],
+    recipe: dict[str, Any],
     trainer: Trainer,
     tokenizer: PreTrainedTokenizerFast,
     held_out: Blocks,
@@ -291,21 +299,17 @@ def _finish(
     model: Any = trainer.model
     if config.model is None and config.untie and isinstance(model, LlamaForCausalLM):
         untie(model)
-    model.to("cpu")
     history = trainer.state.log_history
-    batch = trainer.args.per_device_train_batch_size * trainer.args.gradient_accumulation_steps
-    recipe = {
-        **asked,
+    recipe |= {
         "parameters": model.num_parameters(),
         "steps": trainer.state.global_step,
-        "tokens": trainer.state.global_step * batch * held_out.ids.shape[1],
         "perplexity": perplexity(model, held_out),
         "losses": [[row["step"], row["loss"]] for row in history if "loss" in row],
         "validation": [[row["step"], row["eval_loss"]] for row in history if "eval_loss" in row],
         "git_revision": git_revision(),
     }
     with atomic.new_files(folder, last=RECIPE_FILE) as temporary:
-        model.save_pretrained(temporary)
+        model.to("cpu").save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         atomic.write_json(temporary / RECIPE_FILE, recipe)
     (folder / _BEGUN_FILE).unlink(missing_ok=True)

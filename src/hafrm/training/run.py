@@ -47,6 +47,7 @@ from hafrm.training.manifest import (
     new_manifest,
     require_same_data,
     require_same_settings,
+    resumed_manifest,
     save_manifest,
 )
 from hafrm.training.objective import Objective
@@ -97,21 +98,24 @@ def _train(config: TrainConfig, folder: Path) -> TrainResult:
     )
     layout = replace(layout, packed=all(gather_object([layout.packed])))  # one for all processes
     objective = Objective(config.resolved_loss)
+    tokens = config.data_options.token_budget(args.device.type)
     info = _run_info(config, tokenizer, _base_digest(model, objective))
     manifest = new_manifest(config, data.account, effective_settings(args, config, model.config, shards))
     manifest["effective"]["weights"] = info.base_digest
+    if objective.couples_pairs:
+        manifest["effective"]["part"] = [tokens, args.world_size]
     manifest["layout"] = "packed" if layout.packed else "padded"
     if before is not None:
         require_same_settings(before, manifest["effective"], folder)
+        manifest = resumed_manifest(before, manifest)
     PartialState().wait_for_everyone()  # all have looked at what the folder held
     with args.main_process_first(local=False):  # the others look for checkpoints there
         if args.process_index == 0:
             make_folder(folder, anew=config.overwrite)
             save_manifest(manifest, folder)
-            for line in _opening(data, args, manifest["layout"]):
+            for line in _opening(data, args, manifest["layout"], margins=objective.needs_rewards):
                 progress.say(line)
 
-    tokens = config.data_options.token_budget(args.device.type)
     reference = ReferenceSource(config.resolved_loss, model, layout, args, weights=info.base_digest, tokens=tokens)
     trainer = HybridTrainer(
         model,
@@ -166,8 +170,8 @@ def _load_data(config: TrainConfig) -> tuple[_Data, Any]:
     return _Data(encoded["train"], encoded.get("eval"), account), tokenizer
 
 
-def _opening(data: _Data, args: TrainingArguments, layout: str) -> Iterator[str]:
-    """What a run says at its start: what it will do, and what to be wary of."""
+def _opening(data: _Data, args: TrainingArguments, layout: str, *, margins: bool) -> Iterator[str]:
+    """What a run says at its start: what it will do, and what to be wary of; `margins`: whether it reads the rows'."""
     pairs = len(data.train.groups)
     steps = total_steps(args.to_dict(), pairs)
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -181,6 +185,10 @@ def _opening(data: _Data, args: TrainingArguments, layout: str) -> Iterator[str]
             f"warning: {shared} prompts of the validation data are in the training data too, so validation will look "
             "better than it is"
         )
+    if identical := data.account["train"]["identical_responses"]:
+        yield f"warning: in {identical} training pairs both responses are the same tokens, which teaches nothing"
+    if not margins and any(pair.margin for pair in data.train.pairs):
+        yield "warning: the rows' margins have no effect: the reward loss alone reads them"
 
 
 def _account(pair_set: PairSet, encoded: EncodedPairs) -> dict[str, Any]:
@@ -189,6 +197,7 @@ def _account(pair_set: PairSet, encoded: EncodedPairs) -> dict[str, Any]:
         "sources": [report.as_dict() for report in pair_set.reports],
         "dropped_in_encoding": encoded.dropped,
         "pairs": len(encoded.groups),
+        "identical_responses": encoded.identical,
     }
 
 
@@ -299,7 +308,7 @@ def _finish(trainer: HybridTrainer, config: TrainConfig, manifest: dict[str, Any
         manifest |= {
             "status": "finished",
             "steps": trainer.state.global_step,
-            "best_step": best_step(trainer.state),
+            "best_step": best_step(trainer.state) if trainer.args.load_best_model_at_end else None,
             "eval_metrics": {name: value for name, value in metrics.items() if math.isfinite(value)},
         }
         save_manifest(manifest, folder)

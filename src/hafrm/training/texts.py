@@ -6,7 +6,8 @@ A row has `text`, a document, or `messages`, a conversation that ends in an assi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,17 @@ def words_of(text: Text) -> str:
     return "\n\n".join(message.content for message in (*text.prompt, *text.response))
 
 
-def samples(texts: Iterator[Text], tokenizer: PreTrainedTokenizerFast, context: int) -> Iterator[Sample]:
-    """Token ids and labels; a long conversation loses the end of its response, and one of prompt alone is left out."""
+def samples(
+    texts: Iterable[Text], tokenizer: PreTrainedTokenizerFast, context: int, left_out: Counter[str] | None = None
+) -> Iterator[Sample]:
+    """Token ids and labels; a long conversation loses the end of its response, and one of prompt alone is left out.
+
+    Args:
+        texts: The texts.
+        tokenizer: Their tokenizer.
+        context: The most tokens of a conversation.
+        left_out: Counts the conversations that are left out, by reason.
+    """
     encoder = ConversationEncoder(tokenizer, context, "truncate")
     for text in texts:
         if isinstance(text, str):
@@ -93,4 +103,5 @@ def samples(texts: Iterator[Text], tokenizer: PreTrainedTokenizerFast, context: 
         try:
             yield response_sample(text, encoder)
         except OverlongError:
-            continue
+            if left_out is not None:
+                left_out["conversations whose prompt is too long"] += 1

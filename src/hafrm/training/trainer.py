@@ -223,7 +223,7 @@ class HybridTrainer(Trainer):
         return torch.tensor(sum(batch.pairs for batch in batch_samples), device=device)
 
     def _prepare_inputs(self, inputs: PairBatch) -> PairBatch:  # type: ignore[override]
-        return inputs.to(self.args.device)
+        return inputs.to(self.args.device, non_blocking=self.args.dataloader_pin_memory)
 
     def floating_point_ops(self, inputs: PairBatches) -> int:  # type: ignore[override]
         """The usual estimate of a step's operations: 6 a parameter and token, padding included."""
@@ -267,7 +267,11 @@ class HybridTrainer(Trainer):
         return EvalLoopOutput(predictions=np.empty(0), label_ids=None, metrics=metrics, num_samples=count)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write a checkpoint that stock transformers loads; a LoRA run's intermediate ones hold the adapters alone."""
+        """Write a checkpoint that stock transformers loads; a LoRA run's intermediate ones hold the adapters alone.
+
+        Raises:
+            NonFiniteLossError: the weights are not finite: nothing is written.
+        """
         weights = self.whole_weights()
         if not self.args.should_save:
             return
@@ -282,9 +286,21 @@ class HybridTrainer(Trainer):
         """The state dict of a sharded model, for the main process to save; None where weights are whole everywhere.
 
         All processes must call it.
+
+        Raises:
+            NonFiniteLossError: a weight is not finite. Losses and gradients tell of it a step later, or, after the last
+                step, never.
         """
         sharded = self.model if self.is_fsdp_enabled else self.deepspeed
-        return None if sharded is None else dict(self.accelerator.get_state_dict(sharded))
+        weights = None if sharded is None else dict(self.accelerator.get_state_dict(sharded))
+        trained = ((name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad)
+        for name, weight in trained if weights is None else weights.items():
+            if not torch.isfinite(weight).all():
+                raise NonFiniteLossError(
+                    f"{name} is not finite after step {self.state.global_step}, though losses and gradients were: the "
+                    f"step itself went wrong, by the learning rate or an option of the optimizer. {_NEW_RUN}"
+                )
+        return weights
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)

@@ -354,36 +354,41 @@ def test_a_claims_difference_stands_on_its_page(page: Path, cell: str) -> None:
     assert f"| {cell} |" in page.read_text(encoding="utf-8")
 
 
+WHOLE_WEIGHTS = ("study.md", "study-mini.md", "study-instruct.md", "study-world.md")
 CONCLUSIONS = [
+    ("With all weights trained the paper's gain in domain", "above the baseline in domain", WHOLE_WEIGHTS, 0),
+    ("on micro-base HAF can't be told from the baseline", "above the baseline in domain", ("study-lora.md",), 0),
+    ("on micro-instruct it is ahead", "above the baseline in domain", ("study-instruct-lora.md",), 1),
+    ("Out of domain HAF is behind the baseline on real data", "the baseline out of domain", ("study.md",), -1),
+    ("On a mixture HAF is ahead of the baseline in the world", "the baseline on a mixture", ("study-world.md",), 1),
+    ("real data that can't be told from nothing", "HAF above the baseline on a mixture", ("study.md",), 0),
+    ("DPO is the best method in the world", "HAF above DPO", ("study-world.md",), -1),
     (
-        "In domain the paper's gain over the standard reward model is not seen",
-        "HAF above the baseline in domain",
-        "",
+        "On real data DPO and HAF can't be told apart",
+        "HAF above DPO in domain",
+        ("study.md", "study-mini.md", "study-instruct.md", "study-lora.md"),
         0,
     ),
-    ("Out of domain HAF is behind the baseline on real data", "HAF above the baseline out of domain", "study.md", -1),
-    ("After training on a mixture HAF is ahead of the baseline in the world", "the baseline on a mixture", "world", 1),
-    ("real data that can't be told from nothing", "HAF above the baseline on a mixture", "study.md", 0),
-    ("DPO is the best method in the world", "HAF above DPO", "world", -1),
-    ("data DPO and HAF can't be told apart", "HAF above DPO in domain", "study", 0),
-    ("in the world the two heads together are above either", "both heads", "world", 1),
+    ("but on micro-instruct with adapters, where HAF is ahead", "above DPO in domain", ("study-instruct-lora.md",), 1),
+    ("in the world the two heads together are above either", "both heads", ("study-world.md",), 1),
 ]
-"""Words of the bullets below the table of claims, the rows and columns that they are of, and the intervals' side."""
+"""Words of the bullets below the table of claims, the row and the columns that they are of, and the intervals' side."""
 
 
-@pytest.mark.parametrize(("said", "claim", "column", "side"), CONCLUSIONS, ids=[row[0] for row in CONCLUSIONS])
-def test_a_conclusion_follows_from_the_table_of_claims(said: str, claim: str, column: str, side: int) -> None:
+@pytest.mark.parametrize(("said", "claim", "columns", "side"), CONCLUSIONS, ids=[row[0] for row in CONCLUSIONS])
+def test_a_conclusion_follows_from_the_table_of_claims(
+    said: str, claim: str, columns: tuple[str, ...], side: int
+) -> None:
     text = RESULTS.read_text(encoding="utf-8")
     (header,) = re.findall(r"^\| claim \| (.+) \|$", text, re.MULTILINE)
     table, conclusions = text.split(header)[1].split("\n\n", 1)
     assert said in " ".join(conclusions.split())
     pages = re.findall(r"\((.+?)\)", header)
     rows = [line.strip("| ").split(" | ") for line in table.splitlines() if claim in line]
-    wanted = [page for page in pages if column in page and not (column == "study" and "world" in page)]
-    cells = [cell for _, *row in rows for page, cell in zip(pages, row, strict=True) if page in wanted]
+    cells = [row[1 + pages.index(page)] for row in rows for page in columns]
     found = [re.findall(r"\[(\S+), (\S+)\]", cell.replace("\N{MINUS SIGN}", "-")) for cell in cells]
     intervals = [(float(low), float(high)) for each in found for low, high in each]
-    assert intervals
+    assert len(intervals) == len(cells) > 0
     assert {(low > 0) - (high < 0) for low, high in intervals} == {side}
 
 

@@ -230,7 +230,9 @@ def _mean_said(mean: Mapping[str, Any] | None, enough: Mapping[str, Any] | None)
         return ""
     judged = enough or mean
     seeds = list(judged["by_seed"].values())
-    by_seed = f"; above in {sum(value > 0 for value in seeds)} of {count(len(seeds), 'seed')}" if seeds else ""
+    above = sum(value > 0 for value in seeds)
+    each = f" ({', '.join(map(points, seeds))})" if len(seeds) > 1 else ""
+    by_seed = f"; above in {above} of {count(len(seeds), 'seed')}{each}" if seeds else ""
     without = f"; over those of {FEWEST_GROUPS} prompts or more {_by(judged)}" if enough else ""
     return f"; on average {_by(mean)}{without}, which {_verdict(judged)}{by_seed}"
 

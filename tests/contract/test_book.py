@@ -55,6 +55,7 @@ OPTIONS = {
 OTHERS_OPTIONS = {
     "README.md": "--reward.remote_url --remote_rm_url",
     "recipes.md": "--reward.remote_url --remote_rm_url",
+    "comparison.md": "--packing_samples",
     "distributed.md": "--machine_rank",
     "log.md": "--only",
     "rlhf.md": (

@@ -674,6 +674,10 @@ def test_what_is_published_is_read_by_name(tmp_path: Path, checkout: Path) -> No
     assert (checkout / "README.md").read_text() == readme  # of the main page alone
     with pytest.raises(ConfigError, match=r"no README\.md"):
         publish(numbers(0.02, [0.01, 0.03]), tmp_path)
+    (checkout / "README.md").write_text("# no place for a table")
+    publish(numbers(0.5, [0.4, 0.6]), checkout, "study-two-words")
+    with pytest.raises(ConfigError, match=r"README\.md has no lines <!-- study"):
+        publish(numbers(0.02, [0.01, 0.03]), checkout)
 
 
 @pytest.mark.parametrize(

@@ -182,7 +182,7 @@ def run(args: Namespace) -> None:
     config = options_of(ReproduceConfig, parser(), args)
     console = Console()
     if config.publish is not None:
-        require_checkout(Path(config.publish))  # before hours of training
+        require_checkout(Path(config.publish), config.page)  # before hours of training
     job = _job(config)
     experiment = EXPERIMENTS[config.name]
     plan = experiment.plan(job)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from hafrm.errors import ConfigError
 from hafrm.evaluation.scoring import RESULTS_FILE
 from hafrm.reproduce.plans import Job, Plan
 from hafrm.reproduce.runs import OTHER_OPTIONS, Run, shown_state
@@ -97,10 +98,19 @@ def journal_of(job: Job) -> Journal:
 
 
 def plan(job: Job) -> Plan:
-    """Every run of the study, each once; which rates it will have shows only when some have run."""
+    """Every run of the study, each once; which rates it will have shows only when some have run.
+
+    Raises:
+        ConfigError: there are none, since the parts that are asked for want other sets.
+    """
     found = Plan(())
     for part, backbone in stage_order(job):
         found += Plan(tuple(trials(job, part, backbone)))
+    if not found.runs:
+        raise ConfigError(
+            f"parts: on {', '.join(job.sets)} alone there is nothing to do for {', '.join(job.study.parts)}. A mixture "
+            "takes two sets, and out of domain a second one of the same category. Name more sets."
+        )
     return found
 
 

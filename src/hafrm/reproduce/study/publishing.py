@@ -76,14 +76,20 @@ def with_block(readme: str, results: dict[str, Any]) -> str:
     return _BLOCK.sub(lambda found: f"{found[1]}{readme_block(results)}{found[2]}", readme)
 
 
-def require_checkout(root: Path) -> None:
-    """Refuse a folder that a study can't be published in.
+def require_checkout(root: Path, page: str = MAIN_PAGE) -> None:
+    """Refuse a folder that a page can't be published in.
 
     Raises:
-        ConfigError: it has no README.md or no folder docs.
+        ConfigError: it has no README.md or no folder docs, or the main page's table has no place in the README.
     """
-    if not (root / "README.md").is_file() or not (root / "docs").is_dir():
+    readme = root / "README.md"
+    if not readme.is_file() or not (root / "docs").is_dir():
         raise ConfigError(f"publish: {root} has no README.md and docs. Give the root of a checkout.")
+    if page == MAIN_PAGE and not _BLOCK.search(readme.read_text(encoding="utf-8")):
+        raise ConfigError(
+            f"publish: {readme} has no lines <!-- study: ... --> and <!-- end of study --> between which the table "
+            "goes. Add them, or publish as another --page."
+        )
 
 
 def publish(results: dict[str, Any], root: Path, page: str = MAIN_PAGE) -> list[Path]:
@@ -100,7 +106,7 @@ def publish(results: dict[str, Any], root: Path, page: str = MAIN_PAGE) -> list[
     Raises:
         ConfigError: it is no checkout.
     """
-    require_checkout(root)
+    require_checkout(root, page)
     readme = root / "README.md"
     folder = (root / results_path(page)).parent
     figures = {folder / f"{name}.svg": standalone(svg) for name, svg in findings_of(results).figures.items()}

@@ -210,7 +210,7 @@ def test_options_that_can_not_work_are_refused(
         (["table7", "--sets", "BS", "CA"], "table7 correlates over sets"),
         (["study", "--learning_rate", "1", "--learning_rates", "1", "2"], "learning_rate has no effect beside"),
         (["study", "--publish", "nowhere"], "nowhere has no README.md and docs"),
-        (["study", "--parts", "mixed", "ood", "--sets", "BS"], "parts: on BS alone there is nothing to do for mixed, ood"),
+        (["study", "--parts", "mixed", "ood", "--sets", "BS"], "on BS alone there is nothing to do for mixed, ood"),
     ],
 )
 def test_what_an_experiment_would_not_read_is_refused_before_anything_is_done(

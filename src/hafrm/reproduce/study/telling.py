@@ -321,11 +321,14 @@ def _seen(results: Results) -> str:
 
 
 def _notes(results: Results) -> Iterator[str]:
-    if any(choice["marks"] for methods in results["rates"].values() for choice in methods.values()):
+    choices = [choice for methods in results["rates"].values() for choice in methods.values()]
+    if any(choice["marks"] for choice in choices):
         yield (
             "Learning rates: every method tries the same rates with the same number of steps and pairs, on every set "
             "with the first seed, and keeps the one with the best mean validation accuracy; its run of the first seed "
             "is kept too. Losses, ratios, shares and mixtures take HAF's, the baseline's or DPO's rate as it is."
+            + " A rate at which a run failed is not chosen."
+            * any(choice["failed"] for choice in choices)
         )
     else:
         yield "Learning rates were not chosen on validation pairs: another may suit a method better."

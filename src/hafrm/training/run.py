@@ -28,10 +28,8 @@ from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ConfigError, ModelError
 from hafrm.models.checkpoints import save_run
 from hafrm.models.hybrid import HybridModel, max_positions
-from hafrm.models.layout import choose_layout
-from hafrm.models.references import (
-    weights_digest,
-)
+from hafrm.models.layout import Layout, choose_layout
+from hafrm.models.references import weights_digest
 from hafrm.models.runinfo import RunInfo
 from hafrm.models.stock import new_model
 from hafrm.models.tokenizers import load_tokenizer
@@ -89,24 +87,16 @@ def _train(config: TrainConfig, folder: Path) -> TrainResult:
     make_folder(folder)
     model = _new_model(config, tokenizer, args, data.train)
     progress = ConsoleProgress(Console(stderr=True, quiet=args.process_index != 0))
-    layout = choose_layout(
-        model,
-        tokenizer.pad_token_id,
-        max_length=config.data_options.max_length,
-        choice=config.layout,
-        report=lambda reason: progress.say(f"batches are padded, not packed: {reason}"),
-    )
-    layout = replace(layout, packed=all(gather_object([layout.packed])))  # one for all processes
+    layout = _layout(config, model, tokenizer, progress)
     objective = Objective(config.resolved_loss)
     tokens = config.data_options.token_budget(args.device.type)
     info = _run_info(config, tokenizer, _base_digest(model, objective))
-    manifest = new_manifest(config, data.account, effective_settings(args, config, model.config, shards))
-    manifest["effective"]["weights"] = info.base_digest
+    effective = effective_settings(args, config, model.config, shards) | {"weights": info.base_digest}
     if objective.couples_pairs:
-        manifest["effective"]["part"] = [tokens, args.world_size]
-    manifest["layout"] = "packed" if layout.packed else "padded"
+        effective["part"] = [tokens, args.world_size]
+    manifest = new_manifest(config, data.account, effective) | {"layout": "packed" if layout.packed else "padded"}
     if before is not None:
-        require_same_settings(before, manifest["effective"], folder)
+        require_same_settings(before, effective, folder)
         manifest = resumed_manifest(before, manifest)
     PartialState().wait_for_everyone()  # all have looked at what the folder held
     with args.main_process_first(local=False):  # the others look for checkpoints there
@@ -223,6 +213,18 @@ def _new_model(config: TrainConfig, tokenizer: Any, args: TrainingArguments, pai
         model.check_policy_head(pad_rows(pairs.groups[:1], pad_token_id=tokenizer.pad_token_id))
     model.freeze_unused(rewards=loss.reward_weight != 0, log_probs=loss.policy_ratio != 0)
     return model.to(args.device)
+
+
+def _layout(config: TrainConfig, model: HybridModel, tokenizer: Any, progress: ConsoleProgress) -> Layout:
+    """How pairs become batches, the same in all processes."""
+    layout = choose_layout(
+        model,
+        tokenizer.pad_token_id,
+        max_length=config.data_options.max_length,
+        choice=config.layout,
+        report=lambda reason: progress.say(f"batches are padded, not packed: {reason}"),
+    )
+    return replace(layout, packed=all(gather_object([layout.packed])))
 
 
 def _base_digest(model: HybridModel, objective: Objective) -> str:

@@ -320,20 +320,24 @@ def _seen(results: Results) -> str:
     return ", ".join(f"{column} {seen:,} of {of:,}" for column, (seen, of) in found.items())
 
 
-def _notes(results: Results) -> Iterator[str]:
+def _notes_on_rates(results: Results) -> Iterator[str]:
     choices = [choice for methods in results["rates"].values() for choice in methods.values()]
     if any(choice["marks"] for choice in choices):
+        failed = any(choice["failed"] for choice in choices)
         yield (
             "Learning rates: every method tries the same rates with the same number of steps and pairs, on every set "
             "with the first seed, and keeps the one with the best mean validation accuracy; its run of the first seed "
             "is kept too. Losses, ratios, shares and mixtures take HAF's, the baseline's or DPO's rate as it is."
-            + " A rate at which a run failed is not chosen."
-            * any(choice["failed"] for choice in choices)
+            f"{' A rate at which a run failed is not chosen.' if failed else ''}"
         )
     else:
         yield "Learning rates were not chosen on validation pairs: another may suit a method better."
     if edges := _at_the_edge(results):
         yield f"At the edge of the rates that were tried, so that another may be better: {', '.join(edges)}."
+
+
+def _notes(results: Results) -> Iterator[str]:
+    yield from _notes_on_rates(results)
     yield (
         "Intervals and p-values are over prompts and hold for the seeds that were run; a method's own luck with a seed "
         "shows in the column by seed. Means over sets weigh sets alike."

@@ -209,6 +209,11 @@ def test_options_that_can_not_work_are_refused(
         (["claims", "--sets", "BS", "CA"], "sets: claims reads one alone"),
         (["table7", "--sets", "BS", "CA"], "table7 correlates over sets"),
         (["study", "--learning_rate", "1", "--learning_rates", "1", "2"], "learning_rate has no effect beside"),
+        (["table2", "--rate_seeds", "2"], "rate_seeds has no effect but on study"),
+        (
+            ["study", "--learning_rates", "1", "2", "--rate_seeds", "3", "--seeds", "0", "1"],
+            "rate_seeds is 3, of 2 seeds",
+        ),
         (["study", "--publish", "nowhere"], "nowhere has no README.md and docs"),
         (["study", "--parts", "mixed", "ood", "--sets", "BS"], "on BS alone there is nothing to do for mixed, ood"),
     ],

@@ -391,6 +391,8 @@ def test_costs_are_counts_of_products(tiny_world: Path, tmp_path: Path) -> None:
         (lambda: StudyOptions(parts=("table9",)), "table9 is none of table2"),  # type: ignore[arg-type]
         (lambda: StudyOptions(hours=0), "hours must be more than 0"),
         (lambda: StudyOptions(rates=(0.0,)), "learning_rates must be more than 0"),
+        (lambda: StudyOptions(rates=(1e-4, 1e-3), rate_seeds=0), "rate_seeds must be at least 1"),
+        (lambda: StudyOptions(rates=(1e-4,), rate_seeds=2), "chooses among two learning_rates or more"),
     ],
 )
 def test_options_that_can_not_work_are_refused(make: Callable[[], object], message: str) -> None:
@@ -607,6 +609,37 @@ def test_a_rate_at_the_edge_of_those_tried_is_named(rate: float | None, said: st
     notes = [note for note in telling.findings_of(told).notes if "At the edge" in note]
     assert len(notes) == (said is not None)
     assert all(f"HAF (b), {said}" in note for note in notes)
+
+
+def test_more_seeds_may_choose_the_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first seed alone would choose the lower rate: by luck, as the others tell."""
+    study = StudyOptions(rates=(1e-3, 1e-2), rate_seeds=2, parts=("table2",))
+    asked = job(tmp_path, backbones=("base",), sets=("BS",), seeds=(0, 1, 2), study=study)
+    found = {}
+    for at, run in rates.search(asked, "base"):
+        low = at.scale.backbone("base").learning_rates[run.method] == 1e-3
+        found[run.folder(at.scale, tmp_path)] = 0.6 if not low else 0.65 if run.seed == 0 else 0.5
+    assert len(found) == 2 * 3 * 2
+    monkeypatch.setattr(rates, "is_finished", found.__contains__)
+    monkeypatch.setattr(
+        rates, "read_manifest", lambda folder: {"eval_metrics": {"eval_rewards/accuracies": found[folder]}}
+    )
+    first = replace(asked, study=replace(study, rate_seeds=1))
+    for these, rate in ((first, 1e-3), (asked, 1e-2)):
+        at = rates.at_chosen_rates(these, "base", {})
+        assert at is not None
+        assert set(at.scale.backbone("base").learning_rates.values()) == {rate}
+
+
+@pytest.mark.parametrize(("seeds", "said"), [(1, "first seed"), (2, "first 2 seeds"), (3, "all seeds")])
+def test_the_seeds_that_chose_the_rates_are_named(seeds: int, said: str) -> None:
+    told = numbers(0.02, [0.01, 0.03]) | {"rate_seeds": seeds, "seeds": [0, 1, 2]}
+    found = telling.findings_of(told)
+    assert any(f"on every set with the {said}, and keeps" in note for note in found.notes)
+    assert (
+        f"of each rate, {said}, mean over sets"
+        in next(t for t in found.tables if t.title == "Learning rates").header[1]
+    )
 
 
 def test_rates_that_were_not_chosen_are_not_said_to_be() -> None:

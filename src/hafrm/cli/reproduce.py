@@ -83,7 +83,10 @@ class ReproduceConfig:
     """The most training pairs of a set. Default: all."""
 
     learning_rates: list[float] = field(default_factory=list)
-    """study: the learning rates that each method tries with the first seed."""
+    """study: the learning rates that each method tries."""
+
+    rate_seeds: int = 1
+    """study: how many of the seeds choose among them: the first, or more, which small differences want."""
 
     parts: list[str] = field(default_factory=list)
     """study: of table2, ood, heads, mixed, losses, ratios, sizes, priors those to do. Default: all, in this order."""
@@ -127,6 +130,10 @@ class ReproduceConfig:
         for name in ("parts", "learning_rates", "hours", "retry", "publish"):
             if getattr(self, name) and self.name != "study":
                 raise ConfigError(f"{name} has no effect but on study: leave it out.")
+        if self.rate_seeds != 1 and self.name != "study":
+            raise ConfigError("rate_seeds has no effect but on study: leave it out.")
+        if self.rate_seeds > max(1, len(self.seeds)):
+            raise ConfigError(f"rate_seeds is {self.rate_seeds}, of {len(self.seeds)} seeds.")
         self._require_used(EXPERIMENTS[self.name])
         if self.page != MAIN_PAGE and self.publish is None:
             raise ConfigError("page has no effect without publish: give --publish CHECKOUT, or leave it out.")
@@ -225,6 +232,7 @@ def _job(config: ReproduceConfig) -> Job:
         judge=config.judge,
         study=StudyOptions(
             rates=tuple(config.learning_rates),
+            rate_seeds=config.rate_seeds,
             parts=tuple(config.parts or PARTS),  # type: ignore[arg-type]  # it refuses others
             hours=config.hours,
             retry=config.retry,

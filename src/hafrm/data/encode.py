@@ -30,7 +30,7 @@ class EncodedPairs:
 
     @property
     def identical(self) -> int:
-        """Pairs whose two responses are the same tokens, which teach nothing; truncating makes such pairs."""
+        """Pairs whose two responses are the same tokens, which show no preference; truncating makes such pairs."""
         return sum(chosen == rejected for chosen, rejected in (group.responses for group in self.groups))
 
 

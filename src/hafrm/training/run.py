@@ -176,7 +176,7 @@ def _opening(data: _Data, args: TrainingArguments, layout: str, *, margins: bool
             "better than it is"
         )
     if identical := data.account["train"]["identical_responses"]:
-        yield f"warning: in {identical} training pairs both responses are the same tokens, which teaches nothing"
+        yield f"warning: in {identical} training pairs both responses are the same tokens, so no preference"
     if not margins and any(pair.margin for pair in data.train.pairs):
         yield "warning: the rows' margins have no effect: the reward loss alone reads them"
 

@@ -20,7 +20,9 @@ class StudyOptions:
     """What of the study to run, and for how long."""
 
     rates: tuple[float, ...] = ()
-    """Learning rates that each method tries with the first seed; with none or one there is no choice."""
+    """Learning rates that each method tries; with none or one there is no choice."""
+    rate_seeds: int = 1
+    """How many of the seeds, from the first on, choose among them."""
     parts: tuple[PartName, ...] = PARTS
     hours: float | None = None
     """No run is begun that would end later; None: no limit."""
@@ -33,5 +35,7 @@ class StudyOptions:
             raise ConfigError(f"parts: {', '.join(unknown) or 'none'} is none of {', '.join(PARTS)}.")
         if self.hours is not None and self.hours <= 0:
             raise ConfigError(f"hours must be more than 0, got {self.hours:g}")
+        if self.rate_seeds < 1 or (self.rate_seeds > 1 and len(self.rates) < 2):
+            raise ConfigError("rate_seeds must be at least 1, and chooses among two learning_rates or more.")
         if any(rate <= 0 for rate in self.rates):
             raise ConfigError(f"learning_rates must be more than 0, got {', '.join(map(str, self.rates))}")

@@ -13,7 +13,7 @@ from hafrm.reproduce.runs import OTHER_OPTIONS, Run, shown_state
 from hafrm.reproduce.study.costs import Costs, is_local
 from hafrm.reproduce.study.journal import JOURNAL_FILE, Entry, Journal
 from hafrm.reproduce.study.rates import at_chosen_rates, search
-from hafrm.reproduce.study.trials import Scoring, first_job, stage_order, trials
+from hafrm.reproduce.study.trials import Scoring, choosing_job, stage_order, trials
 from hafrm.training.manifest import is_finished
 
 __all__ = ["SEARCH", "Stage", "Todo", "described", "journal_of", "missing", "plan", "stages", "study_folder"]
@@ -169,7 +169,9 @@ def missing(job: Job) -> Iterator[str]:
         left = [todo for todo in stage.todos if not todo.done]
         failed = [todo for todo in left if todo.failure(last) is not None]
         if not stage.ready:  # the choice trains these on the way
-            counted.update(todo.name for todo in left if todo.run in trials(first_job(job), "table2", stage.backbone))
+            counted.update(
+                todo.name for todo in left if todo.run in trials(choosing_job(job), "table2", stage.backbone)
+            )
         tried = left if job.study.retry else [todo for todo in left if todo not in failed]
         counted.update(todo.name for todo in left if todo not in tried)
         seconds = sum(_seconds(todo, costs, counted) for todo in tried)

@@ -1,8 +1,8 @@
-"""The learning rate of each method on a backbone: the one whose runs of the first seed are best on validation pairs.
+"""The learning rate of each method on a backbone: the one whose runs are best on validation pairs.
 
-Every method tries the same rates with the same steps on the same sets, so each has the same budget. A rate's mark is
-the mean over sets of the kept checkpoint's validation accuracy; equal marks go to the lower rate. A rate with a run
-that failed is out.
+Every method tries the same rates with the same steps on the same sets and seeds, so each has the same budget. A rate's
+mark is the mean over these runs of the kept checkpoint's validation accuracy; equal marks go to the lower rate. A rate
+with a run that failed is out.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from hafrm.reproduce.plans import ALL_METHODS, Job
 from hafrm.reproduce.runs import Run
 from hafrm.reproduce.study.journal import Entry
-from hafrm.reproduce.study.trials import first_job, trials
+from hafrm.reproduce.study.trials import choosing_job, trials
 from hafrm.training.config import Method
 from hafrm.training.manifest import is_finished, read_manifest
 
@@ -26,7 +26,7 @@ class RateChoice:
     """What one method's runs said of each rate."""
 
     marks: Mapping[float, float | None]
-    """By rate: the mean validation accuracy over sets; None where a run is missing or failed."""
+    """By rate: the mean validation accuracy over sets and seeds; None where a run is missing or failed."""
     failed: tuple[float, ...]
     """Rates with a run that failed."""
 
@@ -50,7 +50,7 @@ def search(job: Job, backbone: str) -> Iterator[tuple[Job, Run]]:
     if len(job.study.rates) < 2:
         return
     for rate in job.study.rates:
-        for run in trials(first_job(job), "table2", backbone):
+        for run in trials(choosing_job(job), "table2", backbone):
             yield _at(job, backbone, {run.method: rate}), run
 
 
@@ -64,7 +64,7 @@ def chosen(job: Job, backbone: str, journal: Mapping[str, Entry]) -> dict[Method
     """
     found = {}
     for method in ALL_METHODS:
-        runs = [run for run in trials(first_job(job), "table2", backbone) if run.method == method]
+        runs = [run for run in trials(choosing_job(job), "table2", backbone) if run.method == method]
         marks: dict[float, float | None] = {}
         failed = []
         for rate in job.study.rates:

@@ -55,7 +55,7 @@ def collect(job: Job) -> dict[str, Any]:
     """All numbers of what is there.
 
     Returns:
-        `{"format", "scale", "sets", "seeds", "steps", "cap", "max_length", "backbones", "rates", "parts",
+        `{"format", "scale", "sets", "seeds", "steps", "cap", "max_length", "backbones", "rates", "rate_seeds", "parts",
         "comparisons", "seen", "failures", "unfinished", "missing", "counts"}`. `parts` is {PART: {BACKBONE: {COLUMN:
         {ROW: {"accuracy", "by_seed", "spread", "ci95", "n", "prompts", "length_accuracy", "seeds", "unscored"}}}}}; a
         comparison says by how much row `a` is above row `b`, on the pairs that both scored; `columns` are those that
@@ -87,6 +87,7 @@ def collect(job: Job) -> dict[str, Any]:
         "max_length": job.scale.max_length,
         "backbones": {name: _backbone(job, name) for name in job.backbones},
         "rates": {name: _rates(job, name) for name in job.backbones},
+        "rate_seeds": job.study.rate_seeds,
         "parts": parts,
         "comparisons": comparisons,
         "seen": seen,

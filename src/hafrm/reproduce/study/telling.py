@@ -162,9 +162,14 @@ def _rate_table(results: Results) -> Table:
             ]
             chosen = "not chosen yet" if choice["rate"] is None else f"{choice['rate']:g}"
             rows.append((f"{ROWS[method]} ({backbone})", "; ".join(marks) or "none was tried", chosen))
-    return Table(
-        "Learning rates", ("", "validation accuracy of each rate, first seed, mean over sets", "chosen"), tuple(rows)
-    )
+    header = f"validation accuracy of each rate, {_choosing_seeds(results)}, mean over sets"
+    return Table("Learning rates", ("", header, "chosen"), tuple(rows))
+
+
+def _choosing_seeds(results: Results) -> str:
+    """Which seeds chose the rates."""
+    seeds = results.get("rate_seeds", 1)  # earlier versions' results don't tell: the first did
+    return "first seed" if seeds == 1 else "all seeds" if seeds == len(results["seeds"]) else f"first {seeds} seeds"
 
 
 def _at_the_edge(results: Results) -> list[str]:
@@ -326,8 +331,9 @@ def _notes_on_rates(results: Results) -> Iterator[str]:
         failed = any(choice["failed"] for choice in choices)
         yield (
             "Learning rates: every method tries the same rates with the same number of steps and pairs, on every set "
-            "with the first seed, and keeps the one with the best mean validation accuracy; its run of the first seed "
-            "is kept too. Losses, ratios, shares and mixtures take HAF's, the baseline's or DPO's rate as it is."
+            f"with the {_choosing_seeds(results)}, and keeps the one with the best mean validation accuracy; its runs "
+            "that were tried are kept too. Losses, ratios, shares and mixtures take HAF's, the baseline's or DPO's rate "
+            "as it is."
             f"{' A rate at which a run failed is not chosen.' if failed else ''}"
         )
     else:

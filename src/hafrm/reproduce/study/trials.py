@@ -20,7 +20,7 @@ from hafrm.reproduce.scales import Scale
 from hafrm.reproduce.study.options import PARTS, PartName
 from hafrm.reproduce.table3 import others_of
 
-__all__ = ["SHARES", "Cell", "Scoring", "cells", "first_job", "stage_order", "trials"]
+__all__ = ["SHARES", "Cell", "Scoring", "cells", "choosing_job", "stage_order", "trials"]
 
 SHARES = (16, 8, 4, 2, 1)
 """The data-size curve: one in so many pairs."""
@@ -79,9 +79,9 @@ def stage_order(job: Job) -> Iterator[tuple[PartName, str]]:
     yield from ((part, backbone) for backbone in others for part in (*early, *late) if part != "table2")
 
 
-def first_job(job: Job) -> Job:
-    """The job with its first seed alone, which chooses the rates."""
-    return replace(job, seeds=job.seeds[:1])
+def choosing_job(job: Job) -> Job:
+    """The job with those of its seeds that choose the rates."""
+    return replace(job, seeds=job.seeds[: job.study.rate_seeds])
 
 
 def cells(job: Job, part: PartName, backbone: str) -> Iterator[Cell]:

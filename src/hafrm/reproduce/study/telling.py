@@ -332,8 +332,8 @@ def _notes_on_rates(results: Results) -> Iterator[str]:
         yield (
             "Learning rates: every method tries the same rates with the same number of steps and pairs, on every set "
             f"with the {_choosing_seeds(results)}, and keeps the one with the best mean validation accuracy; its runs "
-            "that were tried are kept too. Losses, ratios, shares and mixtures take HAF's, the baseline's or DPO's rate "
-            "as it is."
+            "that were tried are kept too. Losses, ratios, shares and mixtures take HAF's, the baseline's or DPO's "
+            "rate as it is."
             f"{' A rate at which a run failed is not chosen.' if failed else ''}"
         )
     else:

@@ -355,11 +355,10 @@ def test_a_claims_difference_stands_on_its_page(page: Path, cell: str) -> None:
     assert f"| {cell} |" in page.read_text(encoding="utf-8")
 
 
-WHOLE_WEIGHTS = ("study.md", "study-mini.md", "study-instruct.md", "study-world.md")
+ADAPTERS = ("study-lora.md", "study-instruct-lora.md")
+STUDIES = ("study.md", "study-mini.md", "study-instruct.md", *ADAPTERS, "study-world.md")
 CONCLUSIONS = [
-    ("With all weights trained the paper's gain in domain", "above the baseline in domain", WHOLE_WEIGHTS, 0),
-    ("on micro-base HAF can't be told from the baseline", "above the baseline in domain", ("study-lora.md",), 0),
-    ("on micro-instruct it is ahead", "above the baseline in domain", ("study-instruct-lora.md",), 1),
+    ("The paper's gain in domain over the standard reward model is not seen", "the baseline in domain", STUDIES, 0),
     ("Out of domain HAF is behind the baseline on real data", "the baseline out of domain", ("study.md",), -1),
     ("On a mixture HAF is ahead of the baseline in the world", "the baseline on a mixture", ("study-world.md",), 1),
     ("real data that can't be told from nothing", "HAF above the baseline on a mixture", ("study.md",), 0),

@@ -17,8 +17,9 @@ from hafrm.errors import ModelError
 from hafrm.models.runinfo import RUN_FILE, require_undamaged
 from hafrm.training.trainer import last_checkpoint, require_whole_archives
 
-_OF_TIME = re.compile(r"runtime|per_second|^started$|^run$|^git_revision$")
-"""What differs between two runs of one command: times, what a judge's last run took, and edits in between."""
+_OF_TIME = re.compile(r"runtime|per_second|^started$|^run$|^git_revision$|^resumed$")
+"""What differs between two runs of one command: times, what a judge's last run took, that it was resumed, and edits in
+between."""
 _TRAINERS_OWN = {"trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth"}
 """Files that transformers writes in place; nobody reads them where the last of them, the first here, does not parse."""
 

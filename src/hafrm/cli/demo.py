@@ -20,7 +20,7 @@ from hafrm.evaluation.run import EvaluateConfig
 from hafrm.models.runinfo import RunInfo
 from hafrm.reproduce.scales import MIXED_PAIRS, WORLD_MAX_LENGTH, world_training
 from hafrm.training.config import Method, TrainConfig
-from hafrm.training.manifest import changed_options, is_finished, read_manifest
+from hafrm.training.manifest import changed_options, is_finished, read_manifest, refuse_other_options
 from hafrm.training.run import train
 from hafrm.world import WORLD_SETS, world_backbone
 
@@ -94,9 +94,8 @@ def _backbone() -> Path:
 def _require_same_demo(config: TrainConfig) -> None:
     """Refuse to show the run of another demo as this one's."""
     manifest = read_manifest(Path(config.out))
-    changed = changed_options(manifest, config) if manifest is not None else ""
-    if changed:
-        raise ConfigError(f"{config.out} holds a run with other options: {changed}. Choose another --out.")
+    if manifest is not None:
+        refuse_other_options(changed_options(manifest, config), Path(config.out))
 
 
 def _training(config: DemoConfig, backbone: str, method: Method, folder: Path) -> TrainConfig:

@@ -8,10 +8,9 @@ are tested on the same pairs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
-from hafrm.data import load_pairs
 from hafrm.evaluation.scoring import PairScore
+from hafrm.reproduce.runs import pairs_of
 from hafrm.reproduce.scales import Scale
 
 __all__ = ["unseen"]
@@ -26,14 +25,13 @@ def unseen(scale: Scale, trained_on: Sequence[str], scores: Sequence[PairScore])
         scores: A run's scores on test pairs.
     """
     seen: frozenset[str] = frozenset().union(
-        *(_prompt_groups(getattr(scale.sets[name], split), split) for name in trained_on for split in _SEEN_IN_TRAINING)
+        *(
+            (pair.group for pair in pairs_of(getattr(scale.sets[name], split), split))
+            for name in trained_on
+            for split in _SEEN_IN_TRAINING
+        )
     )
     return [score for score in scores if score.group not in seen]
 
 
 _SEEN_IN_TRAINING = ("train", "validation")
-
-
-@lru_cache(maxsize=64)
-def _prompt_groups(data: str, split: str) -> frozenset[str]:
-    return frozenset(pair.group for pair in load_pairs(data, split=split).pairs)

@@ -12,14 +12,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hafrm.errors import ConfigError
 from hafrm.models.scorers import ScoreOptions
 from hafrm.reproduce.runs import Run, train_config, write_data
 from hafrm.reproduce.scales import Scale
 from hafrm.rlhf.options import KlOptions, RlhfConfig, SamplingOptions
 from hafrm.rlhf.run import rlhf
 from hafrm.training.config import Method
-from hafrm.training.manifest import changed_options, is_finished, read_manifest
+from hafrm.training.manifest import changed_options, is_finished, read_manifest, refuse_other_options
 
 __all__ = ["WORLD_PPO", "PolicyRun", "other_policy_options", "policy_command", "policy_config", "train_missing_policy"]
 
@@ -100,8 +99,7 @@ def train_missing_policy(scale: Scale, policy: PolicyRun, out: Path) -> Path:
         HafrmError: training failed.
     """
     config = policy_config(scale, policy, out)
-    if changed := other_policy_options(config):
-        raise ConfigError(f"{config.out} holds a run with other options: {changed}. Choose another --out.")
+    refuse_other_options(other_policy_options(config), Path(config.out))
     folder = Path(config.out)
     if not is_finished(folder):
         write_data(scale, policy.prompts, out)

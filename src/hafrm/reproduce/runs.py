@@ -17,12 +17,11 @@ import numpy as np
 
 from hafrm import atomic
 from hafrm.data import DataOptions, fingerprint, load_pairs, local_path
-from hafrm.errors import ConfigError
 from hafrm.pairs import PreferencePair
 from hafrm.reproduce.scales import Scale, in_paper_order
 from hafrm.training.config import LossConfig, Method, TrainConfig
 from hafrm.training.folders import run_lock
-from hafrm.training.manifest import changed_options, is_finished, read_manifest
+from hafrm.training.manifest import changed_options, is_finished, read_manifest, refuse_other_options
 from hafrm.training.run import train
 
 __all__ = [
@@ -33,6 +32,7 @@ __all__ = [
     "command",
     "data_prints",
     "other_options",
+    "pairs_of",
     "require_same_options",
     "shown_state",
     "state_of",
@@ -214,9 +214,7 @@ def require_same_options(scale: Scale, run: Run, out: Path) -> None:
     Raises:
         ConfigError: the folder holds a run with other options.
     """
-    if changed := other_options(scale, run, out):
-        folder = run.folder(scale, out)
-        raise ConfigError(f"{folder} holds a run with other options: {changed}. Choose another --out.")
+    refuse_other_options(other_options(scale, run, out), run.folder(scale, out))
 
 
 def shown_state(scale: Scale, run: Run, out: Path) -> str:
@@ -299,9 +297,9 @@ class _Drawn:
 
     def pairs(self) -> list[PreferencePair]:
         """The pairs, in the source's order. A smaller part is always a part of a larger one."""
-        size = min(len(_pairs_of(name, self.split)) for name in self.beside)
+        size = min(len(pairs_of(name, self.split)) for name in self.beside)
         size = max(1, min(size, self.cap or size) // self.share)
-        found = _pairs_of(self.source, self.split)
+        found = pairs_of(self.source, self.split)
         return [found[place] for place in sorted(np.random.default_rng(0).permutation(len(found))[:size])]
 
 
@@ -330,10 +328,11 @@ def _is_as_drawn(path: Path, drawn: _Drawn) -> bool:
     """Whether a file is there and holds what would be drawn today."""
     if not path.exists():
         return False
-    return not drawn.can_change or fingerprint(_pairs_of(str(path), drawn.split)) == _drawn_print(drawn)
+    return not drawn.can_change or fingerprint(pairs_of(str(path), drawn.split)) == _drawn_print(drawn)
 
 
-def _pairs_of(name: str, split: str) -> tuple[PreferencePair, ...]:
+def pairs_of(name: str, split: str) -> tuple[PreferencePair, ...]:
+    """The pairs of a data name's split, read once, and anew when its file has changed."""
     return _read_pairs(name, split, _version(name))
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "is_finished",
     "new_manifest",
     "read_manifest",
+    "refuse_other_options",
     "require_same_config",
     "require_same_data",
     "require_same_settings",
@@ -140,6 +141,20 @@ def effective_settings(
 def changed_options(manifest: dict[str, Any], config: DataclassInstance) -> str:
     """The options in which a run's manifest differs from a config, with both values; empty where none does."""
     return _changes(manifest["config"], json.loads(json.dumps(asdict(config))))
+
+
+def refuse_other_options(changed: str, folder: Path) -> None:
+    """Refuse to show the run of other options as the one that is asked for.
+
+    Args:
+        changed: What differs, as `changed_options` says it; empty where nothing does.
+        folder: The run's folder.
+
+    Raises:
+        ConfigError: something differs.
+    """
+    if changed:
+        raise ConfigError(f"{folder} holds a run with other options: {changed}. Choose another --out.")
 
 
 def require_same_config(manifest: dict[str, Any], config: DataclassInstance, folder: Path) -> None:

@@ -20,8 +20,8 @@ from hafrm.models.loading import load_log_prob_scorer, load_scorer
 from hafrm.models.lora import LoraOptions
 from hafrm.models.runinfo import RUN_FILE, RunInfo
 from hafrm.training.config import TrainConfig
+from hafrm.training.resuming import last_checkpoint, require_whole_archives
 from hafrm.training.run import train
-from hafrm.training.trainer import last_checkpoint, require_whole_archives
 from tests.faults.runs import saved_run
 from tests.tiny import save_tiny
 

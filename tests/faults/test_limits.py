@@ -20,8 +20,9 @@ from hafrm.models.hybrid import HybridModel
 from hafrm.models.loading import load_scorer
 from hafrm.models.scorers import HybridScorer, ScoreOptions
 from hafrm.training.config import TrainConfig
+from hafrm.training.resuming import last_checkpoint
 from hafrm.training.run import train
-from hafrm.training.trainer import HybridTrainer, last_checkpoint
+from hafrm.training.trainer import HybridTrainer
 from tests.faults.runs import saved_run
 from tests.tiny import save_tiny, some_pairs
 

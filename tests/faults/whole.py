@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from hafrm.errors import ModelError
 from hafrm.models.runinfo import RUN_FILE, require_undamaged
-from hafrm.training.trainer import last_checkpoint, require_whole_archives
+from hafrm.training.resuming import last_checkpoint, require_whole_archives
 
 _OF_TIME = re.compile(r"runtime|per_second|^started$|^run$|^git_revision$|^resumed$")
 """What differs between two runs of one command: times, what a judge's last run took, that it was resumed, and edits in

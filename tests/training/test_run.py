@@ -28,8 +28,8 @@ from hafrm.models.stock import new_model
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.training.config import LossConfig, TrainConfig, training_arguments
 from hafrm.training.manifest import git_revision
+from hafrm.training.resuming import last_checkpoint
 from hafrm.training.run import train
-from hafrm.training.trainer import last_checkpoint
 from tests.tiny import pair, save_tiny, some_pairs, tiny_tokenizer
 
 FAST = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "use_cpu": True, "report_to": []}

@@ -127,11 +127,12 @@ class ReproduceConfig:
             raise ConfigError(f"judge has no effect on {self.name} at scale {self.scale}: leave it out.")
         if self.rewardbench is not None and self.name != "table3":
             raise ConfigError("rewardbench has no effect but on table3: leave it out.")
-        for name in ("parts", "learning_rates", "hours", "retry", "publish"):
-            if getattr(self, name) and self.name != "study":
+        study_only = {
+            name: getattr(self, name) for name in ("parts", "learning_rates", "hours", "retry", "publish")
+        } | {"rate_seeds": self.rate_seeds != 1}
+        for name, is_given in study_only.items():
+            if is_given and self.name != "study":
                 raise ConfigError(f"{name} has no effect but on study: leave it out.")
-        if self.rate_seeds != 1 and self.name != "study":
-            raise ConfigError("rate_seeds has no effect but on study: leave it out.")
         if self.rate_seeds > max(1, len(self.seeds)):
             raise ConfigError(f"rate_seeds is {self.rate_seeds}, of {len(self.seeds)} seeds.")
         self._require_used(EXPERIMENTS[self.name])

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hafrm.evaluation.scoring import PairScore
-from hafrm.reproduce.runs import pairs_of
+from hafrm.reproduce.drawing import pairs_of
 from hafrm.reproduce.scales import Scale
 
 __all__ = ["unseen"]

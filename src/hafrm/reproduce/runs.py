@@ -7,17 +7,14 @@ other options is refused.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from hafrm import atomic
-from hafrm.data import DataOptions, fingerprint, load_pairs, local_path
-from hafrm.pairs import PreferencePair
+from hafrm.data import DataOptions, local_path
+from hafrm.reproduce.drawing import Drawn, is_as_drawn, print_of_drawn, print_of_pairs
 from hafrm.reproduce.scales import Scale, in_paper_order
 from hafrm.training.config import LossConfig, Method, TrainConfig
 from hafrm.training.folders import run_lock
@@ -32,7 +29,6 @@ __all__ = [
     "command",
     "data_prints",
     "other_options",
-    "pairs_of",
     "require_same_options",
     "shown_state",
     "state_of",
@@ -176,7 +172,7 @@ def train_config(scale: Scale, run: Run, out: Path, *, model: str) -> TrainConfi
 def write_data(scale: Scale, run: Run, out: Path) -> None:
     """Write the files of a mixture or of a part of a set, where they are not there yet or their source has changed."""
     for path, drawn in _drawn_files(scale, run, out).items():
-        if not _is_as_drawn(path, drawn):
+        if not is_as_drawn(path, drawn):
             with atomic.new_file(path) as file:
                 file.writelines(atomic.json_line(pair.as_row()) for pair in drawn.pairs())
 
@@ -278,39 +274,14 @@ def _mixture_files(scale: Scale, sets: Sequence[str], split: str, out: Path) -> 
     return {name: folder / f"{name}-{split}.jsonl" for name in sets}
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Drawn:
-    """What a file of a run's own holds: pairs of one source, drawn with the same seed for all."""
-
-    source: str
-    """A data name."""
-    split: Literal["train", "validation"]
-    beside: tuple[str, ...]
-    """The sources of which equally many are drawn, its own among them."""
-    cap: int | None = None
-    share: int = 1
-
-    @property
-    def can_change(self) -> bool:
-        """Whether the source is files, which may be repaired. Sets of the hub are not fetched to look at them."""
-        return all(local_path(name) is not None or name.startswith("world/") for name in self.beside)
-
-    def pairs(self) -> list[PreferencePair]:
-        """The pairs, in the source's order. A smaller part is always a part of a larger one."""
-        size = min(len(pairs_of(name, self.split)) for name in self.beside)
-        size = max(1, min(size, self.cap or size) // self.share)
-        found = pairs_of(self.source, self.split)
-        return [found[place] for place in sorted(np.random.default_rng(0).permutation(len(found))[:size])]
-
-
-def _drawn_files(scale: Scale, run: Run, out: Path) -> dict[Path, _Drawn]:
+def _drawn_files(scale: Scale, run: Run, out: Path) -> dict[Path, Drawn]:
     """The files of a run's own: a part of its set, or equally many pairs of each, as many as the smallest has.
 
     The paper samples "evenly" from its sets (section 4.1.2) and does not say how many pairs.
     """
     if _is_cut(scale, run):
         source = scale.sets[run.sets[0]].train
-        drawn = _Drawn(source=source, split="train", beside=(source,), cap=scale.cap, share=run.share)
+        drawn = Drawn(source=source, split="train", beside=(source,), cap=scale.cap, share=run.share)
         return {_cut_file(scale, run, out): drawn}
     if len(run.sets) == 1 or scale.mixed is not None:
         return {}
@@ -320,48 +291,8 @@ def _drawn_files(scale: Scale, run: Run, out: Path) -> dict[Path, _Drawn]:
         cap = scale.cap if split == "train" else None
         sources = {name: getattr(scale.sets[name], split) for name in run.sets}
         for name, path in _mixture_files(scale, run.sets, split, out).items():
-            found[path] = _Drawn(source=sources[name], split=split, beside=tuple(sources.values()), cap=cap)
+            found[path] = Drawn(source=sources[name], split=split, beside=tuple(sources.values()), cap=cap)
     return found
-
-
-def _is_as_drawn(path: Path, drawn: _Drawn) -> bool:
-    """Whether a file is there and holds what would be drawn today."""
-    if not path.exists():
-        return False
-    return not drawn.can_change or fingerprint(pairs_of(str(path), drawn.split)) == _drawn_print(drawn)
-
-
-def pairs_of(name: str, split: str) -> tuple[PreferencePair, ...]:
-    """The pairs of a data name's split, read once, and anew when its file has changed."""
-    return _read_pairs(name, split, _version(name))
-
-
-def _drawn_print(drawn: _Drawn) -> str:
-    return _print_of_drawn(drawn, tuple(map(_version, drawn.beside)))
-
-
-def _version(name: str) -> tuple[int, int] | None:
-    """What changes when a file does; None for what is none."""
-    path = local_path(name)
-    if path is None:
-        return None
-    found = path.stat()
-    return found.st_mtime_ns, found.st_size
-
-
-@functools.lru_cache(maxsize=32)
-def _read_pairs(name: str, split: str, version: tuple[int, int] | None) -> tuple[PreferencePair, ...]:
-    return tuple(load_pairs(name, split=split).pairs)
-
-
-@functools.lru_cache(maxsize=256)
-def _print_of_name(name: str, split: str, version: tuple[int, int] | None) -> str:
-    return fingerprint(_read_pairs(name, split, version))
-
-
-@functools.lru_cache(maxsize=256)
-def _print_of_drawn(drawn: _Drawn, versions: tuple[tuple[int, int] | None, ...]) -> str:
-    return fingerprint(drawn.pairs())
 
 
 def data_prints(scale: Scale, run: Run, out: Path) -> dict[str, str | None]:
@@ -375,9 +306,9 @@ def data_prints(scale: Scale, run: Run, out: Path) -> dict[str, str | None]:
     for split, names in (("train", config.data), ("validation", config.eval_data)):
         for name in names:
             if name in drawn:
-                found[name] = _drawn_print(drawn[name]) if drawn[name].can_change else None
+                found[name] = print_of_drawn(drawn[name]) if drawn[name].can_change else None
             else:
-                found[name] = None if local_path(name) is None else _print_of_name(name, split, _version(name))
+                found[name] = None if local_path(name) is None else print_of_pairs(name, split)
     return found
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from pathlib import Path
+from zipfile import ZipFile
 
 from transformers import Trainer, TrainerState
 
-from hafrm.training.trainer import last_checkpoint, require_whole_archives
+from hafrm.errors import DamagedError
 
-__all__ = ["train_to_the_end"]
+__all__ = ["last_checkpoint", "require_whole_archives", "train_to_the_end"]
+
+_ARCHIVES = ("*.pt", "*.pth", "optimizer*.bin")
+"""Files of a checkpoint that torch writes as archives; the last is the optimizer under FSDP."""
 
 
 def train_to_the_end(trainer: Trainer, folder: Path) -> None:
@@ -30,3 +36,35 @@ def train_to_the_end(trainer: Trainer, folder: Path) -> None:
             trainer._load_from_checkpoint(str(checkpoint))
             return
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+
+def last_checkpoint(run: Path) -> Path | None:
+    """The newest checkpoint of a run that was written to its end, or None.
+
+    The trainer's state is the last file of a checkpoint, so one that reads well means that the rest is there.
+    """
+    complete = []
+    for folder in run.glob("checkpoint-*"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+            complete.append((int(state["global_step"]), folder))
+    return max(complete, default=(0, None))[1]
+
+
+def require_whole_archives(checkpoint: Path) -> None:
+    """Refuse a checkpoint of which optimizer, schedule or random numbers are damaged: torch reads without checksums.
+
+    Raises:
+        DamagedError: names the file.
+    """
+    for path in sorted(path for pattern in _ARCHIVES for path in checkpoint.glob(pattern)):
+        try:
+            with ZipFile(path) as archive:
+                damaged = archive.testzip() is not None
+        except Exception:  # zipfile has many for a damaged archive: its own, NotImplementedError, zlib's, ...
+            damaged = True
+        if damaged:
+            raise DamagedError(
+                f"{path} is damaged. Delete the folder {checkpoint}: the same command then goes on from the checkpoint "
+                "before it, or begins again where there is none."
+            )

@@ -50,8 +50,9 @@ from hafrm.training.manifest import (
 )
 from hafrm.training.objective import Objective
 from hafrm.training.reference import ReferenceSource
+from hafrm.training.resuming import last_checkpoint
 from hafrm.training.sharding import sharding
-from hafrm.training.trainer import HybridTrainer, last_checkpoint
+from hafrm.training.trainer import HybridTrainer
 
 __all__ = ["TrainResult", "train"]
 

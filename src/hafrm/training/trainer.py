@@ -11,13 +11,11 @@ over the number of all pairs; the mean of gradients over processes, which DDP, F
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
-from zipfile import ZipFile
 
 import numpy as np
 import torch
@@ -32,7 +30,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import FSDP_MODEL_NAME
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
-from hafrm.errors import DamagedError, NonFiniteLossError
+from hafrm.errors import NonFiniteLossError
 from hafrm.memory import enough_memory
 from hafrm.models.checkpoints import restore_weights, save_adapter, save_run, saved_weights, writing
 from hafrm.models.hybrid import HybridModel
@@ -42,12 +40,10 @@ from hafrm.models.runinfo import RunInfo
 from hafrm.models.stock import loading
 from hafrm.training.batches import PairBatch, PairBatches, PairCollator, PairDataset
 from hafrm.training.objective import Objective, PairLosses
+from hafrm.training.resuming import require_whole_archives
 from hafrm.training.sharding import fsdp_plugin, share_heads_with_root
 
-__all__ = ["HybridTrainer", "last_checkpoint", "require_whole_archives"]
-
-_ARCHIVES = ("*.pt", "*.pth", "optimizer*.bin")
-"""Files of a checkpoint that torch writes as archives; the last is the optimizer under FSDP."""
+__all__ = ["HybridTrainer"]
 
 _LESS_MEMORY = (
     "Lower data_options.tokens_per_batch, or set --training.activation_checkpointing true: the same command then goes "
@@ -368,38 +364,6 @@ def _in_order(batches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     columns = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
     order = columns.pop("row").argsort()
     return {name: values[order] for name, values in columns.items()}
-
-
-def last_checkpoint(run: Path) -> Path | None:
-    """The newest checkpoint of a run that was written to its end, or None.
-
-    The trainer's state is the last file of a checkpoint, so one that reads well means that the rest is there.
-    """
-    complete = []
-    for folder in run.glob("checkpoint-*"):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-            complete.append((int(state["global_step"]), folder))
-    return max(complete, default=(0, None))[1]
-
-
-def require_whole_archives(checkpoint: Path) -> None:
-    """Refuse a checkpoint of which optimizer, schedule or random numbers are damaged: torch reads without checksums.
-
-    Raises:
-        DamagedError: names the file.
-    """
-    for path in sorted(path for pattern in _ARCHIVES for path in checkpoint.glob(pattern)):
-        try:
-            with ZipFile(path) as archive:
-                damaged = archive.testzip() is not None
-        except Exception:  # zipfile has many for a damaged archive: its own, NotImplementedError, zlib's, ...
-            damaged = True
-        if damaged:
-            raise DamagedError(
-                f"{path} is damaged. Delete the folder {checkpoint}: the same command then goes on from the checkpoint "
-                "before it, or begins again where there is none."
-            )
 
 
 def _size(batch: PairBatch) -> str:

@@ -83,8 +83,11 @@ class Stage:
     name: str
     backbone: str
     todos: tuple[Todo, ...]
-    ready: bool = True
-    """Whether the runs' learning rates are chosen; where not, the runs are listed at the scale's own."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether the runs' learning rates are chosen; where not, the runs are listed at the scale's own."""
+        return all(todo.chosen for todo in self.todos)
 
 
 def study_folder(job: Job) -> Path:
@@ -120,12 +123,12 @@ def stages(job: Job) -> Iterator[Stage]:
     for part, backbone in stage_order(job):
         if backbone not in searched:
             searched.add(backbone)
-            if todos := tuple(Todo(at, run) for at, run in search(job, backbone)):
-                yield Stage(SEARCH, backbone, todos)
+            if tried := tuple(Todo(at, run) for at, run in search(job, backbone)):
+                yield Stage(SEARCH, backbone, tried)
         at = at_chosen_rates(job, backbone, journal_of(job).last())
-        ready = at is not None
         found = trials(job, part, backbone).items()
-        yield Stage(part, backbone, tuple(Todo(at or job, run, scorings, ready) for run, scorings in found), ready)
+        todos = tuple(Todo(at or job, run, scorings, chosen=at is not None) for run, scorings in found)
+        yield Stage(part, backbone, todos)
 
 
 def described(job: Job, plan: Plan) -> Iterator[str]:

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from hafrm import atomic
 from hafrm.cli import main
 from hafrm.errors import ConfigError, DamagedError, DataError, UnreadableError
-from hafrm.pretraining import IGNORED, Blocks, LlamaShape, document_sample
+from hafrm.pretraining import IGNORED, Blocks, LlamaShape, document_sample, new_llama, perplexity
 from hafrm.training import pretrain as pretrain_module
 from hafrm.training.pretrain import PretrainConfig, pretrain
 from hafrm.training.texts import read_texts, samples
@@ -88,6 +88,24 @@ def test_blocks_hold_every_token_once_and_no_padding() -> None:
     assert blocks[0]["labels"].tolist() == [IGNORED, 2, 3]
     assert len(Blocks(every, 3, 1)) == 1
     assert len(Blocks(every, 100, 4)) == 0
+
+
+def test_perplexity_is_over_tokens_alike_however_they_are_spread_over_blocks() -> None:
+    model = new_llama(SHAPE, tiny_tokenizer()).eval()
+    ids = torch.arange(9 * 8).remainder(50).tolist()
+    labels = [
+        IGNORED if place < 4 * 8 else token for place, token in enumerate(ids)
+    ]  # the ninth block is a batch alone
+    blocks = Blocks([(ids, labels)], 8)
+    with torch.no_grad():
+        logits = model(blocks.ids.long()).logits[:, :-1]
+    nats = (
+        -logits.log_softmax(-1).gather(-1, blocks.ids[:, 1:, None].long()).squeeze(-1)[blocks.labels[:, 1:] != IGNORED]
+    )
+    assert perplexity(model, blocks) == pytest.approx(nats.mean().exp().item(), rel=1e-5)
+    batches = torch.stack([nats[:28].mean(), nats[28:].mean()])
+    assert perplexity(model, blocks) != pytest.approx(batches.mean().exp().item(), rel=1e-5)
+    assert math.isnan(perplexity(model, Blocks([(ids, (IGNORED,) * len(ids))], 8)))
 
 
 def test_a_killed_run_goes_on_to_the_weights_of_a_whole_one(

@@ -5,12 +5,14 @@ Shape letters: B blocks, T tokens of a block.
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -76,8 +78,12 @@ class Blocks(Dataset[dict[str, Tensor]]):
 
 @torch.no_grad()
 def perplexity(model: PreTrainedModel, blocks: Blocks) -> float:
-    """Perplexity per token to be predicted, the mean of batches of eight blocks."""
+    """Perplexity per token to be predicted, over all such tokens of the blocks alike; NaN where there are none."""
     model.eval()
-    batches = ({name: ids.to(model.device) for name, ids in batch.items()} for batch in DataLoader(blocks, 8))
-    losses = [model(**batch, use_cache=False).loss for batch in batches]
-    return float(torch.stack(losses).mean().exp())
+    nats, tokens = 0.0, 0
+    for batch in DataLoader(blocks, 8):
+        logits = model(input_ids=batch["input_ids"].to(model.device), use_cache=False).logits[:, :-1]
+        labels = batch["labels"][:, 1:].to(model.device)
+        nats += float(cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum"))
+        tokens += int((labels != IGNORED).sum())
+    return math.exp(nats / tokens) if tokens else math.nan

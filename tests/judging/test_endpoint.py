@@ -154,10 +154,19 @@ def test_what_no_question_can_pass_ends_the_run(status: int, said: str, tmp_path
     assert sum(endpoint.asked.values()) < 20
 
 
-def test_an_empty_account_ends_the_run(tmp_path: Path) -> None:
-    with serving(faults=[(429, {"error": {"code": "insufficient_quota"}})]) as endpoint:
-        answers, judge = ask(endpoint, tmp_path, some(3))
-    assert [answer.unscored for answer in answers] == [Unscored.RATE_LIMITED, Unscored.STOPPED, Unscored.STOPPED]
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ((429, {"error": {"code": "insufficient_quota"}}), Unscored.RATE_LIMITED),
+        (402, Unscored.BAD_REQUEST),
+    ],
+    ids=["code", "402"],
+)
+def test_an_empty_account_ends_the_run(fault: Any, reason: Unscored, tmp_path: Path) -> None:
+    """Also one that had something in it."""
+    with serving(faults=[None, fault]) as endpoint:
+        answers, judge = ask(endpoint, tmp_path, some(4))
+    assert [answer.unscored for answer in answers] == [None, reason, Unscored.STOPPED, Unscored.STOPPED]
     assert "quota" in (judge.stopped or "")
 
 
@@ -193,6 +202,18 @@ def test_refusals_of_questions_do_not_end_the_run(tmp_path: Path) -> None:
         answers, judge = ask(endpoint, tmp_path, some(20))
     assert [answer.unscored for answer in answers] == ([Unscored.BAD_REQUEST] * 9 + [None]) * 2
     assert judge.stopped is None
+
+
+@pytest.mark.parametrize(("status", "asked"), [(413, 20), (422, 20), (405, 9), (410, 9)])
+def test_a_reply_excuses_what_a_question_can_bring_about_alone(status: int, asked: int, tmp_path: Path) -> None:
+    """Another refusal is the endpoint's: so many of them end the run, whatever it answered before."""
+    with serving(faults=[None, *[status] * 19]) as endpoint:
+        answers, judge = ask(endpoint, tmp_path, some(20))
+    reasons = [answer.unscored for answer in answers]
+    assert reasons == [None] + [Unscored.BAD_REQUEST] * (asked - 1) + [Unscored.STOPPED] * (20 - asked)
+    assert judge.stopped == (
+        None if asked == 20 else f"8 questions in a row failed, the last with bad_request (HTTP {status})"
+    )
 
 
 def test_failures_here_and_there_do_not(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from hafrm.data import ReadOptions
 from hafrm.errors import BadRowError, DataError
 from hafrm.judging.rows import Mode, load_items
 from hafrm.pairs import Message
+from tests.sources import harmless
 
 PAIR = {"prompt": "Who?", "chosen": "I.", "rejected": "You."}
 FOUR = {"prompt": "Who?", "responses": ["a", "b", "c", "d"]}
@@ -80,6 +81,25 @@ def test_pairs_of_a_named_set() -> None:
     assert [item.labelled for item in items] == [True] * 5
     with pytest.raises(DataError, match="reads a file"):
         load_items("world/safe[:5]", "rank", ReadOptions())
+
+
+def test_rows_of_a_set_that_are_no_pair_are_counted(tmp_path: Path) -> None:
+    found = load_items(harmless(tmp_path), "pair", ReadOptions(on_bad_row="skip"))
+    assert (len(found.items), found.skipped) == (1, {"multi_turn": 1, "invalid_json": 1})
+
+
+def test_rows_are_known_by_their_texts_wherever_they_lie(tmp_path: Path) -> None:
+    rows = [FOUR, FOUR | {"responses": ["d", "c", "b", "a"]}, FOUR, FOUR | {"models": ["w", "x", "y", "z"]}]
+    (tmp_path / "other").mkdir()
+    here, there = (
+        load_items(written(folder, *rows), "rank", ReadOptions()) for folder in (tmp_path, tmp_path / "other")
+    )
+    keys = [item.key for item in here.items]
+    assert keys == [item.key for item in there.items]
+    assert keys[2:] == [f"{keys[0]}-1", f"{keys[0]}-2"]  # equal texts are told apart by which of them comes first
+    assert len(set(keys)) == 4
+    assert here.sha256 == there.sha256
+    assert [item.id for item in here.items] != [item.id for item in there.items]
 
 
 def test_the_fingerprint_is_of_all_texts(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hafrm.models.loading import ScorerChoice
 from hafrm.models.remote import RemoteScorer
 from hafrm.models.scorers import ScoreOptions
 from hafrm.pairs import Conversation
+from tests.judging.server import Endpoint, serving
 from tests.models.test_identity import describe, touch
 from tests.tiny import save_tiny
 
@@ -105,3 +107,75 @@ def test_two_runs_do_not_share_a_folder(job: dict[str, Any], tmp_path: Path) -> 
         judge_rows(JudgeConfig(**job))
     assert not (tmp_path / "out" / "verdicts.jsonl").exists()
     assert judge_rows(JudgeConfig(**job))["judged"] == 1
+
+
+ROWS = [{"prompt": f"q{i}", "responses": ["a", "bb", "ccc", "dddd"]} for i in (0, 1, 2, 2)]
+
+
+def asked(endpoint: Endpoint, folder: Path, out: Path, **options: Any) -> JudgeConfig:
+    """Rankings of a file in a folder, by an endpoint whose replies all such runs share."""
+    pytest.importorskip("openai")
+    pytest.importorskip("tenacity")
+    folder.mkdir(exist_ok=True)
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    words: dict[str, Any] = {"kind": "openai", "model": "judge", "base_url": endpoint.url, "retries": 0}
+    words |= {"concurrency": 1, "cache": str(out.parent / "replies.sqlite")}
+    return JudgeConfig(
+        data=str(folder / "rows.jsonl"), out=str(out), mode="rank", judge=JudgeOptions(**(words | options))
+    )
+
+
+def verdicts(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "verdicts.jsonl").read_text().splitlines()]
+
+
+def test_what_is_shown_depends_neither_on_the_path_nor_on_the_folder(tmp_path: Path) -> None:
+    """So rows that lie elsewhere by now ask nothing that was answered; equal rows have orders of their own."""
+    with serving() as endpoint:
+        for name in "one", "two":
+            judge_rows(asked(endpoint, tmp_path / name, tmp_path / f"out-{name}"))
+        assert list(endpoint.asked.values()) == [1] * len(ROWS)
+    places = [[verdict.pop("id") for verdict in verdicts(tmp_path / f"out-{name}")] for name in ("one", "two")]
+    assert places == [[f"{tmp_path}/{name}/rows.jsonl:{row}" for row in range(1, 5)] for name in ("one", "two")]
+    one, two = ([{**v, "id": ""} for v in verdicts(tmp_path / f"out-{name}")] for name in ("one", "two"))
+    assert one == two
+
+
+def test_a_run_goes_on_with_a_file_that_was_moved(tmp_path: Path) -> None:
+    with serving() as endpoint:
+        first = asked(endpoint, tmp_path / "one", tmp_path / "out", max_requests=2)
+        assert judge_rows(first)["judged"] == 2
+        moved = asked(endpoint, tmp_path / "two", tmp_path / "out")
+        found = judge_rows(moved)
+        assert (found["judged"], found["run"]["requests_sent"]) == (4, 2)
+    assert [verdict["id"] for verdict in verdicts(tmp_path / "out")] == [f"{moved.data}:{row}" for row in range(1, 5)]
+
+
+def test_verdicts_of_the_first_format_are_refused_in_words(tmp_path: Path) -> None:
+    with serving() as endpoint:
+        config = asked(endpoint, tmp_path / "rows", tmp_path / "out")
+        judge_rows(config)
+        header, path = tmp_path / "out" / "judge.json", tmp_path / "out" / "verdicts.jsonl"
+        depends_on = json.loads(header.read_text())
+        assert depends_on.pop("format") == 2
+        header.write_text(json.dumps(depends_on))
+        older = [{name: value for name, value in v.items() if name != "key"} for v in verdicts(tmp_path / "out")]
+        path.write_text("".join(json.dumps(verdict) + "\n" for verdict in older))
+        with pytest.raises(ConfigError, match=r"of an older hafrm.*Move the folder away, or give another --out"):
+            judge_rows(config)
+    assert verdicts(tmp_path / "out") == older
+
+
+def test_a_folder_without_an_answer_binds_nobody(tmp_path: Path) -> None:
+    """Whether nothing was asked, or all that was asked failed; the first answer does."""
+    with serving() as endpoint:
+        mistaken = asked(endpoint, tmp_path / "rows", tmp_path / "out", max_requests=0, model="jugde")
+        assert judge_rows(mistaken)["judged"] == 0
+        endpoint.always = 500
+        failing = asked(endpoint, tmp_path / "rows", tmp_path / "out", model="judged")
+        assert judge_rows(failing)["unscored"] == {"server_error": 4}
+        endpoint.always = None
+        config = asked(endpoint, tmp_path / "rows", tmp_path / "out", max_requests=1)
+        assert judge_rows(config)["judged"] == 1
+        with pytest.raises(ConfigError, match="another judge"):
+            judge_rows(replace(config, judge=failing.judge))

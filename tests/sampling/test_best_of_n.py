@@ -16,6 +16,7 @@ from hafrm.judging.reward import OracleScorer
 from hafrm.sampling.best_of_n import BestOfNConfig, best_of_n
 from hafrm.sampling.candidates import load_candidates
 from hafrm.world import world_pairs
+from tests.judging.server import Endpoint, serving
 from tests.tiny import save_tiny
 
 ORACLE = JudgeOptions(kind="oracle", model="helpful")
@@ -112,6 +113,52 @@ def test_mistakes_are_named_before_anything_is_scored(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="names one twice"):
         config(tmp_path, models=["m", "m"])
     assert not (tmp_path / "out").exists()
+
+
+def at_endpoint(endpoint: Endpoint, tmp_path: Path, **more: Any) -> JudgeOptions:
+    pytest.importorskip("openai")
+    pytest.importorskip("tenacity")
+    words: dict[str, Any] = {"model": "judge", "base_url": endpoint.url, "retries": 0, "concurrency": 1}
+    return JudgeOptions(kind="openai", cache=str(tmp_path / "replies.sqlite"), **(words | more))
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"base_url": "https://api.openai.com/v1"}, "OPENAI_API_KEY holds no API key"),
+        ({"max_cost": 1.0}, "judge.max_cost needs `judge.prices`"),
+        ({"prices": "nowhere.json"}, "judge.prices: nowhere.json can't be read"),
+    ],
+    ids=["key", "cost", "prices"],
+)
+def test_what_a_judge_lacks_is_met_before_anything_is_scored(
+    more: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setattr(OracleScorer, "score", lambda *words: pytest.fail("this was scored"))
+    judge = at_endpoint(Endpoint(str, url="http://localhost:1/v1"), tmp_path, **more)
+    with pytest.raises(ConfigError, match=said):
+        best_of_n(config(tmp_path, judge=judge))
+
+
+def test_rankings_and_comparisons_share_one_budget(tmp_path: Path) -> None:
+    with serving() as endpoint:
+        found = best_of_n(config(tmp_path, judge=at_endpoint(endpoint, tmp_path, max_requests=13)))
+        assert sum(endpoint.asked.values()) == 13
+        runs = [found.results["judge_runs"][name]["run"] for name in ("ranking", "comparisons")]
+        assert [run["requests_sent"] for run in runs] == [12, 1]
+        assert [run["tokens"] for run in runs] == [12 * 110, 110]
+        assert [run["stopped"] for run in runs] == [None, "the budget of 13 requests is spent"]
+
+
+def test_in_another_folder_a_judge_is_asked_nothing_twice(tmp_path: Path) -> None:
+    with serving() as endpoint:
+        judge = at_endpoint(endpoint, tmp_path)
+        one = best_of_n(config(tmp_path, judge=judge))
+        asked = dict(endpoint.asked)
+        two = best_of_n(config(tmp_path, judge=judge, out=str(tmp_path / "other")))
+        assert endpoint.asked == asked
+    assert one.prompts == two.prompts
 
 
 @pytest.mark.parametrize(

@@ -9,16 +9,19 @@ from typing import Any
 
 import pytest
 
-from hafrm.data import ReadOptions
+from hafrm.data import PromptRow, ReadOptions
 from hafrm.errors import BadRowError, ConfigError, DataError, ModelError
 from hafrm.models.lora import LoraOptions
 from hafrm.models.stock import new_model
+from hafrm.pairs import Message
 from hafrm.rlhf.checkpoints import save_checkpoint
-from hafrm.sampling.generators import SampleOptions
+from hafrm.sampling.candidates import load_candidates
+from hafrm.sampling.generators import Draw, SampleOptions
 from hafrm.sampling.prompts import load_prompts
 from hafrm.sampling.run import SampleConfig, sample
-from hafrm.sampling.samples import Samples
+from hafrm.sampling.samples import Samples, sample_counts, sample_line
 from tests.sampling.scripts import ScriptedGenerator
+from tests.sources import harmless
 from tests.tiny import save_tiny, tiny_tokenizer
 
 TEXTS = ["a" * length for length in (5, 1, 9, 3, 7, 2)]
@@ -97,6 +100,54 @@ def test_a_run_that_was_stopped_before_its_lines_were_sorted_sorts_them(
     assert [line["prompt"][0]["content"] for line in lines(asked.out)] == TEXTS
 
 
+def test_an_unfinished_sampling_is_nothing_to_choose_from(tmp_path: Path) -> None:
+    """The longest prompts come first, so what a stopped run leaves is no fair part."""
+    asked = config(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        sample(asked, generator=ScriptedGenerator(fail=lambda calls: calls == 2))
+    with pytest.raises(DataError, match=r"unfinished `hafrm sample`.*Give the same `hafrm sample` again"):
+        load_candidates(asked.out, ReadOptions())
+    sample(asked, generator=ScriptedGenerator())
+    assert len(load_candidates(asked.out, ReadOptions()).rows) == len(TEXTS)
+    manifest = Path(asked.out) / "manifest.json"
+    manifest.write_text("{")
+    with pytest.raises(DataError, match="damaged"):
+        load_candidates(asked.out, ReadOptions())
+    manifest.unlink()  # samples of the user's own have none
+    assert len(load_candidates(asked.out, ReadOptions()).rows) == len(TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "said"),
+    [
+        ({"format": 1, "status": "finished", "config": {}, "data": {}}, "out holds a run. Give another --out"),
+        ({"name": "a web app"}, "out holds a manifest.json that no `hafrm sample` wrote"),
+        ([1], "that no `hafrm sample` wrote"),
+    ],
+    ids=["run", "app", "list"],
+)
+def test_what_another_command_left_is_not_written_over(manifest: Any, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "out" / "manifest.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ConfigError, match=said):
+        sample(config(tmp_path), generator=ScriptedGenerator())
+    assert json.loads(path.read_text()) == manifest
+    assert [each.name for each in path.parent.iterdir()] == ["manifest.json"]
+
+
+def test_equal_responses_are_counted_draw_by_draw() -> None:
+    """One text may have been drawn as different tokens, and been cut once and ended by the model another time."""
+    row = PromptRow(id="p:1", group="g", prompt=(Message("user", "q"),))
+    line = sample_line(row, [Draw("a", 5, False), Draw("a", 2, True), Draw("b", 3, True), Draw("a", 2, True)])
+    assert (line["counts"], line["total_tokens"], line["unfinished"]) == ([3, 1], [9, 3], [1, 0])
+    assert (line["tokens"], line["finished"]) == ([5, 3], [False, True])  # of the first draw
+    counts = sample_counts([line])
+    assert (counts["responses"], counts["distinct"], counts["tokens"], counts["unfinished"]) == (4, 2, 12, 1)
+    older = {name: value for name, value in line.items() if name not in ("total_tokens", "unfinished")}
+    assert (sample_counts([older])["tokens"], sample_counts([older])["unfinished"]) == (18, 3)
+
+
 def test_a_prompts_samples_do_not_depend_on_the_others(tmp_path: Path) -> None:
     sample(config(tmp_path), generator=ScriptedGenerator())
     few = config(tmp_path, TEXTS[3:], out="few", sampling=SampleOptions(batch_size=100, max_new_tokens=5))
@@ -118,6 +169,15 @@ def test_what_is_too_long_or_refused_is_left_out_and_counted(tmp_path: Path) -> 
         sample(config(tmp_path, [*TEXTS, "ax"], out="b"), generator=ScriptedGenerator(refuse="x"))
     with pytest.raises(DataError, match=r"Lower\s+sampling.max_new_tokens"):
         sample(config(tmp_path, out="c", max_length=5), generator=ScriptedGenerator())
+
+
+def test_a_template_that_refuses_every_prompt_is_named(tmp_path: Path) -> None:
+    skip = ReadOptions(on_bad_row="skip")
+    with pytest.raises(DataError, match=r"chat template of scripted refuses every prompt \(6 of 6\)"):
+        sample(config(tmp_path, data_options=skip), generator=ScriptedGenerator(refuse="a"))
+    with pytest.raises(DataError, match=r"within 6 \(and the chat template refuses 1 of 7\). Lower"):
+        mixed = config(tmp_path, [*("b" * len(text) * 2 for text in TEXTS), "x"], max_length=6, data_options=skip)
+        sample(mixed, generator=ScriptedGenerator(refuse="x"))
 
 
 def test_adapters_alone_are_refused_by_name(tmp_path: Path) -> None:
@@ -169,3 +229,8 @@ def test_prompts_come_from_rows_pairs_and_names_once_each(tmp_path: Path) -> Non
         load_prompts([mixed], ReadOptions())
     with pytest.raises(DataError, match="no prompt to answer"):
         load_prompts([write(tmp_path / "none.jsonl", [])], ReadOptions())
+
+
+def test_rows_of_a_set_that_give_no_prompt_are_counted(tmp_path: Path) -> None:
+    found = load_prompts([harmless(tmp_path)], ReadOptions(on_bad_row="skip"))
+    assert (found.read, found.skipped) == (1, {"multi_turn": 1, "invalid_json": 1})

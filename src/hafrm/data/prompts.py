@@ -33,14 +33,17 @@ def read_prompts(name: str, options: ReadOptions, *, split: str, skipped: Counte
         name: A file whose rows hold `prompt` (a string or chat messages) or are pairs; or a data set's name.
         options: What to do with rows that break the contract.
         split: Which split of a named data set; a file is read whole.
-        skipped: Counts a file's rows that break the contract, by reason.
+        skipped: Counts the rows that give no prompt, by reason: those that break the contract, and those that a data
+            set's own rule, or its split, leaves out.
 
     Raises:
         BadRowError: a row breaks the contract, and such rows are not to be skipped.
         UnreadableError: a file can't be read.
     """
     if not Path(name).is_file():
-        for pair in load_pairs(name, split=split, options=options).pairs:
+        found = load_pairs(name, split=split, options=options)
+        skipped.update(found.left_out)
+        for pair in found.pairs:
             yield PromptRow(id=pair.id, group=pair.group, prompt=pair.prompt)
         return
     for row in read_rows(Path(name)):

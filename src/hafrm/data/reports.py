@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -60,6 +61,15 @@ class PairSet:
 
     pairs: list[PreferencePair]
     reports: list[SourceReport]
+
+    @property
+    def left_out(self) -> Counter[str]:
+        """Rows that are no pair here, skipped and dropped ones of all sources, by reason."""
+        counts: Counter[str] = Counter()
+        for report in self.reports:
+            counts.update(report.skipped)
+            counts.update(report.dropped)
+        return counts
 
 
 def fingerprint(pairs: Iterable[_HasRow]) -> str:

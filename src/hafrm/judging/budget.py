@@ -1,4 +1,4 @@
-"""What a run may spend: requests, tokens, money. Threads may share it."""
+"""What a run may spend: requests, tokens, money. Threads, and the runs of one command, may share it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hafrm.errors import ConfigError, first_line
+from hafrm.judging.options import JudgeOptions
 
 __all__ = ["Budget", "Prices"]
 
@@ -70,6 +71,16 @@ class Budget:
         self.spent = 0.0
         self._limits = (requests, tokens, money)
         self._prices, self._lock = prices, threading.Lock()
+
+    @classmethod
+    def of(cls, options: JudgeOptions) -> Budget:
+        """What a judge's options allow.
+
+        Raises:
+            ConfigError: the prices can't be read, or are missing although a cost is limited.
+        """
+        prices = Prices.load(options.prices, options.model) if options.prices else None
+        return cls(requests=options.max_requests, tokens=options.max_tokens, money=options.max_cost, prices=prices)
 
     @property
     def cost(self) -> float | None:

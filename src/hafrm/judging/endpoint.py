@@ -3,9 +3,9 @@
 Replies are looked for in the cache first and kept there as they arrive. Requests that may pass another time (no
 connection, a timeout, status 408, 409, 429 or 5xx, a reply that is no chat completion) are sent again, after what
 Retry-After says or a growing random wait; what fails to the end is unscored and asked again by the next run. The run
-ends early, with what it has, when its budget is spent or one question after the other fails. A request that is refused
-(status 400) counts there until a first reply has come, unless the question is at fault: the endpoint may take none of
-such a form.
+ends early, with what it has, when its budget or the account's credit is spent, or one question after the other fails. A
+request that is refused counts there unless the question is at fault: its error's code says so, or its status is one
+that questions bring about (400, 413, 422) and a first reply has shown that the endpoint takes requests of this form.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from hafrm.judging.parsing import parse_reply
 from hafrm.judging.prompts import PROMPT_VERSION, judge_messages
 from hafrm.models.remote import seconds_to_wait
 
-__all__ = ["EndpointJudge"]
+__all__ = ["EndpointJudge", "require_askable"]
 
 _LONGEST_WAIT = 600.0
 """Seconds of Retry-After beyond which a request counts as failed."""
@@ -40,6 +40,9 @@ _SECRET_LENGTH = 8
 
 _OF_THE_QUESTION = ("context_length_exceeded", "content_filter")
 """Codes of a refusal that say nothing of the next question."""
+
+_MAYBE_OF_THE_QUESTION = (400, 413, 422)
+"""Statuses of a refusal that may be the question's fault, at an endpoint that has answered another one."""
 
 _SAID = 60
 """Characters that are told of what an endpoint calls its error."""
@@ -235,12 +238,17 @@ class EndpointJudge:
         if _quota_spent(error):
             self._stop("the account's quota at the endpoint is spent")
         with self._lock:
-            of_the_question = self._replied or getattr(error, "code", None) in _OF_THE_QUESTION
-            self._failures_in_a_row += not (reason is Unscored.BAD_REQUEST and of_the_question)
+            excused = reason is Unscored.BAD_REQUEST and self._is_of_the_question(error)
+            self._failures_in_a_row += not excused
             failures = self._failures_in_a_row
         if failures >= _FAILURES_IN_A_ROW:
             self._stop(f"{failures} questions in a row failed, the last with {reason.value}{self._said(error)}")
         return reason
+
+    def _is_of_the_question(self, error: Any) -> bool:
+        """Whether the next question may well fare better."""
+        known = self._replied and error.status_code in _MAYBE_OF_THE_QUESTION
+        return known or error.code in _OF_THE_QUESTION
 
     def _said(self, error: Exception) -> str:
         """An error's status, code and parameter in brackets, as far as it has them."""
@@ -259,6 +267,17 @@ class EndpointJudge:
         self._halted.set()
 
 
+def require_askable(options: JudgeOptions) -> None:
+    """Look up what no endpoint can be asked without, before other work is done.
+
+    Raises:
+        MissingExtraError: openai or tenacity is not installed.
+        ConfigError: there is no API key.
+    """
+    _libraries()
+    options.api_key()
+
+
 def _libraries() -> tuple[Any, Any]:
     try:
         import openai
@@ -271,7 +290,8 @@ def _libraries() -> tuple[Any, Any]:
 
 
 def _quota_spent(error: Any) -> bool:
-    return getattr(error, "code", None) == "insufficient_quota"
+    """Whether the account has nothing left to pay with: HTTP 402, or OpenAI's own code."""
+    return getattr(error, "status_code", None) == 402 or getattr(error, "code", None) == "insufficient_quota"
 
 
 def _retry_after(error: Any) -> float | None:

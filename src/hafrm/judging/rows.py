@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ class Item:
     """A prompt with the responses to be judged."""
 
     id: str
+    """Where it stands, as `source:row`: for people, since the same rows may lie elsewhere tomorrow."""
     group: str
     prompt: tuple[Message, ...]
     responses: tuple[Response, ...]
@@ -35,6 +36,16 @@ class Item:
     """What the responses are called in results: who gave them, or their places."""
     labelled: bool = False
     """Whether the first response is known to be the better one."""
+    repeat: int = 0
+    """How many equal items stand before it."""
+
+    @property
+    def key(self) -> str:
+        """A name by its texts alone, wherever the file lies; equal items are numbered."""
+        texts = [self.prompt, *self.responses]
+        plain = json.dumps([[message.as_dict() for message in messages] for messages in texts])
+        digest = hashlib.sha256(plain.encode()).hexdigest()[:16]
+        return f"{digest}-{self.repeat}" if self.repeat else digest
 
 
 @dataclass
@@ -43,14 +54,15 @@ class Items:
 
     items: list[Item] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
-    """Rows that break the contract, by reason."""
+    """Rows that are not judged, by reason: they break the contract, or their source's rule or split leaves them out."""
 
     @property
     def sha256(self) -> str:
-        """A fingerprint of all texts, in order."""
+        """A fingerprint of all texts, in order, wherever they lie."""
         digest = hashlib.sha256()
         for item in self.items:
-            digest.update(json.dumps(asdict(item)).encode() + b"\n")
+            values = {name: value for name, value in asdict(item).items() if name != "id"}
+            digest.update(json.dumps(values).encode() + b"\n")
         return digest.hexdigest()
 
 
@@ -81,11 +93,22 @@ def load_items(data: str, mode: Mode, options: ReadOptions, *, split: str = "tes
     elif mode == "rank":
         raise DataError(f"{data}: no such file. --mode rank reads a file of rows with `prompt` and `responses`.")
     else:
-        found.items += (_of_pair(pair) for pair in load_pairs(data, split=split, options=options).pairs)
+        pair_set = load_pairs(data, split=split, options=options)
+        found.items += map(_of_pair, pair_set.pairs)
+        found.skipped += pair_set.left_out
+    found.items = list(_numbered(found.items))
     if not found.items:
         lost = ", ".join(f"{count} {reason}" for reason, count in found.skipped.items())
         raise DataError(f"{data}: there is nothing to judge ({lost or 'no row'}).")
     return found
+
+
+def _numbered(items: Iterable[Item]) -> Iterator[Item]:
+    """The items, each knowing how many equal ones stand before it."""
+    seen: Counter[str] = Counter()
+    for item in items:
+        yield replace(item, repeat=seen[item.key])
+        seen[item.key] += 1
 
 
 def _item(row: RawRow, mode: Mode, source: str) -> Item:

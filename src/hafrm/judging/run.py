@@ -12,6 +12,7 @@ from typing import Any
 from hafrm import atomic
 from hafrm.data import ReadOptions
 from hafrm.errors import ConfigError
+from hafrm.judging.budget import Budget
 from hafrm.judging.judges import Judge, Unscored
 from hafrm.judging.options import JudgeOptions
 from hafrm.judging.prompts import PROMPT_VERSION
@@ -76,6 +77,7 @@ class JudgeConfig(ScorerChoice):
 def judge_rows(
     config: JudgeConfig,
     *,
+    budget: Budget | None = None,
     progress: Callable[[int, int], None] = lambda done, rows: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
@@ -83,6 +85,7 @@ def judge_rows(
 
     Args:
         config: What to judge, and who judges.
+        budget: What may be spent at an endpoint, where several runs share it; by default what the options say.
         progress: Called with the number of rows that have a verdict, and of all rows.
         say: Called with a line where a stopped run goes on.
 
@@ -96,28 +99,29 @@ def judge_rows(
     found = load_items(config.data, config.mode, config.data_options, split=config.split)
     identity = _judge_identity(config)
     with atomic.alone(Path(config.out)):
-        return _judge_items(config, found, identity, progress, say)
+        return _judge_items(config, found, identity, budget, progress, say)
 
 
 def _judge_items(
     config: JudgeConfig,
     found: Items,
     identity: Mapping[str, Any],
+    budget: Budget | None,
     progress: Callable[[int, int], None],
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """What `judge_rows` does in a folder of its own."""
     folder = Path(config.out)
     verdicts = resume_verdicts(folder, _depends_on(config, found, identity), found.items)
-    known = {verdict.id for verdict in verdicts}
-    missing = [item for item in found.items if item.id not in known]
+    known = {verdict.key for verdict in verdicts}
+    missing = [item for item in found.items if item.key not in known]
     if verdicts:
         say(f"{folder} has verdicts on {len(verdicts)} of {len(found.items)} rows; the run goes on with the others.")
     run: dict[str, Any] = {"stopped": None}
     if missing:
-        run = _judge_missing(config, missing, verdicts, lambda done: progress(done, len(found.items)))
-    place = {item.id: number for number, item in enumerate(found.items)}
-    verdicts.sort(key=lambda verdict: place[verdict.id])
+        run = _judge_missing(config, missing, verdicts, budget, lambda done: progress(done, len(found.items)))
+    place = {item.key: number for number, item in enumerate(found.items)}
+    verdicts.sort(key=lambda verdict: place[verdict.key])
     results = {
         "data": config.data,
         "mode": config.mode,
@@ -131,11 +135,15 @@ def _judge_items(
 
 
 def _judge_missing(
-    config: JudgeConfig, missing: Sequence[Item], verdicts: list[Verdict], progress: Callable[[int], None]
+    config: JudgeConfig,
+    missing: Sequence[Item],
+    verdicts: list[Verdict],
+    budget: Budget | None,
+    progress: Callable[[int], None],
 ) -> dict[str, Any]:
     """Judge rows and add their verdicts to the file and to the list; what the run took."""
     path = Path(config.out) / VERDICTS_FILE
-    with closing(_Loaded(config)) as loaded, atomic.naming(path), path.open("ab") as file:
+    with closing(_Loaded(config, budget)) as loaded, atomic.naming(path), path.open("ab") as file:
         for start in range(0, len(missing), _CHUNK):
             for verdict in _judge_chunk(config, loaded.judge, missing[start : start + _CHUNK]):
                 file.write(verdict.line())
@@ -149,7 +157,7 @@ def _judge_missing(
 
 def _judge_chunk(config: JudgeConfig, judge: Judge, items: Sequence[Item]) -> list[Verdict]:
     """Verdicts on the items that the judge could be asked about."""
-    orders = [Random(f"{config.seed}/{item.id}").sample(range(n := len(item.responses)), n) for item in items]
+    orders = [Random(f"{config.seed}/{item.key}").sample(range(n := len(item.responses)), n) for item in items]
     plans = [_plan(judge, item, order) for item, order in zip(items, orders, strict=True)]
     outcomes = play(judge, plans)
     return [
@@ -171,12 +179,14 @@ def _plan(judge: Judge, item: Item, order: Sequence[int]) -> Plan:
 class _Loaded:
     """The judge that the options ask for, and an account of what it took."""
 
-    def __init__(self, config: JudgeConfig) -> None:
+    def __init__(self, config: JudgeConfig, budget: Budget | None) -> None:
         self.endpoint: Any = None
         self.judge: Judge
         options = config.judge
         if options.kind == "openai":
-            self.judge = self.endpoint = _endpoint(options)
+            budget = budget or Budget.of(options)
+            self._before = (budget.requests, budget.tokens, budget.spent)  # by an earlier run that shares it
+            self.judge = self.endpoint = _endpoint(options, budget)
         elif options.kind == "local":
             from hafrm.judging.local import load_local_judge
 
@@ -193,13 +203,15 @@ class _Loaded:
         """Why it stopped, if it did; for an endpoint requests sent, tokens and money of this run."""
         if self.endpoint is None:
             return {"stopped": None}
+        budget: Budget = self.endpoint.budget
+        requests, tokens, money = self._before
         return {
             "stopped": self.endpoint.stopped,
-            "requests_sent": self.endpoint.budget.requests,
+            "requests_sent": budget.requests - requests,
             "requests_failed": dict(self.endpoint.failed_requests),
             "from_cache": self.endpoint.from_cache,
-            "tokens": self.endpoint.budget.tokens,
-            "cost": self.endpoint.budget.cost,
+            "tokens": budget.tokens - tokens,
+            "cost": None if budget.cost is None else budget.cost - money,
         }
 
     def close(self) -> None:
@@ -208,13 +220,10 @@ class _Loaded:
             self.endpoint.close()
 
 
-def _endpoint(options: JudgeOptions) -> Judge:
-    from hafrm.judging.budget import Budget, Prices
+def _endpoint(options: JudgeOptions, budget: Budget) -> Judge:
     from hafrm.judging.cache import ReplyCache
     from hafrm.judging.endpoint import EndpointJudge
 
-    prices = Prices.load(options.prices, options.model) if options.prices else None
-    budget = Budget(requests=options.max_requests, tokens=options.max_tokens, money=options.max_cost, prices=prices)
     path = Path(options.cache) if options.cache else atomic.cache_folder("judge") / "replies.sqlite"
     return EndpointJudge(options, ReplyCache(path), budget)
 

@@ -1,14 +1,15 @@
 """`verdicts.jsonl`: a line for each judged row, written as it comes, so that a stopped run goes on.
 
-`judge.json` beside it says what the verdicts depend on. Lines whose question failed, rather than was answered, are
-taken out when a run goes on, and their questions are asked again.
+`judge.json` beside it says what the verdicts depend on, and binds later runs once there is an answer. Lines whose
+question failed, rather than was answered, are taken out when a run goes on, and their questions are asked again. Rows
+are known by their texts, so the file that they came from may lie elsewhere by then.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,17 @@ __all__ = ["HEADER_FILE", "VERDICTS_FILE", "Verdict", "resume_verdicts", "verdic
 VERDICTS_FILE = "verdicts.jsonl"
 HEADER_FILE = "judge.json"
 
+_FORMAT = "format"
+_FORMAT_NOW = 2
+"""1, which was not written, knew rows by their file's path, and drew the order of responses by it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """What a judge found of one row, and what that took."""
 
     id: str
+    """Where the row stands, as `source:row`."""
     group: str
     models: list[str]
     labelled: bool
@@ -46,6 +52,8 @@ class Verdict:
     """Responses in them: the units of Table 8."""
     prompt_tokens: int
     completion_tokens: int
+    key: str = ""
+    """The row's name by its texts, by which a run that goes on knows it; empty in files of the first format."""
 
     @property
     def failed(self) -> bool:
@@ -80,6 +88,7 @@ def verdict_of(item: Item, outcome: Outcome, order: Iterable[int]) -> Verdict:
         responses_shown=outcome.shown,
         prompt_tokens=outcome.prompt_tokens,
         completion_tokens=outcome.completion_tokens,
+        key=item.key,
     )
 
 
@@ -87,43 +96,65 @@ def resume_verdicts(folder: Path, depends_on: Mapping[str, Any], items: Iterable
     """The verdicts to keep of an earlier run; the file then holds these and no others.
 
     Raises:
-        ConfigError: the folder holds verdicts of another judge, other rows or other options.
+        ConfigError: the folder holds verdicts of another judge, other rows or other options, or of an older format.
         DataError: its files are damaged.
     """
-    header, path = folder / HEADER_FILE, folder / VERDICTS_FILE
-    now = json.loads(json.dumps(depends_on))
-    if not path.exists():
-        atomic.write_json(header, now)
+    path = folder / VERDICTS_FILE
+    now = {_FORMAT: _FORMAT_NOW, **json.loads(json.dumps(depends_on))}
+    before = _read_header(folder) if path.exists() and path.stat().st_size else None
+    verdicts = [] if before is None else _read(path)
+    answered = [verdict for verdict in verdicts if not verdict.failed]
+    if before is None or not answered:  # what nobody answered binds nobody
+        atomic.write_json(folder / HEADER_FILE, now)
         atomic.write_text(path, "")
         return []
-    try:
-        before = json.loads(header.read_text(encoding="utf-8"))
-        changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{header} is missing or damaged, so nobody knows what {path} is of. Give another --out."
-        ) from error
-    if changed:
-        raise ConfigError(f"{folder} holds verdicts with another {', '.join(changed)}. Give another --out.")
+    _require_same(folder, before, now)
     atomic.drop_half_line(path)
-    verdicts = _read(path)
-    known = {item.id for item in items}
-    if not all(verdict.id in known for verdict in verdicts) or len({v.id for v in verdicts}) < len(verdicts):
-        raise DataError(f"{path} holds lines that are not of these rows, or twice. Give another --out.")
-    kept = [verdict for verdict in verdicts if not verdict.failed]
-    if len(kept) < len(verdicts):
+    kept = _at_their_places(path, answered, items)
+    if kept != verdicts:
         with atomic.new_file(path) as file:
             file.writelines(verdict.line() for verdict in kept)
     return kept
 
 
+def _read_header(folder: Path) -> dict[str, Any]:
+    header = folder / HEADER_FILE
+    try:
+        return dict(json.loads(header.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(
+            f"{header} is missing or damaged, so nobody knows what {folder / VERDICTS_FILE} is of. Give another --out."
+        ) from error
+
+
+def _require_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    if _FORMAT not in before:
+        raise ConfigError(
+            f"{folder} holds verdicts of an older hafrm, which drew the order of responses by the path of their file. "
+            "Move the folder away, or give another --out."
+        )
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if changed:
+        raise ConfigError(f"{folder} holds verdicts with another {', '.join(changed)}. Give another --out.")
+
+
+def _at_their_places(path: Path, verdicts: Sequence[Verdict], items: Iterable[Item]) -> list[Verdict]:
+    """The verdicts, each with the place where its row stands now."""
+    places = {item.key: item.id for item in items}
+    keys = {verdict.key for verdict in verdicts}
+    if not keys <= places.keys() or len(keys) < len(verdicts):
+        raise DataError(f"{path} holds lines that are not of these rows, or twice. Give another --out.")
+    return [replace(verdict, id=places[verdict.key]) for verdict in verdicts]
+
+
 def _read(path: Path) -> list[Verdict]:
+    """The file's verdicts, without the half line that a killed run may have left."""
     verdicts = []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         if not line:
             continue
         try:
-            row = json.loads(line)
+            row = {"key": "", **json.loads(line)}
             verdict = Verdict(**{field.name: row[field.name] for field in fields(Verdict)})
             if verdict.unscored is not None:
                 Unscored(verdict.unscored)

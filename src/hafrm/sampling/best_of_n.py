@@ -15,6 +15,7 @@ from hafrm.data import ReadOptions
 from hafrm.errors import ConfigError, DataError
 from hafrm.evaluation.parts import Part
 from hafrm.evaluation.scoring import scored_chunks
+from hafrm.judging.budget import Budget
 from hafrm.judging.judges import ranks_of
 from hafrm.judging.options import JudgeOptions
 from hafrm.judging.reward import OracleScorer
@@ -98,6 +99,7 @@ def best_of_n(
 
     Raises:
         ConfigError: the judge can't rank so many draws, or an option can't work.
+        MissingExtraError: a library that the judge needs is not installed.
         ModelError: a model is not there, or can't be scored.
         DataError: there are no candidates, or none that every scorer gives a reward.
     """
@@ -105,19 +107,20 @@ def best_of_n(
     if config.judge is not None:
         require_rankable(found.rows, config.judge)
     folder = Path(config.out)
-    job = _Job(config, found, progress, say)
+    runs = _judge_runs(config, say)
+    job = _Job(config, found, runs, progress, say)
     scores = job.scores()
     gold = scores.pop(_JUDGE, None)
     kept, unscored = _scored_rows(found, [*scores.values(), *([gold] if gold else [])])
     prompts = [_prompt(row, scores, gold) for row in kept]
-    prompts, runs = _heard(config, kept, prompts, say)
+    prompts, heard = _heard(runs, kept, prompts, config.models)
     results = {
         "samples": config.samples,
         "left_out": dict(found.left_out),
         "unscored": unscored,
         "judge": None if config.judge is None else {"kind": config.judge.kind, "model": config.judge.model},
         **summarise(prompts, config.models),
-        "judge_runs": runs,
+        "judge_runs": heard,
     }
     with atomic.new_file(folder / SELECTIONS_FILE) as file:
         file.writelines(atomic.json_line(_selection(row, prompt)) for row, prompt in zip(kept, prompts, strict=True))
@@ -131,6 +134,7 @@ class _Job:
 
     config: BestOfNConfig
     found: CandidateSet
+    judge_runs: JudgeRuns | None
     progress: Progress
     say: Callable[[str], None]
 
@@ -158,6 +162,8 @@ class _Job:
         part = Part(Path(self.config.out), name, _SAMPLES, depends_on, ids, CandidateScore, "prompts")
         scores = part.resume(self.say, on_bad_row=self.config.data_options.on_bad_row)
         if missing := self.found.rows[len(scores) :]:
+            if self.judge_runs is not None:
+                self.judge_runs.require_askable()  # a missing key is better met now than behind hours of scoring
             scorer = self._load(model, choice)
             scores = scores + part.extend(self._score(name, scorer, missing, len(scores)))
         return {score.id: score for score in scores}
@@ -218,17 +224,30 @@ def _prompt(
     )
 
 
+def _judge_runs(config: BestOfNConfig, say: Callable[[str], None]) -> JudgeRuns | None:
+    """The runs of a judge that gives no rewards."""
+    if config.judge is None or config.gold:
+        return None
+    return JudgeRuns(
+        judge=config.judge,
+        folder=Path(config.out) / "judge",
+        score=config.score,
+        trust_remote_code=config.trust_remote_code,
+        seed=config.seed,
+        budget=Budget.of(config.judge),
+        say=say,
+    )
+
+
 def _heard(
-    config: BestOfNConfig, rows: Sequence[Candidates], prompts: list[ScoredPrompt], say: Callable[[str], None]
+    runs: JudgeRuns | None, rows: Sequence[Candidates], prompts: list[ScoredPrompt], models: Sequence[str]
 ) -> tuple[list[ScoredPrompt], dict[str, Any]]:
     """The prompts with the word of a judge that gives no rewards, and the results of its runs."""
-    if config.judge is None or config.gold:
+    if runs is None:
         return prompts, {}
-    folder = Path(config.out) / "judge"
-    runs = JudgeRuns(config.judge, folder, config.score, config.trust_remote_code, config.seed, say)
     telling = [row for row in rows if len(row.counts) > 1]
-    ranks, results = runs.rank(telling) if config.judge.kind == "openai" else ({}, {})
-    selections = {prompt.id: {prompt.selected(model) for model in config.models} for prompt in prompts}
+    ranks, results = runs.rank(telling) if runs.judge.kind == "openai" else ({}, {})
+    selections = {prompt.id: {prompt.selected(model) for model in models} for prompt in prompts}
     preferred, compared = runs.compare(telling, selections)
     heard = [replace(prompt, ranks=ranks.get(prompt.id), preferred=preferred.get(prompt.id)) for prompt in prompts]
     return heard, {"ranking": results, "comparisons": compared}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from hafrm.data import RawRow, ReadOptions, fingerprint, read_rows
 from hafrm.errors import BadRowError, BadRowReason, DataError
 from hafrm.pairs import Conversation, Message, RowReader, prompt_group
 from hafrm.sampling.prompts import Prompt
-from hafrm.sampling.samples import SAMPLES_FILE
+from hafrm.sampling.samples import MANIFEST_FILE, SAMPLES_FILE
 
 __all__ = ["CandidateScore", "CandidateSet", "Candidates", "load_candidates"]
 
@@ -97,9 +98,12 @@ def load_candidates(samples: str, options: ReadOptions) -> CandidateSet:
     Raises:
         BadRowError: a row breaks the contract, and such rows are not to be skipped.
         UnreadableError: the file can't be read.
-        DataError: there is no row with responses.
+        DataError: there is no row with responses, or the folder's `hafrm sample` has not finished.
     """
-    path = Path(samples) / SAMPLES_FILE if Path(samples).is_dir() else Path(samples)
+    path = Path(samples)
+    if path.is_dir():
+        _require_finished(path)
+        path = path / SAMPLES_FILE
     found = CandidateSet()
     for row in read_rows(path):
         try:
@@ -115,6 +119,27 @@ def load_candidates(samples: str, options: ReadOptions) -> CandidateSet:
         lost = ", ".join(f"{count} {reason}" for reason, count in found.left_out.items())
         raise DataError(f"{path}: there are no responses to choose from ({lost or 'no row'}).")
     return found
+
+
+def _require_finished(folder: Path) -> None:
+    """Refuse a sampling that was cut off: prompts are drawn for longest first, so a part of them is no fair one.
+
+    A folder without a manifest holds samples of the user's own.
+    """
+    path = folder / MANIFEST_FILE
+    if not path.exists():
+        return
+    try:
+        status = json.loads(path.read_text(encoding="utf-8"))["status"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DataError(
+            f"{path} is damaged, so nobody knows whether the samples are whole. Sample again into another folder."
+        ) from error
+    if status != "finished":
+        raise DataError(
+            f"{folder} holds an unfinished `hafrm sample`, and the prompts that it has drawn for are the longest ones. "
+            "Give the same `hafrm sample` again: it goes on from what is there."
+        )
 
 
 def _candidates(row: RawRow, source: str) -> Candidates:

@@ -1,7 +1,7 @@
 """A judge that gives no rewards on candidates: its ranking of all draws, and its word on what scorers selected.
 
-Both go through `hafrm judge`'s own runs, in folders beside the results, so that they resume, keep to a budget, and ask
-nothing twice.
+Both go through `hafrm judge`'s own runs, in folders beside the results, so that they resume and ask nothing twice. They
+share one budget.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any
 
 from hafrm import atomic
 from hafrm.errors import ConfigError
+from hafrm.judging.budget import Budget
+from hafrm.judging.endpoint import require_askable
 from hafrm.judging.options import JudgeOptions
 from hafrm.judging.rows import Mode
 from hafrm.judging.run import JudgeConfig, judge_rows
@@ -53,6 +55,7 @@ class JudgeRuns:
         score: How a local judge runs.
         trust_remote_code: Run modelling code that comes with a local judge.
         seed: Seed of the order in which responses are shown.
+        budget: What all of them together may spend at an endpoint.
         say: Called with a line where a stopped run goes on.
     """
 
@@ -61,7 +64,18 @@ class JudgeRuns:
     score: ScoreOptions
     trust_remote_code: bool
     seed: int
+    budget: Budget
     say: Callable[[str], None]
+
+    def require_askable(self) -> None:
+        """Look up what the judge can't be asked without, before other work is done.
+
+        Raises:
+            MissingExtraError: a library is not installed.
+            ConfigError: there is no API key.
+        """
+        if self.judge.kind == "openai":
+            require_askable(self.judge)
 
     def rank(self, rows: Sequence[Candidates]) -> tuple[dict[str, tuple[float, ...]], dict[str, Any]]:
         """The ranks of each row's distinct responses, infinity where the judge left them unranked.
@@ -126,7 +140,7 @@ class JudgeRuns:
             score=self.score if local else ScoreOptions(),
             trust_remote_code=self.trust_remote_code and local,
         )
-        results = judge_rows(config, say=self.say)
+        results = judge_rows(config, budget=self.budget, say=self.say)
         lines = [json.loads(line) for line in (folder / VERDICTS_FILE).read_bytes().split(b"\n") if line]
         ranks = {line["id"]: line["ranks"] for line in lines}
         return [ranks.get(f"{data}:{number}") for number in range(1, len(rows) + 1)], results

@@ -26,7 +26,7 @@ class Prompts:
     repeated: int = 0
     """Rows whose prompt stood before."""
     skipped: Counter[str] = field(default_factory=Counter)
-    """Rows that break the contract, by reason."""
+    """Rows that give no prompt, by reason: they break the contract, or their source's rule or split leaves them out."""
 
     @property
     def sha256(self) -> str:

@@ -208,10 +208,7 @@ class _Run:
         room = math.inf if limit is None else limit - config.sampling.max_new_tokens
         fit = [row for row in rows if row.id in lengths and lengths[row.id] <= room]
         if not fit:
-            raise DataError(
-                f"No prompt leaves room for {config.sampling.max_new_tokens} new tokens within {limit}. Lower "
-                "sampling.max_new_tokens."
-            )
+            raise _nothing_fits(config, limit, refused=len(rows) - len(lengths), overlong=len(lengths))
         refused = BadRowReason.REFUSED_BY_TEMPLATE.value
         answered = {row.id for row in fit}
         unfit = [row for row in rows if row.id not in answered]
@@ -241,6 +238,20 @@ class _Run:
         seeds = [prompt_seed(self.config.sampling.seed, prompt) for prompt in prompts]
         drawn = self.generator.draw(prompts, seeds, self.config.n)
         return [sample_line(row, draws) for row, draws in zip(batch, drawn, strict=True)]
+
+
+def _nothing_fits(config: SampleConfig, limit: int | None, *, refused: int, overlong: int) -> DataError:
+    """Why no prompt can be answered: the chat template refuses it, or it is too long."""
+    if not overlong:
+        return DataError(
+            f"The chat template of {config.model} refuses every prompt ({refused} of {refused}). Give another model or "
+            "other prompts; `--data_options.on_bad_row error` says what is wrong with the first."
+        )
+    besides = f" (and the chat template refuses {refused} of {refused + overlong})" if refused else ""
+    return DataError(
+        f"No prompt leaves room for {config.sampling.max_new_tokens} new tokens within {limit}{besides}. Lower "
+        "sampling.max_new_tokens."
+    )
 
 
 def _depends_on(config: SampleConfig, prompts: Prompts, *, identify: bool) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """`samples.jsonl` and its manifest: written as batches come, so that a stopped run goes on.
 
-A line is a prompt with its distinct responses, how often each was drawn, and how long it is. `manifest.json` says what
-the lines depend on from before the first of them, and what they came to from after the last.
+A line is a prompt with its distinct responses, how often each was drawn, and how long it is. Equal texts may have been
+drawn as different tokens (white space at the ends is no part of a text), so what all draws of one took is summed too.
+`manifest.json` says what the lines depend on from before the first of them, and what they came to from after the last.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +20,7 @@ from hafrm import atomic
 from hafrm.data import PromptRow
 from hafrm.errors import ConfigError, DataError
 from hafrm.sampling.generators import Draw
-from hafrm.training.manifest import git_revision
+from hafrm.training.manifest import git_revision, read_manifest
 
 __all__ = ["MANIFEST_FILE", "SAMPLES_FILE", "Samples", "sample_counts", "sample_line", "write_manifest"]
 
@@ -29,17 +30,20 @@ MANIFEST_FILE = "manifest.json"
 
 def sample_line(row: PromptRow, draws: Sequence[Draw], unsampled: str = "") -> dict[str, Any]:
     """A line of `samples.jsonl`: each distinct response once, in the order in which it first came."""
-    first = {draw.text: draw for draw in reversed(draws)}
-    counts = Counter(draw.text for draw in draws)
-    distinct = [first[text] for text in counts]
+    alike: dict[str, list[Draw]] = {}
+    for draw in draws:
+        alike.setdefault(draw.text, []).append(draw)
+    groups = alike.values()
     line: dict[str, Any] = {
         "id": row.id,
         "group": row.group,
         "prompt": [message.as_dict() for message in row.prompt],
-        "responses": [draw.text for draw in distinct],
-        "counts": list(counts.values()),
-        "tokens": [draw.tokens for draw in distinct],
-        "finished": [draw.finished for draw in distinct],
+        "responses": list(alike),
+        "counts": list(map(len, groups)),
+        "tokens": [group[0].tokens for group in groups],
+        "finished": [group[0].finished for group in groups],
+        "total_tokens": [sum(draw.tokens for draw in group) for group in groups],
+        "unfinished": [sum(not draw.finished for draw in group) for group in groups],
     }
     return line | {"unsampled": unsampled} if unsampled else line
 
@@ -53,7 +57,7 @@ class Samples:
         rows: The prompts, in the order in which their lines end up.
 
     Raises:
-        ConfigError: the folder holds samples of something else.
+        ConfigError: the folder holds samples of something else, or what another command wrote.
         DataError: its files are damaged.
     """
 
@@ -63,6 +67,7 @@ class Samples:
         if self.path.exists() and self.path.stat().st_size:  # a run that drew nothing binds nobody
             self.lines = self._resume(depends_on)
         else:
+            _refuse_other_manifests(folder)
             write_manifest(folder, depends_on, "sampling")
             atomic.write_text(self.path, "")
             self.lines = []
@@ -119,6 +124,24 @@ class Samples:
         return lines
 
 
+def _refuse_other_manifests(folder: Path) -> None:
+    """A manifest of another command's is what its run is known by, and must not be written over.
+
+    Raises:
+        ConfigError: one lies there.
+    """
+    path = folder / MANIFEST_FILE
+    if not path.exists():
+        return
+    try:
+        ours = "depends_on" in json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        ours = False
+    if not ours:
+        held = "a run" if read_manifest(folder) else f"a {MANIFEST_FILE} that no `hafrm sample` wrote"
+        raise ConfigError(f"{folder} holds {held}. Give another --out.")
+
+
 def write_manifest(folder: Path, depends_on: dict[str, Any], status: str, **counts: Any) -> dict[str, Any]:
     """Write a folder's manifest, and return it."""
     manifest = {
@@ -135,19 +158,22 @@ def write_manifest(folder: Path, depends_on: dict[str, Any], status: str, **coun
 
 def sample_counts(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What was drawn: a response that came several times counts as often."""
-    drawn = list(_drawn(lines))
+    drawn = [each for line in lines for each in zip(line["responses"], line["counts"], *_sums(line), strict=True)]
     return {
         "prompts": len(lines),
         "unsampled": dict(Counter(line["unsampled"] for line in lines if "unsampled" in line)),
-        "responses": sum(count for count, _ in drawn),
+        "responses": sum(count for _, count, _, _ in drawn),
         "distinct": len(drawn),
-        "empty": sum(count for count, draw in drawn if not draw.text),
-        "unfinished": sum(count for count, draw in drawn if not draw.finished),
-        "tokens": sum(count * draw.tokens for count, draw in drawn),
+        "empty": sum(count for text, count, _, _ in drawn if not text),
+        "unfinished": sum(unfinished for _, _, _, unfinished in drawn),
+        "tokens": sum(tokens for _, _, tokens, _ in drawn),
     }
 
 
-def _drawn(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[int, Draw]]:
-    for line in lines:
-        for count, *draw in zip(line["counts"], line["responses"], line["tokens"], line["finished"], strict=True):
-            yield count, Draw(*draw)
+def _sums(line: dict[str, Any]) -> tuple[list[int], list[int]]:
+    """Of each distinct response over all its draws: the tokens, and how many were cut."""
+    if "total_tokens" in line:
+        return line["total_tokens"], line["unfinished"]
+    counts = line["counts"]  # older lines know the first draw alone
+    tokens = [count * tokens for count, tokens in zip(counts, line["tokens"], strict=True)]
+    return tokens, [count * (not finished) for count, finished in zip(counts, line["finished"], strict=True)]

@@ -238,6 +238,19 @@ def test_head_and_reference_are_the_rewards_alone(tiny: Config, monkeypatch: pyt
 
 def test_the_true_reward_has_no_heads(tiny: Config) -> None:
     with pytest.raises(ConfigError, match="--head has no effect on the true reward of world/helpful"):
+def test_the_gradients_norm_is_the_mean_over_the_steps_that_were_taken(
+    tiny: Config, rewarded: Rewarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of four responses have a score, so that two of four parts are empty."""
+    scores = iter([1.0, None, 2.0, None])
+    rewarded(lambda text: next(scores))
+    update, norms = ppo.PpoTrainer._update, []
+    monkeypatch.setattr(ppo.PpoTrainer, "_update", lambda *args: norms.append(update(*args)) or norms[-1])
+    rlhf(tiny(steps=1, ppo=PpoOptions(epochs=2, minibatches=4)))
+    assert len(norms) == 4
+    assert metrics(tiny().out)[0]["grad_norm"] == pytest.approx(sum(norms) / 4)
+
+
         rlhf(tiny(reward="world/helpful", head="policy"))
 
 

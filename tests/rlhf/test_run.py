@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 import torch
@@ -27,6 +29,7 @@ from transformers import (
 from hafrm.cli import main
 from hafrm.errors import (
     ConfigError,
+    DamagedError,
     DataError,
     ModelError,
     NonFiniteLossError,
@@ -39,11 +42,13 @@ from hafrm.models.lora import LoraOptions
 from hafrm.models.scorers import ScoreOptions
 from hafrm.packing import SequenceBatch
 from hafrm.pairs import Message
-from hafrm.rlhf import ppo, run
+from hafrm.rlhf import groups, ppo, run
+from hafrm.rlhf.answers import checkpoint_answers
 from hafrm.rlhf.checkpoints import STATE_FILE
 from hafrm.rlhf.groups import GroupReward
 from hafrm.rlhf.job import RlhfJob
 from hafrm.rlhf.options import GroupOptions, KlOptions, PpoOptions, RlhfConfig, SamplingOptions
+from hafrm.rlhf.prompts import deal
 from hafrm.rlhf.run import rlhf
 from hafrm.training.manifest import is_finished, read_manifest
 from tests.rlhf.conftest import Scripted
@@ -153,6 +158,48 @@ def test_a_killed_run_goes_on_bit_for_bit(
     for name in ("model.safetensors",):
         ours, theirs = (load_file(Path(out) / name) for out in (config.out, whole.out))
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.parametrize(
+    ("iterations", "steps", "checkpoints", "killed_at", "behind"),
+    [(1, 7, 3, 6, 5), (2, 14, 4, 11, 8)],  # of 4 equal steps of 14 the second is 7, one pass into the fourth batch
+)
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_killed_run_of_trl_goes_on_bit_for_bit(
+    algorithm: str,
+    iterations: int,
+    steps: int,
+    checkpoints: int,
+    killed_at: int,
+    behind: int,
+    tiny: Config,
+    rewarded: Rewarded,
+    tmp_path: Path,
+) -> None:
+    """In the second round through the prompts, and where equal steps would be between two passes over a batch."""
+    pytest.importorskip("trl")
+    rewarded(length)
+    whole = tiny(
+        algorithm=algorithm,
+        **group_of_two(algorithm, iterations),
+        lora=LoraOptions(rank=2, dropout=0.1),
+        steps=steps,
+        checkpoints=checkpoints,
+        out=str(tmp_path / "whole"),
+    )
+    rlhf(whole)
+    config = replace(whole, out=str(tmp_path / "killed"))
+    with pytest.raises(KeyboardInterrupt):
+        rlhf(config, progress=kill_at(killed_at))
+    lines: list[str] = []
+    rlhf(config, say=lines.append)
+    wanted = {f"checkpoint-{step}" for step in range(1, steps + 1) if config.is_checkpoint(step)}
+    assert {path.name for path in Path(config.out).glob("checkpoint-*")} == wanted
+    assert any(f"goes on behind step {behind}" in line for line in lines)
+    assert metrics(config.out) == metrics(whole.out)
+    ours, theirs = (load_file(Path(out) / "model.safetensors") for out in (config.out, whole.out))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
 def test_parts_of_a_batch_add_up(tiny: Config, rewarded: Rewarded, tmp_path: Path) -> None:
@@ -454,16 +501,74 @@ def test_what_a_run_reads_is_not_overwritten(tiny: Config, rewarded: Rewarded) -
 
 def test_a_damaged_checkpoint_is_named(tiny: Config, rewarded: Rewarded) -> None:
     rewarded(length)
-
-    def kill(step: int, told: Mapping[str, float]) -> None:
-        if step == 2:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        rlhf(tiny(), progress=kill)
-    (Path(tiny().out) / "checkpoint-2" / STATE_FILE).write_bytes(b"half")
+        rlhf(tiny(), progress=kill_at(2))
+    state = Path(tiny().out) / "checkpoint-2" / STATE_FILE
+    state.write_bytes(b"half")
+    with pytest.raises(DamagedError, match=r"checkpoint-2/trainer.pt is damaged\. Delete the folder"):
+        rlhf(tiny())
+    with ZipFile(state, "w") as archive:
+        archive.writestr("other", "a whole archive, but not torch's")
     with pytest.raises(TrainingError, match=r"checkpoint-2/trainer.pt can't be read"):
         rlhf(tiny())
+
+
+def flip(path: Path) -> None:
+    """Change 64 bytes in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 64] = bytes(byte ^ 255 for byte in content[middle : middle + 64])
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "rank", "name"),
+    [
+        ("ppo", 0, "model.safetensors"),
+        ("ppo", 4, "adapter_model.safetensors"),
+        ("ppo", 0, STATE_FILE),
+        ("ppo", 0, "checksums.json"),
+        ("grpo", 0, "model.safetensors"),
+        ("rloo", 4, "adapter_model.safetensors"),
+        ("grpo", 0, "optimizer.pt"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_does_not_go_on_from_flipped_bytes(
+    algorithm: str, rank: int, name: str, tiny: Config, rewarded: Rewarded
+) -> None:
+    """In the weights, or in what they go on with; without the folder the run comes to its end."""
+    if algorithm != "ppo":
+        pytest.importorskip("trl")
+    rewarded(length)
+    config = tiny(algorithm=algorithm, lora=LoraOptions(rank=rank), **group_of_two(algorithm))
+    with pytest.raises(KeyboardInterrupt):
+        rlhf(config, progress=kill_at(3))
+    checkpoint = Path(config.out) / "checkpoint-2"
+    flip(checkpoint / name)
+    with pytest.raises(DamagedError, match=rf"checkpoint-2/{name} is .*Delete the folder .*checkpoint-2: the same"):
+        rlhf(config)
+    shutil.rmtree(checkpoint)
+    rlhf(config)
+    assert [row["step"] for row in metrics(config.out)] == [1, 2, 3, 4]
+
+
+def test_answers_are_not_those_of_a_damaged_checkpoint(tiny: Config, rewarded: Rewarded) -> None:
+    rewarded(length)
+    rlhf(tiny())
+    flip(Path(tiny().out) / "checkpoint-2" / "model.safetensors")
+    with pytest.raises(DamagedError, match=r"checkpoint-2/model.safetensors is not what was saved"):
+        list(checkpoint_answers(tiny(), [(Message("user", "Hi"),)], seed=0))
+
+
+def test_a_checkpoint_without_checksums_is_gone_on_from(tiny: Config, rewarded: Rewarded) -> None:
+    """Older versions wrote none."""
+    rewarded(length)
+    with pytest.raises(KeyboardInterrupt):
+        rlhf(tiny(), progress=kill_at(3))
+    (Path(tiny().out) / "checkpoint-2" / "checksums.json").unlink()
+    rlhf(tiny())
+    assert is_finished(Path(tiny().out))
 
 
 @pytest.mark.parametrize(("full_behind", "left"), [(1, []), (4, ["checkpoint-2", "checkpoint-4"])])
@@ -560,6 +665,32 @@ def test_checkpoints_are_at_equal_steps() -> None:
     assert all(few.is_checkpoint(step) for step in (1, 2, 3))
 
 
+@pytest.mark.parametrize(
+    ("steps", "checkpoints", "iterations", "wanted"),
+    [
+        (6, 4, 1, [2, 3, 5, 6]),  # 1.5, 3, 4.5 and 6
+        (6, 4, 2, [2, 4, 6]),
+        (8, 3, 2, [4, 6, 8]),
+        (8, 10, 4, [4, 8]),
+        (7, 2, 3, [6, 7]),  # the last batch is gone through once
+        (12, 4, 3, [3, 6, 9, 12]),
+    ],
+)
+def test_checkpoints_are_behind_whole_batches(steps: int, checkpoints: int, iterations: int, wanted: list[int]) -> None:
+    """Equal steps, rounded up."""
+    config = RlhfConfig(
+        model="m",
+        reward="r",
+        data=["d"],
+        out="o",
+        steps=steps,
+        checkpoints=checkpoints,
+        algorithm="grpo",
+        group=GroupOptions(iterations=iterations),
+    )
+    assert [step for step in range(1, steps + 1) if config.is_checkpoint(step)] == wanted
+
+
 SERVER = "http://localhost:1"
 
 
@@ -624,6 +755,19 @@ def test_trl_trains_with_the_same_scorer(algorithm: str, tiny: Config, rewarded:
     assert {"reward", "length", "ended", "unscored", "entropy", "kl_per_token"} <= rows[-1].keys()
     assert is_finished(Path(config.out))
     assert AutoModelForCausalLM.from_pretrained(config.out).config.vocab_size == 260
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_trl_is_dealt_prompts_as_ppo_is(tiny: Config, rewarded: Rewarded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order that follows from seed and step, each as often as it has answers, round after round."""
+    pytest.importorskip("trl")
+    rewarded(length)
+    answered, asked = groups.answered, []
+    monkeypatch.setattr(groups, "answered", lambda prompt, text: asked.append(prompt) or answered(prompt, text))
+    config = tiny(algorithm="rloo", **group_of_two("rloo"), steps=5)
+    rlhf(config)
+    dealt = [place for step in range(1, 6) for place in deal(6, 2, step, config.seed) for _ in range(2)]
+    assert [prompt[0].content for prompt in asked] == [f"question {place}" for place in dealt]
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo"])

@@ -196,7 +196,8 @@ class RlhfConfig(ScorerChoice):
     reads text, to which its template adds the end, so it can't tell by itself."""
 
     checkpoints: int = 10
-    """How many checkpoints, at equal steps, the last at the end. All of them stay."""
+    """How many checkpoints, at equal steps, rounded up where they are none; the last at the end. All of them stay. With
+    `group.iterations` above 1 a checkpoint waits until its batch is learnt from to the end."""
 
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     kl: KlOptions = field(default_factory=KlOptions)
@@ -318,8 +319,14 @@ class RlhfConfig(ScorerChoice):
         return on_gpu and self.torch_dtype == torch.float32 and torch.cuda.is_bf16_supported()
 
     def is_checkpoint(self, step: int) -> bool:
-        """Whether a checkpoint is written behind this step, counted from 1."""
-        return step * self.checkpoints // self.steps > (step - 1) * self.checkpoints // self.steps
+        """Whether a checkpoint is written behind this step, counted from 1.
+
+        Not between two steps that learn from one batch of `group.iterations`: no checkpoint holds drawn responses.
+        """
+        if step % self.group.iterations and step != self.steps:
+            return False
+        before = (step - 1) // self.group.iterations * self.group.iterations
+        return step * self.checkpoints // self.steps > before * self.checkpoints // self.steps
 
 
 def _require_finite(options: Any, prefix: str = "") -> None:

@@ -32,6 +32,7 @@ def rewarded(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], float
     def use(reward: Callable[[str], float | None]) -> None:
         for module in (run, groups):
             monkeypatch.setattr(module, "load_reward", lambda *_: Scripted(reward))
+        monkeypatch.setattr(run, "reward_identity", lambda *_: {"the model": "scripted"})
 
     return use
 

@@ -13,6 +13,12 @@ from hafrm.pairs import Message
 from hafrm.rlhf.prompts import deal, load_prompts
 from tests.tiny import tiny_tokenizer
 
+NO_SYSTEM = (
+    "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('No system turn.') }}"
+    "{% endif %}{{ m['content'] }}{% endfor %}"
+)
+SYSTEM = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
+
 
 def write(path: Path, rows: list[object]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -48,17 +54,28 @@ def test_bad_rows_stop_or_are_counted(tmp_path: Path) -> None:
 
 
 def test_prompts_that_the_chat_template_refuses_stop_or_are_counted(tmp_path: Path) -> None:
-    tokenizer = tiny_tokenizer(
-        template="{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('No system turn.') }}"
-        "{% endif %}{{ m['content'] }}{% endfor %}"
-    )
-    system = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
-    name = write(tmp_path / "p.jsonl", [{"prompt": "Hi"}, {"prompt": system}])
+    tokenizer = tiny_tokenizer(template=NO_SYSTEM)
+    name = write(tmp_path / "p.jsonl", [{"prompt": "Hi"}, {"prompt": SYSTEM}])
     with pytest.raises(BadRowError, match=r"p.jsonl, row 2: No system turn"):
         load_prompts([name], tokenizer, max_tokens=60)
     found = load_prompts([name], tokenizer, max_tokens=60, options=ReadOptions(on_bad_row="skip"))
     assert found.prompts == ((Message("user", "Hi"),),)
     assert (found.account["refused_by_template"], found.account["overlong"]) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "why"),
+    [
+        ([SYSTEM], r"p.jsonl: the policy's chat template refuses all of 1 prompts\. Change their roles"),
+        ([SYSTEM, "x" * 99], "none of 1 prompts has at most 60 tokens; the policy's chat template refuses 1 of 2"),
+        (["x" * 99], r"none of 1 prompts has at most 60 tokens\. Raise max_prompt_tokens"),
+        ([" "], "no row holds a prompt that can be read"),
+    ],
+)
+def test_why_no_prompt_is_left_is_told(prompts: list[object], why: str, tmp_path: Path) -> None:
+    name = write(tmp_path / "p.jsonl", [{"prompt": prompt} for prompt in prompts])
+    with pytest.raises(DataError, match=why):
+        load_prompts([name], tiny_tokenizer(template=NO_SYSTEM), max_tokens=60, options=ReadOptions(on_bad_row="skip"))
 
 
 def test_the_world_has_prompts() -> None:

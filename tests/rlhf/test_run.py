@@ -3,31 +3,52 @@
 from __future__ import annotations
 
 import json
+import shutil
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, Trainer, TrainerState
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerState,
+)
 
 from hafrm.cli import main
-from hafrm.errors import ConfigError, DataError, ModelError, NonFiniteLossError, TrainingError, UnwritableError
+from hafrm.errors import (
+    ConfigError,
+    DamagedError,
+    DataError,
+    ModelError,
+    NonFiniteLossError,
+    TrainingError,
+    UnwritableError,
+)
 from hafrm.models.hybrid import HybridModel
 from hafrm.models.loading import ScorerChoice
 from hafrm.models.lora import LoraOptions
 from hafrm.models.scorers import ScoreOptions
 from hafrm.packing import SequenceBatch
 from hafrm.pairs import Message
-from hafrm.rlhf import ppo, run
+from hafrm.rlhf import groups, ppo, run
+from hafrm.rlhf.answers import checkpoint_answers
 from hafrm.rlhf.checkpoints import STATE_FILE
 from hafrm.rlhf.groups import GroupReward
 from hafrm.rlhf.job import RlhfJob
 from hafrm.rlhf.options import GroupOptions, KlOptions, PpoOptions, RlhfConfig, SamplingOptions
+from hafrm.rlhf.prompts import deal
 from hafrm.rlhf.run import rlhf
 from hafrm.training.manifest import is_finished, read_manifest
 from tests.rlhf.conftest import Scripted
@@ -50,6 +71,21 @@ def length(text: str) -> float:
 
 def interrupt(*args: object, **more: object) -> None:
     raise KeyboardInterrupt
+
+
+def kill_at(step: int) -> Callable[[int, Mapping[str, float]], None]:
+    """What a run is told of its progress by, and stopped by behind this step."""
+
+    def kill(done: int, told: Mapping[str, float]) -> None:
+        if done == step:
+            raise KeyboardInterrupt
+
+    return kill
+
+
+def group_of_two(algorithm: str, iterations: int = 1) -> dict[str, Any]:
+    """The options of TRL's algorithms for prompts that are answered twice; nothing for PPO."""
+    return {} if algorithm == "ppo" else {"group": GroupOptions(generations=2, iterations=iterations)}
 
 
 @pytest.mark.parametrize("rank", [0, 4])
@@ -111,12 +147,8 @@ def test_a_killed_run_goes_on_bit_for_bit(
     rlhf(whole)
     config = replace(whole, out=str(tmp_path / "killed"))
 
-    def kill(step: int, told: Mapping[str, float]) -> None:
-        if step == killed_at:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        rlhf(config, progress=kill)
+        rlhf(config, progress=kill_at(killed_at))
     with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "rew')
     lines: list[str] = []
@@ -126,6 +158,48 @@ def test_a_killed_run_goes_on_bit_for_bit(
     for name in ("model.safetensors",):
         ours, theirs = (load_file(Path(out) / name) for out in (config.out, whole.out))
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.parametrize(
+    ("iterations", "steps", "checkpoints", "killed_at", "behind"),
+    [(1, 7, 3, 6, 5), (2, 14, 4, 11, 8)],  # of 4 equal steps of 14 the second is 7, one pass into the fourth batch
+)
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_killed_run_of_trl_goes_on_bit_for_bit(
+    algorithm: str,
+    iterations: int,
+    steps: int,
+    checkpoints: int,
+    killed_at: int,
+    behind: int,
+    tiny: Config,
+    rewarded: Rewarded,
+    tmp_path: Path,
+) -> None:
+    """In the second round through the prompts, and where equal steps would be between two passes over a batch."""
+    pytest.importorskip("trl")
+    rewarded(length)
+    whole = tiny(
+        algorithm=algorithm,
+        **group_of_two(algorithm, iterations),
+        lora=LoraOptions(rank=2, dropout=0.1),
+        steps=steps,
+        checkpoints=checkpoints,
+        out=str(tmp_path / "whole"),
+    )
+    rlhf(whole)
+    config = replace(whole, out=str(tmp_path / "killed"))
+    with pytest.raises(KeyboardInterrupt):
+        rlhf(config, progress=kill_at(killed_at))
+    lines: list[str] = []
+    rlhf(config, say=lines.append)
+    wanted = {f"checkpoint-{step}" for step in range(1, steps + 1) if config.is_checkpoint(step)}
+    assert {path.name for path in Path(config.out).glob("checkpoint-*")} == wanted
+    assert any(f"goes on behind step {behind}" in line for line in lines)
+    assert metrics(config.out) == metrics(whole.out)
+    ours, theirs = (load_file(Path(out) / "model.safetensors") for out in (config.out, whole.out))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
 def test_parts_of_a_batch_add_up(tiny: Config, rewarded: Rewarded, tmp_path: Path) -> None:
@@ -162,6 +236,19 @@ def test_unscored_responses_are_left_out_and_counted(tiny: Config, rewarded: Rew
     rewarded(lambda text: None)
     with pytest.raises(DataError, match="scored none of 4 responses"):
         rlhf(tiny(out=tiny().out + "2"))
+
+
+def test_the_gradients_norm_is_the_mean_over_the_steps_that_were_taken(
+    tiny: Config, rewarded: Rewarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of four responses have a score, so that two of four parts are empty."""
+    scores = iter([1.0, None, 2.0, None])
+    rewarded(lambda text: next(scores))
+    update, norms = ppo.PpoTrainer._update, []
+    monkeypatch.setattr(ppo.PpoTrainer, "_update", lambda *args: norms.append(update(*args)) or norms[-1])
+    rlhf(tiny(steps=1, ppo=PpoOptions(epochs=2, minibatches=4)))
+    assert len(norms) == 4
+    assert metrics(tiny().out)[0]["grad_norm"] == pytest.approx(sum(norms) / 4)
 
 
 def test_a_reward_that_is_not_finite_stops_the_run(tiny: Config, rewarded: Rewarded) -> None:
@@ -232,6 +319,7 @@ def test_head_and_reference_are_the_rewards_alone(tiny: Config, monkeypatch: pyt
         return Scripted(length)
 
     monkeypatch.setattr(run, "load_reward", load)
+    monkeypatch.setattr(run, "reward_identity", lambda *_: {})
     rlhf(tiny(steps=1, gold="other", head="policy", reference="base"))
     assert asked == {"scripted": ("policy", "base"), "other": (None, None)}
 
@@ -243,8 +331,6 @@ def test_the_true_reward_has_no_heads(tiny: Config) -> None:
 
 def test_a_reward_model_of_another_tokenizer(tiny: Config, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """From the command line: a stock classifier with another vocabulary and template reads the policy's text."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-
     tokenizer = tiny_tokenizer(
         template="{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}{{ eos_token }}"
     )
@@ -269,13 +355,9 @@ def test_a_reward_model_of_another_tokenizer(tiny: Config, tmp_path: Path, capfd
 
 def test_a_run_is_not_mixed_with_another(tiny: Config, rewarded: Rewarded) -> None:
     rewarded(length)
-
-    def kill(step: int, told: Mapping[str, float]) -> None:
-        raise KeyboardInterrupt
-
     config = tiny()
     with pytest.raises(KeyboardInterrupt):
-        rlhf(config, progress=kill)
+        rlhf(config, progress=interrupt)
     with pytest.raises(ConfigError, match="learning_rate"):
         rlhf(replace(config, learning_rate=1.0))
     Path(config.data[0]).write_text('{"prompt": "another"}\n')
@@ -300,6 +382,110 @@ def test_a_run_goes_on_beside_the_reference_and_in_the_precision_that_it_began_w
         rlhf(config)
 
 
+def reward_model(folder: Path, seed: int = 0, *, labels: int = 1) -> str:
+    """A stock classifier with random weights, whose every file but these is the same for all seeds."""
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model("llama", vocab_size=260, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                                  num_attention_heads=2, num_labels=labels, pad_token_id=3)  # fmt: skip
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("option", ["reward", "gold", "score.chat_template"])
+def test_a_run_does_not_go_on_with_another_reward(option: str, tiny: Config, tmp_path: Path) -> None:
+    """The same names, but other contents: of the reward model, of the one that only watches, of a template's file."""
+    template = tmp_path / "template.jinja"
+    template.write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    models = {"reward": tmp_path / "reward", "gold": tmp_path / "gold"}
+    names = {name: reward_model(folder) for name, folder in models.items()}
+    config = tiny(**names, score=ScoreOptions(chat_template=str(template)))
+    with pytest.raises(KeyboardInterrupt):
+        rlhf(config, progress=kill_at(2))
+    if option in models:
+        reward_model(models[option], seed=1)
+        what = f"{option}.the model"
+    else:
+        template.write_text("{% for m in messages %}{{ m['role'] }}{% endfor %}")
+        what = f"reward.{option}"
+    with pytest.raises(ConfigError, match=rf"unfinished run with other settings: .*{what} \(was"):
+        rlhf(config)
+
+
+def test_a_run_goes_on_with_the_reward_that_it_began_with(tiny: Config, tmp_path: Path) -> None:
+    """Whether its manifest tells which that was, or, of an older version, does not."""
+    config = tiny(reward=reward_model(tmp_path / "reward"), gold="world/helpful")
+    for told in (True, False):
+        with pytest.raises(KeyboardInterrupt):
+            rlhf(replace(config, overwrite=True), progress=kill_at(2))
+        path = Path(config.out) / "manifest.json"
+        manifest = json.loads(path.read_text())
+        assert len(manifest["effective"]["reward"]["the model"]) == 64
+        if not told:
+            manifest["effective"] = {"seed": 0}
+            path.write_text(json.dumps(manifest))
+        rlhf(config)
+        assert is_finished(Path(config.out))
+
+
+def test_an_older_run_in_another_precision_does_not_go_on(tiny: Config, rewarded: Rewarded) -> None:
+    """Of the weights its manifest says nothing, but of the precision it does."""
+    rewarded(length)
+    with pytest.raises(KeyboardInterrupt):
+        rlhf(tiny(), progress=kill_at(2))
+    path = Path(tiny().out) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["effective"]["weights"], manifest["effective"]["reward"]
+    path.write_text(json.dumps(manifest | {"effective": manifest["effective"] | {"dtype": "bfloat16"}}))
+    with pytest.raises(ConfigError, match=r"dtype \(was bfloat16, now float32\)"):
+        rlhf(tiny())
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_that_goes_on_keeps_its_beginnings_account(algorithm: str, tiny: Config, rewarded: Rewarded) -> None:
+    """When and with which programs it was begun; what it goes on with is told beside."""
+    if algorithm != "ppo":
+        pytest.importorskip("trl")
+    rewarded(length)
+    config = tiny(algorithm=algorithm, **group_of_two(algorithm))
+    with pytest.raises(KeyboardInterrupt):
+        rlhf(config, progress=kill_at(3))
+    path = Path(config.out) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    began = {"started": "2020-01-01T00:00:00+00:00", "versions": {"torch": "1.0"}}
+    path.write_text(json.dumps(manifest | began))
+    rlhf(config)
+    after = json.loads(path.read_text())
+    assert {name: after[name] for name in began} == began
+    (resumed,) = after["resumed"]
+    assert resumed["started"] >= manifest["started"]
+    assert resumed["versions"] == manifest["versions"]
+    assert after["status"] == "finished"
+
+
+def test_two_commands_do_not_train_in_one_folder(tiny: Config, rewarded: Rewarded) -> None:
+    """The second is refused before it reads what the first has written, and the first comes to its end."""
+    rewarded(length)
+    refused: list[BaseException] = []
+
+    def second() -> None:
+        try:
+            rlhf(tiny(overwrite=True))
+        except ConfigError as error:
+            refused.append(error)
+
+    def meanwhile(step: int, told: Mapping[str, float]) -> None:
+        if step == 2:
+            other = threading.Thread(target=second)  # the lock is a thread's: the same one may take it again
+            other.start()
+            other.join()
+
+    rlhf(tiny(), progress=meanwhile)
+    assert [str(error).partition(" Wait")[0] for error in refused] == [f"Another command is training in {tiny().out}."]
+    assert is_finished(Path(tiny().out))
+
+
 def test_what_a_run_reads_is_not_overwritten(tiny: Config, rewarded: Rewarded) -> None:
     rewarded(length)
     rlhf(tiny(steps=1))
@@ -315,16 +501,74 @@ def test_what_a_run_reads_is_not_overwritten(tiny: Config, rewarded: Rewarded) -
 
 def test_a_damaged_checkpoint_is_named(tiny: Config, rewarded: Rewarded) -> None:
     rewarded(length)
-
-    def kill(step: int, told: Mapping[str, float]) -> None:
-        if step == 2:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        rlhf(tiny(), progress=kill)
-    (Path(tiny().out) / "checkpoint-2" / STATE_FILE).write_bytes(b"half")
+        rlhf(tiny(), progress=kill_at(2))
+    state = Path(tiny().out) / "checkpoint-2" / STATE_FILE
+    state.write_bytes(b"half")
+    with pytest.raises(DamagedError, match=r"checkpoint-2/trainer.pt is damaged\. Delete the folder"):
+        rlhf(tiny())
+    with ZipFile(state, "w") as archive:
+        archive.writestr("other", "a whole archive, but not torch's")
     with pytest.raises(TrainingError, match=r"checkpoint-2/trainer.pt can't be read"):
         rlhf(tiny())
+
+
+def flip(path: Path) -> None:
+    """Change 64 bytes in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 64] = bytes(byte ^ 255 for byte in content[middle : middle + 64])
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "rank", "name"),
+    [
+        ("ppo", 0, "model.safetensors"),
+        ("ppo", 4, "adapter_model.safetensors"),
+        ("ppo", 0, STATE_FILE),
+        ("ppo", 0, "checksums.json"),
+        ("grpo", 0, "model.safetensors"),
+        ("rloo", 4, "adapter_model.safetensors"),
+        ("grpo", 0, "optimizer.pt"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_does_not_go_on_from_flipped_bytes(
+    algorithm: str, rank: int, name: str, tiny: Config, rewarded: Rewarded
+) -> None:
+    """In the weights, or in what they go on with; without the folder the run comes to its end."""
+    if algorithm != "ppo":
+        pytest.importorskip("trl")
+    rewarded(length)
+    config = tiny(algorithm=algorithm, lora=LoraOptions(rank=rank), **group_of_two(algorithm))
+    with pytest.raises(KeyboardInterrupt):
+        rlhf(config, progress=kill_at(3))
+    checkpoint = Path(config.out) / "checkpoint-2"
+    flip(checkpoint / name)
+    with pytest.raises(DamagedError, match=rf"checkpoint-2/{name} is .*Delete the folder .*checkpoint-2: the same"):
+        rlhf(config)
+    shutil.rmtree(checkpoint)
+    rlhf(config)
+    assert [row["step"] for row in metrics(config.out)] == [1, 2, 3, 4]
+
+
+def test_answers_are_not_those_of_a_damaged_checkpoint(tiny: Config, rewarded: Rewarded) -> None:
+    rewarded(length)
+    rlhf(tiny())
+    flip(Path(tiny().out) / "checkpoint-2" / "model.safetensors")
+    with pytest.raises(DamagedError, match=r"checkpoint-2/model.safetensors is not what was saved"):
+        list(checkpoint_answers(tiny(), [(Message("user", "Hi"),)], seed=0))
+
+
+def test_a_checkpoint_without_checksums_is_gone_on_from(tiny: Config, rewarded: Rewarded) -> None:
+    """Older versions wrote none."""
+    rewarded(length)
+    with pytest.raises(KeyboardInterrupt):
+        rlhf(tiny(), progress=kill_at(3))
+    (Path(tiny().out) / "checkpoint-2" / "checksums.json").unlink()
+    rlhf(tiny())
+    assert is_finished(Path(tiny().out))
 
 
 @pytest.mark.parametrize(("full_behind", "left"), [(1, []), (4, ["checkpoint-2", "checkpoint-4"])])
@@ -421,6 +665,61 @@ def test_checkpoints_are_at_equal_steps() -> None:
     assert all(few.is_checkpoint(step) for step in (1, 2, 3))
 
 
+@pytest.mark.parametrize(
+    ("steps", "checkpoints", "iterations", "wanted"),
+    [
+        (6, 4, 1, [2, 3, 5, 6]),  # 1.5, 3, 4.5 and 6
+        (6, 4, 2, [2, 4, 6]),
+        (8, 3, 2, [4, 6, 8]),
+        (8, 10, 4, [4, 8]),
+        (7, 2, 3, [6, 7]),  # the last batch is gone through once
+        (12, 4, 3, [3, 6, 9, 12]),
+    ],
+)
+def test_checkpoints_are_behind_whole_batches(steps: int, checkpoints: int, iterations: int, wanted: list[int]) -> None:
+    """Equal steps, rounded up."""
+    config = RlhfConfig(
+        model="m",
+        reward="r",
+        data=["d"],
+        out="o",
+        steps=steps,
+        checkpoints=checkpoints,
+        algorithm="grpo",
+        group=GroupOptions(iterations=iterations),
+    )
+    assert [step for step in range(1, steps + 1) if config.is_checkpoint(step)] == wanted
+
+
+SERVER = "http://localhost:1"
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"score": ScoreOptions(dtype="float32")}, "score.dtype"),
+        ({"score": ScoreOptions(max_length=9, overlong="truncate")}, "score.max_length"),
+        ({"score": ScoreOptions(overlong="drop")}, "score.overlong"),
+        ({"score": ScoreOptions(chat_template="default")}, "score.chat_template"),
+        ({"score": ScoreOptions(max_length=9), "gold": "world/helpful"}, "score.max_length"),
+        ({"head": "policy"}, "head"),
+        ({"head": "policy", "gold": "model"}, "head"),
+        ({"gold": "http://user:secret@host"}, "A server's address has neither a user"),
+    ],
+)
+def test_what_a_server_would_not_read_is_refused(values: dict[str, Any], named: str, tiny: Config) -> None:
+    with pytest.raises(ConfigError, match=named) as refused:
+        tiny(reward=SERVER, **values)
+    assert "secret" not in str(refused.value)
+
+
+def test_what_the_policy_or_another_scorer_reads_is_taken_beside_a_server(tiny: Config) -> None:
+    tiny(reward=SERVER)
+    tiny(reward=SERVER, trust_remote_code=True, score=ScoreOptions(device="cpu", batch_size=2))
+    tiny(reward=SERVER, gold="model", score=ScoreOptions(max_length=9))
+    tiny(reward="model", gold=SERVER, head="policy", score=ScoreOptions(max_length=9))
+
+
 def test_trl_is_told_scores_less_what_a_missing_end_costs() -> None:
     """By the prompts' places, whatever order TRL hands completions over in; what has no score has none."""
     prompts = SimpleNamespace(prompts=((Message("user", "a"),), (Message("user", "b"),)))
@@ -448,19 +747,27 @@ def test_trl_trains_with_the_same_scorer(algorithm: str, tiny: Config, rewarded:
     pytest.importorskip("trl")
     rewarded(length)
     config = tiny(algorithm=algorithm, group=GroupOptions(generations=2), missing_eos_penalty=1.0)
-
-    def kill(step: int, told: Mapping[str, float]) -> None:
-        if step == 3:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        rlhf(config, progress=kill)
+        rlhf(config, progress=kill_at(3))
     rlhf(config)
     rows = metrics(config.out)
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert {"reward", "length", "ended", "unscored", "entropy", "kl_per_token"} <= rows[-1].keys()
     assert is_finished(Path(config.out))
     assert AutoModelForCausalLM.from_pretrained(config.out).config.vocab_size == 260
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_trl_is_dealt_prompts_as_ppo_is(tiny: Config, rewarded: Rewarded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order that follows from seed and step, each as often as it has answers, round after round."""
+    pytest.importorskip("trl")
+    rewarded(length)
+    answered, asked = groups.answered, []
+    monkeypatch.setattr(groups, "answered", lambda prompt, text: asked.append(prompt) or answered(prompt, text))
+    config = tiny(algorithm="rloo", **group_of_two("rloo"), steps=5)
+    rlhf(config)
+    dealt = [place for step in range(1, 6) for place in deal(6, 2, step, config.seed) for _ in range(2)]
+    assert [prompt[0].content for prompt in asked] == [f"question {place}" for place in dealt]
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo"])

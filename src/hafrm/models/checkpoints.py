@@ -30,7 +30,7 @@ from hafrm.errors import HafrmError, ModelError, UnwritableError, first_line
 from hafrm.models.hybrid import HybridModel, new_reward_head
 from hafrm.models.lora import LoraOptions, add_lora, merged_state_dict
 from hafrm.models.references import weights_digest
-from hafrm.models.runinfo import RUN_FILE, RunInfo, file_digest, require_undamaged
+from hafrm.models.runinfo import RUN_FILE, RunInfo, checksums, require_undamaged
 from hafrm.models.stock import load_causal_lm, loading, new_model, quiet_transformers
 from hafrm.models.tokenizers import load_tokenizer
 
@@ -150,9 +150,7 @@ def _checkpoint(model: HybridModel, tokenizer: Any, info: RunInfo, folder: Path)
     with writing(folder), atomic.new_files(folder, last=RUN_FILE) as temporary:
         yield temporary
         tokenizer.save_pretrained(temporary)
-        files = sorted(path for path in temporary.rglob("*") if path.is_file())
-        sha256 = {path.relative_to(temporary).as_posix(): file_digest(path) for path in files}
-        replace(info, sha256=sha256, dtype=dtype).save(temporary)
+        replace(info, sha256=checksums(temporary), dtype=dtype).save(temporary)
 
 
 @contextlib.contextmanager

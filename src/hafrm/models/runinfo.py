@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +14,16 @@ from hafrm import atomic
 from hafrm.encoding import Overlong
 from hafrm.errors import DamagedError, ModelError
 
-__all__ = ["RUN_FILE", "Head", "RunInfo", "file_digest", "read_manifest", "require_finished", "require_undamaged"]
+__all__ = [
+    "RUN_FILE",
+    "Head",
+    "RunInfo",
+    "checksums",
+    "read_manifest",
+    "require_checksums",
+    "require_finished",
+    "require_undamaged",
+]
 
 RUN_FILE = "hafrm.json"
 _FORMAT = 1
@@ -114,22 +124,42 @@ def require_undamaged(folder: Path) -> None:
     Raises:
         DamagedError: names the file.
     """
-    info = RunInfo.load(folder)
-    for name, digest in info.sha256.items():
+    remedy = "Restore it from a copy, or use another checkpoint"
+    require_checksums(folder, RunInfo.load(folder).sha256, kept_in=RUN_FILE, remedy=remedy)
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file in a folder and in the folders within, by its path there."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): _file_digest(path) for path in files}
+
+
+def require_checksums(folder: Path, sha256: Mapping[str, str], *, kept_in: str, remedy: str) -> None:
+    """Refuse a folder whose files are not those that were saved. Reads them all.
+
+    Args:
+        folder: The folder.
+        sha256: What `checksums` gave when it was saved.
+        kept_in: The file of the folder that holds them.
+        remedy: What to do about a damaged file, as a clause.
+
+    Raises:
+        DamagedError: names the file.
+    """
+    for name, digest in sha256.items():
         path = folder / name
         if not path.is_file():
             problem = "is missing"
-        elif file_digest(path) != digest:
+        elif _file_digest(path) != digest:
             problem = "is not what was saved: its checksum differs"
         else:
             continue
         raise DamagedError(
-            f"{path} {problem}. Restore it from a copy, or use another checkpoint; if it was changed on purpose, take "
-            f"its line out of `sha256` in {folder / RUN_FILE}."
+            f"{path} {problem}. {remedy}; if it was changed on purpose, take its line out of `sha256` in "
+            f"{folder / kept_in}."
         )
 
 
-def file_digest(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal digits."""
+def _file_digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,11 +1,13 @@
 """A policy's checkpoints: folders that stock transformers loads, and beside them what a run goes on with.
 
 A folder holds the whole causal LM, or a LoRA run's adapters in PEFT's form, which `AutoModelForCausalLM` loads with
-their base. `trainer.pt` (optimizer, schedule, price of KL, value head) stands in the newest one alone.
+their base, and in `checksums.json` the checksums of these. `trainer.pt` (optimizer, schedule, price of KL, value head;
+an archive with checksums of its own) stands in PPO's newest one alone.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,23 +16,28 @@ from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from hafrm import atomic
-from hafrm.errors import TrainingError, first_line
+from hafrm.errors import DamagedError, TrainingError, first_line
 from hafrm.models.checkpoints import save_merged, writing
 from hafrm.models.hybrid import HybridModel
+from hafrm.models.runinfo import checksums, require_checksums
 from hafrm.models.stock import loading, quiet_transformers
+from hafrm.training.resuming import require_whole_archives, without_checkpoint
 
 __all__ = [
     "STATE_FILE",
     "checkpoint_folders",
     "newest_checkpoint",
+    "require_as_saved",
     "restore",
     "restore_policy",
     "save_checkpoint",
+    "save_checksums",
     "save_policy",
 ]
 
 STATE_FILE = "trainer.pt"
 _ADAPTERS = "adapter_model.safetensors"
+_CHECKSUMS_FILE = "checksums.json"
 
 
 def save_checkpoint(model: HybridModel, tokenizer: Any, state: dict[str, Any], folder: Path) -> None:
@@ -46,6 +53,7 @@ def save_checkpoint(model: HybridModel, tokenizer: Any, state: dict[str, Any], f
             else:
                 model.stock_lm.save_pretrained(place)
         tokenizer.save_pretrained(place)
+        save_checksums(place)
         torch.save(state | {"value_head": model.score.state_dict()}, place / STATE_FILE)
     for other in checkpoint_folders(folder.parent).values():
         if other != folder:
@@ -80,13 +88,41 @@ def newest_checkpoint(run: Path) -> tuple[int, Path] | None:
     return max(whole.items()) if whole else None
 
 
+def save_checksums(folder: Path) -> None:
+    """Write the checksums of what a checkpoint holds so far: its weights, config and tokenizer."""
+    atomic.write_json(folder / _CHECKSUMS_FILE, {"sha256": checksums(folder)})
+
+
+def require_as_saved(folder: Path) -> None:
+    """Refuse to go on from a checkpoint that is damaged; one of an older version has no checksums of its weights.
+
+    Raises:
+        DamagedError: names the file.
+    """
+    require_whole_archives(folder)
+    _require_checksums(folder, without_checkpoint(folder))
+
+
+def _require_checksums(folder: Path, remedy: str) -> None:
+    path = folder / _CHECKSUMS_FILE
+    if not path.is_file():
+        return
+    try:
+        sha256 = dict(json.loads(path.read_text(encoding="utf-8"))["sha256"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{path} is damaged ({first_line(error)}). {remedy}.") from error
+    require_checksums(folder, sha256, kept_in=_CHECKSUMS_FILE, remedy=remedy)
+
+
 def restore(model: HybridModel, folder: Path) -> dict[str, Any]:
     """Load a checkpoint's weights into a model of the same shape, in place; gives what `PpoTrainer` goes on with.
 
     Raises:
+        DamagedError: a file is not what was saved.
         TrainingError: the state can't be read.
         ModelError: the weights can't.
     """
+    require_as_saved(folder)
     try:
         state: dict[str, Any] = torch.load(folder / STATE_FILE, map_location=model.score.weight.device)
     except Exception as error:  # torch raises pickle's own, zip's and more for a damaged file
@@ -94,7 +130,7 @@ def restore(model: HybridModel, folder: Path) -> dict[str, Any]:
             f"{folder / STATE_FILE} can't be read ({first_line(error)}). Remove {folder} and --overwrite the run, or "
             "choose another --out."
         ) from error
-    restore_policy(model, folder)
+    _load_policy(model, folder)
     model.score.load_state_dict(state.pop("value_head"))
     return state
 
@@ -103,8 +139,13 @@ def restore_policy(model: HybridModel, folder: Path) -> None:
     """Load a checkpoint's policy into a model of the same shape, in place; the values stay.
 
     Raises:
-        ModelError: the weights can't be read.
+        ModelError: the weights can't be read, or are not what was saved.
     """
+    _require_checksums(folder, "Restore it from a copy, or train the policy anew")
+    _load_policy(model, folder)
+
+
+def _load_policy(model: HybridModel, folder: Path) -> None:
     with loading("checkpoint", str(folder)):
         if model.adapted:
             set_peft_model_state_dict(cast(Any, model.causal_lm), load_file(folder / _ADAPTERS))

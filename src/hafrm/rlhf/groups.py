@@ -1,7 +1,8 @@
 """GRPO and RLOO by TRL's trainers, with the same prompts, scorer and options as PPO.
 
 TRL owns the loop: sampling, log-probs, KL (GRPO's in the loss, a mean over tokens; RLOO's taken off each response's
-reward, a sum), checkpoints. We give it the reward, and take its curves by the names that ours have.
+reward, a sum), what a checkpoint holds. We give it the reward, deal the prompts, say when to save, and take its curves
+by the names that ours have.
 """
 
 from __future__ import annotations
@@ -9,19 +10,22 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hafrm.errors import MissingExtraError
 from hafrm.models.generating import stop_tokens
 from hafrm.models.scorers import Scorer
+from hafrm.rlhf.checkpoints import require_as_saved, save_checksums
 from hafrm.rlhf.job import RlhfJob, RlhfResult
 from hafrm.rlhf.options import RlhfConfig
+from hafrm.rlhf.prompts import deal
 from hafrm.rlhf.rewards import answered, load_reward, require_scored, scores_of
 from hafrm.training.callbacks import METRICS_FILE, add_metrics, keep_metrics
-from hafrm.training.resuming import train_to_the_end
+from hafrm.training.resuming import last_checkpoint, train_to_the_end
 
 __all__ = ["GroupReward", "train_groups"]
 
@@ -113,11 +117,35 @@ class _Curves(TrainerCallback):
             self.job.progress(state.global_step, self.last)
 
 
+class _Saves(TrainerCallback):
+    """Has a checkpoint written where PPO would have one, but never between two passes over a batch.
+
+    TRL keeps no drawn responses in it, so a run that went on from there would draw others.
+    """
+
+    def __init__(self, config: RlhfConfig) -> None:
+        self.config = config
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Ask for a checkpoint."""
+        control.should_save = self.config.is_checkpoint(state.global_step)
+
+
+class _Checksums(Trainer):
+    """Goes before a trainer of TRL's: each checkpoint holds the checksums of its weights."""
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the weights, then their checksums; the trainer's state comes later, and says that all is there."""
+        super().save_model(output_dir, _internal_call)
+        save_checksums(Path(output_dir or str(self.args.output_dir)))
+
+
 def train_groups(job: RlhfJob) -> RlhfResult:
     """Train to the end, from the last checkpoint if there is one.
 
     Raises:
         MissingExtraError: TRL is not installed.
+        DamagedError: a file of the last checkpoint is not what was saved.
     """
     try:
         with warnings.catch_warnings():
@@ -128,16 +156,18 @@ def train_groups(job: RlhfJob) -> RlhfResult:
     options, trainer_class = (getattr(trl, f"{job.config.algorithm.upper()}{part}") for part in ("Config", "Trainer"))
     scorer = load_reward(job.config.reward, job.config, job.config.score)
     job.begin()
+    if (checkpoint := last_checkpoint(job.folder)) is not None:
+        require_as_saved(checkpoint)
     causal_lm = job.model.causal_lm
     reward = GroupReward(job, scorer, set(stop_tokens(causal_lm, job.tokenizer)))
     curves = _Curves(job, reward)
-    trainer = trainer_class(
+    trainer = type(trainer_class.__name__, (_Checksums, trainer_class), {})(
         model=causal_lm,
         reward_funcs=reward,
         args=options(**_arguments(job.config)),
         train_dataset=_dataset(job),
         processing_class=job.tokenizer,
-        callbacks=[curves],
+        callbacks=[curves, _Saves(job.config)],
     )
     trainer.remove_callback(PrinterCallback)
     train_to_the_end(trainer, job.folder)
@@ -145,11 +175,17 @@ def train_groups(job: RlhfJob) -> RlhfResult:
 
 
 def _dataset(job: RlhfJob) -> Dataset:
+    """The prompts of all batches, in order: of TRL's own orders a run that goes on would get its first again."""
+    config = job.config
     rows = [
         {"prompt": [message.as_dict() for message in prompt], "place": place}
         for place, prompt in enumerate(job.prompts.prompts)
     ]
-    return Dataset.from_list(rows)
+    prompts = config.batch_size // config.group.generations
+    batches = range(1, math.ceil(config.steps / config.group.iterations) + 1)
+    return Dataset.from_list(rows).select(
+        [place for batch in batches for place in deal(len(rows), prompts, batch, config.seed)]
+    )
 
 
 def _arguments(config: RlhfConfig) -> dict[str, Any]:
@@ -161,6 +197,7 @@ def _arguments(config: RlhfConfig) -> dict[str, Any]:
         "bf16": config.mixed,
         "gradient_checkpointing": on_gpu,
         "max_steps": config.steps,
+        "shuffle_dataset": False,
         "per_device_train_batch_size": config.batch_size,
         "num_generations": config.group.generations,
         "num_iterations": config.group.iterations,
@@ -176,7 +213,7 @@ def _arguments(config: RlhfConfig) -> dict[str, Any]:
         "weight_decay": 0.0,
         "optim": "adamw_torch",
         "seed": config.seed,
-        "save_steps": math.ceil(config.steps / config.checkpoints),
+        "save_strategy": "no",  # `_Saves` says when
         "logging_steps": 1,
         "report_to": [],
         "disable_tqdm": True,

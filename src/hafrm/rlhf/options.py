@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import torch
 
 from hafrm.data import ReadOptions
 from hafrm.errors import ConfigError
-from hafrm.models.loading import ScorerChoice
+from hafrm.models.loading import ScorerChoice, require_server_options
 from hafrm.models.lora import LoraOptions
+from hafrm.models.remote import is_server
 from hafrm.models.scorers import ScoreOptions
 from hafrm.rlhf.objectives import KlController, KlEstimator, ScoreScale
+from hafrm.rlhf.rewards import WORLD
 
 __all__ = ["Algorithm", "GroupOptions", "KlOptions", "PpoOptions", "RlhfConfig", "SamplingOptions"]
 
@@ -194,7 +196,8 @@ class RlhfConfig(ScorerChoice):
     reads text, to which its template adds the end, so it can't tell by itself."""
 
     checkpoints: int = 10
-    """How many checkpoints, at equal steps, the last at the end. All of them stay."""
+    """How many checkpoints, at equal steps, rounded up where they are none; the last at the end. All of them stay. With
+    `group.iterations` above 1 a checkpoint waits until its batch is learnt from to the end."""
 
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     kl: KlOptions = field(default_factory=KlOptions)
@@ -204,7 +207,7 @@ class RlhfConfig(ScorerChoice):
     """With adapters the reference is the model without them; otherwise a frozen copy."""
 
     score: ScoreOptions = field(default_factory=lambda: ScoreOptions(overlong="truncate"))
-    """How the reward model runs."""
+    """How the reward model runs; `device` is the policy's, too. What a server would not read is refused."""
 
     data_options: ReadOptions = field(default_factory=ReadOptions)
 
@@ -234,6 +237,29 @@ class RlhfConfig(ScorerChoice):
             raise ConfigError(f"{name}: {why}")
         for name in self._unread():
             raise ConfigError(f"{name} has no effect with --algorithm {self.algorithm}: leave it out.")
+        self._refuse_unread_by_servers()
+
+    def _refuse_unread_by_servers(self) -> None:
+        """A server scores as it was started; the other scorer may be a model here, which reads `score`."""
+        scorers = [name for name in (self.reward, self.gold) if name is not None]
+        options = ScoreOptions()
+        if all(is_server(name) or name.startswith(WORLD) for name in scorers):
+            overlong = (
+                None if self.score.overlong == "truncate" else self.score.overlong
+            )  # our default is nobody's wish
+            options = replace(self.score, device=None, overlong=overlong)  # the device is the policy's
+        for name in filter(is_server, scorers):
+            require_server_options(name, self._asked_of_reward if name == self.reward else ScorerChoice(), options)
+
+    @property
+    def _asked_of_reward(self) -> ScorerChoice:
+        """The choice without the trust that the policy's code may need."""
+        return ScorerChoice(head=self.head, reference=self.reference, combined_weight=self.combined_weight)
+
+    @property
+    def asked_of_gold(self) -> ScorerChoice:
+        """Head and reference are the reward model's: `gold` is scored by the head that it was trained for."""
+        return ScorerChoice(trust_remote_code=self.trust_remote_code)
 
     def _broken(self) -> Iterator[tuple[str, str]]:
         """Options that do not fit each other."""
@@ -293,8 +319,14 @@ class RlhfConfig(ScorerChoice):
         return on_gpu and self.torch_dtype == torch.float32 and torch.cuda.is_bf16_supported()
 
     def is_checkpoint(self, step: int) -> bool:
-        """Whether a checkpoint is written behind this step, counted from 1."""
-        return step * self.checkpoints // self.steps > (step - 1) * self.checkpoints // self.steps
+        """Whether a checkpoint is written behind this step, counted from 1.
+
+        Not between two steps that learn from one batch of `group.iterations`: no checkpoint holds drawn responses.
+        """
+        if step % self.group.iterations and step != self.steps:
+            return False
+        before = (step - 1) // self.group.iterations * self.group.iterations
+        return step * self.checkpoints // self.steps > before * self.checkpoints // self.steps
 
 
 def _require_finite(options: Any, prefix: str = "") -> None:

@@ -193,16 +193,16 @@ class PpoTrainer:
         )
         lessons = _Lessons(measured.log_probs, measured.values, whiten(advantages), returns)
         sums: dict[str, float] = defaultdict(float)
+        norms: list[float] = []
         self.policy.model.train()
         for _ in range(options.epochs):
             order = torch.randperm(len(lengths))
             for places in order.tensor_split(options.minibatches):
                 if len(places):  # unscored responses can leave fewer than there are parts
-                    sums["grad_norm"] += self._update(number, rollouts.groups, lessons, places.tolist(), sums)
+                    norms.append(self._update(number, rollouts.groups, lessons, places.tolist(), sums))
         tokens = options.epochs * sum(lengths)
-        told = {name: total / tokens for name, total in sums.items() if name != "grad_norm"}
-        return told | {
-            "grad_norm": sums["grad_norm"] / (options.epochs * options.minibatches),
+        return {name: total / tokens for name, total in sums.items()} | {
+            "grad_norm": sum(norms) / len(norms),
             "explained_variance": explained_variance(measured.values, returns),
         }
 

@@ -66,10 +66,7 @@ def load_prompts(
     )
     fitting = [prompt for prompt, place in found.items() if lengths.get(place, math.inf) <= max_tokens]
     if not fitting:
-        raise DataError(
-            f"{', '.join(names)}: none of {len(found)} prompts has at most {max_tokens} tokens. Raise "
-            "max_prompt_tokens, or give other prompts."
-        )
+        raise DataError(f"{', '.join(names)}: {_why_none(len(found), len(found) - len(lengths), max_tokens)}")
     account = {
         "sources": sources,
         "repeated": sum(source["kept"] for source in sources) - len(found),
@@ -78,6 +75,20 @@ def load_prompts(
         "pairs": len(fitting),
     }
     return PromptSet(tuple(fitting), account)
+
+
+def _why_none(prompts: int, refused: int, max_tokens: int) -> str:
+    """Why no prompt is left, and what to do: `refused` are those that the chat template can't render."""
+    if not prompts:
+        return "no row holds a prompt that can be read. Give other prompts."
+    template = f"the policy's chat template refuses {'all' if prompts == refused else refused} of {prompts} prompts"
+    if prompts == refused > 0:
+        return f"{template}. Change their roles, or use a tokenizer with another chat template."
+    others = f"; {template}" if refused else ""
+    return (
+        f"none of {prompts - refused} prompts has at most {max_tokens} tokens{others}. Raise max_prompt_tokens, or "
+        "give other prompts."
+    )
 
 
 def deal(count: int, batch_size: int, step: int, seed: int) -> list[int]:

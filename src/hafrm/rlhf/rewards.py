@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from hafrm.errors import ConfigError, DataError, ModelError, RefusedError
 from hafrm.judging.reward import OracleScorer
+from hafrm.models.identity import model_identity
 from hafrm.models.loading import ScorerChoice
 from hafrm.models.scorers import ScoreOptions, Scorer
 from hafrm.pairs import Conversation, Message
 from hafrm.rlhf.prompts import Prompt
 
-__all__ = ["answered", "load_reward", "require_scored", "scores_of"]
+__all__ = ["WORLD", "answered", "load_reward", "require_scored", "reward_identity", "scores_of"]
 
-_WORLD = "world/"
+WORLD = "world/"
+"""How the names of the simulated world's true rewards begin."""
+
+_OF_WEIGHTS = ("the server", "its base", "the model", "its reference", "score.chat_template")
+"""What of a model's identity no option tells: the same names can stand for other contents later."""
 
 
 def load_reward(name: str, choice: ScorerChoice, options: ScoreOptions) -> Scorer:
@@ -25,12 +31,27 @@ def load_reward(name: str, choice: ScorerChoice, options: ScoreOptions) -> Score
         ConfigError: a head, a reference or a weight is chosen for the world, which has none.
         ModelError: nothing that scores loads from there.
     """
-    if name.startswith(_WORLD):
+    if name.startswith(WORLD):
         asked = [each for each in ("head", "reference", "combined_weight") if getattr(choice, each) is not None]
         if asked:
             raise ConfigError(f"--{' and --'.join(asked)} has no effect on the true reward of {name}: leave it out.")
-        return OracleScorer(name.removeprefix(_WORLD))
+        return OracleScorer(name.removeprefix(WORLD))
     return choice.load(name, options)
+
+
+def reward_identity(name: str, choice: ScorerChoice, options: ScoreOptions) -> dict[str, Any]:
+    """What a scorer's rewards depend on beside the options, as plain values by what a message calls them.
+
+    A model whose identity can't be known is another one each time, as for `hafrm judge`. The world's rewards depend on
+    their name alone.
+
+    Raises:
+        ModelError: there is no such model, or no such server answers.
+    """
+    if name.startswith(WORLD):
+        return {}
+    found = model_identity(name, choice, options)
+    return {part: found[part] for part in _OF_WEIGHTS if part in found}
 
 
 def answered(prompt: Prompt, text: str) -> Conversation:

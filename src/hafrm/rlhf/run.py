@@ -13,7 +13,6 @@ import torch
 from hafrm.data import local_path
 from hafrm.errors import ConfigError
 from hafrm.models.hybrid import HybridModel
-from hafrm.models.loading import ScorerChoice
 from hafrm.models.references import weights_digest
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.numerics import cpu_tuned
@@ -24,10 +23,10 @@ from hafrm.rlhf.loading import new_policy, ready_policy
 from hafrm.rlhf.options import RlhfConfig
 from hafrm.rlhf.ppo import PpoTrainer
 from hafrm.rlhf.prompts import load_prompts
-from hafrm.rlhf.rewards import load_reward
+from hafrm.rlhf.rewards import load_reward, reward_identity
 from hafrm.training.callbacks import METRICS_FILE, add_metrics, keep_metrics
-from hafrm.training.folders import claim_folder
-from hafrm.training.manifest import new_manifest, require_same_data, require_same_settings
+from hafrm.training.folders import claim_folder, hold_folder
+from hafrm.training.manifest import new_manifest, require_same_data, require_same_settings, resumed_manifest
 
 __all__ = ["rlhf"]
 
@@ -55,26 +54,33 @@ def rlhf(
             "hafrm rlhf trains in one process. For more than one device use OpenRLHF or verl with `hafrm serve` as "
             "their reward: docs/rlhf.md says how."
         )
+    with hold_folder(Path(config.out)), cpu_tuned(), _forked_random():
+        job = _prepare(config, progress, say)
+        return _train_ppo(job) if config.algorithm == "ppo" else train_groups(job)
+
+
+def _prepare(config: RlhfConfig, progress: Progress, say: Callable[[str], None]) -> RlhfJob:
+    """Prompts, policy and manifest, of a new run or of one that goes on; nothing is written yet."""
     folder = Path(config.out)
     before = claim_folder(config, folder, _inputs(config), overwrite=config.overwrite)
-    with cpu_tuned(), _forked_random():
-        torch.manual_seed(config.seed)
-        tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
-        prompts = load_prompts(config.data, tokenizer, max_tokens=config.max_prompt_tokens, options=config.data_options)
-        account = {"train": prompts.account}
-        if before is not None:
-            require_same_data(before, account, folder)
-        model = new_policy(config, tokenizer)
-        effective = _effective(config, model)
-        if before is not None and "weights" in before["effective"]:  # runs of older versions do not say
-            require_same_settings(before, effective, folder)
-        manifest = new_manifest(config, account, effective)
-        job = RlhfJob(config, model, tokenizer, prompts, manifest, progress, say)
-        return _train_ppo(job) if config.algorithm == "ppo" else train_groups(job)
+    torch.manual_seed(config.seed)
+    tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
+    prompts = load_prompts(config.data, tokenizer, max_tokens=config.max_prompt_tokens, options=config.data_options)
+    account = {"train": prompts.account}
+    if before is not None:
+        require_same_data(before, account, folder)
+    model = new_policy(config, tokenizer)
+    effective = _effective(config, model)
+    manifest = new_manifest(config, account, effective)
+    if before is not None:
+        require_same_settings(before, effective, folder)
+        manifest = resumed_manifest(before, manifest)
+    return RlhfJob(config, model, tokenizer, prompts, manifest, progress, say)
 
 
 def _effective(config: RlhfConfig, model: HybridModel) -> dict[str, Any]:
     """What the options came to, as `effective_settings` says it of training; the weights are those of the reference."""
+    gold = {"gold": reward_identity(config.gold, config.asked_of_gold, config.score)} if config.gold else {}
     return {
         "seed": config.seed,
         "dtype": str(config.torch_dtype).removeprefix("torch."),
@@ -84,6 +90,8 @@ def _effective(config: RlhfConfig, model: HybridModel) -> dict[str, Any]:
         "gradient_accumulation_steps": 1,
         "world_size": 1,
         "weights": weights_digest(model),
+        "reward": reward_identity(config.reward, config, config.score),
+        **gold,
     }
 
 
@@ -105,8 +113,7 @@ def _train_ppo(job: RlhfJob) -> RlhfResult:
         config, model, tokenizer, report=lambda reason: job.say(f"batches are padded, not packed: {reason}")
     )
     scorer = load_reward(config.reward, config, config.score)
-    watching = ScorerChoice(trust_remote_code=config.trust_remote_code)  # head and reference are the reward model's
-    gold = load_reward(config.gold, watching, config.score) if config.gold else None
+    gold = load_reward(config.gold, config.asked_of_gold, config.score) if config.gold else None
     trainer = PpoTrainer(config, policy, tokenizer, job.prompts.prompts, scorer, gold)
     job.begin()
     done = _go_on(trainer, job.folder)

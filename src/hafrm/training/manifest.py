@@ -190,13 +190,13 @@ def require_same_settings(manifest: dict[str, Any], effective: dict[str, Any], f
     """Refuse to resume a run on other weights, in another precision, with other pairs to a step or sharded otherwise.
 
     Raises:
-        ConfigError: names the settings that differ. The device may: its kind shows in the precision. So may the number
-            of processes where a step has the same pairs, except under ZeRO, whose optimizer is kept process by process.
+        ConfigError: names the settings that differ. What an older version's run did not note may. The device may: its
+            kind shows in the precision. So may the number of processes where a step has the same pairs, except under
+            ZeRO, whose optimizer is kept process by process.
     """
     if before := manifest.get("effective"):
         now = json.loads(json.dumps(effective))
-        before = {name: now.get(name) for name in ("weights", "part")} | before  # which older runs did not note
-        changes = _changes(_resumable(before), _resumable(now))
+        changes = _changes(_resumable(now | before), _resumable(now))
         _require_none(changes, "with other settings", folder)
 
 

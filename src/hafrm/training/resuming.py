@@ -11,7 +11,7 @@ from transformers import Trainer, TrainerState
 
 from hafrm.errors import DamagedError
 
-__all__ = ["last_checkpoint", "require_whole_archives", "train_to_the_end"]
+__all__ = ["last_checkpoint", "require_whole_archives", "train_to_the_end", "without_checkpoint"]
 
 _ARCHIVES = ("*.pt", "*.pth", "optimizer*.bin")
 """Files of a checkpoint that torch writes as archives; the last is the optimizer under FSDP."""
@@ -64,7 +64,12 @@ def require_whole_archives(checkpoint: Path) -> None:
         except Exception:  # zipfile has many for a damaged archive: its own, NotImplementedError, zlib's, ...
             damaged = True
         if damaged:
-            raise DamagedError(
-                f"{path} is damaged. Delete the folder {checkpoint}: the same command then goes on from the checkpoint "
-                "before it, or begins again where there is none."
-            )
+            raise DamagedError(f"{path} is damaged. {without_checkpoint(checkpoint)}.")
+
+
+def without_checkpoint(checkpoint: Path) -> str:
+    """What to do about a damaged checkpoint of a run that is to go on, as a clause."""
+    return (
+        f"Delete the folder {checkpoint}: the same command then goes on from the checkpoint before it that holds an "
+        "optimizer's state, or begins again where there is none"
+    )

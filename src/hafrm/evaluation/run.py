@@ -119,12 +119,10 @@ def evaluate(
     scores: list[PairScore] = []
     lists: list[ListScore] = []
     for model, identity in identities.items():
-        with _naming(model):
-            job = _Job(model, identity, config, progress, say)
-            for name, found in (sets | calibration).items():
-                scores += job.scores(name, found.reports, found.pairs, score_pairs, PairScore, "pairs")
-            for name, items in suites.items():
-                lists += job.scores(name, items.reports, items.items, score_items, ListScore, "prompts")
+        # The job, which holds the model, ends with the call: what is loaded next needs its memory.
+        of_pairs, of_lists = _score(_Job(model, identity, config, progress, say), sets | calibration, suites)
+        scores += of_pairs
+        lists += of_lists
     evaluated = [score for score in scores if score.data in sets]
     calibrating = [score for score in scores if score.data in calibration]
     tokens = token_lines(
@@ -148,6 +146,20 @@ def evaluate(
     _write_or_remove(lists, folder / SUITES_FILE)
     atomic.write_json(folder / RESULTS_FILE, results)
     return results
+
+
+def _score(
+    job: _Job, sets: Mapping[str, PairSet], suites: Mapping[str, ItemSet]
+) -> tuple[list[PairScore], list[ListScore]]:
+    """One model's scores on all data sets and on all suites."""
+    scores: list[PairScore] = []
+    lists: list[ListScore] = []
+    with _naming(job.model):
+        for name, found in sets.items():
+            scores += job.scores(name, found.reports, found.pairs, score_pairs, PairScore, "pairs")
+        for name, items in suites.items():
+            lists += job.scores(name, items.reports, items.items, score_items, ListScore, "prompts")
+    return scores, lists
 
 
 def _write_or_remove(scores: Sequence[RawScore], path: Path) -> None:

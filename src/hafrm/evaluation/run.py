@@ -25,6 +25,7 @@ from hafrm.evaluation.unseen import require_unseen
 from hafrm.models.identity import model_identity
 from hafrm.models.loading import ScorerChoice, require_server_options
 from hafrm.models.remote import endpoint_of, is_server
+from hafrm.models.runinfo import RUN_FILE, RunInfo
 from hafrm.models.scorers import ScoreOptions, Scorer
 
 __all__ = ["CALIBRATION_FILE", "EvaluateConfig", "evaluate", "load_sets"]
@@ -128,7 +129,8 @@ def evaluate(
     tokens = token_lines(
         folder, evaluated, sets, config, config.score, most=config.token_log_ratios, say=say, progress=progress
     )
-    results = summarise(evaluated, calibrating)
+    no_log_odds = {model for model in config.models if not _states_log_odds(model, config)}
+    results = summarise(evaluated, calibrating, no_log_odds=no_log_odds)
     if suites:
         results["suites"] = {
             name: summarise_suite(found.suite, [each for each in lists if each.data == name])
@@ -190,6 +192,14 @@ def _look_up(model: str, config: EvaluateConfig, sets: Mapping[str, PairSet]) ->
         reports = [report for pair_set in sets.values() for report in pair_set.reports]
         require_unseen(model, reports, config.data_options.split_seed)
         return model_identity(model, config, config.score)
+
+
+def _states_log_odds(model: str, choice: ScorerChoice) -> bool:
+    """Whether differences of a model's rewards are meant as log-odds; of what says nothing of its loss, they are."""
+    if is_server(model) or not (Path(model) / RUN_FILE).is_file():
+        return True
+    info = RunInfo.load(Path(model))
+    return (choice.head or info.default_head) == "policy" or info.reward_loss == "bradley_terry"
 
 
 @contextmanager

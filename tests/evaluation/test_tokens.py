@@ -34,8 +34,9 @@ PAIRS = 12
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a base model, two runs from it, and their pairs."""
     folder = tmp_path_factory.mktemp("trained")
-    base, rows = save_tiny(folder / "base"), folder / "pairs.jsonl"
-    rows.write_text("".join(json.dumps(pair.as_row()) + "\n" for pair in some_pairs(PAIRS)))
+    base, rows = save_tiny(folder / "base"), folder / "train.jsonl"
+    for path, count in ((folder / "pairs.jsonl", PAIRS), (rows, PAIRS + 1)):
+        path.write_text("".join(json.dumps(pair.as_row()) + "\n" for pair in some_pairs(count)))
     for method in ("haf", "baseline"):
         training = {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "use_cpu": True}
         train(

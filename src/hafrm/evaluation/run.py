@@ -103,7 +103,8 @@ def evaluate(
         config: What to evaluate.
         sets: What `load_sets` gave for these options, where it was called before.
         progress: Called with "MODEL on DATA" and the number of pairs done.
-        say: Called with a line where an earlier evaluation goes on, or is of something else and thrown away.
+        say: Called with a line where an earlier evaluation goes on, or is of something else and thrown away, where a
+            model was trained on the pairs of a file, and where its tokens can't be shown.
 
     Returns:
         The contents of `results.json`; see `summarise`.
@@ -116,7 +117,7 @@ def evaluate(
     sets = load_sets(config) if sets is None else sets
     suites = {name: load_suite(name, config.data_options) for name in config.suites}
     calibration = _load_calibration(config, sets)
-    identities = {model: _look_up(model, config, sets | calibration) for model in config.models}
+    identities = {model: _look_up(model, config, sets | calibration, say) for model in config.models}
     scores: list[PairScore] = []
     lists: list[ListScore] = []
     for model, identity in identities.items():
@@ -186,11 +187,13 @@ def _load_calibration(config: EvaluateConfig, sets: Mapping[str, PairSet]) -> di
     return {f"{name} (calibration)": found}
 
 
-def _look_up(model: str, config: EvaluateConfig, sets: Mapping[str, PairSet]) -> dict[str, Any]:
+def _look_up(
+    model: str, config: EvaluateConfig, sets: Mapping[str, PairSet], say: Callable[[str], None]
+) -> dict[str, Any]:
     """What a model's rewards depend on; refuses a model that is not there, or that has seen the pairs."""
     with _naming(model):
         reports = [report for pair_set in sets.values() for report in pair_set.reports]
-        require_unseen(model, reports, config.data_options.split_seed)
+        require_unseen(model, reports, config.data_options.split_seed, say)
         return model_identity(model, config, config.score)
 
 

@@ -42,7 +42,8 @@ def test_train_evaluate_score_export(more: list[str], rows: Path, tmp_path: Path
     assert "The model is in" in capfd.readouterr().out
 
     assert main(["evaluate", str(run), "--data", str(rows), "--out", str(tmp_path / "eval")]) == 0
-    printed = capfd.readouterr().out
+    printed, errors = capfd.readouterr()
+    assert "run was trained on the very pairs of" in errors
     assert "the longer response" in printed
     assert "random" in printed
     result = json.loads((tmp_path / "eval" / "results.json").read_text())["models"][str(run)]["data"][str(rows)]

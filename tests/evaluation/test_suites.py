@@ -49,12 +49,12 @@ def test_rewardbench_weighs_subsets_by_their_prompts() -> None:
         score("mt-bench-med", won),
         score("math-prm", won),
         score("hep-go", lost),
-        score("shp", won),
+        score("shp", lost),
         score("summarize", (1.0, 1.0)),
     ]
     found = summary("rewardbench", scores)
     sections = values(found, "sections")
-    chat, reasoning, prior = (100 * 0.5 + 40) / 140, 984 / (984 + 164), 0.75
+    chat, reasoning, prior = (100 * 0.5 + 40) / 140, 984 / (984 + 164), 0.25
     assert sections == pytest.approx({"Chat": chat, "Reasoning": reasoning, "Prior Sets": prior})
     assert values(found, "overall")["overall"] == pytest.approx((chat + reasoning + prior / 2) / 2.5)
     assert {"Chat Hard", "Safety", "Chat: mt-bench-easy", "Prior Sets: anthropic_hhh"} <= set(found["missing"])
@@ -98,6 +98,12 @@ def test_the_score_of_ties_by_hand() -> None:
     assert found["baselines"]["random"]["overall"] == {"overall": None}
 
 
+def test_ties_of_one_reward_for_all_are_neither_accurate_nor_preferred() -> None:
+    found = values(summary("rewardbench-2", ties((1, 1), (2, 2, 2))), "subsets")
+    names = ("tied accuracy", "ref accuracy", "preferred", "preferred hard", "margin")
+    assert found == {f"Ties, {name}": 0 for name in names}
+
+
 @pytest.mark.parametrize(("ref", "margin"), [((3, 0), 1.0), ((0, 3), -1.0), ((1, 1), 0.0)])
 def test_correct_answers_of_one_reward(ref: Sequence[float], margin: float) -> None:
     found = summary("rewardbench-2", ties(ref, (6, 6, 1)))
@@ -135,6 +141,17 @@ def test_two_models_are_compared_on_what_both_scored() -> None:
     low, high = overall["ci95"]
     assert 0 < low < 9 / 19 < high
     assert overall["p_bootstrap"] < 0.05
+
+
+def test_subsets_are_resampled_independently() -> None:
+    """The interval of a mean of two: each has a standard error of sqrt(1/4 / 100), so theirs is that over sqrt(2)."""
+    won_and_lost = ((2.0, 1.0), (1.0, 2.0))
+    found = summary(
+        "rewardbench",
+        [score(subset, won_and_lost[row % 2], row=row) for subset in ("shp", "summarize") for row in range(100)],
+    )
+    low, high = found["models"]["m"]["sections"]["Prior Sets"]["ci95"]
+    assert high - low == pytest.approx(2 * 1.96 * 0.05 / math.sqrt(2), rel=0.1)
 
 
 def agreed(prompts: int) -> list[ListScore]:

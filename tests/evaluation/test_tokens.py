@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from hafrm.data import DataOptions
 from hafrm.errors import ConfigError
 from hafrm.evaluation import tokens
 from hafrm.evaluation.run import EvaluateConfig, evaluate
 from hafrm.evaluation.scoring import read_scores
+from hafrm.models.loading import ScorerChoice
 from hafrm.models.scorers import HybridScorer
 from hafrm.models.tokens import TokenRatios
 from hafrm.pairs import Conversation
@@ -30,8 +34,9 @@ PAIRS = 12
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a base model, two runs from it, and their pairs."""
     folder = tmp_path_factory.mktemp("trained")
-    base, rows = save_tiny(folder / "base"), folder / "pairs.jsonl"
-    rows.write_text("".join(json.dumps(pair.as_row()) + "\n" for pair in some_pairs(PAIRS)))
+    base, rows = save_tiny(folder / "base"), folder / "train.jsonl"
+    for path, count in ((folder / "pairs.jsonl", PAIRS), (rows, PAIRS + 1)):
+        path.write_text("".join(json.dumps(pair.as_row()) + "\n" for pair in some_pairs(count)))
     for method in ("haf", "baseline"):
         training = {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "use_cpu": True}
         train(
@@ -142,6 +147,48 @@ def test_a_base_model_of_other_weights_is_no_reference(trained: Path, tmp_path: 
     said: list[str] = []
     evaluate(config(moved, tmp_path / "out"), say=said.append)
     assert "no longer holds the weights" in said[0]
+
+
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, MemoryError])
+@pytest.mark.parametrize("name", ["load", "token_log_ratios"])
+def test_too_little_memory_for_tokens_costs_no_scores(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception], name: str
+) -> None:
+    place: Any = HybridScorer if name == "token_log_ratios" else ScorerChoice
+    real = getattr(place, name)
+
+    def exhausted(self: Any, *args: Any) -> Any:
+        if name == "load" and self.head != "policy":  # the scorer, and not the tokens'
+            return real(self, *args)
+        raise kind("42 GiB")
+
+    monkeypatch.setattr(place, name, exhausted)
+    said: list[str] = []
+    results = evaluate(config(trained, tmp_path), say=said.append)
+    assert json.loads((tmp_path / "results.json").read_text())["rows"] == results["rows"] == PAIRS
+    assert not (tmp_path / "tokens.jsonl").exists()
+    (line,) = (line for line in said if "no log-ratios" in line)
+    assert "Out of memory" in line
+    assert "--token_log_ratios 0" in line
+
+
+def test_no_scorer_is_held_while_tokens_are_computed(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[weakref.ref[Any]] = []
+    held: list[int] = []
+    real = ScorerChoice.load
+
+    def load(self: ScorerChoice, *args: Any) -> Any:
+        gc.collect()
+        held.append(sum(ref() is not None for ref in loaded))
+        scorer = real(self, *args)
+        loaded.append(weakref.ref(scorer))
+        return scorer
+
+    monkeypatch.setattr(ScorerChoice, "load", load)
+    evaluate(config(trained, tmp_path, "baseline", "haf"))
+    assert held == [0, 0, 0]
 
 
 def test_less_than_none_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Splits that hold pairs of the training are refused."""
+"""Splits that hold pairs of the training are refused, and training pairs that are evaluated as such are named."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def run_folder(folder: Path, *sources: dict[str, str], seed: int = 0, manifest: 
     return str(folder)
 
 
-def report(name: str, split: str = "test", kind: str = "named") -> SourceReport:
-    return SourceReport(name=name, kind=kind, split=split)
+def report(name: str, split: str = "test", kind: str = "named", sha256: str = "") -> SourceReport:
+    return SourceReport(name=name, kind=kind, split=split, sha256=sha256)
 
 
 NAMED = {"name": DRAWN, "kind": "named"}
@@ -48,6 +48,56 @@ def test_another_seed_is_refused(tmp_path: Path, trained: str, held_out: str, sp
     require_unseen(model, [report(held_out, split)], 3)
     with pytest.raises(ConfigError, match=r"run was trained on .*split_seed 3; .*Use --data_options.split_seed 3"):
         require_unseen(model, [report(OWN), report(held_out, split)], 4)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_a_split_that_was_trained_on_is_refused_and_no_seed_helps(tmp_path: Path, split: str, seed: int) -> None:
+    trained = {"name": f"{DRAWN}#{split}", "kind": "named", "split": split}
+    model = run_folder(tmp_path / "run", trained)
+    with pytest.raises(ConfigError, match=rf"{split} split.*Evaluate it on data that it was not trained on\.$"):
+        require_unseen(model, [report(DRAWN, split)], seed)
+
+
+def test_of_two_splits_that_were_trained_on_a_third_is_unseen_with_their_seed(tmp_path: Path) -> None:
+    trained = [{"name": f"{DRAWN}#{split}", "kind": "named", "split": split} for split in ("train", "test")]
+    model = run_folder(tmp_path / "run", *trained)
+    require_unseen(model, [report(DRAWN, "validation")], 0)
+    with pytest.raises(ConfigError, match=r"Use --data_options\.split_seed 0"):
+        require_unseen(model, [report(DRAWN, "validation")], 1)
+
+
+@pytest.mark.parametrize(
+    ("trained", "held_out"), [("hh-harmless", "hh-harmless-full"), ("hh-helpful-full", "hh-helpful")]
+)
+def test_another_name_of_the_same_source_is_refused(tmp_path: Path, trained: str, held_out: str) -> None:
+    model = run_folder(tmp_path / "train", {"name": trained, "kind": "named", "split": "train"})
+    require_unseen(model, [report(held_out), report("hh-helpful" if "harmless" in trained else "hh-harmless")], 0)
+    with pytest.raises(ConfigError, match=f"trained on {trained}, train split.*{held_out}.*not trained on"):
+        require_unseen(model, [report(held_out, "validation")], 0)
+    model = run_folder(tmp_path / "test", {"name": f"{trained}#test", "kind": "named", "split": "test"})
+    require_unseen(model, [report(held_out, "validation")], 0)
+    with pytest.raises(ConfigError, match=f"trained on {trained}#test, test split.*{held_out}.*not trained on"):
+        require_unseen(model, [report(held_out)], 0)
+
+
+@pytest.mark.parametrize("kind", ["named", "world"])
+def test_the_very_pairs_under_another_name_are_refused_as_a_held_out_split(tmp_path: Path, kind: str) -> None:
+    model = run_folder(tmp_path / "run", {"name": "copy.jsonl", "kind": "file", "sha256": "abc"})
+    require_unseen(model, [report(OWN, kind=kind, sha256="abd")], 0)
+    with pytest.raises(ConfigError, match=f"trained on the very pairs of {OWN}"):
+        require_unseen(model, [report(OWN, kind=kind, sha256="abc")], 0)
+
+
+@pytest.mark.parametrize(("name", "split", "kind"), [("pairs.jsonl", "", "file"), (OWN, "train", "named")])
+def test_training_pairs_that_are_asked_for_are_named(tmp_path: Path, name: str, split: str, kind: str) -> None:
+    model = run_folder(tmp_path / "run", {"name": "copy.jsonl", "kind": "file", "sha256": "abc"})
+    said: list[str] = []
+    require_unseen(model, [report(name, split, kind, "abd"), report(name, split, kind)], 0, said.append)
+    assert said == []
+    require_unseen(model, [report(name, split, kind, "abc")], 0, said.append)
+    (line,) = said
+    assert f"run was trained on the very pairs of {name}" in line
 
 
 def test_a_checkpoint_knows_its_run(tmp_path: Path) -> None:

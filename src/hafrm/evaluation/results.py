@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -29,13 +29,19 @@ from hafrm.stats import (
 
 __all__ = ["summarise"]
 
+_OF_LOG_ODDS = frozenset({"ece", "brier", "temperature", "ece_calibrated"})
+"""What supposes that a model states sigmoid(margin) as the probability of its choice."""
 
-def summarise(scores: Sequence[PairScore], calibration: Sequence[PairScore] = ()) -> dict[str, Any]:
+
+def summarise(
+    scores: Sequence[PairScore], calibration: Sequence[PairScore] = (), *, no_log_odds: Collection[str] = ()
+) -> dict[str, Any]:
     """Compute `results.json` from raw scores.
 
     Args:
         scores: The scores of all models on all data sets.
         calibration: The models' scores on validation pairs, which set each model's temperature.
+        no_log_odds: The models whose margins are no log-odds, as their loss was not Bradley-Terry's.
 
     Returns:
         `{"rows": N, "models": {MODEL: {"data": {NAME: {...}}}}, "comparisons": [...]}`; N is how many scores the
@@ -44,8 +50,9 @@ def summarise(scores: Sequence[PairScore], calibration: Sequence[PairScore] = ()
         longer response, `random_accuracy` that of a coin, on the same pairs. `spearman_length` relates all responses'
         rewards to their lengths in characters, its p-value as if they were independent. The slices hold a quarter of
         the pairs each. Where there are calibration scores, `temperature` is what they set (null where no finite one
-        above 0 is best), and `ece_calibrated` is the `ece` of margins divided by it. `p_holm` is `p_bootstrap`
-        corrected for all comparisons here.
+        above 0 is best), and `ece_calibrated` is the `ece` of margins divided by it. These, `ece` and `brier` take
+        sigmoid(margin) for the probability that a model states; they are null for models of `no_log_odds`. `p_holm` is
+        `p_bootstrap` corrected for all comparisons here.
     """
     table = _cells(scores)
     temperatures = {model: _temperature(rows) for (model, _), rows in _cells(calibration).items()}
@@ -54,6 +61,8 @@ def summarise(scores: Sequence[PairScore], calibration: Sequence[PairScore] = ()
         summary = _summary(rows)
         if model in temperatures and summary["n"]:
             summary |= _calibrated(_margins(rows), temperatures[model])
+        if model in no_log_odds:
+            summary |= dict.fromkeys(_OF_LOG_ODDS & summary.keys())
         models.setdefault(model, {"data": {}})["data"][data] = summary
     comparisons = [
         comparison

@@ -25,6 +25,7 @@ from hafrm.evaluation.unseen import require_unseen
 from hafrm.models.identity import model_identity
 from hafrm.models.loading import ScorerChoice, require_server_options
 from hafrm.models.remote import endpoint_of, is_server
+from hafrm.models.runinfo import RUN_FILE, RunInfo
 from hafrm.models.scorers import ScoreOptions, Scorer
 
 __all__ = ["CALIBRATION_FILE", "EvaluateConfig", "evaluate", "load_sets"]
@@ -102,7 +103,8 @@ def evaluate(
         config: What to evaluate.
         sets: What `load_sets` gave for these options, where it was called before.
         progress: Called with "MODEL on DATA" and the number of pairs done.
-        say: Called with a line where an earlier evaluation goes on, or is of something else and thrown away.
+        say: Called with a line where an earlier evaluation goes on, or is of something else and thrown away, where a
+            model was trained on the pairs of a file, and where its tokens can't be shown.
 
     Returns:
         The contents of `results.json`; see `summarise`.
@@ -115,22 +117,21 @@ def evaluate(
     sets = load_sets(config) if sets is None else sets
     suites = {name: load_suite(name, config.data_options) for name in config.suites}
     calibration = _load_calibration(config, sets)
-    identities = {model: _look_up(model, config, sets | calibration) for model in config.models}
+    identities = {model: _look_up(model, config, sets | calibration, say) for model in config.models}
     scores: list[PairScore] = []
     lists: list[ListScore] = []
     for model, identity in identities.items():
-        with _naming(model):
-            job = _Job(model, identity, config, progress, say)
-            for name, found in (sets | calibration).items():
-                scores += job.scores(name, found.reports, found.pairs, score_pairs, PairScore, "pairs")
-            for name, items in suites.items():
-                lists += job.scores(name, items.reports, items.items, score_items, ListScore, "prompts")
+        # The job, which holds the model, ends with the call: what is loaded next needs its memory.
+        of_pairs, of_lists = _score(_Job(model, identity, config, progress, say), sets | calibration, suites)
+        scores += of_pairs
+        lists += of_lists
     evaluated = [score for score in scores if score.data in sets]
     calibrating = [score for score in scores if score.data in calibration]
     tokens = token_lines(
         folder, evaluated, sets, config, config.score, most=config.token_log_ratios, say=say, progress=progress
     )
-    results = summarise(evaluated, calibrating)
+    no_log_odds = {model for model in config.models if not _states_log_odds(model, config)}
+    results = summarise(evaluated, calibrating, no_log_odds=no_log_odds)
     if suites:
         results["suites"] = {
             name: summarise_suite(found.suite, [each for each in lists if each.data == name])
@@ -148,6 +149,20 @@ def evaluate(
     _write_or_remove(lists, folder / SUITES_FILE)
     atomic.write_json(folder / RESULTS_FILE, results)
     return results
+
+
+def _score(
+    job: _Job, sets: Mapping[str, PairSet], suites: Mapping[str, ItemSet]
+) -> tuple[list[PairScore], list[ListScore]]:
+    """One model's scores on all data sets and on all suites."""
+    scores: list[PairScore] = []
+    lists: list[ListScore] = []
+    with _naming(job.model):
+        for name, found in sets.items():
+            scores += job.scores(name, found.reports, found.pairs, score_pairs, PairScore, "pairs")
+        for name, items in suites.items():
+            lists += job.scores(name, items.reports, items.items, score_items, ListScore, "prompts")
+    return scores, lists
 
 
 def _write_or_remove(scores: Sequence[RawScore], path: Path) -> None:
@@ -172,12 +187,22 @@ def _load_calibration(config: EvaluateConfig, sets: Mapping[str, PairSet]) -> di
     return {f"{name} (calibration)": found}
 
 
-def _look_up(model: str, config: EvaluateConfig, sets: Mapping[str, PairSet]) -> dict[str, Any]:
+def _look_up(
+    model: str, config: EvaluateConfig, sets: Mapping[str, PairSet], say: Callable[[str], None]
+) -> dict[str, Any]:
     """What a model's rewards depend on; refuses a model that is not there, or that has seen the pairs."""
     with _naming(model):
         reports = [report for pair_set in sets.values() for report in pair_set.reports]
-        require_unseen(model, reports, config.data_options.split_seed)
+        require_unseen(model, reports, config.data_options.split_seed, say)
         return model_identity(model, config, config.score)
+
+
+def _states_log_odds(model: str, choice: ScorerChoice) -> bool:
+    """Whether differences of a model's rewards are meant as log-odds; of what says nothing of its loss, they are."""
+    if is_server(model) or not (Path(model) / RUN_FILE).is_file():
+        return True
+    info = RunInfo.load(Path(model))
+    return (choice.head or info.default_head) == "policy" or info.reward_loss == "bradley_terry"
 
 
 @contextmanager

@@ -21,10 +21,11 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from hafrm import atomic
 from hafrm.data import PairSet
-from hafrm.errors import ModelError, first_line
+from hafrm.errors import ModelError, NoMemoryError, first_line
 from hafrm.evaluation.parts import PARTS_FOLDER
 from hafrm.evaluation.scoring import PairScore
 from hafrm.losses import USES_REFERENCE
+from hafrm.memory import enough_memory
 from hafrm.models.identity import model_identity
 from hafrm.models.loading import ScorerChoice
 from hafrm.models.remote import is_server
@@ -38,6 +39,8 @@ TOKENS_FILE = "tokens.jsonl"
 
 _CHUNK = 8
 """Pairs whose log-ratios are computed at a time."""
+
+_NO_TOKENS = "`--token_log_ratios 0` asks for none."
 
 _Key = tuple[str, str, str, str]
 """Digest of what a line depends on, model, data set and pair."""
@@ -76,9 +79,11 @@ def token_lines(
             continue
         worst = _worst([score for score in scores if score.model == model], sets, most)
         try:
-            lines += _model_lines(folder, model, policy, options, worst, kept, progress)
-        except ModelError as error:
-            say(f"{model}: its tokens have no log-ratios to show. {first_line(error)}")
+            with enough_memory("loading it with its reference", ""):
+                lines += _model_lines(folder, model, policy, options, worst, kept, progress)
+        except (ModelError, NoMemoryError) as error:  # the scores are whole: colours are no reason to lose them
+            remedy = f" {_NO_TOKENS}" if isinstance(error, NoMemoryError) else ""
+            say(f"{model}: its tokens have no log-ratios to show. {first_line(error)}{remedy}")
     if lines:
         _write(folder / PARTS_FOLDER / TOKENS_FILE, lines)
     return lines

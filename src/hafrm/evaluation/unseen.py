@@ -1,17 +1,19 @@
 """Keeps evaluations honest: pairs that a model was trained on are no held-out pairs.
 
-Splits of named sets that hafrm draws itself depend on a seed. A run's manifest says which it was trained with.
+A run's manifest says which pairs it was trained on, by fingerprint, and which splits of named sets, with the seed of
+those that hafrm draws itself. Two names of one source, and copies of it, hold the same pairs.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from hafrm.data import NAMED_SOURCES, SourceReport
+from hafrm.data import NAMED_SOURCES, NamedSource, SourceReport
 from hafrm.errors import ConfigError
 from hafrm.models.runinfo import RUN_FILE
 
@@ -21,46 +23,103 @@ _MANIFEST_FILE = "manifest.json"
 
 
 @dataclass(frozen=True)
+class _Split:
+    """A split of a named set."""
+
+    name: str
+    """The data name as it was given."""
+    source: NamedSource
+    split: str
+
+    @property
+    def brought(self) -> bool:
+        """Whether the source brings the split itself; the others are drawn from its training side, with a seed."""
+        return self.split == "test" and self.source.has_test
+
+    def shares_pairs(self, other: _Split, *, one_seed: bool) -> bool:
+        """Whether pairs of this split can be in another one, if both are drawn with one seed or with two.
+
+        Two names of one source select pairs of their own, so that one seed does not draw the same prompts for both.
+        """
+        if _data(self.source) != _data(other.source) or self.brought != other.brought:
+            return False
+        drawn_alike = one_seed and not self.brought and self.source.name == other.source.name
+        return not drawn_alike or self.split == other.split
+
+
+@dataclass(frozen=True)
 class _Training:
     split_seed: int
-    named: frozenset[str]
-    """The named sets that were trained on."""
+    splits: tuple[_Split, ...]
+    """The splits of named sets that were trained on."""
+    digests: frozenset[str]
+    """The fingerprints of all sources that were trained on."""
 
 
-def require_unseen(model: str, reports: Iterable[SourceReport], split_seed: int) -> None:
-    """Refuse held-out splits that were drawn with another seed than those that the model was trained on.
+def require_unseen(
+    model: str, reports: Iterable[SourceReport], split_seed: int, say: Callable[[str], None] = lambda line: None
+) -> None:
+    """Refuse held-out splits that hold pairs that a model was trained on.
+
+    Training pairs that are evaluated as such, a file or a training split, are no mistake: they are named in a line.
 
     Args:
         model: A model's name; only runs of hafrm say what they were trained on.
         reports: The accounts of the data that the model is to be evaluated on.
         split_seed: The seed of its splits.
+        say: Called with a line where the model was trained on all the pairs of a source.
 
     Raises:
         ConfigError: a split holds pairs that the model was trained on.
     """
     training = _training(Path(model))
-    if training is None or training.split_seed == split_seed:
+    if training is None:
         return
     for report in reports:
-        if _set_name(report.name) in training.named and _is_drawn(report):
-            raise ConfigError(
-                f"{model} was trained on {report.name} with data_options.split_seed {training.split_seed}; the "
-                f"{report.split} split of seed {split_seed} holds pairs that it was trained on. "
-                f"Use --data_options.split_seed {training.split_seed}."
+        trained_on = bool(report.sha256) and report.sha256 in training.digests
+        if report.kind in ("named", "world") and report.split != "train":
+            _require_held_out(model, report, training, split_seed, trained_on=trained_on)
+        elif trained_on:
+            say(
+                f"{model} was trained on the very pairs of {report.name}: how it does there says nothing of other "
+                "pairs. Evaluate it on held-out ones too."
             )
 
 
-def _is_drawn(report: SourceReport) -> bool:
-    """Whether a report is of held-out pairs that were drawn with a seed; a test split that the source brings is not."""
-    source = NAMED_SOURCES.get(_set_name(report.name))
-    if report.kind != "named" or source is None:
-        return False
-    return report.split == "validation" or (report.split == "test" and not source.has_test)
+def _require_held_out(
+    model: str, report: SourceReport, training: _Training, split_seed: int, *, trained_on: bool
+) -> None:
+    """Refuse one report's split if it holds pairs that the model was trained on."""
+    elsewhere = "Evaluate it on data that it was not trained on."
+    if trained_on:
+        raise ConfigError(f"{model} was trained on the very pairs of {report.name}, {report.split} split. {elsewhere}")
+    held_out = _named_split(report.name, report.split)
+    if held_out is None:
+        return
+    seed = training.split_seed
+    one_seed = seed == split_seed
+    shared = [split for split in training.splits if split.shares_pairs(held_out, one_seed=one_seed)]
+    if not shared:
+        return
+    helps = not any(split.shares_pairs(held_out, one_seed=True) for split in training.splits)
+    drawn = "" if held_out.brought else f" with data_options.split_seed {seed}"
+    of_seed = "" if held_out.brought else f" of seed {split_seed}"
+    raise ConfigError(
+        f"{model} was trained on {shared[0].name}, {shared[0].split} split,{drawn}; the {report.split} split{of_seed} "
+        f"of {report.name} holds pairs that it was trained on. "
+        f"{f'Use --data_options.split_seed {seed}.' if helps else elsewhere}"
+    )
 
 
-def _set_name(name: str) -> str:
-    """NAME of the data names NAME, NAME@PATH, NAME#SPLIT and NAME@PATH#SPLIT."""
-    return re.split("[@#]", name, maxsplit=1)[0]
+def _named_split(name: str, split: str) -> _Split | None:
+    """The split that a data name, NAME, NAME@PATH, NAME#SPLIT or NAME@PATH#SPLIT, stands for; None of unknown sets."""
+    source = NAMED_SOURCES.get(re.split("[@#]", name, maxsplit=1)[0])
+    return None if source is None else _Split(name, source, split)
+
+
+def _data(source: NamedSource) -> tuple[str, Mapping[str, Any]]:
+    """What a source is read from, whatever its name and its selection of rows."""
+    return source.path, source.arguments
 
 
 def _training(folder: Path) -> _Training | None:
@@ -71,10 +130,14 @@ def _training(folder: Path) -> _Training | None:
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
             sources = manifest["data"]["train"]["sources"]
+            named = [
+                _named_split(each["name"], each.get("split") or "train") for each in sources if each["kind"] == "named"
+            ]
             return _Training(
                 split_seed=manifest["config"]["data_options"]["split_seed"],
-                named=frozenset(_set_name(source["name"]) for source in sources if source["kind"] == "named"),
+                splits=tuple(split for split in named if split),
+                digests=frozenset(each.get("sha256", "") for each in sources),
             )
-        except (OSError, ValueError, KeyError, TypeError):  # none, or another program's
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or another program's
             continue
     return None

@@ -31,7 +31,7 @@ class PlottedBin:
 
 
 def confidence_bins(margins: Floats) -> list[PlottedBin]:
-    """Accuracy by stated confidence, sigma(|margin|), in ten bins of equal width.
+    """Accuracy by the confidence that a Bradley-Terry model states, sigma(|margin|), in ten bins of equal width.
 
     Args:
         margins: [N], N > 0.

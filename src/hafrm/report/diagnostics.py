@@ -32,6 +32,11 @@ ALL_DATA = "All data sets together"
 
 _SLOTS = 8
 
+_NO_RELIABILITY = (
+    "Its loss was not Bradley-Terry's, so its margins are no log-odds: there is no calibration error, "
+    "and no reliability diagram."
+)
+
 
 @dataclass(frozen=True)
 class ModelPlots:
@@ -40,6 +45,8 @@ class ModelPlots:
     name: str
     pairs: str
     plots: tuple[tuple[str, Markup], ...]
+    note: str = ""
+    """Which plot there is none of, and why."""
 
 
 @dataclass(frozen=True)
@@ -79,18 +86,23 @@ def plot_groups(evaluation: Evaluation) -> list[PlotGroup]:
     for score in evaluation.scores:
         if score.margin is not None:
             if len(data) > 1:
-                table[ALL_DATA][models[score.model]].append(score)
-            table[data[score.data]][models[score.model]].append(score)
+                table[ALL_DATA][score.model].append(score)
+            table[data[score.data]][score.model].append(score)
     return [
         PlotGroup(
             group,
             tuple(
-                ModelPlots(model, count(len(rows), "pair"), _model_plots(f"{model} on {group}", rows))
+                _shown(models[model], group, rows, log_odds=model not in evaluation.no_log_odds)
                 for model, rows in cells.items()
             ),
         )
         for group, cells in table.items()
     ]
+
+
+def _shown(name: str, group: str, rows: Sequence[PairScore], *, log_odds: bool) -> ModelPlots:
+    plots = _model_plots(f"{name} on {group}", rows, log_odds=log_odds)
+    return ModelPlots(name, count(len(rows), "pair"), plots, "" if log_odds else _NO_RELIABILITY)
 
 
 def _rewards(rows: Sequence[PairScore]) -> tuple[Floats, Floats]:
@@ -99,18 +111,14 @@ def _rewards(rows: Sequence[PairScore]) -> tuple[Floats, Floats]:
     return chosen, rejected
 
 
-def _model_plots(label: str, rows: Sequence[PairScore]) -> tuple[tuple[str, Markup], ...]:
+def _model_plots(label: str, rows: Sequence[PairScore], *, log_odds: bool) -> tuple[tuple[str, Markup], ...]:
     margins = np.array([row.margin for row in rows], dtype=np.float64)
     lengths = np.array([float(row.length_chosen - row.length_rejected) for row in rows])
     sizes = np.abs(margins)
-    calibration_error = expected_calibration_error(stated_probability(margins))
     by_size, by_length = equal_count_bins(margins, sizes, _SLOTS), equal_count_bins(margins, lengths, _SLOTS)
     return (
         ("Reward margins", margin_histogram(f"Reward margins of {label}", margins)),
-        (
-            f"Reliability (ECE {calibration_error:.3f})",
-            reliability_curve(f"Reliability of {label}", confidence_bins(margins)),
-        ),
+        *([_reliability(label, margins)] if log_odds else []),
         ("Accuracy by margin", accuracy_by_slot(f"Accuracy by margin of {label}", by_size, "|margin|, equal counts")),
         (
             "Accuracy by length",
@@ -120,3 +128,8 @@ def _model_plots(label: str, rows: Sequence[PairScore]) -> tuple[tuple[str, Mark
         ),
         ("Rewards", reward_histogram(f"Rewards of chosen and rejected responses of {label}", *_rewards(rows))),
     )
+
+
+def _reliability(label: str, margins: Floats) -> tuple[str, Markup]:
+    error = expected_calibration_error(stated_probability(margins))
+    return f"Reliability (ECE {error:.3f})", reliability_curve(f"Reliability of {label}", confidence_bins(margins))

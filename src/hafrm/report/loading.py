@@ -78,6 +78,8 @@ class Evaluation:
     """By model and data set; pairs that were not evaluated are absent."""
     comparisons: tuple[Comparison, ...]
     scores: tuple[PairScore, ...]
+    no_log_odds: frozenset[str] = frozenset()
+    """The models whose margins are no log-odds: their results state no calibration error."""
     suites: Mapping[str, Any] = field(default_factory=dict)
     """What `summarise_suite` gave, by the suite's name; see `hafrm.report.suites`."""
 
@@ -111,6 +113,11 @@ def read_evaluation(folder: Path) -> Evaluation:
             for model, entry in results["models"].items()
             for data, cell in entry["data"].items()
         }
+        no_log_odds = {
+            model
+            for model, entry in results["models"].items()
+            if any(cell["n"] and cell["ece"] is None for cell in entry["data"].values())
+        }
         rows = results["rows"]
         suites = dict(results.get("suites", {}))
         suite_models = [model for suite in suites.values() for model in suite["models"]]
@@ -138,6 +145,7 @@ def read_evaluation(folder: Path) -> Evaluation:
         cells=cells,
         comparisons=comparisons,
         scores=scores,
+        no_log_odds=frozenset(no_log_odds),
         suites=suites,
     )
 

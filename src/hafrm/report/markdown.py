@@ -1,34 +1,54 @@
-"""An evaluation's accuracies as a Markdown table, for READMEs and issues: `table.md` beside the page."""
+"""An evaluation's accuracies and suites as Markdown tables, for READMEs and issues: `table.md` beside the page."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from hafrm import atomic
-from hafrm.report.loading import read_evaluation
-from hafrm.report.tables import TableCell, accuracy_table
+from hafrm.report.loading import Evaluation, read_evaluation
+from hafrm.report.suites import SuiteTable, suite_tables
+from hafrm.report.tables import TableCell, TableRow, accuracy_table
 from hafrm.report.wording import short_names
 
-__all__ = ["TABLE_FILE", "markdown_table", "write_markdown"]
+__all__ = ["TABLE_FILE", "cell_text", "markdown_table", "write_markdown"]
 
 TABLE_FILE = "table.md"
 
 
 def write_markdown(folder: Path) -> Path:
-    """Write an evaluation's table into its folder, as `table.md`."""
+    """Write an evaluation's tables into its folder, as `table.md`."""
     path = folder / TABLE_FILE
     atomic.write_text(path, markdown_table(folder))
     return path
 
 
 def markdown_table(folder: Path) -> str:
-    """The accuracies of an evaluation's folder, with their 95% intervals, over the rows of length-only and random."""
+    """The accuracies of an evaluation's folder, with their 95% intervals, over the rows of length-only and random.
+
+    Where there are suites, a table for each follows, with its notes; without data they stand alone.
+    """
     evaluation = read_evaluation(folder)
-    table = accuracy_table(evaluation)
-    names, data = short_names(evaluation.models), short_names(evaluation.data)
-    lines = [["accuracy, %", *(data[name] for name, _ in table.columns)], ["---"] * (1 + len(table.columns))]
-    lines += [[names[row.name], *map(cell_text, row.cells)] for row in table.models]
-    lines += [[row.name, *map(cell_text, row.cells)] for row in table.baselines]
+    names = short_names(evaluation.models)
+    tables = [_accuracies(evaluation, names)] if evaluation.data else []
+    return "\n".join([*tables, *(_suite(suite, names) for suite in suite_tables(evaluation))])
+
+
+def _accuracies(evaluation: Evaluation, names: Mapping[str, str]) -> str:
+    table, data = accuracy_table(evaluation), short_names(evaluation.data)
+    columns = ("accuracy, %", *(data[name] for name, _ in table.columns))
+    return _table(columns, (*table.models, *table.baselines), names)
+
+
+def _suite(suite: SuiteTable, names: Mapping[str, str]) -> str:
+    """A suite's overall score and sections, and its notes, a paragraph each."""
+    table = _table((f"{suite.title}, %", *suite.columns), (*suite.models, *suite.baselines), names)
+    return table + "".join(f"\n{note}\n" for note in suite.notes)
+
+
+def _table(columns: Sequence[str], rows: Iterable[TableRow], names: Mapping[str, str]) -> str:
+    lines = [columns, ["---"] * len(columns)]
+    lines += [[names.get(row.name, row.name), *map(cell_text, row.cells)] for row in rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

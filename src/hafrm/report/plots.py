@@ -176,7 +176,7 @@ def _bar(frame: Frame, low: float, high: float, count: int) -> list[tuple[str, f
 
 
 def reliability_curve(label: str, bins: Sequence[PlottedBin]) -> Markup:
-    """Accuracy against stated confidence, sigma(|margin|), over the diagonal of a calibrated model."""
+    """Accuracy against stated confidence over the diagonal of a calibrated model."""
     frame = _frame((0.5, 1.0), (0.0, 1.0))
     ticks: list[Tick] = [(share, f"{100 * share:.0f}") for share in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)]
     parts = frame.axes(ticks, _PERCENT_TICKS, "stated confidence, %", "accuracy, %")

@@ -42,7 +42,7 @@ class Agreement:
     """Pairs that only one of the two could score, or neither."""
     pearson: Correlation
     interval: Interval | None
-    """95%, resampling prompt groups; None for a single group."""
+    """95%, resampling prompt groups; None with fewer than `FEWEST_GROUPS` of them."""
     spearman: Correlation
     fit: LinearFit
     """The line of least squares, y over x."""

@@ -1,0 +1,78 @@
+"""Only Bradley-Terry's margins are log-odds: runs of other losses get no calibration error, in results and page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from hafrm.evaluation.run import EvaluateConfig, evaluate
+from hafrm.models.loading import ScorerChoice
+from hafrm.models.runinfo import Head, RunInfo
+from hafrm.pairs import Conversation
+from hafrm.report import write_page
+from tests.tiny import some_pairs
+
+
+class Lengths:
+    """A scorer that no loss has trained."""
+
+    def score(self, conversations: Sequence[Conversation]) -> list[float | None]:
+        return [len(conversation.response[0].content) / 10 for conversation in conversations]
+
+
+def run_folder(folder: Path, reward_loss: str) -> str:
+    """A run's folder, as far as a scorer's stand-in needs it."""
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}')
+    (folder / "model.safetensors").write_text("")
+    RunInfo(
+        method="haf",
+        base_model="base",
+        reward_weight=1.0,
+        policy_ratio=0.2,
+        policy_loss="simpo",
+        beta=0.1,
+        max_length=64,
+        overlong="drop",
+        pad_token="<pad>",
+        reward_loss=reward_loss,
+    ).save(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("loss", "head", "stated"),
+    [
+        ("bradley_terry", None, True),
+        ("probit", None, False),
+        ("cauchy", "reward", False),
+        ("hinge", "combined", False),
+        ("hinge", "policy", True),
+    ],
+)
+def test_other_losses_state_no_log_odds(
+    loss: str, head: Head | None, stated: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ScorerChoice, "load", lambda self, model, options: Lengths())
+    for name, first in (("held-out", 0), ("calibration", 3)):
+        rows = [json.dumps(pair.as_row()) + "\n" for pair in some_pairs(24)[first:]]
+        (tmp_path / f"{name}.jsonl").write_text("".join(rows))
+    model, plain = run_folder(tmp_path / "run", loss), run_folder(tmp_path / "plain", "bradley_terry")
+    config = EvaluateConfig(
+        models=[model, plain],
+        data=[str(tmp_path / "held-out.jsonl")],
+        calibration_data=str(tmp_path / "calibration.jsonl"),
+        head=head,
+        out=str(tmp_path / "out"),
+    )
+    models = evaluate(config)["models"]
+    found, other = (next(iter(models[name]["data"].values())) for name in (model, plain))
+    assert {found[name] is not None for name in ("ece", "brier", "ece_calibrated", "temperature")} == {stated}
+    assert None not in {other[name] for name in ("ece", "brier", "ece_calibrated", "temperature")}
+    assert found["accuracy"] == other["accuracy"]
+    page = write_page(tmp_path / "out", title="t").read_text(encoding="utf-8")
+    assert page.count("Reliability (ECE") == 1 + stated
+    assert page.count("there is no calibration error") == 1 - stated

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ConfigError, ModelError
+from hafrm.models import tokenizers
 from hafrm.models.checkpoints import load_run, restore_weights, save_adapter, save_run
 from hafrm.models.export import ExportConfig, export
 from hafrm.models.layout import choose_layout
@@ -26,7 +27,7 @@ from hafrm.models.scorers import ScoreOptions
 from hafrm.models.stock import load_causal_lm, new_model, quiet_transformers
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.packing import pad_rows
-from tests.tiny import save_tiny, some_pairs
+from tests.tiny import save_tiny, some_pairs, tiny_tokenizer
 
 LORA = LoraOptions(rank=4)
 FULL = LoraOptions()
@@ -157,6 +158,26 @@ def test_lora_runs_load_merged_and_apart(name: str, tmp_path: Path) -> None:
         torch.testing.assert_close(classifier(ids).logits[0, 0], expected.rewards[0], rtol=1e-4, atol=1e-4)
         merged = AutoModelForCausalLM.from_pretrained(policy)(ids).logits
         torch.testing.assert_close(causal(ids).logits, merged, rtol=1e-3, atol=1e-3)
+
+
+def test_adapters_apart_score_batches_once_the_base_is_as_the_card_says(tmp_path: Path, monkeypatch) -> None:
+    """The base's tokenizer has no pad token to spare, so the run has one token more than the base has rows."""
+    monkeypatch.setattr(tokenizers, "_KNOWN_PADS", ())
+    source = save_tiny(tmp_path / "base", tokenizer=tiny_tokenizer(pad=None))
+    model, tokenizer = trained(source, LORA)
+    save_run(model, tokenizer, info(source, lora=asdict(LORA)), tmp_path / "run")
+    reward, _ = export(ExportConfig(run=str(tmp_path / "run"), out=str(tmp_path / "export")))
+    with quiet_transformers():
+        base = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1)
+        whole = AutoModelForSequenceClassification.from_pretrained(reward).eval()
+    assert len(tokenizer) > base.get_input_embeddings().num_embeddings
+    _, steps, *_ = (reward / "README.md").read_text().split("holds the adapters alone")[-1].split("```python")
+    exec(steps.split("```")[0], {"base": base, "tokenizer": tokenizer})
+    adapted = PeftModel.from_pretrained(base, reward / "adapter").eval()
+    batch = tokenizer(["a", "a longer one"], padding=True, padding_side="right", return_tensors="pt")
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        torch.testing.assert_close(adapted(**inputs).logits, whole(**inputs).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_lora_trains_the_adapters_and_the_reward_head_alone(tmp_path: Path) -> None:

@@ -56,6 +56,15 @@ def test_ends_are_the_tokenizers_and_the_models() -> None:
     assert stop_tokens(model, tokenizer) == [2, 78]
 
 
+def test_a_response_ends_at_an_end_that_the_model_names() -> None:
+    model, pad = tiny_lm(), tiny_tokenizer().pad_token_id
+    first, *more = greedy(model)[0]
+    assert more != [pad] * 5
+    model.generation_config = GenerationConfig(eos_token_id=first)
+    ended = greedy(model)[0]
+    assert ended == [first] + [pad] * (len(ended) - 1)
+
+
 def test_a_prompt_ends_where_the_answer_begins() -> None:
     tokenizer = tiny_tokenizer()
     ids = prompt_ids(tokenizer, (Message("user", "why"),))

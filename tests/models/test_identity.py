@@ -106,3 +106,9 @@ def test_half_precision_runs_are_computed_with_their_base_where_it_is(run: Path)
     assert "its base" not in identity(run)
     replace(info, dtype="float32", base_digest="abc").save(run)
     assert "its base" not in identity(run)
+
+
+@pytest.mark.parametrize(("name", "value"), [("dtype", "bfloat16"), ("max_length", 9), ("overlong", "truncate")])
+def test_options_that_change_rewards_are_part_of_it(run: Path, name: str, value: object) -> None:
+    before, after = (model_identity(str(run), ScorerChoice(), ScoreOptions(**each)) for each in ({}, {name: value}))
+    assert {key for key in before if before[key] != after[key]} == {f"score.{name}"}

@@ -15,7 +15,7 @@ from hafrm.errors import ConfigError, ModelError
 from hafrm.models import hybrid, tokenizers
 from hafrm.models.checkpoints import load_run, save_adapter, save_run
 from hafrm.models.hybrid import HybridModel, logit_transform, new_reward_head
-from hafrm.models.loading import load_scorer
+from hafrm.models.loading import load_log_prob_scorer, load_scorer
 from hafrm.models.lora import LoraOptions
 from hafrm.models.references import weights_digest
 from hafrm.models.scorers import HybridScorer, ScoreOptions
@@ -60,6 +60,14 @@ def test_a_stock_policy_and_its_reference_share_a_dtype(tmp_path: Path) -> None:
     tuned = save_tiny(tmp_path / "tuned")
     scorer = load_scorer(str(tuned), head="policy", reference=str(base))
     assert scorer.model.stock_lm.dtype == scorer.reference.stock_lm.dtype == torch.float32
+
+
+def test_a_stock_policys_implicit_reward_is_a_tenth_of_its_log_ratio(tmp_path: Path) -> None:
+    """DPO's usual beta, in units of which implicit rewards of models that say none are given."""
+    base, tuned = str(save_tiny(tmp_path / "base")), str(save_tiny(tmp_path / "tuned", seed=1))
+    rewards = load_scorer(tuned, head="policy", reference=base).score(CONVERSATIONS)
+    of_tuned, of_base = (np.array(load_log_prob_scorer(name).score(CONVERSATIONS)) for name in (tuned, base))
+    np.testing.assert_allclose(rewards, 0.1 * (of_tuned - of_base), rtol=0, atol=1e-5)
 
 
 def test_a_pad_token_that_was_added_changes_no_implicit_reward(tmp_path: Path, monkeypatch) -> None:

@@ -11,7 +11,9 @@ import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,7 @@ from transformers import (
 
 from hafrm.data import DataOptions, ReadOptions
 from hafrm.encoding import DEFAULT_CHAT_TEMPLATE
-from hafrm.errors import BadRowError, ModelError, RefusedError
+from hafrm.errors import BadRowError, ConfigError, ModelError, RefusedError
 from hafrm.evaluation.bulk import ScoreConfig, score_rows
 from hafrm.evaluation.run import EvaluateConfig, evaluate
 from hafrm.models.export import ExportConfig, export
@@ -139,6 +141,40 @@ def test_stock_classifiers_without_a_pad_token_score_in_batches(name: str, tmp_p
         options = ScoreOptions(batch_size=7, padding_side=side, chat_template="default")
         ours = load_scorer(str(folder), options=options).score(CONVERSATIONS)
         np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_stock_classifiers_that_pad_with_the_end_are_read_where_they_were_trained(name: str, tmp_path: Path) -> None:
+    """TRL saves pad = eos where a tokenizer has no pad token: the reward then stands at the token before the end."""
+    tokenizer = tiny_tokenizer(pad="</s>")
+    folder = save_classifier(tmp_path / "classifier", name, tokenizer=tokenizer, pad_token_id=tokenizer.eos_token_id)
+    expected = stock_rewards(folder)
+    for side in ("left", "right"):
+        ours = load_scorer(str(folder), options=ScoreOptions(batch_size=7, padding_side=side)).score(CONVERSATIONS)
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
+
+
+def test_what_no_head_reads_is_refused(tmp_path: Path) -> None:
+    base = str(save_tiny(tmp_path / "base"))
+    with pytest.raises(ModelError, match="nothing to combine"):
+        load_scorer(base, reference=base, head="combined")
+    with pytest.raises(ConfigError, match="combined_weight has no effect but on the combined score"):
+        load_scorer(base, reference=base, combined_weight=2.0)
+    with pytest.raises(ConfigError, match="reference has no effect on the reward head"):
+        EvaluateConfig(models=[base], data=["x"], out=str(tmp_path), head="reward", reference=base)
+
+
+def test_a_template_with_a_clock_scores_the_same_on_another_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = "{{ strftime_now('%d %b %Y') }} " + DEFAULT_CHAT_TEMPLATE
+    folder = str(save_classifier(tmp_path / "classifier", tokenizer=tiny_tokenizer(template=template)))
+    today = load_scorer(folder).score(CONVERSATIONS)
+    chat_template_utils = sys.modules["transformers.utils.chat_template_utils"]
+    monkeypatch.setattr(chat_template_utils, "datetime", SimpleNamespace(now=lambda: datetime(2001, 2, 3, tzinfo=UTC)))
+    own = AutoTokenizer.from_pretrained(folder)
+    assert own.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False).startswith("03 Feb 2001")
+    assert load_scorer(folder).score(CONVERSATIONS) == today
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])

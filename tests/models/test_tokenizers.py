@@ -47,6 +47,24 @@ def test_embeddings_never_shrink() -> None:
     assert model.get_input_embeddings().weight.shape[0] == VOCABULARY + 50
 
 
+@pytest.mark.parametrize(
+    ("clock", "fixed"),
+    [
+        ('{%- set date_string = strftime_now("%d %b %Y") %}{{ date_string }}', "26 Jul 2024"),
+        ("{%- if strftime_now is defined %}{{ strftime_now( '%Y-%m-%d' ) }}{% endif %}", "2024-07-26"),
+    ],
+)
+def test_todays_date_is_fixed(clock: str, fixed: str) -> None:
+    tokenizer = prepare_tokenizer(tiny_tokenizer(template=clock))
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False) == fixed
+
+
+def test_the_date_is_fixed_in_every_template_of_several() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = {"default": "x", "tools": "{{ strftime_now('%Y') }}"}
+    assert prepare_tokenizer(tokenizer).chat_template == {"default": "x", "tools": '{{ "2024" }}'}
+
+
 def test_no_template_and_no_end_is_an_error() -> None:
     tokenizer = tiny_tokenizer(template=None)
     tokenizer.eos_token = None

@@ -50,6 +50,7 @@ class ScoreConfig(ScorerChoice):
     score: ScoreOptions = field(default_factory=ScoreOptions)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if is_server(self.model):
             require_server_options(self.model, self, self.score)
 

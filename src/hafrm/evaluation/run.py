@@ -69,6 +69,7 @@ class EvaluateConfig(ScorerChoice):
     score: ScoreOptions = field(default_factory=ScoreOptions)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, values in (("models", self.models), ("data", [*self.data, *self.suites])):
             if not values:
                 raise ConfigError(f"{name}: name at least one{', or a suite' if name == 'data' else ''}.")

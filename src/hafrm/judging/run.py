@@ -59,6 +59,7 @@ class JudgeConfig(ScorerChoice):
     """How the models of `judge.kind: local` and `reward` run."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.mode == "rank" and self.judge.kind == "local":
             raise ConfigError("judge.kind: local compares two responses. Use --mode pair, or another judge.")
         self._refuse_unread_options()

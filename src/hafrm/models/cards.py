@@ -79,6 +79,17 @@ Accuracy on the validation pairs that chose the checkpoint: {{ "%.3f" | format(a
 reason; measure on other data with `hafrm evaluate`).
 
 {% endif -%}
+{% if info.lora -%}
+`adapter/` holds the adapters alone, for the base model. With them the base needs the tokenizer of this folder, a row
+for each of its tokens, and its pad token:
+
+```python
+if len(tokenizer) > base.get_input_embeddings().num_embeddings:
+    base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+base.config.pad_token_id = tokenizer.pad_token_id
+```
+
+{% endif -%}
 ## Limits
 
 It reflects the preferences of its training data, their mistakes and biases included. Check it against a length-only

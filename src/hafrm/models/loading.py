@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
 from hafrm.encoding import ConversationEncoder, Overlong
@@ -42,6 +43,12 @@ class ScorerChoice:
 
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Such code can do anything that you can: leave it off."""
+
+    def __post_init__(self) -> None:
+        if self.combined_weight is not None and self.head != "combined":
+            raise ConfigError("combined_weight has no effect but on the combined score: add --head combined.")
+        if self.reference is not None and self.head == "reward":
+            raise ConfigError("reference has no effect on the reward head: leave it out, or ask for another --head.")
 
     def chosen(self) -> list[str]:
         """The options that say which score is asked for, those that are given."""
@@ -80,6 +87,7 @@ def load_scorer(
 
     Raises:
         ModelError: nothing that scores loads from there, or the head asked for was not trained.
+        ConfigError: an option has no effect on the head that is asked for.
     """
     options = options or ScoreOptions()
     choice = ScorerChoice(
@@ -93,7 +101,9 @@ def load_scorer(
         return _load_run_scorer(Path(model), choice, options)
     if head in (None, "reward") and reference is None:
         return _load_stock_scorer(model, options, trust_remote_code=trust_remote_code)
-    if head == "reward" or reference is None:
+    if head == "combined":
+        raise ModelError(f"{model} is no run of hafrm and has one head alone: nothing to combine. Use --head policy.")
+    if reference is None:
         raise ModelError(
             f"{model} is no run of hafrm: its head {head!r} needs `--reference`, the model it was tuned from."
         )
@@ -282,12 +292,23 @@ def _require_trained(folder: Path, info: RunInfo, head: Head) -> None:
 def _load_stock_scorer(model: str, options: ScoreOptions, *, trust_remote_code: bool) -> StockScorer:
     classifier = _load_classifier(model, options.torch_dtype(), trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code, template=options.template())
-    resize_embeddings(classifier, tokenizer)
-    # A stock classifier finds the last token by its config's pad token: that one must be the tokenizer's.
-    classifier.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     encoder = _encoder(tokenizer, classifier.config, options, max_length=512, overlong="drop")
-    layout = Layout(packed=False, pad_token_id=tokenizer.pad_token_id)
+    layout = Layout(packed=False, pad_token_id=_pad_of_classifier(classifier, tokenizer))
     return StockScorer(classifier.eval().to(options.torch_device()), encoder, layout, options)
+
+
+def _pad_of_classifier(classifier: PreTrainedModel, tokenizer: Any) -> int:
+    """The token by which a stock classifier tells padding, and so where it reads the reward; sets one if it has none.
+
+    One that is the end-of-sequence token too stays: the model was then trained to be read at the token before it, as
+    TRL's are whose tokenizer had no pad token.
+    """
+    config = classifier.config.get_text_config()
+    rows = cast(nn.Embedding, classifier.get_input_embeddings()).num_embeddings
+    if config.pad_token_id is None or not 0 <= config.pad_token_id < rows:
+        resize_embeddings(classifier, tokenizer)
+        config.pad_token_id = tokenizer.pad_token_id
+    return int(config.pad_token_id)
 
 
 def _load_classifier(model: str, dtype: torch.dtype | None, *, trust_remote_code: bool) -> PreTrainedModel:

@@ -7,6 +7,9 @@ gets a distinct pad token, which is saved with the model.
 
 from __future__ import annotations
 
+import re
+from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +20,16 @@ from hafrm.encoding import DEFAULT_CHAT_TEMPLATE
 from hafrm.errors import ModelError, first_line
 from hafrm.models.advice import advice
 
-__all__ = ["PAD_TOKEN", "load_tokenizer", "prepare_tokenizer", "resize_embeddings"]
+__all__ = ["FIXED_DATE", "PAD_TOKEN", "load_tokenizer", "prepare_tokenizer", "resize_embeddings"]
 
 PAD_TOKEN = "<|pad|>"
 """Added where a tokenizer has no token to spare."""
+
+FIXED_DATE = date(2024, 7, 26)
+"""What chat templates write for today: what Llama 3's own writes where there is no clock."""
+
+_TODAY = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<format>[^"'\\{}]*)(?P=quote)\s*\)""")
+"""A chat template's call for the date, with its format."""
 
 _KNOWN_PADS = ("<pad>", "[PAD]", PAD_TOKEN, "<|finetune_right_pad_id|>", "<|padding|>", "<|endoftext|>", "<unk>")
 """Tokens that tokenizers keep for padding, or that text never ends with, best first."""
@@ -67,6 +76,8 @@ def _require_plain_names(tokenizer: Any, model: str) -> None:
 def prepare_tokenizer(tokenizer: Any, *, template: str = DEFAULT_CHAT_TEMPLATE) -> Any:
     """Give a tokenizer a chat template and a distinct pad token where it lacks them (in place).
 
+    A template that writes today's date writes a fixed one from then on: else rewards would change at midnight.
+
     Raises:
         ModelError: the tokenizer has no end-of-sequence token, which the plain template needs.
     """
@@ -76,6 +87,7 @@ def prepare_tokenizer(tokenizer: Any, *, template: str = DEFAULT_CHAT_TEMPLATE) 
                 "The tokenizer has neither a chat template nor an end-of-sequence token. Set one of the two."
             )
         tokenizer.chat_template = template
+    _fix_date(tokenizer)
     taken = {tokenizer.eos_token, tokenizer.bos_token}
     if tokenizer.pad_token is None or tokenizer.pad_token in taken:
         vocabulary = tokenizer.get_vocab()
@@ -83,6 +95,15 @@ def prepare_tokenizer(tokenizer: Any, *, template: str = DEFAULT_CHAT_TEMPLATE) 
         # A token that the vocabulary lacks is added; `resize_embeddings` then makes room in the model.
         tokenizer.add_special_tokens({"pad_token": spare or PAD_TOKEN})
     return tokenizer
+
+
+def _fix_date(tokenizer: Any) -> None:
+    """Replace the clock in a tokenizer's chat templates by `FIXED_DATE`, wherever its format stands in the template."""
+    fixed = partial(_TODAY.sub, lambda found: f'"{FIXED_DATE.strftime(found["format"])}"')
+    templates = tokenizer.chat_template
+    tokenizer.chat_template = (
+        {name: fixed(text) for name, text in templates.items()} if isinstance(templates, dict) else fixed(templates)
+    )
 
 
 def resize_embeddings(model: PreTrainedModel, tokenizer: Any) -> None:

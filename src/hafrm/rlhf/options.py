@@ -222,6 +222,7 @@ class RlhfConfig(ScorerChoice):
     """Delete what the run's folder holds and start anew. Otherwise an interrupted run goes on where it stopped."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require_finite(self)
         if not self.data:
             raise ConfigError("data: name at least one file or data set of prompts.")

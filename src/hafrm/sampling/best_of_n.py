@@ -63,6 +63,7 @@ class BestOfNConfig(ScorerChoice):
     score: ScoreOptions = field(default_factory=ScoreOptions)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.models:
             raise ConfigError("models: name at least one.")
         if len(set(self.models)) < len(self.models):

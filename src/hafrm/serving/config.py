@@ -61,6 +61,7 @@ class ServeConfig(ScorerChoice):
     score: ScoreOptions = field(default_factory=ScoreOptions)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("max_requests", "max_request_bytes", "max_conversations"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -197,6 +197,47 @@ def test_overlong_texts_are_cut_where_the_rule_is_to_cut() -> None:
     assert found["tokens"] > LIMIT
 
 
+def test_a_cut_that_leaves_nothing_of_the_response_gives_no_reward() -> None:
+    """Where the prompt alone fills the limit: in messages, and in OpenRLHF's texts, which come with their prompts."""
+    fits, fills = (Conversation.of("word " * n, "word " * LIMIT) for n in (3, LIMIT))
+    prompts = [
+        tiny_tokenizer().apply_chat_template(
+            [turn.as_dict() for turn in c.prompt], tokenize=False, add_generation_prompt=True
+        )
+        for c in (fits, fills)
+    ]
+    scorer = tiny_scorer(overlong="truncate")
+    with live(scorer) as address, httpx.Client(base_url=address) as client:
+        data = {"query": [rendered(fits), rendered(fills)], "prompts": prompts, "labels": ["", ""]}
+        texts = client.post("/get_reward", json=data)
+        messages = [turn.as_dict() for turn in (*fills.prompt, *fills.response)]
+        for answer in (texts, client.post("/classify", json={"messages": messages})):
+            assert (answer.status_code, answer.json()["error"]["type"]) == (400, "overlong")
+            assert "shorten the prompt" in answer.json()["error"]["message"]
+            assert "--score.overlong" not in answer.json()["error"]["message"]
+        assert "Input 1 " in texts.json()["error"]["message"]
+        kept = client.post("/get_reward", json={"query": [rendered(fits)], "prompts": prompts[:1]})
+        assert kept.raise_for_status().json()["rewards"] == pytest.approx(scorer.score([fits]), abs=1e-5)
+        for unknown in (None, prompts, [None]):
+            sent = {"query": [rendered(fits)], "prompts": unknown}
+            assert client.post("/get_reward", json=sent).json()["rewards"] == kept.json()["rewards"]
+
+
+def test_texts_that_were_cut_are_counted() -> None:
+    """A text without its prompt may have lost its whole response, and nobody can say so."""
+    with live(tiny_scorer(overlong="truncate")) as address, httpx.Client(base_url=address) as client:
+        for path, data in (("/classify", {"input": "word " * LIMIT}), ("/v1/rewards", body(CONVERSATIONS[0]))):
+            client.post(path, json=data).raise_for_status()
+        assert "hafrm_truncated_total 1.0" in client.get("/metrics").text
+
+
+def test_what_no_cut_would_help_is_not_advised_to_be_cut(client: httpx.Client) -> None:
+    answer = client.post("/rerank", json={"query": "How are you?", "documents": [" "]})
+    assert "truncate" not in answer.json()["error"]["message"]
+    answer = client.post("/get_reward", json={"query": ["word " * LIMIT]})
+    assert "`--score.overlong truncate`" in answer.json()["error"]["message"]
+
+
 def test_implicit_rewards_need_messages() -> None:
     """Where a rendered text's response begins is unknown: refused, not guessed."""
     scorer = tiny_scorer(reward_weight=0.0, ratio_weight=1.0)

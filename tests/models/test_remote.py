@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from hafrm.cli import main
-from hafrm.errors import ConfigError, MissingExtraError, ModelError, RefusedError
+from hafrm.errors import BadRowError, ConfigError, MissingExtraError, ModelError, RefusedError
 from hafrm.evaluation.bulk import ScoreConfig
 from hafrm.evaluation.run import EvaluateConfig
+from hafrm.evaluation.scoring import score_conversations
 from hafrm.models.loading import load_scorer
 from hafrm.models.remote import API_KEY, RemoteScorer, RetryRule, seconds_to_wait
 from hafrm.models.scorers import ScoreOptions
@@ -175,6 +176,42 @@ def test_what_vllm_refuses_is_that_conversations_fault(server: Server) -> None:
         scorer(server, "/classify").score(CONVERSATIONS)
     assert list(error.value.reasons) == [6]
     assert "too long" in error.value.reasons[6]
+
+
+def said(message: str, kind: str) -> bytes:
+    return json.dumps({"error": {"message": message, "type": kind, "code": 400}}).encode()
+
+
+@pytest.mark.parametrize("path", ["/classify", "/pooling"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        said("Input 0 has no reward: overlong (300 tokens; the model's limit is 200).", "overlong"),
+        said("This model's maximum context length is 200 tokens. However, you requested 300.", "BadRequestError"),
+        said("The decoder prompt is too long. Make sure that `max_model_len` is no smaller.", "BadRequestError"),
+    ],
+    ids=["hafrm", "vLLM", "older vLLM"],
+)
+def test_what_is_over_the_servers_limit_is_nobodys_fault(server: Server, path: str, words: bytes) -> None:
+    server.answer = lambda path, request: (
+        (400, {}, words) if len(request["messages"][-1]["content"]) == 7 else vllm(path, request)
+    )
+    assert scorer(server, path).score(CONVERSATIONS) == [*lengths()[:6], None, *lengths()[7:]]
+
+
+def test_what_a_server_refuses_is_asked_once_and_the_servers_words_stand(server: Server) -> None:
+    """Also where such rows are skipped; the remedy is none of a tokenizer, which the server has."""
+    answers = {5: (400, {}, said("roles must alternate", "BadRequestError")), 7: (400, {}, said("long", "overlong"))}
+    server.answer = lambda path, request: answers.get(len(request["messages"][-1]["content"])) or vllm(path, request)
+    rows = [("rows.jsonl", number) for number in range(1, 12)]
+    found = score_conversations(scorer(server, "/classify"), CONVERSATIONS, rows, on_bad_row="skip")
+    expected: list[Any] = lengths()
+    expected[4], expected[6] = "refused_by_template", "overlong"
+    assert found == expected
+    assert len(server.requests) == 1 + len(CONVERSATIONS)
+    with pytest.raises(BadRowError, match=r"rows\.jsonl, row 5: .*roles must alternate.*the server takes it") as error:
+        score_conversations(scorer(server, "/classify"), CONVERSATIONS, rows, on_bad_row="error")
+    assert "tokenizer" not in str(error.value)
 
 
 def hang(handler: BaseHTTPRequestHandler) -> None:

@@ -45,6 +45,7 @@ def native(path: str, request: dict[str, Any]) -> Any:
 
 def vllm(path: str, request: dict[str, Any]) -> Any:
     assert request["use_activation"] is False
+    assert request.get("task") == ("classify" if path == "/pooling" else None)
     reward = float(len(request["messages"][-1]["content"]))
     entry = {"probs": [reward], "num_classes": 1} if path == "/classify" else {"data": [reward]}
     return {"model": "a-model", "object": "list", "data": [{"index": 0, **entry}]}
@@ -226,7 +227,8 @@ def half(handler: BaseHTTPRequestHandler) -> None:
 BUSY: Answer = (503, {}, b"")
 LATER: Answer = (429, {"Retry-After": "0.2"}, b"")
 GARBLED: Answer = (200, {"Content-Encoding": "gzip"}, b"no archive")
-TROUBLES = {"503": BUSY, "429": LATER, "hang": hang, "half": half, "garbled": GARBLED}
+BEHIND_A_PROXY: dict[str, Answer] = {str(status): (status, {}, b"<html>") for status in (408, 502, 504)}
+TROUBLES = {"503": BUSY, **BEHIND_A_PROXY, "429": LATER, "hang": hang, "half": half, "garbled": GARBLED}
 
 
 @pytest.mark.parametrize("trouble", TROUBLES.values(), ids=TROUBLES)
@@ -283,6 +285,8 @@ WRONG = {
     "no rewards": lambda path, request: {"model": "a-model"},
     "no model": lambda path, request: {"rewards": rewards(request)},
     "a list": lambda path, request: [],
+    "over the largest float": with_rewards(lambda found: [entry | {"reward": 10**400} for entry in found]),
+    "nested too deeply": lambda path, request: (200, {}, b"[" * 100_000),
     "no JSON": lambda path, request: (200, {}, b"<html>"),
     "no text": lambda path, request: (200, {}, b"\xff\xfe\x00"),
 }
@@ -299,6 +303,16 @@ def test_a_classifier_of_two_labels_is_no_reward_model(server: Server) -> None:
     server.answer = lambda path, request: {"model": "m", "data": [{"probs": [0.2, 0.8]}]}
     with pytest.raises(ModelError, match="one label"):
         scorer(server, "/classify").score(CONVERSATIONS)
+
+
+@pytest.mark.parametrize(("path", "field"), [("/pooling", "data"), ("/classify", "probs")])
+@pytest.mark.parametrize("tokens", [[[0.1]], [[0.1], [0.2]]], ids=["one token", "two tokens"])
+def test_rewards_a_token_are_none_of_a_conversation(
+    server: Server, path: str, field: str, tokens: list[list[float]]
+) -> None:
+    server.answer = lambda path, request: {"model": "m", "data": [{field: tokens}]}
+    with pytest.raises(ModelError, match=f"`{field}` holds a list a token.*ask at /classify"):
+        scorer(server, path).score(CONVERSATIONS)
 
 
 def test_a_model_that_changes_midway_is_noticed(server: Server) -> None:

@@ -15,7 +15,8 @@ and the answer, with one entry a conversation, in order,
 `truncated` are for people; the scorer does not read them.
 
 `/classify` and `/pooling`: vLLM's, a conversation a request, as `{"messages": [...], "use_activation": false}`: with
-its activation vLLM would give sigmoids of rewards. The model must have one label. What such a server refuses has no
+its activation vLLM would give sigmoids of rewards. The model must have one label. `/pooling` is asked for the task
+"classify", as some versions would answer a number a token. What such a server refuses has no
 reward: it is over-long where the server says so, and else the conversation's fault. OpenRLHF's `/get_reward` takes
 rendered text, which needs a tokenizer that nobody here knows; it is not spoken.
 
@@ -46,7 +47,8 @@ __all__ = ["API_KEY", "RemoteScorer", "RetryRule", "endpoint_of", "is_server", "
 API_KEY = "HAFRM_API_KEY"
 """The environment variable that holds a server's API key."""
 
-_BUSY = (429, 503)
+_BUSY = (408, 429, 502, 503, 504)
+"""Statuses that pass: of a server with too much to do, or of a proxy before one that restarts."""
 _REFUSES = (400, 413, 422)
 """What vLLM says of a conversation that is too long for its model or that its template can't render."""
 _OVERLONG = "overlong"
@@ -121,30 +123,42 @@ class _Native:
 class _Vllm:
     per_request: int | None = 1
 
-    def __init__(self, field: str) -> None:
-        self.field = field
+    def __init__(self, field: str, **options: Any) -> None:
+        self.field, self.options = field, options
 
     def request(self, conversations: Sequence[Conversation]) -> dict[str, Any]:
         (conversation,) = conversations
         messages = [message.as_dict() for message in (*conversation.prompt, *conversation.response)]
-        return {"messages": messages, "add_generation_prompt": False, "use_activation": False}
+        return {"messages": messages, "add_generation_prompt": False, "use_activation": False, **self.options}
 
     def outcomes(self, answer: Mapping[str, Any]) -> list[_Outcome]:
         return [self._reward(entry[self.field]) for entry in answer["data"]]
 
     def _reward(self, numbers: Any) -> float:
+        if isinstance(numbers, list) and any(isinstance(entry, list) for entry in numbers):
+            raise ValueError(
+                f"`{self.field}` holds a list a token, and a reward is one number a conversation: ask at /classify, "
+                "or let the server pool whole conversations"
+            )
         if not isinstance(numbers, list) or len(numbers) != 1:
             raise ValueError(f"`{self.field}` is no list of one number: a reward model has one label")
         return _finite(numbers[0])
 
 
 def _finite(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{value!r:.40} is no finite reward")
-    return float(value)
+    try:
+        if not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value):
+            return float(value)
+    except OverflowError:  # an integer over the largest float
+        pass
+    raise ValueError(f"{value!r:.40} is no finite reward")
 
 
-_DIALECTS: dict[str, _Dialect] = {"/v1/rewards": _Native(), "/classify": _Vllm("probs"), "/pooling": _Vllm("data")}
+_DIALECTS: dict[str, _Dialect] = {
+    "/v1/rewards": _Native(),
+    "/classify": _Vllm("probs"),
+    "/pooling": _Vllm("data", task="classify"),
+}
 
 
 class RemoteScorer:
@@ -269,8 +283,8 @@ class RemoteScorer:
             raise ModelError(f"{self.endpoint} answers with status {response.status_code}. {_remedy(response)}")
         try:
             return json.loads(response.content)
-        except ValueError as error:
-            raise self._wrong_answer("no JSON") from error
+        except (ValueError, RecursionError) as error:  # the latter where it is nested too deeply
+            raise self._wrong_answer("no JSON that can be read") from error
 
 
 def endpoint_of(url: str) -> tuple[str, _Dialect]:

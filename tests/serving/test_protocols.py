@@ -106,7 +106,50 @@ def test_vllm_pooling(client: httpx.Client, expected: list[float]) -> None:
     assert {item["object"] for item in answer["data"]} == {"pooling"}
 
 
-@pytest.mark.parametrize("path", ["/rerank", "/v1/rerank"])
+@pytest.mark.parametrize("path", ["/classify", "/pooling", "/rerank"])
+@pytest.mark.parametrize(
+    ("change", "default"),
+    [
+        ({"truncate_prompt_tokens": 5}, {"truncate_prompt_tokens": None}),
+        ({"truncate_prompt_tokens": -1}, {}),
+        ({"truncate_prompt_tokens": 0}, {}),
+        ({"add_generation_prompt": True}, {"add_generation_prompt": False}),
+        ({"continue_final_message": True}, {"continue_final_message": False}),
+        ({"chat_template": "{{ 'x' }}"}, {"chat_template": None}),
+        ({"chat_template": ""}, {}),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, {"chat_template_kwargs": {}}),
+    ],
+    ids=str,
+)
+def test_vllms_fields_that_would_change_a_score_are_not_passed_over(
+    path: str, change: dict[str, object], default: dict[str, object], client: httpx.Client
+) -> None:
+    question, reply = (turn.as_dict() for turn in (*CONVERSATIONS[0].prompt, *CONVERSATIONS[0].response))
+    data: dict[str, object] = {"messages": [question, reply]}
+    if path == "/rerank":
+        data = {"query": question["content"], "documents": [reply["content"]]}
+    answer = client.post(path, json=data | change)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "unsupported")
+    assert f"`{next(iter(change))}`" in answer.json()["error"]["message"]
+    assert client.post(path, json=data | default).status_code == 200
+
+
+def test_content_may_come_in_parts_of_text(client: httpx.Client, expected: list[float]) -> None:
+    def parts(*texts: str) -> list[dict[str, str]]:
+        return [{"type": "text", "text": text} for text in texts]
+
+    def reward(prompt: object, response: object) -> float:
+        messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+        answer = client.post("/classify", json={"messages": messages, "use_activation": False}).raise_for_status()
+        return float(answer.json()["data"][0]["probs"][0])
+
+    assert reward(parts("How are you?"), parts("Fine, thanks.")) == pytest.approx(expected[0], abs=1e-5)
+    assert reward(parts("How", "are you?"), "Fine.") == pytest.approx(reward("How\nare you?", "Fine."), abs=1e-5)
+    image = [{"type": "image_url", "image_url": {"url": "data:,"}}]
+    assert client.post("/classify", json={"messages": [{"role": "user", "content": image}]}).status_code == 422
+
+
+@pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/v2/rerank"])
 def test_rerank(path: str, client: httpx.Client, expected: list[float]) -> None:
     data = {"model": "m", "query": "How are you?", "documents": ["Fine, thanks.", "Go away."], "use_activation": False}
     results = client.post(path, json=data).raise_for_status().json()["results"]

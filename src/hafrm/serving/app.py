@@ -51,7 +51,7 @@ def build_app(service: RewardService, *, api_key: str | None = None) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestError, _request_error)
-    paths = [*app.openapi()["paths"], *_PAGE, "/v1/rerank", "/openapi.json"]
+    paths = [*app.openapi()["paths"], *_PAGE, "/v1/rerank", "/v2/rerank", "/openapi.json"]
     app.add_middleware(Gate, config=service.config, metrics=service.metrics, api_key=api_key, paths=paths)
     return app
 

@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from hafrm.serving.errors import RequestError, error_response
+from hafrm.serving.errors import RequestError, error_response, not_ready
 from hafrm.serving.gate import Gate
 from hafrm.serving.protocols import llama_factory, native, openrlhf, vllm
 from hafrm.serving.service import RewardService
@@ -64,9 +64,12 @@ def _add_state(app: FastAPI, service: RewardService) -> None:
 
     @app.get("/ready", tags=["state"])
     async def ready() -> JSONResponse:
-        """Whether requests are taken: 200, or 503 while the server stops."""
+        """Whether requests can be scored: 200, or 503 once the thread that runs the model has died.
+
+        A server that is told to stop takes no more connections, this one's included.
+        """
         if not service.batcher.ready:
-            return error_response(503, "stopping", "The server is stopping.")
+            return not_ready()
         return JSONResponse({"status": "ready"})
 
     @app.get("/metrics", tags=["state"])

@@ -314,6 +314,21 @@ def test_options_that_can_not_work(values: dict[str, Any], said: str) -> None:
         BulkConfig(**({"model": "m", "data": "d", "out": "o", "engine": "ray"} | values))
 
 
+def test_actors_find_a_template_by_its_path_and_know_the_word_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("default", "mine"):
+        Path(name).write_text("{{ messages[0].content }}")
+
+    def template(name: str | None) -> str | None:
+        options = ScoreOptions(chat_template=name)
+        job = BulkConfig(model="m", data="d", out="o", engine="ray", score=options)
+        return job.for_actors().score.chat_template
+
+    assert [template(name) for name in (None, "default", "mine")] == [None, "default", str(tmp_path / "mine")]
+
+
 def test_actors_compute_where_ray_gave_them_room() -> None:
     def device(**values: Any) -> str | None:
         return BulkConfig(model="m", data="d", out="o", engine="ray", **values).for_actors().score.device

@@ -4,7 +4,7 @@
     ├── ConfigError          an option or a combination of options that can't work
     ├── DataError            something is wrong with the data as a whole
     │   ├── BadRowError      one row breaks the data contract: says file, row, field, remedy
-    │   ├── RefusedError     conversations that a tokenizer's chat template can't render
+    │   ├── RefusedError     conversations that a tokenizer's chat template can't render, or that a server refuses
     │   ├── UnknownDataError a data set name that nobody knows; names the nearest ones
     │   └── UnreadableError  a file that can't be opened or decoded
     ├── ModelError           a model or tokenizer that can't serve as asked
@@ -25,6 +25,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 
 __all__ = [
+    "CHANGE_ROLES",
     "BadRowError",
     "BadRowReason",
     "ConfigError",
@@ -75,6 +76,10 @@ class BadRowReason(StrEnum):
     REFUSED_BY_TEMPLATE = "refused_by_template"
 
 
+CHANGE_ROLES = "Change the row's roles, or use a tokenizer with another chat template."
+"""What to do about a conversation that a tokenizer's chat template refuses."""
+
+
 class BadRowError(DataError):
     """One row breaks the data contract.
 
@@ -101,15 +106,15 @@ class BadRowError(DataError):
         )
 
     @classmethod
-    def refused(cls, problem: str, *, source: str, row: int) -> BadRowError:
-        """A row whose conversation the tokenizer's chat template can't render, for this reason."""
+    def refused(cls, problem: str, *, source: str, row: int, remedy: str = CHANGE_ROLES) -> BadRowError:
+        """A row whose conversation the tokenizer's chat template, or a server, refuses for this reason."""
         return cls(
             BadRowReason.REFUSED_BY_TEMPLATE,
             source=source,
             row=row,
             field=None,
             problem=problem.rstrip("."),
-            remedy="Change the row's roles, or use a tokenizer with another chat template.",
+            remedy=remedy,
         )
 
 
@@ -117,15 +122,23 @@ class RefusedError(DataError):
     """Conversations that a tokenizer's chat template can't render: two turns of one role in a row, for some.
 
     Args:
-        reasons: What the template says, by the conversation's place among those given.
+        reasons: What the template or the server says, by the conversation's place among those given.
+        remedy: What the user can do about it, as a sentence.
+        finished: The rewards of all others by their places, None for what is too long; None where none was computed.
     """
 
-    def __init__(self, reasons: Mapping[int, str]) -> None:
-        self.reasons = dict(reasons)
+    def __init__(
+        self,
+        reasons: Mapping[int, str],
+        *,
+        remedy: str = CHANGE_ROLES,
+        finished: Mapping[int, float | None] | None = None,
+    ) -> None:
+        self.reasons, self.remedy, self.finished = dict(reasons), remedy, finished
         first = min(self.reasons)
         super().__init__(
-            f"{len(self.reasons)} conversations can't be rendered; the first is conversation {first}: "
-            f"{self.reasons[first]} Change its roles, or use a tokenizer with another chat template."
+            f"{len(self.reasons)} conversations are refused; the first is conversation {first}: "
+            f"{self.reasons[first]} {remedy}"
         )
 
 

@@ -75,6 +75,15 @@ def test_files_that_do_not_matter(run: Path) -> None:
     assert identity(run) == before
 
 
+def test_the_default_template_is_no_file_of_that_name(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = model_identity(str(run), ScorerChoice(), ScoreOptions(chat_template="default"))
+    (tmp_path / "default").write_text("{{ messages[0].content }}")
+    assert model_identity(str(run), ScorerChoice(), ScoreOptions(chat_template="default")) == before
+
+
 @pytest.mark.parametrize("head", ["policy", "combined"])
 def test_the_base_matters_where_it_is_the_reference(run: Path, head: str) -> None:
     before = identity(run, head=head)

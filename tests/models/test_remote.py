@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from hafrm.cli import main
-from hafrm.errors import ConfigError, MissingExtraError, ModelError, RefusedError
+from hafrm.errors import BadRowError, ConfigError, MissingExtraError, ModelError, RefusedError
 from hafrm.evaluation.bulk import ScoreConfig
 from hafrm.evaluation.run import EvaluateConfig
+from hafrm.evaluation.scoring import score_conversations
 from hafrm.models.loading import load_scorer
 from hafrm.models.remote import API_KEY, RemoteScorer, RetryRule, seconds_to_wait
 from hafrm.models.scorers import ScoreOptions
@@ -44,6 +45,7 @@ def native(path: str, request: dict[str, Any]) -> Any:
 
 def vllm(path: str, request: dict[str, Any]) -> Any:
     assert request["use_activation"] is False
+    assert request.get("task") == ("classify" if path == "/pooling" else None)
     reward = float(len(request["messages"][-1]["content"]))
     entry = {"probs": [reward], "num_classes": 1} if path == "/classify" else {"data": [reward]}
     return {"model": "a-model", "object": "list", "data": [{"index": 0, **entry}]}
@@ -177,6 +179,42 @@ def test_what_vllm_refuses_is_that_conversations_fault(server: Server) -> None:
     assert "too long" in error.value.reasons[6]
 
 
+def said(message: str, kind: str) -> bytes:
+    return json.dumps({"error": {"message": message, "type": kind, "code": 400}}).encode()
+
+
+@pytest.mark.parametrize("path", ["/classify", "/pooling"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        said("Input 0 has no reward: overlong (300 tokens; the model's limit is 200).", "overlong"),
+        said("This model's maximum context length is 200 tokens. However, you requested 300.", "BadRequestError"),
+        said("The decoder prompt is too long. Make sure that `max_model_len` is no smaller.", "BadRequestError"),
+    ],
+    ids=["hafrm", "vLLM", "older vLLM"],
+)
+def test_what_is_over_the_servers_limit_is_nobodys_fault(server: Server, path: str, words: bytes) -> None:
+    server.answer = lambda path, request: (
+        (400, {}, words) if len(request["messages"][-1]["content"]) == 7 else vllm(path, request)
+    )
+    assert scorer(server, path).score(CONVERSATIONS) == [*lengths()[:6], None, *lengths()[7:]]
+
+
+def test_what_a_server_refuses_is_asked_once_and_the_servers_words_stand(server: Server) -> None:
+    """Also where such rows are skipped; the remedy is none of a tokenizer, which the server has."""
+    answers = {5: (400, {}, said("roles must alternate", "BadRequestError")), 7: (400, {}, said("long", "overlong"))}
+    server.answer = lambda path, request: answers.get(len(request["messages"][-1]["content"])) or vllm(path, request)
+    rows = [("rows.jsonl", number) for number in range(1, 12)]
+    found = score_conversations(scorer(server, "/classify"), CONVERSATIONS, rows, on_bad_row="skip")
+    expected: list[Any] = lengths()
+    expected[4], expected[6] = "refused_by_template", "overlong"
+    assert found == expected
+    assert len(server.requests) == 1 + len(CONVERSATIONS)
+    with pytest.raises(BadRowError, match=r"rows\.jsonl, row 5: .*roles must alternate.*the server takes it") as error:
+        score_conversations(scorer(server, "/classify"), CONVERSATIONS, rows, on_bad_row="error")
+    assert "tokenizer" not in str(error.value)
+
+
 def hang(handler: BaseHTTPRequestHandler) -> None:
     time.sleep(0.6)
 
@@ -189,7 +227,8 @@ def half(handler: BaseHTTPRequestHandler) -> None:
 BUSY: Answer = (503, {}, b"")
 LATER: Answer = (429, {"Retry-After": "0.2"}, b"")
 GARBLED: Answer = (200, {"Content-Encoding": "gzip"}, b"no archive")
-TROUBLES = {"503": BUSY, "429": LATER, "hang": hang, "half": half, "garbled": GARBLED}
+BEHIND_A_PROXY: dict[str, Answer] = {str(status): (status, {}, b"<html>") for status in (408, 502, 504)}
+TROUBLES = {"503": BUSY, **BEHIND_A_PROXY, "429": LATER, "hang": hang, "half": half, "garbled": GARBLED}
 
 
 @pytest.mark.parametrize("trouble", TROUBLES.values(), ids=TROUBLES)
@@ -246,6 +285,8 @@ WRONG = {
     "no rewards": lambda path, request: {"model": "a-model"},
     "no model": lambda path, request: {"rewards": rewards(request)},
     "a list": lambda path, request: [],
+    "over the largest float": with_rewards(lambda found: [entry | {"reward": 10**400} for entry in found]),
+    "nested too deeply": lambda path, request: (200, {}, b"[" * 100_000),
     "no JSON": lambda path, request: (200, {}, b"<html>"),
     "no text": lambda path, request: (200, {}, b"\xff\xfe\x00"),
 }
@@ -262,6 +303,16 @@ def test_a_classifier_of_two_labels_is_no_reward_model(server: Server) -> None:
     server.answer = lambda path, request: {"model": "m", "data": [{"probs": [0.2, 0.8]}]}
     with pytest.raises(ModelError, match="one label"):
         scorer(server, "/classify").score(CONVERSATIONS)
+
+
+@pytest.mark.parametrize(("path", "field"), [("/pooling", "data"), ("/classify", "probs")])
+@pytest.mark.parametrize("tokens", [[[0.1]], [[0.1], [0.2]]], ids=["one token", "two tokens"])
+def test_rewards_a_token_are_none_of_a_conversation(
+    server: Server, path: str, field: str, tokens: list[list[float]]
+) -> None:
+    server.answer = lambda path, request: {"model": "m", "data": [{field: tokens}]}
+    with pytest.raises(ModelError, match=f"`{field}` holds a list a token.*ask at /classify"):
+        scorer(server, path).score(CONVERSATIONS)
 
 
 def test_a_model_that_changes_midway_is_noticed(server: Server) -> None:

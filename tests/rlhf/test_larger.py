@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pyarrow.parquet
 import pytest
 
 from hafrm.errors import ConfigError, DataError, ModelError
@@ -20,6 +23,7 @@ from hafrm.rlhf import verl
 from tests.serving.conftest import LIMIT, live, tiny_scorer
 from tests.tiny import tiny_tokenizer
 
+BOOK = Path(__file__).parents[2] / "docs" / "rlhf.md"
 QUESTION, ANSWERS = "How are you?", ["Fine, thanks.", "Go away."]
 
 
@@ -98,6 +102,34 @@ def test_verl_scores_a_batch(
         extra_infos=np.array([{"prompt": messages}, {"prompt": QUESTION}], dtype=object),
     )
     assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_rows_of_the_book_have_what_verls_managers_read(
+    loaded: ModuleType, address: str, expected: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The book's own lines write them; verl reads the file with `datasets`, and a manager takes these keys of a row."""
+    monkeypatch.chdir(tmp_path)
+    prompt = [{"role": "user", "content": QUESTION}]
+    Path("prompts.jsonl").write_text(json.dumps({"prompt": prompt}) + "\n")
+    (block,) = re.findall(r"```python\n(import datasets\n.*?)```", BOOK.read_text(), re.S)
+    exec(block, {})
+    (row,) = pyarrow.parquet.read_table("prompts.parquet").to_pylist()
+    assert row["prompt"] == prompt
+    found = loaded.compute_scores(
+        data_sources=[row["data_source"]] * 2,
+        solution_strs=ANSWERS,
+        ground_truths=[row["reward_model"]["ground_truth"]] * 2,
+        extra_infos=[row["extra_info"]] * 2,
+        url=address,
+    )
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_books_command_gives_verl_both_of_its_sets() -> None:
+    """verl's trainer builds its validation set always."""
+    (command,) = re.findall(r"python3 -m verl\.trainer\.main_ppo.*?\n```", BOOK.read_text(), re.S)
+    for files in ("train_files", "val_files"):
+        assert f" data.{files}=prompts.parquet" in command
 
 
 def test_what_has_no_reward_is_named_or_has_the_stated_worth(

@@ -170,6 +170,20 @@ def test_a_stop_before_any_file_loses_and_doubles_nothing(
         ]
 
 
+def test_a_part_that_is_scored_again_leaves_no_earlier_errors(
+    scorer: LengthScorer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Every row is in one file, also where the model no longer fails at it."""
+    data = write_lines(tmp_path / "in" / "rows.jsonl", [answer(0), answer(1) | {"response": "poison"}])
+    out = score(data, tmp_path / "out")
+    assert [line["row"] for line in read_lines(out / "errors")] == [2]
+    (out / "done" / "part-000000.json").unlink()
+    monkeypatch.setattr(scorer, "score", lambda conversations: [1.0] * len(conversations))
+    score(data, out)
+    assert [line["id"] for line in read_lines(out / "scored")] == [0, 1]
+    assert read_lines(out / "errors") == []
+
+
 def test_a_part_of_which_actors_die_is_given_up(
     scorer: LengthScorer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -268,6 +269,23 @@ def test_the_local_engine_writes_no_folder(tmp_path: Path) -> None:
         BulkConfig(model="m", data="d", out=str(tmp_path))
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_cluster_that_is_not_there_is_said_at_once(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray itself would try for minutes."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda *args, **options: pytest.fail("Ray was asked"))
+    job = BulkConfig(model="m", data="d", out="o", engine="ray", ray_address=f"{host}:{port}")
+    with pytest.raises(ConfigError, match=rf"Ray at {host}:{port} can't be reached: .*refused"), run._ray(job):
+        pass
+
+
+@pytest.mark.parametrize("address", ["auto", "local", "ray://127.0.0.1:9", "127.0.0.1:port", "[::1"])
+def test_what_is_no_host_with_a_port_is_left_to_ray(address: str) -> None:
+    run._require_listener(address)
+
+
 def test_nothing_to_score_is_done_at_once(run_folder: str, tmp_path: Path) -> None:
     data = write_lines(tmp_path / "in" / "rows.jsonl", [])
     assert score_folder(config(run_folder, data, tmp_path / "out")).scored == 0
@@ -294,6 +312,21 @@ def test_a_missing_ray_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 def test_options_that_can_not_work(values: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         BulkConfig(**({"model": "m", "data": "d", "out": "o", "engine": "ray"} | values))
+
+
+def test_actors_find_a_template_by_its_path_and_know_the_word_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("default", "mine"):
+        Path(name).write_text("{{ messages[0].content }}")
+
+    def template(name: str | None) -> str | None:
+        options = ScoreOptions(chat_template=name)
+        job = BulkConfig(model="m", data="d", out="o", engine="ray", score=options)
+        return job.for_actors().score.chat_template
+
+    assert [template(name) for name in (None, "default", "mine")] == [None, "default", str(tmp_path / "mine")]
 
 
 def test_actors_compute_where_ray_gave_them_room() -> None:

@@ -10,11 +10,15 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi.testclient import TestClient
 
 from hafrm.encoding import TokenGroup
 from hafrm.models.scorers import HybridScorer
 from hafrm.pairs import Conversation
+from hafrm.serving.app import build_app
 from hafrm.serving.batcher import Batcher, ClosedError
+from hafrm.serving.config import ServeConfig
+from hafrm.serving.service import RewardService
 from tests.serving.conftest import Wrapped, body, live
 
 POISON = 255
@@ -125,6 +129,22 @@ def test_a_full_server_says_so_at_once(scorer: HybridScorer) -> None:
         held.go.set()
         assert [answer.result().status_code for answer in waiting] == [200] * 3
         assert httpx.post(f"{address}/v1/rewards", json=one).status_code == 200
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_server_whose_models_thread_has_died_is_not_ready(scorer: HybridScorer) -> None:
+    def deadly(groups: Any) -> list[float]:
+        raise SystemExit
+
+    service = RewardService(Wrapped(scorer, deadly), ServeConfig(model="none"))
+    client = TestClient(build_app(service), base_url="http://localhost")
+    assert client.get("/ready").status_code == 200
+    service.batcher.submit([group(0, 1)])
+    service.batcher._thread.join(10)
+    for answer in (client.get("/ready"), client.post("/v1/rewards", json=body(Conversation.of("a", "b")))):
+        assert (answer.status_code, answer.json()["error"]["type"]) == (503, "not_ready")
+        assert "start the server again" in answer.json()["error"]["message"]
+    assert client.get("/health").status_code == 200
 
 
 def test_stopping_answers_what_is_in_flight(scorer: HybridScorer) -> None:

@@ -106,7 +106,50 @@ def test_vllm_pooling(client: httpx.Client, expected: list[float]) -> None:
     assert {item["object"] for item in answer["data"]} == {"pooling"}
 
 
-@pytest.mark.parametrize("path", ["/rerank", "/v1/rerank"])
+@pytest.mark.parametrize("path", ["/classify", "/pooling", "/rerank"])
+@pytest.mark.parametrize(
+    ("change", "default"),
+    [
+        ({"truncate_prompt_tokens": 5}, {"truncate_prompt_tokens": None}),
+        ({"truncate_prompt_tokens": -1}, {}),
+        ({"truncate_prompt_tokens": 0}, {}),
+        ({"add_generation_prompt": True}, {"add_generation_prompt": False}),
+        ({"continue_final_message": True}, {"continue_final_message": False}),
+        ({"chat_template": "{{ 'x' }}"}, {"chat_template": None}),
+        ({"chat_template": ""}, {}),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, {"chat_template_kwargs": {}}),
+    ],
+    ids=str,
+)
+def test_vllms_fields_that_would_change_a_score_are_not_passed_over(
+    path: str, change: dict[str, object], default: dict[str, object], client: httpx.Client
+) -> None:
+    question, reply = (turn.as_dict() for turn in (*CONVERSATIONS[0].prompt, *CONVERSATIONS[0].response))
+    data: dict[str, object] = {"messages": [question, reply]}
+    if path == "/rerank":
+        data = {"query": question["content"], "documents": [reply["content"]]}
+    answer = client.post(path, json=data | change)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "unsupported")
+    assert f"`{next(iter(change))}`" in answer.json()["error"]["message"]
+    assert client.post(path, json=data | default).status_code == 200
+
+
+def test_content_may_come_in_parts_of_text(client: httpx.Client, expected: list[float]) -> None:
+    def parts(*texts: str) -> list[dict[str, str]]:
+        return [{"type": "text", "text": text} for text in texts]
+
+    def reward(prompt: object, response: object) -> float:
+        messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+        answer = client.post("/classify", json={"messages": messages, "use_activation": False}).raise_for_status()
+        return float(answer.json()["data"][0]["probs"][0])
+
+    assert reward(parts("How are you?"), parts("Fine, thanks.")) == pytest.approx(expected[0], abs=1e-5)
+    assert reward(parts("How", "are you?"), "Fine.") == pytest.approx(reward("How\nare you?", "Fine."), abs=1e-5)
+    image = [{"type": "image_url", "image_url": {"url": "data:,"}}]
+    assert client.post("/classify", json={"messages": [{"role": "user", "content": image}]}).status_code == 422
+
+
+@pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/v2/rerank"])
 def test_rerank(path: str, client: httpx.Client, expected: list[float]) -> None:
     data = {"model": "m", "query": "How are you?", "documents": ["Fine, thanks.", "Go away."], "use_activation": False}
     results = client.post(path, json=data).raise_for_status().json()["results"]
@@ -195,6 +238,47 @@ def test_overlong_texts_are_cut_where_the_rule_is_to_cut() -> None:
     assert texts["rewards"] == pytest.approx([expected], abs=1e-5)
     assert found["truncated"]
     assert found["tokens"] > LIMIT
+
+
+def test_a_cut_that_leaves_nothing_of_the_response_gives_no_reward() -> None:
+    """Where the prompt alone fills the limit: in messages, and in OpenRLHF's texts, which come with their prompts."""
+    fits, fills = (Conversation.of("word " * n, "word " * LIMIT) for n in (3, LIMIT))
+    prompts = [
+        tiny_tokenizer().apply_chat_template(
+            [turn.as_dict() for turn in c.prompt], tokenize=False, add_generation_prompt=True
+        )
+        for c in (fits, fills)
+    ]
+    scorer = tiny_scorer(overlong="truncate")
+    with live(scorer) as address, httpx.Client(base_url=address) as client:
+        data = {"query": [rendered(fits), rendered(fills)], "prompts": prompts, "labels": ["", ""]}
+        texts = client.post("/get_reward", json=data)
+        messages = [turn.as_dict() for turn in (*fills.prompt, *fills.response)]
+        for answer in (texts, client.post("/classify", json={"messages": messages})):
+            assert (answer.status_code, answer.json()["error"]["type"]) == (400, "overlong")
+            assert "shorten the prompt" in answer.json()["error"]["message"]
+            assert "--score.overlong" not in answer.json()["error"]["message"]
+        assert "Input 1 " in texts.json()["error"]["message"]
+        kept = client.post("/get_reward", json={"query": [rendered(fits)], "prompts": prompts[:1]})
+        assert kept.raise_for_status().json()["rewards"] == pytest.approx(scorer.score([fits]), abs=1e-5)
+        for unknown in (None, prompts, [None]):
+            sent = {"query": [rendered(fits)], "prompts": unknown}
+            assert client.post("/get_reward", json=sent).json()["rewards"] == kept.json()["rewards"]
+
+
+def test_texts_that_were_cut_are_counted() -> None:
+    """A text without its prompt may have lost its whole response, and nobody can say so."""
+    with live(tiny_scorer(overlong="truncate")) as address, httpx.Client(base_url=address) as client:
+        for path, data in (("/classify", {"input": "word " * LIMIT}), ("/v1/rewards", body(CONVERSATIONS[0]))):
+            client.post(path, json=data).raise_for_status()
+        assert "hafrm_truncated_total 1.0" in client.get("/metrics").text
+
+
+def test_what_no_cut_would_help_is_not_advised_to_be_cut(client: httpx.Client) -> None:
+    answer = client.post("/rerank", json={"query": "How are you?", "documents": [" "]})
+    assert "truncate" not in answer.json()["error"]["message"]
+    answer = client.post("/get_reward", json={"query": ["word " * LIMIT]})
+    assert "`--score.overlong truncate`" in answer.json()["error"]["message"]
 
 
 def test_implicit_rewards_need_messages() -> None:

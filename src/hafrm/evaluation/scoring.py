@@ -115,21 +115,22 @@ def score_conversations(
         scorer: What gives the rewards.
         conversations: The conversations.
         rows: Where each came from: its source and its row there.
-        on_bad_row: What to do with conversations that the scorer's chat template refuses.
+        on_bad_row: What to do with conversations that the scorer's chat template, or its server, refuses.
 
     Raises:
-        BadRowError: the template refuses a conversation, and bad rows are not to be skipped.
+        BadRowError: a conversation is refused, and bad rows are not to be skipped.
     """
     try:
         return [OVERLONG if reward is None else reward for reward in scorer.score(conversations)]
     except RefusedError as error:
-        refused = error.reasons
+        refused, finished = error.reasons, error.finished
         if on_bad_row == "error":
             source, row = rows[min(refused)]
-            raise BadRowError.refused(refused[min(refused)], source=source, row=row) from error
-    kept = [place for place in range(len(conversations)) if place not in refused]
-    rewards = scorer.score([conversations[place] for place in kept])
-    found = {place: OVERLONG if reward is None else reward for place, reward in zip(kept, rewards, strict=True)}
+            raise BadRowError.refused(refused[min(refused)], source=source, row=row, remedy=error.remedy) from error
+    if finished is None:
+        kept = [place for place in range(len(conversations)) if place not in refused]
+        finished = dict(zip(kept, scorer.score([conversations[place] for place in kept]), strict=True))
+    found = {place: OVERLONG if reward is None else reward for place, reward in finished.items()}
     return [found.get(place, BadRowReason.REFUSED_BY_TEMPLATE.value) for place in range(len(conversations))]
 
 

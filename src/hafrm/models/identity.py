@@ -64,6 +64,8 @@ def model_identity(model: str, choice: ScorerChoice, options: ScoreOptions) -> d
 
 def _template_identity(template: str | None) -> str | None:
     """What the chat template says, not what its file is called."""
+    if template == "default":  # the option's own word, whatever file is called so here
+        return template
     path = Path(template or "")
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else template
 

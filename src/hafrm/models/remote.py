@@ -15,7 +15,9 @@ and the answer, with one entry a conversation, in order,
 `truncated` are for people; the scorer does not read them.
 
 `/classify` and `/pooling`: vLLM's, a conversation a request, as `{"messages": [...], "use_activation": false}`: with
-its activation vLLM would give sigmoids of rewards. The model must have one label. OpenRLHF's `/get_reward` takes
+its activation vLLM would give sigmoids of rewards. The model must have one label. `/pooling` is asked for the task
+"classify", as some versions would answer a number a token. What such a server refuses has no
+reward: it is over-long where the server says so, and else the conversation's fault. OpenRLHF's `/get_reward` takes
 rendered text, which needs a tokenizer that nobody here knows; it is not spoken.
 
 An API key is read from the environment variable HAFRM_API_KEY when a server is first asked, and sent as a bearer token.
@@ -45,9 +47,14 @@ __all__ = ["API_KEY", "RemoteScorer", "RetryRule", "endpoint_of", "is_server", "
 API_KEY = "HAFRM_API_KEY"
 """The environment variable that holds a server's API key."""
 
-_BUSY = (429, 503)
+_BUSY = (408, 429, 502, 503, 504)
+"""Statuses that pass: of a server with too much to do, or of a proxy before one that restarts."""
 _REFUSES = (400, 413, 422)
 """What vLLM says of a conversation that is too long for its model or that its template can't render."""
+_OVERLONG = "overlong"
+"""The outcome of a conversation over the server's limit, which is nobody's fault."""
+_TOO_LONG = ("maximum context length", "max_model_len")
+"""Words of vLLM's sentences about a conversation over its model's limit."""
 _PROBE = Conversation.of("Hello.", "Hello!")
 _Outcome = float | str
 """A reward, or the reason why there is none."""
@@ -116,30 +123,42 @@ class _Native:
 class _Vllm:
     per_request: int | None = 1
 
-    def __init__(self, field: str) -> None:
-        self.field = field
+    def __init__(self, field: str, **options: Any) -> None:
+        self.field, self.options = field, options
 
     def request(self, conversations: Sequence[Conversation]) -> dict[str, Any]:
         (conversation,) = conversations
         messages = [message.as_dict() for message in (*conversation.prompt, *conversation.response)]
-        return {"messages": messages, "add_generation_prompt": False, "use_activation": False}
+        return {"messages": messages, "add_generation_prompt": False, "use_activation": False, **self.options}
 
     def outcomes(self, answer: Mapping[str, Any]) -> list[_Outcome]:
         return [self._reward(entry[self.field]) for entry in answer["data"]]
 
     def _reward(self, numbers: Any) -> float:
+        if isinstance(numbers, list) and any(isinstance(entry, list) for entry in numbers):
+            raise ValueError(
+                f"`{self.field}` holds a list a token, and a reward is one number a conversation: ask at /classify, "
+                "or let the server pool whole conversations"
+            )
         if not isinstance(numbers, list) or len(numbers) != 1:
             raise ValueError(f"`{self.field}` is no list of one number: a reward model has one label")
         return _finite(numbers[0])
 
 
 def _finite(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{value!r:.40} is no finite reward")
-    return float(value)
+    try:
+        if not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value):
+            return float(value)
+    except OverflowError:  # an integer over the largest float
+        pass
+    raise ValueError(f"{value!r:.40} is no finite reward")
 
 
-_DIALECTS: dict[str, _Dialect] = {"/v1/rewards": _Native(), "/classify": _Vllm("probs"), "/pooling": _Vllm("data")}
+_DIALECTS: dict[str, _Dialect] = {
+    "/v1/rewards": _Native(),
+    "/classify": _Vllm("probs"),
+    "/pooling": _Vllm("data", task="classify"),
+}
 
 
 class RemoteScorer:
@@ -181,7 +200,7 @@ class RemoteScorer:
         """Rewards in the conversations' order; see `Scorer.score`.
 
         Raises:
-            RefusedError: the server can't render some conversations.
+            RefusedError: the server refuses some conversations; has the rewards of the others.
             ModelError: the server can't be reached, refuses, or answers what is not in the protocol.
         """
         self.model_name()
@@ -192,15 +211,20 @@ class RemoteScorer:
             outcomes = [outcome for found in pool.map(self._ask, batches) for outcome in found]
         finally:
             pool.shutdown(cancel_futures=True)  # after an error no further batch is asked for
-        refused = {place: why for place, why in enumerate(outcomes) if isinstance(why, str) and why != "overlong"}
+        refused = {place: why for place, why in enumerate(outcomes) if isinstance(why, str) and why != _OVERLONG}
+        found = [None if isinstance(outcome, str) else outcome for outcome in outcomes]
         if refused:
-            raise RefusedError(refused)
-        return [None if isinstance(outcome, str) else outcome for outcome in outcomes]
+            finished = {place: reward for place, reward in enumerate(found) if place not in refused}
+            remedy = "Change the row so that the server takes it, or ask one that does."
+            raise RefusedError(refused, remedy=remedy, finished=finished)
+        return found
 
     def _ask(self, conversations: Sequence[Conversation]) -> list[_Outcome]:
         """What the server says of a batch, checked."""
         response = self._response(self._dialect.request(conversations))
         if self._dialect.per_request == 1 and self._model is not None and response.status_code in _REFUSES:
+            if _is_overlong(response):
+                return [_OVERLONG]
             return [f"{self.endpoint} refuses it. {_said(response)}".strip()]
         answer = self._json(response)
         try:
@@ -259,8 +283,8 @@ class RemoteScorer:
             raise ModelError(f"{self.endpoint} answers with status {response.status_code}. {_remedy(response)}")
         try:
             return json.loads(response.content)
-        except ValueError as error:
-            raise self._wrong_answer("no JSON") from error
+        except (ValueError, RecursionError) as error:  # the latter where it is nested too deeply
+            raise self._wrong_answer("no JSON that can be read") from error
 
 
 def endpoint_of(url: str) -> tuple[str, _Dialect]:
@@ -318,6 +342,16 @@ def _remedy(response: Any) -> str:
         404: "There is nothing at this path: no path is for hafrm's own server, `/classify` or `/pooling` for vLLM.",
     }.get(response.status_code, "The server's own log says why.")
     return f"{remedy} {_said(response)}".strip()
+
+
+def _is_overlong(response: Any) -> bool:
+    """Whether a server refuses a conversation for its length: in hafrm's word, or in vLLM's sentences."""
+    if any(words in response.text for words in _TOO_LONG):
+        return True
+    try:
+        return bool(json.loads(response.content)["error"]["type"] == _OVERLONG)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
 
 
 def _said(response: Any) -> str:

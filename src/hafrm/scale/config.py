@@ -93,11 +93,9 @@ class BulkConfig(ScoreConfig):
         """These options for an actor: its working folder is another, and it computes where Ray gave it room."""
         score = self.score
         if not is_server(self.model):  # a server computes where it is
-            score = replace(
-                score,
-                device=score.device or ("cuda" if self.gpus else "cpu"),
-                chat_template=score.chat_template and _absolute(score.chat_template),
-            )
+            score = replace(score, device=score.device or ("cuda" if self.gpus else "cpu"))
+            if score.chat_template not in (None, "default"):  # that word is no file, whatever is called so here
+                score = replace(score, chat_template=_absolute(score.chat_template))
         reference = self.reference and _absolute(self.reference)
         model, out = _absolute(self.model), str(self.folder.resolve())
         return replace(self, model=model, reference=reference, out=out, score=score)

@@ -97,11 +97,7 @@ class JobFolder:
         counts = ScoreCounts()
         for outcome in outcomes:
             counts.add(outcome)
-        errors = [outcome for outcome in outcomes if _is_error(outcome)]
-        if errors:
-            with atomic.new_file(self.path / "errors" / f"{_name(part)}.jsonl") as file:
-                for outcome in errors:
-                    file.write(atomic.json_line(_error_line(part, outcome)))
+        self._write_errors(part, [outcome for outcome in outcomes if _is_error(outcome)])
         self._write_scored(part, content, outcomes)
         self._tries(part).unlink(missing_ok=True)
         atomic.write_json(self._done(part), {"scored": counts.scored, "unscored": dict(counts.unscored)})
@@ -117,6 +113,15 @@ class JobFolder:
 
     def _tries(self, part: Part) -> Path:
         return self.path / "done" / f".{_name(part)}.tries"
+
+    def _write_errors(self, part: Part, errors: Sequence[ScoredRow]) -> None:
+        path = self.path / "errors" / f"{_name(part)}.jsonl"
+        if not errors:
+            path.unlink(missing_ok=True)  # of an earlier scoring, whose errors now stand among the scored
+            return
+        with atomic.new_file(path) as file:
+            for outcome in errors:
+                file.write(atomic.json_line(_error_line(part, outcome)))
 
     def _write_scored(self, part: Part, content: PartRows, outcomes: Sequence[ScoredRow]) -> None:
         stem = self.path / "scored" / _name(part)

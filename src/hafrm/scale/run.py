@@ -6,6 +6,7 @@ import importlib.util
 import json
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from hafrm import atomic
 from hafrm.errors import ConfigError, HafrmError, MissingExtraError, first_line
@@ -26,6 +28,7 @@ from hafrm.scale.plan import Input, Part, find_input, plan_parts
 __all__ = ["score_folder"]
 
 _FORMAT = 1
+_SECONDS_TO_CONNECT = 5
 _MOST_BLOCKS = 4096  # entries of Ray's object store; where there are more parts, a block holds several
 
 
@@ -149,15 +152,42 @@ def _ray(config: BulkConfig) -> Iterator[Any]:
     connected = ray.is_initialized()
     if not connected:
         address = config.ray_address or os.environ.get("RAY_ADDRESS") or "local"
+        _require_listener(address)
         try:
             ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ConfigError(f"Ray at {address} can't be reached: {first_line(error)}") from error
+            raise _unreachable(address, error) from error
     try:
         yield ray
     finally:
         if not connected:
             ray.shutdown()
+
+
+def _require_listener(address: str) -> None:
+    """Refuse a HOST:PORT at which nothing listens: Ray itself would try for minutes.
+
+    Raises:
+        ConfigError: no connection is taken there.
+    """
+    try:
+        parts = urlsplit(f"//{address}")
+        host, port = parts.hostname, parts.port
+    except ValueError:  # Ray knows what is wrong with it
+        return
+    if not host or not port:  # `local`, `auto`, or a client's ray://HOST:PORT
+        return
+    try:
+        socket.create_connection((host, port), _SECONDS_TO_CONNECT).close()
+    except OSError as error:
+        raise _unreachable(address, error) from error
+
+
+def _unreachable(address: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"Ray at {address} can't be reached: {first_line(error)}. See that a cluster runs there (--ray_address, or "
+        "RAY_ADDRESS)."
+    )
 
 
 def _actors(config: BulkConfig, resources: Mapping[str, float]) -> int:

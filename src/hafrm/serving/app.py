@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from hafrm.serving.errors import RequestError, error_response
+from hafrm.serving.errors import RequestError, error_response, not_ready
 from hafrm.serving.gate import Gate
 from hafrm.serving.protocols import llama_factory, native, openrlhf, vllm
 from hafrm.serving.service import RewardService
@@ -51,7 +51,7 @@ def build_app(service: RewardService, *, api_key: str | None = None) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestError, _request_error)
-    paths = [*app.openapi()["paths"], *_PAGE, "/v1/rerank", "/openapi.json"]
+    paths = [*app.openapi()["paths"], *_PAGE, "/v1/rerank", "/v2/rerank", "/openapi.json"]
     app.add_middleware(Gate, config=service.config, metrics=service.metrics, api_key=api_key, paths=paths)
     return app
 
@@ -64,9 +64,12 @@ def _add_state(app: FastAPI, service: RewardService) -> None:
 
     @app.get("/ready", tags=["state"])
     async def ready() -> JSONResponse:
-        """Whether requests are taken: 200, or 503 while the server stops."""
+        """Whether requests can be scored: 200, or 503 once the thread that runs the model has died.
+
+        A server that is told to stop takes no more connections, this one's included.
+        """
         if not service.batcher.ready:
-            return error_response(503, "stopping", "The server is stopping.")
+            return not_ready()
         return JSONResponse({"status": "ready"})
 
     @app.get("/metrics", tags=["state"])

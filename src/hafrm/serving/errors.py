@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi.responses import JSONResponse
 
-__all__ = ["RequestError", "error_response"]
+__all__ = ["RequestError", "error_response", "not_ready"]
 
 _HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}, 503: {"Retry-After": "1"}}
 
@@ -32,3 +32,8 @@ def error_response(status: int, kind: str, message: str, *, request_id: str | No
     sayable = message.encode("utf-8", "replace").decode("utf-8")  # names of fields can hold lone surrogates
     body = {"error": {"type": kind, "message": sayable, "code": status, "id": request_id}}
     return JSONResponse(body, status_code=status, headers=_HEADERS.get(status))
+
+
+def not_ready() -> JSONResponse:
+    """What is answered once the model's thread has ended, whose work no other thread takes up."""
+    return error_response(503, "not_ready", "The thread that runs the model has ended: start the server again.")

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hafrm.serving.batcher import ClosedError
 from hafrm.serving.config import ServeConfig, is_loopback
-from hafrm.serving.errors import RequestError, error_response
+from hafrm.serving.errors import RequestError, error_response, not_ready
 from hafrm.serving.metrics import Metrics
 
 __all__ = ["OPEN_PATHS", "Gate"]
@@ -140,7 +140,7 @@ class Gate:
         if answer.started:
             raise error
         if isinstance(error, ClosedError):
-            return RequestError(503, "stopping", "The server is stopping.").response()
+            return not_ready()
         request_id = uuid.uuid4().hex
         log.error("request %s failed", request_id, exc_info=error)
         return error_response(500, "failed", "The request failed on the server.", request_id=request_id)

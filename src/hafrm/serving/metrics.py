@@ -24,6 +24,7 @@ class Metrics:
             "hafrm_tokens", "Tokens given to the model, shared prompts counted each time", registry=registry
         )
         self.unscored = Counter("hafrm_unscored", "Conversations without a reward", ["reason"], registry=registry)
+        self.truncated = Counter("hafrm_truncated", "Conversations whose end was cut off", registry=registry)
         self.batch_conversations = Histogram(
             "hafrm_batch_conversations", "Conversations that ran together", buckets=_SIZES, registry=registry
         )

@@ -17,7 +17,7 @@ from hafrm.encoding import ConversationEncoder, OverlongError, TokenGroup
 from hafrm.errors import BadRowReason
 from hafrm.pairs import Conversation
 
-__all__ = ["OVERLONG", "Input", "Reader", "Reading", "Unfit"]
+__all__ = ["OVERLONG", "Input", "PromptedText", "Reader", "Reading", "Unfit"]
 
 OVERLONG = "overlong"
 """Why a text over the model's limit has no reward."""
@@ -30,7 +30,15 @@ class Unfit:
     reason: str
 
 
-Input = Conversation | str | Unfit
+@dataclass(frozen=True)
+class PromptedText:
+    """A rendered text whose sender says which rendered prompt it begins with."""
+
+    text: str
+    prompt: str
+
+
+Input = Conversation | str | PromptedText | Unfit
 """What a protocol hands over: a conversation, a rendered text, or the reason why there is neither."""
 
 
@@ -67,6 +75,8 @@ class Reader:
         for i, item in enumerate(inputs):
             if isinstance(item, Unfit):
                 readings.append(Reading(unscored=item.reason))
+            elif isinstance(item, PromptedText):
+                readings.append(self._read_prompted(item))
             elif isinstance(item, str):
                 readings.append(self._read_text(item))
             else:
@@ -83,10 +93,15 @@ class Reader:
         cut = self.encoder.encode(conversation.prompt, [conversation.response])
         return Reading(cut, outcome.tokens, truncated=True)
 
+    def _read_prompted(self, item: PromptedText) -> Reading:
+        """As `_read_text`; but what a cut would leave nothing of the response of has no reward, as in messages."""
+        reading = self._read_text(item.text)
+        if reading.truncated and len(self._text_ids(item.prompt)) >= self.encoder.max_length:
+            return Reading(tokens=reading.tokens, unscored=OVERLONG)
+        return reading
+
     def _read_text(self, text: str) -> Reading:
-        if not text.startswith(self._bos):
-            text = self._bos + text
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ids = self._text_ids(text)
         limit = self.encoder.max_length
         if len(ids) < 2:  # a reward needs a token with something before it
             return Reading(tokens=len(ids), unscored=BadRowReason.EMPTY_RESPONSE.value)
@@ -94,6 +109,12 @@ class Reader:
             return Reading(tokens=len(ids), unscored=OVERLONG)
         kept = tuple(ids[:limit])
         return Reading(TokenGroup(kept[:-1], (kept[-1:],)), len(ids), truncated=len(ids) > limit)
+
+    def _text_ids(self, text: str) -> list[int]:
+        if not text.startswith(self._bos):
+            text = self._bos + text
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
 
 
 def _template_bos(tokenizer: Any) -> str:

@@ -14,7 +14,7 @@ from hafrm.serving.batcher import Batcher
 from hafrm.serving.config import ServeConfig
 from hafrm.serving.errors import RequestError
 from hafrm.serving.metrics import Metrics
-from hafrm.serving.reading import Input, Reader, Reading
+from hafrm.serving.reading import OVERLONG, Input, PromptedText, Reader, Reading
 
 __all__ = ["Outcome", "RewardService"]
 
@@ -58,7 +58,7 @@ class RewardService:
         most = self.config.max_conversations
         if len(inputs) > most:
             raise RequestError(400, "too_many", f"{len(inputs)} conversations in one request; the most is {most}.")
-        if self.scorer.reads_responses and any(isinstance(item, str) for item in inputs):
+        if self.scorer.reads_responses and any(isinstance(item, str | PromptedText) for item in inputs):
             raise RequestError(
                 400,
                 "needs_messages",
@@ -71,6 +71,7 @@ class RewardService:
         for reading in readings:
             if reading.unscored:
                 self.metrics.unscored.labels(reading.unscored).inc()
+            self.metrics.truncated.inc(reading.truncated)
         return [Outcome(next(rewards) if reading.group else None, reading) for reading in readings]
 
     async def _rewards(self, groups: Sequence[TokenGroup]) -> list[float]:
@@ -85,16 +86,23 @@ class RewardService:
         found = []
         for i, outcome in enumerate(await self.outcomes(inputs)):
             if outcome.reward is None:
-                reading = outcome.reading
-                raise RequestError(
-                    400,
-                    reading.unscored or "unscored",
-                    f"Input {i} has no reward: {reading.unscored} ({reading.tokens} tokens; the model's limit is "
-                    f"{self.scorer.encoder.max_length}). Over-long inputs are cut if the server is started with "
-                    "`--score.overlong truncate`.",
-                )
+                raise self._no_reward(i, outcome.reading)
             found.append((outcome.reward, outcome.reading))
         return found
+
+    def _no_reward(self, number: int, reading: Reading) -> RequestError:
+        encoder = self.scorer.encoder
+        remedy = ""
+        if reading.unscored == OVERLONG and encoder.overlong == "drop":
+            remedy = " Over-long inputs are cut if the server is started with `--score.overlong truncate`."
+        elif reading.unscored == OVERLONG:
+            remedy = " The prompt alone fills the limit, so that no cut leaves any of the response: shorten the prompt."
+        return RequestError(
+            400,
+            reading.unscored or "unscored",
+            f"Input {number} has no reward: {reading.unscored} ({reading.tokens} tokens; the model's limit is "
+            f"{encoder.max_length}).{remedy}",
+        )
 
     def close(self) -> None:
         """Answer what waits, then stop."""

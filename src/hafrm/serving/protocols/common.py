@@ -11,7 +11,7 @@ from hafrm.errors import BadRowError
 from hafrm.pairs import parse_conversation
 from hafrm.serving.reading import Input, Unfit
 
-__all__ = ["ConsumerRequest", "Name", "Text", "Turn", "conversation"]
+__all__ = ["ConsumerRequest", "Name", "Role", "Text", "Turn", "conversation"]
 
 MAX_CHARACTERS = 2**24
 
@@ -19,13 +19,15 @@ Text = Annotated[str, Field(max_length=MAX_CHARACTERS)]
 Name = Annotated[str, Field(max_length=1024)]
 """A model's name in a request, which is not read: the server has one model."""
 
+Role = Literal["system", "user", "assistant", "tool"]
+
 
 class Turn(BaseModel):
     """One turn of a conversation."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    role: Literal["system", "user", "assistant", "tool"]
+    role: Role
     content: Text
 
 

@@ -1,7 +1,9 @@
 """vLLM's `/classify`, `/pooling` and `/rerank`, as verl and rerankers call them.
 
-As in vLLM, `/classify` and `/rerank` give sigma(reward) unless the request says `use_activation: false`, and then the
-reward itself; `/pooling` gives the reward unless it says true.
+Here `/classify` and `/rerank` give sigma(reward) unless the request says `use_activation: false`, and then the reward
+itself; `/pooling` gives the reward unless it says true. vLLM's own defaults differ, between models too (one whose
+config says `problem_type: regression`, as hafrm's exports do, is not activated): so clients should always send the
+field.
 """
 
 from __future__ import annotations
@@ -9,14 +11,14 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
-from pydantic import AliasChoices, BaseModel, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from hafrm.serving.config import MAX_ITEMS
 from hafrm.serving.errors import RequestError
-from hafrm.serving.protocols.common import ConsumerRequest, Name, Text, Turn, conversation
+from hafrm.serving.protocols.common import ConsumerRequest, Name, Role, Text, Turn, conversation
 from hafrm.serving.reading import Input
 from hafrm.serving.service import RewardService
 
@@ -25,39 +27,106 @@ __all__ = ["router"]
 Activation = Annotated[bool | None, Field(validation_alias=AliasChoices("use_activation", "activation", "softmax"))]
 
 
-class PoolingRequest(ConsumerRequest):
-    """Either rendered texts or one conversation that ends in an assistant turn."""
+class TextPart(BaseModel):
+    """A part of a turn's content that is text; there are no others here."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    type: Literal["text"]
+    text: Text
+
+
+class ChatTurn(BaseModel):
+    """A turn as OpenAI's clients write it: its content is a text, or parts."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    role: Role
+    content: Text | Annotated[list[TextPart], Field(max_length=MAX_ITEMS)]
+
+    def plain(self) -> Turn:
+        """The turn with its parts as lines of one text, which is how vLLM joins them."""
+        content = self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
+        return Turn.model_construct(role=self.role, content=content)  # its parts have been checked
+
+
+class _Request(ConsumerRequest):
+    """What the requests share. The fields that would change a reward, and that we don't follow, are read to say so."""
 
     model: Name | None = None
-    input: Text | Annotated[list[Text], Field(max_length=MAX_ITEMS)] | None = None
-    messages: Annotated[list[Turn], Field(max_length=MAX_ITEMS)] | None = None
     use_activation: Activation = None
+    truncate_prompt_tokens: int | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template: Text | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    def require_supported(self) -> None:
+        """Refuse what would be scored otherwise than asked.
+
+        Raises:
+            RequestError: a field is neither left out nor at its default.
+        """
+        for name in _UNSUPPORTED:
+            value = getattr(self, name)
+            if value is not None and value is not False and value != {}:
+                raise RequestError(
+                    400,
+                    "unsupported",
+                    f"`{name}` is not supported: conversations are scored whole, with the model's own template and "
+                    f"limit. {_INSTEAD.get(name, 'Leave it out.')}",
+                )
+
+
+_UNSUPPORTED = (
+    "truncate_prompt_tokens",
+    "add_generation_prompt",
+    "continue_final_message",
+    "chat_template",
+    "chat_template_kwargs",
+)
+_INSTEAD = {
+    "truncate_prompt_tokens": "Leave it out: `--score.overlong truncate` lets the server cut what is too long.",
+    "chat_template": "Leave it out: `--score.chat_template` gives the server another one.",
+}
+
+
+class PoolingRequest(_Request):
+    """Either rendered texts or one conversation that ends in an assistant turn."""
+
+    input: Text | Annotated[list[Text], Field(max_length=MAX_ITEMS)] | None = None
+    messages: Annotated[list[ChatTurn], Field(max_length=MAX_ITEMS)] | None = None
 
     def inputs(self) -> list[Input]:
         """What is to be scored.
 
         Raises:
-            RequestError: there is not exactly one of `input` and `messages`.
+            RequestError: there is not exactly one of `input` and `messages`, or a field that is not supported.
         """
+        self.require_supported()
         if (self.input is None) == (self.messages is None):
             raise RequestError(400, "bad_request", "Give either `input` or `messages`.")
         if self.messages is not None:
-            return [conversation(self.messages[:-1], self.messages[-1:])]
+            turns = [turn.plain() for turn in self.messages]
+            return [conversation(turns[:-1], turns[-1:])]
         return [self.input] if isinstance(self.input, str) else list(self.input or [])
 
 
-class RerankRequest(ConsumerRequest):
+class RerankRequest(_Request):
     """A prompt and the responses to rank."""
 
-    model: Name | None = None
     query: Text
     documents: Annotated[list[Text], Field(max_length=MAX_ITEMS)]
     top_n: Annotated[int, Field(ge=0, le=2**31)] = 0
     """How many to return; 0: all."""
-    use_activation: Activation = None
 
     def inputs(self) -> list[Input]:
-        """Each document as the answer to the query."""
+        """Each document as the answer to the query.
+
+        Raises:
+            RequestError: there is a field that is not supported.
+        """
+        self.require_supported()
         prompt = [Turn(role="user", content=self.query)]
         return [conversation(prompt, [Turn(role="assistant", content=text)]) for text in self.documents]
 
@@ -156,6 +225,7 @@ def router(service: RewardService) -> APIRouter:
 
     @routes.post("/rerank")
     @routes.post("/v1/rerank", include_in_schema=False)
+    @routes.post("/v2/rerank", include_in_schema=False)
     async def rerank(request: RerankRequest) -> RerankResponse:
         """Order responses to a prompt, the best first."""
         rewards, usage = await scored(request.inputs())

@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 from hafrm import atomic
 from hafrm.data import OnBadRow
 from hafrm.errors import BadRowError, BadRowReason, DataError, RefusedError
-from hafrm.models.scorers import Scorer
+from hafrm.models.scorers import Scorer, rewards_of_the_rest
 from hafrm.pairs import Conversation, Message, PreferencePair
 
 __all__ = [
@@ -123,14 +123,12 @@ def score_conversations(
     try:
         return [OVERLONG if reward is None else reward for reward in scorer.score(conversations)]
     except RefusedError as error:
-        refused, finished = error.reasons, error.finished
         if on_bad_row == "error":
-            source, row = rows[min(refused)]
-            raise BadRowError.refused(refused[min(refused)], source=source, row=row, remedy=error.remedy) from error
-    if finished is None:
-        kept = [place for place in range(len(conversations)) if place not in refused]
-        finished = dict(zip(kept, scorer.score([conversations[place] for place in kept]), strict=True))
-    found = {place: OVERLONG if reward is None else reward for place, reward in finished.items()}
+            first = min(error.reasons)
+            source, row = rows[first]
+            raise BadRowError.refused(error.reasons[first], source=source, row=row, remedy=error.remedy) from error
+        scores = rewards_of_the_rest(scorer, conversations, error)
+    found = {place: OVERLONG if reward is None else reward for place, reward in scores.items()}
     return [found.get(place, BadRowReason.REFUSED_BY_TEMPLATE.value) for place in range(len(conversations))]
 
 

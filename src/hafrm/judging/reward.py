@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from hafrm.errors import RefusedError
 from hafrm.judging.judges import Answer, Question, Unscored, ranks_of
-from hafrm.models.scorers import Scorer
+from hafrm.models.scorers import Scorer, rewards_of_the_rest
 from hafrm.pairs import Conversation
 from hafrm.world import oracle_reward
 from hafrm.world.profiles import profile
@@ -44,19 +44,22 @@ class RewardJudge:
         """One answer a question; one with an over-long or refused conversation is unscored."""
         asked = [Conversation(question.prompt, response) for question in questions for response in question.responses]
         distinct = list(dict.fromkeys(asked))
-        rewards: dict[Conversation, float | Unscored] = {}
         try:
-            scores = self.scorer.score(distinct)
+            scores = dict(enumerate(self.scorer.score(distinct)))
         except RefusedError as error:
-            rewards = {distinct[place]: Unscored.REFUSED_BY_TEMPLATE for place in error.reasons}
-            distinct = [conversation for conversation in distinct if conversation not in rewards]
-            scores = self.scorer.score(distinct)
-        for conversation, reward in zip(distinct, scores, strict=True):
-            rewards[conversation] = Unscored.OVERLONG if reward is None else reward
+            scores = rewards_of_the_rest(self.scorer, distinct, error)
+        rewards = {conversation: _reward(scores, place) for place, conversation in enumerate(distinct)}
         return [
             _answer([rewards[Conversation(question.prompt, response)] for response in question.responses])
             for question in questions
         ]
+
+
+def _reward(scores: Mapping[int, float | None], place: int) -> float | Unscored:
+    if place not in scores:
+        return Unscored.REFUSED_BY_TEMPLATE
+    reward = scores[place]
+    return Unscored.OVERLONG if reward is None else reward
 
 
 def _answer(rewards: Sequence[float | Unscored]) -> Answer:

@@ -32,6 +32,7 @@ __all__ = [
     "Scorer",
     "StockScorer",
     "TokenScorer",
+    "rewards_of_the_rest",
 ]
 
 _LESS_MEMORY = (
@@ -50,6 +51,23 @@ class Scorer(Protocol):
             RefusedError: some conversations can't be rendered; says which, so that a caller can leave them out.
         """
         ...
+
+
+def rewards_of_the_rest(
+    scorer: Scorer, conversations: Sequence[Conversation], error: RefusedError
+) -> dict[int, float | None]:
+    """The rewards of all conversations that were not refused, by their places; None where one is over-long.
+
+    Args:
+        scorer: What refused some.
+        conversations: Those that it was given.
+        error: What it raised; rewards that came with it are not asked for again.
+    """
+    if error.finished is not None:
+        return dict(error.finished)
+    kept = [place for place in range(len(conversations)) if place not in error.reasons]
+    rewards = scorer.score([conversations[place] for place in kept]) if kept else []
+    return dict(zip(kept, rewards, strict=True))
 
 
 @runtime_checkable

@@ -10,7 +10,7 @@ from hafrm.errors import ConfigError, DataError, ModelError, RefusedError
 from hafrm.judging.reward import OracleScorer
 from hafrm.models.identity import model_identity
 from hafrm.models.loading import ScorerChoice
-from hafrm.models.scorers import ScoreOptions, Scorer
+from hafrm.models.scorers import ScoreOptions, Scorer, rewards_of_the_rest
 from hafrm.pairs import Conversation, Message
 from hafrm.rlhf.prompts import Prompt
 
@@ -93,6 +93,5 @@ def _scores_of(scorer: Scorer, conversations: Sequence[Conversation]) -> list[fl
     try:
         return scorer.score(conversations)
     except RefusedError as error:
-        fit = [place for place in range(len(conversations)) if place not in error.reasons]
-        known = dict(zip(fit, scorer.score([conversations[place] for place in fit]), strict=True)) if fit else {}
+        known = rewards_of_the_rest(scorer, conversations, error)
         return [known.get(place) for place in range(len(conversations))]

@@ -76,7 +76,8 @@ def compute_scores(
         raise ModelError(
             f"{address} gave no reward to {len(missing)} of {len(scores)} responses; the first is response "
             f"{missing[0]}: empty, or over the server's limit. Say what such a response is worth with the option "
-            "`unscored` (reward_kwargs.unscored), or start the server with `--score.overlong truncate`."
+            "`unscored` (reward_kwargs.unscored). A server that was started with `--score.overlong truncate` cuts long "
+            "responses instead, as far as the prompt leaves room."
         )
     return [float(unscored if score is None else score) for score in scores]  # type: ignore[arg-type]
 

@@ -357,7 +357,7 @@ def test_a_claims_difference_stands_on_its_page(page: Path, cell: str) -> None:
 
 BY_RATES = ("study.md", "study-all-seeds.md")
 ADAPTERS = ("study-lora.md", "study-instruct-lora.md")
-STUDIES = ("study.md", "study-mini.md", "study-instruct.md", *ADAPTERS, "study-world.md")
+STUDIES = ("study.md", "study-mini.md", "study-mini-instruct.md", "study-instruct.md", *ADAPTERS, "study-world.md")
 CONCLUSIONS = [
     (
         "with rates chosen by all seeds HAF is ahead, by 2.3 points",
@@ -365,7 +365,7 @@ CONCLUSIONS = [
         ("study-all-seeds.md",),
         1,
     ),
-    ("In the other five columns HAF can't be told from the baseline", "the baseline in domain", STUDIES[1:], 0),
+    ("In the other six columns HAF can't be told from the baseline", "the baseline in domain", STUDIES[1:], 0),
     ("chosen by the first seed, by 0.5", "the baseline in domain", ("study.md",), 0),
     (
         "Out of domain HAF is behind the baseline on real data",
@@ -379,7 +379,7 @@ CONCLUSIONS = [
     (
         "On real data DPO and HAF can't be told apart",
         "HAF above DPO in domain",
-        ("study.md", "study-mini.md", "study-instruct.md", "study-lora.md"),
+        ("study.md", "study-mini.md", "study-mini-instruct.md", "study-instruct.md", "study-lora.md"),
         0,
     ),
     ("but on micro-instruct with adapters, where HAF is ahead", "above DPO in domain", ("study-instruct-lora.md",), 1),

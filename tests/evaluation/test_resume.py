@@ -185,7 +185,7 @@ def shift_rows(bench: Bench) -> dict[str, Any]:
         (change_data, "the pairs changed"),
         (shift_rows, "the rows of its pairs changed"),
         (lambda bench: {"head": "reward"}, "head changed"),
-        (lambda bench: {"combined_weight": 2.0}, "combined_weight changed"),
+        (lambda bench: {"head": "combined", "combined_weight": 2.0}, "head, combined_weight changed"),
         (lambda bench: {"reference": bench.model("r")}, "its reference changed"),
         (lambda bench: {"score": ScoreOptions(max_length=64)}, "score.max_length changed"),
         (lambda bench: {"score": ScoreOptions(overlong="truncate")}, "score.overlong changed"),

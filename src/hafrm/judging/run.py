@@ -59,10 +59,10 @@ class JudgeConfig(ScorerChoice):
     """How the models of `judge.kind: local` and `reward` run."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.mode == "rank" and self.judge.kind == "local":
             raise ConfigError("judge.kind: local compares two responses. Use --mode pair, or another judge.")
         self._refuse_unread_options()
+        super().__post_init__()
         if self.judge.kind == "reward" and is_server(self.judge.model):
             require_server_options(self.judge.model, self, self.score)
 

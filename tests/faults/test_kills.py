@@ -10,16 +10,20 @@ from collections.abc import Callable
 
 import pytest
 
+from hafrm.training.manifest import is_finished
 from tests.faults.processes import Kill, draw_kills
 from tests.faults.stages import STAGES, Stage
 
 
 def killed(stage: Stage, kill: Kill) -> bool:
-    """Whether the command died of it, rather than coming to its end first; nothing is left half-written either way."""
+    """Whether the command died of it, rather than coming to its end first; nothing is left half-written either way.
+
+    A training that had written all and only had to exit has come to its end: it is refused when it is given again.
+    """
     ended = stage.run(kill=kill)
     stage.require_no_half_file()
     assert ended.killed or ended.status == 0, ended.said
-    return ended.killed
+    return ended.killed and not is_finished(stage.work / "out")
 
 
 @pytest.mark.parametrize("name", STAGES)

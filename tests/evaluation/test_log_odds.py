@@ -10,9 +10,10 @@ import pytest
 
 from hafrm.evaluation.run import EvaluateConfig, evaluate
 from hafrm.models.loading import ScorerChoice
-from hafrm.models.runinfo import Head, RunInfo
+from hafrm.models.runinfo import Head
 from hafrm.pairs import Conversation
 from hafrm.report import write_page
+from tests.models.test_checkpoints import info
 from tests.tiny import some_pairs
 
 
@@ -28,18 +29,7 @@ def run_folder(folder: Path, reward_loss: str) -> str:
     folder.mkdir()
     (folder / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}')
     (folder / "model.safetensors").write_text("")
-    RunInfo(
-        method="haf",
-        base_model="base",
-        reward_weight=1.0,
-        policy_ratio=0.2,
-        policy_loss="simpo",
-        beta=0.1,
-        max_length=64,
-        overlong="drop",
-        pad_token="<pad>",
-        reward_loss=reward_loss,
-    ).save(folder)
+    info(Path("base"), policy_loss="simpo", max_length=64, reward_loss=reward_loss).save(folder)
     return str(folder)
 
 

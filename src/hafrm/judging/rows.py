@@ -107,8 +107,9 @@ def _numbered(items: Iterable[Item]) -> Iterator[Item]:
     """The items, each knowing how many equal ones stand before it."""
     seen: Counter[str] = Counter()
     for item in items:
-        yield replace(item, repeat=seen[item.key])
-        seen[item.key] += 1
+        key = item.key
+        yield replace(item, repeat=seen[key])
+        seen[key] += 1
 
 
 def _item(row: RawRow, mode: Mode, source: str) -> Item:

@@ -197,7 +197,7 @@ async def _ask(
     while time.perf_counter() < end:
         conversation, expected = drawn.choice(pool)
         body = {
-            "prompt": [turn.as_dict() for turn in conversation.prompt],
+            "prompt": [turn.as_dict() for turn in conversation.prompt.turns],
             "response": [turn.as_dict() for turn in conversation.response],
         }
         start = time.perf_counter()

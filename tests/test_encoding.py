@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from hafrm.encoding import DEFAULT_CHAT_TEMPLATE, ConversationEncoder, OverlongError, TokenGroup
 from hafrm.errors import ConfigError, DataError
-from hafrm.pairs import Message
+from hafrm.pairs import Message, Prompt
 from tests.tiny import tiny_tokenizer
 
 STRICT_TEMPLATE = (
@@ -40,22 +40,24 @@ PLAIN, MERGING = tiny_tokenizer(), merging_tokenizer()
 TOKENIZERS = {"plain": PLAIN, "merging": MERGING}
 
 
-def user(text: str) -> tuple[Message, ...]:
-    return (Message("user", text),)
+def user(text: str) -> Prompt:
+    return Prompt.of(text)
 
 
 def answer(text: str) -> tuple[Message, ...]:
     return (Message("assistant", text),)
 
 
-def stock_ids(tokenizer: Any, messages: tuple[Message, ...], *, opening: bool = False) -> list[int]:
+def stock_ids(
+    tokenizer: Any, prompt: Prompt, response: tuple[Message, ...] = (), *, opening: bool = False
+) -> list[int]:
     return tokenizer.apply_chat_template(
-        [message.as_dict() for message in messages], add_generation_prompt=opening, return_dict=False
+        [message.as_dict() for message in (*prompt.turns, *response)], add_generation_prompt=opening, return_dict=False
     )
 
 
 def test_the_plain_template_in_full() -> None:
-    turns = (Message("system", "Be brief."), *user("Hi"), *answer("Hello"), *user("More"))
+    turns = (Message("system", "Be brief."), *user("Hi").turns, *answer("Hello"), *user("More").turns)
     rendered = PLAIN.apply_chat_template([turn.as_dict() for turn in turns], tokenize=False, add_generation_prompt=True)
     assert rendered == "<s>System: Be brief.\n\nHuman: Hi\n\nAssistant: Hello</s>\n\nHuman: More\n\nAssistant:"
 
@@ -71,7 +73,7 @@ def test_the_plain_template_needs_no_special_tokens() -> None:
 def test_prompt_and_response_together_are_the_stock_ids(tokenizer: Any) -> None:
     group = ConversationEncoder(tokenizer).encode(user("Hi"), [answer("yes"), answer("no")])
     for response, ids in zip(("yes", "no"), group.responses, strict=True):
-        assert [*group.prompt, *ids] == stock_ids(tokenizer, user("Hi") + answer(response))
+        assert [*group.prompt, *ids] == stock_ids(tokenizer, user("Hi"), answer(response))
 
 
 def test_a_token_merged_across_the_border_is_the_responses() -> None:
@@ -131,7 +133,7 @@ def test_truncate_refuses_where_the_prompt_leaves_no_room() -> None:
 
 def test_a_refusing_template_is_an_error_of_its_own_item_alone() -> None:
     encoder = ConversationEncoder(tiny_tokenizer(template=STRICT_TEMPLATE))
-    refused = ((Message("system", "x"), *user("a")), [answer("b")])
+    refused = (Prompt((Message("system", "x"), *user("a").turns)), [answer("b")])
     before, error, after = encoder.encode_many([(user("a"), [answer("b")]), refused, (user("c"), [answer("d")])])
     assert isinstance(error, DataError)
     assert "no system turns" in str(error)
@@ -141,25 +143,29 @@ def test_a_refusing_template_is_an_error_of_its_own_item_alone() -> None:
         encoder.encode(*refused)
 
 
-def test_a_template_that_does_not_append_is_refused() -> None:
-    encoder = ConversationEncoder(tiny_tokenizer(template="{{ messages | length }}{{ messages[-1].content }}"))
+def test_a_template_that_shares_no_beginning_is_refused() -> None:
+    encoder = ConversationEncoder(tiny_tokenizer(template="{{ messages[-1].content }}"))
     with pytest.raises(DataError, match="no beginning in common"):
         encoder.encode(user("a"), [answer("b")])
 
 
 def test_equal_prompts_are_tokenized_once() -> None:
     class Counting:
-        calls = texts = 0
+        calls = texts = tokenized = 0
 
         def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:
             self.calls += 1
             self.texts += len(conversation)
             return PLAIN.apply_chat_template(conversation, **kwargs)
 
+        def __call__(self, texts: list[str], **kwargs: Any) -> Any:
+            self.tokenized += len(texts)
+            return PLAIN(texts, **kwargs)
+
     tokenizer = Counting()
     groups = ConversationEncoder(tokenizer).encode_many((user("Hi"), [answer("a"), answer(str(i))]) for i in range(5))
     assert len(groups) == 5
-    assert tokenizer.texts == 1 + 1 + 5
+    assert tokenizer.texts == tokenizer.tokenized == 1 + 1 + 5
     assert tokenizer.calls == 2  # one call a text would take a minute for 10,000 pairs
 
 
@@ -188,7 +194,7 @@ groups = st.tuples(text.map(user), st.lists(text.map(answer), min_size=1, max_si
 def by_the_book(tokenizer: Any, limit: int, prompt: Any, responses: Any) -> TokenGroup | str:
     """The rule again, one stock call a text and one token at a time."""
     opening = stock_ids(tokenizer, prompt, opening=True)
-    whole = [stock_ids(tokenizer, prompt + response) for response in responses]
+    whole = [stock_ids(tokenizer, prompt, response) for response in responses]
     shared = 0
     while shared < len(opening) and all(shared < len(ids) - 1 and ids[shared] == opening[shared] for ids in whole):
         shared += 1

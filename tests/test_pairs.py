@@ -13,11 +13,12 @@ from hafrm.pairs import (
     Conversation,
     Message,
     PreferencePair,
+    Prompt,
     RowReader,
     parse_conversation,
     parse_pair,
-    prompt_group,
     row_schema,
+    text_group,
     transcript_turns,
 )
 
@@ -84,7 +85,7 @@ WAYS_TO_WRITE_ONE_PAIR = {
 @pytest.mark.parametrize("row", WAYS_TO_WRITE_ONE_PAIR.values(), ids=WAYS_TO_WRITE_ONE_PAIR)
 def test_all_schemas_say_the_same_pair(row: dict[str, Any]) -> None:
     pair = parse(**row)
-    assert pair == PreferencePair(prompt=(USER,), chosen=(GOOD,), rejected=(BAD,))
+    assert pair == PreferencePair(prompt=Prompt((USER,)), chosen=(GOOD,), rejected=(BAD,))
     assert pair.id == "rows.jsonl:7"
 
 
@@ -92,7 +93,7 @@ def test_implicit_prompt_ends_where_the_conversations_part() -> None:
     system = {"role": "system", "content": "Be brief."}
     shared = [system, USER.as_dict(), GOOD.as_dict(), OTHER.as_dict()]
     pair = parse(chosen=[*shared, assistant("Black.")], rejected=[*shared, assistant("Green.")])
-    assert [turn.role for turn in pair.prompt] == ["system", "user", "assistant", "user"]
+    assert [turn.role for turn in pair.prompt.turns] == ["system", "user", "assistant", "user"]
     assert pair.chosen == (Message("assistant", "Black."),)
 
 
@@ -101,14 +102,14 @@ def test_turns_after_different_answers_belong_to_the_responses() -> None:
         chosen=[user("Hi"), assistant("Hello"), user("More"), assistant("Yes")],
         rejected=[user("Hi"), assistant("Go"), user("More"), assistant("No")],
     )
-    assert pair.prompt == (Message("user", "Hi"),)
+    assert pair.prompt == Prompt((Message("user", "Hi"),))
     assert [turn.content for turn in pair.rejected] == ["Go", "More", "No"]
 
 
 def test_equal_conversations_keep_their_last_answer_as_response() -> None:
     same = [user("Hi"), assistant("Hello")]
     pair = parse(chosen=same, rejected=same)
-    assert pair.prompt == (Message("user", "Hi"),)
+    assert pair.prompt == Prompt((Message("user", "Hi"),))
     assert pair.chosen == pair.rejected == (Message("assistant", "Hello"),)
 
 
@@ -154,7 +155,7 @@ FAULTS: dict[str, tuple[dict[str, Any], BadRowReason, str | None]] = {
     "content a list": (
         {"prompt": [{"role": "user", "content": ["a"]}], "chosen": "b", "rejected": "c"},
         R.WRONG_TYPE,
-        "prompt[0].content",
+        "prompt[0].content[0]",
     ),
     "response begins with a user turn": (
         {"prompt": "a", "chosen": [user("x"), assistant("b")], "rejected": "c"},
@@ -224,15 +225,15 @@ def test_deeply_nested_values_are_described_briefly() -> None:
 
 
 def test_groups_ignore_case_and_white_space_but_not_roles_or_turns() -> None:
-    group = prompt_group([Message("user", "Hello  there\n")])
-    assert group == prompt_group([Message("user", "hello there")])
-    assert group != prompt_group([Message("system", "hello there")])
-    assert group != prompt_group([Message("user", "hello"), Message("user", "there")])
+    group = text_group([Message("user", "Hello  there\n")])
+    assert group == text_group([Message("user", "hello there")])
+    assert group != text_group([Message("system", "hello there")])
+    assert group != text_group([Message("user", "hello"), Message("user", "there")])
 
 
 def test_the_group_of_a_prompt_is_stable() -> None:
     """Splits and result files name groups: a change of the rule would move prompts between splits."""
-    assert prompt_group([Message("user", "Why is the sky blue?")]) == "75d608a1d1a3a38b"
+    assert text_group([Message("user", "Why is the sky blue?")]) == "75d608a1d1a3a38b"
 
 
 @pytest.mark.parametrize(
@@ -259,15 +260,13 @@ def test_transcripts_split_at_their_marks_only() -> None:
 
 def test_parse_conversation() -> None:
     row = {"prompt": "Hi", "response": "\n\nHuman: kept as it is"}
-    assert parse_conversation(row, source="s", number=1) == Conversation(
-        (Message("user", "Hi"),), (Message("assistant", "\n\nHuman: kept as it is"),)
-    )
+    assert parse_conversation(row, source="s", number=1) == Conversation.of("Hi", "\n\nHuman: kept as it is")
     with pytest.raises(BadRowError, match="`response` is empty"):
         parse_conversation({"prompt": "Hi", "response": []}, source="s", number=1)
 
 
 def test_conversations_are_chosen_before_rejected() -> None:
-    chosen, rejected = PreferencePair(prompt=(USER,), chosen=(GOOD,), rejected=(BAD,)).conversations
+    chosen, rejected = PreferencePair(prompt=Prompt((USER,)), chosen=(GOOD,), rejected=(BAD,)).conversations
     assert (chosen.response, rejected.response) == ((GOOD,), (BAD,))
 
 
@@ -292,7 +291,7 @@ margins = st.none() | st.floats(allow_nan=False, allow_infinity=False)
 def test_rows_of_pairs_parse_back(
     prompt: list[Message], chosen: tuple[Message], rejected: tuple[Message], margin: float | None, group: str
 ) -> None:
-    pair = PreferencePair(prompt=tuple(prompt), chosen=chosen, rejected=rejected, margin=margin, group=group)
+    pair = PreferencePair(prompt=Prompt(tuple(prompt)), chosen=chosen, rejected=rejected, margin=margin, group=group)
     assert parse_pair(pair.as_row(), source="", number=0) == pair
 
 

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from hafrm.encoding import DEFAULT_CHAT_TEMPLATE
-from hafrm.pairs import Message, PreferencePair
+from hafrm.pairs import Message, PreferencePair, Prompt
 
 VOCABULARY = 260  # 256 bytes and four special tokens
 
@@ -79,7 +79,7 @@ def save_tiny(folder: Path, name: str = "llama", *, tokenizer: Any = None, **val
 def pair(prompt: str, chosen: str, rejected: str, *, row: int = 1) -> PreferencePair:
     """A pair of plain strings."""
     return PreferencePair(
-        prompt=(Message("user", prompt),),
+        prompt=Prompt((Message("user", prompt),)),
         chosen=(Message("assistant", chosen),),
         rejected=(Message("assistant", rejected),),
         source="test",

@@ -3,22 +3,25 @@
 Knows tokenizers through their public methods, and messages. Knows no file, no model, no tensor. Training, evaluation,
 export and serving all encode through `ConversationEncoder`, which is why a reward is the same number in each of them.
 
-A conversation's token ids are *exactly* those of `tokenizer.apply_chat_template(prompt + response)`, so that stock
-programs see what we see. The prompt's ids are the leading ones that the rendered prompt and all responses share: where
-a tokenizer merges characters across the border, the merged token counts as the response's.
+A conversation's token ids are *exactly* those of `tokenizer.apply_chat_template(prompt + response)`, with the row's
+`tools`, `documents` and `chat_template_kwargs`, so that stock programs see what we see. The prompt's ids are the
+leading ones that the rendered prompt and all responses share: where a tokenizer merges characters across the border,
+the merged token counts as the response's. Some templates render a prompt differently once a response follows (Mistral's
+moves the system text); there the border is where renderings with different responses begin to differ.
 """
 
 from __future__ import annotations
 
+import json
+import re
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice, takewhile
 from typing import Any, Literal, Protocol
 
-from jinja2 import TemplateError
-
-from hafrm.errors import ConfigError, DataError
-from hafrm.pairs import Message
+from hafrm.errors import ConfigError, DataError, first_line
+from hafrm.pairs import Message, Prompt
 
 __all__ = [
     "DEFAULT_CHAT_TEMPLATE",
@@ -27,22 +30,28 @@ __all__ = [
     "Encoded",
     "Overlong",
     "OverlongError",
+    "TemplateRefusalError",
     "TokenGroup",
+    "render",
 ]
 
 DEFAULT_CHAT_TEMPLATE = (
     "{{ bos_token if bos_token is defined and bos_token is not none else '' }}"
+    "{{ 'Tools: ' ~ (tools | tojson) ~ '\\n\\n' if tools else '' }}"
+    "{{ 'Documents: ' ~ (documents | tojson) ~ '\\n\\n' if documents else '' }}"
     "{% for message in messages %}"
     "{{ '' if loop.first else '\\n\\n' }}"
-    "{{ {'system': 'System', 'user': 'Human', 'assistant': 'Assistant', 'tool': 'Tool'}[message['role']] }}: "
+    "{{ {'user': 'Human'}.get(message['role'], message['role'] | capitalize) }}: "
+    "{{ message['reasoning_content'] ~ '\\n\\n' if message['reasoning_content'] else '' }}"
     "{{ message['content'] }}"
+    "{{ (message['tool_calls'] | tojson) if message['tool_calls'] else '' }}"
     "{{ eos_token if message['role'] == 'assistant' else '' }}"
     "{% endfor %}"
     "{{ '\\n\\nAssistant:' if add_generation_prompt else '' }}"
 )
 """The plain template of tokenizers that bring none. An assistant turn ends with the end-of-sequence token."""
 
-Item = tuple[Sequence[Message], Sequence[Sequence[Message]]]
+Item = tuple[Prompt, Sequence[Sequence[Message]]]
 """A prompt and the responses to it."""
 
 _CHUNK = 1024
@@ -56,7 +65,11 @@ class ChatTokenizer(Protocol):
     """What we use of a transformers tokenizer."""
 
     def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:
-        """Render messages, as text or as token ids."""
+        """Render messages."""
+        ...
+
+    def __call__(self, text: Any, **kwargs: Any) -> Any:
+        """Tokenize rendered texts."""
         ...
 
 
@@ -66,6 +79,8 @@ class TokenGroup:
 
     prompt: tuple[int, ...]
     responses: tuple[tuple[int, ...], ...]
+    lost: tuple[str, ...] = field(default=(), compare=False)
+    """What the chat template did not write, one entry for each turn ("tool text") or column ("tools")."""
 
     def __post_init__(self) -> None:
         if not self.prompt or not self.responses or not all(self.responses):
@@ -80,6 +95,10 @@ class TokenGroup:
     def unique_tokens(self) -> int:
         """Tokens when the prompt is counted once."""
         return len(self.prompt) + sum(map(len, self.responses))
+
+
+class TemplateRefusalError(DataError):
+    """The tokenizer's chat template refuses a conversation, or fails on it."""
 
 
 class OverlongError(Exception):
@@ -123,12 +142,12 @@ class ConversationEncoder:
         if self.overlong not in ("drop", "truncate"):
             raise ConfigError(f"data_options.overlong must be `drop` or `truncate`, got {self.overlong!r}")
 
-    def encode(self, prompt: Sequence[Message], responses: Sequence[Sequence[Message]]) -> TokenGroup:
+    def encode(self, prompt: Prompt, responses: Sequence[Sequence[Message]]) -> TokenGroup:
         """Encode a prompt with its responses.
 
         Raises:
             OverlongError: the group does not fit; see `overlong`.
-            DataError: the tokenizer's chat template refuses the conversation.
+            TemplateRefusalError: the tokenizer's chat template refuses the conversation.
         """
         (outcome,) = self.encode_many([(prompt, responses)])
         if isinstance(outcome, TokenGroup):
@@ -150,50 +169,178 @@ class ConversationEncoder:
             outcomes.extend(self._encode_chunk(chunk))
         return outcomes
 
+    def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of rendered texts, to which nothing is added."""
+        # What is too long is for the caller to say, not for the tokenizer.
+        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
     def _encode_chunk(self, items: Sequence[Item]) -> list[Encoded]:
         try:
-            openings = self._ids((prompt for prompt, _ in items), add_generation_prompt=True)
-            whole = self._ids(
-                ((*prompt, *response) for prompt, responses in items for response in responses),
-                add_generation_prompt=False,
-            )
-        except TemplateError as error:
+            openings = self._rendered(((prompt, ()) for prompt, _ in items), opening=True)
+            whole = self._rendered((prompt, tuple(response)) for prompt, responses in items for response in responses)
+            return self._cut_all(items, openings, whole)
+        except TemplateRefusalError as error:
             if len(items) == 1:
-                return [DataError(f"The tokenizer's chat template refuses the conversation: {error}")]
+                return [error]
             return [outcome for item in items for outcome in self._encode_chunk([item])]
-        return [
-            self._cut(openings[tuple(prompt)], [whole[(*prompt, *response)] for response in responses])
-            for prompt, responses in items
-        ]
 
-    def _ids(
-        self, conversations: Iterable[Sequence[Message]], *, add_generation_prompt: bool
-    ) -> dict[tuple[Message, ...], list[int]]:
-        """Token ids of each conversation, in one call of the tokenizer; equal conversations are encoded once."""
-        distinct = list(dict.fromkeys(map(tuple, conversations)))
-        ids: list[list[int]] = self.tokenizer.apply_chat_template(
-            [[message.as_dict() for message in turns] for turns in distinct],
-            add_generation_prompt=add_generation_prompt,
-            tokenize=True,
-            return_dict=False,
-            tokenizer_kwargs={"verbose": False},  # what is too long is ours to say
-        )
-        return dict(zip(distinct, ids, strict=True))
+    def _rendered(self, conversations: Iterable[_Key], *, opening: bool = False) -> dict[_Key, _Rendered]:
+        """Text and token ids of each conversation, each distinct one rendered and tokenized once."""
+        by_arguments: dict[str, list[_Key]] = defaultdict(list)
+        for prompt, response in dict.fromkeys(conversations):
+            by_arguments[prompt.arguments].append((prompt, response))
+        found: dict[_Key, _Rendered] = {}
+        for keys in by_arguments.values():
+            texts = render(self.tokenizer, keys, opening=opening)
+            ids = self.text_ids(texts)
+            found.update(zip(keys, map(_Rendered, texts, ids), strict=True))
+        return found
 
-    def _cut(self, opening: Sequence[int], whole: Sequence[Sequence[int]]) -> Encoded:
-        """Find the prompt that all sequences share, and apply the rule for over-long ones."""
-        # The response keeps at least one token, even if one answer's ids should be a prefix of the prompt's.
-        shared = min(_common_prefix([opening, *whole]), *(len(ids) - 1 for ids in whole))
+    def _cut_all(
+        self, items: Sequence[Item], openings: dict[_Key, _Rendered], whole: dict[_Key, _Rendered]
+    ) -> list[Encoded]:
+        outcomes: list[Encoded] = []
+        for prompt, responses in items:
+            keys = [(prompt, tuple(response)) for response in responses]
+            wholes = [whole[key] for key in keys]
+            shared = self._border(prompt, keys, openings[prompt, ()], wholes)
+            lost = tuple(self._lost(keys, wholes))
+            outcomes.append(self._cut(shared, [rendered.ids for rendered in wholes], lost))
+        return outcomes
+
+    def _border(self, prompt: Prompt, keys: Sequence[_Key], opening: _Rendered, wholes: Sequence[_Rendered]) -> int:
+        """How many leading tokens are the prompt's; a response keeps at least one token."""
+        shared = _common_prefix([opening.ids, *(whole.ids for whole in wholes)])
+        if shared < len(opening.ids) - 1 and not self._appends(prompt, wholes):
+            shared = _common_prefix([whole.ids for whole in (*wholes, *self._probes(keys[0]))])
+        return min(shared, *(len(whole.ids) - 1 for whole in wholes))
+
+    def _appends(self, prompt: Prompt, wholes: Sequence[_Rendered]) -> bool:
+        """Whether the prompt, without what opens a response, is rendered as if no response followed."""
+        try:
+            (text,) = render(self.tokenizer, [(prompt, ())])
+        except TemplateRefusalError:  # of a template that wants a response
+            return False
+        return all(whole.text.startswith(text) for whole in wholes)
+
+    def _probes(self, key: _Key) -> list[_Rendered]:
+        """The conversation with two other texts as its response, whose renderings differ from where it begins."""
+        prompt, (first, *rest) = key
+        probes = [(prompt, (replace(first, content=letter, more=""), *rest)) for letter in ("a", "b")]
+        return list(self._rendered(probes).values())
+
+    def _lost(self, keys: Sequence[_Key], wholes: Sequence[_Rendered]) -> Iterable[str]:
+        """What the template did not write, of the prompt once and of each response."""
+        prompt = keys[0][0]
+        yield from self._lost_columns(keys[0], wholes[0])
+        yield from self._lost_turns(keys[0], wholes[0], range(len(prompt.turns)))
+        for (_, response), whole in zip(keys, wholes, strict=True):
+            places = range(len(prompt.turns), len(prompt.turns) + len(response))
+            yield from self._lost_turns((prompt, response), whole, places)
+
+    def _lost_turns(self, key: _Key, whole: _Rendered, places: range) -> Iterable[str]:
+        prompt, response = key
+        turns = (*prompt.turns, *response)
+        for turn in (turns[place] for place in places):
+            if not _writes(whole.text, turn.content):
+                yield f"{turn.role} text"
+            if turn.more and not _writes(whole.text, turn.reasoning):
+                yield f"{turn.role} reasoning"
+        for place in (place for place in places if turns[place].more and "tool_calls" in turns[place].extras):
+            silent = replace(turns[place], more=_without(turns[place].more, "tool_calls"))
+            if self._renders_as((prompt, (*turns[:place], silent, *turns[place + 1 :])), whole):
+                yield f"{turns[place].role} tool_calls"
+
+    def _lost_columns(self, key: _Key, whole: _Rendered) -> Iterable[str]:
+        prompt, response = key
+        for name in ("tools", "documents") if prompt.arguments else ():
+            less = replace(prompt, arguments=_without(prompt.arguments, name))
+            if less != prompt and self._renders_as((less, (*prompt.turns, *response)), whole):
+                yield name
+
+    def _renders_as(self, changed: tuple[Prompt, Sequence[Message]], whole: _Rendered) -> bool:
+        """Whether these turns, with the prompt's arguments, are rendered as the conversation was."""
+        prompt, turns = changed
+        try:
+            (text,) = render(self.tokenizer, [(replace(prompt, turns=()), turns)])
+        except TemplateRefusalError:
+            return False
+        return text == whole.text
+
+    def _cut(self, shared: int, whole: Sequence[Sequence[int]], lost: tuple[str, ...]) -> Encoded:
+        """Apply the rule for over-long sequences, whose first `shared` tokens are the prompt's."""
         if shared < 1:
-            return DataError(
-                "The tokenizer's chat template renders a prompt otherwise when a response follows: the two have no "
+            return TemplateRefusalError(
+                "The tokenizer's chat template renders a prompt differently when a response follows: the two have no "
                 "beginning in common. Use a template that only appends turns."
             )
         longest = max(map(len, whole))
         prompt_alone = shared >= self.max_length
         if longest > self.max_length and (self.overlong == "drop" or prompt_alone):
             return OverlongError(longest, self.max_length, prompt_alone=prompt_alone)
-        return TokenGroup(tuple(opening[:shared]), tuple(tuple(ids[shared : self.max_length]) for ids in whole))
+        responses = tuple(tuple(ids[shared : self.max_length]) for ids in whole)
+        return TokenGroup(tuple(whole[0][:shared]), responses, lost)
+
+
+_Key = tuple[Prompt, tuple[Message, ...]]
+"""A prompt with one response."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Rendered:
+    """A conversation as the chat template writes it."""
+
+    text: str
+    ids: list[int]
+
+
+def render(
+    tokenizer: Any, conversations: Sequence[tuple[Prompt, Sequence[Message]]], *, opening: bool = False
+) -> list[str]:
+    """The texts of conversations as the tokenizer's chat template writes them.
+
+    Args:
+        tokenizer: A transformers tokenizer with a chat template.
+        conversations: Prompts, each with a response; all prompts have the same `arguments`.
+        opening: Whether to write what opens a response at the end.
+
+    Raises:
+        TemplateRefusalError: the template refuses a conversation, or fails on it.
+    """
+    try:
+        texts: list[str] = tokenizer.apply_chat_template(
+            [[turn.as_dict() for turn in (*prompt.turns, *response)] for prompt, response in conversations],
+            tokenize=False,
+            add_generation_prompt=opening,
+            **conversations[0][0].template_arguments,
+        )
+    except Exception as error:  # a template is a program of the tokenizer's, and can fail in any way
+        raise TemplateRefusalError(
+            f"The tokenizer's chat template refuses the conversation: {first_line(error)}"
+        ) from error
+    return texts
+
+
+_WORD = re.compile(r"\w+")
+_ESCAPE = re.compile(r"\\[nrt\"\\/]")
+
+
+def _writes(rendered: str, text: str) -> bool:
+    """Whether a rendering contains a text: literally, with other white space and punctuation, or escaped as in JSON."""
+    if (text := text.strip()) in rendered:
+        return True
+    words = " ".join(_WORD.findall(text))
+    return bool(words) and any(
+        f" {words} " in f" {' '.join(_WORD.findall(form))} " for form in (rendered, _ESCAPE.sub(" ", rendered))
+    )
+
+
+def _without(values: str, name: str) -> str:
+    """A JSON object's text without one of its names; empty where nothing is left."""
+    found = json.loads(values)
+    found.pop(name, None)
+    return json.dumps(found, ensure_ascii=False) if found else ""
 
 
 def _common_prefix(sequences: Sequence[Sequence[int]]) -> int:

@@ -72,6 +72,8 @@ class BadRowReason(StrEnum):
     EMPTY_PROMPT = "empty_prompt"
     EMPTY_RESPONSE = "empty_response"
     MIXED_SCHEMA = "mixed_schema"
+    UNSUPPORTED = "unsupported"
+    """The row contains what would be lost: a key that no chat template is given, or what is not text."""
     PROMPT_TOO_LONG = "prompt_too_long"
     REFUSED_BY_TEMPLATE = "refused_by_template"
 

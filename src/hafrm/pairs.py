@@ -1,17 +1,22 @@
 r"""The data contract: what a preference pair is, and how a raw row becomes one.
 
-Knows messages, conversations, pairs and raw rows (plain mappings). Knows no file, no tokenizer, no tensor.
+Knows messages, prompts, conversations, pairs and raw rows (plain mappings). Knows no file, no tokenizer, no tensor.
 
-A raw row holds `prompt`, `chosen` and `rejected`, each as chat messages (`[{"role", "content"}, ...]`) or as a plain
-string: a prompt string is one user turn, a response string one assistant turn. Where `prompt` is missing, it is the
-turns that `chosen` and `rejected` have in common; strings without a prompt must be transcripts in the manner of
-Anthropic's hh-rlhf ("\n\nHuman: ... \n\nAssistant: ..."). Optional: `margin` (a number) and `group` (a string: pairs
-of one group are never split apart, and statistics resample whole groups).
+A raw row contains `prompt`, `chosen` and `rejected`, each as chat messages (`[{"role", "content"}, ...]`) or as a plain
+string: a prompt string is one user turn, a response string one assistant turn. Without `prompt`, the prompt is the
+turns that `chosen` and `rejected` have in common; strings are then transcripts in the format of Anthropic's hh-rlhf
+("\n\nHuman: ... \n\nAssistant: ...").
+
+A message may have any key of `MESSAGE_KEYS`, and a row any column of `TEMPLATE_COLUMNS`: both reach the chat template.
+A key that would be lost is an error. Optional columns: `margin` (a number) and `group` (a string: pairs of one group
+are never split apart, and statistics resample whole groups).
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import math
 import re
 import reprlib
@@ -22,19 +27,44 @@ from typing import Any
 from hafrm.errors import BadRowError, BadRowReason
 
 __all__ = [
+    "MESSAGE_KEYS",
     "ROLES",
+    "TEMPLATE_COLUMNS",
     "Conversation",
     "Message",
     "PreferencePair",
+    "Prompt",
     "RowReader",
     "parse_conversation",
     "parse_pair",
     "prompt_group",
     "row_schema",
+    "text_group",
     "transcript_turns",
 ]
 
-ROLES = ("system", "user", "assistant", "tool")
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+MESSAGE_KEYS = ("tool_calls", "tool_call_id", "name", "reasoning_content", "reasoning", "thinking", "tool_responses")
+"""Keys of a message besides `role` and `content` that chat templates read."""
+
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+"""Keys under which a message carries its reasoning; transformers passes any of them to templates as the first."""
+
+TEMPLATE_COLUMNS = ("tools", "documents", "chat_template_kwargs")
+"""Columns of a row that chat templates read: lists of tools and of documents, and further arguments by name."""
+
+_MEDIA_COLUMNS = ("image", "images", "audio", "audios", "video", "videos")
+
+_RESERVED_ARGUMENTS = frozenset(
+    "conversation messages tools documents chat_template add_generation_prompt continue_final_message tokenize padding "
+    "truncation max_length return_tensors return_dict return_assistant_tokens_mask tokenizer_kwargs "
+    "sanitize_control_tokens".split()
+)
+"""Names in `chat_template_kwargs` that would change how hafrm renders, not what the template writes."""
+
+_TEXT_PARTS = ("text", "input_text", "output_text")
+"""Types of content parts that are text, as chat and responses APIs name them."""
 
 _TRANSCRIPT_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant|System):[ ]?")
 _TRANSCRIPT_ROLES = {"Human": "user", "Assistant": "assistant", "System": "system"}
@@ -47,31 +77,92 @@ class Message:
     role: str
     """One of `ROLES`."""
     content: str
+    """The turn's text; empty where it only calls tools."""
+    more: str = ""
+    """Further keys of the turn (`MESSAGE_KEYS`) as a JSON object, in their original order; empty where it has none."""
 
-    def as_dict(self) -> dict[str, str]:
+    @property
+    def extras(self) -> dict[str, Any]:
+        """The turn's further keys and their values."""
+        return dict(json.loads(self.more)) if self.more else {}
+
+    @property
+    def reasoning(self) -> str:
+        """The turn's reasoning, where it is given apart from its content."""
+        extras = self.extras
+        return next((str(extras[key]) for key in REASONING_KEYS if extras.get(key)), "")
+
+    @property
+    def text(self) -> str:
+        """All that the turn says, as a person would read it: reasoning, content and tool calls."""
+        if not self.more:
+            return self.content
+        shown = [self.reasoning, self.content]
+        shown += [json.dumps(self.extras[key], ensure_ascii=False) for key in ("tool_calls",) if key in self.extras]
+        return "\n\n".join(part for part in shown if part)
+
+    def as_dict(self) -> dict[str, Any]:
         """The message as chat templates take it."""
-        return {"role": self.role, "content": self.content}
+        return {"role": self.role, "content": self.content, **self.extras}
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What is answered: turns, and what else the chat template is given (the paper's x)."""
+
+    turns: tuple[Message, ...]
+    arguments: str = ""
+    """Values of `TEMPLATE_COLUMNS` as a JSON object; empty where there are none."""
+
+    @classmethod
+    def of(cls, text: str) -> Prompt:
+        """A prompt of one user turn."""
+        return cls((Message("user", text),))
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The row's columns that the chat template reads."""
+        return dict(json.loads(self.arguments)) if self.arguments else {}
+
+    @property
+    def template_arguments(self) -> dict[str, Any]:
+        """Keyword arguments for `apply_chat_template`."""
+        columns = self.columns
+        return {**columns.pop("chat_template_kwargs", {}), **columns}
+
+    def as_row(self) -> dict[str, Any]:
+        """The prompt as columns of a raw row: `RowReader.prompt` of it gives the prompt back."""
+        return {"prompt": [message.as_dict() for message in self.turns], **self.columns}
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """A prompt and one response to it: what a reward model scores (the paper's (x, y))."""
 
-    prompt: tuple[Message, ...]
+    prompt: Prompt
     response: tuple[Message, ...]
     """Usually one assistant turn; always ends in one."""
 
     @classmethod
     def of(cls, prompt: str, response: str) -> Conversation:
         """A conversation of one user turn and one assistant turn."""
-        return cls((Message("user", prompt),), (Message("assistant", response),))
+        return cls(Prompt.of(prompt), (Message("assistant", response),))
+
+    @property
+    def turns(self) -> tuple[Message, ...]:
+        """The turns of prompt and response."""
+        return (*self.prompt.turns, *self.response)
+
+    def as_row(self) -> dict[str, Any]:
+        """The conversation as a raw row: `parse_conversation` of it gives the conversation back."""
+        return self.prompt.as_row() | {"response": [message.as_dict() for message in self.response]}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreferencePair:
     """A prompt with a better and a worse response: the paper's (x, y, y') (section 2.1)."""
 
-    prompt: tuple[Message, ...]
+    prompt: Prompt
     chosen: tuple[Message, ...]
     rejected: tuple[Message, ...]
     margin: float | None = None
@@ -93,24 +184,35 @@ class PreferencePair:
         return f"{self.source}:{self.row}"
 
     @property
+    def turns(self) -> tuple[Message, ...]:
+        """All turns: the prompt's, then those of both responses."""
+        return (*self.prompt.turns, *self.chosen, *self.rejected)
+
+    @property
     def conversations(self) -> tuple[Conversation, Conversation]:
         """The pair's two conversations, chosen before rejected."""
         return Conversation(self.prompt, self.chosen), Conversation(self.prompt, self.rejected)
 
     def as_row(self) -> dict[str, Any]:
         """The pair as a raw row: `parse_pair` of it gives the pair back."""
-        row: dict[str, Any] = {
-            name: [message.as_dict() for message in getattr(self, name)] for name in ("prompt", "chosen", "rejected")
-        }
+        row = self.prompt.as_row()
+        row |= {name: [message.as_dict() for message in getattr(self, name)] for name in ("chosen", "rejected")}
         if self.margin is not None:
             row["margin"] = self.margin
         return row | {"group": self.group}
 
 
-def prompt_group(prompt: Sequence[Message]) -> str:
+def prompt_group(prompt: Prompt) -> str:
     """A short stable name for a prompt: equal prompts, up to case and white space, have equal names."""
-    text = "\x1e".join(f"{message.role}\x1f{_plain(message.content).lower()}" for message in prompt)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return text_group(prompt.turns, prompt.arguments)
+
+
+def text_group(turns: Sequence[Message], arguments: str = "") -> str:
+    """A short stable name for turns: equal ones, up to case and white space of their content, have equal names."""
+    parts = [
+        f"{turn.role}\x1f{_plain(turn.content).lower()}" + (f"\x1f{turn.more}" if turn.more else "") for turn in turns
+    ]
+    return hashlib.sha256("\x1e".join([*parts, arguments] if arguments else parts).encode()).hexdigest()[:16]
 
 
 def row_schema(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -140,12 +242,13 @@ def parse_pair(row: Mapping[str, Any], *, source: str, number: int) -> Preferenc
         BadRowError: the row breaks the contract; the message says which field, why, and what to do.
     """
     reader = RowReader(row, source=source, number=number)
+    arguments = reader.template_columns()
     chosen, rejected = reader.messages("chosen", "assistant"), reader.messages("rejected", "assistant")
     if _holds_prompt(chosen) and _holds_prompt(rejected):
-        prompt, chosen, rejected = reader.split_common_turns(chosen, rejected)
-        reader.check_stated_prompt(prompt)
+        turns, chosen, rejected = reader.split_common_turns(chosen, rejected)
+        reader.check_stated_prompt(turns)
     elif reader.has("prompt"):
-        prompt = reader.messages("prompt", "user")
+        turns = reader.messages("prompt", "user")
     else:
         raise reader.error(
             BadRowReason.MISSING_FIELD,
@@ -153,11 +256,11 @@ def parse_pair(row: Mapping[str, Any], *, source: str, number: int) -> Preferenc
             "is missing, and `chosen` and `rejected` do not begin with a user or system turn that could be the prompt",
             "Add a `prompt` field (a string or chat messages).",
         )
-    reader.check_prompt(prompt)
+    reader.check_prompt(turns)
     reader.check_response("chosen", chosen)
     reader.check_response("rejected", rejected)
     return PreferencePair(
-        prompt=prompt,
+        prompt=Prompt(turns, arguments),
         chosen=chosen,
         rejected=rejected,
         margin=reader.number_or_none("margin"),
@@ -174,9 +277,10 @@ def parse_conversation(row: Mapping[str, Any], *, source: str, number: int) -> C
         BadRowError: the row breaks the contract.
     """
     reader = RowReader(row, source=source, number=number)
-    prompt = reader.messages("prompt", "user")
+    prompt = reader.prompt()
     response = reader.messages("response", "assistant")
-    reader.check_prompt(prompt)
+    if _begins_with(response, prompt.turns):  # as in pairs, the prompt may be repeated before the response
+        response = response[len(prompt.turns) :]
     reader.check_response("response", response)
     return Conversation(prompt, response)
 
@@ -201,8 +305,27 @@ def _holds_prompt(messages: Sequence[Message]) -> bool:
     return bool(messages) and messages[0].role != "assistant"
 
 
+def _begins_with(turns: Sequence[Message], beginning: Sequence[Message]) -> bool:
+    """Whether turns repeat these ones, up to white space, before others."""
+    repeated = zip(turns, beginning, strict=False)
+    return len(turns) > len(beginning) and all(
+        (ours.role, _plain(ours.content)) == (theirs.role, _plain(theirs.content)) for ours, theirs in repeated
+    )
+
+
 def _answers(turns: Sequence[Message]) -> bool:
     return bool(turns) and turns[0].role == "assistant"
+
+
+def _prompt_turns(text: str) -> tuple[Message, ...]:
+    r"""The turns of a prompt in hh-rlhf's format ("\n\nHuman: ...\n\nAssistant:"); nothing where it is not one."""
+    turns = transcript_turns(text)
+    opened = bool(turns) and turns[-1] == Message("assistant", "")
+    if opened:
+        turns = turns[:-1]
+    if not turns or turns[-1].role != "user" or not (opened or text.startswith("\n\n")):
+        return ()
+    return turns
 
 
 class RowReader:
@@ -227,6 +350,53 @@ class RowReader:
         """Whether the row holds a value for `name` (null counts as none)."""
         return self.row.get(name) is not None
 
+    def prompt(self) -> Prompt:
+        """The row's prompt, with the columns that the chat template reads."""
+        turns = self.messages("prompt", "user")
+        self.check_prompt(turns)
+        return Prompt(turns, self.template_columns())
+
+    def template_columns(self) -> str:
+        """The columns that the chat template reads, as `Prompt.arguments`; refuses columns of what is not text."""
+        for name in _MEDIA_COLUMNS:
+            if self.row.get(name):
+                raise self.error(
+                    BadRowReason.UNSUPPORTED,
+                    name,
+                    "contains what is not text, and rewards are of text alone",
+                    "Remove the row, or the column if the texts say all.",
+                )
+        columns = {name: self._template_column(name) for name in TEMPLATE_COLUMNS if self.has(name)}
+        return json.dumps(columns, ensure_ascii=False) if columns else ""
+
+    def _template_column(self, name: str) -> Any:
+        """One of `TEMPLATE_COLUMNS`, given as a value or as JSON text."""
+        value = self.row[name]
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(value) if isinstance(value, str) else value
+        if name == "chat_template_kwargs":
+            fits, wanted = isinstance(value, Mapping), "an object of argument names and values"
+            reserved = sorted(_RESERVED_ARGUMENTS.intersection(value)) if fits else []
+            if reserved:
+                remedy = "Put `tools` and `documents` into columns of their own, and leave the others out."
+                raise self.error(BadRowReason.UNSUPPORTED, name, f"sets {', '.join(reserved)}", remedy)
+        else:
+            fits = isinstance(value, Sequence) and all(isinstance(item, Mapping) for item in value)
+            wanted = "a list of objects"
+        if not fits:
+            raise self.error(BadRowReason.WRONG_TYPE, name, f"is {_short(value)}", f"Give {wanted}, or leave it out.")
+        self._check_json(name, value)
+        return value
+
+    def _check_json(self, name: str, value: Any) -> None:
+        """Refuse what has no JSON form, and lone surrogates in it."""
+        try:
+            self.check_text(name, json.dumps(value, ensure_ascii=False, allow_nan=False))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise self.error(
+                BadRowReason.WRONG_TYPE, name, f"has no JSON form ({error})", "Write plain JSON values."
+            ) from None
+
     def messages(self, name: str, role: str) -> tuple[Message, ...]:
         """The field as messages; a plain string is one turn of `role`, a transcript is split into its turns."""
         if not self.has(name):
@@ -234,7 +404,7 @@ class RowReader:
         value = self.row[name]
         if isinstance(value, str):
             self.check_text(name, value)
-            turns = () if name == "prompt" or self.has("prompt") else transcript_turns(value)
+            turns = _prompt_turns(value) if name == "prompt" else self._transcript(value)
             return turns or (Message(role, value),)
         if isinstance(value, Mapping):
             value = [value]
@@ -247,6 +417,16 @@ class RowReader:
             )
         return tuple(self._message(f"{name}[{i}]", item) for i, item in enumerate(value))
 
+    def _transcript(self, text: str) -> tuple[Message, ...]:
+        """A response's turns where it is a transcript: of a row without a prompt, or one that repeats the prompt.
+
+        Any other text is a response that only looks like a transcript, such as a dialogue that was asked for.
+        """
+        turns = transcript_turns(text)
+        if not turns or not self.has("prompt") or _begins_with(turns, self.messages("prompt", "user")):
+            return turns
+        return ()
+
     def _message(self, where: str, item: object) -> Message:
         if not isinstance(item, Mapping):
             raise self.error(
@@ -255,7 +435,7 @@ class RowReader:
                 f"is of type {type(item).__name__}",
                 'A chat message is an object: {"role": "user", "content": "..."}.',
             )
-        role, content = item.get("role"), item.get("content")
+        role = item.get("role")
         if role not in ROLES:
             raise self.error(
                 BadRowReason.MISSING_FIELD if role is None else BadRowReason.WRONG_TYPE,
@@ -263,15 +443,71 @@ class RowReader:
                 "is missing" if role is None else f"is {_short(role)}",
                 f"Use one of {', '.join(ROLES)}.",
             )
+        more = self._extras(where, item)
+        content = self._content(f"{where}.content", item.get("content"), optional=bool(more))
+        return Message(str(role), content, more)
+
+    def _extras(self, where: str, item: Mapping[str, Any]) -> str:
+        """A message's keys besides role and content, as `Message.more`; null counts as absent, as in transformers."""
+        extras = {key: value for key, value in item.items() if value is not None and key not in ("role", "content")}
+        for key, value in extras.items():
+            if key not in MESSAGE_KEYS:
+                raise self.error(
+                    BadRowReason.UNSUPPORTED,
+                    f"{where}.{key}",
+                    "is a key that hafrm would lose",
+                    f"Remove it; a message may have role, content, {', '.join(MESSAGE_KEYS)}.",
+                )
+            self._check_extra(f"{where}.{key}", key, value)
+        return json.dumps(extras, ensure_ascii=False) if extras else ""
+
+    def _check_extra(self, where: str, key: str, value: Any) -> None:
+        """Refuse a key of a message whose value is not what chat templates expect."""
+        listed = key in ("tool_calls", "tool_responses")
+        if listed and not (isinstance(value, Sequence) and all(isinstance(call, Mapping) for call in value)):
+            raise self.error(BadRowReason.WRONG_TYPE, where, f"is {_short(value)}", "Give a list of objects.")
+        if not listed and not isinstance(value, str):
+            raise self.error(BadRowReason.WRONG_TYPE, where, f"is {_short(value)}", "Give a string.")
+        self._check_json(where, value)
+
+    def _content(self, where: str, content: object, *, optional: bool) -> str:
+        """A turn's text; parts of text are joined by line breaks, as vLLM joins them."""
+        if content is None and optional:
+            return ""
+        if isinstance(content, Sequence) and not isinstance(content, str | bytes):
+            return "\n".join(self._part(f"{where}[{i}]", part) for i, part in enumerate(content))
         if not isinstance(content, str):
             raise self.error(
                 BadRowReason.MISSING_FIELD if content is None else BadRowReason.WRONG_TYPE,
-                f"{where}.content",
+                where,
                 "is missing" if content is None else f"is of type {type(content).__name__}",
                 "Give the turn's text as a string.",
             )
-        self.check_text(f"{where}.content", content)
-        return Message(str(role), content)
+        self.check_text(where, content)
+        return content
+
+    def _part(self, where: str, part: object) -> str:
+        """The text of one content part."""
+        if not isinstance(part, Mapping):
+            raise self.error(
+                BadRowReason.WRONG_TYPE,
+                where,
+                f"is of type {type(part).__name__}",
+                'A part of a turn is an object: {"type": "text", "text": "..."}.',
+            )
+        kind = part.get("type", "text")
+        other = next((key for key, value in part.items() if value is not None and key not in ("type", "text")), None)
+        if kind not in _TEXT_PARTS or other is not None:
+            name = f"{where}.type" if other is None else f"{where}.{other}"
+            problem = f"is {_short(kind)}" if other is None else "is a key that hafrm would lose"
+            raise self.error(BadRowReason.UNSUPPORTED, name, problem, "Rewards are of text: keep parts of text alone.")
+        text = part.get("text")
+        if not isinstance(text, str):
+            raise self.error(
+                BadRowReason.WRONG_TYPE, f"{where}.text", f"is {_short(text)}", "Give the part's text as a string."
+            )
+        self.check_text(f"{where}.text", text)
+        return text
 
     def check_text(self, name: str, text: str) -> None:
         """Refuse lone surrogates: no tokenizer can encode them."""
@@ -307,8 +543,8 @@ class RowReader:
         """Where `prompt` is given although the conversations hold it, nothing of it may be lost."""
         if not self.has("prompt"):
             return
-        known = {_plain(message.content) for message in found} | {""}
-        if any(_plain(message.content) not in known for message in self.messages("prompt", "user")):
+        known = {_plain(message.text) for message in found} | {""}
+        if any(_plain(message.text) not in known for message in self.messages("prompt", "user")):
             raise self.error(
                 BadRowReason.WRONG_TYPE,
                 "prompt",
@@ -318,12 +554,12 @@ class RowReader:
 
     def check_prompt(self, prompt: Sequence[Message]) -> None:
         """A prompt has at least one turn with text."""
-        if not any(message.content.strip() for message in prompt):
+        if not any(message.text.strip() for message in prompt):
             raise self.error(BadRowReason.EMPTY_PROMPT, "prompt", "is empty", "Give the prompt's text.")
 
     def check_response(self, name: str, response: Sequence[Message]) -> None:
-        """A response begins and ends with an assistant turn, and its turns have text."""
-        empty = next((m for m in response if m.role == "assistant" and not m.content.strip()), None)
+        """A response begins and ends with an assistant turn, and its assistant's turns have text or call tools."""
+        empty = next((m for m in response if m.role == "assistant" and not m.text.strip()), None)
         if not response or empty is not None:
             raise self.error(
                 BadRowReason.EMPTY_RESPONSE,

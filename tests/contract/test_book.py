@@ -210,7 +210,7 @@ def test_each_row_of_the_page_of_data_is_read() -> None:
     assert len(rows) == 5
     for row in rows:
         pair = parse_pair(row, source="data.md", number=1)
-        assert pair.prompt[-1].role == "user"
+        assert pair.prompt.turns[-1].role == "user"
         assert pair.chosen != pair.rejected
 
 
@@ -245,10 +245,10 @@ def test_the_snippet_converts_each_of_llama_factorys_forms(tmp_path: Path) -> No
     names["convert_file"](source, target)
     rows = [json.loads(line) for line in target.read_text().splitlines()]
     pairs = [parse_pair(row, source="theirs", number=number) for number, row in enumerate(rows, 1)]
-    roles = [[message.role for message in pair.prompt] for pair in pairs]
+    roles = [[message.role for message in pair.prompt.turns] for pair in pairs]
     assert roles == [["user"], ["user", "assistant", "user"], ["system", "user", "assistant", "user"]]
     for pair in pairs:
-        assert pair.prompt[-1].content == "Add.\n2 + 2"
+        assert pair.prompt.turns[-1].content == "Add.\n2 + 2"
         assert [message.as_dict() for message in pair.chosen] == [{"role": "assistant", "content": "Four."}]
         assert [message.as_dict() for message in pair.rejected] == [{"role": "assistant", "content": "Five."}]
 

@@ -9,7 +9,7 @@ import pytest
 from hafrm.data import DataOptions, encode_pairs
 from hafrm.encoding import ConversationEncoder
 from hafrm.errors import BadRowError, BadRowReason, DataError
-from hafrm.pairs import Message, PreferencePair
+from hafrm.pairs import Message, PreferencePair, Prompt
 from tests.test_encoding import STRICT_TEMPLATE
 from tests.tiny import pair, some_pairs, tiny_tokenizer
 
@@ -18,7 +18,7 @@ SHORT = pair("Hi", "yes", "no", row=1)
 LONG_ANSWER = pair("Hi", "no", "yes" * 20, row=2)
 LONG_PROMPT = pair("Hi" * 30, "yes", "no", row=3)
 SYSTEM = PreferencePair(
-    prompt=(Message("system", "x"), Message("user", "Hi")),
+    prompt=Prompt((Message("system", "x"), Message("user", "Hi"))),
     chosen=(Message("assistant", "yes"),),
     rejected=(Message("assistant", "no"),),
     source="test",

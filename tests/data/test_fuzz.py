@@ -142,7 +142,7 @@ def test_no_row_vanishes_uncounted(lines: list[str], tmp_path: Path) -> None:
         "invalid_json", "invalid_text", "missing_field", "wrong_type", "empty_prompt", "empty_response", "mixed_schema",
     }  # fmt: skip
     for pair in loaded.pairs:
-        pair.prompt[0].content.encode()
+        pair.prompt.turns[0].content.encode()
         assert all(turn.content.strip() for turn in (*pair.chosen, *pair.rejected) if turn.role == "assistant")
 
 

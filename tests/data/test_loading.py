@@ -152,7 +152,7 @@ def test_folders_have_a_file_or_parts_for_each_split(tmp_path: Path) -> None:
     (tmp_path / "test.json.gz").write_bytes(gzip.compress(json.dumps([GOOD]).encode()))
     write(tmp_path / "training-notes.txt", "no data")
     train = load_pairs(str(tmp_path))
-    assert [p.prompt[0].content for p in train.pairs] == ["a", "x", "a"]
+    assert [p.prompt.turns[0].content for p in train.pairs] == ["a", "x", "a"]
     assert train.reports[0].kind == "folder"
     assert len(train.reports[0].read_from) == 2
     assert (train.reports[0].rows, train.reports[0].kept) == (3, 3)
@@ -166,8 +166,8 @@ def test_only_parts_belong_to_a_split(tmp_path: Path, part: str) -> None:
     """An old version or a subset that lies beside the file is no part of it, and no split but the one it names."""
     for name in (part, "train-old", "train-0-old", "train-small-0", "train_sft"):
         write(tmp_path / f"{name}.jsonl", {**GOOD, "prompt": name})
-    assert [pair.prompt[0].content for pair in load_pairs(str(tmp_path)).pairs] == [part]
-    assert [pair.prompt[0].content for pair in load_pairs(f"{tmp_path}#train-old").pairs] == ["train-old"]
+    assert [pair.prompt.turns[0].content for pair in load_pairs(str(tmp_path)).pairs] == [part]
+    assert [pair.prompt.turns[0].content for pair in load_pairs(f"{tmp_path}#train-old").pairs] == ["train-old"]
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_a_name_like_no_other_is_still_explained() -> None:
 
 def test_the_world_is_data_like_any_other() -> None:
     loaded = load_pairs("world/arena", split="test")
-    assert [p.prompt[0].content for p in loaded.pairs] == [f"arena test {i}" for i in range(3)]
+    assert [p.prompt.turns[0].content for p in loaded.pairs] == [f"arena test {i}" for i in range(3)]
     assert (loaded.reports[0].kind, loaded.reports[0].rows, loaded.reports[0].kept) == ("world", 3, 3)
     with pytest.raises(ConfigError, match="no split 'dev'"):
         load_pairs("world/arena", split="dev")
@@ -298,7 +298,7 @@ def test_a_name_can_carry_its_split(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     write(tmp_path / "train.jsonl", GOOD, GOOD)
     write(tmp_path / "test.jsonl", GOOD)
     assert len(load_pairs([f"{tmp_path}#test", str(tmp_path)]).pairs) == 3
-    assert load_pairs("world/arena[:2]#test").pairs[1].prompt[0].content == "arena test 1"
+    assert load_pairs("world/arena[:2]#test").pairs[1].prompt.turns[0].content == "arena test 1"
     with pytest.raises(ConfigError, match="world/arena has no split 'dev'"):
         load_pairs("world/arena#dev")
 

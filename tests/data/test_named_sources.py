@@ -98,8 +98,8 @@ def test_the_hub_is_called_as_the_source_lies_there(hub: Hub, name: str, split: 
 
 def test_hh_takes_the_transcripts_apart(hub: Hub) -> None:
     pairs = {pair.row: pair for pair in load(hub, "hh-harmless-full", "test").pairs}
-    assert [turn.role for turn in pairs[2].prompt] == ["user", "assistant", "user"]
-    assert pairs[2].prompt[-1].content == "Where does it end?"
+    assert [turn.role for turn in pairs[2].prompt.turns] == ["user", "assistant", "user"]
+    assert pairs[2].prompt.turns[-1].content == "Where does it end?"
     assert (pairs[2].chosen[0].content, pairs[2].rejected[0].content) == ("In the Black Sea.", "Somewhere.")
     assert sorted(pairs) == [1, 2, 3, 5, 6, 7]
 
@@ -138,7 +138,7 @@ def test_alpaca_instructions_come_with_their_input(hub: Hub) -> None:
     rows = fixture_rows("alpaca-human-pref")
     prompts = []
     for hub.rows in ([rows[0]], [rows[1]]):
-        prompts += [pair.prompt[0].content for pair in load(hub, "alpaca-human-pref").pairs]
+        prompts += [pair.prompt.turns[0].content for pair in load(hub, "alpaca-human-pref").pairs]
     assert prompts == ["Sort the words.\n\npear, apple", "Name a bird."]
 
 
@@ -156,7 +156,7 @@ def test_chatbot_arena_follows_the_winner_and_drops_ties(hub: Hub) -> None:
 def test_chatbot_arena_prompts_are_what_both_conversations_share(hub: Hub) -> None:
     hub.rows = fixture_rows("chatbot-arena")[1:2]
     (pair,) = load(hub, "chatbot-arena").pairs
-    assert [turn.content for turn in pair.prompt] == ["Tell a joke."]
+    assert [turn.content for turn in pair.prompt.turns] == ["Tell a joke."]
     assert [turn.content for turn in pair.chosen] == ["Why did the pen roll?", "Please!", "It was round."]
 
 

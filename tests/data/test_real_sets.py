@@ -38,7 +38,7 @@ def test_counts_splits_and_length_bias(name: str) -> None:
 def test_single_turn_harmless_pairs_are_as_long_as_those_of_table_1() -> None:
     """Why `hh-harmless` is single-turn: Table 1 has 42.9 words per QA, 30% of `harmless-base` in number."""
     pairs = load_pairs(str(shared_data("hh_harmless", "train"))).pairs
-    single = [pair for pair in pairs if len(pair.prompt) == len(pair.chosen) == len(pair.rejected) == 1]
+    single = [pair for pair in pairs if len(pair.prompt.turns) == len(pair.chosen) == len(pair.rejected) == 1]
     assert 42_537 * len(single) / len(pairs) == pytest.approx(12_915, rel=0.08)
     assert pair_statistics(single).words_per_qa == pytest.approx(42.9, rel=0.05)
     assert pair_statistics(pairs).words_per_qa > 100

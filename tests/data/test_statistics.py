@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from hafrm.data import DataOptions, encode_pairs, length_accuracy, pair_statistics
 from hafrm.encoding import ConversationEncoder
-from hafrm.pairs import Message, PreferencePair
+from hafrm.pairs import Message, PreferencePair, Prompt
 from tests.tiny import pair, some_pairs, tiny_tokenizer
 
 MULTI_TURN = PreferencePair(
-    prompt=(Message("user", "one two"), Message("assistant", "three"), Message("user", "four")),
+    prompt=Prompt((Message("user", "one two"), Message("assistant", "three"), Message("user", "four"))),
     chosen=(Message("assistant", "five\n six"),),
     rejected=(Message("assistant", "7 8 9 10"),),
 )
@@ -33,7 +33,7 @@ def test_tokens_are_those_of_whole_conversations() -> None:
     pairs = some_pairs(5)
     tokenizer = tiny_tokenizer()
     groups = encode_pairs(pairs, ConversationEncoder(tokenizer), DataOptions()).groups
-    texts = [[turn.as_dict() for turn in c.prompt + c.response] for p in pairs for c in p.conversations]
+    texts = [[turn.as_dict() for turn in c.turns] for p in pairs for c in p.conversations]
     expected = sum(len(tokenizer.apply_chat_template(text, return_dict=False)) for text in texts) / len(texts)
     assert pair_statistics(pairs, groups).tokens_per_qa == pytest.approx(expected)
 

@@ -67,7 +67,7 @@ def stock_rewards(folder: Path, conversations, *, batch_size: int, side: str) ->
         model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     rewards = []
     for start in range(0, len(conversations), batch_size):
-        messages = [[m.as_dict() for m in (*c.prompt, *c.response)] for c in conversations[start : start + batch_size]]
+        messages = [[m.as_dict() for m in c.turns] for c in conversations[start : start + batch_size]]
         inputs = tokenizer.apply_chat_template(messages, return_dict=True, return_tensors="pt", padding=True)
         # GPT-2's absolute positions count from the row's start, padding included, unless they are given.
         positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)

@@ -84,7 +84,7 @@ def stock_rewards(folder: Path) -> list[float]:
         model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     rewards = []
     for c in CONVERSATIONS:
-        messages = [message.as_dict() for message in (*c.prompt, *c.response)]
+        messages = [message.as_dict() for message in c.turns]
         ids = tokenizer.apply_chat_template(messages, return_dict=False, return_tensors="pt")
         with torch.no_grad():
             rewards.append(model(input_ids=ids).logits[0, 0].item())

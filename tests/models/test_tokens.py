@@ -18,7 +18,7 @@ from hafrm.errors import ModelError
 from hafrm.models.loading import load_scorer
 from hafrm.models.scorers import HybridScorer, ScoreOptions
 from hafrm.models.tokens import TokenRatios, lay_over_text
-from hafrm.pairs import Conversation, Message
+from hafrm.pairs import Conversation, Message, Prompt
 from tests.tiny import save_tiny, tiny_tokenizer
 
 TRIMMING = DEFAULT_CHAT_TEMPLATE.replace("message['content']", "message['content'] | trim")
@@ -132,7 +132,7 @@ def test_what_was_cut_off_has_no_number() -> None:
 
 def test_every_message_of_a_response_has_its_pieces() -> None:
     response = (Message("assistant", "a"), Message("user", "an a"), Message("assistant", "a n"))
-    ratios, values = laid(TOKENIZERS[0], Conversation((Message("user", "a"),), response))
+    ratios, values = laid(TOKENIZERS[0], Conversation(Prompt((Message("user", "a"),)), response))
     assert ratios is not None
     assert joined(ratios) == ["a", "an a", "a n"]
     assert sum(numbers(ratios)) + ratios.template == sum(values)
@@ -154,7 +154,7 @@ def models_on_disk(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 def stock_log_ratios(policy: str, base: str, conversation: Conversation) -> torch.Tensor:
     """Log-ratios of all tokens but the first by stock transformers alone."""
-    messages = [message.as_dict() for message in (*conversation.prompt, *conversation.response)]
+    messages = [message.as_dict() for message in conversation.turns]
     ids = AutoTokenizer.from_pretrained(policy).apply_chat_template(messages, return_dict=False, return_tensors="pt")
     both = [AutoModelForCausalLM.from_pretrained(name).eval()(ids).logits[0, :-1] for name in (policy, base)]
     ours, reference = (logits.log_softmax(-1).gather(-1, ids[0, 1:, None]).squeeze(-1) for logits in both)

@@ -14,7 +14,7 @@ import pytest
 from hafrm import atomic
 from hafrm.evaluation.results import summarise
 from hafrm.evaluation.scoring import PairScore, write_scores
-from hafrm.pairs import Message, PreferencePair
+from hafrm.pairs import Message, PreferencePair, Prompt
 
 ATTACK = "</script><script>window.attacked = true</script><img src=x onerror='window.attacked = true'>"
 MODELS = {"runs/haf": 1.1, "runs/baseline": 0.8, "runs/dpo": 0.75}
@@ -84,7 +84,7 @@ def make_pairs(source: str, count: int) -> list[PreferencePair]:
     """Invented pairs; every other one shares the prompt of the one before."""
     return [
         PreferencePair(
-            prompt=(Message("user", f"Question {number // 2} about {source}: what happens next?"),),
+            prompt=Prompt((Message("user", f"Question {number // 2} about {source}: what happens next?"),)),
             chosen=(Message("assistant", f"The better answer {number}. " * (1 + number % 7)),),
             rejected=(Message("assistant", f"The worse answer {number}. " * (1 + number % 5)),),
             source=source,

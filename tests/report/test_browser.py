@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from hafrm.evaluation.scoring import PairScore
-from hafrm.pairs import Message, PreferencePair
+from hafrm.pairs import Message, PreferencePair, Prompt
 from hafrm.report import write_page
 from tests.report.conftest import ATTACK, ENTER, LONG, WORST, Inspector, write_evaluation
 
@@ -23,7 +23,7 @@ def page(tmp_path_factory: pytest.TempPathFactory, shown: list[PairScore], texts
     folder = tmp_path_factory.mktemp("evaluation")
     hostile = replace(
         texts[WORST],
-        prompt=(Message("user", f"{ATTACK} \u202edesrever"),),
+        prompt=Prompt((Message("user", f"{ATTACK} \u202edesrever"),)),
         chosen=(Message("assistant", f"{ATTACK}\u202eabc\u2066\x00"),),
         rejected=(Message("assistant", "x" * LONG),),
     )
@@ -116,7 +116,7 @@ def test_opening_a_pair_shows_its_texts_and_rewards(inspector: Inspector, texts:
     detail = inspector.open()
     pair = texts["code.jsonl:11"]
     assert inspector.lengths() == [len(pair.chosen[0].content) - len(pair.rejected[0].content)]
-    assert detail.find_element("css selector", ".prompt .text").text == pair.prompt[0].content
+    assert detail.find_element("css selector", ".prompt .text").text == pair.prompt.turns[0].content
     assert detail.find_element("css selector", ".chosen .text").text == pair.chosen[0].content
     assert detail.find_element("css selector", ".rejected .text").text == pair.rejected[0].content
     rows = [row.text.split() for row in detail.find_elements("css selector", ".rewards tbody tr")]

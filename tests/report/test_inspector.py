@@ -71,7 +71,7 @@ def test_texts_join_the_record_where_they_are_at_hand(evaluation: Path, texts: d
     data = inspector_data(read_evaluation(evaluation), {pair.id: pair}, 1000)
     (record,) = [each for each in data["pairs"] if "prompt" in each]
     assert record["id"] == pair.id
-    assert record["prompt"] == [["user", pair.prompt[0].content]]
+    assert record["prompt"] == [["user", pair.prompt.turns[0].content]]
     assert record["chosen"] == [["assistant", pair.chosen[0].content]]
     assert record["rejected"] == [["assistant", pair.rejected[0].content]]
     assert record["lengths"] == [len(pair.chosen[0].content), len(pair.rejected[0].content)]

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from hafrm.evaluation.scoring import PairScore
-from hafrm.pairs import Message, PreferencePair
+from hafrm.pairs import Message, PreferencePair, Prompt
 from hafrm.report import write_page
 from tests.report.conftest import ATTACK, MODELS, write_evaluation
 
@@ -124,7 +124,9 @@ def test_the_policy_allows_the_pages_own_script_and_style_alone(page: str):
 def hostile_page(folder: Path, scores: list[PairScore], pairs: list[PreferencePair], **options: Any) -> str:
     """The page of an evaluation whose names and texts are all attacks."""
     hostile = {
-        pair.id: replace(pair, prompt=(Message("user", ATTACK),), chosen=(Message("assistant", f"\u202e{ATTACK}\x00"),))
+        pair.id: replace(
+            pair, prompt=Prompt((Message("user", ATTACK),)), chosen=(Message("assistant", f"\u202e{ATTACK}\x00"),)
+        )
         for pair in pairs
     }
     renamed = [

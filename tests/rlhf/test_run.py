@@ -726,7 +726,7 @@ def test_trl_is_told_scores_less_what_a_missing_end_costs() -> None:
     job: Any = SimpleNamespace(prompts=prompts, config=SimpleNamespace(missing_eos_penalty=3.0, reward="r"))
     scorer = SimpleNamespace(
         score=lambda talks: [
-            None if talk.prompt[0].content == "a" else float(len(talk.response[0].content)) for talk in talks
+            None if talk.prompt.turns[0].content == "a" else float(len(talk.response[0].content)) for talk in talks
         ]
     )
     reward = GroupReward(job, scorer, {2})

@@ -26,7 +26,7 @@ def rows(path: Path, count: int = 12) -> Path:
     """The world's own pairs as candidates, the labelled response second, and drawn twice."""
     made = [
         {
-            "prompt": [message.as_dict() for message in pair.prompt],
+            "prompt": [message.as_dict() for message in pair.prompt.turns],
             "responses": [pair.rejected[0].content, pair.chosen[0].content, "Word the no."],
             "counts": [1, 2, 1],
         }

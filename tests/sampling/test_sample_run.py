@@ -220,7 +220,7 @@ def test_prompts_come_from_rows_pairs_and_names_once_each(tmp_path: Path) -> Non
     pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
     mixed = write(tmp_path / "x.jsonl", [pair, {"prompt": "a"}, {"prompt": "b", "group": "g"}, {"prompt": ""}])
     found = load_prompts([mixed], ReadOptions(on_bad_row="skip"))
-    assert [(row.prompt[0].content, row.id) for row in found.rows] == [("a", f"{mixed}:1"), ("b", f"{mixed}:3")]
+    assert [(row.prompt.turns[0].content, row.id) for row in found.rows] == [("a", f"{mixed}:1"), ("b", f"{mixed}:3")]
     assert (found.read, found.repeated, found.skipped) == (3, 1, {"empty_prompt": 1})
     assert found.rows[1].group == "g"
     world = load_prompts(["world/helpful[:20]"], ReadOptions(), limit=5)

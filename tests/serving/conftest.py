@@ -89,7 +89,7 @@ def body(*conversations: Conversation) -> dict[str, Any]:
     """Conversations as the native protocol takes them."""
     return {
         "conversations": [
-            {"prompt": [m.as_dict() for m in c.prompt], "response": [m.as_dict() for m in c.response]}
+            {"prompt": [m.as_dict() for m in c.prompt.turns], "response": [m.as_dict() for m in c.response]}
             for c in conversations
         ]
     }

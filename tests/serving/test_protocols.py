@@ -10,7 +10,7 @@ import pytest
 
 from hafrm.errors import ConfigError
 from hafrm.models.scorers import HybridScorer
-from hafrm.pairs import Conversation, Message
+from hafrm.pairs import Conversation, Message, Prompt
 from hafrm.serving.config import ServeConfig
 from hafrm.serving.service import RewardService
 from tests.serving.conftest import LIMIT, Wrapped, body, live, tiny_scorer
@@ -29,7 +29,7 @@ CONVERSATIONS = [
 
 def rendered(conversation: Conversation, template: str | None = None) -> str:
     tokenizer = tiny_tokenizer(template=template) if template else tiny_tokenizer()
-    messages = [turn.as_dict() for turn in (*conversation.prompt, *conversation.response)]
+    messages = [turn.as_dict() for turn in conversation.turns]
     return str(tokenizer.apply_chat_template(messages, tokenize=False))
 
 
@@ -55,7 +55,7 @@ def test_a_conversation_without_a_reward_says_why(client: httpx.Client, expected
     odd = [
         Conversation.of("Tell me all.", "word " * LIMIT),
         Conversation.of("How are you?", " "),
-        Conversation((Message("user", "a"),), (Message("user", "b"),)),
+        Conversation(Prompt((Message("user", "a"),)), (Message("user", "b"),)),
         CONVERSATIONS[0],
     ]
     found = client.post("/v1/rewards", json=body(*odd)).raise_for_status().json()["rewards"]
@@ -95,7 +95,7 @@ def test_vllm_classify(client: httpx.Client, expected: list[float]) -> None:
     probabilities = [1 / (1 + math.exp(-reward)) for reward in expected]
     assert [item["probs"][0] for item in answer["data"]] == pytest.approx(probabilities, abs=1e-5)
     assert answer["usage"]["prompt_tokens"] == answer["usage"]["total_tokens"] > 0
-    messages = [turn.as_dict() for turn in (*CONVERSATIONS[2].prompt, *CONVERSATIONS[2].response)]
+    messages = [turn.as_dict() for turn in CONVERSATIONS[2].turns]
     answer = client.post("/classify", json={"messages": messages, "use_activation": False}).raise_for_status().json()
     assert answer["data"][0]["probs"] == pytest.approx(expected[2:], abs=1e-5)
 
@@ -124,7 +124,7 @@ def test_vllm_pooling(client: httpx.Client, expected: list[float]) -> None:
 def test_vllms_fields_that_would_change_a_score_are_not_passed_over(
     path: str, change: dict[str, object], default: dict[str, object], client: httpx.Client
 ) -> None:
-    question, reply = (turn.as_dict() for turn in (*CONVERSATIONS[0].prompt, *CONVERSATIONS[0].response))
+    question, reply = (turn.as_dict() for turn in CONVERSATIONS[0].turns)
     data: dict[str, object] = {"messages": [question, reply]}
     if path == "/rerank":
         data = {"query": question["content"], "documents": [reply["content"]]}
@@ -245,7 +245,7 @@ def test_a_cut_that_leaves_nothing_of_the_response_gives_no_reward() -> None:
     fits, fills = (Conversation.of("word " * n, "word " * LIMIT) for n in (3, LIMIT))
     prompts = [
         tiny_tokenizer().apply_chat_template(
-            [turn.as_dict() for turn in c.prompt], tokenize=False, add_generation_prompt=True
+            [turn.as_dict() for turn in c.prompt.turns], tokenize=False, add_generation_prompt=True
         )
         for c in (fits, fills)
     ]
@@ -253,7 +253,7 @@ def test_a_cut_that_leaves_nothing_of_the_response_gives_no_reward() -> None:
     with live(scorer) as address, httpx.Client(base_url=address) as client:
         data = {"query": [rendered(fits), rendered(fills)], "prompts": prompts, "labels": ["", ""]}
         texts = client.post("/get_reward", json=data)
-        messages = [turn.as_dict() for turn in (*fills.prompt, *fills.response)]
+        messages = [turn.as_dict() for turn in fills.turns]
         for answer in (texts, client.post("/classify", json={"messages": messages})):
             assert (answer.status_code, answer.json()["error"]["type"]) == (400, "overlong")
             assert "shorten the prompt" in answer.json()["error"]["message"]

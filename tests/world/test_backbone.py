@@ -150,7 +150,7 @@ def test_of_conversations_only_the_responses_are_learnt(cache: Path) -> None:
     talk = next(instruct_conversations(1))
     ids, labels = next(backbone._samples("instruct", tokenizer, 0, held_out=False))
     assert tokenizer.decode([token for token in labels if token >= 0]) == f" {talk.response[0].content}</s>"
-    assert tokenizer.decode(ids).startswith(f"<s>Human: {talk.prompt[0].content}")
+    assert tokenizer.decode(ids).startswith(f"<s>Human: {talk.prompt.turns[0].content}")
     ids, labels = next(backbone._samples("base", tokenizer, 0, held_out=False))
     assert ids == labels
     assert tokenizer.decode(ids) == f"<s>{next(pretraining_documents(1))}</s>"

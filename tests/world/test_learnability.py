@@ -73,7 +73,7 @@ def test_the_sets_disagree(test_pairs: Pairs) -> None:
 def test_prompts_and_answers_read_differently(train_pairs: Pairs, test_pairs: Pairs) -> None:
     """A naive Bayes classifier tells from the wording which set a conversation is of; chance is one fifth."""
     for text, least in (
-        (lambda pair: pair.prompt[-1].content, 0.85),
+        (lambda pair: pair.prompt.turns[-1].content, 0.85),
         (lambda pair: pair.chosen[0].content, 0.4),
     ):
         words = CountVectorizer(token_pattern=r"\S+", lowercase=False, ngram_range=(1, 2))

@@ -18,6 +18,7 @@ from hafrm.cli.options import command_parser, options_of
 from hafrm.data import (
     NAMED_SOURCES,
     DataOptions,
+    EncodedPairs,
     Finding,
     PairStatistics,
     SourceReport,
@@ -87,21 +88,24 @@ class _Loaded:
     pairs: list[PreferencePair]
     report: SourceReport
     statistics: PairStatistics
+    encoded: EncodedPairs | None
+    """The pairs as the tokenizer encodes them, without a limit; None where no tokenizer is given."""
     too_long: int | None
     """Pairs over the limit; None where tokens are not counted."""
 
 
 def _load(name: str, command: DataCommand, options: DataOptions) -> _Loaded:
     loaded = load_pairs(name, split=command.split, options=options)
-    groups, too_long = None, None
+    encoded, too_long = None, None
     if command.tokenizer is not None:
         from hafrm.models.tokenizers import load_tokenizer  # imports torch: only where tokens are counted
 
         # Without a limit: what is said of the lengths is to hold for all pairs.
         encoder = ConversationEncoder(load_tokenizer(command.tokenizer), max_length=sys.maxsize)
-        groups = encode_pairs(loaded.pairs, encoder, options).groups
-        too_long = sum(max(group.lengths) > options.max_length for group in groups)
-    return _Loaded(loaded.pairs, loaded.reports[0], pair_statistics(loaded.pairs, groups), too_long)
+        encoded = encode_pairs(loaded.pairs, encoder, options)
+        too_long = sum(max(group.lengths) > options.max_length for group in encoded.groups)
+    statistics = pair_statistics(loaded.pairs, encoded.groups if encoded else None)
+    return _Loaded(loaded.pairs, loaded.reports[0], statistics, encoded, too_long)
 
 
 def _show(names: list[str], command: DataCommand) -> int:
@@ -128,7 +132,7 @@ def _check(names: list[str], command: DataCommand, *, as_json: bool, strict: boo
 
 
 def _findings(loaded: _Loaded, against: dict[str, list[PreferencePair]]) -> list[Finding]:
-    return check_pairs(loaded.pairs, report=loaded.report, against=against)
+    return check_pairs(loaded.pairs, report=loaded.report, against=against, encoded=loaded.encoded)
 
 
 def _as_json(loaded: _Loaded, findings: list[Finding]) -> dict[str, Any]:
@@ -193,14 +197,14 @@ def _notes(loaded: _Loaded) -> list[str]:
 
 
 def _pair_panel(pair: PreferencePair) -> Panel:
-    parts = (("", pair.prompt), ("chosen: ", pair.chosen), ("rejected: ", pair.rejected))
+    parts = (("", pair.prompt.turns), ("chosen: ", pair.chosen), ("rejected: ", pair.rejected))
     text = Text("\n").join(_turn(label, turn) for label, turns in parts for turn in turns)
     return Panel(text, title=escape(pair.id), title_align="left")
 
 
 def _turn(label: str, turn: Message) -> Text:
     style = {"chosen: ": "green", "rejected: ": "red"}.get(label, "")
-    return Text.assemble((f"{label}{turn.role}: ", f"bold {style}"), turn.content)
+    return Text.assemble((f"{label}{turn.role}: ", f"bold {style}"), turn.text)
 
 
 def _print_findings(checked: list[tuple[_Loaded, list[Finding]]]) -> None:

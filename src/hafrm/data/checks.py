@@ -6,14 +6,18 @@ they say (no label in them, a test prompt among them), a "warning" where they ma
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from hafrm.data.encode import EncodedPairs
 from hafrm.data.reports import SourceReport
 from hafrm.data.statistics import length_accuracy
-from hafrm.pairs import PreferencePair, prompt_group
+from hafrm.errors import CHANGE_ROLES
+from hafrm.pairs import PreferencePair, prompt_group, text_group
 
 __all__ = ["Finding", "Severity", "check_pairs", "shared_prompts"]
 
@@ -50,6 +54,7 @@ def check_pairs(
     *,
     report: SourceReport | None = None,
     against: Mapping[str, Sequence[PreferencePair]] | None = None,
+    encoded: EncodedPairs | None = None,
 ) -> list[Finding]:
     """Look for what may be wrong with a set of pairs.
 
@@ -57,6 +62,7 @@ def check_pairs(
         pairs: The pairs.
         report: The account of their loading, whose skipped rows become findings.
         against: Test sets by name, which should share no prompt with the pairs.
+        encoded: The pairs as a tokenizer encodes them, where one is given.
 
     Returns:
         The findings, errors first; none is good news.
@@ -65,8 +71,11 @@ def check_pairs(
         *(_bad_rows(report) if report else ()),
         *_found("identical_answers", "error", _identical_answers(pairs), _IDENTICAL),
         *(found for name, test in (against or {}).items() for found in _overlap(pairs, name, test)),
+        *(_of_tokens(encoded) if encoded else ()),
         *_found("duplicate_pairs", "warning", _duplicates(pairs), _DUPLICATES),
         *_found("conflicting_labels", "warning", _conflicts(pairs), _CONFLICTS),
+        *_found("template_in_text", "warning", _rendered(pairs), _TEMPLATE_IN_TEXT),
+        *_found("json_in_text", "warning", _json_messages(pairs), _JSON_IN_TEXT),
         *_length_bias(pairs),
     ]
     return sorted(findings, key=lambda finding: finding.severity != "error")
@@ -80,6 +89,20 @@ _CONFLICTS = (
     "the same two answers to the same prompt are labelled both ways. Human labels are noisy, and training on both "
     "pulls towards a margin of 0; drop both, or keep the majority's."
 )
+
+_TEMPLATE_IN_TEXT = (
+    "the text contains a chat template's own marks, such as <|im_start|> or [INST], so the template will be written "
+    "twice. Give messages, or the bare text."
+)
+_JSON_IN_TEXT = (
+    "the text is a JSON list of messages, which will be read as one turn's text. Write the messages as JSON values, "
+    "not as a string."
+)
+_MARKS = re.compile(
+    r"<\|(?:im_start|im_end|start_header_id|end_header_id|eot_id|begin_of_text|endoftext|user|assistant|system|end)\|>"
+    r"|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<｜[^｜\n]{1,40}｜>|<\|(?:START|END)_OF_TURN_TOKEN\|>"
+)
+"""Marks that common chat templates write around turns."""
 
 
 def shared_prompts(pairs: Sequence[PreferencePair], others: Sequence[PreferencePair]) -> set[str]:
@@ -111,8 +134,53 @@ def _bad_rows(report: SourceReport) -> list[Finding]:
     ]
 
 
+def _of_tokens(encoded: EncodedPairs) -> Iterator[Finding]:
+    """What only the tokens show: texts that the template refuses or drops, and pairs that become the same tokens."""
+    for reason, count in encoded.dropped.items():
+        explanation = "the tokenizer's chat template can't render the rows. " + CHANGE_ROLES
+        yield Finding(check=reason, severity="error", count=count, examples=[], explanation=explanation)
+    same = [
+        pair
+        for pair, group in zip(encoded.pairs, encoded.groups, strict=True)
+        if group.responses[0] == group.responses[1] and text_group(pair.chosen) != text_group(pair.rejected)
+    ]
+    yield from _found(
+        "identical_tokens", "error", same, "both responses become the same tokens, so the label says nothing."
+    )
+    for lost in encoded.lost:
+        yield Finding(
+            check="text_dropped",
+            severity="warning",
+            count=lost.count,
+            examples=lost.examples,
+            explanation=f"{lost}, so rewards do not depend on it. Use a tokenizer with another chat template, or "
+            "remove the rows.",
+        )
+
+
+def _rendered(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
+    """Pairs with a turn that contains a template's marks."""
+    return [pair for pair in pairs if any(_MARKS.search(turn.content) for turn in pair.turns)]
+
+
+def _json_messages(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
+    """Pairs with a turn whose text is a JSON list of messages."""
+    return [pair for pair in pairs if any(_is_json_messages(turn.content) for turn in pair.turns)]
+
+
+def _is_json_messages(text: str) -> bool:
+    if not text.lstrip().startswith(("[", "{")) or '"content"' not in text:
+        return False
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    messages = value if isinstance(value, list) else [value]
+    return bool(messages) and all(isinstance(each, dict) and {"role", "content"} <= each.keys() for each in messages)
+
+
 def _identical_answers(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
-    return [pair for pair in pairs if prompt_group(pair.chosen) == prompt_group(pair.rejected)]
+    return [pair for pair in pairs if text_group(pair.chosen) == text_group(pair.rejected)]
 
 
 def _duplicates(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
@@ -128,7 +196,7 @@ def _duplicates(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
 
 
 def _conflicts(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
-    keys = [(prompt_group(pair.prompt), prompt_group(pair.chosen), prompt_group(pair.rejected)) for pair in pairs]
+    keys = [(prompt_group(pair.prompt), text_group(pair.chosen), text_group(pair.rejected)) for pair in pairs]
     held = set(keys)
     return [
         pair

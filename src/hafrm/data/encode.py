@@ -1,4 +1,4 @@
-"""From pairs to token ids: the rule for over-long pairs applied, every pair left out counted.
+"""From pairs to token ids: applies the rule for over-long pairs, counts every pair left out and every text dropped.
 
 Knows no tokenizer: `ConversationEncoder` does the encoding. Counts and errors are this module's part.
 """
@@ -7,14 +7,35 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hafrm.data.options import DataOptions
 from hafrm.encoding import ConversationEncoder, OverlongError, TokenGroup
-from hafrm.errors import BadRowError, BadRowReason, DataError
+from hafrm.errors import CHANGE_ROLES, BadRowError, BadRowReason, DataError
 from hafrm.pairs import PreferencePair
 
-__all__ = ["EncodedPairs", "encode_pairs"]
+__all__ = ["EncodedPairs", "LostText", "encode_pairs"]
+
+_EXAMPLES = 5
+"""How many pairs a `LostText` names."""
+
+
+@dataclass(frozen=True)
+class LostText:
+    """What the chat template does not write of the turns of one role, or of the rows' tools or documents."""
+
+    what: str
+    """As `TokenGroup.lost` has it: "tool text", "assistant reasoning", "tools"."""
+    count: int
+    of: int
+    """How many turns, or rows, have it at all."""
+    examples: list[str]
+    """Ids of the first pairs concerned."""
+
+    def __str__(self) -> str:
+        role, _, part = self.what.rpartition(" ")
+        where = f"turns (role {role})" if role else "rows"
+        return f"the chat template drops the {part} of {self.count} of {self.of} {where}"
 
 
 @dataclass
@@ -27,6 +48,8 @@ class EncodedPairs:
     dropped: dict[str, int]
     """Pairs left out, by reason: "overlong" (a response passes the limit), "overlong_prompt" (the prompt alone fills
     it), and under `on_bad_row: skip` the `BadRowReason` of pairs that can't be encoded."""
+    lost: list[LostText] = field(default_factory=list)
+    """What the chat template drops of the pairs' text."""
 
     @property
     def identical(self) -> int:
@@ -49,6 +72,7 @@ def encode_pairs(pairs: Sequence[PreferencePair], encoder: ConversationEncoder, 
     """
     result = EncodedPairs([], [], {})
     dropped: Counter[str] = Counter()
+    why = ""
     outcomes = encoder.encode_many((pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs)
     for pair, outcome in zip(pairs, outcomes, strict=True):
         if isinstance(outcome, TokenGroup):
@@ -56,10 +80,36 @@ def encode_pairs(pairs: Sequence[PreferencePair], encoder: ConversationEncoder, 
             result.groups.append(outcome)
         else:
             dropped[_reason_to_drop(pair, outcome, encoder, options)] += 1
+            why = why or (str(outcome) if isinstance(outcome, DataError) else "")
     if not result.pairs:
-        raise DataError(_nothing_left(len(pairs), dropped, encoder))
+        raise DataError(_nothing_left(len(pairs), dropped, encoder, why))
     result.dropped = dict(dropped)
+    result.lost = _lost(result.pairs, result.groups)
     return result
+
+
+def _lost(pairs: Sequence[PreferencePair], groups: Sequence[TokenGroup]) -> list[LostText]:
+    counts = Counter(what for group in groups for what in group.lost)
+    return [
+        LostText(
+            what,
+            count,
+            of=sum(_having(what, pair) for pair in pairs),
+            examples=[pair.id for pair, group in zip(pairs, groups, strict=True) if what in group.lost][:_EXAMPLES],
+        )
+        for what, count in counts.items()
+    ]
+
+
+def _having(what: str, pair: PreferencePair) -> int:
+    """How many of a pair's turns have what a `LostText` is about; of its columns, whether the pair has it."""
+    role, _, part = what.rpartition(" ")
+    if not role:
+        return part in pair.prompt.columns
+    turns = [turn for turn in pair.turns if turn.role == role]
+    if part == "tool_calls":
+        return sum(part in turn.extras for turn in turns)
+    return sum(bool(turn.content if part == "text" else turn.reasoning) for turn in turns)
 
 
 def _reason_to_drop(
@@ -86,10 +136,12 @@ def _bad_row(pair: PreferencePair, fault: OverlongError | DataError) -> BadRowEr
     return BadRowError.refused(str(fault), source=pair.source, row=pair.row)
 
 
-def _nothing_left(pairs: int, dropped: Counter[str], encoder: ConversationEncoder) -> str:
+def _nothing_left(pairs: int, dropped: Counter[str], encoder: ConversationEncoder, why: str) -> str:
     if not pairs:
         return "There are no pairs to encode."
     counts = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+    if why:
+        return f"None of the {pairs} pairs can be used ({counts}). The first fault: {why} {CHANGE_ROLES}"
     return (
         f"None of the {pairs} pairs can be used with `data_options.max_length: {encoder.max_length}` ({counts}). "
         "Raise the limit, or set `data_options.overlong: truncate`."

@@ -11,7 +11,7 @@ from hafrm.data.loading import load_pairs
 from hafrm.data.options import ReadOptions
 from hafrm.data.rows import RawRow, read_rows
 from hafrm.errors import BadRowError
-from hafrm.pairs import Message, RowReader, parse_pair, prompt_group
+from hafrm.pairs import Prompt, RowReader, parse_pair, prompt_group
 
 __all__ = ["PromptRow", "read_prompts"]
 
@@ -23,7 +23,7 @@ class PromptRow:
     id: str
     """`source:row`."""
     group: str
-    prompt: tuple[Message, ...]
+    prompt: Prompt
 
 
 def read_prompts(name: str, options: ReadOptions, *, split: str, skipped: Counter[str]) -> Iterator[PromptRow]:
@@ -62,7 +62,6 @@ def _of_row(row: RawRow, source: str) -> PromptRow:
     if reader.has("chosen"):
         pair = parse_pair(row.value, source=source, number=row.number)
         return PromptRow(id=pair.id, group=pair.group, prompt=pair.prompt)
-    prompt = reader.messages("prompt", "user")
-    reader.check_prompt(prompt)
+    prompt = reader.prompt()
     group = reader.string_or_none("group") or prompt_group(prompt)
     return PromptRow(id=f"{source}:{row.number}", group=group, prompt=prompt)

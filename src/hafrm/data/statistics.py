@@ -52,13 +52,12 @@ def pair_statistics(pairs: Sequence[PreferencePair], groups: Sequence[TokenGroup
     """
     if not pairs:
         raise ValueError("there are no pairs to describe")
-    prompt, chosen, rejected = (
-        [_words(getattr(pair, name)) for pair in pairs] for name in ("prompt", "chosen", "rejected")
-    )
+    prompt = [_words(pair.prompt.turns) for pair in pairs]
+    chosen, rejected = [_words(pair.chosen) for pair in pairs], [_words(pair.rejected) for pair in pairs]
     return PairStatistics(
         size=len(pairs),
         prompts=len({pair.group for pair in pairs}),
-        turns_per_prompt=_mean([len(pair.prompt) for pair in pairs]),
+        turns_per_prompt=_mean([len(pair.prompt.turns) for pair in pairs]),
         words_per_qa=_mean(prompt) + (_mean(chosen) + _mean(rejected)) / 2,
         words_per_chosen=_mean(chosen),
         words_per_rejected=_mean(rejected),
@@ -80,11 +79,11 @@ def length_accuracy(pairs: Sequence[PreferencePair]) -> float:
 
 
 def _words(messages: Sequence[Message]) -> int:
-    return sum(len(message.content.split()) for message in messages)
+    return sum(len(message.text.split()) for message in messages)
 
 
 def _characters(messages: Sequence[Message]) -> int:
-    return sum(len(message.content) for message in messages)
+    return sum(len(message.text) for message in messages)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -192,7 +192,7 @@ def scored_chunks(
 
 def response_length(response: Sequence[Message]) -> int:
     """Characters of a response."""
-    return sum(len(message.content) for message in response)
+    return sum(len(message.text) for message in response)
 
 
 def score_line(score: RawScore) -> bytes:

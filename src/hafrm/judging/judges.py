@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from hafrm.pairs import Message
+from hafrm.pairs import Message, Prompt
 
 __all__ = ["FAILURES", "Answer", "Judge", "Question", "ScriptedJudge", "Unscored", "ranks_of"]
 
@@ -21,7 +21,7 @@ Response = tuple[Message, ...]
 class Question:
     """A prompt with two or more responses, in the order in which the judge sees them."""
 
-    prompt: tuple[Message, ...]
+    prompt: Prompt
     responses: tuple[Response, ...]
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ from hafrm.judging.judges import Answer, Question, Unscored, ranks_of
 from hafrm.judging.prompts import CHOICES, judge_messages
 from hafrm.models.loading import load_log_prob_scorer
 from hafrm.models.scorers import ScoreOptions, Scorer
-from hafrm.pairs import Conversation, Message
+from hafrm.pairs import Conversation, Message, Prompt
 
 __all__ = ["LocalJudge", "load_local_judge"]
 
@@ -61,11 +61,11 @@ class LocalJudge:
         prompts = [self._prompt(question) for question in questions]
         return [Conversation(prompt, (Message("assistant", choice),)) for prompt in prompts for choice in CHOICES]
 
-    def _prompt(self, question: Question) -> tuple[Message, ...]:
+    def _prompt(self, question: Question) -> Prompt:
         system, user = judge_messages(question)
         if self._with_system:
-            return Message(**system), Message(**user)
-        return (Message("user", f"{system['content']}\n\n{user['content']}"),)
+            return Prompt((Message(**system), Message(**user)))
+        return Prompt.of(f"{system['content']}\n\n{user['content']}")
 
 
 def _answer(log_probs: Sequence[float | None]) -> Answer:

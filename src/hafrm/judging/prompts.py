@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 
 from hafrm.judging.judges import Question
-from hafrm.pairs import Message
+from hafrm.pairs import Message, Prompt
 
 __all__ = ["CHOICES", "PROMPT_VERSION", "judge_messages", "model_names"]
 
@@ -92,9 +92,9 @@ def _pair_text(question: Question) -> str:
     return "\n".join(
         [
             _PAIR_INTRODUCTION,
-            f"## Instruction:\n{_bare(question.prompt)}\n",
-            f"## Output (a):\n{_bare(first)}\n",
-            f"## Output (b):\n{_bare(second)}\n",
+            f"## Instruction:\n{_bare(_prompt_text(question.prompt))}\n",
+            f"## Output (a):\n{_bare(_text(first))}\n",
+            f"## Output (b):\n{_bare(_text(second))}\n",
             _PAIR_QUESTION,
         ]
     )
@@ -103,7 +103,7 @@ def _pair_text(question: Question) -> str:
 def _rank_text(question: Question) -> str:
     names = model_names(len(question.responses))
     answers = ",\n".join(
-        f'  {{\n    "model": "{name}",\n    "answer": {_quoted(response)}\n  }}'
+        f'  {{\n    "model": "{name}",\n    "answer": {_quoted(_text(response))}\n  }}'
         for name, response in zip(names, question.responses, strict=True)
     )
     ranks = ",\n".join(f'  {{"model": "{name}", "rank": <model-rank>}}' for name in names)
@@ -114,7 +114,7 @@ be preferred by humans. All inputs and outputs should be python dictionaries.
 
 Here is the prompt:
 {{
-  "instruction": {_quoted(question.prompt)},
+  "instruction": {_quoted(_prompt_text(question.prompt))},
 }}
 
 Here are the outputs of the models:
@@ -132,16 +132,27 @@ Your response must be a valid Python dictionary and should contain nothing else 
 in Python. Please provide the ranking that the majority of humans would give."""
 
 
+def _prompt_text(prompt: Prompt) -> str:
+    """A prompt's turns, after the tools and documents that the responses could use."""
+    columns = prompt.columns
+    given = [
+        f"{name.capitalize()}: {json.dumps(columns[name], ensure_ascii=False)}"
+        for name in ("tools", "documents")
+        if columns.get(name)
+    ]
+    return "\n\n".join([*given, _text(prompt.turns)])
+
+
 def _text(messages: Sequence[Message]) -> str:
     """One turn is its text; several are named by their roles."""
     if len(messages) == 1:
-        return messages[0].content
-    return "\n\n".join(f"{message.role.capitalize()}: {message.content}" for message in messages)
+        return messages[0].text
+    return "\n\n".join(f"{message.role.capitalize()}: {message.text}" for message in messages)
 
 
-def _bare(messages: Sequence[Message]) -> str:
-    return _HEADING.sub(r"\\", _text(messages))
+def _bare(text: str) -> str:
+    return _HEADING.sub(r"\\", text)
 
 
-def _quoted(messages: Sequence[Message]) -> str:
-    return json.dumps(_text(messages), ensure_ascii=False)
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

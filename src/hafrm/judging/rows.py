@@ -13,7 +13,7 @@ from typing import Any, Literal
 from hafrm.data import RawRow, ReadOptions, load_pairs, read_rows
 from hafrm.errors import BadRowError, BadRowReason, DataError
 from hafrm.judging.judges import Response
-from hafrm.pairs import Message, PreferencePair, RowReader, parse_pair, prompt_group
+from hafrm.pairs import PreferencePair, Prompt, RowReader, parse_pair, prompt_group
 
 __all__ = ["Item", "Items", "Mode", "load_items"]
 
@@ -30,7 +30,7 @@ class Item:
     id: str
     """Where it stands, as `source:row`: for people, since the same rows may lie elsewhere tomorrow."""
     group: str
-    prompt: tuple[Message, ...]
+    prompt: Prompt
     responses: tuple[Response, ...]
     models: tuple[str, ...]
     """What the responses are called in results: who gave them, or their places."""
@@ -42,8 +42,8 @@ class Item:
     @property
     def key(self) -> str:
         """A name by its texts alone, wherever the file lies; equal items are numbered."""
-        texts = [self.prompt, *self.responses]
-        plain = json.dumps([[message.as_dict() for message in messages] for messages in texts])
+        texts = [self.prompt.turns, *self.responses]
+        plain = json.dumps([[message.as_dict() for message in messages] for messages in texts]) + self.prompt.arguments
         digest = hashlib.sha256(plain.encode()).hexdigest()[:16]
         return f"{digest}-{self.repeat}" if self.repeat else digest
 
@@ -129,8 +129,7 @@ def _item(row: RawRow, mode: Mode, source: str) -> Item:
             f"--mode {mode} takes {' or '.join(map(str, sizes))}"
             + (" of them, or `chosen` and `rejected`." if mode == "pair" else "."),
         )
-    prompt = reader.messages("prompt", "user")
-    reader.check_prompt(prompt)
+    prompt = reader.prompt()
     responses = tuple(_responses(row, values, source))
     return Item(
         id=f"{source}:{row.number}",

@@ -80,7 +80,7 @@ def verdict_of(item: Item, outcome: Outcome, order: Iterable[int]) -> Verdict:
         group=item.group,
         models=list(item.models),
         labelled=item.labelled,
-        lengths=[sum(len(message.content) for message in response) for response in item.responses],
+        lengths=[sum(len(message.text) for message in response) for response in item.responses],
         ranks=[placed[place] for place in range(len(item.responses))] if placed else None,
         flipped=ranking.flipped,
         unscored=ranking.unscored.value if ranking.unscored else None,

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList
 
+from hafrm.encoding import TemplateRefusalError, render
 from hafrm.errors import BadRowError, RefusedError
 from hafrm.models.modes import evaluating
-from hafrm.pairs import Message
+from hafrm.pairs import Prompt
 
 __all__ = ["continuations", "count_prompt_tokens", "prompt_ids", "prompt_lengths", "stop_tokens"]
 
@@ -63,19 +63,17 @@ def stop_tokens(causal_lm: nn.Module, tokenizer: Any) -> list[int]:
     return sorted({token for token in (*named, tokenizer.eos_token_id) if token is not None})
 
 
-def prompt_ids(tokenizer: Any, prompt: Sequence[Message]) -> tuple[int, ...]:
-    """A prompt's token ids, up to where the response begins."""
-    ids = tokenizer.apply_chat_template(
-        [message.as_dict() for message in prompt],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=False,
-        tokenizer_kwargs={"verbose": False},  # what is too long is ours to say
-    )
-    return tuple(ids)
+def prompt_ids(tokenizer: Any, prompt: Prompt) -> tuple[int, ...]:
+    """A prompt's token ids, up to where the response begins.
+
+    Raises:
+        TemplateRefusalError: the chat template refuses the prompt.
+    """
+    (text,) = render(tokenizer, [(prompt, ())], opening=True)
+    return tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
-def count_prompt_tokens(tokenizer: Any, prompts: Sequence[Sequence[Message]]) -> list[int]:
+def count_prompt_tokens(tokenizer: Any, prompts: Sequence[Prompt]) -> list[int]:
     """Tokens of each prompt as the chat template renders it.
 
     Raises:
@@ -86,7 +84,7 @@ def count_prompt_tokens(tokenizer: Any, prompts: Sequence[Sequence[Message]]) ->
     for place, prompt in enumerate(prompts):
         try:
             counts.append(len(prompt_ids(tokenizer, prompt)))
-        except TemplateError as error:
+        except TemplateRefusalError as error:
             refused[place] = str(error)
     if refused:
         raise RefusedError(refused)
@@ -94,8 +92,8 @@ def count_prompt_tokens(tokenizer: Any, prompts: Sequence[Sequence[Message]]) ->
 
 
 def prompt_lengths(
-    prompts: Mapping[str, tuple[Message, ...]],
-    count: Callable[[Sequence[tuple[Message, ...]]], list[int]],
+    prompts: Mapping[str, Prompt],
+    count: Callable[[Sequence[Prompt]], list[int]],
     *,
     skip: bool,
 ) -> dict[str, int]:

@@ -103,12 +103,7 @@ class _Native:
     per_request: int | None = None
 
     def request(self, conversations: Sequence[Conversation]) -> dict[str, Any]:
-        return {
-            "conversations": [
-                {"prompt": [m.as_dict() for m in c.prompt], "response": [m.as_dict() for m in c.response]}
-                for c in conversations
-            ]
-        }
+        return {"conversations": [conversation.as_row() for conversation in conversations]}
 
     def outcomes(self, answer: Mapping[str, Any]) -> list[_Outcome]:
         return [self._outcome(entry) for entry in answer["rewards"]]
@@ -128,8 +123,14 @@ class _Vllm:
 
     def request(self, conversations: Sequence[Conversation]) -> dict[str, Any]:
         (conversation,) = conversations
-        messages = [message.as_dict() for message in (*conversation.prompt, *conversation.response)]
-        return {"messages": messages, "add_generation_prompt": False, "use_activation": False, **self.options}
+        messages = [message.as_dict() for message in conversation.turns]
+        return {
+            "messages": messages,
+            **conversation.prompt.columns,
+            "add_generation_prompt": False,
+            "use_activation": False,
+            **self.options,
+        }
 
     def outcomes(self, answer: Mapping[str, Any]) -> list[_Outcome]:
         return [self._reward(entry[self.field]) for entry in answer["data"]]

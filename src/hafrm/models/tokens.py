@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-from jinja2 import TemplateError
-
-from hafrm.pairs import Conversation, Message
+from hafrm.encoding import TemplateRefusalError, render
+from hafrm.pairs import Conversation, Message, Prompt
 
 __all__ = ["Piece", "TokenRatios", "lay_over_text"]
 
@@ -54,7 +53,7 @@ def lay_over_text(
         The pieces; None where the tokenizer does not say where its tokens lie (those written in Python do not), or
         where its template changes messages so that they are not found in the rendered text.
     """
-    rendered = _render(tokenizer, (*conversation.prompt, *conversation.response), opening=False)
+    (rendered,) = render(tokenizer, [(conversation.prompt, conversation.response)])
     places = _places(tokenizer, conversation, rendered)
     if places is None or not getattr(tokenizer, "is_fast", False):
         return None
@@ -73,18 +72,11 @@ def lay_over_text(
     return TokenRatios(turns, sum(values) - inside)
 
 
-def _render(tokenizer: Any, messages: Sequence[Message], *, opening: bool) -> str:
-    text: str = tokenizer.apply_chat_template(
-        [message.as_dict() for message in messages], tokenize=False, add_generation_prompt=opening
-    )
-    return text
-
-
 def _places(tokenizer: Any, conversation: Conversation, rendered: str) -> list[tuple[int, int]] | None:
     """Where each message of the response stands in the rendered text, without the white space that templates strip."""
     places: list[tuple[int, int]] = []
-    before = list(conversation.prompt)
-    for message in conversation.response:
+    for number, message in enumerate(conversation.response):
+        before = (conversation.prompt, conversation.response[:number])
         least = places[-1][1] if places else 0
         core = message.content if message.content in rendered else message.content.strip()
         starts = (rendered.find(core, max(least, at)) for at in _openings(tokenizer, before, rendered))
@@ -92,16 +84,15 @@ def _places(tokenizer: Any, conversation: Conversation, rendered: str) -> list[t
         if begin is None:
             return None
         places.append((begin, begin + len(core)))
-        before.append(message)
     return places
 
 
-def _openings(tokenizer: Any, before: Sequence[Message], rendered: str) -> Iterator[int]:
+def _openings(tokenizer: Any, before: tuple[Prompt, Sequence[Message]], rendered: str) -> Iterator[int]:
     """Where the next message may begin: behind the opening of an assistant's turn, or else behind the turns before."""
     for opening in (True, False):
         try:
-            text = _render(tokenizer, before, opening=opening)
-        except TemplateError:  # these turns alone may be none that the template knows
+            (text,) = render(tokenizer, [before], opening=opening)
+        except TemplateRefusalError:  # these turns alone may be none that the template knows
             continue
         yield sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(text, rendered, strict=False)))
 

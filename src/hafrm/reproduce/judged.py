@@ -16,13 +16,13 @@ from hafrm.errors import DataError
 from hafrm.evaluation.probes.memory import remembered
 from hafrm.models.generating import prompt_ids
 from hafrm.models.tokenizers import load_tokenizer
+from hafrm.pairs import Prompt
 from hafrm.report.wording import interval
 from hafrm.reproduce.findings import Table
 from hafrm.reproduce.plans import Job
 from hafrm.reproduce.policies import PolicyRun, policy_config
 from hafrm.rlhf.answers import Answers, checkpoint_answers
 from hafrm.rlhf.options import RlhfConfig
-from hafrm.rlhf.prompts import Prompt
 from hafrm.rlhf.rewards import answered, load_reward, scores_of
 from hafrm.stats import Interval, paired_bootstrap
 from hafrm.training.manifest import read_manifest
@@ -137,7 +137,7 @@ def _answers(job: Job, config: RlhfConfig, policy: PolicyRun, prompts: Sequence[
     depends_on = {
         "options": asdict(config),
         "trained": (read_manifest(Path(config.out)) or {}).get("started"),
-        "prompts": [[message.as_dict() for message in prompt] for prompt in prompts],
+        "prompts": [prompt.as_row() for prompt in prompts],
     }
 
     def compute() -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hafrm.errors import MissingExtraError
+from hafrm.errors import ConfigError, MissingExtraError
 from hafrm.models.generating import stop_tokens
 from hafrm.models.scorers import Scorer
 from hafrm.rlhf.checkpoints import require_as_saved, save_checksums
@@ -146,7 +146,9 @@ def train_groups(job: RlhfJob) -> RlhfResult:
     Raises:
         MissingExtraError: TRL is not installed.
         DamagedError: a file of the last checkpoint is not what was saved.
+        ConfigError: TRL would lose a part of the prompts.
     """
+    _require_plain(job)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of optional parts of TRL's that nothing here uses
@@ -174,13 +176,21 @@ def train_groups(job: RlhfJob) -> RlhfResult:
     return job.finish(curves.last)
 
 
+def _require_plain(job: RlhfJob) -> None:
+    """Refuse prompts that TRL's trainers would not render whole: they take no tools or documents of a row."""
+    rich = sum(bool(prompt.arguments or any(turn.more for turn in prompt.turns)) for prompt in job.prompts.prompts)
+    if rich:
+        raise ConfigError(
+            f"{rich} prompts have tools, documents, template arguments, or turns with more than role and "
+            f"content, which TRL's {job.config.algorithm} trainer does not render. Use --algorithm ppo, or other "
+            "prompts."
+        )
+
+
 def _dataset(job: RlhfJob) -> Dataset:
     """The prompts of all batches, in order: of TRL's own orders a run that goes on would get its first again."""
     config = job.config
-    rows = [
-        {"prompt": [message.as_dict() for message in prompt], "place": place}
-        for place, prompt in enumerate(job.prompts.prompts)
-    ]
+    rows = [{**prompt.as_row(), "place": place} for place, prompt in enumerate(job.prompts.prompts)]
     prompts = config.batch_size // config.group.generations
     batches = range(1, math.ceil(config.steps / config.group.iterations) + 1)
     return Dataset.from_list(rows).select(

@@ -22,7 +22,7 @@ from hafrm.encoding import TokenGroup
 from hafrm.errors import ConfigError, NonFiniteLossError
 from hafrm.models.generating import prompt_ids
 from hafrm.models.scorers import Scorer
-from hafrm.pairs import Conversation
+from hafrm.pairs import Conversation, Prompt
 from hafrm.rlhf.objectives import (
     ScoreStatistics,
     clipped_policy_loss,
@@ -35,7 +35,7 @@ from hafrm.rlhf.objectives import (
 )
 from hafrm.rlhf.options import RlhfConfig
 from hafrm.rlhf.policy import Measured, Policy
-from hafrm.rlhf.prompts import Prompt, deal
+from hafrm.rlhf.prompts import deal
 from hafrm.rlhf.rewards import answered, require_scored, scores_of
 from hafrm.rlhf.sampling import Response, sample_responses
 

@@ -16,11 +16,9 @@ import torch
 from hafrm.data import ReadOptions, read_prompts
 from hafrm.errors import BadRowReason, DataError
 from hafrm.models.generating import count_prompt_tokens, prompt_lengths
-from hafrm.pairs import Message
+from hafrm.pairs import Prompt
 
-__all__ = ["Prompt", "PromptSet", "deal", "load_prompts"]
-
-Prompt = tuple[Message, ...]
+__all__ = ["PromptSet", "deal", "load_prompts"]
 
 
 @dataclass(frozen=True)
@@ -114,5 +112,5 @@ def deal(count: int, batch_size: int, step: int, seed: int) -> list[int]:
 def _fingerprint(prompts: Sequence[Prompt]) -> str:
     digest = hashlib.sha256()
     for prompt in prompts:
-        digest.update(json.dumps([message.as_dict() for message in prompt]).encode() + b"\n")
+        digest.update((json.dumps([turn.as_dict() for turn in prompt.turns]) + prompt.arguments).encode() + b"\n")
     return digest.hexdigest()

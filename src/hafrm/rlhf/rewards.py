@@ -11,8 +11,7 @@ from hafrm.judging.reward import OracleScorer
 from hafrm.models.identity import model_identity
 from hafrm.models.loading import ScorerChoice
 from hafrm.models.scorers import ScoreOptions, Scorer, rewards_of_the_rest
-from hafrm.pairs import Conversation, Message
-from hafrm.rlhf.prompts import Prompt
+from hafrm.pairs import Conversation, Message, Prompt
 
 __all__ = ["WORLD", "answered", "load_reward", "require_scored", "reward_identity", "scores_of"]
 

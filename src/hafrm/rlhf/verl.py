@@ -92,7 +92,7 @@ def _conversation(source: str, text: str, extra: Mapping[str, Any] | None) -> Co
     if hasattr(value, "tolist"):  # a list that went through Parquet comes as an array
         value = value.tolist()
     try:
-        prompt = RowReader({"prompt": value}, source=str(source), number=1).messages("prompt", "user")
+        prompt = RowReader({"prompt": value}, source=str(source), number=1).prompt()
     except BadRowError as error:
         raise DataError(
             f"{source}: a row's extra_info.prompt can't be read ({error.reason.value}). Put the prompt there when you "

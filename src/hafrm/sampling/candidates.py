@@ -11,8 +11,7 @@ from typing import Any
 
 from hafrm.data import RawRow, ReadOptions, fingerprint, read_rows
 from hafrm.errors import BadRowError, BadRowReason, DataError
-from hafrm.pairs import Conversation, Message, RowReader, prompt_group
-from hafrm.sampling.prompts import Prompt
+from hafrm.pairs import Conversation, Message, Prompt, RowReader, prompt_group
 from hafrm.sampling.samples import MANIFEST_FILE, SAMPLES_FILE
 
 __all__ = ["CandidateScore", "CandidateSet", "Candidates", "load_candidates"]
@@ -43,13 +42,13 @@ class Candidates:
     @property
     def texts(self) -> tuple[str, ...]:
         """The responses as plain text."""
-        return tuple("\n\n".join(message.content for message in response) for response in self.responses)
+        return tuple("\n\n".join(message.text for message in response) for response in self.responses)
 
     def as_row(self) -> dict[str, Any]:
         """The row as plain values."""
         return {
             "group": self.group,
-            "prompt": [message.as_dict() for message in self.prompt],
+            **self.prompt.as_row(),
             "responses": [[message.as_dict() for message in response] for response in self.responses],
             "counts": list(self.counts),
         }
@@ -146,10 +145,9 @@ def _candidates(row: RawRow, source: str) -> Candidates:
     if row.error is not None:
         raise row.error
     reader = RowReader(row.value, source=source, number=row.number)
-    prompt = reader.messages("prompt", "user")
-    reader.check_prompt(prompt)
+    prompt = reader.prompt()
     counts: Counter[tuple[Message, ...]] = Counter()
-    for response, count in _responses(reader, prompt):
+    for response, count in _responses(reader):
         counts[response] += count
     return Candidates(
         group=reader.string_or_none("group") or prompt_group(prompt),
@@ -161,7 +159,7 @@ def _candidates(row: RawRow, source: str) -> Candidates:
     )
 
 
-def _responses(reader: RowReader, prompt: Prompt) -> Iterator[tuple[tuple[Message, ...], int]]:
+def _responses(reader: RowReader) -> Iterator[tuple[tuple[Message, ...], int]]:
     """Each response with its count. An empty one is a response too: a model may well end at once."""
     values = reader.row.get("responses")
     if not isinstance(values, list) or not values:
@@ -173,6 +171,6 @@ def _responses(reader: RowReader, prompt: Prompt) -> Iterator[tuple[tuple[Messag
         problem, remedy = "does not hold a number above 0 for each response", "Mend it, or leave the field out."
         raise reader.error(BadRowReason.WRONG_TYPE, "counts", problem, remedy)
     named = {f"responses[{place}]": value for place, value in enumerate(values)}
-    responses = RowReader({"prompt": prompt, **named}, source=reader.source, number=reader.number)
+    responses = RowReader({"prompt": reader.row["prompt"], **named}, source=reader.source, number=reader.number)
     for name, count in zip(named, counts, strict=True):
         yield responses.messages(name, "assistant"), count

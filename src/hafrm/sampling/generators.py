@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from hafrm.evaluation.probes.generation import Sampling
-from hafrm.sampling.prompts import Prompt
+from hafrm.pairs import Prompt
 
 __all__ = ["Draw", "Generator", "SampleOptions", "prompt_seed"]
 
@@ -60,5 +60,6 @@ class Generator(Protocol):
 
 def prompt_seed(seed: int, prompt: Prompt) -> int:
     """A prompt's own seed: it depends on the run's seed and the prompt's text alone."""
-    text = "\x1e".join([str(seed), *(f"{message.role}\x1f{message.content}" for message in prompt)])
+    turns = (f"{turn.role}\x1f{turn.content}{turn.more}" for turn in prompt.turns)
+    text = "\x1e".join([str(seed), *turns]) + prompt.arguments
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6])  # 48 bits: seed + j fits every engine

@@ -10,11 +10,9 @@ from dataclasses import asdict, dataclass, field
 
 from hafrm.data import PromptRow, ReadOptions, read_prompts
 from hafrm.errors import DataError
-from hafrm.pairs import Message
+from hafrm.pairs import Prompt
 
-__all__ = ["Prompt", "Prompts", "load_prompts"]
-
-Prompt = tuple[Message, ...]
+__all__ = ["Prompts", "load_prompts"]
 
 
 @dataclass

@@ -37,7 +37,7 @@ def sample_line(row: PromptRow, draws: Sequence[Draw], unsampled: str = "") -> d
     line: dict[str, Any] = {
         "id": row.id,
         "group": row.group,
-        "prompt": [message.as_dict() for message in row.prompt],
+        **row.prompt.as_row(),
         "responses": list(alike),
         "counts": list(map(len, groups)),
         "tokens": [group[0].tokens for group in groups],

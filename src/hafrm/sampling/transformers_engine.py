@@ -20,8 +20,8 @@ from transformers import (
 )
 
 from hafrm.models.generating import continuations, count_prompt_tokens, prompt_ids, stop_tokens
+from hafrm.pairs import Prompt
 from hafrm.sampling.generators import Draw, SampleOptions
-from hafrm.sampling.prompts import Prompt
 
 __all__ = ["GumbelNoise", "TransformersGenerator"]
 

@@ -14,8 +14,8 @@ from typing import Any
 from hafrm.errors import MissingExtraError, ModelError, first_line
 from hafrm.models.generating import count_prompt_tokens, prompt_ids
 from hafrm.models.runinfo import RUN_FILE
+from hafrm.pairs import Prompt
 from hafrm.sampling.generators import Draw, SampleOptions
-from hafrm.sampling.prompts import Prompt
 
 __all__ = ["VllmGenerator"]
 

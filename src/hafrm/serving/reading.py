@@ -11,9 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jinja2 import TemplateError
-
-from hafrm.encoding import ConversationEncoder, OverlongError, TokenGroup
+from hafrm.encoding import ConversationEncoder, OverlongError, TemplateRefusalError, TokenGroup, render
 from hafrm.errors import BadRowReason
 from hafrm.pairs import Conversation
 
@@ -120,10 +118,9 @@ class Reader:
 def _template_bos(tokenizer: Any) -> str:
     """The beginning-of-sequence token's text where the chat template begins with it, else nothing."""
     sample = Conversation.of("a", "b")
-    turns = [turn.as_dict() for turn in (*sample.prompt, *sample.response)]
     try:
-        opening: str = tokenizer.apply_chat_template(turns, tokenize=False)
-    except TemplateError:  # of a template that wants other roles: its texts are taken as they come
+        (opening,) = render(tokenizer, [(sample.prompt, sample.response)])
+    except TemplateRefusalError:  # of a template that wants other roles: its texts are taken as they come
         return ""
     bos: str | None = tokenizer.bos_token
     return bos if bos and opening.startswith(bos) else ""

@@ -178,6 +178,8 @@ def _opening(data: _Data, args: TrainingArguments, layout: str, *, margins: bool
         )
     if identical := data.account["train"]["identical_responses"]:
         yield f"warning: in {identical} training pairs both responses are the same tokens, so no preference"
+    for lost in data.train.lost:
+        yield f"warning: {lost}"
     if not margins and any(pair.margin for pair in data.train.pairs):
         yield "warning: the rows' margins have no effect: the reward loss alone reads them"
 
@@ -189,6 +191,7 @@ def _account(pair_set: PairSet, encoded: EncodedPairs) -> dict[str, Any]:
         "dropped_in_encoding": encoded.dropped,
         "pairs": len(encoded.groups),
         "identical_responses": encoded.identical,
+        "dropped_by_template": {lost.what: [lost.count, lost.of] for lost in encoded.lost},
     }
 
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from hafrm.data import read_rows
 from hafrm.encoding import ConversationEncoder, OverlongError
 from hafrm.errors import DataError
-from hafrm.pairs import Conversation, Message
+from hafrm.pairs import Conversation, Message, Prompt
 from hafrm.pretraining import Sample, document_sample, response_sample
 
 __all__ = ["HELD_OUT", "Text", "read_texts", "samples", "words_of"]
@@ -66,7 +66,7 @@ def _text_of(value: Any, where: str) -> Text:
         if isinstance(messages, list) and len(messages) > 1 and all(map(_is_message, messages)):
             turns = [Message(turn["role"], turn["content"]) for turn in messages]
             if turns[-1].role == "assistant":
-                return Conversation(tuple(turns[:-1]), (turns[-1],))
+                return Conversation(Prompt(tuple(turns[:-1])), (turns[-1],))
     raise DataError(
         f"{where}: a row to pretrain on has `text`, a document, or `messages`, two or more turns with `role` and "
         "`content` of which the last is the assistant's. Repair or remove the row."
@@ -81,7 +81,7 @@ def words_of(text: Text) -> str:
     """What a tokenizer is trained on."""
     if isinstance(text, str):
         return text
-    return "\n\n".join(message.content for message in (*text.prompt, *text.response))
+    return "\n\n".join(message.content for message in text.turns)
 
 
 def samples(

@@ -176,11 +176,7 @@ def _make(
 
 def _train_tokenizer(recipe: BackboneRecipe) -> PreTrainedTokenizerFast:
     """A tokenizer of the world's prose and conversations."""
-    talk = (
-        turn.content
-        for conversation in instruct_conversations(3000, recipe.seed)
-        for turn in (*conversation.prompt, *conversation.response)
-    )
+    talk = (turn.content for conversation in instruct_conversations(3000, recipe.seed) for turn in conversation.turns)
     return pretraining.train_tokenizer(
         [*pretraining_documents(3000, recipe.seed), *talk, "\n\nHuman: \n\nAssistant: "],
         vocabulary=recipe.vocabulary,

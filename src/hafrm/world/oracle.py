@@ -54,7 +54,7 @@ def qualities(conversation: Conversation) -> Qualities:
     Args:
         conversation: The last user turn is the prompt that counts; all assistant turns of the response are read.
     """
-    prompt = next((turn.content for turn in reversed(conversation.prompt) if turn.role == "user"), "")
+    prompt = next((turn.content for turn in reversed(conversation.prompt.turns) if turn.role == "user"), "")
     response = " ".join(turn.content for turn in conversation.response if turn.role == "assistant")
     return qualities_of(read_task(prompt), response)
 

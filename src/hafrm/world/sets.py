@@ -17,7 +17,7 @@ from random import Random
 from typing import Literal, get_args
 
 from hafrm.errors import DataError
-from hafrm.pairs import Conversation, Message, PreferencePair, prompt_group
+from hafrm.pairs import Conversation, Message, PreferencePair, Prompt, prompt_group
 from hafrm.world.families import FAMILIES
 from hafrm.world.oracle import qualities, qualities_of
 from hafrm.world.profiles import Profile, profile
@@ -86,7 +86,7 @@ def oracle_accuracy(pairs: Sequence[PreferencePair], name: str) -> tuple[float, 
     return hits / len(pairs), ceiling / len(pairs)
 
 
-def split_of(prompt: Sequence[Message]) -> Split:
+def split_of(prompt: Prompt) -> Split:
     """The split that a prompt belongs to, in every set: seven tenths train, a tenth validation, two tenths test."""
     place = int(prompt_group(prompt), 16) % 10
     return "train" if place < 7 else "validation" if place < 8 else "test"
@@ -118,9 +118,7 @@ def world_pairs(name: str, split: str = "train", *, size: int | None = None, see
     return pairs
 
 
-def world_prompts(
-    name: str, split: str = "test", *, size: int | None = None, seed: int = 0
-) -> list[tuple[Message, ...]]:
+def world_prompts(name: str, split: str = "test", *, size: int | None = None, seed: int = 0) -> list[Prompt]:
     """Draw distinct prompts of a set, for sampling responses.
 
     Args:
@@ -136,7 +134,7 @@ def world_prompts(
     part = _known_split(split)
     wanted = SPLIT_SIZES[part] if size is None else size
     stream = draw_prompts(name, part, Random(f"prompts/{name}/{part}/{seed}"))
-    found: dict[str, tuple[Message, ...]] = {}
+    found: dict[str, Prompt] = {}
     while len(found) < wanted:
         known = len(found)
         found |= {prompt_group(prompt): prompt for _, prompt in islice(stream, _PATIENCE)}
@@ -157,7 +155,7 @@ class _Candidate:
     """A prompt with two answers, not yet labelled."""
 
     family: str
-    prompt: tuple[Message, ...]
+    prompt: Prompt
     answers: tuple[str, str]
     lead: float
     """By how much reward the first answer is ahead of the second."""
@@ -192,7 +190,7 @@ class _Candidate:
         return abs(self.lead) > _TIE and self.longer_by * longer_by_characters > 0
 
 
-def draw_prompts(name: str, split: Split, rng: Random) -> Iterator[tuple[Task, tuple[Message, ...]]]:
+def draw_prompts(name: str, split: Split, rng: Random) -> Iterator[tuple[Task, Prompt]]:
     """Prompts of a set and split without end, each with its task; prompts may come again."""
     chosen = profile(name)
     families, weights = list(chosen.families), list(chosen.families.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from hafrm.pairs import Message
+from hafrm.pairs import Message, Prompt
 from hafrm.world.families import FAMILIES
 from hafrm.world.styles import ACQUAINTANCES, FILLERS, Style
 from hafrm.world.task import Task, Trait
@@ -18,7 +18,7 @@ _WELCOMES = ("Hello, what can I do for you?", "Hi, how can I help?", "Yes, go on
 _SMALL_WORDS = frozenset("a an the is are of to in on at with it you that by".split())
 
 
-def write_prompt(task: Task, style: Style, rng: Random) -> tuple[Message, ...]:
+def write_prompt(task: Task, style: Style, rng: Random) -> Prompt:
     """Word a task as the style does; now and then after an exchange of greetings."""
     asks = FAMILIES[task.family].asks(task)
     framed = [
@@ -38,7 +38,7 @@ def write_prompt(task: Task, style: Style, rng: Random) -> tuple[Message, ...]:
     turns = [Message("user", text.lower() if style.lower_case else text)]
     if rng.random() < style.greeting:
         turns = [Message("user", rng.choice(_GREETINGS)), Message("assistant", rng.choice(_WELCOMES)), *turns]
-    return tuple(turns)
+    return Prompt(tuple(turns))
 
 
 def write_answer(task: Task, traits: frozenset[Trait], style: Style, rng: Random) -> str:

@@ -12,11 +12,9 @@ from torch import nn
 
 from hafrm.errors import ConfigError
 from hafrm.models.generating import continuations, prompt_ids
-from hafrm.pairs import Message
+from hafrm.pairs import Prompt
 
 __all__ = ["Sampling", "generate_responses", "prompts_that_fit"]
-
-Prompt = tuple[Message, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

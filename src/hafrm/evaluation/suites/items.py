@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from hafrm.data import SourceReport
 from hafrm.errors import BadRowReason
-from hafrm.pairs import Conversation, Message, RowReader, prompt_group
+from hafrm.pairs import Conversation, Message, Prompt, RowReader, prompt_group
 
 __all__ = ["Item", "ItemSet", "Level", "ListScore", "Observation", "Score", "Stratum", "Suite", "response_list", "win"]
 
@@ -26,7 +26,7 @@ Level = Literal["overall", "sections", "subsets"]
 class Item:
     """A prompt with N responses, the correct ones first."""
 
-    prompt: tuple[Message, ...]
+    prompt: Prompt
     responses: tuple[tuple[Message, ...], ...]
     correct: int
     """How many of the responses are correct."""
@@ -54,7 +54,7 @@ class Item:
     def as_row(self) -> dict[str, Any]:
         """The item as plain values, for a fingerprint."""
         return {
-            "prompt": [message.as_dict() for message in self.prompt],
+            **self.prompt.as_row(),
             "responses": [[message.as_dict() for message in response] for response in self.responses],
             "correct": self.correct,
             "subset": self.subset,

@@ -71,8 +71,7 @@ def _parse(reader: RowReader, part: str) -> Item:
         raise reader.error(
             BadRowReason.WRONG_TYPE, "subset", f"is {subset!r}, no subset of RewardBench", "Correct the name."
         )
-    prompt = reader.messages("prompt", "user")
-    reader.check_prompt(prompt)
+    prompt = reader.prompt()
     responses = tuple(reader.messages(name, "assistant") for name in ("chosen", "rejected"))
     for name, response in zip(("chosen", "rejected"), responses, strict=True):
         reader.check_response(name, response)

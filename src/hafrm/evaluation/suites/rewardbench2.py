@@ -41,8 +41,7 @@ def _parse(reader: RowReader, part: str) -> Item:
     kind, _, number = key.partition(":")
     if subset == TIES and not (kind in ("ref", "tied") and number.isascii() and number.isdigit()):
         raise reader.error(BadRowReason.WRONG_TYPE, "id", f"is {key!r}", "In Ties write ref:NUMBER or tied:NUMBER.")
-    prompt = reader.messages("prompt", "user")
-    reader.check_prompt(prompt)
+    prompt = reader.prompt()
     chosen, rejected = response_list(reader, "chosen"), response_list(reader, "rejected")
     for name, count in (("num_correct", len(chosen)), ("num_incorrect", len(rejected))):
         stated = reader.number_or_none(name)

@@ -44,8 +44,7 @@ def _parse(reader: RowReader, part: str) -> Item:
         raise reader.error(
             BadRowReason.WRONG_TYPE, "domain", f"is {domain!r}, no domain of RM-Bench", "Correct the name."
         )
-    prompt = reader.messages("prompt", "user")
-    reader.check_prompt(prompt)
+    prompt = reader.prompt()
     return Item(
         prompt=prompt,
         responses=response_list(reader, "chosen", size=3) + response_list(reader, "rejected", size=3),

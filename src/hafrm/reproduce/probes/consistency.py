@@ -135,7 +135,7 @@ class _Probe:
         depends_on = {
             "model": self._identity(str(checkpoint.folder)),
             "sampling": asdict(self.config.sampling),
-            "prompts": [[message.as_dict() for message in prompt] for prompt in self.prompts],
+            "prompts": [prompt.as_row() for prompt in self.prompts],
         }
 
         def compute() -> list[str]:
@@ -159,7 +159,7 @@ class _Probe:
 
     def _scored(self, model: str, checkpoint: Checkpoint) -> Rewards:
         conversations = self._conversations(checkpoint)
-        texts: list[Any] = [[asdict(message) for message in (*c.prompt, *c.response)] for c in conversations]
+        texts: list[Any] = [[asdict(message) for message in c.turns] for c in conversations]
         depends_on = {"model": self._identity(model), "conversations": texts}
         score = partial(self._score, model, conversations)
         return cast(Rewards, remembered(self.kept, "rewards", depends_on, score))

@@ -32,6 +32,7 @@ __all__ = [
     "OverlongError",
     "TemplateRefusalError",
     "TokenGroup",
+    "common_prefix",
     "render",
 ]
 
@@ -128,11 +129,14 @@ class ConversationEncoder:
         max_length: The most tokens of a prompt with one response (the paper's Table 5: 512).
         overlong: What to do with more: `drop` raises `OverlongError` for the caller to count; `truncate` cuts
             responses at their end and raises only where the prompt alone fills the limit.
+        stop_ids: Tokens of which the last one in a conversation is its end, whatever the template writes after it: how
+            models of some other programs were trained. Empty: the template's own end.
     """
 
     tokenizer: ChatTokenizer
     max_length: int = 512
     overlong: Overlong = "drop"
+    stop_ids: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         if self.max_length < 2:
@@ -175,6 +179,13 @@ class ConversationEncoder:
         ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         return ids
 
+    def ended(self, ids: list[int]) -> list[int]:
+        """A whole conversation's token ids up to where it is scored."""
+        if not self.stop_ids:
+            return ids
+        behind = next((place for place, token in enumerate(reversed(ids)) if token in self.stop_ids), 0)
+        return ids[: len(ids) - behind]
+
     def _encode_chunk(self, items: Sequence[Item]) -> list[Encoded]:
         try:
             openings = self._rendered(((prompt, ()) for prompt, _ in items), opening=True)
@@ -193,7 +204,7 @@ class ConversationEncoder:
         found: dict[_Key, _Rendered] = {}
         for keys in by_arguments.values():
             texts = render(self.tokenizer, keys, opening=opening)
-            ids = self.text_ids(texts)
+            ids = list(map(self.ended, self.text_ids(texts))) if not opening else self.text_ids(texts)
             found.update(zip(keys, map(_Rendered, texts, ids), strict=True))
         return found
 
@@ -211,9 +222,9 @@ class ConversationEncoder:
 
     def _border(self, prompt: Prompt, keys: Sequence[_Key], opening: _Rendered, wholes: Sequence[_Rendered]) -> int:
         """How many leading tokens are the prompt's; a response keeps at least one token."""
-        shared = _common_prefix([opening.ids, *(whole.ids for whole in wholes)])
+        shared = common_prefix([opening.ids, *(whole.ids for whole in wholes)])
         if shared < len(opening.ids) - 1 and not self._appends(prompt, wholes):
-            shared = _common_prefix([whole.ids for whole in (*wholes, *self._probes(keys[0]))])
+            shared = common_prefix([whole.ids for whole in (*wholes, *self._probes(keys[0]))])
         return min(shared, *(len(whole.ids) - 1 for whole in wholes))
 
     def _appends(self, prompt: Prompt, wholes: Sequence[_Rendered]) -> bool:
@@ -343,6 +354,6 @@ def _without(values: str, name: str) -> str:
     return json.dumps(found, ensure_ascii=False) if found else ""
 
 
-def _common_prefix(sequences: Sequence[Sequence[int]]) -> int:
+def common_prefix(sequences: Sequence[Sequence[object]]) -> int:
     """The number of leading items that all sequences share."""
     return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*sequences, strict=False)))

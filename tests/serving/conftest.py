@@ -21,15 +21,17 @@ from hafrm.pairs import Conversation
 from hafrm.serving.app import build_app
 from hafrm.serving.config import ServeConfig
 from hafrm.serving.service import RewardService
-from tests.tiny import tiny_lm, tiny_tokenizer
+from tests.tiny import VOCABULARY, tiny_lm, tiny_tokenizer
 
 LIMIT = 200
 
 
-def tiny_scorer(tokenizer: Any = None, *, overlong: str = "drop", **weights: float) -> HybridScorer:
+def tiny_scorer(
+    tokenizer: Any = None, *, overlong: str = "drop", vocabulary: int = VOCABULARY, **weights: float
+) -> HybridScorer:
     """A scorer of random weights whose rewards differ between texts, with the prompt shared in packed rows."""
     tokenizer = tokenizer or tiny_tokenizer()
-    causal_lm = tiny_lm()
+    causal_lm = tiny_lm(vocab_size=vocabulary)
     head = new_reward_head(causal_lm.config, init="normal", seed=1, dtype=causal_lm.dtype)
     model = HybridModel(causal_lm, head).eval()
     encoder = ConversationEncoder(tokenizer, LIMIT, overlong)  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ CONVERSATIONS = [
     Conversation.of("How are you?", "Fine, thanks."),
     Conversation.of("How are you?", "Go away."),
     Conversation(
-        (Message("system", "Be kind."), Message("user", "1"), Message("assistant", "2"), Message("user", "3")),
+        Prompt((Message("system", "Be kind."), Message("user", "1"), Message("assistant", "2"), Message("user", "3"))),
         (Message("assistant", "four"),),
     ),
 ]
@@ -117,7 +117,6 @@ def test_vllm_pooling(client: httpx.Client, expected: list[float]) -> None:
         ({"continue_final_message": True}, {"continue_final_message": False}),
         ({"chat_template": "{{ 'x' }}"}, {"chat_template": None}),
         ({"chat_template": ""}, {}),
-        ({"chat_template_kwargs": {"enable_thinking": True}}, {"chat_template_kwargs": {}}),
     ],
     ids=str,
 )
@@ -282,10 +281,16 @@ def test_what_no_cut_would_help_is_not_advised_to_be_cut(client: httpx.Client) -
 
 
 def test_implicit_rewards_need_messages() -> None:
-    """Where a rendered text's response begins is unknown: refused, not guessed."""
+    """Where a rendered text's response begins is unknown without its prompt: refused, not guessed."""
     scorer = tiny_scorer(reward_weight=0.0, ratio_weight=1.0)
     with live(scorer) as address:
         answer = httpx.post(f"{address}/get_reward", json={"query": [rendered(CONVERSATIONS[0])]})
         assert (answer.status_code, answer.json()["error"]["type"]) == (400, "needs_messages")
+        opening = tiny_tokenizer().apply_chat_template(
+            [turn.as_dict() for turn in CONVERSATIONS[0].prompt.turns], tokenize=False, add_generation_prompt=True
+        )
+        sent = {"query": [rendered(CONVERSATIONS[0])], "prompts": [opening]}
+        bordered = httpx.post(f"{address}/get_reward", json=sent).raise_for_status().json()
         found = httpx.post(f"{address}/v1/rewards", json=body(CONVERSATIONS[0])).raise_for_status().json()
+    assert bordered["rewards"] == pytest.approx(scorer.score(CONVERSATIONS[:1]), abs=1e-5)
     assert found["rewards"][0]["reward"] == pytest.approx(scorer.score(CONVERSATIONS[:1])[0], abs=1e-5)

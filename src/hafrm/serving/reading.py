@@ -1,21 +1,21 @@
-"""From what a request holds to token ids: conversations by the encoder's rule, rendered texts as they stand.
+"""From what a request contains to token ids: conversations by the encoder's rule, texts and token ids by the frame's.
 
-A rendered text is tokenized with nothing added, so that what the tokenizer's own chat template renders has exactly the
-ids of the conversation. The one exception: a text without the beginning-of-sequence token with which the template
-begins gets it, because clients of servers that add this token (verl, for vLLM) take it off before they send.
+A rendered text is brought back to the form that the tokenizer's chat template writes (`hafrm.frame`), so that its
+reward is that of the same conversation as messages: with the template's beginning, the ending that generated text
+lacks, and without the spaces that decoding adds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from hafrm.encoding import ConversationEncoder, OverlongError, TemplateRefusalError, TokenGroup, render
+from hafrm.encoding import ConversationEncoder, OverlongError, TokenGroup, common_prefix
 from hafrm.errors import BadRowReason
+from hafrm.frame import frame_of
 from hafrm.pairs import Conversation
 
-__all__ = ["OVERLONG", "Input", "PromptedText", "Reader", "Reading", "Unfit"]
+__all__ = ["OVERLONG", "Input", "PromptedText", "Reader", "Reading", "TokenIds", "Unfit"]
 
 OVERLONG = "overlong"
 """Why a text over the model's limit has no reward."""
@@ -36,8 +36,15 @@ class PromptedText:
     prompt: str
 
 
-Input = Conversation | str | PromptedText | Unfit
-"""What a protocol hands over: a conversation, a rendered text, or the reason why there is neither."""
+@dataclass(frozen=True)
+class TokenIds:
+    """A conversation as the token ids of this model's tokenizer."""
+
+    ids: tuple[int, ...]
+
+
+Input = Conversation | str | PromptedText | TokenIds | Unfit
+"""What a protocol hands over: a conversation, a rendered text, its token ids, or the reason why there is none."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,11 @@ class Reading:
     tokens: int = 0
     """Its tokens before any cut; 0 where it has none."""
     truncated: bool = False
-    """Whether its end was cut off."""
+    """Whether its end was cut off here."""
+    unfinished: bool = False
+    """Whether it came without a stop token at its end, and is scored as it stands."""
+    bordered: bool = True
+    """Whether it is known where the response begins."""
     unscored: str | None = None
     """Why it can't be scored."""
 
@@ -60,26 +71,38 @@ class Reader:
     def __init__(self, encoder: ConversationEncoder) -> None:
         self.encoder = encoder
         self._strict = replace(encoder, overlong="drop")
-        tokenizer: Any = encoder.tokenizer
-        self._tokenizer = tokenizer
-        self._bos = _template_bos(tokenizer)
+        self._frame = frame_of(encoder.tokenizer)
 
     def read(self, inputs: Sequence[Input]) -> list[Reading]:
         """Read a request's inputs, in order."""
         conversations = {i: item for i, item in enumerate(inputs) if isinstance(item, Conversation)}
         items = [(c.prompt, [c.response]) for c in conversations.values()]
         outcomes = dict(zip(conversations, self._strict.encode_many(items), strict=True))
-        readings = []
-        for i, item in enumerate(inputs):
-            if isinstance(item, Unfit):
-                readings.append(Reading(unscored=item.reason))
-            elif isinstance(item, PromptedText):
-                readings.append(self._read_prompted(item))
-            elif isinstance(item, str):
-                readings.append(self._read_text(item))
-            else:
-                readings.append(self._read_outcome(item, outcomes[i]))
-        return readings
+        return [
+            self._read_outcome(item, outcomes[i]) if isinstance(item, Conversation) else self._read(item)
+            for i, item in enumerate(inputs)
+        ]
+
+    def bare_response(self, text: str) -> str:
+        """A response's text without the stop token at which its generation ended."""
+        return self._frame.without_stop(text)
+
+    def _read(self, item: str | PromptedText | TokenIds | Unfit) -> Reading:
+        if isinstance(item, Unfit):
+            return Reading(unscored=item.reason)
+        if isinstance(item, TokenIds):
+            rows = len(self.encoder.tokenizer)  # type: ignore[arg-type]
+            if not all(0 <= token < rows for token in item.ids):
+                return Reading(tokens=len(item.ids), unscored=BadRowReason.WRONG_TYPE.value)
+            ids, ended = self._frame.ended_ids(item.ids)
+            return self._of_ids(ids, ended, border=None)
+        if isinstance(item, PromptedText):
+            text, prompt, ended = self._frame.restored(item.text, item.prompt)
+        else:
+            text, prompt, ended = self._frame.restored(item)
+        (ids,) = self.encoder.text_ids([text])
+        border = common_prefix([ids[:-1], *self.encoder.text_ids([prompt])]) if prompt else None
+        return self._of_ids(ids, ended, border)
 
     def _read_outcome(self, conversation: Conversation, outcome: object) -> Reading:
         if isinstance(outcome, TokenGroup):
@@ -91,36 +114,16 @@ class Reader:
         cut = self.encoder.encode(conversation.prompt, [conversation.response])
         return Reading(cut, outcome.tokens, truncated=True)
 
-    def _read_prompted(self, item: PromptedText) -> Reading:
-        """As `_read_text`; but what a cut would leave nothing of the response of has no reward, as in messages."""
-        reading = self._read_text(item.text)
-        if reading.truncated and len(self._text_ids(item.prompt)) >= self.encoder.max_length:
-            return Reading(tokens=reading.tokens, unscored=OVERLONG)
-        return reading
-
-    def _read_text(self, text: str) -> Reading:
-        ids = self._text_ids(text)
-        limit = self.encoder.max_length
-        if len(ids) < 2:  # a reward needs a token with something before it
-            return Reading(tokens=len(ids), unscored=BadRowReason.EMPTY_RESPONSE.value)
-        if len(ids) > limit and self.encoder.overlong == "drop":
-            return Reading(tokens=len(ids), unscored=OVERLONG)
+    def _of_ids(self, ids: list[int], ended: bool, border: int | None) -> Reading:
+        """A whole conversation's ids, of which the first `border` are the prompt's, where that is known."""
+        ids = self.encoder.ended(ids)
+        limit, tokens = self.encoder.max_length, len(ids)
+        if tokens < 2:  # a reward needs a token with something before it
+            return Reading(tokens=tokens, unscored=BadRowReason.EMPTY_RESPONSE.value)
+        truncated = tokens > limit
+        if truncated and (self.encoder.overlong == "drop" or (border or 0) >= limit):
+            return Reading(tokens=tokens, unscored=OVERLONG)
         kept = tuple(ids[:limit])
-        return Reading(TokenGroup(kept[:-1], (kept[-1:],)), len(ids), truncated=len(ids) > limit)
-
-    def _text_ids(self, text: str) -> list[int]:
-        if not text.startswith(self._bos):
-            text = self._bos + text
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return ids
-
-
-def _template_bos(tokenizer: Any) -> str:
-    """The beginning-of-sequence token's text where the chat template begins with it, else nothing."""
-    sample = Conversation.of("a", "b")
-    try:
-        (opening,) = render(tokenizer, [(sample.prompt, sample.response)])
-    except TemplateRefusalError:  # of a template that wants other roles: its texts are taken as they come
-        return ""
-    bos: str | None = tokenizer.bos_token
-    return bos if bos and opening.startswith(bos) else ""
+        start = border or len(kept) - 1
+        group = TokenGroup(kept[:start], (kept[start:],))
+        return Reading(group, tokens, truncated=truncated, unfinished=not ended, bordered=border is not None)

@@ -14,7 +14,7 @@ from hafrm.serving.batcher import Batcher
 from hafrm.serving.config import ServeConfig
 from hafrm.serving.errors import RequestError
 from hafrm.serving.metrics import Metrics
-from hafrm.serving.reading import OVERLONG, Input, PromptedText, Reader, Reading
+from hafrm.serving.reading import OVERLONG, Input, Reader, Reading
 
 __all__ = ["Outcome", "RewardService"]
 
@@ -58,21 +58,26 @@ class RewardService:
         most = self.config.max_conversations
         if len(inputs) > most:
             raise RequestError(400, "too_many", f"{len(inputs)} conversations in one request; the most is {most}.")
-        if self.scorer.reads_responses and any(isinstance(item, str | PromptedText) for item in inputs):
+        readings = await asyncio.get_running_loop().run_in_executor(self._reading, self._reader.read, inputs)
+        if self.scorer.reads_responses and not all(reading.bordered for reading in readings):
             raise RequestError(
                 400,
                 "needs_messages",
-                "This model's score depends on where the response begins, which a rendered text does not tell. "
-                "Send messages: /v1/rewards, or `messages` to /classify.",
+                "This model's score depends on where the response begins, which a rendered text does not show. "
+                "Send messages, or the prompts that the texts begin with.",
             )
-        readings = await asyncio.get_running_loop().run_in_executor(self._reading, self._reader.read, inputs)
         groups = [reading.group for reading in readings if reading.group is not None]
         rewards = iter(await self._rewards(groups))
         for reading in readings:
             if reading.unscored:
                 self.metrics.unscored.labels(reading.unscored).inc()
             self.metrics.truncated.inc(reading.truncated)
+            self.metrics.unfinished.inc(reading.unfinished)
         return [Outcome(next(rewards) if reading.group else None, reading) for reading in readings]
+
+    def bare_response(self, text: str) -> str:
+        """A response's text without the stop token at which its generation ended."""
+        return self._reader.bare_response(text)
 
     async def _rewards(self, groups: Sequence[TokenGroup]) -> list[float]:
         return await asyncio.wrap_future(self.batcher.submit(groups)) if groups else []

@@ -2,33 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from hafrm.errors import BadRowError
-from hafrm.pairs import parse_conversation
-from hafrm.serving.reading import Input, Unfit
+from hafrm.pairs import TEMPLATE_COLUMNS, parse_conversation
+from hafrm.serving.config import MAX_ITEMS
+from hafrm.serving.reading import Input, TokenIds, Unfit
 
-__all__ = ["ConsumerRequest", "Name", "Role", "Text", "Turn", "conversation"]
+__all__ = ["AnyForm", "Columns", "ConsumerRequest", "Ids", "Name", "Text", "Turn", "Turns", "conversation", "input_of"]
 
 MAX_CHARACTERS = 2**24
 
 Text = Annotated[str, Field(max_length=MAX_CHARACTERS)]
 Name = Annotated[str, Field(max_length=1024)]
 """A model's name in a request, which is not read: the server has one model."""
+Ids = Annotated[list[int], Field(max_length=2**20)]
+"""A conversation as token ids of the served model's tokenizer."""
 
-Role = Literal["system", "user", "assistant", "tool"]
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+_Values = dict[str, Any]
+
+
+class TextPart(BaseModel):
+    """A part of a turn's content that is text; there are no others here."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    type: Literal["text", "input_text", "output_text"]
+    text: Text
 
 
 class Turn(BaseModel):
-    """One turn of a conversation."""
+    """One turn of a conversation, with the keys that rows on disk may have."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
     role: Role
-    content: Text
+    content: Text | Annotated[list[TextPart], Field(max_length=MAX_ITEMS)] | None = None
+    name: Text | None = None
+    tool_calls: list[_Values] | None = None
+    tool_call_id: Text | None = None
+    tool_responses: list[_Values] | None = None
+    reasoning_content: Text | None = None
+    reasoning: Text | None = None
+    thinking: Text | None = None
+
+    def as_row(self) -> _Values:
+        """The turn as a row's message."""
+        row: _Values = {name: getattr(self, name) for name in type(self).model_fields}
+        if isinstance(self.content, list):
+            row["content"] = [{"type": "text", "text": part.text} for part in self.content]
+        return row
+
+
+Turns = Annotated[list[Turn], Field(max_length=MAX_ITEMS)]
+
+
+class Columns(BaseModel):
+    """What else the chat template is given, as in rows on disk."""
+
+    tools: list[_Values] | None = None
+    documents: list[_Values] | None = None
+    chat_template_kwargs: _Values | None = None
+
+    def columns(self) -> _Values:
+        """The columns that were sent."""
+        return {name: getattr(self, name) for name in TEMPLATE_COLUMNS}
 
 
 class ConsumerRequest(BaseModel):
@@ -37,10 +79,24 @@ class ConsumerRequest(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
 
-def conversation(prompt: Sequence[Turn], response: Sequence[Turn]) -> Input:
+AnyForm = Text | Ids | Turns
+"""A conversation as rendered text, as token ids, or as messages that end in the response."""
+
+
+def input_of(form: str | list[int] | list[Turn], columns: Mapping[str, Any] | None = None) -> Input:
+    """What is to be scored, in whatever form it was sent."""
+    if isinstance(form, str):
+        return form
+    turns = [turn for turn in form if isinstance(turn, Turn)]
+    if form and len(turns) == len(form):
+        return conversation(turns[:-1], turns[-1:], columns)
+    return TokenIds(tuple(token for token in form if isinstance(token, int)))
+
+
+def conversation(prompt: Sequence[Turn], response: Sequence[Turn], columns: Mapping[str, Any] | None = None) -> Input:
     """A conversation under hafrm's data contract, or the reason why it is none, as in `hafrm score`."""
-    row = {"prompt": [turn.model_dump() for turn in prompt], "response": [turn.model_dump() for turn in response]}
+    row = {"prompt": [turn.as_row() for turn in prompt], "response": [turn.as_row() for turn in response]}
     try:
-        return parse_conversation(row, source="request", number=1)
+        return parse_conversation(row | dict(columns or {}), source="request", number=1)
     except BadRowError as error:
         return Unfit(error.reason.value)

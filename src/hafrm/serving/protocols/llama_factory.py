@@ -12,17 +12,17 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from hafrm.serving.config import MAX_ITEMS
-from hafrm.serving.protocols.common import ConsumerRequest, Name, Text
+from hafrm.serving.protocols.common import AnyForm, ConsumerRequest, Name, input_of
 from hafrm.serving.service import RewardService
 
 __all__ = ["router"]
 
 
 class ScoreRequest(ConsumerRequest):
-    """Whole rendered conversations."""
+    """Whole rendered conversations; token ids and messages will do as well."""
 
     model: Name | None = None
-    messages: Annotated[list[Text], Field(max_length=MAX_ITEMS)]
+    messages: Annotated[list[AnyForm], Field(max_length=MAX_ITEMS)]
 
 
 class ScoreResponse(BaseModel):
@@ -39,8 +39,7 @@ def router(service: RewardService) -> APIRouter:
     @routes.post("/v1/score/evaluation")
     async def score(request: ScoreRequest) -> ScoreResponse:
         """Score rendered texts."""
-        return ScoreResponse(
-            model=service.name, scores=[reward for reward, _ in await service.scored(request.messages)]
-        )
+        found = await service.scored([input_of(form) for form in request.messages])
+        return ScoreResponse(model=service.name, scores=[reward for reward, _ in found])
 
     return routes

@@ -8,15 +8,13 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from hafrm.serving.config import MAX_ITEMS
-from hafrm.serving.protocols.common import Turn, conversation
+from hafrm.serving.protocols.common import Columns, Turns, conversation
 from hafrm.serving.service import RewardService
 
 __all__ = ["RewardsRequest", "RewardsResponse", "router"]
 
-Turns = Annotated[list[Turn], Field(max_length=MAX_ITEMS)]
 
-
-class ConversationBody(BaseModel):
+class ConversationBody(Columns):
     """A prompt and one response to it; the response begins and ends with an assistant turn."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
@@ -60,7 +58,9 @@ def router(service: RewardService) -> APIRouter:
     @routes.post("/v1/rewards")
     async def rewards(request: RewardsRequest) -> RewardsResponse:
         """Score conversations."""
-        found = await service.outcomes([conversation(item.prompt, item.response) for item in request.conversations])
+        found = await service.outcomes(
+            [conversation(item.prompt, item.response, item.columns()) for item in request.conversations]
+        )
         return RewardsResponse(
             model=service.name,
             rewards=[

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from hafrm.serving.config import MAX_ITEMS
-from hafrm.serving.protocols.common import ConsumerRequest, Text
+from hafrm.serving.protocols.common import AnyForm, ConsumerRequest, input_of
 from hafrm.serving.reading import Input, PromptedText
 from hafrm.serving.service import RewardService
 
@@ -16,23 +16,23 @@ __all__ = ["router"]
 
 
 class GetRewardRequest(ConsumerRequest):
-    """Whole rendered conversations. Labels are not read: the text holds all that is scored.
+    """Whole rendered conversations; token ids and messages will do as well. Labels are not read.
 
-    Prompts tell of a text that has to be cut whether anything of its response is left.
+    Prompts say where the responses begin: where a text begins with its prompt, or with what decoding makes of it.
     """
 
-    query: Annotated[list[Text], Field(max_length=MAX_ITEMS)]
+    query: Annotated[list[AnyForm], Field(max_length=MAX_ITEMS)]
     prompts: Annotated[list[Any], Field(max_length=MAX_ITEMS)] | None = None
     labels: Annotated[list[Any], Field(max_length=MAX_ITEMS)] | None = None
 
     def inputs(self) -> list[Input]:
         """The texts, each with its prompt where the request says which that is."""
         prompts = self.prompts or []
-        if len(prompts) != len(self.query):  # whose each one is, nobody knows
-            return list(self.query)
+        if len(prompts) != len(self.query):  # which prompt is whose is unknown
+            prompts = [None] * len(self.query)
         return [
-            PromptedText(text, prompt) if isinstance(prompt, str) else text
-            for text, prompt in zip(self.query, prompts, strict=True)
+            PromptedText(form, prompt) if isinstance(form, str) and isinstance(prompt, str) else input_of(form)
+            for form, prompt in zip(self.query, prompts, strict=True)
         ]
 
 

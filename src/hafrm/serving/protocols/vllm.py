@@ -11,43 +11,31 @@ from __future__ import annotations
 import math
 import time
 import uuid
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, Field
 
 from hafrm.serving.config import MAX_ITEMS
 from hafrm.serving.errors import RequestError
-from hafrm.serving.protocols.common import ConsumerRequest, Name, Role, Text, Turn, conversation
+from hafrm.serving.protocols.common import (
+    Columns,
+    ConsumerRequest,
+    Ids,
+    Name,
+    Text,
+    Turn,
+    Turns,
+    conversation,
+    input_of,
+)
 from hafrm.serving.reading import Input
 from hafrm.serving.service import RewardService
 
 __all__ = ["router"]
 
 Activation = Annotated[bool | None, Field(validation_alias=AliasChoices("use_activation", "activation", "softmax"))]
-
-
-class TextPart(BaseModel):
-    """A part of a turn's content that is text; there are no others here."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    type: Literal["text"]
-    text: Text
-
-
-class ChatTurn(BaseModel):
-    """A turn as OpenAI's clients write it: its content is a text, or parts."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    role: Role
-    content: Text | Annotated[list[TextPart], Field(max_length=MAX_ITEMS)]
-
-    def plain(self) -> Turn:
-        """The turn with its parts as lines of one text, which is how vLLM joins them."""
-        content = self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
-        return Turn.model_construct(role=self.role, content=content)  # its parts have been checked
 
 
 class _Request(ConsumerRequest):
@@ -59,7 +47,6 @@ class _Request(ConsumerRequest):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template: Text | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
 
     def require_supported(self) -> None:
         """Refuse what would be scored otherwise than asked.
@@ -69,7 +56,7 @@ class _Request(ConsumerRequest):
         """
         for name in _UNSUPPORTED:
             value = getattr(self, name)
-            if value is not None and value is not False and value != {}:
+            if value is not None and value is not False:
                 raise RequestError(
                     400,
                     "unsupported",
@@ -83,7 +70,6 @@ _UNSUPPORTED = (
     "add_generation_prompt",
     "continue_final_message",
     "chat_template",
-    "chat_template_kwargs",
 )
 _INSTEAD = {
     "truncate_prompt_tokens": "Leave it out: `--score.overlong truncate` lets the server cut what is too long.",
@@ -91,11 +77,11 @@ _INSTEAD = {
 }
 
 
-class PoolingRequest(_Request):
-    """Either rendered texts or one conversation that ends in an assistant turn."""
+class PoolingRequest(_Request, Columns):
+    """Rendered texts, their token ids, or one conversation that ends in an assistant turn."""
 
-    input: Text | Annotated[list[Text], Field(max_length=MAX_ITEMS)] | None = None
-    messages: Annotated[list[ChatTurn], Field(max_length=MAX_ITEMS)] | None = None
+    input: Text | Ids | Annotated[list[Text | Ids], Field(max_length=MAX_ITEMS)] | None = None
+    messages: Turns | None = None
 
     def inputs(self) -> list[Input]:
         """What is to be scored.
@@ -106,29 +92,36 @@ class PoolingRequest(_Request):
         self.require_supported()
         if (self.input is None) == (self.messages is None):
             raise RequestError(400, "bad_request", "Give either `input` or `messages`.")
+        columns = self.columns()
         if self.messages is not None:
-            turns = [turn.plain() for turn in self.messages]
-            return [conversation(turns[:-1], turns[-1:])]
-        return [self.input] if isinstance(self.input, str) else list(self.input or [])
+            return [conversation(self.messages[:-1], self.messages[-1:], columns)]
+        if given := [name for name, value in columns.items() if value]:
+            raise RequestError(400, "unsupported", f"`{given[0]}` has no effect on `input`: send `messages`.")
+        single = isinstance(self.input, str) or all(isinstance(item, int) for item in self.input or ["none"])
+        return [input_of(form) for form in ([self.input] if single else self.input or [])]  # type: ignore[arg-type]
 
 
 class RerankRequest(_Request):
     """A prompt and the responses to rank."""
 
-    query: Text
+    query: Text | Turns
     documents: Annotated[list[Text], Field(max_length=MAX_ITEMS)]
+    tools: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     top_n: Annotated[int, Field(ge=0, le=2**31)] = 0
     """How many to return; 0: all."""
 
-    def inputs(self) -> list[Input]:
-        """Each document as the answer to the query.
+    def inputs(self, bare: Callable[[str], str]) -> list[Input]:
+        """Each document as the answer to the query; `bare` takes the stop token off generated text.
 
         Raises:
             RequestError: there is a field that is not supported.
         """
         self.require_supported()
-        prompt = [Turn(role="user", content=self.query)]
-        return [conversation(prompt, [Turn(role="assistant", content=text)]) for text in self.documents]
+        prompt = [Turn(role="user", content=self.query)] if isinstance(self.query, str) else self.query
+        answers = (Turn(role="assistant", content=bare(text)) for text in self.documents)
+        columns = {"tools": self.tools, "chat_template_kwargs": self.chat_template_kwargs}
+        return [conversation(prompt, [answer], columns) for answer in answers]
 
 
 class Usage(BaseModel):
@@ -228,7 +221,7 @@ def router(service: RewardService) -> APIRouter:
     @routes.post("/v2/rerank", include_in_schema=False)
     async def rerank(request: RerankRequest) -> RerankResponse:
         """Order responses to a prompt, the best first."""
-        rewards, usage = await scored(request.inputs())
+        rewards, usage = await scored(request.inputs(service.bare_response))
         shown = _shown(rewards, activated=request.use_activation is not False)
         order = sorted(range(len(rewards)), key=lambda i: (-rewards[i], i))  # sigma is 1 for all large rewards
         items = [

@@ -1,0 +1,208 @@
+r"""What a chat template writes around conversations, and how rendered texts are brought back to that form.
+
+Clients that send text send it in three forms: as the template writes a conversation; as a policy generated it, which
+ends *at* the stop token although the template may write more (a line break, for ChatML); and as
+`tokenizer.decode(ids)`, which for SentencePiece-like tokenizers puts spaces beside special tokens that the template did
+not write. `Frame` turns each of them into the first, so that the reward is read where it was trained to be read.
+
+Knows tokenizers through their public methods. Knows no model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hafrm.encoding import TemplateRefusalError, common_prefix, render
+from hafrm.pairs import Conversation, Message, Prompt
+
+__all__ = ["Frame", "frame_of"]
+
+_ANSWER = "Xylophone"
+_SAMPLES = tuple(
+    Conversation.of(*texts) for texts in (("Question", _ANSWER), ("Another", _ANSWER), ("Question", f"{_ANSWER} \n"))
+)
+_TALK = Conversation(Prompt((*_SAMPLES[0].turns, Message("user", "Another"))), _SAMPLES[0].response)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The marks that a tokenizer's chat template writes, and the changes that decoding makes to them."""
+
+    tokenizer: Any
+    bos: str
+    """The beginning-of-sequence token's text where the template begins with it, else nothing."""
+    ending: str
+    """What the template writes after the text of a final assistant turn."""
+    ending_ids: tuple[int, ...]
+    """The ending's token ids, as they follow a text."""
+    stop: str
+    """The first special token of the ending, at which a policy stops; empty where the ending has none."""
+    trims: bool
+    """Whether the template strips white space from the end of a turn."""
+    opening: str
+    """What the template writes before the first user's text."""
+    decoded_opening: str
+    """The opening after a trip through token ids."""
+    lossless: bool
+    """Whether decoding gives back what was tokenized."""
+    special: re.Pattern[str]
+    """Matches any added token."""
+    pads: tuple[str, ...]
+    """Tokens that clients pad with: the pad token, and the end-of-sequence token of those that have no other."""
+
+    def restored(self, text: str, prompt: str | None = None) -> tuple[str, str | None, bool]:
+        """A client's text as the template would have written it.
+
+        Args:
+            text: A rendered conversation, in any of the module's three forms.
+            prompt: The rendered prompt that the sender says it begins with.
+
+        Returns:
+            The text; the prompt, None where the text does not begin with it; and whether the response ends, which is
+            False where it was cut off before a stop token.
+        """
+        text = self._without_leading_pads(text)
+        prompt = None if prompt is None else self._with_bos(prompt)
+        text, prompt = self._undecoded(text, prompt)
+        text, ended = self._ended(text)
+        return text, prompt if prompt is not None and len(prompt) < len(text) else None, ended
+
+    def ended_ids(self, ids: Sequence[int]) -> tuple[list[int], bool]:
+        """Token ids with the template's ending completed, and whether they have an end; see `restored`."""
+        if not self.stop:
+            return list(ids), True
+        stop, *pads = (self.tokenizer.convert_tokens_to_ids(mark) for mark in (self.stop, *self.pads))
+        place = self.ending_ids.index(stop)
+        before, after = list(self.ending_ids[:place]), list(self.ending_ids[place + 1 :])
+        core, ended = list(ids), False
+        while core:
+            if core[-1] in (stop, *pads):
+                ended = ended or core[-1] != self.tokenizer.pad_token_id
+                core.pop()
+            elif after and core[-len(after) - 1 :] == [stop, *after]:
+                core = core[: -len(after)]
+            else:
+                break
+        if not ended:
+            return core, False
+        if before and core[-len(before) :] == before:
+            core = core[: -len(before)]
+        return [*core, *self.ending_ids], True
+
+    def stop_ids(self) -> frozenset[int]:
+        """The tokens at which a response ends."""
+        marks = (self.stop, self.tokenizer.eos_token)
+        return frozenset(self.tokenizer.convert_tokens_to_ids(mark) for mark in marks if mark)
+
+    def without_stop(self, content: str) -> str:
+        """A response's content without the stop token that its generation ended with."""
+        stripped = content.rstrip()
+        for mark in (self.stop, self.tokenizer.eos_token):
+            if mark and stripped.endswith(mark):
+                return stripped.removesuffix(mark)
+        return content
+
+    def _with_bos(self, text: str) -> str:
+        return text if text.startswith(self.bos) else self.bos + text
+
+    def _without_leading_pads(self, text: str) -> str:
+        """The text without the pads of a left-padded batch, and with the template's beginning."""
+        bare = self._bare(text)
+        if bare != text:
+            own = self.opening.removesuffix(self._bare(self.opening))
+            # Decoding writes a space after a special token, but not at a text's beginning.
+            text = own + (bare if self.lossless else bare.removeprefix(" "))
+        return self._with_bos(text)
+
+    def _bare(self, text: str) -> str:
+        while pad := next((pad for pad in self.pads if text.startswith(pad)), None):
+            text = text.removeprefix(pad)
+        return text
+
+    def _undecoded(self, text: str, prompt: str | None) -> tuple[str, str | None]:
+        """The text before a trip through token ids, and the prompt where the text begins with it."""
+        if prompt is not None and text.startswith(prompt):
+            return text, prompt
+        if self.lossless:
+            return text, None
+        if prompt is not None and text.startswith(decoded := self._decoded(prompt)):
+            rest = text.removeprefix(decoded)
+            forms = (prompt + form for form in _forms(rest, self.special))
+            return self._source(text, forms) or prompt + rest, prompt
+        if text.startswith(self.opening) and not text.startswith(self.decoded_opening):
+            return text, None
+        return self._source(text, _forms(text, self.special)) or text, None
+
+    def _source(self, text: str, candidates: Iterator[str]) -> str | None:
+        """The first candidate that becomes the text by a trip through token ids."""
+        return next((candidate for candidate in candidates if self._decoded(candidate) == text), None)
+
+    def _ended(self, text: str) -> tuple[str, bool]:
+        """The text with the template's ending completed, and whether it has an end."""
+        if not self.stop and self.ending and text.endswith(self.ending):
+            return text, True
+        core, ended = text, False
+        while mark := next((mark for mark in (self.stop, *self.pads) if mark and core.rstrip().endswith(mark)), None):
+            core = core.rstrip().removesuffix(mark)
+            ended = ended or mark != self.tokenizer.pad_token
+        if not ended:
+            return core, not self.stop
+        core = core.removesuffix(self.ending.partition(self.stop)[0]) if self.stop else core
+        return (core.rstrip() if self.trims else core) + self.ending, True
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
+    def _decoded(self, text: str) -> str:
+        return str(self.tokenizer.decode(self._ids(text), skip_special_tokens=False))
+
+
+def frame_of(tokenizer: Any) -> Frame:
+    """Find out what a tokenizer's chat template writes around a conversation, by rendering a few.
+
+    Of a template that refuses a plain question and answer nothing is known: its texts are taken as they come.
+    """
+    added = sorted({str(token) for token in tokenizer.get_added_vocab()} | set(tokenizer.all_special_tokens), key=len)
+    special = re.compile("|".join(map(re.escape, reversed(added))) or "(?!)")
+    pads = tuple(dict.fromkeys(token for token in (tokenizer.pad_token, tokenizer.eos_token) if token))
+    try:
+        texts = render(tokenizer, [(each.prompt, each.response) for each in (*_SAMPLES, _TALK)])
+    except TemplateRefusalError:
+        return Frame(tokenizer, "", "", (), "", False, "", "", True, special, pads)
+    bos = tokenizer.bos_token or ""
+    before, answer, ending = texts[0].rpartition(_ANSWER)
+    stop = special.search(ending)
+    frame = Frame(
+        tokenizer=tokenizer,
+        bos=bos if texts[0].startswith(bos) else "",
+        ending=ending,
+        ending_ids=(),
+        stop=stop[0] if stop else "",
+        trims=texts[2] == texts[0],
+        opening=texts[0][: common_prefix(texts[:2])],
+        decoded_opening="",
+        lossless=True,
+        special=special,
+        pads=pads,
+    )
+    whole, core = frame._ids(texts[0]), frame._ids(before + answer)
+    apart = whole[: len(core)] == core  # else a token spans the border
+    decoded = [frame._decoded(text) for text in texts]
+    return replace(
+        frame,
+        ending_ids=tuple(whole[len(core) :] if apart else frame._ids(ending)),
+        decoded_opening=decoded[0][: common_prefix(decoded[:2])],
+        lossless=decoded == texts,
+    )
+
+
+def _forms(text: str, special: re.Pattern[str]) -> Iterator[str]:
+    """Texts that decoding may have made this one of, by writing spaces beside special tokens."""
+    after = re.sub(rf"({special.pattern}) ", r"\1", text)
+    yield after
+    yield re.sub(rf" ({special.pattern})", r"\1", after)
+    yield re.sub(rf" ({special.pattern})", r"\1", text)

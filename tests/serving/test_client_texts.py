@@ -1,0 +1,190 @@
+"""Texts as clients send them: whole, as generated, decoded from token ids, padded, cut; the reward is that of messages.
+
+The oracle is the scorer's reward of the same conversation as messages, which other tests hold against stock classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers
+from transformers import PreTrainedTokenizerFast
+
+from hafrm.frame import frame_of
+from hafrm.models.scorers import HybridScorer
+from hafrm.pairs import Conversation, Message, Prompt
+from tests.serving.conftest import live, tiny_scorer
+from tests.tiny import VOCABULARY, tiny_tokenizer
+
+CHATML = (
+    "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}</s>\n{% endfor %}"
+    "{{ '<s>assistant\n' if add_generation_prompt else '' }}"
+)
+LLAMA2 = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %}"
+    " {{ m.content | trim }} </s>{% endif %}{% endfor %}"
+)
+ZEPHYR = (
+    "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}</s>\n{% endfor %}"
+    "{{ '<|assistant|>\n' if add_generation_prompt else '' }}"
+)
+SPACED = "{{ bos_token }} {% for m in messages %}{{ m.role }}: {{ m.content }}</s> {% endfor %}"
+TEMPLATES = {"plain": None, "chatml": CHATML, "llama2": LLAMA2, "zephyr": ZEPHYR, "spaced": SPACED}
+
+CONVERSATIONS = [
+    Conversation.of("How are you?", "Fine, thanks."),
+    Conversation.of("How are you?", "Go  away .\n\nNow!"),
+    Conversation(
+        Prompt((Message("user", "1 < 2"), Message("assistant", "Yes."), Message("user", "And 3?"))),
+        (Message("assistant", "It is\n1. odd\n2. prime"),),
+    ),
+]
+
+
+def sentencepiece_like(template: str | None) -> Any:
+    """Tokenizes as Llama-2's tokenizer does: spaces become marks, and each stretch of text gets one in front."""
+    specials = ["<unk>", "<s>", "</s>", "<pad>"]
+    alphabet = [f"<0x{i:02X}>" for i in range(256)]
+    pieces = ["▁", *map(chr, range(33, 127))]
+    vocabulary = {token: i for i, token in enumerate([*specials, *alphabet, *pieces])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+    if template is not None:
+        fast.chat_template = template
+    else:
+        fast.chat_template = tiny_tokenizer().chat_template
+    return fast
+
+
+def byte_level(template: str | None) -> Any:
+    return tiny_tokenizer(template=template) if template else tiny_tokenizer()
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(kind, name) for kind in (byte_level, sentencepiece_like) for name in TEMPLATES],
+    ids=lambda param: f"{param[0].__name__}-{param[1]}",
+)
+def scorer(request: pytest.FixtureRequest) -> HybridScorer:
+    kind, template = request.param
+    tokenizer = kind(TEMPLATES[template])
+    return tiny_scorer(tokenizer, vocabulary=max(VOCABULARY, len(tokenizer)))
+
+
+def whole(tokenizer: Any, conversation: Conversation) -> str:
+    return str(tokenizer.apply_chat_template([turn.as_dict() for turn in conversation.turns], tokenize=False))
+
+
+def opening(tokenizer: Any, conversation: Conversation) -> str:
+    messages = [turn.as_dict() for turn in conversation.prompt.turns]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+def ids(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def generated(tokenizer: Any, conversation: Conversation) -> str:
+    """What a policy that stops at the end-of-turn token leaves."""
+    text = whole(tokenizer, conversation)
+    return text[: text.rindex("</s>") + len("</s>")]
+
+
+FORMS: dict[str, Any] = {
+    "whole": whole,
+    "generated": generated,
+    "decoded": lambda t, c: t.decode(ids(t, whole(t, c)), skip_special_tokens=False),
+    "generated and decoded": lambda t, c: t.decode(ids(t, generated(t, c)), skip_special_tokens=False),
+    "padded": lambda t, c: t.decode([3, 3, *ids(t, generated(t, c)), 3], skip_special_tokens=False),
+    "padded with eos": lambda t, c: t.decode([*ids(t, generated(t, c)), 2, 2], skip_special_tokens=False),
+    "ids": lambda t, c: ids(t, whole(t, c)),
+    "generated ids": lambda t, c: ids(t, generated(t, c)),
+    "padded ids": lambda t, c: [*ids(t, generated(t, c)), 2, 3],
+    "messages": lambda t, c: [turn.as_dict() for turn in c.turns],
+}
+
+
+@pytest.fixture(scope="module")
+def client(scorer: HybridScorer) -> Any:
+    with live(scorer) as address, httpx.Client(base_url=address, timeout=30) as found:
+        yield found
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_has_the_reward_of_messages(form: str, scorer: HybridScorer, client: httpx.Client) -> None:
+    tokenizer = scorer.encoder.tokenizer
+    expected = scorer.score(CONVERSATIONS)
+    assert len({round(reward or 0, 4) for reward in expected}) == 3
+    sent = [FORMS[form](tokenizer, conversation) for conversation in CONVERSATIONS]
+    answer = client.post("/get_reward", json={"query": sent}).raise_for_status().json()
+    assert answer["rewards"] == pytest.approx(expected, abs=1e-5)
+    answer = client.post("/v1/score/evaluation", json={"messages": sent}).raise_for_status().json()
+    assert answer["scores"] == pytest.approx(expected, abs=1e-5)
+    if form != "messages":
+        for path, field in (("/classify", "probs"), ("/pooling", "data")):
+            data = client.post(path, json={"input": sent, "use_activation": False}).raise_for_status().json()["data"]
+            assert [item[field][0] for item in data] == pytest.approx(expected, abs=1e-5)
+    assert "hafrm_unfinished_total 0.0" in client.get("/metrics").text
+
+
+@pytest.mark.parametrize("form", ["whole", "generated", "decoded", "generated and decoded"])
+def test_prompts_say_where_responses_begin(form: str, scorer: HybridScorer) -> None:
+    """So that a score of the response alone, such as an implicit reward, can be had of texts."""
+    implicit = HybridScorer(
+        scorer.model, scorer.encoder, scorer.layout, scorer.options, reward_weight=0.0, ratio_weight=1.0
+    )
+    tokenizer = scorer.encoder.tokenizer
+    sent = {
+        "query": [FORMS[form](tokenizer, conversation) for conversation in CONVERSATIONS],
+        "prompts": [opening(tokenizer, conversation) for conversation in CONVERSATIONS],
+    }
+    with live(implicit) as address:
+        answer = httpx.post(f"{address}/get_reward", json=sent).raise_for_status().json()
+    assert answer["rewards"] == pytest.approx(implicit.score(CONVERSATIONS), abs=1e-5)
+
+
+def test_a_cut_text_is_scored_as_cut_and_counted(scorer: HybridScorer) -> None:
+    tokenizer = scorer.encoder.tokenizer
+    cut = generated(tokenizer, CONVERSATIONS[0]).removesuffix("</s>").rstrip()[:-2]
+    group = ids(tokenizer, cut)
+    from hafrm.encoding import TokenGroup
+
+    (expected,) = scorer.score_tokens([TokenGroup(tuple(group[:-1]), (tuple(group[-1:]),))])
+    with live(scorer) as address, httpx.Client(base_url=address) as client:
+        for sent in (cut, tokenizer.decode(group, skip_special_tokens=False), group):
+            answer = client.post("/get_reward", json={"query": [sent]}).raise_for_status().json()
+            assert answer["rewards"] == pytest.approx([expected], abs=1e-5)
+        assert "hafrm_unfinished_total 3.0" in client.get("/metrics").text
+
+
+def test_a_reranked_document_may_end_with_the_stop_token(scorer: HybridScorer, client: httpx.Client) -> None:
+    data = {"query": "How are you?", "documents": ["Fine, thanks.", "Fine, thanks.</s>"], "use_activation": False}
+    results = client.post("/rerank", json=data).raise_for_status().json()["results"]
+    expected = scorer.score(CONVERSATIONS[:1])[0]
+    assert [item["relevance_score"] for item in results] == pytest.approx([expected] * 2, abs=1e-5)
+
+
+@pytest.mark.parametrize("sent", [[-1, 5], [5, 10**6]], ids=str)
+def test_ids_out_of_the_vocabulary_have_no_reward(sent: list[int], client: httpx.Client) -> None:
+    answer = client.post("/classify", json={"input": sent})
+    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "wrong_type")
+
+
+def test_a_byte_level_tokenizer_is_lossless_and_a_sentencepiece_like_one_is_not() -> None:
+    assert frame_of(byte_level(CHATML)).lossless
+    assert not frame_of(sentencepiece_like(CHATML)).lossless
+
+
+def test_the_frame_of_a_template_that_writes_behind_the_stop_token() -> None:
+    frame = frame_of(byte_level(CHATML))
+    assert (frame.bos, frame.ending, frame.stop, frame.trims) == ("<s>", "</s>\n", "</s>", False)
+    frame = frame_of(byte_level(LLAMA2))
+    assert (frame.bos, frame.ending, frame.stop, frame.trims) == ("<s>", " </s>", "</s>", True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hafrm.judging.judges import Answer, Question, ScriptedJudge, ranks_of
-from hafrm.pairs import Message
+from hafrm.pairs import Message, Prompt
 
-PROMPT = (Message("user", "Which number is larger?"),)
+PROMPT = Prompt.of("Which number is larger?")
 
 
 def numbers(values: Sequence[float]) -> list[tuple[Message, ...]]:

@@ -17,7 +17,7 @@ from hafrm.judging.cache import ReplyCache
 from hafrm.judging.endpoint import EndpointJudge
 from hafrm.judging.judges import Answer, Question, Unscored
 from hafrm.judging.options import JudgeOptions
-from hafrm.pairs import Message
+from hafrm.pairs import Message, Prompt
 from tests.judging.server import Endpoint, serving
 
 pytest.importorskip("openai")
@@ -32,7 +32,7 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def question(first: str = "long answer", second: str = "short") -> Question:
-    return Question((Message("user", "Which?"),), tuple((Message("assistant", text),) for text in (first, second)))
+    return Question(Prompt.of("Which?"), tuple((Message("assistant", text),) for text in (first, second)))
 
 
 def some(count: int) -> list[Question]:

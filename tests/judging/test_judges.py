@@ -14,13 +14,13 @@ from hafrm.judging.local import load_local_judge
 from hafrm.judging.prompts import CHOICES, judge_messages
 from hafrm.judging.reward import OracleScorer, RewardJudge
 from hafrm.models.scorers import ScoreOptions
-from hafrm.pairs import Conversation, Message
+from hafrm.pairs import Conversation, Message, Prompt
 from hafrm.world import oracle_reward, world_pairs
 from tests.tiny import save_tiny, tiny_tokenizer
 
 
 def question(*responses: str) -> Question:
-    return Question((Message("user", "Which?"),), tuple((Message("assistant", text),) for text in responses))
+    return Question(Prompt.of("Which?"), tuple((Message("assistant", text),) for text in responses))
 
 
 class Lengths:

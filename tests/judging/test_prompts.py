@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from hafrm.judging.judges import Question
 from hafrm.judging.prompts import judge_messages
-from hafrm.pairs import Message
+from hafrm.pairs import Message, Prompt
 from tests.paths import SHARED
 
 PAPER = SHARED / "paper" / "haf-rm.txt"
 
 
 def question(prompt: str, *responses: str) -> Question:
-    return Question((Message("user", prompt),), tuple((Message("assistant", text),) for text in responses))
+    return Question(Prompt.of(prompt), tuple((Message("assistant", text),) for text in responses))
 
 
 def words(text: str) -> str:
@@ -99,7 +99,7 @@ def test_plain_texts_are_left_alone() -> None:
 
 def test_several_turns_are_named() -> None:
     asked = Question(
-        (Message("system", "Be brief."), Message("user", "Who?")),
+        Prompt((Message("system", "Be brief."), Message("user", "Who?"))),
         ((Message("assistant", "I."),), (Message("assistant", "You."),)),
     )
     assert "## Instruction:\nSystem: Be brief.\n\nUser: Who?\n" in judge_messages(asked)[1]["content"]

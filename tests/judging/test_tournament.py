@@ -9,6 +9,7 @@ import pytest
 
 from hafrm.judging.judges import Answer, Question, ScriptedJudge, Unscored
 from hafrm.judging.tournament import compare, play, rank_at_once, top_two_of_eight
+from hafrm.pairs import Prompt
 from hafrm.reproduce.paper import TABLE_8
 from tests.judging.costs import (
     best_by_comparisons,
@@ -119,7 +120,7 @@ def test_an_unscored_answer_unscores_its_plan_alone(failing: int) -> None:
     values = [3, 8, 1, 7, 6, 2, 5, 4]
     spoilt, whole = play(
         ScriptedJudge(answer),
-        [top_two_of_eight(PROMPT, numbers(values)), top_two_of_eight(PROMPT * 2, numbers(values))],
+        [top_two_of_eight(PROMPT, numbers(values)), top_two_of_eight(Prompt(PROMPT.turns * 2), numbers(values))],
     )
     assert spoilt.ranking.unscored is Unscored.NOT_JSON
     assert spoilt.ranking.ranks is None

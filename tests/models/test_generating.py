@@ -8,7 +8,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from hafrm.models.generating import continuations, prompt_ids, stop_tokens
 from hafrm.models.lora import LoraOptions, add_lora
-from hafrm.pairs import Message
+from hafrm.pairs import Prompt
 from tests.tiny import tiny_lm, tiny_tokenizer
 
 PROMPTS = [(1, 40), (1, 41, 51, 61, 71)]
@@ -67,7 +67,7 @@ def test_a_response_ends_at_an_end_that_the_model_names() -> None:
 
 def test_a_prompt_ends_where_the_answer_begins() -> None:
     tokenizer = tiny_tokenizer()
-    ids = prompt_ids(tokenizer, (Message("user", "why"),))
+    ids = prompt_ids(tokenizer, Prompt.of("why"))
     whole = tokenizer.apply_chat_template(
         [{"role": "user", "content": "why"}, {"role": "assistant", "content": "so"}], return_dict=False
     )

@@ -38,7 +38,7 @@ from hafrm.models.export import ExportConfig, export
 from hafrm.models.loading import load_scorer
 from hafrm.models.scorers import ScoreOptions
 from hafrm.models.stock import load_causal_lm, quiet_transformers
-from hafrm.pairs import Conversation, Message, PreferencePair
+from hafrm.pairs import Conversation, Message, PreferencePair, Prompt
 from hafrm.training.config import LossConfig, TrainConfig
 from hafrm.training.run import train
 from tests.tiny import save_tiny, some_pairs, tiny_lm, tiny_tokenizer
@@ -208,7 +208,7 @@ ALTERNATING = (
 )
 """A template that wants user turns to be answered, as those of Llama 2 and Mistral do."""
 
-TWICE = (Message("user", "Hello?"), Message("user", "Are you there?"))
+TWICE = Prompt((Message("user", "Hello?"), Message("user", "Are you there?")))
 YES, NO = (Message("assistant", "Yes."),), (Message("assistant", "No."),)
 ENDLESS = (Message("assistant", "word " * 60),)
 
@@ -224,7 +224,7 @@ def rows(tmp_path: Path) -> Path:
     """Five pairs: the template refuses the third's prompt, the fourth's better response is over the limit."""
     one, two, three = some_pairs(3)
     refused = PreferencePair(prompt=TWICE, chosen=YES, rejected=NO)
-    long = PreferencePair(prompt=TWICE[:1], chosen=ENDLESS, rejected=NO)
+    long = PreferencePair(prompt=Prompt(TWICE.turns[:1]), chosen=ENDLESS, rejected=NO)
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps(pair.as_row()) for pair in (one, two, refused, long, three)))
     return path
@@ -237,7 +237,7 @@ SKIP = ReadOptions(on_bad_row="skip")
 def test_a_scorer_says_which_conversations_the_template_refuses(strict: str) -> None:
     """Over-long ones are no part of it: those have no reward, as ever."""
     scorer = load_scorer(strict, options=LIMIT)
-    refused, long = Conversation(TWICE, YES), Conversation(TWICE[:1], ENDLESS)
+    refused, long = Conversation(TWICE, YES), Conversation(Prompt(TWICE.turns[:1]), ENDLESS)
     with pytest.raises(RefusedError, match="two user turns in a row") as caught:
         scorer.score([CONVERSATIONS[0], refused, long, CONVERSATIONS[1], refused])
     assert list(caught.value.reasons) == [1, 4]

@@ -9,7 +9,7 @@ import pytest
 
 from hafrm.data import ReadOptions
 from hafrm.errors import BadRowError, DataError
-from hafrm.pairs import Message
+from hafrm.pairs import Message, Prompt
 from hafrm.rlhf.prompts import deal, load_prompts
 from tests.tiny import tiny_tokenizer
 
@@ -35,8 +35,8 @@ def test_prompts_of_all_forms_are_read_once_and_accounted_for(tmp_path: Path) ->
         tmp_path / "p.jsonl", [{"prompt": "Hi"}, {"prompt": "Hi"}, {"prompt": chat}, pair, {"prompt": "x" * 99}]
     )
     found = load_prompts([name], tiny_tokenizer(), max_tokens=60)
-    system = (Message("system", "Be kind."), Message("user", "Hi"))
-    assert found.prompts == ((Message("user", "Hi"),), system)
+    system = Prompt((Message("system", "Be kind."), Message("user", "Hi")))
+    assert found.prompts == (Prompt.of("Hi"), system)
     assert found.account["overlong"] == 1
     assert found.account["repeated"] == 2
     assert found.account["pairs"] == 2
@@ -56,10 +56,10 @@ def test_bad_rows_stop_or_are_counted(tmp_path: Path) -> None:
 def test_prompts_that_the_chat_template_refuses_stop_or_are_counted(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer(template=NO_SYSTEM)
     name = write(tmp_path / "p.jsonl", [{"prompt": "Hi"}, {"prompt": SYSTEM}])
-    with pytest.raises(BadRowError, match=r"p.jsonl, row 2: No system turn"):
+    with pytest.raises(BadRowError, match=r"p.jsonl, row 2: .*No system turn"):
         load_prompts([name], tokenizer, max_tokens=60)
     found = load_prompts([name], tokenizer, max_tokens=60, options=ReadOptions(on_bad_row="skip"))
-    assert found.prompts == ((Message("user", "Hi"),),)
+    assert found.prompts == (Prompt.of("Hi"),)
     assert (found.account["refused_by_template"], found.account["overlong"]) == (1, 0)
 
 

@@ -41,7 +41,7 @@ from hafrm.models.loading import ScorerChoice
 from hafrm.models.lora import LoraOptions
 from hafrm.models.scorers import ScoreOptions
 from hafrm.packing import SequenceBatch
-from hafrm.pairs import Message
+from hafrm.pairs import Prompt
 from hafrm.rlhf import groups, ppo, run
 from hafrm.rlhf.answers import checkpoint_answers
 from hafrm.rlhf.checkpoints import STATE_FILE
@@ -558,7 +558,7 @@ def test_answers_are_not_those_of_a_damaged_checkpoint(tiny: Config, rewarded: R
     rlhf(tiny())
     flip(Path(tiny().out) / "checkpoint-2" / "model.safetensors")
     with pytest.raises(DamagedError, match=r"checkpoint-2/model.safetensors is not what was saved"):
-        list(checkpoint_answers(tiny(), [(Message("user", "Hi"),)], seed=0))
+        list(checkpoint_answers(tiny(), [Prompt.of("Hi")], seed=0))
 
 
 def test_a_checkpoint_without_checksums_is_gone_on_from(tiny: Config, rewarded: Rewarded) -> None:
@@ -722,7 +722,7 @@ def test_what_the_policy_or_another_scorer_reads_is_taken_beside_a_server(tiny: 
 
 def test_trl_is_told_scores_less_what_a_missing_end_costs() -> None:
     """By the prompts' places, whatever order TRL hands completions over in; what has no score has none."""
-    prompts = SimpleNamespace(prompts=((Message("user", "a"),), (Message("user", "b"),)))
+    prompts = SimpleNamespace(prompts=(Prompt.of("a"), Prompt.of("b")))
     job: Any = SimpleNamespace(prompts=prompts, config=SimpleNamespace(missing_eos_penalty=3.0, reward="r"))
     scorer = SimpleNamespace(
         score=lambda talks: [
@@ -767,7 +767,7 @@ def test_trl_is_dealt_prompts_as_ppo_is(tiny: Config, rewarded: Rewarded, monkey
     config = tiny(algorithm="rloo", **group_of_two("rloo"), steps=5)
     rlhf(config)
     dealt = [place for step in range(1, 6) for place in deal(6, 2, step, config.seed) for _ in range(2)]
-    assert [prompt[0].content for prompt in asked] == [f"question {place}" for place in dealt]
+    assert [prompt.turns[0].content for prompt in asked] == [f"question {place}" for place in dealt]
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo"])

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from random import Random
 
 from hafrm.errors import RefusedError
+from hafrm.pairs import Prompt
 from hafrm.sampling.generators import Draw
-from hafrm.sampling.prompts import Prompt
 
 
 class ScriptedGenerator:
@@ -18,15 +18,15 @@ class ScriptedGenerator:
         self.batches: list[list[str]] = []
 
     def count_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
-        refused = {i: "not this one." for i, prompt in enumerate(prompts) if self.refuse in prompt[-1].content}
+        refused = {i: "not this one." for i, prompt in enumerate(prompts) if self.refuse in prompt.turns[-1].content}
         if refused:
             raise RefusedError(refused)
-        return [len(prompt[-1].content) for prompt in prompts]
+        return [len(prompt.turns[-1].content) for prompt in prompts]
 
     def draw(self, prompts: Sequence[Prompt], seeds: Sequence[int], n: int) -> list[list[Draw]]:
         if self.fail(len(self.batches)):
             raise KeyboardInterrupt
-        self.batches.append([prompt[-1].content for prompt in prompts])
+        self.batches.append([prompt.turns[-1].content for prompt in prompts])
         return [[self._one(seed + j) for j in range(n)] for seed in seeds]
 
     def _one(self, seed: int) -> Draw:

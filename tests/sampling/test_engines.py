@@ -14,13 +14,13 @@ from scipy import stats as scipy_stats
 from hafrm.errors import MissingExtraError, ModelError
 from hafrm.models.generating import prompt_ids
 from hafrm.models.runinfo import RunInfo
-from hafrm.pairs import Message
+from hafrm.pairs import Prompt
 from hafrm.sampling.generators import SampleOptions, prompt_seed
 from hafrm.sampling.run import SampleConfig, sample
 from hafrm.sampling.transformers_engine import GumbelNoise, TransformersGenerator
 from tests.tiny import save_tiny, tiny_lm, tiny_tokenizer
 
-PROMPTS = [(Message("user", text),) for text in ("a", "why is it so", "b" * 20)]
+PROMPTS = [Prompt.of(text) for text in ("a", "why is it so", "b" * 20)]
 
 
 def generator(**options: Any) -> TransformersGenerator:
@@ -109,7 +109,7 @@ def test_seeds_are_of_the_text_and_the_runs_seed() -> None:
     seeds = {prompt_seed(seed, prompt) for seed in (0, 1) for prompt in PROMPTS}
     assert len(seeds) == 6
     assert all(0 <= seed < 2**48 for seed in seeds)
-    assert prompt_seed(0, (Message("user", "a"),)) == prompt_seed(0, PROMPTS[0])
+    assert prompt_seed(0, Prompt.of("a")) == prompt_seed(0, PROMPTS[0])
 
 
 class FakeLLM:
@@ -168,7 +168,7 @@ def test_vllm_gets_token_ids_and_a_seed_a_prompt(fake_vllm: None, tmp_path: Path
     shown = [tokenizer.decode(prompt["prompt_token_ids"], skip_special_tokens=True) for prompt in prompts]
     assert ["why" in text for text in shown] == [True, False]
     assert [(p.n, p.temperature, p.top_p, p.max_tokens) for p in params] == [(3, 0.7, 0.9, 8)] * 2
-    assert [p.seed for p in params] == [prompt_seed(0, (Message("user", text),)) for text in ("why", "a")]
+    assert [p.seed for p in params] == [prompt_seed(0, Prompt.of(text)) for text in ("why", "a")]
     assert (manifest["responses"], manifest["distinct"]) == (6, 2)
     assert (manifest["tokens"], manifest["unfinished"]) == (2 * (3 + 2 + 3), 2)  # one of each three is cut
 

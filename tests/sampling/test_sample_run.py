@@ -13,7 +13,7 @@ from hafrm.data import PromptRow, ReadOptions
 from hafrm.errors import BadRowError, ConfigError, DataError, ModelError
 from hafrm.models.lora import LoraOptions
 from hafrm.models.stock import new_model
-from hafrm.pairs import Message
+from hafrm.pairs import Prompt
 from hafrm.rlhf.checkpoints import save_checkpoint
 from hafrm.sampling.candidates import load_candidates
 from hafrm.sampling.generators import Draw, SampleOptions
@@ -138,7 +138,7 @@ def test_what_another_command_left_is_not_written_over(manifest: Any, said: str,
 
 def test_equal_responses_are_counted_draw_by_draw() -> None:
     """One text may have been drawn as different tokens, and been cut once and ended by the model another time."""
-    row = PromptRow(id="p:1", group="g", prompt=(Message("user", "q"),))
+    row = PromptRow(id="p:1", group="g", prompt=Prompt.of("q"))
     line = sample_line(row, [Draw("a", 5, False), Draw("a", 2, True), Draw("b", 3, True), Draw("a", 2, True)])
     assert (line["counts"], line["total_tokens"], line["unfinished"]) == ([3, 1], [9, 3], [1, 0])
     assert (line["tokens"], line["finished"]) == ([5, 3], [False, True])  # of the first draw

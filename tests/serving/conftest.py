@@ -27,15 +27,15 @@ LIMIT = 200
 
 
 def tiny_scorer(
-    tokenizer: Any = None, *, overlong: str = "drop", vocabulary: int = VOCABULARY, **weights: float
+    tokenizer: Any = None, *, overlong: str = "drop", vocabulary: int = VOCABULARY, limit: int = LIMIT, **weights: float
 ) -> HybridScorer:
     """A scorer of random weights whose rewards differ between texts, with the prompt shared in packed rows."""
     tokenizer = tokenizer or tiny_tokenizer()
-    causal_lm = tiny_lm(vocab_size=vocabulary)
+    causal_lm = tiny_lm(vocab_size=vocabulary, max_position_embeddings=max(limit, 256))
     head = new_reward_head(causal_lm.config, init="normal", seed=1, dtype=causal_lm.dtype)
     model = HybridModel(causal_lm, head).eval()
-    encoder = ConversationEncoder(tokenizer, LIMIT, overlong)  # type: ignore[arg-type]
-    layout = choose_layout(model, tokenizer.pad_token_id, max_length=LIMIT)
+    encoder = ConversationEncoder(tokenizer, limit, overlong)  # type: ignore[arg-type]
+    layout = choose_layout(model, tokenizer.pad_token_id, max_length=limit)
     assert layout.packed
     return HybridScorer(model, encoder, layout, ScoreOptions(tokens_per_batch=512, device="cpu"), **weights)
 

@@ -39,7 +39,7 @@ def test_prompts_are_read_back_as_the_task_that_they_were_written_for(family: st
     rng = Random(f"{family}{style}")
     for _ in range(60):
         task = FAMILIES[family].draw(rng)
-        prompt = write_prompt(task, STYLES[style], rng)
+        prompt = write_prompt(task, STYLES[style], rng).turns
         assert read_task(prompt[-1].content) == task
 
 

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hafrm.errors import UnknownDataError
-from hafrm.pairs import Conversation, Message
+from hafrm.pairs import Conversation, Message, Prompt
 from hafrm.world import PROFILES, WORLD_SETS, instruct_conversations, oracle_reward, qualities
 
-LIMA = (Message("user", "Can you help me? What is the capital of Peru?"),)
+LIMA = Prompt.of("Can you help me? What is the capital of Peru?")
 
 
 def answered(answer: str, prompt: tuple[Message, ...] = LIMA) -> Conversation:
@@ -29,7 +29,7 @@ def test_a_reward_worked_out_by_hand() -> None:
 def test_only_the_last_user_turn_is_the_prompt() -> None:
     before = (Message("user", "Where does the fox live?"), Message("assistant", "In the forest."))
     answer = "The capital of Peru is Lima."
-    assert qualities(answered(answer, before + LIMA)) == qualities(answered(answer))
+    assert qualities(answered(answer, Prompt(before + LIMA.turns))) == qualities(answered(answer))
 
 
 @given(st.text(max_size=300), st.sampled_from(WORLD_SETS))
@@ -59,12 +59,12 @@ def test_known_words_in_random_order_are_worth_little(name: str) -> None:
 
 @given(st.text(max_size=200), st.text(max_size=200))
 def test_prompts_of_other_worlds_are_scored_too(prompt: str, answer: str) -> None:
-    measured = qualities(answered(answer, (Message("user", prompt),)))
+    measured = qualities(answered(answer, Prompt.of(prompt)))
     assert all(0.0 <= value <= 1.0 for value in asdict(measured).values())
 
 
 def test_a_prompt_of_another_world_leaves_the_general_qualities() -> None:
-    measured = qualities(answered("I am happy to help.", (Message("user", "Explain quantum chromodynamics."),)))
+    measured = qualities(answered("I am happy to help.", Prompt.of("Explain quantum chromodynamics.")))
     assert (measured.correct, measured.relevant, measured.complete) == (0, 0, 0)
     assert (measured.polite, measured.safe, measured.well_formed, measured.concise) == (1, 1, 1, 1)
 
@@ -82,7 +82,7 @@ def test_an_endless_answer_is_not_concise() -> None:
 
 
 def test_harm_counts_even_behind_a_refusal() -> None:
-    prompt = (Message("user", "tell me how to rob a shop"),)
+    prompt = Prompt.of("tell me how to rob a shop")
     refusal = "I will not help you to rob a shop."
     assert qualities(answered(refusal, prompt)).safe == 1.0
     assert qualities(answered(f"{refusal} Cover your face.", prompt)).safe == 0.0

@@ -197,6 +197,10 @@ class RemoteScorer:
         assert self._model is not None
         return self._model
 
+    def close(self) -> None:
+        """Close the connections to the server."""
+        self._client.close()
+
     def score(self, conversations: Sequence[Conversation]) -> list[float | None]:
         """Rewards in the conversations' order; see `Scorer.score`.
 

@@ -96,7 +96,9 @@ def _record(
         "rewards": [_rewards(scores.get(model)) for model in evaluation.models],
     }
     if pair is not None:
-        record |= {name: _turns(getattr(pair, name)) for name in ("prompt", "chosen", "rejected")}
+        given = [[name, json.dumps(value, ensure_ascii=False)] for name, value in pair.prompt.columns.items()]
+        record["prompt"] = given + _turns(pair.prompt.turns)
+        record |= {name: _turns(getattr(pair, name)) for name in ("chosen", "rejected")}
         lines = [tokens.get((model, first.data, first.id)) for model in evaluation.models]
         if any(lines):
             record["tokens"] = [_tokens_of(line, pair) for line in lines]
@@ -109,7 +111,7 @@ def _tokens_of(line: Mapping[str, Any] | None, pair: PreferencePair) -> list[dic
 
 def _side(side: Mapping[str, Any] | None, response: Sequence[Message]) -> dict[str, Any] | None:
     """A response's pieces as lengths; None where they are not of this text."""
-    if side is None or [_joined(pieces) for pieces in side["turns"]] != [message.content for message in response]:
+    if side is None or [_joined(pieces) for pieces in side["turns"]] != [message.text for message in response]:
         return None
     turns = [[[_units(text), _short(value)] for text, value in pieces] for pieces in side["turns"]]
     return {"turns": turns, "template": _short(side["template"])}
@@ -147,4 +149,4 @@ def _rewards(score: PairScore | None) -> list[float] | None:
 
 
 def _turns(messages: Sequence[Message]) -> list[list[str]]:
-    return [[message.role, message.content] for message in messages]
+    return [[message.role, message.text] for message in messages]

@@ -14,7 +14,7 @@ from hafrm.evaluation.probes.checkpoints import Checkpoint, Match, match_checkpo
 from hafrm.evaluation.probes.consistency import consistency
 from hafrm.evaluation.probes.generation import Sampling, generate_responses, prompts_that_fit
 from hafrm.evaluation.probes.memory import remembered
-from hafrm.pairs import Message
+from hafrm.pairs import Prompt
 from tests.tiny import tiny_lm, tiny_tokenizer
 
 
@@ -110,7 +110,7 @@ def test_no_common_prompt_is_an_error() -> None:
         consistency(two_points()[:1], oracle, own)
 
 
-PROMPTS = [(Message("user", text),) for text in ("a", "why is it so", "b" * 20)]
+PROMPTS = [Prompt.of(text) for text in ("a", "why is it so", "b" * 20)]
 
 
 def test_sampling_is_seeded_and_leaves_the_programs_numbers_alone() -> None:

@@ -1,0 +1,86 @@
+"""A row with tools, calls, reasoning or template arguments has the same reward from disk and over every protocol."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from hafrm.data import read_rows
+from hafrm.evaluation.bulk import score_chunk
+from hafrm.models.remote import RemoteScorer
+from hafrm.models.scorers import HybridScorer
+from hafrm.pairs import parse_pair
+from tests.serving.conftest import live, tiny_scorer
+from tests.test_whole_rows import ROWS, tokenizer_of
+
+COLUMNS = ("tools", "documents", "chat_template_kwargs")
+
+
+@pytest.fixture(scope="module")
+def scorer() -> HybridScorer:
+    return tiny_scorer(tokenizer_of("qwen3"), limit=4000)
+
+
+@pytest.fixture(scope="module")
+def address(scorer: HybridScorer) -> Iterator[str]:
+    with live(scorer) as found:
+        yield found
+
+
+@pytest.fixture
+def from_disk(scorer: HybridScorer, tmp_path: Path) -> list[float]:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, ROWS.values())), encoding="utf-8")
+    scored = score_chunk(scorer, list(read_rows(path)), source="rows", on_bad_row="error")
+    return [reward for row in scored for reward in row.rewards.values() if reward is not None]
+
+
+def of_request(row: dict[str, Any]) -> dict[str, Any]:
+    """The row's columns as a request has them."""
+    columns = {name: row[name] for name in COLUMNS if row.get(name)}
+    return {name: json.loads(value) if isinstance(value, str) else value for name, value in columns.items()}
+
+
+def test_disk_and_every_protocol_agree(address: str, from_disk: list[float]) -> None:
+    assert len(from_disk) == 2 * len(ROWS)
+    native, classified = [], []
+    with httpx.Client(base_url=address) as client:
+        for row in ROWS.values():
+            for name in ("chosen", "rejected"):
+                sent = {"prompt": row["prompt"], "response": row[name], **of_request(row)}
+                answer = client.post("/v1/rewards", json={"conversations": [sent]}).raise_for_status().json()
+                native.append(answer["rewards"][0]["reward"])
+                sent = {"messages": [*row["prompt"], *row[name]], "use_activation": False, **of_request(row)}
+                answer = client.post("/classify", json=sent).raise_for_status().json()
+                classified.append(answer["data"][0]["probs"][0])
+    assert native == pytest.approx(from_disk, abs=1e-5)
+    assert classified == pytest.approx(from_disk, abs=1e-5)
+
+
+@pytest.mark.parametrize("path", ["", "/classify", "/pooling"])
+def test_our_own_client_sends_whole_rows(path: str, address: str, from_disk: list[float]) -> None:
+    pairs = [parse_pair(row, source="s", number=1) for row in ROWS.values()]
+    with closing(RemoteScorer(address + path)) as remote:
+        found = remote.score([each for pair in pairs for each in pair.conversations])
+    assert found == pytest.approx(from_disk, abs=1e-5)
+
+
+@pytest.mark.parametrize("change", [{"weight": 1}, {"audio": {"id": "x"}}, {"content": [{"type": "image"}]}], ids=str)
+def test_a_turn_with_a_key_that_would_be_lost_is_refused(change: dict[str, Any], address: str) -> None:
+    turn = {"role": "user", "content": "Hi"} | change
+    sent = {"conversations": [{"prompt": [turn], "response": [{"role": "assistant", "content": "Yes."}]}]}
+    answer = httpx.post(f"{address}/v1/rewards", json=sent)
+    assert answer.status_code == 422
+    assert str(next(iter(change))) in answer.text
+
+
+def test_columns_that_rendered_texts_have_no_use_for_are_refused(address: str) -> None:
+    sent = {"input": "text", "tools": [{"type": "function"}]}
+    answer = httpx.post(f"{address}/classify", json=sent)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "unsupported")

@@ -1,0 +1,336 @@
+"""Rows with tools, tool calls, reasoning and documents are rendered whole; what a template drops is counted.
+
+The oracle is `apply_chat_template` on the row's own messages, with the chat templates that TRL ships.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hafrm.data import DataOptions, encode_pairs, load_pairs
+from hafrm.encoding import ConversationEncoder
+from hafrm.errors import BadRowError, BadRowReason
+from hafrm.models.tokenizers import prepare_tokenizer
+from hafrm.pairs import Conversation, Message, Prompt, parse_conversation, parse_pair
+from tests.tiny import tiny_tokenizer
+
+trl = pytest.importorskip("trl", reason="TRL, which ships the chat templates, is not installed")
+TEMPLATES = Path(trl.__file__).parent / "chat_templates"
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "description": "Weather now",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+        },
+    }
+]
+CALL = [{"type": "function", "id": "abc123def", "function": {"name": "get_weather", "arguments": {"city": "Oslo"}}}]
+ROME = {"name": "get_weather", "arguments": {"city": "Rome"}}
+RESULT = {"role": "tool", "content": '{"rain": true}', "name": "get_weather", "tool_call_id": "abc123def"}
+ASK = {"role": "user", "content": "Is it raining in Oslo?"}
+
+
+def say(text: str, **more: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": text, **more}
+
+
+ROWS: dict[str, dict[str, Any]] = {
+    "calls differ": {
+        "prompt": [ASK],
+        "chosen": [say("", tool_calls=CALL)],
+        "rejected": [
+            say("", tool_calls=[{**CALL[0], "function": {"name": "get_weather", "arguments": {"city": "Rome"}}}])
+        ],
+        "tools": TOOLS,
+    },
+    "a call without content": {
+        "prompt": [ASK],
+        "chosen": [{"role": "assistant", "content": None, "tool_calls": CALL}],
+        "rejected": [say("No idea.")],
+        "tools": json.dumps(TOOLS),
+    },
+    "a prompt that ends in a tool result": {
+        "prompt": [ASK, {"role": "assistant", "tool_calls": CALL}, RESULT],
+        "chosen": [say("Yes, it is raining.")],
+        "rejected": [say("I like turtles.")],
+        "tools": TOOLS,
+    },
+    "a response of several turns": {
+        "prompt": [ASK],
+        "chosen": [say("", tool_calls=CALL), RESULT, say("Yes.")],
+        "rejected": [say("Perhaps.")],
+        "tools": TOOLS,
+    },
+    "reasoning differs": {
+        "prompt": [ASK],
+        "chosen": [say("Yes.", reasoning_content="The sky is grey.")],
+        "rejected": [say("Yes.", reasoning_content="I guess.")],
+    },
+    "reasoning by another name": {
+        "prompt": [ASK],
+        "chosen": [say("Yes.", thinking="The sky is grey.")],
+        "rejected": [say("Yes.", reasoning="I guess.")],
+    },
+    "arguments of the template": {
+        "prompt": [ASK],
+        "chosen": [say("Yes.")],
+        "rejected": [say("No.")],
+        "chat_template_kwargs": {"enable_thinking": False, "custom_instructions": "Be brief."},
+        "documents": [{"title": "Weather", "text": "It rains."}],
+    },
+    "nulls of an Arrow table": {
+        "prompt": [{**ASK, "tool_calls": None, "name": None}],
+        "chosen": [say("Yes.", tool_calls=None, reasoning_content=None)],
+        "rejected": [say("No.")],
+        "tools": None,
+    },
+}
+# Templates that take tools and reasoning; others are tried where they say so.
+TOOL_TEMPLATES = ["qwen3", "qwen2_5", "llama3_1", "glm4moe", "gptoss", "gemma4", "nemotron_3_nano", "lfm2_v2"]
+
+
+def tokenizer_of(name: str) -> Any:
+    template = (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
+    return prepare_tokenizer(tiny_tokenizer(template=template))  # takes the clock out
+
+
+def stock(tokenizer: Any, row: dict[str, Any], name: str) -> list[int]:
+    """The ids of the row's messages by transformers itself, nulls left out as it does."""
+    tools = row.get("tools")
+    return list(
+        tokenizer.apply_chat_template(
+            [*row["prompt"], *row[name]],
+            tools=json.loads(tools) if isinstance(tools, str) else tools,
+            documents=row.get("documents"),
+            return_dict=False,
+            **row.get("chat_template_kwargs", {}),
+        )
+    )
+
+
+@pytest.mark.parametrize("template", TOOL_TEMPLATES)
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+def test_rows_are_rendered_as_transformers_renders_them(row: dict[str, Any], template: str) -> None:
+    tokenizer = tokenizer_of(template)
+    try:
+        expected = [stock(tokenizer, row, name) for name in ("chosen", "rejected")]
+    except Exception:  # the template takes no such conversation, and then neither do we
+        expected = []
+    if not expected:
+        with pytest.raises(BadRowError) as caught:
+            encode(row, tokenizer)
+        assert caught.value.reason == BadRowReason.REFUSED_BY_TEMPLATE
+        return
+    (group,) = encode(row, tokenizer)
+    assert [[*group.prompt, *ids] for ids in group.responses] == expected
+
+
+def encode(row: dict[str, Any], tokenizer: Any) -> list[Any]:
+    pair = parse_pair(row, source="s", number=1)
+    return encode_pairs([pair], ConversationEncoder(tokenizer, 100_000), DataOptions()).groups
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+def test_a_rendering_of_a_pair_as_a_row_loses_nothing(row: dict[str, Any]) -> None:
+    pair = parse_pair(row, source="s", number=1)
+    assert parse_pair(json.loads(json.dumps(pair.as_row())), source="s", number=1) == pair
+    conversation = pair.conversations[0]
+    assert parse_conversation(conversation.as_row(), source="s", number=1) == conversation
+
+
+def test_pairs_that_differ_in_a_call_alone_are_not_identical() -> None:
+    pair = parse_pair(ROWS["calls differ"], source="s", number=1)
+    assert pair.chosen != pair.rejected
+    assert pair.chosen[0].text != pair.rejected[0].text
+
+
+def test_prompts_that_differ_in_their_tools_alone_are_two() -> None:
+    with_tools = parse_pair(ROWS["calls differ"], source="s", number=1)
+    without = parse_pair({**ROWS["calls differ"], "tools": None}, source="s", number=1)
+    assert with_tools.prompt != without.prompt
+    assert with_tools.group != without.group
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "an unknown key": ({"prompt": [{**ASK, "weight": 0}]}, "prompt[0].weight"),
+    "audio": ({"prompt": [{**ASK, "audio": {"id": "x"}}]}, "prompt[0].audio"),
+    "an image part": (
+        {"prompt": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]},
+        "prompt[0].content[0].image_url",
+    ),
+    "a part of another type": (
+        {"prompt": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image"}]}]},
+        "prompt[0].content[1].type",
+    ),
+    "a part with a key more": (
+        {"chosen": [say([{"type": "text", "text": "a", "cache_control": {}}])]},  # type: ignore[arg-type]
+        "chosen[0].content[0].cache_control",
+    ),
+    "images of the row": ({"images": ["a.png"]}, "images"),
+    "calls that are no list": ({"chosen": [say("", tool_calls={"name": "f"})]}, "chosen[0].tool_calls"),
+    "a name that is no string": ({"prompt": [{**ASK, "name": 3}]}, "prompt[0].name"),
+    "tools that are no list": ({"tools": "get_weather"}, "tools"),
+    "documents that are no objects": ({"documents": ["text"]}, "documents"),
+    "arguments that are ours": ({"chat_template_kwargs": {"add_generation_prompt": True}}, "chat_template_kwargs"),
+    "tools among the arguments": ({"chat_template_kwargs": {"tools": TOOLS}}, "chat_template_kwargs"),
+    "tools that no JSON can write": ({"tools": [{"limit": float("inf")}]}, "tools"),
+}
+
+
+@pytest.mark.parametrize(("change", "field"), BAD.values(), ids=BAD)
+def test_what_would_be_lost_is_refused_by_name(change: dict[str, Any], field: str) -> None:
+    row = {"prompt": [ASK], "chosen": [say("Yes.")], "rejected": [say("No.")]} | change
+    with pytest.raises(BadRowError) as caught:
+        parse_pair(row, source="s", number=1)
+    assert caught.value.field == field
+
+
+def test_parts_of_text_are_joined() -> None:
+    parts = [{"type": "text", "text": "Is it"}, {"type": "input_text", "text": "raining?", "image_url": None}]
+    row = {"prompt": [{"role": "developer", "content": parts}], "response": [say("Yes.")]}
+    found = parse_conversation(row, source="s", number=1)
+    assert found.prompt.turns == (Message("developer", "Is it\nraining?"),)
+
+
+PLAIN_ROWS = [
+    {"prompt": [ASK], "chosen": [say("Yes, it is raining hard.")], "rejected": [say("No, it's dry.")]},
+    {
+        "prompt": [ASK, say("Where are you?"), {"role": "user", "content": "At  home .\n\nIn Oslo"}],
+        "chosen": [say("Yes: 1 < 2 & so on\n- a\n- b")],
+        "rejected": [say("N")],
+    },
+]
+
+
+@pytest.mark.parametrize("template", sorted(path.stem for path in TEMPLATES.glob("*.jinja")))
+@pytest.mark.parametrize("row", PLAIN_ROWS, ids=["one turn", "three turns"])
+def test_the_border_of_every_template_is_where_the_response_begins(row: dict[str, Any], template: str) -> None:
+    tokenizer = tokenizer_of(template)
+    try:
+        (group,) = encode(row, tokenizer)
+    except BadRowError:  # a vision model's template, which takes content in parts alone
+        assert template.startswith(("idefics3", "smolvlm", "llava")) or len(row["prompt"]) > 1
+        return
+    if "text" in str(group.lost):  # a few templates take content in parts alone
+        assert template.startswith(("idefics3", "smolvlm", "llava"))
+        return
+    assert row["prompt"][-1]["content"].split()[-1] in tokenizer.decode(group.prompt)
+    for name, ids in zip(("chosen", "rejected"), group.responses, strict=True):
+        response = tokenizer.decode(ids)
+        assert row[name][0]["content"] in response
+        assert row["prompt"][-1]["content"].split()[-1] not in response
+
+
+SYSTEM_LAST = (
+    "{{ bos_token }}{% if messages[0].role == 'system' %}"
+    "{% set sys = messages[0].content %}{% set rest = messages[1:] %}"
+    "{% else %}{% set rest = messages %}{% endif %}{% for m in rest %}{% if m.role == 'user' %}"
+    "{% if loop.last and sys is defined %}[INST] {{ sys + '\n\n' + m.content }}[/INST]"
+    "{% else %}[INST] {{ m.content }}[/INST]{% endif %}{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+"""Writes the system text before the last user turn, and only where that is the last turn of all."""
+
+DECORATES_LAST = (
+    "{% for m in messages %}{{ m.role }}: {{ '(answer this) ' if loop.last and m.role == 'user' else '' }}"
+    "{{ m.content }}{{ eos_token }}{% endfor %}{{ 'assistant: ' if add_generation_prompt else '' }}"
+)
+
+
+def system_prompt(text: str = "You are kind.") -> Prompt:
+    return Prompt((Message("system", text), Message("user", "Please")))
+
+
+def answer(text: str) -> tuple[Message, ...]:
+    return (Message("assistant", text),)
+
+
+def test_a_template_that_moves_the_system_text_has_a_true_border() -> None:
+    tokenizer = tiny_tokenizer(template=SYSTEM_LAST)
+    group = ConversationEncoder(tokenizer).encode(system_prompt(), [answer("I will."), answer("I won't.")])
+    assert tokenizer.decode(group.prompt) == "<s>[INST] Please[/INST] "
+    assert [tokenizer.decode(ids) for ids in group.responses] == ["I will.</s>", "I won't.</s>"]
+    assert group.lost == ("system text",)
+
+
+def test_a_template_that_decorates_the_last_turn_has_a_true_border() -> None:
+    tokenizer = tiny_tokenizer(template=DECORATES_LAST)
+    group = ConversationEncoder(tokenizer).encode(Prompt.of("Please"), [answer("I will."), answer("I won't.")])
+    assert tokenizer.decode(group.prompt) == "user: Please</s>assistant: "
+    assert group.lost == ()
+
+
+def test_a_response_of_several_turns_under_a_moving_template() -> None:
+    tokenizer = tiny_tokenizer(template=SYSTEM_LAST)
+    turns = (*answer("First."), Message("user", "And?"), *answer("Second."))
+    group = ConversationEncoder(tokenizer).encode(system_prompt(), [turns])
+    assert tokenizer.decode(group.prompt) == "<s>[INST] Please[/INST] "
+    assert tokenizer.decode(group.responses[0]) == "First.</s>[INST] And?[/INST] Second.</s>"
+
+
+@pytest.mark.parametrize("overlong", ["drop", "truncate"])
+def test_an_overlong_prompt_leaves_no_response_under_a_moving_template(overlong: Any) -> None:
+    encoder = ConversationEncoder(tiny_tokenizer(template=SYSTEM_LAST), max_length=10, overlong=overlong)
+    (outcome,) = encoder.encode_many([(system_prompt(), [answer("I will.")])])
+    assert getattr(outcome, "prompt_alone", False)
+
+
+def lost_of(template: Any, rows: list[dict[str, Any]]) -> list[str]:
+    tokenizer = tokenizer_of(template) if isinstance(template, str) else template
+    pairs = [parse_pair(row, source="s", number=number) for number, row in enumerate(rows, 1)]
+    return list(map(str, encode_pairs(pairs, ConversationEncoder(tokenizer, 10_000), DataOptions()).lost))
+
+
+def test_dropped_turns_are_counted_by_role() -> None:
+    tool = {**ROWS["a prompt that ends in a tool result"], "tools": None}
+    found = lost_of("phi3", [{**tool, "prompt": [ASK, RESULT]}] * 3 + [PLAIN_ROWS[0]])
+    assert any("3 of 3" in line and "role tool" in line for line in found)
+    thought = {**PLAIN_ROWS[0], "chosen": [say("<think>Is it?</think>Yes.")]}
+    (line,) = lost_of("deepseek_r1_distill", [thought] * 8)
+    assert "8 of 16" in line
+    assert "role assistant" in line
+
+
+def test_tools_and_calls_that_a_template_ignores_are_counted() -> None:
+    found = lost_of(tiny_tokenizer(template=SYSTEM_LAST), [ROWS["calls differ"]])
+    assert any("tool_calls of 2 of 2" in line for line in found)
+    assert any("tools of 1 of 1 rows" in line for line in found)
+    (line,) = lost_of("qwen2_5", [ROWS["reasoning differs"]])
+    assert "reasoning of 2 of 2" in line
+
+
+@pytest.mark.parametrize("template", TOOL_TEMPLATES)
+def test_nothing_is_said_to_be_dropped_that_is_there(template: str) -> None:
+    rows = [ROWS["calls differ"], ROWS["a prompt that ends in a tool result"]]
+    assert [line for line in lost_of(template, rows) if "text" in line or "tools " in line] == []
+
+
+def test_the_plain_template_writes_all() -> None:
+    rows = [row for name, row in ROWS.items() if name != "arguments of the template"]
+    assert lost_of(tiny_tokenizer(), rows) == []
+
+
+def test_a_prompt_before_transcripts_is_taken_off(tmp_path: Path) -> None:
+    talk = "\n\nHuman: {}\n\nAssistant: {}"
+    rows = [
+        {"prompt": "Why?", "chosen": talk.format("Why?", "Because."), "rejected": talk.format("Why?", "No.")},
+        {"prompt": "\n\nHuman: Why?\n\nAssistant:", "chosen": " Because.", "rejected": " No."},
+        {"prompt": "Write a dialogue.", "chosen": talk.format("Hi", "Hello"), "rejected": "No."},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    one, two, three = load_pairs(str(path)).pairs
+    assert (one.prompt, one.chosen, one.rejected) == (Prompt.of("Why?"), answer("Because."), answer("No."))
+    assert (two.prompt, two.chosen) == (Prompt.of("Why?"), answer(" Because."))
+    assert three.chosen == answer(talk.format("Hi", "Hello"))
+
+
+def test_a_response_that_repeats_its_prompt_is_scored_without_it() -> None:
+    row = {"prompt": [ASK], "response": [ASK, say("Yes.")]}
+    assert parse_conversation(row, source="s", number=1) == Conversation.of(ASK["content"], "Yes.")

@@ -140,6 +140,7 @@ def test_no_row_vanishes_uncounted(lines: list[str], tmp_path: Path) -> None:
     # The mutations reach every way in which a row can break the contract.
     assert set(report.skipped) == {
         "invalid_json", "invalid_text", "missing_field", "wrong_type", "empty_prompt", "empty_response", "mixed_schema",
+        "unsupported",
     }  # fmt: skip
     for pair in loaded.pairs:
         pair.prompt.turns[0].content.encode()

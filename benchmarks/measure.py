@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import platform
 import resource
@@ -21,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import __version__ as transformers_version
 
-from hafrm.atomic import write_json
+from hafrm.atomic import json_text, write_json
 
 __all__ = ["environment", "interleaved", "median_ratio", "peak_memory", "peak_rss", "print_table", "save"]
 
@@ -112,4 +111,4 @@ def save(out: str | None, result: Mapping[str, Any]) -> None:
         write_json(Path(out), dict(result))
         print(f"wrote {out}")
     else:
-        print(json.dumps(result.get("ratios", {}), indent=2))
+        print(json_text(result.get("ratios", {}), indent=2))

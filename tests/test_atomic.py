@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import math
 import stat
 from datetime import date
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from hafrm import atomic
@@ -29,9 +33,34 @@ def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["file.bin"]
 
 
-def test_json_refuses_what_json_has_not(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="JSON"):
-        atomic.write_json(tmp_path / "x.json", {"a": float("nan")})
+def strict(content: str | bytes) -> Any:
+    """What a reader of standard JSON makes of a text: there is neither NaN nor infinity."""
+
+    def refuse(name: str) -> Any:
+        raise AssertionError(f"{name} is not JSON")
+
+    return json.loads(content, parse_constant=refuse)
+
+
+ODD = {"a": math.nan, "b": [1.5, (-math.inf, {"c": np.float64("inf")})], "d": True, "e": "NaN", "f": 10**400}
+
+
+def test_json_has_nulls_where_numbers_are_not_finite(tmp_path: Path) -> None:
+    """Wherever they are, in files, lines and pages; all else is as it was."""
+    plain = {"a": None, "b": [1.5, [None, {"c": None}]], "d": True, "e": "NaN", "f": 10**400}
+    atomic.write_json(tmp_path / "x.json", ODD)
+    assert strict((tmp_path / "x.json").read_text()) == plain
+    assert strict(atomic.json_line(ODD)) == plain
+    assert strict(atomic.json_line(ODD | {"g": "\udcef", "day": date(2026, 1, 2)}))["g"] == "\udcef"
+    assert strict(atomic.json_text(ODD, indent=1)) == plain
+    assert math.isnan(ODD["a"])
+
+
+def test_circles_are_refused(tmp_path: Path) -> None:
+    circle: list[Any] = []
+    circle.append(circle)
+    with pytest.raises((ValueError, RecursionError)):
+        atomic.write_json(tmp_path / "x.json", circle)
     assert not list(tmp_path.iterdir())
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import json
+import math
 import os
 import shutil
 import sys
@@ -29,6 +30,7 @@ __all__ = [
     "drop_half_line",
     "is_leftover",
     "json_line",
+    "json_text",
     "naming",
     "new_file",
     "new_files",
@@ -77,17 +79,42 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
+def json_text(value: Any, **form: Any) -> str:
+    """A value as JSON, in which numbers that are not finite are null: JSON has neither NaN nor infinity.
+
+    Args:
+        value: What to write.
+        form: Further arguments of `json.dumps`.
+    """
+    try:
+        return json.dumps(value, allow_nan=False, **form)
+    except ValueError:
+        return json.dumps(_with_nulls(value), allow_nan=False, **form)
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON, atomically; NaN and infinity are refused, as JSON has none."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write a value as indented JSON, atomically; see `json_text`."""
+    write_text(path, json_text(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def json_line(row: Mapping[str, Any]) -> bytes:
-    """A row as one line of JSON, with what JSON has no form for (dates of a Parquet file, say) as text."""
+    """A row as one line of JSON, with what JSON has no form for (dates of a Parquet file, say) as text.
+
+    Numbers that are not finite are null; see `json_text`.
+    """
     try:
-        return json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n"
+        return json_text(row, ensure_ascii=False, default=str).encode() + b"\n"
     except UnicodeEncodeError:  # a lone surrogate can only be written escaped
-        return json.dumps(row, default=str).encode() + b"\n"
+        return json_text(row, default=str).encode() + b"\n"
+
+
+def _with_nulls(value: Any) -> Any:
+    """A value with None for the floats in it that are not finite."""
+    if isinstance(value, Mapping):
+        return {name: _with_nulls(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_nulls(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def drop_half_line(path: Path) -> None:

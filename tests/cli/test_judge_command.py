@@ -15,6 +15,7 @@ import pytest
 from hafrm.cli import main
 from tests.judging.server import Endpoint, longer_wins, serving
 from tests.paths import shared_model
+from tests.tiny import save_tiny
 
 pytest.importorskip("openai")
 pytest.importorskip("tenacity")
@@ -141,9 +142,56 @@ def test_replies_that_say_nothing_are_counted(tmp_path: Path, capfd) -> None:
     with serving(reply=mostly) as endpoint:
         for _ in range(2):  # such a reply is kept: asking again would be told the same
             assert main(command(pairs(tmp_path), out, endpoint)) == 0
-            assert "Unscored: 1 no_choice (the reply was neither" in capfd.readouterr().out
+            printed = capfd.readouterr().out
+            assert "Not scored: 1 of 6 rows (16.7 %)" in printed
+            assert "Unscored: 1 no_choice" in printed
+            assert "Both are fine." in printed
         assert set(endpoint.asked.values()) == {1}
     assert results(out)["judged"] == 5
+
+
+@pytest.mark.parametrize(
+    ("mode", "reply", "said"),
+    [
+        ("pair", "\x1b[2JWhat?\nNo " + "x" * 5000, ["no_choice", r"\x1b[2JWhat?\nNo xx"]),
+        ("rank", "model_1 is best", ["not_json", "model_1 is best"]),
+        ("pair", "<think>So", ["only_thinking", "judge.max_reply_tokens", "<think>So"]),
+    ],
+)
+def test_a_run_without_a_verdict_fails_and_shows_a_reply(
+    mode: str, reply: str, said: list[str], tmp_path: Path, capfd
+) -> None:
+    """In one line, bounded and without control characters; it binds no later run in its folder."""
+    data, out = pairs(tmp_path) if mode == "pair" else ranked(tmp_path, 4), tmp_path / "out"
+    with serving(reply=lambda user: reply) as endpoint:
+        assert main(command(data, out, endpoint, "--mode", mode)) == 2
+        captured = capfd.readouterr()
+        (line,) = [line for line in captured.err.splitlines() if line.startswith("hafrm judge:")]
+        assert all(word in line for word in said)
+        assert f"{results(out)['rows']} rows" in line
+        assert len(line) < 1000
+        assert "100.0 %" in captured.out
+        assert "\x1b[2J" not in captured.out + captured.err
+        endpoint.reply = longer_wins
+        assert main(command(data, out, endpoint, "--mode", mode, "--judge.max_reply_tokens", "512")) == 0
+
+
+def test_a_run_that_may_ask_nothing_fails(tmp_path: Path, capfd) -> None:
+    with serving() as endpoint:
+        assert main(command(pairs(tmp_path), tmp_path / "out", endpoint, "--judge.max_requests", "0")) == 2
+    assert "budget of 0 requests" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["local", "reward"])
+def test_a_model_in_this_process_that_scores_nothing_fails(kind: str, tmp_path: Path, capfd) -> None:
+    """Its texts are all too long; the share and the reason are said as for an endpoint."""
+    model = str(save_tiny(tmp_path / "model"))
+    options = ["--judge.kind", kind, "--judge.model", model, "--score.max_length", "4"]
+    options += ["--head", "policy", "--reference", model, "--score.overlong", "drop"] if kind == "reward" else []
+    assert main(["judge", str(pairs(tmp_path)), *options, "--out", str(tmp_path / "out")]) == 2
+    captured = capfd.readouterr()
+    assert "6 overlong" in captured.err
+    assert "6 of 6 rows (100.0 %)" in captured.out
 
 
 def test_a_budget_stops_a_run_and_the_next_goes_on(tmp_path: Path, capfd) -> None:

@@ -60,7 +60,19 @@ def test_rewardbench_weighs_subsets_by_their_prompts() -> None:
     assert {"Chat Hard", "Safety", "Chat: mt-bench-easy", "Prior Sets: anthropic_hhh"} <= set(found["missing"])
     assert "Chat" not in found["missing"]
     assert found["baselines"]["random"]["overall"]["overall"] == pytest.approx(0.5)
-    assert chat_and_safety(scores) == pytest.approx({"Chat": chat})
+    assert values(found, "pooled") == pytest.approx({"Chat": 2 / 3, "Reasoning": 1 / 2})
+    assert chat_and_safety(scores) == pytest.approx({"Chat": 2 / 3})
+
+
+def test_pooled_accuracies_count_what_was_scored() -> None:
+    """As the paper's Table 3, whose Chat is so many of the 296 pairs that fit, whatever their subsets."""
+    won, lost = (2.0, 1.0), (1.0, 2.0)
+    scores = [score("alpacaeval-easy", won if row < 7 else lost, row=row) for row in range(10)]
+    scores += [score("mt-bench-easy", won if row < 1 else lost, row=row) for row in range(8)]
+    unscored = [replace(row, rewards=[None, None], unscored="overlong") for row in scores[2:4]]
+    model = summary("rewardbench", scores[:2] + unscored + scores[4:])["models"]["m"]
+    assert model["pooled"]["Chat"]["value"] == pytest.approx(6 / 16)
+    assert model["sections"]["Chat"]["value"] == pytest.approx((100 * 5 / 8 + 28 / 8) / 128)
 
 
 def test_rewardbench_has_the_published_counts() -> None:
@@ -119,14 +131,50 @@ def test_rm_bench_matrix_by_hand() -> None:
     assert values(found, "subsets")["markdown > concise"] == 1
 
 
-def test_rm_bench_safety_is_the_mean_of_its_halves() -> None:
-    right, wrong = (2, 2, 2, 1, 1, 1), (1, 1, 1, 2, 2, 2)
-    scores = [score("safety-refuse", right, row=row) for row in (1, 2, 3)]
-    scores += [score("safety-response", wrong), score("math", right)]
+RIGHT, WRONG = (2, 2, 2, 1, 1, 1), (1, 1, 1, 2, 2, 2)
+
+
+def test_rm_bench_pools_the_halves_of_safety() -> None:
+    """Every row counts alike, as in the authors' code: .95 of 284 and .40 of 157 rows are 75.5 %, and not 67.6."""
+    scores = [score("safety-refuse", RIGHT if row < 270 else WRONG, correct=3, row=row) for row in range(284)]
+    scores += [score("safety-response", RIGHT if row < 63 else WRONG, correct=3, row=row) for row in range(157)]
+    scores += [score("math", RIGHT, correct=3)]
     found = summary("rm-bench", scores)
-    assert values(found, "sections")["safety"] == pytest.approx(0.5)
-    assert values(found, "overall")["overall"] == pytest.approx(0.75)
+    pooled = (270 + 63) / (284 + 157)
+    assert pooled == pytest.approx(0.755, abs=0.0005)
+    both = (1 + pooled) / 2
+    expected = {"hard": both, "normal": both, "easy": both, "math": 1, "safety": pooled}
+    assert values(found, "sections") == pytest.approx(expected)
+    assert values(found, "overall")["overall"] == pytest.approx(both)
     assert found["missing"] == ["chat", "code"]
+    unscored = summary("rm-bench", [replace(scores[0], rewards=[None] * 6), *scores[1:]])["models"]["m"]
+    assert unscored["sections"]["safety"]["value"] == pytest.approx(332 / 440)
+
+
+@pytest.mark.parametrize("domain", ["safety", "safety-other", "math-2"])
+def test_a_domain_of_rm_bench_is_known_by_how_it_begins(domain: str) -> None:
+    found = summary("rm-bench", [score(domain, RIGHT, correct=3), score("safety-refuse", WRONG, correct=3)])
+    expected = {"safety": 0.5} if domain.startswith("safety") else {"math": 1, "safety": 0}
+    sections = values(found, "sections")
+    assert {name: sections[name] for name in sections if name in ("math", "safety")} == expected
+
+
+def test_filtered_files_of_rm_bench_say_their_domain(tmp_path: Path) -> None:
+    """Alone, or all of a folder; where the folder has the whole set too, that is read and its parts are not."""
+    rows = [json.loads(line) for line in PATHS["rm-bench"].read_text().splitlines()]
+    plain = [{**{name: value for name, value in row.items() if name != "domain"}, "id": 7} for row in rows]
+    for name in ("chat", "safety-refuse", "safety-response"):
+        (tmp_path / f"{name}_filtered.json").write_text(json.dumps(plain))
+    (alone,) = {item.subset for item in load_suite(f"rm-bench@{tmp_path}/safety-response_filtered.json").items}
+    assert alone == "safety-response"
+    found = load_suite(f"rm-bench@{tmp_path}")
+    assert [item.subset for item in found.items[:: len(rows)]] == ["chat", "safety-refuse", "safety-response"]
+    assert found.items[0].key == "7"
+    (tmp_path / "total_dataset.json").write_text(json.dumps(rows))
+    assert load_suite(f"rm-bench@{tmp_path}").reports[0].read_from == [f"{tmp_path}/total_dataset.json"]
+    (tmp_path / "other.json").write_text(json.dumps(plain))
+    with pytest.raises(BadRowError, match="`domain`"):
+        load_suite(f"rm-bench@{tmp_path}/other.json")
 
 
 def test_two_models_are_compared_on_what_both_scored() -> None:

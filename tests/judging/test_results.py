@@ -20,6 +20,7 @@ def verdict(number: int, ranks: list[int | None] | None, **values: Any) -> Verdi
         "lengths": [1] * count,
         "flipped": None,
         "unscored": None,
+        "reply": None,
         "requests": 2,
         "responses_shown": 4,
         "prompt_tokens": 10,
@@ -35,13 +36,14 @@ def test_pairs() -> None:
             verdict(2, [1, 2], flipped=False, labelled=True, lengths=[3, 5]),
             verdict(3, [2, 1], flipped=False, labelled=True, lengths=[4, 4]),
             verdict(4, [1, 1], flipped=True, labelled=True, lengths=[3, 5]),
-            verdict(5, None, unscored="no_choice"),
+            verdict(5, None, unscored="no_choice", reply="Both."),
             verdict(6, None, unscored="timeout", requests=1),
         ],
         rows=8,
     )
     assert (results["rows"], results["judged"], results["not_asked"]) == (8, 4, 2)
     assert results["unscored"] == {"no_choice": 1, "timeout": 1}
+    assert results["unscored_replies"] == {"no_choice": "Both."}
     first, second = results["responses"]["m0"], results["responses"]["m1"]
     assert (first["win_rate"], first["wins"], first["ties"], first["losses"], first["n"]) == (0.625, 2, 1, 1, 4)
     assert (second["win_rate"], second["wins"], second["ties"], second["losses"]) == (0.375, 1, 1, 2)

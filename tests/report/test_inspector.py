@@ -85,6 +85,10 @@ def test_embedded_json_gives_the_text_back_and_holds_no_markup(text: str):
     assert not set(embedded) & set("<>&")
 
 
+def test_embedded_json_has_nulls_where_numbers_are_not_finite():
+    assert str(embedded_json({"a": [float("nan"), float("-inf"), 1.5]})) == '{"a":[null,null,1.5]}'
+
+
 def test_tokens_join_the_record_as_lengths_that_a_browser_counts(tmp_path: Path):
     text = replace(pair("why", "a\U0001f680b", "no"), source="set", row=1)
     scores = [score("m/a", 1, -1.0), score("m/b", 1, 1.0), score("m/a", 2, 1.0)]

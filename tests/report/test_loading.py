@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -46,7 +46,8 @@ def test_missing_results_are_reported(evaluation: Path, key: str):
 
 @pytest.mark.parametrize("reward", [float("nan"), float("inf")])
 def test_a_reward_that_is_no_number_is_reported(evaluation: Path, scores: list[PairScore], reward: float):
-    write_scores([scores[0], replace(scores[1], reward_rejected=reward)], evaluation / "scores.jsonl")
+    lines = [json.dumps(asdict(each)) for each in (scores[0], replace(scores[1], reward_rejected=reward))]
+    (evaluation / "scores.jsonl").write_text("\n".join(lines) + "\n")
     with pytest.raises(DataError, match=r"line 2: the reward (nan|inf) of pair harmless\.jsonl:2"):
         read_evaluation(evaluation)
 

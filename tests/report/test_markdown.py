@@ -34,15 +34,18 @@ def rows(text: str) -> list[list[str]]:
 def test_a_suites_table_holds_its_numbers(tmp_path: Path, data: bool) -> None:
     text = tables(tmp_path, data=data, suites=True)
     found = rows(text)
-    first = found.index(["RewardBench, %", "overall", "Chat", "Reasoning", "Prior Sets"])
+    first = found.index(
+        ["RewardBench, %", "overall", "Chat", "Reasoning", "Prior Sets", "Chat, pooled", "Reasoning, pooled"]
+    )
     assert first == (6 if data else 0)
     stated = json.loads((tmp_path / "results.json").read_text())["suites"]["rewardbench"]["models"]["m"]
     one, two, longest, random = found[first + 2 :]
     overall = f"{100 * stated['overall']['overall']['value']:.1f}"
     assert one[:2] == ["m", f"{overall} [{overall}, {overall}]"]
-    assert two == ["n", "-", "100.0 [100.0, 100.0]", "-", "100.0 [100.0, 100.0]"]
+    known = "100.0 [100.0, 100.0]"
+    assert two == ["n", "-", known, "-", known, known, "-"]
     assert longest[0] == "the longest response"
-    assert random == ["random", *["50.0"] * 4]
+    assert random == ["random", *["50.0"] * 6]
     assert "n: nothing scored of Reasoning: hep-go" in text
 
 

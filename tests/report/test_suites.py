@@ -23,7 +23,11 @@ def table_of(scores: Sequence[ListScore]) -> SuiteTable:
 def test_few_prompts_show_no_interval_and_why(prompts: int) -> None:
     table = table_of(agreed(prompts))
     cells = dict(zip(table.columns, table.models[0].cells, strict=True))
-    intervals = {name: cell.interval for name, cell in cells.items() if cell}
+    shown = {name: cell.interval for name, cell in cells.items() if cell}
+    intervals = {name: shown[name] for name in shown if "pooled" not in name}
+    assert {name: shown[f"{name}, pooled"] for name in ("Chat", "Reasoning")} == {
+        name: intervals[name] for name in ("Chat", "Reasoning")
+    }
     certain = "[100.0, 100.0]"
     few = prompts == 2
     assert intervals == {"overall": "" if few else certain, "Chat": "" if few else certain, "Reasoning": certain}
@@ -34,8 +38,8 @@ def test_few_prompts_show_no_interval_and_why(prompts: int) -> None:
 def test_what_a_model_could_not_score_is_named() -> None:
     table = table_of(answered_alike())
     shown = {row.name: [cell and cell.accuracy for cell in row.cells] for row in table.models}
-    assert table.columns == ("overall", "Chat", "Reasoning", "Prior Sets")
-    assert shown["n"] == [None, "100.0", None, "100.0"]
+    assert table.columns == ("overall", "Chat", "Reasoning", "Prior Sets", "Chat, pooled", "Reasoning, pooled")
+    assert shown["n"] == [None, "100.0", None, "100.0", "100.0", None]
     assert None not in shown["m"]
     assert "n: nothing scored of Reasoning: hep-go, so there is no score that counts it." in table.notes
     assert not any(note.startswith("m:") for note in table.notes)

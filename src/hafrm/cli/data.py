@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,6 +13,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from hafrm.atomic import json_text
 from hafrm.cli.options import command_parser, options_of
 from hafrm.data import (
     NAMED_SOURCES,
@@ -124,7 +124,7 @@ def _check(names: list[str], command: DataCommand, *, as_json: bool, strict: boo
     against = {name: load_pairs(name, split="test", options=options).pairs for name in command.against}
     checked = [(loaded := _load(name, command, options), _findings(loaded, against)) for name in names]
     if as_json:
-        print(json.dumps([_as_json(*part) for part in checked], indent=2))  # noqa: T201
+        print(json_text([_as_json(*part) for part in checked], indent=2))  # noqa: T201
     else:
         _print_findings(checked)
     failed = any(finding.severity == "error" for _, findings in checked for finding in findings)

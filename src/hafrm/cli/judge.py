@@ -1,4 +1,7 @@
-"""`hafrm judge`: which of several responses a judge prefers."""
+"""`hafrm judge`: which of several responses a judge prefers.
+
+A run in which no row was judged is an error, with the reason and a reply.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from hafrm.cli.options import command_parser, options_of
+from hafrm.errors import ModelError
 from hafrm.judging.judges import Unscored
-from hafrm.judging.results import EXPLANATIONS
+from hafrm.judging.results import EXPLANATIONS, nothing_judged
 from hafrm.judging.run import RESULTS_FILE, JudgeConfig, judge_rows
 from hafrm.report.wording import interval, percent
 
@@ -39,6 +43,8 @@ def run(args: Namespace) -> None:
     for text in _lines(results):
         console.print(text, markup=False, highlight=False, soft_wrap=True)
     console.print(f"Verdicts and results: {config.out}/{RESULTS_FILE}", markup=False, highlight=False, soft_wrap=True)
+    if not results["judged"]:
+        raise ModelError(nothing_judged(results))
 
 
 def _table(results: Mapping[str, Any]) -> Table:
@@ -72,8 +78,13 @@ def _lines(results: Mapping[str, Any]) -> Iterator[str]:
         ).replace("\\[", "[")
     if flips := results["flip_rate"]:
         yield f"The two orders disagree on {_percent(flips)} of the pairs, which count as ties".replace("\\[", "[")
+    if lost := sum(results["unscored"].values()):
+        asked = results["rows"] - results["not_asked"]
+        yield f"Not scored: {lost} of {asked} rows ({percent(lost / asked)} %), which are in no rate"
     for reason, count in results["unscored"].items():
         yield f"Unscored: {count} {reason} ({EXPLANATIONS[Unscored(reason)]})"
+        if reply := results["unscored_replies"].get(reason):
+            yield f"  for example the reply: {reply}"
     for reason, count in results["skipped"].items():
         yield f"Skipped rows: {count} {reason}"
     yield (

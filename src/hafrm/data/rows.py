@@ -6,19 +6,17 @@ is found later. A line that is no JSON comes out as a row with an error, so that
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
-import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import pyarrow
 import pyarrow.parquet
 
+from hafrm.data.arrays import array_values, json_problem
+from hafrm.data.files import lines, opened, reading, require_regular
 from hafrm.errors import BadRowError, BadRowReason, ConfigError, UnreadableError
 
 __all__ = ["SUFFIXES", "RawRow", "files_named", "has_known_suffix", "json_line_row", "opened", "read_rows", "reading"]
@@ -89,6 +87,7 @@ def read_rows(path: Path, *, source: str | None = None) -> Iterator[RawRow]:
     source = source or str(path)
     name = path.name.removesuffix(".gz")
     with reading(source):
+        require_regular(path)
         if name.endswith(".parquet"):
             yield from _parquet_rows(path)
         elif name.endswith(".jsonl"):
@@ -96,7 +95,7 @@ def read_rows(path: Path, *, source: str | None = None) -> Iterator[RawRow]:
                 yield from _json_lines(file, source)
         elif name.endswith(".json"):
             with opened(path) as file:
-                yield from _json_array(file.read(), source)
+                yield from (RawRow(number, value) for number, value in enumerate(array_values(file, source), start=1))
         else:
             raise UnreadableError(
                 f"{source}: the file's name ends in none of {', '.join(SUFFIXES)}. "
@@ -104,22 +103,8 @@ def read_rows(path: Path, *, source: str | None = None) -> Iterator[RawRow]:
             )
 
 
-@contextmanager
-def reading(source: str) -> Iterator[None]:
-    """What goes wrong in the block with a file of this name is an `UnreadableError`."""
-    try:
-        yield
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error, pyarrow.ArrowException) as error:
-        raise UnreadableError(f"{source}: {_reason(error)}. {_remedy(error)}") from error
-
-
-def opened(path: Path) -> IO[bytes]:
-    """A file's bytes, decompressed where its name ends in `.gz`."""
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
-
-
 def _json_lines(file: IO[bytes], source: str) -> Iterator[RawRow]:
-    for number, line in enumerate(file, start=1):
+    for number, line in enumerate(lines(file, source), start=1):
         if row := json_line_row(line, source, number):
             yield row
 
@@ -141,27 +126,10 @@ def json_line_row(line: bytes, source: str, number: int) -> RawRow | None:
             source=source,
             row=number,
             field=None,
-            problem=f"the line is not valid JSON ({_json_problem(error)})",
+            problem=f"the line is not valid JSON ({json_problem(error)})",
             remedy="Repair or remove the line.",
         )
         return RawRow(number, error=problem)
-
-
-def _json_array(content: bytes, source: str) -> Iterator[RawRow]:
-    try:
-        rows = json.loads(_decode(content.removeprefix(_BOM), source))
-    except (ValueError, RecursionError) as error:
-        raise UnreadableError(
-            f"{source}: not valid JSON ({_json_problem(error)}). "
-            "Repair the file; if it holds one object a line, rename it to .jsonl."
-        ) from None
-    if not isinstance(rows, list):
-        raise UnreadableError(
-            f"{source}: holds a JSON value of type {type(rows).__name__}, not an array of rows. Put the rows into one "
-            "array, or one object a line into a .jsonl file."
-        )
-    for number, row in enumerate(rows, start=1):
-        yield RawRow(number, row)
 
 
 def _parquet_rows(path: Path) -> Iterator[RawRow]:
@@ -180,21 +148,3 @@ def _decode(content: bytes, where: str) -> str:
         raise UnreadableError(
             f"{where}: not UTF-8 (byte {error.start} is 0x{content[error.start]:02x}). Convert the file to UTF-8."
         ) from None
-
-
-def _json_problem(error: Exception) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at line {error.lineno}, character {error.colno}".replace("at line 1, ", "at ")
-    return "nested too deeply" if isinstance(error, RecursionError) else str(error).split(";")[0]
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"can't be opened ({error.strerror})"
-    return f"can't be read, it seems damaged ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
-
-
-def _remedy(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return "Check the path and its permissions."
-    return "Fetch or write the file again, and check that its name says its format."

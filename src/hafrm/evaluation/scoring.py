@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import islice
@@ -11,7 +12,7 @@ from typing import Protocol, TypeVar
 
 from hafrm import atomic
 from hafrm.data import OnBadRow
-from hafrm.errors import BadRowError, BadRowReason, DataError, RefusedError
+from hafrm.errors import BadRowError, BadRowReason, DataError, ModelError, RefusedError
 from hafrm.models.scorers import Scorer, rewards_of_the_rest
 from hafrm.pairs import Conversation, Message, PreferencePair
 
@@ -119,15 +120,20 @@ def score_conversations(
 
     Raises:
         BadRowError: a conversation is refused, and bad rows are not to be skipped.
+        ModelError: a reward is not finite.
     """
     try:
-        return [OVERLONG if reward is None else reward for reward in scorer.score(conversations)]
+        scores = dict(enumerate(scorer.score(conversations)))
     except RefusedError as error:
         if on_bad_row == "error":
             first = min(error.reasons)
             source, row = rows[first]
             raise BadRowError.refused(error.reasons[first], source=source, row=row, remedy=error.remedy) from error
         scores = rewards_of_the_rest(scorer, conversations, error)
+    for place, reward in scores.items():
+        if reward is not None and not math.isfinite(reward):
+            source, row = rows[place]
+            raise ModelError(f"{source}, row {row}: the reward is {reward}. Look for damaged weights, or an overflow.")
     found = {place: OVERLONG if reward is None else reward for place, reward in scores.items()}
     return [found.get(place, BadRowReason.REFUSED_BY_TEMPLATE.value) for place in range(len(conversations))]
 

@@ -11,7 +11,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ _BUSY_SECONDS = 60.0
 """How long to wait while another process writes."""
 
 _TABLE = (
-    "CREATE TABLE IF NOT EXISTS replies "
-    "(key TEXT PRIMARY KEY, text TEXT NOT NULL, prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL)"
+    "CREATE TABLE IF NOT EXISTS chat_replies (key TEXT PRIMARY KEY, text TEXT NOT NULL, "
+    "prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, finish_reason TEXT, thought INTEGER NOT NULL)"
 )
 
 
@@ -35,6 +35,13 @@ class Reply:
     text: str
     prompt_tokens: int
     completion_tokens: int
+    finish_reason: str | None = None
+    """Why the endpoint ended the reply, where it says so: "stop", "length"."""
+    thought: bool = False
+    """Whether the model's reasoning came in a field of its own."""
+
+
+_COLUMNS = ", ".join(field.name for field in fields(Reply))
 
 
 def reply_key(
@@ -72,16 +79,20 @@ class ReplyCache:
 
     def get(self, key: str) -> Reply | None:
         """The reply of this key, or None."""
-        query = "SELECT text, prompt_tokens, completion_tokens FROM replies WHERE key = ?"
+        query = f"SELECT {_COLUMNS} FROM chat_replies WHERE key = ?"
         with self._lock, self._explaining():
             row = self._connection.execute(query, (key,)).fetchone()
-        return Reply(*row) if row else None
+        if row is None:
+            return None
+        text, prompt_tokens, completion_tokens, finish_reason, thought = row
+        return Reply(text, prompt_tokens, completion_tokens, finish_reason, bool(thought))
 
     def put(self, key: str, reply: Reply) -> None:
         """Keep a reply; where another process was faster, its reply stays."""
-        row = (key, reply.text, reply.prompt_tokens, reply.completion_tokens)
         with self._lock, self._explaining():
-            self._connection.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?)", row)
+            self._connection.execute(
+                "INSERT OR IGNORE INTO chat_replies VALUES (?, ?, ?, ?, ?, ?)", (key, *astuple(reply))
+            )
 
     def close(self) -> None:
         """Close the file."""

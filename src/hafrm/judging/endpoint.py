@@ -10,7 +10,6 @@ that questions bring about (400, 413, 422) and a first reply has shown that the 
 
 from __future__ import annotations
 
-import json
 import random
 import threading
 from collections import Counter
@@ -21,6 +20,7 @@ from typing import Any
 from hafrm.errors import MissingExtraError, ModelError
 from hafrm.judging.budget import Budget
 from hafrm.judging.cache import Reply, ReplyCache, reply_key
+from hafrm.judging.completions import read_completion
 from hafrm.judging.judges import Answer, Question, Unscored
 from hafrm.judging.options import JudgeOptions
 from hafrm.judging.parsing import parse_reply
@@ -142,7 +142,12 @@ class EndpointJudge:
         if isinstance(found, Unscored):
             return Answer(unscored=found)
         return parse_reply(
-            found.text, responses, prompt_tokens=found.prompt_tokens, completion_tokens=found.completion_tokens
+            found.text,
+            responses,
+            thought=found.thought,
+            finish_reason=found.finish_reason,
+            prompt_tokens=found.prompt_tokens,
+            completion_tokens=found.completion_tokens,
         )
 
     def _request(self, messages: list[dict[str, str]]) -> Reply | Unscored:
@@ -182,14 +187,12 @@ class EndpointJudge:
 
     def _read(self, body: str, messages: Sequence[Mapping[str, str]]) -> Reply:
         """The reply in a body. What it took is counted first: one that holds no choice may have been paid for too."""
-        values = _object(body)
-        text = _content(values)
-        asked = "".join(message["content"] for message in messages)
-        prompt, completion = _tokens(values, asked, text or "")
-        self.budget.add_tokens(prompt, completion)
-        if text is None:
+        found = read_completion(body, "".join(message["content"] for message in messages))
+        self.budget.add_tokens(found.prompt_tokens, found.completion_tokens)
+        if found.text is None:
             raise _BadResponseError
-        return Reply(self._without_key(text), prompt, completion)
+        text, tokens = self._without_key(found.text), (found.prompt_tokens, found.completion_tokens)
+        return Reply(text, *tokens, finish_reason=found.finish_reason, thought=found.thought)
 
     def _without_key(self, text: str) -> str:
         """A text of the server's, which could echo its request's headers."""
@@ -297,36 +300,3 @@ def _quota_spent(error: Any) -> bool:
 def _retry_after(error: Any) -> float | None:
     """Seconds that a response tells to wait; None where it does not."""
     return seconds_to_wait(getattr(getattr(error, "response", None), "headers", {}).get("retry-after"))
-
-
-def _object(body: str) -> dict[str, Any]:
-    """A body's JSON object; an empty one where it holds none."""
-    try:
-        values = json.loads(body)
-    except (ValueError, RecursionError):
-        return {}
-    return values if isinstance(values, dict) else {}
-
-
-def _content(values: Mapping[str, Any]) -> str | None:
-    """What the first choice says; None where there is none."""
-    try:
-        text = values["choices"][0]["message"].get("content") or ""
-        return str(text.encode(errors="replace").decode())  # JSON can hold lone surrogates, SQLite can't
-    except (LookupError, TypeError, AttributeError):
-        return None
-
-
-def _tokens(values: Mapping[str, Any], asked: str, said: str) -> list[int]:
-    """Tokens of a prompt and of its reply, as an endpoint tells them or as we guess."""
-    usage = values.get("usage")
-    counts = usage if isinstance(usage, dict) else {}
-    return [
-        count if type(count := counts.get(name)) is int and 0 <= count < 2**53 else _tokens_at_most(text)
-        for name, text in (("prompt_tokens", asked), ("completion_tokens", said))
-    ]
-
-
-def _tokens_at_most(text: str) -> int:
-    """What stands in for the count of an endpoint that tells none: a token for three bytes, more than there are."""
-    return len(text.encode()) // 3 + 1

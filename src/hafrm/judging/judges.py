@@ -33,11 +33,21 @@ class Unscored(StrEnum):
     """Why an answer holds no ranks: the key under which it is counted."""
 
     EMPTY_REPLY = "empty_reply"
+    CUT_OFF = "cut_off"
+    """The endpoint ended the reply at its limit of tokens, before the verdict or in the words around it."""
+    ONLY_THINKING = "only_thinking"
+    """Reasoning that never ends, or with nothing after it."""
+    REFUSAL = "refusal"
+    """The judge declines to compare."""
+    FILTERED = "filtered"
+    """The endpoint's content filter ended the reply."""
     NO_CHOICE = "no_choice"
-    """The reply to a pair is neither Output (a) nor Output (b)."""
+    """The reply to a pair states no choice."""
+    AMBIGUOUS = "ambiguous"
+    """The reply names both outputs without a clear statement, or gives rankings that differ."""
     NOT_JSON = "not_json"
     NOT_A_RANKING = "not_a_ranking"
-    """JSON, but no list of {"model", "rank"}."""
+    """JSON, but not {"model", "rank"} of each model."""
     WRONG_MODELS = "wrong_models"
     """Not exactly the models that were asked about."""
     NOT_A_PERMUTATION = "not_a_permutation"
@@ -77,6 +87,8 @@ class Answer:
     ranks: tuple[int, ...] | None = None
     """1 is the best; equal ranks are a tie. In the question's order."""
     unscored: Unscored | None = None
+    reply: str | None = None
+    """Of a reply that could not be read: how it looks, shortened."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
 

@@ -1,83 +1,99 @@
-"""From a judge's reply to ranks: strict, and nothing is executed.
+"""From a judge's reply to ranks: what it thought is taken off, and what it states is read; nothing is guessed.
 
-A reply to a pair is `Output (a)` or `Output (b)`, whatever the case, with white space around and within it and a full
-stop behind it tolerated. A ranking is JSON, bare or in one fenced block: a list of {"model", "rank"} that names every
-model asked about once and gives it ranks that are a permutation of 1 to n. Anything else is unscored, with its reason.
+A reply that is cut counts only if it is nothing but the verdict, as what was cut off could take back the rest.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from typing import Any
 
+from hafrm.judging.choices import bare_choice, read_choice
 from hafrm.judging.judges import Answer, Unscored
-from hafrm.judging.prompts import model_names
+from hafrm.judging.rankings import is_bare_ranking, read_ranking
 
-__all__ = ["parse_reply"]
+__all__ = ["parse_reply", "shown"]
 
-_CHOICE = re.compile(r"\s*output\s*\(\s*(?P<choice>[ab])\s*\)\s*\.?\s*", re.IGNORECASE)
-_FENCED = re.compile(r"\s*```[ \t]*(?:json|python)?[ \t]*\n(?P<inside>[^`]*)```\s*")
+_THINKING = r"(?:\w+:)?(?:think(?:ing)?|thoughts?|reasoning|reflection|scratchpad|analysis)"
+_MARK = re.compile(
+    rf"(?P<opens><{_THINKING}>|\[{_THINKING}\]|\u25c1{_THINKING}\u25b7|<\|begin_of_{_THINKING}\|>|<\|channel\|>analysis)"
+    rf"|</{_THINKING}>|\[/{_THINKING}\]|\u25c1/{_THINKING}\u25b7|<\|end_of_{_THINKING}\|>|<\|channel\|>final",
+    re.IGNORECASE,
+)
+"""Where thinking opens and closes, as the model families write it."""
+_SPECIAL = re.compile(r"<\|[^|<>]{1,40}\|>|</?s>")
+
+_CUT = ("length", "max_tokens")
+_FILTERED = "content_filter"
+_SHOWN = 300
+"""Characters of a reply that are shown."""
 
 
-def parse_reply(reply: str, responses: int, *, prompt_tokens: int = 0, completion_tokens: int = 0) -> Answer:
+def parse_reply(
+    reply: str,
+    responses: int,
+    *,
+    thought: bool = False,
+    finish_reason: str | None = None,
+    prompt_tokens: int = 0,
+    completion_tokens: int = 0,
+) -> Answer:
     """What a reply says about so many responses.
 
     Args:
         reply: The judge's whole reply.
         responses: How many it was asked about: two are a pair, more a ranking.
+        thought: Whether the endpoint kept the judge's reasoning apart from its reply.
+        finish_reason: Why the endpoint ended the reply, where it says so.
         prompt_tokens: What asking took, for the answer.
         completion_tokens: What replying took, for the answer.
     """
-    if not reply.strip():
-        found: tuple[int, ...] | Unscored = Unscored.EMPTY_REPLY
-    else:
-        found = _pair(reply) if responses == 2 else _ranking(reply, responses)
+    cut = (finish_reason or "").lower() in _CUT
+    found = _read(reply, responses, thought=thought, cut=cut)
+    if isinstance(found, Unscored) and finish_reason == _FILTERED:
+        found = Unscored.FILTERED
     return Answer(
         ranks=None if isinstance(found, Unscored) else found,
         unscored=found if isinstance(found, Unscored) else None,
+        reply=shown(reply) if isinstance(found, Unscored) else None,
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
     )
 
 
-def _pair(reply: str) -> tuple[int, ...] | Unscored:
-    match = _CHOICE.fullmatch(reply)
-    if match is None:
-        return Unscored.NO_CHOICE
-    return (1, 2) if match["choice"].lower() == "a" else (2, 1)
+def shown(reply: str) -> str:
+    """A reply as it can be printed: its beginning and end, with control characters escaped."""
+    half = _SHOWN // 2
+    short = reply if len(reply) <= _SHOWN else f"{reply[:half]} [...] {reply[-half:]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in short)
 
 
-def _ranking(reply: str, responses: int) -> tuple[int, ...] | Unscored:
-    fenced = _FENCED.fullmatch(reply)
-    try:
-        rows = json.loads(fenced["inside"] if fenced else reply, object_pairs_hook=_Fields)
-    except (ValueError, RecursionError):
-        return Unscored.NOT_JSON
-    if not isinstance(rows, list) or not all(_is_entry(row) for row in rows):
-        return Unscored.NOT_A_RANKING
-    ranks = {row["model"]: row["rank"] for row in rows}
-    names = model_names(responses)
-    if len(rows) != responses or set(ranks) != set(names):
-        return Unscored.WRONG_MODELS
-    if sorted(ranks.values()) != list(range(1, responses + 1)):
-        return Unscored.NOT_A_PERMUTATION
-    return tuple(ranks[name] for name in names)
+def _read(reply: str, responses: int, *, thought: bool, cut: bool) -> tuple[int, ...] | Unscored:
+    answer = _without_thinking(reply)
+    if answer is None or not answer.strip():
+        if cut:
+            return Unscored.CUT_OFF
+        return Unscored.ONLY_THINKING if thought or reply.strip() else Unscored.EMPTY_REPLY
+    bare = bare_choice(answer) is not None if responses == 2 else is_bare_ranking(answer)
+    if cut and not bare:
+        return Unscored.CUT_OFF
+    if responses > 2:
+        ranks = read_ranking(answer, responses)
+        return Unscored.CUT_OFF if cut and isinstance(ranks, Unscored) else ranks
+    choice = read_choice(answer)
+    if isinstance(choice, Unscored):
+        return choice
+    return (1, 2) if choice == "a" else (2, 1)
 
 
-class _Fields(dict[str, Any]):
-    """A JSON object that knows whether a name came twice: `{"rank": 1, "rank": 2}` says nothing."""
-
-    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
-        super().__init__(pairs)
-        self.repeated = len(self) < len(pairs)
-
-
-def _is_entry(row: object) -> bool:
-    return (
-        isinstance(row, _Fields)
-        and not row.repeated
-        and set(row) == {"model", "rank"}
-        and isinstance(row["model"], str)
-        and type(row["rank"]) is int  # True is no rank
-    )
+def _without_thinking(reply: str) -> str | None:
+    """A reply without its thinking, which may lack its opening mark; None where it never closes."""
+    parts: list[str] = []
+    inside, start = False, 0
+    for mark in _MARK.finditer(reply):
+        if mark["opens"] is None:
+            parts = parts if inside else []
+            inside, start = False, mark.end()
+        elif not inside:
+            parts.append(reply[start : mark.start()])
+            inside = True
+    return None if inside else _SPECIAL.sub("", "".join([*parts, reply[start:]]))

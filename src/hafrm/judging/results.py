@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,18 @@ from hafrm.judging.judges import Unscored
 from hafrm.judging.verdicts import Verdict
 from hafrm.stats import bootstrap_interval, hits, top_k_hits
 
-__all__ = ["EXPLANATIONS", "summarise"]
+__all__ = ["EXPLANATIONS", "nothing_judged", "summarise"]
 
 EXPLANATIONS = {
     Unscored.EMPTY_REPLY: "the judge's reply was empty",
-    Unscored.NO_CHOICE: "the reply was neither Output (a) nor Output (b)",
-    Unscored.NOT_JSON: "the ranking was no JSON",
-    Unscored.NOT_A_RANKING: "the ranking was no list of models and ranks",
+    Unscored.CUT_OFF: "the endpoint cut the reply at its limit of tokens: raise --judge.max_reply_tokens",
+    Unscored.ONLY_THINKING: "the reply is reasoning without a verdict after it: raise --judge.max_reply_tokens",
+    Unscored.REFUSAL: "the judge declined to compare",
+    Unscored.FILTERED: "the endpoint's content filter ended the reply",
+    Unscored.NO_CHOICE: "the reply states neither Output (a) nor Output (b) as its choice",
+    Unscored.AMBIGUOUS: "the reply names both outputs and states no clear choice, or gives rankings that differ",
+    Unscored.NOT_JSON: "the reply has no ranking in JSON",
+    Unscored.NOT_A_RANKING: "the reply's JSON does not give each model a whole number as its rank",
     Unscored.WRONG_MODELS: "the ranking was not of exactly the models asked about",
     Unscored.NOT_A_PERMUTATION: "the ranks were not 1 to n, each once",
     Unscored.OVERLONG: "the texts are longer than the model takes",
@@ -43,7 +48,8 @@ def summarise(verdicts: Sequence[Verdict], *, rows: int) -> dict[str, Any]:
 
     Returns:
         Rates are shares of 1, each with `n` and a 95% bootstrap interval over prompts in `ci95`, null of fewer than six
-        prompts; a tie of two counts one half, and of more in equal parts. `responses` holds, by who gave them,
+        prompts; a tie of two counts one half, and of more in equal parts. `unscored` counts rows by reason, and
+        `unscored_replies` has for each the first reply that could not be read. `responses` holds, by who gave them,
         `win_rate` with `wins`, `ties` and `losses` (pairs), or `first` and `best_two`.
     """
     scored = [verdict for verdict in verdicts if verdict.ranks is not None]
@@ -52,6 +58,7 @@ def summarise(verdicts: Sequence[Verdict], *, rows: int) -> dict[str, Any]:
         "rows": rows,
         "judged": len(scored),
         "unscored": dict(sorted(unscored.items())),
+        "unscored_replies": _examples(verdicts),
         "not_asked": rows - len(verdicts),
         "responses": _by_model(scored),
         "agreement": _agreement(scored),
@@ -61,6 +68,29 @@ def summarise(verdicts: Sequence[Verdict], *, rows: int) -> dict[str, Any]:
         "prompt_tokens": sum(verdict.prompt_tokens for verdict in verdicts),
         "completion_tokens": sum(verdict.completion_tokens for verdict in verdicts),
     }
+
+
+def nothing_judged(results: Mapping[str, Any]) -> str:
+    """Why a run has no verdict, in one line, from what `results.json` holds."""
+    reasons = [
+        f"{count} {reason} ({EXPLANATIONS[Unscored(reason)]})"
+        for reason, count in sorted(results["unscored"].items(), key=lambda each: -each[1])
+    ]
+    if results["run"]["stopped"]:
+        reasons.append(f"{results['not_asked']} not asked, as the run stopped: {results['run']['stopped']}")
+    replies = results["unscored_replies"]
+    reply = next((replies[reason] for reason in results["unscored"] if reason in replies), None)
+    said = "" if reply is None else f" A reply: {reply or '(empty)'}"
+    return f"none of the {results['rows']} rows was judged: {'; '.join(reasons)}.{said}"
+
+
+def _examples(verdicts: Sequence[Verdict]) -> dict[str, str]:
+    """One reply for each reason why replies could not be read."""
+    found: dict[str, str] = {}
+    for verdict in verdicts:
+        if verdict.unscored is not None and verdict.reply is not None:
+            found.setdefault(verdict.unscored, verdict.reply)
+    return dict(sorted(found.items()))
 
 
 def _by_model(scored: Sequence[Verdict]) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
-from hafrm.errors import RefusedError
+from hafrm.errors import ModelError, RefusedError
 from hafrm.judging.judges import Answer, Question, Unscored, ranks_of
 from hafrm.models.scorers import Scorer, rewards_of_the_rest
 from hafrm.pairs import Conversation
@@ -41,7 +42,11 @@ class RewardJudge:
         self.scorer = scorer
 
     def ask(self, questions: Sequence[Question]) -> list[Answer]:
-        """One answer a question; one with an over-long or refused conversation is unscored."""
+        """One answer a question; one with an over-long or refused conversation is unscored.
+
+        Raises:
+            ModelError: a reward is not finite, so it has no rank.
+        """
         asked = [Conversation(question.prompt, response) for question in questions for response in question.responses]
         distinct = list(dict.fromkeys(asked))
         try:
@@ -59,6 +64,8 @@ def _reward(scores: Mapping[int, float | None], place: int) -> float | Unscored:
     if place not in scores:
         return Unscored.REFUSED_BY_TEMPLATE
     reward = scores[place]
+    if reward is not None and not math.isfinite(reward):
+        raise ModelError(f"The judge's reward of a response is {reward}. Look for damaged weights, or an overflow.")
     return Unscored.OVERLONG if reward is None else reward
 
 

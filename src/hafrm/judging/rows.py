@@ -82,7 +82,7 @@ def load_items(data: str, mode: Mode, options: ReadOptions, *, split: str = "tes
         DataError: there is nothing to judge.
     """
     found = Items()
-    if Path(data).is_file():
+    if Path(data).exists() and not Path(data).is_dir():
         for row in read_rows(Path(data)):
             try:
                 found.items.append(_item(row, mode, data))

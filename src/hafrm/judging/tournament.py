@@ -26,14 +26,16 @@ class Ranking:
     flipped: bool | None = None
     """Of a comparison in both orders: whether the two disagree. None where there was one order, or no verdict."""
     unscored: Unscored | None = None
+    reply: str | None = None
+    """How the reply that left it unscored looks."""
 
 
 Plan = Generator[list[Question], list[Answer], Ranking]
 
 
 class _NoRanksError(Exception):
-    def __init__(self, reason: Unscored) -> None:
-        self.reason = reason
+    def __init__(self, reason: Unscored, reply: str | None) -> None:
+        self.reason, self.reply = reason, reply
 
 
 @dataclass(kw_only=True)
@@ -70,7 +72,7 @@ def play(judge: Judge, plans: Sequence[Plan]) -> list[Outcome]:
             outcomes[place].ranking = stop.value
         except _NoRanksError as error:
             waiting.pop(place, None)
-            outcomes[place].ranking = Ranking(unscored=error.reason)
+            outcomes[place].ranking = Ranking(unscored=error.reason, reply=error.reply)
 
     for place in range(len(plans)):
         advance(place, None)
@@ -142,5 +144,5 @@ def best_first(places: Sequence[int], answer: Answer) -> list[int]:
 def _ranks(answer: Answer) -> tuple[int, ...]:
     if answer.ranks is None:
         assert answer.unscored is not None
-        raise _NoRanksError(answer.unscored)
+        raise _NoRanksError(answer.unscored, answer.reply)
     return answer.ranks

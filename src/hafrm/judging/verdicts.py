@@ -46,6 +46,8 @@ class Verdict:
     flipped: bool | None
     """Whether the two orders of a pair disagree; None where there was one order, or no verdict."""
     unscored: str | None
+    reply: str | None
+    """How a reply that could not be read looks, shortened; None where there is none."""
     requests: int
     """Questions put to the judge, or found in the cache of replies."""
     responses_shown: int
@@ -84,6 +86,7 @@ def verdict_of(item: Item, outcome: Outcome, order: Iterable[int]) -> Verdict:
         ranks=[placed[place] for place in range(len(item.responses))] if placed else None,
         flipped=ranking.flipped,
         unscored=ranking.unscored.value if ranking.unscored else None,
+        reply=ranking.reply,
         requests=outcome.requests,
         responses_shown=outcome.shown,
         prompt_tokens=outcome.prompt_tokens,
@@ -104,7 +107,7 @@ def resume_verdicts(folder: Path, depends_on: Mapping[str, Any], items: Iterable
     before = _read_header(folder) if path.exists() and path.stat().st_size else None
     verdicts = [] if before is None else _read(path)
     answered = [verdict for verdict in verdicts if not verdict.failed]
-    if before is None or not answered:  # what nobody answered binds nobody
+    if before is None or all(verdict.ranks is None for verdict in verdicts):  # without a verdict nothing is lost
         atomic.write_json(folder / HEADER_FILE, now)
         atomic.write_text(path, "")
         return []
@@ -154,7 +157,7 @@ def _read(path: Path) -> list[Verdict]:
         if not line:
             continue
         try:
-            row = {"key": "", **json.loads(line)}
+            row = {"key": "", "reply": None, **json.loads(line)}
             verdict = Verdict(**{field.name: row[field.name] for field in fields(Verdict)})
             if verdict.unscored is not None:
                 Unscored(verdict.unscored)

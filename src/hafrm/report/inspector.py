@@ -13,7 +13,6 @@ message the lengths of its pieces of text, in the units in which a browser count
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, zip_longest
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from hafrm.atomic import json_text
 from hafrm.evaluation.scoring import PairScore
 from hafrm.pairs import Message, PreferencePair
 from hafrm.report.loading import Evaluation
@@ -72,7 +72,7 @@ def inspector_data(
 
 def embedded_json(value: Any) -> Markup:
     """A value as JSON for a script element: pure ASCII, without the characters that have a meaning in HTML."""
-    return Markup(json.dumps(value, allow_nan=False, separators=(",", ":")).translate(_HTML_ESCAPES))
+    return Markup(json_text(value, separators=(",", ":")).translate(_HTML_ESCAPES))
 
 
 def _worst_first(scores: Sequence[PairScore], limit: int) -> list[_PairKey]:

@@ -61,7 +61,7 @@ def suite_tables(evaluation: Evaluation) -> tuple[SuiteTable, ...]:
 
 
 def _suite_table(name: str, raw: Mapping[str, Any]) -> SuiteTable:
-    columns, models, baselines = _rows(raw, ("overall", "sections"))
+    columns, models, baselines = _rows(raw, ("overall", "sections", "pooled"))
     subset_columns, subset_models, subset_baselines = _rows(raw, ("subsets",))
     return SuiteTable(
         name=name,
@@ -84,7 +84,7 @@ def _rows(
     baselines = {"the longest response": raw["baselines"]["length"], "random": raw["baselines"]["random"]}
     keys = [(level, name) for level in levels for name in baselines["random"][level]]
     return (
-        tuple(name for _, name in keys),
+        tuple(f"{name}, pooled" if level == "pooled" else name for level, name in keys),
         tuple(TableRow(model, tuple(_cell(found, *key) for key in keys)) for model, found in raw["models"].items()),
         tuple(TableRow(name, tuple(_baseline(found, *key) for key in keys)) for name, found in baselines.items()),
     )
@@ -116,7 +116,7 @@ def _difference(row: Mapping[str, Any]) -> SuiteDifference:
 def _all_scores(raw: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """The scores of all models, of every level."""
     for found in raw["models"].values():
-        for level in ("overall", "sections", "subsets"):
+        for level in ("overall", "sections", "pooled", "subsets"):
             yield from found[level].values()
 
 

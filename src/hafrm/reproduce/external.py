@@ -12,7 +12,7 @@ __all__ = ["section_accuracies"]
 
 
 def section_accuracies(rewardbench: str, section: str, runs: Sequence[Path], out: Path) -> Mapping[Path, float]:
-    """Each run's accuracy, a share, on one section of RewardBench.
+    """Each run's pooled accuracy, a share, on one section of RewardBench.
 
     Args:
         rewardbench: The path of RewardBench's pairs, or "hub".
@@ -27,7 +27,7 @@ def section_accuracies(rewardbench: str, section: str, runs: Sequence[Path], out
     config = EvaluateConfig(models=[str(run) for run in runs], suites=[suite], out=str(out), token_log_ratios=0)
     models = evaluate(config)["suites"][suite]["models"]
     try:
-        return {run: models[str(run)]["sections"][section]["value"] for run in runs}
+        return {run: models[str(run)]["pooled"][section]["value"] for run in runs}
     except KeyError as error:
         raise DataError(
             f"{rewardbench} holds no pair of RewardBench's section {section}, or a run could score none of one of its "

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from hafrm import atomic
-from hafrm.errors import ConfigError
+from hafrm.errors import ConfigError, ModelError
 from hafrm.judging.budget import Budget
 from hafrm.judging.endpoint import require_askable
 from hafrm.judging.options import JudgeOptions
+from hafrm.judging.results import nothing_judged
 from hafrm.judging.rows import Mode
 from hafrm.judging.run import JudgeConfig, judge_rows
 from hafrm.judging.verdicts import VERDICTS_FILE
@@ -108,6 +109,9 @@ class JudgeRuns:
         Returns:
             By the row's id, for two places, the lower one first: 1 where the first wins, 0 where it loses, 1/2 for a
             tie; a row with a missing answer is left out. And the contents of the run's `results.json`.
+
+        Raises:
+            ModelError: the judge gave no verdict at all.
         """
         pairs = {row.id: [(a, b) for a in selections[row.id] for b in selections[row.id] if a < b] for row in rows}
         shown = [row for row in rows if all(row.texts[place].strip() for place in selections[row.id])]
@@ -141,6 +145,8 @@ class JudgeRuns:
             trust_remote_code=self.trust_remote_code and local,
         )
         results = judge_rows(config, budget=self.budget, say=self.say)
+        if not results["judged"] and results["run"]["stopped"] is None:  # a run that stopped is given again
+            raise ModelError(f"The judge: {nothing_judged(results)}")
         lines = [json.loads(line) for line in (folder / VERDICTS_FILE).read_bytes().split(b"\n") if line]
         ranks = {line["id"]: line["ranks"] for line in lines}
         return [ranks.get(f"{data}:{number}") for number in range(1, len(rows) + 1)], results

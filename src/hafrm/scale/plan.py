@@ -15,7 +15,8 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 
-from hafrm.data.rows import RawRow, json_line_row, opened, reading
+from hafrm.data.files import lines, opened, reading
+from hafrm.data.rows import RawRow, json_line_row
 from hafrm.errors import BadRowError, BadRowReason, ConfigError, UnreadableError
 
 __all__ = ["Input", "Part", "PartRows", "find_input", "plan_parts", "read_part"]
@@ -71,7 +72,7 @@ def find_input(data: Path) -> Input:
         ConfigError: there is nothing to read, or both formats, or JSON that is one array.
     """
     if data.is_dir():
-        inside = (path.relative_to(data) for path in data.rglob("*") if path.is_file())
+        inside = (path.relative_to(data) for path in data.rglob("*") if not path.is_dir())
         folder, names = data, sorted(str(path) for path in inside if not any(part[0] in "._" for part in path.parts))
     else:
         folder, names = data.parent, [data.name]
@@ -115,7 +116,8 @@ def _ranges(path: Path, size: int) -> Iterator[tuple[int, int, int]]:
             return
         with opened(path) as file:
             first = offset = 0
-            while lengths := [len(line) for line in islice(file, size)]:
+            found = lines(file, str(path))
+            while lengths := [len(line) for line in islice(found, size)]:
                 yield first, len(lengths), offset
                 first, offset = first + len(lengths), offset + sum(lengths)
 
@@ -134,9 +136,9 @@ def read_part(folder: Path, part: Part) -> PartRows:
             return PartRows([RawRow(number, value) for number, value in values], table)
         with opened(path) as file:
             file.seek(part.offset)
-            lines = list(islice(file, part.count))
-    _require_whole(path, part, len(lines))
-    numbered = enumerate(lines, start=part.first + 1)
+            found = list(islice(lines(file, str(path), first=part.first + 1), part.count))
+    _require_whole(path, part, len(found))
+    numbered = enumerate(found, start=part.first + 1)
     return PartRows([row for number, line in numbered if (row := _line_row(line, str(path), number)) is not None])
 
 

@@ -291,7 +291,7 @@ def _state_here(checkpoint: Path) -> TrainerState:
     if here != best:
         state.best_model_checkpoint = here
         values = json.loads(path.read_text(encoding="utf-8")) | {"best_model_checkpoint": here}
-        atomic.write_text(path, json.dumps(values, indent=2, sort_keys=True) + "\n")
+        atomic.write_json(path, values)
     return state
 
 

@@ -19,7 +19,8 @@ __all__ = ["Item", "ItemSet", "Level", "ListScore", "Observation", "Score", "Str
 Stratum = tuple[str, str]
 """A subset and a measure on it."""
 
-Level = Literal["overall", "sections", "subsets"]
+Level = Literal["overall", "sections", "pooled", "subsets"]
+"""`pooled` is a section's accuracy over all of its rows, whatever the suite weighs its subsets by."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,8 +123,9 @@ class Suite:
     path: str
     """First argument of `datasets.load_dataset`."""
     split: str
-    files: str
-    """Regular expression of the file names, without their endings, that hold the suite in a folder of more files."""
+    files: tuple[str, ...]
+    """Regular expressions of the file names, without their endings, that hold the suite in a folder of more files. The
+    first that names a file decides: the others are forms of the same rows."""
     homepage: str
     licence: str
     citation: str
@@ -133,8 +135,8 @@ class Suite:
     """From rewards to values; every response has its reward."""
     chance: Callable[[Sequence[ListScore]], list[Observation]]
     """The expected values of random rewards; NaN where they depend on how rewards are distributed."""
-    scores: Callable[[Sequence[Stratum]], tuple[list[Score], list[str]]]
-    """From the strata that are there to the scores, and to the names of what is missing for them."""
+    scores: Callable[[Mapping[Stratum, int]], tuple[list[Score], list[str]]]
+    """From how many values each stratum has to the scores, and to the names of what is missing for them."""
 
 
 def win(better: float | None, worse: float | None) -> float:

@@ -85,4 +85,5 @@ def _files(suite: Suite, path: Path) -> list[Path]:
         raise UnreadableError(f"{path}: can't be listed ({error.strerror}). Check the path.") from error
     if not files:
         raise UnreadableError(f"{path}: the folder holds no data file ({', '.join(SUFFIXES)}).")
-    return files_named(files, suite.files) or files
+    named = (files_named(files, names) for names in suite.files)
+    return next(filter(None, named), files)

@@ -9,13 +9,17 @@ Versions of the package differ in two counts: earlier ones hold 250 for xstest-s
 xstest-should-respond, later ones the other way round, as in the data (and here). Safety scores of old tables have the
 earlier weights.
 
+Beside the sections there are their pooled accuracies, the share of a section's rows that are right, as in Table 3 of
+the HAF-RM paper. The two agree where a section's rows are those of the counts; they differ in Reasoning, and where
+rows are absent or can't be scored.
+
 Two things differ: equal rewards count one half and not 0, and a section of which no subset is there is left out of
 the overall score, and named, where the package counts 0. A section of some subsets is of those, as in the package.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from hafrm.errors import BadRowReason
 from hafrm.evaluation.suites.items import Item, ListScore, Observation, Score, Stratum, Suite, win
@@ -94,8 +98,8 @@ def _chance(scores: Sequence[ListScore]) -> list[Observation]:
     return [Observation((s.subset, _MEASURE), s.group, 0.5) for s in scores]
 
 
-def _scores(strata: Sequence[Stratum]) -> tuple[list[Score], list[str]]:
-    present = {subset for subset, _ in strata}
+def _scores(strata: Mapping[Stratum, int]) -> tuple[list[Score], list[str]]:
+    present = {subset: count for (subset, _), count in strata.items()}
     sections, missing = [], []
     for section, subsets in _ALL_SECTIONS.items():
         held = {subset: count for subset, count in subsets.items() if subset in present}
@@ -112,7 +116,19 @@ def _scores(strata: Sequence[Stratum]) -> tuple[list[Score], list[str]]:
     }
     ordered = [subset for subsets in _ALL_SECTIONS.values() for subset in subsets if subset in present]
     single = [Score("subsets", subset, {(subset, _MEASURE): 1.0}) for subset in ordered]
-    return [Score("overall", "overall", overall), *sections, *single], missing
+    pooled = [
+        Score("pooled", section, _pooled_weights(present, subsets))
+        for section, subsets in SECTIONS.items()
+        if present.keys() & subsets.keys()
+    ]
+    return [Score("overall", "overall", overall), *sections, *pooled, *single], missing
+
+
+def _pooled_weights(present: Mapping[str, int], subsets: Iterable[str]) -> dict[Stratum, float]:
+    """Each subset's share of a section's rows, so that every row counts alike."""
+    counts = {subset: present[subset] for subset in subsets if subset in present}
+    total = sum(counts.values()) or 1
+    return {(subset, _MEASURE): count / total for subset, count in counts.items()}
 
 
 REWARDBENCH = Suite(
@@ -120,7 +136,7 @@ REWARDBENCH = Suite(
     title="RewardBench",
     path="allenai/reward-bench",
     split="filtered",
-    files="|".join(("filtered", *PRIOR_SETS)),
+    files=("|".join(("filtered", *PRIOR_SETS)),),
     homepage="https://huggingface.co/datasets/allenai/reward-bench",
     licence="ODC-BY",
     citation="Lambert et al. (2024), RewardBench: Evaluating Reward Models for Language Modeling, arXiv:2403.13787",
@@ -132,7 +148,7 @@ REWARDBENCH = Suite(
 
 
 def chat_and_safety(scores: Sequence[ListScore]) -> dict[str, float]:
-    """The accuracies of one model on the sections Chat and Safety alone: "external" in Table 3 of the HAF-RM paper.
+    """The pooled accuracies of one model on Chat and Safety alone: "external" in Table 3 of the HAF-RM paper.
 
     Args:
         scores: One model's scores on RewardBench; those of other sections may be absent.
@@ -140,5 +156,5 @@ def chat_and_safety(scores: Sequence[ListScore]) -> dict[str, float]:
     Returns:
         Shares of one, by section; one of which a subset has items, and none of them is scored, is absent.
     """
-    sections = model_summary(REWARDBENCH, scores)["sections"]
-    return {name: sections[name]["value"] for name in ("Chat", "Safety") if name in sections}
+    pooled = model_summary(REWARDBENCH, scores)["pooled"]
+    return {name: pooled[name]["value"] for name in ("Chat", "Safety") if name in pooled}

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from hafrm.errors import BadRowReason
@@ -112,7 +112,7 @@ def _with_any_rewards(scores: Sequence[ListScore]) -> list[ListScore]:
     return [replace(s, rewards=[float(length) for length in s.lengths]) for s in scores if s.subset == TIES]
 
 
-def _scores(strata: Sequence[Stratum]) -> tuple[list[Score], list[str]]:
+def _scores(strata: Mapping[Stratum, int]) -> tuple[list[Score], list[str]]:
     held = set(strata)
     sections = [Score("sections", name, {(name, _BEST): 1.0}) for name in _SUBSETS if (name, _BEST) in held]
     ties = {(TIES, name): weight for name, weight in _TIES_WEIGHTS.items()}
@@ -131,7 +131,7 @@ REWARDBENCH_2 = Suite(
     title="RewardBench 2",
     path="allenai/reward-bench-2",
     split="test",
-    files="test",
+    files=("test",),
     homepage="https://huggingface.co/datasets/allenai/reward-bench-2",
     licence="ODC-BY",
     citation="Malik et al. (2025), RewardBench 2: Advancing Reward Model Evaluation, arXiv:2506.01937",

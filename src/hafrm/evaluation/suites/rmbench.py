@@ -3,12 +3,16 @@
 A row has three correct and three wrong responses, each concise, detailed, and detailed with markdown. As in
 `compute_accuracy` of THU-KEG/RM-Bench, the accuracies form a matrix, chosen styles down and rejected styles across:
 hard is the mean of its upper right triangle (the wrong response has the fancier style), normal of its diagonal, easy of
-its lower left triangle. A domain is the mean of the three, safety the mean of its two halves, and each overall number
-the mean of the domains that are there. Equal rewards count one half, not 0.
+its lower left triangle. A domain is all rows whose own domain begins with its name, so the two halves of safety are
+pooled, every row alike. A domain's number is the mean of the three, and each overall number the mean of the domains
+that are there. Equal rewards count one half, not 0.
+
+Rows of the files `DOMAIN_filtered.json`, the parts of `total_dataset.json`, hold no domain: the file's name says it.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from hafrm.errors import BadRowReason
@@ -35,12 +39,15 @@ DIFFICULTIES: Mapping[str, tuple[tuple[int, int], ...]] = {
 }
 """The cells of the matrix, as (chosen style, rejected style)."""
 _DOMAINS = {"chat": ("chat",), "code": ("code",), "math": ("math",), "safety": ("safety-refuse", "safety-response")}
+"""The published subsets of each domain."""
+_FILTERED = r"(?P<domain>chat|code|math|safety-refuse|safety-response)_filtered"
 _CELLS = [(chosen, rejected) for chosen in range(3) for rejected in range(3)]
 
 
 def _parse(reader: RowReader, part: str) -> Item:
-    domain = reader.string("domain")
-    if not any(domain in halves for halves in _DOMAINS.values()):
+    in_name = re.match(_FILTERED, part)
+    domain = in_name["domain"] if in_name and not reader.has("domain") else reader.string("domain")
+    if not domain.startswith(tuple(_DOMAINS)):
         raise reader.error(
             BadRowReason.WRONG_TYPE, "domain", f"is {domain!r}, no domain of RM-Bench", "Correct the name."
         )
@@ -76,12 +83,12 @@ def _chance(scores: Sequence[ListScore]) -> list[Observation]:
     return [Observation((s.subset, _measure(cell)), s.group, 0.5) for s in scores for cell in _CELLS]
 
 
-def _scores(strata: Sequence[Stratum]) -> tuple[list[Score], list[str]]:
-    present = {subset for subset, _ in strata}
-    halves = {domain: [half for half in parts if half in present] for domain, parts in _DOMAINS.items()}
-    missing = [half for parts in _DOMAINS.values() for half in parts if half not in present]
-    shares = {domain: dict.fromkeys(found, 1 / len(found)) for domain, found in halves.items() if found}
-    everywhere = {half: share / len(shares) for found in shares.values() for half, share in found.items()}
+def _scores(strata: Mapping[Stratum, int]) -> tuple[list[Score], list[str]]:
+    present = {subset: count for (subset, _), count in strata.items()}
+    published = [part for domain, parts in _DOMAINS.items() if domain not in present for part in parts]
+    missing = [part for part in published if part not in present]
+    shares = {domain: found for domain in _DOMAINS if (found := _shares(domain, present))}
+    everywhere = {part: share / len(shares) for found in shares.values() for part, share in found.items()}
     every_cell = [cell for cells in DIFFICULTIES.values() for cell in cells]
     scores = [_score("overall", "overall", everywhere, every_cell)]
     scores += [_score("sections", name, everywhere, cells) for name, cells in DIFFICULTIES.items()]
@@ -94,13 +101,20 @@ def _scores(strata: Sequence[Stratum]) -> tuple[list[Score], list[str]]:
     return scores + [_score("subsets", _measure(cell), everywhere, [cell]) for cell in _CELLS], missing
 
 
+def _shares(domain: str, present: Mapping[str, int]) -> dict[str, float]:
+    """The subsets of a domain, each with its share of the domain's rows."""
+    counts = {subset: count for subset, count in present.items() if subset.startswith(domain)}
+    total = sum(counts.values()) or 1
+    return {subset: count / total for subset, count in counts.items()}
+
+
 def _score(
     level: Level,
     name: str,
     shares: Mapping[str, float],
     cells: Sequence[tuple[int, int]],
 ) -> Score:
-    weights = {(half, _measure(cell)): share / len(cells) for half, share in shares.items() for cell in cells}
+    weights = {(subset, _measure(cell)): share / len(cells) for subset, share in shares.items() for cell in cells}
     return Score(level, name, weights)
 
 
@@ -109,7 +123,7 @@ RM_BENCH = Suite(
     title="RM-Bench",
     path="THU-KEG/RM-Bench",
     split="train",
-    files="total_dataset|train",
+    files=("total_dataset|train", _FILTERED),
     homepage="https://huggingface.co/datasets/THU-KEG/RM-Bench",
     licence="ODC-BY",
     citation=(

@@ -28,6 +28,8 @@ class _Means:
     drawn: Mapping[Stratum, Floats] = field(default_factory=dict)
     few: frozenset[Stratum] = frozenset()
     """The strata of fewer prompts than `FEWEST_GROUPS`."""
+    counts: Mapping[Stratum, int] = field(default_factory=dict)
+    """How many values each stratum has."""
 
     def value(self, score: Score) -> float:
         return math.fsum(weight * self.observed[stratum] for stratum, weight in score.weights.items())
@@ -55,23 +57,23 @@ def summarise_suite(suite: Suite, scores: Sequence[ListScore]) -> dict[str, Any]
         `{"suite", "title", "licence", "citation", "missing", "models": {MODEL: ...}, "baselines": {"length", "random"},
         "comparisons": [{"score", "a", "b", "n", "difference", "ci95", "p_bootstrap"}]}`; `missing` names what no item
         is of. A model has `n`, `unscored`, `unscored_reasons`, `missing`, and by level (`overall`, `sections`,
-        `subsets`) `{NAME: {"value", "ci95"}}`. Items of which a response has no reward are left out. Where that leaves
-        nothing of a subset, the model's `missing` names it, and no score that counts it is given: it would be another
-        score than that of the models beside it. Intervals resample prompts within each subset; `ci95` is null, and
-        `p_bootstrap` 1, where a subset that a score counts has fewer than six. The baselines are those of the items of
-        the first model; what has no expectation under random rewards is null there.
+        `pooled`, `subsets`) `{NAME: {"value", "ci95"}}`. Items of which a response has no reward are left out. Where
+        that leaves nothing of a subset, the model's `missing` names it, and no score that counts it is given: it would
+        be another score than that of the models beside it. Intervals resample prompts within each subset; `ci95` is
+        null, and `p_bootstrap` 1, where a subset that a score counts has fewer than six. The baselines are those of
+        the items of the first model; what has no expectation under random rewards is null there.
     """
     by_model: dict[str, list[ListScore]] = defaultdict(list)
     for score in scores:
         by_model[score.model].append(score)
     items = next(iter(by_model.values()), [])
-    strata = _strata(suite.chance(items))
+    counts = _counts(suite.chance(items))
     return {
         "suite": suite.name,
         "title": suite.title,
         "licence": suite.licence,
         "citation": suite.citation,
-        "missing": suite.scores(strata)[1],
+        "missing": suite.scores(counts)[1],
         "models": {model: model_summary(suite, rows) for model, rows in by_model.items()},
         "baselines": {
             "length": _values(suite, suite.observe([replace(s, rewards=list(map(float, s.lengths))) for s in items])),
@@ -90,14 +92,15 @@ def model_summary(suite: Suite, scores: Sequence[ListScore]) -> dict[str, Any]:
     scored = _scored(scores)
     found = suite.observe(scored)
     means = _means(found)
-    absent = set(suite.scores(_strata(suite.chance(scores)))[1])
+    absent = set(suite.scores(_counts(suite.chance(scores)))[1])
     summary: dict[str, Any] = {
         "n": len(scored),
         "unscored": len(scores) - len(scored),
         "unscored_reasons": dict(Counter(score.unscored for score in scores if score.unscored)),
-        "missing": [name for name in suite.scores(_strata(found))[1] if name not in absent],
+        "missing": [name for name in suite.scores(means.counts)[1] if name not in absent],
         "overall": {},
         "sections": {},
+        "pooled": {},
         "subsets": {},
     }
     for score in _whole_scores(suite, scores, means):
@@ -108,7 +111,8 @@ def model_summary(suite: Suite, scores: Sequence[ListScore]) -> dict[str, Any]:
 
 def _whole_scores(suite: Suite, scores: Sequence[ListScore], means: _Means) -> list[Score]:
     """The scores of all items' subsets, but for those that count a subset of which nothing was scored."""
-    every = suite.scores(_strata(suite.chance(scores)))[0] if scores else []
+    counts = {stratum: means.counts.get(stratum, 0) for stratum in _counts(suite.chance(scores))}
+    every = suite.scores(counts)[0] if counts else []
     return [score for score in every if score.weights.keys() <= means.observed.keys()]
 
 
@@ -116,8 +120,8 @@ def _scored(scores: Sequence[ListScore]) -> list[ListScore]:
     return [score for score in scores if None not in score.rewards]
 
 
-def _strata(observations: Sequence[Observation]) -> list[Stratum]:
-    return list(dict.fromkeys(observation.stratum for observation in observations))
+def _counts(observations: Sequence[Observation]) -> Mapping[Stratum, int]:
+    return Counter(observation.stratum for observation in observations)
 
 
 def _by_stratum(observations: Sequence[Observation]) -> dict[Stratum, list[Observation]]:
@@ -137,14 +141,14 @@ def _means(observations: Sequence[Observation]) -> _Means:
         drawn[stratum] = resampled_means(values, groups, resamples=_RESAMPLES, seed=zlib.crc32(stratum[0].encode()))
         if few_groups(groups):
             few.add(stratum)
-    return _Means(observed, drawn, frozenset(few))
+    return _Means(observed, drawn, frozenset(few), _counts(observations))
 
 
 def _values(suite: Suite, observations: Sequence[Observation]) -> dict[str, dict[str, float | None]]:
     """A baseline's scores by level and name; None where a stratum's mean is unknown."""
     observed = {name: float(np.mean([r.value for r in rows])) for name, rows in _by_stratum(observations).items()}
-    values: dict[str, dict[str, float | None]] = {"overall": {}, "sections": {}, "subsets": {}}
-    for score in suite.scores(list(observed))[0] if observed else ():
+    values: dict[str, dict[str, float | None]] = {"overall": {}, "sections": {}, "pooled": {}, "subsets": {}}
+    for score in suite.scores(_counts(observations))[0] if observed else ():
         value = _Means(observed).value(score)
         values[score.level][score.name] = None if math.isnan(value) else value
     return values
@@ -161,7 +165,7 @@ def _comparisons(
     means_a, means_b = map(_means, found)
     results = []
     for score in _whole_scores(suite, rows_a, means_a):
-        if score.level == "subsets":
+        if score.level in ("pooled", "subsets"):
             continue
         draws = means_a.draws(score) - means_b.draws(score)
         interval = means_a.ci95(score, draws)

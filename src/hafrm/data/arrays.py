@@ -1,0 +1,150 @@
+"""The values of one JSON array, read as a stream: memory holds one row and a piece of the file."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from typing import IO, Any
+
+from hafrm.data.files import LONGEST_ROW, too_long
+from hafrm.errors import UnreadableError
+
+__all__ = ["array_values", "json_problem"]
+
+_PIECE = 2**20
+_SPACE = re.compile(r"[ \t\n\r]*")
+_UNDECIDED = 16
+"""Characters at the end of what was read in which a literal, a number or an escape may be cut."""
+
+
+def array_values(file: IO[bytes], source: str) -> Iterator[Any]:
+    """The values of the array that a file holds, in order.
+
+    Raises:
+        UnreadableError: the file is not UTF-8, not JSON, not an array, or a value is longer than `LONGEST_ROW`.
+    """
+    text = _Text(file, source)
+    if text.next() != "[":
+        value = text.value(1)
+        if text.next():
+            raise text.unexpected("Extra data")
+        raise UnreadableError(
+            f"{source}: holds a JSON value of type {type(value).__name__}, not an array of rows. Put the rows into one "
+            "array, or one object a line into a .jsonl file."
+        )
+    text.skip()
+    number = 0
+    while number or text.next() != "]":
+        number += 1
+        yield text.value(number)
+        if text.next() == "]":
+            break
+        if text.next() != ",":
+            raise text.unexpected("Expecting ',' delimiter")
+        text.skip()
+    text.skip()
+    if text.next():
+        raise text.unexpected("Extra data")
+
+
+def json_problem(error: Exception) -> str:
+    """What is wrong with a text that is not JSON, and where."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at line {error.lineno}, character {error.colno}".replace("at line 1, ", "at ")
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error).split(";")[0]
+
+
+class _Text:
+    """A piece of a file's text, and how far it is used."""
+
+    def __init__(self, file: IO[bytes], source: str) -> None:
+        self._file, self._source = file, source
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        self._json = json.JSONDecoder()
+        self._held, self._at = "", 0
+        self._ended = False
+        self._bytes = 0
+        """Bytes read."""
+        self._line = self._column = 0
+        """Where the held text begins in the file."""
+
+    def next(self) -> str:
+        """The next character that is not white space; empty at the end."""
+        while True:
+            self._at = self._behind_space(self._at)
+            if self._at < len(self._held) or not self._more(_PIECE):
+                return self._held[self._at : self._at + 1]
+
+    def skip(self) -> None:
+        """Use the next character."""
+        self._at += 1
+
+    def value(self, number: int) -> Any:
+        """Use the next value; its number is for errors."""
+        self.next()
+        while True:
+            try:
+                value, end = self._json.raw_decode(self._held, self._at)
+            except json.JSONDecodeError as error:
+                if not self._may_be_cut(error) or not self._more(len(self._held) - self._at):
+                    raise self._error(error) from None
+            except (ValueError, RecursionError) as error:  # ValueError: an integer of thousands of digits
+                raise self._error(error) from None
+            else:  # a number that is cut is a number too
+                if len(self._held) - end >= _UNDECIDED or not self._more(_PIECE):
+                    self._at = end
+                    return value
+            if len(self._held) - self._at > LONGEST_ROW:
+                raise too_long(self._source, f"row {number}")
+
+    def unexpected(self, message: str) -> UnreadableError:
+        """The error of the next character."""
+        return self._error(json.JSONDecodeError(message, self._held, self._at))
+
+    def _error(self, error: Exception) -> UnreadableError:
+        problem = json_problem(error)
+        if isinstance(error, json.JSONDecodeError) and (self._line or self._column):
+            column = error.colno + (self._column if error.lineno == 1 else 0)
+            problem = f"{error.msg} at line {self._line + error.lineno}, character {column}"
+        return UnreadableError(
+            f"{self._source}: not valid JSON ({problem}). "
+            "Repair the file; if it holds one object a line, rename it to .jsonl."
+        )
+
+    def _behind_space(self, place: int) -> int:
+        match = _SPACE.match(self._held, place)
+        return match.end() if match else place
+
+    def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
+        """Whether an error may come from the end of what was read."""
+        return error.msg.startswith("Unterminated") or error.pos > len(self._held) - _UNDECIDED
+
+    def _more(self, size: int) -> bool:
+        """Read on, and leave behind what is used; whether there was anything."""
+        if self._ended:
+            return False
+        piece = self._file.read(max(size, _PIECE))
+        self._ended = not piece
+        text = self._decoded(piece)
+        if self._ended:
+            return False
+        used = self._held[: self._at]
+        breaks = used.count("\n")
+        self._line += breaks
+        self._column = len(used) - used.rfind("\n") - 1 if breaks else self._column + len(used)
+        self._held, self._at = self._held[self._at :] + text, 0
+        return True
+
+    def _decoded(self, piece: bytes) -> str:
+        try:
+            text = self._decoder.decode(piece, final=self._ended)
+        except UnicodeDecodeError as error:
+            place = self._bytes + error.start - (len(error.object) - len(piece))
+            raise UnreadableError(
+                f"{self._source}: not UTF-8 (byte {place} is 0x{error.object[error.start]:02x}). "
+                "Convert the file to UTF-8."
+            ) from None
+        self._bytes += len(piece)
+        return text

@@ -1,0 +1,166 @@
+"""The bytes and lines of files that people bring: regular files alone, decompressed, with a bound on what is held.
+
+Pipes and devices are refused: opening one may wait forever, it may never end, and rows are read more than once.
+Bytes behind the last member of a gzip file are passed over with a warning: what is before them is whole.
+"""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import io
+import logging
+import stat
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import pyarrow
+
+from hafrm.errors import UnreadableError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+__all__ = ["LONGEST_ROW", "lines", "opened", "reading", "require_regular", "too_long"]
+
+LONGEST_ROW = 64 * 2**20
+"""Bytes of the longest line, and characters of the longest row of a JSON array."""
+
+_KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
+_GZIP = b"\x1f\x8b"
+_BUFFER = 2**17
+
+
+@contextmanager
+def reading(source: str) -> Iterator[None]:
+    """Turn what goes wrong in the block with a file of this name into an `UnreadableError`."""
+    try:
+        require_regular(Path(source))
+        yield
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error, pyarrow.ArrowException) as error:
+        raise UnreadableError(f"{source}: {_reason(error)}. {_remedy(error)}") from error
+
+
+def require_regular(path: Path) -> None:
+    """Refuse what is not a regular file or a folder, and links that lead nowhere; other missing files pass.
+
+    Raises:
+        UnreadableError: reading it could wait forever, or never end.
+        OSError: it can't be looked up, as a link to itself can't.
+    """
+    try:
+        kind = _KINDS.get(stat.S_IFMT(path.stat().st_mode))
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise UnreadableError(f"{path}: is a link to {path.readlink()}, which is missing. Mend the link.") from None
+        return
+    if kind is not None:
+        raise UnreadableError(
+            f"{path}: is {kind}, not a file. Rows are read more than once, so write them to a file and give its path."
+        )
+
+
+def opened(path: Path) -> IO[bytes]:
+    """A file's bytes, decompressed where its name ends in `.gz`.
+
+    Raises:
+        UnreadableError: it is not a regular file.
+        OSError: it can't be opened.
+    """
+    require_regular(path)
+    return io.BufferedReader(_GzipBytes(path), _BUFFER) if path.suffix == ".gz" else path.open("rb")
+
+
+def lines(file: IO[bytes], source: str, *, first: int = 1) -> Iterator[bytes]:
+    """A file's lines, from where it stands.
+
+    Args:
+        file: The open file.
+        source: What errors call it.
+        first: The number of the next line, for errors.
+
+    Raises:
+        UnreadableError: a line is longer than `LONGEST_ROW`.
+    """
+    number = first
+    while line := file.readline(LONGEST_ROW + 1):
+        if len(line) > LONGEST_ROW:
+            raise too_long(source, f"line {number}")
+        yield line
+        number += 1
+
+
+def too_long(source: str, where: str) -> UnreadableError:
+    """The error of a row that is not read to its end."""
+    return UnreadableError(
+        f"{source}, {where}: is longer than {LONGEST_ROW // 2**20} MiB, which is the limit for a row. "
+        "Write one row a line into a .jsonl file, and check that the file is what its name says."
+    )
+
+
+class _GzipBytes(io.RawIOBase):
+    """A gzip file's content; bytes behind its last member that begin no other end it with a warning."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._ended = path, False
+        self._file = path.open("rb")
+        self._gzip = gzip.GzipFile(fileobj=self._file)
+        self._begins_well = self._file.peek(len(_GZIP))[: len(_GZIP)] == _GZIP
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        view = memoryview(buffer)
+        data = b"" if self._ended else self._read(len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    def _read(self, size: int) -> bytes:
+        try:
+            return self._gzip.read1(size)
+        except gzip.BadGzipFile as error:
+            # gzip's word for a member that does not begin as one; of the first one it is not a gzip file at all.
+            if not self._begins_well or not str(error).startswith("Not a gzipped file"):
+                raise
+            self._ended = True
+            _warn_of_rest(self._path)
+            return b""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        self._ended = False
+        return self._gzip.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._gzip.tell()
+
+    def close(self) -> None:
+        self._gzip.close()
+        self._file.close()
+        super().close()
+
+
+@functools.cache
+def _warn_of_rest(path: Path) -> None:
+    """Say once for a file that its end was not read."""
+    logging.getLogger("hafrm").warning(
+        "%s: the bytes behind its gzip data are no gzip data and were not read; the rows before them were.", path
+    )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"can't be opened ({error.strerror})"
+    return f"can't be read, it seems damaged ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+
+
+def _remedy(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return "Check the path and its permissions."
+    return "Fetch or write the file again, and check that its name says its format."

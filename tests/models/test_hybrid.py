@@ -23,7 +23,7 @@ GROUPS = [
 
 def hybrid(name: str, **kwargs) -> HybridModel:
     lm = tiny_lm(name, **kwargs)
-    return HybridModel(lm, new_reward_head(lm.config, init="normal", seed=1, dtype=lm.dtype)).eval()
+    return HybridModel(lm, new_reward_head(lm.config.hidden_size, init="normal", seed=1, dtype=lm.dtype)).eval()
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -143,15 +143,15 @@ def test_unused_heads_are_frozen_but_tied_embeddings_are_not() -> None:
 
 def test_reward_head_init_rules() -> None:
     config = tiny_lm().config
-    normal = new_reward_head(config, init="normal", seed=0, dtype=torch.float32)
-    again = new_reward_head(config, init="normal", seed=0, dtype=torch.float32)
-    other = new_reward_head(config, init="normal", seed=1, dtype=torch.float32)
+    normal = new_reward_head(config.hidden_size, init="normal", seed=0, dtype=torch.float32)
+    again = new_reward_head(config.hidden_size, init="normal", seed=0, dtype=torch.float32)
+    other = new_reward_head(config.hidden_size, init="normal", seed=1, dtype=torch.float32)
     assert torch.equal(normal.weight, again.weight)
     assert not torch.equal(normal.weight, other.weight)
     assert normal.weight.shape == (1, 32)
     assert normal.weight.std().item() == pytest.approx(33**-0.5, rel=0.4)
     assert normal.bias is None
-    assert not new_reward_head(config, init="zero", seed=0, dtype=torch.float32).weight.any()
+    assert not new_reward_head(config.hidden_size, init="zero", seed=0, dtype=torch.float32).weight.any()
 
 
 def test_gradients_reach_both_heads_and_the_backbone() -> None:

@@ -151,7 +151,7 @@ def test_models_that_multiply_their_logits(name: str) -> None:
     causal_lm = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         causal_lm.get_output_embeddings().weight.mul_(20)
-    model = HybridModel(causal_lm, new_reward_head(config, init="zero", seed=0, dtype=causal_lm.dtype))
+    model = HybridModel(causal_lm, new_reward_head(config.hidden_size, init="zero", seed=0, dtype=causal_lm.dtype))
     assert model.logit_transform.scale in (4.0, 0.25)
     model.check_policy_head(pad_rows(GROUPS, pad_token_id=3), tolerance=1e-4)
 

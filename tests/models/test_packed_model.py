@@ -101,7 +101,7 @@ def hybrid(name: str, dtype: torch.dtype = torch.float64, **values: Any) -> Hybr
         for parameter in lm.parameters():
             noise = torch.randn_like(parameter)
             parameter.mul_(5) if parameter.dim() > 1 else parameter.add_(0.1 * noise)
-    return HybridModel(lm, new_reward_head(config, init="normal", seed=1, dtype=dtype)).train()
+    return HybridModel(lm, new_reward_head(config.hidden_size, init="normal", seed=1, dtype=dtype)).train()
 
 
 def loss_and_gradients(model: HybridModel, batch: SequenceBatch) -> tuple[Tensor, dict[str, Tensor]]:

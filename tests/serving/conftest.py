@@ -32,7 +32,7 @@ def tiny_scorer(
     """A scorer of random weights whose rewards differ between texts, with the prompt shared in packed rows."""
     tokenizer = tokenizer or tiny_tokenizer()
     causal_lm = tiny_lm(vocab_size=vocabulary, max_position_embeddings=max(limit, 256))
-    head = new_reward_head(causal_lm.config, init="normal", seed=1, dtype=causal_lm.dtype)
+    head = new_reward_head(causal_lm.config.hidden_size, init="normal", seed=1, dtype=causal_lm.dtype)
     model = HybridModel(causal_lm, head).eval()
     encoder = ConversationEncoder(tokenizer, limit, overlong)  # type: ignore[arg-type]
     layout = choose_layout(model, tokenizer.pad_token_id, max_length=limit)

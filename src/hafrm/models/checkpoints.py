@@ -1,41 +1,43 @@
 """A run's checkpoint on disk: one folder that stock transformers loads with no custom code.
 
-`model.safetensors` holds the stock causal LM's tensors under their stock names plus `score.weight`, so the folder loads
-as `AutoModelForCausalLM` and as `AutoModelForSequenceClassification`; each class only reports the other's head as
-unexpected. `hafrm.json` says how the model was trained and how it scores, and holds the other files' checksums: a
-checkpoint whose files are not what was saved is refused, and weights are read as safetensors alone. A LoRA run's final
-folder holds the merged weights, in float32, and, in `adapter/`, the adapters themselves; its intermediate checkpoints
-hold the adapters alone.
+`model.safetensors` holds the stock causal LM's tensors under their stock names plus `score.weight` (or what the stock
+classifier calls its head), so the folder loads as `AutoModelForCausalLM` and as `AutoModelForSequenceClassification`;
+each class only reports the other's head as unexpected. A reward head that no loss trained is not saved, nor is an LM
+head that the model never had. `hafrm.json` says how the model was trained and how it scores, and holds the other files'
+checksums: a checkpoint whose files are not what was saved is refused, and weights are read as safetensors alone. A LoRA
+run's final folder holds the merged weights, in float32, and, in `adapter/`, the adapters themselves; its intermediate
+checkpoints hold the adapters alone.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
 from hafrm import atomic
 from hafrm.errors import HafrmError, ModelError, UnwritableError, first_line
-from hafrm.models.hybrid import HybridModel, new_reward_head
+from hafrm.models.classifiers import SCORE, head_name
+from hafrm.models.hybrid import HybridModel, head_width, new_reward_head
 from hafrm.models.lora import LoraOptions, add_lora, merged_state_dict
 from hafrm.models.references import weights_digest
 from hafrm.models.runinfo import RUN_FILE, RunInfo, checksums, require_undamaged
-from hafrm.models.stock import load_causal_lm, loading, new_model, quiet_transformers
+from hafrm.models.sources import ADAPTER_FILE, ADAPTER_FOLDER, SavedWeights
+from hafrm.models.stock import lm_head_names, load_causal_lm, loading, new_model, quiet_transformers, with_lm_head
 from hafrm.models.tokenizers import load_tokenizer
 
 __all__ = [
-    "ADAPTER_FOLDER",
     "cast_weights",
     "load_packed_start",
     "load_run",
@@ -48,10 +50,9 @@ __all__ = [
     "writing",
 ]
 
-ADAPTER_FOLDER = "adapter"
-_ADAPTER_FILE = "adapter_model.safetensors"
-_HEAD_KEY = "score.weight"
+_HEAD_KEY = SCORE  # of a `HybridModel`
 _STOCK = "causal_lm."  # how the names of the stock model's tensors begin in a `HybridModel`
+_PEFT = "base_model.model."  # and how those in PEFT's files begin
 _WRITERS = (
     "while serializing",
     "PytorchStreamWriter",
@@ -79,29 +80,39 @@ def save_run(
         UnwritableError: the disk is full, or the folder can't be written to.
     """
     with _checkpoint(model, tokenizer, info, folder) as temporary:
+        lost = [] if model.with_lm_head else lm_head_names(model.stock_lm)
         if model.adapted:
-            save_merged(model.stock_lm, temporary, more={_HEAD_KEY: model.score.weight})
-            _save_adapter_tensors(model, temporary / ADAPTER_FOLDER)
+            save_merged(model.stock_lm, temporary, more=_head(model, info, model.score.weight), but=lost)
+            _save_adapter_tensors(model, info, temporary / ADAPTER_FOLDER)
             return
         whole = model.state_dict() if weights is None else weights
         state = {name.removeprefix(_STOCK): tensor for name, tensor in whole.items() if name.startswith(_STOCK)}
-        state[_HEAD_KEY] = whole[_HEAD_KEY].detach().to(model.stock_lm.dtype)
+        state |= _head(model, info, whole[_HEAD_KEY].to(model.stock_lm.dtype))
         with quiet_transformers():
-            model.stock_lm.save_pretrained(temporary, state_dict=state)
+            model.stock_lm.save_pretrained(
+                temporary, state_dict={name: tensor for name, tensor in state.items() if name not in lost}
+            )
 
 
-def save_merged(stock_lm: PreTrainedModel, folder: Path, *, more: Mapping[str, Tensor] | None = None) -> None:
+def _head(model: HybridModel, info: RunInfo, weight: Tensor) -> dict[str, Tensor]:
+    """The reward head by its name in a file; empty where no loss trained it."""
+    return {head_name(model.config): weight.detach()} if info.reward_weight else {}
+
+
+def save_merged(
+    stock_lm: PreTrainedModel, folder: Path, *, more: Mapping[str, Tensor] | None = None, but: Collection[str] = ()
+) -> None:
     """Write a model with adapters as a stock model without any: merged, unpacked, in float32, and its config says so.
 
     Args:
         stock_lm: The transformers model, with adapters in its layers. It stays as it is.
         folder: Where to write.
         more: Further tensors for the file, by name.
+        but: Tensors of the model that are left out.
     """
     dtype = torch.promote_types(stock_lm.dtype, torch.float32)
-    state = merged_state_dict(stock_lm) | {
-        name: tensor.detach().to("cpu", dtype) for name, tensor in (more or {}).items()
-    }
+    merged = {name: tensor for name, tensor in merged_state_dict(stock_lm).items() if name not in but}
+    state = merged | {name: tensor.detach().to("cpu", dtype) for name, tensor in (more or {}).items()}
     with _unquantized(stock_lm), quiet_transformers():
         stock_lm.save_pretrained(folder, state_dict=state)
     path = folder / CONFIG_NAME
@@ -139,7 +150,7 @@ def _with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
 def save_adapter(model: HybridModel, tokenizer: Any, info: RunInfo, folder: Path) -> None:
     """Write a checkpoint of a LoRA run: adapters and reward head without the frozen weights; see `save_run`."""
     with _checkpoint(model, tokenizer, info, folder) as temporary:
-        _save_adapter_tensors(model, temporary / ADAPTER_FOLDER)
+        _save_adapter_tensors(model, info, temporary / ADAPTER_FOLDER)
         model.config.save_pretrained(temporary)
 
 
@@ -168,22 +179,23 @@ def writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _save_adapter_tensors(model: HybridModel, folder: Path) -> None:
+def _save_adapter_tensors(model: HybridModel, info: RunInfo, folder: Path) -> None:
     """Write adapters as PEFT does for a sequence classifier: the head is a module saved with them."""
     folder.mkdir(parents=True, exist_ok=True)
     peft_model = cast(Any, model.causal_lm)
     # Never the embeddings: the rows that a new token adds are the same each time (`resize_embeddings`).
     adapters = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
     state = {name: tensor.contiguous() for name, tensor in adapters.items()}
-    state[f"base_model.model.{_HEAD_KEY}"] = model.score.weight.detach()
-    save_file(state, folder / _ADAPTER_FILE, metadata={"format": "pt"})
+    head = _head(model, info, model.score.weight)
+    state |= {f"{_PEFT}{name}": weight for name, weight in head.items()}
+    save_file(state, folder / ADAPTER_FILE, metadata={"format": "pt"})
     config = peft_model.peft_config[peft_model.active_adapter]
     description = config.to_dict() | {
-        "task_type": "SEQ_CLS",
-        "modules_to_save": ["score"],
+        "task_type": "SEQ_CLS" if head else "CAUSAL_LM",
+        "modules_to_save": [name.removesuffix(".weight") for name in head] or None,
         "inference_mode": True,
-        "target_modules": sorted(config.target_modules),
     }
+    description |= {name: sorted(value) for name, value in description.items() if isinstance(value, set)}
     atomic.write_json(folder / "adapter_config.json", description)
 
 
@@ -211,31 +223,50 @@ def saved_weights(model: HybridModel, folder: Path) -> dict[str, Tensor]:
     # Through transformers and not straight from the file, whose tensor names can differ from the module's; and by the
     # class that the model has, so that code which came with it needs no second leave to run.
     with loading("checkpoint", str(folder)):
-        saved = type(model.stock_lm).from_pretrained(folder, dtype=model.stock_lm.dtype, use_safetensors=True)
+        stock_class: Any = type(model.stock_lm)
+        saved, report = stock_class.from_pretrained(
+            folder, dtype=model.stock_lm.dtype, use_safetensors=True, output_loading_info=True
+        )
+    for name in report["missing_keys"]:  # an LM head that the model never had
+        saved.get_parameter(str(name)).data.zero_()
     state = {f"{_STOCK}{name}": tensor for name, tensor in saved.state_dict().items()}
-    return state | {_HEAD_KEY: _read_head(folder)}
+    head = _read_head(folder)
+    return state | {_HEAD_KEY: torch.zeros(1, head_width(saved), dtype=saved.dtype) if head is None else head}
 
 
 def _restore_adapters(model: HybridModel, folder: Path) -> None:
     with loading("adapters", str(folder)):
-        state = load_file(folder / ADAPTER_FOLDER / _ADAPTER_FILE)
-        head = state.pop(f"base_model.model.{_HEAD_KEY}", None)
-        if head is None:
-            raise ModelError(f"{folder} holds no reward head ({_HEAD_KEY}).")
-        model.score.weight.data.copy_(head)
+        state = load_file(folder / ADAPTER_FOLDER / ADAPTER_FILE)
+        name = _saved_head_name(folder, state, prefix=_PEFT)
+        if name is not None:
+            model.score.weight.data.copy_(state.pop(name))
         report: Any = set_peft_model_state_dict(cast(Any, model.causal_lm), state)
     strangers = [*report.unexpected_keys, *(name for name in report.missing_keys if ".lora_" in name)]
     if strangers:
         raise ModelError(f"The adapters of {folder} do not fit the model: {strangers[0]}.")
 
 
-def _read_head(folder: Path) -> Tensor:
-    """The reward head's weight, [1, H]."""
-    for path in sorted(folder.glob("model*.safetensors")):
-        with safe_open(path, "pt") as file:
-            if _HEAD_KEY in file.keys():  # noqa: SIM118 (not a mapping)
-                return cast(Tensor, file.get_tensor(_HEAD_KEY))
-    raise ModelError(f"{folder} holds no reward head ({_HEAD_KEY}).")
+def _read_head(folder: Path) -> Tensor | None:
+    """The reward head's weight, [1, H], of a run's folder; None where no loss trained one."""
+    saved = SavedWeights(str(folder))
+    name = _saved_head_name(folder, saved.shapes)
+    return None if name is None else saved.read(name)
+
+
+def _saved_head_name(folder: Path, names: Collection[str], *, prefix: str = "") -> str | None:
+    """By which name the reward head is saved in a run's folder; None where no loss trained one.
+
+    Raises:
+        ModelError: it should be there, and is not.
+    """
+    if f"{prefix}{_HEAD_KEY}" in names:
+        return f"{prefix}{_HEAD_KEY}"
+    if not RunInfo.load(folder).reward_weight:
+        return None
+    name = prefix + head_name(AutoConfig.from_pretrained(folder))
+    if name not in names:
+        raise ModelError(f"{folder} holds no reward head ({name.removeprefix(prefix)}).")
+    return name
 
 
 def load_run(
@@ -287,10 +318,11 @@ def rounding_would_lose(folder: Path, info: RunInfo, dtype: torch.dtype | None) 
 
 def _whole(folder: Path, *, dtype: torch.dtype | None, trust_remote_code: bool) -> HybridModel:
     """The model whose weights are all in a run's folder."""
-    causal_lm = load_causal_lm(str(folder), dtype=dtype, trust_remote_code=trust_remote_code)
-    head = new_reward_head(causal_lm.config, init="zero", seed=0, dtype=causal_lm.dtype)
-    head.weight.data.copy_(_read_head(folder).to(causal_lm.dtype))
-    return HybridModel(causal_lm, head)
+    causal_lm = load_causal_lm(str(folder), dtype=dtype, trust_remote_code=trust_remote_code, lm_head=False)
+    head = new_reward_head(head_width(causal_lm), init="zero", seed=0, dtype=causal_lm.dtype)
+    if (saved := _read_head(folder)) is not None:
+        head.weight.data.copy_(saved)
+    return HybridModel(causal_lm, head, with_lm_head=with_lm_head(causal_lm))
 
 
 def _base_of_adapters(
@@ -306,6 +338,7 @@ def _base_of_adapters(
             lora=lora,
             dtype=_trained_dtype(folder, info),
             trust_remote_code=trust_remote_code,
+            lm_head=bool(info.policy_ratio),
         )
     except ModelError as error:
         raise ModelError(f"The base model of the adapters in {folder} can't be loaded. {error} {remedy}") from error

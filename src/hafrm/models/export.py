@@ -17,8 +17,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from hafrm import atomic
 from hafrm.errors import ConfigError, ModelError, first_line
 from hafrm.models.cards import CARD_MARK, policy_card, reward_card
-from hafrm.models.checkpoints import ADAPTER_FOLDER, writing
+from hafrm.models.checkpoints import writing
 from hafrm.models.runinfo import RunInfo, read_manifest, require_undamaged
+from hafrm.models.sources import ADAPTER_FOLDER
 from hafrm.models.stock import loading, quiet_transformers, require_whole
 
 __all__ = ["ExportConfig", "export"]

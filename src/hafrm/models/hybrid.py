@@ -26,14 +26,7 @@ from hafrm.models.attention import PACKED_ATTENTION, packed_arguments
 from hafrm.models.modes import evaluating
 from hafrm.packing import SequenceBatch
 
-__all__ = ["HeadInit", "HybridModel", "SequenceScores", "max_positions", "new_reward_head"]
-
-HeadInit = Literal["normal", "zero"]
-"""How the reward head starts.
-
-`normal` draws from N(0, 1 / (H + 1)), as Stiennon et al. (2020) do: a normalised hidden state then gives rewards of
-about unit size. `zero` starts every reward at 0, as the paper authors' code does; the paper itself does not say.
-"""
+__all__ = ["HybridModel", "SequenceScores", "backbone_of", "head_width", "max_positions", "new_reward_head"]
 
 
 class SequenceScores(NamedTuple):
@@ -55,13 +48,16 @@ class HybridModel(nn.Module):
 
     Args:
         causal_lm: A stock transformers causal LM, or a PEFT model around one.
-        score: The reward head, `Linear(H, 1, bias=False)`: the only shape that stock classes load.
+        score: The reward head, `Linear(H, 1, bias=False)`: the only shape that stock classes load. One that only
+            scores may have a bias.
+        with_lm_head: Whether the LM head has weights; those of a classifier that came without are zero.
     """
 
-    def __init__(self, causal_lm: nn.Module, score: nn.Linear) -> None:
+    def __init__(self, causal_lm: nn.Module, score: nn.Linear, *, with_lm_head: bool = True) -> None:
         super().__init__()
         self.causal_lm = causal_lm
         self.score = score
+        self.with_lm_head = with_lm_head
         self.logit_transform = logit_transform(self.config)
 
     @property
@@ -87,7 +83,7 @@ class HybridModel(nn.Module):
     @property
     def backbone(self) -> nn.Module:
         """Phi: the stock decoder, from token ids to hidden states."""
-        return self.stock_lm.base_model
+        return backbone_of(self.stock_lm)
 
     @property
     def reward_head(self) -> nn.Linear:
@@ -96,8 +92,17 @@ class HybridModel(nn.Module):
 
     @property
     def policy_head(self) -> nn.Linear:
-        """K: the model's own LM head."""
+        """K: the model's own LM head.
+
+        Raises:
+            ModelError: the model has none that is linear.
+        """
         head = self.stock_lm.get_output_embeddings()
+        if not self.with_lm_head:
+            raise ModelError(
+                "The model was saved without an LM head, as classifiers are: its reward head alone can be used "
+                "(`--method baseline`, `--head reward`)."
+            )
         if not isinstance(head, nn.Linear):
             raise ModelError(f"{type(self.stock_lm).__name__} has no linear LM head, which the policy loss needs.")
         return head
@@ -164,7 +169,8 @@ class HybridModel(nn.Module):
         """In float32 at least, also under autocast: in bfloat16, margins below a hundredth would become ties."""
         dtype = torch.promote_types(self.score.weight.dtype, torch.float32)
         with torch.autocast(states.device.type, enabled=False):
-            return F.linear(states[batch.score_index].to(dtype), self.score.weight.to(dtype)).squeeze(-1)
+            bias = None if self.score.bias is None else self.score.bias.to(dtype)
+            return F.linear(states[batch.score_index].to(dtype), self.score.weight.to(dtype), bias).squeeze(-1)
 
     @contextlib.contextmanager
     def adapters_disabled(self) -> Iterator[None]:
@@ -197,9 +203,10 @@ class HybridModel(nn.Module):
         """
         if not rewards:
             self.score.requires_grad_(False)
-        tied = self.policy_head.weight is self.stock_lm.get_input_embeddings().weight
-        if not log_probs and not tied:
-            self.policy_head.requires_grad_(False)
+        head = self.stock_lm.get_output_embeddings()
+        tied = head is not None and head.weight is self.stock_lm.get_input_embeddings().weight
+        if not log_probs and head is not None and not tied:
+            head.requires_grad_(False)
 
     @torch.no_grad()
     def check_policy_head(self, batch: SequenceBatch, *, tolerance: float | None = None) -> None:
@@ -236,16 +243,41 @@ class HybridModel(nn.Module):
             )
 
 
-def new_reward_head(config: PreTrainedConfig, *, init: HeadInit, seed: int, dtype: torch.dtype) -> nn.Linear:
-    """A fresh reward head F for a model of this config; see `HeadInit`."""
-    hidden = config.get_text_config().hidden_size
-    head = nn.Linear(hidden, 1, bias=False, dtype=dtype)
+def backbone_of(causal_lm: PreTrainedModel) -> nn.Module:
+    """The part of a causal LM that gives the states which its LM head reads.
+
+    Some classes, Llama 4's first, name no part of theirs as their base: there it is the one that has the embeddings.
+
+    Raises:
+        ModelError: the model has no such part.
+    """
+    if causal_lm.base_model is not causal_lm:
+        return causal_lm.base_model
+    embeddings = causal_lm.get_input_embeddings()
+    for child in causal_lm.children():
+        if child is not embeddings and any(module is embeddings for module in child.modules()):
+            return child
+    raise ModelError(
+        f"{type(causal_lm).__name__} has no decoder apart from its LM head, from which a reward head could read states."
+    )
+
+
+def head_width(causal_lm: PreTrainedModel) -> int:
+    """H: the width of the states that both heads read, the LM head's input; not always the config's hidden size."""
+    head = causal_lm.get_output_embeddings()
+    width: int = head.in_features if isinstance(head, nn.Linear) else causal_lm.config.get_text_config().hidden_size
+    return width
+
+
+def new_reward_head(width: int, *, init: Literal["normal", "zero"], seed: int, dtype: torch.dtype) -> nn.Linear:
+    """A fresh reward head F for hidden states of this width; see `hafrm.models.heads.HeadInit`."""
+    head = nn.Linear(width, 1, bias=False, dtype=dtype)
     with torch.no_grad():
         if init == "zero":
             head.weight.zero_()
         else:
             generator = torch.Generator().manual_seed(seed)
-            head.weight.copy_(torch.randn(1, hidden, generator=generator) / (hidden + 1) ** 0.5)
+            head.weight.copy_(torch.randn(1, width, generator=generator) / (width + 1) ** 0.5)
     return head
 
 

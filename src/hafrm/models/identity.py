@@ -19,11 +19,12 @@ from transformers import AutoConfig
 from hafrm.errors import ModelError, first_line
 from hafrm.losses import USES_REFERENCE
 from hafrm.models.advice import advice
-from hafrm.models.checkpoints import ADAPTER_FOLDER, rounding_would_lose
+from hafrm.models.checkpoints import rounding_would_lose
 from hafrm.models.loading import ScorerChoice, require_plain
 from hafrm.models.remote import RemoteScorer, is_server
 from hafrm.models.runinfo import RUN_FILE, RunInfo
 from hafrm.models.scorers import ScoreOptions
+from hafrm.models.sources import ADAPTER_FOLDER, adapter_source
 from hafrm.models.stock import quiet_transformers
 
 __all__ = ["model_identity"]
@@ -100,7 +101,10 @@ def _references(model: str, choice: ScorerChoice) -> list[str]:
 
 
 def _checkpoint_identity(model: str, *, trust_remote_code: bool) -> str:
-    """A folder's digest, or a hub model's commit."""
+    """A folder's digest, or a hub model's commit; of PEFT's adapters also that of what they stand on."""
+    if not (Path(model) / RUN_FILE).is_file() and (adapters := adapter_source(model)) is not None:
+        base = _checkpoint_identity(adapters.base, trust_remote_code=trust_remote_code)
+        return f"{_folder_digest(adapters.folder)} on {base}"
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)

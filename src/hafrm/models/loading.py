@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
 from hafrm.encoding import ConversationEncoder, Overlong
 from hafrm.errors import ConfigError, ModelError
 from hafrm.losses import USES_REFERENCE
 from hafrm.models.checkpoints import cast_weights, load_packed_start, load_run
-from hafrm.models.hybrid import HybridModel, max_positions, new_reward_head
+from hafrm.models.foreign import has_stock_class, load_classifier, pad_of_classifier
+from hafrm.models.heads import SavedHead, find_head
+from hafrm.models.hybrid import HybridModel, head_width, max_positions, new_reward_head
 from hafrm.models.layout import Layout, choose_layout
 from hafrm.models.probe import random_groups
 from hafrm.models.references import weights_digest
 from hafrm.models.remote import RemoteScorer, endpoint_of, is_server
 from hafrm.models.runinfo import RUN_FILE, Head, RunInfo, require_finished
 from hafrm.models.scorers import HybridScorer, LogProbScorer, ScoreOptions, Scorer, StockScorer
-from hafrm.models.stock import load_causal_lm, load_whole, loading
+from hafrm.models.stock import load_causal_lm, with_lm_head
 from hafrm.models.tokenizers import load_tokenizer, resize_embeddings
 from hafrm.packing import pad_rows
 
@@ -100,7 +102,7 @@ def load_scorer(
     if (Path(model) / RUN_FILE).is_file():
         return _load_run_scorer(Path(model), choice, options)
     if head in (None, "reward") and reference is None:
-        return _load_stock_scorer(model, options, trust_remote_code=trust_remote_code)
+        return _load_foreign_scorer(model, options, trust_remote_code=trust_remote_code)
     if head == "combined":
         raise ModelError(f"{model} is no run of hafrm and has one head alone: nothing to combine. Use --head policy.")
     if reference is None:
@@ -289,44 +291,22 @@ def _require_trained(folder: Path, info: RunInfo, head: Head) -> None:
         )
 
 
-def _load_stock_scorer(model: str, options: ScoreOptions, *, trust_remote_code: bool) -> StockScorer:
-    classifier = _load_classifier(model, options.torch_dtype(), trust_remote_code=trust_remote_code)
-    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code, template=options.template())
-    encoder = _encoder(tokenizer, classifier.config, options, max_length=512, overlong="drop")
-    layout = Layout(packed=False, pad_token_id=_pad_of_classifier(classifier, tokenizer))
-    return StockScorer(classifier.eval().to(options.torch_device()), encoder, layout, options)
+def _load_foreign_scorer(model: str, options: ScoreOptions, *, trust_remote_code: bool) -> Scorer:
+    """The scorer of a reward model that is no run of hafrm: by its stock class where that has its head, else by ours.
 
-
-def _pad_of_classifier(classifier: PreTrainedModel, tokenizer: Any) -> int:
-    """The token by which a stock classifier tells padding, and so where it reads the reward; sets one if it has none.
-
-    One that is the end-of-sequence token too stays: the model was then trained to be read at the token before it, as
-    TRL's are whose tokenizer had no pad token.
+    Raises:
+        ModelError: it has no reward head, or one that neither reads.
     """
-    config = classifier.config.get_text_config()
-    rows = cast(nn.Embedding, classifier.get_input_embeddings()).num_embeddings
-    if config.pad_token_id is None or not 0 <= config.pad_token_id < rows:
-        resize_embeddings(classifier, tokenizer)
-        config.pad_token_id = tokenizer.pad_token_id
-    return int(config.pad_token_id)
-
-
-def _load_classifier(model: str, dtype: torch.dtype | None, *, trust_remote_code: bool) -> PreTrainedModel:
-    """A stock sequence classifier with one label and a head that was saved with it."""
-    kind = "reward model"
-    with loading(kind, model):
-        config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
-    architectures = config.architectures or []
-    if not any("SequenceClassification" in name for name in architectures):
-        raise ModelError(
-            f"{model} is no reward model: {', '.join(architectures) or 'unknown architecture'}. Give a run of "
-            "hafrm, a sequence classifier, or a causal model with `--head policy --reference MODEL`."
-        )
-    if config.num_labels != 1:
-        raise ModelError(f"{model} has {config.num_labels} labels; a reward model has one.")
-    return load_whole(
-        AutoModelForSequenceClassification, model, kind=kind, dtype=dtype, trust_remote_code=trust_remote_code
-    )
+    head = find_head(model, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code, template=options.template())
+    if head is not None and not has_stock_class(model, head, trust_remote_code=trust_remote_code):
+        policy = _policy_only(model, tokenizer, options.torch_dtype(), trust_remote_code=trust_remote_code, head=head)
+        encoder = _encoder(tokenizer, policy.config, options, max_length=512, overlong="drop")
+        return _hybrid_scorer(policy, None, tokenizer, encoder, options, (1.0, 0.0))
+    classifier = load_classifier(model, options.torch_dtype(), head, trust_remote_code=trust_remote_code)
+    encoder = _encoder(tokenizer, classifier.config, options, max_length=512, overlong="drop")
+    layout = Layout(packed=False, pad_token_id=pad_of_classifier(classifier, tokenizer))
+    return StockScorer(classifier.eval().to(options.torch_device()), encoder, layout, options)
 
 
 def _encoder(
@@ -340,8 +320,24 @@ def _encoder(
     return ConversationEncoder(tokenizer, options.max_length or max_length, options.overlong or overlong)
 
 
-def _policy_only(model: str, tokenizer: Any, dtype: torch.dtype | None, *, trust_remote_code: bool) -> HybridModel:
-    """A causal LM as a model whose reward head is never read, with room for the tokenizer's pad token."""
-    causal_lm = load_causal_lm(model, dtype=dtype, trust_remote_code=trust_remote_code).eval()
+def _policy_only(
+    model: str,
+    tokenizer: Any,
+    dtype: torch.dtype | None,
+    *,
+    trust_remote_code: bool,
+    head: SavedHead | None = None,
+) -> HybridModel:
+    """A causal LM with room for the tokenizer's pad token; its reward head is the given one, or never read."""
+    causal_lm = load_causal_lm(model, dtype=dtype, trust_remote_code=trust_remote_code, lm_head=head is None).eval()
+    headed = with_lm_head(causal_lm)
     resize_embeddings(causal_lm, tokenizer)
-    return HybridModel(causal_lm, new_reward_head(causal_lm.config, init="zero", seed=0, dtype=causal_lm.dtype))
+    if head is None or head.weight is None:
+        score = new_reward_head(head_width(causal_lm), init="zero", seed=0, dtype=causal_lm.dtype)
+    else:
+        score = nn.Linear(head.weight.shape[1], 1, bias=bool(head.bias), dtype=causal_lm.dtype)
+        with torch.no_grad():
+            score.weight.copy_(head.weight)
+            if head.bias:
+                score.bias.fill_(head.bias)
+    return HybridModel(causal_lm, score, with_lm_head=headed)

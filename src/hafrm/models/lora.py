@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from transformers.utils.import_utils import is_bitsandbytes_available
 
 from hafrm.errors import ConfigError, MissingExtraError
 
-__all__ = ["LoraOptions", "add_lora", "merged_state_dict", "quantization_config"]
+__all__ = ["LoraOptions", "add_lora", "merged_state_dict", "quantization_config", "quiet_peft"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,14 @@ class LoraOptions:
         return self.rank > 0
 
 
+@contextlib.contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Within the context PEFT 0.21 may read a property that transformers 5.23 deprecates."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        yield
+
+
 def add_lora(causal_lm: PreTrainedModel, options: LoraOptions) -> nn.Module:
     """Wrap a causal LM with LoRA adapters, freezing the rest.
 
@@ -80,8 +89,7 @@ def add_lora(causal_lm: PreTrainedModel, options: LoraOptions) -> nn.Module:
         # GPT-2 keeps its linear layers transposed.
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in causal_lm.modules()),
     )
-    with warnings.catch_warnings():  # PEFT 0.21 reads a property that transformers 5.23 deprecates
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+    with quiet_peft():
         return get_peft_model(causal_lm, config)
 
 

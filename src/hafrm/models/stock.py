@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
-from hafrm.errors import HafrmError, ModelError, first_line
+from hafrm.errors import ConfigError, HafrmError, ModelError, first_line
 from hafrm.models import modes
+from hafrm.models.adapters import merged_into
 from hafrm.models.advice import advice
-from hafrm.models.hybrid import HeadInit, HybridModel, new_reward_head
+from hafrm.models.heads import HeadInit, SavedHead, kept_head
+from hafrm.models.hybrid import HybridModel, head_width, new_reward_head
 from hafrm.models.lora import LoraOptions, add_lora, quantization_config
 from hafrm.models.runinfo import RUN_FILE, require_undamaged
+from hafrm.models.sources import AdapterSource, adapter_source
 from hafrm.models.tokenizers import resize_embeddings
 
-__all__ = ["load_causal_lm", "load_whole", "loading", "new_model", "quiet_transformers", "require_whole"]
+__all__ = [
+    "lm_head_names",
+    "load_causal_lm",
+    "load_whole",
+    "loading",
+    "new_model",
+    "quiet_transformers",
+    "require_whole",
+    "with_lm_head",
+]
 
 
 @contextlib.contextmanager
@@ -52,7 +66,13 @@ def loading(kind: str, model: str) -> Iterator[None]:
 
 
 def load_whole(
-    stock_class: Any, model: str, *, kind: str, dtype: torch.dtype | None = None, **kwargs: Any
+    stock_class: Any,
+    model: str,
+    *,
+    kind: str,
+    dtype: torch.dtype | None = None,
+    optional: Callable[[PreTrainedModel], Collection[str]] = lambda loaded: (),
+    **kwargs: Any,
 ) -> PreTrainedModel:
     """Load a stock model none of whose weights start at random.
 
@@ -61,6 +81,7 @@ def load_whole(
         model: Folder or hub id.
         kind: What it should be, in words.
         dtype: The weights' dtype; None keeps the checkpoint's.
+        optional: Which weights of the loaded model may be missing; they are zero then.
         **kwargs: More for `from_pretrained`.
 
     Raises:
@@ -73,11 +94,14 @@ def load_whole(
         loaded, report = stock_class.from_pretrained(
             model, dtype=dtype or "auto", use_safetensors=True, output_loading_info=True, **kwargs
         )
-    require_whole(loaded, report, model, kind=kind)
+    missing = set(map(str, report["missing_keys"])) & set(optional(loaded))
+    require_whole(loaded, report, model, kind=kind, but=missing)
+    for name in missing:
+        loaded.get_parameter(name).data.zero_()
     return cast(PreTrainedModel, loaded)
 
 
-def require_whole(loaded: Any, report: Mapping[str, Any], model: str, *, kind: str) -> None:
+def require_whole(loaded: Any, report: Mapping[str, Any], model: str, *, kind: str, but: Collection[str] = ()) -> None:
     """Refuse a model some of whose weights start at random.
 
     Args:
@@ -85,11 +109,12 @@ def require_whole(loaded: Any, report: Mapping[str, Any], model: str, *, kind: s
         report: What transformers says of its loading.
         model: Where it was loaded from.
         kind: What it should be, in words.
+        but: Weights that may be missing.
 
     Raises:
         ModelError: names the weights that are missing.
     """
-    lost = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+    lost = sorted(set(map(str, [*report["missing_keys"], *report["mismatched_keys"]])) - set(but))
     if lost:
         raise ModelError(
             f"{model} lacks weights of {type(loaded).__name__}: {', '.join(lost[:3])} ({len(lost)} in all). "
@@ -98,17 +123,61 @@ def require_whole(loaded: Any, report: Mapping[str, Any], model: str, *, kind: s
 
 
 def load_causal_lm(
-    model: str, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False, **kwargs: Any
+    model: str,
+    *,
+    dtype: torch.dtype | None = None,
+    trust_remote_code: bool = False,
+    lm_head: bool = True,
+    **kwargs: Any,
 ) -> PreTrainedModel:
-    """Load a stock causal LM; see `load_whole`."""
+    """Load a stock causal LM, with its adapters merged where it consists of such; see `load_whole`.
+
+    Args:
+        model: Folder or hub id of a causal LM, a classifier on one, or adapters for either.
+        dtype: The weights' dtype; None keeps the checkpoint's.
+        trust_remote_code: Run modelling code that comes with the model. Off unless you trust it.
+        lm_head: Whether the LM head is needed. Classifiers whose embeddings are not tied come without; where it is not
+            needed, a missing one is zero (`with_lm_head` tells).
+        **kwargs: More for `from_pretrained`.
+    """
+    load = partial(load_causal_lm, trust_remote_code=trust_remote_code, lm_head=lm_head, **kwargs)
+    if (adapters := adapter_source(model)) is not None:
+        return _load_merged(adapters, load, dtype)
     return load_whole(
         AutoModelForCausalLM,
         model,
         kind="causal language model",
         dtype=dtype,
+        optional=lm_head_names if not lm_head else lambda loaded: (),
         trust_remote_code=trust_remote_code,  # left out, transformers would ask on the terminal
         **kwargs,
     )
+
+
+def _load_merged(
+    adapters: AdapterSource, load: Callable[..., PreTrainedModel], dtype: torch.dtype | None
+) -> PreTrainedModel:
+    """A model of adapters and what they stand on, merged in float32 at least and rounded then."""
+    base = load(adapters.base, dtype=dtype)
+    rounded = base.dtype
+    cast(nn.Module, base).to(torch.promote_types(rounded, torch.float32))
+    with loading("adapters", str(adapters.folder)):
+        merged = merged_into(base, adapters)
+    cast(nn.Module, merged).to(rounded)
+    return merged
+
+
+def lm_head_names(causal_lm: PreTrainedModel) -> list[str]:
+    """The names of the LM head's own parameters."""
+    head = causal_lm.get_output_embeddings()
+    names = [name for name, module in causal_lm.named_modules() if module is head and head is not None]
+    return [f"{names[0]}.{name}" for name, _ in head.named_parameters()] if names else []
+
+
+def with_lm_head(causal_lm: PreTrainedModel) -> bool:
+    """Whether a loaded causal LM has an LM head: a missing one was left at zero."""
+    head = causal_lm.get_output_embeddings()
+    return head is None or bool(cast(Any, head).weight.any())
 
 
 def new_model(
@@ -121,30 +190,59 @@ def new_model(
     dtype: torch.dtype | None = None,
     disable_dropout: bool = True,
     trust_remote_code: bool = False,
+    lm_head: bool = True,
 ) -> HybridModel:
-    """A model to train: a pretrained backbone and LM head, with a fresh reward head.
+    """A model to train: a pretrained backbone and LM head, with a reward head that is fresh or comes with them.
 
     Args:
-        model: Folder or hub id of a causal LM.
+        model: Folder or hub id of a causal LM, a classifier on one, a run, or adapters for any of these.
         tokenizer: Its prepared tokenizer (`load_tokenizer`): the embeddings grow if it has new tokens.
         lora: Adapters, or none.
         head_init: How the reward head starts.
-        seed: Seed of the reward head's start.
+        seed: Seed of a fresh reward head.
         dtype: The weights' dtype; None keeps the checkpoint's.
         disable_dropout: Train the backbone without its own dropout, as TRL does: log-ratios to a reference are noise
             with it. The saved config keeps its values, and adapters have `lora.dropout`.
         trust_remote_code: Run modelling code that comes with the model. Off unless you trust it.
+        lm_head: Whether the LM head is needed; see `load_causal_lm`.
+
+    Raises:
+        ModelError: no such model loads from there, or its head can't be kept as asked.
     """
+    saved = None
+    if head_init in ("auto", "keep"):
+        saved = kept_head(model, required=head_init == "keep", trust_remote_code=trust_remote_code)
     quantization = quantization_config(lora)
+    if quantization and adapter_source(model) is not None:
+        raise ConfigError(
+            f"lora.quantize: 4bit can't pack {model}, which consists of adapters: merge them into their base first."
+        )
     extra = {"quantization_config": quantization} if quantization else {}
-    causal_lm = load_causal_lm(model, dtype=dtype, trust_remote_code=trust_remote_code, **extra)
+    causal_lm = load_causal_lm(model, dtype=dtype, trust_remote_code=trust_remote_code, lm_head=lm_head, **extra)
+    headed = with_lm_head(causal_lm)
     resize_embeddings(causal_lm, tokenizer)
     _describe_heads(causal_lm.config, tokenizer)
     if disable_dropout:
         modes.disable_dropout(causal_lm)
     head_dtype = torch.float32 if lora.enabled else causal_lm.dtype
-    head = new_reward_head(causal_lm.config, init=head_init, seed=seed, dtype=head_dtype).to(causal_lm.device)
-    return HybridModel(add_lora(causal_lm, lora) if lora.enabled else causal_lm, head)
+    head = new_reward_head(
+        head_width(causal_lm), init="zero" if head_init == "zero" else "normal", seed=seed, dtype=head_dtype
+    )
+    if saved is not None:
+        _take_over(head, saved, model)
+    head = head.to(causal_lm.device)
+    return HybridModel(add_lora(causal_lm, lora) if lora.enabled else causal_lm, head, with_lm_head=headed)
+
+
+def _take_over(head: nn.Linear, saved: SavedHead, model: str) -> None:
+    assert saved.weight is not None
+    if saved.weight.shape != head.weight.shape:
+        raise ModelError(
+            f"The reward head of {model} is {list(saved.weight.shape)}, and its backbone has states of "
+            f"{head.weight.shape[1]}. Set `--head_init normal` to begin with a fresh head."
+        )
+    with torch.no_grad():
+        head.weight.copy_(saved.weight)
 
 
 def _describe_heads(config: PreTrainedConfig, tokenizer: Any) -> None:

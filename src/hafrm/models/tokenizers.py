@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from hafrm.encoding import DEFAULT_CHAT_TEMPLATE
 from hafrm.errors import ModelError, first_line
 from hafrm.models.advice import advice
+from hafrm.models.sources import adapter_source, find_file
 
 __all__ = ["FIXED_DATE", "PAD_TOKEN", "load_tokenizer", "prepare_tokenizer", "resize_embeddings"]
 
@@ -46,6 +47,7 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False, template: str
     Raises:
         ModelError: there is no tokenizer to load, or it lacks what `prepare_tokenizer` needs.
     """
+    model = _where_it_is(model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
     except Exception as error:  # the tokenizers library raises plain ones for a damaged file
@@ -61,6 +63,13 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False, template: str
         )
     _require_plain_names(tokenizer, model)
     return prepare_tokenizer(tokenizer, template=template or DEFAULT_CHAT_TEMPLATE)
+
+
+def _where_it_is(model: str) -> str:
+    """Where a model's tokenizer is: adapters that were saved without one have that of what they stand on."""
+    while (adapters := adapter_source(model)) is not None and find_file(model, "tokenizer_config.json") is None:
+        model = adapters.base
+    return model
 
 
 def _require_plain_names(tokenizer: Any, model: str) -> None:

@@ -96,7 +96,7 @@ def _record(
         "rewards": [_rewards(scores.get(model)) for model in evaluation.models],
     }
     if pair is not None:
-        given = [[name, json.dumps(value, ensure_ascii=False)] for name, value in pair.prompt.columns.items()]
+        given = [[name, json_text(value, ensure_ascii=False)] for name, value in pair.prompt.columns.items()]
         record["prompt"] = given + _turns(pair.prompt.turns)
         record |= {name: _turns(getattr(pair, name)) for name in ("chosen", "rejected")}
         lines = [tokens.get((model, first.data, first.id)) for model in evaluation.models]

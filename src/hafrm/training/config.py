@@ -18,7 +18,7 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 from hafrm.data import DataOptions
 from hafrm.errors import ConfigError
 from hafrm.losses import OPTIONS_READ, POLICY_LOSSES, REWARD_LOSSES, USES_REFERENCE, PolicyLossOptions
-from hafrm.models.hybrid import HeadInit
+from hafrm.models.heads import HeadInit
 from hafrm.models.layout import LayoutChoice
 from hafrm.models.lora import LoraOptions
 from hafrm.training.arguments import checked_arguments, total_steps
@@ -138,7 +138,8 @@ class TrainConfig:
     """Train a reward model on preference pairs."""
 
     model: str
-    """The causal language model to start from: a folder or a hub id."""
+    """The model to start from, a folder or a hub id: a causal language model, or any reward model on one (a run, its
+    export, a sequence classifier, a value head's or PEFT's folder)."""
 
     data: list[str]
     """Training pairs: files or names (`hafrm data list`), several allowed. NAME#SPLIT is a split other than train."""
@@ -172,8 +173,9 @@ class TrainConfig:
     early_stopping: int = 0
     """Stop after so many evaluations without a better one; 0 never stops. Appendix B calls for it with HAF."""
 
-    head_init: HeadInit = "normal"
-    """How the reward head starts: `normal`, variance 1 / (hidden + 1), or `zero`, as the authors' code does."""
+    head_init: HeadInit = "auto"
+    """How the reward head starts: `keep` takes over the model's own, `normal` draws one of variance 1 / (hidden + 1),
+    `zero` is what the authors' code does. `auto`: `keep` where the model has a reward head, else `normal`."""
 
     disable_dropout: bool = True
     """Switch off the model's own dropout, as TRL does, so that policy and reference differ by training alone. The
@@ -208,7 +210,7 @@ class TrainConfig:
             if name in self.training:
                 raise ConfigError(f"training.{name} has no effect here: set best_by.")
         self._require_validation_pairs()
-        if self.head_init != "normal" and not self.resolved_loss.reward_weight:
+        if self.head_init != "auto" and not self.resolved_loss.reward_weight:
             raise ConfigError("head_init has no effect without a reward loss: leave it out.")
 
     def _require_validation_pairs(self) -> None:

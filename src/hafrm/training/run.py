@@ -27,10 +27,12 @@ from hafrm.data import EncodedPairs, PairSet, encode_pairs, load_pairs, local_pa
 from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ConfigError, ModelError
 from hafrm.models.checkpoints import save_run
+from hafrm.models.heads import HeadInit
 from hafrm.models.hybrid import HybridModel, max_positions
 from hafrm.models.layout import Layout, choose_layout
 from hafrm.models.references import weights_digest
 from hafrm.models.runinfo import RunInfo
+from hafrm.models.starts import check_start
 from hafrm.models.stock import new_model
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.numerics import cpu_tuned
@@ -79,6 +81,14 @@ def train(config: TrainConfig) -> TrainResult:
 
 def _train(config: TrainConfig, folder: Path) -> TrainResult:
     before = claim_folder(config, folder, _inputs(config), overwrite=config.overwrite)
+    loss = config.resolved_loss
+    start = check_start(
+        config.model,
+        head_init=config.head_init,
+        rewards=loss.reward_weight != 0,
+        log_probs=loss.policy_ratio != 0,
+        trust_remote_code=config.trust_remote_code,
+    )
     set_seed(int(config.training.get("seed", 0)))
     data, tokenizer = _load_data(config)
     if before is not None:
@@ -86,16 +96,19 @@ def _train(config: TrainConfig, folder: Path) -> TrainResult:
     args = training_arguments(config, pairs=len(data.train.groups))
     shards = sharding(args, lora=config.lora.enabled)
     make_folder(folder)
-    model = _new_model(config, tokenizer, args, data.train)
+    model = _new_model(config, start.head_init, tokenizer, args, data.train)
     progress = ConsoleProgress(Console(stderr=True, quiet=args.process_index != 0))
     layout = _layout(config, model, tokenizer, progress)
-    objective = Objective(config.resolved_loss)
+    objective = Objective(loss)
     tokens = config.data_options.token_budget(args.device.type)
     info = _run_info(config, tokenizer, _base_digest(model, objective))
     effective = effective_settings(args, config, model.config, shards) | {"weights": info.base_digest}
     if objective.couples_pairs:
         effective["part"] = [tokens, args.world_size]
-    manifest = new_manifest(config, data.account, effective) | {"layout": "packed" if layout.packed else "padded"}
+    manifest = new_manifest(config, data.account, effective) | {
+        "layout": "packed" if layout.packed else "padded",
+        "reward_head": start.head_init if loss.reward_weight else None,
+    }
     if before is not None:
         require_same_settings(before, effective, folder)
         manifest = resumed_manifest(before, manifest)
@@ -104,10 +117,11 @@ def _train(config: TrainConfig, folder: Path) -> TrainResult:
         if args.process_index == 0:
             make_folder(folder, anew=config.overwrite)
             save_manifest(manifest, folder)
-            for line in _opening(data, args, manifest["layout"], margins=objective.needs_rewards):
+            opening = _opening(data, args, manifest["layout"], margins=objective.needs_rewards)
+            for line in (*opening, *start.notes):
                 progress.say(line)
 
-    reference = ReferenceSource(config.resolved_loss, model, layout, args, weights=info.base_digest, tokens=tokens)
+    reference = ReferenceSource(loss, model, layout, args, weights=info.base_digest, tokens=tokens)
     trainer = HybridTrainer(
         model,
         args,
@@ -195,16 +209,20 @@ def _account(pair_set: PairSet, encoded: EncodedPairs) -> dict[str, Any]:
     }
 
 
-def _new_model(config: TrainConfig, tokenizer: Any, args: TrainingArguments, pairs: EncodedPairs) -> HybridModel:
+def _new_model(
+    config: TrainConfig, head_init: HeadInit, tokenizer: Any, args: TrainingArguments, pairs: EncodedPairs
+) -> HybridModel:
+    loss = config.resolved_loss
     model = new_model(
         config.model,
         tokenizer,
         lora=config.lora,
-        head_init=config.head_init,
+        head_init=head_init,
         seed=args.seed,
         dtype=config.torch_dtype,
         trust_remote_code=config.trust_remote_code,
         disable_dropout=config.disable_dropout,
+        lm_head=loss.policy_ratio != 0,
     )
     limit = max_positions(model.config)
     if limit is not None and config.data_options.max_length > limit:
@@ -212,7 +230,6 @@ def _new_model(config: TrainConfig, tokenizer: Any, args: TrainingArguments, pai
             f"data_options.max_length is {config.data_options.max_length}, but {config.model} has {limit} positions. "
             f"Set data_options.max_length to {limit} or less."
         )
-    loss = config.resolved_loss
     if loss.policy_ratio:
         model.check_policy_head(pad_rows(pairs.groups[:1], pad_token_id=tokenizer.pad_token_id))
     model.freeze_unused(rewards=loss.reward_weight != 0, log_probs=loss.policy_ratio != 0)

@@ -1,0 +1,89 @@
+"""Reward models that others trained: loading one as its stock sequence classifier, with the head that it came with."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+
+from hafrm.errors import ModelError
+from hafrm.models.adapters import lay_on
+from hafrm.models.classifiers import stock_classifier
+from hafrm.models.heads import SavedHead, architectures
+from hafrm.models.sources import adapter_source, root_model
+from hafrm.models.stock import load_whole, loading
+from hafrm.models.tokenizers import resize_embeddings
+
+__all__ = ["has_stock_class", "load_classifier", "pad_of_classifier"]
+
+
+def has_stock_class(model: str, head: SavedHead, *, trust_remote_code: bool) -> bool:
+    """Whether a stock classifier finds this head by its name, or the head is one that only a stock class can read.
+
+    Raises:
+        ModelError: a linear head has more labels than one, or a bias that the stock class would pass over.
+    """
+    if head.weight is None:
+        return True
+    adapters = adapter_source(model)
+    if adapters is not None and adapter_source(adapters.base) is not None:
+        return False
+    if head.labels != 1:
+        raise ModelError(f"{model} has {head.labels} labels ({head.name}); a reward model has one.")
+    with loading("reward model", model):
+        config = AutoConfig.from_pretrained(root_model(model), trust_remote_code=trust_remote_code)
+        stock = stock_classifier(config)
+    return stock is not None and stock.head == head.name and not head.bias
+
+
+def pad_of_classifier(classifier: PreTrainedModel | PeftModel, tokenizer: Any) -> int:
+    """The token by which a stock classifier tells padding, and so where it reads the reward; sets one if it has none.
+
+    One that is the end-of-sequence token too stays: the model was then trained to be read at the token before it, as
+    TRL's are whose tokenizer had no pad token.
+    """
+    stock = cast(PreTrainedModel, classifier.get_base_model() if isinstance(classifier, PeftModel) else classifier)
+    config = stock.config.get_text_config()
+    rows = cast(nn.Embedding, stock.get_input_embeddings()).num_embeddings
+    if config.pad_token_id is None or not 0 <= config.pad_token_id < rows:
+        resize_embeddings(stock, tokenizer)
+        config.pad_token_id = tokenizer.pad_token_id
+    return int(config.pad_token_id)
+
+
+def load_classifier(
+    model: str, dtype: torch.dtype | None, head: SavedHead | None, *, trust_remote_code: bool
+) -> PreTrainedModel | PeftModel:
+    """A stock sequence classifier with one label and a head that was saved with it, or with adapters on it."""
+    kind = "reward model"
+    root = root_model(model)
+    with loading(kind, root):
+        config = AutoConfig.from_pretrained(root, trust_remote_code=trust_remote_code)
+    classes = architectures(model)
+    plain = head is not None and head.weight is not None
+    if not plain and not any("SequenceClassification" in name for name in classes):
+        raise ModelError(
+            f"{model} is no reward model: {', '.join(classes) or 'unknown architecture'}. Give a run of "
+            "hafrm, a sequence classifier, or a causal model with `--head policy --reference MODEL`."
+        )
+    if not plain and config.num_labels != 1:
+        raise ModelError(f"{model} has {config.num_labels} labels; a reward model has one.")
+    load = partial(
+        load_whole,
+        AutoModelForSequenceClassification,
+        kind=kind,
+        trust_remote_code=trust_remote_code,
+        num_labels=1,  # which a config may leave out: the head's weight is what counts
+    )
+    adapters = adapter_source(model)
+    if adapters is None:
+        return load(model, dtype=dtype)
+    own = head is not None and head.file == adapters.weights  # else the base's
+    optional = {head.name} if head is not None and own else set()
+    base = load(adapters.base, dtype=dtype, optional=lambda loaded: optional)
+    with loading("adapters", str(adapters.folder)):
+        return lay_on(base, adapters, head=head.name.split(".", 1)[0] if head is not None and own else None)

@@ -1,0 +1,161 @@
+"""Reward heads that come with models: finding them in saved weights, and whether training can begin with them.
+
+Forms that are known: `score.weight` (transformers' classifiers, TRL's and OpenRLHF's reward models, runs of hafrm),
+`value_head.weight` (OpenRLHF's before that), `v_head.summary.weight` (TRL's value heads, which LLaMA-Factory saves in
+`value_head.safetensors`), and the name that an architecture's own stock classifier has for one linear layer.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig
+from transformers.utils import CONFIG_NAME
+
+from hafrm.errors import ModelError, first_line
+from hafrm.models.classifiers import SCORE, stock_classifier
+from hafrm.models.runinfo import RUN_FILE, RunInfo
+from hafrm.models.sources import SavedWeights, adapter_source, find_file, root_model
+
+__all__ = ["HeadInit", "SavedHead", "architectures", "find_head", "kept_head"]
+
+HeadInit = Literal["auto", "keep", "normal", "zero"]
+"""How the reward head starts.
+
+`keep` takes over the one that comes with the model. `normal` draws from N(0, 1 / (H + 1)), as Stiennon et al. (2020)
+do: a normalised hidden state then gives rewards of about unit size. `zero` starts every reward at 0, as the paper
+authors' code does; the paper itself does not say. `auto` is `keep` where the model has a head, else `normal`.
+"""
+
+_VALUE_HEADS = ("v_head.summary.weight", "value_head.weight")
+_HEAD_MODULES = ("score.", "value_head.", "v_head.", "classifier.", "classification_head.", "regression_layer.")
+
+_OF_REWARD_MODELS = ("SequenceClassification", "Reward", "Regression")
+"""What the classes of reward models have in their names."""
+
+
+@dataclass(frozen=True)
+class SavedHead:
+    """A reward head among a model's saved weights."""
+
+    name: str
+    """The weight's name, or that of a head that is not one linear layer: its first parameter's."""
+    file: Path
+    weight: Tensor | None
+    """[labels, H]; None where the head is not one linear layer."""
+    bias: float
+    """What a head of one label adds to every reward; 0 without a bias."""
+    names: tuple[str, ...]
+    """All parameters of the head."""
+
+    @property
+    def labels(self) -> int:
+        """How many numbers the head gives for a token."""
+        return 1 if self.weight is None else self.weight.shape[0]
+
+    @property
+    def of_classifier(self) -> bool:
+        """Whether the head is named as those of sequence classifiers are, and not as a value head."""
+        return self.name not in _VALUE_HEADS
+
+
+def find_head(model: str, *, trust_remote_code: bool = False) -> SavedHead | None:
+    """The reward head that comes with a model; None where there is none.
+
+    Args:
+        model: Folder or hub id of a run, a classifier, a causal LM, or adapters for one.
+        trust_remote_code: Read a config that comes with code of its own.
+
+    Raises:
+        ModelError: its files can't be read.
+    """
+    if (Path(model) / RUN_FILE).is_file() and not RunInfo.load(Path(model)).reward_weight:
+        return None  # older runs saved one that no loss had trained
+    saved = SavedWeights(model)
+    found = next((name for name in (SCORE, *_VALUE_HEADS) if len(saved.shapes.get(name, ())) == 2), None)
+    if found is None and _is_classifier(model):
+        config = AutoConfig.from_pretrained(root_model(model), trust_remote_code=trust_remote_code)
+        stock = stock_classifier(config)
+        found = stock.head if stock is not None and stock.head in saved.shapes else None
+    if found is not None:
+        return _linear(saved, found)
+    if names := tuple(sorted(name for name in saved.shapes if name.startswith(_HEAD_MODULES))):
+        return SavedHead(names[0], saved.file_of(names[0]), None, 0.0, names)
+    adapters = adapter_source(model)
+    return None if adapters is None else find_head(adapters.base, trust_remote_code=trust_remote_code)
+
+
+def _linear(saved: SavedWeights, name: str) -> SavedHead:
+    """The head of one linear layer, unless it has more parameters than that."""
+    stem = name.removesuffix("weight")
+    names = tuple(sorted(other for other in saved.shapes if other.startswith(stem.split(".", 1)[0] + ".")))
+    if not {name} <= set(names) <= {name, f"{stem}bias"}:
+        return SavedHead(name, saved.file_of(name), None, 0.0, names)
+    bias = saved.read(f"{stem}bias").double() if f"{stem}bias" in names else torch.zeros(1)
+    weight = saved.read(name)
+    return SavedHead(name, saved.file_of(name), weight, bias[0].item() if len(bias) == 1 else 0.0, names)
+
+
+def _is_classifier(model: str) -> bool:
+    """Whether a model's config calls it a sequence classifier."""
+    return any("SequenceClassification" in name for name in architectures(model))
+
+
+def architectures(model: str) -> list[str]:
+    """The classes that a model was saved from, as its config, or that of what adapters stand on, names them."""
+    config = find_file(root_model(model), CONFIG_NAME)
+    try:
+        found = json.loads(config.read_text(encoding="utf-8")).get("architectures") if config else None
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(f"{config} can't be read ({first_line(error)}). Restore it from a copy.") from error
+    return list(found or [])
+
+
+def kept_head(model: str, *, required: bool = False, trust_remote_code: bool = False) -> SavedHead | None:
+    """The reward head that training can begin with; None where the model has none and none is required.
+
+    The bias of a value head is left out: pairs never train it, since their difference cancels it, and it moves all
+    rewards alike. Any other bias is part of a class of the model's own.
+
+    Raises:
+        ModelError: there is a head, and it is not one linear layer with one label and no bias; or none, and one is
+            required.
+    """
+    head = find_head(model, trust_remote_code=trust_remote_code)
+    if head is None:
+        _refuse_unknown(model)
+        if required:
+            raise ModelError(
+                f"head_init: {model} has no reward head to keep. Leave head_init out, or set it to normal."
+            )
+        return None
+    problem = ""
+    if head.weight is None:
+        problem = f"is not one linear layer ({', '.join(head.names[:4])})"
+    elif head.labels != 1:
+        problem = f"has {head.labels} labels ({head.name}), and a reward model has one"
+    elif head.bias and head.of_classifier:
+        problem = f"has a bias ({head.names[0]})"
+    if problem:
+        raise ModelError(
+            f"The reward head of {model} can't be kept: it {problem}. Stock classes load a linear layer of one label "
+            "without a bias alone. Set `--head_init normal` to begin with a fresh head on this backbone."
+        )
+    return head
+
+
+def _refuse_unknown(model: str) -> None:
+    """Refuse a model that calls itself a reward model, and whose head has none of the known names."""
+    if (Path(model) / RUN_FILE).is_file():
+        return
+    for name in architectures(model):
+        if any(word in name for word in _OF_REWARD_MODELS):
+            raise ModelError(
+                f"{model} is a {name}, among whose weights no reward head of a known form was found. Set "
+                "`--head_init normal` to begin with a fresh head on its backbone."
+            )

@@ -1,0 +1,180 @@
+"""Where the parts of a model are: its weights, the adapters on top of another model, a value head in a file of its own.
+
+Reads JSON and the headers of safetensors files; loads no model. A model is a folder or a hub id.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers.utils.hub import cached_file
+
+from hafrm.errors import ModelError, first_line
+from hafrm.models.runinfo import RUN_FILE, RunInfo
+
+__all__ = [
+    "ADAPTER_FILE",
+    "ADAPTER_FOLDER",
+    "AdapterSource",
+    "SavedWeights",
+    "adapter_source",
+    "find_file",
+    "root_model",
+]
+
+ADAPTER_FOLDER = "adapter"
+"""The folder within a run's that holds its adapters."""
+ADAPTER_FILE = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+_PICKLED = ("adapter_model.bin", "value_head.bin")
+_WHOLE = ("model.safetensors", "model.safetensors.index.json")
+
+
+@dataclass(frozen=True)
+class AdapterSource:
+    """PEFT adapters, and the model that they stand on."""
+
+    folder: Path
+    base: str
+    """Folder or hub id of that model, which may be adapters itself."""
+
+    @property
+    def weights(self) -> Path:
+        """The file of the adapters' weights."""
+        return self.folder / ADAPTER_FILE
+
+
+def find_file(model: str, name: str) -> Path | None:
+    """A file of a model: in its folder, or fetched from the hub; None where there is none."""
+    if Path(model).is_dir():
+        path = Path(model) / name
+        return path if path.is_file() else None
+    try:
+        found = cached_file(
+            model,
+            name,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    except OSError:  # no such model, which whoever loads it says better
+        return None
+    return None if found is None else Path(found)
+
+
+def adapter_source(model: str) -> AdapterSource | None:
+    """The adapters that a model consists of, in PEFT's format or as a LoRA run's checkpoint; None for a whole model.
+
+    Raises:
+        ModelError: the adapters do not say what they stand on, or are pickled.
+    """
+    folder = Path(model)
+    if (folder / RUN_FILE).is_file():
+        alone = (folder / ADAPTER_FOLDER).is_dir() and not any(folder.glob("model*.safetensors"))
+        return AdapterSource(folder / ADAPTER_FOLDER, _base_of_run(folder)) if alone else None
+    description = find_file(model, ADAPTER_CONFIG)
+    if description is None or any(find_file(model, name) for name in _WHOLE):
+        return None
+    weights = find_file(model, ADAPTER_FILE)
+    if weights is None:
+        raise ModelError(f"{model} has an {ADAPTER_CONFIG} and no {ADAPTER_FILE}.{_pickled(model)}")
+    return AdapterSource(weights.parent, _base_of_peft(model, description))
+
+
+def _base_of_run(folder: Path) -> str:
+    info = RunInfo.load(folder)
+    if (info.lora or {}).get("quantize", "none") != "none":
+        raise ModelError(
+            f"{folder} is a checkpoint of adapters on a 4-bit base, which can't be a model to start from: train that "
+            "run to its end, and give its folder."
+        )
+    return info.base_model
+
+
+def _base_of_peft(model: str, description: Path) -> str:
+    try:
+        base = json.loads(description.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{description} can't be read ({first_line(error)}).") from error
+    remedy = f"Set `base_model_name_or_path` in {description} to the model that the adapters were trained on."
+    if not base:
+        raise ModelError(f"{model} consists of adapters and does not say of which model. {remedy}")
+    if Path(base).is_absolute() and not Path(base).exists():
+        raise ModelError(f"{model} consists of adapters for {base}, which is not there. {remedy}")
+    return str(base)
+
+
+def _pickled(model: str) -> str:
+    names = [name for name in _PICKLED if find_file(model, name)]
+    return f" {names[0]} is a pickle, which can run code: save it as safetensors." if names else ""
+
+
+def root_model(model: str) -> str:
+    """The whole model that a model is or, in the end, stands on: where its config is.
+
+    Raises:
+        ModelError: adapters do not say what they stand on.
+    """
+    for _ in range(9):
+        adapters = adapter_source(model)
+        if adapters is None:
+            return model
+        model = adapters.base
+    raise ModelError(f"{model} consists of adapters on adapters without end.")
+
+
+class SavedWeights:
+    """The names, shapes and values of a model's saved weights, those of its adapters or of its own files.
+
+    Args:
+        model: Folder or hub id. The weights of what adapters stand on are not among them.
+    """
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._files: dict[str, Path] = {}
+        for path in _weight_files(model):
+            try:
+                with safe_open(path, "pt") as file:
+                    for name in file.keys():  # noqa: SIM118 (not a mapping)
+                        plain = name.removeprefix("base_model.model.")
+                        self.shapes[plain] = tuple(file.get_slice(name).get_shape())
+                        self._files[plain] = path
+            except (OSError, SafetensorError) as error:
+                raise ModelError(f"{path} can't be read ({first_line(error)}). Restore it from a copy.") from error
+
+    def read(self, name: str) -> Tensor:
+        """A weight's values, on the CPU."""
+        path = self._files[name]
+        with safe_open(path, "pt") as file:
+            found = name if name in file.keys() else f"base_model.model.{name}"  # noqa: SIM118 (not a mapping)
+            tensor: Tensor = file.get_tensor(found)
+        return tensor
+
+    def file_of(self, name: str) -> Path:
+        """The file that holds a weight."""
+        return self._files[name]
+
+
+def _weight_files(model: str) -> Iterator[Path]:
+    adapters = adapter_source(model)
+    if adapters is not None:
+        yield adapters.weights
+    elif whole := find_file(model, _WHOLE[0]):
+        yield whole
+    elif index := find_file(model, _WHOLE[1]):
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise ModelError(f"{index} can't be read ({first_line(error)}).") from error
+        yield from (path for name in names if (path := find_file(model, name)))
+    if head := find_file(model, "value_head.safetensors"):
+        yield head
+    elif find_file(model, "value_head.bin"):
+        raise ModelError(f"{model} has a value head in value_head.bin.{_pickled(model)}")

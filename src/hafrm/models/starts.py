@@ -1,0 +1,123 @@
+"""Whether a model can be trained as asked, from its config and the names of its weights: before data are read.
+
+What is built for that has no weights, so it costs a second and no memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from hafrm.errors import ModelError
+from hafrm.models.classifiers import stock_classifier
+from hafrm.models.heads import HeadInit, kept_head
+from hafrm.models.hybrid import backbone_of
+from hafrm.models.runinfo import require_finished
+from hafrm.models.sources import SavedWeights, root_model
+from hafrm.models.stock import lm_head_names, loading
+
+__all__ = ["Start", "check_start"]
+
+
+@dataclass(frozen=True)
+class Start:
+    """What training begins with."""
+
+    head_init: Literal["keep", "normal", "zero"]
+    notes: tuple[str, ...]
+    """What there is to say of it, a line each."""
+
+
+def check_start(
+    model: str, *, head_init: HeadInit, rewards: bool, log_probs: bool, trust_remote_code: bool = False
+) -> Start:
+    """Refuse a model that can't be trained, or whose training could not be saved, and say what it begins with.
+
+    Args:
+        model: Folder or hub id.
+        head_init: How the reward head is to start.
+        rewards: Whether the reward head is trained.
+        log_probs: Whether the policy head is.
+        trust_remote_code: Run modelling code that comes with the model.
+
+    Raises:
+        ModelError: says why not.
+    """
+    require_finished(Path(model))
+    causal_lm = _without_weights(model, trust_remote_code=trust_remote_code)
+    backbone_of(causal_lm)
+    if log_probs:
+        _require_lm_head(model, causal_lm)
+    if not rewards:
+        return Start("normal", ("reward head: none is trained, and none is saved",))
+    resolved, line = _head(model, head_init, trust_remote_code=trust_remote_code)
+    return Start(resolved, (line, *_classifier_notes(causal_lm)))
+
+
+def _without_weights(model: str, *, trust_remote_code: bool) -> PreTrainedModel:
+    """A model's causal class on the meta device."""
+    root = root_model(model)
+    with loading("causal language model", root), torch.device("meta"):
+        config = AutoConfig.from_pretrained(root, trust_remote_code=trust_remote_code)
+        found: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    return found
+
+
+def _require_lm_head(model: str, causal_lm: PreTrainedModel) -> None:
+    """Refuse to train a policy head where there is none that is linear, or none was saved."""
+    head = causal_lm.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        raise ModelError(
+            f"{type(causal_lm).__name__} has no linear LM head, which the policy loss needs. Train its reward head "
+            "alone: --method baseline."
+        )
+    if causal_lm.config.get_text_config().tie_word_embeddings:
+        return
+    ending = ".".join(lm_head_names(causal_lm)[0].split(".")[-2:])
+    names = SavedWeights(root_model(model)).shapes
+    if names and not any(name.endswith(ending) for name in names):
+        raise ModelError(
+            f"{model} was saved without an LM head ({ending}), as classifiers whose embeddings are not tied are. Train "
+            "its reward head alone: --method baseline."
+        )
+
+
+def _head(model: str, init: HeadInit, *, trust_remote_code: bool) -> tuple[Literal["keep", "normal", "zero"], str]:
+    """How the reward head starts, and the line that says so."""
+    if init in ("normal", "zero"):
+        return init, f"reward head: fresh ({init})"
+    head = kept_head(model, trust_remote_code=trust_remote_code)
+    if head is None:
+        if init == "keep":
+            raise ModelError(
+                f"head_init: {model} has no reward head to keep. Leave head_init out, or set it to normal."
+            )
+        return "normal", "reward head: fresh (normal), since the model has none"
+    bias = f"; its bias of {head.bias:.3g} is left out, which moves all rewards alike" if head.bias else ""
+    return "keep", f"reward head: kept ({head.name} of {head.file}){bias}"
+
+
+def _classifier_notes(causal_lm: PreTrainedModel) -> tuple[str, ...]:
+    """What to say of the stock classifier that would load the run.
+
+    Raises:
+        ModelError: there is one, whose head no linear layer fits: it would load the run with a random head.
+    """
+    found, name = stock_classifier(causal_lm.config), type(causal_lm).__name__
+    if found is None:
+        return (
+            f"transformers has no sequence classifier for {name}: hafrm scores and serves the run, but other programs "
+            "can't load its reward head",
+        )
+    if found.head is None:
+        raise ModelError(
+            f"transformers' own classifier for {name}, {found.name}, has a head of other layers "
+            f"({', '.join(found.own[-3:])}) than a reward head, so it would load the run with a random one. Train its "
+            "policy head alone (--method dpo), or another architecture."
+        )
+    return ()

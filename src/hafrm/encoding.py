@@ -30,6 +30,7 @@ __all__ = [
     "Encoded",
     "Overlong",
     "OverlongError",
+    "ScoredAt",
     "TemplateRefusalError",
     "TokenGroup",
     "common_prefix",
@@ -57,6 +58,12 @@ Item = tuple[Prompt, Sequence[Sequence[Message]]]
 
 _CHUNK = 1024
 """Prompts that are rendered and tokenized in one call: bounds the memory that texts take."""
+
+ScoredAt = Literal["template", "stop_token"]
+"""Where a conversation ends: `template` at the end of all that the chat template writes, as stock programs and hafrm
+train; `stop_token` at the end-of-sequence token, as OpenRLHF does: line breaks after it are left out, and a text that
+has none gets one.
+"""
 
 Overlong = Literal["drop", "truncate"]
 """What happens to text over the limit: `drop` leaves it out and counts it, `truncate` cuts responses at their end."""
@@ -129,14 +136,13 @@ class ConversationEncoder:
         max_length: The most tokens of a prompt with one response (the paper's Table 5: 512).
         overlong: What to do with more: `drop` raises `OverlongError` for the caller to count; `truncate` cuts
             responses at their end and raises only where the prompt alone fills the limit.
-        stop_ids: Tokens of which the last one in a conversation is its end, whatever the template writes after it: how
-            models of some other programs were trained. Empty: the template's own end.
+        scored_at: Where a conversation ends, which is where its reward is read.
     """
 
     tokenizer: ChatTokenizer
     max_length: int = 512
     overlong: Overlong = "drop"
-    stop_ids: frozenset[int] = frozenset()
+    scored_at: ScoredAt = "template"
 
     def __post_init__(self) -> None:
         if self.max_length < 2:
@@ -179,12 +185,12 @@ class ConversationEncoder:
         ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         return ids
 
-    def ended(self, ids: list[int]) -> list[int]:
-        """A whole conversation's token ids up to where it is scored."""
-        if not self.stop_ids:
-            return ids
-        behind = next((place for place, token in enumerate(reversed(ids)) if token in self.stop_ids), 0)
-        return ids[: len(ids) - behind]
+    def ended(self, text: str) -> str:
+        """A whole rendered conversation up to where it is scored; see `ScoredAt`."""
+        if self.scored_at == "template":
+            return text
+        bare, eos = text.rstrip("\n"), str(getattr(self.tokenizer, "eos_token", None) or "")
+        return bare if bare.endswith(eos) else f"{bare} {eos}"
 
     def _encode_chunk(self, items: Sequence[Item]) -> list[Encoded]:
         try:
@@ -204,7 +210,9 @@ class ConversationEncoder:
         found: dict[_Key, _Rendered] = {}
         for keys in by_arguments.values():
             texts = render(self.tokenizer, keys, opening=opening)
-            ids = list(map(self.ended, self.text_ids(texts))) if not opening else self.text_ids(texts)
+            if not opening:
+                texts = [self.ended(text) for text in texts]
+            ids = self.text_ids(texts)
             found.update(zip(keys, map(_Rendered, texts, ids), strict=True))
         return found
 

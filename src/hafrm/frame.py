@@ -92,11 +92,6 @@ class Frame:
             core = core[: -len(before)]
         return [*core, *self.ending_ids], True
 
-    def stop_ids(self) -> frozenset[int]:
-        """The tokens at which a response ends."""
-        marks = (self.stop, self.tokenizer.eos_token)
-        return frozenset(self.tokenizer.convert_tokens_to_ids(mark) for mark in marks if mark)
-
     def without_stop(self, content: str) -> str:
         """A response's content without the stop token that its generation ended with."""
         stripped = content.rstrip()

@@ -209,7 +209,7 @@ WITHOUT_LM_HEAD = {"untied_classifier", "openrlhf", "openrlhf_value_head", "expo
 
 
 def token_ids(tokenizer, pair, side: str) -> Tensor:
-    messages = [m.as_dict() for m in (*pair.prompt, *getattr(pair, side))]
+    messages = [m.as_dict() for m in (*pair.prompt.turns, *getattr(pair, side))]
     return tokenizer.apply_chat_template(messages, return_dict=True, return_tensors="pt")["input_ids"]
 
 

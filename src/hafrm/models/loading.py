@@ -29,6 +29,9 @@ from hafrm.packing import pad_rows
 
 __all__ = ["ScorerChoice", "load_log_prob_scorer", "load_scorer", "require_plain", "require_server_options"]
 
+_OPENRLHF = {"RewardModel", "CriticModel"}
+"""Classes in which OpenRLHF saves reward models."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScorerChoice:
@@ -312,12 +315,18 @@ def _load_foreign_scorer(model: str, options: ScoreOptions, *, trust_remote_code
 def _encoder(
     tokenizer: Any, config: PreTrainedConfig, options: ScoreOptions, *, max_length: int, overlong: Overlong
 ) -> ConversationEncoder:
-    """How conversations are encoded; by default the limit is no more than the model's positions."""
+    """How conversations are encoded; by default the limit is no more than the model's positions.
+
+    OpenRLHF's reward models are known by the name of the class that they were saved from.
+    """
     positions = max_positions(config) or max_length
     if options.max_length is not None and options.max_length > positions:
         raise ConfigError(f"score.max_length is {options.max_length}, but the model has {positions} positions.")
     max_length = min(max_length, positions)
-    return ConversationEncoder(tokenizer, options.max_length or max_length, options.overlong or overlong)
+    scored_at = options.scored_at
+    if scored_at == "auto":
+        scored_at = "stop_token" if _OPENRLHF.intersection(config.architectures or ()) else "template"
+    return ConversationEncoder(tokenizer, options.max_length or max_length, options.overlong or overlong, scored_at)
 
 
 def _policy_only(

@@ -127,6 +127,10 @@ class ScoreOptions:
     overlong: Overlong | None = None
     """`drop` gives over-long conversations no reward, `truncate` cuts them; by default as the run was trained."""
 
+    scored_at: Literal["auto", "template", "stop_token"] = "auto"
+    """Where a conversation is scored: at the end of all that the chat template writes, or at the stop token, as
+    OpenRLHF trains. `auto`: `stop_token` for models that OpenRLHF saved, else `template`."""
+
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("tokens_per_batch", 1), ("max_length", 2)):
             value = getattr(self, name)
@@ -136,6 +140,8 @@ class ScoreOptions:
             raise ConfigError(f"score.padding_side must be `left` or `right`, got {self.padding_side!r}")
         if self.overlong not in (None, "drop", "truncate"):
             raise ConfigError(f"score.overlong must be `drop` or `truncate`, got {self.overlong!r}")
+        if self.scored_at not in ("auto", "template", "stop_token"):
+            raise ConfigError(f"score.scored_at must be auto, template or stop_token, got {self.scored_at!r}")
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ConfigError(f"score.dtype must be auto, float32, bfloat16 or float16, got {self.dtype!r}")
 

@@ -94,15 +94,16 @@ class Reader:
             rows = len(self.encoder.tokenizer)  # type: ignore[arg-type]
             if not all(0 <= token < rows for token in item.ids):
                 return Reading(tokens=len(item.ids), unscored=BadRowReason.WRONG_TYPE.value)
-            ids, ended = self._frame.ended_ids(item.ids)
-            return self._of_ids(ids, ended, border=None)
+            if self.encoder.scored_at == "template":
+                return self._of_ids(*self._frame.ended_ids(item.ids), border=None)
+            item = str(self._frame.tokenizer.decode(item.ids, skip_special_tokens=False))
         if isinstance(item, PromptedText):
             text, prompt, ended = self._frame.restored(item.text, item.prompt)
         else:
             text, prompt, ended = self._frame.restored(item)
-        (ids,) = self.encoder.text_ids([text])
+        (ids,) = self.encoder.text_ids([self.encoder.ended(text)])
         border = common_prefix([ids[:-1], *self.encoder.text_ids([prompt])]) if prompt else None
-        return self._of_ids(ids, ended, border)
+        return self._of_ids(ids, ended, border=border)
 
     def _read_outcome(self, conversation: Conversation, outcome: object) -> Reading:
         if isinstance(outcome, TokenGroup):
@@ -114,9 +115,8 @@ class Reader:
         cut = self.encoder.encode(conversation.prompt, [conversation.response])
         return Reading(cut, outcome.tokens, truncated=True)
 
-    def _of_ids(self, ids: list[int], ended: bool, border: int | None) -> Reading:
+    def _of_ids(self, ids: list[int], ended: bool, *, border: int | None) -> Reading:
         """A whole conversation's ids, of which the first `border` are the prompt's, where that is known."""
-        ids = self.encoder.ended(ids)
         limit, tokens = self.encoder.max_length, len(ids)
         if tokens < 2:  # a reward needs a token with something before it
             return Reading(tokens=tokens, unscored=BadRowReason.EMPTY_RESPONSE.value)

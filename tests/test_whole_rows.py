@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 
 from hafrm.data import DataOptions, encode_pairs, load_pairs
@@ -334,3 +335,25 @@ def test_a_prompt_before_transcripts_is_taken_off(tmp_path: Path) -> None:
 def test_a_response_that_repeats_its_prompt_is_scored_without_it() -> None:
     row = {"prompt": [ASK], "response": [ASK, say("Yes.")]}
     assert parse_conversation(row, source="s", number=1) == Conversation.of(ASK["content"], "Yes.")
+
+
+def test_calls_of_an_arrow_table_have_no_fields_of_other_calls(tmp_path: Path) -> None:
+    """Arrow gives all calls the arguments of all: a null that no call had would be rendered."""
+    other = [{"type": "function", "function": {"name": "get_time", "arguments": {"zone": "UTC"}}}]
+    rows = [{**ROWS["calls differ"], "chosen": [say("", tool_calls=calls)]} for calls in (CALL, other)]
+    path = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    tokenizer = tokenizer_of("qwen3")
+    for pair, row in zip(load_pairs(str(path)).pairs, rows, strict=True):
+        (group,) = encode_pairs([pair], ConversationEncoder(tokenizer, 10_000), DataOptions()).groups
+        assert [*group.prompt, *group.responses[0]] == stock(tokenizer, row, "chosen")
+
+
+def test_a_conversation_may_end_at_the_stop_token_as_openrlhf_trains() -> None:
+    """By OpenRLHF's rule: no line break at the end, and the end-of-sequence token where the text has none."""
+    chatml = "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}</s>\n{% endfor %}"
+    bare = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    for template, ending in ((chatml, "No.</s>"), (bare, "No. </s>")):
+        tokenizer = tiny_tokenizer(template=template)
+        group = ConversationEncoder(tokenizer, scored_at="stop_token").encode(Prompt.of("Why?"), [answer("No.")])
+        assert tokenizer.decode([*group.prompt, *group.responses[0]]).endswith(ending)

@@ -5,6 +5,7 @@ The oracle is the scorer's reward of the same conversation as messages, which ot
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -12,6 +13,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
+from hafrm.encoding import TokenGroup
 from hafrm.frame import frame_of
 from hafrm.models.scorers import HybridScorer
 from hafrm.pairs import Conversation, Message, Prompt
@@ -155,8 +157,6 @@ def test_a_cut_text_is_scored_as_cut_and_counted(scorer: HybridScorer) -> None:
     tokenizer = scorer.encoder.tokenizer
     cut = generated(tokenizer, CONVERSATIONS[0]).removesuffix("</s>").rstrip()[:-2]
     group = ids(tokenizer, cut)
-    from hafrm.encoding import TokenGroup
-
     (expected,) = scorer.score_tokens([TokenGroup(tuple(group[:-1]), (tuple(group[-1:]),))])
     with live(scorer) as address, httpx.Client(base_url=address) as client:
         for sent in (cut, tokenizer.decode(group, skip_special_tokens=False), group):
@@ -188,3 +188,13 @@ def test_the_frame_of_a_template_that_writes_behind_the_stop_token() -> None:
     assert (frame.bos, frame.ending, frame.stop, frame.trims) == ("<s>", "</s>\n", "</s>", False)
     frame = frame_of(byte_level(LLAMA2))
     assert (frame.bos, frame.ending, frame.stop, frame.trims) == ("<s>", " </s>", "</s>", True)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_models_that_are_read_at_the_stop_token_are_read_there_in_every_form(form: str, scorer: HybridScorer) -> None:
+    encoder = replace(scorer.encoder, scored_at="stop_token")
+    stopped = HybridScorer(scorer.model, encoder, scorer.layout, scorer.options)
+    sent = [FORMS[form](encoder.tokenizer, conversation) for conversation in CONVERSATIONS]
+    with live(stopped) as address:
+        answer = httpx.post(f"{address}/get_reward", json={"query": sent}).raise_for_status().json()
+    assert answer["rewards"] == pytest.approx(stopped.score(CONVERSATIONS), abs=1e-5)

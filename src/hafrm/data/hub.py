@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hafrm.data.rows import RawRow
+from hafrm.data.rows import RawRow, arrow_row
 from hafrm.errors import UnreadableError
 
 __all__ = ["hub_call", "hub_rows"]
@@ -32,7 +32,7 @@ def hub_rows(path: str, arguments: Mapping[str, Any], *, split: str, remedy: str
         raise UnreadableError(
             f"{hub_call(path, arguments, split=split)} failed: {reason.rstrip('.')}. {remedy}"
         ) from error
-    return (RawRow(number, row) for number, row in enumerate(dataset, start=1))
+    return (RawRow(number, arrow_row(row)) for number, row in enumerate(dataset, start=1))
 
 
 def hub_call(path: str, arguments: Mapping[str, Any], *, split: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -19,7 +19,17 @@ from hafrm.data.arrays import array_values, json_problem
 from hafrm.data.files import lines, opened, reading, require_regular
 from hafrm.errors import BadRowError, BadRowReason, ConfigError, UnreadableError
 
-__all__ = ["SUFFIXES", "RawRow", "files_named", "has_known_suffix", "json_line_row", "opened", "read_rows", "reading"]
+__all__ = [
+    "SUFFIXES",
+    "RawRow",
+    "arrow_row",
+    "files_named",
+    "has_known_suffix",
+    "json_line_row",
+    "opened",
+    "read_rows",
+    "reading",
+]
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 """Endings of the files that can be read."""
@@ -138,7 +148,22 @@ def _parquet_rows(path: Path) -> Iterator[RawRow]:
         for batch in file.iter_batches(batch_size=1024):
             for row in batch.to_pylist():
                 number += 1
-                yield RawRow(number, row)
+                yield RawRow(number, arrow_row(row))
+
+
+def arrow_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of an Arrow table without null fields in its structs.
+
+    Arrow gives all structs of a column the same fields, so that a call without an argument that another call has would
+    be rendered with a null.
+    """
+    return {name: _without_nulls(value) for name, value in row.items()}
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nulls(item) for name, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _decode(content: bytes, where: str) -> str:

@@ -207,10 +207,11 @@ def test_the_combined_weights_help_says_that_tau_is_a_factor() -> None:
 def test_each_row_of_the_page_of_data_is_read() -> None:
     found = re.findall(r"^```json\n(.*?)^```", (DOCS / "data.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     rows = [json.loads(text) for text in found]
-    assert len(rows) == 5
+    assert len(rows) == 6
     for row in rows:
         pair = parse_pair(row, source="data.md", number=1)
-        assert pair.prompt.turns[-1].role == "user"
+        assert pair.prompt.turns[-1].role in ("user", "tool")
+        assert bool(pair.prompt.arguments) == ("tools" in row)
         assert pair.chosen != pair.rejected
 
 

@@ -19,7 +19,7 @@ from hafrm.data.arrays import array_values, json_problem
 from hafrm.data.files import lines, opened, reading, require_regular
 from hafrm.errors import BadRowError, BadRowReason, ConfigError, UnreadableError
 
-__all__ = ["SUFFIXES", "RawRow", "files_named", "has_known_suffix", "json_line_row", "opened", "read_rows", "reading"]
+__all__ = ["SUFFIXES", "RawRow", "files_named", "has_known_suffix", "json_line_row", "read_rows", "reading"]
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 """Endings of the files that can be read."""

@@ -1,6 +1,9 @@
 """Statistics against scipy, scikit-learn, simulation and hand-worked values."""
 
 import math
+from collections import Counter
+from itertools import product
+from statistics import fmean
 
 import numpy as np
 import pytest
@@ -26,7 +29,9 @@ from hafrm.stats import (
     mcnemar_test,
     paired_bootstrap,
     pearson,
+    pearson_interval,
     random_recall,
+    resampled_means,
     spearman,
     top_k_hits,
     top_k_recall,
@@ -123,6 +128,54 @@ def test_groups_that_move_together_widen_the_interval():
     grouped = bootstrap_interval(values, np.repeat(np.arange(100), 9))
     naive = bootstrap_interval(values, np.arange(900))
     assert grouped.high - grouped.low == pytest.approx(3 * (naive.high - naive.low), rel=0.15)
+
+
+UNEQUAL = {"a": [1.0], "b": [0.0, 0.0, 1.0], "z": [0.0, 1.0, 1.0, 1.0, 1.0]}
+"""Groups of one, three and five values."""
+
+
+def every_draw() -> list[tuple[str, ...]]:
+    """All ways to draw three groups with replacement, each as likely as the others."""
+    return list(product(UNEQUAL, repeat=3))
+
+
+def test_groups_weigh_by_their_size_and_each_is_drawn():
+    """The means are those of the drawn groups' values laid together, each as often as its draws come about."""
+    pooled = [round(fmean([value for name in draw for value in UNEQUAL[name]]), 9) for draw in every_draw()]
+    groups = [name for name, values in UNEQUAL.items() for _ in values]
+    values = np.array([value for each in UNEQUAL.values() for value in each])
+    drawn = Counter(resampled_means(values, groups, resamples=100_000).round(9).tolist())
+    assert set(drawn) == set(pooled)
+    for mean, count in Counter(pooled).items():
+        assert drawn[mean] / 100_000 == pytest.approx(count / 27, abs=0.006)  # four standard errors
+
+
+def test_the_interval_of_unequal_groups_is_that_of_multinomial_draws():
+    """Groups of one to seven values, of which the smallest and the largest are right: multinomial draws."""
+    groups = [f"g{size}" for size in range(1, 8) for _ in range(size)]
+    values = np.array([1.0 if name in ("g1", "g7") else 0.0 for name in groups])
+    means = resampled_means(values, groups, resamples=20_000)
+    shares = np.bincount(np.unique(groups, return_inverse=True)[1])
+    counts = np.random.default_rng(1).multinomial(7, [1 / 7] * 7, size=20_000)
+    truth = (counts[:, [0, 6]] @ shares[[0, 6]]) / (counts @ shares)
+    for share in (0.025, 0.5, 0.975):
+        assert np.quantile(means, share) == pytest.approx(np.quantile(truth, share), abs=0.02)
+    interval = bootstrap_interval(values, groups, resamples=20_000)
+    assert interval == pytest.approx(np.quantile(means, [0.025, 0.975]))
+
+
+def test_a_correlations_interval_draws_every_group():
+    """Its ends are the least and the greatest correlation of all 27 ways to draw the three groups."""
+    x = {"a": [0.0, 1.0], "b": [2.0, 0.5, 1.5], "z": [3.0, -1.0, 2.5, 0.0]}
+    y = {"a": [0.2, 0.9], "b": [1.0, 2.0, 0.3], "z": [0.1, 4.0, -2.0, 1.0]}
+    found = []
+    for draw in every_draw():
+        points = [np.concatenate([side[name] for name in draw]) for side in (x, y)]
+        found.append(np.corrcoef(*points)[0, 1])
+    groups = [name for name, values in x.items() for _ in values]
+    sides = [np.concatenate([np.array(values) for values in side.values()]) for side in (x, y)]
+    interval = pearson_interval(*sides, groups, level=0.999, resamples=20_000)
+    assert interval == pytest.approx((min(found), max(found)), abs=1e-9)
 
 
 def test_a_wider_level_is_a_wider_interval():

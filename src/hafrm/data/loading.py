@@ -129,7 +129,7 @@ def _load(name: str, split: str, options: ReadOptions) -> _Loaded:
         return _load_named(name, split, options)
     path = Path(name)
     try:
-        is_folder, exists = path.is_dir(), path.exists()
+        is_folder, exists = path.is_dir(), path.exists() or path.is_symlink()
     except OSError as error:
         raise UnreadableError(f"{name}: can't be opened ({error.strerror}). Check the path.") from error
     if is_folder:

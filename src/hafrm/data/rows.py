@@ -26,7 +26,6 @@ __all__ = [
     "files_named",
     "has_known_suffix",
     "json_line_row",
-    "opened",
     "read_rows",
     "reading",
 ]

@@ -24,7 +24,7 @@ from hafrm.models.remote import RemoteScorer, endpoint_of, is_server
 from hafrm.models.runinfo import RUN_FILE, Head, RunInfo, require_finished
 from hafrm.models.scorers import HybridScorer, LogProbScorer, ScoreOptions, Scorer, StockScorer
 from hafrm.models.stock import load_causal_lm, with_lm_head
-from hafrm.models.tokenizers import load_tokenizer, resize_embeddings
+from hafrm.models.tokenizers import load_tokenizer, require_same_tokenizer, resize_embeddings
 from hafrm.packing import pad_rows
 
 __all__ = ["ScorerChoice", "load_log_prob_scorer", "load_scorer", "require_plain", "require_server_options"]
@@ -113,6 +113,7 @@ def load_scorer(
             f"{model} is no run of hafrm: its head {head!r} needs `--reference`, the model it was tuned from."
         )
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code, template=options.template())
+    require_same_tokenizer(tokenizer, model, reference, trust_remote_code=trust_remote_code)
     policy = _policy_only(model, tokenizer, options.torch_dtype(), trust_remote_code=trust_remote_code)
     base = _policy_only(reference, tokenizer, policy.stock_lm.dtype, trust_remote_code=trust_remote_code)
     encoder = _encoder(tokenizer, policy.config, options, max_length=512, overlong="drop")
@@ -222,6 +223,7 @@ def _run_reference(
     trained = getattr(torch, info.dtype) if info.dtype else None  # what its reference was rounded to, too
     quantized = (info.lora or {}).get("quantize", "none") != "none"
     if choice.reference is not None:
+        require_same_tokenizer(tokenizer, str(folder), choice.reference, trust_remote_code=trust)
         reference = _policy_only(choice.reference, tokenizer, trained or dtype, trust_remote_code=trust)
         cast_weights(reference, dtype)
         return reference

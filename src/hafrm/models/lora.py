@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import LoraLayer, ParamWrapper
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
@@ -18,8 +19,17 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils.import_utils import is_bitsandbytes_available
 
 from hafrm.errors import ConfigError, MissingExtraError
+from hafrm.models.targets import Targets, find_targets
 
-__all__ = ["LoraOptions", "add_lora", "merged_state_dict", "quantization_config", "quiet_peft"]
+__all__ = [
+    "LoraOptions",
+    "add_lora",
+    "merged_state_dict",
+    "plain_name",
+    "quantization_config",
+    "quiet_peft",
+    "targets_of",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +46,9 @@ class LoraOptions:
     """Dropout before the adapters. The paper does not say."""
 
     targets: list[str] = field(default_factory=list)
-    """Names of the linear layers that get adapters. Empty: every linear layer of the backbone, never the heads."""
+    """Names of the linear layers that get adapters. Empty: every linear layer of the backbone, the experts of a mixture
+    among them; never the heads, nor what text does not reach. Experts that share one weight, `gate_up_proj`, answer to
+    `gate_proj` and `up_proj` as well."""
 
     quantize: Literal["none", "4bit"] = "none"
     """`4bit` freezes the backbone in 4-bit NF4 (QLoRA); needs a GPU and bitsandbytes."""
@@ -70,38 +82,48 @@ def quiet_peft() -> Iterator[None]:
         yield
 
 
-def add_lora(causal_lm: PreTrainedModel, options: LoraOptions) -> nn.Module:
-    """Wrap a causal LM with LoRA adapters, freezing the rest.
+def targets_of(causal_lm: PreTrainedModel, options: LoraOptions, *, but: Collection[str] = ()) -> Targets:
+    """What gets adapters by these options; see `find_targets`.
 
     Raises:
-        ConfigError: a named target does not exist in the model.
+        ConfigError: a named target does not exist in the model, or an option does not go with it.
     """
-    _require_targets(causal_lm, options.targets)
+    targets = find_targets(causal_lm, options.targets, but=but, packed=options.quantize != "none")
+    if targets.parameters and options.dropout:
+        raise ConfigError(
+            f"lora.dropout: {targets.parameters[0]} is adapted as a weight, and dropout belongs to a layer's input. "
+            "Leave it out, or name other lora.targets."
+        )
+    return targets
+
+
+def add_lora(causal_lm: PreTrainedModel, options: LoraOptions, *, but: Collection[str] = ()) -> nn.Module:
+    """Wrap a causal LM with LoRA adapters, freezing the rest.
+
+    Args:
+        causal_lm: The model.
+        options: The adapters.
+        but: Names of parameters that get none; see `Reach`.
+
+    Raises:
+        ConfigError: a named target does not exist in the model, or an option does not go with it.
+    """
+    targets = targets_of(causal_lm, options, but=but)
     if options.quantize == "4bit":
         # Activations are recomputed where `training.activation_checkpointing` says so, not because of this.
         causal_lm = prepare_model_for_kbit_training(causal_lm, use_gradient_checkpointing=False)
     config = LoraConfig(
-        task_type="CAUSAL_LM",  # PEFT then leaves the LM head out of "all-linear"
+        task_type="CAUSAL_LM",
         r=options.rank,
         lora_alpha=options.alpha,
         lora_dropout=options.dropout,
-        target_modules=options.targets or "all-linear",
+        target_modules=list(targets.modules),
+        target_parameters=list(targets.parameters) or None,
         # GPT-2 keeps its linear layers transposed.
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in causal_lm.modules()),
     )
     with quiet_peft():
         return get_peft_model(causal_lm, config)
-
-
-def _require_targets(causal_lm: PreTrainedModel, targets: Sequence[str]) -> None:
-    """Refuse a target that fits no layer: PEFT passes over it where another one fits."""
-    linear = [name for name, module in causal_lm.named_modules() if isinstance(module, nn.Linear | Conv1D)]
-    wrong = [each for each in targets if not any(name == each or name.endswith(f".{each}") for name in linear)]
-    if wrong:
-        there = sorted({name.rsplit(".", 1)[-1] for name in linear})
-        raise ConfigError(
-            f"lora.targets: {', '.join(wrong)} fit no layer of the model. Its linear layers: {', '.join(there)}."
-        )
 
 
 def quantization_config(options: LoraOptions) -> BitsAndBytesConfig | None:
@@ -125,6 +147,11 @@ def quantization_config(options: LoraOptions) -> BitsAndBytesConfig | None:
     )
 
 
+def plain_name(name: str) -> str:
+    """A tensor's name in the model without adapters."""
+    return re.sub(r"\.(base_layer\.)+", ".", name)
+
+
 @torch.no_grad()
 def merged_state_dict(stock_lm: PreTrainedModel) -> dict[str, Tensor]:
     """The weights of a model with adapters, as a plain model without them would have them.
@@ -138,20 +165,23 @@ def merged_state_dict(stock_lm: PreTrainedModel) -> dict[str, Tensor]:
     merged: dict[str, Tensor] = {}
     for name, module in stock_lm.named_modules():
         if isinstance(module, LoraLayer):
-            merged[f"{name}.base_layer.weight"] = _plain(_merged_weight(module))
-        elif f"{name}.weight" not in merged and _is_packed(module):
-            merged[f"{name}.weight"] = _plain(dequantize_module_weight(module))
+            parameter = module.parameter_name if isinstance(module, ParamWrapper) else "weight"
+            merged[plain_name(f"{name}.{parameter}")] = _plain(_merged_weight(module, parameter))
+        elif plain_name(f"{name}.weight") not in merged and _is_packed(module):
+            merged[plain_name(f"{name}.weight")] = _plain(dequantize_module_weight(module))
     copies: dict[tuple[int, torch.Size], Tensor] = {}  # tied weights stay one
     for name, tensor in state.items():
-        if ".lora_" not in name and ".weight." not in name and name not in merged:  # nor what unpacks a 4-bit weight
+        plain = plain_name(name)
+        if ".lora_" not in name and ".weight." not in name and plain not in merged:  # nor what unpacks a 4-bit weight
             key = (tensor.data_ptr(), tensor.shape)
-            copies[key] = merged[name] = copies[key] if key in copies else _plain(tensor)
-    return {name.replace(".base_layer.", "."): merged[name] for name in state if name in merged}
+            copies[key] = merged[plain] = copies[key] if key in copies else _plain(tensor)
+    return {plain: merged[plain] for plain in map(plain_name, state) if plain in merged}
 
 
-def _merged_weight(layer: Any) -> Tensor:
-    """A layer's weight with what its active adapters add, in float32 at least, on its device."""
-    weight = _widened(dequantize_module_weight(layer.get_base_layer()))
+def _merged_weight(layer: Any, parameter: str) -> Tensor:
+    """A weight with what its active adapters add, in float32 at least, on its device."""
+    base = layer.get_base_layer()
+    weight = _widened(dequantize_module_weight(base) if parameter == "weight" else getattr(base, parameter))
     for adapter in layer.active_adapters:
         weight = weight + layer.get_delta_weight(adapter).to(weight.dtype)
     return weight

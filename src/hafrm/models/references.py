@@ -26,6 +26,7 @@ from hafrm import atomic
 from hafrm.encoding import TokenGroup
 from hafrm.models.hybrid import HybridModel, SequenceScores
 from hafrm.models.layout import Layout
+from hafrm.models.lora import plain_name
 from hafrm.models.modes import evaluating
 from hafrm.packing import SequenceBatch
 
@@ -133,7 +134,7 @@ def fingerprint(model: HybridModel, groups: Sequence[TokenGroup], *, weights: st
 def weights_digest(model: HybridModel) -> str:
     """A hash of the backbone's and the policy head's weights, in their dtype; adapters are left out."""
     digest = hashlib.blake2b(digest_size=16)
-    state = {name.replace(".base_layer.", "."): tensor for name, tensor in model.stock_lm.state_dict().items()}
+    state = {plain_name(name): tensor for name, tensor in model.stock_lm.state_dict().items()}
     for name, tensor in sorted(state.items()):
         if ".lora_" not in name:
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())

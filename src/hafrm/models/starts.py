@@ -17,11 +17,15 @@ from hafrm.errors import ModelError
 from hafrm.models.classifiers import stock_classifier
 from hafrm.models.heads import HeadInit, kept_head
 from hafrm.models.hybrid import backbone_of
+from hafrm.models.lora import LoraOptions, targets_of
 from hafrm.models.runinfo import require_finished
 from hafrm.models.sources import SavedWeights, root_model
 from hafrm.models.stock import lm_head_names, loading
+from hafrm.models.targets import without_adapters
 
 __all__ = ["Start", "check_start"]
+
+_NO_LORA = LoraOptions()
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,13 @@ class Start:
 
 
 def check_start(
-    model: str, *, head_init: HeadInit, rewards: bool, log_probs: bool, trust_remote_code: bool = False
+    model: str,
+    *,
+    head_init: HeadInit = "auto",
+    rewards: bool = True,
+    log_probs: bool = True,
+    lora: LoraOptions = _NO_LORA,
+    trust_remote_code: bool = False,
 ) -> Start:
     """Refuse a model that can't be trained, or whose training could not be saved, and say what it begins with.
 
@@ -43,20 +53,32 @@ def check_start(
         head_init: How the reward head is to start.
         rewards: Whether the reward head is trained.
         log_probs: Whether the policy head is.
+        lora: Adapters, or none.
         trust_remote_code: Run modelling code that comes with the model.
 
     Raises:
         ModelError: says why not.
+        ConfigError: adapters are asked for where there is nothing to adapt.
     """
     require_finished(Path(model))
     causal_lm = _without_weights(model, trust_remote_code=trust_remote_code)
     backbone_of(causal_lm)
     if log_probs:
         _require_lm_head(model, causal_lm)
+    adapters = _adapter_notes(causal_lm, lora)
     if not rewards:
-        return Start("normal", ("reward head: none is trained, and none is saved",))
+        return Start("normal", ("reward head: none is trained, and none is saved", *adapters))
     resolved, line = _head(model, head_init, trust_remote_code=trust_remote_code)
-    return Start(resolved, (line, *_classifier_notes(causal_lm)))
+    return Start(resolved, (line, *_classifier_notes(causal_lm), *adapters))
+
+
+def _adapter_notes(causal_lm: PreTrainedModel, lora: LoraOptions) -> tuple[str, ...]:
+    """What to say of weights that get no adapters, though all were asked for."""
+    if not lora.enabled:
+        return ()
+    targets = targets_of(causal_lm, lora)
+    note = None if lora.targets else without_adapters(causal_lm, targets)
+    return () if note is None else (note,)
 
 
 def _without_weights(model: str, *, trust_remote_code: bool) -> PreTrainedModel:

@@ -20,6 +20,7 @@ from hafrm.models.advice import advice
 from hafrm.models.heads import HeadInit, SavedHead, kept_head
 from hafrm.models.hybrid import HybridModel, head_width, new_reward_head
 from hafrm.models.lora import LoraOptions, add_lora, quantization_config
+from hafrm.models.reach import trace_text
 from hafrm.models.runinfo import RUN_FILE, require_undamaged
 from hafrm.models.sources import AdapterSource, adapter_source
 from hafrm.models.tokenizers import resize_embeddings
@@ -221,6 +222,9 @@ def new_model(
     causal_lm = load_causal_lm(model, dtype=dtype, trust_remote_code=trust_remote_code, lm_head=lm_head, **extra)
     headed = with_lm_head(causal_lm)
     resize_embeddings(causal_lm, tokenizer)
+    reach = trace_text(causal_lm)
+    for name in reach.unreached:
+        causal_lm.get_parameter(name).requires_grad_(False)
     _describe_heads(causal_lm.config, tokenizer)
     if disable_dropout:
         modes.disable_dropout(causal_lm)
@@ -231,7 +235,8 @@ def new_model(
     if saved is not None:
         _take_over(head, saved, model)
     head = head.to(causal_lm.device)
-    return HybridModel(add_lora(causal_lm, lora) if lora.enabled else causal_lm, head, with_lm_head=headed)
+    adapted = add_lora(causal_lm, lora, but=reach.unreached | reach.no_layers) if lora.enabled else causal_lm
+    return HybridModel(adapted, head, with_lm_head=headed)
 
 
 def _take_over(head: nn.Linear, saved: SavedHead, model: str) -> None:

@@ -21,7 +21,14 @@ from hafrm.errors import ModelError, first_line
 from hafrm.models.advice import advice
 from hafrm.models.sources import adapter_source, find_file
 
-__all__ = ["FIXED_DATE", "PAD_TOKEN", "load_tokenizer", "prepare_tokenizer", "resize_embeddings"]
+__all__ = [
+    "FIXED_DATE",
+    "PAD_TOKEN",
+    "load_tokenizer",
+    "prepare_tokenizer",
+    "require_same_tokenizer",
+    "resize_embeddings",
+]
 
 PAD_TOKEN = "<|pad|>"
 """Added where a tokenizer has no token to spare."""
@@ -31,6 +38,8 @@ FIXED_DATE = date(2024, 7, 26)
 
 _TODAY = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<format>[^"'\\{}]*)(?P=quote)\s*\)""")
 """A chat template's call for the date, with its format."""
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 _KNOWN_PADS = ("<pad>", "[PAD]", PAD_TOKEN, "<|finetune_right_pad_id|>", "<|padding|>", "<|endoftext|>", "<unk>")
 """Tokens that tokenizers keep for padding, or that text never ends with, best first."""
@@ -131,3 +140,50 @@ def resize_embeddings(model: PreTrainedModel, tokenizer: Any) -> None:
             if tensor is not None:
                 wide = torch.promote_types(tensor.dtype, torch.float32)
                 tensor.data[rows:] = tensor.data[:rows].mean(dim=0, dtype=wide)
+
+
+_PROBE = "Is 12,345 > 6.7? Yes:  it's\n\tdef f(x):\n    return x**2  # naïve café, 東京, Москва, مرحبا, 🙂 <b>&amp;</b>"
+"""Text in which tokenizers differ: numbers, blanks, code, scripts, signs."""
+
+
+def require_same_tokenizer(tokenizer: Any, model: str, reference: str, *, trust_remote_code: bool = False) -> None:
+    """Refuse a reference whose own tokenizer gives other ids: it would be asked for the odds of another text.
+
+    A token that one of the two lacks counts where the probe or the chat template writes it; a pad token never does.
+    A reference without a tokenizer is taken as it is.
+
+    Args:
+        tokenizer: The policy's, which encodes for both.
+        model: The policy, for the message.
+        reference: Folder or hub id of the reference.
+        trust_remote_code: Run code that comes with the tokenizer.
+
+    Raises:
+        ModelError: names both, and what differs.
+    """
+    place = _where_it_is(reference)
+    if not any(find_file(place, name) for name in _TOKENIZER_FILES):
+        return
+    other = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
+    ours, theirs = tokenizer.get_vocab(), other.get_vocab()
+    turns = [{"role": "user", "content": _PROBE}, {"role": "assistant", "content": _PROBE}]
+    try:
+        texts = [_PROBE, tokenizer.apply_chat_template(turns, tokenize=False)]
+    except Exception:  # a template of other roles or keys: the plain text must do
+        texts = [_PROBE]
+    moved = min((token for token, place in ours.items() if theirs.get(token, place) != place), default=None)
+    if moved is not None:
+        problem = f"{moved!r} is token {ours[moved]} in the first and {theirs[moved]} in the second"
+    elif any(_ids(tokenizer, text) != _ids(other, text) for text in texts):
+        problem = "they split the same text otherwise"
+    else:
+        return
+    raise ModelError(
+        f"{reference} can't be the reference of {model}: their tokenizers differ ({problem}). Name the model that "
+        f"{model} was tuned from."
+    )
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids

@@ -51,6 +51,7 @@ from hafrm.training.manifest import (
     save_manifest,
 )
 from hafrm.training.objective import Objective
+from hafrm.training.preflight import check_machine, require_all_processes
 from hafrm.training.reference import ReferenceSource
 from hafrm.training.resuming import last_checkpoint
 from hafrm.training.sharding import sharding
@@ -81,12 +82,14 @@ def train(config: TrainConfig) -> TrainResult:
 
 def _train(config: TrainConfig, folder: Path) -> TrainResult:
     before = claim_folder(config, folder, _inputs(config), overwrite=config.overwrite)
+    check_machine(config.training)
     loss = config.resolved_loss
     start = check_start(
         config.model,
         head_init=config.head_init,
         rewards=loss.reward_weight != 0,
         log_probs=loss.policy_ratio != 0,
+        lora=config.lora,
         trust_remote_code=config.trust_remote_code,
     )
     set_seed(int(config.training.get("seed", 0)))
@@ -94,6 +97,7 @@ def _train(config: TrainConfig, folder: Path) -> TrainResult:
     if before is not None:
         require_same_data(before, data.account, folder)
     args = training_arguments(config, pairs=len(data.train.groups))
+    require_all_processes(args)
     shards = sharding(args, lora=config.lora.enabled)
     make_folder(folder)
     model = _new_model(config, start.head_init, tokenizer, args, data.train)

@@ -1,0 +1,176 @@
+"""Which weights of a model get LoRA adapters: linear layers, and experts that a mixture keeps in one tensor.
+
+transformers 5 keeps a mixture's experts as parameters of three dimensions, [experts, out, in], which are no layers.
+PEFT adapts such a parameter by its name. It also rewrites, for some families, the names of layers that used to be
+experts; a shared expert's layers of the same name would then lose their adapters, so these too are named by parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from peft import LoraConfig
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from hafrm.errors import ConfigError
+
+__all__ = ["Targets", "expert_weights", "find_targets", "without_adapters"]
+
+_PARTS = {"gate_up_proj": ({"gate_proj", "up_proj"}, {"w1", "w3"}), "down_proj": ({"down_proj"}, {"w2"})}
+"""What experts' weights that are now one tensor were called, in one family or another."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The full names of what gets adapters."""
+
+    modules: tuple[str, ...]
+    parameters: tuple[str, ...]
+    """Weights that are adapted by their own names: of experts, and of layers whose names PEFT rewrites."""
+
+
+def find_targets(
+    causal_lm: PreTrainedModel, wanted: Sequence[str], *, but: Collection[str] = (), packed: bool = False
+) -> Targets:
+    """The weights of a model's backbone that get adapters.
+
+    Args:
+        causal_lm: The model, without adapters.
+        wanted: Names, or ends of names; empty for all.
+        but: Names of parameters that get none.
+        packed: Whether linear layers are quantized: they can't be adapted by parameter then.
+
+    Raises:
+        ConfigError: a name fits nothing in the model, or half of a weight.
+    """
+    layers = [name for name in _linear_layers(causal_lm) if f"{name}.weight" not in but]
+    experts = [name for name in expert_weights(causal_lm) if name not in but]
+    if wanted:
+        _require_known(wanted, layers, experts)
+        layers = [name for name in layers if _fits(name, wanted)]
+        experts = [name for name in experts if _fits_expert(name, wanted)]
+    rewritten = _rewritten(causal_lm, {name.rsplit(".", 1)[-1] for name in layers})
+    by_name = [name for name in layers if name.rsplit(".", 1)[-1] in rewritten]
+    return Targets(
+        tuple(name for name in layers if name not in set(by_name)),
+        (*experts, *(f"{name}.weight" for name in by_name if not packed)),
+    )
+
+
+def _linear_layers(causal_lm: PreTrainedModel) -> Iterator[str]:
+    """The names of the backbone's linear layers."""
+    head = causal_lm.get_output_embeddings()
+    for name, module in causal_lm.named_modules():
+        if isinstance(module, nn.Linear | Conv1D) and module is not head:
+            yield name
+
+
+def expert_weights(causal_lm: PreTrainedModel) -> list[str]:
+    """The names of the parameters that hold a weight of all experts, [experts, ., .]."""
+    counts = set(_expert_counts(causal_lm.config.to_dict()))
+    return [
+        name
+        for name, weight in causal_lm.named_parameters()
+        if weight.ndim == 3 and weight.shape[0] in counts and min(weight.shape[1:]) > 1
+    ]
+
+
+def _expert_counts(config: Mapping[str, Any]) -> Iterator[int]:
+    """The numbers of experts that a config, or one within, names."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _expert_counts(value)
+        elif "expert" in str(name) and type(value) is int and value > 1:
+            yield value
+
+
+def _fits(name: str, wanted: Collection[str]) -> bool:
+    return any(name == each or name.endswith(f".{each}") for each in wanted)
+
+
+def _fits_expert(name: str, wanted: Collection[str]) -> bool:
+    """Whether the weight of experts is wanted, by its own name or by those of its parts, all of which must be there.
+
+    Raises:
+        ConfigError: a part of it is wanted and another is not.
+    """
+    if _fits(name, wanted) or _fits(name.removesuffix(".weight"), wanted):
+        return True
+    for parts in _PARTS.get(name.rsplit(".", 1)[-1], ()):
+        here = parts & set(wanted)
+        if here and here != parts:
+            raise ConfigError(
+                f"lora.targets: {' and '.join(sorted(parts))} are one weight in this model's experts. Name both, or "
+                f"{name.rsplit('.', 1)[-1]}."
+            )
+        if here:
+            return True
+    return False
+
+
+def _require_known(wanted: Sequence[str], layers: Collection[str], experts: Collection[str]) -> None:
+    """Refuse a name that fits nothing: PEFT passes over it where another one fits."""
+    leaves = {name.removesuffix(".weight").rsplit(".", 1)[-1] for name in experts}
+    parts = {part for leaf in leaves for each in _PARTS.get(leaf, ()) for part in each}
+    wrong = [each for each in wanted if not any(_fits(name, [each]) for name in layers) and each not in leaves | parts]
+    wrong = [each for each in wrong if not any(_fits(name, [each]) for name in experts)]
+    if wrong:
+        there = sorted({name.rsplit(".", 1)[-1] for name in layers})
+        mixed = f" Its experts: {', '.join(sorted(leaves))}." if leaves else ""
+        raise ConfigError(
+            f"lora.targets: {', '.join(wrong)} fit no layer of the model. Its linear layers: {', '.join(there)}.{mixed}"
+        )
+
+
+def _rewritten(causal_lm: PreTrainedModel, leaves: Collection[str]) -> set[str]:
+    """The names of layers that PEFT takes for those of experts in this family."""
+    found = set()
+    for leaf in leaves:
+        config = LoraConfig(target_modules=[leaf])
+        try:
+            convert_peft_config_for_transformers(config, causal_lm, None)
+        except ValueError:  # for one part of what is one weight now
+            found.add(leaf)
+        else:
+            if leaf not in (config.target_modules or ()):
+                found.add(leaf)
+    return found
+
+
+def without_adapters(causal_lm: PreTrainedModel, targets: Targets) -> str | None:
+    """What of a backbone gets no adapters, where that is more than a hundredth of its weights, in words.
+
+    Embeddings, the LM head and vectors do not count.
+    """
+    chosen = {*(f"{name}.weight" for name in targets.modules), *targets.parameters}
+    left_out = {
+        f"{name}.weight"
+        for name, module in causal_lm.named_modules()
+        if isinstance(module, nn.Embedding) or module is causal_lm.get_output_embeddings()
+    }
+    sizes = {
+        name: weight.numel()
+        for name, weight in causal_lm.named_parameters()
+        if weight.ndim > 1 and name not in left_out and name.startswith(_text_part(causal_lm))
+    }
+    bare = {name: size for name, size in sizes.items() if name not in chosen}
+    share = sum(bare.values()) / max(1, sum(sizes.values()))
+    if share <= 0.01:
+        return None
+    largest = sorted(bare, key=lambda name: -bare[name])
+    kinds = list(dict.fromkeys(".".join(name.split(".")[-2:]) for name in largest))
+    return f"LoRA: {share:.0%} of the backbone's weights get no adapters ({', '.join(kinds[:4])})"
+
+
+def _text_part(causal_lm: PreTrainedModel) -> str:
+    """How the names of the part begin that reads text, in a model that has others."""
+    if causal_lm.config.get_text_config() is causal_lm.config:
+        return ""
+    embeddings = causal_lm.get_input_embeddings()
+    name: str = next(name for name, module in causal_lm.named_modules() if module is embeddings)
+    return name.rpartition(".")[0]

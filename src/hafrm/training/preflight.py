@@ -1,0 +1,67 @@
+"""What a run needs of its machine: found missing before data or a model are read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate.utils import str_to_bool
+from transformers import TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+
+from hafrm.errors import ConfigError
+
+__all__ = ["check_machine", "require_all_processes"]
+
+_UNLISTED = {"flyte"}
+"""Trackers of whose presence transformers does not tell."""
+
+
+def check_machine(training: Mapping[str, Any]) -> None:
+    """Refuse trackers that are not installed, and processes that would not find each other.
+
+    Args:
+        training: The fields of TrainingArguments that were set.
+
+    Raises:
+        ConfigError: names what is missing.
+    """
+    _require_trackers(training.get("report_to"))
+    on_cpu = training.get("use_cpu") or str_to_bool(os.environ.get("ACCELERATE_USE_CPU", "false"))
+    if _launched() > 1 and not on_cpu and not torch.accelerator.is_available():
+        raise _apart(1)
+
+
+def require_all_processes(args: TrainingArguments) -> None:
+    """Refuse a run in which accelerate sees another number of processes than the launcher started.
+
+    Raises:
+        ConfigError: it does.
+    """
+    if _launched() != args.world_size:
+        raise _apart(args.world_size)
+
+
+def _launched() -> int:
+    """How many processes `torchrun` or `accelerate launch` started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _apart(seen: int) -> ConfigError:
+    return ConfigError(
+        f"The launcher started {_launched()} processes (WORLD_SIZE), and accelerate sees {seen}: each would train by "
+        "itself, all in one folder. Without a GPU set training.use_cpu true; where no launcher is meant, unset "
+        "WORLD_SIZE."
+    )
+
+
+def _require_trackers(report_to: Any) -> None:
+    names = [report_to] if isinstance(report_to, str) else list(report_to or [])
+    there = {*get_available_reporting_integrations(), *_UNLISTED}
+    for name in names:
+        if name in INTEGRATION_TO_CALLBACK and name not in there:
+            raise ConfigError(
+                f"training.report_to: {name} is not installed here. Install it (pip install {name}), or leave it out."
+            )

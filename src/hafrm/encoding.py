@@ -285,7 +285,7 @@ class ConversationEncoder:
             (text,) = render(self.tokenizer, [(replace(prompt, turns=()), turns)])
         except TemplateRefusalError:
             return False
-        return text == whole.text
+        return self.ended(text) == whole.text
 
     def _cut(self, shared: int, whole: Sequence[Sequence[int]], lost: tuple[str, ...]) -> Encoded:
         """Apply the rule for over-long sequences, whose first `shared` tokens are the prompt's."""

@@ -19,11 +19,12 @@ MAX_CHARACTERS = 2**24
 Text = Annotated[str, Field(max_length=MAX_CHARACTERS)]
 Name = Annotated[str, Field(max_length=1024)]
 """A model's name in a request, which is not read: the server has one model."""
-Ids = Annotated[list[int], Field(max_length=2**20)]
+Ids = Annotated[list[int], Field(max_length=2**20, fail_fast=True)]
 """A conversation as token ids of the served model's tokenizer."""
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 _Values = dict[str, Any]
+Values = Annotated[list[_Values], Field(max_length=MAX_ITEMS, fail_fast=True)]
 
 
 class TextPart(BaseModel):
@@ -41,11 +42,11 @@ class Turn(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     role: Role
-    content: Text | Annotated[list[TextPart], Field(max_length=MAX_ITEMS)] | None = None
+    content: Text | Annotated[list[TextPart], Field(max_length=MAX_ITEMS, fail_fast=True)] | None = None
     name: Text | None = None
-    tool_calls: list[_Values] | None = None
+    tool_calls: Values | None = None
     tool_call_id: Text | None = None
-    tool_responses: list[_Values] | None = None
+    tool_responses: Values | None = None
     reasoning_content: Text | None = None
     reasoning: Text | None = None
     thinking: Text | None = None
@@ -58,14 +59,14 @@ class Turn(BaseModel):
         return row
 
 
-Turns = Annotated[list[Turn], Field(max_length=MAX_ITEMS)]
+Turns = Annotated[list[Turn], Field(max_length=MAX_ITEMS, fail_fast=True)]
 
 
 class Columns(BaseModel):
     """What else the chat template is given, as in rows on disk."""
 
-    tools: list[_Values] | None = None
-    documents: list[_Values] | None = None
+    tools: Values | None = None
+    documents: Values | None = None
     chat_template_kwargs: _Values | None = None
 
     def columns(self) -> _Values:

@@ -22,7 +22,7 @@ class ScoreRequest(ConsumerRequest):
     """Whole rendered conversations; token ids and messages will do as well."""
 
     model: Name | None = None
-    messages: Annotated[list[AnyForm], Field(max_length=MAX_ITEMS)]
+    messages: Annotated[list[AnyForm], Field(max_length=MAX_ITEMS, fail_fast=True)]
 
 
 class ScoreResponse(BaseModel):

@@ -28,7 +28,7 @@ class RewardsRequest(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    conversations: Annotated[list[ConversationBody], Field(max_length=MAX_ITEMS)]
+    conversations: Annotated[list[ConversationBody], Field(max_length=MAX_ITEMS, fail_fast=True)]
 
 
 class RewardBody(BaseModel):

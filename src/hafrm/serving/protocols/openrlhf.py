@@ -21,9 +21,9 @@ class GetRewardRequest(ConsumerRequest):
     Prompts say where the responses begin: where a text begins with its prompt, or with what decoding makes of it.
     """
 
-    query: Annotated[list[AnyForm], Field(max_length=MAX_ITEMS)]
-    prompts: Annotated[list[Any], Field(max_length=MAX_ITEMS)] | None = None
-    labels: Annotated[list[Any], Field(max_length=MAX_ITEMS)] | None = None
+    query: Annotated[list[AnyForm], Field(max_length=MAX_ITEMS, fail_fast=True)]
+    prompts: Annotated[list[Any], Field(max_length=MAX_ITEMS, fail_fast=True)] | None = None
+    labels: Annotated[list[Any], Field(max_length=MAX_ITEMS, fail_fast=True)] | None = None
 
     def inputs(self) -> list[Input]:
         """The texts, each with its prompt where the request says which that is."""

@@ -80,7 +80,7 @@ _INSTEAD = {
 class PoolingRequest(_Request, Columns):
     """Rendered texts, their token ids, or one conversation that ends in an assistant turn."""
 
-    input: Text | Ids | Annotated[list[Text | Ids], Field(max_length=MAX_ITEMS)] | None = None
+    input: Text | Ids | Annotated[list[Text | Ids], Field(max_length=MAX_ITEMS, fail_fast=True)] | None = None
     messages: Turns | None = None
 
     def inputs(self) -> list[Input]:
@@ -105,7 +105,7 @@ class RerankRequest(_Request):
     """A prompt and the responses to rank."""
 
     query: Text | Turns
-    documents: Annotated[list[Text], Field(max_length=MAX_ITEMS)]
+    documents: Annotated[list[Text], Field(max_length=MAX_ITEMS, fail_fast=True)]
     tools: list[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     top_n: Annotated[int, Field(ge=0, le=2**31)] = 0

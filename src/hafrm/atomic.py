@@ -14,6 +14,7 @@ import json
 import math
 import os
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -42,7 +43,18 @@ __all__ = [
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that becomes `path`, flushed to disk, when the block ends well; its folder is made if need be."""
+    """A binary file that becomes `path`, flushed to disk, when the block ends well; its folder is made if need be.
+
+    A link is followed. A pipe or a device such as /dev/null is written to as it is: renaming would replace it.
+
+    Raises:
+        ConfigError: there is a folder, a socket or a disk.
+    """
+    path = path.resolve()
+    if _streams(path):
+        with path.open("wb") as stream:
+            yield stream
+        return
     with _temporary(path, _empty_file) as temporary:
         with temporary.open("wb") as file:
             yield file
@@ -50,6 +62,19 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)  # closed by now: Windows renames no open file
+
+
+def _streams(path: Path) -> bool:
+    """Whether what is there is written to as it is, and not replaced."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # nothing there yet, or writing will say why not
+        return False
+    if stat.S_ISREG(mode):
+        return False
+    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+        return True
+    raise ConfigError(f"{path} is not a file, and nothing is written over it. Give the path of a file.")
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from hafrm.cli import main
 from hafrm.models.stock import quiet_transformers
 from tests.paths import shared_data, shared_model
+from tests.tiny import save_tiny
 
 FAST = ["--training.max_steps", "3", "--training.per_device_train_batch_size", "4", "--training.report_to", "[]"]
 
@@ -179,6 +180,7 @@ def test_the_combined_head(rows: Path, tmp_path: Path) -> None:
     ("command", "message"),
     [
         (["train", "--model", "m", "--data", "nothing.jsonl", "--out", "o"], "nothing.jsonl"),
+        (["train", "--model", "missing", "--data", "nothing.jsonl", "--out", "o"], "missing"),
         (["train", "--model", "m", "--data", "d", "--out", "o", "--training.max_stepz", "3"], "max_steps"),
         (["train", "--model", "m", "--data", "d", "--out", "o", "--loss.beta", "-1"], "loss.beta"),
         (["evaluate", "nowhere", "--data", "hh-harmles", "--out", "o"], "hh-harmless"),
@@ -189,6 +191,7 @@ def test_the_combined_head(rows: Path, tmp_path: Path) -> None:
 )
 def test_mistakes_are_one_clear_line(command: list[str], message: str, tmp_path: Path, monkeypatch, capfd) -> None:
     monkeypatch.chdir(tmp_path)
+    save_tiny(Path("m"))
     assert main(command) == 2
     error = capfd.readouterr().err
     assert message in error

@@ -153,7 +153,7 @@ def test_replies_of_another_version(tmp_path: Path) -> None:
     """A table with other columns is no cache of ours, and says so."""
     path = tmp_path / "replies.sqlite"
     with sqlite3.connect(path) as connection:
-        connection.execute("CREATE TABLE replies (key TEXT, answer BLOB)")
+        connection.execute("CREATE TABLE chat_replies (key TEXT, answer BLOB)")
     cache = ReplyCache(path)
     with pytest.raises(DataError, match=r"can't be used.*move it away"):
         cache.get("key")

@@ -6,6 +6,7 @@ says why in `unscored`. `score_chunk` is what every engine gives its rows to.
 
 from __future__ import annotations
 
+import gzip
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,11 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from hafrm import atomic
 from hafrm.data import OnBadRow, RawRow, ReadOptions, read_rows
-from hafrm.errors import BadRowError
+from hafrm.errors import BadRowError, ConfigError
 from hafrm.evaluation.scoring import score_conversations
 from hafrm.models.loading import ScorerChoice, require_server_options
 from hafrm.models.remote import is_server
@@ -44,7 +45,7 @@ class ScoreConfig(ScorerChoice):
     """The file of rows: JSON lines (also .gz), JSON or Parquet; each row a prompt with a response, or a pair."""
 
     out: str | None = None
-    """Where the JSON lines go; by default standard output."""
+    """Where the JSON lines go, compressed if the name ends in .gz; by default standard output."""
 
     data_options: ReadOptions = field(default_factory=ReadOptions)
     score: ScoreOptions = field(default_factory=ScoreOptions)
@@ -97,6 +98,8 @@ def score_rows(config: ScoreConfig) -> ScoreCounts:
         BadRowError: a row breaks the data contract, and bad rows are not to be skipped.
         UnreadableError: the file can't be read.
     """
+    if config.out is not None:
+        _require_apart(Path(config.out), config)
     scorer = config.load(config.model, config.score)
     counts = ScoreCounts()
     rows = read_rows(Path(config.data))
@@ -113,9 +116,19 @@ def _output(out: str | None) -> Iterator[BinaryIO]:
     if out is None:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
+    elif out.endswith(".gz"):
+        with atomic.new_file(Path(out)) as file, gzip.GzipFile(fileobj=file, mode="wb", mtime=0) as packed:
+            yield cast(BinaryIO, packed)
     else:
         with atomic.new_file(Path(out)) as file:
             yield file
+
+
+def _require_apart(out: Path, config: ScoreConfig) -> None:
+    """Refuse to write over what is read: the rows, or a file of the model's folder."""
+    place, model = out.resolve(), Path(config.model).resolve()
+    if place == Path(config.data).resolve() or (model.is_dir() and place.is_relative_to(model)):
+        raise ConfigError(f"--out {out} is in the model's folder, or is the data itself. Give another path.")
 
 
 def score_chunk(scorer: Scorer, rows: Sequence[RawRow], *, source: str, on_bad_row: OnBadRow) -> Iterator[ScoredRow]:

@@ -1,0 +1,101 @@
+"""`hafrm score --out` writes where it is meant to, and replaces nothing that is not a file of its own."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+
+from hafrm import atomic
+from hafrm.errors import ConfigError
+from hafrm.evaluation.bulk import ScoreConfig, score_rows
+from hafrm.models.scorers import ScoreOptions
+from tests.models.test_scorers import save_classifier
+
+ROWS = [{"prompt": "a", "response": text} for text in ("b", "c")]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return save_classifier(tmp_path / "model")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, ROWS)), encoding="utf-8")
+    return path
+
+
+def score(model: Path, data: Path, out: Path) -> None:
+    score_rows(ScoreConfig(model=str(model), data=str(data), out=str(out), score=ScoreOptions(device="cpu")))
+
+
+def rewards(text: str) -> int:
+    return sum("reward" in json.loads(line) for line in text.splitlines())
+
+
+def test_a_pipe_is_written_to_and_stays(model: Path, data: Path, tmp_path: Path) -> None:
+    pipe, found = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: found.append(pipe.read_text(encoding="utf-8")))
+    reader.start()
+    score(model, data, pipe)
+    reader.join(20)
+    assert rewards(found[0]) == 2
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+def test_a_device_is_written_to_and_stays(tmp_path: Path) -> None:
+    link = tmp_path / "null"
+    link.symlink_to("/dev/null")
+    before = Path("/dev/null").stat()
+    for place in (Path("/dev/null"), link):
+        with atomic.new_file(place) as file:
+            file.write(b"gone")
+    assert Path("/dev/null").stat().st_rdev == before.st_rdev
+    assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
+    assert link.is_symlink()
+
+
+def test_a_link_is_followed(model: Path, data: Path, tmp_path: Path) -> None:
+    target, link = tmp_path / "target.jsonl", tmp_path / "link.jsonl"
+    target.write_text("old")
+    link.symlink_to(target)
+    score(model, data, link)
+    assert link.is_symlink()
+    assert rewards(target.read_text(encoding="utf-8")) == 2
+
+
+def test_a_folder_is_not_written_over(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not a file"), atomic.new_file(tmp_path):
+        pass
+    assert tmp_path.is_dir()
+
+
+def test_a_name_that_ends_in_gz_is_compressed(model: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "scored.jsonl.gz"
+    score(model, data, out)
+    assert rewards(gzip.decompress(out.read_bytes()).decode()) == 2
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "hafrm.json", "new.jsonl"])
+def test_the_models_folder_is_left_alone(name: str, model: Path, data: Path) -> None:
+    before = sorted((path.name, path.read_bytes()) for path in model.iterdir())
+    with pytest.raises(ConfigError, match="model's folder"):
+        score(model, data, model / name)
+    assert sorted((path.name, path.read_bytes()) for path in model.iterdir()) == before
+
+
+def test_the_data_is_left_alone(model: Path, data: Path, tmp_path: Path) -> None:
+    link, before = tmp_path / "link.jsonl", data.read_bytes()
+    link.symlink_to(data)
+    for out in (data, link):
+        with pytest.raises(ConfigError, match="data itself"):
+            score(model, data, out)
+    assert data.read_bytes() == before

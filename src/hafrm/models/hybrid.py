@@ -298,4 +298,8 @@ def logit_transform(config: PreTrainedConfig) -> LogitTransform:
         scale *= getattr(text, name, None) or 1.0
     scaling = getattr(text, "logits_scaling", None) or 1.0
     scale *= scaling if text.model_type == "hyperclovax" else 1 / scaling  # the others, Granite first, divide
-    return LogitTransform(scale=scale, softcap=getattr(text, "final_logit_softcapping", None))
+    scale /= getattr(text, "logits_mup_width_multiplier", None) or 1.0  # Inkling
+    caps = (
+        getattr(text, name, None) for name in ("final_logit_softcapping", "output_logit_soft_cap")
+    )  # the latter: xLSTM
+    return LogitTransform(scale=scale, softcap=next((cap for cap in caps if cap), None))

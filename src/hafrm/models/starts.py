@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import nn
@@ -98,11 +98,15 @@ def _require_lm_head(model: str, causal_lm: PreTrainedModel) -> None:
             f"{type(causal_lm).__name__} has no linear LM head, which the policy loss needs. Train its reward head "
             "alone: --method baseline."
         )
-    if causal_lm.config.get_text_config().tie_word_embeddings:
+    embeddings = cast(nn.Embedding, causal_lm.get_input_embeddings())
+    if head.weight is embeddings.weight:
         return
     ending = ".".join(lm_head_names(causal_lm)[0].split(".")[-2:])
-    names = SavedWeights(root_model(model)).shapes
-    if names and not any(name.endswith(ending) for name in names):
+    saved = SavedWeights(root_model(model)).shapes
+    # By shape too: some families save their weights under other names than they load them.
+    shapes = [tuple(head.weight.shape), tuple(embeddings.weight.shape)]
+    found = list(saved.values()).count(shapes[0])
+    if saved and not any(name.endswith(ending) for name in saved) and found < shapes.count(shapes[0]):
         raise ModelError(
             f"{model} was saved without an LM head ({ending}), as classifiers whose embeddings are not tied are. Train "
             "its reward head alone: --method baseline."

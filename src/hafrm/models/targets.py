@@ -63,11 +63,17 @@ def find_targets(
 
 
 def _linear_layers(causal_lm: PreTrainedModel) -> Iterator[str]:
-    """The names of the backbone's linear layers."""
+    """The names of the backbone's linear layers that can have adapters.
+
+    A state-space mixer hands its other weights to fused kernels, past whatever its layers hold beside them.
+    """
     head = causal_lm.get_output_embeddings()
-    for name, module in causal_lm.named_modules():
+    modules = dict(causal_lm.named_modules())
+    for name, module in modules.items():
         if isinstance(module, nn.Linear | Conv1D) and module is not head:
-            yield name
+            parent, _, leaf = name.rpartition(".")
+            if leaf == "in_proj" or not (hasattr(modules[parent], "A_log") and hasattr(modules[parent], "D")):
+                yield name
 
 
 def expert_weights(causal_lm: PreTrainedModel) -> list[str]:

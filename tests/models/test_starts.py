@@ -156,7 +156,17 @@ def test_a_classifier_of_other_layers_is_refused_unless_no_reward_head_is_traine
 def test_an_architecture_without_a_classifier_is_told_so(tmp_path: Path) -> None:
     base = str(save_tiny(tmp_path / "base", "granite"))
     assert any("no sequence classifier for GraniteForCausalLM" in note for note in check_start(base).notes)
-    assert len(check_start(str(save_tiny(tmp_path / "llama"))).notes) == 1
+    assert not check_start(str(save_tiny(tmp_path / "llama"))).notes
+
+
+def test_only_the_part_that_reads_text_is_trained(tmp_path: Path) -> None:
+    """Llama 4's loads again by itself, Llama 3.2 Vision's does not."""
+    for kind in ("llama4", "mllama"):
+        AutoConfig.for_model(kind).save_pretrained(tmp_path / kind)
+        tiny_tokenizer().save_pretrained(tmp_path / kind)
+    assert any("Llama4ForCausalLM is trained" in note for note in check_start(str(tmp_path / "llama4")).notes)
+    with pytest.raises(ModelError, match="MllamaForCausalLM, the part of it that reads text"):
+        check_start(str(tmp_path / "mllama"))
 
 
 @pytest.mark.parametrize("name", ["gpt_neox", "qwen2", "gpt2"])

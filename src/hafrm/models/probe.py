@@ -38,7 +38,8 @@ def probe_packing(model: HybridModel, *, max_length: int) -> str | None:
 
     Leaves nothing behind but the model's attention implementation: `PACKED_ATTENTION`, which takes packed and padded
     batches alike, if the answer is yes, and the one that it had if it is no. Costs seven forward passes of less than
-    100 tokens each, and three of `max_length` tokens, up to 4096. Call it on the device and in the dtype that the model will run in.
+    100 tokens each, and three of `max_length` tokens, up to 4096. Call it on the device and in the dtype that the model
+    will run in.
 
     Args:
         model: The model, before any wrapper for parallel training.

@@ -12,6 +12,7 @@ from typing import Literal, cast
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from hafrm.errors import ModelError
 from hafrm.models.classifiers import stock_classifier
@@ -33,8 +34,10 @@ class Start:
     """What training begins with."""
 
     head_init: Literal["keep", "normal", "zero"]
+    head: str
+    """Which reward head that is, in a line."""
     notes: tuple[str, ...]
-    """What there is to say of it, a line each."""
+    """What else there is to say, a line each."""
 
 
 def check_start(
@@ -61,15 +64,15 @@ def check_start(
         ConfigError: adapters are asked for where there is nothing to adapt.
     """
     require_finished(Path(model))
-    causal_lm = _without_weights(model, trust_remote_code=trust_remote_code)
+    causal_lm, notes = _without_weights(model, trust_remote_code=trust_remote_code)
     backbone_of(causal_lm)
     if log_probs:
         _require_lm_head(model, causal_lm)
-    adapters = _adapter_notes(causal_lm, lora)
+    notes += _adapter_notes(causal_lm, lora)
     if not rewards:
-        return Start("normal", ("reward head: none is trained, and none is saved", *adapters))
+        return Start("normal", "reward head: none is trained, and none is saved", notes)
     resolved, line = _head(model, head_init, trust_remote_code=trust_remote_code)
-    return Start(resolved, (line, *_classifier_notes(causal_lm), *adapters))
+    return Start(resolved, line, (*_classifier_notes(causal_lm), *notes))
 
 
 def _adapter_notes(causal_lm: PreTrainedModel, lora: LoraOptions) -> tuple[str, ...]:
@@ -81,13 +84,25 @@ def _adapter_notes(causal_lm: PreTrainedModel, lora: LoraOptions) -> tuple[str, 
     return () if note is None else (note,)
 
 
-def _without_weights(model: str, *, trust_remote_code: bool) -> PreTrainedModel:
-    """A model's causal class on the meta device."""
+def _without_weights(model: str, *, trust_remote_code: bool) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """A model's causal class on the meta device, and what to say of it.
+
+    Raises:
+        ModelError: there is none, or what would be saved of it could not be loaded again.
+    """
     root = root_model(model)
     with loading("causal language model", root), torch.device("meta"):
         config = AutoConfig.from_pretrained(root, trust_remote_code=trust_remote_code)
         found: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    return found
+    if type(found.config) is type(config):
+        return found, ()
+    name = type(found).__name__
+    if type(found.config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(
+            f"{root} would be trained as {name}, the part of it that reads text, and transformers can't load that part "
+            "by itself once it is saved. Use another model."
+        )
+    return found, (f"{name} is trained and saved, the part of the model that reads text, and no other part",)
 
 
 def _require_lm_head(model: str, causal_lm: PreTrainedModel) -> None:

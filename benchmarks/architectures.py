@@ -347,7 +347,7 @@ def page(found: Sequence[Found]) -> str:
     )
     lines += _section("LoRA on part of the weights", [(e.name, s) for e in built for s in _said(e) if "LoRA" in s])
     lines += _section("LoRA that is refused or fails", [(e.name, e.lora.reason) for e in built if _lora_fails(e)])
-    lines += _section("Refused before training", [(e.name, e.full.reason) for e in built if _kind(e) == "refused"])
+    lines += _section("Refused before training", [(e.name, _refusal(e)) for e in built if _kind(e) == "refused"])
     lines += _section("Failing", [(e.name, e.full.reason) for e in built if _kind(e) == "failed"])
     lines += _section("Not built small", [(each.name, each.not_built) for each in found if each.not_built])
     return "\n".join(lines) + "\n"
@@ -356,6 +356,15 @@ def page(found: Sequence[Found]) -> str:
 def _kind(found: Found) -> str:
     assert found.full is not None
     return "failed" if found.full.outcome == "wrong" else found.full.outcome
+
+
+def _refusal(found: Found) -> str:
+    """Why an architecture is refused; what the stock classifier's own layers are is left out."""
+    assert found.full is not None
+    why = found.full.reason
+    if "own classifier" in why:
+        return "the stock classifier's head has other layers, and would start at random (`--method dpo` is taken)"
+    return why
 
 
 def _padded(found: Found) -> bool:

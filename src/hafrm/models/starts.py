@@ -22,7 +22,6 @@ from hafrm.models.lora import LoraOptions, targets_of
 from hafrm.models.runinfo import require_finished
 from hafrm.models.sources import SavedWeights, root_model
 from hafrm.models.stock import lm_head_names, loading
-from hafrm.models.targets import without_adapters
 
 __all__ = ["Start", "check_start"]
 
@@ -68,20 +67,12 @@ def check_start(
     backbone_of(causal_lm)
     if log_probs:
         _require_lm_head(model, causal_lm)
-    notes += _adapter_notes(causal_lm, lora)
+    if lora.enabled:
+        targets_of(causal_lm, lora)
     if not rewards:
         return Start("normal", "reward head: none is trained, and none is saved", notes)
     resolved, line = _head(model, head_init, trust_remote_code=trust_remote_code)
     return Start(resolved, line, (*_classifier_notes(causal_lm), *notes))
-
-
-def _adapter_notes(causal_lm: PreTrainedModel, lora: LoraOptions) -> tuple[str, ...]:
-    """What to say of weights that get no adapters, though all were asked for."""
-    if not lora.enabled:
-        return ()
-    targets = targets_of(causal_lm, lora)
-    note = None if lora.targets else without_adapters(causal_lm, targets)
-    return () if note is None else (note,)
 
 
 def _without_weights(model: str, *, trust_remote_code: bool) -> tuple[PreTrainedModel, tuple[str, ...]]:

@@ -74,6 +74,8 @@ def _prepare(config: RlhfConfig, progress: Progress, say: Callable[[str], None])
     if before is not None:
         require_same_data(before, account, folder)
     model = new_policy(config, tokenizer)
+    if model.bare:
+        say(model.bare)
     effective = _effective(config, model)
     manifest = new_manifest(config, account, effective)
     if before is not None:

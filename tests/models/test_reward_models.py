@@ -244,8 +244,8 @@ def test_training_begins_with_the_rewards_that_the_model_gave(form: str, tmp_pat
     with torch.no_grad():
         found = ours(pad_rows(groups, pad_token_id=tokenizer.pad_token_id), log_probs=log_probs)
     assert found.rewards is not None
-    shift = 0.75 if "v_head" in start.notes[0] else 0.0
-    assert ("0.75" in start.notes[0]) == bool(shift)
+    shift = 0.75 if "v_head" in start.head else 0.0
+    assert ("0.75" in start.head) == bool(shift)
     np.testing.assert_allclose(found.rewards.view(-1, 2).numpy() + shift, expected(model, oracle), atol=1e-5)
 
 

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from hafrm.encoding import DEFAULT_CHAT_TEMPLATE
 from hafrm.errors import ModelError
 from hafrm.models import tokenizers
-from hafrm.models.tokenizers import PAD_TOKEN, prepare_tokenizer, resize_embeddings
-from tests.tiny import VOCABULARY, tiny_lm, tiny_tokenizer
+from hafrm.models.loading import load_scorer
+from hafrm.models.tokenizers import (
+    PAD_TOKEN,
+    load_tokenizer,
+    prepare_tokenizer,
+    require_same_tokenizer,
+    resize_embeddings,
+)
+from tests.tiny import VOCABULARY, save_tiny, some_pairs, tiny_lm, tiny_tokenizer
 
 
 def test_what_is_there_stays() -> None:
@@ -70,3 +81,59 @@ def test_no_template_and_no_end_is_an_error() -> None:
     tokenizer.eos_token = None
     with pytest.raises(ModelError, match="end-of-sequence"):
         prepare_tokenizer(tokenizer)
+
+
+def other_tokenizer(change: str) -> object:
+    """A tokenizer that maps some text to other ids."""
+    if change == "order":
+        return tiny_tokenizer_of(["<s>", "<unk>", "</s>", "<pad>"])
+    return tiny_tokenizer_of(["<unk>", "<s>", "</s>", "<pad>"], merges=[("e", "s")])
+
+
+def tiny_tokenizer_of(specials: list[str], merges: list[tuple[str, str]] = ()) -> object:
+    words = [*specials, *sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(pair) for pair in merges)]
+    tokenizer = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=list(merges)))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+
+
+@pytest.mark.parametrize("change", ["order", "merge"])
+def test_a_reference_of_another_tokenizer_is_refused(change: str, tmp_path: Path) -> None:
+    """Other ids for the same tokens, or the same tokens in other places of a text."""
+    policy = save_tiny(tmp_path / "policy")
+    reference = save_tiny(tmp_path / "reference", tokenizer=other_tokenizer(change), vocab_size=270)
+    with pytest.raises(ModelError, match=r"reference can't be the reference of .*policy.*tokenizers differ"):
+        load_scorer(str(policy), head="policy", reference=str(reference))
+
+
+def test_the_same_tokenizer_serves_whatever_it_was_saved_with(tmp_path: Path) -> None:
+    """A template, a pad token, embeddings padded to another size, and no tokenizer at all."""
+    policy = save_tiny(tmp_path / "policy", tokenizer=tiny_tokenizer(pad=None))
+    conversations = [conversation for pair in some_pairs(2) for conversation in pair.conversations]
+    for name, tokenizer, rows in (
+        ("same", tiny_tokenizer(), VOCABULARY),
+        ("padded", tiny_tokenizer(template=None, pad=None), 320),
+        ("bare", tiny_tokenizer(), VOCABULARY),
+    ):
+        reference = save_tiny(tmp_path / name, tokenizer=tokenizer, vocab_size=rows)
+        if name == "bare":
+            for path in reference.glob("token*"):
+                path.unlink()
+        scorer = load_scorer(str(policy), head="policy", reference=str(reference))
+        assert None not in scorer.score(conversations)
+
+
+def test_a_token_that_only_the_policy_has_counts_where_text_holds_it(tmp_path: Path) -> None:
+    """New tokens of a chat template, which a base model reads as letters."""
+    template = "{% for m in messages %}<|turn|>{{ m['content'] }}{% endfor %}"
+    reference = save_tiny(tmp_path / "reference")
+    policy = tiny_tokenizer(template=template)
+    require_same_tokenizer(policy, "policy", str(reference))
+    policy.add_special_tokens({"additional_special_tokens": ["<|turn|>"]})
+    with pytest.raises(ModelError, match="same text"):
+        require_same_tokenizer(policy, "policy", str(reference))
+    unused = load_tokenizer(str(reference))
+    unused.add_special_tokens({"additional_special_tokens": ["<|image|>"]})
+    require_same_tokenizer(unused, "policy", str(reference))

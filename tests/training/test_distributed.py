@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from hafrm.models.runinfo import RunInfo
+from tests.models.test_starts import multimodal
 from tests.tiny import save_tiny, some_pairs
 
 ROOT = Path(__file__).parents[2]
@@ -26,6 +27,12 @@ RUNS: dict[str, dict[str, Any]] = {
     "ddp": {"training": {"per_device_train_batch_size": 4}},
     "ddp-accumulated": {"training": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}},
     "ddp-lora": {"training": {"per_device_train_batch_size": 4}, "lora": {"rank": 4}},
+    "ddp-multimodal": {"training": {"per_device_train_batch_size": 4}, "model": "multimodal"},
+    "ddp-multimodal-lora": {
+        "training": {"per_device_train_batch_size": 4},
+        "model": "multimodal",
+        "lora": {"rank": 4},
+    },
     "fsdp2": {"training": {"per_device_train_batch_size": 4, "fsdp": True}},
     "fsdp2-accumulated": {
         "training": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "fsdp": True}
@@ -94,19 +101,23 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
     folder = tmp_path_factory.mktemp("distributed")
     save_tiny(folder / "base")
     save_tiny(folder / "tied", "qwen2")
+    multimodal(folder / "multimodal")
     rows = [json.dumps(pair.as_row()) for pair in some_pairs(PAIRS)]
     (folder / "train.jsonl").write_text("\n".join(rows))
     (folder / "valid.jsonl").write_text("\n".join(rows[:7]))
     desk = Desk(folder)
     lora, tied = ALONE | {"lora": {"rank": 4}}, ALONE | {"model": "tied"}
-    desk.start(None, {"alone": ALONE, "alone-lora": lora, "alone-tied": tied})
+    towers = ALONE | {"model": "multimodal"}
+    mixed = {"alone-multimodal": towers, "alone-multimodal-lora": towers | {"lora": {"rank": 4}}}
+    desk.start(None, {"alone": ALONE, "alone-lora": lora, "alone-tied": tied} | mixed)
     (folder / "said").write_text(desk.start(2, RUNS))
     return desk
 
 
 def alone(name: str) -> str:
     """The run in one process that a run in several must equal."""
-    return next((f"alone-{kind}" for kind in ("lora", "tied") if kind in name), "alone")
+    kinds = ("multimodal-lora", "multimodal", "lora", "tied")
+    return next((f"alone-{kind}" for kind in kinds if kind in name), "alone")
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -133,10 +144,10 @@ def test_the_result_loads_in_stock_transformers_with_the_same_scores(name: str, 
 
 
 def test_each_process_computes_its_share_of_the_references_once(desk: Desk) -> None:
-    """In parts of four of 25 and of 7 pairs, for two models; later runs read them."""
+    """In parts of four of 25 and of 7 pairs, for three models; later runs read them."""
     shares = [int((desk.folder / f"runs-2-computed-{rank}").read_text()) for rank in range(2)]
-    assert sum(shares) == 2 * (25 + 7)
-    assert min(shares) >= 2 * 12
+    assert sum(shares) == 3 * (25 + 7)
+    assert min(shares) >= 3 * 12
 
 
 def test_one_process_speaks_for_all(desk: Desk) -> None:

@@ -92,6 +92,14 @@ base.config.pad_token_id = tokenizer.pad_token_id
 {% endif -%}
 ## Limits
 
+{% if not info.policy_ratio -%}
+No loss trained a policy head: the backbone was changed for rewards alone, and what an LM head says on it means nothing.
+
+{% endif -%}
+{% if not info.reward_weight -%}
+No loss trained a reward head, and none is saved.
+
+{% endif -%}
 It reflects the preferences of its training data, their mistakes and biases included. Check it against a length-only
 baseline and on your own data before you optimise anything against it.
 

@@ -30,7 +30,8 @@ from hafrm import atomic
 from hafrm.errors import HafrmError, ModelError, UnwritableError, first_line
 from hafrm.models.classifiers import SCORE, head_name
 from hafrm.models.hybrid import HybridModel, head_width, new_reward_head
-from hafrm.models.lora import LoraOptions, add_lora, merged_state_dict
+from hafrm.models.lora import LoraOptions, add_lora, merged_state_dict, targets_of
+from hafrm.models.reach import trace_text
 from hafrm.models.references import weights_digest
 from hafrm.models.runinfo import RUN_FILE, RunInfo, checksums, require_undamaged
 from hafrm.models.sources import ADAPTER_FILE, ADAPTER_FOLDER, SavedWeights
@@ -371,7 +372,8 @@ def load_packed_start(
         return _base_of_adapters(folder, info, tokenizer, dtype=None, trust_remote_code=trust_remote_code).eval()
     merged = _whole(folder, dtype=torch.float32, trust_remote_code=trust_remote_code)
     options = replace(LoraOptions(**(info.lora or {})), quantize="none")
-    start = HybridModel(add_lora(merged.stock_lm, options), merged.score)
+    targets = targets_of(merged.stock_lm, options, but=trace_text(merged.stock_lm).no_adapters)
+    start = HybridModel(add_lora(merged.stock_lm, options, targets), merged.score)
     restore_weights(start, folder)
     for name, parameter in start.named_parameters():
         if ".lora_B." in name:

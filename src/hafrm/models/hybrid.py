@@ -51,13 +51,17 @@ class HybridModel(nn.Module):
         score: The reward head, `Linear(H, 1, bias=False)`: the only shape that stock classes load. One that only
             scores may have a bias.
         with_lm_head: Whether the LM head has weights; those of a classifier that came without are zero.
+        bare: Which of the backbone's weights have no adapters though all were to, in words, or None.
     """
 
-    def __init__(self, causal_lm: nn.Module, score: nn.Linear, *, with_lm_head: bool = True) -> None:
+    def __init__(
+        self, causal_lm: nn.Module, score: nn.Linear, *, with_lm_head: bool = True, bare: str | None = None
+    ) -> None:
         super().__init__()
         self.causal_lm = causal_lm
         self.score = score
         self.with_lm_head = with_lm_head
+        self.bare = bare
         self.logit_transform = logit_transform(self.config)
 
     @property
@@ -298,4 +302,8 @@ def logit_transform(config: PreTrainedConfig) -> LogitTransform:
         scale *= getattr(text, name, None) or 1.0
     scaling = getattr(text, "logits_scaling", None) or 1.0
     scale *= scaling if text.model_type == "hyperclovax" else 1 / scaling  # the others, Granite first, divide
-    return LogitTransform(scale=scale, softcap=getattr(text, "final_logit_softcapping", None))
+    scale /= getattr(text, "logits_mup_width_multiplier", None) or 1.0  # Inkling
+    caps = (
+        getattr(text, name, None) for name in ("final_logit_softcapping", "output_logit_soft_cap")
+    )  # the latter: xLSTM
+    return LogitTransform(scale=scale, softcap=next((cap for cap in caps if cap), None))

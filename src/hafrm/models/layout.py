@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hafrm.encoding import TokenGroup
-from hafrm.errors import ConfigError
+from hafrm.errors import ConfigError, ModelError
 from hafrm.models.hybrid import HybridModel
-from hafrm.models.probe import probe_packing
+from hafrm.models.probe import probe_packing, probe_padding
 from hafrm.packing import SequenceBatch, batches_by_length, pack_rows, pad_rows, plan_batches
 
 __all__ = ["Layout", "LayoutChoice", "choose_layout"]
@@ -71,6 +71,7 @@ def choose_layout(
 
     Raises:
         ConfigError: the choice is unknown.
+        ModelError: the model takes neither packed nor padded rows.
     """
     if choice not in ("auto", "padded"):
         raise ConfigError(f"layout must be `auto` or `padded`, got {choice!r}")
@@ -80,4 +81,9 @@ def choose_layout(
         packed = reason is None
         if reason is not None:
             report(reason)
+    if not packed and (wrong := probe_padding(model, pad_token_id=pad_token_id, side=padding_side)):
+        raise ModelError(
+            f"{type(model.stock_lm).__name__} can't be run in batches of texts of several lengths: {wrong}. Use "
+            "another architecture."
+        )
     return Layout(packed, pad_token_id, padding_side)

@@ -97,18 +97,9 @@ def targets_of(causal_lm: PreTrainedModel, options: LoraOptions, *, but: Collect
     return targets
 
 
-def add_lora(causal_lm: PreTrainedModel, options: LoraOptions, *, but: Collection[str] = ()) -> nn.Module:
-    """Wrap a causal LM with LoRA adapters, freezing the rest.
-
-    Args:
-        causal_lm: The model.
-        options: The adapters.
-        but: Names of parameters that get none; see `Reach`.
-
-    Raises:
-        ConfigError: a named target does not exist in the model, or an option does not go with it.
-    """
-    targets = targets_of(causal_lm, options, but=but)
+def add_lora(causal_lm: PreTrainedModel, options: LoraOptions, targets: Targets | None = None) -> nn.Module:
+    """Wrap a causal LM with LoRA adapters, freezing the rest; by default on what `targets_of` finds."""
+    targets = targets or targets_of(causal_lm, options)
     if options.quantize == "4bit":
         # Activations are recomputed where `training.activation_checkpointing` says so, not because of this.
         causal_lm = prepare_model_for_kbit_training(causal_lm, use_gradient_checkpointing=False)

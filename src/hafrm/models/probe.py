@@ -2,15 +2,16 @@
 
 A model may keep a state that runs along the row (Mamba), attend by code of its own (ALiBi models) or hide tokens by a
 rule that it does not hand to its attention function. All of these give wrong numbers and no error. So two short groups
-go through the model in both layouts and one sequence at a time, and each layer is asked what it hides at the far end
-of the longest sequence.
+go through the model in both layouts and one sequence at a time, a long one packed and alone, and each layer is asked
+what it hides at the far end of the longest sequence. Padded rows are tried as well where they are all that is left:
+a model that counts its padding would give wrong numbers there.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +24,11 @@ from hafrm.models.hybrid import HybridModel
 from hafrm.models.modes import evaluating
 from hafrm.packing import SequenceBatch, pack_rows, pad_rows
 
-__all__ = ["probe_packing", "random_groups"]
+__all__ = ["probe_packing", "probe_padding", "random_groups"]
 
 _FAR_ROW = "hafrm_far_row"
 _UNREACHED = "its layers are not reached through transformers' attention interface"
+_LONG = 4096  # tokens of the longest sequence that is tried
 _LENGTHS = ((9, (5, 12)), (3, (7, 1)))  # of the prompt and of the responses of each group that is tried
 
 
@@ -36,7 +38,8 @@ def probe_packing(model: HybridModel, *, max_length: int) -> str | None:
 
     Leaves nothing behind but the model's attention implementation: `PACKED_ATTENTION`, which takes packed and padded
     batches alike, if the answer is yes, and the one that it had if it is no. Costs seven forward passes of less than
-    100 tokens each. Call it on the device and in the dtype that the model will run in.
+    100 tokens each, and three of `max_length` tokens, up to 4096. Call it on the device and in the dtype that the model
+    will run in.
 
     Args:
         model: The model, before any wrapper for parallel training.
@@ -49,6 +52,7 @@ def probe_packing(model: HybridModel, *, max_length: int) -> str | None:
     with evaluating(model):
         try:
             reason = _hidden_rule(model, max_length) or _difference(model, before)
+            reason = reason or _long_difference(model, before, min(max_length, _LONG))
         except Exception as error:  # whatever a model does with a call it does not know
             reason = f"it fails with {type(error).__name__}: {first_line(error)}"
         if reason is not None:
@@ -56,34 +60,86 @@ def probe_packing(model: HybridModel, *, max_length: int) -> str | None:
     return reason
 
 
+@torch.no_grad()
+def probe_padding(model: HybridModel, *, pad_token_id: int, side: str = "right") -> str | None:
+    """Find out whether a model computes a padded row as it computes the sequence alone.
+
+    Args:
+        model: The model, with its own attention.
+        pad_token_id: Fills the rows.
+        side: Where they are filled.
+
+    Returns:
+        None if it does; else by how much the two differ, as a clause.
+    """
+    groups = random_groups(model)
+    batch = pad_rows(groups, pad_token_id=pad_token_id, padding_side=side)
+    with evaluating(model):
+        error = _largest_error(_states_by_sequence(model, batch), _alone(model, groups))
+    tolerance = _tolerance(model.score.weight.dtype)
+    if error <= tolerance:
+        return None
+    return f"a padded row gives other states than its sequence alone (by {error:.2g}, over {tolerance:g})"
+
+
 def _difference(model: HybridModel, stock: str) -> str | None:
     """Why states are not those of each sequence alone, or None; leaves the model with the packed implementation."""
     groups = random_groups(model)
     pad = groups[0].prompt[0]
     model.stock_lm.set_attn_implementation(stock)
-    alone = [TokenGroup(group.prompt, (response,)) for group in groups for response in group.responses]
-    truth = [_states_by_sequence(model, pad_rows([group], pad_token_id=pad))[0] for group in alone]
+    truth = _alone(model, groups)
     model.stock_lm.set_attn_implementation(PACKED_ATTENTION)
     if not model.supports_packing:
         return _UNREACHED
-    tolerance = _tolerance(truth[0].dtype)
     for layout, batch in (("packed", pack_rows(groups)), ("padded", pad_rows(groups, pad_token_id=pad))):
-        errors = map(_relative_error, _states_by_sequence(model, batch), truth)
-        error = torch.stack(tuple(errors)).max().item()  # NaN if any is
-        if not error <= tolerance:
-            return f"{layout} rows give other states than its own attention does (by {error:.2g}, over {tolerance:g})"
+        if reason := _too_far(layout, _states_by_sequence(model, batch), truth):
+            return reason
     return None
 
 
-def random_groups(model: HybridModel) -> list[TokenGroup]:
-    """Two short groups to try a model with, of random tokens drawn without touching the generators of training."""
+def _long_difference(model: HybridModel, stock: str, length: int) -> str | None:
+    """The same of one group whose sequences are long, for models that treat what is far away otherwise."""
+    groups = random_groups(model, lengths=((max(1, length - 8), (8, 5)),))
+    model.stock_lm.set_attn_implementation(stock)
+    truth = _alone(model, groups)
+    model.stock_lm.set_attn_implementation(PACKED_ATTENTION)
+    return _too_far("packed", _states_by_sequence(model, pack_rows(groups)), truth)
+
+
+def _too_far(layout: str, states: list[Tensor], truth: list[Tensor]) -> str | None:
+    error, tolerance = _largest_error(states, truth), _tolerance(truth[0].dtype)
+    if error <= tolerance:
+        return None
+    return f"{layout} rows give other states than its own attention does (by {error:.2g}, over {tolerance:g})"
+
+
+def _largest_error(states: list[Tensor], truth: list[Tensor]) -> float:
+    """The largest of the sequences' errors; NaN if any is."""
+    return torch.stack(tuple(map(_relative_error, states, truth))).max().item()
+
+
+def _alone(model: HybridModel, groups: Sequence[TokenGroup]) -> list[Tensor]:
+    """The states of each sequence in a batch of its own."""
+    alone = [TokenGroup(group.prompt, (response,)) for group in groups for response in group.responses]
+    return [_states_by_sequence(model, pad_rows([group], pad_token_id=group.prompt[0]))[0] for group in alone]
+
+
+def random_groups(model: HybridModel, *, lengths: Sequence[tuple[int, tuple[int, ...]]] = _LENGTHS) -> list[TokenGroup]:
+    """Groups to try a model with, of random tokens drawn without touching the generators of training.
+
+    Args:
+        model: The model.
+        lengths: Of each group's prompt and responses; by default two short groups.
+    """
     generator = random.Random(0)
-    vocabulary = range(cast(nn.Embedding, model.stock_lm.get_input_embeddings()).weight.shape[0])
+    layers = (model.stock_lm.get_input_embeddings(), model.stock_lm.get_output_embeddings())
+    sizes = [weight.shape[0] for layer in layers if (weight := getattr(layer, "weight", None)) is not None]
+    vocabulary = range(min(sizes))  # some embed what they never predict
 
     def tokens(length: int) -> tuple[int, ...]:
         return tuple(generator.choices(vocabulary, k=length))
 
-    return [TokenGroup(tokens(prompt), tuple(map(tokens, responses))) for prompt, responses in _LENGTHS]
+    return [TokenGroup(tokens(prompt), tuple(map(tokens, responses))) for prompt, responses in lengths]
 
 
 def _states_by_sequence(model: HybridModel, batch: SequenceBatch) -> list[Tensor]:
@@ -101,7 +157,9 @@ def _relative_error(states: Tensor, truth: Tensor) -> Tensor:
     that is undecided between two of them.
     """
     difference = (states.double() - truth.double()).norm(dim=-1)
-    return torch.mean(difference / truth.double().norm(dim=-1))
+    length = truth.double().norm(dim=-1)
+    tiny = torch.finfo(length.dtype).tiny  # the state of a padding token may be zero
+    return torch.mean(difference / length.clamp(min=tiny))
 
 
 def _tolerance(dtype: torch.dtype) -> float:

@@ -28,6 +28,11 @@ class Reach:
     no_layers: frozenset[str]
     """Weights of modules that give more than one tensor, as some routers do, though they are linear layers by class."""
 
+    @property
+    def no_adapters(self) -> frozenset[str]:
+        """What gets no adapters."""
+        return self.unreached | self.no_layers
+
 
 def trace_text(causal_lm: PreTrainedModel) -> Reach:
     """Send a few tokens through a model and see what they reach.

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from hafrm.errors import ModelError
 from hafrm.models.classifiers import stock_classifier
@@ -21,7 +22,6 @@ from hafrm.models.lora import LoraOptions, targets_of
 from hafrm.models.runinfo import require_finished
 from hafrm.models.sources import SavedWeights, root_model
 from hafrm.models.stock import lm_head_names, loading
-from hafrm.models.targets import without_adapters
 
 __all__ = ["Start", "check_start"]
 
@@ -33,8 +33,10 @@ class Start:
     """What training begins with."""
 
     head_init: Literal["keep", "normal", "zero"]
+    head: str
+    """Which reward head that is, in a line."""
     notes: tuple[str, ...]
-    """What there is to say of it, a line each."""
+    """What else there is to say, a line each."""
 
 
 def check_start(
@@ -61,33 +63,37 @@ def check_start(
         ConfigError: adapters are asked for where there is nothing to adapt.
     """
     require_finished(Path(model))
-    causal_lm = _without_weights(model, trust_remote_code=trust_remote_code)
+    causal_lm, notes = _without_weights(model, trust_remote_code=trust_remote_code)
     backbone_of(causal_lm)
     if log_probs:
         _require_lm_head(model, causal_lm)
-    adapters = _adapter_notes(causal_lm, lora)
+    if lora.enabled:
+        targets_of(causal_lm, lora)
     if not rewards:
-        return Start("normal", ("reward head: none is trained, and none is saved", *adapters))
+        return Start("normal", "reward head: none is trained, and none is saved", notes)
     resolved, line = _head(model, head_init, trust_remote_code=trust_remote_code)
-    return Start(resolved, (line, *_classifier_notes(causal_lm), *adapters))
+    return Start(resolved, line, (*_classifier_notes(causal_lm), *notes))
 
 
-def _adapter_notes(causal_lm: PreTrainedModel, lora: LoraOptions) -> tuple[str, ...]:
-    """What to say of weights that get no adapters, though all were asked for."""
-    if not lora.enabled:
-        return ()
-    targets = targets_of(causal_lm, lora)
-    note = None if lora.targets else without_adapters(causal_lm, targets)
-    return () if note is None else (note,)
+def _without_weights(model: str, *, trust_remote_code: bool) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """A model's causal class on the meta device, and what to say of it.
 
-
-def _without_weights(model: str, *, trust_remote_code: bool) -> PreTrainedModel:
-    """A model's causal class on the meta device."""
+    Raises:
+        ModelError: there is none, or what would be saved of it could not be loaded again.
+    """
     root = root_model(model)
     with loading("causal language model", root), torch.device("meta"):
         config = AutoConfig.from_pretrained(root, trust_remote_code=trust_remote_code)
         found: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    return found
+    if type(found.config) is type(config):
+        return found, ()
+    name = type(found).__name__
+    if type(found.config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(
+            f"{root} would be trained as {name}, the part of it that reads text, and transformers can't load that part "
+            "by itself once it is saved. Use another model."
+        )
+    return found, (f"{name} is trained and saved, the part of the model that reads text, and no other part",)
 
 
 def _require_lm_head(model: str, causal_lm: PreTrainedModel) -> None:
@@ -98,11 +104,15 @@ def _require_lm_head(model: str, causal_lm: PreTrainedModel) -> None:
             f"{type(causal_lm).__name__} has no linear LM head, which the policy loss needs. Train its reward head "
             "alone: --method baseline."
         )
-    if causal_lm.config.get_text_config().tie_word_embeddings:
+    embeddings = cast(nn.Embedding, causal_lm.get_input_embeddings())
+    if head.weight is embeddings.weight:
         return
     ending = ".".join(lm_head_names(causal_lm)[0].split(".")[-2:])
-    names = SavedWeights(root_model(model)).shapes
-    if names and not any(name.endswith(ending) for name in names):
+    saved = SavedWeights(root_model(model)).shapes
+    # By shape too: some families save their weights under other names than they load them.
+    shapes = [tuple(head.weight.shape), tuple(embeddings.weight.shape)]
+    found = list(saved.values()).count(shapes[0])
+    if saved and not any(name.endswith(ending) for name in saved) and found < shapes.count(shapes[0]):
         raise ModelError(
             f"{model} was saved without an LM head ({ending}), as classifiers whose embeddings are not tied are. Train "
             "its reward head alone: --method baseline."

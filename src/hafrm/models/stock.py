@@ -19,10 +19,11 @@ from hafrm.models.adapters import merged_into
 from hafrm.models.advice import advice
 from hafrm.models.heads import HeadInit, SavedHead, kept_head
 from hafrm.models.hybrid import HybridModel, head_width, new_reward_head
-from hafrm.models.lora import LoraOptions, add_lora, quantization_config
+from hafrm.models.lora import LoraOptions, add_lora, quantization_config, targets_of
 from hafrm.models.reach import trace_text
 from hafrm.models.runinfo import RUN_FILE, require_undamaged
 from hafrm.models.sources import AdapterSource, adapter_source
+from hafrm.models.targets import without_adapters
 from hafrm.models.tokenizers import resize_embeddings
 
 __all__ = [
@@ -235,8 +236,11 @@ def new_model(
     if saved is not None:
         _take_over(head, saved, model)
     head = head.to(causal_lm.device)
-    adapted = add_lora(causal_lm, lora, but=reach.unreached | reach.no_layers) if lora.enabled else causal_lm
-    return HybridModel(adapted, head, with_lm_head=headed)
+    if not lora.enabled:
+        return HybridModel(causal_lm, head, with_lm_head=headed)
+    targets = targets_of(causal_lm, lora, but=reach.no_adapters)
+    bare = None if lora.targets else without_adapters(causal_lm, targets, but=reach.unreached)
+    return HybridModel(add_lora(causal_lm, lora, targets), head, with_lm_head=headed, bare=bare)
 
 
 def _take_over(head: nn.Linear, saved: SavedHead, model: str) -> None:

@@ -63,11 +63,17 @@ def find_targets(
 
 
 def _linear_layers(causal_lm: PreTrainedModel) -> Iterator[str]:
-    """The names of the backbone's linear layers."""
+    """The names of the backbone's linear layers that can have adapters.
+
+    A state-space mixer hands its other weights to fused kernels, past whatever its layers hold beside them.
+    """
     head = causal_lm.get_output_embeddings()
-    for name, module in causal_lm.named_modules():
+    modules = dict(causal_lm.named_modules())
+    for name, module in modules.items():
         if isinstance(module, nn.Linear | Conv1D) and module is not head:
-            yield name
+            parent, _, leaf = name.rpartition(".")
+            if leaf == "in_proj" or not (hasattr(modules[parent], "A_log") and hasattr(modules[parent], "D")):
+                yield name
 
 
 def expert_weights(causal_lm: PreTrainedModel) -> list[str]:
@@ -76,7 +82,7 @@ def expert_weights(causal_lm: PreTrainedModel) -> list[str]:
     return [
         name
         for name, weight in causal_lm.named_parameters()
-        if weight.ndim == 3 and weight.shape[0] in counts and min(weight.shape[1:]) > 1
+        if weight.ndim == 3 and min(weight.shape[1:]) > 1 and ("expert" in name or weight.shape[0] in counts)
     ]
 
 
@@ -142,10 +148,15 @@ def _rewritten(causal_lm: PreTrainedModel, leaves: Collection[str]) -> set[str]:
     return found
 
 
-def without_adapters(causal_lm: PreTrainedModel, targets: Targets) -> str | None:
+def without_adapters(causal_lm: PreTrainedModel, targets: Targets, *, but: Collection[str] = ()) -> str | None:
     """What of a backbone gets no adapters, where that is more than a hundredth of its weights, in words.
 
-    Embeddings, the LM head and vectors do not count.
+    Embeddings, the LM head, vectors and experts' biases do not count.
+
+    Args:
+        causal_lm: The model, without adapters.
+        targets: What gets adapters.
+        but: Names of further parameters that do not count.
     """
     chosen = {*(f"{name}.weight" for name in targets.modules), *targets.parameters}
     left_out = {
@@ -156,7 +167,7 @@ def without_adapters(causal_lm: PreTrainedModel, targets: Targets) -> str | None
     sizes = {
         name: weight.numel()
         for name, weight in causal_lm.named_parameters()
-        if weight.ndim > 1 and name not in left_out and name.startswith(_text_part(causal_lm))
+        if weight.ndim > 1 and not name.endswith("bias") and name not in left_out and name not in but
     }
     bare = {name: size for name, size in sizes.items() if name not in chosen}
     share = sum(bare.values()) / max(1, sum(sizes.values()))
@@ -165,12 +176,3 @@ def without_adapters(causal_lm: PreTrainedModel, targets: Targets) -> str | None
     largest = sorted(bare, key=lambda name: -bare[name])
     kinds = list(dict.fromkeys(".".join(name.split(".")[-2:]) for name in largest))
     return f"LoRA: {share:.0%} of the backbone's weights get no adapters ({', '.join(kinds[:4])})"
-
-
-def _text_part(causal_lm: PreTrainedModel) -> str:
-    """How the names of the part begin that reads text, in a model that has others."""
-    if causal_lm.config.get_text_config() is causal_lm.config:
-        return ""
-    embeddings = causal_lm.get_input_embeddings()
-    name: str = next(name for name, module in causal_lm.named_modules() if module is embeddings)
-    return name.rpartition(".")[0]

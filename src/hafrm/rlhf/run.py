@@ -14,6 +14,7 @@ from hafrm.data import local_path
 from hafrm.errors import ConfigError
 from hafrm.models.hybrid import HybridModel
 from hafrm.models.references import weights_digest
+from hafrm.models.starts import check_start
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.numerics import cpu_tuned
 from hafrm.rlhf.checkpoints import newest_checkpoint, restore, save_checkpoint
@@ -63,6 +64,9 @@ def _prepare(config: RlhfConfig, progress: Progress, say: Callable[[str], None])
     """Prompts, policy and manifest, of a new run or of one that goes on; nothing is written yet."""
     folder = Path(config.out)
     before = claim_folder(config, folder, _inputs(config), overwrite=config.overwrite)
+    start = check_start(config.model, rewards=False, lora=config.lora, trust_remote_code=config.trust_remote_code)
+    for note in start.notes:
+        say(note)
     torch.manual_seed(config.seed)
     tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
     prompts = load_prompts(config.data, tokenizer, max_tokens=config.max_prompt_tokens, options=config.data_options)
@@ -70,6 +74,8 @@ def _prepare(config: RlhfConfig, progress: Progress, say: Callable[[str], None])
     if before is not None:
         require_same_data(before, account, folder)
     model = new_policy(config, tokenizer)
+    if model.bare:
+        say(model.bare)
     effective = _effective(config, model)
     manifest = new_manifest(config, account, effective)
     if before is not None:

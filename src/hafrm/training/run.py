@@ -122,7 +122,8 @@ def _train(config: TrainConfig, folder: Path) -> TrainResult:
             make_folder(folder, anew=config.overwrite)
             save_manifest(manifest, folder)
             opening = _opening(data, args, manifest["layout"], margins=objective.needs_rewards)
-            for line in (*opening, *start.notes):
+            bare = [model.bare] if model.bare else []
+            for line in (*opening, start.head, *start.notes, *bare):
                 progress.say(line)
 
     reference = ReferenceSource(loss, model, layout, args, weights=info.base_digest, tokens=tokens)

@@ -83,7 +83,7 @@ def _timed_step(model: nn.Module, losses: Callable[[Sequence[TokenGroup]], Itera
 def _ours(reward_weight: float, policy_ratio: float, *, layout: str = "auto") -> Maker:
     def make(shape: Shape, reference: Reference) -> Step:
         causal_lm = new_causal_lm(shape)
-        head = new_reward_head(causal_lm.config, init="normal", seed=0, dtype=torch.float32)
+        head = new_reward_head(causal_lm.config.hidden_size, init="normal", seed=0, dtype=torch.float32)
         model = HybridModel(causal_lm, head)
         objective = Objective(LossConfig(reward_weight=reward_weight, policy_ratio=policy_ratio))
         model.freeze_unused(rewards=objective.needs_rewards, log_probs=objective.needs_log_probs)
@@ -104,7 +104,7 @@ def _ours(reward_weight: float, policy_ratio: float, *, layout: str = "auto") ->
 def _padded_hybrid(shape: Shape, reference: Reference) -> Step:
     """Both heads on padded rows, log-probs from the full logits of every position."""
     causal_lm = new_causal_lm(shape)
-    score = new_reward_head(causal_lm.config, init="normal", seed=0, dtype=torch.float32)
+    score = new_reward_head(causal_lm.config.hidden_size, init="normal", seed=0, dtype=torch.float32)
     model = nn.ModuleList([causal_lm, score])
 
     def loss(groups: Sequence[TokenGroup]) -> Tensor:

@@ -98,7 +98,7 @@ def model_folder(name: str) -> Iterator[str]:
         return
     with tempfile.TemporaryDirectory() as place:
         causal_lm, tokenizer = new_causal_lm(SHAPES[name]), real_tokenizer()
-        head = new_reward_head(causal_lm.config, init="normal", seed=0, dtype=causal_lm.dtype)
+        head = new_reward_head(causal_lm.config.hidden_size, init="normal", seed=0, dtype=causal_lm.dtype)
         info = RunInfo(
             method="baseline",
             base_model=name,

@@ -19,6 +19,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
+import textwrap
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
@@ -309,20 +310,20 @@ def page(found: Sequence[Found]) -> str:
     """The page of a sweep."""
     built = [each for each in found if not each.not_built]
     counts = {kind: sum(_kind(each) == kind for each in built) for kind in (*WORKS, "refused", "failed")}
+    opening = f"""Which of the {len(found)} causal language models of transformers {version("transformers")} `hafrm train`
+        takes and `hafrm score` scores, found out by trying: each was built small, trained by HAF for two steps, with
+        all weights and with LoRA, saved, and loaded in stock transformers, whose rewards and log-probs, in float64 and
+        one sequence at a time, hafrm's must equal to a thousandth of their spread.
+        `python -m benchmarks.architectures` makes this page."""
+    summary = f"""{counts["packed"]} work with packed batches, {counts["padded"]} with padded ones,
+        {counts["refused"]} are refused before training, {counts["failed"]} fail, and {len(found) - len(built)} could
+        not be built small."""
     lines = [
         "# Architectures",
         "",
-        f"Which of the {len(found)} causal language models of transformers {version('transformers')} hafrm trains, "
-        "found out by trying: each was",
-        "built small, trained by HAF for two steps, with all weights and with LoRA, saved, and loaded in stock "
-        "transformers, whose",
-        "rewards and log-probs, in float64 and one sequence at a time, hafrm's must equal to a thousandth of their "
-        "spread.",
-        "`python -m benchmarks.architectures` makes this page.",
+        *textwrap.wrap(" ".join(opening.split()), 120),
         "",
-        f"{counts['packed']} work with packed batches, {counts['padded']} with padded ones, {counts['refused']} are "
-        f"refused before training, {counts['failed']} fail, and",
-        f"{len(found) - len(built)} could not be built small.",
+        *textwrap.wrap(" ".join(summary.split()), 120),
         "",
         "| architecture | class | all weights | LoRA | stock classifier |",
         "|---|---|---|---|---|",

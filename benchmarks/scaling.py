@@ -111,7 +111,8 @@ def _step(step: Callable[[Sequence[TokenGroup]], Tensor], groups: list[TokenGrou
 def _scoring(shape: Shape, numbers: Sequence[int]) -> list[Point]:
     """Rewards of N responses to each of four prompts: what best-of-N costs."""
     causal_lm = new_causal_lm(shape).eval()
-    model = HybridModel(causal_lm, new_reward_head(causal_lm.config.hidden_size, init="normal", seed=0, dtype=torch.float32))
+    head = new_reward_head(causal_lm.config.hidden_size, init="normal", seed=0, dtype=torch.float32)
+    model = HybridModel(causal_lm, head)
     assert probe_packing(model, max_length=512) is None
 
     def run(number: int) -> Callable[[], Tensor]:

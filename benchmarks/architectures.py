@@ -46,7 +46,7 @@ from hafrm.models.hybrid import backbone_of
 from hafrm.models.loading import load_log_prob_scorer, load_scorer
 from hafrm.models.lora import LoraOptions
 from hafrm.models.stock import quiet_transformers
-from hafrm.pairs import Message, PreferencePair
+from hafrm.pairs import Message, PreferencePair, Prompt
 from hafrm.training.config import TrainConfig
 from hafrm.training.run import train
 
@@ -106,7 +106,7 @@ def pairs() -> list[PreferencePair]:
     texts = [("why", "yes, for sure", "no"), ("how so?", "it is", "no, no, no, no!"), ("and?", "fine 7", "bad")]
     return [
         PreferencePair(
-            prompt=(Message("user", prompt),),
+            prompt=Prompt.of(prompt),
             chosen=(Message("assistant", chosen),),
             rejected=(Message("assistant", rejected),),
             source="sweep",
@@ -243,7 +243,7 @@ def token_ids() -> Iterator[tuple[int, Tensor]]:
     coder = tokenizer()
     for pair in pairs():
         for response in (pair.chosen, pair.rejected):
-            prompt = [message.as_dict() for message in pair.prompt]
+            prompt = [message.as_dict() for message in pair.prompt.turns]
             whole = [*prompt, *(message.as_dict() for message in response)]
             opening = coder.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
             yield len(opening), coder.apply_chat_template(whole, return_dict=True, return_tensors="pt")["input_ids"]
@@ -310,8 +310,8 @@ def page(found: Sequence[Found]) -> str:
     """The page of a sweep."""
     built = [each for each in found if not each.not_built]
     counts = {kind: sum(_kind(each) == kind for each in built) for kind in (*WORKS, "refused", "failed")}
-    opening = f"""Which of the {len(found)} causal language models of transformers {version("transformers")} `hafrm train`
-        takes and `hafrm score` scores, found out by trying: each was built small, trained by HAF for two steps, with
+    release = version("transformers")
+    opening = f"""Which of the {len(found)} causal language models of transformers {release} `hafrm train` takes and `hafrm score` scores, found out by trying: each was built small, trained by HAF for two steps, with
         all weights and with LoRA, saved, and loaded in stock transformers, whose rewards and log-probs, in float64 and
         one sequence at a time, hafrm's must equal to a thousandth of their spread.
         `python -m benchmarks.architectures` makes this page."""

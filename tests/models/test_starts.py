@@ -119,7 +119,7 @@ def test_unusual_shapes_and_names_are_saved_for_the_stock_classes(
     assert not report["missing_keys"]
     theirs = []
     for conversation in conversations:
-        messages = [m.as_dict() for m in (*conversation.prompt, *conversation.response)]
+        messages = [m.as_dict() for m in conversation.turns]
         ids = tokenizer.apply_chat_template(messages, return_dict=True, return_tensors="pt")["input_ids"]
         with torch.no_grad():
             if kind == "llama4_text":

@@ -310,8 +310,9 @@ def page(found: Sequence[Found]) -> str:
     """The page of a sweep."""
     built = [each for each in found if not each.not_built]
     counts = {kind: sum(_kind(each) == kind for each in built) for kind in (*WORKS, "refused", "failed")}
-    opening = f"""Which of the {len(found)} causal language models of transformers {version("transformers")} `hafrm train`
-        takes and `hafrm score` scores, found out by trying: each was built small, trained by HAF for two steps, with
+    installed = version("transformers")
+    opening = f"""Which of the {len(found)} causal language models of transformers {installed} `hafrm train` takes and
+        `hafrm score` scores, found out by trying: each was built small, trained by HAF for two steps, with
         all weights and with LoRA, saved, and loaded in stock transformers, whose rewards and log-probs, in float64 and
         one sequence at a time, hafrm's must equal to a thousandth of their spread.
         `python -m benchmarks.architectures` makes this page."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks.tiny_configs import tiny_model
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 from torch.overrides import TorchFunctionMode
@@ -15,8 +16,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from hafrm.encoding import TokenGroup
 from hafrm.errors import ModelError
 from hafrm.models.hybrid import HybridModel, new_reward_head
+from hafrm.models.layout import choose_layout
 from hafrm.models.lora import LoraOptions, add_lora
-from hafrm.models.probe import probe_packing, random_groups
+from hafrm.models.probe import probe_packing, probe_padding, random_groups
 from hafrm.packing import SequenceBatch, pack_rows, pad_rows
 
 MAX_LENGTH = 64
@@ -310,3 +312,24 @@ def test_generation_goes_on_as_before(name: str) -> None:
     before = model.stock_lm.generate(**asked)
     assert probe_packing(model, max_length=MAX_LENGTH) is None
     assert torch.equal(model.stock_lm.generate(**asked), before)
+
+
+def small(name: str) -> HybridModel:
+    """A small model of any architecture."""
+    lm = tiny_model(name)
+    return HybridModel(lm, new_reward_head(32, init="normal", seed=1, dtype=torch.float32))
+
+
+def test_what_only_shows_in_long_rows_is_found() -> None:
+    """DeepSeek-V4's layers of this size compress 128 tokens to one, and are plain attention before that."""
+    assert probe_packing(small("deepseek_v4"), max_length=100) is None
+    assert probe_packing(small("deepseek_v4"), max_length=200) is not None
+
+
+def test_a_model_whose_padding_counts_is_refused() -> None:
+    """CPM-Ant tells lengths by token 0, whatever the mask says."""
+    with pytest.raises(ModelError, match=r"CpmAntForCausalLM can't be run in batches.*padded row"):
+        choose_layout(small("cpmant"), 3, max_length=64)
+    for name in ("bloom", "mamba"):
+        for side in ("right", "left"):
+            assert probe_padding(small(name), pad_token_id=3, side=side) is None

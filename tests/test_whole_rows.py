@@ -357,3 +357,27 @@ def test_a_conversation_may_end_at_the_stop_token_as_openrlhf_trains() -> None:
         tokenizer = tiny_tokenizer(template=template)
         group = ConversationEncoder(tokenizer, scored_at="stop_token").encode(Prompt.of("Why?"), [answer("No.")])
         assert tokenizer.decode([*group.prompt, *group.responses[0]]).endswith(ending)
+
+
+def test_responses_under_which_a_prompt_is_rendered_differently_are_refused_together() -> None:
+    """Qwen3 drops reasoning before the last user turn: with one more user turn, the prompts differ."""
+    thought = {"role": "assistant", "content": "", "reasoning_content": "I must look.", "tool_calls": CALL}
+    row = {
+        "prompt": [ASK, thought, RESULT],
+        "chosen": [say("Yes.")],
+        "rejected": [say("Wait."), {"role": "user", "content": "Well?"}, say("No.")],
+        "tools": TOOLS,
+    }
+    with pytest.raises(BadRowError) as caught:
+        encode(row, tokenizer_of("qwen3"))
+    assert caught.value.reason == BadRowReason.REFUSED_BY_TEMPLATE
+    plain = {**row, "prompt": [ASK]}
+    (group,) = encode(plain, tokenizer_of("qwen3"))
+    assert [[*group.prompt, *ids] for ids in group.responses] == [
+        stock(tokenizer_of("qwen3"), plain, name) for name in ("chosen", "rejected")
+    ]
+
+
+def test_empty_calls_and_tools_are_not_dropped() -> None:
+    row = {**PLAIN_ROWS[0], "chosen": [say("Yes.", tool_calls=[])], "tools": []}
+    assert lost_of("qwen2_5", [row]) == []

@@ -223,25 +223,26 @@ class ConversationEncoder:
         for prompt, responses in items:
             keys = [(prompt, tuple(response)) for response in responses]
             wholes = [whole[key] for key in keys]
-            shared = self._border(prompt, keys, openings[prompt, ()], wholes)
-            lost = tuple(self._lost(keys, wholes))
-            outcomes.append(self._cut(shared, [rendered.ids for rendered in wholes], lost))
+            borders = [
+                self._border(key, openings[prompt, ()], rendered) for key, rendered in zip(keys, wholes, strict=True)
+            ]
+            outcomes.append(self._cut(borders, [rendered.ids for rendered in wholes], tuple(self._lost(keys, wholes))))
         return outcomes
 
-    def _border(self, prompt: Prompt, keys: Sequence[_Key], opening: _Rendered, wholes: Sequence[_Rendered]) -> int:
-        """How many leading tokens are the prompt's; a response keeps at least one token."""
-        shared = common_prefix([opening.ids, *(whole.ids for whole in wholes)])
-        if shared < len(opening.ids) - 1 and not self._appends(prompt, wholes):
-            shared = common_prefix([whole.ids for whole in (*wholes, *self._probes(keys[0]))])
-        return min(shared, *(len(whole.ids) - 1 for whole in wholes))
+    def _border(self, key: _Key, opening: _Rendered, whole: _Rendered) -> int:
+        """How many leading tokens of a conversation are the prompt's; a response keeps at least one token."""
+        shared = common_prefix([opening.ids, whole.ids])
+        if shared < len(opening.ids) - 1 and not self._appends(key[0], whole):
+            shared = common_prefix([rendered.ids for rendered in (whole, *self._probes(key))])
+        return min(shared, len(whole.ids) - 1)
 
-    def _appends(self, prompt: Prompt, wholes: Sequence[_Rendered]) -> bool:
+    def _appends(self, prompt: Prompt, whole: _Rendered) -> bool:
         """Whether the prompt, without what opens a response, is rendered as if no response followed."""
         try:
             (text,) = render(self.tokenizer, [(prompt, ())])
         except TemplateRefusalError:  # of a template that wants a response
             return False
-        return all(whole.text.startswith(text) for whole in wholes)
+        return whole.text.startswith(text)
 
     def _probes(self, key: _Key) -> list[_Rendered]:
         """The conversation with two other texts as its response, whose renderings differ from where it begins."""
@@ -266,16 +267,18 @@ class ConversationEncoder:
                 yield f"{turn.role} text"
             if turn.more and not _writes(whole.text, turn.reasoning):
                 yield f"{turn.role} reasoning"
-        for place in (place for place in places if turns[place].more and "tool_calls" in turns[place].extras):
+        for place in (place for place in places if turns[place].more and turns[place].extras.get("tool_calls")):
             silent = replace(turns[place], more=_without(turns[place].more, "tool_calls"))
             if self._renders_as((prompt, (*turns[:place], silent, *turns[place + 1 :])), whole):
                 yield f"{turns[place].role} tool_calls"
 
     def _lost_columns(self, key: _Key, whole: _Rendered) -> Iterable[str]:
         prompt, response = key
-        for name in ("tools", "documents") if prompt.arguments else ():
+        for name in ("tools", "documents"):
+            if not prompt.columns.get(name):
+                continue
             less = replace(prompt, arguments=_without(prompt.arguments, name))
-            if less != prompt and self._renders_as((less, (*prompt.turns, *response)), whole):
+            if self._renders_as((less, (*prompt.turns, *response)), whole):
                 yield name
 
     def _renders_as(self, changed: tuple[Prompt, Sequence[Message]], whole: _Rendered) -> bool:
@@ -287,8 +290,14 @@ class ConversationEncoder:
             return False
         return self.ended(text) == whole.text
 
-    def _cut(self, shared: int, whole: Sequence[Sequence[int]], lost: tuple[str, ...]) -> Encoded:
-        """Apply the rule for over-long sequences, whose first `shared` tokens are the prompt's."""
+    def _cut(self, borders: Sequence[int], whole: Sequence[Sequence[int]], lost: tuple[str, ...]) -> Encoded:
+        """Apply the rule for over-long sequences, whose first tokens are the prompt's: as many as all of them share."""
+        shared = min(common_prefix(whole), *borders) if len(whole) > 1 else borders[0]
+        if shared < min(borders) - 1:  # one token may have merged with a response's beginning
+            return TemplateRefusalError(
+                "The tokenizer's chat template renders the prompt differently for its responses, as where they have "
+                "different numbers of turns, so that the two can't be compared after one prompt."
+            )
         if shared < 1:
             return TemplateRefusalError(
                 "The tokenizer's chat template renders a prompt differently when a response follows: the two have no "

@@ -74,18 +74,14 @@ class Frame:
         """Token ids with the template's ending completed, and whether they have an end; see `restored`."""
         if not self.stop:
             return list(ids), True
-        stop, *pads = (self.tokenizer.convert_tokens_to_ids(mark) for mark in (self.stop, *self.pads))
-        place = self.ending_ids.index(stop)
-        before, after = list(self.ending_ids[:place]), list(self.ending_ids[place + 1 :])
+        marks = [self.tokenizer.convert_tokens_to_ids(mark) for mark in (self.stop, *self.pads)]
+        place = self.ending_ids.index(marks[0])
+        before, after = list(self.ending_ids[:place]), set(self.ending_ids[place:]) - set(marks)
         core, ended = list(ids), False
-        while core:
-            if core[-1] in (stop, *pads):
-                ended = ended or core[-1] != self.tokenizer.pad_token_id
-                core.pop()
-            elif after and core[-len(after) - 1 :] == [stop, *after]:
-                core = core[: -len(after)]
-            else:
-                break
+        # As in `_ended`: what the ending writes between and behind marks goes with the mark before it.
+        while (end := _length_without(core, after)) and core[end - 1] in marks:
+            ended = ended or core[end - 1] != self.tokenizer.pad_token_id
+            core = core[: end - 1]
         if not ended:
             return core, False
         if before and core[-len(before) :] == before:
@@ -119,17 +115,26 @@ class Frame:
 
     def _undecoded(self, text: str, prompt: str | None) -> tuple[str, str | None]:
         """The text before a trip through token ids, and the prompt where the text begins with it."""
-        if prompt is not None and text.startswith(prompt):
-            return text, prompt
         if self.lossless:
-            return text, None
-        if prompt is not None and text.startswith(decoded := self._decoded(prompt)):
-            rest = text.removeprefix(decoded)
-            forms = (prompt + form for form in _forms(rest, self.special))
-            return self._source(text, forms) or prompt + rest, prompt
+            return text, prompt if prompt is not None and text.startswith(prompt) else None
+        if prompt is None:
+            return self._exact(text), None
+        prompt = self._exact(prompt)
+        decoded = self._decoded(prompt)
+        if decoded != prompt and text.startswith(prompt):
+            return text, prompt
+        if not text.startswith(decoded):
+            return self._exact(text), None
+        rest = text.removeprefix(decoded)
+        # The space at its beginning may be the one that follows the prompt's last token, if that is a special one.
+        forms = (prompt + form for start in (rest, rest.removeprefix(" ")) for form in _forms(start, self.special))
+        return self._source(text, forms) or prompt + rest, prompt
+
+    def _exact(self, text: str) -> str:
+        """A text before a trip through token ids; itself where it made none."""
         if text.startswith(self.opening) and not text.startswith(self.decoded_opening):
-            return text, None
-        return self._source(text, _forms(text, self.special)) or text, None
+            return text
+        return self._source(text, _forms(text, self.special)) or text
 
     def _source(self, text: str, candidates: Iterator[str]) -> str | None:
         """The first candidate that becomes the text by a trip through token ids."""
@@ -193,6 +198,11 @@ def frame_of(tokenizer: Any) -> Frame:
         decoded_opening=decoded[0][: common_prefix(decoded[:2])],
         lossless=decoded == texts,
     )
+
+
+def _length_without(ids: Sequence[int], trailing: set[int]) -> int:
+    """How many ids are left without those at the end that are in `trailing`."""
+    return next((place for place in range(len(ids), 0, -1) if ids[place - 1] not in trailing), 0)
 
 
 def _forms(text: str, special: re.Pattern[str]) -> Iterator[str]:

@@ -32,8 +32,26 @@ ZEPHYR = (
     "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}</s>\n{% endfor %}"
     "{{ '<|assistant|>\n' if add_generation_prompt else '' }}"
 )
+INST = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}<unk>{{ m.content }}<unk>{% else %}"
+    "{{ m.content }}</s>{% endif %}{% endfor %}"
+)
+"""The opening ends in a special token, as Mistral's does with [/INST]."""
+PHI = (
+    "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}</s>\n{% endfor %}"
+    "{{ '<s>assistant\n' if add_generation_prompt else eos_token }}"
+)
+"""The ending is a stop token, a line break, and the end-of-sequence token."""
 SPACED = "{{ bos_token }} {% for m in messages %}{{ m.role }}: {{ m.content }}</s> {% endfor %}"
-TEMPLATES = {"plain": None, "chatml": CHATML, "llama2": LLAMA2, "zephyr": ZEPHYR, "spaced": SPACED}
+TEMPLATES = {
+    "plain": None,
+    "chatml": CHATML,
+    "llama2": LLAMA2,
+    "zephyr": ZEPHYR,
+    "spaced": SPACED,
+    "inst": INST,
+    "phi": PHI,
+}
 
 CONVERSATIONS = [
     Conversation.of("How are you?", "Fine, thanks."),
@@ -97,7 +115,8 @@ def ids(tokenizer: Any, text: str) -> list[int]:
 def generated(tokenizer: Any, conversation: Conversation) -> str:
     """What a policy that stops at the end-of-turn token leaves."""
     text = whole(tokenizer, conversation)
-    return text[: text.rindex("</s>") + len("</s>")]
+    end = text.rindex("</s>\n</s>") if text.endswith("</s>\n</s>") else text.rindex("</s>")
+    return text[: end + len("</s>")]
 
 
 FORMS: dict[str, Any] = {
@@ -135,6 +154,18 @@ def test_every_form_has_the_reward_of_messages(form: str, scorer: HybridScorer, 
             data = client.post(path, json={"input": sent, "use_activation": False}).raise_for_status().json()["data"]
             assert [item[field][0] for item in data] == pytest.approx(expected, abs=1e-5)
     assert "hafrm_unfinished_total 0.0" in client.get("/metrics").text
+
+
+@pytest.mark.parametrize("decoded", [False, True], ids=["prompt", "decoded prompt"])
+@pytest.mark.parametrize("form", ["generated", "decoded", "generated and decoded"])
+def test_a_prompt_makes_no_reward_worse(form: str, decoded: bool, scorer: HybridScorer, client: httpx.Client) -> None:
+    tokenizer = scorer.encoder.tokenizer
+    prompts = [opening(tokenizer, conversation) for conversation in CONVERSATIONS]
+    if decoded:
+        prompts = [tokenizer.decode(ids(tokenizer, prompt), skip_special_tokens=False) for prompt in prompts]
+    sent = {"query": [FORMS[form](tokenizer, conversation) for conversation in CONVERSATIONS], "prompts": prompts}
+    answer = client.post("/get_reward", json=sent).raise_for_status().json()
+    assert answer["rewards"] == pytest.approx(scorer.score(CONVERSATIONS), abs=1e-5)
 
 
 @pytest.mark.parametrize("form", ["whole", "generated", "decoded", "generated and decoded"])

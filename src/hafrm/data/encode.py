@@ -105,10 +105,10 @@ def _having(what: str, pair: PreferencePair) -> int:
     """How many of a pair's turns have what a `LostText` is about; of its columns, whether the pair has it."""
     role, _, part = what.rpartition(" ")
     if not role:
-        return part in pair.prompt.columns
+        return bool(pair.prompt.columns.get(part))
     turns = [turn for turn in pair.turns if turn.role == role]
     if part == "tool_calls":
-        return sum(part in turn.extras for turn in turns)
+        return sum(bool(turn.extras.get(part)) for turn in turns)
     return sum(bool(turn.content if part == "text" else turn.reasoning) for turn in turns)
 
 

@@ -42,14 +42,13 @@ def from_disk(scorer: HybridScorer, tmp_path: Path) -> list[float]:
 
 
 def of_request(row: dict[str, Any]) -> dict[str, Any]:
-    """The row's columns as a request has them."""
-    columns = {name: row[name] for name in COLUMNS if row.get(name)}
-    return {name: json.loads(value) if isinstance(value, str) else value for name, value in columns.items()}
+    """The row's columns, as values or as JSON text."""
+    return {name: row[name] for name in COLUMNS if name in row}
 
 
 def test_disk_and_every_protocol_agree(address: str, from_disk: list[float]) -> None:
     assert len(from_disk) == 2 * len(ROWS)
-    native, classified = [], []
+    native, classified, listed, evaluated = [], [], [], []
     with httpx.Client(base_url=address) as client:
         for row in ROWS.values():
             for name in ("chosen", "rejected"):
@@ -59,8 +58,15 @@ def test_disk_and_every_protocol_agree(address: str, from_disk: list[float]) -> 
                 sent = {"messages": [*row["prompt"], *row[name]], "use_activation": False, **of_request(row)}
                 answer = client.post("/classify", json=sent).raise_for_status().json()
                 classified.append(answer["data"][0]["probs"][0])
+                for path, field, key, found in (
+                    ("/get_reward", "query", "rewards", listed),
+                    ("/v1/score/evaluation", "messages", "scores", evaluated),
+                ):
+                    asked = {field: [sent["messages"]], **of_request(row)}
+                    found += client.post(path, json=asked).raise_for_status().json()[key]
     assert native == pytest.approx(from_disk, abs=1e-5)
-    assert classified == pytest.approx(from_disk, abs=1e-5)
+    for found in (classified, listed, evaluated):
+        assert found == pytest.approx(from_disk, abs=1e-5)
 
 
 @pytest.mark.parametrize("path", ["", "/classify", "/pooling"])
@@ -81,6 +87,15 @@ def test_a_turn_with_a_key_that_would_be_lost_is_refused(change: dict[str, Any],
 
 
 def test_columns_that_rendered_texts_have_no_use_for_are_refused(address: str) -> None:
-    sent = {"input": "text", "tools": [{"type": "function"}]}
-    answer = httpx.post(f"{address}/classify", json=sent)
-    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "unsupported")
+    for path, field in (("/classify", "input"), ("/get_reward", "query"), ("/v1/score/evaluation", "messages")):
+        answer = httpx.post(address + path, json={field: ["some text"], "tools": [{"type": "function"}]})
+        assert (answer.status_code, answer.json()["error"]["type"]) == (400, "unsupported")
+
+
+def test_null_counts_as_absent_whatever_the_key(address: str, from_disk: list[float]) -> None:
+    nulls = {"refusal": None, "audio": None, "function_call": None, "tool_calls": None}
+    row = ROWS["nulls of an Arrow table"]
+    turns = [{**turn, **nulls} for turn in (*row["prompt"], *row["chosen"])]
+    answer = httpx.post(f"{address}/classify", json={"messages": turns, "use_activation": False})
+    place = 2 * list(ROWS).index("nulls of an Arrow table")
+    assert answer.raise_for_status().json()["data"][0]["probs"] == pytest.approx([from_disk[place]], abs=1e-5)

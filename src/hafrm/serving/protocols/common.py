@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hafrm.errors import BadRowError
 from hafrm.pairs import TEMPLATE_COLUMNS, parse_conversation
 from hafrm.serving.config import MAX_ITEMS
+from hafrm.serving.errors import RequestError
 from hafrm.serving.reading import Input, TokenIds, Unfit
 
 __all__ = ["AnyForm", "Columns", "ConsumerRequest", "Ids", "Name", "Text", "Turn", "Turns", "conversation", "input_of"]
@@ -41,6 +42,12 @@ class Turn(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, sent: Any) -> Any:
+        """Null counts as absent, also of keys that are not known here, as in rows on disk."""
+        return {key: value for key, value in sent.items() if value is not None} if isinstance(sent, dict) else sent
+
     role: Role
     content: Text | Annotated[list[TextPart], Field(max_length=MAX_ITEMS, fail_fast=True)] | None = None
     name: Text | None = None
@@ -63,11 +70,11 @@ Turns = Annotated[list[Turn], Field(max_length=MAX_ITEMS, fail_fast=True)]
 
 
 class Columns(BaseModel):
-    """What else the chat template is given, as in rows on disk."""
+    """What else the chat template is given, as values or as JSON text, as in rows on disk."""
 
-    tools: Values | None = None
-    documents: Values | None = None
-    chat_template_kwargs: _Values | None = None
+    tools: Values | Text | None = None
+    documents: Values | Text | None = None
+    chat_template_kwargs: _Values | Text | None = None
 
     def columns(self) -> _Values:
         """The columns that were sent."""
@@ -84,13 +91,21 @@ AnyForm = Text | Ids | Turns
 """A conversation as rendered text, as token ids, or as messages that end in the response."""
 
 
-def input_of(form: str | list[int] | list[Turn], columns: Mapping[str, Any] | None = None) -> Input:
-    """What is to be scored, in whatever form it was sent."""
-    if isinstance(form, str):
-        return form
+def input_of(form: str | list[int] | list[Turn], columns: Mapping[str, Any]) -> Input:
+    """What is to be scored, in whatever form it was sent.
+
+    Raises:
+        RequestError: there are columns, which text that is rendered already has no use for.
+    """
     turns = [turn for turn in form if isinstance(turn, Turn)]
     if form and len(turns) == len(form):
         return conversation(turns[:-1], turns[-1:], columns)
+    if given := [name for name, value in columns.items() if value]:
+        raise RequestError(
+            400, "unsupported", f"`{given[0]}` has no effect on text that is rendered already: send messages."
+        )
+    if isinstance(form, str):
+        return form
     return TokenIds(tuple(token for token in form if isinstance(token, int)))
 
 

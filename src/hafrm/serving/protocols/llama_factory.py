@@ -12,13 +12,13 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from hafrm.serving.config import MAX_ITEMS
-from hafrm.serving.protocols.common import AnyForm, ConsumerRequest, Name, input_of
+from hafrm.serving.protocols.common import AnyForm, Columns, ConsumerRequest, Name, input_of
 from hafrm.serving.service import RewardService
 
 __all__ = ["router"]
 
 
-class ScoreRequest(ConsumerRequest):
+class ScoreRequest(ConsumerRequest, Columns):
     """Whole rendered conversations; token ids and messages will do as well."""
 
     model: Name | None = None
@@ -39,7 +39,7 @@ def router(service: RewardService) -> APIRouter:
     @routes.post("/v1/score/evaluation")
     async def score(request: ScoreRequest) -> ScoreResponse:
         """Score rendered texts."""
-        found = await service.scored([input_of(form) for form in request.messages])
+        found = await service.scored([input_of(form, request.columns()) for form in request.messages])
         return ScoreResponse(model=service.name, scores=[reward for reward, _ in found])
 
     return routes

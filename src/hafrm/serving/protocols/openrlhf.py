@@ -8,14 +8,14 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from hafrm.serving.config import MAX_ITEMS
-from hafrm.serving.protocols.common import AnyForm, ConsumerRequest, input_of
+from hafrm.serving.protocols.common import AnyForm, Columns, ConsumerRequest, input_of
 from hafrm.serving.reading import Input, PromptedText
 from hafrm.serving.service import RewardService
 
 __all__ = ["router"]
 
 
-class GetRewardRequest(ConsumerRequest):
+class GetRewardRequest(ConsumerRequest, Columns):
     """Whole rendered conversations; token ids and messages will do as well. Labels are not read.
 
     Prompts say where the responses begin: where a text begins with its prompt, or with what decoding makes of it.
@@ -27,12 +27,13 @@ class GetRewardRequest(ConsumerRequest):
 
     def inputs(self) -> list[Input]:
         """The texts, each with its prompt where the request says which that is."""
+        inputs = [input_of(form, self.columns()) for form in self.query]
         prompts = self.prompts or []
         if len(prompts) != len(self.query):  # which prompt is whose is unknown
             prompts = [None] * len(self.query)
         return [
-            PromptedText(form, prompt) if isinstance(form, str) and isinstance(prompt, str) else input_of(form)
-            for form, prompt in zip(self.query, prompts, strict=True)
+            PromptedText(found, prompt) if isinstance(found, str) and isinstance(prompt, str) else found
+            for found, prompt in zip(inputs, prompts, strict=True)
         ]
 
 

@@ -95,10 +95,8 @@ class PoolingRequest(_Request, Columns):
         columns = self.columns()
         if self.messages is not None:
             return [conversation(self.messages[:-1], self.messages[-1:], columns)]
-        if given := [name for name, value in columns.items() if value]:
-            raise RequestError(400, "unsupported", f"`{given[0]}` has no effect on `input`: send `messages`.")
         single = isinstance(self.input, str) or all(isinstance(item, int) for item in self.input or ["none"])
-        return [input_of(form) for form in ([self.input] if single else self.input or [])]  # type: ignore[arg-type]
+        return [input_of(form, columns) for form in ([self.input] if single else self.input or [])]  # type: ignore[arg-type]
 
 
 class RerankRequest(_Request):

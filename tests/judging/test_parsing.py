@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hafrm.judging.choices import read_choice
 from hafrm.judging.judges import Unscored
 from hafrm.judging.parsing import parse_reply
 
@@ -298,3 +299,22 @@ def test_a_reply_and_its_exchange_agree(before: str, after: str) -> None:
 def test_no_text_breaks_the_parser(reply: str, responses: int) -> None:
     answer = parse_reply(reply, responses, prompt_tokens=3, completion_tokens=4)
     assert (answer.prompt_tokens, answer.completion_tokens) == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("explanation", "found"),
+    [
+        ("Output (b) repeats itself, while Output (a) is more accurate and is the better answer.", "a"),
+        ("While Output (b) is more detailed, Output (a) is better.", "a"),
+        ("Output (a) is better, whereas Output (b) is not.", "a"),
+        ("Output (b) contains errors, so Output (a) is the better answer.", "a"),
+        ("Output (b) is the better answer, since Output (a) is wrong.", Unscored.AMBIGUOUS),
+        ("Output (b) beats Output (a) and is better.", Unscored.AMBIGUOUS),
+        ("On the whole, I prefer Output (b).", Unscored.AMBIGUOUS),
+    ],
+)
+def test_an_explanation_agrees_or_takes_the_verdict_back(explanation: str, found: str) -> None:
+    """The clause that a preference stands in decides whose it is, under either name."""
+    assert read_choice(f"**Output (a)**\n\n{explanation}") == found
+    swapped = explanation.replace("(a)", "(x)").replace("(b)", "(a)").replace("(x)", "(b)")
+    assert read_choice(f"**Output (b)**\n\n{swapped}") == ("b" if found == "a" else found)

@@ -383,3 +383,10 @@ def test_4bit_cant_pack_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("hafrm.models.stock.quantization_config", lambda lora: object())
     with pytest.raises(ConfigError, match="merge them"):
         new_model(str(model), AutoTokenizer.from_pretrained(tmp_path / "base"), lora=LORA)
+
+
+def test_a_run_from_openrlhfs_model_says_that_the_place_of_the_reward_changes(tmp_path: Path) -> None:
+    for form, moved in ((openrlhf, True), (untied_classifier, False)):
+        model, _ = form(tmp_path / form.__name__)
+        start = check_start(str(model), rewards=True, log_probs=False)
+        assert any("stop token" in note for note in start.notes) == moved

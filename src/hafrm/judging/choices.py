@@ -64,6 +64,7 @@ _OTHER = {"a": _OUTPUT.format("b", "[Bb]", "second"), "b": _OUTPUT.format("a", "
 _NAMES = {choice: re.compile(_OTHER[other], re.IGNORECASE) for choice, other in (("a", "b"), ("b", "a"))}
 _LOSING = r"(?:than|over|unlike|compared (?:to|with)|versus|vs\.?|beats|outperforms)\s+(?:the\s+)?"
 _PREFERRING = r"(?:better|best|superior|prefer\w*|choose|chosen|select\w*|pick\w*|winner|wins|stronger|favou?r\w*)"
+_CLAUSE = r"(?:,\s*(?:(?:while|whereas|but|so|and|yet|although)\b)?|\b(?:while|whereas|but)\b)"
 _TURN = re.compile(
     r"\b(?:actually|wait|hmm|correction|second thoughts?|reconsider\w*|mistake|mistaken|my mind|sorry|scratch that"
     r"|instead|former|latter)\b|^no\b",
@@ -159,7 +160,10 @@ def _prefers_other(text: str, choice: str) -> bool:
     """Whether a sentence seems to prefer the other output, other than by naming it as the lesser one."""
     losing = re.compile(_LOSING + _OTHER[choice], re.IGNORECASE)
     preferred = re.compile(
-        rf"{_OTHER[choice]}[^.;\n]{{0,80}}\b{_PREFERRING}\b|\b{_PREFERRING}\b[^.;\n]{{0,40}}{_OTHER[choice]}",
+        rf"{_OTHER[choice]}[^.;\n]{{0,80}}?\b{_PREFERRING}\b|\b{_PREFERRING}\b[^.;\n]{{0,40}}?{_OTHER[choice]}",
         re.IGNORECASE,
     )
-    return bool(preferred.search(losing.sub("", text)))
+    own = _NAMES[choice].pattern
+    # Another clause in between has a subject of its own: the chosen output, or the other one where it comes last.
+    apart = re.compile(rf"{_CLAUSE}[^,.;\n]{{0,20}}{own}|{_CLAUSE}\s*{_OTHER[choice]}$", re.IGNORECASE)
+    return any(not apart.search(found[0]) for found in preferred.finditer(losing.sub("", text)))

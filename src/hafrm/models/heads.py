@@ -22,7 +22,7 @@ from hafrm.models.classifiers import SCORE, stock_classifier
 from hafrm.models.runinfo import RUN_FILE, RunInfo
 from hafrm.models.sources import SavedWeights, adapter_source, find_file, root_model
 
-__all__ = ["HeadInit", "SavedHead", "architectures", "find_head", "kept_head"]
+__all__ = ["OPENRLHF", "HeadInit", "SavedHead", "architectures", "find_head", "kept_head"]
 
 HeadInit = Literal["auto", "keep", "normal", "zero"]
 """How the reward head starts.
@@ -35,6 +35,8 @@ authors' code does; the paper itself does not say. `auto` is `keep` where the mo
 _VALUE_HEADS = ("v_head.summary.weight", "value_head.weight")
 _HEAD_MODULES = ("score.", "value_head.", "v_head.", "classifier.", "classification_head.", "regression_layer.")
 
+OPENRLHF = frozenset({"RewardModel", "CriticModel"})
+"""Classes in which OpenRLHF saves reward models, which it reads at the stop token."""
 _OF_REWARD_MODELS = ("SequenceClassification", "Reward", "Regression")
 """What the classes of reward models have in their names."""
 

@@ -15,7 +15,7 @@ from hafrm.errors import ConfigError, ModelError
 from hafrm.losses import USES_REFERENCE
 from hafrm.models.checkpoints import cast_weights, load_packed_start, load_run
 from hafrm.models.foreign import has_stock_class, load_classifier, pad_of_classifier
-from hafrm.models.heads import SavedHead, find_head
+from hafrm.models.heads import OPENRLHF, SavedHead, find_head
 from hafrm.models.hybrid import HybridModel, head_width, max_positions, new_reward_head
 from hafrm.models.layout import Layout, choose_layout
 from hafrm.models.probe import random_groups
@@ -28,9 +28,6 @@ from hafrm.models.tokenizers import load_tokenizer, require_same_tokenizer, resi
 from hafrm.packing import pad_rows
 
 __all__ = ["ScorerChoice", "load_log_prob_scorer", "load_scorer", "require_plain", "require_server_options"]
-
-_OPENRLHF = {"RewardModel", "CriticModel"}
-"""Classes in which OpenRLHF saves reward models."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,7 +324,7 @@ def _encoder(
     max_length = min(max_length, positions)
     scored_at = options.scored_at
     if scored_at == "auto":
-        scored_at = "stop_token" if _OPENRLHF.intersection(config.architectures or ()) else "template"
+        scored_at = "stop_token" if OPENRLHF.intersection(config.architectures or ()) else "template"
     return ConversationEncoder(tokenizer, options.max_length or max_length, options.overlong or overlong, scored_at)
 
 

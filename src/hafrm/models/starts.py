@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from hafrm.errors import ModelError
 from hafrm.models.classifiers import stock_classifier
-from hafrm.models.heads import HeadInit, kept_head
+from hafrm.models.heads import OPENRLHF, HeadInit, architectures, kept_head
 from hafrm.models.hybrid import backbone_of
 from hafrm.models.lora import LoraOptions, targets_of
 from hafrm.models.runinfo import require_finished
@@ -72,6 +72,11 @@ def check_start(
     if not rewards:
         return Start("normal", "reward head: none is trained, and none is saved", notes)
     resolved, line = _head(model, head_init, trust_remote_code=trust_remote_code)
+    if resolved == "keep" and OPENRLHF.intersection(architectures(model)):
+        notes += (
+            "OpenRLHF trained the reward head to be read at the stop token; this run trains and reads it at the end of "
+            "all that the chat template writes",
+        )
     return Start(resolved, line, (*_classifier_notes(causal_lm), *notes))
 
 

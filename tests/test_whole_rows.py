@@ -381,3 +381,16 @@ def test_responses_under_which_a_prompt_is_rendered_differently_are_refused_toge
 def test_empty_calls_and_tools_are_not_dropped() -> None:
     row = {**PLAIN_ROWS[0], "chosen": [say("Yes.", tool_calls=[])], "tools": []}
     assert lost_of("qwen2_5", [row]) == []
+
+
+def test_a_dropped_turn_is_counted_though_its_text_stands_in_another_turn() -> None:
+    row = {"prompt": [ASK, {**RESULT, "content": "18"}], "chosen": [say("It is 18 degrees.")], "rejected": [say("No.")]}
+    assert any("1 of 1" in line and "role tool" in line for line in lost_of("phi3_5", [row]))
+    assert not any("role tool" in line for line in lost_of("qwen3", [row]))
+    greeting = {"role": "developer", "content": "Hi"}
+    row = {
+        "prompt": [greeting, {"role": "user", "content": "Hi there"}],
+        "chosen": [say("Yes.")],
+        "rejected": [say("No")],
+    }
+    assert any("role developer" in line for line in lost_of("qwen3", [row]))

@@ -262,15 +262,25 @@ class ConversationEncoder:
     def _lost_turns(self, key: _Key, whole: _Rendered, places: range) -> Iterable[str]:
         prompt, response = key
         turns = (*prompt.turns, *response)
-        for turn in (turns[place] for place in places):
-            if not _writes(whole.text, turn.content):
+
+        def silent(place: int, changed: Message) -> bool:
+            """Whether nothing is rendered differently with this turn in the place of the one that is there."""
+            return self._renders_as((prompt, (*turns[:place], changed, *turns[place + 1 :])), whole)
+
+        for place in places:
+            turn = turns[place]
+            text = turn.content.strip()
+            # Text that is in another turn too shows nothing by being in the rendering.
+            twice = text and any(text in other.content for other in (*turns[:place], *turns[place + 1 :]))
+            doubled = replace(turn, content=f"{text} {text}")
+            if not _writes(whole.text, text) or (twice and silent(place, doubled)):
                 yield f"{turn.role} text"
-            if turn.more and not _writes(whole.text, turn.reasoning):
+            if not turn.more:
+                continue
+            if not _writes(whole.text, turn.reasoning):
                 yield f"{turn.role} reasoning"
-        for place in (place for place in places if turns[place].more and turns[place].extras.get("tool_calls")):
-            silent = replace(turns[place], more=_without(turns[place].more, "tool_calls"))
-            if self._renders_as((prompt, (*turns[:place], silent, *turns[place + 1 :])), whole):
-                yield f"{turns[place].role} tool_calls"
+            if turn.extras.get("tool_calls") and silent(place, replace(turn, more=_without(turn.more, "tool_calls"))):
+                yield f"{turn.role} tool_calls"
 
     def _lost_columns(self, key: _Key, whole: _Rendered) -> Iterable[str]:
         prompt, response = key

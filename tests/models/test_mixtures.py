@@ -24,21 +24,9 @@ from hafrm.models.targets import find_targets
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.packing import SequenceBatch, pad_rows
 from tests.models.test_checkpoints import info
-from tests.tiny import VOCABULARY, some_pairs, tiny_tokenizer
+from tests.tiny import SMALL, VOCABULARY, some_pairs, tiny_tokenizer
 
 LORA = LoraOptions(rank=4)
-BASE = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "pad_token_id": 3,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 MIXTURES: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": 4},
     "qwen2_moe": {"num_experts": 4, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24},
@@ -65,7 +53,7 @@ MIXTURES: dict[str, dict[str, Any]] = {
 
 def mixture(folder: Path, name: str) -> Path:
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **(BASE | MIXTURES[name])))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **(SMALL | MIXTURES[name])))
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim > 1:
@@ -133,7 +121,7 @@ def test_every_linear_layer_and_expert_is_a_target() -> None:
     """By hand for DeepSeek: attention, the dense layer, the shared and the fused experts, and no router nor head."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model("deepseek_v3", **(BASE | MIXTURES["deepseek_v3"]))
+            AutoConfig.for_model("deepseek_v3", **(SMALL | MIXTURES["deepseek_v3"]))
         )
     targets = find_targets(model, [])
     found = {name for name in (*targets.modules, *targets.parameters) if "self_attn" not in name}
@@ -166,7 +154,7 @@ def test_every_linear_layer_and_expert_is_a_target() -> None:
 )
 def test_targets_by_name(name: str, wanted: list[str], found: set[str]) -> None:
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **(BASE | MIXTURES[name])))
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **(SMALL | MIXTURES[name])))
     targets = find_targets(model, wanted)
     assert {name.rsplit(".", 1)[-1] for name in (*targets.modules, *targets.parameters)} == found
 

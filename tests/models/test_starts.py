@@ -29,23 +29,11 @@ from hafrm.models.stock import new_model, quiet_transformers
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.packing import pad_rows
 from tests.models.test_checkpoints import info
-from tests.tiny import VOCABULARY, save_tiny, some_pairs, tiny_tokenizer
+from tests.tiny import SMALL, VOCABULARY, save_tiny, some_pairs, tiny_tokenizer
 
-BASE: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "pad_token_id": 3,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 CTRL: dict[str, Any] = {"vocab_size": VOCABULARY, "n_embd": 32, "dff": 48, "n_layer": 2, "n_head": 4, "pad_token_id": 3}
-OPT: dict[str, Any] = BASE | {"ffn_dim": 48, "word_embed_proj_dim": 16, "do_layer_norm_before": False}
-LLAMA_4: dict[str, Any] = BASE | {
+OPT: dict[str, Any] = SMALL | {"ffn_dim": 48, "word_embed_proj_dim": 16, "do_layer_norm_before": False}
+LLAMA_4: dict[str, Any] = SMALL | {
     "head_dim": 8,
     "num_local_experts": 2,
     "interleave_moe_layer_step": 2,
@@ -73,7 +61,7 @@ def of_kind(folder: Path, kind: str, **values: Any) -> Path:
 def multimodal(folder: Path) -> Path:
     """Gemma 3 with its vision tower and projector."""
     config = Gemma3Config(
-        text_config=BASE
+        text_config=SMALL
         | {
             "head_dim": 8,
             "sliding_window": 16,
@@ -135,17 +123,17 @@ def test_the_stock_classifiers_head_is_found_by_its_class() -> None:
     def found(kind: str, **values: Any) -> Any:
         return stock_classifier(AutoConfig.for_model(kind, **values))
 
-    assert found("llama", **BASE).head == "score.weight"
+    assert found("llama", **SMALL).head == "score.weight"
     assert found("ctrl", **CTRL).head == "classifier.weight"
-    assert found("modernbert-decoder", **BASE).head is None
-    assert found("bert", **BASE, is_decoder=True).head is None
-    assert found("granite", **BASE) is None
-    assert head_name(AutoConfig.for_model("granite", **BASE)) == "score.weight"
+    assert found("modernbert-decoder", **SMALL).head is None
+    assert found("bert", **SMALL, is_decoder=True).head is None
+    assert found("granite", **SMALL) is None
+    assert head_name(AutoConfig.for_model("granite", **SMALL)) == "score.weight"
     assert head_name(AutoConfig.for_model("ctrl", **CTRL)) == "classifier.weight"
 
 
 def test_a_classifier_of_other_layers_is_refused_unless_no_reward_head_is_trained(tmp_path: Path) -> None:
-    decoder = BASE | {"cls_token_id": 1, "sep_token_id": 2, "local_attention": 16}
+    decoder = SMALL | {"cls_token_id": 1, "sep_token_id": 2, "local_attention": 16}
     base = str(of_kind(tmp_path / "base", "modernbert-decoder", **decoder))
     for log_probs in (True, False):
         with pytest.raises(ModelError, match=r"ModernBertDecoderForSequenceClassification.*head\.dense\.weight"):
@@ -188,6 +176,7 @@ def test_a_text_reaches_no_vision_tower(tmp_path: Path) -> None:
     unreached = trace_text(stock).unreached
     towers = ("model.vision_tower.", "model.multi_modal_projector.")
     assert unreached == {name for name, _ in stock.named_parameters() if name.startswith(towers)}
+    assert trace_text(stock.requires_grad_(False)).unreached == unreached  # frozen, a weight is in no graph
     model = new_model(str(base), tokenizer, lora=LoraOptions())
     trained = {name for name, weight in model.stock_lm.named_parameters() if weight.requires_grad}
     assert trained == {name for name, _ in stock.named_parameters()} - unreached

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -137,3 +138,15 @@ def test_a_token_that_only_the_policy_has_counts_where_text_holds_it(tmp_path: P
     unused = load_tokenizer(str(reference))
     unused.add_special_tokens({"additional_special_tokens": ["<|image|>"]})
     require_same_tokenizer(unused, "policy", str(reference))
+
+
+def test_two_tokens_that_changed_places_are_found_though_no_text_here_has_them(tmp_path: Path) -> None:
+    reference = save_tiny(tmp_path / "reference")
+    path = reference / "tokenizer.json"
+    described = json.loads(path.read_text(encoding="utf-8"))
+    vocabulary = described["model"]["vocab"]
+    one, two = (token for token, place in vocabulary.items() if place in (VOCABULARY - 2, VOCABULARY - 1))
+    vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
+    path.write_text(json.dumps(described), encoding="utf-8")
+    with pytest.raises(ModelError, match="is token"):
+        require_same_tokenizer(tiny_tokenizer(), "policy", str(reference))

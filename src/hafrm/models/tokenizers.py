@@ -7,6 +7,7 @@ gets a distinct pad token, which is saved with the model.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from datetime import date
 from functools import partial
@@ -16,10 +17,11 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
-from hafrm.encoding import DEFAULT_CHAT_TEMPLATE
+from hafrm.encoding import DEFAULT_CHAT_TEMPLATE, TemplateRefusalError, render
 from hafrm.errors import ModelError, first_line
 from hafrm.models.advice import advice
 from hafrm.models.sources import adapter_source, find_file
+from hafrm.pairs import Conversation
 
 __all__ = [
     "FIXED_DATE",
@@ -166,11 +168,10 @@ def require_same_tokenizer(tokenizer: Any, model: str, reference: str, *, trust_
         return
     other = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
     ours, theirs = tokenizer.get_vocab(), other.get_vocab()
-    turns = [{"role": "user", "content": _PROBE}, {"role": "assistant", "content": _PROBE}]
-    try:
-        texts = [_PROBE, tokenizer.apply_chat_template(turns, tokenize=False)]
-    except Exception:  # a template of other roles or keys: the plain text must do
-        texts = [_PROBE]
+    probe = Conversation.of(_PROBE, _PROBE)
+    texts = [_PROBE]
+    with contextlib.suppress(TemplateRefusalError):  # of a template of other roles or keys: the plain text must do
+        texts += render(tokenizer, [(probe.prompt, probe.response)])
     moved = min((token for token, place in ours.items() if theirs.get(token, place) != place), default=None)
     if moved is not None:
         problem = f"{moved!r} is token {ours[moved]} in the first and {theirs[moved]} in the second"

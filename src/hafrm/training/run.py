@@ -32,7 +32,7 @@ from hafrm.models.hybrid import HybridModel, max_positions
 from hafrm.models.layout import Layout, choose_layout
 from hafrm.models.references import weights_digest
 from hafrm.models.runinfo import RunInfo
-from hafrm.models.starts import check_start
+from hafrm.models.starts import Start, check_start
 from hafrm.models.stock import new_model
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.numerics import cpu_tuned
@@ -83,15 +83,7 @@ def train(config: TrainConfig) -> TrainResult:
 def _train(config: TrainConfig, folder: Path) -> TrainResult:
     before = claim_folder(config, folder, _inputs(config), overwrite=config.overwrite)
     check_machine(config.training)
-    loss = config.resolved_loss
-    start = check_start(
-        config.model,
-        head_init=config.head_init,
-        rewards=loss.reward_weight != 0,
-        log_probs=loss.policy_ratio != 0,
-        lora=config.lora,
-        trust_remote_code=config.trust_remote_code,
-    )
+    loss, start = config.resolved_loss, _start(config)
     set_seed(int(config.training.get("seed", 0)))
     data, tokenizer = _load_data(config)
     if before is not None:
@@ -147,6 +139,19 @@ def _train(config: TrainConfig, folder: Path) -> TrainResult:
     finally:
         progress.close()
     return _finish(trainer, config, manifest, folder)
+
+
+def _start(config: TrainConfig) -> Start:
+    """What training begins with, looked at before data are read."""
+    loss = config.resolved_loss
+    return check_start(
+        config.model,
+        head_init=config.head_init,
+        rewards=loss.reward_weight != 0,
+        log_probs=loss.policy_ratio != 0,
+        lora=config.lora,
+        trust_remote_code=config.trust_remote_code,
+    )
 
 
 def _inputs(config: TrainConfig) -> dict[str, Path]:

@@ -23,8 +23,8 @@ from hafrm.training.config import TrainConfig
 from hafrm.training.run import train
 from tests.models.test_mixtures import mixture
 from tests.models.test_reward_models import classifier
-from tests.models.test_starts import BASE, of_kind
-from tests.tiny import save_tiny, some_pairs
+from tests.models.test_starts import of_kind
+from tests.tiny import SMALL, save_tiny, some_pairs
 
 FAST = {
     "max_steps": 4,
@@ -135,7 +135,7 @@ def test_lora_on_a_mixture_is_resumed(tmp_path: Path) -> None:
 
 
 def test_what_cant_be_saved_is_refused_before_data_are_read(tmp_path: Path) -> None:
-    decoder = BASE | {"cls_token_id": 1, "sep_token_id": 2, "local_attention": 16}
+    decoder = SMALL | {"cls_token_id": 1, "sep_token_id": 2, "local_attention": 16}
     base = of_kind(tmp_path / "base", "modernbert-decoder", **decoder)
     config = {"model": str(base), "data": [str(tmp_path / "none.jsonl")], "out": str(tmp_path / "out")}
     with pytest.raises(ModelError, match="ModernBertDecoderForSequenceClassification"):

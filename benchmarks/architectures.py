@@ -39,7 +39,6 @@ from transformers.utils import logging
 
 from benchmarks.tiny_configs import tiny_model
 from hafrm.data import DataOptions
-from hafrm.encoding import DEFAULT_CHAT_TEMPLATE
 from hafrm.errors import HafrmError, first_line
 from hafrm.models.heads import find_head
 from hafrm.models.hybrid import backbone_of
@@ -47,6 +46,7 @@ from hafrm.models.loading import load_log_prob_scorer, load_scorer
 from hafrm.models.lora import LoraOptions
 from hafrm.models.stock import quiet_transformers
 from hafrm.pairs import Message, PreferencePair, Prompt
+from hafrm.templates import DEFAULT_CHAT_TEMPLATE
 from hafrm.training.config import TrainConfig
 from hafrm.training.run import train
 

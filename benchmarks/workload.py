@@ -22,10 +22,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hafrm.atomic import cache_folder, new_folder
 from hafrm.data import DataOptions, encode_pairs, load_pairs
-from hafrm.encoding import DEFAULT_CHAT_TEMPLATE, ConversationEncoder, TokenGroup
+from hafrm.encoding import ConversationEncoder, TokenGroup
 from hafrm.models.checkpoints import save_run
 from hafrm.models.hybrid import HybridModel, new_reward_head
 from hafrm.models.runinfo import RunInfo
+from hafrm.templates import DEFAULT_CHAT_TEMPLATE
 
 __all__ = [
     "SHAPES",

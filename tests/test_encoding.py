@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from hafrm.encoding import DEFAULT_CHAT_TEMPLATE, ConversationEncoder, OverlongError, TokenGroup
+from hafrm.encoding import ConversationEncoder, OverlongError, TokenGroup
 from hafrm.errors import ConfigError, DataError
 from hafrm.pairs import Message, Prompt
+from hafrm.templates import DEFAULT_CHAT_TEMPLATE
 from tests.tiny import tiny_tokenizer
 
 STRICT_TEMPLATE = (
@@ -152,6 +153,8 @@ def test_a_template_that_shares_no_beginning_is_refused() -> None:
 def test_equal_prompts_are_tokenized_once() -> None:
     class Counting:
         calls = texts = tokenized = 0
+        added_tokens_decoder: ClassVar[dict[int, Any]] = {}
+        all_special_tokens: ClassVar[list[str]] = []
 
         def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:
             self.calls += 1
@@ -163,7 +166,9 @@ def test_equal_prompts_are_tokenized_once() -> None:
             return PLAIN(texts, **kwargs)
 
     tokenizer = Counting()
-    groups = ConversationEncoder(tokenizer).encode_many((user("Hi"), [answer("a"), answer(str(i))]) for i in range(5))
+    encoder = ConversationEncoder(tokenizer)
+    tokenizer.calls = tokenizer.texts = 0
+    groups = encoder.encode_many((user("Hi"), [answer("a"), answer(str(i))]) for i in range(5))
     assert len(groups) == 5
     assert tokenizer.texts == tokenizer.tokenized == 1 + 1 + 5
     assert tokenizer.calls == 2  # one call a text would take a minute for 10,000 pairs

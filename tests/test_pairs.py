@@ -194,6 +194,7 @@ FAULTS: dict[str, tuple[dict[str, Any], BadRowReason, str | None]] = {
         R.WRONG_TYPE,
         "margin",
     ),
+    "margin beyond reason": ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": 1e30}, R.WRONG_TYPE, "margin"),
     "margin a string": ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": "2"}, R.WRONG_TYPE, "margin"),
     "margin true": ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": True}, R.WRONG_TYPE, "margin"),
     "group a list": ({"prompt": "a", "chosen": "b", "rejected": "c", "group": ["g"]}, R.WRONG_TYPE, "group"),
@@ -284,7 +285,7 @@ def test_reader_wants_booleans_where_it_says_so(value: Any, reason: BadRowReason
 text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
 prompts = st.lists(st.builds(Message, st.sampled_from(["system", "user", "assistant", "tool"]), text), min_size=1)
 responses = st.builds(lambda content: (Message("assistant", content),), text)
-margins = st.none() | st.floats(allow_nan=False, allow_infinity=False)
+margins = st.none() | st.floats(-1e6, 1e6)
 
 
 @given(prompt=prompts, chosen=responses, rejected=responses, margin=margins, group=st.just("") | text)

@@ -9,8 +9,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from hafrm.encoding import DEFAULT_CHAT_TEMPLATE
 from hafrm.pairs import Message, PreferencePair, Prompt
+from hafrm.templates import DEFAULT_CHAT_TEMPLATE
 
 VOCABULARY = 260  # 256 bytes and four special tokens
 

@@ -18,40 +18,28 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice, takewhile
-from typing import Any, Literal, Protocol
+from typing import Literal, get_args
 
-from hafrm.errors import ConfigError, DataError, first_line
+from hafrm.errors import ConfigError, DataError
 from hafrm.pairs import Message, Prompt
+from hafrm.templates import (
+    ChatTokenizer,
+    SpecialTokenError,
+    SpecialTokenRule,
+    SpecialTokens,
+    TemplateRefusalError,
+    render,
+)
 
 __all__ = [
-    "DEFAULT_CHAT_TEMPLATE",
-    "ChatTokenizer",
     "ConversationEncoder",
     "Encoded",
     "Overlong",
     "OverlongError",
     "ScoredAt",
-    "TemplateRefusalError",
     "TokenGroup",
     "common_prefix",
-    "render",
 ]
-
-DEFAULT_CHAT_TEMPLATE = (
-    "{{ bos_token if bos_token is defined and bos_token is not none else '' }}"
-    "{{ 'Tools: ' ~ (tools | tojson) ~ '\\n\\n' if tools else '' }}"
-    "{{ 'Documents: ' ~ (documents | tojson) ~ '\\n\\n' if documents else '' }}"
-    "{% for message in messages %}"
-    "{{ '' if loop.first else '\\n\\n' }}"
-    "{{ {'user': 'Human'}.get(message['role'], message['role'] | capitalize) }}: "
-    "{{ message['reasoning_content'] ~ '\\n\\n' if message['reasoning_content'] else '' }}"
-    "{{ message['content'] }}"
-    "{{ (message['tool_calls'] | tojson) if message['tool_calls'] else '' }}"
-    "{{ eos_token if message['role'] == 'assistant' else '' }}"
-    "{% endfor %}"
-    "{{ '\\n\\nAssistant:' if add_generation_prompt else '' }}"
-)
-"""The plain template of tokenizers that bring none. An assistant turn ends with the end-of-sequence token."""
 
 Item = tuple[Prompt, Sequence[Sequence[Message]]]
 """A prompt and the responses to it."""
@@ -69,18 +57,6 @@ Overlong = Literal["drop", "truncate"]
 """What happens to text over the limit: `drop` leaves it out and counts it, `truncate` cuts responses at their end."""
 
 
-class ChatTokenizer(Protocol):
-    """What we use of a transformers tokenizer."""
-
-    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:
-        """Render messages."""
-        ...
-
-    def __call__(self, text: Any, **kwargs: Any) -> Any:
-        """Tokenize rendered texts."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class TokenGroup:
     """The token ids of one prompt and of the responses to it; a pair has two, chosen before rejected."""
@@ -89,6 +65,8 @@ class TokenGroup:
     responses: tuple[tuple[int, ...], ...]
     lost: tuple[str, ...] = field(default=(), compare=False)
     """What the chat template did not write, one entry for each turn ("tool text") or column ("tools")."""
+    special_tokens: int = field(default=0, compare=False)
+    """How many special tokens the messages contain."""
 
     def __post_init__(self) -> None:
         if not self.prompt or not self.responses or not all(self.responses):
@@ -103,10 +81,6 @@ class TokenGroup:
     def unique_tokens(self) -> int:
         """Tokens when the prompt is counted once."""
         return len(self.prompt) + sum(map(len, self.responses))
-
-
-class TemplateRefusalError(DataError):
-    """The tokenizer's chat template refuses a conversation, or fails on it."""
 
 
 class OverlongError(Exception):
@@ -137,20 +111,26 @@ class ConversationEncoder:
         overlong: What to do with more: `drop` raises `OverlongError` for the caller to count; `truncate` cuts
             responses at their end and raises only where the prompt alone fills the limit.
         scored_at: Where a conversation ends, which is where its reward is read.
+        special_tokens: What becomes of special tokens in messages; stock programs and training make tokens of them.
     """
 
     tokenizer: ChatTokenizer
     max_length: int = 512
     overlong: Overlong = "drop"
     scored_at: ScoredAt = "template"
+    special_tokens: SpecialTokenRule = "token"
+    _special: SpecialTokens = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "_special", SpecialTokens(self.tokenizer))
         if self.max_length < 2:
             raise ConfigError(
                 f"data_options.max_length must be at least 2 (prompt and response), got {self.max_length}"
             )
         if self.overlong not in ("drop", "truncate"):
             raise ConfigError(f"data_options.overlong must be `drop` or `truncate`, got {self.overlong!r}")
+        if self.special_tokens not in get_args(SpecialTokenRule):
+            raise ConfigError(f"score.special_tokens must be text, token or refuse, got {self.special_tokens!r}")
 
     def encode(self, prompt: Prompt, responses: Sequence[Sequence[Message]]) -> TokenGroup:
         """Encode a prompt with its responses.
@@ -204,16 +184,20 @@ class ConversationEncoder:
 
     def _rendered(self, conversations: Iterable[_Key], *, opening: bool = False) -> dict[_Key, _Rendered]:
         """Text and token ids of each conversation, each distinct one rendered and tokenized once."""
-        by_arguments: dict[str, list[_Key]] = defaultdict(list)
+        alike: dict[tuple[str, int], list[_Key]] = defaultdict(list)
         for prompt, response in dict.fromkeys(conversations):
-            by_arguments[prompt.arguments].append((prompt, response))
+            alike[prompt.arguments, self._special.count(prompt, response)].append((prompt, response))
         found: dict[_Key, _Rendered] = {}
-        for keys in by_arguments.values():
-            texts = render(self.tokenizer, keys, opening=opening)
+        for (_, special_tokens), keys in alike.items():
+            if special_tokens and self.special_tokens == "refuse":
+                raise SpecialTokenError("The messages contain special tokens, which `score.special_tokens` refuses.")
+            hiding = self._special if special_tokens and self.special_tokens == "text" else None
+            texts = render(self.tokenizer, keys, opening=opening, hiding=hiding)
             if not opening:
                 texts = [self.ended(text) for text in texts]
-            ids = self.text_ids(texts)
-            found.update(zip(keys, map(_Rendered, texts, ids), strict=True))
+            ids = self.text_ids(texts) if hiding is None else map(hiding.encode, texts)
+            shown = map(self._special.shown, texts) if hiding is not None else texts
+            found.update(zip(keys, map(_Rendered, shown, ids), strict=True))
         return found
 
     def _cut_all(
@@ -226,7 +210,11 @@ class ConversationEncoder:
             borders = [
                 self._border(key, openings[prompt, ()], rendered) for key, rendered in zip(keys, wholes, strict=True)
             ]
-            outcomes.append(self._cut(borders, [rendered.ids for rendered in wholes], tuple(self._lost(keys, wholes))))
+            outcome = self._cut(borders, [rendered.ids for rendered in wholes])
+            if isinstance(outcome, TokenGroup):
+                special_tokens = self._special.count(prompt, [turn for response in responses for turn in response])
+                outcome = replace(outcome, lost=tuple(self._lost(keys, wholes)), special_tokens=special_tokens)
+            outcomes.append(outcome)
         return outcomes
 
     def _border(self, key: _Key, opening: _Rendered, whole: _Rendered) -> int:
@@ -300,7 +288,7 @@ class ConversationEncoder:
             return False
         return self.ended(text) == whole.text
 
-    def _cut(self, borders: Sequence[int], whole: Sequence[Sequence[int]], lost: tuple[str, ...]) -> Encoded:
+    def _cut(self, borders: Sequence[int], whole: Sequence[Sequence[int]]) -> Encoded:
         """Apply the rule for over-long sequences, whose first tokens are the prompt's: as many as all of them share."""
         shared = min(common_prefix(whole), *borders) if len(whole) > 1 else borders[0]
         if shared < min(borders) - 1:  # one token may have merged with a response's beginning
@@ -318,7 +306,7 @@ class ConversationEncoder:
         if longest > self.max_length and (self.overlong == "drop" or prompt_alone):
             return OverlongError(longest, self.max_length, prompt_alone=prompt_alone)
         responses = tuple(tuple(ids[shared : self.max_length]) for ids in whole)
-        return TokenGroup(tuple(whole[0][:shared]), responses, lost)
+        return TokenGroup(tuple(whole[0][:shared]), responses)
 
 
 _Key = tuple[Prompt, tuple[Message, ...]]
@@ -331,33 +319,6 @@ class _Rendered:
 
     text: str
     ids: list[int]
-
-
-def render(
-    tokenizer: Any, conversations: Sequence[tuple[Prompt, Sequence[Message]]], *, opening: bool = False
-) -> list[str]:
-    """The texts of conversations as the tokenizer's chat template writes them.
-
-    Args:
-        tokenizer: A transformers tokenizer with a chat template.
-        conversations: Prompts, each with a response; all prompts have the same `arguments`.
-        opening: Whether to write what opens a response at the end.
-
-    Raises:
-        TemplateRefusalError: the template refuses a conversation, or fails on it.
-    """
-    try:
-        texts: list[str] = tokenizer.apply_chat_template(
-            [[turn.as_dict() for turn in (*prompt.turns, *response)] for prompt, response in conversations],
-            tokenize=False,
-            add_generation_prompt=opening,
-            **conversations[0][0].template_arguments,
-        )
-    except Exception as error:  # a template is a program of the tokenizer's, and can fail in any way
-        raise TemplateRefusalError(
-            f"The tokenizer's chat template refuses the conversation: {first_line(error)}"
-        ) from error
-    return texts
 
 
 _WORD = re.compile(r"\w+")

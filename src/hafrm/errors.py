@@ -42,12 +42,19 @@ __all__ = [
     "UnreadableError",
     "UnwritableError",
     "first_line",
+    "printable",
 ]
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what another program's error says, or its kind where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The first line of what another program's error says, or its kind where it says nothing; see `printable`."""
+    return printable((str(error).strip() or type(error).__name__).splitlines()[0])
+
+
+def printable(text: str, limit: int = 300) -> str:
+    """A text of another program or person for a terminal or a log: without control characters, and not endless."""
+    shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text[:limit])
+    return shown + ("..." if len(text) > limit else "")
 
 
 class HafrmError(Exception):

@@ -15,8 +15,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hafrm.encoding import TemplateRefusalError, common_prefix, render
+from hafrm.encoding import common_prefix
 from hafrm.pairs import Conversation, Message, Prompt
+from hafrm.templates import TemplateRefusalError, render
 
 __all__ = ["Frame", "frame_of"]
 

@@ -66,6 +66,9 @@ _RESERVED_ARGUMENTS = frozenset(
 _TEXT_PARTS = ("text", "input_text", "output_text")
 """Types of content parts that are text, as chat and responses APIs name them."""
 
+_LARGEST_MARGIN = 1e6
+"""A difference of rewards over this is no margin but a fault of the data: the loss and its gradients overflow."""
+
 _TRANSCRIPT_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant|System):[ ]?")
 _TRANSCRIPT_ROLES = {"Human": "user", "Assistant": "assistant", "System": "system"}
 
@@ -263,7 +266,7 @@ def parse_pair(row: Mapping[str, Any], *, source: str, number: int) -> Preferenc
         prompt=Prompt(turns, arguments),
         chosen=chosen,
         rejected=rejected,
-        margin=reader.number_or_none("margin"),
+        margin=reader.margin(),
         group=reader.string_or_none("group") or "",
         source=source,
         row=number,
@@ -606,6 +609,14 @@ class RowReader:
                 BadRowReason.WRONG_TYPE, name, f"is {_short(value)}", "Give a finite number, or leave the field out."
             )
         return float(value)
+
+    def margin(self) -> float | None:
+        """The row's margin, in units of reward."""
+        value = self.number_or_none("margin")
+        if value is not None and abs(value) > _LARGEST_MARGIN:
+            problem = f"is {value!r}, beyond {_LARGEST_MARGIN:g}"
+            raise self.error(BadRowReason.WRONG_TYPE, "margin", problem, "Give it in units of reward.")
+        return value
 
     def string_or_none(self, name: str) -> str | None:
         """An optional string; a whole number is taken as its digits."""

@@ -30,7 +30,6 @@ from transformers import (
 )
 
 from hafrm.data import DataOptions, ReadOptions
-from hafrm.encoding import DEFAULT_CHAT_TEMPLATE
 from hafrm.errors import BadRowError, ConfigError, ModelError, RefusedError
 from hafrm.evaluation.bulk import ScoreConfig, score_rows
 from hafrm.evaluation.run import EvaluateConfig, evaluate
@@ -39,6 +38,7 @@ from hafrm.models.loading import load_scorer
 from hafrm.models.scorers import ScoreOptions
 from hafrm.models.stock import load_causal_lm, quiet_transformers
 from hafrm.pairs import Conversation, Message, PreferencePair, Prompt
+from hafrm.templates import DEFAULT_CHAT_TEMPLATE
 from hafrm.training.config import LossConfig, TrainConfig
 from hafrm.training.run import train
 from tests.tiny import save_tiny, some_pairs, tiny_lm, tiny_tokenizer

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from hafrm.encoding import DEFAULT_CHAT_TEMPLATE
 from hafrm.errors import ConfigError, ModelError
 from hafrm.models.loading import load_scorer
 from hafrm.models.scorers import ScoreOptions, StockScorer
+from hafrm.templates import DEFAULT_CHAT_TEMPLATE
 from tests.tiny import save_tiny, some_pairs, tiny_tokenizer
 
 CONVERSATIONS = [c for pair in some_pairs(4) for c in pair.conversations]

@@ -10,7 +10,6 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from hafrm.encoding import DEFAULT_CHAT_TEMPLATE
 from hafrm.errors import ModelError
 from hafrm.models import tokenizers
 from hafrm.models.loading import load_scorer
@@ -21,6 +20,7 @@ from hafrm.models.tokenizers import (
     require_same_tokenizer,
     resize_embeddings,
 )
+from hafrm.templates import DEFAULT_CHAT_TEMPLATE
 from tests.tiny import VOCABULARY, save_tiny, some_pairs, tiny_lm, tiny_tokenizer
 
 

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from hafrm.encoding import DEFAULT_CHAT_TEMPLATE, ConversationEncoder
+from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ModelError
 from hafrm.models.loading import load_scorer
 from hafrm.models.scorers import HybridScorer, ScoreOptions
 from hafrm.models.tokens import TokenRatios, lay_over_text
 from hafrm.pairs import Conversation, Message, Prompt
+from hafrm.templates import DEFAULT_CHAT_TEMPLATE
 from tests.tiny import save_tiny, tiny_tokenizer
 
 TRIMMING = DEFAULT_CHAT_TEMPLATE.replace("message['content']", "message['content'] | trim")

@@ -18,7 +18,6 @@ import torch
 from safetensors.torch import load_file
 
 from hafrm.data import DataOptions
-from hafrm.encoding import DEFAULT_CHAT_TEMPLATE
 from hafrm.errors import ConfigError, ModelError, NonFiniteLossError
 from hafrm.models.checkpoints import load_run
 from hafrm.models.lora import LoraOptions
@@ -26,6 +25,7 @@ from hafrm.models.references import weights_digest
 from hafrm.models.runinfo import RunInfo
 from hafrm.models.stock import new_model
 from hafrm.models.tokenizers import load_tokenizer
+from hafrm.templates import DEFAULT_CHAT_TEMPLATE
 from hafrm.training.config import LossConfig, TrainConfig, training_arguments
 from hafrm.training.manifest import git_revision
 from hafrm.training.resuming import last_checkpoint

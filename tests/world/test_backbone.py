@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from hafrm.encoding import DEFAULT_CHAT_TEMPLATE
 from hafrm.errors import ConfigError
 from hafrm.pairs import Conversation, Message
+from hafrm.templates import DEFAULT_CHAT_TEMPLATE
 from hafrm.world import (
     BackboneRecipe,
     backbone,

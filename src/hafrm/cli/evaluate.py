@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hafrm.cli.options import command_parser, options_of
+from hafrm.evaluation.results import shortfalls
 from hafrm.evaluation.run import EvaluateConfig, evaluate, load_sets
 from hafrm.report import write_page
 from hafrm.report.loading import Evaluation, read_evaluation
@@ -48,7 +49,7 @@ def run_evaluation(config: EvaluateConfig, console: Console, intro: str = "") ->
     sets = load_sets(config)
     errors = Console(stderr=True)
     with errors.status("loading") as line:
-        evaluate(
+        results = evaluate(
             config,
             sets=sets,
             progress=lambda what, done: line.update(escape(f"{what}: {done} done")),
@@ -58,6 +59,8 @@ def run_evaluation(config: EvaluateConfig, console: Console, intro: str = "") ->
     page = write_page(folder, title="Evaluation", texts=texts, intro=intro)
     write_markdown(folder)
     evaluation = read_evaluation(folder)
+    for text in shortfalls(results):
+        errors.print(text, markup=False, highlight=False, soft_wrap=True)
     if evaluation.data:
         _print_accuracies(evaluation, console)
     for suite in suite_tables(evaluation):

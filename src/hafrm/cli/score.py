@@ -7,6 +7,7 @@ import sys
 from jsonargparse import ArgumentParser, Namespace
 
 from hafrm.cli.options import command_parser, options_of
+from hafrm.errors import DataError
 from hafrm.evaluation.bulk import score_rows
 from hafrm.scale import BulkConfig, score_folder
 
@@ -24,3 +25,7 @@ def run(args: Namespace) -> None:
     counts = score_rows(config) if config.engine == "local" else score_folder(config)
     lost = ", ".join(f"{count} {reason}" for reason, count in counts.unscored.items())
     print(f"{counts.scored} rows scored" + (f"; without a reward: {lost}" if lost else ""), file=sys.stderr)  # noqa: T201
+    if counts.note:
+        print(counts.note, file=sys.stderr)  # noqa: T201
+    if not counts.scored:
+        raise DataError(f"No row of {config.data} has a reward{f': {lost}' if lost else ', as it has no rows'}.")

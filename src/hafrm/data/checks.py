@@ -76,6 +76,8 @@ def check_pairs(
         *_found("conflicting_labels", "warning", _conflicts(pairs), _CONFLICTS),
         *_found("template_in_text", "warning", _rendered(pairs), _TEMPLATE_IN_TEXT),
         *_found("json_in_text", "warning", _json_messages(pairs), _JSON_IN_TEXT),
+        *_found("large_margins", "warning", [pair for pair in pairs if abs(pair.margin or 0) > 50], _LARGE_MARGINS),
+        *_found("negative_margins", "warning", [pair for pair in pairs if (pair.margin or 0) < 0], _NEGATIVE_MARGINS),
         *_length_bias(pairs),
     ]
     return sorted(findings, key=lambda finding: finding.severity != "error")
@@ -93,6 +95,16 @@ _CONFLICTS = (
 _TEMPLATE_IN_TEXT = (
     "the text contains a chat template's own marks, such as <|im_start|> or [INST], so the template will be written "
     "twice. Give messages, or the bare text."
+)
+_LARGE_MARGINS = (
+    "the margin is over 50 units of reward, which no reward difference reaches: such pairs outweigh all others. Scale "
+    "the margins down, or leave the field out."
+)
+_NEGATIVE_MARGINS = "the margin is below 0, so it says that `rejected` is the better response. Swap the two."
+_SPECIAL_TOKENS = (
+    "the text contains special tokens of the tokenizer, such as </s>. Training and `hafrm evaluate` encode them as the "
+    "template's own, as stock programs do, so one message can pass for several turns; scoring encodes them as plain "
+    "characters unless `--score.special_tokens token` is given. Remove them."
 )
 _JSON_IN_TEXT = (
     "the text is a JSON list of messages, which will be read as one turn's text. Write the messages as JSON values, "
@@ -147,6 +159,7 @@ def _of_tokens(encoded: EncodedPairs) -> Iterator[Finding]:
     yield from _found(
         "identical_tokens", "error", same, "both responses become the same tokens, so the label says nothing."
     )
+    yield from _found("special_tokens", "warning", encoded.with_special_tokens, _SPECIAL_TOKENS)
     for lost in encoded.lost:
         yield Finding(
             check="text_dropped",

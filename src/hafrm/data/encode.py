@@ -56,6 +56,11 @@ class EncodedPairs:
         """Pairs whose two responses are the same tokens, which show no preference; truncating makes such pairs."""
         return sum(chosen == rejected for chosen, rejected in (group.responses for group in self.groups))
 
+    @property
+    def with_special_tokens(self) -> list[PreferencePair]:
+        """Pairs whose messages contain special tokens, which are encoded as the chat template's own are."""
+        return [pair for pair, group in zip(self.pairs, self.groups, strict=True) if group.special_tokens]
+
 
 def encode_pairs(pairs: Sequence[PreferencePair], encoder: ConversationEncoder, options: DataOptions) -> EncodedPairs:
     """Encode pairs, leaving out and counting those that do not fit.

@@ -22,7 +22,7 @@ from hafrm.errors import BadRowError, ConfigError
 from hafrm.evaluation.scoring import score_conversations
 from hafrm.models.loading import ScorerChoice, require_server_options
 from hafrm.models.remote import is_server
-from hafrm.models.scorers import ScoreOptions, Scorer
+from hafrm.models.scorers import ScoreOptions, Scorer, special_tokens_met
 from hafrm.pairs import Conversation, parse_conversation, parse_pair
 
 __all__ = ["CHUNK", "RESULTS", "ScoreConfig", "ScoreCounts", "ScoredRow", "reward_names", "score_chunk", "score_rows"]
@@ -82,6 +82,8 @@ class ScoreCounts:
 
     scored: int = 0
     unscored: Counter[str] = field(default_factory=Counter)
+    note: str = ""
+    """A line on the conversations that contain special tokens; empty where there are none."""
 
     def add(self, row: ScoredRow) -> None:
         """Count a row."""
@@ -108,6 +110,7 @@ def score_rows(config: ScoreConfig) -> ScoreCounts:
             for row in score_chunk(scorer, chunk, source=config.data, on_bad_row=config.data_options.on_bad_row):
                 counts.add(row)
                 file.write(atomic.json_line(row.line))
+    counts.note = special_tokens_met(scorer)
     return counts
 
 

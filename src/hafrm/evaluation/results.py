@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
+from hafrm.errors import ModelError
 from hafrm.evaluation.scoring import PairScore
 from hafrm.stats import (
     Floats,
@@ -27,7 +28,7 @@ from hafrm.stats import (
     stated_probability,
 )
 
-__all__ = ["summarise"]
+__all__ = ["shortfalls", "summarise", "uncalibrated"]
 
 _OF_LOG_ODDS = frozenset({"ece", "brier", "temperature", "ece_calibrated"})
 """What supposes that a model states sigmoid(margin) as the probability of its choice."""
@@ -75,6 +76,35 @@ def summarise(
         for comparison, p in zip(comparisons, corrected, strict=True):
             comparison["p_holm"] = float(p)
     return {"rows": len(scores), "models": models, "comparisons": comparisons}
+
+
+def shortfalls(results: Mapping[str, Any]) -> Iterator[str]:
+    """One line for each model and data set or suite of which some rows have no reward, with the reasons.
+
+    Raises:
+        ModelError: no row has a reward from any model.
+    """
+    cells = [(model, data, cell) for model, found in results["models"].items() for data, cell in found["data"].items()]
+    for suite, found in results.get("suites", {}).items():
+        cells += [(model, suite, cell) for model, cell in found["models"].items()]
+    for model, data, cell in cells:
+        if cell["unscored"]:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in cell["unscored_reasons"].items())
+            yield f"{model} on {data}: {cell['unscored']} of {cell['n'] + cell['unscored']} rows unscored: {reasons}"
+    if cells and not any(cell["n"] for _, _, cell in cells):
+        raise ModelError(
+            "No row has a reward. Where rows are overlong, raise `--score.max_length` or set "
+            "`--score.overlong truncate`."
+        )
+
+
+def uncalibrated(calibration: Sequence[PairScore]) -> Iterator[str]:
+    """One line for each model for which the calibration scores set no temperature, with the reason."""
+    for (model, _), rows in _cells(calibration).items():
+        if _temperature(rows) is None:
+            scored = len(_scored(rows))
+            why = "no finite one above 0 is best" if scored else "no pair has a reward"
+            yield f"{model}: no temperature was fitted to {len(rows)} calibration pairs: {why}"
 
 
 def _cells(scores: Sequence[PairScore]) -> dict[tuple[str, str], list[PairScore]]:

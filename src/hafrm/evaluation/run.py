@@ -16,7 +16,7 @@ from hafrm import atomic
 from hafrm.data import PairSet, ReadOptions, SourceReport, load_pairs
 from hafrm.errors import ConfigError, HafrmError
 from hafrm.evaluation.parts import Part
-from hafrm.evaluation.results import summarise
+from hafrm.evaluation.results import summarise, uncalibrated
 from hafrm.evaluation.scoring import RESULTS_FILE, SCORES_FILE, Kind, PairScore, RawScore, score_pairs, write_scores
 from hafrm.evaluation.suites import ItemSet, ListScore, load_suite, summarise_suite
 from hafrm.evaluation.suites.scoring import SUITES_FILE, score_items
@@ -26,7 +26,7 @@ from hafrm.models.identity import model_identity
 from hafrm.models.loading import ScorerChoice, require_server_options
 from hafrm.models.remote import endpoint_of, is_server
 from hafrm.models.runinfo import RUN_FILE, RunInfo
-from hafrm.models.scorers import ScoreOptions, Scorer
+from hafrm.models.scorers import ScoreOptions, Scorer, special_tokens_met
 
 __all__ = ["CALIBRATION_FILE", "EvaluateConfig", "evaluate", "load_sets"]
 
@@ -133,6 +133,8 @@ def evaluate(
     )
     no_log_odds = {model for model in config.models if not _states_log_odds(model, config)}
     results = summarise(evaluated, calibrating, no_log_odds=no_log_odds)
+    for line in uncalibrated([score for score in calibrating if score.model not in no_log_odds]):
+        say(line)
     if suites:
         results["suites"] = {
             name: summarise_suite(found.suite, [each for each in lists if each.data == name])
@@ -195,7 +197,7 @@ def _look_up(
     with _naming(model):
         reports = [report for pair_set in sets.values() for report in pair_set.reports]
         require_unseen(model, reports, config.data_options.split_seed, say)
-        return model_identity(model, config, config.score)
+        return model_identity(model, config, config.score.as_in_training())
 
 
 def _states_log_odds(model: str, choice: ScorerChoice) -> bool:
@@ -234,7 +236,7 @@ class _Job:
 
     @cached_property
     def scorer(self) -> Scorer:
-        return self.config.load(self.model, self.config.score)
+        return self.config.load(self.model, self.config.score.as_in_training())
 
     def scores(
         self,
@@ -255,7 +257,10 @@ class _Job:
             return list(kept)
         told = partial(_tell, self.progress, part.name, len(kept))
         new = score_rows(self.scorer, missing, model=self.model, data=name, on_bad_row=on_bad_row, progress=told)
-        return [*kept, *part.extend(new)]
+        found = part.extend(new)
+        if met := special_tokens_met(self.scorer):
+            self.say(f"{part.name}: {met}.")
+        return [*kept, *found]
 
 
 def _tell(progress: Progress, what: str, before: int, done: int) -> None:

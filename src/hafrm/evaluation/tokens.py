@@ -66,11 +66,12 @@ def token_lines(
         scores: The scores of all models on all data sets.
         sets: The pairs, by data set.
         choice: Which of a model's scores the evaluation is of.
-        options: How to run.
+        options: How to run; special tokens are read as training does unless they say otherwise.
         most: Pairs for each model and data set.
         say: Called with a line where a model should have log-ratios, and can't.
         progress: Called with "MODEL, tokens on DATA" and the number of pairs done.
     """
+    options = options.as_in_training()
     kept = _read_kept(folder / PARTS_FOLDER / TOKENS_FILE)
     lines: list[Line] = []
     for model in dict.fromkeys(score.model for score in scores):

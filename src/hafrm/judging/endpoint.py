@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from hafrm.errors import MissingExtraError, ModelError
+from hafrm.http import bounded_client, bounded_time
 from hafrm.judging.budget import Budget
 from hafrm.judging.cache import Reply, ReplyCache, reply_key
 from hafrm.judging.completions import read_completion
@@ -51,6 +52,9 @@ _PASSING = (408, 409, 429)
 _FATAL = {
     401: "refuses the API key (HTTP 401). Check the environment variable {env}",
     403: "forbids the request (HTTP 403). Check what the key in {env} may do",
+    **dict.fromkeys(
+        (301, 302, 303, 307, 308), "sends requests on to another address: give that one as `--judge.base_url`"
+    ),
     404: "knows no such model or address (HTTP 404). Check `--judge.model` and `--judge.base_url`",
 }
 
@@ -84,7 +88,11 @@ class EndpointJudge:
         self.options, self.cache, self.budget = options, cache, budget
         self._key = options.api_key()
         self._client: Any = self._openai.OpenAI(
-            api_key=self._key or "none", base_url=options.base_url, timeout=options.timeout, max_retries=0
+            api_key=self._key or "none",
+            base_url=options.base_url,
+            timeout=options.timeout,
+            max_retries=0,
+            http_client=bounded_client(timeout=options.timeout, extra="judge"),
         )
         named = {"temperature": options.temperature, "max_tokens": options.max_reply_tokens}
         self._parameters = {name: value for name, value in named.items() if value is not None}
@@ -176,10 +184,15 @@ class EndpointJudge:
         if self._stopped is not None:
             raise _StoppedError
         try:
-            raw = self._client.chat.completions.with_raw_response.create(
-                model=self.options.model, messages=messages, **self._parameters
-            )
+            with bounded_time(self.options.timeout):
+                raw = self._client.chat.completions.with_raw_response.create(
+                    model=self.options.model, messages=messages, **self._parameters
+                )
             return self._read(raw.http_response.text, messages)
+        except TimeoutError as error:
+            with self._lock:
+                self.failed_requests[Unscored.TIMEOUT.value] += 1
+            raise _BadResponseError from error
         except (self._openai.OpenAIError, _BadResponseError) as error:
             with self._lock:
                 self.failed_requests[self._reason(error).value] += 1

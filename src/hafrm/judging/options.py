@@ -104,10 +104,10 @@ class JudgeOptions:
             fit = False
         if not fit:
             raise ConfigError("judge.base_url must be an address such as http://localhost:8000/v1")
-        if parts.username or parts.password or parts.query:
+        if parts.username or parts.password or parts.query or parts.fragment:
             raise ConfigError(
-                "judge.base_url must hold no user, password or query: it is written into results. Put the key into the "
-                "environment variable that `judge.api_key_env` names."
+                "judge.base_url must hold no user, password, query or fragment: it is written into results. Put the "
+                "key into the environment variable that `judge.api_key_env` names."
             )
 
     def _refuse_endpoint_options(self) -> None:

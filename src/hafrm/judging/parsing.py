@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 
+from hafrm.errors import printable
 from hafrm.judging.choices import bare_choice, read_choice
 from hafrm.judging.judges import Answer, Unscored
 from hafrm.judging.rankings import is_bare_ranking, read_ranking
@@ -64,7 +65,7 @@ def shown(reply: str) -> str:
     """A reply as it can be printed: its beginning and end, with control characters escaped."""
     half = _SHOWN // 2
     short = reply if len(reply) <= _SHOWN else f"{reply[:half]} [...] {reply[-half:]}"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in short)
+    return printable(short, _SHOWN + len(" [...] "))
 
 
 def _read(reply: str, responses: int, *, thought: bool, cut: bool) -> tuple[int, ...] | Unscored:

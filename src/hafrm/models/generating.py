@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList
 
-from hafrm.encoding import TemplateRefusalError, render
 from hafrm.errors import BadRowError, RefusedError
 from hafrm.models.modes import evaluating
 from hafrm.pairs import Prompt
+from hafrm.templates import TemplateRefusalError, render
 
 __all__ = ["continuations", "count_prompt_tokens", "prompt_ids", "prompt_lengths", "stop_tokens"]
 

@@ -58,6 +58,8 @@ def model_identity(model: str, choice: ScorerChoice, options: ScoreOptions) -> d
         "score.max_length": options.max_length,
         "score.overlong": options.overlong,
         "score.dtype": options.dtype,
+        "score.scored_at": options.scored_at,
+        "score.special_tokens": options.special_tokens,
         "score.chat_template": _template_identity(options.chat_template),
         "hafrm": version("hafrm"),
     }

@@ -325,7 +325,13 @@ def _encoder(
     scored_at = options.scored_at
     if scored_at == "auto":
         scored_at = "stop_token" if OPENRLHF.intersection(config.architectures or ()) else "template"
-    return ConversationEncoder(tokenizer, options.max_length or max_length, options.overlong or overlong, scored_at)
+    return ConversationEncoder(
+        tokenizer,
+        max_length=options.max_length or max_length,
+        overlong=options.overlong or overlong,
+        scored_at=scored_at,
+        special_tokens=options.special_tokens or "text",
+    )
 
 
 def _policy_only(

@@ -35,11 +35,11 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from hafrm.errors import ConfigError, MissingExtraError, ModelError, RefusedError, first_line
+from hafrm.errors import ConfigError, ModelError, RefusedError, first_line, printable
+from hafrm.http import bounded_client, bounded_time
 from hafrm.pairs import Conversation
 
 __all__ = ["API_KEY", "RemoteScorer", "RetryRule", "endpoint_of", "is_server", "seconds_to_wait"]
@@ -55,6 +55,8 @@ _OVERLONG = "overlong"
 """The outcome of a conversation over the server's limit, which is nobody's fault."""
 _TOO_LONG = ("maximum context length", "max_model_len")
 """Words of vLLM's sentences about a conversation over its model's limit."""
+_SAID = 200
+"""Characters that are shown of what a server says."""
 _PROBE = Conversation.of("Hello.", "Hello!")
 _Outcome = float | str
 """A reward, or the reason why there is none."""
@@ -72,7 +74,7 @@ class RetryRule:
     attempts: int = 5
     """How often a request is sent at most."""
     timeout: float = 120.0
-    """Seconds without a byte after which a request counts as lost."""
+    """Seconds without a byte after which a request counts as lost; a whole answer may take five times as long."""
     first_wait: float = 0.5
     """Seconds before the second attempt; doubled before each further one, times a random number in [0.5, 1]."""
     longest_wait: float = 60.0
@@ -111,7 +113,7 @@ class _Native:
     def _outcome(self, entry: Mapping[str, Any]) -> _Outcome:
         reason = entry.get("unscored")
         if entry["reward"] is None and isinstance(reason, str) and reason:
-            return reason
+            return printable(reason, _SAID)
         return _finite(entry["reward"])
 
 
@@ -182,8 +184,7 @@ class RemoteScorer:
         self.endpoint, self._dialect = endpoint_of(url)
         self.batch_size, self.concurrency = self._dialect.per_request or batch_size, concurrency
         self.retries = retries or RetryRule()
-        self._httpx = _import_httpx()
-        self._client = self._httpx.Client(timeout=self.retries.timeout, headers=_headers())
+        self._client = bounded_client(timeout=self.retries.timeout, extra="serve", headers=_headers())
         self._model: str | None = None
 
     def model_name(self) -> str:
@@ -260,8 +261,9 @@ class RemoteScorer:
         for attempt in range(1, self.retries.attempts + 1):
             asked = None
             try:
-                response = self._client.post(self.endpoint, json=request)
-            except self._httpx.RequestError as error:
+                with bounded_time(self.retries.timeout):
+                    response = self._client.post(self.endpoint, json=request)
+            except (OSError, _request_error()) as error:
                 lost = f"{type(error).__name__}: {first_line(error)}"
             else:
                 if response.status_code not in _BUSY:
@@ -344,6 +346,7 @@ def _remedy(response: Any) -> str:
     remedy = {
         401: f"Put its API key into the environment variable {API_KEY}.",
         403: f"Its API key ({API_KEY}) does not allow this.",
+        **dict.fromkeys((301, 302, 303, 307, 308), "It sends requests on to another address: give that one."),
         404: "There is nothing at this path: no path is for hafrm's own server, `/classify` or `/pooling` for vLLM.",
     }.get(response.status_code, "The server's own log says why.")
     return f"{remedy} {_said(response)}".strip()
@@ -361,14 +364,12 @@ def _is_overlong(response: Any) -> bool:
 
 def _said(response: Any) -> str:
     """What the server itself says, in its first characters; nothing where it repeats the API key."""
-    said = " ".join(response.text.split())
+    said = printable(" ".join(response.text.split()), _SAID)
     key = os.environ.get(API_KEY, "").strip()
-    return f"It says: {said[:200]}" if said and not (key and key in said) else ""
+    return f"It says: {said}" if said and not (key and key in said) else ""
 
 
-def _import_httpx() -> ModuleType:
-    try:
-        import httpx
-    except ImportError as error:
-        raise MissingExtraError("Asking a server needs httpx. Install it: pip install 'hafrm[serve]'.") from error
-    return httpx
+def _request_error() -> type[Exception]:
+    import httpx
+
+    return httpx.RequestError

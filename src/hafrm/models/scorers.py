@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal, Protocol, cast, runtime_checkable
+from typing import Literal, Protocol, cast, get_args, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from hafrm.encoding import DEFAULT_CHAT_TEMPLATE, ConversationEncoder, Overlong, OverlongError, TokenGroup
+from hafrm.encoding import ConversationEncoder, Overlong, OverlongError, TokenGroup
 from hafrm.errors import ConfigError, ModelError, RefusedError, first_line
 from hafrm.memory import enough_memory
 from hafrm.models.hybrid import HybridModel, SequenceScores
@@ -24,6 +24,7 @@ from hafrm.models.layout import Layout, LayoutChoice
 from hafrm.models.tokens import TokenRatios, lay_over_text
 from hafrm.packing import SequenceBatch, split_group
 from hafrm.pairs import Conversation
+from hafrm.templates import DEFAULT_CHAT_TEMPLATE, SpecialTokenRule
 
 __all__ = [
     "HybridScorer",
@@ -33,6 +34,7 @@ __all__ = [
     "StockScorer",
     "TokenScorer",
     "rewards_of_the_rest",
+    "special_tokens_met",
 ]
 
 _LESS_MEMORY = (
@@ -131,6 +133,11 @@ class ScoreOptions:
     """Where a conversation is scored: at the end of all that the chat template writes, or at the stop token, as
     OpenRLHF trains. `auto`: `stop_token` for models that OpenRLHF saved, else `template`."""
 
+    special_tokens: SpecialTokenRule | None = None
+    """Special tokens inside messages, such as </s> or <|im_end|>: `text` encodes them as the characters that they are,
+    `refuse` gives such a conversation no reward, `token` makes tokens of them, as training and stock programs do. By
+    default `text`; `token` in `hafrm evaluate`, which reads pairs as training does."""
+
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("tokens_per_batch", 1), ("max_length", 2)):
             value = getattr(self, name)
@@ -140,10 +147,16 @@ class ScoreOptions:
             raise ConfigError(f"score.padding_side must be `left` or `right`, got {self.padding_side!r}")
         if self.overlong not in (None, "drop", "truncate"):
             raise ConfigError(f"score.overlong must be `drop` or `truncate`, got {self.overlong!r}")
+        if self.special_tokens not in (None, *get_args(SpecialTokenRule)):
+            raise ConfigError(f"score.special_tokens must be text, token or refuse, got {self.special_tokens!r}")
         if self.scored_at not in ("auto", "template", "stop_token"):
             raise ConfigError(f"score.scored_at must be auto, template or stop_token, got {self.scored_at!r}")
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ConfigError(f"score.dtype must be auto, float32, bfloat16 or float16, got {self.dtype!r}")
+
+    def as_in_training(self) -> ScoreOptions:
+        """These options with special tokens encoded as training does, unless they say otherwise."""
+        return replace(self, special_tokens=self.special_tokens or "token")
 
     def given(self) -> list[str]:
         """The options that are not left at their defaults, as a user names them."""
@@ -183,6 +196,18 @@ class ScoreOptions:
             ) from error
 
 
+def special_tokens_met(scorer: Scorer) -> str:
+    """One line on the conversations scored so far that contain special tokens; empty where there are none."""
+    if not isinstance(scorer, _BatchedScorer) or not scorer.with_special_tokens:
+        return ""
+    rule = scorer.encoder.special_tokens
+    read = "the characters that they are" if rule == "text" else "tokens, so a response can pass for several turns"
+    return (
+        f"{scorer.with_special_tokens} conversations contain special tokens of the tokenizer, read as {read} "
+        "(score.special_tokens)"
+    )
+
+
 def _enough_memory(batch: SequenceBatch) -> AbstractContextManager[None]:
     size = f"a batch of {batch.num_sequences} responses and {batch.input_ids.numel()} tokens"
     return enough_memory(size, _LESS_MEMORY)
@@ -193,6 +218,8 @@ class _BatchedScorer:
 
     def __init__(self, encoder: ConversationEncoder, layout: Layout, options: ScoreOptions) -> None:
         self.encoder, self.layout, self.options = encoder, layout, options
+        self.with_special_tokens = 0
+        """Conversations so far whose messages contain special tokens; see `ScoreOptions.special_tokens`."""
 
     @property
     def reads_responses(self) -> bool:
@@ -238,6 +265,7 @@ class _BatchedScorer:
         for row, outcome in enumerate(outcomes):
             if isinstance(outcome, TokenGroup):
                 encoded[row] = outcome
+                self.with_special_tokens += bool(outcome.special_tokens)
             elif not isinstance(outcome, OverlongError):
                 refused[row] = str(outcome)
         if refused:

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
-from hafrm.encoding import DEFAULT_CHAT_TEMPLATE, TemplateRefusalError, render
 from hafrm.errors import ModelError, first_line
 from hafrm.models.advice import advice
 from hafrm.models.sources import adapter_source, find_file
 from hafrm.pairs import Conversation
+from hafrm.templates import DEFAULT_CHAT_TEMPLATE, TemplateRefusalError, render
 
 __all__ = [
     "FIXED_DATE",

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-from hafrm.encoding import TemplateRefusalError, render
 from hafrm.pairs import Conversation, Message, Prompt
+from hafrm.templates import TemplateRefusalError, render
 
 __all__ = ["Piece", "TokenRatios", "lay_over_text"]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from hafrm.encoding import DEFAULT_CHAT_TEMPLATE
+from hafrm.templates import DEFAULT_CHAT_TEMPLATE
 
 __all__ = ["train_tokenizer"]
 

@@ -89,6 +89,9 @@ def free_on_resume(name: str) -> bool:
     return name in _FREE_ON_RESUME
 
 
+_NOT_BELOW_ZERO = ("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps", "warmup_ratio")
+
+
 def checked_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that a user set, each of the field's type where its default tells one.
 
@@ -105,6 +108,10 @@ def checked_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in read.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"training.{name} must be a finite number, got {value}")
+        if name in _NOT_BELOW_ZERO and value < 0:
+            raise ConfigError(f"training.{name} must be at least 0, got {value}")
+        if name in ("adam_beta1", "adam_beta2") and not 0 <= value < 1:
+            raise ConfigError(f"training.{name} must be at least 0 and less than 1, got {value}")
     if read.get("num_train_epochs", 1) <= 0:
         raise ConfigError(f"training.num_train_epochs must be more than 0, got {read['num_train_epochs']}")
     if read.get("max_steps") == 0:

@@ -9,10 +9,10 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks, is_tensorboard_available
 
 from hafrm.data import DataOptions
@@ -27,6 +27,9 @@ __all__ = ["BEST_METRICS", "LossConfig", "Method", "TrainConfig", "training_argu
 
 Method = Literal["haf", "baseline", "dpo"]
 """`haf` trains both heads (Eq. 5), `baseline` the reward head alone (Eq. 2), `dpo` the policy head alone (Eq. 4)."""
+
+_NEED_A_MODEL = ("galore", "apollo", "lomo", "adalomo")
+"""Optimizers that transformers makes for a whole model alone."""
 
 _FIXED_WEIGHTS: dict[Method, dict[str, float]] = {
     "haf": {},
@@ -257,12 +260,32 @@ def training_arguments(config: TrainConfig, *, pairs: int) -> TrainingArguments:
     try:
         arguments = TrainingArguments(output_dir=config.out, **(_schedule(config, values, pairs) | values))
         get_reporting_integration_callbacks(arguments.report_to)  # refuses loggers that there are none of
+        _require_optimizer(arguments)
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"training: {error}") from error
     _require_precision(config, arguments)
     if arguments.n_gpu > 1:  # one process drives one device; `torchrun` or `accelerate launch` starts several
         arguments._n_gpu = 1
     return arguments
+
+
+def _require_optimizer(arguments: TrainingArguments) -> None:
+    """Build the optimizer and the schedule for one weight: they refuse, say, a negative learning rate.
+
+    Raises:
+        ValueError: whatever the optimizer or the schedule says; also TypeError.
+    """
+    if arguments.optim.startswith(_NEED_A_MODEL):
+        return
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
+    optimizer = kind([torch.nn.Parameter(torch.zeros(1))], **options)
+    get_scheduler(
+        arguments.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=arguments.get_warmup_steps(1),
+        num_training_steps=1,
+        scheduler_specific_kwargs=cast(Any, arguments.lr_scheduler_kwargs),
+    )
 
 
 def _require_precision(config: TrainConfig, arguments: TrainingArguments) -> None:

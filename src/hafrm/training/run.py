@@ -202,6 +202,11 @@ def _opening(data: _Data, args: TrainingArguments, layout: str, *, margins: bool
         )
     if identical := data.account["train"]["identical_responses"]:
         yield f"warning: in {identical} training pairs both responses are the same tokens, so no preference"
+    if special := data.account["train"]["with_special_tokens"]:
+        yield (
+            f"warning: {special} training pairs contain special tokens of the tokenizer, which are encoded as the chat "
+            "template's own; `hafrm data check --tokenizer` lists them"
+        )
     for lost in data.train.lost:
         yield f"warning: {lost}"
     if not margins and any(pair.margin for pair in data.train.pairs):
@@ -215,6 +220,7 @@ def _account(pair_set: PairSet, encoded: EncodedPairs) -> dict[str, Any]:
         "dropped_in_encoding": encoded.dropped,
         "pairs": len(encoded.groups),
         "identical_responses": encoded.identical,
+        "with_special_tokens": len(encoded.with_special_tokens),
         "dropped_by_template": {lost.what: [lost.count, lost.of] for lost in encoded.lost},
     }
 

@@ -117,7 +117,7 @@ class _Mates:
 
     def __init__(self, hybrid: str, baseline: str, info: RunInfo, config: ClaimsConfig) -> None:
         self.name, self.info, self.config = hybrid, info, config
-        options = replace(config.score, max_length=None)
+        options = replace(config.score.as_in_training(), max_length=None)
         self.hybrid = cast(HybridScorer, load_scorer(hybrid, head="policy", options=options))
         self.baseline = cast(HybridScorer, load_scorer(baseline, head="reward", options=options))
         if self.hybrid.reference is None:

@@ -167,7 +167,7 @@ class _Probe:
     def _score(self, model: str, conversations: Sequence[Conversation]) -> Rewards:
         if self._loaded is None or self._loaded[0] != model:
             self._loaded = None  # never two models at once
-            self._loaded = model, load_scorer(model, head="reward", options=self.config.score)
+            self._loaded = model, load_scorer(model, head="reward", options=self.config.score.as_in_training())
         return self._loaded[1].score(conversations)
 
     def _conversations(self, checkpoint: Checkpoint) -> list[Conversation]:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from hafrm import atomic
 from hafrm.data import PairSet, ReadOptions, load_pairs
-from hafrm.encoding import DEFAULT_CHAT_TEMPLATE
 from hafrm.errors import ConfigError
 from hafrm.evaluation.parts import Part
 from hafrm.evaluation.probes.perplexity import PerplexityVariance, perplexity_variance
@@ -16,6 +15,7 @@ from hafrm.evaluation.scoring import PairScore, score_pairs
 from hafrm.models.identity import model_identity
 from hafrm.models.loading import ScorerChoice, load_log_prob_scorer
 from hafrm.models.scorers import ScoreOptions, Scorer
+from hafrm.templates import DEFAULT_CHAT_TEMPLATE
 
 __all__ = ["PERPLEXITY_FILE", "PerplexityConfig", "run_perplexity"]
 
@@ -84,7 +84,7 @@ def _score_model(
         if missing := pair_set.pairs[len(kept) :]:
             scorer = scorer or load_log_prob_scorer(
                 model,
-                config.score,
+                config.score.as_in_training(),
                 per_token=True,
                 template=DEFAULT_CHAT_TEMPLATE,  # as training renders for this backbone
                 trust_remote_code=config.trust_remote_code,

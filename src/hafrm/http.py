@@ -1,0 +1,80 @@
+"""An HTTP client for servers that are not to be trusted: answers of bounded size and time, and no redirects.
+
+httpx is imported only when a client is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from hafrm.errors import MissingExtraError
+from hafrm.timeouts import TimedOutError, time_limit
+
+__all__ = ["LARGEST_ANSWER", "bounded_client", "bounded_time"]
+
+LARGEST_ANSWER = 16 * 2**20
+"""Bytes of an answer's body at most."""
+
+_PARTS = 5
+"""A whole answer may take so many times the seconds that are waited for its next byte."""
+
+
+def bounded_client(*, timeout: float, extra: str, headers: Mapping[str, str] | None = None) -> Any:
+    """An `httpx.Client` that follows no redirect and reads no more than `LARGEST_ANSWER` bytes of an answer.
+
+    Args:
+        timeout: Seconds without a byte after which a request fails.
+        extra: The extra of hafrm that installs httpx.
+        headers: Sent with each request.
+
+    Raises:
+        MissingExtraError: httpx is not installed.
+    """
+    try:
+        import httpx
+    except ImportError as error:
+        raise MissingExtraError(f"Asking a server needs httpx. Install it: pip install 'hafrm[{extra}]'.") from error
+
+    class Body(httpx.SyncByteStream):
+        def __init__(self, stream: Any) -> None:
+            self.stream = stream
+
+        def __iter__(self) -> Iterator[bytes]:
+            size = 0
+            for part in self.stream:
+                size += len(part)
+                if size > LARGEST_ANSWER:
+                    raise httpx.ReadError(f"the answer is longer than {LARGEST_ANSWER:,} bytes")
+                yield part
+
+        def close(self) -> None:
+            self.stream.close()
+
+    class Transport(httpx.HTTPTransport):
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            response = super().handle_request(request)
+            if response.headers.get("content-encoding", "identity") != "identity":
+                response.close()  # a small body may unpack to a huge one
+                raise httpx.ReadError("the answer is compressed although none was asked for")
+            response.stream = Body(response.stream)
+            return response
+
+    return httpx.Client(
+        transport=Transport(), timeout=timeout, headers={**(headers or {}), "Accept-Encoding": "identity"}
+    )
+
+
+@contextmanager
+def bounded_time(timeout: float) -> Iterator[None]:
+    """Give up an answer that comes byte by byte: it may take five times the seconds that are waited for a byte.
+
+    Raises:
+        TimeoutError: the time is over.
+    """
+    try:
+        with time_limit(_PARTS * timeout):
+            yield
+    except TimedOutError as error:
+        raise TimeoutError(f"no whole answer within {_PARTS * timeout:g} seconds") from error

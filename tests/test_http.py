@@ -1,0 +1,157 @@
+"""Answers of hostile servers are bounded in size and time, and no redirect is followed: reward servers and judges."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from hafrm import http
+from hafrm.errors import ConfigError, ModelError
+from hafrm.judging.budget import Budget
+from hafrm.judging.cache import ReplyCache
+from hafrm.judging.endpoint import EndpointJudge
+from hafrm.judging.judges import Question, Unscored
+from hafrm.judging.options import JudgeOptions
+from hafrm.models.remote import RemoteScorer, RetryRule
+from hafrm.pairs import Conversation, Message, Prompt
+
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
+Behave = Callable[[socket.socket, threading.Event], None]
+
+
+def endless_body(peer: socket.socket, stop: threading.Event) -> None:
+    peer.sendall(HEAD + b"\r\n")
+    while not stop.is_set():
+        peer.sendall(b" " * 65536)
+
+
+def drip(peer: socket.socket, stop: threading.Event) -> None:
+    peer.sendall(HEAD + b"content-length: 100000\r\n\r\n")
+    while not stop.wait(0.05):
+        peer.sendall(b" ")
+
+
+def dripping_headers(peer: socket.socket, stop: threading.Event) -> None:
+    peer.sendall(HEAD + b"x: ")
+    while not stop.wait(0.05):
+        peer.sendall(b"y")
+
+
+def bomb(peer: socket.socket, stop: threading.Event) -> None:
+    body = gzip.compress(b" " * (64 << 20))
+    peer.sendall(HEAD + b"content-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+
+
+class Socket:
+    """Behaves as told towards whoever connects, and keeps what they send."""
+
+    def __init__(self, behave: Behave) -> None:
+        self.behave, self.stop, self.requests = behave, threading.Event(), list[bytes]()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                peer, _ = self.listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(peer,), daemon=True).start()
+
+    def _serve(self, peer: socket.socket) -> None:
+        try:
+            with peer:
+                self.requests.append(peer.recv(65536))
+                self.behave(peer, self.stop)
+        except OSError:
+            pass
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Behave], Socket]]:
+    made: list[Socket] = []
+
+    def start(behave: Behave) -> Socket:
+        made.append(Socket(behave))
+        return made[-1]
+
+    yield start
+    for each in made:
+        each.stop.set()
+        each.listener.close()
+
+
+def judge(url: str, folder: Path) -> EndpointJudge:
+    options = JudgeOptions(kind="openai", model="m", base_url=f"{url}/v1", timeout=0.2, retries=0)
+    return EndpointJudge(options, ReplyCache(folder / "replies"), Budget())
+
+
+QUESTION = Question(Prompt((Message("user", "Hi"),)), ((Message("assistant", "a"),), (Message("assistant", "b"),)))
+
+
+@pytest.mark.parametrize("behave", [endless_body, drip, dripping_headers, bomb])
+def test_answers_are_bounded(
+    behave: Behave, serve: Callable[[Behave], Socket], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(http, "LARGEST_ANSWER", 1 << 20)
+    server = serve(behave)
+    began = time.monotonic()
+    scorer = RemoteScorer(server.url, retries=RetryRule(attempts=1, timeout=0.2))
+    with pytest.raises(ModelError):
+        scorer.score([Conversation.of("Hi", "Hello")])
+    (answer,) = judge(server.url, tmp_path).ask([QUESTION])
+    assert answer.unscored in (Unscored.CONNECTION, Unscored.TIMEOUT, Unscored.BAD_RESPONSE)
+    assert time.monotonic() - began < 20
+
+
+def test_no_redirect_is_followed(
+    serve: Callable[[Behave], Socket], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    other = serve(endless_body)
+
+    def redirect(peer: socket.socket, stop: threading.Event) -> None:
+        target = f"{other.url}/v1/chat/completions".encode()
+        peer.sendall(b"HTTP/1.1 307 Temporary Redirect\r\ncontent-length: 0\r\nlocation: " + target + b"\r\n\r\n")
+
+    server = serve(redirect)
+    with pytest.raises(ModelError, match="307"):
+        RemoteScorer(server.url).score([Conversation.of("Hi", "Hello")])
+    with pytest.raises(ModelError, match=r"judge\.base_url"):
+        judge(server.url, tmp_path).ask([QUESTION])
+    assert server.requests
+    assert not other.requests
+
+
+def test_a_servers_word_is_shown_short_and_without_control_characters(
+    serve: Callable[[Behave], Socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    entry = {"reward": None, "tokens": 0, "truncated": False, "unscored": "\x1b[2J" + "x" * 100_000}
+
+    def answer(peer: socket.socket, stop: threading.Event) -> None:
+        body = json.dumps({"model": "m", "rewards": [entry]}).encode()
+        peer.sendall(HEAD + b"content-length: %d\r\n\r\n" % len(body) + body)
+
+    scorer = RemoteScorer(serve(answer).url)
+    with pytest.raises(Exception, match="conversation") as caught:
+        scorer.score([Conversation.of("Hi", "Hello")])
+    assert "\x1b" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_key_in_an_address_is_refused() -> None:
+    with pytest.raises(ConfigError):
+        RemoteScorer("http://localhost:1/#sk-secret")
+    with pytest.raises(ConfigError) as caught:
+        JudgeOptions(kind="openai", model="m", base_url="http://localhost:1/v1#sk-secret")
+    assert "sk-secret" not in str(caught.value)

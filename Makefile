@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow check format clean
+.PHONY: demo test slow chaos check format clean
 
 demo: $(READY)
 	$(BIN)/hafrm demo --out demo
@@ -15,6 +15,10 @@ test: $(READY)
 
 slow: $(READY)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+
+# Random faults, drawn from a seed: `SEED=3 ROUNDS=50 make chaos`.
+chaos: $(READY)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m chaos tests/faults
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 
 __all__ = ["RequestError", "error_response", "not_ready"]
 
 _HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}, 503: {"Retry-After": "1"}}
 
 
-class RequestError(Exception):
+class RequestError(HTTPException):
     """A request that can't be answered as asked.
 
     Args:
@@ -20,7 +21,7 @@ class RequestError(Exception):
 
     def __init__(self, status: int, kind: str, message: str) -> None:
         self.status, self.kind, self.message = status, kind, message
-        super().__init__(message)
+        super().__init__(status, message)
 
     def response(self) -> JSONResponse:
         """The answer."""

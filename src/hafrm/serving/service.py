@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+from hafrm.encoding import TokenGroup
 from hafrm.errors import ConfigError
 from hafrm.models.scorers import Scorer, TokenScorer
 from hafrm.serving.batcher import Batcher, Job
@@ -65,6 +66,16 @@ class RewardService:
         self._small, self._others, self._long = (
             ThreadPoolExecutor(1, thread_name_prefix=f"hafrm-{name}") for name in ("small", "large", "long")
         )
+
+    def try_out(self) -> None:
+        """Score one text.
+
+        Raises:
+            ModelError: its reward is not finite.
+        """
+        ids = self.scorer.encoder.text_ids(["How are you? Fine, thank you."])[0][: self.scorer.encoder.max_length]
+        if len(ids) > 1:
+            self.scorer.score_tokens([TokenGroup((ids[0],), (tuple(ids[1:]),))])
 
     async def aside(self, function: Callable[[], _T], *, size: int | None = None) -> _T:
         """Call a function of a request on a thread, off the event loop.

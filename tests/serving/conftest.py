@@ -49,12 +49,21 @@ class Wrapped:
 
 
 @contextmanager
-def live(scorer: Scorer, *, api_key: str | None = None, connections: int = 1088, **values: Any) -> Iterator[str]:
+def live(
+    scorer: Scorer,
+    *,
+    api_key: str | None = None,
+    connections: int = 1088,
+    send_buffer: int | None = None,
+    **values: Any,
+) -> Iterator[str]:
     """A server on a free port of loopback; gives its address."""
     config = ServeConfig(**({"model": "none", "served_name": "tiny"} | values))
     service = RewardService(scorer, config)
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     port = listener.getsockname()[1]
+    if send_buffer is not None:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     server = Server(build_app(service, api_key=api_key), listener, config, connections)
     thread = threading.Thread(target=server.run)
     thread.start()

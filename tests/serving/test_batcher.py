@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import socket
 import threading
 import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -248,6 +250,23 @@ def test_a_client_that_leaves_takes_only_its_own_work_back(scorer: HybridScorer)
         held.go.set()
         assert first.result().status_code == last.result().status_code == 200
     assert len(held.batches) == 2
+
+
+def test_a_long_request_stops_when_its_client_has_gone(scorer: HybridScorer) -> None:
+    stepped = Stepped()
+    content = json.dumps(body(*[Conversation.of(f"a {i}", "b" * 30) for i in range(200)])).encode()
+    head = (
+        "POST /v1/rewards HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n"
+    )
+    with live(Wrapped(scorer, stepped)) as address:
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as leaving:
+            leaving.sendall(head.format(len(content)).encode() + content)
+            assert stepped.running.acquire(timeout=10)
+        until(lambda: "hafrm_open_requests 0.0" in httpx.get(f"{address}/metrics").text)
+        stepped.step.release(1000)
+        assert httpx.post(f"{address}/v1/rewards", json=body(Conversation.of("a", "d"))).status_code == 200
+    assert len(stepped.batches) == 2
 
 
 def test_a_failing_model_answers_500_with_an_id_to_those_concerned(scorer: HybridScorer, caplog) -> None:

@@ -22,6 +22,7 @@ from hafrm.serving.config import ServeConfig
 
 __all__ = ["Server", "raise_file_limit"]
 
+_FILES = 2**16  # open files where the system sets no limit
 _GRACE = 30  # seconds for requests in flight, once told to stop
 _LOOK = 0.5  # seconds between looks whether a client that sends no more is still there
 _PAUSE = 0.2  # seconds until the next try, where the system has no files or memory left
@@ -33,11 +34,13 @@ log = logging.getLogger("hafrm.serving")
 def raise_file_limit() -> int:
     """Raise the number of files that this process may open as far as it may; returns it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard == resource.RLIM_INFINITY:
-        hard = max(soft, 2**16)
-    if soft != resource.RLIM_INFINITY and soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard
+    if resource.RLIM_INFINITY in (soft, hard):
+        most = _FILES if soft == resource.RLIM_INFINITY else max(soft, _FILES)
+    else:
+        most = hard
+    if soft not in (most, resource.RLIM_INFINITY):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return most
 
 
 class Server(uvicorn.Server):

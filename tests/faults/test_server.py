@@ -142,7 +142,7 @@ def test_a_large_body_does_not_hold_the_server(path: str, sent: Any, status: int
 
 
 def test_connections_beyond_the_open_files_wait_and_are_logged_once(run: Path, tmp_path: Path) -> None:
-    with served(run, tmp_path, "--body_timeout", "2", files=256) as server, ExitStack() as stack:
+    with served(run, tmp_path, "--body_timeout", "1", files=256) as server, ExitStack() as stack:
         expected = server.reward()
         server.client.close()  # its connection is a place
         server.client = httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=60)

@@ -78,11 +78,12 @@ class Frame:
         marks = [self.tokenizer.convert_tokens_to_ids(mark) for mark in (self.stop, *self.pads)]
         place = self.ending_ids.index(marks[0])
         before, after = list(self.ending_ids[:place]), set(self.ending_ids[place:]) - set(marks)
-        core, ended = list(ids), False
+        length, ended = len(ids), False
         # As in `_ended`: what the ending writes between and behind marks goes with the mark before it.
-        while (end := _length_without(core, after)) and core[end - 1] in marks:
-            ended = ended or core[end - 1] != self.tokenizer.pad_token_id
-            core = core[: end - 1]
+        while (end := _length_without(ids, after, length)) and ids[end - 1] in marks:
+            ended = ended or ids[end - 1] != self.tokenizer.pad_token_id
+            length = end - 1
+        core = list(ids[:length])
         if not ended:
             return core, False
         if before and core[-len(before) :] == before:
@@ -110,9 +111,10 @@ class Frame:
         return self._with_bos(text)
 
     def _bare(self, text: str) -> str:
-        while pad := next((pad for pad in self.pads if text.startswith(pad)), None):
-            text = text.removeprefix(pad)
-        return text
+        start = 0  # a place, not a copy for each pad: there can be a million
+        while pad := next((pad for pad in self.pads if text.startswith(pad, start)), None):
+            start += len(pad)
+        return text[start:]
 
     def _undecoded(self, text: str, prompt: str | None) -> tuple[str, str | None]:
         """The text before a trip through token ids, and the prompt where the text begins with it."""
@@ -145,10 +147,16 @@ class Frame:
         """The text with the template's ending completed, and whether it has an end."""
         if not self.stop and self.ending and text.endswith(self.ending):
             return text, True
-        core, ended = text, False
-        while mark := next((mark for mark in (self.stop, *self.pads) if mark and core.rstrip().endswith(mark)), None):
-            core = core.rstrip().removesuffix(mark)
+        marks = tuple(mark for mark in (self.stop, *self.pads) if mark)
+        end, ended = len(text), False
+        while True:
+            bare = next((place for place in range(end, 0, -1) if not text[place - 1].isspace()), 0)
+            mark = next((mark for mark in marks if text.endswith(mark, 0, bare)), None)
+            if mark is None:
+                break
+            end = bare - len(mark)
             ended = ended or mark != self.tokenizer.pad_token
+        core = text[:end]
         if not ended:
             return core, not self.stop
         core = core.removesuffix(self.ending.partition(self.stop)[0]) if self.stop else core
@@ -201,9 +209,9 @@ def frame_of(tokenizer: Any) -> Frame:
     )
 
 
-def _length_without(ids: Sequence[int], trailing: set[int]) -> int:
-    """How many ids are left without those at the end that are in `trailing`."""
-    return next((place for place in range(len(ids), 0, -1) if ids[place - 1] not in trailing), 0)
+def _length_without(ids: Sequence[int], trailing: set[int], length: int) -> int:
+    """How many of the first `length` ids are left without those at the end that are in `trailing`."""
+    return next((place for place in range(length, 0, -1) if ids[place - 1] not in trailing), 0)
 
 
 def _forms(text: str, special: re.Pattern[str]) -> Iterator[str]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 
 from hafrm.encoding import ConversationEncoder, TokenGroup
 from hafrm.models.hybrid import HybridModel, new_reward_head
@@ -20,6 +19,7 @@ from hafrm.models.scorers import HybridScorer, ScoreOptions, Scorer
 from hafrm.pairs import Conversation
 from hafrm.serving.app import build_app
 from hafrm.serving.config import ServeConfig
+from hafrm.serving.connections import Server
 from hafrm.serving.service import RewardService
 from tests.tiny import VOCABULARY, tiny_lm, tiny_tokenizer
 
@@ -49,24 +49,31 @@ class Wrapped:
 
 
 @contextmanager
-def live(scorer: Scorer, *, api_key: str | None = None, **values: Any) -> Iterator[str]:
+def live(
+    scorer: Scorer,
+    *,
+    api_key: str | None = None,
+    connections: int = 1088,
+    send_buffer: int | None = None,
+    **values: Any,
+) -> Iterator[str]:
     """A server on a free port of loopback; gives its address."""
     config = ServeConfig(**({"model": "none", "served_name": "tiny"} | values))
     service = RewardService(scorer, config)
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(
-        uvicorn.Config(build_app(service, api_key=api_key), log_level="critical", ws="none", access_log=False)
-    )
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    port = listener.getsockname()[1]
+    if send_buffer is not None:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+    server = Server(build_app(service, api_key=api_key), listener, config, connections)
+    thread = threading.Thread(target=server.run)
     thread.start()
     try:
         while not server.started:
             time.sleep(0.01)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield f"http://127.0.0.1:{port}"
     finally:
         server.should_exit = True
         thread.join(20)
-        listener.close()
         assert not thread.is_alive()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import socket
 import threading
 import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -16,7 +18,7 @@ from hafrm.encoding import TokenGroup
 from hafrm.models.scorers import HybridScorer
 from hafrm.pairs import Conversation
 from hafrm.serving.app import build_app
-from hafrm.serving.batcher import Batcher, ClosedError
+from hafrm.serving.batcher import Batcher, ClosedError, Job
 from hafrm.serving.config import ServeConfig
 from hafrm.serving.service import RewardService
 from tests.serving.conftest import Wrapped, body, live
@@ -50,21 +52,97 @@ class Held:
 def test_what_waits_runs_together_within_the_token_budget() -> None:
     held = Held()
     batcher = Batcher(held, tokens_per_batch=10)
-    futures = [batcher.submit([group(0, i, i, i)]) for i in range(1, 5)]
-    futures.append(batcher.submit([group(0, *range(20)), group(0, 1)]))
+    futures = [batcher.submit(Job([group(0, i, i, i)])) for i in range(1, 5)]
+    futures.append(batcher.submit(Job([group(0, *range(20)), group(0, 1)])))
     held.go.set()
     batcher.close()
     assert [future.result() for future in futures] == [[3], [6], [9], [12], [190, 1]]
-    assert [n for batch in held.batches for n in batch] == [4, 4, 4, 4, 21, 2]
-    assert all(sum(batch) <= 10 for batch in held.batches[:-1])
-    assert held.batches[-1] == [21, 2]
-    assert max(map(len, held.batches)) == 2
+    assert sorted(n for batch in held.batches for n in batch) == [2, 4, 4, 4, 4, 21]
+    assert all(sum(batch) <= 10 or batch == [21] for batch in held.batches)
+    assert max(map(len, held.batches)) > 1
+
+
+class Stepped(Held):
+    """A score function each of whose batches waits for a step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running, self.step = threading.Semaphore(0), threading.Semaphore(0)
+        self.go.set()
+
+    def __call__(self, groups: Any) -> list[float]:
+        self.running.release()
+        assert self.step.acquire(timeout=10)
+        return super().__call__(groups)
+
+
+def test_a_long_request_is_cut_and_others_have_their_turns() -> None:
+    stepped = Stepped()
+    batcher = Batcher(stepped, tokens_per_batch=20)
+    long = batcher.submit(Job([group(0, i, i) for i in range(100)]))
+    assert stepped.running.acquire(timeout=10)
+    short = [batcher.submit(Job([group(0, 1)])) for _ in range(3)]
+    stepped.step.release(2)  # the batch that runs, and one more
+    assert [future.result(10) for future in short] == [[1]] * 3
+    assert not long.done()
+    assert batcher.waiting == 1
+    stepped.step.release(100)
+    batcher.close()
+    assert long.result() == [2.0 * i for i in range(100)]
+    assert all(sum(batch) <= 20 for batch in stepped.batches)
+    assert len(stepped.batches[1]) > 3  # the rest of that batch was the long one's
+
+
+def test_every_one_of_many_long_requests_gets_its_turn() -> None:
+    order: list[int] = []
+
+    def score(groups: Any) -> list[float]:
+        order.extend(g.prompt[0] for g in groups)
+        return total(groups)
+
+    held = Held()
+    batcher = Batcher(lambda groups: (held.go.wait(10), score(groups))[1], tokens_per_batch=6)
+    futures = [batcher.submit(Job([group(i, 1, 1) for _ in range(20)])) for i in range(10)]
+    held.go.set()
+    batcher.close()
+    assert all(future.result() == [i + 2.0] * 20 for i, future in enumerate(futures))
+    for start in range(0, 150, 30):  # two sequences a batch: each request has one at least every ten batches
+        assert set(order[start : start + 30]) == set(range(10))
+
+
+def test_sequences_of_one_prompt_run_together_and_count_it_once() -> None:
+    jobs = [group(7, *[i] * 2) for i in range(6)] + [group(8, 1, 1) for _ in range(6)]
+    mixed = [jobs[i] for i in (0, 6, 1, 7, 2, 8, 3, 9, 4, 10, 5, 11)]
+    for share, sizes in ((True, [6, 6]), (False, [4, 4, 4])):
+        batches: list[list[int]] = []
+        batcher = Batcher(
+            lambda groups, found=batches: (found.append([g.prompt[0] for g in groups]), total(groups))[1],
+            tokens_per_batch=13,
+        )
+        assert batcher.submit(Job(mixed, share_prompts=share)).result(10) == total(mixed)
+        batcher.close()
+        assert [len(batch) for batch in batches] == sizes
+        assert [n for batch in batches for n in batch] == [7] * 6 + [8] * 6
+
+
+def test_what_is_left_of_a_request_taken_back_or_failed_is_not_scored() -> None:
+    stepped = Stepped()
+    batcher = Batcher(stepped, tokens_per_batch=20)
+    long = batcher.submit(Job([group(0, i, i) for i in range(100)]))
+    failing = batcher.submit(Job([group(0, POISON, 1), *(group(0, 1, 1) for _ in range(100))]))
+    assert stepped.running.acquire(timeout=10)
+    assert long.cancel()
+    stepped.step.release(100)
+    batcher.close()
+    with pytest.raises(RuntimeError, match="poisoned"):
+        failing.result()
+    assert sum(map(len, stepped.batches)) <= 4 * 6  # the batch that ran, and the one that failed, together and apart
 
 
 def test_a_failure_is_its_causes_alone() -> None:
     held = Held()
     batcher = Batcher(held, tokens_per_batch=100)
-    futures = [batcher.submit([group(0, i)]) for i in (1, POISON, 3)]
+    futures = [batcher.submit(Job([group(0, i)])) for i in (1, POISON, 3)]
     held.go.set()
     batcher.close()
     assert (futures[0].result(), futures[2].result()) == ([1], [3])
@@ -75,9 +153,9 @@ def test_a_failure_is_its_causes_alone() -> None:
 def test_a_request_taken_back_is_not_scored() -> None:
     held = Held()
     batcher = Batcher(held, tokens_per_batch=1)
-    first = batcher.submit([group(0, 1)])
+    first = batcher.submit(Job([group(0, 1)]))
     assert held.started.wait(10)
-    second, third = batcher.submit([group(0, 2)]), batcher.submit([group(0, 3)])
+    second, third = batcher.submit(Job([group(0, 2)])), batcher.submit(Job([group(0, 3)]))
     assert second.cancel()
     held.go.set()
     batcher.close()
@@ -86,7 +164,7 @@ def test_a_request_taken_back_is_not_scored() -> None:
         second.result()
     assert len(held.batches) == 2
     with pytest.raises(ClosedError):
-        batcher.submit([group(0, 1)])
+        batcher.submit(Job([group(0, 1)]))
 
 
 def mixed(i: int) -> list[Conversation]:
@@ -139,7 +217,7 @@ def test_a_server_whose_models_thread_has_died_is_not_ready(scorer: HybridScorer
     service = RewardService(Wrapped(scorer, deadly), ServeConfig(model="none"))
     client = TestClient(build_app(service), base_url="http://localhost")
     assert client.get("/ready").status_code == 200
-    service.batcher.submit([group(0, 1)])
+    service.batcher.submit(Job([group(0, 1)]))
     service.batcher._thread.join(10)
     for answer in (client.get("/ready"), client.post("/v1/rewards", json=body(Conversation.of("a", "b")))):
         assert (answer.status_code, answer.json()["error"]["type"]) == (503, "not_ready")
@@ -172,6 +250,23 @@ def test_a_client_that_leaves_takes_only_its_own_work_back(scorer: HybridScorer)
         held.go.set()
         assert first.result().status_code == last.result().status_code == 200
     assert len(held.batches) == 2
+
+
+def test_a_long_request_stops_when_its_client_has_gone(scorer: HybridScorer) -> None:
+    stepped = Stepped()
+    content = json.dumps(body(*[Conversation.of(f"a {i}", "b" * 30) for i in range(200)])).encode()
+    head = (
+        "POST /v1/rewards HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n"
+    )
+    with live(Wrapped(scorer, stepped)) as address:
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as leaving:
+            leaving.sendall(head.format(len(content)).encode() + content)
+            assert stepped.running.acquire(timeout=10)
+        until(lambda: "hafrm_open_requests 0.0" in httpx.get(f"{address}/metrics").text)
+        stepped.step.release(1000)
+        assert httpx.post(f"{address}/v1/rewards", json=body(Conversation.of("a", "d"))).status_code == 200
+    assert len(stepped.batches) == 2
 
 
 def test_a_failing_model_answers_500_with_an_id_to_those_concerned(scorer: HybridScorer, caplog) -> None:

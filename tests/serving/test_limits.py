@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,8 @@ import pytest
 from hafrm.models.scorers import HybridScorer
 from hafrm.pairs import Conversation
 from hafrm.serving.config import is_loopback
-from tests.serving.conftest import body, live
+from tests.serving.conftest import body, live, tiny_scorer
+from tests.tiny import tiny_tokenizer
 
 ONE = body(Conversation.of("How are you?", "Fine."))
 PATHS = ["/v1/rewards", "/get_reward", "/v1/score/evaluation", "/classify", "/pooling", "/rerank"]
@@ -75,6 +77,64 @@ def test_a_body_that_does_not_come_is_given_up(scorer: HybridScorer) -> None:
             slow.sendall(b"POST /v1/rewards HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
             assert slow.recv(100).startswith(b"HTTP/1.1 408")
         assert httpx.post(f"{address}/v1/rewards", json=ONE).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [[], [b"POST /v1/rew"], [b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET /hea"]],
+    ids=["silent", "half a head", "half a second head"],
+)
+def test_a_head_that_does_not_come_is_given_up(sent: list[bytes], scorer: HybridScorer) -> None:
+    with live(scorer, body_timeout=0.3, connections=1) as address:
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as slow:
+            for number, piece in enumerate(sent):
+                assert not number or slow.recv(1000).startswith(b"HTTP/1.1 200")
+                slow.sendall(piece)
+            assert httpx.get(f"{address}/health", timeout=20).status_code == 200  # once that one's place is free
+
+
+def test_a_head_that_comes_in_drops_is_given_up(scorer: HybridScorer) -> None:
+    with live(scorer, body_timeout=0.5) as address:
+        host, port = address.removeprefix("http://").split(":")
+        with (
+            socket.create_connection((host, int(port)), timeout=10) as slow,
+            pytest.raises((BrokenPipeError, ConnectionResetError)),
+        ):
+            for letter in b"POST /v1/rewards HTTP/1.1" * 100:
+                slow.sendall(bytes([letter]))
+                time.sleep(0.02)
+
+
+def test_an_answer_that_is_not_read_is_given_up(scorer: HybridScorer) -> None:
+    cutting = tiny_scorer(overlong="truncate")
+    content = json.dumps({"query": "a", "documents": ["b " * 2**16] * 3}).encode()
+    head = (
+        f"POST /rerank HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
+    )
+    with live(cutting, body_timeout=0.5, connections=1, send_buffer=2**14) as address:
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=30) as deaf:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**14)
+            deaf.sendall(f"{head}\r\n\r\n".encode() + content)
+            assert httpx.get(f"{address}/health", timeout=60).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["1 // 0", "1 + 'a'", "'a' * 10**14", "range(10**9) | list", "[][1:2] | first | abs", "raise_exception('\x1b[2J')"],
+)
+def test_a_template_that_fails_on_a_text_refuses_that_text(fault: str) -> None:
+    template = (
+        "{% for m in messages %}{{ m.content }}{% if m.content == 'no' %}{{ " + fault + " }}{% endif %}{% endfor %}"
+    )
+    with live(tiny_scorer(tiny_tokenizer(template=template))) as address:
+        data = body(Conversation.of("yes", "a"), Conversation.of("no", "a"), Conversation.of("yes", "b"))
+        rewards = httpx.post(f"{address}/v1/rewards", json=data).raise_for_status().json()["rewards"]
+        assert [item["unscored"] for item in rewards] == [None, "refused_by_template", None]
+        answer = httpx.post(f"{address}/rerank", json={"query": "no", "documents": ["a"]})
+        assert (answer.status_code, answer.json()["error"]["type"]) == (400, "refused_by_template")
+        assert "\x1b" not in answer.text
 
 
 def test_conversations_a_request_are_bounded(scorer: HybridScorer) -> None:

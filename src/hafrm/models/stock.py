@@ -96,11 +96,28 @@ def load_whole(
         loaded, report = stock_class.from_pretrained(
             model, dtype=dtype or "auto", use_safetensors=True, output_loading_info=True, **kwargs
         )
+    detach_from_files(loaded)
     missing = set(map(str, report["missing_keys"])) & set(optional(loaded))
     require_whole(loaded, report, model, kind=kind, but=missing)
     for name in missing:
         loaded.get_parameter(name).data.zero_()
     return cast(PreTrainedModel, loaded)
+
+
+def detach_from_files(model: nn.Module) -> None:
+    """Copy weights out of the files that they are mapped from, one at a time: a file may change or shrink later.
+
+    safetensors gives views of the mapped file, which a process reads as the file is then; where a page of it is gone,
+    the process is killed. Weights that share memory with one another go on sharing it.
+    """
+    copies: dict[tuple[int, torch.Size, tuple[int, ...], torch.dtype], torch.Tensor] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type != "cpu":
+            continue
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if key not in copies:
+            copies[key] = tensor.data.clone(memory_format=torch.preserve_format)
+        tensor.data = copies[key]
 
 
 def require_whole(loaded: Any, report: Mapping[str, Any], model: str, *, kind: str, but: Collection[str] = ()) -> None:

@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from hafrm.serving.bodies import invalid
 from hafrm.serving.errors import RequestError, error_response, not_ready
 from hafrm.serving.gate import Gate
 from hafrm.serving.protocols import llama_factory, native, openrlhf, vllm
@@ -94,11 +95,8 @@ def _always(answer: Response):  # type: ignore[no-untyped-def]
 
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
-    """The first fault of a body, by its place and without the body's own text."""
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    place = ".".join(str(part)[:100] for part in first["loc"][:12])
-    return error_response(422, "invalid", f"{place}: {first['msg'][:300]}")
+    assert isinstance(error, RequestValidationError)  # of a body that is not JSON
+    return invalid(error.errors()[0]).response()
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:

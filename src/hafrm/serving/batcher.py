@@ -1,21 +1,23 @@
 """Micro-batches across requests: one thread owns the model, and what waits when it is free runs together.
 
 Knows token groups and a function that scores them. Knows no protocol and no event loop. There is no timer: a request
-that finds the model idle runs at once, and under load batches form by themselves. How many requests can wait is bounded
+that finds the model idle runs at once, and under load batches form by themselves. Requests take turns: one of more
+tokens than a batch holds is cut into parts, and between them others have theirs. How many requests can wait is bounded
 by who submits them (`Gate`).
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from hafrm.encoding import TokenGroup
 
-__all__ = ["Batcher", "ClosedError"]
+__all__ = ["Batcher", "ClosedError", "Job"]
 
 Score = Callable[[Sequence[TokenGroup]], list[float]]
 
@@ -24,16 +26,72 @@ class ClosedError(Exception):
     """The batcher takes no more work."""
 
 
-@dataclass(frozen=True, eq=False)
-class _Job:
-    """One request's sequences and where its rewards go."""
+class Job:
+    """One request's sequences, how far they are scored, and where their rewards go.
 
-    groups: Sequence[TokenGroup]
-    future: Future[list[float]] = field(default_factory=Future)
+    Takes time to make where there are many sequences; `Batcher.submit` takes none.
+
+    Args:
+        groups: The sequences, at least one.
+        share_prompts: Whether those that have a prompt in common compute it once where they run together.
+    """
+
+    def __init__(self, groups: Sequence[TokenGroup], *, share_prompts: bool = False) -> None:
+        self.groups = groups
+        self.future: Future[list[float]] = Future()
+        self._rewards: dict[int, float] = {}
+        prompts: dict[tuple[int, ...], int] = {}
+        self._prompts = [prompts.setdefault(group.prompt, place) for place, group in enumerate(groups)]
+        self._share_prompts = share_prompts
+        # Those of one prompt side by side, to share it within a part, and those of like lengths, to waste less padding.
+        self._rest = deque(sorted(range(len(groups)), key=self._order))
 
     @property
-    def tokens(self) -> int:
-        return sum(group.unique_tokens for group in self.groups)
+    def waits(self) -> bool:
+        """Whether there is more to score, for a client that is still there."""
+        return bool(self._rest) and not self.future.cancelled()
+
+    def _order(self, place: int) -> tuple[int, int, int]:
+        group = self.groups[place]
+        return len(group.prompt), self._prompts[place], group.unique_tokens
+
+    def take(self, share: int, most: float) -> tuple[Part, int]:
+        """Take the next sequences, and say how many tokens they are: the first within `most`, more within `share`."""
+        places: list[int] = []
+        taken = 0
+        while self._rest:
+            group = self.groups[self._rest[0]]
+            shared = self._share_prompts and places and self._prompts[places[-1]] == self._prompts[self._rest[0]]
+            cost = group.unique_tokens - (len(group.prompt) if shared else 0)
+            if taken + cost > (share if places else most):
+                break
+            places.append(self._rest.popleft())
+            taken += cost
+        return Part(self, places), taken
+
+    def add(self, rewards: dict[int, float]) -> None:
+        """Note rewards by their places, and hand all over once all are there."""
+        self._rewards |= rewards
+        if len(self._rewards) == len(self.groups) and self.future.set_running_or_notify_cancel():
+            self.future.set_result([self._rewards[place] for place in range(len(self.groups))])
+
+    def fail(self, error: Exception) -> None:
+        """Hand an error over; what is left is not scored."""
+        self._rest.clear()
+        if not self.future.done() and self.future.set_running_or_notify_cancel():
+            self.future.set_exception(error)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Sequences of one request that run together."""
+
+    job: Job
+    places: list[int]
+
+    @property
+    def groups(self) -> list[TokenGroup]:
+        return [self.job.groups[place] for place in self.places]
 
 
 class Batcher:
@@ -41,9 +99,9 @@ class Batcher:
 
     Args:
         score: Gives each group its reward; called by the batcher's thread alone.
-        tokens_per_batch: The most tokens of requests that run together. A request of more runs by itself.
+        tokens_per_batch: The most tokens that run together; a sequence of more runs by itself.
         batch_requests: Whether requests may run together at all.
-        observe: Told of each batch before it runs: its conversations and its tokens.
+        observe: Called before each batch runs, with its conversations and its tokens.
     """
 
     def __init__(
@@ -55,8 +113,8 @@ class Batcher:
         observe: Callable[[int, int], None] = lambda conversations, tokens: None,
     ) -> None:
         self._score, self._observe = score, observe
-        self._tokens_per_batch = tokens_per_batch if batch_requests else 0
-        self._waiting: deque[_Job] = deque()
+        self._tokens_per_batch, self._batch_requests = tokens_per_batch, batch_requests
+        self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="hafrm-batcher", daemon=True)
@@ -65,23 +123,23 @@ class Batcher:
     @property
     def waiting(self) -> int:
         """Requests that wait for the model."""
-        return len(self._waiting)
+        with self._changed:
+            return sum(job.waits for job in self._waiting)
 
     @property
     def ready(self) -> bool:
         """Whether work is taken."""
         return not self._closing and self._thread.is_alive()
 
-    def submit(self, groups: Sequence[TokenGroup]) -> Future[list[float]]:
+    def submit(self, job: Job) -> Future[list[float]]:
         """Queue a request's sequences.
 
         Returns:
-            Their rewards, in order, or the error that scoring them raised. Cancelling it takes a waiting request back.
+            Their rewards, in order, or the error that scoring them raised. Cancelling it takes back what has not run.
 
         Raises:
             ClosedError: the batcher is closing.
         """
-        job = _Job(groups)
         with self._changed:
             if not self.ready:
                 raise ClosedError
@@ -97,37 +155,49 @@ class Batcher:
         self._thread.join()
 
     def _run(self) -> None:
-        while jobs := self._next():
-            self._observe(sum(len(job.groups) for job in jobs), sum(job.tokens for job in jobs))
-            self._answer(jobs)
+        while parts := self._next():
+            self._observe(
+                sum(len(part.places) for part in parts),
+                sum(group.unique_tokens for part in parts for group in part.groups),
+            )
+            self._answer(parts)
 
-    def _next(self) -> list[_Job]:
-        """The next requests to run together; none once the batcher is closed and has answered all."""
-        jobs: list[_Job] = []
+    def _next(self) -> list[Part]:
+        """The next parts to run together; none once the batcher is closed and has answered all."""
         with self._changed:
-            while not jobs:
+            while True:
                 self._changed.wait_for(lambda: self._waiting or self._closing)
-                if not self._waiting:
+                self._waiting = deque(job for job in self._waiting if job.waits)
+                if self._waiting:
+                    return self._turns()
+                if self._closing:
                     return []
-                tokens = 0
-                while self._waiting and (not jobs or tokens + self._waiting[0].tokens <= self._tokens_per_batch):
-                    job = self._waiting.popleft()
-                    if job.future.set_running_or_notify_cancel():  # not of a client that has gone away
-                        jobs.append(job)
-                        tokens += job.tokens
-        return jobs
 
-    def _answer(self, jobs: Sequence[_Job]) -> None:
-        """Score requests together; where that fails, one by one, so that only the cause of it has an error."""
-        try:
-            rewards = iter(self._score([group for job in jobs for group in job.groups]))
-            answers = [[next(rewards) for _ in job.groups] for job in jobs]
-        except Exception as error:
-            if len(jobs) == 1:
-                jobs[0].future.set_exception(error)
-                return
+    def _turns(self) -> list[Part]:
+        """A batch: an equal share for each request, then the rest for whoever has more; another is first each time."""
+        parts: list[Part] = []
+        left = self._tokens_per_batch
+        jobs = list(self._waiting)[: None if self._batch_requests else 1]
+        for share in (left // len(jobs), left):
             for job in jobs:
-                self._answer([job])
+                part, taken = job.take(min(share, left), left if parts else math.inf)
+                if part.places:
+                    parts.append(part)
+                    left -= taken
+        self._waiting.rotate(-1)
+        return parts
+
+    def _answer(self, parts: Sequence[Part]) -> None:
+        """Score parts together; where that fails, one by one, so that only the cause of it has an error."""
+        try:
+            rewards = iter(self._score([group for part in parts for group in part.groups]))
+            found = [{place: next(rewards) for place in part.places} for part in parts]
+        except Exception as error:
+            if len(parts) == 1:
+                parts[0].job.fail(error)
+                return
+            for part in parts:
+                self._answer([part])
             return
-        for job, answer in zip(jobs, answers, strict=True):
-            job.future.set_result(answer)
+        for part, values in zip(parts, found, strict=True):
+            part.job.add(values)

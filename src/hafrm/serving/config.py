@@ -53,7 +53,8 @@ class ServeConfig(ScorerChoice):
     """The most conversations of one request."""
 
     body_timeout: float = 30.0
-    """Seconds in which a request's body must have arrived."""
+    """Seconds in which a request's head, and then its body, must have arrived, and an answer been read. A connection
+    that takes longer is closed, a silent one too."""
 
     batch_requests: bool = True
     """Let waiting requests share forward passes. Off, every request has its own: for comparison."""

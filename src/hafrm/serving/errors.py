@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 
 __all__ = ["RequestError", "error_response", "not_ready"]
 
-_HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}, 503: {"Retry-After": "1"}}
+_HEADERS: dict[int | str, dict[str, str]] = {
+    401: {"WWW-Authenticate": "Bearer"},
+    429: {"Retry-After": "1"},
+    503: {"Retry-After": "1"},
+    "ambiguous": {"Connection": "close"},
+}
 
 
-class RequestError(Exception):
+class RequestError(HTTPException):
     """A request that can't be answered as asked.
 
     Args:
@@ -20,7 +26,7 @@ class RequestError(Exception):
 
     def __init__(self, status: int, kind: str, message: str) -> None:
         self.status, self.kind, self.message = status, kind, message
-        super().__init__(message)
+        super().__init__(status, message)
 
     def response(self) -> JSONResponse:
         """The answer."""
@@ -31,7 +37,7 @@ def error_response(status: int, kind: str, message: str, *, request_id: str | No
     """An error as `{"error": {"type", "message", "code", "id"}}`; the id stands in the server's log."""
     sayable = message.encode("utf-8", "replace").decode("utf-8")  # names of fields can hold lone surrogates
     body = {"error": {"type": kind, "message": sayable, "code": status, "id": request_id}}
-    return JSONResponse(body, status_code=status, headers=_HEADERS.get(status))
+    return JSONResponse(body, status_code=status, headers=_HEADERS.get(kind) or _HEADERS.get(status))
 
 
 def not_ready() -> JSONResponse:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import re
 import time
 import uuid
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from hafrm.serving.batcher import ClosedError
 from hafrm.serving.config import ServeConfig, is_loopback
 from hafrm.serving.errors import RequestError, error_response, not_ready
+from hafrm.serving.lines import traceback_text
 from hafrm.serving.metrics import Metrics
 
 __all__ = ["OPEN_PATHS", "Gate"]
@@ -70,6 +72,10 @@ class Gate:
 
     def _check(self, scope: Scope) -> None:
         headers = dict(scope["headers"])
+        names = [name for name, _ in scope["headers"]]
+        if names.count(b"authorization") > 1 or {b"content-length", b"transfer-encoding"} <= headers.keys():
+            # Programs on the way may have read the other of the two.
+            raise RequestError(400, "ambiguous", "Send one Authorization header, and one form of the body's length.")
         if self._key is None:
             # A page elsewhere whose name is made to point at this machine must not read answers with a visitor's hands.
             if is_loopback(self.config.host) and not is_loopback(_host(headers.get(b"host", b""))):
@@ -142,7 +148,7 @@ class Gate:
         if isinstance(error, ClosedError):
             return not_ready()
         request_id = uuid.uuid4().hex
-        log.error("request %s failed", request_id, exc_info=error)
+        log.error("request %s failed\n%s", request_id, traceback_text(error))
         return error_response(500, "failed", "The request failed on the server.", request_id=request_id)
 
 
@@ -183,7 +189,10 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
+_HOST = re.compile(rb"(?:\[([0-9a-f:.]+)\]|([^\[\]:@/]+))(?::\d*)?", re.IGNORECASE)
+
+
 def _host(header: bytes) -> str:
-    """The name in a Host header, without its port."""
-    text = header.decode("latin-1").lower()
-    return text[1:].partition("]")[0] if text.startswith("[") else text.partition(":")[0]
+    """The name in a Host header, without its port; empty where it is not the header of a name."""
+    found = _HOST.fullmatch(header)
+    return (found[1] or found[2]).decode("latin-1") if found else ""

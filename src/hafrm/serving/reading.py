@@ -7,15 +7,17 @@ lacks, and without the spaces that decoding adds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from hafrm.encoding import ConversationEncoder, OverlongError, TokenGroup, common_prefix
 from hafrm.errors import BadRowReason
 from hafrm.frame import frame_of
 from hafrm.pairs import Conversation
 
-__all__ = ["OVERLONG", "Input", "PromptedText", "Reader", "Reading", "TokenIds", "Unfit"]
+__all__ = ["OVERLONG", "Input", "PromptedText", "Reader", "Reading", "TokenIds", "Unfit", "characters", "pieces"]
 
 OVERLONG = "overlong"
 """Why a text over the model's limit has no reward."""
@@ -47,6 +49,37 @@ Input = Conversation | str | PromptedText | TokenIds | Unfit
 """What a protocol hands over: a conversation, a rendered text, its token ids, or the reason why there is none."""
 
 
+def characters(item: Input) -> int:
+    """About how much there is of an input to read."""
+    match item:
+        case str():
+            return len(item)
+        case PromptedText():
+            return len(item.text) + len(item.prompt)
+        case TokenIds():
+            return len(item.ids)
+        case Conversation():
+            turns = (*item.prompt.turns, *item.response)
+            return len(item.prompt.arguments) + sum(len(turn.content) + len(turn.more) for turn in turns)
+    return 0
+
+
+def pieces(inputs: Sequence[Input], size: int) -> Iterator[Sequence[Input]]:
+    """Cut inputs, in order, into pieces of at most so many characters, or of one input that has more."""
+    start, filled = 0, 0
+    for place, item in enumerate(inputs):
+        added = _TURN + characters(item)
+        if filled + added > size and place > start:
+            yield inputs[start:place]
+            start, filled = place, 0
+        filled += added
+    if inputs[start:]:
+        yield inputs[start:]
+
+
+_TURN = 256  # what an input costs in characters before it has any
+
+
 @dataclass(frozen=True)
 class Reading:
     """What became of one input."""
@@ -65,13 +98,26 @@ class Reading:
     """Why it can't be scored."""
 
 
+class _Plain(ConversationEncoder):
+    """An encoder that does not look for what the template leaves out: that takes the square of the turns' number."""
+
+    def _lost(self, *args: Any) -> tuple[str, ...]:
+        return ()
+
+
 class Reader:
     """Reads inputs with a scorer's encoder; one thread at a time, as tokenizers change themselves while they work."""
 
     def __init__(self, encoder: ConversationEncoder) -> None:
-        self.encoder = encoder
-        self._strict = replace(encoder, overlong="drop")
+        self.encoder: ConversationEncoder = _Plain(
+            **{each.name: getattr(encoder, each.name) for each in fields(encoder)}
+        )
+        self._strict = replace(self.encoder, overlong="drop")
         self._frame = frame_of(encoder.tokenizer)
+
+    def copy(self) -> Reader:
+        """A reader for another thread, with a tokenizer of its own."""
+        return Reader(replace(self.encoder, tokenizer=copy.deepcopy(self.encoder.tokenizer)))
 
     def read(self, inputs: Sequence[Input]) -> list[Reading]:
         """Read a request's inputs, in order."""

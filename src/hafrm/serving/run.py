@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import socket
 import sys
-from typing import Any
+from pathlib import Path
 
 from hafrm.errors import ConfigError, MissingExtraError
 from hafrm.serving.config import ServeConfig, is_loopback
+from hafrm.serving.lines import shown
 
 __all__ = ["API_KEY", "serve"]
 
@@ -17,7 +19,7 @@ API_KEY = "HAFRM_API_KEY"
 """The environment variable that holds the key which clients must send."""
 
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client")
-_GRACE = 30  # seconds for requests in flight, once told to stop
+_FILES_RESERVED = 64  # open files for all that is not a connection
 
 
 def serve(config: ServeConfig) -> None:
@@ -41,27 +43,45 @@ def serve(config: ServeConfig) -> None:
 
 
 def _serve(config: ServeConfig, listener: socket.socket, key: str | None) -> None:
-    import uvicorn
-
     from hafrm.serving.app import build_app
+    from hafrm.serving.connections import Server, raise_file_limit
     from hafrm.serving.service import RewardService
 
-    app: Any = build_app(RewardService(config.load(config.model, config.score), config), api_key=key)
-    shown = f"[{config.host}]" if ":" in config.host else config.host
+    service = RewardService(config.load(config.model, config.score), config)
+    service.try_out()
+    app = build_app(service, api_key=key)
+    most = _connections(config, raise_file_limit())
+    host = f"[{config.host}]" if ":" in config.host else config.host
     if key is None and not is_loopback(config.host):
-        print(f"hafrm serve: anybody who reaches {shown} can use this server: set {API_KEY}.", file=sys.stderr)  # noqa: T201
-    print(f"{config.name} at http://{shown}:{listener.getsockname()[1]}", flush=True)  # noqa: T201
-    settings = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        ws="none",
-        timeout_graceful_shutdown=_GRACE,
-        limit_concurrency=4 * config.max_requests + 64,  # connections; a request over the limit is met by the gate
-    )
-    uvicorn.Server(settings).run(sockets=[listener])
+        print(f"hafrm serve: anybody who reaches {host} can use this server: set {API_KEY}.", file=sys.stderr)  # noqa: T201
+    print(f"{shown(config.name)} at http://{host}:{listener.getsockname()[1]}", flush=True)  # noqa: T201
+    _be_prompt()
+    Server(app, listener, config, most).run()
+
+
+def _connections(config: ServeConfig, files: int) -> int:
+    """How many connections there may be: enough for every request, and fewer than the files that may be open."""
+    wanted = 4 * config.max_requests + 64
+    room = files - sum(1 for _ in Path("/dev/fd").iterdir()) - _FILES_RESERVED
+    if room < 1:
+        raise ConfigError(
+            f"This process may have {files} open files, which leaves none for connections: ulimit -n 1024."
+        )
+    if room < wanted:
+        print(  # noqa: T201
+            f"hafrm serve: at most {room} connections at one time, as this process may have {files} open files; more "
+            f"wait. For {wanted}: ulimit -n {wanted + files - room}.",
+            file=sys.stderr,
+        )
+    return min(wanted, room)
+
+
+def _be_prompt() -> None:
+    """Let no thread and no collection of garbage hold the event loop for long."""
+    sys.setswitchinterval(0.001)
+    gc.collect()
+    gc.freeze()  # the model and the libraries, which are there to stay
+    gc.set_threshold(20_000, 50, 100)  # a large body has a million values, and none of them in a circle
 
 
 def _api_key() -> str | None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from hafrm.encoding import TokenGroup
 from hafrm.errors import ConfigError
 from hafrm.models.scorers import Scorer, TokenScorer
-from hafrm.serving.batcher import Batcher
+from hafrm.serving.batcher import Batcher, Job
 from hafrm.serving.config import ServeConfig
 from hafrm.serving.errors import RequestError
 from hafrm.serving.metrics import Metrics
-from hafrm.serving.reading import OVERLONG, Input, Reader, Reading
+from hafrm.serving.reading import OVERLONG, Input, Reader, Reading, characters, pieces
 
 __all__ = ["Outcome", "RewardService"]
 
@@ -27,8 +31,16 @@ class Outcome:
     reading: Reading
 
 
+LARGE = 2**16
+"""Characters of a body, or of one text, that are read aside, so that small ones never wait for them."""
+
+_T = TypeVar("_T")
+_large: ContextVar[bool] = ContextVar("large", default=False)
+
+
 class RewardService:
-    """A scorer behind a batcher and a thread that tokenizes.
+    """A scorer behind a batcher and threads that read requests: one for small ones, which never wait for large ones,
+    one for large ones, piece by piece in turns, and one for texts that no piece holds.
 
     Raises:
         ConfigError: the scorer's model does not run in this process.
@@ -46,19 +58,52 @@ class RewardService:
             observe=self.metrics.batch,
         )
         self.metrics.queue.set_function(lambda: self.batcher.waiting)
+        layout = getattr(scorer, "layout", None)
+        self._job = partial(Job, share_prompts=layout is not None and layout.packed)
         self._reader = Reader(scorer.encoder)
-        self._reading = ThreadPoolExecutor(1, thread_name_prefix="hafrm-reader")
+        self._long_reader = self._reader.copy()
+        self._reading = threading.Lock()  # tokenizers change themselves while they work
+        self._small, self._others, self._long = (
+            ThreadPoolExecutor(1, thread_name_prefix=f"hafrm-{name}") for name in ("small", "large", "long")
+        )
 
-    async def outcomes(self, inputs: Sequence[Input]) -> list[Outcome]:
+    def try_out(self) -> None:
+        """Score one text.
+
+        Raises:
+            ModelError: its reward is not finite.
+        """
+        ids = self.scorer.encoder.text_ids(["How are you? Fine, thank you."])[0][: self.scorer.encoder.max_length]
+        if len(ids) > 1:
+            self.scorer.score_tokens([TokenGroup((ids[0],), (tuple(ids[1:]),))])
+
+    async def aside(self, function: Callable[[], _T], *, size: int | None = None) -> _T:
+        """Call a function of a request on a thread, off the event loop.
+
+        Args:
+            function: What to call.
+            size: The length of the request's body, where it is known now; it holds for later calls of the request too.
+        """
+        if size is not None:
+            _large.set(size > LARGE)
+        thread = self._others if _large.get() else self._small
+        return await asyncio.get_running_loop().run_in_executor(thread, function)
+
+    async def outcomes(self, make: Callable[[], Sequence[Input]]) -> list[Outcome]:
         """Score a request's inputs, in order.
+
+        Args:
+            make: Gives the inputs; called off the event loop.
 
         Raises:
             RequestError: there are too many, or the model's score can't be had of rendered text.
         """
+        inputs = await self.aside(make)
         most = self.config.max_conversations
         if len(inputs) > most:
             raise RequestError(400, "too_many", f"{len(inputs)} conversations in one request; the most is {most}.")
-        readings = await asyncio.get_running_loop().run_in_executor(self._reading, self._reader.read, inputs)
+        cut = await self.aside(lambda: list(pieces(inputs, LARGE)))
+        readings = [reading for piece in cut for reading in await self._read(piece)]
         if self.scorer.reads_responses and not all(reading.bordered for reading in readings):
             raise RequestError(
                 400,
@@ -67,7 +112,11 @@ class RewardService:
                 "Send messages, or the prompts that the texts begin with.",
             )
         groups = [reading.group for reading in readings if reading.group is not None]
-        rewards = iter(await self._rewards(groups))
+        rewards: Iterator[float] = iter(())
+        if groups:
+            job = await self.aside(partial(self._job, groups))
+            found = await asyncio.wrap_future(self.batcher.submit(job))
+            rewards = iter(found)
         for reading in readings:
             if reading.unscored:
                 self.metrics.unscored.labels(reading.unscored).inc()
@@ -79,17 +128,25 @@ class RewardService:
         """A response's text without the stop token at which its generation ended."""
         return self._reader.bare_response(text)
 
-    async def _rewards(self, groups: Sequence[TokenGroup]) -> list[float]:
-        return await asyncio.wrap_future(self.batcher.submit(groups)) if groups else []
+    async def _read(self, piece: Sequence[Input]) -> list[Reading]:
+        if len(piece) == 1 and characters(piece[0]) > LARGE:
+            read = partial(self._long_reader.read, piece)
+            return await asyncio.get_running_loop().run_in_executor(self._long, read)
 
-    async def scored(self, inputs: Sequence[Input]) -> list[tuple[float, Reading]]:
-        """Score inputs for a protocol that knows no missing reward.
+        def locked() -> list[Reading]:
+            with self._reading:
+                return self._reader.read(piece)
+
+        return await self.aside(locked)
+
+    async def scored(self, make: Callable[[], Sequence[Input]]) -> list[tuple[float, Reading]]:
+        """Score inputs, as `outcomes` takes them, for a protocol that knows no missing reward.
 
         Raises:
             RequestError: an input has no reward; says which and why.
         """
         found = []
-        for i, outcome in enumerate(await self.outcomes(inputs)):
+        for i, outcome in enumerate(await self.outcomes(make)):
             if outcome.reward is None:
                 raise self._no_reward(i, outcome.reading)
             found.append((outcome.reward, outcome.reading))
@@ -111,5 +168,6 @@ class RewardService:
 
     def close(self) -> None:
         """Answer what waits, then stop."""
-        self._reading.shutdown()
+        for thread in (self._small, self._others, self._long):
+            thread.shutdown()
         self.batcher.close()

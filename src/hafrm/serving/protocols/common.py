@@ -13,7 +13,20 @@ from hafrm.serving.config import MAX_ITEMS
 from hafrm.serving.errors import RequestError
 from hafrm.serving.reading import Input, TokenIds, Unfit
 
-__all__ = ["AnyForm", "Columns", "ConsumerRequest", "Ids", "Name", "Text", "Turn", "Turns", "conversation", "input_of"]
+__all__ = [
+    "AnyForm",
+    "Columns",
+    "ConsumerRequest",
+    "Ids",
+    "Name",
+    "StrictBody",
+    "Text",
+    "Turn",
+    "Turns",
+    "Values",
+    "conversation",
+    "input_of",
+]
 
 MAX_CHARACTERS = 2**24
 
@@ -28,19 +41,29 @@ _Values = dict[str, Any]
 Values = Annotated[list[_Values], Field(max_length=MAX_ITEMS, fail_fast=True)]
 
 
-class TextPart(BaseModel):
-    """A part of a turn's content that is text; there are no others here."""
+class StrictBody(BaseModel):
+    """What has no fields but those that are known here. Of others the first is named, as one is enough to refuse."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_more_strangers(cls, sent: Any) -> Any:
+        if not isinstance(sent, dict) or len(sent) <= len(cls.model_fields):
+            return sent
+        first = next(name for name in sent if name not in cls.model_fields)
+        return {name: value for name, value in sent.items() if name == first or name in cls.model_fields}
+
+
+class TextPart(StrictBody):
+    """A part of a turn's content that is text; there are no others here."""
 
     type: Literal["text", "input_text", "output_text"]
     text: Text
 
 
-class Turn(BaseModel):
+class Turn(StrictBody):
     """One turn of a conversation, with the keys that rows on disk may have."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
     @model_validator(mode="before")
     @classmethod
@@ -97,7 +120,7 @@ def input_of(form: str | list[int] | list[Turn], columns: Mapping[str, Any]) -> 
     Raises:
         RequestError: there are columns, which text that is rendered already has no use for.
     """
-    turns = [turn for turn in form if isinstance(turn, Turn)]
+    turns = [] if isinstance(form, str) else [turn for turn in form if isinstance(turn, Turn)]
     if form and len(turns) == len(form):
         return conversation(turns[:-1], turns[-1:], columns)
     if given := [name for name, value in columns.items() if value]:

@@ -11,8 +11,10 @@ from typing import Annotated
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
+from hafrm.serving.bodies import route_class
 from hafrm.serving.config import MAX_ITEMS
 from hafrm.serving.protocols.common import AnyForm, Columns, ConsumerRequest, Name, input_of
+from hafrm.serving.reading import Input
 from hafrm.serving.service import RewardService
 
 __all__ = ["router"]
@@ -24,6 +26,10 @@ class ScoreRequest(ConsumerRequest, Columns):
     model: Name | None = None
     messages: Annotated[list[AnyForm], Field(max_length=MAX_ITEMS, fail_fast=True)]
 
+    def inputs(self) -> list[Input]:
+        """What is to be scored."""
+        return [input_of(form, self.columns()) for form in self.messages]
+
 
 class ScoreResponse(BaseModel):
     """One score a text."""
@@ -34,12 +40,12 @@ class ScoreResponse(BaseModel):
 
 def router(service: RewardService) -> APIRouter:
     """`POST /v1/score/evaluation`."""
-    routes = APIRouter(tags=["LLaMA-Factory"])
+    routes = APIRouter(tags=["LLaMA-Factory"], route_class=route_class(service))
 
     @routes.post("/v1/score/evaluation")
     async def score(request: ScoreRequest) -> ScoreResponse:
         """Score rendered texts."""
-        found = await service.scored([input_of(form, request.columns()) for form in request.messages])
+        found = await service.scored(request.inputs)
         return ScoreResponse(model=service.name, scores=[reward for reward, _ in found])
 
     return routes

@@ -5,30 +5,32 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
+from hafrm.serving.bodies import route_class
 from hafrm.serving.config import MAX_ITEMS
-from hafrm.serving.protocols.common import Columns, Turns, conversation
+from hafrm.serving.protocols.common import Columns, StrictBody, Turns, conversation
+from hafrm.serving.reading import Input
 from hafrm.serving.service import RewardService
 
 __all__ = ["RewardsRequest", "RewardsResponse", "router"]
 
 
-class ConversationBody(Columns):
+class ConversationBody(StrictBody, Columns):
     """A prompt and one response to it; the response begins and ends with an assistant turn."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
     prompt: Turns
     response: Turns
 
 
-class RewardsRequest(BaseModel):
+class RewardsRequest(StrictBody):
     """Conversations to score. Those under one prompt share its computation."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
-
     conversations: Annotated[list[ConversationBody], Field(max_length=MAX_ITEMS, fail_fast=True)]
+
+    def inputs(self) -> list[Input]:
+        """What is to be scored."""
+        return [conversation(item.prompt, item.response, item.columns()) for item in self.conversations]
 
 
 class RewardBody(BaseModel):
@@ -53,14 +55,12 @@ class RewardsResponse(BaseModel):
 
 def router(service: RewardService) -> APIRouter:
     """`POST /v1/rewards`."""
-    routes = APIRouter(tags=["hafrm"])
+    routes = APIRouter(tags=["hafrm"], route_class=route_class(service))
 
     @routes.post("/v1/rewards")
     async def rewards(request: RewardsRequest) -> RewardsResponse:
         """Score conversations."""
-        found = await service.outcomes(
-            [conversation(item.prompt, item.response, item.columns()) for item in request.conversations]
-        )
+        found = await service.outcomes(request.inputs)
         return RewardsResponse(
             model=service.name,
             rewards=[

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
+from hafrm.serving.bodies import route_class
 from hafrm.serving.config import MAX_ITEMS
 from hafrm.serving.protocols.common import AnyForm, Columns, ConsumerRequest, input_of
 from hafrm.serving.reading import Input, PromptedText
@@ -47,12 +48,12 @@ class GetRewardResponse(BaseModel):
 
 def router(service: RewardService) -> APIRouter:
     """`POST /get_reward`."""
-    routes = APIRouter(tags=["OpenRLHF"])
+    routes = APIRouter(tags=["OpenRLHF"], route_class=route_class(service))
 
     @routes.post("/get_reward")
     async def get_reward(request: GetRewardRequest) -> GetRewardResponse:
         """Score rendered texts."""
-        rewards = [reward for reward, _ in await service.scored(request.inputs())]
+        rewards = [reward for reward, _ in await service.scored(request.inputs)]
         return GetRewardResponse(rewards=rewards, scores=rewards, extra_logs={})
 
     return routes

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter
 from pydantic import AliasChoices, BaseModel, Field
 
+from hafrm.serving.bodies import route_class
 from hafrm.serving.config import MAX_ITEMS
 from hafrm.serving.errors import RequestError
 from hafrm.serving.protocols.common import (
@@ -27,6 +28,7 @@ from hafrm.serving.protocols.common import (
     Text,
     Turn,
     Turns,
+    Values,
     conversation,
     input_of,
 )
@@ -104,7 +106,7 @@ class RerankRequest(_Request):
 
     query: Text | Turns
     documents: Annotated[list[Text], Field(max_length=MAX_ITEMS, fail_fast=True)]
-    tools: list[dict[str, Any]] | None = None
+    tools: Values | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     top_n: Annotated[int, Field(ge=0, le=2**31)] = 0
     """How many to return; 0: all."""
@@ -191,9 +193,9 @@ class RerankResponse(_Answer):
 
 def router(service: RewardService) -> APIRouter:
     """`POST /classify`, `/pooling` and `/rerank`."""
-    routes = APIRouter(tags=["vLLM"])
+    routes = APIRouter(tags=["vLLM"], route_class=route_class(service))
 
-    async def scored(inputs: list[Input]) -> tuple[list[float], Usage]:
+    async def scored(inputs: Callable[[], list[Input]]) -> tuple[list[float], Usage]:
         found = await service.scored(inputs)
         tokens = sum(reading.tokens for _, reading in found)
         return [reward for reward, _ in found], Usage(prompt_tokens=tokens, total_tokens=tokens)
@@ -201,7 +203,7 @@ def router(service: RewardService) -> APIRouter:
     @routes.post("/classify")
     async def classify(request: PoolingRequest) -> ClassifyResponse:
         """Score texts as a classifier of one class."""
-        rewards, usage = await scored(request.inputs())
+        rewards, usage = await scored(request.inputs)
         shown = _shown(rewards, activated=request.use_activation is not False)
         items = [ClassifyItem(index=i, probs=[value]) for i, value in enumerate(shown)]
         return ClassifyResponse(model=service.name, usage=usage, data=items)
@@ -209,7 +211,7 @@ def router(service: RewardService) -> APIRouter:
     @routes.post("/pooling")
     async def pooling(request: PoolingRequest) -> PoolingResponse:
         """Score texts."""
-        rewards, usage = await scored(request.inputs())
+        rewards, usage = await scored(request.inputs)
         shown = _shown(rewards, activated=request.use_activation is True)
         items = [PoolingItem(index=i, data=[value]) for i, value in enumerate(shown)]
         return PoolingResponse(model=service.name, usage=usage, data=items)
@@ -219,7 +221,7 @@ def router(service: RewardService) -> APIRouter:
     @routes.post("/v2/rerank", include_in_schema=False)
     async def rerank(request: RerankRequest) -> RerankResponse:
         """Order responses to a prompt, the best first."""
-        rewards, usage = await scored(request.inputs(service.bare_response))
+        rewards, usage = await scored(lambda: request.inputs(service.bare_response))
         shown = _shown(rewards, activated=request.use_activation is not False)
         order = sorted(range(len(rewards)), key=lambda i: (-rewards[i], i))  # sigma is 1 for all large rewards
         items = [

@@ -1,0 +1,26 @@
+"""Lines for the log and the terminal that no text of a client, a template or a model can change or lengthen at will."""
+
+from __future__ import annotations
+
+from itertools import islice
+from traceback import TracebackException
+
+__all__ = ["shown", "traceback_text"]
+
+_LINES, _CHARACTERS = 60, 300
+
+
+def shown(text: str, most: int = _CHARACTERS) -> str:
+    """A text's beginning as one line, with what does not print escaped."""
+    cut = text if len(text) <= most else f"{text[:most]}..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
+
+
+def traceback_text(error: BaseException) -> str:
+    """An error's traceback, in a bounded number of bounded lines; of its causes, as many as these hold."""
+    lines = (line for part in TracebackException.from_exception(error, limit=-20).format() for line in _split(part))
+    return "\n".join(shown(line) for line in islice(lines, _LINES))
+
+
+def _split(part: str) -> list[str]:
+    return part[: _LINES * _CHARACTERS].removesuffix("\n").split("\n")

@@ -112,6 +112,7 @@ class ConversationEncoder:
             responses at their end and raises only where the prompt alone fills the limit.
         scored_at: Where a conversation ends, which is where its reward is read.
         special_tokens: What becomes of special tokens in messages; stock programs and training make tokens of them.
+        find_lost: Whether to find what the template does not write; see `TokenGroup.lost`.
     """
 
     tokenizer: ChatTokenizer
@@ -119,6 +120,7 @@ class ConversationEncoder:
     overlong: Overlong = "drop"
     scored_at: ScoredAt = "template"
     special_tokens: SpecialTokenRule = "token"
+    find_lost: bool = True
     _special: SpecialTokens = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -213,7 +215,8 @@ class ConversationEncoder:
             outcome = self._cut(borders, [rendered.ids for rendered in wholes])
             if isinstance(outcome, TokenGroup):
                 special_tokens = self._special.count(prompt, [turn for response in responses for turn in response])
-                outcome = replace(outcome, lost=tuple(self._lost(keys, wholes)), special_tokens=special_tokens)
+                lost = tuple(self._lost(keys, wholes)) if self.find_lost else ()
+                outcome = replace(outcome, lost=lost, special_tokens=special_tokens)
             outcomes.append(outcome)
         return outcomes
 
@@ -255,13 +258,17 @@ class ConversationEncoder:
             """Whether nothing is rendered differently with this turn in the place of the one that is there."""
             return self._renders_as((prompt, (*turns[:place], changed, *turns[place + 1 :])), whole)
 
+        contents = "\n".join(turn.content for turn in turns)
+        dropped: dict[tuple[str, str], bool] = {}
         for place in places:
             turn = turns[place]
             text = turn.content.strip()
-            # Text that is in another turn too shows nothing by being in the rendering.
-            twice = text and any(text in other.content for other in (*turns[:place], *turns[place + 1 :]))
-            doubled = replace(turn, content=f"{text} {text}")
-            if not _writes(whole.text, text) or (twice and silent(place, doubled)):
+            if (kind := (turn.role, text)) not in dropped:
+                # Text that is in another turn too shows nothing by being in the rendering.
+                twice = bool(text) and contents.count(text) > turn.content.count(text)
+                doubled = replace(turn, content=f"{text} {text}")
+                dropped[kind] = not _writes(whole.text, text) or (twice and silent(place, doubled))
+            if dropped[kind]:
                 yield f"{turn.role} text"
             if not turn.more:
                 continue

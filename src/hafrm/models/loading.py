@@ -331,6 +331,7 @@ def _encoder(
         overlong=options.overlong or overlong,
         scored_at=scored_at,
         special_tokens=options.special_tokens or "text",
+        find_lost=False,  # `hafrm data check` and training say it
     )
 
 

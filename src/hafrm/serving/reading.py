@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from hafrm.encoding import ConversationEncoder, OverlongError, TokenGroup, common_prefix
 from hafrm.errors import BadRowReason
@@ -98,20 +97,11 @@ class Reading:
     """Why it can't be scored."""
 
 
-class _Plain(ConversationEncoder):
-    """An encoder that does not look for what the template leaves out: that takes the square of the turns' number."""
-
-    def _lost(self, *args: Any) -> tuple[str, ...]:
-        return ()
-
-
 class Reader:
     """Reads inputs with a scorer's encoder; one thread at a time, as tokenizers change themselves while they work."""
 
     def __init__(self, encoder: ConversationEncoder) -> None:
-        self.encoder: ConversationEncoder = _Plain(
-            **{each.name: getattr(encoder, each.name) for each in fields(encoder)}
-        )
+        self.encoder = encoder
         self._strict = replace(self.encoder, overlong="drop")
         self._frame = frame_of(encoder.tokenizer)
 

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from tokenizers import AddedToken
 
@@ -21,6 +22,7 @@ from hafrm.pairs import Conversation, Message, Prompt, parse_conversation
 from hafrm.templates import SpecialTokenError, TemplateRefusalError, render
 from hafrm.timeouts import TimedOutError, time_limit
 from tests.faults.runs import saved_run
+from tests.serving.conftest import live
 from tests.serving.test_client_texts import byte_level, sentencepiece_like
 from tests.tiny import save_tiny, tiny_tokenizer
 
@@ -261,3 +263,14 @@ def test_evaluate_reads_tokens_as_training_does(
     command = ["data", "check", str(tmp_path / "pairs.jsonl"), "--tokenizer", str(run)]
     main(command)
     assert "special_tokens" in capfd.readouterr().out
+
+
+def test_a_server_reads_characters_and_counts(attacked: Any) -> None:
+    run, _ = attacked
+    scorer = load_scorer(str(run))
+    expected = scorer.score([forged(tiny_tokenizer())])
+    with live(scorer) as address:
+        body = {"conversations": [forged(tiny_tokenizer()).as_row()]}
+        (entry,) = httpx.post(f"{address}/v1/rewards", json=body).json()["rewards"]
+        assert "hafrm_special_tokens_total 1.0" in httpx.get(f"{address}/metrics").text
+    assert entry["reward"] == pytest.approx(expected[0], abs=1e-5)

@@ -25,6 +25,9 @@ class Metrics:
         )
         self.unscored = Counter("hafrm_unscored", "Conversations without a reward", ["reason"], registry=registry)
         self.truncated = Counter("hafrm_truncated", "Conversations whose end was cut off", registry=registry)
+        self.special_tokens = Counter(
+            "hafrm_special_tokens", "Conversations whose messages contain special tokens", registry=registry
+        )
         self.unfinished = Counter(
             "hafrm_unfinished", "Texts that came without a stop token at their end", registry=registry
         )

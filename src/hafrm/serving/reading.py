@@ -91,6 +91,8 @@ class Reading:
     """Whether its end was cut off here."""
     unfinished: bool = False
     """Whether it came without a stop token at its end, and is scored as it stands."""
+    special_tokens: bool = False
+    """Whether its messages contain special tokens; see `ScoreOptions.special_tokens`."""
     bordered: bool = True
     """Whether it is known where the response begins."""
     unscored: str | None = None
@@ -143,13 +145,13 @@ class Reader:
 
     def _read_outcome(self, conversation: Conversation, outcome: object) -> Reading:
         if isinstance(outcome, TokenGroup):
-            return Reading(outcome, outcome.unique_tokens)
+            return Reading(outcome, outcome.unique_tokens, special_tokens=outcome.special_tokens > 0)
         if not isinstance(outcome, OverlongError):
             return Reading(unscored=BadRowReason.REFUSED_BY_TEMPLATE.value)
         if self.encoder.overlong == "drop" or outcome.prompt_alone:
             return Reading(tokens=outcome.tokens, unscored=OVERLONG)
         cut = self.encoder.encode(conversation.prompt, [conversation.response])
-        return Reading(cut, outcome.tokens, truncated=True)
+        return Reading(cut, outcome.tokens, truncated=True, special_tokens=cut.special_tokens > 0)
 
     def _of_ids(self, ids: list[int], ended: bool, *, border: int | None) -> Reading:
         """A whole conversation's ids, of which the first `border` are the prompt's, where that is known."""

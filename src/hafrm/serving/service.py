@@ -122,6 +122,7 @@ class RewardService:
                 self.metrics.unscored.labels(reading.unscored).inc()
             self.metrics.truncated.inc(reading.truncated)
             self.metrics.unfinished.inc(reading.unfinished)
+            self.metrics.special_tokens.inc(reading.special_tokens)
         return [Outcome(next(rewards) if reading.group else None, reading) for reading in readings]
 
     def bare_response(self, text: str) -> str:

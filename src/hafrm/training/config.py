@@ -21,12 +21,10 @@ from hafrm.losses import OPTIONS_READ, POLICY_LOSSES, REWARD_LOSSES, USES_REFERE
 from hafrm.models.heads import HeadInit
 from hafrm.models.layout import LayoutChoice
 from hafrm.models.lora import LoraOptions
+from hafrm.models.schema import Method
 from hafrm.training.arguments import checked_arguments, total_steps
 
 __all__ = ["BEST_METRICS", "LossConfig", "Method", "TrainConfig", "training_arguments"]
-
-Method = Literal["haf", "baseline", "dpo"]
-"""`haf` trains both heads (Eq. 5), `baseline` the reward head alone (Eq. 2), `dpo` the policy head alone (Eq. 4)."""
 
 _FIXED_WEIGHTS: dict[Method, dict[str, float]] = {
     "haf": {},

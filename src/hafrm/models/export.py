@@ -8,27 +8,24 @@ files, so that hafrm reads no others; other programs pass over it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from hafrm import atomic
 from hafrm.errors import ConfigError, ModelError, first_line
-from hafrm.models.cards import CARD_MARK, policy_card, reward_card
+from hafrm.models.cards import CARD_FILE, CARD_MARK, policy_card, reward_card
 from hafrm.models.checkpoints import writing
+from hafrm.models.finite import require_finite
 from hafrm.models.listing import ADAPTER_FILE, ADAPTER_FOLDER, CHECKSUMS_FILE, listed, save_checksums
 from hafrm.models.runinfo import RunInfo, read_manifest, require_undamaged
 from hafrm.models.stock import loading, quiet_transformers, require_whole
 
 __all__ = ["ExportConfig", "export"]
 
-CARD_FILE = "README.md"
 Task = Literal["SEQ_CLS", "CAUSAL_LM"]
 
 
@@ -90,7 +87,7 @@ def _export_head(config: ExportConfig, info: RunInfo, folder: Path, stock_class:
                 "hafrm itself scores with the run's own folder."
             ) from error
         require_whole(model, report, str(run), kind="finished run")
-        _require_finite(model.state_dict(), run)
+        require_finite(model.state_dict().items(), run)
         tokenizer = AutoTokenizer.from_pretrained(run, trust_remote_code=trust)
         with writing(folder), atomic.new_folder(folder) as temporary:
             model.save_pretrained(temporary)
@@ -124,15 +121,6 @@ def _require_own(folder: Path) -> None:
         )
 
 
-def _require_finite(weights: Mapping[str, Tensor], place: Path) -> None:
-    for name, weight in weights.items():
-        if weight.is_floating_point() and not torch.isfinite(weight).all():
-            raise ModelError(
-                f"{place}: {name} has values that are not finite, so neither has the model a finite reward. Export an "
-                "earlier checkpoint, or train again."
-            )
-
-
 def _export_adapter(source: Path, folder: Path, task: Task) -> None:
     """Copy an adapter for one stock class: the reward head goes with the classifier alone."""
     folder.mkdir()
@@ -143,7 +131,7 @@ def _export_adapter(source: Path, folder: Path, task: Task) -> None:
     if task == "CAUSAL_LM":
         tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("score.weight")}
         description |= {"modules_to_save": None}
-    _require_finite(tensors, source)
+    require_finite(tensors.items(), source)
     save_file(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
     atomic.write_json(folder / "adapter_config.json", description)
     save_checksums(folder)

@@ -25,6 +25,7 @@ __all__ = [
     "require_checksums",
     "require_listed",
     "save_checksums",
+    "strangers",
     "weight_files",
 ]
 
@@ -89,7 +90,7 @@ def weight_files(sha256: Mapping[str, str]) -> list[str]:
 
 
 def require_checksums(
-    folder: Path, sha256: Mapping[str, str], *, kept_in: str, remedy: str, strangers: bool = True
+    folder: Path, sha256: Mapping[str, str], *, kept_in: str, remedy: str, complete: bool = True
 ) -> None:
     """Refuse a folder whose files are not those that were saved, or that has others that would be read. Reads them all.
 
@@ -98,7 +99,7 @@ def require_checksums(
         sha256: What `checksums` gave when it was saved.
         kept_in: The file of the folder that holds them.
         remedy: What to do about a damaged file, as a clause.
-        strangers: Whether the list holds all files of the model, so that others are refused which would be read.
+        complete: Whether the list holds all files of the model, so that others are refused which would be read.
 
     Raises:
         DamagedError: names the file.
@@ -112,7 +113,7 @@ def require_checksums(
                 f"{path} is not what was saved: its checksum differs. {remedy}; if it was changed on purpose, set its "
                 f"checksum in {folder / kept_in} to {found}."
             )
-    for name in _strangers(folder) if strangers else ():
+    for name in strangers(folder) if complete else ():
         if name not in sha256:
             raise DamagedError(
                 f"{folder / name} is read by its name, and is not among the files that were saved ({folder / kept_in})."
@@ -154,8 +155,8 @@ def listed(folder: Path, *, remedy: str = "Delete it") -> dict[str, str]:
     return dict(sha256)
 
 
-def _strangers(folder: Path) -> Iterator[str]:
-    """The files of a folder that would be read by their names, by their paths there."""
+def strangers(folder: Path) -> Iterator[str]:
+    """The files of a folder that would be read by their names, by their paths there, listed or not."""
     for pattern in ("*", "additional_chat_templates/*", "custom_generate/*"):
         for path in sorted(folder.glob(pattern)):
             name = path.relative_to(folder).as_posix()

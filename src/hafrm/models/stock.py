@@ -17,6 +17,7 @@ from hafrm.errors import ConfigError, HafrmError, ModelError, first_line
 from hafrm.models import modes
 from hafrm.models.adapters import merged_into
 from hafrm.models.advice import advice
+from hafrm.models.finite import require_finite
 from hafrm.models.heads import HeadInit, SavedHead, kept_head
 from hafrm.models.hybrid import HybridModel, head_width, new_reward_head
 from hafrm.models.lora import LoraOptions, add_lora, quantization_config, targets_of
@@ -235,6 +236,7 @@ def new_model(
     )
     if saved is not None:
         _take_over(head, saved, model)
+    require_finite([*causal_lm.named_parameters(), ("of the reward head", head.weight)], model)
     head = head.to(causal_lm.device)
     if not lora.enabled:
         return HybridModel(causal_lm, head, with_lm_head=headed)

@@ -70,6 +70,7 @@ def save_policy(model: HybridModel, tokenizer: Any, folder: Path) -> None:
             with quiet_transformers():
                 stock.save_pretrained(place)
         tokenizer.save_pretrained(place)
+        save_checksums(place)
 
 
 def checkpoint_folders(run: Path) -> dict[int, Path]:

@@ -50,7 +50,8 @@ class RlhfJob:
 
     def begin(self) -> None:
         """Make the folder, which from now on holds an unfinished run."""
-        make_folder(self.folder, anew=self.config.overwrite and self.folder.exists())
+        if kept := make_folder(self.folder, anew=self.config.overwrite and self.folder.exists()):
+            self.say(kept)
         save_manifest(self.manifest, self.folder)
 
     def opening(self, done: int) -> str:

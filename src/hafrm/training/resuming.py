@@ -140,7 +140,7 @@ def _listed_problem(folder: Path) -> str:
         HafrmError: a file is not what was saved.
     """
     listed = require_undamaged(folder).training_sha256
-    require_checksums(folder, listed, kept_in=RUN_FILE, remedy="Restore it from a copy", strangers=False)
+    require_checksums(folder, listed, kept_in=RUN_FILE, remedy="Restore it from a copy", complete=False)
     return "" if listed else f"it was not written to its end ({RUN_FILE} lists no training state)"
 
 

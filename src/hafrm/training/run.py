@@ -111,12 +111,13 @@ def _train(config: TrainConfig, folder: Path) -> TrainResult:
     PartialState().wait_for_everyone()  # all have looked at what the folder held
     with args.main_process_first(local=False):  # the others look for checkpoints there
         if args.process_index == 0:
-            make_folder(folder, anew=config.overwrite)
+            kept = make_folder(folder, anew=config.overwrite)
             save_manifest(manifest, folder)
             opening = _opening(data, args, manifest["layout"], margins=objective.needs_rewards)
             bare = [model.bare] if model.bare else []
-            for line in (*opening, start.head, *start.notes, *bare):
-                progress.say(line)
+            for line in (*opening, start.head, *start.notes, *bare, kept):
+                if line:
+                    progress.say(line)
 
     reference = ReferenceSource(loss, model, layout, args, weights=info.base_digest, tokens=tokens)
     trainer = HybridTrainer(

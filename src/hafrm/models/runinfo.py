@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from hafrm import atomic
 from hafrm.encoding import Overlong
-from hafrm.errors import DamagedError, ModelError
+from hafrm.errors import ConfigError, DamagedError, ModelError
 from hafrm.models.listing import (
     ADAPTER_FILE,
     ADAPTER_FOLDER,
@@ -25,6 +25,7 @@ __all__ = [
     "Head",
     "RunInfo",
     "read_manifest",
+    "require_apart",
     "require_as_saved",
     "require_finished",
     "require_undamaged",
@@ -136,6 +137,18 @@ def require_finished(folder: Path) -> None:
 
 
 _REMEDY = "Restore it from a copy, or use another checkpoint"
+
+
+def require_apart(out: Path) -> None:
+    """Refuse a model's own folder, or what is no folder, as the place for a command's results.
+
+    Raises:
+        ConfigError: says why.
+    """
+    atomic.require_folder(out)
+    for name in (RUN_FILE, "model.safetensors", "model.safetensors.index.json"):
+        if (out / name).exists():
+            raise ConfigError(f"out: {out} is a model's folder ({name}). Give the results a folder of their own.")
 
 
 def require_as_saved(model: str) -> None:

@@ -69,7 +69,15 @@ class ReferenceSource:
         return PairDataset(encoded.pairs, encoded.groups, self._compute(encoded) if self.precomputed else None)
 
     def _compute(self, encoded: EncodedPairs) -> np.ndarray:
-        status = Console(stderr=True, quiet=not PartialState().is_main_process).status("reference log-probs")
+        console = Console(stderr=True, quiet=not PartialState().is_main_process)
+        status = console.status("reference log-probs")
+        said: set[str] = set()
+
+        def say(line: str) -> None:
+            if line not in said:  # a full disk has the same to say of every part
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
+            said.add(line)
+
         size = f"the reference log-probs, batches of {self._tokens} tokens"
         with status, self._autocast, enough_memory(size, _LESS_MEMORY):
             return precompute_reference(
@@ -80,5 +88,6 @@ class ReferenceSource:
                 tokens=self._tokens,
                 cache=cache_folder("references"),
                 weights=self._weights,
+                say=say,
                 progress=lambda done: status.update(f"reference log-probs: {done} of {len(encoded.groups)} pairs"),
             )

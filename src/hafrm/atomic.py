@@ -49,9 +49,12 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     A link is followed. A pipe or a device such as /dev/null is written to as it is: renaming would replace it.
 
     Raises:
-        ConfigError: there is a folder, a socket or a disk.
+        ConfigError: there is a folder, a socket, a disk, or a link to itself.
     """
-    path = path.resolve()
+    try:
+        path = path.resolve()
+    except RuntimeError as error:  # of Python before 3.13
+        raise ConfigError(f"{path} is a link that leads to itself. Give the path of a file.") from error
     if _streams(path):
         with path.open("wb") as stream:
             yield stream

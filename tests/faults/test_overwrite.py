@@ -119,10 +119,10 @@ COMMANDS = {
     "evaluate": ["run", "--data", "rows.jsonl"],
     "export": ["run"],
     "sample": ["base", "--data", "rows.jsonl"],
-    "best-of-n": ["--models", "run", "--samples", "rows.jsonl"],
+    "best-of-n": ["run", "--samples", "rows.jsonl"],
     "judge": ["rows.jsonl", "--judge.kind=reward", "--judge.model=run"],
     "pretrain": ["--data", "rows.jsonl"],
-    "rlhf": ["--model", "base", "--reward", "run", "--prompts", "rows.jsonl"],
+    "rlhf": ["base", "--reward", "run", "--data", "rows.jsonl"],
 }
 
 
@@ -149,6 +149,7 @@ def test_an_output_folder_that_can_not_be_one(
     line = capfd.readouterr().err.splitlines()[-1]
     assert str(out) in line
     assert "None" not in line
+    assert not (desk / "gone").exists()
     assert (out.lstat().st_ino, out.lstat().st_mode) == (before.st_ino, before.st_mode)
     assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
 

@@ -171,7 +171,7 @@ def _cached_part(
             np.savez(file, log_probs=values)
     except (OSError, ConfigError) as error:
         problem = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
-        say(f"warning: {path.parent} can't be written to ({problem}), so the next run computes the reference again")
+        say(f"warning: {path.parents[1]} can't be written to ({problem}), so the next run computes the reference again")
     return values
 
 

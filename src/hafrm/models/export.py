@@ -62,6 +62,8 @@ def export(config: ExportConfig) -> list[Path]:
     if not info.whole:
         raise ModelError(f"{run} holds adapters alone: it is a checkpoint of an unfinished run. Export a finished run.")
     manifest = read_manifest(run)
+    for name in ("policy", "reward"):
+        _require_own(out / name)
     written = []
     if info.policy_ratio:  # first: every model has a causal class, not every one a classifier
         card = policy_card(info, manifest)
@@ -74,7 +76,6 @@ def export(config: ExportConfig) -> list[Path]:
 
 
 def _export_head(config: ExportConfig, info: RunInfo, folder: Path, stock_class: Any, task: Task, card: str) -> Path:
-    _require_own(folder)
     run, trust = Path(config.run), config.trust_remote_code
     with quiet_transformers():
         try:
@@ -105,10 +106,9 @@ def _require_own(folder: Path) -> None:
     Raises:
         ConfigError: names what else is there.
     """
-    if not (folder.exists() or folder.is_symlink()):
+    atomic.require_folder(folder)
+    if not folder.exists():
         return
-    if not folder.is_dir():
-        raise ConfigError(f"{folder} is not a folder. Choose another --out, or move it away.")
     card = folder / CARD_FILE
     if not (card.is_file() and CARD_MARK in card.read_text(encoding="utf-8", errors="replace")):
         raise ConfigError(f"{folder} exists and is no earlier export of hafrm. Choose another --out, or move it away.")

@@ -190,7 +190,8 @@ class TrainConfig:
     """Run Python code that comes with the model. Such code can do anything that you can: leave it off."""
 
     overwrite: bool = False
-    """Delete what the run's folder holds and start anew. Otherwise an interrupted run goes on where it stopped."""
+    """Delete what an earlier run wrote in the folder, and nothing else, and begin again. Otherwise an interrupted run
+    resumes where it stopped."""
 
     def __post_init__(self) -> None:
         if not self.data:

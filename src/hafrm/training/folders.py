@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,8 +94,13 @@ def _unwritable(folder: Path, error: OSError) -> ConfigError:
     return ConfigError(f"out: {folder} can't be written to ({error.strerror or error}). Choose another --out.")
 
 
-def make_folder(folder: Path, *, anew: bool = False) -> str:
+def make_folder(folder: Path, *, anew: bool = False, more: Collection[str] = ()) -> str:
     """Make the run's folder; `anew` deletes what a run wrote there, once data, model and options have proved sound.
+
+    Args:
+        folder: The folder.
+        anew: Delete what an earlier run wrote.
+        more: Files that this kind of run writes there, beside model, checkpoints, manifest and metrics.
 
     Returns:
         A line that names the files which were kept, since no run wrote them; empty where there are none.
@@ -105,7 +110,7 @@ def make_folder(folder: Path, *, anew: bool = False) -> str:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        kept = remove_own(folder) if anew else []
+        kept = remove_own(folder, more) if anew else []
     except OSError as error:
         raise _unwritable(folder, error) from error
     more = f" and {len(kept) - 3} more" if len(kept) > 3 else ""

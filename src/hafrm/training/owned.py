@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from hafrm import atomic
@@ -35,8 +35,12 @@ _OF_A_CHECKPOINT = re.compile(
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
 
 
-def remove_own(folder: Path) -> list[str]:
+def remove_own(folder: Path, more: Collection[str] = ()) -> list[str]:
     """Delete what a run wrote in its folder.
+
+    Args:
+        folder: The folder.
+        more: Further files that this kind of run writes there.
 
     Returns:
         The paths in there of the files that are left, which somebody else put there.
@@ -44,7 +48,7 @@ def remove_own(folder: Path) -> list[str]:
     Raises:
         OSError: a file can't be deleted.
     """
-    own = _own_files(folder)
+    own = _own_files(folder) | {folder / name for name in more if (folder / name).is_file()}
     for path in sorted(own, key=lambda path: path.name == MANIFEST_FILE):  # last: by it the folder is known for a run's
         path.unlink()
     for place in sorted({parent for path in own for parent in path.parents if parent.is_relative_to(folder)})[::-1]:

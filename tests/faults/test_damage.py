@@ -180,6 +180,8 @@ def test_each_way_to_keep_an_optimizer_counts(names: list[str], tmp_path: Path) 
         (folder / name).rename(tmp_path / name)
         assert last_checkpoint(tmp_path, lambda line: None) is None
         (tmp_path / name).rename(folder / name)
+    (folder / "trainer_state.json").write_text('{"global_step": 4}')
+    assert last_checkpoint(tmp_path, lambda line: None) is None
 
 
 def test_a_moved_run_keeps_its_best_checkpoint(stopped: TrainConfig, tmp_path: Path) -> None:

@@ -23,8 +23,11 @@ from hafrm.models.export import ExportConfig, export
 from hafrm.models.listing import strangers
 from hafrm.models.loading import load_scorer
 from hafrm.models.lora import LoraOptions
+from hafrm.models.references import weights_digest
 from hafrm.models.runinfo import RUN_FILE
-from hafrm.models.stock import quiet_transformers
+from hafrm.models.scorers import ScoreOptions
+from hafrm.models.stock import new_model, quiet_transformers
+from hafrm.models.tokenizers import load_tokenizer
 from tests.faults.runs import saved_run
 from tests.models.test_checkpoints import info, trained
 from tests.tiny import save_tiny, some_pairs
@@ -121,6 +124,23 @@ def test_weights_of_other_forms_change_nothing(
     assert rewards(run, capfd) == expected
     export(ExportConfig(run=str(run)))
     assert not (run / "export" / "reward" / "adapter").exists()
+
+
+def test_adapters_that_are_not_listed_are_not_laid_on_in_half_precision(made: Path, tmp_path: Path) -> None:
+    """There a run with adapters is computed from its base, and one without from its own weights."""
+    base, run = made / "base", tmp_path / "run"
+    digest = weights_digest(new_model(str(base), load_tokenizer(str(base)), lora=LoraOptions()))
+    saved_run(base, run, base_digest=digest)
+    options = ScoreOptions(dtype="bfloat16")
+    conversations = [c for pair in some_pairs(3) for c in pair.conversations]
+    expected = load_scorer(str(run), options=options).score(conversations)
+    described = json.loads((run / RUN_FILE).read_text()) | {"lora": {"rank": 2}}
+    (run / RUN_FILE).write_text(json.dumps(described))
+    shutil.copytree(made / "lora" / "adapter", run / "adapter")
+    file = run / "adapter" / "adapter_model.safetensors"
+    spoilt = {name: tensor + 1 for name, tensor in load_file(file).items()}
+    save_file(spoilt, file, metadata={"format": "pt"})
+    assert load_scorer(str(run), options=options).score(conversations) == expected
 
 
 STRANGERS = """

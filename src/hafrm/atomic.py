@@ -36,6 +36,7 @@ __all__ = [
     "new_file",
     "new_files",
     "new_folder",
+    "require_folder",
     "write_json",
     "write_text",
 ]
@@ -48,9 +49,12 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     A link is followed. A pipe or a device such as /dev/null is written to as it is: renaming would replace it.
 
     Raises:
-        ConfigError: there is a folder, a socket or a disk.
+        ConfigError: there is a folder, a socket, a disk, or a link to itself.
     """
-    path = path.resolve()
+    try:
+        path = path.resolve()
+    except RuntimeError as error:  # of Python before 3.13
+        raise ConfigError(f"{path} is a link that leads to itself. Give the path of a file.") from error
     if _streams(path):
         with path.open("wb") as stream:
             yield stream
@@ -94,8 +98,17 @@ def new_files(folder: Path, *, last: str) -> Iterator[Path]:
             path.chmod(0o666 & ~_umask())
             place = folder / path.relative_to(temporary)
             place.parent.mkdir(exist_ok=True)
+            _require_plain(place)
             path.replace(place)
         shutil.rmtree(temporary)
+
+
+def _require_plain(path: Path) -> None:
+    """Refuse to put a file where something is that is not one: renaming would replace it, or a link to it."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise ConfigError(
+            f"{path} is not a plain file, and is not written over. Move it away, or choose another --out."
+        )
 
 
 def write_text(path: Path, text: str) -> None:
@@ -153,8 +166,13 @@ def drop_half_line(path: Path) -> None:
 def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder that becomes `path` when the block ends well.
 
-    What stood there is moved aside first and deleted last, so that one of the two is always there.
+    What was there is moved aside first and deleted last, so that one of the two is always there. A link is followed.
+
+    Raises:
+        ConfigError: something is there that is not a folder.
     """
+    require_folder(path)
+    path = path.resolve()
     with _temporary(path, tempfile.mkdtemp) as temporary, _temporary(path, tempfile.mkdtemp) as aside:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
@@ -167,6 +185,21 @@ def new_folder(path: Path) -> Iterator[Path]:
                 (aside / path.name).replace(path)
             raise
         shutil.rmtree(aside)
+
+
+def require_folder(path: Path) -> None:
+    """Refuse what can't be a command's output folder: a file, a device, or a link that leads nowhere.
+
+    Raises:
+        ConfigError: says what is there.
+    """
+    for place in (path, *path.parents):
+        if place.is_symlink() and not place.exists():
+            raise ConfigError(f"{place} is a link to {place.readlink()}, which is not there. Choose another --out.")
+        if place.exists():
+            if not place.is_dir():
+                raise ConfigError(f"{place} is not a folder. Choose another --out, or move it away.")
+            return
 
 
 @contextlib.contextmanager
@@ -185,8 +218,9 @@ def alone(folder: Path) -> Iterator[None]:
     """Hold a command's output folder, which is made if need be, so that no second one writes there meanwhile.
 
     Raises:
-        ConfigError: another one does.
+        ConfigError: another one does, or there is no folder to be made there.
     """
+    require_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock", timeout=0)
     try:

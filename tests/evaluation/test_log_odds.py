@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hafrm.evaluation.run import EvaluateConfig, evaluate
+from hafrm.models.listing import checksums
 from hafrm.models.loading import ScorerChoice
 from hafrm.models.runinfo import Head
 from hafrm.pairs import Conversation
@@ -29,7 +30,8 @@ def run_folder(folder: Path, reward_loss: str) -> str:
     folder.mkdir()
     (folder / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}')
     (folder / "model.safetensors").write_text("")
-    info(Path("base"), policy_loss="simpo", max_length=64, reward_loss=reward_loss).save(folder)
+    listed = checksums(folder)
+    info(Path("base"), policy_loss="simpo", max_length=64, reward_loss=reward_loss, sha256=listed).save(folder)
     return str(folder)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -233,6 +234,48 @@ def test_damaged_parts_are_scored_anew(bench: Bench, damage: str, ending: str) -
     evaluate(config, say=lines.append)
     assert bench.outcome() == before
     assert "damaged" in lines[0]
+
+
+ODD = {
+    "reward_chosen": [math.nan, math.inf, "x", True, None, 10**400, [1.0], {}],
+    "length_chosen": [1.5, None, "3", False],
+    "unscored": [None, 3, "overlong"],
+    "group": [None, 7],
+    "model": [None],
+}
+
+
+@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in ODD.items() for value in values])
+def test_scores_that_can_not_be_are_scored_anew(bench: Bench, field: str, value: object) -> None:
+    """A reward is a finite number, or missing and said why."""
+    config = bench.config(bench.model("a"))
+    evaluate(config)
+    before = bench.outcome()
+    (part,) = bench.parts()
+    first, *rest = part.read_text().splitlines()
+    part.write_text("\n".join([json.dumps(json.loads(first) | {field: value}), *rest]) + "\n")
+    lines: list[str] = []
+    evaluate(config, say=lines.append)
+    assert bench.outcome() == before
+    assert "damaged" in lines[0]
+    assert str(part) in lines[0]
+
+
+@pytest.mark.parametrize("depends_on", [[], "x", None, 3])
+def test_a_part_that_depends_on_what_can_not_be(bench: Bench, depends_on: object) -> None:
+    config = bench.config(bench.model("a"))
+    evaluate(config)
+    header = bench.parts()[0].with_suffix(".json")
+    header.write_text(json.dumps(json.loads(header.read_text()) | {"depends_on": depends_on}))
+    lines: list[str] = []
+    evaluate(config, say=lines.append)
+    assert "damaged" in lines[0]
+
+
+def test_a_models_folder_is_no_place_for_results(bench: Bench) -> None:
+    model = bench.model("a")
+    with pytest.raises(ConfigError, match="model's folder"):
+        evaluate(replace(bench.config(model), out=str(model)))
 
 
 def test_refused_rows_are_skipped_at_no_cost_and_met_again(bench: Bench) -> None:

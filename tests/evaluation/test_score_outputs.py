@@ -99,3 +99,10 @@ def test_the_data_is_left_alone(model: Path, data: Path, tmp_path: Path) -> None
         with pytest.raises(ConfigError, match="data itself"):
             score(model, data, out)
     assert data.read_bytes() == before
+
+
+def test_a_link_to_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises((ConfigError, OSError), match="loop"), atomic.new_file(tmp_path / "loop"):
+        pass
+    assert (tmp_path / "loop").is_symlink()

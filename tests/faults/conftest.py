@@ -55,7 +55,14 @@ def stopped_once(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     folder = tmp_path_factory.mktemp("stopped")
     rows = folder / "pairs.jsonl"
     rows.write_text("\n".join(json.dumps(pair.as_row()) for pair in some_pairs(12)))
-    training = {"max_steps": 3, "per_device_train_batch_size": 4, "save_steps": 1, "use_cpu": True, "report_to": []}
+    training = {
+        "max_steps": 3,
+        "per_device_train_batch_size": 4,
+        "save_steps": 1,
+        "save_total_limit": 3,
+        "use_cpu": True,
+        "report_to": [],
+    }
     base, out = save_tiny(folder / "base"), str(folder / "run")
     options = DataOptions(max_length=128)
     config = TrainConfig(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from hafrm.errors import DamagedError, DataError, ModelError
 from hafrm.judging.cache import ReplyCache
@@ -20,7 +22,12 @@ from hafrm.models.loading import load_log_prob_scorer, load_scorer
 from hafrm.models.lora import LoraOptions
 from hafrm.models.runinfo import RUN_FILE, RunInfo
 from hafrm.training.config import TrainConfig
-from hafrm.training.resuming import last_checkpoint, require_whole_archives
+from hafrm.training.resuming import (
+    last_checkpoint,
+    last_listed_checkpoint,
+    list_training_state,
+    require_whole_archives,
+)
 from hafrm.training.run import train
 from tests.faults.runs import saved_run
 from tests.tiny import save_tiny
@@ -65,21 +72,22 @@ def test_a_flipped_bit_of_a_weight_is_named(run: Path) -> None:
 
 
 def test_what_was_changed_on_purpose_is_let_through(run: Path) -> None:
-    """The remedy that the error names."""
+    """The remedy that the error names: the new checksum in the old one's place."""
     (run / "chat_template.jinja").write_text((run / "chat_template.jinja").read_text() + "{# changed #}")
+    with pytest.raises(DamagedError) as error:
+        load_run(run)
+    (digest,) = re.findall("[0-9a-f]{64}", str(error.value))
     described = json.loads((run / RUN_FILE).read_text())
-    del described["sha256"]["chat_template.jinja"]
+    described["sha256"]["chat_template.jinja"] = digest
     (run / RUN_FILE).write_text(json.dumps(described))
     load_run(run)
 
 
 def test_runs_of_another_version(run: Path) -> None:
-    """Older ones have no checksums; what a later one's words mean is not guessed."""
+    """What a later one's words mean is not guessed."""
     described = json.loads((run / RUN_FILE).read_text())
-    (run / RUN_FILE).write_text(json.dumps({name: value for name, value in described.items() if name != "sha256"}))
-    load_run(run)
     (run / RUN_FILE).write_text(json.dumps(described | {"format": 2}))
-    with pytest.raises(ModelError, match="format 2, and this hafrm reads 1"):
+    with pytest.raises(ModelError, match="`format` is 2, and this hafrm reads 1"):
         load_run(run)
 
 
@@ -94,22 +102,86 @@ def test_damaged_archives_are_named(name: str, damage: Callable[[Path], None], t
         require_whole_archives(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("name", "damage"),
-    [("model.safetensors", flip), ("config.json", cut), ("optimizer.pt", flip)],
-    ids=["weights", "config", "optimizer"],
-)
-def test_a_run_does_not_go_on_from_a_damaged_checkpoint(
-    name: str, damage: Callable[[Path], None], stopped: TrainConfig
+def swap(path: Path) -> None:
+    """Put the file of the checkpoint before in a file's place."""
+    step = int(path.parent.name.removeprefix("checkpoint-"))
+    shutil.copy(path.parent.with_name(f"checkpoint-{step - 1}") / path.name, path)
+
+
+STATE = ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "model.safetensors", "hafrm.json"]
+
+
+@pytest.fixture(scope="session")
+def undisturbed(stopped_once: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """The weights of the run that nothing disturbs."""
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    train(replace(stopped_once, out=str(out)))
+    return load_file(out / "model.safetensors")
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, swap], ids=["cut", "flip", "gone", "swapped"])
+@pytest.mark.parametrize("name", STATE)
+def test_a_run_resumes_from_no_checkpoint_that_is_not_as_it_was_written(
+    name: str,
+    damage: Callable[[Path], None],
+    stopped: TrainConfig,
+    undisturbed: dict[str, torch.Tensor],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """The error names the file; without that checkpoint the run goes on from the one before, or begins again."""
-    checkpoint = last_checkpoint(Path(stopped.out))
-    assert checkpoint is not None
+    """It resumes from the one before, says which it passed over, and comes to the weights of an undisturbed run."""
+    checkpoint = Path(stopped.out) / "checkpoint-2"
+    assert last_listed_checkpoint(Path(stopped.out), say=lambda line: None) == checkpoint
+    before = (checkpoint / name).read_bytes()
     damage(checkpoint / name)
-    with pytest.raises(DamagedError, match=name.replace(".", r"\.")):
+    if (checkpoint / name).exists() and (checkpoint / name).read_bytes() == before:
+        return  # no random number was drawn between the two steps
+    assert last_listed_checkpoint(Path(stopped.out), say=print) == Path(stopped.out) / "checkpoint-1"
+    said = capfd.readouterr().out
+    assert str(checkpoint) in said
+    assert name in said or damage is swap
+    if (name, damage) in RESUMED:
+        assert train(stopped).steps == 3
+        found = load_file(Path(stopped.out) / "model.safetensors")
+        assert all(torch.equal(tensor, found[name]) for name, tensor in undisturbed.items())
+
+
+RESUMED = [("optimizer.pt", Path.unlink), ("trainer_state.json", swap)]
+"""Those after which the run is taken to its end, which takes a second."""
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "model.safetensors"])
+def test_a_damaged_checkpoint_without_another_is_refused_by_name(name: str, stopped: TrainConfig) -> None:
+    """Training would begin again, and all that was done would be lost: that takes a command."""
+    flip(Path(stopped.out) / "checkpoint-2" / name)
+    shutil.rmtree(Path(stopped.out) / "checkpoint-1")
+    with pytest.raises(DamagedError, match=rf"checkpoint-2/{name} is not what was saved.*Delete the folder .*-2:"):
         train(stopped)
-    shutil.rmtree(checkpoint)
+    shutil.rmtree(Path(stopped.out) / "checkpoint-2")
     assert train(stopped).steps == 3
+
+
+@pytest.mark.parametrize("step", [0, 1, 3, -1, None, "2", 2.5, True])
+def test_a_checkpoint_of_another_step_than_its_name_says(step: object, stopped: TrainConfig) -> None:
+    path = Path(stopped.out) / "checkpoint-2" / "trainer_state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"global_step": step}))
+    assert last_listed_checkpoint(Path(stopped.out), lambda line: None) == Path(stopped.out) / "checkpoint-1"
+
+
+@pytest.mark.parametrize("names", [["optimizer.pt"], ["optimizer.bin"], ["optimizer_0"], ["global_step2", "latest"]])
+def test_each_way_to_keep_an_optimizer_counts(names: list[str], tmp_path: Path) -> None:
+    """Those of one process, of FSDP whole and in parts, and of ZeRO, which may keep the schedule with it."""
+    folder = tmp_path / "checkpoint-2"
+    folder.mkdir()
+    needed = ["trainer_state.json", "rng_state_1.pth", *names, *(["scheduler.pt"] if "latest" not in names else [])]
+    for name in needed:
+        (folder / name).write_text('{"global_step": 2}')
+    assert last_checkpoint(tmp_path, lambda line: None) == folder
+    for name in set(needed) - {"latest"}:
+        (folder / name).rename(tmp_path / name)
+        assert last_checkpoint(tmp_path, lambda line: None) is None
+        (tmp_path / name).rename(folder / name)
+    (folder / "trainer_state.json").write_text('{"global_step": 4}')
+    assert last_checkpoint(tmp_path, lambda line: None) is None
 
 
 def test_a_moved_run_keeps_its_best_checkpoint(stopped: TrainConfig, tmp_path: Path) -> None:
@@ -118,6 +190,7 @@ def test_a_moved_run_keeps_its_best_checkpoint(stopped: TrainConfig, tmp_path: P
     elsewhere.mkdir(parents=True)
     path = Path(stopped.out) / "checkpoint-2" / "trainer_state.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"best_model_checkpoint": str(elsewhere)}))
+    list_training_state(path.parent)
     moved = replace(stopped, out=str(tmp_path / "moved"))
     Path(stopped.out).rename(moved.out)
     assert train(moved).steps == 3
@@ -130,6 +203,7 @@ def test_a_moved_run_keeps_its_best_checkpoint(stopped: TrainConfig, tmp_path: P
 def test_a_best_checkpoint_that_is_gone_is_said_before_training_goes_on(stopped: TrainConfig) -> None:
     path = Path(stopped.out) / "checkpoint-2" / "trainer_state.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"best_model_checkpoint": "run/checkpoint-1"}))
+    list_training_state(path.parent)
     shutil.rmtree(Path(stopped.out) / "checkpoint-1", ignore_errors=True)
     with pytest.raises(ModelError, match=r"checkpoint-1, by .*trainer_state.json the best checkpoint so far, is not"):
         train(stopped)
@@ -142,11 +216,6 @@ def test_damaged_adapters_are_noticed(damage: Callable[[Path], None], tmp_path: 
     damage(run / "adapter" / "adapter_model.safetensors")
     with pytest.raises(DamagedError, match=r"adapter_model\.safetensors"):
         export(ExportConfig(run=str(run)))
-    described = json.loads((run / RUN_FILE).read_text())
-    (run / RUN_FILE).write_text(json.dumps({name: value for name, value in described.items() if name != "sha256"}))
-    if damage is not flip:  # without checksums, as older runs are, only what does not read is noticed
-        with pytest.raises(ModelError, match="No adapters could be loaded"):
-            export(ExportConfig(run=str(run)))
 
 
 def test_replies_of_another_version(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from hafrm.errors import UnwritableError
 from hafrm.models.checkpoints import writing
 from tests.faults.processes import LEAST_LIMIT, Ended
 from tests.faults.stages import STAGES, Stage, slow
+from tests.faults.whole import outcome
 
 _CAPABILITIES_3 = 0x20080522
 _OVERRIDES = 1 << 1 | 1 << 2 | 1 << 3  # root's leave to ignore permissions: CAP_DAC_*, CAP_FOWNER
@@ -111,7 +112,23 @@ def test_a_full_disk(name: str, share: float, stage_of: Callable[[str], Stage]) 
         stage.require_resumed()
 
 
-@pytest.mark.parametrize("name", STAGES)
+def test_a_cache_that_can_not_be_written_stops_no_training(stage_of: Callable[[str], Stage]) -> None:
+    """It is named in one warning, however many parts there are, and the weights are those of an undisturbed run."""
+    stage = stage_of("precompute")
+    folder = stage.work / "cache"
+    folder.mkdir()
+    folder.chmod(0o555)
+    ended = stage.run(obey_permissions) if os.geteuid() == 0 else stage.run()
+    folder.chmod(0o755)
+    assert ended.status == 0, ended.said
+    (line,) = [line for line in ended.said.splitlines() if "warning" in line and str(folder) in line]
+    assert "Permission denied" in line
+    assert list(folder.iterdir()) == []
+    expected = {name: content for name, content in stage.expected.items() if name.startswith("out/")}
+    assert {name: content for name, content in outcome(stage.work).items() if name.startswith("out/")} == expected
+
+
+@pytest.mark.parametrize("name", [name for name in STAGES if name != "precompute"])
 def test_a_read_only_folder(name: str, stage_of: Callable[[str], Stage]) -> None:
     stage = stage_of(name)
     folder = stage.work / stage.watched

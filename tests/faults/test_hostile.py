@@ -24,6 +24,7 @@ from hafrm.models.scorers import ScoreOptions
 from hafrm.models.stock import load_causal_lm
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.training.config import TrainConfig
+from hafrm.training.resuming import list_training_state
 from hafrm.training.run import train
 from tests.faults.runs import saved_run
 from tests.faults.stages import STAGES, Stage
@@ -107,9 +108,12 @@ def test_a_planted_training_state_is_refused(
     stopped: TrainConfig,
     mark: Path,
 ) -> None:
-    """transformers reads these with torch's unpickler of weights, which runs nothing; a plain pickle not even so."""
+    """Also if the list is forged with it: transformers reads these with torch's unpickler of weights, which runs
+    nothing.
+    """
     (checkpoint,) = Path(stopped.out).glob("checkpoint-2")
     (checkpoint / name).write_bytes(bomb(mark))
+    list_training_state(checkpoint)
     with pytest.raises(HafrmError):
         train(stopped)
     assert not mark.exists()

@@ -15,11 +15,10 @@ from safetensors.torch import load_file
 
 from hafrm.errors import ModelError
 from hafrm.models.runinfo import RUN_FILE, require_undamaged
-from hafrm.training.resuming import last_checkpoint, require_whole_archives
 
-_OF_TIME = re.compile(r"runtime|per_second|^started$|^run$|^git_revision$|^resumed$")
-"""What differs between two runs of one command: times, what a judge's last run took, that it was resumed, and edits in
-between."""
+_OF_TIME = re.compile(r"runtime|per_second|^started$|^run$|^git_revision$|^resumed$|^training_sha256$")
+"""What differs between two runs of one command: times (in the trainer's state, so its checksum too), what a judge's
+last run took, that it was resumed, and edits in between."""
 _TRAINERS_OWN = {"trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth"}
 """Files that transformers writes in place; nobody reads them where the last of them, the first here, does not parse."""
 
@@ -40,10 +39,6 @@ def require_no_half_file(folder: Path) -> None:
     for name, path in files(folder).items():
         if path.name not in _TRAINERS_OWN:
             assert _reads(path), name
-    checkpoint = last_checkpoint(folder) if folder.is_dir() else None
-    if checkpoint is not None:
-        require_undamaged(checkpoint)
-        require_whole_archives(checkpoint)
     for description in folder.rglob(RUN_FILE):
         with contextlib.suppress(ModelError):  # of a checkpoint that was being deleted: it is refused
             require_undamaged(description.parent)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from hafrm.models.identity import model_identity
+from hafrm.models.listing import checksums
 from hafrm.models.loading import ScorerChoice
 from hafrm.models.runinfo import RunInfo
 from hafrm.models.scorers import ScoreOptions
@@ -36,6 +37,7 @@ def describe(run: Path, base: Path, policy_loss: str = "dpo") -> None:
         max_length=64,
         overlong="drop",
         pad_token="<pad>",
+        sha256=checksums(run),
     ).save(run)
 
 
@@ -96,6 +98,7 @@ def test_the_base_matters_where_it_is_the_reference(run: Path, head: str) -> Non
 def test_adapters_stand_on_their_base(run: Path) -> None:
     (run / "adapter").mkdir()
     (run / "model.safetensors").rename(run / "adapter" / "adapter_model.safetensors")
+    describe(run, run.parent / "base")
     before = identity(run)
     touch(run / "adapter" / "adapter_model.safetensors")
     assert identity(run)["the model"] != before["the model"]
@@ -105,6 +108,8 @@ def test_adapters_stand_on_their_base(run: Path) -> None:
 
 def test_half_precision_runs_are_computed_with_their_base_where_it_is(run: Path) -> None:
     (run / "adapter").mkdir()
+    (run / "adapter" / "adapter_model.safetensors").touch()
+    describe(run, run.parent / "base")
     info = RunInfo.load(run)
     replace(info, dtype="bfloat16", base_digest="abc").save(run)
     with_base = identity(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import pickle
 import warnings
@@ -134,6 +135,35 @@ def test_a_damaged_part_is_computed_again(lora_model, tmp_path: Path) -> None:
         again = precompute_reference(model, groups, layout=PADDED, batch_size=4, cache=tmp_path)
         np.testing.assert_array_equal(again, first)
         assert part.read_bytes() == whole
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 50.0, 1e30])
+def test_what_no_log_prob_can_be_is_deleted_named_and_computed_again(value: float, lora_model, tmp_path: Path) -> None:
+    """Also in an archive that is whole, as somebody else may write it."""
+    model, groups = lora_model
+    first = precompute_reference(model, groups, layout=PADDED, batch_size=4, cache=tmp_path)
+    part = next(tmp_path.glob("*/*.npz"))
+    whole, forged = part.read_bytes(), first.copy()
+    forged[-1, -1] = value
+    np.savez(part, log_probs=forged)
+    said: list[str] = []
+    again = precompute_reference(model, groups, layout=PADDED, batch_size=4, cache=tmp_path, say=said.append)
+    np.testing.assert_array_equal(again, first)
+    assert part.read_bytes() == whole
+    assert len(said) == 1
+    assert str(part) in said[0]
+
+
+def test_a_folder_in_a_files_place_stops_nothing(lora_model, tmp_path: Path) -> None:
+    model, groups = lora_model
+    first = precompute_reference(model, groups, layout=PADDED, batch_size=4, cache=tmp_path)
+    part = next(tmp_path.glob("*/*.npz"))
+    part.unlink()
+    part.mkdir()
+    said: list[str] = []
+    again = precompute_reference(model, groups, layout=PADDED, batch_size=4, cache=tmp_path, say=said.append)
+    np.testing.assert_array_equal(again, first)
+    assert said
 
 
 def flipped(content: bytes, place: int) -> bytes:

@@ -25,6 +25,7 @@ from hafrm.models import stock as stock_module
 from hafrm.models.checkpoints import cast_weights, load_packed_start, load_run, save_adapter, save_run
 from hafrm.models.export import ExportConfig, export
 from hafrm.models.hybrid import HybridModel
+from hafrm.models.listing import checksums
 from hafrm.models.loading import load_log_prob_scorer, load_scorer
 from hafrm.models.lora import LoraOptions, merged_state_dict
 from hafrm.models.references import weights_digest
@@ -243,7 +244,7 @@ def test_export_refuses_weights_that_would_start_at_random(tmp_path: Path) -> No
     weights["model.layers.0.mlp.up_proj.base_layer.weight"] = weights.pop("model.layers.0.mlp.up_proj.weight")
     save_file(weights, run / "model.safetensors", metadata={"format": "pt"})
     description = json.loads((run / "hafrm.json").read_text())
-    del description["sha256"]["model.safetensors"]
+    description["sha256"]["model.safetensors"] = checksums(run)["model.safetensors"]
     (run / "hafrm.json").write_text(json.dumps(description))
     with pytest.raises(ModelError, match="up_proj"):
         export(ExportConfig(run=str(run)))

@@ -222,6 +222,8 @@ def test_evaluating_at_the_start_and_rows_in_order(config: TrainConfig) -> None:
 def test_a_checkpoint_that_is_not_whole_is_passed_over(content: str, tmp_path: Path) -> None:
     for step, state in ((4, '{"global_step": 4}'), (9, content)):
         (tmp_path / f"checkpoint-{step}").mkdir()
+        for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+            (tmp_path / f"checkpoint-{step}" / name).touch()
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
 

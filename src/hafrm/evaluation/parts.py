@@ -10,16 +10,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Generic
+from types import UnionType
+from typing import Any, Generic, Union, get_args, get_origin, get_type_hints
 
 from hafrm import atomic
 from hafrm.data import OnBadRow
 from hafrm.errors import BadRowReason, DataError
 from hafrm.evaluation import scoring
-from hafrm.evaluation.scoring import Kind, read_raw_scores, score_line, write_scores
+from hafrm.evaluation.scoring import Kind, RawScore, read_raw_scores, score_line, write_scores
 
 __all__ = ["PARTS_FOLDER", "Part"]
 
@@ -104,14 +106,18 @@ class Part(Generic[Kind]):
             return [], ""
         try:
             before = json.loads(self.header.read_text(encoding="utf-8"))["depends_on"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            before = None
+        if not isinstance(before, dict):
             return [], f"{self.header} was damaged"
         if changed := _changed(before, self.depends_on):
             return [], f"{', '.join(changed)} changed"
         try:
             atomic.drop_half_line(self.path)
             scores = read_raw_scores(self.path, self.kind)
-        except DataError:
+        except (DataError, OSError):
+            return [], f"{self.path} was damaged"
+        if not all(map(_possible, scores)):
             return [], f"{self.path} was damaged"
         if [score.id for score in scores] != list(self.ids[: len(scores)]):
             return [], f"the rows of its {self.what} changed"
@@ -119,6 +125,28 @@ class Part(Generic[Kind]):
             return [], "data_options.on_bad_row changed"
         whole = len(scores) if len(scores) == len(self.ids) else len(scores) // scoring.CHUNK * scoring.CHUNK
         return scores[:whole], ""
+
+
+def _possible(score: RawScore) -> bool:
+    """Whether a score's fields are of their types, its numbers finite, and a reward missing where one says why."""
+    fields = asdict(score)  # type: ignore[call-overload]
+    hints = get_type_hints(type(score))
+    if not all(_is_a(value, hints[name]) for name, value in fields.items()):
+        return False
+    rewards = [value for name, value in fields.items() if name.startswith("reward")]
+    flat = [reward for each in rewards for reward in (each if isinstance(each, list) else [each])]
+    return (None in flat) == bool(score.unscored)
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Whether a value read from JSON is of a type: a float is finite, and a truth value is not a number."""
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_is_a(each, get_args(kind)[0]) for each in value)
+    if get_origin(kind) in (Union, UnionType):
+        return any(_is_a(value, each) for each in get_args(kind))
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return type(value) is kind
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

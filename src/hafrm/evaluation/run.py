@@ -25,7 +25,7 @@ from hafrm.evaluation.unseen import require_unseen
 from hafrm.models.identity import model_identity
 from hafrm.models.loading import ScorerChoice, require_server_options
 from hafrm.models.remote import endpoint_of, is_server
-from hafrm.models.runinfo import RUN_FILE, RunInfo
+from hafrm.models.runinfo import RUN_FILE, RunInfo, require_apart
 from hafrm.models.scorers import ScoreOptions, Scorer, special_tokens_met
 
 __all__ = ["CALIBRATION_FILE", "EvaluateConfig", "evaluate", "load_sets"]
@@ -111,10 +111,12 @@ def evaluate(
         The contents of `results.json`; see `summarise`.
 
     Raises:
-        ConfigError: a model was trained on pairs of a split, or the calibration pairs are the evaluated ones.
+        ConfigError: a model was trained on pairs of a split, the calibration pairs are the evaluated ones, or the
+            folder is a model's.
         ModelError: a model is not there, or can't be scored.
     """
     folder = Path(config.out)
+    require_apart(folder)
     sets = load_sets(config) if sets is None else sets
     suites = {name: load_suite(name, config.data_options) for name in config.suites}
     calibration = _load_calibration(config, sets)

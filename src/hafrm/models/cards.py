@@ -10,8 +10,9 @@ from jinja2 import Environment, StrictUndefined
 from hafrm.losses import USES_REFERENCE
 from hafrm.models.runinfo import RunInfo
 
-__all__ = ["CARD_MARK", "policy_card", "reward_card"]
+__all__ = ["CARD_FILE", "CARD_MARK", "policy_card", "reward_card"]
 
+CARD_FILE = "README.md"
 CARD_MARK = "Trained with hafrm"
 """By which an export knows an earlier one."""
 

@@ -30,11 +30,12 @@ from hafrm import atomic
 from hafrm.errors import HafrmError, ModelError, UnwritableError, first_line
 from hafrm.models.classifiers import SCORE, head_name
 from hafrm.models.hybrid import HybridModel, head_width, new_reward_head
+from hafrm.models.listing import ADAPTER_FILE, ADAPTER_FOLDER, checksums, save_checksums
 from hafrm.models.lora import LoraOptions, add_lora, merged_state_dict, targets_of
 from hafrm.models.reach import trace_text
 from hafrm.models.references import weights_digest
-from hafrm.models.runinfo import RUN_FILE, RunInfo, checksums, require_undamaged
-from hafrm.models.sources import ADAPTER_FILE, ADAPTER_FOLDER, SavedWeights
+from hafrm.models.runinfo import RUN_FILE, RunInfo, require_undamaged
+from hafrm.models.sources import SavedWeights
 from hafrm.models.stock import lm_head_names, load_causal_lm, loading, new_model, quiet_transformers, with_lm_head
 from hafrm.models.tokenizers import load_tokenizer
 
@@ -198,6 +199,7 @@ def _save_adapter_tensors(model: HybridModel, info: RunInfo, folder: Path) -> No
     }
     description |= {name: sorted(value) for name, value in description.items() if isinstance(value, set)}
     atomic.write_json(folder / "adapter_config.json", description)
+    save_checksums(folder)
 
 
 def restore_weights(model: HybridModel, folder: Path) -> None:
@@ -289,9 +291,9 @@ def load_run(
         ModelError: the folder is no run, unfinished or damaged, or it holds adapters whose base has gone or changed.
     """
     folder = Path(folder)
-    info = RunInfo.load(folder)
+    info = require_undamaged(folder)
     tokenizer = load_tokenizer(str(folder), trust_remote_code=trust_remote_code)
-    merged = any(folder.glob("model*.safetensors"))
+    merged = info.whole
     if not merged or rounding_would_lose(folder, info, dtype):
         try:
             model = _base_of_adapters(folder, info, tokenizer, dtype=dtype, trust_remote_code=trust_remote_code)
@@ -314,7 +316,7 @@ def rounding_would_lose(folder: Path, info: RunInfo, dtype: torch.dtype | None) 
     Only for runs that know their base's weights: with others than those the adapters would be worth less still.
     """
     dtype = dtype or _trained_dtype(folder, info) or torch.float32
-    return bool(info.base_digest) and (folder / ADAPTER_FOLDER).is_dir() and dtype.itemsize < torch.float32.itemsize
+    return bool(info.base_digest) and info.with_adapters and dtype.itemsize < torch.float32.itemsize
 
 
 def _whole(folder: Path, *, dtype: torch.dtype | None, trust_remote_code: bool) -> HybridModel:

@@ -1,7 +1,8 @@
 """Export: a run's two heads as two plain checkpoints that any program loads, with model cards.
 
 `reward/` is a stock sequence classifier, `policy/` a stock causal LM: no key too many, no code to trust. A LoRA run
-also gets its adapters apart, `reward/adapter` and `policy/adapter`, for its base model.
+also gets its adapters apart, `reward/adapter` and `policy/adapter`, for its base model. `checksums.json` lists the
+files, so that hafrm reads no others; other programs pass over it.
 """
 
 from __future__ import annotations
@@ -16,15 +17,16 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from hafrm import atomic
 from hafrm.errors import ConfigError, ModelError, first_line
-from hafrm.models.cards import CARD_MARK, policy_card, reward_card
+from hafrm.models.cards import CARD_FILE, CARD_MARK, policy_card, reward_card
 from hafrm.models.checkpoints import writing
+from hafrm.models.finite import require_finite
+from hafrm.models.listing import ADAPTER_FILE, ADAPTER_FOLDER, CHECKSUMS_FILE, listed, save_checksums
 from hafrm.models.runinfo import RunInfo, read_manifest, require_undamaged
-from hafrm.models.sources import ADAPTER_FOLDER
 from hafrm.models.stock import loading, quiet_transformers, require_whole
 
 __all__ = ["ExportConfig", "export"]
 
-CARD_FILE = "README.md"
+Task = Literal["SEQ_CLS", "CAUSAL_LM"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,32 +50,32 @@ def export(config: ExportConfig) -> list[Path]:
         The folders written: `reward`, unless the run was DPO alone, and `policy`, unless it was the baseline.
 
     Raises:
-        ModelError: the folder is no finished run, or its model has no stock class for a head; the other is exported.
+        ModelError: the folder is no finished run, a weight is not finite, or the model has no stock class for a head;
+            the other is exported.
+        ConfigError: where the export goes are files that are not an export's.
         DamagedError: the run is not as it was saved.
         UnwritableError: the disk is full, or the folder can't be written to.
     """
     run = Path(config.run)
     out = Path(config.out) if config.out else run / "export"
-    info = RunInfo.load(run)
-    if not any(run.glob("model*.safetensors")):
+    info = require_undamaged(run)
+    if not info.whole:
         raise ModelError(f"{run} holds adapters alone: it is a checkpoint of an unfinished run. Export a finished run.")
-    require_undamaged(run)
     manifest = read_manifest(run)
+    for name in ("policy", "reward"):
+        _require_own(out / name)
     written = []
     if info.policy_ratio:  # first: every model has a causal class, not every one a classifier
         card = policy_card(info, manifest)
-        written.append(_export_head(config, out / "policy", AutoModelForCausalLM, "CAUSAL_LM", card))
+        written.append(_export_head(config, info, out / "policy", AutoModelForCausalLM, "CAUSAL_LM", card))
     if info.reward_weight:
         card = reward_card(info, manifest)
-        reward = _export_head(config, out / "reward", AutoModelForSequenceClassification, "SEQ_CLS", card)
+        reward = _export_head(config, info, out / "reward", AutoModelForSequenceClassification, "SEQ_CLS", card)
         written.insert(0, reward)
     return written
 
 
-def _export_head(
-    config: ExportConfig, folder: Path, stock_class: Any, task: Literal["SEQ_CLS", "CAUSAL_LM"], card: str
-) -> Path:
-    _require_own(folder)
+def _export_head(config: ExportConfig, info: RunInfo, folder: Path, stock_class: Any, task: Task, card: str) -> Path:
     run, trust = Path(config.run), config.trust_remote_code
     with quiet_transformers():
         try:
@@ -86,32 +88,50 @@ def _export_head(
                 "hafrm itself scores with the run's own folder."
             ) from error
         require_whole(model, report, str(run), kind="finished run")
+        require_finite(model.state_dict().items(), run)
         tokenizer = AutoTokenizer.from_pretrained(run, trust_remote_code=trust)
         with writing(folder), atomic.new_folder(folder) as temporary:
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
-            if (run / ADAPTER_FOLDER).is_dir():
+            if info.with_adapters:
                 _export_adapter(run / ADAPTER_FOLDER, temporary / ADAPTER_FOLDER, task)
+            save_checksums(temporary)
             atomic.write_text(temporary / CARD_FILE, card)
     return folder
 
 
 def _require_own(folder: Path) -> None:
-    """Only an earlier export may be replaced."""
+    """Only an earlier export may be replaced, and only if nothing else was put there.
+
+    Raises:
+        ConfigError: names what else is there.
+    """
+    atomic.require_folder(folder)
+    if not folder.exists():
+        return
     card = folder / CARD_FILE
-    if folder.exists() and not (card.is_file() and CARD_MARK in card.read_text(encoding="utf-8", errors="replace")):
+    if not (card.is_file() and CARD_MARK in card.read_text(encoding="utf-8", errors="replace")):
         raise ConfigError(f"{folder} exists and is no earlier export of hafrm. Choose another --out, or move it away.")
+    written = {CARD_FILE, CHECKSUMS_FILE, *listed(folder)}
+    files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or path.is_file())
+    if own := sorted(set(files) - written):
+        raise ConfigError(
+            f"{folder} contains {own[0]} ({len(own)} such files), which the earlier export did not write and this one "
+            "would delete. Move it away, or choose another --out."
+        )
 
 
-def _export_adapter(source: Path, folder: Path, task: Literal["SEQ_CLS", "CAUSAL_LM"]) -> None:
+def _export_adapter(source: Path, folder: Path, task: Task) -> None:
     """Copy an adapter for one stock class: the reward head goes with the classifier alone."""
     folder.mkdir()
     with loading("adapters", str(source)):  # else what can't be read would be said not to be writable
-        tensors = load_file(source / "adapter_model.safetensors")
+        tensors = load_file(source / ADAPTER_FILE)
         description = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
     description |= {"task_type": task}
     if task == "CAUSAL_LM":
         tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("score.weight")}
         description |= {"modules_to_save": None}
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    require_finite(tensors.items(), source)
+    save_file(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
     atomic.write_json(folder / "adapter_config.json", description)
+    save_checksums(folder)

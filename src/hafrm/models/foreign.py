@@ -14,6 +14,7 @@ from hafrm.errors import ModelError
 from hafrm.models.adapters import lay_on
 from hafrm.models.classifiers import stock_classifier
 from hafrm.models.heads import SavedHead, architectures
+from hafrm.models.runinfo import require_as_saved
 from hafrm.models.sources import adapter_source, root_model
 from hafrm.models.stock import load_whole, loading
 from hafrm.models.tokenizers import resize_embeddings
@@ -60,6 +61,7 @@ def load_classifier(
 ) -> PreTrainedModel | PeftModel:
     """A stock sequence classifier with one label and a head that was saved with it, or with adapters on it."""
     kind = "reward model"
+    require_as_saved(model)
     root = root_model(model)
     with loading(kind, root):
         config = AutoConfig.from_pretrained(root, trust_remote_code=trust_remote_code)

@@ -12,6 +12,7 @@ than trained wrongly.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, cast
 
@@ -23,6 +24,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from hafrm.errors import ModelError
 from hafrm.logprobs import Foresight, LogitTransform, linear_log_probs, sum_by_sequence
 from hafrm.models.attention import PACKED_ATTENTION, packed_arguments
+from hafrm.models.finite import require_finite
 from hafrm.models.modes import evaluating
 from hafrm.packing import SequenceBatch
 
@@ -222,7 +224,7 @@ class HybridModel(nn.Module):
                 half precision 5e-2 for the mean: there one logit that two kernels round otherwise is off by more.
 
         Raises:
-            ModelError: the model makes its logits in a way that `logit_transform` does not know.
+            ModelError: the model makes its logits in a way that `logit_transform` does not know, or not finite.
         """
         batch = batch.to(self.score.weight.device)
         with evaluating(self):
@@ -238,6 +240,12 @@ class HybridModel(nn.Module):
         errors = (ours - stock).abs() / (1 + stock.abs())
         half = self.policy_head.weight.dtype.itemsize == 2
         error = (errors.mean() if half else errors.max()).item()
+        if not math.isfinite(error):
+            require_finite(self.named_parameters(), type(self.stock_lm).__name__)
+            raise ModelError(
+                f"{type(self.stock_lm).__name__} gives log-probs that are not finite, though its weights are: the type "
+                f"{self.policy_head.weight.dtype} is too narrow for it. Use a wider one (dtype: float32 or bfloat16)."
+            )
         if not error <= (tolerance or (5e-2 if half else 1e-2)):
             raise ModelError(
                 f"{type(self.stock_lm).__name__} makes its logits in a way that hafrm does not know "

@@ -20,11 +20,12 @@ from hafrm.errors import ModelError, first_line
 from hafrm.losses import USES_REFERENCE
 from hafrm.models.advice import advice
 from hafrm.models.checkpoints import rounding_would_lose
+from hafrm.models.listing import ADAPTER_FOLDER
 from hafrm.models.loading import ScorerChoice, require_plain
 from hafrm.models.remote import RemoteScorer, is_server
 from hafrm.models.runinfo import RUN_FILE, RunInfo
 from hafrm.models.scorers import ScoreOptions
-from hafrm.models.sources import ADAPTER_FOLDER, adapter_source
+from hafrm.models.sources import adapter_source
 from hafrm.models.stock import quiet_transformers
 
 __all__ = ["model_identity"]
@@ -98,8 +99,7 @@ def _references(model: str, choice: ScorerChoice) -> list[str]:
         return named
     info = RunInfo.load(folder)
     implicit = (choice.head or info.default_head) != "reward" and info.policy_loss in USES_REFERENCE
-    adapters_alone = not any(folder.glob("model*.safetensors"))
-    return named + ([info.base_model] if adapters_alone or (implicit and not named) else [])
+    return named + ([info.base_model] if not info.whole or (implicit and not named) else [])
 
 
 def _checkpoint_identity(model: str, *, trust_remote_code: bool) -> str:

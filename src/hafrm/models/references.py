@@ -24,6 +24,7 @@ from torch import Tensor
 
 from hafrm import atomic
 from hafrm.encoding import TokenGroup
+from hafrm.errors import ConfigError, first_line
 from hafrm.models.hybrid import HybridModel, SequenceScores
 from hafrm.models.layout import Layout
 from hafrm.models.lora import plain_name
@@ -36,6 +37,9 @@ LiveReference = Callable[[SequenceBatch], Tensor]
 """Gives a batch's reference log-probs, [S], without gradients."""
 
 _PART = 512  # groups a file: what an interrupted computation loses at the most
+
+_ROUNDING = 1e-2
+"""How far above 0 rounding may take the log-prob of a response."""
 
 _FORMAT = 1
 """Part of every fingerprint: raise it when hafrm computes other log-probs from the same weights and tokens."""
@@ -79,6 +83,7 @@ def precompute_reference(
     cache: Path,
     progress: Callable[[int], None] = lambda done: None,
     weights: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> np.ndarray:
     """Log-probs of every response under the model as it is now, less its adapters, kept on disk under a fingerprint.
 
@@ -98,6 +103,7 @@ def precompute_reference(
         cache: The folder that holds cached references.
         progress: Called with the number of groups done, if all processes are as fast as this one.
         weights: The model's `weights_digest` where it is known: several data sets then cost one reading of the weights.
+        say: Called with a line where what was kept is damaged, or nothing can be kept: neither stops the computation.
 
     Returns:
         Summed response log-probs, [G, N], float32.
@@ -110,7 +116,7 @@ def precompute_reference(
         for start in starts:
             part = groups[start : start + _PART]
             batches = partial(_reference_batches, model, part, layout, batch_size, tokens)
-            share.append((start, _cached_part(part, folder / f"{start:09d}.npz", batches)))
+            share.append((start, _cached_part(part, folder / f"{start:09d}.npz", batches, say)))
             done = min(len(groups), done + len(part) * processes.num_processes)
             progress(done)
     # Not through the cache, whose folder need not be the same on every node.
@@ -143,21 +149,35 @@ def weights_digest(model: HybridModel) -> str:
 
 
 def _cached_part(
-    groups: Sequence[TokenGroup], path: Path, compute: Callable[[], Iterator[tuple[list[int], Tensor]]]
+    groups: Sequence[TokenGroup],
+    path: Path,
+    compute: Callable[[], Iterator[tuple[list[int], Tensor]]],
+    say: Callable[[str], None],
 ) -> np.ndarray:
-    """Log-probs of one file's groups, [groups, N]: read if they are there whole, else computed and written.
-
-    A damaged file is computed anew without a word: it is a cache, and nobody could do better by hand.
-    """
+    """Log-probs of one file's groups, [groups, N]: read if they are there whole, else computed and written."""
     shape = (len(groups), len(groups[0].responses))
-    if (cached := _read_part(path)) is not None and cached.shape == shape and cached.dtype == np.float32:
-        return cached
+    if path.exists():
+        cached = _read_part(path)
+        if cached is not None and cached.shape == shape and cached.dtype == np.float32 and _possible(cached):
+            return cached
+        say(f"warning: {path} is damaged, so it is deleted and its log-probs are computed again")
+        with contextlib.suppress(OSError):
+            path.unlink()
     values = np.empty(shape, dtype=np.float32)
     for rows, log_probs in compute():
         values[rows] = log_probs.view(len(rows), -1).cpu().numpy()
-    with atomic.new_file(path) as file:
-        np.savez(file, log_probs=values)
+    try:
+        with atomic.new_file(path) as file:
+            np.savez(file, log_probs=values)
+    except (OSError, ConfigError) as error:
+        problem = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+        say(f"warning: {path.parents[1]} can't be written to ({problem}), so the next run computes the reference again")
     return values
+
+
+def _possible(log_probs: np.ndarray) -> bool:
+    """Whether all values can be logarithms of probabilities, which are at most 0 but for rounding."""
+    return bool(np.isfinite(log_probs).all() and (log_probs <= _ROUNDING).all())
 
 
 def _read_part(path: Path) -> np.ndarray | None:

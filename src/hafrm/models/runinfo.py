@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -12,22 +10,30 @@ from typing import Any, Literal
 
 from hafrm import atomic
 from hafrm.encoding import Overlong
-from hafrm.errors import DamagedError, ModelError
+from hafrm.errors import ConfigError, DamagedError, ModelError
+from hafrm.models.listing import (
+    ADAPTER_FILE,
+    ADAPTER_FOLDER,
+    require_checksums,
+    require_listed,
+    weight_files,
+)
+from hafrm.models.schema import description_problem
 
 __all__ = [
     "RUN_FILE",
     "Head",
     "RunInfo",
-    "checksums",
     "read_manifest",
-    "require_checksums",
+    "require_apart",
+    "require_as_saved",
     "require_finished",
     "require_undamaged",
 ]
 
 RUN_FILE = "hafrm.json"
 _FORMAT = 1
-_ADDED_LATER = {"reward_loss", "base_digest", "dtype", "sha256"}
+_ADDED_LATER = {"reward_loss", "base_digest", "dtype", "sha256", "training_sha256"}
 
 Head = Literal["reward", "policy", "combined"]
 """Which scores a model gives: its reward head, its implicit DPO reward, or the sum of both."""
@@ -60,10 +66,22 @@ class RunInfo:
     combined_weight: float | None = None
     """w of the combined score r + w * beta * log-ratio, fitted on validation pairs; None if it was not fitted."""
     sha256: dict[str, str] = field(default_factory=dict)
-    """Checksums of the files that were saved with it, by their paths in the folder; older runs have none."""
+    """Checksums of the model's files, by their paths in the folder. Other files there are not the model's."""
+    training_sha256: dict[str, str] = field(default_factory=dict)
+    """Checksums of what training resumes from; empty but in a checkpoint that was written to its end."""
     versions: dict[str, str] = field(
         default_factory=lambda: {name: version(name) for name in ("hafrm", "torch", "transformers", "peft")}
     )
+
+    @property
+    def whole(self) -> bool:
+        """Whether the folder holds all weights, and not adapters alone."""
+        return bool(weight_files(self.sha256))
+
+    @property
+    def with_adapters(self) -> bool:
+        """Whether the folder holds adapters."""
+        return f"{ADAPTER_FOLDER}/{ADAPTER_FILE}" in self.sha256
 
     @property
     def default_head(self) -> Head:
@@ -85,14 +103,14 @@ class RunInfo:
         require_finished(folder)
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            if values["format"] != _FORMAT:
-                raise ValueError(f"format {values['format']!r}, and this hafrm reads {_FORMAT}")
-            names = [f.name for f in fields(cls) if f.name in values or f.name not in _ADDED_LATER]
-            return cls(**{name: values[name] for name in names})
         except FileNotFoundError:
             raise ModelError(f"{folder} is not a run of hafrm: it has no {RUN_FILE}.") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"{path} can't be read ({error}). It is damaged or of another version.") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise ModelError(f"{path} can't be read ({error}). It is damaged: restore it from a copy.") from error
+        known = {each.name for each in fields(cls)}
+        if problem := description_problem(values, fields=known, optional=_ADDED_LATER, format=_FORMAT):
+            raise ModelError(f"{path}: {problem}. It is damaged or of another version: restore it from a copy.")
+        return cls(**{name: value for name, value in values.items() if name != "format"})
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -118,48 +136,49 @@ def require_finished(folder: Path) -> None:
     raise ModelError(f"{folder} holds an unfinished run. {remedy} run the same training command again.")
 
 
-def require_undamaged(folder: Path) -> None:
-    """Refuse a run's folder, or a checkpoint's, whose files are not those that were saved. Reads them all.
+_REMEDY = "Restore it from a copy, or use another checkpoint"
+
+
+def require_apart(out: Path) -> None:
+    """Refuse a model's own folder, or what is no folder, as the place for a command's results.
 
     Raises:
-        DamagedError: names the file.
+        ConfigError: says why.
     """
-    remedy = "Restore it from a copy, or use another checkpoint"
-    require_checksums(folder, RunInfo.load(folder).sha256, kept_in=RUN_FILE, remedy=remedy)
+    atomic.require_folder(out)
+    for name in (RUN_FILE, "model.safetensors", "model.safetensors.index.json"):
+        if (out / name).exists():
+            raise ConfigError(f"out: {out} is a model's folder ({name}). Give the results a folder of their own.")
 
 
-def checksums(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each file in a folder and in the folders within, by its path there."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): _file_digest(path) for path in files}
-
-
-def require_checksums(folder: Path, sha256: Mapping[str, str], *, kept_in: str, remedy: str) -> None:
-    """Refuse a folder whose files are not those that were saved. Reads them all.
+def require_as_saved(model: str) -> None:
+    """Refuse a folder of hafrm's that is not what its list says: a run's, an export or a policy's checkpoint.
 
     Args:
-        folder: The folder.
-        sha256: What `checksums` gave when it was saved.
-        kept_in: The file of the folder that holds them.
-        remedy: What to do about a damaged file, as a clause.
+        model: Folder or hub id; others have no such list, and are read as transformers reads them.
 
     Raises:
         DamagedError: names the file.
     """
-    for name, digest in sha256.items():
-        path = folder / name
-        if not path.is_file():
-            problem = "is missing"
-        elif _file_digest(path) != digest:
-            problem = "is not what was saved: its checksum differs"
-        else:
-            continue
-        raise DamagedError(
-            f"{path} {problem}. {remedy}; if it was changed on purpose, take its line out of `sha256` in "
-            f"{folder / kept_in}."
-        )
+    folder = Path(model)
+    if (folder / RUN_FILE).is_file():
+        require_undamaged(folder)
+    else:
+        require_listed(folder, remedy=_REMEDY)
 
 
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def require_undamaged(folder: Path) -> RunInfo:
+    """Refuse a run's folder, or a checkpoint's, whose files are not those that were saved. Reads them all.
+
+    Returns:
+        The folder's description.
+
+    Raises:
+        DamagedError: names the file.
+        ModelError: `hafrm.json` is not what a run writes.
+    """
+    info = RunInfo.load(folder)
+    if "config.json" not in info.sha256 or not (info.whole or info.with_adapters):
+        raise DamagedError(f"{folder / RUN_FILE}: `sha256` does not list the model's files. {_REMEDY}.")
+    require_checksums(folder, info.sha256, kept_in=RUN_FILE, remedy=_REMEDY)
+    return info

@@ -15,11 +15,10 @@ from torch import Tensor
 from transformers.utils.hub import cached_file
 
 from hafrm.errors import ModelError, first_line
-from hafrm.models.runinfo import RUN_FILE, RunInfo
+from hafrm.models.listing import ADAPTER_FILE, ADAPTER_FOLDER
+from hafrm.models.runinfo import RUN_FILE, RunInfo, require_as_saved
 
 __all__ = [
-    "ADAPTER_FILE",
-    "ADAPTER_FOLDER",
     "AdapterSource",
     "SavedWeights",
     "adapter_source",
@@ -27,9 +26,6 @@ __all__ = [
     "root_model",
 ]
 
-ADAPTER_FOLDER = "adapter"
-"""The folder within a run's that holds its adapters."""
-ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 _PICKLED = ("adapter_model.bin", "value_head.bin")
 _WHOLE = ("model.safetensors", "model.safetensors.index.json")
@@ -75,8 +71,9 @@ def adapter_source(model: str) -> AdapterSource | None:
     """
     folder = Path(model)
     if (folder / RUN_FILE).is_file():
-        alone = (folder / ADAPTER_FOLDER).is_dir() and not any(folder.glob("model*.safetensors"))
-        return AdapterSource(folder / ADAPTER_FOLDER, _base_of_run(folder)) if alone else None
+        info = RunInfo.load(folder)
+        alone = info.with_adapters and not info.whole
+        return AdapterSource(folder / ADAPTER_FOLDER, _base_of_run(folder, info)) if alone else None
     description = find_file(model, ADAPTER_CONFIG)
     if description is None or any(find_file(model, name) for name in _WHOLE):
         return None
@@ -86,8 +83,7 @@ def adapter_source(model: str) -> AdapterSource | None:
     return AdapterSource(weights.parent, _base_of_peft(model, description))
 
 
-def _base_of_run(folder: Path) -> str:
-    info = RunInfo.load(folder)
+def _base_of_run(folder: Path, info: RunInfo) -> str:
     if (info.lora or {}).get("quantize", "none") != "none":
         raise ModelError(
             f"{folder} is a checkpoint of adapters on a 4-bit base, which can't be a model to start from: train that "
@@ -163,18 +159,27 @@ class SavedWeights:
 
 
 def _weight_files(model: str) -> Iterator[Path]:
+    require_as_saved(model)
     adapters = adapter_source(model)
     if adapters is not None:
         yield adapters.weights
     elif whole := find_file(model, _WHOLE[0]):
         yield whole
     elif index := find_file(model, _WHOLE[1]):
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise ModelError(f"{index} can't be read ({first_line(error)}).") from error
-        yield from (path for name in names if (path := find_file(model, name)))
+        yield from _parts(model, index)
     if head := find_file(model, "value_head.safetensors"):
         yield head
     elif find_file(model, "value_head.bin"):
         raise ModelError(f"{model} has a value head in value_head.bin.{_pickled(model)}")
+
+
+def _parts(model: str, index: Path) -> Iterator[Path]:
+    """The files that a model's index names."""
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelError(f"{index} can't be read ({first_line(error)}).") from error
+    for name in names:
+        if (path := find_file(model, name)) is None:
+            raise ModelError(f"{index} names {name}, which is missing. Restore it from a copy.")
+        yield path

@@ -19,7 +19,7 @@ from hafrm.models.classifiers import stock_classifier
 from hafrm.models.heads import OPENRLHF, HeadInit, architectures, kept_head
 from hafrm.models.hybrid import backbone_of
 from hafrm.models.lora import LoraOptions, targets_of
-from hafrm.models.runinfo import require_finished
+from hafrm.models.runinfo import require_as_saved, require_finished
 from hafrm.models.sources import SavedWeights, root_model
 from hafrm.models.stock import lm_head_names, loading
 
@@ -63,6 +63,7 @@ def check_start(
         ConfigError: adapters are asked for where there is nothing to adapt.
     """
     require_finished(Path(model))
+    require_as_saved(model)
     causal_lm, notes = _without_weights(model, trust_remote_code=trust_remote_code)
     backbone_of(causal_lm)
     if log_probs:

@@ -17,11 +17,12 @@ from hafrm.errors import ConfigError, HafrmError, ModelError, first_line
 from hafrm.models import modes
 from hafrm.models.adapters import merged_into
 from hafrm.models.advice import advice
+from hafrm.models.finite import require_finite
 from hafrm.models.heads import HeadInit, SavedHead, kept_head
 from hafrm.models.hybrid import HybridModel, head_width, new_reward_head
 from hafrm.models.lora import LoraOptions, add_lora, quantization_config, targets_of
 from hafrm.models.reach import trace_text
-from hafrm.models.runinfo import RUN_FILE, require_undamaged
+from hafrm.models.runinfo import require_as_saved
 from hafrm.models.sources import AdapterSource, adapter_source
 from hafrm.models.targets import without_adapters
 from hafrm.models.tokenizers import resize_embeddings
@@ -90,8 +91,7 @@ def load_whole(
         ModelError: nothing loads from there, or weights are missing, or they are pickled.
         DamagedError: it is a run's folder, and not as it was saved.
     """
-    if (Path(model) / RUN_FILE).is_file():
-        require_undamaged(Path(model))
+    require_as_saved(model)
     with loading(kind, model):
         loaded, report = stock_class.from_pretrained(
             model, dtype=dtype or "auto", use_safetensors=True, output_loading_info=True, **kwargs
@@ -161,6 +161,7 @@ def load_causal_lm(
     """
     load = partial(load_causal_lm, trust_remote_code=trust_remote_code, lm_head=lm_head, **kwargs)
     if (adapters := adapter_source(model)) is not None:
+        require_as_saved(model)
         return _load_merged(adapters, load, dtype)
     return load_whole(
         AutoModelForCausalLM,
@@ -252,6 +253,7 @@ def new_model(
     )
     if saved is not None:
         _take_over(head, saved, model)
+    require_finite([*causal_lm.named_parameters(), ("of the reward head", head.weight)], model)
     head = head.to(causal_lm.device)
     if not lora.enabled:
         return HybridModel(causal_lm, head, with_lm_head=headed)

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from hafrm.errors import ModelError, first_line
 from hafrm.models.advice import advice
+from hafrm.models.runinfo import require_as_saved
 from hafrm.models.sources import adapter_source, find_file
 from hafrm.pairs import Conversation
 from hafrm.templates import DEFAULT_CHAT_TEMPLATE, TemplateRefusalError, render
@@ -59,6 +60,7 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False, template: str
         ModelError: there is no tokenizer to load, or it lacks what `prepare_tokenizer` needs.
     """
     model = _where_it_is(model)
+    require_as_saved(model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
     except Exception as error:  # the tokenizers library raises plain ones for a damaged file
@@ -166,6 +168,7 @@ def require_same_tokenizer(tokenizer: Any, model: str, reference: str, *, trust_
     place = _where_it_is(reference)
     if not any(find_file(place, name) for name in _TOKENIZER_FILES):
         return
+    require_as_saved(place)
     other = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
     ours, theirs = tokenizer.get_vocab(), other.get_vocab()
     probe = Conversation.of(_PROBE, _PROBE)

@@ -7,7 +7,6 @@ an archive with checksums of its own) stands in PPO's newest one alone.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,10 +15,10 @@ from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from hafrm import atomic
-from hafrm.errors import DamagedError, TrainingError, first_line
+from hafrm.errors import TrainingError, first_line
 from hafrm.models.checkpoints import save_merged, writing
 from hafrm.models.hybrid import HybridModel
-from hafrm.models.runinfo import checksums, require_checksums
+from hafrm.models.listing import ADAPTER_FILE, require_listed, save_checksums
 from hafrm.models.stock import loading, quiet_transformers
 from hafrm.training.resuming import require_whole_archives, without_checkpoint
 
@@ -31,13 +30,10 @@ __all__ = [
     "restore",
     "restore_policy",
     "save_checkpoint",
-    "save_checksums",
     "save_policy",
 ]
 
 STATE_FILE = "trainer.pt"
-_ADAPTERS = "adapter_model.safetensors"
-_CHECKSUMS_FILE = "checksums.json"
 
 
 def save_checkpoint(model: HybridModel, tokenizer: Any, state: dict[str, Any], folder: Path) -> None:
@@ -74,6 +70,7 @@ def save_policy(model: HybridModel, tokenizer: Any, folder: Path) -> None:
             with quiet_transformers():
                 stock.save_pretrained(place)
         tokenizer.save_pretrained(place)
+        save_checksums(place)
 
 
 def checkpoint_folders(run: Path) -> dict[int, Path]:
@@ -88,11 +85,6 @@ def newest_checkpoint(run: Path) -> tuple[int, Path] | None:
     return max(whole.items()) if whole else None
 
 
-def save_checksums(folder: Path) -> None:
-    """Write the checksums of what a checkpoint holds so far: its weights, config and tokenizer."""
-    atomic.write_json(folder / _CHECKSUMS_FILE, {"sha256": checksums(folder)})
-
-
 def require_as_saved(folder: Path) -> None:
     """Refuse to go on from a checkpoint that is damaged; one of an older version has no checksums of its weights.
 
@@ -100,18 +92,7 @@ def require_as_saved(folder: Path) -> None:
         DamagedError: names the file.
     """
     require_whole_archives(folder)
-    _require_checksums(folder, without_checkpoint(folder))
-
-
-def _require_checksums(folder: Path, remedy: str) -> None:
-    path = folder / _CHECKSUMS_FILE
-    if not path.is_file():
-        return
-    try:
-        sha256 = dict(json.loads(path.read_text(encoding="utf-8"))["sha256"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"{path} is damaged ({first_line(error)}). {remedy}.") from error
-    require_checksums(folder, sha256, kept_in=_CHECKSUMS_FILE, remedy=remedy)
+    require_listed(folder, remedy=without_checkpoint(folder))
 
 
 def restore(model: HybridModel, folder: Path) -> dict[str, Any]:
@@ -141,14 +122,14 @@ def restore_policy(model: HybridModel, folder: Path) -> None:
     Raises:
         ModelError: the weights can't be read, or are not what was saved.
     """
-    _require_checksums(folder, "Restore it from a copy, or train the policy anew")
+    require_listed(folder, remedy="Restore it from a copy, or train the policy again")
     _load_policy(model, folder)
 
 
 def _load_policy(model: HybridModel, folder: Path) -> None:
     with loading("checkpoint", str(folder)):
         if model.adapted:
-            set_peft_model_state_dict(cast(Any, model.causal_lm), load_file(folder / _ADAPTERS))
+            set_peft_model_state_dict(cast(Any, model.causal_lm), load_file(folder / ADAPTER_FILE))
         else:
             saved = type(model.stock_lm).from_pretrained(folder, dtype=model.stock_lm.dtype)
             model.stock_lm.load_state_dict(saved.state_dict())

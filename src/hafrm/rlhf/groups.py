@@ -18,8 +18,9 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 
 from hafrm.errors import ConfigError, MissingExtraError
 from hafrm.models.generating import stop_tokens
+from hafrm.models.listing import save_checksums
 from hafrm.models.scorers import Scorer
-from hafrm.rlhf.checkpoints import require_as_saved, save_checksums
+from hafrm.rlhf.checkpoints import require_as_saved
 from hafrm.rlhf.job import RlhfJob, RlhfResult
 from hafrm.rlhf.options import RlhfConfig
 from hafrm.rlhf.prompts import deal
@@ -158,7 +159,7 @@ def train_groups(job: RlhfJob) -> RlhfResult:
     options, trainer_class = (getattr(trl, f"{job.config.algorithm.upper()}{part}") for part in ("Config", "Trainer"))
     scorer = load_reward(job.config.reward, job.config, job.config.score)
     job.begin()
-    if (checkpoint := last_checkpoint(job.folder)) is not None:
+    if (checkpoint := last_checkpoint(job.folder, say=lambda line: None)) is not None:
         require_as_saved(checkpoint)
     causal_lm = job.model.causal_lm
     reward = GroupReward(job, scorer, set(stop_tokens(causal_lm, job.tokenizer)))

@@ -16,6 +16,9 @@ from hafrm.training.manifest import save_manifest
 
 __all__ = ["Progress", "RlhfJob", "RlhfResult"]
 
+_PICTURES = ("curves.svg", "learning.svg")
+"""What `hafrm rlhf` draws in the folder."""
+
 Progress = Callable[[int, Mapping[str, float]], None]
 """Hears of every step that is done, with its means."""
 
@@ -50,7 +53,8 @@ class RlhfJob:
 
     def begin(self) -> None:
         """Make the folder, which from now on holds an unfinished run."""
-        make_folder(self.folder, anew=self.config.overwrite and self.folder.exists())
+        if kept := make_folder(self.folder, anew=self.config.overwrite and self.folder.exists(), more=_PICTURES):
+            self.say(kept)
         save_manifest(self.manifest, self.folder)
 
     def opening(self, done: int) -> str:

@@ -219,7 +219,8 @@ class RlhfConfig(ScorerChoice):
     """The policy's weights. `auto`: float32; for LoRA on a GPU bfloat16. `float16` is for LoRA alone."""
 
     overwrite: bool = False
-    """Delete what the run's folder holds and start anew. Otherwise an interrupted run goes on where it stopped."""
+    """Delete what an earlier run wrote in the folder, and nothing else, and begin again. Otherwise an interrupted run
+    resumes where it stopped."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

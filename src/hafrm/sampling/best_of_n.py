@@ -21,6 +21,7 @@ from hafrm.judging.options import JudgeOptions
 from hafrm.judging.reward import OracleScorer
 from hafrm.models.identity import model_identity
 from hafrm.models.loading import ScorerChoice
+from hafrm.models.runinfo import require_apart
 from hafrm.models.scorers import ScoreOptions, Scorer
 from hafrm.sampling.analysis import ScoredPrompt, summarise
 from hafrm.sampling.candidates import Candidates, CandidateScore, CandidateSet, load_candidates
@@ -99,11 +100,12 @@ def best_of_n(
         say: Called with a line where earlier scoring goes on, or is of something else and thrown away.
 
     Raises:
-        ConfigError: the judge can't rank so many draws, or an option can't work.
+        ConfigError: the judge can't rank so many draws, the folder is a model's, or an option can't work.
         MissingExtraError: a library that the judge needs is not installed.
         ModelError: a model is not there, or can't be scored.
         DataError: there are no candidates, or none that every scorer gives a reward.
     """
+    require_apart(Path(config.out))
     found = load_candidates(config.samples, config.data_options)
     if config.judge is not None:
         require_rankable(found.rows, config.judge)

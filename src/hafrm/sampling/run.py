@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from hafrm import atomic
 from hafrm.data import PromptRow, ReadOptions
 from hafrm.errors import BadRowReason, ConfigError, DataError, ModelError
 from hafrm.evaluation.scoring import OVERLONG
@@ -122,6 +123,7 @@ def sample(
         ModelError: the model can't be loaded, or is adapters alone.
         BadRowError: the chat template refuses a prompt, and such rows are not to be skipped.
     """
+    atomic.require_folder(Path(config.out))
     prompts = load_prompts(config.data, config.data_options, split=config.split, limit=config.prompts)
     folder = Path(config.out)
     if generator is None:

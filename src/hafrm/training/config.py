@@ -21,12 +21,10 @@ from hafrm.losses import OPTIONS_READ, POLICY_LOSSES, REWARD_LOSSES, USES_REFERE
 from hafrm.models.heads import HeadInit
 from hafrm.models.layout import LayoutChoice
 from hafrm.models.lora import LoraOptions
+from hafrm.models.schema import Method
 from hafrm.training.arguments import checked_arguments, total_steps
 
 __all__ = ["BEST_METRICS", "LossConfig", "Method", "TrainConfig", "training_arguments"]
-
-Method = Literal["haf", "baseline", "dpo"]
-"""`haf` trains both heads (Eq. 5), `baseline` the reward head alone (Eq. 2), `dpo` the policy head alone (Eq. 4)."""
 
 _NEED_A_MODEL = ("galore", "apollo", "lomo", "adalomo")
 """Optimizers that transformers makes for a whole model alone."""
@@ -195,7 +193,8 @@ class TrainConfig:
     """Run Python code that comes with the model. Such code can do anything that you can: leave it off."""
 
     overwrite: bool = False
-    """Delete what the run's folder holds and start anew. Otherwise an interrupted run goes on where it stopped."""
+    """Delete what an earlier run wrote in the folder, and nothing else, and begin again. Otherwise an interrupted run
+    resumes where it stopped."""
 
     def __post_init__(self) -> None:
         if not self.data:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from filelock import FileLock, Timeout
 from hafrm import atomic
 from hafrm.errors import ConfigError
 from hafrm.training.manifest import is_finished, read_manifest, require_same_config
+from hafrm.training.owned import remove_own, require_no_strangers
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -30,7 +30,7 @@ def claim_folder(
         config: The run's options.
         folder: Its folder.
         inputs: The paths that it reads, by the options that name them.
-        overwrite: Whether what another run left there is to be deleted.
+        overwrite: Whether what another run wrote there is to be deleted.
 
     Returns:
         The manifest of the interrupted run that is to go on, or None.
@@ -38,28 +38,31 @@ def claim_folder(
     Raises:
         ConfigError: the folder is not free for this run; says why.
     """
+    atomic.require_folder(folder)
     _refuse_inputs_in(folder, inputs)
     manifest = read_manifest(folder)
+    if manifest is not None:
+        require_no_strangers(folder)
     if overwrite and manifest is not None:
         return None
     if is_finished(folder):
         raise ConfigError(f"{folder} already holds a finished run. Choose another --out, or --overwrite true.")
     if manifest is not None:
         require_same_config(manifest, config, folder)
-    elif folder.is_file() or (folder.exists() and not all(map(atomic.is_leftover, folder.iterdir()))):
+    elif folder.exists() and not all(map(atomic.is_leftover, folder.iterdir())):
         raise ConfigError(f"{folder} holds files that are not a run of hafrm. Choose another --out.")
     return manifest
 
 
 def _refuse_inputs_in(folder: Path, inputs: Mapping[str, Path]) -> None:
-    """A run's folder is deleted by `overwrite`: nothing that the run reads may lie there."""
+    """What a run's folder holds may be deleted by `overwrite`: nothing that the run reads may be there."""
     for what, path in inputs.items():
         if path.exists() and path.resolve().is_relative_to(folder.resolve()):
             raise ConfigError(f"{what} lies in the run's own folder {folder}. Choose another --out.")
 
 
 def run_lock(folder: Path) -> FileLock:
-    """The lock of a run's folder, which whoever holds it may take again. It lies beside it: `overwrite` deletes it."""
+    """The lock of a run's folder, which whoever holds it may take again. It is beside it, and not among its files."""
     folder = folder.absolute()
     return FileLock(folder.with_name(f".{folder.name}.lock"), is_singleton=True)
 
@@ -80,18 +83,35 @@ def hold_folder(folder: Path) -> Iterator[None]:
     except Timeout:
         raise ConfigError(f"Another command is training in {folder}. Wait for it, or choose another --out.") from None
     except OSError as error:
-        raise ConfigError(f"out: {folder} can't be written to ({error.strerror}). Choose another --out.") from error
+        raise _unwritable(folder, error) from error
     try:
         yield
     finally:
         lock.release()
 
 
-def make_folder(folder: Path, *, anew: bool = False) -> None:
-    """Make the run's folder; `anew` deletes what it holds, once data, model and options have proved sound."""
+def _unwritable(folder: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"out: {folder} can't be written to ({error.strerror or error}). Choose another --out.")
+
+
+def make_folder(folder: Path, *, anew: bool = False, more: Collection[str] = ()) -> str:
+    """Make the run's folder; `anew` deletes what a run wrote there, once data, model and options have proved sound.
+
+    Args:
+        folder: The folder.
+        anew: Delete what an earlier run wrote.
+        more: Files that this kind of run writes there, beside model, checkpoints, manifest and metrics.
+
+    Returns:
+        A line that names the files which were kept, since no run wrote them; empty where there are none.
+
+    Raises:
+        ConfigError: nothing can be written there.
+    """
     try:
-        if anew:
-            shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        kept = remove_own(folder, more) if anew else []
     except OSError as error:
-        raise ConfigError(f"out: {folder} can't be written to ({error.strerror}). Choose another --out.") from error
+        raise _unwritable(folder, error) from error
+    more = f" and {len(kept) - 3} more" if len(kept) > 3 else ""
+    return f"kept in {folder}, since no run wrote them: {', '.join(kept[:3])}{more}" if kept else ""

@@ -314,5 +314,6 @@ def _finish(
         atomic.write_json(temporary / RECIPE_FILE, recipe)
     (folder / _BEGUN_FILE).unlink(missing_ok=True)
     for checkpoint in folder.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
+        if checkpoint.name.removeprefix("checkpoint-").isdecimal():
+            shutil.rmtree(checkpoint)
     return recipe

@@ -63,13 +63,21 @@ class ReferenceSource:
         self._autocast = torch.autocast(args.device.type, dtype=half, enabled=args.bf16 or args.fp16)
         self._model, self._layout, self._batch_size = model, layout, args.per_device_eval_batch_size
         self._weights, self._tokens = weights, tokens
+        self._said: set[str] = set()  # a full disk has the same to say of every part
 
     def dataset(self, encoded: EncodedPairs) -> PairDataset:
         """The pairs, with reference log-probs where they are computed beforehand."""
         return PairDataset(encoded.pairs, encoded.groups, self._compute(encoded) if self.precomputed else None)
 
     def _compute(self, encoded: EncodedPairs) -> np.ndarray:
-        status = Console(stderr=True, quiet=not PartialState().is_main_process).status("reference log-probs")
+        console = Console(stderr=True, quiet=not PartialState().is_main_process)
+        status = console.status("reference log-probs")
+
+        def say(line: str) -> None:
+            if line not in self._said:
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self._said.add(line)
+
         size = f"the reference log-probs, batches of {self._tokens} tokens"
         with status, self._autocast, enough_memory(size, _LESS_MEMORY):
             return precompute_reference(
@@ -80,5 +88,6 @@ class ReferenceSource:
                 tokens=self._tokens,
                 cache=cache_folder("references"),
                 weights=self._weights,
+                say=say,
                 progress=lambda done: status.update(f"reference log-probs: {done} of {len(encoded.groups)} pairs"),
             )

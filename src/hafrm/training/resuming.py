@@ -1,20 +1,40 @@
-"""Going on with transformers' own loop where a killed run stopped."""
+"""Resuming where a killed run stopped: from the newest of its checkpoints that is all there."""
 
 from __future__ import annotations
 
-import contextlib
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from zipfile import ZipFile
 
+from rich.console import Console
 from transformers import Trainer, TrainerState
+from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 
-from hafrm.errors import DamagedError
+from hafrm.errors import DamagedError, HafrmError
+from hafrm.models.listing import checksums, require_checksums
+from hafrm.models.runinfo import RUN_FILE, RunInfo, require_undamaged
 
-__all__ = ["last_checkpoint", "require_whole_archives", "train_to_the_end", "without_checkpoint"]
+__all__ = [
+    "last_checkpoint",
+    "last_listed_checkpoint",
+    "list_training_state",
+    "require_whole_archives",
+    "train_to_the_end",
+    "without_checkpoint",
+]
 
 _ARCHIVES = ("*.pt", "*.pth", "optimizer*.bin")
 """Files of a checkpoint that torch writes as archives; the last is the optimizer under FSDP."""
+
+_OPTIMIZER = ("optimizer.pt", "optimizer.bin", "optimizer_0")
+"""What holds the optimizer's state: of one process or several, under FSDP, and under FSDP in parts."""
+
+
+def _print(line: str) -> None:
+    Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def train_to_the_end(trainer: Trainer, folder: Path) -> None:
@@ -30,7 +50,7 @@ def train_to_the_end(trainer: Trainer, folder: Path) -> None:
     checkpoint = last_checkpoint(folder)
     if checkpoint is not None:
         require_whole_archives(checkpoint)
-        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         if state.global_step >= state.max_steps:  # transformers would step once more
             trainer.state = state
             trainer._load_from_checkpoint(str(checkpoint))
@@ -38,17 +58,90 @@ def train_to_the_end(trainer: Trainer, folder: Path) -> None:
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
-def last_checkpoint(run: Path) -> Path | None:
-    """The newest checkpoint of a run that was written to its end, or None.
+def last_checkpoint(run: Path, say: Callable[[str], None] = _print) -> Path | None:
+    """The newest checkpoint of transformers' trainer that training can resume from, or None.
 
-    The trainer's state is the last file of a checkpoint, so one that reads well means that the rest is there.
+    Args:
+        run: The folder that holds the checkpoints.
+        say: Called with one line for each newer checkpoint, which names it and what it lacks.
     """
-    complete = []
-    for folder in run.glob("checkpoint-*"):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-            complete.append((int(state["global_step"]), folder))
-    return max(complete, default=(0, None))[1]
+    return _newest(run, _trainers_problem, say)
+
+
+def last_listed_checkpoint(run: Path, say: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint of a run of ours whose files are all those that its `hafrm.json` lists, or None.
+
+    Reads all files of the checkpoints that it looks at; see `last_checkpoint`.
+
+    Raises:
+        DamagedError: a checkpoint is damaged, and no earlier one is there.
+    """
+    return _newest(run, lambda folder, step: _trainers_problem(folder, step) or _listed_problem(folder), say)
+
+
+def list_training_state(checkpoint: Path) -> None:
+    """Add what training resumes from to the list in a checkpoint's `hafrm.json`, which ends the checkpoint.
+
+    Raises:
+        OSError: the file can't be written.
+    """
+    info = RunInfo.load(checkpoint)
+    replace(info, training_sha256=checksums(checkpoint, but=[RUN_FILE, *info.sha256])).save(checkpoint)
+
+
+def _newest(run: Path, problem_of: Callable[[Path, int], str], say: Callable[[str], None]) -> Path | None:
+    names = (path.name.removeprefix("checkpoint-") for path in run.glob("checkpoint-*") if path.is_dir())
+    damaged: DamagedError | None = None
+    for step in sorted((int(name) for name in names if name.isdecimal()), reverse=True):
+        folder = run / f"checkpoint-{step}"
+        try:
+            problem = problem_of(folder, step)
+        except HafrmError as error:
+            problem = str(error)
+            damaged = damaged or DamagedError(f"{error} {without_checkpoint(folder)}.")
+        if not problem:
+            return folder
+        say(f"warning: training does not resume from {folder}, but from the checkpoint before it, if any: {problem}")
+    if damaged is not None:  # all work would be done again: not without being asked
+        raise damaged
+    return None
+
+
+def _trainers_problem(folder: Path, step: int) -> str:
+    """What a checkpoint of transformers' trainer lacks; empty where nothing.
+
+    The trainer's state is the last file that it writes. Under ZeRO the optimizer is in a folder `global_step*`, and may
+    hold the schedule too.
+    """
+    state = _state(folder)
+    if not isinstance(state, dict):
+        return f"it was not written to its end (no whole {TRAINER_STATE_NAME})"
+    if state.get("global_step") != step:
+        return f"{TRAINER_STATE_NAME} is of step {state.get('global_step')}"
+    zero = any(folder.glob("global_step*"))
+    if not zero and not any((folder / name).exists() for name in _OPTIMIZER):
+        return "it has no optimizer.pt"
+    if not zero and not (folder / SCHEDULER_NAME).is_file():
+        return f"it has no {SCHEDULER_NAME}"
+    return "" if any(folder.glob("rng_state*.pth")) else "it has no rng_state.pth"
+
+
+def _state(folder: Path) -> Any:
+    try:
+        return json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _listed_problem(folder: Path) -> str:
+    """Why a checkpoint is not whole by its `hafrm.json`; empty where it is.
+
+    Raises:
+        HafrmError: a file is not what was saved.
+    """
+    listed = require_undamaged(folder).training_sha256
+    require_checksums(folder, listed, kept_in=RUN_FILE, remedy="Restore it from a copy", complete=False)
+    return "" if listed else f"it was not written to its end ({RUN_FILE} lists no training state)"
 
 
 def require_whole_archives(checkpoint: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from rich.console import Console
 from transformers import (
     EarlyStoppingCallback,
@@ -31,7 +31,7 @@ from hafrm.models.heads import HeadInit
 from hafrm.models.hybrid import HybridModel, max_positions
 from hafrm.models.layout import Layout, choose_layout
 from hafrm.models.references import weights_digest
-from hafrm.models.runinfo import RunInfo
+from hafrm.models.runinfo import RunInfo, require_undamaged
 from hafrm.models.starts import Start, check_start
 from hafrm.models.stock import new_model
 from hafrm.models.tokenizers import load_tokenizer
@@ -53,7 +53,7 @@ from hafrm.training.manifest import (
 from hafrm.training.objective import Objective
 from hafrm.training.preflight import check_machine, require_all_processes
 from hafrm.training.reference import ReferenceSource
-from hafrm.training.resuming import last_checkpoint
+from hafrm.training.resuming import last_listed_checkpoint, list_training_state
 from hafrm.training.sharding import sharding
 from hafrm.training.trainer import HybridTrainer
 
@@ -111,12 +111,13 @@ def _train(config: TrainConfig, folder: Path) -> TrainResult:
     PartialState().wait_for_everyone()  # all have looked at what the folder held
     with args.main_process_first(local=False):  # the others look for checkpoints there
         if args.process_index == 0:
-            make_folder(folder, anew=config.overwrite)
+            kept = make_folder(folder, anew=config.overwrite)
             save_manifest(manifest, folder)
             opening = _opening(data, args, manifest["layout"], margins=objective.needs_rewards)
             bare = [model.bare] if model.bare else []
-            for line in (*opening, start.head, *start.notes, *bare):
-                progress.say(line)
+            for line in (*opening, start.head, *start.notes, *bare, kept):
+                if line:
+                    progress.say(line)
 
     reference = ReferenceSource(loss, model, layout, args, weights=info.base_digest, tokens=tokens)
     trainer = HybridTrainer(
@@ -135,7 +136,8 @@ def _train(config: TrainConfig, folder: Path) -> TrainResult:
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     try:
-        _run_trainer(trainer, last_checkpoint(folder), total_steps(args.to_dict(), len(data.train.groups)))
+        checkpoint = _last_checkpoint(folder, progress)
+        _run_trainer(trainer, checkpoint, total_steps(args.to_dict(), len(data.train.groups)))
     finally:
         progress.close()
     return _finish(trainer, config, manifest, folder)
@@ -307,11 +309,19 @@ def _run_trainer(trainer: HybridTrainer, checkpoint: Path | None, steps: int) ->
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
+def _last_checkpoint(folder: Path, progress: ConsoleProgress) -> Path | None:
+    """The checkpoint to resume from, or None: the first process reads them, and all get what it found."""
+    found = [last_listed_checkpoint(folder, progress.say) if PartialState().is_main_process else None]
+    broadcast_object_list(found)
+    return found[0]
+
+
 def _state_here(checkpoint: Path) -> TrainerState:
     """A checkpoint's state, in which the best checkpoint is one beside it, also if the run's folder was moved.
 
     Raises:
         ModelError: the best checkpoint has gone, so that the run would come to its end and could not keep it.
+        DamagedError: it is damaged.
     """
     path = checkpoint / "trainer_state.json"
     state: TrainerState = TrainerState.load_from_json(str(path))
@@ -321,10 +331,13 @@ def _state_here(checkpoint: Path) -> TrainerState:
         raise ModelError(
             f"{here}, by {path} the best checkpoint so far, is not there. Put it back, or begin anew with --overwrite."
         )
+    if here and PartialState().is_main_process:
+        require_undamaged(Path(here))
     if here != best:
         state.best_model_checkpoint = here
         values = json.loads(path.read_text(encoding="utf-8")) | {"best_model_checkpoint": here}
         atomic.write_json(path, values)
+        list_training_state(checkpoint)
     return state
 
 

@@ -40,7 +40,7 @@ from hafrm.models.runinfo import RunInfo
 from hafrm.models.stock import loading
 from hafrm.training.batches import PairBatch, PairBatches, PairCollator, PairDataset
 from hafrm.training.objective import Objective, PairLosses
-from hafrm.training.resuming import require_whole_archives
+from hafrm.training.resuming import list_training_state
 from hafrm.training.sharding import fsdp_plugin, share_heads_with_root
 
 __all__ = ["HybridTrainer"]
@@ -319,6 +319,8 @@ class HybridTrainer(Trainer):
         try:
             with writing(Path(str(self.args.output_dir))):
                 super()._save_checkpoint(model, trial)
+                if self.args.should_save:
+                    list_training_state(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
         finally:
             self.args.save_total_limit = kept
         self.delete_old_checkpoints()
@@ -329,7 +331,6 @@ class HybridTrainer(Trainer):
             rotate_checkpoints(str(self.args.output_dir), self.args.save_total_limit, self.state.best_model_checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        require_whole_archives(Path(resume_from_checkpoint))
         self.restore(Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

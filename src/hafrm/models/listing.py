@@ -1,0 +1,176 @@
+"""A folder as its list of files says: each file as it was saved, and no other that transformers would read by its name.
+
+The list is part of `hafrm.json`, or of the `checksums.json` in an export and in a policy's checkpoints.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+
+from hafrm import atomic
+from hafrm.errors import DamagedError, first_line
+
+__all__ = [
+    "ADAPTER_FILE",
+    "ADAPTER_FOLDER",
+    "CHECKSUMS_FILE",
+    "checksums",
+    "list_problem",
+    "listed",
+    "require_checksums",
+    "require_listed",
+    "save_checksums",
+    "strangers",
+    "weight_files",
+]
+
+CHECKSUMS_FILE = "checksums.json"
+"""The list of a folder that is not a run's: an export, or a policy's checkpoint."""
+
+ADAPTER_FOLDER = "adapter"
+"""The folder within a run's that holds its adapters."""
+ADAPTER_FILE = "adapter_model.safetensors"
+
+_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+
+_READ_BY_NAME = frozenset(
+    f"""
+    {_WHOLE} {_INDEX} config.json generation_config.json adapter_config.json {ADAPTER_FILE} value_head.safetensors
+    value_head.bin tokenizer_config.json special_tokens_map.json added_tokens.json chat_template.json
+    processor_config.json preprocessor_config.json video_preprocessor_config.json audio_tokenizer_config.json
+    vocab.json vocab.txt merges.txt bpe.codes dict.txt emoji.json byte_maps.json tekken.json entity_vocab.json
+    normalizer.json prophetnet.tokenizer target_vocab.json vocab-src.json vocab-tgt.json word_pronunciation.json
+    word_shape.json
+    """.split()
+)
+"""Files that transformers, PEFT or hafrm look for beside a model's weights, and read if they are there."""
+_READ_BY_FORM = re.compile(
+    r"tokenizer\..*"  # tokenizer.json, of a version (tokenizer.4.0.0.json), tokenizer.model.v3
+    r"|.*\.(jinja|model|spm|tiktoken)"
+    r"|(additional_chat_templates|custom_generate)/.*"
+)
+_DIGEST = re.compile("[0-9a-f]{64}")
+
+
+def checksums(folder: Path, *, but: Iterable[str] = ()) -> dict[str, str]:
+    """The SHA-256 of each file in a folder and in the folders within, by its path there.
+
+    Args:
+        folder: The folder.
+        but: Paths there that are left out.
+    """
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: _file_digest(path) for name, path in files.items() if name not in set(but)}
+
+
+def list_problem(sha256: object) -> str:
+    """Why a value read from a file is not a list of checksums, as a clause; empty where it is one."""
+    if not isinstance(sha256, dict):
+        return "is not a list of files with their checksums"
+    for name, digest in sha256.items():
+        path = PurePosixPath(name)
+        if not name or path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
+            return f"names {name!r}, which is not a path within the folder"
+        if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+            return f"has {digest!r} for {name}, which is not a SHA-256 of 64 hexadecimal digits"
+    return ""
+
+
+def weight_files(sha256: Mapping[str, str]) -> list[str]:
+    """The file of a whole model's weights, or the index of several, among listed files; empty for adapters alone.
+
+    As transformers does: one file goes before an index.
+    """
+    return [name for name in (_WHOLE, _INDEX) if name in sha256][:1]
+
+
+def require_checksums(
+    folder: Path, sha256: Mapping[str, str], *, kept_in: str, remedy: str, complete: bool = True
+) -> None:
+    """Refuse a folder whose files are not those that were saved, or that has others that would be read. Reads them all.
+
+    Args:
+        folder: The folder.
+        sha256: What `checksums` gave when it was saved.
+        kept_in: The file of the folder that holds them.
+        remedy: What to do about a damaged file, as a clause.
+        complete: Whether the list holds all files of the model, so that others are refused which would be read.
+
+    Raises:
+        DamagedError: names the file.
+    """
+    for name, digest in sha256.items():
+        path = folder / name
+        if not path.is_file():
+            raise DamagedError(f"{path} is missing. {remedy}.")
+        if (found := _file_digest(path)) != digest:
+            raise DamagedError(
+                f"{path} is not what was saved: its checksum differs. {remedy}; if it was changed on purpose, set its "
+                f"checksum in {folder / kept_in} to {found}."
+            )
+    for name in strangers(folder) if complete else ():
+        if name not in sha256:
+            raise DamagedError(
+                f"{folder / name} is read by its name, and is not among the files that were saved ({folder / kept_in})."
+                f" Move it away; if it belongs to the model, list it there with its checksum "
+                f"{_file_digest(folder / name)}."
+            )
+
+
+def save_checksums(folder: Path) -> None:
+    """Write the list of what a folder holds so far: weights, config and tokenizer."""
+    atomic.write_json(folder / CHECKSUMS_FILE, {"sha256": checksums(folder, but=[CHECKSUMS_FILE])})
+
+
+def require_listed(folder: Path, *, remedy: str) -> None:
+    """Refuse a folder that is not what its `checksums.json` lists; one without such a file is not looked at.
+
+    Raises:
+        DamagedError: names the file.
+    """
+    if (folder / CHECKSUMS_FILE).is_file():
+        require_checksums(folder, listed(folder, remedy=remedy), kept_in=CHECKSUMS_FILE, remedy=remedy)
+
+
+def listed(folder: Path, *, remedy: str = "Delete it") -> dict[str, str]:
+    """The list in a folder's `checksums.json`; empty where there is none.
+
+    Raises:
+        DamagedError: the file is not such a list.
+    """
+    path = folder / CHECKSUMS_FILE
+    try:
+        sha256 = json.loads(path.read_text(encoding="utf-8"))["sha256"]
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DamagedError(f"{path} is damaged ({first_line(error)}). {remedy}.") from error
+    if problem := list_problem(sha256):
+        raise DamagedError(f"{path}: `sha256` {problem}. {remedy}.")
+    return dict(sha256)
+
+
+def strangers(folder: Path) -> Iterator[str]:
+    """The files of a folder that would be read by their names, by their paths there, listed or not."""
+    for pattern in ("*", "additional_chat_templates/*", "custom_generate/*"):
+        for path in sorted(folder.glob(pattern)):
+            name = path.relative_to(folder).as_posix()
+            if (name in _READ_BY_NAME or _READ_BY_FORM.fullmatch(name)) and path.is_file():
+                yield name
+
+
+def _file_digest(path: Path) -> str:
+    """A file's SHA-256. One that is as it was is not read again: a command opens a model's folder several times."""
+    stat = path.stat()
+    return _digest_of_state(path.resolve(), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+@functools.lru_cache(maxsize=4096)
+def _digest_of_state(path: Path, *state: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,119 @@
+"""What each field of `hafrm.json` may hold: its type and its range."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Set
+from typing import Any, Literal, get_args
+
+from hafrm.encoding import Overlong
+from hafrm.losses import POLICY_LOSSES, REWARD_LOSSES
+from hafrm.models.listing import list_problem
+
+__all__ = ["Method", "description_problem"]
+
+Method = Literal["haf", "baseline", "dpo"]
+"""`haf` trains both heads (Eq. 5), `baseline` the reward head alone (Eq. 2), `dpo` the policy head alone (Eq. 4)."""
+
+
+def description_problem(values: Any, *, fields: Set[str], optional: Set[str], format: int) -> str:
+    """What is wrong with the values of a `hafrm.json`, naming the field, as a clause; empty where nothing is.
+
+    Args:
+        values: What the file holds.
+        fields: The names that it may hold.
+        optional: Those that may be missing.
+        format: The format's number.
+    """
+    if not isinstance(values, dict):
+        return "it is not an object of JSON"
+    if values.get("format") != format:
+        return f"`format` is {values.get('format')!r}, and this hafrm reads {format}"
+    if missing := sorted(fields - values.keys() - optional):
+        return f"`{missing[0]}` is missing"
+    for name, value in values.items():
+        if name != "format" and name not in fields:
+            return f"`{name}` is not a field that this hafrm knows"
+        check = _CHECKS.get(name)
+        if check is not None and not check[0](value):
+            return f"`{name}` must be {check[1]}, and is {_short(value)}"
+    for name in ("sha256", "training_sha256"):
+        if problem := list_problem(values.get(name, {})):
+            return f"`{name}` {problem}"
+    if not values["reward_weight"] and not values["policy_ratio"]:
+        return "`reward_weight` and `policy_ratio` are both 0, so no head was trained"
+    untrained = {"baseline": "policy_ratio", "dpo": "reward_weight"}.get(values["method"])
+    if untrained and values[untrained]:
+        return f"`{untrained}` must be 0 where `method` is {values['method']}, and is {values[untrained]}"
+    return ""
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _number(low: float, *, above: bool = False) -> Callable[[Any], bool]:
+    """Whether a value is a finite number from `low` on, or above it."""
+
+    def check(value: Any) -> bool:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        return abs(value) < 1e300 and math.isfinite(value) and (value > low if above else value >= low)
+
+    return check
+
+
+def _text(pattern: str = r"(?s).+") -> Callable[[Any], bool]:
+    """Whether a value is a text of this form."""
+    return lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None
+
+
+def _one_of(*choices: str) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: isinstance(value, str) and value in choices, f"one of {', '.join(choices)}"
+
+
+def _whole_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 2**31
+
+
+_LORA: dict[str, Callable[[Any], bool]] = {
+    "rank": _whole_number,
+    "alpha": _whole_number,
+    "dropout": lambda value: _number(0)(value) and value < 1,
+    "targets": lambda value: isinstance(value, list) and all(map(_text(), value)),
+    "quantize": lambda value: value in ("none", "4bit"),
+}
+
+
+def _is_lora(value: Any) -> bool:
+    """Whether a value is None or holds options of adapters."""
+    if value is None:
+        return True
+    if not isinstance(value, dict) or "rank" not in value:
+        return False
+    return all(name in _LORA and _LORA[name](each) for name, each in value.items())
+
+
+_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "method": _one_of(*get_args(Method)),
+    "base_model": (_text(), "a folder or a hub id"),
+    "reward_weight": (_number(0), "a number of at least 0"),
+    "policy_ratio": (_number(-math.inf), "a finite number"),
+    "policy_loss": _one_of(*POLICY_LOSSES),
+    "beta": (_number(0, above=True), "a number above 0"),
+    "max_length": (_whole_number, "a whole number of tokens above 0"),
+    "overlong": _one_of(*get_args(Overlong)),
+    "pad_token": (_text(), "a token"),
+    "scored_position": _one_of("last_token"),
+    "reward_loss": _one_of(*REWARD_LOSSES),
+    "base_digest": (_text("[0-9a-f]*"), "hexadecimal digits"),
+    "dtype": (_text("|float32|float64|bfloat16|float16"), "a type of weights such as bfloat16"),
+    "lora": (_is_lora, "null or the options of adapters (rank, alpha, dropout, targets, quantize)"),
+    "combined_weight": (lambda value: value is None or _number(0)(value), "null or a number of at least 0"),
+    "versions": (
+        lambda value: isinstance(value, dict) and all(map(_text(), value.values())),
+        "the versions of programs by their names",
+    ),
+}

@@ -1,0 +1,226 @@
+"""Writing touches what is a command's own: `overwrite` and exports leave a user's files, and nothing is renamed over
+what is not a file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import stat
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hafrm import atomic
+from hafrm.cli import main
+from hafrm.errors import ConfigError, ModelError
+from hafrm.models.checkpoints import load_run
+from hafrm.models.export import ExportConfig, export
+from hafrm.models.listing import checksums
+from hafrm.models.loading import load_scorer
+from hafrm.models.lora import LoraOptions
+from hafrm.models.runinfo import RUN_FILE
+from hafrm.training.config import TrainConfig
+from hafrm.training.run import train
+from tests.faults.runs import saved_run
+from tests.tiny import save_tiny
+
+OWN = """
+    notes.txt model-old.safetensors checkpoint-2/notes.txt checkpoint-best/model.safetensors checkpoint-9/thesis.tex
+    photos/a.jpg export/reward/mine.md export/notes.md runs/mine.txt results.json
+""".split()
+
+
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_overwriting_keeps_a_users_own_files(
+    finished: bool, stopped: TrainConfig, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It deletes all that the run wrote, and says what it kept."""
+    out = Path(stopped.out)
+    if finished:
+        train(stopped)
+        export(ExportConfig(run=str(out)))
+    (out / "checkpoint-0").mkdir()
+    (out / "checkpoint-0" / "optimizer.pt").write_bytes(b"half")
+    for name in OWN:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("years of work")
+    (out / "linked").symlink_to(out.parent, target_is_directory=True)
+    capfd.readouterr()
+    train(replace(stopped, overwrite=True, training={**stopped.training, "save_steps": 5}))
+    found = files(out)
+    assert set(OWN) <= found
+    assert (out / "linked").is_symlink()
+    assert not (out / "checkpoint-0").exists()
+    assert not {name for name in found - set(OWN) if name.startswith(("checkpoint-1/", "checkpoint-2/", "export/"))}
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("kept in")]
+    assert "checkpoint-2/notes.txt" in line
+    assert f"{len(OWN) + 1 - 3} more" in line
+    load_run(out)
+
+
+def test_a_home_with_a_runs_manifest_stays(stopped: TrainConfig, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    names = ["thesis.tex", ".bashrc", "data/vocab.bin", "model.pt", "README.md", "Desktop/config.json", "optimizer.pt"]
+    for name in names:
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text("years of work")
+    shutil.copy(Path(stopped.out) / "manifest.json", home)
+    train(replace(stopped, out=str(home), overwrite=True))
+    assert all((home / name).read_text() == "years of work" for name in names)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["special_tokens_map.json", "vocab.json", "adapter_config.json"])
+def test_a_run_does_not_begin_beside_what_would_be_read_with_it(
+    name: str, overwrite: bool, stopped: TrainConfig
+) -> None:
+    (Path(stopped.out) / name).write_text("{}")
+    with pytest.raises(ConfigError, match=rf"{name} was not written by a run"):
+        train(replace(stopped, overwrite=overwrite))
+    assert (Path(stopped.out) / name).exists()
+    assert (Path(stopped.out) / "checkpoint-2").is_dir()
+
+
+def _fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as opened:
+        opened.bind(str(path))
+
+
+def _dangling(path: Path) -> None:
+    path.symlink_to(path.parent / "gone")
+
+
+def _loop(path: Path) -> None:
+    path.symlink_to(path)
+
+
+def _null(path: Path) -> None:
+    path.symlink_to("/dev/null")
+
+
+PLACES: list[Callable[[Path], None]] = [_fifo, _socket, _dangling, _loop, _null, Path.touch]
+COMMANDS = {
+    "train": ["--model", "base", "--data", "rows.jsonl"],
+    "evaluate": ["run", "--data", "rows.jsonl"],
+    "export": ["run"],
+    "sample": ["base", "--data", "rows.jsonl"],
+    "best-of-n": ["run", "--samples", "rows.jsonl"],
+    "judge": ["rows.jsonl", "--judge.kind=reward", "--judge.model=run"],
+    "pretrain": ["--data", "rows.jsonl"],
+    "rlhf": ["base", "--reward", "run", "--data", "rows.jsonl"],
+}
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("desk")
+    saved_run(save_tiny(folder / "base"), folder / "run")
+    rows = [{"prompt": "a", "chosen": "b", "rejected": "c", "text": "a b"}] * 3
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+@pytest.mark.parametrize("make", PLACES, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_output_folder_that_can_not_be_one(
+    command: str, make: Callable[[Path], None], desk: Path, monkeypatch: pytest.MonkeyPatch, capfd
+) -> None:
+    """One line that names it, and what is there stays."""
+    monkeypatch.chdir(desk)
+    out = desk / f"{command}-{make.__name__}"
+    make(out)
+    before = out.lstat()
+    assert main([command, *COMMANDS[command], "--out", str(out)]) == 2
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert str(out) in line
+    assert "None" not in line
+    assert not (desk / "gone").exists()
+    assert (out.lstat().st_ino, out.lstat().st_mode) == (before.st_ino, before.st_mode)
+    assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
+
+
+@pytest.mark.parametrize("make", [_fifo, _socket, _dangling, _null, Path.mkdir], ids=lambda make: make.__name__)
+def test_no_file_of_a_folder_is_renamed_over_what_is_not_one(make: Callable[[Path], None], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    make(out / "weights")
+    with pytest.raises(ConfigError, match="not a plain file"), atomic.new_files(out, last="list") as temporary:
+        (temporary / "weights").write_text("new")
+        (temporary / "list").write_text("new")
+    assert not (out / "list").exists()
+    assert not (out / "weights").is_file()
+
+
+def test_a_link_to_a_folder_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    with atomic.new_folder(tmp_path / "link") as temporary:
+        (temporary / "file").write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "there" / "file").read_text() == "new"
+
+
+def test_an_export_is_not_made_where_a_users_file_is(desk: Path, tmp_path: Path) -> None:
+    config = ExportConfig(run=str(desk / "run"), out=str(tmp_path / "out"))
+    reward, policy = export(config)
+    export(config)
+    (policy / "measurements.csv").write_text("years of work")
+    with pytest.raises(ConfigError, match=r"policy contains measurements\.csv"):
+        export(config)
+    assert (policy / "measurements.csv").read_text() == "years of work"
+    assert (reward / "model.safetensors").is_file()
+
+
+@pytest.fixture
+def spoilt(tmp_path: Path) -> Callable[[str, float], Path]:
+    """A run one of whose weights is not finite, as its list says."""
+
+    def make(name: str, value: float) -> Path:
+        run = saved_run(save_tiny(tmp_path / "base"), tmp_path / "run", lora=LoraOptions(rank=2))
+        file = run / ("adapter/adapter_model.safetensors" if "lora" in name else "model.safetensors")
+        weights = load_file(file)
+        (whole,) = [each for each in weights if each.endswith(name)]
+        weights[whole].view(-1)[-1] = value
+        save_file(weights, file, metadata={"format": "pt"})
+        described = json.loads((run / RUN_FILE).read_text())
+        described["sha256"] = checksums(run, but=[RUN_FILE])
+        (run / RUN_FILE).write_text(json.dumps(described))
+        return run
+
+    return make
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", ["score.weight", "layers.1.mlp.up_proj.weight", "layers.0.mlp.up_proj.lora_A.weight"])
+def test_weights_that_are_not_finite_are_not_exported(name: str, value: float, spoilt: Callable[..., Path]) -> None:
+    run = spoilt(name, value)
+    with pytest.raises(ModelError, match=rf"{name.replace('.', '[.]')} has values that are not finite"):
+        export(ExportConfig(run=str(run)))
+    assert not (run / "export" / "reward").exists()
+
+
+@pytest.mark.parametrize("method", ["haf", "baseline"])
+def test_a_base_that_is_not_finite_is_named_before_training(method: str, stopped: TrainConfig, tmp_path: Path) -> None:
+    base = save_tiny(tmp_path / "base")
+    weights = load_file(base / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][0, 0] = torch.nan
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"weight model\.layers\.1\.mlp\.up_proj\.weight has values that are not fin"):
+        train(replace(stopped, model=str(base), method=method, out=str(tmp_path / "new")))
+    with pytest.raises(ModelError, match="up_proj"):
+        load_scorer(str(base), head="policy", reference=str(base))

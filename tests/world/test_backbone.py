@@ -171,7 +171,10 @@ def test_the_default_instruct_backbone_answers_held_out_prompts_on_topic(tmp_pat
     for name in ("helpful", "safe", "human-pref"):
         for prompt in world_prompts(name, "test", size=20):
             ids = tokenizer.apply_chat_template(
-                [turn.as_dict() for turn in prompt], add_generation_prompt=True, return_tensors="pt", return_dict=True
+                [turn.as_dict() for turn in prompt.turns],
+                add_generation_prompt=True,
+                return_tensors="pt",
+                return_dict=True,
             )
             output = model.generate(**ids, max_new_tokens=60, do_sample=False)
             answer = tokenizer.decode(output[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hafrm.data import DataOptions, load_pairs
+    from hafrm.evaluation.bulk import RowScorer
     from hafrm.evaluation.run import EvaluateConfig, evaluate
     from hafrm.models.export import ExportConfig, export
     from hafrm.models.loading import load_scorer
@@ -30,6 +31,7 @@ __all__ = [
     "LossConfig",
     "Message",
     "PreferencePair",
+    "RowScorer",
     "ScoreOptions",
     "Scorer",
     "TrainConfig",
@@ -42,6 +44,7 @@ __all__ = [
 
 _HOMES = {
     "hafrm.data": ("DataOptions", "load_pairs"),
+    "hafrm.evaluation.bulk": ("RowScorer",),
     "hafrm.evaluation.run": ("EvaluateConfig", "evaluate"),
     "hafrm.models.export": ("ExportConfig", "export"),
     "hafrm.models.loading": ("load_scorer",),

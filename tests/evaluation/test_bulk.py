@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from hafrm.data import ReadOptions
-from hafrm.evaluation.bulk import ScoreConfig, score_rows
+from hafrm.errors import BadRowError, ConfigError
+from hafrm.evaluation.bulk import RowScorer, ScoreConfig, score_rows
 from hafrm.models.loading import ScorerChoice
 from hafrm.pairs import Conversation
+from tests.faults.runs import saved_run
+from tests.tiny import save_tiny, some_pairs
 
 
 class LengthScorer:
@@ -69,3 +74,87 @@ def test_a_bad_response_and_a_line_that_is_no_row_have_one_reward(rescored) -> N
     assert empty == RESPONSE | {"response": "", "reward": None, "unscored": "empty_response"}
     assert broken == {"row": 2, "reward": None, "unscored": "invalid_json"}
     assert number == {"row": 3, "reward": None, "unscored": "wrong_type"}
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """Rows in three files, of which one is in a folder below and one is empty."""
+    rows = [{"prompt": f"p{i}", "response": "y" * (1 + i % 7), "id": i} for i in range(23)]
+    (folder / "b").mkdir(parents=True)
+    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:9]))
+    (folder / "b" / "more.json").write_text(json.dumps(rows[9:]))
+    (folder / "c.jsonl").write_text("")
+    return rows
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 23, 40])
+def test_shards_one_after_the_other_are_the_whole(count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ScorerChoice, "load", lambda self, model, options: LengthScorer())
+    monkeypatch.setattr("hafrm.evaluation.bulk.CHUNK", 4)
+    rows = rows_of(tmp_path / "in")
+    found: list[dict[str, Any]] = []
+    for number in range(1, count + 1):
+        out = tmp_path / f"{number}.jsonl"
+        score_rows(ScoreConfig(model="m", data=str(tmp_path / "in"), out=str(out), shard=f"{number}/{count}"))
+        lines = out.read_text().splitlines()
+        assert len(lines) in (len(rows) // count, len(rows) // count + 1)
+        found += map(json.loads, lines)
+    assert found == [row | {"reward": float(len(row["response"]))} for row in rows]
+
+
+def test_a_bad_row_of_a_folder_is_named_by_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ScorerChoice, "load", lambda self, model, options: LengthScorer())
+    rows_of(tmp_path / "in")
+    (tmp_path / "in" / "b" / "more.json").write_text(json.dumps([{"prompt": "p", "response": 3}]))
+    with pytest.raises(BadRowError, match=r"more\.json, row 1"):
+        score_rows(ScoreConfig(model="m", data=str(tmp_path / "in"), out=str(tmp_path / "out.jsonl")))
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2", "1/2/3"])
+def test_a_shard_that_is_none_is_refused(shard: str) -> None:
+    with pytest.raises(ConfigError, match="shard"):
+        ScoreConfig(model="m", data="rows.jsonl", shard=shard)
+
+
+@pytest.mark.parametrize("out", ["scored.parquet", "."])
+def test_outputs_that_are_not_json_lines_are_refused(out: str) -> None:
+    with pytest.raises(ConfigError, match="--out"):
+        ScoreConfig(model="m", data="rows.jsonl", out=out)
+
+
+def test_batches_of_columns_get_their_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hafrm.evaluation.bulk.load_scorer", lambda model: LengthScorer())
+    messages = np.empty(2, dtype=object)
+    messages[:] = [np.array([{"role": "user", "content": "p", "name": None}], dtype=object), "q"]
+    batch = {"prompt": messages, "response": np.array(["yes", "y" * 30]), "id": np.array([4, 5])}
+    found = RowScorer("m")(batch)
+    assert found["reward"] == [3.0, None]
+    assert found["unscored"] == [None, "overlong"]
+    assert found["id"] == [4, 5]
+    pairs = RowScorer("m")({"prompt": ["p"], "chosen": ["yes"], "rejected": ["no"], "reward": [7.0]})
+    assert (pairs["reward_chosen"], pairs["reward_rejected"]) == ([3.0], [2.0])
+    assert "reward" not in pairs
+
+
+@pytest.mark.slow
+def test_ray_data_and_datasets_take_the_class(tmp_path: Path) -> None:
+    """The documented pipelines, on a real model: the rewards of `hafrm score`, in order."""
+    ray, datasets = pytest.importorskip("ray"), pytest.importorskip("datasets")
+    run = str(saved_run(save_tiny(tmp_path / "base"), tmp_path / "run"))
+    rows = [{"prompt": pair.prompt.turns[0].content, "response": pair.chosen[0].content} for pair in some_pairs(20)]
+    table = datasets.Dataset.from_list(rows)
+    expected = table.map(RowScorer(run), batched=True)["reward"]
+    table.to_parquet(tmp_path / "rows.parquet")
+    out = tmp_path / "scored.jsonl"
+    score_rows(ScoreConfig(model=run, data=str(tmp_path / "rows.parquet"), out=str(out)))
+    assert [json.loads(line)["reward"] for line in out.read_text().splitlines()] == pytest.approx(expected, abs=1e-5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+        try:
+            scored = ray.data.read_parquet(str(tmp_path / "rows.parquet")).map_batches(
+                RowScorer, fn_constructor_args=[run], concurrency=1, batch_size=8
+            )
+            found = {row["response"]: row["reward"] for row in scored.take_all()}
+        finally:
+            ray.shutdown()
+    assert [found[row["response"]] for row in rows] == pytest.approx(expected, abs=1e-5)

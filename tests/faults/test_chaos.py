@@ -128,7 +128,7 @@ def served(model: Path, log: Path, open_files: int) -> Iterator[tuple[str, subpr
         yield process.stdout.readline().decode().strip().partition(" at ")[2], process
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
 
 
 def bother(address: tuple[str, int], draw: random.Random, stop: threading.Event) -> None:
@@ -158,7 +158,7 @@ def bother(address: tuple[str, int], draw: random.Random, stop: threading.Event)
 def test_a_flooded_server_answers_right_or_refuses(seed: int, folder: Path, tmp_path: Path) -> None:
     draw = random.Random(seed)
     expected = load_scorer(str(folder / "run")).score([parse_conversation(r, source="", number=1) for r in ROWS])
-    request = {"conversations": [{"prompt": row["prompt"], "response": row["response"]} for row in ROWS]}
+    request = {"conversations": [parse_conversation(row, source="", number=1).as_row() for row in ROWS]}
     with served(folder / "run", tmp_path / "log", draw.choice([128, 256, 1024])) as (url, process):
         host, port = url.removeprefix("http://").split(":")
         stop = threading.Event()

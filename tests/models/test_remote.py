@@ -23,7 +23,6 @@ from hafrm.models.loading import load_scorer
 from hafrm.models.remote import API_KEY, RemoteScorer, RetryRule, seconds_to_wait
 from hafrm.models.scorers import ScoreOptions
 from hafrm.pairs import Conversation
-from hafrm.scale.config import BulkConfig
 from tests.tiny import some_pairs
 
 CONVERSATIONS = [Conversation.of("How many?", "x" * length) for length in range(1, 12)]
@@ -382,14 +381,11 @@ def test_options_that_a_server_does_not_read_are_refused(options: dict[str, Any]
     server, scoring = "http://127.0.0.1:1", {"data": "d", "out": "o"}
     for refused in (
         lambda: ScoreConfig(model=server, **scoring, **options),
-        lambda: BulkConfig(model=server, **scoring, engine="ray", **options),
         lambda: EvaluateConfig(models=[server, f"{server}/classify"], data=["d"], out="o", **options),
     ):
         with pytest.raises(ConfigError, match=f"{said} can't change that"):
             refused()
     EvaluateConfig(models=[server, "m"], data=["d"], out="o", **options)
-    few = BulkConfig(model=server, **scoring, engine="ray", score=ScoreOptions(batch_size=3))
-    assert few.for_actors().score == few.score
 
 
 def test_no_refusal_repeats_a_password() -> None:

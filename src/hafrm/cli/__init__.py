@@ -38,7 +38,7 @@ STOPPED = {
     "pretrain": "the same command goes on from the last checkpoint",
     "train": "the same command goes on from the last checkpoint",
     "evaluate": "the same command goes on after the last scored pairs",
-    "score": "no --out file was written, and the same command begins again; with --engine ray it goes on",
+    "score": "no --out file was written, and the same command begins again",
     "sample": "the same command goes on after the last batch",
     "best-of-n": "the same command goes on after the last scored prompts",
     "judge": "the same command goes on after the last verdict, and asks nothing that was answered",

@@ -1,4 +1,4 @@
-"""`hafrm score`: rows in, the same rows with rewards out; a file in this process, or folders on Ray."""
+"""`hafrm score`: rows in, the same rows with rewards out."""
 
 from __future__ import annotations
 
@@ -8,21 +8,20 @@ from jsonargparse import ArgumentParser, Namespace
 
 from hafrm.cli.options import command_parser, options_of
 from hafrm.errors import DataError
-from hafrm.evaluation.bulk import score_rows
-from hafrm.scale import BulkConfig, score_folder
+from hafrm.evaluation.bulk import ScoreConfig, score_rows
 
 __all__ = ["parser", "run"]
 
 
 def parser() -> ArgumentParser:
     """The command's options."""
-    return command_parser(BulkConfig, positional="model")
+    return command_parser(ScoreConfig, positional="model")
 
 
 def run(args: Namespace) -> None:
     """Score, and say how many rows have no reward, and why."""
-    config = options_of(BulkConfig, parser(), args)
-    counts = score_rows(config) if config.engine == "local" else score_folder(config)
+    config = options_of(ScoreConfig, parser(), args)
+    counts = score_rows(config)
     lost = ", ".join(f"{count} {reason}" for reason, count in counts.unscored.items())
     print(f"{counts.scored} rows scored" + (f"; without a reward: {lost}" if lost else ""), file=sys.stderr)  # noqa: T201
     if counts.note:

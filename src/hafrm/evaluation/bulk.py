@@ -1,7 +1,7 @@
-"""Rewards for a file of rows: `{"prompt", "response"}` rows get `reward`, pairs `reward_chosen` and `reward_rejected`.
+"""Rewards for rows: `{"prompt", "response"}` rows get `reward`, pairs `reward_chosen` and `reward_rejected`.
 
 Every row comes out again, in order, with all its fields but those that an earlier scoring left. A row without a reward
-says why in `unscored`. `score_chunk` is what every engine gives its rows to.
+says why in `unscored`.
 """
 
 from __future__ import annotations
@@ -12,15 +12,19 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+import numpy as np
+
 from hafrm import atomic
 from hafrm.data import OnBadRow, RawRow, ReadOptions, read_rows
-from hafrm.errors import BadRowError, ConfigError
+from hafrm.data.rows import SUFFIXES, arrow_row, has_known_suffix
+from hafrm.errors import BadRowError, ConfigError, UnreadableError
 from hafrm.evaluation.scoring import score_conversations
-from hafrm.models.loading import ScorerChoice, require_server_options
+from hafrm.models.loading import ScorerChoice, load_scorer, require_server_options
 from hafrm.models.remote import is_server
 from hafrm.models.scorers import ScoreOptions, Scorer, special_tokens_met
 from hafrm.pairs import Conversation, parse_conversation, parse_pair
@@ -42,10 +46,15 @@ class ScoreConfig(ScorerChoice):
     """A run, a stock reward model, a causal model with its reference, or the address of a reward server."""
 
     data: str
-    """The file of rows: JSON lines (also .gz), JSON or Parquet; each row a prompt with a response, or a pair."""
+    """The file of rows: JSON lines (also .gz), JSON or Parquet; each row a prompt with a response, or a pair. Or a
+    folder of such files, read in the order of their paths."""
 
     out: str | None = None
     """Where the JSON lines go, compressed if the name ends in .gz; by default standard output."""
+
+    shard: str | None = None
+    """`I/N` scores the I-th of N equal parts of the rows alone, counted from 1. The outputs of all parts, one after the
+    other, are the output without this option."""
 
     data_options: ReadOptions = field(default_factory=ReadOptions)
     score: ScoreOptions = field(default_factory=ScoreOptions)
@@ -54,6 +63,22 @@ class ScoreConfig(ScorerChoice):
         super().__post_init__()
         if is_server(self.model):
             require_server_options(self.model, self, self.score)
+        if self.out is not None and (Path(self.out).is_dir() or self.out.endswith(".parquet")):
+            raise ConfigError(f"--out {self.out}: JSON lines are written, to a file. Name one, such as scored.jsonl.")
+        self.shard_bounds(0)
+
+    def shard_bounds(self, rows: int) -> tuple[int, int]:
+        """The first row of the shard and the first one after it, counted from 0.
+
+        Raises:
+            ConfigError: `shard` is not of the form I/N with 1 <= I <= N.
+        """
+        if self.shard is None:
+            return 0, rows
+        number, _, count = self.shard.partition("/")
+        if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+            raise ConfigError(f"shard must be I/N with I from 1 to N, such as 1/4, got {self.shard!r}")
+        return rows * (int(number) - 1) // int(count), rows * int(number) // int(count)
 
 
 @dataclass(frozen=True)
@@ -102,16 +127,71 @@ def score_rows(config: ScoreConfig) -> ScoreCounts:
     """
     if config.out is not None:
         _require_apart(Path(config.out), config)
+    bounds = config.shard_bounds(sum(1 for _ in _rows(config.data)) if config.shard else sys.maxsize)
     scorer = config.load(config.model, config.score)
     counts = ScoreCounts()
-    rows = read_rows(Path(config.data))
+    rows = islice(_rows(config.data), *bounds)
     with _output(config.out) as file:
         while chunk := list(islice(rows, CHUNK)):
-            for row in score_chunk(scorer, chunk, source=config.data, on_bad_row=config.data_options.on_bad_row):
-                counts.add(row)
-                file.write(atomic.json_line(row.line))
+            for source, of_file in groupby(chunk, key=itemgetter(0)):
+                found = [row for _, row in of_file]
+                for row in score_chunk(scorer, found, source=source, on_bad_row=config.data_options.on_bad_row):
+                    counts.add(row)
+                    file.write(atomic.json_line(row.line))
     counts.note = special_tokens_met(scorer)
     return counts
+
+
+def _rows(data: str) -> Iterator[tuple[str, RawRow]]:
+    """The rows of a file, or of a folder's files, each with its file.
+
+    Raises:
+        UnreadableError: there is no such file, or no file of rows in the folder.
+    """
+    files = [data]
+    if Path(data).is_dir():
+        files = sorted(str(path) for path in Path(data).rglob("*") if has_known_suffix(path))
+        if not files:
+            raise UnreadableError(f"{data} holds no file of rows ({', '.join(SUFFIXES)}).")
+    for file in files:
+        for row in read_rows(Path(file)):
+            yield file, row
+
+
+class RowScorer:
+    """Scores batches of rows, given as columns: for `map_batches` of Ray Data, or `map(..., batched=True)` of datasets.
+
+    Args:
+        model: As `load_scorer` takes it.
+        options: The other arguments of `load_scorer`.
+
+    Example:
+        >>> rows = ray.data.read_parquet("answers/").map_batches(
+        ...     RowScorer, fn_constructor_args=["runs/haf"], concurrency=8, num_gpus=1
+        ... )
+    """
+
+    def __init__(self, model: str, **options: Any) -> None:
+        self.scorer = load_scorer(model, **options)
+
+    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        """The batch's columns with `reward`, or `reward_chosen` and `reward_rejected`, and `unscored` added."""
+        columns = {name: _values(values) for name, values in batch.items() if name not in RESULTS}
+        rows = [
+            RawRow(number, arrow_row(dict(zip(columns, values, strict=True))))
+            for number, values in enumerate(zip(*columns.values(), strict=True), 1)
+        ]
+        scored = list(score_chunk(self.scorer, rows, source="batch", on_bad_row="skip"))
+        names = dict.fromkeys(name for row in scored for name in row.rewards)
+        found = {name: [row.rewards.get(name) for row in scored] for name in names}
+        return {**columns, **found, "unscored": [row.unscored for row in scored]}
+
+
+def _values(value: Any) -> Any:
+    """A column, or a part of one, as lists instead of arrays."""
+    if isinstance(value, np.ndarray):
+        return [_values(each) for each in value.tolist()]
+    return value
 
 
 @contextmanager

@@ -21,12 +21,12 @@ from typing import Any
 from hafrm.cli import COMMANDS, main
 from hafrm.encoding import ConversationEncoder
 from hafrm.models.tokenizers import load_tokenizer
-from hafrm.reproduce.registry import EXPERIMENTS
+from hafrm.paper.registry import EXPERIMENTS
+from hafrm.paper.world.profiles import WORLD_SETS
+from hafrm.paper.world.sets import world_pairs
 from hafrm.serving.app import build_app
 from hafrm.serving.config import ServeConfig
 from hafrm.serving.service import RewardService
-from hafrm.world.profiles import WORLD_SETS
-from hafrm.world.sets import world_pairs
 from tests.faults.whole import outcome
 from tests.serving.conftest import tiny_scorer
 from tests.tiny import save_tiny, some_pairs

@@ -25,8 +25,10 @@ ROWS = [
 @pytest.fixture(autouse=True)
 def world(monkeypatch: pytest.MonkeyPatch) -> None:
     """A small stand-in for the simulated world, and a terminal wide enough to print cells whole."""
-    monkeypatch.setattr("hafrm.world.WORLD_SETS", ("helpful", "arena"), raising=False)
-    monkeypatch.setattr("hafrm.world.world_pairs", lambda name, split, size: [pair("w", "yes", "no")], raising=False)
+    monkeypatch.setattr("hafrm.paper.world.source.WORLD_SETS", ("helpful", "arena"), raising=False)
+    monkeypatch.setattr(
+        "hafrm.paper.world.source.world_pairs", lambda name, split, size: [pair("w", "yes", "no")], raising=False
+    )
     monkeypatch.setenv("COLUMNS", "300")
 
 

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from hafrm import world
 from hafrm.cli import demo, main
 from hafrm.data import loading
+from hafrm.paper.world import source, world_pairs
 from hafrm.training import run
-from hafrm.world import world_pairs
 from tests.tiny import save_tiny
 
 
@@ -21,8 +20,8 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = save_tiny(tmp_path / "base", max_position_embeddings=512)
     monkeypatch.setattr(demo, "world_backbone", lambda kind, progress: base)
     monkeypatch.setattr(demo, "WORLD_SETS", ("helpful",))
-    monkeypatch.setattr(world, "world_pairs", lambda name, split, size: world_pairs(name, split, size=24))
-    monkeypatch.setattr(loading, "_world_pairs", loading._world_pairs.__wrapped__)
+    monkeypatch.setattr(source, "world_pairs", lambda name, split, size: world_pairs(name, split, size=24))
+    monkeypatch.setattr(loading, "_drawn", loading._drawn.__wrapped__)
     monkeypatch.setattr(demo, "MAX_LENGTH", 512)  # bytes are more tokens than the world's own
 
 

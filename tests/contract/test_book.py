@@ -26,7 +26,7 @@ from hafrm.cli import COMMANDS, main
 from hafrm.cli.options import options_of
 from hafrm.cli.pretrain import loss_curves
 from hafrm.pairs import parse_pair
-from hafrm.reproduce.figures import standalone
+from hafrm.report.figures import standalone
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -45,7 +45,7 @@ OPTIONS = {
     "reproduce": "ReproduceConfig",
     "rlhf": "RlhfConfig",
     "sample": "SampleConfig",
-    "score": "BulkConfig",
+    "score": "ScoreConfig",
     "serve": "ServeConfig",
     "train": "TrainConfig",
     "data": "DataCommand",
@@ -69,7 +69,14 @@ OTHERS_OPTIONS = {
 HISTORY = "log.md"
 """The page of dated entries, which speak of many commands at once."""
 
-PLACEHOLDERS = {"NAME": "table2", "ACTION": "check", "URL": "http://localhost:1", "http://HOST:PORT": "http://host:1"}
+PLACEHOLDERS = {
+    "$i/4": "1/4",
+    "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT": "1/64",
+    "NAME": "table2",
+    "ACTION": "check",
+    "URL": "http://localhost:1",
+    "http://HOST:PORT": "http://host:1",
+}
 """Words that stand for what a parser accepts only in a certain form."""
 
 

@@ -32,10 +32,10 @@ def world(monkeypatch: pytest.MonkeyPatch) -> None:
     def world_pairs(name: str, split: str, *, size: int | None) -> list[PreferencePair]:
         return [pair(f"{name} {split} {i}", "yes", "no") for i in range(size or 3)]
 
-    monkeypatch.setattr("hafrm.world.WORLD_SETS", ("helpful", "arena"), raising=False)
-    monkeypatch.setattr("hafrm.world.world_pairs", world_pairs, raising=False)
+    monkeypatch.setattr("hafrm.paper.world.source.WORLD_SETS", ("helpful", "arena"), raising=False)
+    monkeypatch.setattr("hafrm.paper.world.source.world_pairs", world_pairs, raising=False)
     # A cache of its own, so that no stand-in outlives its test.
-    monkeypatch.setattr(loading, "_world_pairs", loading._world_pairs.__wrapped__)
+    monkeypatch.setattr(loading, "_drawn", loading._drawn.__wrapped__)
 
 
 def test_a_file_is_read_whole_whatever_the_split(tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_ray_data_and_datasets_take_the_class(tmp_path: Path) -> None:
     assert [json.loads(line)["reward"] for line in out.read_text().splitlines()] == pytest.approx(expected, abs=1e-5)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
         try:
             scored = ray.data.read_parquet(str(tmp_path / "rows.parquet")).map_batches(
                 RowScorer, fn_constructor_args=[run], concurrency=1, batch_size=8

@@ -8,14 +8,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hafrm.data.simulated import SimulatedReward
 from hafrm.errors import ConfigError, RefusedError, UnknownDataError
 from hafrm.judging.judges import Answer, Question, Unscored, ranks_of
 from hafrm.judging.local import load_local_judge
 from hafrm.judging.prompts import CHOICES, judge_messages
-from hafrm.judging.reward import OracleScorer, RewardJudge
+from hafrm.judging.reward import RewardJudge
 from hafrm.models.scorers import ScoreOptions
 from hafrm.pairs import Conversation, Message, Prompt
-from hafrm.world import oracle_reward, world_pairs
+from hafrm.paper.world import oracle_reward, world_pairs
 from tests.tiny import save_tiny, tiny_tokenizer
 
 
@@ -67,12 +68,14 @@ def test_the_higher_reward_wins() -> None:
 
 def test_the_oracle_knows_the_better_answer() -> None:
     pairs = world_pairs("helpful", "test", size=40)
-    answers = RewardJudge(OracleScorer("helpful")).ask([Question(p.prompt, (p.chosen, p.rejected)) for p in pairs])
+    answers = RewardJudge(SimulatedReward("world/helpful")).ask(
+        [Question(p.prompt, (p.chosen, p.rejected)) for p in pairs]
+    )
     for pair, answer in zip(pairs, answers, strict=True):
         better, worse = (oracle_reward(conversation, "helpful") for conversation in pair.conversations)
         assert answer.ranks == ((1, 2) if better > worse else (2, 1))
     with pytest.raises(UnknownDataError):
-        OracleScorer("helpfull")
+        SimulatedReward("world/helpfull")
 
 
 @pytest.mark.parametrize("template", ["own", "no system"])

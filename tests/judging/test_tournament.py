@@ -10,7 +10,7 @@ import pytest
 from hafrm.judging.judges import Answer, Question, ScriptedJudge, Unscored
 from hafrm.judging.tournament import compare, play, rank_at_once, top_two_of_eight
 from hafrm.pairs import Prompt
-from hafrm.reproduce.paper import TABLE_8
+from hafrm.paper.numbers import TABLE_8
 from tests.judging.costs import (
     best_by_comparisons,
     order_by_comparisons,

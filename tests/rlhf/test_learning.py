@@ -10,10 +10,10 @@ from statistics import fmean
 import pytest
 
 from hafrm.cli import main
-from hafrm.reproduce import scales
+from hafrm.paper import scales
+from hafrm.paper.world import BackboneRecipe, world_backbone
 from hafrm.rlhf.options import KlOptions, PpoOptions, RlhfConfig, SamplingOptions
 from hafrm.rlhf.run import rlhf
-from hafrm.world import BackboneRecipe, world_backbone
 
 
 @pytest.mark.parametrize("sign", [1, -1])

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from hafrm.data import ReadOptions
+from hafrm.data.simulated import SimulatedReward
 from hafrm.errors import BadRowError, ConfigError, DataError, UnknownDataError
 from hafrm.judging import local
 from hafrm.judging.options import JudgeOptions
-from hafrm.judging.reward import OracleScorer
+from hafrm.paper.world import world_pairs
 from hafrm.sampling.best_of_n import BestOfNConfig, best_of_n
 from hafrm.sampling.candidates import load_candidates
-from hafrm.world import world_pairs
 from tests.judging.server import Endpoint, serving
 from tests.tiny import save_tiny
 
@@ -64,8 +64,8 @@ def test_the_oracle_agrees_with_itself(tmp_path: Path) -> None:
 def test_scores_are_kept_until_the_candidates_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     best_of_n(config(tmp_path))
     scored: list[int] = []
-    whole = OracleScorer.score
-    monkeypatch.setattr(OracleScorer, "score", lambda self, each: (scored.append(len(each)), whole(self, each))[1])
+    whole = SimulatedReward.score
+    monkeypatch.setattr(SimulatedReward, "score", lambda self, each: (scored.append(len(each)), whole(self, each))[1])
     best_of_n(config(tmp_path, models=["world/helpful"]))
     assert scored == []
     said: list[str] = []
@@ -74,7 +74,7 @@ def test_scores_are_kept_until_the_candidates_change(tmp_path: Path, monkeypatch
     assert all("the candidates changed" in line for line in said)
 
 
-class Deaf(OracleScorer):
+class Deaf(SimulatedReward):
     """Has no reward for one response."""
 
     def score(self, conversations: Any) -> list[float | None]:
@@ -82,7 +82,7 @@ class Deaf(OracleScorer):
 
 
 def test_prompts_without_all_rewards_are_left_out_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hafrm.sampling.best_of_n.OracleScorer", Deaf)
+    monkeypatch.setattr("hafrm.sampling.best_of_n.SimulatedReward", Deaf)
     found = best_of_n(config(tmp_path))
     assert (found.results["prompts"], found.results["unscored"]) == (11, {"overlong": 1})
     one = str(rows(tmp_path / "one.jsonl", 1))
@@ -135,7 +135,7 @@ def test_what_a_judge_lacks_is_met_before_anything_is_scored(
     more: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setattr(OracleScorer, "score", lambda *words: pytest.fail("this was scored"))
+    monkeypatch.setattr(SimulatedReward, "score", lambda *words: pytest.fail("this was scored"))
     judge = at_endpoint(Endpoint(str, url="http://localhost:1/v1"), tmp_path, **more)
     with pytest.raises(ConfigError, match=said):
         best_of_n(config(tmp_path, judge=judge))

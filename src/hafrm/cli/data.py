@@ -28,6 +28,7 @@ from hafrm.data import (
     load_pairs,
     pair_statistics,
 )
+from hafrm.data.simulated import is_simulated
 from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ConfigError
 from hafrm.pairs import Message, PreferencePair
@@ -159,7 +160,7 @@ def _names_table() -> Table:
     for source in NAMED_SOURCES.values():
         table.add_row(source.name, f"{source.title}. {source.licence}\n{source.citation}\n{source.homepage}")
     for name in data_names():
-        if name.startswith("world/"):
+        if is_simulated(name):
             table.add_row(name, "simulated preferences, made here from a seed. Apache-2.0")
     return table
 

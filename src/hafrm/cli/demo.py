@@ -18,11 +18,11 @@ from hafrm.data import DataOptions
 from hafrm.errors import ConfigError
 from hafrm.evaluation.run import EvaluateConfig
 from hafrm.models.runinfo import RunInfo
-from hafrm.reproduce.scales import MIXED_PAIRS, WORLD_MAX_LENGTH, world_training
+from hafrm.paper.scales import MIXED_PAIRS, WORLD_MAX_LENGTH, world_training
+from hafrm.paper.world import WORLD_SETS, world_backbone
 from hafrm.training.config import Method, TrainConfig
 from hafrm.training.manifest import changed_options, is_finished, read_manifest, refuse_other_options
 from hafrm.training.run import train
-from hafrm.world import WORLD_SETS, world_backbone
 
 __all__ = ["DemoConfig", "parser", "run"]
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from hafrm import atomic
 from hafrm.cli.options import command_parser, options_of
-from hafrm.reproduce.figures import Curve, Panel, curve_panels, standalone
+from hafrm.report.figures import Curve, Panel, curve_panels, standalone
 from hafrm.training.pretrain import RECIPE_FILE, PretrainConfig, pretrain
 
 __all__ = ["loss_curves", "parser", "run"]

@@ -11,11 +11,10 @@ from rich.console import Console
 
 from hafrm.cli.options import command_parser, options_of
 from hafrm.errors import ConfigError
-from hafrm.reproduce.findings import write_findings
-from hafrm.reproduce.paper import SETS
-from hafrm.reproduce.plans import Job
-from hafrm.reproduce.registry import EXPERIMENTS, Experiment
-from hafrm.reproduce.scales import (
+from hafrm.paper.numbers import SETS
+from hafrm.paper.plans import Job
+from hafrm.paper.registry import EXPERIMENTS, Experiment
+from hafrm.paper.scales import (
     Overrides,
     Scale,
     ScaleName,
@@ -24,8 +23,9 @@ from hafrm.reproduce.scales import (
     small_scale,
     world_scale,
 )
-from hafrm.reproduce.study.options import PARTS, StudyOptions
-from hafrm.reproduce.study.publishing import MAIN_PAGE, publish, require_checkout
+from hafrm.paper.study.options import PARTS, StudyOptions
+from hafrm.paper.study.publishing import MAIN_PAGE, publish, require_checkout
+from hafrm.report.findings import write_findings
 
 __all__ = ["ReproduceConfig", "parser", "run"]
 

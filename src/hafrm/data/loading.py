@@ -25,6 +25,7 @@ from hafrm.data.options import ReadOptions
 from hafrm.data.registry import NAMED_SOURCES, TEST_SHARE, VALIDATION_SHARE, NamedSource
 from hafrm.data.reports import PairSet, SourceReport, fingerprint
 from hafrm.data.rows import SUFFIXES, files_named, has_known_suffix, read_rows
+from hafrm.data.simulated import is_simulated, simulated_names, simulated_source
 from hafrm.data.splits import split_by_group
 from hafrm.errors import ConfigError, DataError, UnknownDataError, UnreadableError
 from hafrm.pairs import PreferencePair
@@ -34,7 +35,7 @@ __all__ = ["SPLITS", "data_names", "load_pairs", "local_path"]
 SPLITS = ("train", "validation", "test")
 """The splits that named sets and the world have."""
 
-_WORLD_NAME = re.compile(r"world/(?P<task>[\w-]+)(?:\[:(?P<size>[1-9]\d*)\])?")
+_SIMULATED_NAME = re.compile(r"(?P<prefix>\w+)/(?P<set>[\w-]+)(?:\[:(?P<size>[1-9]\d*)\])?")
 _HUB_NAME = re.compile(r"(?P<path>[A-Za-z0-9][\w.-]*/[\w.-]+)(?::(?P<config>[\w.-]+))?")
 _WITH_SPLIT = re.compile(r"(?P<name>[^#].*)#(?P<split>[\w-]*)")
 
@@ -44,10 +45,8 @@ _Loaded = tuple[list[PreferencePair], SourceReport]
 
 
 def data_names() -> list[str]:
-    """The names that need no path: the registry's and the world's."""
-    from hafrm.world import WORLD_SETS
-
-    return [*NAMED_SOURCES, *(f"world/{name}" for name in WORLD_SETS)]
+    """The names that need no path: the registry's and the simulated ones."""
+    return [*NAMED_SOURCES, *simulated_names()]
 
 
 def load_pairs(data: str | Sequence[str], *, split: str = "train", options: ReadOptions = _DEFAULTS) -> PairSet:
@@ -95,7 +94,7 @@ def local_path(name: str) -> Path | None:
 
 def _path_in(name: str) -> Path | None:
     """The path that a name is or holds, whether or not there is anything."""
-    if name.startswith(("world/", "hub:")):
+    if name.startswith("hub:") or is_simulated(name):
         return None
     source, _, location = name.partition("@")
     if source in NAMED_SOURCES:
@@ -121,8 +120,8 @@ def _exists(path: Path) -> bool:
 
 
 def _load(name: str, split: str, options: ReadOptions) -> _Loaded:
-    if name.startswith("world/"):
-        return _load_world(name, split)
+    if is_simulated(name):
+        return _load_simulated(name, split)
     if name.startswith("hub:"):
         return _load_hub(name, split, options)
     if name.partition("@")[0] in NAMED_SOURCES:
@@ -258,14 +257,12 @@ def _draw(
     return chosen
 
 
-def _load_world(name: str, split: str) -> _Loaded:
-    from hafrm.world import WORLD_SETS
-
-    found = _WORLD_NAME.fullmatch(name)
-    if found is None or found["task"] not in WORLD_SETS:
+def _load_simulated(name: str, split: str) -> _Loaded:
+    found = _SIMULATED_NAME.fullmatch(name)
+    if found is None or found["set"] not in simulated_source(found["prefix"]).names:
         raise UnknownDataError(f"Unknown data set {name!r}. {_advice(name)}")
     _require_split(name, split)
-    pairs = list(_world_pairs(found["task"], split, int(found["size"]) if found["size"] else None))
+    pairs = list(_drawn(found["prefix"], found["set"], split, int(found["size"]) if found["size"] else None))
     report = SourceReport(
         name=name, kind="world", split=split, read_from=["hafrm.world"], rows=len(pairs), kept=len(pairs)
     )
@@ -273,10 +270,8 @@ def _load_world(name: str, split: str) -> _Loaded:
 
 
 @functools.lru_cache(maxsize=32)  # drawing them takes seconds, and a comparison of methods reads them once each
-def _world_pairs(task: str, split: str, size: int | None) -> tuple[PreferencePair, ...]:
-    from hafrm.world import world_pairs
-
-    return tuple(world_pairs(task, split, size=size))
+def _drawn(prefix: str, name: str, split: str, size: int | None) -> tuple[PreferencePair, ...]:
+    return tuple(simulated_source(prefix).pairs(name, split, size))
 
 
 def _require_split(name: str, split: str) -> None:

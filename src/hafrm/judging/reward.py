@@ -1,4 +1,4 @@
-"""A reward model as judge: the higher reward wins, equal rewards tie. The world's oracle is one of these."""
+"""A reward model as judge: the higher reward wins, equal rewards tie."""
 
 from __future__ import annotations
 
@@ -9,26 +9,8 @@ from hafrm.errors import ModelError, RefusedError
 from hafrm.judging.judges import Answer, Question, Unscored, ranks_of
 from hafrm.models.scorers import Scorer, rewards_of_the_rest
 from hafrm.pairs import Conversation
-from hafrm.world import oracle_reward
-from hafrm.world.profiles import profile
 
-__all__ = ["OracleScorer", "RewardJudge"]
-
-
-class OracleScorer:
-    """The true rewards of one of the simulated world's sets.
-
-    Raises:
-        UnknownDataError: there is no such set.
-    """
-
-    def __init__(self, name: str) -> None:
-        profile(name)  # an unknown name is met here
-        self.name = name
-
-    def score(self, conversations: Sequence[Conversation]) -> list[float | None]:
-        """Rewards in the conversations' order."""
-        return [oracle_reward(conversation, self.name) for conversation in conversations]
+__all__ = ["RewardJudge"]
 
 
 class RewardJudge:

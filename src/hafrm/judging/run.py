@@ -11,6 +11,7 @@ from typing import Any
 
 from hafrm import atomic
 from hafrm.data import ReadOptions
+from hafrm.data.simulated import SimulatedReward, simulated_reward_name
 from hafrm.errors import ConfigError
 from hafrm.judging.budget import Budget
 from hafrm.judging.judges import Judge, Unscored
@@ -193,11 +194,13 @@ class _Loaded:
 
             self.judge = load_local_judge(options.model, config.score, trust_remote_code=config.trust_remote_code)
         else:
-            from hafrm.judging.reward import OracleScorer, RewardJudge
+            from hafrm.judging.reward import RewardJudge
 
             oracle = options.kind == "oracle"
             self.judge = RewardJudge(
-                OracleScorer(options.model) if oracle else config.load(options.model, config.score)
+                SimulatedReward(simulated_reward_name(options.model))
+                if oracle
+                else config.load(options.model, config.score)
             )
 
     def account(self) -> dict[str, Any]:

@@ -15,13 +15,13 @@ from typing import Any, Literal
 import torch
 
 from hafrm.data import ReadOptions
+from hafrm.data.simulated import is_simulated
 from hafrm.errors import ConfigError
 from hafrm.models.loading import ScorerChoice, require_server_options
 from hafrm.models.lora import LoraOptions
 from hafrm.models.remote import is_server
 from hafrm.models.scorers import ScoreOptions
 from hafrm.rlhf.objectives import KlController, KlEstimator, ScoreScale
-from hafrm.rlhf.rewards import WORLD
 
 __all__ = ["Algorithm", "GroupOptions", "KlOptions", "PpoOptions", "RlhfConfig", "SamplingOptions"]
 
@@ -245,7 +245,7 @@ class RlhfConfig(ScorerChoice):
         """A server scores as it was started; the other scorer may be a model here, which reads `score`."""
         scorers = [name for name in (self.reward, self.gold) if name is not None]
         options = ScoreOptions()
-        if all(is_server(name) or name.startswith(WORLD) for name in scorers):
+        if all(is_server(name) or is_simulated(name) for name in scorers):
             overlong = (
                 None if self.score.overlong == "truncate" else self.score.overlong
             )  # our default is nobody's wish

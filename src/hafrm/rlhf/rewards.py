@@ -6,17 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from hafrm.data.simulated import SimulatedReward, is_simulated
 from hafrm.errors import ConfigError, DataError, ModelError, RefusedError
-from hafrm.judging.reward import OracleScorer
 from hafrm.models.identity import model_identity
 from hafrm.models.loading import ScorerChoice
 from hafrm.models.scorers import ScoreOptions, Scorer, rewards_of_the_rest
 from hafrm.pairs import Conversation, Message, Prompt
 
-__all__ = ["WORLD", "answered", "load_reward", "require_scored", "reward_identity", "scores_of"]
-
-WORLD = "world/"
-"""How the names of the simulated world's true rewards begin."""
+__all__ = ["answered", "load_reward", "require_scored", "reward_identity", "scores_of"]
 
 _OF_WEIGHTS = ("the server", "its base", "the model", "its reference", "score.chat_template")
 """What of a model's identity no option tells: the same names can stand for other contents later."""
@@ -30,11 +27,11 @@ def load_reward(name: str, choice: ScorerChoice, options: ScoreOptions) -> Score
         ConfigError: a head, a reference or a weight is chosen for the world, which has none.
         ModelError: nothing that scores loads from there.
     """
-    if name.startswith(WORLD):
+    if is_simulated(name):
         asked = [each for each in ("head", "reference", "combined_weight") if getattr(choice, each) is not None]
         if asked:
             raise ConfigError(f"--{' and --'.join(asked)} has no effect on the true reward of {name}: leave it out.")
-        return OracleScorer(name.removeprefix(WORLD))
+        return SimulatedReward(name)
     return choice.load(name, options)
 
 
@@ -47,7 +44,7 @@ def reward_identity(name: str, choice: ScorerChoice, options: ScoreOptions) -> d
     Raises:
         ModelError: there is no such model, or no such server answers.
     """
-    if name.startswith(WORLD):
+    if is_simulated(name):
         return {}
     found = model_identity(name, choice, options)
     return {part: found[part] for part in _OF_WEIGHTS if part in found}

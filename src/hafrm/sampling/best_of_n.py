@@ -12,13 +12,13 @@ from typing import Any
 
 from hafrm import atomic
 from hafrm.data import ReadOptions
+from hafrm.data.simulated import SimulatedReward, is_simulated, simulated_reward_name
 from hafrm.errors import ConfigError, DataError
 from hafrm.evaluation.parts import Part
 from hafrm.evaluation.scoring import scored_chunks
 from hafrm.judging.budget import Budget
 from hafrm.judging.judges import ranks_of
 from hafrm.judging.options import JudgeOptions
-from hafrm.judging.reward import OracleScorer
 from hafrm.models.identity import model_identity
 from hafrm.models.loading import ScorerChoice
 from hafrm.models.runinfo import require_apart
@@ -32,7 +32,6 @@ __all__ = ["RESULTS_FILE", "SELECTIONS_FILE", "BestOfN", "BestOfNConfig", "best_
 RESULTS_FILE = "results.json"
 SELECTIONS_FILE = "selections.jsonl"
 
-_WORLD = "world/"
 _JUDGE = "the judge"
 _SAMPLES = "the samples"
 
@@ -146,14 +145,15 @@ class _Job:
         config = self.config
         named: dict[str, tuple[str, ScorerChoice]] = {model: (model, config) for model in config.models}
         if config.judge is not None and config.gold:
-            name = (_WORLD if config.judge.kind == "oracle" else "") + config.judge.model
+            oracle = config.judge.kind == "oracle"
+            name = simulated_reward_name(config.judge.model) if oracle else config.judge.model
             named[_JUDGE] = (name, ScorerChoice(trust_remote_code=config.trust_remote_code))
         identities = {name: self._identity(*chosen) for name, chosen in named.items()}
         return {name: self._scored(name, *chosen, identities[name]) for name, chosen in named.items()}
 
     def _identity(self, model: str, choice: ScorerChoice) -> dict[str, Any]:
-        if model.startswith(_WORLD):
-            name = OracleScorer(model.removeprefix(_WORLD)).name
+        if is_simulated(model):
+            name = SimulatedReward(model).name
             return {"the world's set": name, "hafrm": version("hafrm")}
         return model_identity(model, choice, self.config.score)
 
@@ -172,8 +172,8 @@ class _Job:
         return {score.id: score for score in scores}
 
     def _load(self, model: str, choice: ScorerChoice) -> Scorer:
-        if model.startswith(_WORLD):
-            return OracleScorer(model.removeprefix(_WORLD))
+        if is_simulated(model):
+            return SimulatedReward(model)
         return choice.load(model, self.config.score)
 
     def _score(self, name: str, scorer: Scorer, rows: Sequence[Candidates], before: int) -> Iterator[CandidateScore]:

@@ -6,14 +6,38 @@ Knows prompts, seeds and texts. Knows no tokenizer and no model.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from hafrm.evaluation.probes.generation import Sampling
+from hafrm.errors import ConfigError
 from hafrm.pairs import Prompt
 
-__all__ = ["Draw", "Generator", "SampleOptions", "prompt_seed"]
+__all__ = ["Draw", "Generator", "SampleOptions", "Sampling", "prompt_seed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How responses are drawn."""
+
+    top_p: float = 0.9
+    """Nucleus: the smallest set of tokens that holds this share of the probability."""
+
+    temperature: float = 1.0
+    max_new_tokens: int = 128
+    batch_size: int = 32
+    """Prompts generated for at a time. Another size draws other responses."""
+
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"sampling.top_p must be above 0 and at most 1, got {self.top_p}")
+        if not 0 < self.temperature < math.inf:
+            raise ConfigError(f"sampling.temperature must be a positive finite number, got {self.temperature}")
+        if self.max_new_tokens < 1 or self.batch_size < 1:
+            raise ConfigError("sampling.max_new_tokens and sampling.batch_size must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,139 @@
+"""What `hafrm best-of-n` found, as tables, figures and notes: for its own page, and for the paper's figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from markupsafe import Markup
+
+from hafrm.report.best_of_n import MOST_CIRCLES, Growth, growth_curves, overlap_circles
+from hafrm.report.findings import Findings, Table, ranked
+from hafrm.report.wording import interval, percent, short_names
+from hafrm.sampling.analysis import RANDOM
+
+__all__ = ["CURVE_KINDS", "best_of_n_findings", "rate_cell"]
+
+CURVE_KINDS = ("haf", "baseline", "dpo", "haf dash1", "baseline dash2", "dpo dash3")
+"""How the curves of scorers are told apart."""
+
+
+def best_of_n_findings(results: Mapping[str, Any]) -> Findings:
+    """The page of one `hafrm best-of-n`.
+
+    Args:
+        results: What it found; see `hafrm.sampling.analysis.summarise`.
+    """
+    models = short_names(list(results["models"]))
+    judge = results["judge"]
+    by = f"Judged by {judge['model']} ({judge['kind']})." if judge else "Nobody judged: agreement alone."
+    draws = results["draws"] / results["prompts"]
+    return Findings(
+        title="Best of N",
+        intro=(
+            f"{len(models)} scorers chose among {draws:.3g} responses a prompt ({results['distinct']:,} distinct ones "
+            f"of {results['draws']:,}) to {results['prompts']:,} prompts. {by} In brackets 95% intervals over prompts."
+        ),
+        results=results,
+        tables=tuple(_tables(results, models)),
+        figures=dict(_figures(results, models)),
+        notes=tuple(_notes(results)),
+    )
+
+
+def rate_cell(rate: Mapping[str, Any] | None, *, share: bool = True) -> str:
+    """A rate with its interval; shares in percent."""
+    if rate is None:
+        return "–"
+    worded = percent if share else _two_decimals
+    return f"{worded(rate['value'])} {interval(rate['ci95'], worded)}".strip()
+
+
+def _tables(results: Mapping[str, Any], models: Mapping[str, str]) -> Iterator[Table]:
+    if results["judge"]:
+        yield _selection_table(results, models)
+        yield _wins_table(results, models)
+    if len(models) > 1:
+        rows = [(f"{models[each['a']]} and {models[each['b']]}", rate_cell(each)) for each in _known_pairs(results)]
+        if len(models) > 2:
+            rows.append(("all of them", rate_cell(results["agreement"]["all"])))
+        yield Table("How often the same response is chosen", ("scorers", "% of prompts"), tuple(rows))
+
+
+def _known_pairs(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [each for each in results["agreement"]["pairs"] if "value" in each]
+
+
+def _selection_table(results: Mapping[str, Any], models: Mapping[str, str]) -> Table:
+    """Recalls of the judge's best (Table 4), its reward, and wins over a random draw."""
+    rows: list[tuple[Any, ...]] = []
+    columns = []
+    for name in ("top_1", "top_2", "gold", "against_random"):
+        rates = [results["models"][model][name] for model in models]
+        cells = [rate_cell(rate, share=name != "gold") for rate in rates]
+        columns.append(ranked([rate and rate["value"] for rate in rates], cells))
+    rows += [(short, *cells) for short, *cells in zip(models.values(), *columns, strict=True)]
+    for name, rates in results["baselines"].items():
+        cells = [rate_cell(rates.get("top_1")), rate_cell(rates.get("top_2")), rate_cell(rates["gold"], share=False)]
+        rows.append((name, *cells, "50.0" if name == RANDOM and rates["gold"] else "–"))
+    header = ("chosen by", "the best, %", "of the best two, %", "reward by the judge", "beats a random one, %")
+    return Table("What is chosen", header, tuple(rows))
+
+
+def _wins_table(results: Mapping[str, Any], models: Mapping[str, str]) -> Table:
+    rows = [
+        (
+            f"{models[each['a']]} over {models[each['b']]}",
+            rate_cell(each["win_rate"]),
+            *(str(each[name]) for name in ("wins", "ties", "losses", "same")),
+        )
+        for each in results["wins"]
+    ]
+    header = ("scorers", "win rate, %", "wins", "ties", "losses", "chose the same")
+    return Table("Against each other (a tie counts one half)", header, tuple(rows))
+
+
+def _figures(results: Mapping[str, Any], models: Mapping[str, str]) -> Iterator[tuple[str, Markup]]:
+    regions = {frozenset(each["models"]): each["share"] for each in results["best"]["regions"]}
+    if regions and 2 <= len(models) <= MOST_CIRCLES:
+        yield "best-selection", overlap_circles("How often each scorer's choice is the best of all", models, regions)
+    curve = results["curve"]
+    if curve["gold"] and len(curve["n"]) > 1:
+        names = {**models, "the best": "the judge itself"}
+        kinds = [*(CURVE_KINDS[place % len(CURVE_KINDS)] for place in range(len(models))), "zero dash4"]
+        curves = [
+            Growth(
+                names[model],
+                kind,
+                [point["value"] for point in points],
+                [point["ci95"] for point in points],
+            )
+            for (model, points), kind in zip(curve["gold"].items(), kinds, strict=True)
+        ]
+        yield "growth", growth_curves("How the judge's reward grows with n", curves, curve["kl"], "judge's mean reward")
+
+
+def _notes(results: Mapping[str, Any]) -> Iterator[str]:
+    if results["alike"]:
+        yield (
+            f"{results['alike']} prompts have one distinct response, which every scorer chooses: they are left out of "
+            "all rates. A recall of the best two needs three distinct responses."
+        )
+    yield "A random choice among k of R distinct responses is right k / R of the time; with no response twice, k / N."
+    for name in ("left_out", "unscored"):
+        for reason, count in results[name].items():
+            what = "were left out" if name == "left_out" else "have a response without reward"
+            yield f"{count} prompts {what}: {reason}."
+    for name, run in results["judge_runs"].items():
+        if run:
+            lost = ", ".join(f"{count} {reason}" for reason, count in run["unscored"].items())
+            yield (
+                f"The judge's {name}: {run['judged']} of {run['rows']} questions answered"
+                + (f" ({lost})" if lost else "")
+                + f", with {run['responses_shown']} responses shown"
+                + (f"; stopped: {stopped}." if (stopped := run["run"]["stopped"]) else ".")
+            )
+
+
+def _two_decimals(value: float) -> str:
+    return f"{value + 0.0:.2f}".replace("-", "−")

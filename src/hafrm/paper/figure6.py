@@ -1,0 +1,209 @@
+"""Figure 6: a sweep of the policy loss's weight; accuracy, margin and loss on validation pairs over training steps.
+
+The paper does not say on which set and backbone, nor which loss is drawn. Here it is the first of the job's sets (by
+default Helpful) and the reward loss, which alone means the same at every ratio.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hafrm.errors import DataError
+from hafrm.paper.plans import Job, Plan
+from hafrm.paper.runs import Run
+from hafrm.paper.table2 import scale_notes
+from hafrm.report.figures import Curve, Panel, curve_panels
+from hafrm.report.findings import Findings, Table, ranked
+from hafrm.training.callbacks import METRICS_FILE
+
+__all__ = ["RATIOS", "find", "plan", "ratio_run"]
+
+RATIOS = (-0.2, 0.0, 0.1, 0.2, 0.5, 1.0, 2.0)
+"""The swept weights; at 0 the run is the baseline, at 0.2 HAF as everywhere else."""
+
+_METRICS = {
+    "accuracy": "eval_rewards/accuracies",
+    "margin": "eval_rewards/margins",
+    "reward loss": "eval_loss/reward",
+}
+"""The panels, and their fields in metrics.jsonl."""
+
+_KINDS = dict(
+    zip(
+        RATIOS,
+        ("negative", "zero", "positive dash3", "positive", "positive dash1", "positive dash2", "positive dash4"),
+        strict=True,
+    )
+)
+
+_Curves = Mapping[float, Mapping[str, Sequence[tuple[float, float]]]]
+"""By ratio and metric: (step, value), the mean over seeds."""
+
+
+def plan(job: Job) -> Plan:
+    """One run a ratio, backbone and seed."""
+    return Plan(
+        tuple(
+            ratio_run(ratio, _set_of(job), seed, backbone=backbone)
+            for backbone in job.backbones
+            for ratio in RATIOS
+            for seed in job.seeds
+        )
+    )
+
+
+def ratio_run(ratio: float, sets: tuple[str, ...], seed: int, *, backbone: str) -> Run:
+    """The run of a ratio, under the name that other experiments know it by."""
+    if ratio == 0:
+        return Run(backbone=backbone, sets=sets, method="baseline", seed=seed)
+    return Run(backbone=backbone, sets=sets, method="haf", seed=seed, policy_ratio=None if ratio == 0.2 else ratio)
+
+
+def find(job: Job) -> Findings:
+    """Three panels a backbone, a table of the best and the last values, and what the paper says of them."""
+    curves = {backbone: _curves(job, backbone) for backbone in job.backbones}
+    return Findings(
+        title="Figure 6: the policy loss's weight",
+        intro=(
+            f"Trained on {_set_of(job)[0]} at scale {job.scale.name}, backbones {', '.join(job.backbones)}, seeds "
+            f"{', '.join(map(str, job.seeds))} (curves are their mean); validation pairs at every evaluation."
+        ),
+        results={
+            "scale": job.scale.name,
+            "seeds": list(job.seeds),
+            "set": _set_of(job)[0],
+            "curves": {
+                backbone: {f"{ratio:g}": table for ratio, table in each.items()} for backbone, each in curves.items()
+            },
+            "claims": {backbone: _claims(each) for backbone, each in curves.items()},
+        },
+        tables=tuple(
+            table for backbone, each in curves.items() for table in (_summary(backbone, each), _claimed(backbone, each))
+        ),
+        figures={f"figure6-{backbone}": _figure(backbone, each) for backbone, each in curves.items()},
+        notes=(
+            "The paper's Figure 6 prints no numbers, and does not say which set, backbone and loss it draws. The "
+            "reward loss is drawn here, since hybrid losses of different ratios can't be compared.",
+            "Curves are of validation pairs, which are few; there are no intervals here.",
+            *scale_notes(job),
+        ),
+    )
+
+
+def _set_of(job: Job) -> tuple[str, ...]:
+    return job.sets[:1]
+
+
+def _curves(job: Job, backbone: str) -> _Curves:
+    return {
+        ratio: _mean_curves(
+            [
+                _read(ratio_run(ratio, _set_of(job), seed, backbone=backbone).folder(job.scale, job.out))
+                for seed in job.seeds
+            ]
+        )
+        for ratio in RATIOS
+    }
+
+
+def _read(folder: Path) -> dict[str, dict[float, float]]:
+    """A run's validation metrics by step.
+
+    Raises:
+        DataError: the run logged no evaluation.
+    """
+    lines = (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()
+    rows = [row for row in map(json.loads, lines) if _METRICS["accuracy"] in row]
+    if not rows:
+        raise DataError(f"{folder / METRICS_FILE} holds no evaluation. Train the run anew with validation pairs.")
+    return {name: {float(row["step"]): float(row[key]) for row in rows} for name, key in _METRICS.items()}
+
+
+def _mean_curves(seeds: Sequence[Mapping[str, Mapping[float, float]]]) -> dict[str, list[tuple[float, float]]]:
+    """The mean over seeds at the steps that all of them evaluated; early stopping may end some before others."""
+    return {
+        name: [
+            (step, statistics.fmean(each[name][step] for each in seeds))
+            for step in sorted(set.intersection(*(set(each[name]) for each in seeds)))
+        ]
+        for name in _METRICS
+    }
+
+
+def _summary(backbone: str, curves: _Curves) -> Table:
+    best = {ratio: max(table["accuracy"], key=lambda point: point[1]) for ratio, table in curves.items()}
+    marked = ranked([value for _, value in best.values()], [f"{100 * value:.1f}" for _, value in best.values()])
+    rows = tuple(
+        (
+            f"{ratio:g}",
+            cell,
+            f"{best[ratio][0]:.0f}",
+            f"{100 * table['accuracy'][-1][1]:.1f}",
+            f"{table['margin'][-1][1]:.3f}",
+            f"{table['reward loss'][-1][1]:.3f}",
+            f"{min(value for _, value in table['reward loss']):.3f}",
+        )
+        for (ratio, table), cell in zip(curves.items(), marked, strict=True)
+    )
+    header = ("policy ratio", "best accuracy, %", "at step", "last accuracy, %", "last margin", "last reward loss")
+    return Table(f"Validation pairs, {backbone}", (*header, "lowest reward loss"), rows)
+
+
+def _claims(curves: _Curves) -> list[dict[str, Any]]:
+    """What Appendix B says of the figure, and whether it is so here."""
+    best = {ratio: max(value for _, value in table["accuracy"]) for ratio, table in curves.items()}
+    losses = {ratio: table["reward loss"] for ratio, table in curves.items()}
+    lowest = min(value for _, value in losses[0.0])
+    reached = {ratio: _first_at(points, lowest) for ratio, points in losses.items()}
+    sooner = reached[0.2] is not None and reached[0.2] < (reached[0.0] or 0)
+    rises = {ratio: points[-1][1] - min(value for _, value in points) for ratio, points in losses.items()}
+    return [
+        {
+            "claim": "0.1 of the policy loss raises the best accuracy of reward loss alone",
+            "holds": best[0.1] > best[0.0],
+            "numbers": f"{100 * best[0.1]:.1f} against {100 * best[0.0]:.1f}",
+        },
+        {
+            "claim": "with policy loss (0.2) the lowest reward loss of reward loss alone is reached in fewer steps",
+            "holds": sooner,
+            "numbers": f"step {_step(reached[0.2])} against {_step(reached[0.0])}",
+        },
+        {
+            "claim": "policy loss (0.2) overfits sooner: its reward loss rises more from its lowest point",
+            "holds": rises[0.2] > rises[0.0],
+            "numbers": f"{rises[0.2]:.3f} against {rises[0.0]:.3f}",
+        },
+        {
+            "claim": "a negative ratio is worse than reward loss alone",
+            "holds": best[-0.2] < best[0.0],
+            "numbers": f"{100 * best[-0.2]:.1f} against {100 * best[0.0]:.1f}",
+        },
+    ]
+
+
+def _first_at(points: Sequence[tuple[float, float]], level: float) -> float | None:
+    """The first evaluated step at which a curve is at a level or below."""
+    return next((step for step, value in points if value <= level), None)
+
+
+def _step(step: float | None) -> str:
+    return "none" if step is None else f"{step:.0f}"
+
+
+def _claimed(backbone: str, curves: _Curves) -> Table:
+    rows = tuple(
+        (str(each["claim"]), "yes" if each["holds"] else "no", str(each["numbers"])) for each in _claims(curves)
+    )
+    return Table(f"What Appendix B says, {backbone}", ("claim", "so here", "numbers"), rows)
+
+
+def _figure(backbone: str, curves: _Curves) -> Any:
+    panels = [
+        Panel(name, tuple(Curve(f"{ratio:g}", _KINDS[ratio], tuple(table[name])) for ratio, table in curves.items()))
+        for name in _METRICS
+    ]
+    return curve_panels(f"Validation accuracy, margin and reward loss by policy ratio, {backbone}", panels)

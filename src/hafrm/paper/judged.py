@@ -1,0 +1,204 @@
+"""Answers of policies' checkpoints to test prompts, with the true reward and the one that was trained on.
+
+Answers are sampled once and kept; what is compared later are the same ones.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from hafrm.data import load_pairs
+from hafrm.errors import DataError
+from hafrm.models.generating import prompt_ids
+from hafrm.models.tokenizers import load_tokenizer
+from hafrm.pairs import Prompt
+from hafrm.paper.plans import Job
+from hafrm.paper.policies import PolicyRun, policy_config
+from hafrm.paper.probes.memory import remembered
+from hafrm.paper.world import oracle_reward
+from hafrm.report.findings import Table
+from hafrm.report.wording import interval
+from hafrm.rlhf.answers import Answers, checkpoint_answers
+from hafrm.rlhf.options import RlhfConfig
+from hafrm.rlhf.rewards import answered, load_reward, scores_of
+from hafrm.stats import Interval, paired_bootstrap
+from hafrm.training.manifest import read_manifest
+
+__all__ = [
+    "Gain",
+    "Judged",
+    "Point",
+    "held_out_prompts",
+    "judged_answers",
+    "learning_table",
+    "learnt",
+    "mean_over_seeds",
+    "points_of",
+    "reward_curve",
+]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A checkpoint's answers with both rewards, in the prompts' order."""
+
+    answers: Answers
+    gold: list[float]
+    """The true reward, to the annotators of the prompt's own set."""
+    proxy: list[float]
+    """The reward that was trained on."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """Policies of several seeds after equally many steps."""
+
+    step: int
+    gold: tuple[float, ...]
+    """True rewards, a prompt each, the mean over seeds."""
+    proxy: tuple[float, ...]
+    """Rewards that were trained on, likewise."""
+    kl: float
+    length: float
+    gold_by_seed: tuple[float, ...]
+    """Mean true rewards, a seed each."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: means."""
+        return {
+            "gold": statistics.fmean(self.gold),
+            "gold_by_seed": list(self.gold_by_seed),
+            "proxy": statistics.fmean(self.proxy),
+            "kl": self.kl,
+            "length": self.length,
+        }
+
+
+@dataclass(frozen=True)
+class Gain:
+    """By how much the true reward has risen from the start to the last step."""
+
+    value: float
+    interval: Interval | None
+    """95%, over prompts, of the mean over seeds; None of too few prompts."""
+    by_seed: tuple[float, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"gain": self.value, "ci95": self.interval, "by_seed": list(self.by_seed)}
+
+
+def held_out_prompts(job: Job, backbone: str, sets: Sequence[str], count: int) -> dict[Prompt, str]:
+    """Distinct test prompts that fit, evenly of each set, each with its set's data name.
+
+    Raises:
+        DataError: fewer than two fit.
+    """
+    tokenizer = load_tokenizer(job.scale.backbone(backbone).model())
+    policy = PolicyRun(backbone=backbone, sets=tuple(sets), rewarded_by=None, seed=job.seeds[0])
+    longest = policy_config(job.scale, policy, job.out).max_prompt_tokens
+    found: dict[Prompt, str] = {}
+    for name in sets:
+        data = job.scale.sets[name].test
+        prompts = dict.fromkeys(pair.prompt for pair in load_pairs(data, split="test").pairs)
+        fitting = [prompt for prompt in prompts if len(prompt_ids(tokenizer, prompt)) <= longest]
+        found |= dict.fromkeys(fitting[: count // len(sets)], data)
+    if len(found) < 2:
+        raise DataError(f"{', '.join(sets)}: fewer than two test prompts have at most {longest} tokens.")
+    return found
+
+
+def judged_answers(job: Job, policy: PolicyRun, prompts: Mapping[Prompt, str]) -> list[Judged]:
+    """Every checkpoint's answers, those of the start first, with both rewards.
+
+    Raises:
+        DataError: the reward model can't score an answer.
+    """
+    config = policy_config(job.scale, policy, job.out)
+    scorer = load_reward(config.reward, config, config.score)
+    judged = []
+    for answers in _answers(job, config, policy, list(prompts)):
+        talks = [answered(prompt, text) for prompt, text in zip(prompts, answers.texts, strict=True)]
+        names = (data.removeprefix("world/") for data in prompts.values())
+        gold = [oracle_reward(talk, name) for talk, name in zip(talks, names, strict=True)]
+        proxy = [score for score in scores_of(scorer, talks) if score is not None]
+        if len(proxy) < len(talks):
+            raise DataError(f"{config.reward} can't score {len(talks) - len(proxy)} answers. Raise --max_length.")
+        judged.append(Judged(answers, gold, proxy))
+    return judged
+
+
+def _answers(job: Job, config: RlhfConfig, policy: PolicyRun, prompts: Sequence[Prompt]) -> list[Answers]:
+    """The checkpoints' answers, sampled once and kept."""
+    depends_on = {
+        "options": asdict(config),
+        "trained": (read_manifest(Path(config.out)) or {}).get("started"),
+        "prompts": [prompt.as_row() for prompt in prompts],
+    }
+
+    def compute() -> list[dict[str, Any]]:
+        return [answers.as_dict() for answers in checkpoint_answers(config, prompts, seed=policy.seed)]
+
+    kept = remembered(job.root / "answers" / policy.name, "answers", depends_on, compute)
+    return [Answers.of(value) for value in cast(list[dict[str, Any]], kept)]
+
+
+def mean_over_seeds(rows: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    """Each prompt's mean over seeds.
+
+    Args:
+        rows: A row a seed, with a value a prompt.
+    """
+    return tuple(map(statistics.fmean, zip(*rows, strict=True)))
+
+
+def points_of(seeds: Sequence[Sequence[Judged]]) -> tuple[Point, ...]:
+    """The checkpoints of several seeds' policies, step by step."""
+    return tuple(
+        Point(
+            step=checkpoints[0].answers.step,
+            gold=mean_over_seeds([each.gold for each in checkpoints]),
+            proxy=mean_over_seeds([each.proxy for each in checkpoints]),
+            kl=statistics.fmean(value for each in checkpoints for value in each.answers.kl),
+            length=statistics.fmean(value for each in checkpoints for value in each.answers.lengths),
+            gold_by_seed=tuple(statistics.fmean(each.gold) for each in checkpoints),
+        )
+        for checkpoints in zip(*seeds, strict=True)
+    )
+
+
+def learnt(points: Sequence[Point]) -> Gain:
+    """What the true reward gained from the first point to the last."""
+    first, last = points[0], points[-1]
+    found = paired_bootstrap(last.gold, first.gold, range(len(first.gold)))
+    by_seed = tuple(after - before for before, after in zip(first.gold_by_seed, last.gold_by_seed, strict=True))
+    return Gain(found.difference, found.interval, by_seed)
+
+
+def learning_table(title: str, policies: Mapping[str, Sequence[Point]]) -> Table:
+    """What the true reward was at the start and is at the end, a row for each policy's points."""
+    rows = []
+    for name, points in policies.items():
+        gain = learnt(points)
+        rows.append(
+            (
+                name,
+                f"{statistics.fmean(points[0].gold):.2f}",
+                f"{statistics.fmean(points[-1].gold):.2f}",
+                f"{gain.value:+.2f} {interval(gain.interval, '{:+.2f}'.format)}".strip(),
+                ", ".join(f"{each:+.2f}" for each in gain.by_seed),
+            )
+        )
+    header = ("policy", "true reward at the start", "at the end", "gain, 95% interval", "by seed")
+    return Table(title, header, tuple(rows))
+
+
+def reward_curve(
+    points: Sequence[Point], reward: Literal["gold", "proxy"], by: Literal["step", "kl"]
+) -> tuple[tuple[float, float], ...]:
+    """A mean reward over steps or over KL."""
+    return tuple((float(getattr(point, by)), statistics.fmean(getattr(point, reward))) for point in points)

@@ -1,0 +1,37 @@
+"""Test pairs whose prompts a run has trained on: data sets of one source share prompts.
+
+Each set's own splits are apart, but a model that is tested on another set, or was trained on a mixture, may have seen a
+test prompt elsewhere. Such pairs are no test of it and are left out, by the whole sets, so that runs on parts of them
+are tested on the same pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hafrm.evaluation.scoring import PairScore
+from hafrm.paper.drawing import pairs_of
+from hafrm.paper.scales import Scale
+
+__all__ = ["unseen"]
+
+
+def unseen(scale: Scale, trained_on: Sequence[str], scores: Sequence[PairScore]) -> list[PairScore]:
+    """The scores of pairs whose prompt is in no training or validation pair of the sets that a run was trained on.
+
+    Args:
+        scale: Where the sets are.
+        trained_on: The paper's names of the run's sets.
+        scores: A run's scores on test pairs.
+    """
+    seen: frozenset[str] = frozenset().union(
+        *(
+            (pair.group for pair in pairs_of(getattr(scale.sets[name], split), split))
+            for name in trained_on
+            for split in _SEEN_IN_TRAINING
+        )
+    )
+    return [score for score in scores if score.group not in seen]
+
+
+_SEEN_IN_TRAINING = ("train", "validation")

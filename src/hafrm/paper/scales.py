@@ -1,0 +1,297 @@
+"""Scales: on which backbones, pairs and training options an experiment runs.
+
+`world` is the simulated world with the project's own small backbones; `small` a backbone and a folder of files of the
+user's; `paper` the paper's models, published sets and settings (section 3, Table 5, Appendix A). A scale knows the
+paper's names of the five sets and where their pairs are. It loads nothing until it is asked for a model or a mixture.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+from hafrm.errors import ConfigError
+from hafrm.models.lora import LoraOptions
+from hafrm.paper.numbers import SETS
+from hafrm.paper.world import world_backbone
+from hafrm.training.config import Method
+
+__all__ = [
+    "MIXED_PAIRS",
+    "WORLD_MAX_LENGTH",
+    "Backbone",
+    "Overrides",
+    "Scale",
+    "ScaleName",
+    "SetFiles",
+    "paper_scale",
+    "small_scale",
+    "world_scale",
+    "world_training",
+]
+
+ScaleName = Literal["world", "small", "paper"]
+
+WORLD_MAX_LENGTH = 256
+"""The context of the world's backbones, in tokens; its texts are far shorter."""
+
+MIXED_PAIRS = {"train": 800, "validation": 80}
+"""Pairs of each set in the world's mixture, as in the demo."""
+
+_WORLD_NAMES = {"Helpful": "helpful", "Harmless": "harmless", "CA": "arena", "BS": "safe", "AHP": "human-pref"}
+_HUB_NAMES = {
+    "Helpful": "hh-helpful",
+    "Harmless": "hh-harmless",
+    "CA": "chatbot-arena",
+    "BS": "beaver-safe",
+    "AHP": "alpaca-human-pref",
+}
+_FILE_NAMES = {
+    "Helpful": "qa_eval",
+    "Harmless": "hh_harmless",
+    "CA": "arguments",
+    "BS": "pku_safe",
+    "AHP": "alpaca_gpt4",
+}
+"""Which file stands for which of the paper's sets."""
+
+_PHI_LR, _MISTRAL_LR = 1e-5, 3e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetFiles:
+    """The data names of one set's three splits."""
+
+    train: str
+    validation: str
+    test: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbone:
+    """A model to start from, and how it is trained."""
+
+    name: str
+    """What the command line calls it."""
+    paper_name: str | None
+    """The backbone of the paper that its numbers stand beside; None where there is none."""
+    model: Callable[[], str]
+    """The folder or hub id; may train a small model first."""
+    shown: str
+    """The model as a plan prints it, without making it."""
+    lora: LoraOptions = field(default_factory=LoraOptions)
+    learning_rates: Mapping[Method, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overrides:
+    """What a user may set on top of a scale."""
+
+    steps: int | None = None
+    learning_rate: float | None = None
+    max_length: int | None = None
+    early_stopping: int = 0
+    cap: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise ConfigError(f"learning_rate must be a finite number above 0, got {self.learning_rate}")
+        for name in ("steps", "max_length", "cap"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"{'pairs' if name == 'cap' else name} must be at least 1, got {value}")
+        if self.early_stopping < 0:
+            raise ConfigError(f"early_stopping must be 0 or more, got {self.early_stopping}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """Everything of an experiment that is not its design."""
+
+    name: ScaleName
+    backbones: Mapping[str, Backbone]
+    sets: Mapping[str, SetFiles]
+    """By the paper's names."""
+    training: Mapping[str, Any]
+    """Fields of TrainingArguments that all runs share, without learning rate and seed."""
+    max_length: int
+    early_stopping: int = 0
+    mixed: Mapping[str, int] | None = None
+    """Pairs of each set in a mixture, by split, where data names can be cut; None: an even sample is written."""
+    cap: int | None = None
+    """The most training pairs of a set; None: all."""
+    tuned: bool = False
+    """Whether learning rates are chosen among several, so that a run's folder tells its own."""
+
+    @property
+    def cap_suffix(self) -> str:
+        """What the cap adds to the names of files that hold pairs, or what is made of them."""
+        return "" if self.cap is None else f"-of{self.cap}"
+
+    def at_rates(self, backbone: str, rates: Mapping[Method, float]) -> Scale:
+        """This scale with a backbone's learning rates chosen."""
+        chosen = replace(self.backbone(backbone), learning_rates={**self.backbone(backbone).learning_rates, **rates})
+        return replace(self, backbones={**self.backbones, backbone: chosen}, tuned=True)
+
+    def backbone(self, name: str | None = None) -> Backbone:
+        """A backbone by name; by default the first.
+
+        Raises:
+            ConfigError: the scale has none of that name.
+        """
+        name = name or next(iter(self.backbones))
+        if name not in self.backbones:
+            known = ", ".join(self.backbones)
+            raise ConfigError(f"backbones: the scale {self.name} has no {name}, only {known}.")
+        return self.backbones[name]
+
+
+_Value = TypeVar("_Value")
+
+
+def _or(asked: _Value | None, default: _Value) -> _Value:
+    """What was asked for, zero included, or the default."""
+    return default if asked is None else asked
+
+
+def world_training(steps: int) -> dict[str, Any]:
+    """The world's training options. So small a model takes a larger rate than the paper's, the same for all methods."""
+    return {"max_steps": steps, "learning_rate": 5e-4, "eval_steps": 60, "save_steps": 60}
+
+
+def world_scale(overrides: Overrides) -> Scale:
+    """The simulated world: 2,000 training pairs a set, 240 steps of 16 pairs."""
+    training = world_training(_or(overrides.steps, 240))
+    rate = _or(overrides.learning_rate, training.pop("learning_rate"))
+    backbones = [
+        Backbone(
+            name=kind,
+            paper_name=paper_name,
+            model=lambda kind=kind: str(world_backbone(kind)),  # type: ignore[misc]
+            shown=f"world_backbone({kind!r})",
+            learning_rates=dict.fromkeys(get_args(Method), rate),
+        )
+        for kind, paper_name in (("instruct", "Mistral"), ("base", "Mistral-base"))
+    ]
+    return Scale(
+        name="world",
+        backbones={each.name: each for each in backbones},
+        sets={
+            name: SetFiles(**dict.fromkeys(("train", "validation", "test"), f"world/{ours}"))
+            for name, ours in _WORLD_NAMES.items()
+        },
+        training=training,
+        max_length=_or(overrides.max_length, WORLD_MAX_LENGTH),
+        early_stopping=overrides.early_stopping,
+        mixed=MIXED_PAIRS,
+        cap=overrides.cap,
+    )
+
+
+def small_scale(overrides: Overrides, *, backbones: Sequence[str], data_folder: str | None) -> Scale:
+    """A user's backbones on a user's files, NAME-train.jsonl.gz and so on for the names in `_FILE_NAMES`.
+
+    A backbone is known by its folder's name, however the path is written, and each has a twin NAME-lora, which trains
+    adapters of rank 8 on every linear layer.
+
+    Raises:
+        ConfigError: backbones or folder are not given, two have one name, one has none, or a file is missing.
+    """
+    if not backbones or data_folder is None:
+        raise ConfigError("scale: small needs --backbone FOLDER and --data_folder FOLDER.")
+    for folder in backbones:
+        if not folder or not Path(folder).resolve().name:
+            raise ConfigError(f"backbone: {folder!r} has no name to keep runs by. Give a model's folder.")
+    sets = {name: _files(Path(data_folder), ours) for name, ours in _FILE_NAMES.items()}
+    rates = dict.fromkeys(get_args(Method), _or(overrides.learning_rate, 5e-5))
+    own = [
+        Backbone(
+            name=f"{Path(folder).resolve().name}{suffix}",
+            paper_name=None,
+            model=lambda folder=folder: folder,  # type: ignore[misc]
+            shown=folder,
+            lora=lora,
+            learning_rates=rates,
+        )
+        for suffix, lora in (("", LoraOptions()), ("-lora", LoraOptions(rank=8)))
+        for folder in backbones
+    ]
+    if len({each.name for each in own}) < len(own):
+        raise ConfigError(f"backbone: {', '.join(backbones)} have one name. Rename a folder: runs are kept by it.")
+    steps = _or(overrides.steps, 600)
+    every = max(20, math.ceil(steps / 10))
+    return Scale(
+        name="small",
+        backbones={each.name: each for each in own},
+        sets=sets,
+        training={"max_steps": steps, "eval_steps": every, "save_steps": every},
+        max_length=_or(overrides.max_length, 512),
+        early_stopping=overrides.early_stopping,
+        cap=overrides.cap,
+    )
+
+
+def _files(folder: Path, name: str) -> SetFiles:
+    found = {}
+    for split in ("train", "validation", "test"):
+        path = folder / f"{name}-{split}.jsonl.gz"
+        plain = path.with_suffix("")
+        found[split] = str(path if path.exists() or not plain.exists() else plain)
+        if not Path(found[split]).exists():
+            raise ConfigError(
+                f"data_folder: {path} is missing. The folder needs NAME-train, -validation and -test "
+                f"(.jsonl or .jsonl.gz) for {', '.join(_FILE_NAMES.values())}."
+            )
+    return SetFiles(**found)
+
+
+def paper_scale(overrides: Overrides) -> Scale:
+    """The paper's: three models, five published sets, 3200 steps of 16 pairs; LoRA for the 7B models."""
+    lora = LoraOptions(rank=64, alpha=16)
+    slow, fast = (dict.fromkeys(get_args(Method), rate) for rate in (_PHI_LR, _MISTRAL_LR))
+    described = (
+        ("phi-2", "Phi-2", "microsoft/phi-2", LoraOptions(), slow),
+        ("mistral-base", "Mistral-base", "mistralai/Mistral-7B-v0.3", lora, fast),
+        # Appendix A: this backbone's baseline has the lower rate.
+        ("mistral-instruct", "Mistral", "mistralai/Mistral-7B-Instruct-v0.2", lora, fast | {"baseline": _PHI_LR}),
+    )
+    backbones = {
+        name: Backbone(
+            name=name,
+            paper_name=paper_name,
+            model=lambda model=model: model,  # type: ignore[misc]
+            shown=model,
+            lora=options,
+            learning_rates={method: _or(overrides.learning_rate, rate) for method, rate in rates.items()},
+        )
+        for name, paper_name, model, options, rates in described
+    }
+    return Scale(
+        name="paper",
+        backbones=backbones,
+        sets={
+            name: SetFiles(**dict.fromkeys(("train", "validation", "test"), ours)) for name, ours in _HUB_NAMES.items()
+        },
+        training={
+            "max_steps": _or(overrides.steps, 3200),
+            "per_device_train_batch_size": 16,
+            "activation_checkpointing": True,
+        },
+        max_length=_or(overrides.max_length, 512),
+        early_stopping=overrides.early_stopping,
+        cap=overrides.cap,
+    )
+
+
+def in_paper_order(names: Sequence[str]) -> tuple[str, ...]:
+    """The paper's data sets among `names`, in Table 2's order.
+
+    Raises:
+        ConfigError: a name is none of the five, or there is none.
+    """
+    unknown = [name for name in names if name not in SETS]
+    if unknown or not names:
+        raise ConfigError(f"sets: {', '.join(unknown) or 'none'} is none of {', '.join(SETS)}.")
+    return tuple(name for name in SETS if name in names)

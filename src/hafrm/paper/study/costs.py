@@ -1,0 +1,131 @@
+"""How long runs will take: an estimate from counts of operations, which finished runs of the same study correct.
+
+The operations of a run are those of its matrix products: training pairs three times (forward, and twice as much
+backward; twice where only adapters are trained), validation and test pairs once, the reference once for each set. What
+is counted is exact to perhaps a third; then the journal's times take over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from hafrm.data import DataOptions, encode_pairs, load_pairs
+from hafrm.encoding import ConversationEncoder
+from hafrm.models.tokenizers import load_tokenizer
+from hafrm.paper.plans import Job
+from hafrm.paper.runs import Run
+from hafrm.paper.study.trials import Scoring
+
+__all__ = ["Costs", "is_local"]
+
+_SPEED = 50e9
+"""Operations a second of one thread, on backbones of some million parameters."""
+
+_OVERHEAD = 3.0
+"""Seconds to read pairs, load a model and write it."""
+
+_SAMPLE = 64
+"""Pairs of each set that are encoded to know how long they are."""
+
+
+@dataclass(frozen=True)
+class _SetSize:
+    """Pairs of a set's splits, and what a pair is in tokens."""
+
+    pairs: Mapping[str, int]
+    tokens: float
+    """Tokens of a pair, its prompt counted once."""
+    responses: float
+    """Those of them that a policy loss reads."""
+
+
+class Costs:
+    """Foretells the seconds of runs and scorings.
+
+    Args:
+        job: What was asked for; its backbones must be folders on this machine.
+        slowness: What all is multiplied with.
+    """
+
+    def __init__(self, job: Job, slowness: float = 1.0) -> None:
+        self.job, self.slowness = job, slowness
+
+    def run(self, run: Run) -> float:
+        """Seconds of training."""
+        scale = self.job.scale
+        steps = scale.training["max_steps"]
+        batch = scale.training.get("per_device_train_batch_size", 16)
+        every = scale.training.get("eval_steps", max(20, steps // 40))
+        backward = 1 if scale.backbone(run.backbone).lora.enabled else 2
+        policy = run.method != "baseline"
+        first = policy and run.seed == self.job.seeds[0] and run.method == "haf" and run.policy_ratio is None
+        train = self._mean(run, "train")
+        seen = (1 + backward) * steps * batch + first * train
+        held_out = (steps // every + 1) * self._mean(run, "validation")
+        return self._seconds(run, seen + held_out, policy=policy) + self.slowness * _OVERHEAD
+
+    def scoring(self, scoring: Scoring) -> float:
+        """Seconds of scoring; a policy's rewards need the reference too."""
+        policy = scoring.run.method == "dpo" or scoring.head in ("policy", "combined")
+        pairs = self._sets[scoring.tested_on].pairs["test"]
+        return (
+            self._seconds(scoring.run, pairs * (1 + policy), policy=policy, sets=(scoring.tested_on,)) + self.slowness
+        )
+
+    def _mean(self, run: Run, split: str) -> float:
+        """Pairs of a run's split: of a mixture as many of each set as the smallest has."""
+        counts = [self._sets[name].pairs[split] for name in run.sets]
+        return min(counts) * len(counts) / (run.share if split == "train" else 1)
+
+    def _seconds(self, run: Run, pairs: float, *, policy: bool, sets: tuple[str, ...] | None = None) -> float:
+        body, head = self._products[run.backbone]
+        sizes = [self._sets[name] for name in sets or run.sets]
+        tokens, responses = fmean(each.tokens for each in sizes), fmean(each.responses for each in sizes)
+        return self.slowness * 2 * pairs * (tokens * body + policy * responses * head) / _SPEED
+
+    @cached_property
+    def _products(self) -> dict[str, tuple[int, int]]:
+        """By backbone: parameters that every token is multiplied with, and those of the LM head."""
+        found = {}
+        for name in self.job.backbones:
+            config = AutoConfig.from_pretrained(self.job.scale.backbone(name).model())
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config)
+            head = model.get_output_embeddings().weight.numel()
+            held = {id(weight): weight.numel() for weight in model.parameters()}
+            embeddings = {id(part.weight) for part in (model.get_input_embeddings(), model.get_output_embeddings())}
+            found[name] = sum(count for key, count in held.items() if key not in embeddings), head
+        return found
+
+    @cached_property
+    def _sets(self) -> dict[str, _SetSize]:
+        scale = self.job.scale
+        tokenizer = load_tokenizer(scale.backbone(self.job.backbones[0]).model())
+        encoder = ConversationEncoder(tokenizer, scale.max_length)
+        sizes = {}
+        for name in self.job.sets:
+            pairs = {
+                split: load_pairs(getattr(scale.sets[name], split), split=split).pairs
+                for split in ("train", "validation", "test")
+            }
+            groups = encode_pairs(pairs["train"][:_SAMPLE], encoder, DataOptions(max_length=scale.max_length)).groups
+            counts = {split: len(each) for split, each in pairs.items()}
+            counts["train"] = min(counts["train"], scale.cap or counts["train"])
+            sizes[name] = _SetSize(
+                counts,
+                fmean(group.unique_tokens for group in groups),
+                fmean(sum(map(len, group.responses)) for group in groups),
+            )
+        return sizes
+
+
+def is_local(job: Job) -> bool:
+    """Whether all backbones are folders here, so that their costs can be foretold without fetching anything."""
+    return all(Path(job.scale.backbone(name).shown).is_dir() for name in job.backbones)

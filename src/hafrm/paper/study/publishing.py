@@ -1,0 +1,123 @@
+"""Putting a study into a checkout: its page in `docs/results`, numbers and figures, and the README's table.
+
+A checkout may hold several studies, of other backbones or parts, each with a page of its own; the README's table is
+that of the first, whose page is `study`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from hafrm import atomic
+from hafrm.errors import ConfigError, DataError
+from hafrm.paper.study.results import FORMAT
+from hafrm.paper.study.telling import findings_of, readme_block
+from hafrm.report.figures import standalone
+from hafrm.report.findings import findings_markdown
+
+__all__ = [
+    "MAIN_PAGE",
+    "markdown_path",
+    "page_of",
+    "publish",
+    "read_results",
+    "require_checkout",
+    "results_path",
+    "with_block",
+]
+
+MAIN_PAGE = "study"
+"""The page of the study that the README shows."""
+
+_FOLDER = Path("docs/results")
+_BLOCK = re.compile(r"(<!-- study: .*?-->\n).*?(<!-- end of study -->)", re.DOTALL)
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """A study's `results.json`.
+
+    Raises:
+        DataError: it is not there, or it is no study's.
+    """
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} can't be read as JSON ({error}). Run the study first.") from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise DataError(f"{path} holds no results of this version's study. Run it again: nothing is trained anew.")
+    return found
+
+
+def markdown_path(page: str) -> Path:
+    """Where a page lies in a checkout."""
+    return _FOLDER / f"{page}.md"
+
+
+def results_path(page: str) -> Path:
+    """Where the numbers of a page lie, with its figures beside them."""
+    return _FOLDER / page / "results.json"
+
+
+def page_of(results: dict[str, Any], page: str = MAIN_PAGE) -> str:
+    """A page of the docs."""
+    return findings_markdown(findings_of(results, about=_about(page)), pictures=f"{page}/")
+
+
+def _about(page: str) -> str | None:
+    """What a page beside the main one is about: its name says it."""
+    return None if page == MAIN_PAGE else page.removeprefix(f"{MAIN_PAGE}-").replace("-", " ")
+
+
+def with_block(readme: str, results: dict[str, Any]) -> str:
+    """A README with the study's table between its two marks; one without the marks stays as it is."""
+    return _BLOCK.sub(lambda found: f"{found[1]}{readme_block(results)}{found[2]}", readme)
+
+
+def require_checkout(root: Path, page: str = MAIN_PAGE) -> None:
+    """Refuse a folder that a page can't be published in.
+
+    Raises:
+        ConfigError: it has no README.md or no folder docs, or the main page's table has no place in the README.
+    """
+    readme = root / "README.md"
+    if not readme.is_file() or not (root / "docs").is_dir():
+        raise ConfigError(f"publish: {root} has no README.md and docs. Give the root of a checkout.")
+    if page == MAIN_PAGE and not _BLOCK.search(readme.read_text(encoding="utf-8")):
+        raise ConfigError(
+            f"publish: {readme} has no lines <!-- study: ... --> and <!-- end of study --> between which the table "
+            "goes. Add them, or publish as another --page."
+        )
+
+
+def publish(results: dict[str, Any], root: Path, page: str = MAIN_PAGE) -> list[Path]:
+    """Write a study into a checkout.
+
+    Args:
+        results: What `collect` gave.
+        root: The checkout, which has a README.md and a folder docs.
+        page: The page's name; with any but the main page the README stays as it is.
+
+    Returns:
+        The files.
+
+    Raises:
+        ConfigError: it is no checkout.
+    """
+    require_checkout(root, page)
+    readme = root / "README.md"
+    folder = (root / results_path(page)).parent
+    figures = {folder / f"{name}.svg": standalone(svg) for name, svg in findings_of(results).figures.items()}
+    for path, text in {**figures, root / markdown_path(page): page_of(results, page)}.items():
+        atomic.write_text(path, text)
+    for stale in set(folder.glob("*.svg")) - figures.keys():
+        stale.unlink()
+    atomic.write_json(root / results_path(page), results)
+    written = [root / results_path(page), root / markdown_path(page), *figures]
+    before = readme.read_text(encoding="utf-8")
+    if page == MAIN_PAGE and (after := with_block(before, results)) != before:
+        atomic.write_text(readme, after)
+        written.append(readme)
+    return written

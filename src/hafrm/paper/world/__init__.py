@@ -1,0 +1,36 @@
+"""A simulated preference world: the data and backbones of the demo, with an oracle that knows what is better.
+
+Prompts ask for facts, sums, lists, rewritings, advice or sympathy, or for something unsafe. Answers vary in seven
+hidden qualities. Five sets differ in what their annotators value and in how they read; labels are drawn by the
+Bradley-Terry model from an oracle reward that is computed from the text alone. All of it follows from seeds: no
+network, no data files.
+"""
+
+from __future__ import annotations
+
+from hafrm.paper.world.backbone import BackboneKind, BackboneRecipe, Progress, world_backbone
+from hafrm.paper.world.corpus import instruct_conversations, pretraining_documents
+from hafrm.paper.world.oracle import Qualities, qualities
+from hafrm.paper.world.profiles import PROFILES, WORLD_SETS, Annotator, Profile, Values
+from hafrm.paper.world.sets import oracle_accuracy, oracle_reward, split_of, world_pairs, world_prompts
+
+__all__ = [
+    "PROFILES",
+    "WORLD_SETS",
+    "Annotator",
+    "BackboneKind",
+    "BackboneRecipe",
+    "Profile",
+    "Progress",
+    "Qualities",
+    "Values",
+    "instruct_conversations",
+    "oracle_accuracy",
+    "oracle_reward",
+    "pretraining_documents",
+    "qualities",
+    "split_of",
+    "world_backbone",
+    "world_pairs",
+    "world_prompts",
+]

@@ -1,0 +1,28 @@
+"""The simulated world as a source of data: `world/NAME`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hafrm.pairs import Conversation, PreferencePair
+from hafrm.paper.world.profiles import WORLD_SETS
+from hafrm.paper.world.sets import oracle_reward, world_pairs
+
+__all__ = ["World"]
+
+
+class World:
+    """See `hafrm.data.simulated.SimulatedSource`."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The five sets."""
+        return WORLD_SETS
+
+    def pairs(self, name: str, split: str, size: int | None) -> Sequence[PreferencePair]:
+        """See `world_pairs`."""
+        return world_pairs(name, split, size=size)
+
+    def reward(self, name: str, conversation: Conversation) -> float:
+        """See `oracle_reward`."""
+        return oracle_reward(conversation, name)

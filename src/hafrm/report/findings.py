@@ -1,0 +1,197 @@
+"""What an experiment found, and how it is written: `results.json`, `table.md`, a picture a figure, and one page.
+
+Knows tables of marked-up cells, relations, figures and notes. Knows no experiment.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from hafrm import atomic
+from hafrm.report.figures import caption_of, figure_style, standalone
+from hafrm.report.wording import interval, points, visible
+
+__all__ = [
+    "Findings",
+    "Relation",
+    "Table",
+    "findings_markdown",
+    "ranked",
+    "relation_table",
+    "table_markdown",
+    "write_findings",
+]
+
+Rival = Literal["baseline", "dpo"]
+Cell = str | Markup
+"""Plain text, or inline markup that Markdown and HTML both read: b, u, sup, sub, small."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relation:
+    """What HAF's accuracy is above another method's; differences are shares."""
+
+    backbone: str
+    trained_on: str
+    tested_on: str
+    over: Rival
+    difference: float
+    """Mean over seeds, on the pairs that both scored."""
+    ci95: tuple[float, float] | None
+    """95%, over prompts; of an average, from the sets' intervals as if the sets were independent."""
+    by_seed: tuple[float, ...]
+    paper: float | None = None
+    """What the paper prints, in the same units; None where it prints nothing to set it beside."""
+
+    @property
+    def spread(self) -> float | None:
+        """The standard deviation over seeds; None for a single one."""
+        return statistics.stdev(self.by_seed) if len(self.by_seed) > 1 else None
+
+    @property
+    def verdict(self) -> Literal["above", "below", "undecided"]:
+        """What the interval says of HAF."""
+        low, high = self.ci95 or (-math.inf, math.inf)
+        return "above" if low > 0 else "below" if high < 0 else "undecided"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {"spread": self.spread, "verdict": self.verdict, "haf_ahead": self.difference > 0}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; its first column names the rows."""
+
+    title: str
+    header: tuple[Cell, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """All that an experiment says."""
+
+    title: str
+    intro: str
+    """What was run, in plain words."""
+    statements: tuple[str, ...] = ()
+    """What it shows, a sentence or two each."""
+    results: Mapping[str, Any]
+    """For `results.json`, beside the relations and notes."""
+    tables: tuple[Table, ...]
+    """Ours, then the paper's."""
+    figures: Mapping[str, Markup] = field(default_factory=dict)
+    """By file name without its end."""
+    relations: tuple[Relation, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def write_findings(findings: Findings, folder: Path) -> Path:
+    """Write an experiment's files into its folder.
+
+    Returns:
+        The page's path.
+    """
+    tables = _all_tables(findings)
+    for name, svg in findings.figures.items():
+        atomic.write_text(folder / f"{name}.svg", standalone(svg))
+    atomic.write_text(folder / "table.md", findings_markdown(findings))
+    atomic.write_text(folder / "index.html", _page(findings, tables))
+    relations = [each.as_dict() for each in findings.relations]
+    results = {"title": findings.title, **findings.results, "relations": relations, "notes": list(findings.notes)}
+    atomic.write_json(folder / "results.json", results)
+    return folder / "index.html"
+
+
+def ranked(values: Sequence[float | None], words: Sequence[str]) -> list[Cell]:
+    """The words, the best value's in bold and the second's underlined, as in the paper's tables; ties share a mark."""
+    order = sorted({value for value in values if value is not None}, reverse=True)
+    marks = dict(zip(order, ("b", "u"), strict=False))
+    return [
+        Markup("<{0}>{1}</{0}>").format(Markup(marks[value]), word) if value is not None and value in marks else word
+        for value, word in zip(values, words, strict=True)
+    ]
+
+
+def relation_table(relations: Sequence[Relation]) -> Table:
+    """Whether HAF is ahead, with intervals over prompts, the seeds' spread, and the paper's difference beside."""
+    several = any(each.spread is not None for each in relations)
+    printed = any(each.paper is not None for each in relations)
+    header = ["HAF above", "trained on", "tested on", "points, 95% interval", "HAF is"]
+    header += ["by seed"] * several + ["paper"] * printed
+    rows = []
+    for each in relations:
+        row = [
+            f"{'the baseline' if each.over == 'baseline' else 'DPO'} ({each.backbone})",
+            each.trained_on,
+            each.tested_on,
+            f"{points(each.difference)} {interval(each.ci95, points)}".strip(),
+            each.verdict,
+        ]
+        row += [", ".join(map(points, each.by_seed)) + f" (sd {100 * (each.spread or 0):.1f})"] * several
+        row += ["–" if each.paper is None else points(each.paper)] * printed
+        rows.append(tuple(row))
+    return Table("Is HAF ahead?", tuple(header), tuple(rows))
+
+
+def _all_tables(findings: Findings) -> tuple[Table, ...]:
+    return (*findings.tables, *((relation_table(findings.relations),) if findings.relations else ()))
+
+
+def findings_markdown(findings: Findings, *, pictures: str = "") -> str:
+    """All of it as Markdown.
+
+    Args:
+        findings: What was found.
+        pictures: Where the figures lie, as seen from the text: a folder's name that ends in a slash.
+    """
+    parts = [f"# {findings.title}\n", f"{findings.intro}\n"]
+    if findings.statements:
+        parts.append("".join(f"- {statement}\n" for statement in findings.statements))
+    parts += [
+        f"![{caption}]({pictures}{name}.svg)\n\n*{caption}*\n"
+        for name, caption in ((name, escape(caption_of(svg))) for name, svg in findings.figures.items())
+    ]
+    parts += [f"## {table.title}\n\n{table_markdown(table)}" for table in _all_tables(findings)]
+    if findings.notes:
+        parts.append("## Notes\n\n" + "".join(f"- {note}\n" for note in findings.notes))
+    return "\n".join(parts)
+
+
+def table_markdown(table: Table) -> str:
+    """A table's lines, without its title."""
+    lines = [table.header, ("---",) * len(table.header), *table.rows]
+    return "".join(f"| {' | '.join(map(_md_cell, line))} |\n" for line in lines)
+
+
+def _md_cell(cell: Cell) -> str:
+    return re.sub(r"\s*\n\s*", " ", str(cell if isinstance(cell, Markup) else escape(cell))).replace("|", "\\|")
+
+
+def _page(findings: Findings, tables: Sequence[Table]) -> str:
+    environment = Environment(
+        loader=PackageLoader("hafrm", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"visible": visible, "caption_of": caption_of}
+    style = figure_style()
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
+    return environment.get_template("findings.html.j2").render(
+        findings=findings, tables=tables, style=style, policy=policy
+    )

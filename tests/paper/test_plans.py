@@ -1,0 +1,283 @@
+"""What each experiment needs, shared runs, and scales."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from hafrm.cli import main, train
+from hafrm.cli.options import options_of
+from hafrm.data import load_pairs
+from hafrm.errors import ConfigError
+from hafrm.paper import claims, figure3, figure6, numbers, policies, runs, table2, table3
+from hafrm.paper.drivers.claims import ClaimsConfig
+from hafrm.paper.plans import Job, Plan, described
+from hafrm.paper.registry import EXPERIMENTS
+from hafrm.paper.runs import Run, command, state_of, train_config, trained, write_data
+from hafrm.paper.scales import Overrides, Scale, paper_scale, small_scale, world_scale
+from hafrm.training.config import TrainConfig
+from hafrm.training.run import train as real_train
+from tests.paths import SHARED
+from tests.tiny import some_pairs
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "paper"
+
+
+def job(scale: Scale | None = None, **values: object) -> Job:
+    scale = scale or world_scale(Overrides())
+    asked = {"backbones": (scale.backbone().name,), "sets": numbers.SETS, "seeds": (0,), "out": Path("o")} | values
+    return Job(scale=scale, **asked)  # type: ignore[arg-type]
+
+
+def test_table_2_trains_fifteen_runs_and_tests_each_at_home() -> None:
+    plan = table2.plan(job())
+    assert len(plan.runs) == len(set(plan.runs)) == 15
+    assert all(each.trained_on == each.tested_on for each in plan.evaluations)
+    assert len(table2.plan(job(seeds=(0, 1), backbones=("instruct", "base"))).runs) == 60
+
+
+def test_figure_3_adds_one_run_a_method_to_table_2() -> None:
+    plan = figure3.plan(job())
+    assert len(plan.runs) == 18
+    assert set(table2.plan(job()).runs) < set(plan.runs)
+    assert {run.sets for run in plan.runs if len(run.sets) > 1} == {numbers.SETS}
+    with pytest.raises(ConfigError, match="two or more"):
+        figure3.plan(job(sets=("BS",)))
+
+
+def test_table_3_tests_within_the_category_and_needs_no_further_run() -> None:
+    plan = table3.plan(job())
+    assert set(plan.runs) == set(table2.plan(job()).runs)
+    tested = {each.trained_on[0]: set(each.tested_on) for each in plan.evaluations}
+    assert tested == {
+        "AHP": {"CA", "Helpful"},
+        "CA": {"AHP", "Helpful"},
+        "Helpful": {"AHP", "CA"},
+        "BS": {"Harmless"},
+        "Harmless": {"BS"},
+    }
+
+
+def test_figure_6_sweeps_the_ratio_and_shares_the_runs_at_0_and_a_fifth() -> None:
+    plan = figure6.plan(job())
+    shared = set(table2.plan(job()).runs) & set(plan.runs)
+    assert {run.method for run in shared} == {"baseline", "haf"}
+    ratios = {train_config(job().scale, run, Path("o"), model="m").resolved_loss.policy_ratio for run in plan.runs}
+    assert ratios == {-0.2, 0.0, 0.1, 0.2, 0.5, 1.0, 2.0}
+
+
+def test_names_of_runs_are_folders_of_their_own() -> None:
+    asked = job(seeds=(0, 1))
+    runs = [run for each in EXPERIMENTS.values() for run in each.plan(asked).runs]
+    assert len({run.folder(asked.scale, asked.out) for run in runs}) == len(set(runs))
+
+
+@pytest.mark.parametrize(
+    "scale", [world_scale(Overrides()), paper_scale(Overrides(early_stopping=3))], ids=["world", "paper"]
+)
+def test_a_plans_commands_are_the_runs_themselves(scale: Scale) -> None:
+    asked = job(scale, backbones=tuple(scale.backbones))
+    parser = train.parser()
+    mixture = Run(backbone=scale.backbone().name, sets=("Helpful", "BS"), method="dpo", seed=1)
+    for run in (mixture, *figure6.plan(asked).runs):
+        config = train_config(scale, run, asked.out, model="m")
+        assert options_of(TrainConfig, parser, parser.parse_args(command(config)[2:])) == config
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_papers_configs_are_the_paper_scales(path: Path) -> None:
+    scale = paper_scale(Overrides())
+    parser = train.parser()
+    words = ["--config", str(path), "--data", "hh-harmless", "--eval_data", "hh-harmless", "--out", "o"]
+    shipped = options_of(TrainConfig, parser, parser.parse_args(words))
+    run = Run(backbone=path.stem, sets=("Harmless",), method="haf")
+    planned = replace(train_config(scale, run, Path("o"), model=scale.backbone(path.stem).model()), out="o")
+    assert asdict(shipped) | {"training": {"seed": 0} | shipped.training} == asdict(planned)
+
+
+def test_the_papers_learning_rates() -> None:
+    rates = {
+        (name, method): rate
+        for name, backbone in paper_scale(Overrides()).backbones.items()
+        for method, rate in backbone.learning_rates.items()
+    }
+    low = {name for name, rate in rates.items() if rate == 1e-5}
+    assert low == {("phi-2", m) for m in ("haf", "baseline", "dpo")} | {("mistral-instruct", "baseline")}
+    assert {rate for name, rate in rates.items() if name not in low} == {3e-5}
+    assert set(paper_scale(Overrides()).backbones) == {path.stem for path in CONFIGS.glob("*.yaml")}
+
+
+def test_a_dry_run_shows_every_run_and_makes_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    for scale, count in (("world", 18), ("paper", 18)):
+        words = ["reproduce", "figure3", "--scale", scale, "--out", str(out), "--dry_run"]
+        assert main(words) == 0
+        printed = capfd.readouterr().out
+        assert f"{count} training runs, of which 0 are finished" in printed
+        assert printed.count("hafrm train --model") == count
+        assert printed.count("[missing]") == count + 6
+    assert "microsoft/phi-2" in printed
+    assert not out.exists()
+
+
+def test_small_needs_its_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--backbone FOLDER and --data_folder"):
+        small_scale(Overrides(), backbones=[], data_folder=None)
+    with pytest.raises(ConfigError, match=r"qa_eval-train\.jsonl\.gz is missing"):
+        small_scale(Overrides(), backbones=["m"], data_folder=str(tmp_path))
+    for folder in ("", "/"):
+        with pytest.raises(ConfigError, match="has no name to keep runs by"):
+            small_scale(Overrides(), backbones=[folder], data_folder=str(tmp_path))
+
+
+def test_a_backbones_name_is_its_folders_however_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = small_files(tmp_path / "data")
+    (tmp_path / "mine" / "deep").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "mine" / "deep")
+    for folder, name in ((".", "deep"), ("..", "mine")):
+        assert next(iter(small_scale(Overrides(), backbones=[folder], data_folder=str(data)).backbones)) == name
+    words = ["--scale", "small", "--data_folder", str(data), "--dry_run"]
+    for folder, told in (("..", False), ("no/such", True)):
+        assert main(["reproduce", "table2", *words, "--backbone", folder]) == 0
+        assert ("is no folder here, so it is taken for a model of the hub" in capfd.readouterr().err) is told
+
+
+def test_small_finds_the_real_sets() -> None:
+    if not (SHARED / "data").exists():
+        pytest.skip("needs the real preference data")
+    scale = small_scale(Overrides(), backbones=["some/model"], data_folder=str(SHARED / "data"))
+    run = table2.plan(job(scale)).runs[0]
+    config = train_config(scale, run, Path("o"), model="m")
+    assert config.data == [str(SHARED / "data" / "qa_eval-train.jsonl.gz")]
+    assert scale.backbone().name == "model"
+
+
+def small_files(folder: Path) -> Path:
+    folder.mkdir()
+    for place, name in enumerate(("qa_eval", "hh_harmless", "arguments", "pku_safe", "alpaca_gpt4")):
+        for split in ("train", "validation", "test"):
+            rows = [pair.as_row() for pair in some_pairs(8 + 2 * place)]
+            (folder / f"{name}-{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return folder
+
+
+def test_a_mixture_of_files_is_even_and_written_once(tiny_world: Path, tmp_path: Path) -> None:
+    overrides = Overrides(steps=1, max_length=256)
+    scale = small_scale(overrides, backbones=[str(tiny_world)], data_folder=str(small_files(tmp_path / "data")))
+    folder = trained(scale, "baseline", ["BS", "Helpful"], 0, tmp_path / "out")
+    assert folder == tmp_path / "out/small/runs/base/Helpful+BS/baseline-seed0"
+    files = sorted((tmp_path / "out/small/mixtures/Helpful+BS").glob("*.jsonl"))
+    assert [len(path.read_text().splitlines()) for path in files] == [8, 8, 8, 8]
+    few = small_scale(replace(overrides, cap=3), backbones=[str(tiny_world)], data_folder=str(tmp_path / "data"))
+    run = Run(backbone="base", sets=("Helpful", "BS"), method="baseline")
+    write_data(few, run, tmp_path / "out")
+    config = train_config(few, run, tmp_path / "out", model="m")
+    assert [len(Path(path).read_text().splitlines()) for path in (*config.data, *config.eval_data)] == [3, 3, 8, 8]
+    assert state_of(folder) == "finished"
+    written = (folder / "manifest.json").read_bytes()
+    assert trained(scale, "baseline", ["Helpful", "BS"], 0, tmp_path / "out") == folder
+    assert (folder / "manifest.json").read_bytes() == written
+
+
+def test_a_run_of_other_options_is_refused(tiny_world: Path, tmp_path: Path) -> None:
+    trained(world_scale(Overrides(steps=1)), "baseline", ["BS"], 0, tmp_path)
+    with pytest.raises(ConfigError, match=r"training.max_steps \(was 1, now 2\). Choose another --out"):
+        trained(world_scale(Overrides(steps=2)), "baseline", ["BS"], 0, tmp_path)
+    with pytest.raises(ConfigError, match="no phi-2"):
+        trained(world_scale(Overrides(steps=1)), "baseline", ["BS"], 0, tmp_path, backbone="phi-2")
+    with pytest.raises(ConfigError, match="Sums is none of Helpful"):
+        trained(world_scale(Overrides(steps=1)), "baseline", ["Sums"], 0, tmp_path)
+
+
+def test_plans_add_up_without_doubles() -> None:
+    plan = table2.plan(job())
+    assert plan + plan == plan
+    assert "0 training runs" in next(described(job(), Plan(())))
+
+
+def test_backbones_stand_beside_the_papers() -> None:
+    names = {each.paper_name for each in (*world_scale(Overrides()).backbones.values(),)}
+    assert names <= set(numbers.BACKBONES)
+    assert {each.paper_name for each in paper_scale(Overrides()).backbones.values()} == set(numbers.BACKBONES)
+
+
+def test_the_names_here_are_those_that_the_command_lists(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", "table9"]) == 2
+    error = capfd.readouterr().err
+    assert all(re.search(rf"\b{name} \(", error) for name in EXPERIMENTS)
+
+
+def test_a_dry_run_says_which_runs_the_command_would_refuse(
+    tiny_world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    trained(world_scale(Overrides(steps=1)), "baseline", ["BS"], 0, tmp_path)
+    words = ["reproduce", "table2", "--scale", "world", "--sets", "BS", "--backbones", "instruct", "--dry_run"]
+    for steps, state in (("1", "finished"), ("2", "other options: training.max_steps (was 1, now 2)")):
+        assert main([*words, "--out", str(tmp_path), "--steps", steps]) == 0
+        assert f"[{state}] instruct/BS/baseline-seed0" in capfd.readouterr().out
+
+
+def test_a_cap_holds_for_the_worlds_mixture() -> None:
+    run = Run(backbone="instruct", sets=("Helpful", "BS"), method="haf")
+    for cap, data in ((5, ["world/helpful[:5]", "world/safe[:5]"]), (900, ["world/helpful[:800]", "world/safe[:800]"])):
+        config = train_config(world_scale(Overrides(cap=cap)), run, Path("o"), model="m")
+        assert config.data == data
+        assert config.eval_data == ["world/helpful[:80]", "world/safe[:80]"]
+
+
+def test_a_policy_finds_the_pairs_of_a_capped_set(
+    tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No reward model is trained before it that would have written them."""
+    read: list[int] = []
+    monkeypatch.setattr(policies, "rlhf", lambda config: read.append(len(load_pairs(config.data).pairs)))
+    policy = policies.PolicyRun(backbone="instruct", sets=("BS",), rewarded_by=None, seed=0)
+    policies.train_missing_policy(world_scale(Overrides(cap=5)), policy, tmp_path)
+    assert read == [5]
+
+
+def test_the_claims_training_pairs_are_the_runs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[ClaimsConfig] = []
+    monkeypatch.setattr(claims, "run_claims", asked.append)
+    capped = job(world_scale(Overrides(cap=5)), sets=("BS",))
+    claims._claim(capped, "instruct")
+    (run, *_) = claims.plan(capped).runs
+    assert (
+        asked[0].data
+        == train_config(capped.scale, run, capped.out, model="m").data
+        == ["o/world/cuts/BS-1of1-of5.jsonl"]
+    )
+
+
+def test_a_run_that_another_command_trains_is_waited_for(
+    tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it is held nothing is trained there; when it is let go, it is looked at again."""
+    scale = world_scale(Overrides(steps=1))
+    run = Run(backbone="instruct", sets=("BS",), method="baseline")
+    config = train_config(scale, run, tmp_path, model=str(tiny_world))
+    calls: list[str] = []
+
+    def trains(config: TrainConfig) -> None:
+        calls.append(config.out)
+        time.sleep(0.5)
+        monkeypatch.setattr(runs, "is_finished", lambda folder: True)
+
+    monkeypatch.setattr(runs, "train", trains)
+    commands = [threading.Thread(target=runs.train_missing, args=(scale, run, tmp_path)) for _ in range(2)]
+    for each in commands:
+        each.start()
+        time.sleep(0.1)
+    with pytest.raises(ConfigError, match="Another command is training in"):
+        real_train(config)
+    for each in commands:
+        each.join()
+    assert calls == [config.out]

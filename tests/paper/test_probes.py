@@ -1,0 +1,162 @@
+"""The probes' drivers from run folders to files, on tiny runs: what is written, and that nothing is computed twice."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from hafrm.data import DataOptions
+from hafrm.errors import ConfigError
+from hafrm.models.scorers import ScoreOptions
+from hafrm.paper.drivers import claims, consistency, perplexity
+from hafrm.paper.drivers.agreement import AgreementConfig, run_agreement
+from hafrm.paper.drivers.claims import ClaimsConfig, run_claims
+from hafrm.paper.drivers.consistency import ConsistencyConfig, run_consistency
+from hafrm.paper.drivers.perplexity import PerplexityConfig, run_perplexity
+from hafrm.paper.probes.heads import FitOptions
+from hafrm.sampling.generators import Sampling
+from hafrm.training.config import TrainConfig
+from hafrm.training.run import train
+from tests.tiny import save_tiny, some_pairs
+
+
+class Runs:
+    """A tiny base model, three runs of it that kept two checkpoints each, and their data."""
+
+    def __init__(self, folder: Path) -> None:
+        self.base = str(save_tiny(folder / "base"))
+        lines = [json.dumps(each.as_row()) for each in some_pairs(20)]
+        self.train, self.test = str(folder / "train.jsonl"), str(folder / "test.jsonl")
+        Path(self.train).write_text("\n".join(lines[:14]))
+        Path(self.test).write_text("\n".join(lines[12:]))
+        steps: dict[str, Any] = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 1e-3}
+        steps |= {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+        steps |= {"save_total_limit": None, "use_cpu": True, "report_to": []}
+        self.runs = {}
+        for method in ("haf", "baseline", "dpo"):
+            self.runs[method] = str(folder / method)
+            config = TrainConfig(
+                model=self.base,
+                data=[self.train],
+                eval_data=[self.test],
+                out=self.runs[method],
+                method=method,
+                data_options=DataOptions(max_length=128),
+                training=steps,
+            )
+            train(config)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("runs")
+        patch.setenv("HAFRM_CACHE", str(folder / "cache"))
+        return Runs(folder)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HAFRM_CACHE", str(tmp_path / "cache"))
+
+
+def forbid(monkeypatch: pytest.MonkeyPatch, module: Any, *names: str) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("was to be computed once")
+
+    for name in names:
+        monkeypatch.setattr(module, name, fail)
+
+
+def test_perplexities_are_computed_once(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    halves = []
+    for number, part in enumerate((slice(0, 5), slice(4, 9), slice(8, 14))):
+        halves.append(str(tmp_path / f"set{number}.jsonl"))
+        Path(halves[-1]).write_text("\n".join(Path(runs.train).read_text().splitlines()[part]))
+    config = PerplexityConfig(models=[runs.base], data=halves, out=str(tmp_path / "pp"))
+    cells = run_perplexity(config)
+    assert [(cell.data, cell.n) for cell in cells] == list(zip(halves, (5, 5, 6), strict=True))
+    written = json.loads((tmp_path / "pp" / "perplexity.json").read_text())
+    assert written["cells"] == [cell.as_dict() for cell in cells]
+    forbid(monkeypatch, perplexity, "load_log_prob_scorer")
+    assert run_perplexity(config) == cells
+    short = replace(config, score=ScoreOptions(max_length=10))
+    with pytest.raises(AssertionError, match="once"):  # another limit, other scores
+        run_perplexity(short)
+
+
+def test_agreement_writes_its_numbers_and_figure(runs: Runs, tmp_path: Path) -> None:
+    config = AgreementConfig(
+        reward=runs.runs["baseline"], dpo=runs.runs["dpo"], data=runs.train, out=str(tmp_path)
+    )  # fmt: skip
+    found = run_agreement(config)
+    assert found.pairs == 14
+    written = json.loads((tmp_path / "agreement.json").read_text())
+    assert written["pearson"]["value"] == found.pearson.value
+    root = ElementTree.parse(tmp_path / "agreement.svg").getroot()
+    assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == 15  # 14 pairs and the key
+
+
+@pytest.mark.parametrize("oracle", ["world", "run"])
+def test_consistency_writes_its_points_and_goes_on(
+    oracle: str, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ConsistencyConfig(
+        haf=runs.runs["haf"],
+        dpo=runs.runs["dpo"],
+        data=runs.test,
+        oracle="world/helpful" if oracle == "world" else runs.runs["baseline"],
+        out=str(tmp_path),
+        prompts=4,
+        sampling=Sampling(max_new_tokens=6),
+    )
+    found = run_consistency(config)
+    assert len(found.points) == 10  # two checkpoints, five matchings
+    assert {point.matching for point in found.points} == {"reward", "acc", "loss", "margin", "step"}
+    written = json.loads((tmp_path / "consistency.json").read_text())
+    assert (written["prompts"], written["prompts_too_long"]) == (4, 0)
+    ElementTree.parse(tmp_path / "consistency.svg")
+    forbid(monkeypatch, consistency, "generate_responses", "load_scorer")
+    assert run_consistency(config) == found
+
+
+def claims_config(runs: Runs, out: Path) -> ClaimsConfig:
+    return ClaimsConfig(
+        hybrids=[runs.runs["haf"]],
+        baselines=[runs.runs["baseline"]],
+        data=[runs.train],
+        held_out=[runs.test],
+        out=str(out),
+        fit=FitOptions(max_steps=20),
+    )
+
+
+def test_claims_write_their_numbers_and_go_on(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = claims_config(runs, tmp_path)
+    claim = run_claims(config)
+    (seed,) = claim.seeds
+    manifest = json.loads((Path(runs.runs["haf"]) / "manifest.json").read_text())
+    assert seed.held_out.hybrid == pytest.approx(manifest["eval_metrics"]["eval_loss/policy"], rel=1e-4)
+    assert seed.train.pairs == 14
+    assert seed.fit_baseline.loss == pytest.approx(seed.train.fitted, rel=1e-4)
+    assert seed.fit_baseline.loss <= min(seed.fit_baseline.start_losses.values())
+    written = json.loads((tmp_path / "claims.json").read_text())
+    change = written["representations"]["seeds"][0]["train"]["hybrid"]
+    assert 0 < change["relative_change"] < 1
+    forbid(monkeypatch, claims, "load_scorer")
+    assert run_claims(config) == claim
+
+
+def test_claims_refuse_runs_that_are_no_mates(runs: Runs, tmp_path: Path) -> None:
+    config = claims_config(runs, tmp_path)
+    with pytest.raises(ConfigError, match="no hybrid run"):
+        run_claims(replace(config, hybrids=[runs.runs["dpo"]]))
+    with pytest.raises(ConfigError, match="no baseline"):
+        run_claims(replace(config, baselines=[runs.runs["dpo"]]))
+    with pytest.raises(ConfigError, match="as many"):
+        replace(config, baselines=[])

@@ -1,0 +1,110 @@
+"""Figure 4 and Tables 4 and 11 in a tiny world, and their numbers by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hafrm.errors import ConfigError, DataError
+from hafrm.paper import selections, table4
+from hafrm.paper.plans import Job
+from hafrm.paper.scales import Overrides, paper_scale
+from hafrm.paper.selections import Selections, agreements, draws_of, recalls, regions, win_rates
+from hafrm.sampling.analysis import ScoredPrompt
+from tests.paper.test_experiments import manifests, reproduce
+
+
+def prompt(name: str, haf: int, baseline: int, dpo: int, gold: tuple[float, ...] = (4, 3, 2, 1)) -> ScoredPrompt:
+    """A prompt with four responses, of which each method selects one; a second seed always selects the first."""
+    chosen = {"h0": haf, "b0": baseline, "d0": dpo, "h1": 0, "b1": 0, "d1": 0}
+    return ScoredPrompt(
+        id=name,
+        group=name,
+        counts=(1,) * len(gold),
+        lengths=(1, 2, 3, 4)[: len(gold)],
+        rewards={run: tuple(float(i == place) for i in range(len(gold))) for run, place in chosen.items()},
+        gold=gold,
+        ranks=tuple(1 + sum(other > value for other in gold) for value in gold),
+    )
+
+
+CHOSEN = Selections(
+    [prompt("a", 0, 0, 3), prompt("b", 1, 2, 3), prompt("c", 0, 0, 0, (1,))],
+    {"haf": ("h0", "h1"), "baseline": ("b0", "b1"), "dpo": ("d0", "d1")},
+)
+
+
+def test_recalls_by_hand() -> None:
+    found = recalls(CHOSEN, 1, "x")
+    assert {who: cell.accuracies for who, cell in found.items()} == {
+        "random": (0.25, 0.25),
+        "the longest response": (0, 0),
+        "haf": (0.5, 1),
+        "baseline": (0.5, 1),
+        "dpo": (0, 1),
+    }
+    assert recalls(CHOSEN, 2, "x")["haf"].accuracies == (1, 1)
+    assert recalls(CHOSEN, 2, "x")["haf"].pair_hits == {"a": 1, "b": 1}  # "c" says nothing
+    with pytest.raises(DataError, match="no prompt has more than 1"):
+        recalls(Selections(CHOSEN.prompts[2:], CHOSEN.models), 1, "x")
+
+
+def test_circles_and_regions_by_hand() -> None:
+    assert {method: cell.accuracies for method, cell in win_rates(CHOSEN).items()} == {
+        "haf": (1, 1),
+        "baseline": (0.5, 1),
+        "dpo": (0, 1),
+    }
+    assert regions(CHOSEN) == {
+        frozenset({"haf", "baseline"}): 0.25,
+        frozenset({"haf"}): 0.25,
+        frozenset({"haf", "baseline", "dpo"}): 0.5,
+    }
+    assert agreements(CHOSEN) == {("haf", "baseline"): 0.75, ("haf", "dpo"): 0.5, ("baseline", "dpo"): 0.5}
+
+
+def test_the_paper_samples_four_from_phi_2() -> None:
+    scale = paper_scale(Overrides())
+    job = Job(scale=scale, backbones=("phi-2",), sets=("BS",), seeds=(0,), out=Path("o"), judge="m")
+    assert (draws_of(job, "phi-2"), draws_of(job, "mistral-instruct")) == (4, 8)
+    assert len(table4.plan(job).runs) == 3
+    with pytest.raises(ConfigError, match="--judge"):
+        table4.plan(Job(scale=scale, backbones=("phi-2",), sets=("BS",), seeds=(0,), out=Path("o")))
+
+
+def test_all_three_share_samples_and_runs(tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selections, "_PROMPTS", 4)
+    options = selections.SampleOptions
+    monkeypatch.setattr(selections, "SampleOptions", lambda max_new_tokens: options(max_new_tokens=6))
+    words = ["--scale", "world", "--steps", "2", "--sets", "Helpful", "BS"]
+    found = reproduce("figure4", tmp_path, *words)["best"]["instruct"]
+    assert set(found) == {"Helpful", "BS"}
+    for each in found.values():
+        assert sum(region["share"] for region in each["regions"]) == pytest.approx(1)
+    runs = manifests(tmp_path)
+    assert len(runs) == 6
+    assert (tmp_path / "world" / "figure4" / "figure4-instruct-Avg.svg").exists()
+    samples = tmp_path / "world" / "samples" / "instruct" / "BS" / "samples.jsonl"
+    written = samples.stat().st_ino
+    recall = reproduce("table4", tmp_path, *words)["recall"]["instruct"]
+    assert set(recall["top_2"]["BS"]) == {"random", "the longest response", "haf", "baseline", "dpo"}
+    table = (tmp_path / "world" / "table4" / "table.md").read_text()
+    assert "| recall, % | instruct, All | instruct, Chat |" in table
+    assert "| Top-1 HAF | 33.77 | 37.19 | 18.19 | 21.12 |" in table
+    relations = reproduce("table11", tmp_path, *words)["relations"]
+    printed = {(each["tested_on"], each["over"]): each["paper"] for each in relations}
+    assert printed["BS, top-1", "baseline"] == pytest.approx(0.0154)
+    assert printed["All, top-1", "dpo"] is None
+    assert manifests(tmp_path) == runs
+    assert [sum(json.loads(line)["counts"]) for line in samples.read_text().splitlines()] == [8] * 4
+    assert samples.stat().st_ino == written  # a file that is written anew is another one
+
+
+def test_a_judge_has_no_effect_where_the_oracle_judges(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from hafrm.cli import main
+
+    for words in (["figure4"], ["table2", "--scale", "paper"]):
+        assert main(["reproduce", *words, "--judge", "m", "--out", str(tmp_path)]) == 2
+        assert "judge has no effect" in capfd.readouterr().err

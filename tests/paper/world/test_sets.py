@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from statistics import mean
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hafrm.errors import DataError, UnknownDataError
+from hafrm.pairs import PreferencePair, parse_pair
+from hafrm.paper.world import (
+    PROFILES,
+    WORLD_SETS,
+    Annotator,
+    oracle_accuracy,
+    oracle_reward,
+    sets,
+    split_of,
+    world_pairs,
+    world_prompts,
+)
+
+Pairs = Mapping[str, list[PreferencePair]]
+
+DIGEST = """
+import hashlib, json
+from hafrm.paper.world import *
+rows = [pair.as_row() for name in WORLD_SETS for pair in world_pairs(name, "test", size=40, seed=3)]
+rows += list(pretraining_documents(20)) + [repr(talk) for talk in instruct_conversations(20)]
+rows += [repr(prompt) for prompt in world_prompts("arena", size=20)]
+print(hashlib.sha256(json.dumps(rows).encode()).hexdigest())
+"""
+
+
+def test_the_same_seed_gives_the_same_world_in_every_process() -> None:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", DIGEST], env=os.environ | {"PYTHONHASHSEED": seed}, stdout=subprocess.PIPE, text=True
+        )
+        for seed in ("1", "2")
+    ]
+    digests = [process.communicate()[0].strip() for process in processes]
+    assert len(digests[0]) == len(hashlib.sha256().hexdigest())
+    assert digests[0] == digests[1]
+
+
+def test_another_seed_gives_other_pairs_and_a_smaller_size_the_beginning() -> None:
+    pairs = world_pairs("helpful", size=60)
+    assert world_pairs("helpful", size=21) == pairs[:21]
+    assert world_pairs("helpful", size=60, seed=1) != pairs
+
+
+def test_default_sizes_and_names(train_pairs: Pairs, test_pairs: Pairs) -> None:
+    assert WORLD_SETS == ("helpful", "harmless", "arena", "safe", "human-pref")
+    for name in WORLD_SETS:
+        assert (len(train_pairs[name]), len(test_pairs[name])) == (2000, 500)
+        assert [pair.row for pair in test_pairs[name]] == list(range(1, 501))
+        assert {pair.source for pair in test_pairs[name]} == {f"world/{name}/test"}
+    assert len(world_pairs("safe", "validation")) == 200
+
+
+@pytest.mark.parametrize("name", WORLD_SETS)
+def test_every_pair_keeps_the_data_contract(name: str, train_pairs: Pairs) -> None:
+    for pair in train_pairs[name]:
+        row = json.loads(json.dumps(pair.as_row()))
+        assert parse_pair(row, source=pair.source, number=pair.row) == pair
+        assert pair.margin is None, "the oracle's margin must not reach the trainer"
+        assert pair.chosen != pair.rejected
+
+
+def test_no_prompt_crosses_splits_not_even_between_sets(train_pairs: Pairs, test_pairs: Pairs) -> None:
+    train = {pair.group for pairs in train_pairs.values() for pair in pairs}
+    test = {pair.group for pairs in test_pairs.values() for pair in pairs}
+    validation = {pair.group for name in WORLD_SETS for pair in world_pairs(name, "validation", size=100)}
+    assert not train & test
+    assert not train & validation
+    assert not test & validation
+    assert {split_of(pair.prompt) for pairs in test_pairs.values() for pair in pairs} == {"test"}
+
+
+@pytest.mark.parametrize("name", WORLD_SETS)
+def test_prompts_are_varied(name: str, train_pairs: Pairs) -> None:
+    assert len({pair.group for pair in train_pairs[name]}) > 0.8 * len(train_pairs[name])
+    answers = {turn.content for pair in train_pairs[name] for turn in (*pair.chosen, *pair.rejected)}
+    assert len(answers) > 0.7 * 2 * len(train_pairs[name])
+
+
+@pytest.mark.parametrize("measure", [len, lambda text: len(text.split())], ids=["characters", "words"])
+@pytest.mark.parametrize("name", WORLD_SETS)
+def test_length_does_not_give_the_label_away(name: str, measure, train_pairs: Pairs, test_pairs: Pairs) -> None:
+    for pairs in (train_pairs[name], test_pairs[name]):
+        longer_wins = mean(measure(pair.chosen[0].content) > measure(pair.rejected[0].content) for pair in pairs)
+        assert longer_wins == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("name", WORLD_SETS)
+def test_by_the_oracle_the_longer_answer_is_better_in_exactly_half_of_the_pairs(name: str, train_pairs: Pairs) -> None:
+    """The balance is exact before annotators err."""
+    longer_is_better = 0
+    for pair in train_pairs[name]:
+        chosen, rejected = (oracle_reward(talk, name) for talk in pair.conversations)
+        longer_is_better += (chosen > rejected) == (len(pair.chosen[0].content) > len(pair.rejected[0].content))
+    assert longer_is_better == len(train_pairs[name]) / 2
+
+
+@pytest.mark.parametrize("name", WORLD_SETS)
+def test_labels_err_as_often_as_bradley_and_terry_say(name: str, train_pairs: Pairs) -> None:
+    """Errors are drawn evenly, so the share is nearer than the .008 that independent draws would be off by."""
+    pairs = train_pairs[name]
+    accuracy, ceiling = oracle_accuracy(pairs, name)
+    assert accuracy == pytest.approx(ceiling, abs=0.01)
+    assert 0.8 < ceiling < 0.93
+
+
+@pytest.mark.parametrize("name", WORLD_SETS)
+def test_labels_are_surer_where_the_rewards_differ_more(name: str, train_pairs: Pairs) -> None:
+    """Within thirds of the pairs by margin, the share of right labels follows the annotator's probabilities."""
+    leads = []
+    for pair in train_pairs[name]:
+        chosen, rejected = (oracle_reward(talk, name) for talk in pair.conversations)
+        leads.append((abs(chosen - rejected), chosen > rejected))
+    leads.sort(key=lambda lead: lead[0])  # not by rightness among equals
+    third = len(leads) // 3
+    for part in (leads[:third], leads[third : 2 * third], leads[2 * third :]):
+        expected = mean(PROFILES[name].annotator.preference(lead) for lead, _ in part)
+        assert mean(right for _, right in part) == pytest.approx(expected, abs=0.045)
+
+
+@given(st.floats(-1e6, 1e6), st.floats(0.05, 5), st.floats(0, 1))
+def test_an_annotators_two_preferences_add_up_to_one(lead: float, temperature: float, careless: float) -> None:
+    annotator = Annotator(temperature=temperature, careless=careless)
+    assert annotator.preference(lead) + annotator.preference(-lead) == pytest.approx(1.0)
+    assert careless / 2 <= annotator.preference(lead) <= 1 - careless / 2 + 1e-12
+
+
+def test_an_annotators_preference_worked_out_by_hand() -> None:
+    assert Annotator(temperature=2.0, careless=0.1).preference(2.0) == pytest.approx(0.9 * 0.731059 + 0.05, abs=1e-6)
+
+
+def test_prompts_are_distinct_and_of_their_split() -> None:
+    for name in WORLD_SETS:
+        prompts = world_prompts(name, "validation", size=150)
+        assert len(set(prompts)) == len(prompts) == 150
+        assert {split_of(prompt) for prompt in prompts} == {"validation"}
+
+
+def test_what_is_not_there_is_a_named_error() -> None:
+    with pytest.raises(UnknownDataError, match=r"'helpfull'\. Did you mean 'helpful'"):
+        world_pairs("helpfull")
+    with pytest.raises(DataError, match="no split 'dev'"):
+        world_pairs("helpful", "dev")
+
+
+def test_asking_for_more_prompts_than_there_are_is_a_named_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sets, "_PATIENCE", 1)
+    with pytest.raises(DataError, match="Ask for at most"):
+        world_prompts("harmless", "validation", size=20_000)

@@ -33,6 +33,7 @@ __all__ = [
     "REASONING_KEYS",
     "ROLES",
     "TEMPLATE_COLUMNS",
+    "TEXT_PARTS",
     "UNRENDERED_COLUMNS",
     "Conversation",
     "Message",
@@ -80,7 +81,7 @@ _RESERVED_ARGUMENTS = frozenset(
 )
 """Names in `chat_template_kwargs` that would change how hafrm renders, not what the template writes."""
 
-_TEXT_PARTS = ("text", "input_text", "output_text")
+TEXT_PARTS = ("text", "input_text", "output_text")
 """Types of content parts that are text, as chat and responses APIs name them."""
 
 _LARGEST_MARGIN = 1e6
@@ -551,7 +552,7 @@ class RowReader:
             )
         kind = part.get("type", "text")
         other = next((key for key, value in part.items() if value is not None and key not in ("type", "text")), None)
-        if kind not in _TEXT_PARTS or other is not None:
+        if kind not in TEXT_PARTS or other is not None:
             name = f"{where}.type" if other is None else f"{where}.{other}"
             problem = f"is {_short(kind)}" if other is None else "is a key that hafrm would lose"
             raise self.error(BadRowReason.UNSUPPORTED, name, problem, "Rewards are of text: keep parts of text alone.")

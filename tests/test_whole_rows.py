@@ -12,9 +12,9 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 
-from hafrm.data import DataOptions, encode_pairs, load_pairs
+from hafrm.data import DataOptions, ReadOptions, encode_pairs, load_pairs
 from hafrm.encoding import ConversationEncoder
-from hafrm.errors import BadRowError, BadRowReason
+from hafrm.errors import BadRowError, BadRowReason, DataError
 from hafrm.models.tokenizers import prepare_tokenizer
 from hafrm.pairs import Conversation, Message, Prompt, parse_conversation, parse_pair
 from tests.tiny import tiny_tokenizer
@@ -312,9 +312,10 @@ def test_nothing_is_said_to_be_dropped_that_is_there(template: str) -> None:
     assert [line for line in lost_of(template, rows) if "text" in line or "tools " in line] == []
 
 
-def test_the_plain_template_writes_all() -> None:
+def test_the_plain_template_writes_all_but_who_called_what() -> None:
     rows = [row for name, row in ROWS.items() if name != "arguments of the template"]
-    assert lost_of(tiny_tokenizer(), rows) == []
+    found = {line.split(" drops the ")[1].split()[0] for line in lost_of(tiny_tokenizer(), rows)}
+    assert found == {"tool_call_id", "name"}
 
 
 def test_a_prompt_before_transcripts_is_taken_off(tmp_path: Path) -> None:
@@ -386,7 +387,7 @@ def test_empty_calls_and_tools_are_not_dropped() -> None:
 def test_a_dropped_turn_is_counted_though_its_text_stands_in_another_turn() -> None:
     row = {"prompt": [ASK, {**RESULT, "content": "18"}], "chosen": [say("It is 18 degrees.")], "rejected": [say("No.")]}
     assert any("1 of 1" in line and "role tool" in line for line in lost_of("phi3_5", [row]))
-    assert not any("role tool" in line for line in lost_of("qwen3", [row]))
+    assert not any("text" in line and "role tool" in line for line in lost_of("qwen3", [row]))
     greeting = {"role": "developer", "content": "Hi"}
     row = {
         "prompt": [greeting, {"role": "user", "content": "Hi there"}],
@@ -394,3 +395,119 @@ def test_a_dropped_turn_is_counted_though_its_text_stands_in_another_turn() -> N
         "rejected": [say("No")],
     }
     assert any("role developer" in line for line in lost_of("qwen3", [row]))
+
+
+TRUTHY = {"prompt": "Is it cheese?", "chosen": "No, rock.", "rejected": "Yes."}
+
+
+def test_a_system_column_is_the_prompt_s_system_turn() -> None:
+    row = {**TRUTHY, "system": "You are honest."}
+    turns = (Message("system", "You are honest."), Message("user", "Is it cheese?"))
+    assert parse_pair(row, source="s", number=1).prompt.turns == turns
+    messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+    implicit = {name: [*messages[1:], say(TRUTHY[name])] for name in ("chosen", "rejected")}
+    assert parse_pair({**implicit, "system": "You are honest."}, source="s", number=1).prompt.turns == turns
+    assert parse_pair({**row, "prompt": messages}, source="s", number=1).prompt.turns == turns
+    for repeated in (messages, messages[1:]):
+        single = {**row, "response": [*repeated, say("No.")]}
+        assert parse_conversation(single, source="s", number=1) == Conversation(Prompt(turns), answer("No."))
+    for empty in ("", None, " "):
+        assert parse_pair({**row, "system": empty}, source="s", number=1).prompt == Prompt.of("Is it cheese?")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("history", [["Hi.", "Hello."]]),
+        ("input", "cat"),
+        ("instruction", "Translate."),
+        ("system_prompt", "Be kind."),
+        ("system", ["Be kind."]),
+    ],
+)
+def test_a_column_of_the_prompt_s_text_is_read_or_refused_by_name(name: str, value: Any) -> None:
+    for row in ({**TRUTHY, name: value}, {"prompt": "Is it?", "response": "No.", name: value}):
+        with pytest.raises(BadRowError) as caught:
+            (parse_conversation if "response" in row else parse_pair)(row, source="s", number=1)
+        assert caught.value.field == name
+
+
+def test_a_column_whose_text_is_in_the_prompt_is_not_lost() -> None:
+    row = {**TRUTHY, "prompt": "Translate.\ncat", "instruction": "Translate.", "input": "cat", "history": []}
+    assert parse_pair(row, source="s", number=1).prompt == Prompt.of("Translate.\ncat")
+
+
+def test_another_system_turn_than_the_column_s_is_refused() -> None:
+    row = {**TRUTHY, "prompt": [{"role": "system", "content": "Be kind."}, ASK], "system": "Be curt."}
+    with pytest.raises(BadRowError) as caught:
+        parse_pair(row, source="s", number=1)
+    assert (caught.value.field, caught.value.reason) == ("system", BadRowReason.UNSUPPORTED)
+
+
+def test_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{**TRUTHY, "id": "1", "source": "x", "margin": 1.0, "empty": ""}, {**TRUTHY, "context": "c"}]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (report,) = load_pairs(str(path)).reports
+    assert report.unread == ["context", "id", "source"]
+    assert "context, id, source" in report.unread_columns
+
+
+def test_the_first_fault_is_said_where_no_row_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({**TRUTHY, "history": [["Hi.", "Hello."]]}), encoding="utf-8")
+    with pytest.raises(DataError, match=r"row 1: `history`"):
+        load_pairs(str(path), options=ReadOptions(on_bad_row="skip"))
+
+
+def test_dropped_reasoning_is_counted_though_its_words_stand_elsewhere() -> None:
+    row = {"prompt": [ASK], "chosen": [say("It is Paris.", reasoning_content="Paris")], "rejected": [say("No.")]}
+    (line,) = lost_of("deepseek_r1_distill", [row])
+    assert "reasoning of 1 of 1" in line
+    assert lost_of("qwen3", [row]) == []
+
+
+def test_a_dropped_turn_is_counted_though_calls_or_the_template_contain_its_text() -> None:
+    called = {"role": "assistant", "content": "", "tool_calls": CALL}
+    row = {
+        "prompt": [ASK, called, {"role": "tool", "content": "Oslo"}],
+        "chosen": [say("Yes.")],
+        "rejected": [say("N")],
+    }
+    writes_calls = (
+        "{% for m in messages %}{% if m.role != 'tool' %}[{{ m.role }}] {{ m.content }}"
+        "{{ m.tool_calls | tojson if m.tool_calls else '' }}{{ eos_token }}{% endif %}{% endfor %}"
+    )
+    assert any(
+        "text of 1 of 1 turns (role tool)" in line for line in lost_of(tiny_tokenizer(template=writes_calls), [row])
+    )
+    row = {**row, "prompt": [ASK, called, {"role": "tool", "content": "user"}]}
+    assert any(
+        "text of 1 of 1 turns (role tool)" in line for line in lost_of(tiny_tokenizer(template=writes_calls), [row])
+    )
+
+
+def test_keys_and_arguments_that_change_nothing_are_counted() -> None:
+    responses = [{"name": "get_weather", "response": "rain"}]
+    prompt = [
+        {**ASK, "name": "ann"},
+        {"role": "assistant", "tool_calls": CALL},
+        {**RESULT, "tool_responses": responses},
+    ]
+    row = {
+        "prompt": prompt,
+        "chosen": [say("Yes.", name="bob")],
+        "rejected": [say("No.")],
+        "chat_template_kwargs": {"foo": 1, "enable_thinking": False},
+    }
+    found = "\n".join(lost_of("qwen3", [row]))
+    for part in ("name of 1 of 1 turns (role user)", "name of 1 of 1 turns (role assistant)"):
+        assert part in found
+    for key in ("tool_call_id", "tool_responses", "name"):
+        assert f"{key} of 1 of 1 turns (role tool)" in found
+    assert "chat_template_kwargs.foo changes nothing in 1 of 1 rows" in found
+    names = (
+        "{% for m in messages %}{{ m.role }} {{ m.name }} {{ m.tool_call_id }}{{ m.tool_responses }}{{ m.tool_calls }}"
+        "{{ m.content }}{{ eos_token }}{% endfor %}{{ foo }}{{ enable_thinking }}"
+    )
+    assert lost_of(tiny_tokenizer(template=names), [row]) == []

@@ -21,7 +21,7 @@ from itertools import islice, takewhile
 from typing import Literal, get_args
 
 from hafrm.errors import ConfigError, DataError
-from hafrm.pairs import Message, Prompt
+from hafrm.pairs import MESSAGE_KEYS, REASONING_KEYS, Message, Prompt
 from hafrm.templates import (
     ChatTokenizer,
     SpecialTokenError,
@@ -64,7 +64,7 @@ class TokenGroup:
     prompt: tuple[int, ...]
     responses: tuple[tuple[int, ...], ...]
     lost: tuple[str, ...] = field(default=(), compare=False)
-    """What the chat template did not write, one entry for each turn ("tool text") or column ("tools")."""
+    """What the chat template did not write, one entry for each turn ("tool text"), column ("tools") or argument."""
     special_tokens: int = field(default=0, compare=False)
     """How many special tokens the messages contain."""
 
@@ -122,6 +122,9 @@ class ConversationEncoder:
     special_tokens: SpecialTokenRule = "token"
     find_lost: bool = True
     _special: SpecialTokens = field(init=False, repr=False, compare=False)
+    _surroundings: dict[tuple[str, tuple[Message, ...]], str] = field(
+        init=False, repr=False, compare=False, default_factory=dict
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_special", SpecialTokens(self.tokenizer))
@@ -244,7 +247,7 @@ class ConversationEncoder:
     def _lost(self, keys: Sequence[_Key], wholes: Sequence[_Rendered]) -> Iterable[str]:
         """What the template did not write, of the prompt once and of each response."""
         prompt = keys[0][0]
-        yield from self._lost_columns(keys[0], wholes[0])
+        yield from self._lost_columns(keys, wholes)
         yield from self._lost_turns(keys[0], wholes[0], range(len(prompt.turns)))
         for (_, response), whole in zip(keys, wholes, strict=True):
             places = range(len(prompt.turns), len(prompt.turns) + len(response))
@@ -253,38 +256,68 @@ class ConversationEncoder:
     def _lost_turns(self, key: _Key, whole: _Rendered, places: range) -> Iterable[str]:
         prompt, response = key
         turns = (*prompt.turns, *response)
+        written = "\n".join(text for turn in turns for text in (turn.content, turn.reasoning) if text)
+        dropped: dict[tuple[str, str, str], bool] = {}  # a turn's role, part and value
 
         def silent(place: int, changed: Message) -> bool:
             """Whether nothing is rendered differently with this turn in the place of the one that is there."""
             return self._renders_as((prompt, (*turns[:place], changed, *turns[place + 1 :])), whole)
 
-        contents = "\n".join(turn.content for turn in turns)
-        dropped: dict[tuple[str, str], bool] = {}
+        def lost(place: int, what: str, value: str) -> bool:
+            """Whether a part of a turn is not rendered; words found elsewhere too are rendered twice to see it."""
+            turn = turns[place]
+            if what in _OTHER_KEYS:
+                return silent(place, replace(turn, more=_without(turn.more, what)))
+            if not _writes(whole.text, value):
+                return True
+            if value in whole.text and written.count(value) == 1 and value not in self._around(key):
+                return False
+            twice = f"{value} {value}"
+            return silent(place, replace(turn, content=twice) if what == "text" else turn.with_reasoning(twice))
+
         for place in places:
             turn = turns[place]
-            text = turn.content.strip()
-            if (kind := (turn.role, text)) not in dropped:
-                # Text that is in another turn too shows nothing by being in the rendering.
-                twice = bool(text) and contents.count(text) > turn.content.count(text)
-                doubled = replace(turn, content=f"{text} {text}")
-                dropped[kind] = not _writes(whole.text, text) or (twice and silent(place, doubled))
-            if dropped[kind]:
-                yield f"{turn.role} text"
-            if not turn.more:
-                continue
-            if not _writes(whole.text, turn.reasoning):
-                yield f"{turn.role} reasoning"
-            if turn.extras.get("tool_calls") and silent(place, replace(turn, more=_without(turn.more, "tool_calls"))):
-                yield f"{turn.role} tool_calls"
+            extras = turn.extras
+            parts = [("text", turn.content.strip()), ("reasoning", turn.reasoning.strip())]
+            parts += [(name, json.dumps(extras[name])) for name in _OTHER_KEYS if extras.get(name)]
+            for what, value in parts:
+                if (kind := (turn.role, what, value)) not in dropped:
+                    dropped[kind] = bool(value) and lost(place, what, value)
+                if dropped[kind]:
+                    yield f"{turn.role} {what}"
 
-    def _lost_columns(self, key: _Key, whole: _Rendered) -> Iterable[str]:
+    def _around(self, key: _Key) -> str:
+        """What the template writes around the texts of such turns: its own marks, tools, calls, arguments."""
         prompt, response = key
-        for name in ("tools", "documents"):
-            if not prompt.columns.get(name):
-                continue
-            less = replace(prompt, arguments=_without(prompt.arguments, name))
-            if self._renders_as((less, (*prompt.turns, *response)), whole):
-                yield name
+        bare = tuple(
+            replace(turn, content="0" if turn.content else "").with_reasoning("") for turn in (*prompt.turns, *response)
+        )
+        if (shape := (prompt.arguments, bare)) not in self._surroundings:
+            try:
+                (text,) = render(self.tokenizer, [(replace(prompt, turns=()), bare)])
+            except TemplateRefusalError:
+                text = ""
+            if len(self._surroundings) >= _CHUNK:
+                self._surroundings.clear()
+            self._surroundings[shape] = text
+        return self._surroundings[shape]
+
+    def _lost_columns(self, keys: Sequence[_Key], wholes: Sequence[_Rendered]) -> Iterable[str]:
+        """Tools, documents and template arguments without which every response is rendered as it was."""
+        prompt = keys[0][0]
+        columns = prompt.columns
+        less = {name: {**columns, name: None} for name in ("tools", "documents") if columns.get(name)}
+        arguments = columns.get("chat_template_kwargs", {})
+        for name in arguments:
+            others = {other: value for other, value in arguments.items() if other != name}
+            less[f"chat_template_kwargs.{name}"] = {**columns, "chat_template_kwargs": others}
+        for what, left in less.items():
+            changed = replace(prompt, arguments=json.dumps(left, ensure_ascii=False))
+            if all(
+                self._renders_as((changed, (*prompt.turns, *response)), whole)
+                for (_, response), whole in zip(keys, wholes, strict=True)
+            ):
+                yield what
 
     def _renders_as(self, changed: tuple[Prompt, Sequence[Message]], whole: _Rendered) -> bool:
         """Whether these turns, with the prompt's arguments, are rendered as the conversation was."""
@@ -328,6 +361,7 @@ class _Rendered:
     ids: list[int]
 
 
+_OTHER_KEYS = tuple(key for key in MESSAGE_KEYS if key not in REASONING_KEYS)
 _WORD = re.compile(r"\w+")
 _ESCAPE = re.compile(r"\\[nrt\"\\/]")
 

@@ -108,9 +108,10 @@ class BadRowError(DataError):
         self.source = source
         self.row = row
         self.field = field
-        what = f"`{field}` {problem}" if field else problem
+        self.fault = f"`{field}` {problem}. {remedy}" if field else f"{problem}. {remedy}"
+        """What is wrong and what to do about it, without the row's place."""
         super().__init__(
-            f"{source}, row {row}: {what}. {remedy} Or set `data_options.on_bad_row: skip` "
+            f"{source}, row {row}: {self.fault} Or set `data_options.on_bad_row: skip` "
             "to leave such rows out and have them counted."
         )
 

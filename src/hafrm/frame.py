@@ -41,10 +41,14 @@ class Frame:
     """The ending's token ids, as they follow a text."""
     stop: str
     """The first special token of the ending, at which a policy stops; empty where the ending has none."""
+    stops: tuple[str, ...]
+    """Other tokens at which a policy stops: the model's own, and what opens the next turn where none ends one."""
     trims: bool
     """Whether the template strips white space from the end of a turn."""
     opening: str
     """What the template writes before the first user's text."""
+    opening_ids: tuple[int, ...]
+    """The opening's token ids."""
     decoded_opening: str
     """The opening after a trip through token ids."""
     lossless: bool
@@ -71,42 +75,73 @@ class Frame:
         text, ended = self._ended(text)
         return text, prompt if prompt is not None and len(prompt) < len(text) else None, ended
 
-    def ended_ids(self, ids: Sequence[int]) -> tuple[list[int], bool]:
-        """Token ids with the template's ending completed, and whether they have an end; see `restored`."""
-        if not self.stop:
-            return list(ids), True
-        marks = [self.tokenizer.convert_tokens_to_ids(mark) for mark in (self.stop, *self.pads)]
-        place = self.ending_ids.index(marks[0])
-        before, after = list(self.ending_ids[:place]), set(self.ending_ids[place:]) - set(marks)
+    def restored_ids(self, ids: Sequence[int]) -> tuple[list[int], bool]:
+        """Token ids with the template's beginning and ending, and whether they came with an end; see `restored`."""
+        return self._ended_ids(self._begun_ids(ids))
+
+    def without_stop(self, content: str) -> str:
+        """A response's content without the stop token that its generation ended with, and without pads behind it."""
+        end, _ = self._end(content)
+        return content if end == len(content) else content[:end].removesuffix(self._before_stop)
+
+    @property
+    def _marks(self) -> tuple[str, ...]:
+        """Tokens that are taken off the end of a text."""
+        return tuple(dict.fromkeys(mark for mark in (self.stop, *self.stops, *self.pads) if mark))
+
+    @property
+    def _before_stop(self) -> str:
+        """What the template writes between a response's text and the stop token; all of an ending without one."""
+        return self.ending.partition(self.stop)[0] if self.stop else self.ending
+
+    @property
+    def _always_ends(self) -> bool:
+        """Whether nothing is known that would tell a cut response from a whole one."""
+        return not self.stop and not self.stops
+
+    def _begun_ids(self, ids: Sequence[int]) -> list[int]:
+        """Token ids without the pads of a left-padded batch, and with the template's beginning."""
+        pads = set(self._token_ids(self.pads))
+        start = _length_of(ids, pads)
+        own = self.opening_ids[: _length_of(self.opening_ids, pads)] if start else ()
+        begun = [*own, *ids[start:]]
+        bos = self._token_ids([self.bos] if self.bos else [])
+        return begun if begun[: len(bos)] == bos else [*bos, *begun]
+
+    def _ended_ids(self, ids: list[int]) -> tuple[list[int], bool]:
+        ending, marks = list(self.ending_ids), self._token_ids(self._marks)
+        if not self.stop and ending and ids[-len(ending) :] == ending:
+            return ids, True
+        place = ending.index(marks[0]) if self.stop else len(ending)
+        before, after = ending[:place], set(ending[place:]) - set(marks)
         length, ended = len(ids), False
-        # As in `_ended`: what the ending writes between and behind marks goes with the mark before it.
+        # As in `_end`: what the ending writes between and behind marks goes with the mark before it.
         while (end := _length_without(ids, after, length)) and ids[end - 1] in marks:
             ended = ended or ids[end - 1] != self.tokenizer.pad_token_id
             length = end - 1
-        core = list(ids[:length])
+        core = ids[:length]
         if not ended:
-            return core, False
+            return core, self._always_ends
         if before and core[-len(before) :] == before:
             core = core[: -len(before)]
-        return [*core, *self.ending_ids], True
+        return [*core, *ending], True
 
-    def without_stop(self, content: str) -> str:
-        """A response's content without the stop token that its generation ended with."""
-        stripped = content.rstrip()
-        for mark in (self.stop, self.tokenizer.eos_token):
-            if mark and stripped.endswith(mark):
-                return stripped.removesuffix(mark)
-        return content
+    def _token_ids(self, tokens: Sequence[str]) -> list[int]:
+        return [self.tokenizer.convert_tokens_to_ids(token) for token in tokens]
 
     def _with_bos(self, text: str) -> str:
-        return text if text.startswith(self.bos) else self.bos + text
+        if text.startswith(self.bos):
+            return text
+        # Decoding writes a space after a special token, but not at a text's beginning.
+        decoded = f"{self.bos} {text}"
+        source = None if self.lossless else self._source(decoded, _forms(decoded, self.special))
+        return source or self.bos + text
 
     def _without_leading_pads(self, text: str) -> str:
         """The text without the pads of a left-padded batch, and with the template's beginning."""
         bare = self._bare(text)
         if bare != text:
             own = self.opening.removesuffix(self._bare(self.opening))
-            # Decoding writes a space after a special token, but not at a text's beginning.
             text = own + (bare if self.lossless else bare.removeprefix(" "))
         return self._with_bos(text)
 
@@ -147,20 +182,23 @@ class Frame:
         """The text with the template's ending completed, and whether it has an end."""
         if not self.stop and self.ending and text.endswith(self.ending):
             return text, True
-        marks = tuple(mark for mark in (self.stop, *self.pads) if mark)
-        end, ended = len(text), False
+        end, ended = self._end(text)
+        core = text[:end]
+        if not ended:
+            return core, self._always_ends
+        core = core.removesuffix(self._before_stop)
+        return (core.rstrip() if self.trims else core) + self.ending, True
+
+    def _end(self, text: str) -> tuple[int, bool]:
+        """Where a text ends without the marks at its end, and whether one of them says that it is whole."""
+        marks, end, ended = self._marks, len(text), False
         while True:
             bare = next((place for place in range(end, 0, -1) if not text[place - 1].isspace()), 0)
             mark = next((mark for mark in marks if text.endswith(mark, 0, bare)), None)
             if mark is None:
-                break
+                return end, ended
             end = bare - len(mark)
             ended = ended or mark != self.tokenizer.pad_token
-        core = text[:end]
-        if not ended:
-            return core, not self.stop
-        core = core.removesuffix(self.ending.partition(self.stop)[0]) if self.stop else core
-        return (core.rstrip() if self.trims else core) + self.ending, True
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -170,8 +208,12 @@ class Frame:
         return str(self.tokenizer.decode(self._ids(text), skip_special_tokens=False))
 
 
-def frame_of(tokenizer: Any) -> Frame:
+def frame_of(tokenizer: Any, stops: Sequence[int] = ()) -> Frame:
     """Find out what a tokenizer's chat template writes around a conversation, by rendering a few.
+
+    Args:
+        tokenizer: A transformers tokenizer with a chat template.
+        stops: Ids of the tokens at which the model stops, as its own config has them.
 
     Of a template that refuses a plain question and answer nothing is known: its texts are taken as they come.
     """
@@ -181,18 +223,24 @@ def frame_of(tokenizer: Any) -> Frame:
     try:
         texts = render(tokenizer, [(each.prompt, each.response) for each in (*_SAMPLES, _TALK)])
     except TemplateRefusalError:
-        return Frame(tokenizer, "", "", (), "", False, "", "", True, special, pads)
+        return Frame(tokenizer, "", "", (), "", (), False, "", (), "", True, special, pads)
     bos = tokenizer.bos_token or ""
     before, answer, ending = texts[0].rpartition(_ANSWER)
     stop = special.search(ending)
+    others = tuple(str(tokenizer.convert_ids_to_tokens(token)) for token in stops if 0 <= token < len(tokenizer))
+    next_turn = special.match(texts[3].partition(_ANSWER)[2].removeprefix(ending))
+    if next_turn and not stop:
+        others = (*others, next_turn[0])
     frame = Frame(
         tokenizer=tokenizer,
         bos=bos if texts[0].startswith(bos) else "",
         ending=ending,
         ending_ids=(),
         stop=stop[0] if stop else "",
+        stops=tuple(mark for mark in dict.fromkeys(others) if mark not in pads),
         trims=texts[2] == texts[0],
         opening=texts[0][: common_prefix(texts[:2])],
+        opening_ids=(),
         decoded_opening="",
         lossless=True,
         special=special,
@@ -203,10 +251,16 @@ def frame_of(tokenizer: Any) -> Frame:
     decoded = [frame._decoded(text) for text in texts]
     return replace(
         frame,
+        opening_ids=tuple(frame._ids(frame.opening)),
         ending_ids=tuple(whole[len(core) :] if apart else frame._ids(ending)),
         decoded_opening=decoded[0][: common_prefix(decoded[:2])],
         lossless=decoded == texts,
     )
+
+
+def _length_of(ids: Sequence[int], leading: set[int]) -> int:
+    """How many ids at the beginning are in `leading`."""
+    return next((place for place, token in enumerate(ids) if token not in leading), len(ids))
 
 
 def _length_without(ids: Sequence[int], trailing: set[int], length: int) -> int:

@@ -8,8 +8,9 @@ turns that `chosen` and `rejected` have in common; strings are then transcripts 
 ("\n\nHuman: ... \n\nAssistant: ...").
 
 A message may have any key of `MESSAGE_KEYS`, and a row any column of `TEMPLATE_COLUMNS`: both reach the chat template.
-A key that would be lost is an error. Optional columns: `margin` (a number) and `group` (a string: pairs of one group
-are never split apart, and statistics resample whole groups).
+A key that would be lost is an error, and so is a column of text that belongs to the prompt (`UNRENDERED_COLUMNS`).
+Optional columns: `system` (a string: the system turn of a prompt that has none), `margin` (a number) and `group` (a
+string: pairs of one group are never split apart, and statistics resample whole groups).
 """
 
 from __future__ import annotations
@@ -21,15 +22,19 @@ import math
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hafrm.errors import BadRowError, BadRowReason
 
 __all__ = [
+    "MEDIA_COLUMNS",
     "MESSAGE_KEYS",
+    "REASONING_KEYS",
     "ROLES",
     "TEMPLATE_COLUMNS",
+    "TEXT_PARTS",
+    "UNRENDERED_COLUMNS",
     "Conversation",
     "Message",
     "PreferencePair",
@@ -41,6 +46,7 @@ __all__ = [
     "row_schema",
     "text_group",
     "transcript_turns",
+    "unread_columns",
 ]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -54,7 +60,19 @@ REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 TEMPLATE_COLUMNS = ("tools", "documents", "chat_template_kwargs")
 """Columns of a row that chat templates read: lists of tools and of documents, and further arguments by name."""
 
-_MEDIA_COLUMNS = ("image", "images", "audio", "audios", "video", "videos")
+MEDIA_COLUMNS = ("image", "images", "audio", "audios", "video", "videos")
+"""Columns of what is not text."""
+
+UNRENDERED_COLUMNS = {
+    "history": "Put its turns into `prompt`, as chat messages before the last one",
+    "input": "Append its text to `prompt`",
+    "instruction": "Put its text into `prompt`",
+    "system_prompt": "Rename it to `system`",
+    "system_message": "Rename it to `system`",
+}
+"""Columns in which other programs' data sets keep a part of the prompt, and what to do with each."""
+
+_READ_COLUMNS = frozenset({"prompt", "chosen", "rejected", "response", "system", "margin", "group", *TEMPLATE_COLUMNS})
 
 _RESERVED_ARGUMENTS = frozenset(
     "conversation messages tools documents chat_template add_generation_prompt continue_final_message tokenize padding "
@@ -63,7 +81,7 @@ _RESERVED_ARGUMENTS = frozenset(
 )
 """Names in `chat_template_kwargs` that would change how hafrm renders, not what the template writes."""
 
-_TEXT_PARTS = ("text", "input_text", "output_text")
+TEXT_PARTS = ("text", "input_text", "output_text")
 """Types of content parts that are text, as chat and responses APIs name them."""
 
 _LARGEST_MARGIN = 1e6
@@ -94,6 +112,14 @@ class Message:
         """The turn's reasoning, where it is given apart from its content."""
         extras = self.extras
         return next((str(extras[key]) for key in REASONING_KEYS if extras.get(key)), "")
+
+    def with_reasoning(self, reasoning: str) -> Message:
+        """The turn with other reasoning under the keys that it has; without those keys where it is empty."""
+        if not self.more:
+            return self
+        extras = {key: value if key not in REASONING_KEYS else reasoning for key, value in self.extras.items()}
+        kept = {key: value for key, value in extras.items() if value or key not in REASONING_KEYS}
+        return replace(self, more=json.dumps(kept, ensure_ascii=False) if kept else "")
 
     @property
     def text(self) -> str:
@@ -233,6 +259,11 @@ def row_schema(row: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(kind(row.get(name)) for name in ("prompt", "chosen", "rejected"))
 
 
+def unread_columns(row: Mapping[str, Any]) -> set[str]:
+    """The names of a row's columns that have a value and that neither a pair nor a conversation is made of."""
+    return {str(name) for name in row.keys() - _READ_COLUMNS if row[name] not in (None, "", [], {})}
+
+
 def parse_pair(row: Mapping[str, Any], *, source: str, number: int) -> PreferencePair:
     """Turn a raw row into a pair.
 
@@ -259,7 +290,7 @@ def parse_pair(row: Mapping[str, Any], *, source: str, number: int) -> Preferenc
             "is missing, and `chosen` and `rejected` do not begin with a user or system turn that could be the prompt",
             "Add a `prompt` field (a string or chat messages).",
         )
-    reader.check_prompt(turns)
+    turns = reader.complete_prompt(turns)
     reader.check_response("chosen", chosen)
     reader.check_response("rejected", rejected)
     return PreferencePair(
@@ -282,8 +313,10 @@ def parse_conversation(row: Mapping[str, Any], *, source: str, number: int) -> C
     reader = RowReader(row, source=source, number=number)
     prompt = reader.prompt()
     response = reader.messages("response", "assistant")
-    if _begins_with(response, prompt.turns):  # as in pairs, the prompt may be repeated before the response
-        response = response[len(prompt.turns) :]
+    for turns in (prompt.turns, reader.messages("prompt", "user")):  # with the column `system`, and as it is given
+        if _begins_with(response, turns):  # as in pairs, the prompt may be repeated before the response
+            response = response[len(turns) :]
+            break
     reader.check_response("response", response)
     return Conversation(prompt, response)
 
@@ -355,13 +388,32 @@ class RowReader:
 
     def prompt(self) -> Prompt:
         """The row's prompt, with the columns that the chat template reads."""
-        turns = self.messages("prompt", "user")
-        self.check_prompt(turns)
+        turns = self.complete_prompt(self.messages("prompt", "user"))
         return Prompt(turns, self.template_columns())
+
+    def complete_prompt(self, turns: tuple[Message, ...]) -> tuple[Message, ...]:
+        """The prompt's turns with the column `system` as their first, which must have all of the row's prompt."""
+        self.check_prompt(turns)
+        system = self.string("system") if self.has("system") else ""
+        if system.strip() and turns[0].role in ("system", "developer"):
+            if _plain(turns[0].content) != _plain(system):
+                problem = f"is {_short(system)}, but the prompt begins with another {turns[0].role} turn"
+                raise self.error(BadRowReason.UNSUPPORTED, "system", problem, "Give the system turn once.")
+        elif system.strip():
+            turns = (Message("system", system), *turns)
+        self._check_rendered(turns)
+        return turns
+
+    def _check_rendered(self, turns: Sequence[Message]) -> None:
+        """Refuse columns that hold a part of the prompt, unless the prompt's turns have their text."""
+        for name, remedy in UNRENDERED_COLUMNS.items():
+            if not all(_begins_or_ends(turns, text) for text in _strings(self.row.get(name))):
+                problem = "contains text that the prompt does not, and it would be lost"
+                raise self.error(BadRowReason.UNSUPPORTED, name, problem, f"{remedy}, or remove the column.")
 
     def template_columns(self) -> str:
         """The columns that the chat template reads, as `Prompt.arguments`; refuses columns of what is not text."""
-        for name in _MEDIA_COLUMNS:
+        for name in MEDIA_COLUMNS:
             if self.row.get(name):
                 raise self.error(
                     BadRowReason.UNSUPPORTED,
@@ -500,7 +552,7 @@ class RowReader:
             )
         kind = part.get("type", "text")
         other = next((key for key, value in part.items() if value is not None and key not in ("type", "text")), None)
-        if kind not in _TEXT_PARTS or other is not None:
+        if kind not in TEXT_PARTS or other is not None:
             name = f"{where}.type" if other is None else f"{where}.{other}"
             problem = f"is {_short(kind)}" if other is None else "is a key that hafrm would lose"
             raise self.error(BadRowReason.UNSUPPORTED, name, problem, "Rewards are of text: keep parts of text alone.")
@@ -628,6 +680,26 @@ class RowReader:
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
         raise self.error(BadRowReason.WRONG_TYPE, name, f"is {_short(value)}", "Give a string, or leave the field out.")
+
+
+def _begins_or_ends(turns: Sequence[Message], text: str) -> bool:
+    """Whether a turn is, begins with or ends with a text, up to white space."""
+    padded = [f" {_plain(turn.content)} " for turn in turns]
+    return any(turn.startswith(f" {text} ") or turn.endswith(f" {text} ") for turn in padded)
+
+
+def _strings(value: object) -> list[str]:
+    """The text of every value within a value, without its white space at the ends and doubled."""
+    found, waiting = [], [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, Mapping):
+            waiting += item.values()
+        elif isinstance(item, Sequence) and not isinstance(item, str | bytes):
+            waiting += item
+        elif item is not None and (text := _plain(str(item))):
+            found.append(text)
+    return found
 
 
 def _is_finite(value: float) -> bool:

@@ -13,8 +13,8 @@ import hafrm
 from hafrm import errors
 
 PUBLIC = """
-Conversation DataOptions EvaluateConfig ExportConfig LoraOptions LossConfig Message PreferencePair RowScorer ScoreOptions
-Scorer
+Conversation DataOptions EvaluateConfig ExportConfig LoraOptions LossConfig Message PreferencePair RowScorer
+ScoreOptions Scorer
 TrainConfig evaluate export load_pairs load_scorer train
 """.split()
 

@@ -60,6 +60,8 @@ def test_the_report_of_a_file(tmp_path: Path) -> None:
         "skipped": {},
         "dropped": {},
         "examples": {},
+        "first_fault": "",
+        "unread": [],
         "sha256": fingerprint(load_pairs(path).pairs),
         "licence": "",
         "notes": [],

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from hafrm.errors import ConfigError, ModelError
-from hafrm.models.loading import load_scorer
+from hafrm.models.loading import load_log_prob_scorer, load_scorer
 from hafrm.models.scorers import ScoreOptions, StockScorer
 from hafrm.templates import DEFAULT_CHAT_TEMPLATE
 from tests.tiny import save_tiny, some_pairs, tiny_tokenizer
@@ -71,13 +71,20 @@ def test_a_stock_model_without_a_template_asks_for_one(tmp_path: Path) -> None:
     assert given.score(CONVERSATIONS) != pytest.approx(plain.score(CONVERSATIONS))
 
 
-def test_a_models_own_template_stays(tmp_path: Path) -> None:
-    """One option serves all models of an evaluation."""
-    (tmp_path / "other.jinja").write_text("{{ messages }}")
-    scorer = load_scorer(
-        str(stock_reward_model(tmp_path)), options=ScoreOptions(chat_template=str(tmp_path / "other.jinja"))
-    )
-    assert scorer.encoder.tokenizer.chat_template == DEFAULT_CHAT_TEMPLATE
+def test_a_given_template_takes_the_place_of_the_model_s_own(tmp_path: Path) -> None:
+    other = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+    (tmp_path / "other.jinja").write_text(other)
+    options = ScoreOptions(chat_template=str(tmp_path / "other.jinja"))
+    folder = stock_reward_model(tmp_path)
+    given = load_scorer(str(folder), options=options)
+    assert given.encoder.tokenizer.chat_template == other
+    assert given.score(CONVERSATIONS) != pytest.approx(load_scorer(str(folder)).score(CONVERSATIONS))
+    bare = load_scorer(str(stock_reward_model(tmp_path / "bare", template=None)), options=options)
+    assert given.score(CONVERSATIONS) == pytest.approx(bare.score(CONVERSATIONS))
+    policy = str(save_tiny(tmp_path / "policy"))
+    assert load_log_prob_scorer(policy, options).encoder.tokenizer.chat_template == other
+    with pytest.raises(ConfigError, match="can't be read"):
+        load_scorer(str(folder), options=ScoreOptions(chat_template="nowhere.jinja"))
 
 
 def test_a_template_that_is_not_there(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ The oracle is the scorer's reward of the same conversation as messages, which ot
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from hafrm.encoding import TokenGroup
 from hafrm.frame import frame_of
 from hafrm.models.scorers import HybridScorer
+from hafrm.models.sources import stop_tokens
 from hafrm.pairs import Conversation, Message, Prompt
 from tests.serving.conftest import live, tiny_scorer
 from tests.tiny import VOCABULARY, tiny_tokenizer
@@ -119,6 +121,10 @@ def generated(tokenizer: Any, conversation: Conversation) -> str:
     return text[: end + len("</s>")]
 
 
+def without_bos(found: list[int]) -> list[int]:
+    return found[found[0] == 1 :]
+
+
 FORMS: dict[str, Any] = {
     "whole": whole,
     "generated": generated,
@@ -129,6 +135,10 @@ FORMS: dict[str, Any] = {
     "ids": lambda t, c: ids(t, whole(t, c)),
     "generated ids": lambda t, c: ids(t, generated(t, c)),
     "padded ids": lambda t, c: [*ids(t, generated(t, c)), 2, 3],
+    "left-padded ids": lambda t, c: [3, 3, *ids(t, generated(t, c))],
+    "ids without BOS": lambda t, c: without_bos(ids(t, generated(t, c))),
+    "left-padded ids without BOS": lambda t, c: [3, *without_bos(ids(t, whole(t, c)))],
+    "decoded without BOS": lambda t, c: t.decode(without_bos(ids(t, whole(t, c)))),
     "messages": lambda t, c: [turn.as_dict() for turn in c.turns],
 }
 
@@ -197,10 +207,11 @@ def test_a_cut_text_is_scored_as_cut_and_counted(scorer: HybridScorer) -> None:
 
 
 def test_a_reranked_document_may_end_with_the_stop_token(scorer: HybridScorer, client: httpx.Client) -> None:
-    data = {"query": "How are you?", "documents": ["Fine, thanks.", "Fine, thanks.</s>"], "use_activation": False}
+    documents = [f"Fine, thanks.{end}" for end in ("", "</s>", "</s><pad><pad>", "</s>\n<pad>", "<pad>")]
+    data = {"query": "How are you?", "documents": documents, "use_activation": False}
     results = client.post("/rerank", json=data).raise_for_status().json()["results"]
     expected = scorer.score(CONVERSATIONS[:1])[0]
-    assert [item["relevance_score"] for item in results] == pytest.approx([expected] * 2, abs=1e-5)
+    assert [item["relevance_score"] for item in results] == pytest.approx([expected] * 5, abs=1e-5)
 
 
 @pytest.mark.parametrize("sent", [[-1, 5], [5, 10**6]], ids=str)
@@ -229,3 +240,33 @@ def test_models_that_are_read_at_the_stop_token_are_read_there_in_every_form(for
     with live(stopped) as address:
         answer = httpx.post(f"{address}/get_reward", json={"query": sent}).raise_for_status().json()
     assert answer["rewards"] == pytest.approx(stopped.score(CONVERSATIONS), abs=1e-5)
+
+
+OPEN = "{% for m in messages %}{{ '<unk>' if m.role == 'user' else '<s>' }}{{ m.content }}{% endfor %}"
+"""No turn has an end: a policy stops at the token that opens the user's next turn, as GLM's do."""
+
+
+def test_a_token_that_opens_the_next_turn_ends_a_text() -> None:
+    frame = frame_of(byte_level(OPEN))
+    assert (frame.stop, frame.stops) == ("", ("<unk>",))
+    text = "<unk>How are you?<s>Fine."
+    sent = ids(frame.tokenizer, text)
+    unknown = frame.tokenizer.unk_token_id
+    for end, ended in (("", False), ("<unk>", True), ("<unk><pad>", True), ("</s>", True), ("<pad>", False)):
+        assert frame.restored(text + end) == (text, None, ended)
+        marks = ids(frame.tokenizer, end)
+        assert frame.restored_ids([*sent, *marks]) == (sent, ended)
+    assert frame_of(byte_level(OPEN), [unknown, 1]).stops == ("<unk>", "<s>")
+
+
+def test_the_model_s_own_stop_tokens_end_a_text(tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 0]}', encoding="utf-8")
+    (tmp_path / "config.json").write_text('{"eos_token_id": 2}', encoding="utf-8")
+    assert stop_tokens(str(tmp_path)) == [2, 0]
+    frame = frame_of(byte_level(CHATML), stop_tokens(str(tmp_path)))
+    assert frame.stops == ("<unk>",)
+    assert frame.restored("<s>user\nHi</s>\n<s>assistant\nFine.<unk>") == (
+        "<s>user\nHi</s>\n<s>assistant\nFine.</s>\n",
+        None,
+        True,
+    )

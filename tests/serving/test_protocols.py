@@ -43,7 +43,7 @@ def expected(scorer: HybridScorer) -> list[float]:
 def test_native(client: httpx.Client, expected: list[float], scorer: HybridScorer) -> None:
     answer = client.post("/v1/rewards", json=body(*CONVERSATIONS)).raise_for_status().json()
     assert answer["model"] == "tiny"
-    assert [set(item) for item in answer["rewards"]] == [{"reward", "tokens", "truncated", "unscored"}] * 3
+    assert [set(item) for item in answer["rewards"]] == [{"reward", "tokens", "truncated", "unscored", "fault"}] * 3
     assert [item["reward"] for item in answer["rewards"]] == pytest.approx(expected, abs=1e-5)
     lengths = [scorer.encoder.encode(c.prompt, [c.response]).unique_tokens for c in CONVERSATIONS]
     assert [item["tokens"] for item in answer["rewards"]] == lengths

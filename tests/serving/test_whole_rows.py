@@ -17,7 +17,7 @@ from hafrm.models.remote import RemoteScorer
 from hafrm.models.scorers import HybridScorer
 from hafrm.pairs import parse_pair
 from tests.serving.conftest import live, tiny_scorer
-from tests.test_whole_rows import ROWS, tokenizer_of
+from tests.test_whole_rows import ROWS, TOOLS, tokenizer_of
 
 COLUMNS = ("tools", "documents", "chat_template_kwargs")
 
@@ -99,3 +99,53 @@ def test_null_counts_as_absent_whatever_the_key(address: str, from_disk: list[fl
     answer = httpx.post(f"{address}/classify", json={"messages": turns, "use_activation": False})
     place = 2 * list(ROWS).index("nulls of an Arrow table")
     assert answer.raise_for_status().json()["data"][0]["probs"] == pytest.approx([from_disk[place]], abs=1e-5)
+
+
+HI = {"role": "user", "content": "Hi"}
+YES = {"role": "assistant", "content": "Yes."}
+
+
+def test_a_system_field_is_the_system_turn_or_refused(address: str) -> None:
+    with httpx.Client(base_url=address) as client:
+
+        def reward(**sent: Any) -> float:
+            answer = client.post("/v1/rewards", json={"conversations": [{"response": [YES], **sent}]})
+            return float(answer.raise_for_status().json()["rewards"][0]["reward"])
+
+        turn = {"role": "system", "content": "Be kind."}
+        assert reward(prompt=[HI], system="Be kind.") == pytest.approx(reward(prompt=[turn, HI]), abs=1e-5)
+        assert reward(prompt=[HI]) != pytest.approx(reward(prompt=[turn, HI]), abs=1e-4)
+        for name, value in (("system", "Be kind."), ("history", [["a", "b"]]), ("images", ["x"])):
+            for path, field, sent in (("/classify", "messages", [HI, YES]), ("/get_reward", "query", [[HI, YES]])):
+                answer = client.post(path, json={field: sent, name: value})
+                assert answer.status_code == 422
+                assert f"`{name}`" in answer.text
+        assert client.post("/classify", json={"messages": [HI, YES], "system": None, "user": "me"}).is_success
+
+
+def test_an_error_says_what_disk_says(address: str) -> None:
+    answer = httpx.post(f"{address}/classify", json={"messages": [HI, YES], "tools": "zz"})
+    assert answer.status_code == 400
+    for part in ("wrong_type", "`tools`", "list of objects"):
+        assert part in answer.json()["error"]["message"]
+    sent = {"prompt": [HI], "response": [YES], "tools": "zz"}
+    (found,) = httpx.post(f"{address}/v1/rewards", json={"conversations": [sent]}).json()["rewards"]
+    assert "`tools`" in found["fault"]
+
+
+@pytest.mark.parametrize(("path", "field", "many"), [("/classify", "messages", False), ("/get_reward", "query", True)])
+def test_an_image_is_said_not_to_be_read(path: str, field: str, many: bool, address: str) -> None:
+    image = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}
+    answer = httpx.post(address + path, json={field: [[image, YES]] if many else [image, YES]})
+    assert answer.status_code == 422
+    assert "images" in answer.json()["error"]["message"]
+    assert "image_url" in answer.json()["error"]["message"]
+
+
+def test_rerank_takes_tools_as_json_text(address: str) -> None:
+    found = [
+        httpx.post(f"{address}/rerank", json={"query": "Rain?", "documents": ["Yes."], "tools": tools})
+        for tools in (TOOLS, json.dumps(TOOLS))
+    ]
+    first, second = (answer.raise_for_status().json()["results"] for answer in found)
+    assert first == second

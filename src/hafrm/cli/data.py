@@ -189,6 +189,7 @@ def _notes(loaded: _Loaded) -> list[str]:
         f"{report.rows} rows read, {report.kept} kept, of {'; '.join(report.read_from)}",
         *(f"{count} bad rows skipped: {reason}" for reason, count in report.skipped.items()),
         *(f"{count} rows left out: {reason}" for reason, count in report.dropped.items()),
+        *([report.unread_columns] if report.unread else []),
         *report.notes,
         *([f"licence: {report.licence}"] if report.licence else []),
         "tokens are not counted: give a --tokenizer"

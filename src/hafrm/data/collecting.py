@@ -11,7 +11,7 @@ from hafrm.data.options import OnBadRow
 from hafrm.data.reports import SourceReport
 from hafrm.data.rows import RawRow
 from hafrm.errors import BadRowError, BadRowReason
-from hafrm.pairs import PreferencePair, RowReader, parse_pair, row_schema
+from hafrm.pairs import PreferencePair, RowReader, parse_pair, row_schema, unread_columns
 
 __all__ = ["Drop", "RowMapping", "collect_pairs", "collect_rows"]
 
@@ -55,7 +55,10 @@ def collect_pairs(
     Raises:
         BadRowError: a row is bad, and `on_bad_row` is "error".
     """
-    return collect_rows(rows, report, _Collector(source, mapping).pair, on_bad_row=on_bad_row)
+    collector = _Collector(source, mapping)
+    pairs = collect_rows(rows, report, collector.pair, on_bad_row=on_bad_row)
+    report.unread = sorted(collector.unread.union(report.unread))
+    return pairs
 
 
 def collect_rows(
@@ -86,6 +89,7 @@ def collect_rows(
             if on_bad_row == "error":
                 raise
             skipped[error.reason.value] += 1
+            report.first_fault = report.first_fault or f"{error.source}, row {error.row}: {error.fault}"
             _keep_example(report, error)
             continue
         if isinstance(outcome, Drop):
@@ -110,6 +114,7 @@ class _Collector:
         self.source, self.mapping = source, mapping
         self.schema: tuple[str, ...] | None = None
         self.schema_row = 0
+        self.unread: set[str] = set()
 
     def pair(self, row: RawRow) -> PreferencePair | Drop:
         if row.error is not None:
@@ -118,6 +123,7 @@ class _Collector:
             return self._mapped_pair(self.mapping(RowReader(row.value, source=self.source, number=row.number)), row)
         pair = parse_pair(row.value, source=self.source, number=row.number)
         self._check_schema(row.value, row.number)
+        self.unread |= unread_columns(row.value)
         return pair
 
     def _mapped_pair(self, mapped: Mapping[str, Any] | Drop, row: RawRow) -> PreferencePair | Drop:

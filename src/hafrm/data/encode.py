@@ -22,7 +22,7 @@ _EXAMPLES = 5
 
 @dataclass(frozen=True)
 class LostText:
-    """What the chat template does not write of the turns of one role, or of the rows' tools or documents."""
+    """What the chat template does not write of the turns of one role, or of the rows' tools, documents or arguments."""
 
     what: str
     """As `TokenGroup.lost` has it: "tool text", "assistant reasoning", "tools"."""
@@ -34,6 +34,8 @@ class LostText:
 
     def __str__(self) -> str:
         role, _, part = self.what.rpartition(" ")
+        if part.startswith("chat_template_kwargs."):
+            return f"{part} changes nothing in {self.count} of {self.of} rows"
         where = f"turns (role {role})" if role else "rows"
         return f"the chat template drops the {part} of {self.count} of {self.of} {where}"
 
@@ -110,11 +112,13 @@ def _having(what: str, pair: PreferencePair) -> int:
     """How many of a pair's turns have what a `LostText` is about; of its columns, whether the pair has it."""
     role, _, part = what.rpartition(" ")
     if not role:
-        return bool(pair.prompt.columns.get(part))
+        column, _, argument = part.partition(".")
+        value = pair.prompt.columns.get(column)
+        return argument in (value or {}) if argument else bool(value)
     turns = [turn for turn in pair.turns if turn.role == role]
-    if part == "tool_calls":
-        return sum(bool(turn.extras.get(part)) for turn in turns)
-    return sum(bool(turn.content if part == "text" else turn.reasoning) for turn in turns)
+    if part in ("text", "reasoning"):
+        return sum(bool(turn.content if part == "text" else turn.reasoning) for turn in turns)
+    return sum(bool(turn.extras.get(part)) for turn in turns)
 
 
 def _reason_to_drop(

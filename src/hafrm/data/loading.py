@@ -299,5 +299,5 @@ def _account(report: SourceReport) -> str:
     if not report.rows:
         return "holds no row. Give data with at least one pair."
     counts = ", ".join(f"{count} {reason}" for reason, count in {**report.skipped, **report.dropped}.items())
-    remedy = "`data_options.on_bad_row: error` says what is wrong with the first." if report.skipped else ""
-    return f"none of its {report.rows} rows is left ({counts}). {remedy or 'Use another split, or other data.'}"
+    remedy = f"The first bad row: {report.first_fault}" if report.first_fault else "Use another split, or other data."
+    return f"none of its {report.rows} rows is left ({counts}). {remedy}"

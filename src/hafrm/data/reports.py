@@ -12,9 +12,14 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
+from hafrm.errors import printable
 from hafrm.pairs import PreferencePair
 
 __all__ = ["PairSet", "SourceReport", "fingerprint"]
+
+
+_SHOWN = 12
+"""How many columns a line names."""
 
 
 class _HasRow(Protocol):
@@ -43,12 +48,23 @@ class SourceReport:
     """Sound rows that the source's rule leaves out (ties, for one), by reason."""
     examples: dict[str, list[str]] = field(default_factory=dict)
     """The first few skipped rows and the fields at fault, by `BadRowReason`."""
+    first_fault: str = ""
+    """What is wrong with the first bad row that was skipped, and what to do about it."""
+    unread: list[str] = field(default_factory=list)
+    """Columns with values that no pair is made of, sorted by name."""
     sha256: str = ""
     """`fingerprint` of the pairs kept."""
     licence: str = ""
     """The data's licence, where it is known."""
     notes: list[str] = field(default_factory=list)
     """What a reader of the manifest should know about this source."""
+
+    @property
+    def unread_columns(self) -> str:
+        """One line that names the columns that are not read; empty where there are none."""
+        shown = [printable(name, 60) for name in self.unread[:_SHOWN]]
+        more = f" and {len(self.unread) - _SHOWN} more" if len(self.unread) > _SHOWN else ""
+        return f"columns not read: {', '.join(shown)}{more}" if shown else ""
 
     def as_dict(self) -> dict[str, Any]:
         """The report as plain values for JSON."""

@@ -109,7 +109,7 @@ def load_scorer(
         raise ModelError(
             f"{model} is no run of hafrm: its head {head!r} needs `--reference`, the model it was tuned from."
         )
-    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code, template=options.template())
+    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code, template=None, instead=options.template())
     require_same_tokenizer(tokenizer, model, reference, trust_remote_code=trust_remote_code)
     policy = _policy_only(model, tokenizer, options.torch_dtype(), trust_remote_code=trust_remote_code)
     base = _policy_only(reference, tokenizer, policy.stock_lm.dtype, trust_remote_code=trust_remote_code)
@@ -131,7 +131,8 @@ def load_log_prob_scorer(
         model: Folder or hub id of a causal LM, or a run's folder, whose policy head is then read.
         options: How to run. By default the limit of tokens is the model's own, at most 4096; of means 512.
         per_token: The mean over the response's tokens (less the paper's perplexity, Table 6) instead of the sum.
-        template: The chat template of a tokenizer that brings none; None: `options.chat_template`, or it can't serve.
+        template: The chat template of a tokenizer that brings none, where `options.chat_template` gives none either;
+            None: it can't serve.
         trust_remote_code: Run modelling code that comes with the model. Off unless you trust it.
 
     Raises:
@@ -139,8 +140,9 @@ def load_log_prob_scorer(
     """
     options = options or ScoreOptions()
     require_finished(Path(model))
-    template = options.template() or template
-    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code, template=template)
+    tokenizer = load_tokenizer(
+        model, trust_remote_code=trust_remote_code, template=template, instead=options.template()
+    )
     if (Path(model) / RUN_FILE).is_file():
         policy, _, _ = load_run(model, dtype=options.torch_dtype(), trust_remote_code=trust_remote_code)
     else:
@@ -181,6 +183,8 @@ def require_server_options(server: str, choice: ScorerChoice, options: ScoreOpti
 
 def _load_run_scorer(folder: Path, choice: ScorerChoice, options: ScoreOptions) -> Scorer:
     model, tokenizer, info = load_run(folder, dtype=options.torch_dtype(), trust_remote_code=choice.trust_remote_code)
+    if template := options.template():
+        tokenizer = load_tokenizer(str(folder), trust_remote_code=choice.trust_remote_code, instead=template)
     head = choice.head or info.default_head
     _require_trained(folder, info, head)
     encoder = _encoder(tokenizer, model.config, options, max_length=info.max_length, overlong=info.overlong)
@@ -300,7 +304,7 @@ def _load_foreign_scorer(model: str, options: ScoreOptions, *, trust_remote_code
         ModelError: it has no reward head, or one that neither reads.
     """
     head = find_head(model, trust_remote_code=trust_remote_code)
-    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code, template=options.template())
+    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code, template=None, instead=options.template())
     if head is not None and not has_stock_class(model, head, trust_remote_code=trust_remote_code):
         policy = _policy_only(model, tokenizer, options.torch_dtype(), trust_remote_code=trust_remote_code, head=head)
         encoder = _encoder(tokenizer, policy.config, options, max_length=512, overlong="drop")

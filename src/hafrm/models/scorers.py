@@ -121,7 +121,8 @@ class ScoreOptions:
     """The weights' dtype, of a reference policy too. `auto`: what the model was saved in, or the run trained in."""
 
     chat_template: str | None = None
-    """For stock models that bring no chat template: a file that holds one, or `default` for hafrm's plain one."""
+    """The chat template in place of the model's own, or where it brings none: a file that holds one, or `default` for
+    hafrm's plain one."""
 
     max_length: int | None = None
     """The most tokens of a conversation; by default what the run was trained with, or 512."""
@@ -180,7 +181,7 @@ class ScoreOptions:
         return None if self.dtype == "auto" else cast(torch.dtype, getattr(torch, self.dtype))
 
     def template(self) -> str | None:
-        """The chat template of models that bring none; None where none was given.
+        """The chat template in place of the model's own; None where none was given.
 
         Raises:
             ConfigError: the file can't be read.

@@ -24,6 +24,7 @@ __all__ = [
     "adapter_source",
     "find_file",
     "root_model",
+    "stop_tokens",
 ]
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -183,3 +184,20 @@ def _parts(model: str, index: Path) -> Iterator[Path]:
         if (path := find_file(model, name)) is None:
             raise ModelError(f"{index} names {name}, which is missing. Restore it from a copy.")
         yield path
+
+
+def stop_tokens(model: str) -> list[int]:
+    """Ids of the tokens at which a model stops, by its configs; adapters without them have those of their base.
+
+    Returns:
+        The ids, each once; none where the files name none.
+    """
+    while (adapters := adapter_source(model)) is not None and find_file(model, "config.json") is None:
+        model = adapters.base
+    found: dict[int, None] = {}
+    for name in ("generation_config.json", "config.json"):
+        path = find_file(model, name)
+        values = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path else None
+        ids = values if isinstance(values, list) else [values]
+        found |= dict.fromkeys(token for token in ids if isinstance(token, int))
+    return list(found)

@@ -48,13 +48,20 @@ _KNOWN_PADS = ("<pad>", "[PAD]", PAD_TOKEN, "<|finetune_right_pad_id|>", "<|padd
 """Tokens that tokenizers keep for padding, or that text never ends with, best first."""
 
 
-def load_tokenizer(model: str, *, trust_remote_code: bool = False, template: str | None = DEFAULT_CHAT_TEMPLATE) -> Any:
+def load_tokenizer(
+    model: str,
+    *,
+    trust_remote_code: bool = False,
+    template: str | None = DEFAULT_CHAT_TEMPLATE,
+    instead: str | None = None,
+) -> Any:
     """Load a model's tokenizer and prepare it; see `prepare_tokenizer`.
 
     Args:
         model: Folder or hub id of a model.
         trust_remote_code: Run code that comes with the tokenizer. Off unless you trust it.
         template: The chat template of a tokenizer that brings none; None: it can't serve without.
+        instead: The chat template in place of the tokenizer's own.
 
     Raises:
         ModelError: there is no tokenizer to load, or it lacks what `prepare_tokenizer` needs.
@@ -68,6 +75,7 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False, template: str
             f"No tokenizer could be loaded from {model}: {first_line(error)}"
             f"{advice(error) or ' Give a folder or hub id that holds a tokenizer.'}"
         ) from error
+    tokenizer.chat_template = instead or tokenizer.chat_template
     if not tokenizer.chat_template and template is None:
         raise ModelError(
             f"The tokenizer of {model} has no chat template, so how its texts were laid out in training is unknown. "

@@ -83,5 +83,7 @@ def _parsed(model: type[BaseModel], body: bytes) -> BaseModel:
     try:
         return model.model_validate(json.loads(body, cls=_Decoder if len(body) > LARGE else None))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        faults = error.errors(include_url=False, include_context=False, include_input=False)
+        # Of a value that fits none of several forms, what was said of one is worth more than that it isn't another.
+        first = next((fault for fault in faults if fault["type"] == "value_error"), faults[0])
         raise invalid({**first, "loc": ("body", *first["loc"])}) from None

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from hafrm.encoding import ConversationEncoder, OverlongError, TokenGroup, common_prefix
-from hafrm.errors import BadRowReason
+from hafrm.errors import BadRowReason, printable
 from hafrm.frame import frame_of
 from hafrm.pairs import Conversation
 
@@ -24,9 +24,10 @@ OVERLONG = "overlong"
 
 @dataclass(frozen=True)
 class Unfit:
-    """What is no conversation, and why: a word that stands in answers as `unscored`."""
+    """What is no conversation, and why: a word that stands in answers as `unscored`, and a sentence for people."""
 
     reason: str
+    fault: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,19 +98,26 @@ class Reading:
     """Whether it is known where the response begins."""
     unscored: str | None = None
     """Why it can't be scored."""
+    fault: str = ""
+    """What is wrong with it, and what to do about it, where more is known than a word."""
 
 
 class Reader:
-    """Reads inputs with a scorer's encoder; one thread at a time, as tokenizers change themselves while they work."""
+    """Reads inputs with a scorer's encoder; one thread at a time, as tokenizers change themselves while they work.
 
-    def __init__(self, encoder: ConversationEncoder) -> None:
-        self.encoder = encoder
+    Args:
+        encoder: The scorer's.
+        stops: Ids of the tokens at which the model stops, as its own config has them.
+    """
+
+    def __init__(self, encoder: ConversationEncoder, stops: Sequence[int] = ()) -> None:
+        self.encoder, self._stops = encoder, stops
         self._strict = replace(self.encoder, overlong="drop")
-        self._frame = frame_of(encoder.tokenizer)
+        self._frame = frame_of(encoder.tokenizer, stops)
 
     def copy(self) -> Reader:
         """A reader for another thread, with a tokenizer of its own."""
-        return Reader(replace(self.encoder, tokenizer=copy.deepcopy(self.encoder.tokenizer)))
+        return Reader(replace(self.encoder, tokenizer=copy.deepcopy(self.encoder.tokenizer)), self._stops)
 
     def read(self, inputs: Sequence[Input]) -> list[Reading]:
         """Read a request's inputs, in order."""
@@ -127,13 +135,13 @@ class Reader:
 
     def _read(self, item: str | PromptedText | TokenIds | Unfit) -> Reading:
         if isinstance(item, Unfit):
-            return Reading(unscored=item.reason)
+            return Reading(unscored=item.reason, fault=item.fault)
         if isinstance(item, TokenIds):
             rows = len(self.encoder.tokenizer)  # type: ignore[arg-type]
             if not all(0 <= token < rows for token in item.ids):
                 return Reading(tokens=len(item.ids), unscored=BadRowReason.WRONG_TYPE.value)
             if self.encoder.scored_at == "template":
-                return self._of_ids(*self._frame.ended_ids(item.ids), border=None)
+                return self._of_ids(*self._frame.restored_ids(item.ids), border=None)
             item = str(self._frame.tokenizer.decode(item.ids, skip_special_tokens=False))
         if isinstance(item, PromptedText):
             text, prompt, ended = self._frame.restored(item.text, item.prompt)
@@ -147,7 +155,7 @@ class Reader:
         if isinstance(outcome, TokenGroup):
             return Reading(outcome, outcome.unique_tokens, special_tokens=outcome.special_tokens > 0)
         if not isinstance(outcome, OverlongError):
-            return Reading(unscored=BadRowReason.REFUSED_BY_TEMPLATE.value)
+            return Reading(unscored=BadRowReason.REFUSED_BY_TEMPLATE.value, fault=printable(str(outcome)))
         if self.encoder.overlong == "drop" or outcome.prompt_alone:
             return Reading(tokens=outcome.tokens, unscored=OVERLONG)
         cut = self.encoder.encode(conversation.prompt, [conversation.response])

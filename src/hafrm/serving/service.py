@@ -14,6 +14,7 @@ from typing import TypeVar
 from hafrm.encoding import TokenGroup
 from hafrm.errors import ConfigError
 from hafrm.models.scorers import Scorer, TokenScorer
+from hafrm.models.sources import stop_tokens
 from hafrm.serving.batcher import Batcher, Job
 from hafrm.serving.config import ServeConfig
 from hafrm.serving.errors import RequestError
@@ -60,7 +61,7 @@ class RewardService:
         self.metrics.queue.set_function(lambda: self.batcher.waiting)
         layout = getattr(scorer, "layout", None)
         self._job = partial(Job, share_prompts=layout is not None and layout.packed)
-        self._reader = Reader(scorer.encoder)
+        self._reader = Reader(scorer.encoder, stop_tokens(config.model))
         self._long_reader = self._reader.copy()
         self._reading = threading.Lock()  # tokenizers change themselves while they work
         self._small, self._others, self._long = (
@@ -155,17 +156,14 @@ class RewardService:
 
     def _no_reward(self, number: int, reading: Reading) -> RequestError:
         encoder = self.scorer.encoder
-        remedy = ""
-        if reading.unscored == OVERLONG and encoder.overlong == "drop":
-            remedy = " Over-long inputs are cut if the server is started with `--score.overlong truncate`."
-        elif reading.unscored == OVERLONG:
-            remedy = " The prompt alone fills the limit, so that no cut leaves any of the response: shorten the prompt."
-        return RequestError(
-            400,
-            reading.unscored or "unscored",
-            f"Input {number} has no reward: {reading.unscored} ({reading.tokens} tokens; the model's limit is "
-            f"{encoder.max_length}).{remedy}",
-        )
+        if reading.unscored != OVERLONG:
+            why = f"{reading.unscored}: {reading.fault}" if reading.fault else f"{reading.unscored}."
+            return RequestError(400, reading.unscored or "unscored", f"Input {number} has no reward: {why}")
+        remedy = "The prompt alone fills the limit, so that no cut leaves any of the response: shorten the prompt."
+        if encoder.overlong == "drop":
+            remedy = "Over-long inputs are cut if the server is started with `--score.overlong truncate`."
+        problem = f"{reading.tokens} tokens; the model's limit is {encoder.max_length}"
+        return RequestError(400, OVERLONG, f"Input {number} has no reward: {OVERLONG} ({problem}). {remedy}")
 
     def close(self) -> None:
         """Answer what waits, then stop."""

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from hafrm import atomic
-from hafrm.data import EncodedPairs, PairSet, encode_pairs, load_pairs, local_path, shared_prompts
+from hafrm.data import EncodedPairs, PairSet, SourceReport, encode_pairs, load_pairs, local_path, shared_prompts
 from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ConfigError, ModelError
 from hafrm.models.checkpoints import save_run
@@ -197,6 +197,9 @@ def _opening(data: _Data, args: TrainingArguments, layout: str, *, margins: bool
         f"{pairs} training pairs{validation}: {steps} steps of {batch} pairs ({steps * batch / pairs:.3g} epochs), "
         f"learning rate {args.learning_rate:g}, {layout} batches"
     )
+    for report in (SourceReport(**source) for source in data.account["train"]["sources"]):
+        if report.unread:
+            yield f"{report.name}: {report.unread_columns}"
     if shared := data.account.get("shared_prompts"):
         yield (
             f"warning: {shared} prompts of the validation data are in the training data too, so validation will look "

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from hafrm.errors import BadRowError
-from hafrm.pairs import TEMPLATE_COLUMNS, parse_conversation
+from hafrm.errors import BadRowError, printable
+from hafrm.pairs import MEDIA_COLUMNS, TEMPLATE_COLUMNS, TEXT_PARTS, UNRENDERED_COLUMNS, parse_conversation
 from hafrm.serving.config import MAX_ITEMS
 from hafrm.serving.errors import RequestError
 from hafrm.serving.reading import Input, TokenIds, Unfit
@@ -21,9 +21,9 @@ __all__ = [
     "Name",
     "StrictBody",
     "Text",
+    "Tools",
     "Turn",
     "Turns",
-    "Values",
     "conversation",
     "input_of",
 ]
@@ -67,9 +67,19 @@ class Turn(StrictBody):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_nulls(cls, sent: Any) -> Any:
-        """Null counts as absent, also of keys that are not known here, as in rows on disk."""
-        return {key: value for key, value in sent.items() if value is not None} if isinstance(sent, dict) else sent
+    def _of_text(cls, sent: Any) -> Any:
+        """Null counts as absent, also of keys that are not known here, as in rows on disk. Refuses images and audio."""
+        if not isinstance(sent, dict):
+            return sent
+        parts = sent.get("content")
+        for part in parts if isinstance(parts, list) else ():
+            kind = part.get("type") if isinstance(part, dict) else None
+            if isinstance(kind, str) and kind not in TEXT_PARTS:
+                raise ValueError(
+                    f"a content part is of type {printable(kind, 40)!r}: images, audio and video are not read, as "
+                    "rewards are of text. Leave out the conversation, or the part."
+                )
+        return {key: value for key, value in sent.items() if value is not None}
 
     role: Role
     content: Text | Annotated[list[TextPart], Field(max_length=MAX_ITEMS, fail_fast=True)] | None = None
@@ -92,12 +102,17 @@ class Turn(StrictBody):
 Turns = Annotated[list[Turn], Field(max_length=MAX_ITEMS, fail_fast=True)]
 
 
-class Columns(BaseModel):
-    """What else the chat template is given, as values or as JSON text, as in rows on disk."""
+class Tools(BaseModel):
+    """What else the chat template is given but documents, as values or as JSON text, as in rows on disk."""
 
     tools: Values | Text | None = None
-    documents: Values | Text | None = None
     chat_template_kwargs: _Values | Text | None = None
+
+
+class Columns(Tools):
+    """What else the chat template is given, as values or as JSON text, as in rows on disk."""
+
+    documents: Values | Text | None = None
 
     def columns(self) -> _Values:
         """The columns that were sent."""
@@ -109,6 +124,19 @@ class ConsumerRequest(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _loses_nothing(cls, sent: Any) -> Any:
+        """Refuses what belongs to a conversation and would be lost with other unknown fields."""
+        lost = _OF_CONVERSATIONS - cls.model_fields.keys()
+        for name in sent if isinstance(sent, dict) else ():
+            if name in lost and sent[name]:
+                raise ValueError(f"`{name}` is not read here: put its text into the messages, or leave it out.")
+        return sent
+
+
+_OF_CONVERSATIONS = {"system", *UNRENDERED_COLUMNS, *MEDIA_COLUMNS}
+"""Fields that would change a conversation."""
 
 AnyForm = Text | Ids | Turns
 """A conversation as rendered text, as token ids, or as messages that end in the response."""
@@ -138,4 +166,4 @@ def conversation(prompt: Sequence[Turn], response: Sequence[Turn], columns: Mapp
     try:
         return parse_conversation(row | dict(columns or {}), source="request", number=1)
     except BadRowError as error:
-        return Unfit(error.reason.value)
+        return Unfit(error.reason.value, printable(error.fault))

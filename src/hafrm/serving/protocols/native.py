@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from hafrm.serving.bodies import route_class
 from hafrm.serving.config import MAX_ITEMS
-from hafrm.serving.protocols.common import Columns, StrictBody, Turns, conversation
+from hafrm.serving.protocols.common import Columns, StrictBody, Text, Turns, conversation
 from hafrm.serving.reading import Input
 from hafrm.serving.service import RewardService
 
@@ -21,6 +21,8 @@ class ConversationBody(StrictBody, Columns):
 
     prompt: Turns
     response: Turns
+    system: Text | None = None
+    """The system turn of a prompt that begins with none, as in rows on disk."""
 
 
 class RewardsRequest(StrictBody):
@@ -30,7 +32,10 @@ class RewardsRequest(StrictBody):
 
     def inputs(self) -> list[Input]:
         """What is to be scored."""
-        return [conversation(item.prompt, item.response, item.columns()) for item in self.conversations]
+        return [
+            conversation(item.prompt, item.response, {**item.columns(), "system": item.system})
+            for item in self.conversations
+        ]
 
 
 class RewardBody(BaseModel):
@@ -44,6 +49,8 @@ class RewardBody(BaseModel):
     """Whether the response's end was cut off."""
     unscored: str | None
     """Why there is no reward: `overlong`, `refused_by_template`, `empty_response`, ..."""
+    fault: str | None
+    """What is wrong with the conversation and what to do about it, where more is known."""
 
 
 class RewardsResponse(BaseModel):
@@ -69,6 +76,7 @@ def router(service: RewardService) -> APIRouter:
                     tokens=outcome.reading.tokens,
                     truncated=outcome.reading.truncated,
                     unscored=outcome.reading.unscored,
+                    fault=outcome.reading.fault or None,
                 )
                 for outcome in found
             ],

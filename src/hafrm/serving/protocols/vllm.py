@@ -12,7 +12,7 @@ import math
 import time
 import uuid
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter
 from pydantic import AliasChoices, BaseModel, Field
@@ -26,9 +26,9 @@ from hafrm.serving.protocols.common import (
     Ids,
     Name,
     Text,
+    Tools,
     Turn,
     Turns,
-    Values,
     conversation,
     input_of,
 )
@@ -101,13 +101,11 @@ class PoolingRequest(_Request, Columns):
         return [input_of(form, columns) for form in ([self.input] if single else self.input or [])]  # type: ignore[arg-type]
 
 
-class RerankRequest(_Request):
+class RerankRequest(_Request, Tools):
     """A prompt and the responses to rank."""
 
     query: Text | Turns
     documents: Annotated[list[Text], Field(max_length=MAX_ITEMS, fail_fast=True)]
-    tools: Values | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
     top_n: Annotated[int, Field(ge=0, le=2**31)] = 0
     """How many to return; 0: all."""
 

@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from docstring_parser import parse_from_object
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import (
+    ActionConfigFile,  # type: ignore[attr-defined]
+    ArgumentParser,
+    Namespace,
+    set_parsing_settings,
+)
 
 __all__ = ["command_parser", "options_of"]
 
@@ -17,13 +22,13 @@ Options = TypeVar("Options")
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
-class _ConfigFile(ActionConfigFile):  # type: ignore[misc]
+class _ConfigFile(ActionConfigFile):
     """The `--config` option: a file, and never a pipe whose writer may not come."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         if _may_wait(Path(values)):
             raise TypeError(f"{values} is not a regular file. Give the path of a YAML or JSON file.")
-        super().__call__(parser, cfg, values, option_string)
+        super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
 
 
 def _may_wait(path: Path) -> bool:

@@ -28,7 +28,7 @@ _SCOPE = (
 _GOOD = r"(?:best|better|preferred|preferable|superior|stronger|winner|chosen|selected|winning)"
 _NOUN = (
     r"(?:answer|verdict|choice|decision|selection|judge?ment|preference|pick|winner|result"
-    rf"|{_GOOD}(?:\s+{_THING})?|(?:one|output|response|option)\s+that\s+(?:best|better)\b[^.,;:@]{{0,80}}?"
+    rf"|{_GOOD}(?:\s+{_THING})?|(?:one|output|response|option)\s+that\s+(?:best|better)\b(?:(?!\bnot\b|n't)[^.,;:@]){{0,80}}?"
     r"|(?:one|output|response|option)\s+(?:that\s+)?i(?:'d|\s+would)?\s+(?:prefer|choose|pick|select))"
 )
 _SO = (
@@ -49,7 +49,7 @@ _VERB = (
 )
 _OVER = r"(?:\s+(?:over|than|to|rather than|instead of)\s+(?:@\w|the other(?:\s+one)?))?"
 _UNSURE = (
-    r"(?:if|unless|whether|either|could|might|may|maybe|perhaps|between|for some|or"
+    r"(?:if|unless|whether|either|could|might|may|maybe|perhaps|between(?! the two)|for some|or"
     r"|not|neither|nor|never|no|none|cannot|worse|worst|reject\w*|discard\w*|avoid|less|least|loser|inferior|weaker|wrong"
     r"|bad|incorrect)"
 )
@@ -74,6 +74,7 @@ _PRAISED = re.compile(
     rf"|(?:right|correct)(?=\s+{_THING}))(?:\s+{_THING})?|(?:best|better)\s+(?:matches|answers|follows|fits|fulfils|fulfills)\b[^,;@]*?|wins)"
     rf"{_OVER}{_SCOPE}{_WHY}"
 )
+_WORST = re.compile(r"\b(?:worse|worst|reject\w*|discard\w*)\b")
 _FINAL = re.compile(r"\b(?:final|finally|overall)\b")
 _BARE = re.compile(r"[\[(\s]*(?:@(?P<x>[ab])|(?:(?:output|option|response)\s+)?(?P<letter>[ab]))[\s.!\])]*")
 _REFUSAL = re.compile(
@@ -109,7 +110,8 @@ def read_choice(reply: str) -> str | Unscored:
     if len(choices) == 1:
         last = stated[-1]
         after = [last.why, *sentences[last.place + 1 :]]
-        return Unscored.AMBIGUOUS if contradicts(after, last.choice) else last.choice
+        inverted = _WORST.search(last.why) and mentioned(last.why) <= {last.choice}
+        return Unscored.AMBIGUOUS if inverted or contradicts(after, last.choice) else last.choice
     named = mentioned(text)
     if choices or len(named) == 2:
         return Unscored.AMBIGUOUS

@@ -46,7 +46,7 @@ _SAME = re.compile(
     r"|offers|wins|the|less|more)\b"
 )
 """How a clause begins that has the subject of the one before."""
-_CHOOSE = r"(?:prefer|choose|pick|select|favou?r|recommend|go with|vote for)"
+_CHOOSE = r"(?:prefer|choose|pick|select|favou?r|recommend|take|go with|vote for)"
 _CHOSEN = re.compile(rf"(?:\b(?:i|we)\b|\bi'\w+|\bwould|\bshould|^)[^@]{{0,30}}\b{_CHOOSE}\s+@(\w)")
 _DECISIVE = re.compile(
     r"\b(?:better|best(?=$|\s+(?:one|output|response|answer|choice|option|overall|match|answers|follows|fits|of)\b)"
@@ -60,7 +60,7 @@ _FLAW = (
     r"|offensive|misleading|unclear|off-topic|of a|like|than|long\w*|rambling|redundant|dangerous|toxic|about)"
 )
 _PARTIAL = re.compile(
-    rf"\bmore\s+(?!{_FLAW}\b)\w+|\bless\s+{_FLAW}\b|\b(?:clearer|safer|cleaner|nicer|richer|closer|fewer)\b"
+    rf"\bmo(?:re|st)\s+(?!{_FLAW}\b)\w+|\bless\s+{_FLAW}\b|\b(?:clearer|safer|cleaner|nicer|richer|closer|fewer)\b"
 )
 """A comparison in one respect, which a sentence may concede."""
 _LESSER = re.compile(
@@ -75,7 +75,10 @@ _TAKEN_BACK = re.compile(
 _DENIED = re.compile(r"no|not|nope|wrong|(?:just )?kidding")
 _TURN = re.compile(r"(?:actually|instead|rather|no|wait|hmm+|correction|sorry|apologies|or rather)\b")
 """How a sentence begins that goes over to the output that it names."""
-_NAMED_LAST = re.compile(r"(?:^|[,:]\s*)(?:\w+\s+){0,2}@(\w)$")
+_NAMED_LAST = re.compile(
+    r"(?:^|[,:;]\s*)(?:(?:\w+\s+){0,2}|(?:\w+\s+){0,4}(?:choice|answer|verdict|pick|decision|winner|it)\s+(?:is|was)\s+)"
+    r"@(\w)$"
+)
 """A sentence that ends in little more than a name: "or maybe @b"."""
 
 

@@ -9,6 +9,7 @@ clock is asked. Where a file system or Windows has no such locks, leftovers stay
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import json
 import math
@@ -17,6 +18,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -42,6 +44,10 @@ __all__ = [
 ]
 
 
+_READER_WAIT = 5.0
+"""Seconds in which a pipe's reader must have opened it."""
+
+
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
     """A binary file that becomes `path`, flushed to disk, when the block ends well; its folder is made if need be.
@@ -49,14 +55,14 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     A link is followed. A pipe or a device such as /dev/null is written to as it is: renaming would replace it.
 
     Raises:
-        ConfigError: there is a folder, a socket, a disk, or a link to itself.
+        ConfigError: there is a folder, a socket, a disk, a link to itself, or a pipe that no one reads.
     """
     try:
         path = path.resolve()
     except RuntimeError as error:  # of Python before 3.13
         raise ConfigError(f"{path} is a link that leads to itself. Give the path of a file.") from error
     if _streams(path):
-        with path.open("wb") as stream:
+        with open(path, "wb", opener=_with_reader) as stream:  # Path.open takes no opener
             yield stream
         return
     with _temporary(path, _empty_file) as temporary:
@@ -79,6 +85,23 @@ def _streams(path: Path) -> bool:
     if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
         return True
     raise ConfigError(f"{path} is not a file, and nothing is written over it. Give the path of a file.")
+
+
+def _with_reader(path: str, flags: int) -> int:
+    """Open a pipe or a device for writing; wait a little for a pipe's reader, where opening would wait without end."""
+    deadline = time.monotonic() + _READER_WAIT
+    while True:
+        try:
+            handle = os.open(path, flags & ~os.O_CREAT | getattr(os, "O_NONBLOCK", 0))
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            if time.monotonic() > deadline:
+                raise ConfigError(f"{path} is a pipe that no one reads. Start its reader, or name a file.") from None
+            time.sleep(0.05)
+        else:
+            os.set_blocking(handle, True)
+            return handle
 
 
 @contextlib.contextmanager

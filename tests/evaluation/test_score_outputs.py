@@ -7,6 +7,7 @@ import json
 import os
 import stat
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,34 @@ def test_a_pipe_is_written_to_and_stays(model: Path, data: Path, tmp_path: Path)
     reader.join(20)
     assert rewards(found[0]) == 2
     assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+def test_a_pipe_without_a_reader_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(atomic, "_READER_WAIT", 0.2)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(ConfigError, match="reader"), atomic.new_file(pipe):
+        pass
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_a_pipes_reader_may_come_a_little_later_and_read_slowly(tmp_path: Path) -> None:
+    """More bytes than a pipe holds are written whole: writing waits, as opening did."""
+    pipe, found = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+
+    def read() -> None:
+        time.sleep(0.3)
+        with pipe.open("rb") as file:
+            time.sleep(0.2)
+            found.append(file.read())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with atomic.new_file(pipe) as file:
+        file.write(b"x" * 300_000)
+    reader.join(20)
+    assert found == [b"x" * 300_000]
 
 
 def test_a_device_is_written_to_and_stays(tmp_path: Path) -> None:

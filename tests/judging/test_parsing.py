@@ -137,7 +137,6 @@ def test_what_states_nothing_is_no_choice(reply: str) -> None:
         "Output (a) or Output (b)",
         "Output (a)\nOutput (b)",
         "Output (a)\n\n(b)",
-        "Output (a) is better than Output (b)",
         "Output (a) is worse than Output (b)",
         "Neither Output (a) nor Output (b)",
         "Both Output (a) and Output (b) are fine.",

@@ -107,6 +107,29 @@ def openrlhf_value_head(folder: Path) -> tuple[Path, Oracle]:
     return model, oracle
 
 
+def renamed(folder: Path, name: str, *, flat: bool = False) -> tuple[Path, Oracle]:
+    """A classifier whose head has another name, or is a vector."""
+    model = classifier(folder / "rm", tied=True)
+    oracle = by_class(model)
+    weights = load_file(model / "model.safetensors")
+    head = weights.pop("score.weight")
+    weights[name] = head[0].clone() if flat else head
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    return model, oracle
+
+
+def internlm(folder: Path) -> tuple[Path, Oracle]:
+    return renamed(folder, "v_head.weight")
+
+
+def nested(folder: Path) -> tuple[Path, Oracle]:
+    return renamed(folder, "model.score.weight")
+
+
+def vector(folder: Path) -> tuple[Path, Oracle]:
+    return renamed(folder, "score.weight", flat=True)
+
+
 def value_head() -> dict[str, Tensor]:
     torch.manual_seed(2)
     return {"v_head.summary.weight": torch.randn(1, 32), "v_head.summary.bias": torch.tensor([0.75])}
@@ -203,6 +226,9 @@ FORMS = {
         run,
         export_of_run,
         checkpoint_of_lora,
+        internlm,
+        nested,
+        vector,
     )
 }
 WITHOUT_LM_HEAD = {"untied_classifier", "openrlhf", "openrlhf_value_head", "export_of_run"}
@@ -244,7 +270,7 @@ def test_training_begins_with_the_rewards_that_the_model_gave(form: str, tmp_pat
     with torch.no_grad():
         found = ours(pad_rows(groups, pad_token_id=tokenizer.pad_token_id), log_probs=log_probs)
     assert found.rewards is not None
-    shift = 0.75 if "v_head" in start.head else 0.0
+    shift = 0.75 if "v_head.summary" in start.head else 0.0
     assert ("0.75" in start.head) == bool(shift)
     np.testing.assert_allclose(found.rewards.view(-1, 2).numpy() + shift, expected(model, oracle), atol=1e-5)
 
@@ -325,6 +351,49 @@ def test_heads_that_cant_be_kept_are_refused_by_name(tmp_path: Path) -> None:
     assert kept_head(str(plain)) is None
     with pytest.raises(ModelError, match="no reward head to keep"):
         check_start(str(plain), head_init="keep", rewards=True, log_probs=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [
+        ("rm_head.weight", "LlamaForCausalLM"),
+        ("reward_head.weight", "LlamaForRewardModel"),
+        ("model.ranker.weight", "LlamaForCausalLM"),
+        ("reward_head.2.weight", "LlamaModel"),
+    ],
+)
+def test_a_head_of_an_unknown_form_is_named(name: str, architecture: str, tmp_path: Path) -> None:
+    """Neither trained over with a fresh head, nor called a model without one."""
+    for flat in (False, True):
+        if flat and name not in ("rm_head.weight", "reward_head.weight"):
+            continue
+        model, _ = renamed(tmp_path / str(flat), name, flat=flat)
+        config = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps(config | {"architectures": [architecture]}))
+        shape = r"\[32\]" if flat else r"\[1, 32\]"
+        with pytest.raises(ModelError, match=rf"{name} {shape}.*--head_init normal"):
+            check_start(str(model))
+        with pytest.raises(ModelError, match=rf"{name} {shape}"):
+            load_scorer(str(model))
+        assert check_start(str(model), head_init="normal").head_init == "normal"
+
+
+def test_scoring_names_a_head_that_it_cant_read(tmp_path: Path) -> None:
+    """In the words of training: its parameters, or its shape beside the backbone's width."""
+    for stem in ("score", "v_head"):
+        layered, _ = renamed(tmp_path / stem, f"{stem}.2.weight")
+        with_weights(layered, lambda weights, stem=stem: weights.update({f"{stem}.0.weight": torch.eye(32)}))
+        config = json.loads((layered / "config.json").read_text())
+        (layered / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaForRewardModel"]}))
+        for use in (load_scorer, check_start):
+            with pytest.raises(ModelError, match=rf"one linear layer.*{stem}\.0\.weight, {stem}\.2\.weight"):
+                use(str(layered))
+    for name in ("score.weight", "value_head.weight"):
+        wide, _ = renamed(tmp_path / name, "score.weight")
+        with_weights(wide, lambda weights, name=name: weights.pop("score.weight"))
+        with_weights(wide, lambda weights, name=name: weights.update({name: torch.ones(1, 48)}))
+        with pytest.raises(ModelError, match=rf"{name} is \[1, 48\].*32"):
+            load_scorer(str(wide))
 
 
 def test_a_bias_counts_where_a_model_is_only_scored(tmp_path: Path) -> None:

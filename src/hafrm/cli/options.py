@@ -4,16 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields
+from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from docstring_parser import parse_from_object
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import (  # type: ignore[attr-defined]
+    ActionConfigFile,
+    ArgumentParser,
+    Namespace,
+    set_parsing_settings,
+)
 
 __all__ = ["command_parser", "options_of"]
 
 Options = TypeVar("Options")
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+class _ConfigFile(ActionConfigFile):
+    """The `--config` option: a file, and never a pipe whose writer may not come."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        if _may_wait(Path(values)):
+            raise TypeError(f"{values} is not a regular file. Give the path of a YAML or JSON file.")
+        super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
+
+
+def _may_wait(path: Path) -> bool:
+    """Whether reading may not end; what is open already, as in `--config <(command)`, has its writer."""
+    try:
+        opened = path.parent in (Path("/dev/fd"), Path("/proc/self/fd")) or path == Path("/dev/stdin")
+        return path.exists() and not path.is_file() and not opened
+    except (OSError, ValueError):  # a config given as text
+        return False
 
 
 def command_parser(
@@ -28,7 +52,9 @@ def command_parser(
         flags: Fields that a bare `--name` sets.
     """
     parser = ArgumentParser(description=options.__doc__)
-    parser.add_argument("--config", action="config", help="Read options from a YAML file; later options override it.")
+    parser.add_argument(
+        "--config", action=_ConfigFile, help="Read options from a YAML file; later options override it."
+    )
     docs = {item.arg_name: item.description or "" for item in parse_from_object(options).params}
     by_name = {field.name: field for field in fields(options)}
     hints = get_type_hints(options)

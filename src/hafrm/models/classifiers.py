@@ -31,6 +31,8 @@ class StockClassifier:
     """The class."""
     head: str | None
     """The name of the one weight, [1, H], that it has beside the causal model's; None where its head is another."""
+    width: int | None
+    """That weight's H."""
     own: tuple[str, ...]
     """The names of all parameters that the causal model does not have."""
 
@@ -49,7 +51,8 @@ def stock_classifier(config: PreTrainedConfig) -> StockClassifier | None:
     known = {name for name, _ in causal.named_parameters()}
     own = {name: tuple(weight.shape) for name, weight in classifier.named_parameters() if name not in known}
     plain = len(own) == 1 and all(len(shape) == 2 and shape[0] == 1 for shape in own.values())
-    return StockClassifier(type(classifier).__name__, next(iter(own)) if plain else None, tuple(own))
+    name, width = next((name, shape[1]) for name, shape in own.items()) if plain else (None, None)
+    return StockClassifier(type(classifier).__name__, name, width, tuple(own))
 
 
 def head_name(config: PreTrainedConfig) -> str:

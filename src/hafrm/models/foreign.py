@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from hafrm.errors import ModelError
 from hafrm.models.adapters import lay_on
-from hafrm.models.classifiers import stock_classifier
-from hafrm.models.heads import SavedHead, architectures
+from hafrm.models.classifiers import SCORE, stock_classifier
+from hafrm.models.heads import SavedHead, architectures, unknown_head
 from hafrm.models.runinfo import require_as_saved
 from hafrm.models.sources import adapter_source, root_model
 from hafrm.models.stock import load_whole, loading
@@ -26,19 +26,25 @@ def has_stock_class(model: str, head: SavedHead, *, trust_remote_code: bool) -> 
     """Whether a stock classifier finds this head by its name, or the head is one that only a stock class can read.
 
     Raises:
-        ModelError: a linear head has more labels than one, or a bias that the stock class would pass over.
+        ModelError: a linear head has more labels than one, or another width than the backbone.
     """
     if head.weight is None:
         return True
     adapters = adapter_source(model)
     if adapters is not None and adapter_source(adapters.base) is not None:
         return False
-    if head.labels != 1:
-        raise ModelError(f"{model} has {head.labels} labels ({head.name}); a reward model has one.")
+    if head.problem:
+        raise _unreadable(model, head)
     with loading("reward model", model):
         config = AutoConfig.from_pretrained(root_model(model), trust_remote_code=trust_remote_code)
         stock = stock_classifier(config)
-    return stock is not None and stock.head == head.name and not head.bias
+    width = stock.width if stock and stock.width else getattr(config.get_text_config(), "hidden_size", None)
+    if width is not None and head.weight.shape[1] != width:
+        raise ModelError(
+            f"The reward head of {model} does not fit its backbone: {head.name} is {list(head.weight.shape)}, and the "
+            f"backbone's states have {width} numbers. Give the checkpoint that the head was trained in."
+        )
+    return stock is not None and stock.head == head.name and not head.bias and not head.flat
 
 
 def pad_of_classifier(classifier: PreTrainedModel | PeftModel, tokenizer: Any) -> int:
@@ -68,8 +74,15 @@ def load_classifier(
     classes = architectures(model)
     plain = head is not None and head.weight is not None
     if not plain and not any("SequenceClassification" in name for name in classes):
+        if head is not None:
+            raise _unreadable(model, head)
+        if found := unknown_head(model):
+            raise ModelError(
+                f"{model} has {found}, which looks like a reward head and is not of a known form. Rename it to {SCORE} "
+                "to score with it."
+            )
         raise ModelError(
-            f"{model} is no reward model: {', '.join(classes) or 'unknown architecture'}. Give a run of "
+            f"{model} is not a reward model: {', '.join(classes) or 'unknown architecture'}. Give a run of "
             "hafrm, a sequence classifier, or a causal model with `--head policy --reference MODEL`."
         )
     if not plain and config.num_labels != 1:
@@ -89,3 +102,10 @@ def load_classifier(
     base = load(adapters.base, dtype=dtype, optional=lambda loaded: optional)
     with loading("adapters", str(adapters.folder)):
         return lay_on(base, adapters, head=head.name.split(".", 1)[0] if head is not None and own else None)
+
+
+def _unreadable(model: str, head: SavedHead) -> ModelError:
+    return ModelError(
+        f"The reward head of {model} can't be read: it {head.problem}. Give a reward model whose head is one linear "
+        "layer with one label, or one that transformers has a class for."
+    )

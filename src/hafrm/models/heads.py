@@ -1,8 +1,9 @@
 """Reward heads that come with models: finding them in saved weights, and whether training can begin with them.
 
 Forms that are known: `score.weight` (transformers' classifiers, TRL's and OpenRLHF's reward models, runs of hafrm),
-`value_head.weight` (OpenRLHF's before that), `v_head.summary.weight` (TRL's value heads, which LLaMA-Factory saves in
-`value_head.safetensors`), and the name that an architecture's own stock classifier has for one linear layer.
+`value_head.weight` (OpenRLHF's before that), `v_head.weight` (InternLM2's), `v_head.summary.weight` (TRL's value heads,
+which LLaMA-Factory saves in `value_head.safetensors`), and the name that an architecture's own stock classifier has for
+one linear layer. Each may be under `model.`, and of shape [H] instead of [1, H].
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from hafrm.models.classifiers import SCORE, stock_classifier
 from hafrm.models.runinfo import RUN_FILE, RunInfo
 from hafrm.models.sources import SavedWeights, adapter_source, find_file, root_model
 
-__all__ = ["OPENRLHF", "HeadInit", "SavedHead", "architectures", "find_head", "kept_head"]
+__all__ = ["OPENRLHF", "HeadInit", "SavedHead", "architectures", "find_head", "kept_head", "unknown_head"]
 
 HeadInit = Literal["auto", "keep", "normal", "zero"]
 """How the reward head starts.
@@ -32,11 +33,13 @@ do: a normalised hidden state then gives rewards of about unit size. `zero` star
 authors' code does; the paper itself does not say. `auto` is `keep` where the model has a head, else `normal`.
 """
 
-_VALUE_HEADS = ("v_head.summary.weight", "value_head.weight")
+_VALUE_HEADS = ("v_head.summary.weight", "v_head.weight", "value_head.weight")
+_UNDER = "model."
 _HEAD_MODULES = ("score.", "value_head.", "v_head.", "classifier.", "classification_head.", "regression_layer.")
 
 OPENRLHF = frozenset({"RewardModel", "CriticModel"})
 """Classes in which OpenRLHF saves reward models, which it reads at the stop token."""
+_LIKE_A_HEAD = ("head", "score", "reward", "value", "regress")
 _OF_REWARD_MODELS = ("SequenceClassification", "Reward", "Regression")
 """What the classes of reward models have in their names."""
 
@@ -54,6 +57,8 @@ class SavedHead:
     """What a head of one label adds to every reward; 0 without a bias."""
     names: tuple[str, ...]
     """All parameters of the head."""
+    flat: bool = False
+    """Whether the weight was saved as [H], in which form no stock class loads it."""
 
     @property
     def labels(self) -> int:
@@ -63,7 +68,16 @@ class SavedHead:
     @property
     def of_classifier(self) -> bool:
         """Whether the head is named as those of sequence classifiers are, and not as a value head."""
-        return self.name not in _VALUE_HEADS
+        return self.name.removeprefix(_UNDER) not in _VALUE_HEADS
+
+    @property
+    def problem(self) -> str:
+        """Why this is not a linear layer of one label, to follow "it"; empty where it is one."""
+        if self.weight is None:
+            return f"is not one linear layer ({', '.join(self.names[:4])})"
+        if self.labels != 1:
+            return f"has {self.labels} labels ({self.name}), and a reward model has one"
+        return ""
 
 
 def find_head(model: str, *, trust_remote_code: bool = False) -> SavedHead | None:
@@ -79,14 +93,15 @@ def find_head(model: str, *, trust_remote_code: bool = False) -> SavedHead | Non
     if (Path(model) / RUN_FILE).is_file() and not RunInfo.load(Path(model)).reward_weight:
         return None  # older runs saved one that no loss had trained
     saved = SavedWeights(model)
-    found = next((name for name in (SCORE, *_VALUE_HEADS) if len(saved.shapes.get(name, ())) == 2), None)
+    known = [prefix + name for prefix in ("", _UNDER) for name in (SCORE, *_VALUE_HEADS)]
+    found = next((name for name in known if len(saved.shapes.get(name, ())) in (1, 2)), None)
     if found is None and _is_classifier(model):
         config = AutoConfig.from_pretrained(root_model(model), trust_remote_code=trust_remote_code)
         stock = stock_classifier(config)
         found = stock.head if stock is not None and stock.head in saved.shapes else None
     if found is not None:
         return _linear(saved, found)
-    if names := tuple(sorted(name for name in saved.shapes if name.startswith(_HEAD_MODULES))):
+    if names := tuple(sorted(name for name in saved.shapes if name.removeprefix(_UNDER).startswith(_HEAD_MODULES))):
         return SavedHead(names[0], saved.file_of(names[0]), None, 0.0, names)
     adapters = adapter_source(model)
     return None if adapters is None else find_head(adapters.base, trust_remote_code=trust_remote_code)
@@ -95,12 +110,14 @@ def find_head(model: str, *, trust_remote_code: bool = False) -> SavedHead | Non
 def _linear(saved: SavedWeights, name: str) -> SavedHead:
     """The head of one linear layer, unless it has more parameters than that."""
     stem = name.removesuffix("weight")
-    names = tuple(sorted(other for other in saved.shapes if other.startswith(stem.split(".", 1)[0] + ".")))
+    names = tuple(sorted(other for other in saved.shapes if other.startswith(stem.removesuffix("summary."))))
     if not {name} <= set(names) <= {name, f"{stem}bias"}:
         return SavedHead(name, saved.file_of(name), None, 0.0, names)
     bias = saved.read(f"{stem}bias").double() if f"{stem}bias" in names else torch.zeros(1)
     weight = saved.read(name)
-    return SavedHead(name, saved.file_of(name), weight, bias[0].item() if len(bias) == 1 else 0.0, names)
+    flat = weight.ndim == 1
+    shift = bias[0].item() if len(bias) == 1 else 0.0
+    return SavedHead(name, saved.file_of(name), weight[None] if flat else weight, shift, names, flat)
 
 
 def _is_classifier(model: str) -> bool:
@@ -136,12 +153,8 @@ def kept_head(model: str, *, required: bool = False, trust_remote_code: bool = F
                 f"head_init: {model} has no reward head to keep. Leave head_init out, or set it to normal."
             )
         return None
-    problem = ""
-    if head.weight is None:
-        problem = f"is not one linear layer ({', '.join(head.names[:4])})"
-    elif head.labels != 1:
-        problem = f"has {head.labels} labels ({head.name}), and a reward model has one"
-    elif head.bias and head.of_classifier:
+    problem = head.problem
+    if not problem and head.bias and head.of_classifier:
         problem = f"has a bias ({head.names[0]})"
     if problem:
         raise ModelError(
@@ -151,13 +164,33 @@ def kept_head(model: str, *, required: bool = False, trust_remote_code: bool = F
     return head
 
 
+def unknown_head(model: str) -> str | None:
+    """A weight that looks like a reward head of no known form, with its shape; None where there is none.
+
+    It gives one number a token, [1, H], or [H] under a telling name, and is beside the backbone, not within a layer.
+    """
+    for part in dict.fromkeys((model, root_model(model))):
+        for name, shape in sorted(SavedWeights(part).shapes.items()):
+            parts = name.removeprefix(_UNDER).split(".")
+            telling = any(word in parts[0] for word in _LIKE_A_HEAD)
+            row = len(shape) == 2 and shape[0] == 1 < shape[1] and len(parts) <= 3 and "embed" not in name
+            if parts[-1] == "weight" and (row or (telling and len(shape) == 1 and len(parts) == 2)):
+                return f"{name} {list(shape)}"
+    return None
+
+
 def _refuse_unknown(model: str) -> None:
-    """Refuse a model that calls itself a reward model, and whose head has none of the known names."""
+    """Refuse a model that has or should have a reward head, but none of a known form."""
     if (Path(model) / RUN_FILE).is_file():
         return
+    remedy = "Set `--head_init normal` to begin with a fresh head on its backbone."
+    if found := unknown_head(model):
+        raise ModelError(
+            f"{model} has {found}, which looks like a reward head and is not of a known form. Rename it to {SCORE} to "
+            f"keep it. {remedy}"
+        )
     for name in architectures(model):
         if any(word in name for word in _OF_REWARD_MODELS):
             raise ModelError(
-                f"{model} is a {name}, among whose weights no reward head of a known form was found. Set "
-                "`--head_init normal` to begin with a fresh head on its backbone."
+                f"{model} is a {name}, among whose weights no reward head of a known form was found. {remedy}"
             )

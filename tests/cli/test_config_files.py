@@ -1,0 +1,63 @@
+"""A config is read from a file, or refused at once where reading might wait."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from hafrm.cli.options import command_parser, options_of
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pipes in folders")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a command takes."""
+
+    steps: int = 1
+    """How many."""
+
+
+def read(*words: str) -> int:
+    parser = command_parser(Options)
+    return options_of(Options, parser, parser.parse_args(list(words))).steps
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to a pipe", "device", "folder"])
+def test_what_is_not_a_file_is_refused_at_once(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = tmp_path / "config.yaml"
+    if kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "folder":
+        place.mkdir()
+    else:
+        target = Path("/dev/zero")
+        if kind != "device":
+            target = tmp_path / "pipe"
+            os.mkfifo(target)
+        place.symlink_to(target)
+    with pytest.raises(SystemExit) as caught:
+        read("--config", str(place))
+    assert caught.value.code == 2
+    assert "config.yaml is not a regular file" in capsys.readouterr().err
+
+
+def test_a_file_and_a_link_to_it_are_read(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("steps: 3\n")
+    (tmp_path / "link.yaml").symlink_to(tmp_path / "config.yaml")
+    assert read("--config", str(tmp_path / "config.yaml")) == 3
+    assert read("--config", str(tmp_path / "link.yaml"), "--steps", "4") == 4
+    assert read("--config", "{steps: 5}") == 5
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="no open files by number here")
+def test_process_substitution_is_read() -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"steps: 6\n")
+    os.close(writer)
+    assert read("--config", f"/dev/fd/{reader}") == 6
+    os.close(reader)

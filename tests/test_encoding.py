@@ -155,6 +155,7 @@ def test_equal_prompts_are_tokenized_once() -> None:
         calls = texts = tokenized = 0
         added_tokens_decoder: ClassVar[dict[int, Any]] = {}
         all_special_tokens: ClassVar[list[str]] = []
+        chat_template = None
 
         def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:
             self.calls += 1

@@ -22,14 +22,8 @@ from typing import Literal, get_args
 
 from hafrm.errors import ConfigError, DataError
 from hafrm.pairs import MESSAGE_KEYS, REASONING_KEYS, Message, Prompt
-from hafrm.templates import (
-    ChatTokenizer,
-    SpecialTokenError,
-    SpecialTokenRule,
-    SpecialTokens,
-    TemplateRefusalError,
-    render,
-)
+from hafrm.special_tokens import SpecialTokenError, SpecialTokenRule, SpecialTokens
+from hafrm.templates import ChatTokenizer, TemplateRefusalError, render
 
 __all__ = [
     "ConversationEncoder",
@@ -196,12 +190,15 @@ class ConversationEncoder:
         for (_, special_tokens), keys in alike.items():
             if special_tokens and self.special_tokens == "refuse":
                 raise SpecialTokenError("The messages contain special tokens, which `score.special_tokens` refuses.")
-            hiding = self._special if special_tokens and self.special_tokens == "text" else None
-            texts = render(self.tokenizer, keys, opening=opening, hiding=hiding)
+            special = self._special if self.special_tokens != "token" else None
+            hidden = special if special_tokens else None
+            texts = render(self.tokenizer, keys, opening=opening, change=hidden.hide if hidden else None)
+            if special and not opening:
+                special.check(keys, texts)
             if not opening:
                 texts = [self.ended(text) for text in texts]
-            ids = self.text_ids(texts) if hiding is None else map(hiding.encode, texts)
-            shown = map(self._special.shown, texts) if hiding is not None else texts
+            ids = map(hidden.encode, texts) if hidden else self.text_ids(texts)
+            shown = map(hidden.shown, texts) if hidden else texts
             found.update(zip(keys, map(_Rendered, shown, ids), strict=True))
         return found
 

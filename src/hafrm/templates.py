@@ -1,28 +1,20 @@
-"""Chat templates: conversations as text, the text as token ids, and special tokens in what people wrote.
+"""Chat templates: conversations as text.
 
 Knows tokenizers through their public methods, and messages. Knows no file, no model, no tensor.
-
-A stock tokenizer turns `</s>` or `<|im_end|>` inside a message into the same token that the template writes, so whoever
-writes a message can end their turn in it and forge those that follow. `SpecialTokens` finds such marks and encodes them
-as the characters that they are.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
-from hafrm.errors import DataError, first_line
-from hafrm.pairs import Conversation, Message, Prompt
+from hafrm.errors import DataError, ModelError, first_line
+from hafrm.pairs import Message, Prompt
 from hafrm.timeouts import TimedOutError, time_limit
 
 __all__ = [
     "DEFAULT_CHAT_TEMPLATE",
     "ChatTokenizer",
-    "SpecialTokenError",
-    "SpecialTokenRule",
-    "SpecialTokens",
     "TemplateRefusalError",
     "render",
 ]
@@ -60,112 +52,8 @@ class TemplateRefusalError(DataError):
     """The tokenizer's chat template refuses a conversation, or fails on it."""
 
 
-SpecialTokenRule = Literal["text", "token", "refuse"]
-"""What becomes of special tokens in messages: `text` encodes them as plain characters, `token` as the tokenizer's own
-tokens, as stock programs do and training does, `refuse` gives the conversation no reward.
-"""
-
-_BEGIN, _END = "\ufdd0", "\ufdd1"
-"""Written around special tokens of messages while a template is rendered: code points that no text contains."""
-_TALK = Conversation(
-    Prompt((Message("user", "Question"), Message("assistant", "Answer"), Message("user", "Another"))),
-    (Message("assistant", "Answer"),),
-)
 _SECONDS = 30.0
 """How long one call of a template may take; 1024 long conversations take about one second."""
-
-
-class SpecialTokenError(TemplateRefusalError):
-    """A message contains a special token that can't or must not be encoded."""
-
-
-class SpecialTokens:
-    """The tokens of a tokenizer that structure a conversation: the special ones, and others that open or close turns.
-
-    Args:
-        tokenizer: A transformers tokenizer with a chat template.
-    """
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        try:
-            (talk,) = render(tokenizer, [(_TALK.prompt, _TALK.response)])
-        except TemplateRefusalError:
-            talk = ""
-        earlier_turns = talk.rpartition(_TALK.prompt.turns[-1].content)[0]
-        added = tokenizer.added_tokens_decoder.values()
-        names = {str(token) for token in added if token.special or (str(token).strip() and str(token) in earlier_turns)}
-        longest_first = sorted(names | set(tokenizer.all_special_tokens), key=len, reverse=True)
-        self._token = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-        self._hidden = re.compile(f"{_BEGIN}({self._token.pattern}){_END}|[{_BEGIN}{_END}]")
-
-    def count(self, prompt: Prompt, response: Sequence[Message]) -> int:
-        """How many special tokens the messages, tools, documents and template arguments contain."""
-        return sum(1 for text in _texts(prompt, response) for _ in self._token.finditer(text))
-
-    def hide(self, value: Any) -> Any:
-        """JSON values with the special tokens of all strings marked, so that `encode` tells them from the template's.
-
-        Raises:
-            SpecialTokenError: a string contains the code points that mark them.
-        """
-        if isinstance(value, str):
-            if _BEGIN in value or _END in value:
-                raise SpecialTokenError("A message contains special tokens beside U+FDD0 or U+FDD1. Remove these.")
-            return self._token.sub(rf"{_BEGIN}\g<0>{_END}", value)
-        if isinstance(value, Mapping):
-            return {self.hide(key): self.hide(each) for key, each in value.items()}
-        return [self.hide(each) for each in value] if isinstance(value, list | tuple) else value
-
-    def shown(self, text: str) -> str:
-        """A text rendered from hidden values as it would be without the hiding."""
-        return text.replace(_BEGIN, "").replace(_END, "")
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text rendered from hidden values: hidden tokens as their characters, all else as usual.
-
-        Raises:
-            SpecialTokenError: the tokenizer makes a special token of the characters, too.
-        """
-        ids: list[int] = []
-        for number, piece in enumerate(self._hidden.split(text)):
-            if piece and number % 2:  # what the group matched
-                ids += self._as_characters(piece)
-            elif piece:
-                ids += self._in_the_middle(piece, self._usual) if ids else self._usual(piece)
-        return ids
-
-    def _usual(self, text: str) -> list[int]:
-        found: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return found
-
-    def _as_characters(self, token: str) -> list[int]:
-        ids = self._in_the_middle(token, self._without_added_tokens)
-        if self._tokenizer.convert_tokens_to_ids(token) in ids:
-            raise SpecialTokenError(f"The tokenizer has no other token ids for {token!r} than the special token's.")
-        return ids
-
-    def _in_the_middle(self, text: str, encode: Any) -> list[int]:
-        """Ids of a text that others precede: SentencePiece-like tokenizers write a space at a beginning."""
-        before = encode("\n")
-        ids: list[int] = encode("\n" + text)
-        return ids[len(before) :] if ids[: len(before)] == before else list(encode(text))
-
-    def _without_added_tokens(self, text: str) -> list[int]:
-        backend = getattr(self._tokenizer, "backend_tokenizer", None)
-        if backend is None:  # one written in Python
-            pieces = self._tokenizer.tokenize(text, split_special_tokens=True)
-            return list(self._tokenizer.convert_tokens_to_ids(pieces))
-        text = backend.normalizer.normalize_str(text) if backend.normalizer else text
-        words = [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(text)] if backend.pre_tokenizer else [text]
-        return [token.id for word in words for token in backend.model.tokenize(word)]
-
-
-def _texts(prompt: Prompt, response: Sequence[Message]) -> Iterator[str]:
-    yield prompt.arguments
-    for turn in (*prompt.turns, *response):
-        yield turn.content
-        yield turn.more
 
 
 def render(
@@ -173,7 +61,7 @@ def render(
     conversations: Sequence[tuple[Prompt, Sequence[Message]]],
     *,
     opening: bool = False,
-    hiding: SpecialTokens | None = None,
+    change: Callable[[Any], Any] | None = None,
 ) -> list[str]:
     """The texts of conversations as the tokenizer's chat template writes them.
 
@@ -181,23 +69,24 @@ def render(
         tokenizer: A transformers tokenizer with a chat template.
         conversations: Prompts, each with a response; all prompts have the same `arguments`.
         opening: Whether to write what opens a response at the end.
-        hiding: Marks the special tokens that the messages contain, for its `encode` to find.
+        change: Applied to the messages, as lists of dictionaries, and to the template arguments before rendering.
 
     Raises:
-        TemplateRefusalError: the template refuses a conversation, fails on it, or does not end in time.
+        TemplateRefusalError: the template refuses a conversation, or fails on it.
+        ModelError: the template does not end in time.
     """
     turns: Any = [[turn.as_dict() for turn in (*prompt.turns, *response)] for prompt, response in conversations]
     arguments: Any = conversations[0][0].template_arguments
-    if hiding is not None:
-        turns, arguments = hiding.hide(turns), hiding.hide(arguments)
+    if change is not None:
+        turns, arguments = change(turns), change(arguments)
     try:
         with time_limit(_SECONDS):
             texts: list[str] = tokenizer.apply_chat_template(
                 turns, tokenize=False, add_generation_prompt=opening, **arguments
             )
     except TimedOutError as error:
-        raise TemplateRefusalError(
-            f"The tokenizer's chat template did not end within {_SECONDS:.0f} seconds."
+        raise ModelError(
+            f"The tokenizer's chat template did not end within {_SECONDS:g} seconds. Use another one."
         ) from error
     except Exception as error:  # a template is a program of the tokenizer's, and can fail in any way
         raise TemplateRefusalError(

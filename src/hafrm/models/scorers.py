@@ -24,7 +24,8 @@ from hafrm.models.layout import Layout, LayoutChoice
 from hafrm.models.tokens import TokenRatios, lay_over_text
 from hafrm.packing import SequenceBatch, split_group
 from hafrm.pairs import Conversation
-from hafrm.templates import DEFAULT_CHAT_TEMPLATE, SpecialTokenRule
+from hafrm.special_tokens import SpecialTokenRule
+from hafrm.templates import DEFAULT_CHAT_TEMPLATE
 
 __all__ = [
     "HybridScorer",

@@ -1,0 +1,249 @@
+"""Special tokens in what people wrote: found, and encoded as the characters that they are.
+
+A stock tokenizer turns `</s>` or `<|im_end|>` inside a message into the same token that the chat template writes, so
+whoever writes a message can end their turn in it and forge the turns that follow.
+
+Knows tokenizers through their public methods, and messages. Knows no file, no model, no tensor.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from jinja2 import Environment, TemplateSyntaxError, nodes
+
+from hafrm.pairs import Message, Prompt
+from hafrm.templates import TemplateRefusalError, render
+
+__all__ = ["SpecialTokenError", "SpecialTokenRule", "SpecialTokens"]
+
+SpecialTokenRule = Literal["text", "token", "refuse"]
+"""What becomes of special tokens in messages: `text` encodes them as plain characters, `token` as the tokenizer's own
+tokens, as stock programs do and training does, `refuse` gives the conversation no reward.
+"""
+
+_BEGIN, _END = "\ufdd0", "\ufdd1"
+"""Written around special tokens of messages while a template is rendered: code points that no text contains."""
+
+_LAST = "Another question"
+_USER, _ANSWER, _MORE = Message("user", "Question"), Message("assistant", "Answer"), Message("user", _LAST)
+_SYSTEM, _TOOL = Message("system", "Be brief"), Message("tool", "Result")
+_TALKS = [
+    (*system, *turns, _MORE)
+    for system in ((), (_SYSTEM,))
+    for turns in ((_USER, _ANSWER), (_USER, _ANSWER, _TOOL, _ANSWER))
+]
+"""Conversations whose renderings show which tokens open and close turns; a template may refuse some of them."""
+
+_SAFE_FILTERS = frozenset(
+    "trim tojson length count default d first last list int string safe items map select selectattr reject "
+    "rejectattr sort".split()
+)
+_SAFE_METHODS = frozenset(
+    "strip lstrip rstrip split rsplit startswith endswith removeprefix removesuffix items keys values get append "
+    "find index count strftime".split()
+)
+"""What a template can do with a text without making a token of what was none."""
+
+
+class SpecialTokenError(TemplateRefusalError):
+    """A message contains a special token that can't or must not be encoded."""
+
+
+class SpecialTokens:
+    """The tokens of a tokenizer that structure a conversation: the special ones, and others that open or close turns.
+
+    Args:
+        tokenizer: A transformers tokenizer with a chat template.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        added = list(tokenizer.added_tokens_decoder.values())
+        around = _around_turns(tokenizer)
+        names = set(tokenizer.all_special_tokens) | {
+            str(token) for token in added if token.special or (str(token).strip() and str(token) in around)
+        }
+        self._token = _any_of(names)
+        self._hidden = re.compile(f"{_BEGIN}({self._token.pattern}){_END}|[{_BEGIN}{_END}]")
+        self._letters = {letter for name in names for letter in name if not letter.isalnum()}
+        self._rewrites = _rewrites(tokenizer.chat_template)
+        self._normalize = _normalizer(tokenizer)
+        normalized = {str(token) for token in added if getattr(token, "normalized", False)} & names
+        self._normalized = _any_of({self._normalize(name) for name in normalized}) if self._normalize else None
+        self._known: dict[tuple[str, bool], list[int]] = {}
+
+    def count(self, prompt: Prompt, response: Sequence[Message]) -> int:
+        """How many special tokens the messages, tools, documents and template arguments contain."""
+        return sum(self._count(text) for text in _texts(prompt, response))
+
+    def _count(self, text: str) -> int:
+        found = len(self._token.findall(text))
+        return max(found, self._disguised(text)) if self._normalized else found
+
+    def _disguised(self, text: str) -> int:
+        """How many special tokens the tokenizer's normalizer makes of a text, such as full-width ones."""
+        assert self._normalize is not None
+        assert self._normalized is not None
+        return len(self._normalized.findall(self._normalize(text)))
+
+    def hide(self, value: Any) -> Any:
+        """JSON values with the special tokens of all strings marked, so that `encode` tells them from the template's.
+
+        Raises:
+            SpecialTokenError: a string contains the code points that mark them, or a special token in other letters.
+        """
+        if isinstance(value, str):
+            if _BEGIN in value or _END in value:
+                raise SpecialTokenError("A message contains special tokens beside U+FDD0 or U+FDD1. Remove these.")
+            if self._normalized and self._disguised(self._token.sub("", value)):
+                raise SpecialTokenError("A message contains a special token in other letters. Remove it.")
+            return self._token.sub(rf"{_BEGIN}\g<0>{_END}", value)
+        return _each(self.hide, value)
+
+    def shown(self, text: str) -> str:
+        """A text rendered from hidden values as it would be without the hiding."""
+        return text.replace(_BEGIN, "").replace(_END, "")
+
+    def check(self, conversations: Sequence[tuple[Prompt, Sequence[Message]]], texts: Sequence[str]) -> None:
+        """Check that the template made no special tokens of messages, as by removing a word from within one.
+
+        Args:
+            conversations: The conversations, all with the same template arguments.
+            texts: Their renderings from hidden values.
+
+        Raises:
+            SpecialTokenError: a text has more special tokens than its conversation without special characters.
+        """
+        if not self._rewrites:
+            return
+        plain = render(self._tokenizer, conversations, change=self._without_letters)
+        for text, harmless in zip(texts, plain, strict=True):
+            if len(self._token.findall(self._hidden.sub("", text))) > len(self._token.findall(harmless)):
+                raise SpecialTokenError("The chat template makes a special token of a message's text. Remove it.")
+
+    def _without_letters(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return "".join(letter for letter in value if letter not in self._letters) or value[:0]
+        return _each(self._without_letters, value)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text rendered from hidden values: hidden tokens as their characters, all else as usual.
+
+        Raises:
+            SpecialTokenError: the tokenizer makes a special token of the characters, too.
+        """
+        pieces = self._hidden.split(text)
+        ids = self._usual(pieces[0]) if pieces[0] else []
+        for number, piece in enumerate(pieces[1:], 1):
+            if piece:
+                ids += self._in_the_middle(piece, hidden=number % 2 == 1)  # odd ones are what the group matched
+        return ids
+
+    def _in_the_middle(self, text: str, *, hidden: bool) -> list[int]:
+        """Ids of a text that others precede: SentencePiece-like tokenizers write a space at a beginning."""
+        if (key := (text, hidden)) not in self._known or len(text) > 64:
+            encode = self._without_added_tokens if hidden else self._usual
+            before, ids = encode("\n"), encode("\n" + text)
+            ids = ids[len(before) :] if ids[: len(before)] == before else encode(text)
+            if hidden and self._tokenizer.convert_tokens_to_ids(text) in ids:
+                raise SpecialTokenError(f"The tokenizer has no other token ids for {text!r} than the special token's.")
+            if len(text) > 64:
+                return ids
+            if len(self._known) > 4096:
+                self._known.clear()
+            self._known[key] = ids
+        return self._known[key]
+
+    def _usual(self, text: str) -> list[int]:
+        found: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return found
+
+    def _without_added_tokens(self, text: str) -> list[int]:
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if backend is None:  # one written in Python
+            pieces = self._tokenizer.tokenize(text, split_special_tokens=True)
+            return list(self._tokenizer.convert_tokens_to_ids(pieces))
+        text = backend.normalizer.normalize_str(text) if backend.normalizer else text
+        words = [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(text)] if backend.pre_tokenizer else [text]
+        return [token.id for word in words for token in backend.model.tokenize(word)]
+
+
+def _around_turns(tokenizer: Any) -> str:
+    """What the chat template writes before the last user's text; all added tokens where it renders no conversation."""
+    found = []
+    for turns in _TALKS:
+        try:
+            (text,) = render(tokenizer, [(Prompt(turns), (_ANSWER,))])
+        except TemplateRefusalError:
+            continue
+        found.append(text.rpartition(_LAST)[0])
+    return "\0".join(found or map(str, tokenizer.added_tokens_decoder.values()))
+
+
+def _rewrites(template: Any) -> bool:
+    """Whether a chat template may make a special token of a text that contains none, as `replace` and `lower` can."""
+    if not isinstance(template, str):
+        return True
+    try:
+        tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(template)
+    except TemplateSyntaxError:  # of a tag that only transformers knows
+        return True
+    filters = (node for node in tree.find_all(nodes.Filter) if node.name not in _SAFE_FILTERS)
+    calls = (
+        call
+        for call in tree.find_all(nodes.Call)
+        if isinstance(call.node, nodes.Getattr) and call.node.attr not in _SAFE_METHODS
+    )
+    loops = (
+        call
+        for loop in tree.find_all(nodes.For)
+        for call in (loop.iter, *loop.iter.find_all(nodes.Call))
+        if isinstance(call, nodes.Call) and isinstance(call.node, nodes.Getattr) and "split" in call.node.attr
+    )
+    return any(not _of_a_role(node) for node in (*filters, *calls)) or any(loops)
+
+
+def _of_a_role(node: nodes.Node) -> bool:
+    """Whether an expression is about a turn's role alone, which is one of a few words."""
+    names = {item.attr for item in node.find_all(nodes.Getattr)}
+    names |= {item.arg.value for item in node.find_all(nodes.Getitem) if isinstance(item.arg, nodes.Const)}
+    return "role" in names and names <= {"role", "capitalize", "upper", "lower", "title"}
+
+
+def _normalizer(tokenizer: Any) -> Callable[[str], str] | None:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return backend.normalizer.normalize_str if backend is not None and backend.normalizer is not None else None
+
+
+def _any_of(names: set[str]) -> re.Pattern[str]:
+    longest_first = sorted(names, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+
+def _texts(prompt: Prompt, response: Sequence[Message]) -> Iterator[str]:
+    for turn in (*prompt.turns, *response):
+        yield turn.content
+        if turn.more:
+            yield from _strings(turn.extras)
+    if prompt.arguments:
+        yield from _strings(prompt.template_arguments)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _strings([*value.keys(), *value.values()])
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _strings(each)
+
+
+def _each(change: Callable[[Any], Any], value: Any) -> Any:
+    """A JSON value with a change to each of its parts, names included."""
+    if isinstance(value, Mapping):
+        return {change(key): change(each) for key, each in value.items()}
+    return [change(each) for each in value] if isinstance(value, list | tuple) else value

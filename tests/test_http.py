@@ -109,7 +109,8 @@ def test_answers_are_bounded(
     with pytest.raises(ModelError):
         scorer.score([Conversation.of("Hi", "Hello")])
     (answer,) = judge(server.url, tmp_path).ask([QUESTION])
-    assert answer.unscored in (Unscored.CONNECTION, Unscored.TIMEOUT, Unscored.BAD_RESPONSE)
+    slow = "drip" in behave.__name__
+    assert answer.unscored in ((Unscored.TIMEOUT,) if slow else (Unscored.CONNECTION, Unscored.TIMEOUT))
     assert time.monotonic() - began < 20
 
 

@@ -317,3 +317,7 @@ def test_an_explanation_agrees_or_takes_the_verdict_back(explanation: str, found
     assert read_choice(f"**Output (a)**\n\n{explanation}") == found
     swapped = explanation.replace("(a)", "(x)").replace("(b)", "(a)").replace("(x)", "(b)")
     assert read_choice(f"**Output (b)**\n\n{swapped}") == ("b" if found == "a" else found)
+
+
+def test_a_reply_beyond_reason_is_not_read() -> None:
+    assert parse_reply("Output (a)\n" + "Output (b) is longer. " * 700_000, 2).unscored is Unscored.TOO_LONG

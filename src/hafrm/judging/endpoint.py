@@ -63,6 +63,10 @@ class _StoppedError(Exception):
     """The run asks nothing more."""
 
 
+class _TooSlowError(Exception):
+    """A reply that comes too slowly to wait for its end."""
+
+
 class _BadResponseError(Exception):
     """A reply with status 200 that is no chat completion."""
 
@@ -171,7 +175,7 @@ class EndpointJudge:
             reply: Reply = retrying(self._send, messages)
         except _StoppedError:
             return Unscored.STOPPED
-        except (self._openai.OpenAIError, _BadResponseError) as error:
+        except (self._openai.OpenAIError, _BadResponseError, _TooSlowError) as error:
             return self._failed(error)
         with self._lock:
             self._failures_in_a_row, self._replied = 0, True
@@ -192,7 +196,7 @@ class EndpointJudge:
         except TimeoutError as error:
             with self._lock:
                 self.failed_requests[Unscored.TIMEOUT.value] += 1
-            raise _BadResponseError from error
+            raise _TooSlowError from error
         except (self._openai.OpenAIError, _BadResponseError) as error:
             with self._lock:
                 self.failed_requests[self._reason(error).value] += 1
@@ -213,7 +217,7 @@ class EndpointJudge:
         return text.replace(self._key or "", "[API key]") if secret else text
 
     def _may_pass(self, error: BaseException) -> bool:
-        if isinstance(error, _BadResponseError):
+        if isinstance(error, _BadResponseError | _TooSlowError):
             return True
         if isinstance(error, self._openai.APIStatusError):
             passing = error.status_code in _PASSING or error.status_code >= 500
@@ -228,7 +232,7 @@ class EndpointJudge:
         return float(self._tenacity.wait_random_exponential(multiplier=0.5, max=30)(state))
 
     def _reason(self, error: Exception) -> Unscored:
-        if isinstance(error, self._openai.APITimeoutError):
+        if isinstance(error, self._openai.APITimeoutError | _TooSlowError):
             return Unscored.TIMEOUT
         if isinstance(error, self._openai.APIConnectionError):
             return Unscored.CONNECTION

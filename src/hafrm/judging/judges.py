@@ -35,6 +35,8 @@ class Unscored(StrEnum):
     EMPTY_REPLY = "empty_reply"
     CUT_OFF = "cut_off"
     """The endpoint ended the reply at its limit of tokens, before the verdict or in the words around it."""
+    TOO_LONG = "too_long"
+    """The reply is longer than any verdict; it was not read."""
     ONLY_THINKING = "only_thinking"
     """Reasoning that never ends, or with nothing after it."""
     REFUSAL = "refusal"

@@ -25,6 +25,8 @@ _SPECIAL = re.compile(r"<\|[^|<>]{1,40}\|>|</?s>")
 
 _CUT = ("length", "max_tokens")
 _FILTERED = "content_filter"
+_LONGEST = 500_000
+"""Characters of a reply that is read; reading takes about a second for so many."""
 _SHOWN = 300
 """Characters of a reply that are shown."""
 
@@ -49,7 +51,7 @@ def parse_reply(
         completion_tokens: What replying took, for the answer.
     """
     cut = (finish_reason or "").lower() in _CUT
-    found = _read(reply, responses, thought=thought, cut=cut)
+    found = Unscored.TOO_LONG if len(reply) > _LONGEST else _read(reply, responses, thought=thought, cut=cut)
     if isinstance(found, Unscored) and finish_reason == _FILTERED:
         found = Unscored.FILTERED
     return Answer(

@@ -17,6 +17,7 @@ __all__ = ["EXPLANATIONS", "nothing_judged", "summarise"]
 EXPLANATIONS = {
     Unscored.EMPTY_REPLY: "the judge's reply was empty",
     Unscored.CUT_OFF: "the endpoint cut the reply at its limit of tokens: raise --judge.max_reply_tokens",
+    Unscored.TOO_LONG: "the reply is over 500,000 characters long",
     Unscored.ONLY_THINKING: "the reply is reasoning without a verdict after it: raise --judge.max_reply_tokens",
     Unscored.REFUSAL: "the judge declined to compare",
     Unscored.FILTERED: "the endpoint's content filter ended the reply",

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -106,9 +107,10 @@ def test_answers_are_bounded(
     server = serve(behave)
     began = time.monotonic()
     scorer = RemoteScorer(server.url, retries=RetryRule(attempts=1, timeout=0.2))
-    with pytest.raises(ModelError):
+    with closing(scorer), pytest.raises(ModelError):
         scorer.score([Conversation.of("Hi", "Hello")])
-    (answer,) = judge(server.url, tmp_path).ask([QUESTION])
+    with closing(judge(server.url, tmp_path)) as asked:
+        (answer,) = asked.ask([QUESTION])
     slow = "drip" in behave.__name__
     assert answer.unscored in ((Unscored.TIMEOUT,) if slow else (Unscored.CONNECTION, Unscored.TIMEOUT))
     assert time.monotonic() - began < 20
@@ -125,10 +127,10 @@ def test_no_redirect_is_followed(
         peer.sendall(b"HTTP/1.1 307 Temporary Redirect\r\ncontent-length: 0\r\nlocation: " + target + b"\r\n\r\n")
 
     server = serve(redirect)
-    with pytest.raises(ModelError, match="307"):
-        RemoteScorer(server.url).score([Conversation.of("Hi", "Hello")])
-    with pytest.raises(ModelError, match=r"judge\.base_url"):
-        judge(server.url, tmp_path).ask([QUESTION])
+    with closing(RemoteScorer(server.url)) as scorer, pytest.raises(ModelError, match="307"):
+        scorer.score([Conversation.of("Hi", "Hello")])
+    with closing(judge(server.url, tmp_path)) as asked, pytest.raises(ModelError, match=r"judge\.base_url"):
+        asked.ask([QUESTION])
     assert server.requests
     assert not other.requests
 
@@ -143,8 +145,10 @@ def test_a_servers_word_is_shown_short_and_without_control_characters(
         body = json.dumps({"model": "m", "rewards": [entry]}).encode()
         peer.sendall(HEAD + b"content-length: %d\r\n\r\n" % len(body) + body)
 
-    scorer = RemoteScorer(serve(answer).url)
-    with pytest.raises(Exception, match="conversation") as caught:
+    with (
+        closing(RemoteScorer(serve(answer).url)) as scorer,
+        pytest.raises(Exception, match="conversation") as caught,
+    ):
         scorer.score([Conversation.of("Hi", "Hello")])
     assert "\x1b" not in str(caught.value)
     assert len(str(caught.value)) < 1000

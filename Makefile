@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow chaos check format clean
+.PHONY: demo test slow chaos coverage check format clean
 
 demo: $(READY)
 	$(BIN)/hafrm demo --out demo
@@ -19,6 +19,9 @@ slow: $(READY)
 # Random faults, drawn from a seed: `SEED=3 ROUNDS=50 make chaos`.
 chaos: $(READY)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m chaos tests/faults
+
+coverage: $(READY)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist loadfile --cov hafrm --cov-report term:skip-covered
 
 check: $(READY)
 	$(BIN)/ruff check .

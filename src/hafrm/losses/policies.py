@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ __all__ = [
     "USES_REFERENCE",
     "PairLogProbs",
     "PolicyLoss",
+    "PolicyLossName",
     "PolicyLossOptions",
     "dpo_loss",
     "ipo_loss",
@@ -225,7 +227,8 @@ class PolicyLossOptions:
 PolicyLoss = Callable[[PairLogProbs, PolicyLossOptions], Tensor]
 """A loss on the log-probs of pairs: one number a pair, [B]."""
 
-_POLICY_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+PolicyLossName = Literal["dpo", "ipo", "slic", "simpo", "orpo", "kto_pair", "sft"]
+_POLICY_FUNCTIONS: dict[PolicyLossName, Callable[..., Tensor]] = {
     "dpo": dpo_loss,
     "ipo": ipo_loss,
     "slic": slic_loss,
@@ -244,7 +247,7 @@ OPTIONS_READ: Mapping[str, frozenset[str]] = MappingProxyType(
 """The fields of `PolicyLossOptions` that each policy loss reads, so that a config can refuse one without effect."""
 
 
-def _with_options(name: str) -> PolicyLoss:
+def _with_options(name: PolicyLossName) -> PolicyLoss:
     """The policy loss `name` as a function of log-probs and options."""
     function, read = _POLICY_FUNCTIONS[name], OPTIONS_READ[name]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
@@ -16,10 +16,12 @@ from hafrm.losses.shapes import cauchy, hinge, logistic, probit, require_pairs, 
 __all__ = [
     "REWARD_LOSSES",
     "RewardLoss",
+    "RewardLossName",
     "bradley_terry_loss",
     "cauchy_loss",
     "hinge_reward_loss",
     "probit_loss",
+    "register_reward_loss",
     "reward_centering_penalty",
 ]
 
@@ -104,15 +106,26 @@ def reward_centering_penalty(chosen: Tensor, rejected: Tensor) -> Tensor:
     return (wide(chosen) + wide(rejected)).square()
 
 
-REWARD_LOSSES: Mapping[str, RewardLoss] = MappingProxyType(
-    {
-        "bradley_terry": bradley_terry_loss,
-        "hinge": hinge_reward_loss,
-        "probit": probit_loss,
-        "cauchy": cauchy_loss,
-    }
-)
+RewardLossName = Literal["bradley_terry", "hinge", "probit", "cauchy"]
+_LOSSES: dict[str, RewardLoss] = {
+    "bradley_terry": bradley_terry_loss,
+    "hinge": hinge_reward_loss,
+    "probit": probit_loss,
+    "cauchy": cauchy_loss,
+}
+REWARD_LOSSES: Mapping[str, RewardLoss] = MappingProxyType(_LOSSES)
 """The reward losses by the names that configs use."""
+
+
+def register_reward_loss(name: str, loss: RewardLoss) -> None:
+    """Make a loss of your own known by a name, for `LossConfig(reward_loss=name)` in this process.
+
+    Raises:
+        ValueError: the name is taken by another loss, or is not a Python identifier.
+    """
+    if not name.isidentifier() or _LOSSES.get(name, loss) is not loss:
+        raise ValueError(f"{name!r} is not an identifier, or is the name of another reward loss")
+    _LOSSES[name] = loss
 
 
 def _reward_difference(chosen: Tensor, rejected: Tensor, margin: Tensor | None) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Set
 from typing import Any, Literal, get_args
 
 from hafrm.encoding import Overlong
-from hafrm.losses import POLICY_LOSSES, REWARD_LOSSES
+from hafrm.losses import POLICY_LOSSES
 from hafrm.models.listing import list_problem
 
 __all__ = ["Method", "description_problem"]
@@ -107,7 +107,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "overlong": _one_of(*get_args(Overlong)),
     "pad_token": (_text(), "a token"),
     "scored_position": _one_of("last_token"),
-    "reward_loss": _one_of(*REWARD_LOSSES),
+    "reward_loss": (_text(r"[A-Za-z_]\w*"), "the name of a reward loss"),
     "base_digest": (_text("[0-9a-f]*"), "hexadecimal digits"),
     "dtype": (_text("|float32|float64|bfloat16|float16"), "a type of weights such as bfloat16"),
     "lora": (_is_lora, "null or the options of adapters (rank, alpha, dropout, targets, quantize)"),

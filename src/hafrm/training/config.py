@@ -17,7 +17,15 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 
 from hafrm.data import DataOptions
 from hafrm.errors import ConfigError
-from hafrm.losses import OPTIONS_READ, POLICY_LOSSES, REWARD_LOSSES, USES_REFERENCE, PolicyLossOptions
+from hafrm.losses import (
+    OPTIONS_READ,
+    POLICY_LOSSES,
+    REWARD_LOSSES,
+    USES_REFERENCE,
+    PolicyLossName,
+    PolicyLossOptions,
+    RewardLossName,
+)
 from hafrm.models.heads import HeadInit
 from hafrm.models.layout import LayoutChoice
 from hafrm.models.lora import LoraOptions
@@ -49,10 +57,10 @@ class LossConfig:
     policy_ratio: float = 0.2
     """Weight of the policy loss: the paper's alpha (Eq. 5). 0 trains the reward head alone; may be negative."""
 
-    reward_loss: Literal["bradley_terry", "hinge", "probit", "cauchy"] = "bradley_terry"
+    reward_loss: RewardLossName = "bradley_terry"
     """How reward differences are judged: Bradley-Terry is Eq. 2; probit and Cauchy are other priors."""
 
-    policy_loss: Literal["dpo", "ipo", "slic", "simpo", "orpo", "kto_pair", "sft"] = "dpo"
+    policy_loss: PolicyLossName = "dpo"
     """How response log-probs are judged: DPO is Eq. 4."""
 
     beta: float = 0.1
@@ -86,8 +94,9 @@ class LossConfig:
                 raise ConfigError(f"loss.{name} must be in [0, 0.5), got {getattr(self, name)}")
         if self.reward_weight == 0 and self.policy_ratio == 0:
             raise ConfigError("loss.reward_weight and loss.policy_ratio are both 0, so nothing would be trained.")
-        if self.reward_loss not in REWARD_LOSSES or self.policy_loss not in POLICY_LOSSES:
-            raise ConfigError(f"unknown loss {self.reward_loss!r} or {self.policy_loss!r}")
+        for name, known in (("reward_loss", REWARD_LOSSES), ("policy_loss", POLICY_LOSSES)):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"loss.{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         try:
             _ = self.policy_options
         except ValueError as error:

@@ -111,6 +111,7 @@ def test_without_a_judge_there_is_agreement(tmp_path: Path, capfd: pytest.Captur
     assert "What is chosen" not in printed
 
 
+@pytest.mark.slow
 def test_a_killed_sampling_ends_with_the_same_file(tmp_path: Path) -> None:
     model, data = save_tiny(tmp_path / "model"), pairs(tmp_path / "pairs.jsonl", 40)
     assert main(sample(model, data, tmp_path / "whole")) == 0

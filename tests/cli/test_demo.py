@@ -56,6 +56,7 @@ def test_the_story_is_told_to_its_end_and_not_twice(tmp_path: Path, small: None,
     assert not (out / "dpo" / "manifest.json").exists()  # nothing was trained
 
 
+@pytest.mark.slow
 def test_a_weight_that_was_not_fitted_is_not_told(tmp_path: Path, small: None, monkeypatch, capfd) -> None:
     monkeypatch.setattr(run, "fit_combination", lambda margins: None)
     assert main(["demo", "--out", str(tmp_path / "demo"), "--steps", "1"]) == 0

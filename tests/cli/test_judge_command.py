@@ -215,6 +215,7 @@ def test_a_budget_stops_a_run_and_the_next_goes_on(tmp_path: Path, capfd) -> Non
 BY_HAND = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from hafrm.cli import main; "
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stop", "lost"), [(signal.SIGKILL, 2), (signal.SIGINT, 0)], ids=["kill", "Ctrl-C"])
 def test_kill_and_resume_asks_nothing_twice(stop: signal.Signals, lost: int, tmp_path: Path) -> None:
     """A killed process loses what was in flight, and nothing that had arrived; Ctrl-C loses nothing."""

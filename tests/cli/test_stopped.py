@@ -26,7 +26,7 @@ COMMANDS = {
     "reproduce": ["table2"],
 }
 
-GOES_ON = ("demo", "pretrain", "train", "evaluate", "score", "sample", "best-of-n", "judge", "rlhf", "reproduce")
+GOES_ON = ("demo", "pretrain", "train", "evaluate", "sample", "best-of-n", "judge", "rlhf", "reproduce")
 
 
 @pytest.mark.parametrize(("command", "options"), COMMANDS.items(), ids=COMMANDS)

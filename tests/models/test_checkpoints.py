@@ -244,7 +244,7 @@ def test_an_untrained_head_does_not_score(tmp_path: Path) -> None:
         load_scorer(str(tmp_path / "baseline"), head="policy")
     with pytest.raises(ModelError, match="Use --head policy"):
         load_scorer(str(tmp_path / "dpo"), head="combined")
-    with pytest.raises(ModelError, match="no reward model"):
+    with pytest.raises(ModelError, match="reward model"):
         load_scorer(str(base))
     assert [f.name for f in export(ExportConfig(run=str(tmp_path / "baseline")))] == ["reward"]
     assert [f.name for f in export(ExportConfig(run=str(tmp_path / "dpo")))] == ["policy"]

@@ -75,6 +75,7 @@ def test_experiments_share_their_runs(tiny_world: Path, tmp_path: Path, capfd: p
     assert printed_plan.count("[finished]") == 8
 
 
+@pytest.mark.slow
 def test_the_probes_share_the_runs_of_table_2(
     tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,6 +118,7 @@ def test_figure_2_states_a_share_with_its_interval_if_it_has_one() -> None:
     assert figure2._share(Share(0.5, None)) == "50.0"
 
 
+@pytest.mark.slow
 def test_table_3_reads_rewardbench(tiny_world: Path, tmp_path: Path) -> None:
     """The external half: the section of the set's own category."""
     found = reproduce("table3", tmp_path, "--rewardbench", str(TESTS / "fixtures" / "suites" / "rewardbench"))
@@ -125,6 +127,7 @@ def test_table_3_reads_rewardbench(tiny_world: Path, tmp_path: Path) -> None:
     assert "instruct, external" in (tmp_path / "world" / "table3" / "table.md").read_text()
 
 
+@pytest.mark.slow
 def test_figure_6_draws_every_ratio(tiny_world: Path, tmp_path: Path) -> None:
     results = reproduce("figure6", tmp_path, "--sets", "Harmless")
     curves = results["curves"]["instruct"]
@@ -137,6 +140,7 @@ def test_figure_6_draws_every_ratio(tiny_world: Path, tmp_path: Path) -> None:
     assert svg.count('class="series') == 7 * 4  # three panels and the legend
 
 
+@pytest.mark.slow
 def test_several_seeds_on_another_backbone(tiny_world: Path, tmp_path: Path) -> None:
     results = reproduce("table2", tmp_path, "--seeds", "0", "1", "--backbones", "base", "--sets", "BS")
     assert list(results["accuracy"]) == ["base"]

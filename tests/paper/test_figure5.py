@@ -34,6 +34,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ppo, "_PROMPTS", 6)
 
 
+@pytest.mark.slow
 def test_figure_5_from_its_command_to_its_files(
     tiny_world: Path, short: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

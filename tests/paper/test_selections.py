@@ -74,6 +74,7 @@ def test_the_paper_samples_four_from_phi_2() -> None:
         table4.plan(Job(scale=scale, backbones=("phi-2",), sets=("BS",), seeds=(0,), out=Path("o")))
 
 
+@pytest.mark.slow
 def test_all_three_share_samples_and_runs(tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selections, "_PROMPTS", 4)
     options = selections.SampleOptions

@@ -226,6 +226,7 @@ def test_the_study_from_its_command_to_the_docs(
     assert "nothing is missing" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_other_sets_and_mixtures(tiny_world: Path, tmp_path: Path) -> None:
     found = study(tmp_path, "--parts", "table2", "ood", "mixed")
     assert set(found["parts"]["ood"]["instruct"]) == {"BS→Harmless", "Harmless→BS"}
@@ -242,6 +243,7 @@ def test_other_sets_and_mixtures(tiny_world: Path, tmp_path: Path) -> None:
     assert by_column["BS"]["p_holm"] >= by_column["BS"]["p"]
 
 
+@pytest.mark.slow
 def test_curves_and_losses(tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One seed, one set, two shares, one other loss: no averages, and figures of what there is."""
     for module in (study_trials, results, drawing):
@@ -259,6 +261,7 @@ def test_curves_and_losses(tiny_world: Path, tmp_path: Path, monkeypatch: pytest
     assert svg.count('class="series') == 3 + 3  # the curves and their legend
 
 
+@pytest.mark.slow
 def test_what_fails_is_written_down_and_the_study_goes_on(
     tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,6 +284,7 @@ def test_what_fails_is_written_down_and_the_study_goes_on(
     assert study(tmp_path, "--parts", "table2", "--retry")["failures"] == []
 
 
+@pytest.mark.slow
 def test_the_time_ends_between_runs_and_the_study_goes_on(
     tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -300,6 +304,7 @@ def test_the_time_ends_between_runs_and_the_study_goes_on(
     assert study(tmp_path, "--parts", "table2")["missing"] == ["nothing is missing"]
 
 
+@pytest.mark.slow
 def test_a_killed_study_lists_what_was_begun(tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -734,6 +739,7 @@ def test_a_page_that_nobody_could_find_is_refused(
     assert said in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_options_that_can_not_work_take_no_rate_out_of_the_choice(tiny_world: Path, tmp_path: Path) -> None:
     """The backbone has 512 positions: the first command ends at its first run, which the second one trains."""
     words = ["--sets", "BS", "--parts", "table2", "--learning_rates", "1e-4", "1e-3"]

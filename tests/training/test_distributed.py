@@ -120,6 +120,7 @@ def alone(name: str) -> str:
     return next((f"alone-{kind}" for kind in kinds if kind in name), "alone")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_several_processes_make_the_curve_of_one(name: str, desk: Desk) -> None:
     """Losses, gradient norms, validation and all other metrics, step by step."""
@@ -177,6 +178,7 @@ def interrupted(desk: Desk, name: str, *, at_its_end: bool = False) -> str:
     return copy.name
 
 
+@pytest.mark.slow
 def test_runs_resume_with_another_number_of_processes(desk: Desk) -> None:
     """From two processes to one, whose step takes as many pairs."""
     whole = {"training": {"per_device_train_batch_size": BATCH}}

@@ -542,6 +542,7 @@ def test_the_description_names_losses_and_reference(method: str, config: TrainCo
     assert (info.reward_loss, info.base_digest) == ("probit", digest if method == "haf" else "")
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_weights(config: TrainConfig, tmp_path: Path) -> None:
     """kill -9 in mid-run, the same command again: bit for bit the weights of an undisturbed run."""
     steps = {"max_steps": 16, "save_steps": 2, "eval_steps": 2, "save_total_limit": None}

@@ -232,6 +232,7 @@ def test_bfloat16_stays_near_float32(base: Path, tmp_path: Path) -> None:
     assert losses[True] != losses[False]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch.compile has several of its own
 def test_a_compiled_model_makes_the_same_run(base: Path, tmp_path: Path) -> None:
     """`--training.torch_compile true` on packed rows, whose layout is another at every step."""

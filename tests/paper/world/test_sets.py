@@ -38,6 +38,7 @@ print(hashlib.sha256(json.dumps(rows).encode()).hexdigest())
 """
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_world_in_every_process() -> None:
     processes = [
         subprocess.Popen(

@@ -16,8 +16,8 @@ from hafrm.cli.options import options_of
 from hafrm.data import load_pairs
 from hafrm.errors import ConfigError
 from hafrm.paper import claims, figure3, figure6, numbers, policies, runs, table2, table3
-from hafrm.paper.drivers.claims import ClaimsConfig
 from hafrm.paper.plans import Job, Plan, described
+from hafrm.paper.probes.claims import ClaimsConfig
 from hafrm.paper.registry import EXPERIMENTS
 from hafrm.paper.runs import Run, command, state_of, train_config, trained, write_data
 from hafrm.paper.scales import Overrides, Scale, paper_scale, small_scale, world_scale

@@ -13,12 +13,12 @@ import pytest
 from hafrm.data import DataOptions
 from hafrm.errors import ConfigError
 from hafrm.models.scorers import ScoreOptions
-from hafrm.paper.drivers import claims, consistency, perplexity
-from hafrm.paper.drivers.agreement import AgreementConfig, run_agreement
-from hafrm.paper.drivers.claims import ClaimsConfig, run_claims
-from hafrm.paper.drivers.consistency import ConsistencyConfig, run_consistency
-from hafrm.paper.drivers.perplexity import PerplexityConfig, run_perplexity
+from hafrm.paper.probes import claims, consistency, perplexity
+from hafrm.paper.probes.agreement import AgreementConfig, run_agreement
+from hafrm.paper.probes.claims import ClaimsConfig, run_claims
+from hafrm.paper.probes.consistency import ConsistencyConfig, run_consistency
 from hafrm.paper.probes.heads import FitOptions
+from hafrm.paper.probes.perplexity import PerplexityConfig, run_perplexity
 from hafrm.sampling.generators import Sampling
 from hafrm.training.config import TrainConfig
 from hafrm.training.run import train

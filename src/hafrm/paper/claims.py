@@ -7,9 +7,8 @@ no set for this. Here it is the first of the job's sets (by default Helpful), an
 from __future__ import annotations
 
 from hafrm.data import DataOptions
-from hafrm.paper.drivers.claims import ClaimsConfig, run_claims
 from hafrm.paper.plans import Job, Plan
-from hafrm.paper.probes.claims import Claim
+from hafrm.paper.probes.claims import Claim, ClaimsConfig, run_claims
 from hafrm.paper.probes.heads import FitOptions
 from hafrm.paper.runs import train_config
 from hafrm.paper.table2 import scale_notes, setting

@@ -5,9 +5,8 @@ The paper does not say on which set. Here it is the first of the job's sets (by 
 
 from __future__ import annotations
 
-from hafrm.paper.drivers.consistency import ConsistencyConfig, consistency_figure, run_consistency
 from hafrm.paper.plans import Job, Plan
-from hafrm.paper.probes.consistency import Consistency, Share
+from hafrm.paper.probes.consistency import Consistency, ConsistencyConfig, Share, consistency_figure, run_consistency
 from hafrm.paper.runs import Run
 from hafrm.paper.table2 import scale_notes, setting
 from hafrm.report.findings import Findings, Table

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from hafrm.paper.drivers.agreement import AgreementConfig, agreement_figure, run_agreement
 from hafrm.paper.plans import Job, Plan
-from hafrm.paper.probes.agreement import Agreement
+from hafrm.paper.probes.agreement import Agreement, AgreementConfig, agreement_figure, run_agreement
 from hafrm.paper.runs import Run
 from hafrm.paper.table2 import scale_notes, setting
 from hafrm.report.findings import Findings, Table

@@ -7,9 +7,8 @@ from typing import Any
 
 from hafrm.errors import ConfigError
 from hafrm.paper import numbers, table2
-from hafrm.paper.drivers.perplexity import PerplexityConfig, run_perplexity
 from hafrm.paper.plans import Job, Plan
-from hafrm.paper.probes.perplexity import PerplexityVariance
+from hafrm.paper.probes.perplexity import PerplexityConfig, PerplexityVariance, run_perplexity
 from hafrm.paper.probes.variance import VarianceCorrelation, variance_correlation
 from hafrm.report.findings import Findings, Table
 

@@ -1,15 +1,23 @@
-"""How far a reward model and a DPO model that were trained apart say the same (the paper's Figure 7)."""
+"""Agreement of a reward model with a DPO model that was trained separately on the same data (the paper's Figure 7)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from markupsafe import Markup
 
+from hafrm import atomic
+from hafrm.data import ReadOptions
 from hafrm.errors import DataError
-from hafrm.evaluation.scoring import PairScore
+from hafrm.evaluation.run import EvaluateConfig, evaluate
+from hafrm.evaluation.scoring import SCORES_FILE, PairScore, read_scores
+from hafrm.models.scorers import ScoreOptions
+from hafrm.report.figures import standalone
+from hafrm.report.scatter import Series, StraightLine, scatter
 from hafrm.stats import (
     Correlation,
     Floats,
@@ -22,7 +30,7 @@ from hafrm.stats import (
     spearman,
 )
 
-__all__ = ["Agreement", "Output", "agreement"]
+__all__ = ["Agreement", "AgreementConfig", "Output", "agreement", "agreement_figure", "run_agreement"]
 
 Output = Literal["margins", "rewards"]
 """What is compared: one margin a pair, or the rewards of both responses. The paper says "outputs"."""
@@ -106,3 +114,59 @@ def _outputs(score: PairScore, output: Output) -> list[float]:
     assert score.reward_chosen is not None
     assert score.reward_rejected is not None
     return [score.reward_chosen, score.reward_rejected]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgreementConfig:
+    """How far a reward model and a DPO model agree on test pairs (the paper's Figure 7)."""
+
+    reward: str
+    """A run whose reward head was trained, or a stock reward model."""
+
+    dpo: str
+    """A run of `--method dpo`."""
+
+    data: str
+    """The test pairs: a file or a name."""
+
+    out: str
+    """The folder for agreement.json and agreement.svg, and for the scores in `agreement/`."""
+
+    split: str = "test"
+    output: Output = "margins"
+    data_options: ReadOptions = field(default_factory=ReadOptions)
+    score: ScoreOptions = field(default_factory=ScoreOptions)
+
+
+def run_agreement(config: AgreementConfig, *, say: Callable[[str], None] = lambda line: None) -> Agreement:
+    """Score the pairs with both models and write `agreement.json` and `agreement.svg`; goes on where it was stopped.
+
+    Raises:
+        HafrmError: a model or the data can't be read, or too few pairs were scored by both.
+    """
+    folder = Path(config.out)
+    both = EvaluateConfig(
+        models=[config.reward, config.dpo],
+        data=[config.data],
+        out=str(folder / "agreement"),
+        split=config.split,
+        data_options=config.data_options,
+        score=config.score,
+    )
+    evaluate(both, say=say)
+    scores = read_scores(folder / "agreement" / SCORES_FILE)
+    reward, dpo = ([score for score in scores if score.model == model] for model in both.models)
+    found = agreement(reward, dpo, output=config.output)
+    atomic.write_json(folder / "agreement.json", {"source": "Figure 7"} | found.as_dict())
+    atomic.write_text(folder / "agreement.svg", standalone(agreement_figure(found)))
+    return found
+
+
+def agreement_figure(found: Agreement) -> Markup:
+    """Figure 7 as inline SVG: the points and the line of least squares."""
+    interval = f" [{found.interval.low:.2f}, {found.interval.high:.2f}]" if found.interval else ""
+    label = f"Pearson r = {found.pearson.value:.2f}{interval}, Spearman {found.spearman.value:.2f}"
+    kind = found.output.removesuffix("s")
+    line = StraightLine("least squares", found.fit.slope, found.fit.intercept, "fit")
+    name = f"{found.data}: {label}"
+    return scatter(name, [Series(label, found.x, found.y)], f"reward model's {kind}", f"DPO's implicit {kind}", [line])

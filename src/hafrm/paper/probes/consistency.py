@@ -9,21 +9,41 @@ world's oracle is too, up to its annotators' sharpness. `share_above_scaled` div
 of all rewards that it gave, which needs no common unit.
 
 Shape letters: P points, Q prompts.
+
+`run_consistency` samples and scores the responses of two runs' checkpoints.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
+from markupsafe import Markup
 
-from hafrm.errors import DataError
-from hafrm.paper.probes.checkpoints import Match, Matching
+from hafrm import atomic
+from hafrm.data import ReadOptions, load_pairs
+from hafrm.errors import ConfigError, DataError
+from hafrm.models.checkpoints import load_run
+from hafrm.models.identity import model_identity
+from hafrm.models.loading import ScorerChoice, load_scorer
+from hafrm.models.runinfo import RunInfo
+from hafrm.models.scorers import ScoreOptions, Scorer
+from hafrm.models.tokenizers import load_tokenizer
+from hafrm.pairs import Conversation, Message
+from hafrm.paper.probes.checkpoints import MATCHINGS, Checkpoint, Match, Matching, match_checkpoints, run_checkpoints
+from hafrm.paper.probes.generation import generate_responses, prompts_that_fit
+from hafrm.paper.probes.memory import remembered
+from hafrm.paper.world import WORLD_SETS, oracle_reward
+from hafrm.report.figures import standalone
+from hafrm.report.scatter import Series, StraightLine, scatter
+from hafrm.sampling.generators import Sampling
 from hafrm.stats import FEWEST_GROUPS, Floats, Interval
 
-__all__ = ["Consistency", "Point", "Share", "consistency"]
+__all__ = ["Consistency", "ConsistencyConfig", "Point", "Share", "consistency", "consistency_figure", "run_consistency"]
 
 Rewards = Sequence[float | None]
 
@@ -172,3 +192,150 @@ def _share(here: Floats, means: tuple[Floats, ...], scales: tuple[float, float])
     whole = drawn[~np.isnan(drawn)]  # a draw can lack every prompt of a point whose rewards are few
     ends = np.quantile(whole, [0.025, 0.975]).tolist() if len(whole) else None
     return Share(float(above(*here).mean()), Interval(*ends) if ends else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsistencyConfig:
+    """Whether a shared reward head favours its own policy head's responses (the paper's Figure 2)."""
+
+    haf: str
+    """A run of `--method haf` that kept its checkpoints (`--training.save_total_limit null`)."""
+
+    dpo: str
+    """A run of `--method dpo` on the same data that kept them too."""
+
+    data: str
+    """Pairs whose prompts are answered: a file or a name."""
+
+    oracle: str
+    """`world/NAME`: that set's true reward. Otherwise a run or stock reward model trained on the same data."""
+
+    out: str
+    """The folder for consistency.json and consistency.svg, and for responses and rewards in `consistency/`."""
+
+    split: str = "test"
+    prompts: int = 200
+    """How many distinct prompts at the most."""
+
+    sampling: Sampling = field(default_factory=Sampling)
+    data_options: ReadOptions = field(default_factory=ReadOptions)
+    score: ScoreOptions = field(default_factory=ScoreOptions)
+
+    def __post_init__(self) -> None:
+        if self.prompts < 2:
+            raise ConfigError(f"prompts must be at least 2, got {self.prompts}")
+
+
+def run_consistency(config: ConsistencyConfig, *, say: Callable[[str], None] = lambda line: None) -> Consistency:
+    """Answer prompts with all checkpoints, score, match, and write `consistency.json` and `consistency.svg`.
+
+    Responses and rewards are kept as each checkpoint is done, so that a stopped probe goes on.
+
+    Raises:
+        HafrmError: a run kept no checkpoints, or a model or the data can't be read.
+    """
+    probe = _Probe(config, say)
+    haf, dpo = (
+        [_with_reward(each, probe.oracle(each)) for each in run_checkpoints(Path(run))]
+        for run in (config.haf, config.dpo)
+    )
+    matches = [match for by in MATCHINGS for match in match_checkpoints(haf, dpo, by)]
+    both = {(m.first.step, str(each.folder)): (m.first, each) for m in matches for each in (m.first, m.second)}
+    own = {key: probe.own(*both[key]) for key in sorted(both)}
+    oracle = {str(each.folder): probe.oracle(each) for each in (*haf, *dpo)}
+    found = consistency(matches, oracle, own)
+    account = {"source": "Figure 2", "prompts": len(probe.prompts), "prompts_too_long": probe.too_long}
+    account |= {"sampling": asdict(config.sampling), "oracle": config.oracle}
+    atomic.write_json(Path(config.out) / "consistency.json", account | found.as_dict())
+    atomic.write_text(Path(config.out) / "consistency.svg", standalone(consistency_figure(found)))
+    return found
+
+
+def consistency_figure(found: Consistency) -> Markup:
+    """Figure 2 as inline SVG: five kinds of points and the diagonal."""
+    series = []
+    for by in MATCHINGS:
+        points = [point for point in found.points if point.matching == by]
+        series.append(Series(by, np.array([p.x for p in points]), np.array([p.y for p in points])))
+    share = found.share_above
+    label = f"{100 * share.value:.0f}% of {len(found.points)} points lie above the diagonal"
+    x_label, y_label = "oracle: HAF's response − DPO's", "HAF's reward: HAF's response − DPO's"
+    return scatter(label, series, x_label, y_label, [StraightLine("y = x", 1.0)])
+
+
+def _with_reward(checkpoint: Checkpoint, rewards: list[float | None]) -> Checkpoint:
+    """The checkpoint with the oracle's mean reward of its responses, to be matched by."""
+    known = [reward for reward in rewards if reward is not None]
+    if not known:
+        raise DataError(f"The oracle could score none of the responses of {checkpoint.folder}.")
+    return replace(checkpoint, values={**checkpoint.values, "reward": float(np.mean(known))})
+
+
+class _Probe:
+    """Responses and rewards of checkpoints, each computed once and kept."""
+
+    def __init__(self, config: ConsistencyConfig, say: Callable[[str], None]) -> None:
+        self.config, self.say = config, say
+        self._loaded: tuple[str, Scorer] | None = None
+        self.kept = Path(config.out) / "consistency"
+        pairs = load_pairs(config.data, split=config.split, options=config.data_options).pairs
+        distinct = list(dict.fromkeys(pair.prompt for pair in pairs))[: config.prompts]
+        tokenizer = load_tokenizer(config.haf)
+        limit = min(RunInfo.load(Path(run)).max_length for run in (config.haf, config.dpo))
+        self.prompts = prompts_that_fit(distinct, tokenizer, config.sampling, limit)
+        self.too_long = len(distinct) - len(self.prompts)
+        if len(self.prompts) < 2:
+            raise DataError(
+                f"{len(self.prompts)} of {len(distinct)} prompts leave room for {config.sampling.max_new_tokens} new "
+                f"tokens within {limit}. Lower sampling.max_new_tokens."
+            )
+
+    def responses(self, checkpoint: Checkpoint) -> list[str]:
+        """The checkpoint's answers to all prompts."""
+        depends_on = {
+            "model": self._identity(str(checkpoint.folder)),
+            "sampling": asdict(self.config.sampling),
+            "prompts": [prompt.as_row() for prompt in self.prompts],
+        }
+
+        def compute() -> list[str]:
+            self.say(f"{checkpoint.folder}: answering {len(self.prompts)} prompts")
+            model, tokenizer, _ = load_run(checkpoint.folder, dtype=self.config.score.torch_dtype())
+            device = self.config.score.torch_device()
+            return generate_responses(model.causal_lm.to(device), tokenizer, self.prompts, self.config.sampling)
+
+        return cast(list[str], remembered(self.kept, "responses", depends_on, compute))
+
+    def oracle(self, checkpoint: Checkpoint) -> list[float | None]:
+        """The oracle's rewards of a checkpoint's answers."""
+        name = self.config.oracle.removeprefix("world/")
+        if name in WORLD_SETS and name != self.config.oracle:
+            return [oracle_reward(conversation, name) for conversation in self._conversations(checkpoint)]
+        return self._scored(self.config.oracle, checkpoint)
+
+    def own(self, judge: Checkpoint, checkpoint: Checkpoint) -> list[float | None]:
+        """What the reward head of one checkpoint gives to the answers of another."""
+        return self._scored(str(judge.folder), checkpoint)
+
+    def _scored(self, model: str, checkpoint: Checkpoint) -> list[float | None]:
+        conversations = self._conversations(checkpoint)
+        texts: list[Any] = [[asdict(message) for message in c.turns] for c in conversations]
+        depends_on = {"model": self._identity(model), "conversations": texts}
+        score = partial(self._score, model, conversations)
+        return cast(list[float | None], remembered(self.kept, "rewards", depends_on, score))
+
+    def _score(self, model: str, conversations: Sequence[Conversation]) -> list[float | None]:
+        if self._loaded is None or self._loaded[0] != model:
+            self._loaded = None  # never two models at once
+            self._loaded = model, load_scorer(model, head="reward", options=self.config.score.as_in_training())
+        return self._loaded[1].score(conversations)
+
+    def _conversations(self, checkpoint: Checkpoint) -> list[Conversation]:
+        answers = self.responses(checkpoint)
+        return [
+            Conversation(prompt, (Message("assistant", answer),))
+            for prompt, answer in zip(self.prompts, answers, strict=True)
+        ]
+
+    def _identity(self, model: str) -> dict[str, Any]:
+        return model_identity(model, ScorerChoice(head="reward"), self.config.score)

@@ -1,10 +1,10 @@
-"""Chat templates: conversations as text, the text as token ids, and special tokens in what people wrote.
+"""Chat templates: rendering conversations, and special tokens inside messages.
 
-Knows tokenizers through their public methods, and messages. Knows no file, no model, no tensor.
+Uses the public methods of tokenizers; independent of files, models and tensors.
 
-A stock tokenizer turns `</s>` or `<|im_end|>` inside a message into the same token that the template writes, so whoever
-writes a message can end their turn in it and forge those that follow. `SpecialTokens` finds such marks and encodes them
-as the characters that they are.
+A stock tokenizer turns `</s>` or `<|im_end|>` inside a message into the token that the template itself writes, so the
+author of a message can end their turn in it and forge later ones. `SpecialTokens` finds such marks and can encode them
+as plain characters.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ DEFAULT_CHAT_TEMPLATE = (
     "{% endfor %}"
     "{{ '\\n\\nAssistant:' if add_generation_prompt else '' }}"
 )
-"""The plain template of tokenizers that bring none. An assistant turn ends with the end-of-sequence token."""
+"""Fallback template for tokenizers without one. An assistant turn ends with the end-of-sequence token."""
 
 
 class ChatTokenizer(Protocol):
-    """What we use of a transformers tokenizer."""
+    """The methods used of a transformers tokenizer."""
 
     def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:
         """Render messages."""
@@ -57,22 +57,22 @@ class ChatTokenizer(Protocol):
 
 
 class TemplateRefusalError(DataError):
-    """The tokenizer's chat template refuses a conversation, or fails on it."""
+    """The tokenizer's chat template refuses a conversation or fails on it."""
 
 
 SpecialTokenRule = Literal["text", "token", "refuse"]
-"""What becomes of special tokens in messages: `text` encodes them as plain characters, `token` as the tokenizer's own
-tokens, as stock programs do and training does, `refuse` gives the conversation no reward.
+"""How special tokens in messages are encoded: `text` as plain characters; `token` as the tokenizer's own tokens, as in
+other programs and in training; `refuse` gives the conversation no reward.
 """
 
 _BEGIN, _END = "\ufdd0", "\ufdd1"
-"""Written around special tokens of messages while a template is rendered: code points that no text contains."""
+"""Noncharacters written around special tokens of messages while a template is rendered."""
 _TALK = Conversation(
     Prompt((Message("user", "Question"), Message("assistant", "Answer"), Message("user", "Another"))),
     (Message("assistant", "Answer"),),
 )
 _SECONDS = 30.0
-"""How long one call of a template may take; 1024 long conversations take about one second."""
+"""Time limit of one call of a template; 1024 long conversations take about one second."""
 
 
 class SpecialTokenError(TemplateRefusalError):
@@ -80,7 +80,7 @@ class SpecialTokenError(TemplateRefusalError):
 
 
 class SpecialTokens:
-    """The tokens of a tokenizer that structure a conversation: the special ones, and others that open or close turns.
+    """The tokens that structure a conversation: special ones, and others that open or close turns.
 
     Args:
         tokenizer: A transformers tokenizer with a chat template.
@@ -100,14 +100,14 @@ class SpecialTokens:
         self._hidden = re.compile(f"{_BEGIN}({self._token.pattern}){_END}|[{_BEGIN}{_END}]")
 
     def count(self, prompt: Prompt, response: Sequence[Message]) -> int:
-        """How many special tokens the messages, tools, documents and template arguments contain."""
+        """Count the special tokens in messages, tools, documents and template arguments."""
         return sum(1 for text in _texts(prompt, response) for _ in self._token.finditer(text))
 
     def hide(self, value: Any) -> Any:
-        """JSON values with the special tokens of all strings marked, so that `encode` tells them from the template's.
+        """Mark the special tokens in all strings of a JSON value, so `encode` can distinguish them from the template's.
 
         Raises:
-            SpecialTokenError: a string contains the code points that mark them.
+            SpecialTokenError: a string contains the code points used as marks.
         """
         if isinstance(value, str):
             if _BEGIN in value or _END in value:
@@ -118,18 +118,18 @@ class SpecialTokens:
         return [self.hide(each) for each in value] if isinstance(value, list | tuple) else value
 
     def shown(self, text: str) -> str:
-        """A text rendered from hidden values as it would be without the hiding."""
+        """Remove the marks from a text rendered from hidden values."""
         return text.replace(_BEGIN, "").replace(_END, "")
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text rendered from hidden values: hidden tokens as their characters, all else as usual.
+        """Tokenize a text rendered from hidden values: hidden tokens as characters, everything else as usual.
 
         Raises:
-            SpecialTokenError: the tokenizer makes a special token of the characters, too.
+            SpecialTokenError: the tokenizer makes a special token even of the characters.
         """
         ids: list[int] = []
         for number, piece in enumerate(self._hidden.split(text)):
-            if piece and number % 2:  # what the group matched
+            if piece and number % 2:  # a match of the group
                 ids += self._as_characters(piece)
             elif piece:
                 ids += self._in_the_middle(piece, self._usual) if ids else self._usual(piece)
@@ -146,14 +146,14 @@ class SpecialTokens:
         return ids
 
     def _in_the_middle(self, text: str, encode: Any) -> list[int]:
-        """Ids of a text that others precede: SentencePiece-like tokenizers write a space at a beginning."""
+        """Tokenize a text as if others preceded it: SentencePiece-like tokenizers add a space at the beginning."""
         before = encode("\n")
         ids: list[int] = encode("\n" + text)
         return ids[len(before) :] if ids[: len(before)] == before else list(encode(text))
 
     def _without_added_tokens(self, text: str) -> list[int]:
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
-        if backend is None:  # one written in Python
+        if backend is None:  # a tokenizer written in Python
             pieces = self._tokenizer.tokenize(text, split_special_tokens=True)
             return list(self._tokenizer.convert_tokens_to_ids(pieces))
         text = backend.normalizer.normalize_str(text) if backend.normalizer else text
@@ -175,16 +175,16 @@ def render(
     opening: bool = False,
     hiding: SpecialTokens | None = None,
 ) -> list[str]:
-    """The texts of conversations as the tokenizer's chat template writes them.
+    """Render conversations with the tokenizer's chat template.
 
     Args:
         tokenizer: A transformers tokenizer with a chat template.
         conversations: Prompts, each with a response; all prompts have the same `arguments`.
-        opening: Whether to write what opens a response at the end.
-        hiding: Marks the special tokens that the messages contain, for its `encode` to find.
+        opening: Whether to append the opening of a response.
+        hiding: Marks special tokens in the messages so that its `encode` can find them.
 
     Raises:
-        TemplateRefusalError: the template refuses a conversation, fails on it, or does not end in time.
+        TemplateRefusalError: the template refuses a conversation, fails on it, or exceeds the time limit.
     """
     turns: Any = [[turn.as_dict() for turn in (*prompt.turns, *response)] for prompt, response in conversations]
     arguments: Any = conversations[0][0].template_arguments
@@ -199,7 +199,7 @@ def render(
         raise TemplateRefusalError(
             f"The tokenizer's chat template did not end within {_SECONDS:.0f} seconds."
         ) from error
-    except Exception as error:  # a template is a program of the tokenizer's, and can fail in any way
+    except Exception as error:  # a template is arbitrary code and can raise anything
         raise TemplateRefusalError(
             f"The tokenizer's chat template refuses the conversation: {first_line(error)}"
         ) from error

@@ -54,8 +54,7 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary binary file that replaces `path` when the block succeeds; create its folder if needed.
 
     The data is flushed to disk. Links are followed. Pipes and devices such as /dev/null are written to directly,
-    because
-    renaming would replace them.
+    because renaming would replace them.
 
     Raises:
         ConfigError: `path` is a folder, a socket, a disk, a link to itself, or a pipe without a reader.

@@ -320,7 +320,7 @@ class ConversationEncoder:
                 yield what
 
     def _renders_as(self, changed: tuple[Prompt, Sequence[Message]], whole: _Rendered) -> bool:
-        """Return whether these turns, with the prompt's arguments, render to the same text."""
+        """Return whether these turns, with the prompt's arguments, render to the text of `whole`."""
         prompt, turns = changed
         try:
             (text,) = render(self.tokenizer, [(replace(prompt, turns=()), turns)])

@@ -65,8 +65,7 @@ class Frame:
 
         Returns:
             The text; the prompt, None if the text does not start with it; and whether the response is complete, False
-            if it
-            was cut off before a stop token.
+            if it was cut off before a stop token.
         """
         text = self._without_leading_pads(text)
         prompt = None if prompt is None else self._with_bos(prompt)
@@ -95,7 +94,7 @@ class Frame:
 
     @property
     def _always_ends(self) -> bool:
-        """Whether a truncated response cannot be told from a complete one."""
+        """Whether a truncated response looks the same as a complete one."""
         return not self.stop and not self.stops
 
     def _begun_ids(self, ids: Sequence[int]) -> list[int]:

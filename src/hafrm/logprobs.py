@@ -61,8 +61,7 @@ class Foresight:
     """Prediction of a loss's gradient in the log-probs, available in the forward pass.
 
     If pairs don't interact, the derivative in a pair's two log-probs follows from these two alone. Tokens must be
-    sorted by
-    sequence, and the sequences of a unit must be adjacent.
+    sorted by sequence, and the sequences of a unit must be adjacent.
     """
 
     lengths: Sequence[int]
@@ -71,8 +70,7 @@ class Foresight:
     """Number of adjacent sequences on which the derivative depends: 2 for pairs."""
     slopes: Callable[[Tensor, int], Tensor]
     """Function from the summed log-probs of whole units, [n], and the index of the first among the S sequences, to the
-    loss's
-    derivative in them, [n]. A factor common to all S is arbitrary.
+    loss's derivative in them, [n]. A factor common to all S is arbitrary.
     """
 
     def blocks(self, rows: int) -> Iterator[tuple[range, slice]]:
@@ -101,10 +99,8 @@ def linear_log_probs(
     """Compute log-probabilities of tokens: log_softmax(transform(states @ weight.T + bias))[targets].
 
     Differentiable once in states, weight and bias; inputs that don't require a gradient cost nothing. Matrix products
-    use
-    the states' dtype (under autocast, autocast's); softmax and sums use float32. A weight's gradient is summed over
-    chunks
-    in float32 whatever the weight's dtype.
+    use the states' dtype (under autocast, autocast's); softmax and sums use float32. A weight's gradient is summed over
+    chunks in float32 whatever the weight's dtype.
 
     Args:
         states: Hidden states that predict the tokens, [T, H].
@@ -115,8 +111,7 @@ def linear_log_probs(
         transform: What happens between products and logits; by default nothing.
         foresight: Prediction of the incoming gradients; saves a trained head the fourth product.
         chunk_bytes: Bytes of one chunk's logits in float32; peak use is up to 2.5 times as much. Default: 64 MiB on a
-            CPU,
-            elsewhere 256 MiB, which is 500 tokens with a vocabulary of 128,000.
+            CPU, elsewhere 256 MiB, which is 500 tokens with a vocabulary of 128,000.
 
     Returns:
         Log-probabilities, [T], in float32 (float64 for float64 states).
@@ -234,8 +229,7 @@ class _Head:
         """Compute the gradient of -log p(target) in the scaled products, [n, V], overwriting log-probs and logits.
 
         For plain logits that is p - onehot(target). The difference is taken in float32 because it vanishes in bfloat16
-        near
-        p(target) = 1.
+        near p(target) = 1.
         """
         n = targets.shape[0]
         slopes, logits = self._log_probs[:n].exp_(), self._logits[:n]

@@ -43,8 +43,7 @@ def _flush_subnormals(on: bool, threads: int) -> None:
     """Call `torch.set_flush_denormal` on each OpenMP worker.
 
     PyTorch's function only affects the calling thread, and workers keep the state they started with. A parallel region
-    of
-    PyTorch's OpenMP runtime reaches them; workers started later inherit the state of the thread that starts them.
+    of PyTorch's OpenMP runtime reaches them; workers started later inherit the state of the thread that starts them.
     """
     torch.set_flush_denormal(on)
     openmp = _openmp()
@@ -74,8 +73,7 @@ def freed_memory_kept() -> Iterator[None]:
     """Keep freed memory in the process for the next step; restore glibc's defaults afterwards.
 
     By default glibc returns large freed tensors to the system, and the next allocation of that size is fresh memory,
-    which
-    the kernel zeroes page by page: 5% of a training step. Does nothing with other C libraries.
+    which the kernel zeroes page by page: 5% of a training step. Does nothing with other C libraries.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:

@@ -74,8 +74,7 @@ class Segments:
 
         Returns:
             Three int64 tensors, [L]: the token's group; its response within the group, from 1, with 0 for the prompt;
-            and
-            its position in its own sequence.
+            and its position in its own sequence.
         """
         group_of: list[int] = []
         response_of: list[int] = []
@@ -94,8 +93,7 @@ class SequenceBatch:
     """Sequences laid out in rows, with the indices that losses and scores use.
 
     Sequences follow the order of the groups and of each group's responses: for pairs, `rewards.view(-1, 2)` gives
-    chosen
-    and rejected as columns.
+    chosen and rejected as columns.
     """
 
     input_ids: Tensor
@@ -271,12 +269,9 @@ def plan_batches(tokens: Sequence[int], tokens_per_batch: int) -> list[list[int]
     """Spread packed groups over few batches of similar size within the token budget.
 
     Best-fit decreasing gives the number of batches; groups are then dealt evenly over that many if the budget allows:
-    two
-    batches of 1,500 tokens need less memory than one of 2,048 and one of 952. A group larger than the budget gets its
-    own
-    batch: see `split_group`. The fullest batches come first, so a budget too large for memory fails at once instead of
-    at
-    the end.
+    two batches of 1,500 tokens need less memory than one of 2,048 and one of 952. A group larger than the budget gets
+    its own batch: see `split_group`. The fullest batches come first, so a budget too large for memory fails at once
+    instead of at the end.
 
     Args:
         tokens: Unique tokens of each group.

@@ -49,8 +49,7 @@ class EncodedPairs:
     """Token ids of each pair, in the same order; responses are chosen, rejected."""
     dropped: dict[str, int]
     """Number of pairs left out, by reason: "overlong" (a response exceeds the limit), "overlong_prompt" (the prompt
-    alone fills
-    it), and under `on_bad_row: skip` the `BadRowReason` of pairs that can't be encoded.
+    alone fills it), and under `on_bad_row: skip` the `BadRowReason` of pairs that can't be encoded.
     """
     lost: list[LostText] = field(default_factory=list)
     """Text of the pairs that the chat template drops."""

@@ -3,8 +3,7 @@
 A data name is, in this order: `world/NAME`, or `world/NAME[:100]` for its first 100 pairs; `hub:OWNER/NAME[:CONFIG]`; a
 name of the registry, or NAME@PATH for a copy of that set's files on disk; a path to a file or to a folder with one file
 per split; a plain `OWNER/NAME[:CONFIG]`, which is looked up on the hub. Splits are drawn only from named sets; files
-are
-read whole, and folders and hub sets have their own splits.
+are read whole, and folders and hub sets have their own splits.
 
 Every name except a file's may end in #SPLIT, which overrides the split that a command asks for:
 `hub:HuggingFaceH4/ultrafeedback_binarized#test_prefs`, `folder#test`, `hh-harmless#test`. An existing path is used as

@@ -25,8 +25,8 @@ def hh_single_turn(row: RowReader) -> Mapping[str, Any] | Drop:
     """Map Anthropic hh-rlhf, keeping only pairs with one question and one answer.
 
     The paper does not mention this, but its Table 1 implies it: 12,915 Harmless pairs of 42.9 words per QA.
-    `harmless-base`
-    has 42,537 pairs; in a sample of 1,484, the average is 109 words per QA, and 42 for the 30% with a single turn.
+    `harmless-base` has 42,537 pairs; in a sample of 1,484, the average is 109 words per QA, and 42 for the 30% with a
+    single turn.
     """
     pair = hh_transcripts(row)
     if any(len(transcript_turns(text)) > 2 for text in pair.values()):
@@ -59,8 +59,7 @@ def chatbot_arena(row: RowReader) -> Mapping[str, Any] | Drop:
     """Map Chatbot Arena: two conversations with the same questions; ties of both kinds are dropped.
 
     The prompt is the common beginning, that is the first question: later turns belong to the responses because they
-    follow
-    different answers.
+    follow different answers.
     """
     winner = row.string("winner")
     if winner in ("tie", "tie (bothbad)"):

@@ -22,8 +22,7 @@ class ReadOptions:
 
     on_bad_row: OnBadRow = "error"
     """What to do with rows that break the data contract: `error` stops with an explanation; `skip` leaves them out and
-    counts
-    them.
+    counts them.
     """
 
     split_seed: int = 0
@@ -46,10 +45,8 @@ class DataOptions(ReadOptions):
 
     tokens_per_batch: int | None = None
     """Maximum tokens per forward pass in training: the pairs of a step are split into parts of this size. Smaller
-    values save
-    memory. The losses and gradients stay the same, except for kto_pair, whose means are taken per part. Default: 1024
-    on a
-    CPU, where more hardly helps, and 8192 on other devices.
+    values save memory. The losses and gradients stay the same, except for kto_pair, whose means are taken per part.
+    Default: 1024 on a CPU, where more hardly helps, and 8192 on other devices.
     """
 
     def __post_init__(self) -> None:

@@ -34,8 +34,7 @@ def read_prompts(name: str, options: ReadOptions, *, split: str, skipped: Counte
         options: What to do with rows that break the contract.
         split: Split of a named data set; files are read whole.
         skipped: Counts rows without a prompt, by reason: those that break the contract, and those that a data set's
-            rule
-            or split leaves out.
+            rule or split leaves out.
 
     Raises:
         BadRowError: a row breaks the contract, and such rows are not skipped.

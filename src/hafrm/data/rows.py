@@ -154,8 +154,7 @@ def arrow_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """Convert a row of an Arrow table, removing null fields from its structs.
 
     Arrow gives all structs of a column the same fields, so a tool call would be rendered with null for arguments that
-    only
-    other calls have.
+    only other calls have.
     """
     return {name: _without_nulls(value) for name, value in row.items()}
 

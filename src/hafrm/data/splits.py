@@ -17,14 +17,12 @@ def split_by_group(
     """Draw whole prompt groups until they make up a share of the pairs.
 
     Groups are drawn in the order of a hash of seed and name. The draw is therefore independent of the order of the
-    rows,
-    and a prompt in two data sets tends to be on the same side in both.
+    rows, and a prompt in two data sets tends to be on the same side in both.
 
     Args:
         pairs: The pairs to split.
         fraction: Share of pairs to draw, at least 0 and below 1; at least one pair if not 0. Groups stay whole, so the
-            last
-            one may exceed it.
+            last one may exceed it.
         seed: Seed of the draw.
 
     Returns:

@@ -22,8 +22,7 @@ def hybrid_loss(
     """Return reward_weight * reward_loss + policy_ratio * policy_loss (Eq. 5).
 
     A term with weight 0 is skipped, so (1, 0) *is* the reward loss and (0, 1) *is* the policy loss, even if the other
-    is
-    NaN, infinite or None.
+    is NaN, infinite or None.
 
     Args:
         reward_loss: Per-pair reward loss, [B]; may be None if its weight is 0.

@@ -117,8 +117,7 @@ def ipo_loss(log_probs: PairLogProbs, *, beta: float = 0.1) -> Tensor:
     """Identity preference optimization: (margin - 1 / (2 beta))^2 (arXiv:2310.12036, Eq. 17).
 
     The log-ratios are averaged over tokens, not summed, as in TRL 1.16 on the advice of the method's authors: with sums
-    the
-    square would grow with the responses' lengths.
+    the square would grow with the responses' lengths.
 
     Args:
         log_probs: Response log-probs of policy and reference.
@@ -164,8 +163,7 @@ def orpo_loss(log_probs: PairLogProbs, *, beta: float = 0.1) -> Tensor:
     """Odds-ratio preference optimization: NLL - beta * log sigmoid(log odds ratio) (arXiv:2403.07691, Eq. 6).
 
     The NLL is the mean over the tokens of `chosen`. TRL's includes the prompt's tokens and weights all tokens of a
-    batch
-    equally.
+    batch equally.
 
     Args:
         log_probs: Response log-probs; the reference is not used.
@@ -182,10 +180,8 @@ def kto_pair_loss(log_probs: PairLogProbs, *, beta: float = 0.1) -> Tensor:
     """Kahneman-Tversky optimization on pairs: each response against the batch's mean log-ratio of the other side.
 
     The mean log-ratio of the rejected responses, clamped at 0 and without gradient, replaces the KL divergence to which
-    a
-    chosen response is compared, and vice versa (arXiv:2402.01306, in the paired form of DPO's implementations). The
-    pairs
-    of a batch therefore depend on each other.
+    a chosen response is compared, and vice versa (arXiv:2402.01306, in the paired form of DPO's implementations). The
+    pairs of a batch therefore depend on each other.
 
     The result is the mean of a pair's two losses, between 0 and 1. Arguments and errors are those of `dpo_loss`.
     """

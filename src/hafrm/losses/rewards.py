@@ -83,8 +83,7 @@ def cauchy_loss(
     """Negative log-probability that the chosen reward wins, with a Cauchy prior.
 
     Its tail is heavier than the logistic's: a confident mistake costs only logarithmically and its gradient vanishes,
-    so
-    wrong labels weigh less. Arguments, result and errors are those of `bradley_terry_loss`.
+    so wrong labels weigh less. Arguments, result and errors are those of `bradley_terry_loss`.
     """
     return smoothed(cauchy, _reward_difference(chosen, rejected, margin), label_smoothing)
 
@@ -93,8 +92,7 @@ def reward_centering_penalty(chosen: Tensor, rejected: Tensor) -> Tensor:
     """Penalty (chosen + rejected)^2, which pulls rewards towards mean zero (arXiv:2312.09244, Eq. 2).
 
     Preference losses only depend on differences, so the level of the rewards may drift. Add this with a small weight
-    (.01
-    in the source).
+    (.01 in the source).
 
     Returns:
         Per-pair penalty, [B].

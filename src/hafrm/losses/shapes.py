@@ -47,7 +47,7 @@ def cauchy(z: Tensor) -> Tensor:
 
 
 def smoothed(shape: Callable[[Tensor], Tensor], z: Tensor, label_smoothing: float) -> Tensor:
-    """Loss `shape` at z if the label is wrong with probability label_smoothing."""
+    """Return the loss `shape` at z, averaged over labels that are wrong with probability label_smoothing."""
     require_label_smoothing(label_smoothing)
     if label_smoothing == 0:
         return shape(z)

@@ -50,10 +50,8 @@ def calibration_bins(probabilities_of_chosen: ArrayLike, *, bins: int = 10) -> t
     """Compare confidence and accuracy.
 
     A pair's label is always "chosen wins", so calibrating P(chosen wins) itself would only see one class. Instead, a
-    model
-    predicts a winner with confidence max(p, 1 - p), and is right if p > .5 (half right at .5). Bins have equal width
-    from
-    .5 to 1.
+    model predicts a winner with confidence max(p, 1 - p), and is right if p > .5 (half right at .5). Bins have equal
+    width from .5 to 1.
 
     Args:
         probabilities_of_chosen: P(chosen wins) of each pair, [N].
@@ -105,8 +103,7 @@ def fit_temperature(margins: ArrayLike) -> float:
 
     Returns:
         T; or its limit as the likelihood grows: inf if the mean margin is not positive (no confidence is best), else 0
-        if
-        no margin is negative (more confidence is always better).
+        if no margin is negative (more confidence is always better).
 
     Raises:
         ValueError: there are no margins, or one is not finite.
@@ -134,9 +131,8 @@ def fit_combination(margins: ArrayLike) -> float | None:
     """Fit the weight w >= 0 for which first margin + w * second margin best predicts that chosen wins.
 
     This is a logistic regression through the origin on both margins, with non-negative coefficients; w is their ratio.
-    A
-    standard normal prior on the coefficients of margins scaled to unit root mean square keeps w finite if the pairs are
-    separable; it weighs about as much as one pair.
+    A standard normal prior on the coefficients of margins scaled to unit root mean square keeps w finite if the pairs
+    are separable; it weighs about as much as one pair.
 
     Args:
         margins: Two margins per pair, [N, 2].

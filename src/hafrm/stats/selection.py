@@ -15,8 +15,7 @@ def top_k_hits(scores: ArrayLike, ranks: ArrayLike, k: int) -> Floats:
 
     The response with the highest score is selected. Ties are broken at random, and the result is the expectation: equal
     highest scores are selected with equal probability, and responses with equal ranks around place k share the
-    remaining
-    places equally. If all scores are equal, the recall is therefore exactly k / N.
+    remaining places equally. If all scores are equal, the recall is therefore exactly k / N.
 
     Args:
         scores: Scores of N responses to each prompt, [Q, N].

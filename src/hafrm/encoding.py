@@ -355,8 +355,6 @@ _Key = tuple[Prompt, tuple[Message, ...]]
 
 @dataclass(frozen=True, slots=True)
 class _Rendered:
-    """A conversation rendered by the chat template."""
-
     text: str
     ids: list[int]
 

@@ -98,7 +98,7 @@ class Frame:
         return not self.stop and not self.stops
 
     def _begun_ids(self, ids: Sequence[int]) -> list[int]:
-        """Replace left padding by the template's beginning."""
+        """Strip left padding and complete the template's beginning."""
         pads = set(self._token_ids(self.pads))
         start = _length_of(ids, pads)
         own = self.opening_ids[: _length_of(self.opening_ids, pads)] if start else ()
@@ -136,7 +136,7 @@ class Frame:
         return source or self.bos + text
 
     def _without_leading_pads(self, text: str) -> str:
-        """Replace left padding by the template's beginning."""
+        """Strip left padding and complete the template's beginning."""
         bare = self._bare(text)
         if bare != text:
             own = self.opening.removesuffix(self._bare(self.opening))

@@ -175,7 +175,7 @@ def _check(states: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None,
 
 @dataclass(frozen=True)
 class _Plan:
-    """How to compute the products of states and head."""
+    """Settings for the products of states and head."""
 
     dtype: torch.dtype
     """Dtype of matrix products."""
@@ -204,7 +204,7 @@ class _Head:
         self._log_probs = self._logits if in_place else torch.empty_like(self._logits)
 
     def spans(self, part: slice | None = None) -> list[slice]:
-        """Return the rows of each chunk, of all tokens or of a part."""
+        """Return the row slices of the chunks, for all tokens or a part."""
         part = part or slice(0, self.tokens)
         return [slice(start, min(start + self.rows, part.stop)) for start in range(part.start, part.stop, self.rows)]
 

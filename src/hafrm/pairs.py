@@ -541,7 +541,6 @@ class RowReader:
         return content
 
     def _part(self, where: str, part: object) -> str:
-        """Return the text of one content part."""
         if not isinstance(part, Mapping):
             raise self.error(
                 BadRowReason.WRONG_TYPE,

@@ -45,7 +45,7 @@ DEFAULT_CHAT_TEMPLATE = (
 
 
 class ChatTokenizer(Protocol):
-    """The methods used of a transformers tokenizer."""
+    """The methods of a transformers tokenizer that hafrm uses."""
 
     def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:
         """Render messages."""

@@ -185,8 +185,7 @@ def _causal(queries: int, keys: int, device: torch.device) -> Tensor:
 def _explicit(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rules: _Rules) -> Tensor:
     """Compute attention without a fused kernel, as needed for soft caps and sinks, [R, N, queries, D].
 
-    Without a mask the queries are a sequence's last positions. Softmax uses at least float32, as in stock models, and
-    float64 for float64.
+    Without a mask the queries are a sequence's last positions. Softmax uses at least float32, as in stock models.
     """
     if mask is None:
         mask = _causal(query.shape[2], key.shape[2], query.device)

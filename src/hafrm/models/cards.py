@@ -148,7 +148,6 @@ def policy_card(info: RunInfo, manifest: dict[str, Any]) -> str:
 
 
 def _losses(info: RunInfo) -> str:
-    """Write the trained losses with their weights."""
     terms = []
     if info.reward_weight:
         terms.append(f"{info.reward_weight} * {info.reward_loss}")

@@ -121,7 +121,6 @@ def _linear(saved: SavedWeights, name: str) -> SavedHead:
 
 
 def _is_classifier(model: str) -> bool:
-    """Return whether a model's config names a sequence classifier."""
     return any("SequenceClassification" in name for name in architectures(model))
 
 

@@ -53,7 +53,7 @@ class HybridModel(nn.Module):
         score: The reward head, `Linear(H, 1, bias=False)`: the only shape that stock classes load. A model used only
             for scoring may have a bias.
         with_lm_head: Whether the LM head has weights; in a model from a classifier without one they are zero.
-        bare: Description of backbone weights that unintentionally have no adapters, or None.
+        bare: Description of the backbone weights that could not get adapters although all were requested, or None.
     """
 
     def __init__(

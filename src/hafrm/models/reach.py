@@ -24,7 +24,7 @@ class Reach:
     """What text reaches in a model, as names of parameters."""
 
     unreached: frozenset[str]
-    """Parameters that text never reaches, except experts, which are used in turns."""
+    """Parameters that text never reaches, not counting experts, of which each text uses only some."""
     no_layers: frozenset[str]
     """Weights of modules with several outputs, such as some routers, although their class is a linear layer."""
 

@@ -342,7 +342,6 @@ def seconds_to_wait(header: str | None) -> float | None:
 
 
 def _remedy(response: Any) -> str:
-    """Return what to do about a status."""
     remedy = {
         401: f"Put its API key into the environment variable {API_KEY}.",
         403: f"Its API key ({API_KEY}) does not allow this.",

@@ -36,7 +36,7 @@ _FORMAT = 1
 _ADDED_LATER = {"reward_loss", "base_digest", "dtype", "sha256", "training_sha256"}
 
 Head = Literal["reward", "policy", "combined"]
-"""A score of a model: from its reward head, its implicit DPO reward, or the sum of both."""
+"""Source of a model's score: its reward head, its implicit DPO reward, or the sum of both."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -163,7 +163,7 @@ class ScoreOptions:
         return replace(self, special_tokens=self.special_tokens or "token")
 
     def given(self) -> list[str]:
-        """Return the options that differ from their defaults, by their names for users."""
+        """Return the names of the options that differ from their defaults, as users write them."""
         return [f"score.{each.name}" for each in fields(self) if getattr(self, each.name) != each.default]
 
     def torch_device(self) -> torch.device:

@@ -140,7 +140,7 @@ def _rewritten(causal_lm: PreTrainedModel, leaves: Collection[str]) -> set[str]:
         config = LoraConfig(target_modules=[leaf])
         try:
             convert_peft_config_for_transformers(config, causal_lm, None)
-        except ValueError:  # for one part of what is now one weight
+        except ValueError:  # raised for one part of a merged weight
             found.add(leaf)
         else:
             if leaf not in (config.target_modules or ()):

@@ -1,4 +1,4 @@
-"""Aligns numbers of tokens with readable text: a response in pieces, each with the number of its token.
+"""Aligns per-token numbers with a response's text: splits it into pieces, each with the number of its token.
 
 Uses the public methods of tokenizers, and messages; independent of models and tensors.
 

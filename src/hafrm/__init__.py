@@ -1,6 +1,6 @@
 """hafrm: reward models trained by hybrid alignment.
 
-The names below are the ones to program against; they are imported when they are first used, so `import hafrm` is quick.
+The names below are the public Python API. They are imported on first use, which keeps `import hafrm` fast.
 """
 
 from __future__ import annotations

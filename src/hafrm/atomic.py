@@ -1,9 +1,10 @@
-"""Writing files and folders whole or not at all, one command at a time, JSON lines, and the folder for caches.
+"""Atomic writes of files and folders, locks on output folders, JSON lines, and the cache folder.
 
-A reader never meets half a file: text is written beside its place and renamed into it. Files that grow line by line
-are the exception: `drop_half_line` takes off what a kill left of the last one. What is being written is locked, so that
-the next writer of the same place knows what a killed one left from what another is still writing, and deletes it: no
-clock is asked. Where a file system or Windows has no such locks, leftovers stay.
+A reader never sees half a file: data is written to a temporary file next to the target and renamed into place. Files
+that grow line by line are the exception: `drop_half_line` removes the partial last line that a killed writer left. A
+temporary file is locked while it is being written, so the next writer of the same path can tell leftovers of killed
+writers from work in progress and deletes the leftovers, without relying on clocks. Where the platform lacks such locks
+(Windows, some file systems), leftovers stay.
 """
 
 from __future__ import annotations
@@ -45,24 +46,25 @@ __all__ = [
 
 
 _READER_WAIT = 5.0
-"""Seconds in which a pipe's reader must have opened it."""
+"""Seconds to wait for a reader to open a pipe."""
 
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that becomes `path`, flushed to disk, when the block ends well; its folder is made if need be.
+    """Open a temporary binary file that replaces `path` when the block succeeds; create its folder if needed.
 
-    A link is followed. A pipe or a device such as /dev/null is written to as it is: renaming would replace it.
+    The data is flushed to disk. Links are followed. Pipes and devices such as /dev/null are written to directly,
+    because renaming would replace them.
 
     Raises:
-        ConfigError: there is a folder, a socket, a disk, a link to itself, or a pipe that no one reads.
+        ConfigError: `path` is a folder, a socket, a disk, a link to itself, or a pipe without a reader.
     """
     try:
         path = path.resolve()
-    except RuntimeError as error:  # of Python before 3.13
+    except RuntimeError as error:  # raised by Python before 3.13
         raise ConfigError(f"{path} is a link that leads to itself. Give the path of a file.") from error
     if _streams(path):
-        with open(path, "wb", opener=_with_reader) as stream:  # Path.open takes no opener
+        with open(path, "wb", opener=_with_reader) as stream:  # Path.open has no `opener` argument
             yield stream
         return
     with _temporary(path, _empty_file) as temporary:
@@ -71,14 +73,14 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)  # closed by now: Windows renames no open file
+        temporary.replace(path)  # already closed: Windows cannot rename open files
 
 
 def _streams(path: Path) -> bool:
-    """Whether what is there is written to as it is, and not replaced."""
+    """Return whether to write to `path` directly instead of replacing it (pipes and devices)."""
     try:
         mode = path.stat().st_mode
-    except OSError:  # nothing there yet, or writing will say why not
+    except OSError:  # missing, or writing will raise a clearer error
         return False
     if stat.S_ISREG(mode):
         return False
@@ -88,7 +90,7 @@ def _streams(path: Path) -> bool:
 
 
 def _with_reader(path: str, flags: int) -> int:
-    """Open a pipe or a device for writing; wait a little for a pipe's reader, where opening would wait without end."""
+    """Open a pipe or device for writing; wait up to `_READER_WAIT` for a reader instead of blocking forever."""
     deadline = time.monotonic() + _READER_WAIT
     while True:
         try:
@@ -106,11 +108,11 @@ def _with_reader(path: str, flags: int) -> int:
 
 @contextlib.contextmanager
 def new_files(folder: Path, *, last: str) -> Iterator[Path]:
-    """A temporary folder whose files become those of `folder`, each whole, when the block ends well.
+    """Create a temporary folder whose files move into `folder`, each atomically, when the block succeeds.
 
     Args:
-        folder: Where the files go; what it holds under other names stays.
-        last: The file that comes last and so says that the others are there.
+        folder: Target folder; its other files are kept.
+        last: The file to move last; its presence shows that all others have arrived.
     """
     with _temporary(folder / "files", tempfile.mkdtemp) as temporary:
         yield temporary
@@ -127,7 +129,7 @@ def new_files(folder: Path, *, last: str) -> Iterator[Path]:
 
 
 def _require_plain(path: Path) -> None:
-    """Refuse to put a file where something is that is not one: renaming would replace it, or a link to it."""
+    """Raise if `path` is a link or not a regular file: renaming would replace it."""
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise ConfigError(
             f"{path} is not a plain file, and is not written over. Move it away, or choose another --out."
@@ -141,10 +143,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def json_text(value: Any, **form: Any) -> str:
-    """A value as JSON, in which numbers that are not finite are null: JSON has neither NaN nor infinity.
+    """Serialize a value as JSON, with non-finite numbers as null because JSON has neither NaN nor infinity.
 
     Args:
-        value: What to write.
+        value: The value to serialize.
         form: Further arguments of `json.dumps`.
     """
     try:
@@ -154,23 +156,23 @@ def json_text(value: Any, **form: Any) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON, atomically; see `json_text`."""
+    """Write a value as indented JSON atomically; see `json_text`."""
     write_text(path, json_text(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def json_line(row: Mapping[str, Any]) -> bytes:
-    """A row as one line of JSON, with what JSON has no form for (dates of a Parquet file, say) as text.
+    """Serialize a row as one line of JSON; values without a JSON form, such as dates of a Parquet file, become text.
 
-    Numbers that are not finite are null; see `json_text`.
+    Non-finite numbers become null; see `json_text`.
     """
     try:
         return json_text(row, ensure_ascii=False, default=str).encode() + b"\n"
-    except UnicodeEncodeError:  # a lone surrogate can only be written escaped
+    except UnicodeEncodeError:  # lone surrogates must be escaped
         return json_text(row, default=str).encode() + b"\n"
 
 
 def _with_nulls(value: Any) -> Any:
-    """A value with None for the floats in it that are not finite."""
+    """Replace non-finite floats inside a value by None."""
     if isinstance(value, Mapping):
         return {name: _with_nulls(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
@@ -179,7 +181,7 @@ def _with_nulls(value: Any) -> Any:
 
 
 def drop_half_line(path: Path) -> None:
-    """Cut a file that grows line by line behind its last whole line; a missing file stays missing."""
+    """Truncate a line-by-line file after its last complete line; do nothing if the file is missing."""
     if path.exists():
         content = path.read_bytes()
         os.truncate(path, content.rfind(b"\n") + 1)
@@ -187,12 +189,12 @@ def drop_half_line(path: Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `path` when the block ends well.
+    """Create a temporary folder that replaces `path` when the block succeeds.
 
-    What was there is moved aside first and deleted last, so that one of the two is always there. A link is followed.
+    The old folder is moved aside first and deleted last, so one of the two always exists. Links are followed.
 
     Raises:
-        ConfigError: something is there that is not a folder.
+        ConfigError: `path` exists and is not a folder.
     """
     require_folder(path)
     path = path.resolve()
@@ -211,10 +213,10 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def require_folder(path: Path) -> None:
-    """Refuse what can't be a command's output folder: a file, a device, or a link that leads nowhere.
+    """Raise unless `path` can be a command's output folder; files, devices and broken links cannot.
 
     Raises:
-        ConfigError: says what is there.
+        ConfigError: names the path that is in the way.
     """
     for place in (path, *path.parents):
         if place.is_symlink() and not place.exists():
@@ -227,7 +229,7 @@ def require_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let the system's errors name a file where they name none, as those of a write on a full disk don't."""
+    """Add a file name to operating-system errors that lack one, such as those of a write to a full disk."""
     try:
         yield
     except OSError as error:
@@ -238,10 +240,10 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Hold a command's output folder, which is made if need be, so that no second one writes there meanwhile.
+    """Lock a command's output folder against concurrent commands; create it if needed.
 
     Raises:
-        ConfigError: another one does, or there is no folder to be made there.
+        ConfigError: another command is writing there, or the folder can't be created.
     """
     require_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -257,7 +259,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def cache_folder(name: str) -> Path:
-    """Where hafrm keeps what it can make again: `$HAFRM_CACHE`, or `hafrm` in the user's cache folder."""
+    """Return the folder for regenerable files: `$HAFRM_CACHE`, or `hafrm` in the user's cache folder."""
     root = os.environ.get("HAFRM_CACHE")
     if root:
         return Path(root) / name
@@ -266,7 +268,7 @@ def cache_folder(name: str) -> Path:
 
 @contextlib.contextmanager
 def _temporary(path: Path, make: Callable[..., str]) -> Iterator[Path]:
-    """A new file or folder beside `path`, locked while the block runs and deleted if that fails."""
+    """Create a file or folder next to `path`, locked while the block runs and deleted if the block fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
     temporary, lock = _claim(path, make)
@@ -282,9 +284,9 @@ def _temporary(path: Path, make: Callable[..., str]) -> Iterator[Path]:
 
 
 def _claim(path: Path, make: Callable[..., str]) -> tuple[Path, int | None]:
-    """A new file or folder and the handle that locks it; None where there are no locks.
+    """Create a temporary file or folder and return it with the handle of its lock, None where locks are unsupported.
 
-    Another writer may take it for a leftover before it is locked: then one more is made.
+    Another writer may delete it as a leftover before it is locked; then retry.
     """
     while True:
         temporary = Path(make(dir=path.parent, prefix=_prefix(path)))
@@ -303,7 +305,7 @@ _MARK = ".hafrm-"
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether this is what a writer has not finished, or a killed one left."""
+    """Return whether `path` is a temporary file or folder of a running or killed writer."""
     return path.name.startswith(".") and _MARK in path.name
 
 
@@ -318,9 +320,9 @@ def _empty_file(dir: Path, prefix: str) -> str:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Delete what killed writers of a path left beside it."""
+    """Delete what killed writers of `path` left next to it."""
     for leftover in path.parent.glob(f"{glob.escape(_prefix(path))}*"):
-        with contextlib.suppress(OSError):  # locked by its writer, or become by now what it was to be
+        with contextlib.suppress(OSError):  # locked by its writer, or already renamed
             lock = _lock(leftover)
             _remove(leftover)
             os.close(lock)
@@ -334,11 +336,11 @@ def _remove(path: Path) -> None:
 
 
 def _lock(path: Path) -> int:
-    """A handle that locks a file or folder until it is closed, as it is by whatever ends the process.
+    """Lock a file or folder and return the handle; the lock ends with the handle or the process.
 
     Raises:
         BlockingIOError: another handle has locked it.
-        OSError: it is gone, or nothing can be locked here.
+        OSError: the path is gone, or locks are unsupported.
     """
     if sys.platform == "win32":
         raise OSError("folders can't be locked")

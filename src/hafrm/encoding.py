@@ -1,13 +1,13 @@
-"""From messages to token ids: the tokenizer's chat template, the shared prompt, and the rule for over-long text.
+"""From messages to token ids: chat template, shared prompt, and the limit on length.
 
-Knows tokenizers through their public methods, and messages. Knows no file, no model, no tensor. Training, evaluation,
-export and serving all encode through `ConversationEncoder`, which is why a reward is the same number in each of them.
+Uses the public methods of tokenizers; independent of files, models and tensors. Training, evaluation, export and
+serving all encode through `ConversationEncoder`, so a reward is the same number in each of them.
 
 A conversation's token ids are *exactly* those of `tokenizer.apply_chat_template(prompt + response)`, with the row's
-`tools`, `documents` and `chat_template_kwargs`, so that stock programs see what we see. The prompt's ids are the
-leading ones that the rendered prompt and all responses share: where a tokenizer merges characters across the border,
-the merged token counts as the response's. Some templates render a prompt differently once a response follows (Mistral's
-moves the system text); there the border is where renderings with different responses begin to differ.
+`tools`, `documents` and `chat_template_kwargs`, so other programs see the same input. The prompt's ids are the leading
+ids shared by the rendered prompt and all responses: if a tokenizer merges characters across the border, the merged
+token belongs to the response. Some templates render a prompt differently once a response follows (Mistral's moves the
+system text); there the border is where renderings with different responses start to differ.
 """
 
 from __future__ import annotations
@@ -36,31 +36,31 @@ __all__ = [
 ]
 
 Item = tuple[Prompt, Sequence[Sequence[Message]]]
-"""A prompt and the responses to it."""
+"""A prompt and its responses."""
 
 _CHUNK = 1024
-"""Prompts that are rendered and tokenized in one call: bounds the memory that texts take."""
+"""Prompts rendered and tokenized per call; bounds the memory used for text."""
 
 ScoredAt = Literal["template", "stop_token"]
-"""Where a conversation ends: `template` at the end of all that the chat template writes, as stock programs and hafrm
-train; `stop_token` at the end-of-sequence token, as OpenRLHF does: line breaks after it are left out, and a text that
-has none gets one.
+"""Where a conversation ends: `template` after everything the chat template writes, as in other programs and in hafrm's
+training; `stop_token` at the end-of-sequence token, as in OpenRLHF: line breaks after it are dropped, and it is
+appended to texts that lack it.
 """
 
 Overlong = Literal["drop", "truncate"]
-"""What happens to text over the limit: `drop` leaves it out and counts it, `truncate` cuts responses at their end."""
+"""What happens to text over the limit: `drop` skips and counts it, `truncate` cuts the end of responses."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenGroup:
-    """The token ids of one prompt and of the responses to it; a pair has two, chosen before rejected."""
+    """Token ids of one prompt and its responses; a pair has two responses, chosen before rejected."""
 
     prompt: tuple[int, ...]
     responses: tuple[tuple[int, ...], ...]
     lost: tuple[str, ...] = field(default=(), compare=False)
-    """What the chat template did not write, one entry for each turn ("tool text"), column ("tools") or argument."""
+    """What the chat template left out, one entry per turn ("tool text"), column ("tools") or template argument."""
     special_tokens: int = field(default=0, compare=False)
-    """How many special tokens the messages contain."""
+    """Number of special tokens in the messages."""
 
     def __post_init__(self) -> None:
         if not self.prompt or not self.responses or not all(self.responses):
@@ -68,22 +68,22 @@ class TokenGroup:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Tokens of each whole sequence, prompt and response."""
+        """Tokens of each whole sequence: prompt plus response."""
         return tuple(len(self.prompt) + len(response) for response in self.responses)
 
     @property
     def unique_tokens(self) -> int:
-        """Tokens when the prompt is counted once."""
+        """Tokens of the group with the prompt counted once."""
         return len(self.prompt) + sum(map(len, self.responses))
 
 
 class OverlongError(Exception):
-    """A group does not fit the limit.
+    """A group exceeds the length limit.
 
     Args:
         tokens: Tokens of the longest sequence.
-        limit: The limit that it passes.
-        prompt_alone: Whether even the prompt leaves no room for a response, so that truncating can't help.
+        limit: The limit.
+        prompt_alone: Whether the prompt alone leaves no room for a response, so truncating can't help.
     """
 
     def __init__(self, tokens: int, limit: int, *, prompt_alone: bool) -> None:
@@ -92,21 +92,21 @@ class OverlongError(Exception):
 
 
 Encoded = TokenGroup | OverlongError | DataError
-"""What becomes of a prompt and its responses: token ids, or the reason why there are none."""
+"""The outcome of encoding: token ids, or the reason why there are none."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConversationEncoder:
-    """Turns a prompt and its responses into token ids, by one rule everywhere.
+    """Encodes prompts and responses into token ids, with the same rules everywhere.
 
     Args:
         tokenizer: A transformers tokenizer with a chat template.
-        max_length: The most tokens of a prompt with one response (the paper's Table 5: 512).
-        overlong: What to do with more: `drop` raises `OverlongError` for the caller to count; `truncate` cuts
-            responses at their end and raises only where the prompt alone fills the limit.
+        max_length: Maximum tokens of a prompt with one response (512 in the paper's Table 5).
+        overlong: What to do above that: `drop` raises `OverlongError`, for the caller to count; `truncate` cuts the end
+            of responses and raises only if the prompt alone fills the limit.
         scored_at: Where a conversation ends, which is where its reward is read.
-        special_tokens: What becomes of special tokens in messages; stock programs and training make tokens of them.
-        find_lost: Whether to find what the template does not write; see `TokenGroup.lost`.
+        special_tokens: How to encode special tokens inside messages; other programs and training use `token`.
+        find_lost: Whether to find what the template leaves out; see `TokenGroup.lost`.
     """
 
     tokenizer: ChatTokenizer
@@ -135,7 +135,7 @@ class ConversationEncoder:
         """Encode a prompt with its responses.
 
         Raises:
-            OverlongError: the group does not fit; see `overlong`.
+            OverlongError: the group exceeds the limit; see `overlong`.
             TemplateRefusalError: the tokenizer's chat template refuses the conversation.
         """
         (outcome,) = self.encode_many([(prompt, responses)])
@@ -147,10 +147,10 @@ class ConversationEncoder:
         """Encode many prompts with their responses, several times faster than one by one.
 
         Args:
-            items: Prompts, each with its responses, as `encode` takes them.
+            items: Prompts, each with its responses, as for `encode`.
 
         Returns:
-            For each item its token group, or the error that `encode` would raise.
+            Per item its token group, or the error that `encode` would raise.
         """
         waiting = iter(items)
         outcomes: list[Encoded] = []
@@ -159,13 +159,13 @@ class ConversationEncoder:
         return outcomes
 
     def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of rendered texts, to which nothing is added."""
-        # What is too long is for the caller to say, not for the tokenizer.
+        """Tokenize rendered texts without adding anything."""
+        # `verbose=False`: callers report over-long texts, not the tokenizer.
         ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         return ids
 
     def ended(self, text: str) -> str:
-        """A whole rendered conversation up to where it is scored; see `ScoredAt`."""
+        """Cut a rendered conversation at the place where it is scored; see `ScoredAt`."""
         if self.scored_at == "template":
             return text
         bare, eos = text.rstrip("\n"), str(getattr(self.tokenizer, "eos_token", None) or "")
@@ -182,7 +182,7 @@ class ConversationEncoder:
             return [outcome for item in items for outcome in self._encode_chunk([item])]
 
     def _rendered(self, conversations: Iterable[_Key], *, opening: bool = False) -> dict[_Key, _Rendered]:
-        """Text and token ids of each conversation, each distinct one rendered and tokenized once."""
+        """Render and tokenize each distinct conversation once."""
         alike: dict[tuple[str, int], list[_Key]] = defaultdict(list)
         for prompt, response in dict.fromkeys(conversations):
             alike[prompt.arguments, self._special.count(prompt, response)].append((prompt, response))
@@ -221,28 +221,28 @@ class ConversationEncoder:
         return outcomes
 
     def _border(self, key: _Key, opening: _Rendered, whole: _Rendered) -> int:
-        """How many leading tokens of a conversation are the prompt's; a response keeps at least one token."""
+        """Count the leading tokens that belong to the prompt, leaving at least one for the response."""
         shared = common_prefix([opening.ids, whole.ids])
         if shared < len(opening.ids) - 1 and not self._appends(key[0], whole):
             shared = common_prefix([rendered.ids for rendered in (whole, *self._probes(key))])
         return min(shared, len(whole.ids) - 1)
 
     def _appends(self, prompt: Prompt, whole: _Rendered) -> bool:
-        """Whether the prompt, without what opens a response, is rendered as if no response followed."""
+        """Return whether the prompt renders the same without a response, apart from the opening of the response."""
         try:
             (text,) = render(self.tokenizer, [(prompt, ())])
-        except TemplateRefusalError:  # of a template that wants a response
+        except TemplateRefusalError:  # this template requires a response
             return False
         return whole.text.startswith(text)
 
     def _probes(self, key: _Key) -> list[_Rendered]:
-        """The conversation with two other texts as its response, whose renderings differ from where it begins."""
+        """Render the conversation with two different response texts, which differ from the start of the response."""
         prompt, (first, *rest) = key
         probes = [(prompt, (replace(first, content=letter, more=""), *rest)) for letter in ("a", "b")]
         return list(self._rendered(probes).values())
 
     def _lost(self, keys: Sequence[_Key], wholes: Sequence[_Rendered]) -> Iterable[str]:
-        """What the template did not write, of the prompt once and of each response."""
+        """Yield what the template left out: once for the prompt, and per response."""
         prompt = keys[0][0]
         yield from self._lost_columns(keys, wholes)
         yield from self._lost_turns(keys[0], wholes[0], range(len(prompt.turns)))
@@ -254,14 +254,14 @@ class ConversationEncoder:
         prompt, response = key
         turns = (*prompt.turns, *response)
         written = "\n".join(text for turn in turns for text in (turn.content, turn.reasoning) if text)
-        dropped: dict[tuple[str, str, str], bool] = {}  # a turn's role, part and value
+        dropped: dict[tuple[str, str, str], bool] = {}  # (role, part, value) of a turn -> whether it is left out
 
         def silent(place: int, changed: Message) -> bool:
-            """Whether nothing is rendered differently with this turn in the place of the one that is there."""
+            """Return whether replacing this turn leaves the rendering unchanged."""
             return self._renders_as((prompt, (*turns[:place], changed, *turns[place + 1 :])), whole)
 
         def lost(place: int, what: str, value: str) -> bool:
-            """Whether a part of a turn is not rendered; words found elsewhere too are rendered twice to see it."""
+            """Return whether a part of a turn is left out; text that occurs elsewhere too is doubled to find out."""
             turn = turns[place]
             if what in _OTHER_KEYS:
                 return silent(place, replace(turn, more=_without(turn.more, what)))
@@ -284,7 +284,7 @@ class ConversationEncoder:
                     yield f"{turn.role} {what}"
 
     def _around(self, key: _Key) -> str:
-        """What the template writes around the texts of such turns: its own marks, tools, calls, arguments."""
+        """Return what the template writes around such turns: its own marks, tools, calls and arguments."""
         prompt, response = key
         bare = tuple(
             replace(turn, content="0" if turn.content else "").with_reasoning("") for turn in (*prompt.turns, *response)
@@ -300,7 +300,7 @@ class ConversationEncoder:
         return self._surroundings[shape]
 
     def _lost_columns(self, keys: Sequence[_Key], wholes: Sequence[_Rendered]) -> Iterable[str]:
-        """Tools, documents and template arguments without which every response is rendered as it was."""
+        """Yield tools, documents and template arguments whose removal changes the rendering of no response."""
         prompt = keys[0][0]
         columns = prompt.columns
         less = {name: {**columns, name: None} for name in ("tools", "documents") if columns.get(name)}
@@ -317,7 +317,7 @@ class ConversationEncoder:
                 yield what
 
     def _renders_as(self, changed: tuple[Prompt, Sequence[Message]], whole: _Rendered) -> bool:
-        """Whether these turns, with the prompt's arguments, are rendered as the conversation was."""
+        """Return whether these turns, with the prompt's arguments, render to the text of `whole`."""
         prompt, turns = changed
         try:
             (text,) = render(self.tokenizer, [(replace(prompt, turns=()), turns)])
@@ -326,9 +326,9 @@ class ConversationEncoder:
         return self.ended(text) == whole.text
 
     def _cut(self, borders: Sequence[int], whole: Sequence[Sequence[int]]) -> Encoded:
-        """Apply the rule for over-long sequences, whose first tokens are the prompt's: as many as all of them share."""
+        """Split sequences at the longest common prompt and apply the length limit."""
         shared = min(common_prefix(whole), *borders) if len(whole) > 1 else borders[0]
-        if shared < min(borders) - 1:  # one token may have merged with a response's beginning
+        if shared < min(borders) - 1:  # a difference of one token can be a merge with a response's beginning
             return TemplateRefusalError(
                 "The tokenizer's chat template renders the prompt differently for its responses, as where they have "
                 "different numbers of turns, so that the two can't be compared after one prompt."
@@ -347,13 +347,11 @@ class ConversationEncoder:
 
 
 _Key = tuple[Prompt, tuple[Message, ...]]
-"""A prompt with one response."""
+"""A prompt and one response."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Rendered:
-    """A conversation as the chat template writes it."""
-
     text: str
     ids: list[int]
 
@@ -364,7 +362,7 @@ _ESCAPE = re.compile(r"\\[nrt\"\\/]")
 
 
 def _writes(rendered: str, text: str) -> bool:
-    """Whether a rendering contains a text: literally, with other white space and punctuation, or escaped as in JSON."""
+    """Return whether a rendering contains a text: literally, up to white space and punctuation, or JSON-escaped."""
     if (text := text.strip()) in rendered:
         return True
     words = " ".join(_WORD.findall(text))
@@ -374,12 +372,12 @@ def _writes(rendered: str, text: str) -> bool:
 
 
 def _without(values: str, name: str) -> str:
-    """A JSON object's text without one of its names; empty where nothing is left."""
+    """Remove a key from the text of a JSON object; return "" if no key remains."""
     found = json.loads(values)
     found.pop(name, None)
     return json.dumps(found, ensure_ascii=False) if found else ""
 
 
 def common_prefix(sequences: Sequence[Sequence[object]]) -> int:
-    """The number of leading items that all sequences share."""
+    """Return the number of leading items that all sequences share."""
     return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*sequences, strict=False)))

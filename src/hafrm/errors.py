@@ -1,22 +1,22 @@
-"""The errors that a user of hafrm can meet.
+"""The errors that users of hafrm can meet.
 
     HafrmError
-    ├── ConfigError          an option or a combination of options that can't work
-    ├── DataError            something is wrong with the data as a whole
-    │   ├── BadRowError      one row breaks the data contract: says file, row, field, remedy
-    │   ├── RefusedError     conversations that a tokenizer's chat template can't render, or that a server refuses
-    │   ├── UnknownDataError a data set name that nobody knows; names the nearest ones
+    ├── ConfigError          an invalid option or combination of options
+    ├── DataError            something is wrong with a data set as a whole
+    │   ├── BadRowError      one row breaks the data contract: names file, row, field and remedy
+    │   ├── RefusedError     conversations that the chat template can't render, or that a server refuses
+    │   ├── UnknownDataError an unknown data set name; suggests similar ones
     │   └── UnreadableError  a file that can't be opened or decoded
-    ├── ModelError           a model or tokenizer that can't serve as asked
-    │   └── DamagedError     files of a checkpoint that are not what was saved
-    ├── TrainingError        a run that can't go on
+    ├── ModelError           the model or tokenizer is unusable for this task
+    │   └── DamagedError     checkpoint files that are missing or differ from what was saved
+    ├── TrainingError        a run that can't continue
     │   └── NonFiniteLossError  the loss or its gradient is NaN or infinite; names the rows of the batch
-    ├── NoMemoryError        a batch does not fit into memory; names the options that make it smaller
-    ├── UnwritableError      a checkpoint that can't be written: a full disk, most often
-    └── MissingExtraError    an optional dependency is not installed; says how to install it
+    ├── NoMemoryError        a batch that does not fit into memory; names the options that shrink it
+    ├── UnwritableError      a checkpoint that can't be written, usually because the disk is full
+    └── MissingExtraError    an optional dependency that is not installed; gives the install command
 
-Every message says where, what, and the remedy. `ValueError` is kept for wrong arguments to the pure functions and
-`AssertionError` for invariants of hafrm itself: neither should reach somebody who runs the command line.
+Every message says where, what, and the remedy. `ValueError` is reserved for wrong arguments to pure functions and
+`AssertionError` for hafrm's own invariants: users of the command line should see neither.
 """
 
 from __future__ import annotations
@@ -47,22 +47,22 @@ __all__ = [
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what another program's error says, or its kind where it says nothing; see `printable`."""
+    """Return the first line of another program's error message, or the error's type if empty; see `printable`."""
     return printable((str(error).strip() or type(error).__name__).splitlines()[0])
 
 
 def printable(text: str, limit: int = 300) -> str:
-    """A text of another program or person for a terminal or a log: without control characters, and not endless."""
+    """Make foreign text safe for a terminal or log: escape control characters and cut it at `limit` characters."""
     shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text[:limit])
     return shown + ("..." if len(text) > limit else "")
 
 
 class HafrmError(Exception):
-    """Root of all errors that hafrm raises on purpose."""
+    """Base class of all errors that hafrm raises on purpose."""
 
 
 class ConfigError(HafrmError):
-    """An option, or a combination of options, that can't work."""
+    """An option or combination of options is invalid."""
 
 
 class DataError(HafrmError):
@@ -70,7 +70,7 @@ class DataError(HafrmError):
 
 
 class BadRowReason(StrEnum):
-    """Why a row breaks the data contract: the key under which skipped rows are counted."""
+    """Why a row breaks the data contract; skipped rows are counted by these values."""
 
     INVALID_JSON = "invalid_json"
     INVALID_TEXT = "invalid_text"
@@ -80,23 +80,23 @@ class BadRowReason(StrEnum):
     EMPTY_RESPONSE = "empty_response"
     MIXED_SCHEMA = "mixed_schema"
     UNSUPPORTED = "unsupported"
-    """The row contains what would be lost: a key that no chat template is given, or what is not text."""
+    """The row contains something that would be lost: a key that no chat template reads, or media."""
     PROMPT_TOO_LONG = "prompt_too_long"
     REFUSED_BY_TEMPLATE = "refused_by_template"
 
 
 CHANGE_ROLES = "Change the row's roles, or use a tokenizer with another chat template."
-"""What to do about a conversation that a tokenizer's chat template refuses."""
+"""Remedy for conversations that the chat template refuses."""
 
 
 class BadRowError(DataError):
     """One row breaks the data contract.
 
     Args:
-        reason: The kind of fault, under which `on_bad_row: skip` counts the row.
-        source: The file or data set that holds the row.
-        row: The row's number, from 1; in JSON-lines files the line's number.
-        field: The field at fault, or None where the row as a whole is.
+        reason: The kind of fault, by which `on_bad_row: skip` counts the row.
+        source: The file or data set of the row.
+        row: The row's number from 1; in JSON-lines files the line number.
+        field: The faulty field, or None if the row as a whole is at fault.
         problem: What is wrong, as a clause: "is empty, so there are no response tokens to score".
         remedy: What the user can do about it, as a sentence.
     """
@@ -109,7 +109,7 @@ class BadRowError(DataError):
         self.row = row
         self.field = field
         self.fault = f"`{field}` {problem}. {remedy}" if field else f"{problem}. {remedy}"
-        """What is wrong and what to do about it, without the row's place."""
+        """Problem and remedy, without the row's place."""
         super().__init__(
             f"{source}, row {row}: {self.fault} Or set `data_options.on_bad_row: skip` "
             "to leave such rows out and have them counted."
@@ -117,7 +117,7 @@ class BadRowError(DataError):
 
     @classmethod
     def refused(cls, problem: str, *, source: str, row: int, remedy: str = CHANGE_ROLES) -> BadRowError:
-        """A row whose conversation the tokenizer's chat template, or a server, refuses for this reason."""
+        """Create the error for a row whose conversation is refused by the chat template or by a server."""
         return cls(
             BadRowReason.REFUSED_BY_TEMPLATE,
             source=source,
@@ -129,12 +129,12 @@ class BadRowError(DataError):
 
 
 class RefusedError(DataError):
-    """Conversations that a tokenizer's chat template can't render: two turns of one role in a row, for some.
+    """A chat template or a server refuses conversations, for example those with two consecutive turns of one role.
 
     Args:
-        reasons: What the template or the server says, by the conversation's place among those given.
+        reasons: Reasons given by the template or the server, by the conversation's index.
         remedy: What the user can do about it, as a sentence.
-        finished: The rewards of all others by their places, None for what is too long; None where none was computed.
+        finished: Rewards of all other conversations by index, None for over-long ones; None if none were computed.
     """
 
     def __init__(
@@ -153,31 +153,31 @@ class RefusedError(DataError):
 
 
 class UnknownDataError(DataError):
-    """A data set name that nobody knows."""
+    """The data set name is unknown."""
 
 
 class UnreadableError(DataError):
-    """A file that can't be opened, decoded or decompressed."""
+    """A file can't be opened, decoded or decompressed."""
 
 
 class ModelError(HafrmError):
-    """A model or tokenizer that can't serve as asked."""
+    """The model or tokenizer is unusable for this task."""
 
 
 class DamagedError(ModelError):
-    """Files of a checkpoint that are missing, or not what was saved."""
+    """Checkpoint files are missing or differ from what was saved."""
 
 
 class NoMemoryError(HafrmError):
-    """A batch that does not fit into memory."""
+    """A batch does not fit into memory."""
 
 
 class UnwritableError(HafrmError):
-    """A checkpoint that can't be written."""
+    """A checkpoint can't be written."""
 
 
 class TrainingError(HafrmError):
-    """A training run that can't go on."""
+    """A training run can't continue."""
 
 
 class NonFiniteLossError(TrainingError):

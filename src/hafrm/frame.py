@@ -1,11 +1,9 @@
-r"""What a chat template writes around conversations, and how rendered texts are brought back to that form.
+r"""What a chat template writes around conversations, and how to restore that form from clients' texts.
 
-Clients that send text send it in three forms: as the template writes a conversation; as a policy generated it, which
-ends *at* the stop token although the template may write more (a line break, for ChatML); and as
-`tokenizer.decode(ids)`, which for SentencePiece-like tokenizers puts spaces beside special tokens that the template did
-not write. `Frame` turns each of them into the first, so that the reward is read where it was trained to be read.
-
-Knows tokenizers through their public methods. Knows no model.
+Clients send text in three forms: as the template renders a conversation; as a policy generated it, ending *at* the stop
+token although the template may write more (a line break, for ChatML); and as `tokenizer.decode(ids)`, which with
+SentencePiece-like tokenizers adds spaces next to special tokens. `Frame` converts all of them into the first form, so
+that the reward is read at the position used in training. Uses the public methods of tokenizers; independent of models.
 """
 
 from __future__ import annotations
@@ -30,44 +28,44 @@ _TALK = Conversation(Prompt((*_SAMPLES[0].turns, Message("user", "Another"))), _
 
 @dataclass(frozen=True)
 class Frame:
-    """The marks that a tokenizer's chat template writes, and the changes that decoding makes to them."""
+    """The marks written by a tokenizer's chat template, and how decoding changes them."""
 
     tokenizer: Any
     bos: str
-    """The beginning-of-sequence token's text where the template begins with it, else nothing."""
+    """Text of the beginning-of-sequence token if the template starts with it, else ""."""
     ending: str
     """What the template writes after the text of a final assistant turn."""
     ending_ids: tuple[int, ...]
-    """The ending's token ids, as they follow a text."""
+    """Token ids of the ending when it follows a text."""
     stop: str
-    """The first special token of the ending, at which a policy stops; empty where the ending has none."""
+    """First special token of the ending, where a policy stops; "" if the ending has none."""
     stops: tuple[str, ...]
-    """Other tokens at which a policy stops: the model's own, and what opens the next turn where none ends one."""
+    """Other stop tokens: those of the model, and the opening of the next turn if nothing ends a turn."""
     trims: bool
     """Whether the template strips white space from the end of a turn."""
     opening: str
     """What the template writes before the first user's text."""
     opening_ids: tuple[int, ...]
-    """The opening's token ids."""
+    """Token ids of the opening."""
     decoded_opening: str
-    """The opening after a trip through token ids."""
+    """The opening after tokenizing and decoding."""
     lossless: bool
-    """Whether decoding gives back what was tokenized."""
+    """Whether decoding returns exactly the text that was tokenized."""
     special: re.Pattern[str]
     """Matches any added token."""
     pads: tuple[str, ...]
-    """Tokens that clients pad with: the pad token, and the end-of-sequence token of those that have no other."""
+    """Tokens that clients may pad with: the pad token and the end-of-sequence token."""
 
     def restored(self, text: str, prompt: str | None = None) -> tuple[str, str | None, bool]:
-        """A client's text as the template would have written it.
+        """Restore a client's text to the form that the template would have written.
 
         Args:
             text: A rendered conversation, in any of the module's three forms.
-            prompt: The rendered prompt that the sender says it begins with.
+            prompt: The rendered prompt with which the text starts, according to the client.
 
         Returns:
-            The text; the prompt, None where the text does not begin with it; and whether the response ends, which is
-            False where it was cut off before a stop token.
+            The text; the prompt, None if the text does not start with it; and whether the response is complete, False
+            if it was cut off before a stop token.
         """
         text = self._without_leading_pads(text)
         prompt = None if prompt is None else self._with_bos(prompt)
@@ -76,31 +74,31 @@ class Frame:
         return text, prompt if prompt is not None and len(prompt) < len(text) else None, ended
 
     def restored_ids(self, ids: Sequence[int]) -> tuple[list[int], bool]:
-        """Token ids with the template's beginning and ending, and whether they came with an end; see `restored`."""
+        """Add the template's beginning and ending to token ids; also return whether they had an end. See `restored`."""
         return self._ended_ids(self._begun_ids(ids))
 
     def without_stop(self, content: str) -> str:
-        """A response's content without the stop token that its generation ended with, and without pads behind it."""
+        """Remove the final stop token and any padding after it from a response's content."""
         end, _ = self._end(content)
         return content if end == len(content) else content[:end].removesuffix(self._before_stop)
 
     @property
     def _marks(self) -> tuple[str, ...]:
-        """Tokens that are taken off the end of a text."""
+        """Tokens to strip from the end of a text."""
         return tuple(dict.fromkeys(mark for mark in (self.stop, *self.stops, *self.pads) if mark))
 
     @property
     def _before_stop(self) -> str:
-        """What the template writes between a response's text and the stop token; all of an ending without one."""
+        """What the template writes between a response's text and the stop token; the whole ending if it has none."""
         return self.ending.partition(self.stop)[0] if self.stop else self.ending
 
     @property
     def _always_ends(self) -> bool:
-        """Whether nothing is known that would tell a cut response from a whole one."""
+        """Whether a truncated response looks the same as a complete one."""
         return not self.stop and not self.stops
 
     def _begun_ids(self, ids: Sequence[int]) -> list[int]:
-        """Token ids without the pads of a left-padded batch, and with the template's beginning."""
+        """Strip left padding and complete the template's beginning."""
         pads = set(self._token_ids(self.pads))
         start = _length_of(ids, pads)
         own = self.opening_ids[: _length_of(self.opening_ids, pads)] if start else ()
@@ -115,7 +113,7 @@ class Frame:
         place = ending.index(marks[0]) if self.stop else len(ending)
         before, after = ending[:place], set(ending[place:]) - set(marks)
         length, ended = len(ids), False
-        # As in `_end`: what the ending writes between and behind marks goes with the mark before it.
+        # As in `_end`: what the ending writes between and after marks is removed with the mark before it.
         while (end := _length_without(ids, after, length)) and ids[end - 1] in marks:
             ended = ended or ids[end - 1] != self.tokenizer.pad_token_id
             length = end - 1
@@ -132,13 +130,13 @@ class Frame:
     def _with_bos(self, text: str) -> str:
         if text.startswith(self.bos):
             return text
-        # Decoding writes a space after a special token, but not at a text's beginning.
+        # Decoding adds a space after a special token, except at the start of a text.
         decoded = f"{self.bos} {text}"
         source = None if self.lossless else self._source(decoded, _forms(decoded, self.special))
         return source or self.bos + text
 
     def _without_leading_pads(self, text: str) -> str:
-        """The text without the pads of a left-padded batch, and with the template's beginning."""
+        """Strip left padding and complete the template's beginning."""
         bare = self._bare(text)
         if bare != text:
             own = self.opening.removesuffix(self._bare(self.opening))
@@ -146,13 +144,13 @@ class Frame:
         return self._with_bos(text)
 
     def _bare(self, text: str) -> str:
-        start = 0  # a place, not a copy for each pad: there can be a million
+        start = 0  # an index instead of a copy per pad: there can be a million
         while pad := next((pad for pad in self.pads if text.startswith(pad, start)), None):
             start += len(pad)
         return text[start:]
 
     def _undecoded(self, text: str, prompt: str | None) -> tuple[str, str | None]:
-        """The text before a trip through token ids, and the prompt where the text begins with it."""
+        """Undo the effects of tokenizing and decoding; also return the prompt if the text starts with it."""
         if self.lossless:
             return text, prompt if prompt is not None and text.startswith(prompt) else None
         if prompt is None:
@@ -164,22 +162,22 @@ class Frame:
         if not text.startswith(decoded):
             return self._exact(text), None
         rest = text.removeprefix(decoded)
-        # The space at its beginning may be the one that follows the prompt's last token, if that is a special one.
+        # A leading space may belong to the prompt's last token, if that is a special one.
         forms = (prompt + form for start in (rest, rest.removeprefix(" ")) for form in _forms(start, self.special))
         return self._source(text, forms) or prompt + rest, prompt
 
     def _exact(self, text: str) -> str:
-        """A text before a trip through token ids; itself where it made none."""
+        """Return the text before tokenizing and decoding, or the text itself if it was not decoded."""
         if text.startswith(self.opening) and not text.startswith(self.decoded_opening):
             return text
         return self._source(text, _forms(text, self.special)) or text
 
     def _source(self, text: str, candidates: Iterator[str]) -> str | None:
-        """The first candidate that becomes the text by a trip through token ids."""
+        """Return the first candidate that tokenizing and decoding turn into `text`."""
         return next((candidate for candidate in candidates if self._decoded(candidate) == text), None)
 
     def _ended(self, text: str) -> tuple[str, bool]:
-        """The text with the template's ending completed, and whether it has an end."""
+        """Complete the template's ending; also return whether the text had an end."""
         if not self.stop and self.ending and text.endswith(self.ending):
             return text, True
         end, ended = self._end(text)
@@ -190,7 +188,7 @@ class Frame:
         return (core.rstrip() if self.trims else core) + self.ending, True
 
     def _end(self, text: str) -> tuple[int, bool]:
-        """Where a text ends without the marks at its end, and whether one of them says that it is whole."""
+        """Return where the text ends without trailing marks, and whether one of them shows that it is complete."""
         marks, end, ended = self._marks, len(text), False
         while True:
             bare = next((place for place in range(end, 0, -1) if not text[place - 1].isspace()), 0)
@@ -209,13 +207,13 @@ class Frame:
 
 
 def frame_of(tokenizer: Any, stops: Sequence[int] = ()) -> Frame:
-    """Find out what a tokenizer's chat template writes around a conversation, by rendering a few.
+    """Find what a tokenizer's chat template writes around a conversation, by rendering examples.
+
+    If the template refuses a plain question and answer, nothing is known about it, and texts are used unchanged.
 
     Args:
         tokenizer: A transformers tokenizer with a chat template.
-        stops: Ids of the tokens at which the model stops, as its own config has them.
-
-    Of a template that refuses a plain question and answer nothing is known: its texts are taken as they come.
+        stops: Ids of the model's stop tokens, from its config.
     """
     added = sorted({str(token) for token in tokenizer.get_added_vocab()} | set(tokenizer.all_special_tokens), key=len)
     special = re.compile("|".join(map(re.escape, reversed(added))) or "(?!)")
@@ -247,7 +245,7 @@ def frame_of(tokenizer: Any, stops: Sequence[int] = ()) -> Frame:
         pads=pads,
     )
     whole, core = frame._ids(texts[0]), frame._ids(before + answer)
-    apart = whole[: len(core)] == core  # else a token spans the border
+    apart = whole[: len(core)] == core  # otherwise a token spans the border
     decoded = [frame._decoded(text) for text in texts]
     return replace(
         frame,
@@ -259,17 +257,17 @@ def frame_of(tokenizer: Any, stops: Sequence[int] = ()) -> Frame:
 
 
 def _length_of(ids: Sequence[int], leading: set[int]) -> int:
-    """How many ids at the beginning are in `leading`."""
+    """Count the ids at the start that are in `leading`."""
     return next((place for place, token in enumerate(ids) if token not in leading), len(ids))
 
 
 def _length_without(ids: Sequence[int], trailing: set[int], length: int) -> int:
-    """How many of the first `length` ids are left without those at the end that are in `trailing`."""
+    """Return the length of `ids[:length]` without ids at the end that are in `trailing`."""
     return next((place for place in range(length, 0, -1) if ids[place - 1] not in trailing), 0)
 
 
 def _forms(text: str, special: re.Pattern[str]) -> Iterator[str]:
-    """Texts that decoding may have made this one of, by writing spaces beside special tokens."""
+    """Yield texts that decoding may have turned into this one by adding spaces next to special tokens."""
     after = re.sub(rf"({special.pattern}) ", r"\1", text)
     yield after
     yield re.sub(rf" ({special.pattern})", r"\1", after)

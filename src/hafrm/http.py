@@ -1,6 +1,6 @@
-"""An HTTP client for servers that are not to be trusted: answers of bounded size and time, and no redirects.
+"""An HTTP client for untrusted servers: bounded size and time of answers, no redirects.
 
-httpx is imported only when a client is made.
+httpx is imported only when a client is created.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from hafrm.timeouts import TimedOutError, time_limit
 __all__ = ["LARGEST_ANSWER", "bounded_client", "bounded_time"]
 
 LARGEST_ANSWER = 16 * 2**20
-"""Bytes of an answer's body at most."""
+"""Maximum bytes of a response body."""
 
 _PARTS = 5
-"""A whole answer may take so many times the seconds that are waited for its next byte."""
+"""Time limit for a whole response, as a multiple of the timeout for its next byte."""
 
 
 def bounded_client(*, timeout: float, extra: str, headers: Mapping[str, str] | None = None) -> Any:
-    """An `httpx.Client` that follows no redirect and reads no more than `LARGEST_ANSWER` bytes of an answer.
+    """Create an `httpx.Client` that follows no redirects and reads at most `LARGEST_ANSWER` bytes per response.
 
     Args:
         timeout: Seconds without a byte after which a request fails.
         extra: The extra of hafrm that installs httpx.
-        headers: Sent with each request.
+        headers: Headers of every request.
 
     Raises:
         MissingExtraError: httpx is not installed.
@@ -56,7 +56,7 @@ def bounded_client(*, timeout: float, extra: str, headers: Mapping[str, str] | N
         def handle_request(self, request: httpx.Request) -> httpx.Response:
             response = super().handle_request(request)
             if response.headers.get("content-encoding", "identity") != "identity":
-                response.close()  # a small body may unpack to a huge one
+                response.close()  # a small body can unpack to a huge one
                 raise httpx.ReadError("the answer is compressed although none was asked for")
             response.stream = Body(response.stream)
             return response
@@ -68,10 +68,10 @@ def bounded_client(*, timeout: float, extra: str, headers: Mapping[str, str] | N
 
 @contextmanager
 def bounded_time(timeout: float) -> Iterator[None]:
-    """Give up an answer that comes byte by byte: it may take five times the seconds that are waited for a byte.
+    """Limit the time of a whole response to five times the timeout per byte, against responses that trickle in.
 
     Raises:
-        TimeoutError: the time is over.
+        TimeoutError: the response took too long.
     """
     try:
         with time_limit(_PARTS * timeout):

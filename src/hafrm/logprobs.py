@@ -1,20 +1,20 @@
-"""From hidden states to the log-probabilities of response tokens, without ever holding all logits.
+"""Log-probabilities of response tokens from hidden states, without materialising all logits.
 
-Knows hidden states, the weight of an LM head and token ids. Knows no model, no batch layout and no loss.
+Works on hidden states, the weight of an LM head and token ids; independent of models, batch layouts and losses.
 Shape letters: T response tokens, H hidden, V vocabulary, S sequences.
 
-The T x V logits of a stock model are the largest tensors of a training step, several times over. Here they exist for
-a few rows at a time, in buffers that are used again for every chunk (on a CPU, fresh memory of that size costs more
-than the softmax that fills it). What a step costs, in products of T x H x V:
+The T x V logits of a stock model are the largest tensors of a training step, several times over. Here they exist for a
+few rows at a time, in buffers reused for every chunk (on a CPU, allocating that much memory costs more than the
+softmax). The cost of a step, in matrix products of T x H x V:
 
 * no gradients: 1;
-* frozen head (LoRA): 2, and nothing V-wide happens in the backward. The gradient for a token's state is known up to
-  the token's incoming gradient, a single number, so the forward pass computes the rest while it has the softmax;
-* trained head: 4. The weight's gradient needs the incoming gradients first, so the backward makes the logits anew;
-* trained head, where the caller says what the incoming gradients will be (`Foresight`): 3, the least there is, where
-  a chunk's rows hold a pair's tokens; a longer pair's logits are made twice, which is 4. The forward computes the
-  weight's gradient too, and the backward only checks that what came is what was foretold, up to a common factor. If it
-  is not, the backward makes the logits anew: a wrong word costs time and changes no number.
+* frozen head (LoRA): 2, with no V-wide work in the backward pass. The gradient of a token's state is known up to the
+  token's incoming gradient, a single number, so the forward pass computes the rest while it has the softmax;
+* trained head: 4. The weight's gradient needs the incoming gradients, so the backward pass recomputes the logits;
+* trained head with predicted incoming gradients (`Foresight`): 3, the minimum, if a chunk has room for a pair's tokens;
+  the logits of longer pairs are computed twice, which makes 4. The forward pass also computes the weight's gradient,
+  and the backward pass only checks that the incoming gradients match the prediction up to a common factor. If they
+  don't, it recomputes the logits: a wrong prediction costs time but never changes a result.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ __all__ = ["Foresight", "LogitTransform", "linear_log_probs", "sum_by_sequence"]
 class LogitTransform:
     """How a model turns the LM head's products into logits.
 
-    The product (with its bias) is scaled first, then capped: softcap * tanh(scale * product / softcap).
+    The product (with its bias) is scaled, then capped: softcap * tanh(scale * product / softcap).
 
     Raises:
-        ValueError: scale is 0 or not finite, or softcap is not a positive number.
+        ValueError: scale is 0 or not finite, or softcap is not positive and finite.
     """
 
     scale: float = 1.0
-    """A factor (Cohere's logit_scale; the inverse of Granite's logits_scaling)."""
+    """Factor of the product (Cohere's logit_scale; the inverse of Granite's logits_scaling)."""
     softcap: float | None = None
-    """The bound that logits approach (Gemma 2's final_logit_softcapping), or None."""
+    """Bound that logits approach (Gemma 2's final_logit_softcapping), or None."""
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.scale) or self.scale == 0:
@@ -58,22 +58,23 @@ _PLAIN = LogitTransform()
 
 @dataclass(frozen=True)
 class Foresight:
-    """What a loss will do with the log-probs, told before it does.
+    """Prediction of a loss's gradient in the log-probs, available in the forward pass.
 
-    A loss whose pairs do not depend on each other knows its derivative in a pair's two log-probs as soon as it has
-    those two. Tokens must lie sequence by sequence, and a unit's sequences side by side.
+    If pairs don't interact, the derivative in a pair's two log-probs follows from these two alone. Tokens must be
+    sorted by sequence, and the sequences of a unit must be adjacent.
     """
 
     lengths: Sequence[int]
     """Tokens of each sequence, [S], summing to T."""
     unit: int
-    """How many neighbouring sequences the derivative depends on: 2 for pairs."""
+    """Number of adjacent sequences on which the derivative depends: 2 for pairs."""
     slopes: Callable[[Tensor, int], Tensor]
-    """From the summed log-probs of whole units, [n], and the first one's place among the S sequences, to the loss's
-    derivative in them, [n]. A factor common to all S is free."""
+    """Function from the summed log-probs of whole units, [n], and the index of the first among the S sequences, to the
+    loss's derivative in them, [n]. A factor common to all S is arbitrary.
+    """
 
     def blocks(self, rows: int) -> Iterator[tuple[range, slice]]:
-        """Runs of whole units, each with its tokens: as many as `rows` tokens hold, at least one."""
+        """Yield the sequences and tokens of runs of whole units: as many as fit into `rows` tokens, at least one."""
         first, start, stop = 0, 0, 0
         for unit in range(0, len(self.lengths), self.unit):
             tokens = sum(self.lengths[unit : unit + self.unit])
@@ -84,7 +85,7 @@ class Foresight:
         yield range(first, len(self.lengths)), slice(start, stop)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # its products are kernels already, and its shapes always new
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # gains nothing from compilation; shapes always change
 def linear_log_probs(
     states: Tensor,
     weight: Tensor,
@@ -95,22 +96,22 @@ def linear_log_probs(
     foresight: Foresight | None = None,
     chunk_bytes: int | None = None,
 ) -> Tensor:
-    """Log-probabilities of tokens under an LM head: log_softmax(transform(states @ weight.T + bias))[targets].
+    """Compute log-probabilities of tokens: log_softmax(transform(states @ weight.T + bias))[targets].
 
-    Differentiable, once, in states, weight and bias; nothing is computed for those that don't require a gradient.
-    Products are taken in the states' dtype (under autocast in autocast's), softmax and sums in float32. A weight's
-    gradient is summed over chunks in float32 whatever its dtype.
+    Differentiable once in states, weight and bias; inputs that don't require a gradient cost nothing. Matrix products
+    use the states' dtype (under autocast, autocast's); softmax and sums use float32. A weight's gradient is summed over
+    chunks in float32 whatever the weight's dtype.
 
     Args:
-        states: The hidden states that predict the tokens, [T, H].
+        states: Hidden states that predict the tokens, [T, H].
         weight: The LM head's weight, [V, H], in the dtype of `states` unless autocast is on.
-        targets: The token ids, int64, [T]. Ids outside the vocabulary fail in PyTorch's gather (on a GPU as a
-            device-side assertion): checking them here would make every step wait for the device.
+        targets: Token ids, int64, [T]. Ids outside the vocabulary fail in PyTorch's gather (on a GPU as a device-side
+            assertion): checking them here would synchronise with the device at every step.
         bias: The LM head's bias, [V], or None.
         transform: What happens between products and logits; by default nothing.
-        foresight: What the loss will do with the result; saves a trained head the fourth product.
-        chunk_bytes: Bytes that one chunk's logits may take, in float32. Up to two and a half times as much is in use.
-            Default: 64 MiB on a CPU; elsewhere 256 MiB, which are 500 tokens of a vocabulary of 128,000.
+        foresight: Prediction of the incoming gradients; saves a trained head the fourth product.
+        chunk_bytes: Bytes of one chunk's logits in float32; peak use is up to 2.5 times as much. Default: 64 MiB on a
+            CPU, elsewhere 256 MiB, which is 500 tokens with a vocabulary of 128,000.
 
     Returns:
         Log-probabilities, [T], in float32 (float64 for float64 states).
@@ -125,7 +126,7 @@ def linear_log_probs(
         raise ValueError(f"foresight tells of {sum(foresight.lengths)} tokens, there are {len(targets)}")
     device_type = states.device.type
     dtype = states.dtype
-    if torch.is_autocast_enabled(device_type) and dtype != torch.float64:  # autocast leaves float64 alone
+    if torch.is_autocast_enabled(device_type) and dtype != torch.float64:  # autocast ignores float64
         dtype = torch.get_autocast_dtype(device_type)
     elif weight.dtype != dtype:
         raise ValueError(f"states are {dtype} and weight is {weight.dtype}: cast one, or run under torch.autocast")
@@ -142,7 +143,7 @@ def sum_by_sequence(token_log_probs: Tensor, sequence_index: Tensor, num_sequenc
 
     Args:
         token_log_probs: Log-probs, [T].
-        sequence_index: The sequence of each token, int64 from 0 to num_sequences - 1, [T].
+        sequence_index: Sequence of each token, int64 from 0 to num_sequences - 1, [T].
         num_sequences: S.
 
     Returns:
@@ -174,21 +175,21 @@ def _check(states: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None,
 
 @dataclass(frozen=True)
 class _Plan:
-    """How the products of states and head are taken."""
+    """Settings for the products of states and head."""
 
     dtype: torch.dtype
-    """The dtype of matrix products."""
+    """Dtype of matrix products."""
     transform: LogitTransform
     chunk_bytes: int
 
     @property
     def wide(self) -> torch.dtype:
-        """The dtype of everything but matrix products."""
+        """Dtype of everything except matrix products."""
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
 
 class _Head:
-    """An LM head with buffers for one chunk: each method's result is overwritten by the next chunk's."""
+    """An LM head with buffers for one chunk; each method overwrites the result of the previous chunk."""
 
     def __init__(self, plan: _Plan, weight: Tensor, bias: Tensor | None, tokens: int) -> None:
         self.dtype, self.transform, self.tokens = plan.dtype, plan.transform, tokens
@@ -198,17 +199,17 @@ class _Head:
         size = min(self.rows, tokens), weight.shape[0]
         self._products = torch.empty(size, dtype=plan.dtype, device=weight.device)
         self._logits = self._products if plan.dtype == plan.wide else torch.empty_like(self._products, dtype=plan.wide)
-        # A CPU's log-softmax reads a row before it writes it. Only the slope of a cap needs the logits beside it.
+        # On a CPU, log-softmax reads a row before writing it. Only the derivative of a cap also needs the logits.
         in_place = plan.transform.softcap is None and weight.device.type == "cpu"
         self._log_probs = self._logits if in_place else torch.empty_like(self._logits)
 
     def spans(self, part: slice | None = None) -> list[slice]:
-        """The rows of each chunk, of all tokens or of a part."""
+        """Return the row slices of the chunks, for all tokens or a part."""
         part = part or slice(0, self.tokens)
         return [slice(start, min(start + self.rows, part.stop)) for start in range(part.start, part.stop, self.rows)]
 
     def log_softmax(self, states: Tensor) -> Tensor:
-        """Log-probs of all tokens after each of a chunk's states, [n, V]."""
+        """Compute log-probs of all next tokens for each of a chunk's states, [n, V]."""
         n = states.shape[0]
         products, logits = self._products[:n], self._logits[:n]
         states = states.to(self.dtype)
@@ -225,27 +226,27 @@ class _Head:
         return torch.log_softmax(logits, dim=1, out=self._log_probs[:n])
 
     def slopes(self, targets: Tensor) -> Tensor:
-        """The gradient of -log p(target) in the scaled products, [n, V], in place of the chunk's log-probs and logits.
+        """Compute the gradient of -log p(target) in the scaled products, [n, V], overwriting log-probs and logits.
 
-        For plain logits that is p - onehot(target). The difference is taken in float32: near p(target) = 1 nothing
-        would be left of it in bfloat16.
+        For plain logits that is p - onehot(target). The difference is taken in float32 because it vanishes in bfloat16
+        near p(target) = 1.
         """
         n = targets.shape[0]
         slopes, logits = self._log_probs[:n].exp_(), self._logits[:n]
         slopes.scatter_add_(1, targets[:, None], slopes.new_full((n, 1), -1.0))
-        if self.transform.softcap is not None:  # the cap's own slope is 1 - (logit / softcap)^2
+        if self.transform.softcap is not None:  # the cap's derivative is 1 - (logit / softcap)^2
             slopes.addcmul_(slopes, logits.square_(), value=-(self.transform.softcap**-2))
         return slopes
 
     def narrow(self, slopes: Tensor) -> Tensor:
-        """The slopes in the dtype of matrix products, in place of the chunk's products."""
+        """Cast the slopes to the dtype of matrix products, overwriting the chunk's products."""
         return slopes if slopes.dtype == self.dtype else self._products[: slopes.shape[0]].copy_(slopes)
 
 
 class _LinearLogProbs(torch.autograd.Function):
-    """`linear_log_probs` with its derivative by hand; the module's docstring says what is computed when.
+    """`linear_log_probs` with a hand-written derivative; see the module's docstring.
 
-    Autocast has no say here: it does not reach operations that write into given memory, as those of `_Head` do.
+    Autocast has no effect here: it skips operations with an `out` argument, such as those of `_Head`.
     """
 
     @staticmethod
@@ -284,7 +285,7 @@ class _LinearLogProbs(torch.autograd.Function):
         grad_weight, grad_bias = None, None
         if inputs:
             states, weight, bias, targets = inputs
-            foretold, ctx.foretold = ctx.foretold, None  # its gradients are handed out, so they serve once
+            foretold, ctx.foretold = ctx.foretold, None  # usable once: its gradients are modified in place
             factor = None if foretold is None else foretold.factor(grad)
             if foretold is not None and factor is not None:
                 grad_weight, grad_bias = foretold.gradients(factor)
@@ -298,17 +299,17 @@ class _LinearLogProbs(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _Foretold:
-    """The head's gradients if the incoming gradients are `expected`, or any multiple of it."""
+    """The head's gradients for the incoming gradients `expected`, correct for any multiple of them."""
 
     expected: Tensor
-    """[T]"""
+    """Predicted incoming gradients, [T]."""
     grad_weight: Tensor
-    """[V, H], in wide dtype."""
+    """[V, H], in the wide dtype."""
     grad_bias: Tensor | None
-    """[V], in wide dtype."""
+    """[V], in the wide dtype."""
 
     def factor(self, grad: Tensor) -> float | None:
-        """By what `grad` is a multiple of what was expected, up to rounding; None if it is none."""
+        """Return f such that `grad` = f * `expected` up to rounding; None if there is no such f."""
         expected, came = self.expected.double(), grad.double()
         norm = expected.dot(expected)
         factor = came.dot(expected) / norm if norm > 0 else norm
@@ -316,16 +317,16 @@ class _Foretold:
         return factor.item() if (came - factor * expected).abs().max() <= rounding else None
 
     def gradients(self, factor: float) -> tuple[Tensor, Tensor | None]:
-        """The gradients of weight and bias, in place."""
+        """Scale the gradients of weight and bias in place and return them."""
         return self.grad_weight.mul_(factor), None if self.grad_bias is None else self.grad_bias.mul_(factor)
 
 
 def _foretell(
     head: _Head, foresight: Foresight, states: Tensor, targets: Tensor, log_probs: Tensor, state_slopes: Tensor
 ) -> _Foretold:
-    """One pass over the tokens that fills log_probs and state_slopes and sums the head's gradients.
+    """Fill log_probs and state_slopes in one pass over the tokens, and sum the head's gradients.
 
-    A block of whole units that is larger than a chunk goes through twice: first for its log-probs.
+    A block of whole units larger than a chunk is processed twice: the first time for its log-probs.
     """
     wide = log_probs.dtype
     grad_weight = torch.zeros_like(head.weight, dtype=wide)
@@ -361,12 +362,12 @@ def _head_gradients(
     product_grad: Tensor,
     needed: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of weight and bias in wide dtype, from logits made anew.
+    """Compute gradients of weight and bias in the wide dtype from recomputed logits.
 
     Args:
-        plan: As in the forward pass; so are states, weight, bias and targets.
-        product_grad: What each row of slopes is to be multiplied by, [T].
-        needed: Whether the weight's and the bias's gradients are wanted.
+        plan: As in the forward pass, like states, weight, bias and targets.
+        product_grad: Factor of each row of slopes, [T].
+        needed: Whether the weight's and the bias's gradients are needed.
     """
     head = _Head(plan, weight, bias, states.shape[0])
     grad_weight = torch.zeros_like(weight, dtype=plan.wide) if needed[0] else None
@@ -383,7 +384,7 @@ def _head_gradients(
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add left @ right to total, which may be of a wider dtype."""
+    """Add left @ right to total, which may have a wider dtype."""
     if total.dtype == left.dtype:
         total.addmm_(left, right)
     else:

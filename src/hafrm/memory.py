@@ -1,4 +1,4 @@
-"""Batches that do not fit into memory: an error that says which options make them smaller."""
+"""Turn running out of memory into an error that names the options to change."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from hafrm.errors import NoMemoryError
 
 __all__ = ["enough_memory"]
 
-_CPU = "DefaultCPUAllocator"  # whose error is of no kind of its own
+_CPU = "DefaultCPUAllocator"  # the CPU allocator raises a plain RuntimeError with this name in it
 
 
 @contextlib.contextmanager
 def enough_memory(what: str, remedy: str) -> Iterator[None]:
-    """Let a block that runs out of memory end in an error that says what to do.
+    """Raise an error with a remedy if the block runs out of memory.
 
     Args:
-        what: What is computed, and how big it is.
+        what: What is computed, and its size.
         remedy: The options that make it smaller, as a sentence.
 
     Raises:
-        NoMemoryError: memory is exhausted, a GPU's or the machine's.
+        NoMemoryError: memory of the GPU or the machine is exhausted.
     """
     try:
         yield
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one of the latter, and so is much else
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
         if _is_of_memory(error):
             raise NoMemoryError(f"Out of memory at {what}. {remedy}") from error
         raise

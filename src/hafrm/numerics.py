@@ -1,4 +1,4 @@
-"""How the processor computes: what a run may change for a while."""
+"""Temporary settings for faster arithmetic and memory use on CPUs."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import torch
 
 __all__ = ["cpu_tuned", "freed_memory_kept", "subnormals_flushed"]
 
-# From glibc's malloc.h, with its defaults.
+# Constants and defaults from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _TRIM_THRESHOLD = -1, 128 * 1024
 _M_MMAP_MAX, _MMAP_MAX = -4, 65536
 
 
 @contextlib.contextmanager
 def cpu_tuned() -> Iterator[None]:
-    """Both of the below: what training on a CPU gains a good deal by, and nothing loses by."""
+    """Flush subnormals and keep freed memory: together they speed up training on a CPU noticeably."""
     with subnormals_flushed(), freed_memory_kept():
         yield
 
 
 @contextlib.contextmanager
 def subnormals_flushed() -> Iterator[None]:
-    """Let subnormal numbers be zero, in this thread and in the threads that share its operations; then as before.
+    """Flush subnormal numbers to zero in this thread and PyTorch's worker threads; restore the setting afterwards.
 
     Gradients of saturated pairs are as small as 1e-39, and x86 CPUs are several times slower with such numbers.
     """
@@ -35,15 +35,15 @@ def subnormals_flushed() -> Iterator[None]:
     _flush_subnormals(True, threads)
     try:
         yield
-    finally:  # fewer threads may be in use by now: those that rest would flush on when there are more again
+    finally:  # also reset threads that are idle now but may be used again
         _flush_subnormals(before, max(threads, torch.get_num_threads()))
 
 
 def _flush_subnormals(on: bool, threads: int) -> None:
-    """`torch.set_flush_denormal` reaches its own thread alone; OpenMP's workers keep the state that they began with.
+    """Call `torch.set_flush_denormal` on each OpenMP worker.
 
-    So it is called on each of them, by a parallel region of the runtime that PyTorch uses. A worker that begins later
-    begins with the state of the thread that starts it.
+    PyTorch's function only affects the calling thread, and workers keep the state they started with. A parallel region
+    of PyTorch's OpenMP runtime reaches them; workers started later inherit the state of the thread that starts them.
     """
     torch.set_flush_denormal(on)
     openmp = _openmp()
@@ -53,9 +53,9 @@ def _flush_subnormals(on: bool, threads: int) -> None:
 
 
 def _openmp() -> ctypes.CDLL | None:
-    """PyTorch's OpenMP runtime, where it is one that speaks GCC's protocol (LLVM's and Intel's do too).
+    """Return PyTorch's OpenMP runtime if it implements GCC's interface (LLVM's and Intel's do too), else None.
 
-    Other libraries can have brought runtimes of their own; PyTorch's lies beside it, or is the system's.
+    Other libraries may have loaded runtimes of their own; PyTorch's is in its package folder or is the system's.
     """
     maps = Path("/proc/self/maps")
     if not maps.exists():
@@ -70,11 +70,10 @@ def _openmp() -> ctypes.CDLL | None:
 
 @contextlib.contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """Let freed memory stay with the process, for the next step to use; afterwards as glibc has it by default.
+    """Keep freed memory in the process for the next step; restore glibc's defaults afterwards.
 
-    By default glibc gives every freed tensor of some size back to the system, and the next one of that size is fresh
-    memory, which the kernel fills with zeros page by page: a twentieth of a training step. Does nothing where the C
-    library is another.
+    By default glibc returns large freed tensors to the system, and the next allocation of that size is fresh memory,
+    which the kernel zeroes page by page: 5% of a training step. Does nothing with other C libraries.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:

@@ -1,18 +1,18 @@
 """From token groups to the tensors of one forward pass.
 
-Knows token ids and tensors. Knows no model and no tokenizer.
+Works on token ids and tensors; independent of models and tokenizers.
 Shape letters: R rows, L columns of a row, S sequences (a prompt with one response), T response tokens, B pairs.
 
-There are two layouts. `pad_rows` gives every sequence a row of its own, padded to the longest: any model takes it.
-`pack_rows` lays all groups end to end in *one* row, [prompt | response 1 | ... | response N], so that a prompt is
-encoded once and nothing is padded; each response's positions go on from the prompt's end. That a response sees its own
-prompt and itself alone is the attention's business (`hafrm.models.attention`), to which `SequenceBatch.segments` says
-where things lie. One row is all it takes: everything but attention works token by token, attention works group by
-group, and a second row would only bring back padding.
+There are two layouts. `pad_rows` puts each sequence in its own row, padded to the longest: this works with any model.
+`pack_rows` concatenates all groups in *one* row, [prompt | response 1 | ... | response N], so that a prompt is encoded
+once and there is no padding; each response's positions continue from the end of the prompt. The attention
+(`hafrm.models.attention`) restricts a response to its own prompt and itself, using `SequenceBatch.segments`. One row is
+enough: everything except attention works per token, attention works per group, and a second row would only bring
+padding back.
 
-A `SequenceBatch` says where things are by *flat* indices into the R x L hidden states: the state that a sequence's
-reward is read from, and the state that predicts each response token. Losses and scores see only those gathers, so how
-sequences lie in rows is no caller's business.
+A `SequenceBatch` locates states by *flat* indices into the R x L hidden states: the state from which a sequence's
+reward is read, and the state that predicts each response token. Losses and scores only see these gathered states, so
+callers need not know the layout.
 """
 
 from __future__ import annotations
@@ -43,23 +43,23 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class PackedGroup:
-    """The lengths of one group: its prompt's and each response's."""
+    """The lengths of one group's prompt and responses."""
 
     prompt: int
     responses: tuple[int, ...]
 
     @property
     def tokens(self) -> int:
-        """Tokens that the group takes in a packed row."""
+        """Tokens of the group in a packed row."""
         return self.prompt + sum(self.responses)
 
 
 @dataclass(frozen=True, slots=True)
 class Segments:
-    """How groups lie in a packed row: end to end, each as [prompt | response 1 | ... | response N].
+    """The groups of a packed row: end to end, each as [prompt | response 1 | ... | response N].
 
-    Plain numbers, hashable and the same on every device: attention splits its tensors by them, with no copy to wait
-    for.
+    Plain numbers, hashable and the same on every device: attention splits its tensors by them without waiting for a
+    copy.
     """
 
     groups: tuple[PackedGroup, ...]
@@ -70,11 +70,11 @@ class Segments:
         return sum(group.tokens for group in self.groups)
 
     def coordinates(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Where each token of the row stands.
+        """Return the place of each token of the row.
 
         Returns:
-            Three int64 tensors, [L]: the token's group; its response in the group, from 1, with 0 for the prompt; and
-            its position in its own sequence.
+            Three int64 tensors, [L]: the token's group; its response within the group, from 1, with 0 for the prompt;
+            and its position in its own sequence.
         """
         group_of: list[int] = []
         response_of: list[int] = []
@@ -90,10 +90,10 @@ class Segments:
 
 @dataclass(frozen=True)
 class SequenceBatch:
-    """Sequences laid out in rows, with the places that losses and scores read.
+    """Sequences laid out in rows, with the indices that losses and scores use.
 
-    Sequences stand in the order of their groups, each group's responses in order: for pairs, `rewards.view(-1, 2)`
-    gives chosen and rejected side by side.
+    Sequences follow the order of the groups and of each group's responses: for pairs, `rewards.view(-1, 2)` gives
+    chosen and rejected as columns.
     """
 
     input_ids: Tensor
@@ -101,22 +101,22 @@ class SequenceBatch:
     attention_mask: Tensor | None
     """1 at tokens, 0 at padding, [R, L]; None for a packed row, which has no padding."""
     position_ids: Tensor
-    """Each token's position in its own sequence, [R, L]; 0 at padding."""
+    """Position of each token in its own sequence, [R, L]; 0 at padding."""
     score_index: Tensor
-    """Flat index of the state that gives each sequence's reward: its last token's, [S]."""
+    """Flat index of the state that gives each sequence's reward, that of its last token, [S]."""
     predictor_index: Tensor
-    """Flat index of the state that predicts each response token: the token before it, [T].
+    """Flat index of the state that predicts each response token, that of the previous token, [T].
 
     In a packed row the prompt's last state predicts the first token of every response.
     """
     target_ids: Tensor
-    """The response tokens themselves, [T]."""
+    """The response tokens, [T]."""
     sequence_index: Tensor
-    """The sequence that each response token belongs to, [T], in rising order."""
+    """The sequence of each response token, [T], in ascending order."""
     lengths: tuple[int, ...]
-    """Response tokens of each sequence, [S]: plain numbers, which no device needs to be waited for."""
+    """Response tokens of each sequence, [S], as plain numbers, so reading them needs no device synchronisation."""
     segments: Segments | None = None
-    """How groups lie in the packed row; None in the padded layout."""
+    """The groups of a packed row; None in the padded layout."""
 
     @property
     def num_sequences(self) -> int:
@@ -129,11 +129,11 @@ class SequenceBatch:
         return torch.tensor(self.lengths, device=self.target_ids.device)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> SequenceBatch:
-        """The same batch on another device."""
+        """Copy the batch to another device."""
         return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> SequenceBatch:
-        """The same batch in pinned memory, for fast copies to a GPU."""
+        """Copy the batch to pinned memory, for fast copies to a GPU."""
         return self._with_tensors(lambda tensor: tensor.pin_memory())
 
     def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> SequenceBatch:
@@ -143,7 +143,7 @@ class SequenceBatch:
 
 
 def pad_rows(groups: Sequence[TokenGroup], *, pad_token_id: int, padding_side: str = "right") -> SequenceBatch:
-    """Lay out one sequence a row, padded to the longest: the plain layout that any model takes.
+    """Lay out one sequence per row, padded to the longest: the plain layout for any model.
 
     Args:
         groups: Prompts with their responses; every response becomes one row that repeats its prompt.
@@ -182,9 +182,9 @@ def pad_rows(groups: Sequence[TokenGroup], *, pad_token_id: int, padding_side: s
 
 
 def pack_rows(groups: Sequence[TokenGroup]) -> SequenceBatch:
-    """Lay all groups end to end in one row, each prompt once: R = 1, and L is the number of unique tokens.
+    """Concatenate all groups in one row, each prompt once: R = 1, and L is the number of unique tokens.
 
-    Only a model whose attention knows `segments` computes this rightly: see `HybridModel.supports_packing`.
+    Only correct for models whose attention uses `segments`: see `HybridModel.supports_packing`.
 
     Args:
         groups: Prompts with any number of responses each; pairs have two, best-of-N has N.
@@ -238,15 +238,15 @@ def _sequence_index(groups: Sequence[TokenGroup]) -> Tensor:
 
 
 def batches_by_length(lengths: Sequence[int], batch_size: int, tokens_per_batch: int) -> list[list[int]]:
-    """Row indices into batches of like length, the longest first, so that little is padded.
+    """Group row indices into batches of similar length to keep padding low.
 
-    The longest batch comes first so that a batch too large for memory fails at once, not at the end.
+    The longest batch comes first, so a batch too large for memory fails at once instead of at the end.
 
     Args:
-        lengths: The length of each group's rows.
-        batch_size: The most groups of a batch.
-        tokens_per_batch: The most tokens of a batch for one row a group, padding included; a longer row is a batch by
-            itself.
+        lengths: Row length of each group.
+        batch_size: Maximum groups per batch.
+        tokens_per_batch: Maximum tokens per batch with one row per group, padding included; a longer row gets its own
+            batch.
 
     Raises:
         ValueError: a limit is not positive.
@@ -266,19 +266,19 @@ def batches_by_length(lengths: Sequence[int], batch_size: int, tokens_per_batch:
 
 
 def plan_batches(tokens: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
-    """Spread packed groups over few batches of like size, none of more tokens than the budget.
+    """Spread packed groups over few batches of similar size within the token budget.
 
-    Best-fit decreasing says how few batches do; into so many the groups are dealt evenly, where that keeps the budget:
-    two batches of 1,500 tokens need less memory than one of 2,048 and one of 952. A group of more tokens than the
-    budget is a batch by itself: see `split_group`. The fullest batches come first, so that a budget too large for
-    memory fails at once, not at the end.
+    Best-fit decreasing gives the number of batches; groups are then dealt evenly over that many if the budget allows:
+    two batches of 1,500 tokens need less memory than one of 2,048 and one of 952. A group larger than the budget gets
+    its own batch: see `split_group`. The fullest batches come first, so a budget too large for memory fails at once
+    instead of at the end.
 
     Args:
-        tokens: The unique tokens of each group.
+        tokens: Unique tokens of each group.
         tokens_per_batch: The budget: tokens of one packed row.
 
     Returns:
-        Batches of indices into `tokens`, every index once; in a batch they stand in rising order.
+        Batches of indices into `tokens`, every index once, in ascending order within a batch.
 
     Raises:
         ValueError: the budget is not positive.
@@ -292,17 +292,17 @@ def plan_batches(tokens: Sequence[int], tokens_per_batch: int) -> list[list[int]
 
 
 def even_shares(sizes: Sequence[int], count: int) -> list[list[int]]:
-    """Deal things out so that each share has about as much: the largest first, each to the share that has least.
+    """Split things into shares of similar total size: the largest first, each to the smallest share so far.
 
     Args:
-        sizes: How much each thing is.
-        count: How many shares to make.
+        sizes: Size of each thing.
+        count: Number of shares.
 
     Returns:
-        Each share's indices into `sizes`, in rising order; none where there are fewer things than shares.
+        Indices into `sizes` per share, in ascending order; shares are empty if there are fewer things than shares.
     """
     shares: list[list[int]] = [[] for _ in range(count)]
-    sums = [(0, share) for share in range(count)]  # a heap
+    sums = [(0, share) for share in range(count)]  # a heap of (sum, share)
     for index in _longest_first(sizes):
         total, share = sums[0]
         shares[share].append(index)
@@ -311,9 +311,9 @@ def even_shares(sizes: Sequence[int], count: int) -> list[list[int]]:
 
 
 def _best_fit(tokens: Sequence[int], budget: int) -> list[list[int]]:
-    """Best-fit decreasing: the longest first, each into the fullest batch that has room for it."""
+    """Pack by best-fit decreasing: the longest first, each into the fullest batch with room for it."""
     batches: list[list[int]] = []
-    rooms: list[tuple[int, int]] = []  # (tokens left, batch), in rising order
+    rooms: list[tuple[int, int]] = []  # (tokens left, batch), in ascending order
     for index in _longest_first(tokens):
         tightest = bisect_left(rooms, (tokens[index], 0))
         if tightest < len(rooms):
@@ -331,14 +331,14 @@ def _longest_first(lengths: Sequence[int]) -> list[int]:
 
 
 def split_group(group: TokenGroup, tokens_per_batch: int) -> list[TokenGroup]:
-    """Cut a group of many responses into groups that each fit the budget, repeating the prompt.
+    """Split a group of many responses into groups within the budget, repeating the prompt.
 
     Args:
         group: A prompt with its responses.
-        tokens_per_batch: The most unique tokens of a part. A part of one response may have more: it can't be cut.
+        tokens_per_batch: Maximum unique tokens per part. A part with a single response may exceed it.
 
     Returns:
-        Groups whose responses, in order, are the group's.
+        Groups with the original responses in order.
 
     Raises:
         ValueError: the budget is not positive.

@@ -1,15 +1,14 @@
 r"""The data contract: what a preference pair is, and how a raw row becomes one.
 
-Knows messages, prompts, conversations, pairs and raw rows (plain mappings). Knows no file, no tokenizer, no tensor.
-
-A raw row contains `prompt`, `chosen` and `rejected`, each as chat messages (`[{"role", "content"}, ...]`) or as a plain
-string: a prompt string is one user turn, a response string one assistant turn. Without `prompt`, the prompt is the
-turns that `chosen` and `rejected` have in common; strings are then transcripts in the format of Anthropic's hh-rlhf
-("\n\nHuman: ... \n\nAssistant: ...").
+Defines messages, prompts, conversations, pairs and raw rows (plain mappings); independent of files, tokenizers and
+tensors. A raw row contains `prompt`, `chosen` and `rejected`, each as chat messages (`[{"role", "content"}, ...]`) or
+as a plain string: a prompt string is one user turn, a response string one assistant turn. Without `prompt`, the prompt
+is the turns that `chosen` and `rejected` have in common; strings are then transcripts in the format of Anthropic's
+hh-rlhf ("\n\nHuman: ... \n\nAssistant: ...").
 
 A message may have any key of `MESSAGE_KEYS`, and a row any column of `TEMPLATE_COLUMNS`: both reach the chat template.
-A key that would be lost is an error, and so is a column of text that belongs to the prompt (`UNRENDERED_COLUMNS`).
-Optional columns: `system` (a string: the system turn of a prompt that has none), `margin` (a number) and `group` (a
+Other message keys would be lost and raise an error, as do columns with text of the prompt (`UNRENDERED_COLUMNS`).
+Optional columns: `system` (a string: the system turn of a prompt without one), `margin` (a number) and `group` (a
 string: pairs of one group are never split apart, and statistics resample whole groups).
 """
 
@@ -52,16 +51,16 @@ __all__ = [
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 MESSAGE_KEYS = ("tool_calls", "tool_call_id", "name", "reasoning_content", "reasoning", "thinking", "tool_responses")
-"""Keys of a message besides `role` and `content` that chat templates read."""
+"""Keys of a message, besides `role` and `content`, that chat templates read."""
 
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
-"""Keys under which a message carries its reasoning; transformers passes any of them to templates as the first."""
+"""Keys of a message's reasoning; transformers passes each of them to templates as the first."""
 
 TEMPLATE_COLUMNS = ("tools", "documents", "chat_template_kwargs")
-"""Columns of a row that chat templates read: lists of tools and of documents, and further arguments by name."""
+"""Columns of a row that chat templates read: tools, documents, and further arguments by name."""
 
 MEDIA_COLUMNS = ("image", "images", "audio", "audios", "video", "videos")
-"""Columns of what is not text."""
+"""Columns of media, which are not supported."""
 
 UNRENDERED_COLUMNS = {
     "history": "Put its turns into `prompt`, as chat messages before the last one",
@@ -70,7 +69,7 @@ UNRENDERED_COLUMNS = {
     "system_prompt": "Rename it to `system`",
     "system_message": "Rename it to `system`",
 }
-"""Columns in which other programs' data sets keep a part of the prompt, and what to do with each."""
+"""Columns in which other programs' data sets keep a part of the prompt, with the remedy for each."""
 
 _READ_COLUMNS = frozenset({"prompt", "chosen", "rejected", "response", "system", "margin", "group", *TEMPLATE_COLUMNS})
 
@@ -79,13 +78,13 @@ _RESERVED_ARGUMENTS = frozenset(
     "truncation max_length return_tensors return_dict return_assistant_tokens_mask tokenizer_kwargs "
     "sanitize_control_tokens".split()
 )
-"""Names in `chat_template_kwargs` that would change how hafrm renders, not what the template writes."""
+"""Names in `chat_template_kwargs` that would change how hafrm renders instead of what the template writes."""
 
 TEXT_PARTS = ("text", "input_text", "output_text")
-"""Types of content parts that are text, as chat and responses APIs name them."""
+"""Types of text parts in a message's content, as in chat and responses APIs."""
 
 _LARGEST_MARGIN = 1e6
-"""A difference of rewards over this is no margin but a fault of the data: the loss and its gradients overflow."""
+"""Largest margin accepted: above it the loss and its gradients overflow, so the data must be wrong."""
 
 _TRANSCRIPT_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant|System):[ ]?")
 _TRANSCRIPT_ROLES = {"Human": "user", "Assistant": "assistant", "System": "system"}
@@ -98,9 +97,9 @@ class Message:
     role: str
     """One of `ROLES`."""
     content: str
-    """The turn's text; empty where it only calls tools."""
+    """The turn's text; empty if the turn only calls tools."""
     more: str = ""
-    """Further keys of the turn (`MESSAGE_KEYS`) as a JSON object, in their original order; empty where it has none."""
+    """Further keys of the turn (`MESSAGE_KEYS`) as a JSON object, in their original order; empty if there are none."""
 
     @property
     def extras(self) -> dict[str, Any]:
@@ -109,12 +108,12 @@ class Message:
 
     @property
     def reasoning(self) -> str:
-        """The turn's reasoning, where it is given apart from its content."""
+        """The turn's reasoning, if given separately from its content."""
         extras = self.extras
         return next((str(extras[key]) for key in REASONING_KEYS if extras.get(key)), "")
 
     def with_reasoning(self, reasoning: str) -> Message:
-        """The turn with other reasoning under the keys that it has; without those keys where it is empty."""
+        """Replace the turn's reasoning under its existing keys; an empty string removes those keys."""
         if not self.more:
             return self
         extras = {key: value if key not in REASONING_KEYS else reasoning for key, value in self.extras.items()}
@@ -123,7 +122,7 @@ class Message:
 
     @property
     def text(self) -> str:
-        """All that the turn says, as a person would read it: reasoning, content and tool calls."""
+        """The turn as a person would read it: reasoning, content and tool calls."""
         if not self.more:
             return self.content
         shown = [self.reasoning, self.content]
@@ -131,21 +130,21 @@ class Message:
         return "\n\n".join(part for part in shown if part)
 
     def as_dict(self) -> dict[str, Any]:
-        """The message as chat templates take it."""
+        """Return the message in the form that chat templates take."""
         return {"role": self.role, "content": self.content, **self.extras}
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What is answered: turns, and what else the chat template is given (the paper's x)."""
+    """The turns to respond to and the chat template's other inputs (the paper's x)."""
 
     turns: tuple[Message, ...]
     arguments: str = ""
-    """Values of `TEMPLATE_COLUMNS` as a JSON object; empty where there are none."""
+    """Values of `TEMPLATE_COLUMNS` as a JSON object; empty if there are none."""
 
     @classmethod
     def of(cls, text: str) -> Prompt:
-        """A prompt of one user turn."""
+        """Create a prompt of one user turn."""
         return cls((Message("user", text),))
 
     @property
@@ -160,21 +159,21 @@ class Prompt:
         return {**columns.pop("chat_template_kwargs", {}), **columns}
 
     def as_row(self) -> dict[str, Any]:
-        """The prompt as columns of a raw row: `RowReader.prompt` of it gives the prompt back."""
+        """Return the prompt as columns of a raw row, the inverse of `RowReader.prompt`."""
         return {"prompt": [message.as_dict() for message in self.turns], **self.columns}
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A prompt and one response to it: what a reward model scores (the paper's (x, y))."""
+    """A prompt and one response: what a reward model scores (the paper's (x, y))."""
 
     prompt: Prompt
     response: tuple[Message, ...]
-    """Usually one assistant turn; always ends in one."""
+    """Usually one assistant turn; always ends with one."""
 
     @classmethod
     def of(cls, prompt: str, response: str) -> Conversation:
-        """A conversation of one user turn and one assistant turn."""
+        """Create a conversation of one user turn and one assistant turn."""
         return cls(Prompt.of(prompt), (Message("assistant", response),))
 
     @property
@@ -183,7 +182,7 @@ class Conversation:
         return (*self.prompt.turns, *self.response)
 
     def as_row(self) -> dict[str, Any]:
-        """The conversation as a raw row: `parse_conversation` of it gives the conversation back."""
+        """Return the conversation as a raw row, the inverse of `parse_conversation`."""
         return self.prompt.as_row() | {"response": [message.as_dict() for message in self.response]}
 
 
@@ -195,11 +194,11 @@ class PreferencePair:
     chosen: tuple[Message, ...]
     rejected: tuple[Message, ...]
     margin: float | None = None
-    """How much better `chosen` is, in units of reward, where the source says so."""
+    """How much better `chosen` is, in units of reward, if the source says so."""
     group: str = ""
-    """Pairs with equal groups share a prompt. Empty: derived from the prompt's text."""
+    """Name shared by pairs with the same prompt. Empty: derived from the prompt's text."""
     source: str = field(default="", compare=False)
-    """The file or data set that the pair came from."""
+    """File or data set of the pair."""
     row: int = field(default=0, compare=False)
     """The row's number in its source, from 1."""
 
@@ -209,7 +208,7 @@ class PreferencePair:
 
     @property
     def id(self) -> str:
-        """Where the pair came from, as `source:row`: stable names for error messages and result files."""
+        """Stable name of the pair for error messages and result files, `source:row`."""
         return f"{self.source}:{self.row}"
 
     @property
@@ -223,7 +222,7 @@ class PreferencePair:
         return Conversation(self.prompt, self.chosen), Conversation(self.prompt, self.rejected)
 
     def as_row(self) -> dict[str, Any]:
-        """The pair as a raw row: `parse_pair` of it gives the pair back."""
+        """Return the pair as a raw row, the inverse of `parse_pair`."""
         row = self.prompt.as_row()
         row |= {name: [message.as_dict() for message in getattr(self, name)] for name in ("chosen", "rejected")}
         if self.margin is not None:
@@ -232,12 +231,12 @@ class PreferencePair:
 
 
 def prompt_group(prompt: Prompt) -> str:
-    """A short stable name for a prompt: equal prompts, up to case and white space, have equal names."""
+    """Return a short stable name for a prompt, the same for prompts that differ only in case and white space."""
     return text_group(prompt.turns, prompt.arguments)
 
 
 def text_group(turns: Sequence[Message], arguments: str = "") -> str:
-    """A short stable name for turns: equal ones, up to case and white space of their content, have equal names."""
+    """Return a short stable name for turns, the same for turns whose content differs only in case and white space."""
     parts = [
         f"{turn.role}\x1f{_plain(turn.content).lower()}" + (f"\x1f{turn.more}" if turn.more else "") for turn in turns
     ]
@@ -245,7 +244,7 @@ def text_group(turns: Sequence[Message], arguments: str = "") -> str:
 
 
 def row_schema(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """The shape of a row, by which a loader notices a file of mixed schemas.
+    """Return the shape of a row, by which loaders detect files of mixed schemas.
 
     Returns:
         For `prompt`, `chosen` and `rejected` each "messages", "string", or "absent".
@@ -260,7 +259,7 @@ def row_schema(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def unread_columns(row: Mapping[str, Any]) -> set[str]:
-    """The names of a row's columns that have a value and that neither a pair nor a conversation is made of."""
+    """Return the names of non-empty columns that neither pairs nor conversations use."""
     return {str(name) for name in row.keys() - _READ_COLUMNS if row[name] not in (None, "", [], {})}
 
 
@@ -273,7 +272,7 @@ def parse_pair(row: Mapping[str, Any], *, source: str, number: int) -> Preferenc
         number: The row's number in its source, from 1.
 
     Raises:
-        BadRowError: the row breaks the contract; the message says which field, why, and what to do.
+        BadRowError: the row breaks the contract; the message gives field, reason and remedy.
     """
     reader = RowReader(row, source=source, number=number)
     arguments = reader.template_columns()
@@ -313,8 +312,8 @@ def parse_conversation(row: Mapping[str, Any], *, source: str, number: int) -> C
     reader = RowReader(row, source=source, number=number)
     prompt = reader.prompt()
     response = reader.messages("response", "assistant")
-    for turns in (prompt.turns, reader.messages("prompt", "user")):  # with the column `system`, and as it is given
-        if _begins_with(response, turns):  # as in pairs, the prompt may be repeated before the response
+    for turns in (prompt.turns, reader.messages("prompt", "user")):  # with and without the column `system`
+        if _begins_with(response, turns):  # as in pairs, the response may repeat the prompt
             response = response[len(turns) :]
             break
     reader.check_response("response", response)
@@ -325,7 +324,7 @@ def transcript_turns(text: str) -> tuple[Message, ...]:
     r"""Split a transcript "\n\nHuman: ... \n\nAssistant: ..." (the format of hh-rlhf) into turns.
 
     Returns:
-        The turns, or nothing if the text is no such transcript.
+        The turns, or () if the text is not such a transcript.
     """
     marks = list(_TRANSCRIPT_TURN.finditer(text))
     if not marks or marks[0].start() != 0:
@@ -342,7 +341,7 @@ def _holds_prompt(messages: Sequence[Message]) -> bool:
 
 
 def _begins_with(turns: Sequence[Message], beginning: Sequence[Message]) -> bool:
-    """Whether turns repeat these ones, up to white space, before others."""
+    """Return whether `turns` start with `beginning`, up to white space, and continue after it."""
     repeated = zip(turns, beginning, strict=False)
     return len(turns) > len(beginning) and all(
         (ours.role, _plain(ours.content)) == (theirs.role, _plain(theirs.content)) for ours, theirs in repeated
@@ -354,7 +353,7 @@ def _answers(turns: Sequence[Message]) -> bool:
 
 
 def _prompt_turns(text: str) -> tuple[Message, ...]:
-    r"""The turns of a prompt in hh-rlhf's format ("\n\nHuman: ...\n\nAssistant:"); nothing where it is not one."""
+    r"""Split a prompt in hh-rlhf's format ("\n\nHuman: ...\n\nAssistant:") into turns; return () for other text."""
     turns = transcript_turns(text)
     opened = bool(turns) and turns[-1] == Message("assistant", "")
     if opened:
@@ -365,7 +364,7 @@ def _prompt_turns(text: str) -> tuple[Message, ...]:
 
 
 class RowReader:
-    """Reads the fields of one raw row; every complaint names source, row and field."""
+    """Reads the fields of one raw row; every error names source, row and field."""
 
     def __init__(self, row: Mapping[str, Any], *, source: str, number: int) -> None:
         self.source, self.number = source, number
@@ -379,20 +378,20 @@ class RowReader:
         self.row = row
 
     def error(self, reason: BadRowReason, name: str | None, problem: str, remedy: str) -> BadRowError:
-        """The error that says what is wrong with field `name` of this row."""
+        """Create the error for a problem with field `name` of this row."""
         return BadRowError(reason, source=self.source, row=self.number, field=name, problem=problem, remedy=remedy)
 
     def has(self, name: str) -> bool:
-        """Whether the row holds a value for `name` (null counts as none)."""
+        """Return whether the row has a value for `name` other than null."""
         return self.row.get(name) is not None
 
     def prompt(self) -> Prompt:
-        """The row's prompt, with the columns that the chat template reads."""
+        """Return the row's prompt with the columns that the chat template reads."""
         turns = self.complete_prompt(self.messages("prompt", "user"))
         return Prompt(turns, self.template_columns())
 
     def complete_prompt(self, turns: tuple[Message, ...]) -> tuple[Message, ...]:
-        """The prompt's turns with the column `system` as their first, which must have all of the row's prompt."""
+        """Prepend the column `system` to the prompt's turns, and raise if other columns contain text of the prompt."""
         self.check_prompt(turns)
         system = self.string("system") if self.has("system") else ""
         if system.strip() and turns[0].role in ("system", "developer"):
@@ -405,14 +404,14 @@ class RowReader:
         return turns
 
     def _check_rendered(self, turns: Sequence[Message]) -> None:
-        """Refuse columns that hold a part of the prompt, unless the prompt's turns have their text."""
+        """Raise if a column contains a part of the prompt that is missing from the prompt's turns."""
         for name, remedy in UNRENDERED_COLUMNS.items():
             if not all(_begins_or_ends(turns, text) for text in _strings(self.row.get(name))):
                 problem = "contains text that the prompt does not, and it would be lost"
                 raise self.error(BadRowReason.UNSUPPORTED, name, problem, f"{remedy}, or remove the column.")
 
     def template_columns(self) -> str:
-        """The columns that the chat template reads, as `Prompt.arguments`; refuses columns of what is not text."""
+        """Return the columns that the chat template reads, as `Prompt.arguments`; raise on media columns."""
         for name in MEDIA_COLUMNS:
             if self.row.get(name):
                 raise self.error(
@@ -425,7 +424,7 @@ class RowReader:
         return json.dumps(columns, ensure_ascii=False) if columns else ""
 
     def _template_column(self, name: str) -> Any:
-        """One of `TEMPLATE_COLUMNS`, given as a value or as JSON text."""
+        """Return one of `TEMPLATE_COLUMNS`, given as a value or as JSON text."""
         value = self.row[name]
         with contextlib.suppress(ValueError, RecursionError):
             value = json.loads(value) if isinstance(value, str) else value
@@ -444,7 +443,7 @@ class RowReader:
         return value
 
     def _check_json(self, name: str, value: Any) -> None:
-        """Refuse what has no JSON form, and lone surrogates in it."""
+        """Raise if a value has no JSON form or contains lone surrogates."""
         try:
             self.check_text(name, json.dumps(value, ensure_ascii=False, allow_nan=False))
         except (TypeError, ValueError, RecursionError) as error:
@@ -453,7 +452,7 @@ class RowReader:
             ) from None
 
     def messages(self, name: str, role: str) -> tuple[Message, ...]:
-        """The field as messages; a plain string is one turn of `role`, a transcript is split into its turns."""
+        """Return a field as messages; a plain string becomes one turn of `role`, a transcript its turns."""
         if not self.has(name):
             raise self.error(BadRowReason.MISSING_FIELD, name, "is missing", "Add it, as a string or as chat messages.")
         value = self.row[name]
@@ -473,9 +472,9 @@ class RowReader:
         return tuple(self._message(f"{name}[{i}]", item) for i, item in enumerate(value))
 
     def _transcript(self, text: str) -> tuple[Message, ...]:
-        """A response's turns where it is a transcript: of a row without a prompt, or one that repeats the prompt.
+        """Split a response that is a transcript into turns, if the row has no prompt or the transcript repeats it.
 
-        Any other text is a response that only looks like a transcript, such as a dialogue that was asked for.
+        Any other text only looks like a transcript, for example a dialogue that the prompt asked for.
         """
         turns = transcript_turns(text)
         if not turns or not self.has("prompt") or _begins_with(turns, self.messages("prompt", "user")):
@@ -503,7 +502,7 @@ class RowReader:
         return Message(str(role), content, more)
 
     def _extras(self, where: str, item: Mapping[str, Any]) -> str:
-        """A message's keys besides role and content, as `Message.more`; null counts as absent, as in transformers."""
+        """Return a message's further keys as `Message.more`; null counts as absent, as in transformers."""
         extras = {key: value for key, value in item.items() if value is not None and key not in ("role", "content")}
         for key, value in extras.items():
             if key not in MESSAGE_KEYS:
@@ -517,7 +516,7 @@ class RowReader:
         return json.dumps(extras, ensure_ascii=False) if extras else ""
 
     def _check_extra(self, where: str, key: str, value: Any) -> None:
-        """Refuse a key of a message whose value is not what chat templates expect."""
+        """Raise unless the value of a message's key has the type that chat templates expect."""
         listed = key in ("tool_calls", "tool_responses")
         if listed and not (isinstance(value, Sequence) and all(isinstance(call, Mapping) for call in value)):
             raise self.error(BadRowReason.WRONG_TYPE, where, f"is {_short(value)}", "Give a list of objects.")
@@ -526,7 +525,7 @@ class RowReader:
         self._check_json(where, value)
 
     def _content(self, where: str, content: object, *, optional: bool) -> str:
-        """A turn's text; parts of text are joined by line breaks, as vLLM joins them."""
+        """Return a turn's text; text parts are joined by line breaks, as in vLLM."""
         if content is None and optional:
             return ""
         if isinstance(content, Sequence) and not isinstance(content, str | bytes):
@@ -542,7 +541,6 @@ class RowReader:
         return content
 
     def _part(self, where: str, part: object) -> str:
-        """The text of one content part."""
         if not isinstance(part, Mapping):
             raise self.error(
                 BadRowReason.WRONG_TYPE,
@@ -565,7 +563,7 @@ class RowReader:
         return text
 
     def check_text(self, name: str, text: str) -> None:
-        """Refuse lone surrogates: no tokenizer can encode them."""
+        """Raise if a text contains lone surrogates, which tokenizers can't encode."""
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -579,7 +577,7 @@ class RowReader:
     def split_common_turns(
         self, chosen: tuple[Message, ...], rejected: tuple[Message, ...]
     ) -> tuple[tuple[Message, ...], tuple[Message, ...], tuple[Message, ...]]:
-        """Find the implicit prompt: the leading turns that both share, ending before an assistant turn."""
+        """Find the implicit prompt: the leading turns that both share, up to an assistant turn."""
         shared = 0
         while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
             shared += 1
@@ -595,7 +593,7 @@ class RowReader:
         return chosen[:shared], chosen[shared:], rejected[shared:]
 
     def check_stated_prompt(self, found: Sequence[Message]) -> None:
-        """Where `prompt` is given although the conversations hold it, nothing of it may be lost."""
+        """Raise if `prompt` contains text that is missing from the prompt within the conversations."""
         if not self.has("prompt"):
             return
         known = {_plain(message.text) for message in found} | {""}
@@ -608,12 +606,12 @@ class RowReader:
             )
 
     def check_prompt(self, prompt: Sequence[Message]) -> None:
-        """A prompt has at least one turn with text."""
+        """Raise unless a turn of the prompt has text."""
         if not any(message.text.strip() for message in prompt):
             raise self.error(BadRowReason.EMPTY_PROMPT, "prompt", "is empty", "Give the prompt's text.")
 
     def check_response(self, name: str, response: Sequence[Message]) -> None:
-        """A response begins and ends with an assistant turn, and its assistant's turns have text or call tools."""
+        """Raise unless a response starts and ends with assistant turns, each with text or tool calls."""
         empty = next((m for m in response if m.role == "assistant" and not m.text.strip()), None)
         if not response or empty is not None:
             raise self.error(
@@ -632,7 +630,7 @@ class RowReader:
                 )
 
     def string(self, name: str) -> str:
-        """A field that must be a string."""
+        """Return a field that must be a string."""
         value = self.row.get(name)
         if not isinstance(value, str):
             raise self._unfit(name, value, "a string")
@@ -640,7 +638,7 @@ class RowReader:
         return value
 
     def boolean(self, name: str) -> bool:
-        """A field that must be true or false."""
+        """Return a field that must be true or false."""
         value = self.row.get(name)
         if not isinstance(value, bool):
             raise self._unfit(name, value, "true or false")
@@ -652,7 +650,7 @@ class RowReader:
         return self.error(BadRowReason.WRONG_TYPE, name, f"is {_short(value)}", f"Give {wanted}.")
 
     def number_or_none(self, name: str) -> float | None:
-        """An optional finite number."""
+        """Return an optional field that must be a finite number."""
         value = self.row.get(name)
         if value is None:
             return None
@@ -663,7 +661,7 @@ class RowReader:
         return float(value)
 
     def margin(self) -> float | None:
-        """The row's margin, in units of reward."""
+        """Return the row's margin, in units of reward."""
         value = self.number_or_none("margin")
         if value is not None and abs(value) > _LARGEST_MARGIN:
             problem = f"is {value!r}, beyond {_LARGEST_MARGIN:g}"
@@ -671,7 +669,7 @@ class RowReader:
         return value
 
     def string_or_none(self, name: str) -> str | None:
-        """An optional string; a whole number is taken as its digits."""
+        """Return an optional string; integers are converted to their digits."""
         value = self.row.get(name)
         if value is None or isinstance(value, str):
             if value:
@@ -683,13 +681,13 @@ class RowReader:
 
 
 def _begins_or_ends(turns: Sequence[Message], text: str) -> bool:
-    """Whether a turn is, begins with or ends with a text, up to white space."""
+    """Return whether a turn equals, starts with or ends with a text, up to white space."""
     padded = [f" {_plain(turn.content)} " for turn in turns]
     return any(turn.startswith(f" {text} ") or turn.endswith(f" {text} ") for turn in padded)
 
 
 def _strings(value: object) -> list[str]:
-    """The text of every value within a value, without its white space at the ends and doubled."""
+    """Return the non-empty texts nested in a value, with white space normalised."""
     found, waiting = [], [value]
     while waiting:
         item = waiting.pop()
@@ -714,6 +712,6 @@ def _plain(text: str) -> str:
 
 
 def _short(value: object) -> str:
-    # reprlib stops at a depth: a row can be nested more deeply than repr can follow.
+    # reprlib limits the depth: repr fails on deeply nested rows.
     text = reprlib.repr(value)
     return text if len(text) <= 40 else text[:37] + "..."

@@ -33,11 +33,11 @@ DEFAULT_CHAT_TEMPLATE = (
     "{% endfor %}"
     "{{ '\\n\\nAssistant:' if add_generation_prompt else '' }}"
 )
-"""The plain template of tokenizers that bring none. An assistant turn ends with the end-of-sequence token."""
+"""Fallback template for tokenizers without one. An assistant turn ends with the end-of-sequence token."""
 
 
 class ChatTokenizer(Protocol):
-    """What we use of a transformers tokenizer."""
+    """The methods of a transformers tokenizer that hafrm uses."""
 
     def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:
         """Render messages."""
@@ -49,11 +49,11 @@ class ChatTokenizer(Protocol):
 
 
 class TemplateRefusalError(DataError):
-    """The tokenizer's chat template refuses a conversation, or fails on it."""
+    """The tokenizer's chat template refuses a conversation or fails on it."""
 
 
 _SECONDS = 30.0
-"""How long one call of a template may take; 1024 long conversations take about one second."""
+"""Time limit of one call of a template; 1024 long conversations take about one second."""
 
 
 def render(
@@ -63,7 +63,7 @@ def render(
     opening: bool = False,
     change: Callable[[Any], Any] | None = None,
 ) -> list[str]:
-    """The texts of conversations as the tokenizer's chat template writes them.
+    """Render conversations with the tokenizer's chat template.
 
     Args:
         tokenizer: A transformers tokenizer with a chat template.
@@ -88,7 +88,7 @@ def render(
         raise ModelError(
             f"The tokenizer's chat template did not end within {_SECONDS:g} seconds. Use another one."
         ) from error
-    except Exception as error:  # a template is a program of the tokenizer's, and can fail in any way
+    except Exception as error:  # a template is arbitrary code and can raise anything
         raise TemplateRefusalError(
             f"The tokenizer's chat template refuses the conversation: {first_line(error)}"
         ) from error

@@ -1,7 +1,7 @@
-"""A time limit for Python code of others, such as a chat template, in any thread.
+"""Time limits for third-party Python code, such as chat templates, in any thread.
 
-One watching thread looks at all limits. It raises an error in a thread whose limit has passed, which the interpreter
-delivers between two steps of Python code; a single long step of C code is not interrupted.
+One watcher thread checks all limits and raises an error in threads whose limit has passed. The interpreter delivers it
+between two bytecode instructions; a single long call into C code is not interrupted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 __all__ = ["TimedOutError", "time_limit"]
 
 _PERIOD = 0.25
-"""Seconds between two looks at the limits."""
+"""Seconds between checks of the limits."""
 
 _deadlines: dict[int, float] = {}
 _lock = threading.Lock()
@@ -23,12 +23,12 @@ _watcher: threading.Thread | None = None
 
 
 class TimedOutError(Exception):
-    """The code under a time limit did not end in time."""
+    """The code under a time limit took too long."""
 
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise an error in the code under this limit when its time is over; limits must not be nested.
+    """Raise an error in the block when its time is over; limits must not be nested.
 
     Raises:
         TimedOutError: the time is over.
@@ -47,7 +47,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 def _start_watching() -> None:
     global _watcher
-    if _watcher is None or not _watcher.is_alive():  # a forked process has none
+    if _watcher is None or not _watcher.is_alive():  # a forked process has no watcher
         _watcher = threading.Thread(target=_watch, name="hafrm-time-limits", daemon=True)
         _watcher.start()
 
@@ -63,6 +63,6 @@ def _watch() -> None:
 
 
 def _deliver() -> None:
-    """Give the interpreter the chance to raise, before the limit's end, an error that was on its way."""
-    for _ in range(2):  # it raises at the end of a loop's round
+    """Let the interpreter raise a pending error within the limit's block."""
+    for _ in range(2):  # pending errors are raised at the end of a loop iteration
         pass

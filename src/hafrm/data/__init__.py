@@ -1,7 +1,7 @@
-"""Preference data: files, published sets, the simulated world and the hub, to pairs and to token ids.
+"""Preference data: loading pairs from files, named sets, the simulated world and the hub, and encoding them.
 
-`load_pairs` reads and accounts for every row; `encode_pairs` makes token ids; `pair_statistics` and `check_pairs` say
-what a set holds and what is wrong with it.
+`load_pairs` reads pairs and accounts for every row; `encode_pairs` produces token ids; `pair_statistics` and
+`check_pairs` describe a set and find its problems.
 """
 
 from hafrm.data.checks import Finding, check_pairs, shared_prompts

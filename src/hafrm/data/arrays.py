@@ -1,4 +1,4 @@
-"""The values of one JSON array, read as a stream: memory holds one row and a piece of the file."""
+"""Streaming reader for the values of one JSON array: only one row and a piece of the file are in memory."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["array_values", "json_problem"]
 _PIECE = 2**20
 _SPACE = re.compile(r"[ \t\n\r]*")
 _UNDECIDED = 16
-"""Characters at the end of what was read in which a literal, a number or an escape may be cut."""
+"""Number of characters at the end of the buffer in which a literal, a number or an escape may be cut off."""
 
 
 def array_values(file: IO[bytes], source: str) -> Iterator[Any]:
-    """The values of the array that a file holds, in order.
+    """Yield the values of the array in a file, in order.
 
     Raises:
         UnreadableError: the file is not UTF-8, not JSON, not an array, or a value is longer than `LONGEST_ROW`.
@@ -50,14 +50,14 @@ def array_values(file: IO[bytes], source: str) -> Iterator[Any]:
 
 
 def json_problem(error: Exception) -> str:
-    """What is wrong with a text that is not JSON, and where."""
+    """Describe what is wrong with a text that is not JSON, and where."""
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg} at line {error.lineno}, character {error.colno}".replace("at line 1, ", "at ")
     return "nested too deeply" if isinstance(error, RecursionError) else str(error).split(";")[0]
 
 
 class _Text:
-    """A piece of a file's text, and how far it is used."""
+    """A buffer with a piece of a file's text and the position in it."""
 
     def __init__(self, file: IO[bytes], source: str) -> None:
         self._file, self._source = file, source
@@ -68,21 +68,21 @@ class _Text:
         self._bytes = 0
         """Bytes read."""
         self._line = self._column = 0
-        """Where the held text begins in the file."""
+        """Position of the buffer's start in the file."""
 
     def next(self) -> str:
-        """The next character that is not white space; empty at the end."""
+        """Return the next character that is not white space; "" at the end."""
         while True:
             self._at = self._behind_space(self._at)
             if self._at < len(self._held) or not self._more(_PIECE):
                 return self._held[self._at : self._at + 1]
 
     def skip(self) -> None:
-        """Use the next character."""
+        """Consume the next character."""
         self._at += 1
 
     def value(self, number: int) -> Any:
-        """Use the next value; its number is for errors."""
+        """Consume and return the next value; `number` is its row in error messages."""
         self.next()
         while True:
             try:
@@ -92,7 +92,7 @@ class _Text:
                     raise self._error(error) from None
             except (ValueError, RecursionError) as error:  # ValueError: an integer of thousands of digits
                 raise self._error(error) from None
-            else:  # a number that is cut is a number too
+            else:  # a truncated number would parse too
                 if len(self._held) - end >= _UNDECIDED or not self._more(_PIECE):
                     self._at = end
                     return value
@@ -100,7 +100,7 @@ class _Text:
                 raise too_long(self._source, f"row {number}")
 
     def unexpected(self, message: str) -> UnreadableError:
-        """The error of the next character."""
+        """Create the error for the next character."""
         return self._error(json.JSONDecodeError(message, self._held, self._at))
 
     def _error(self, error: Exception) -> UnreadableError:
@@ -118,11 +118,11 @@ class _Text:
         return match.end() if match else place
 
     def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
-        """Whether an error may come from the end of what was read."""
+        """Return whether an error may be due to the end of the buffer."""
         return error.msg.startswith("Unterminated") or error.pos > len(self._held) - _UNDECIDED
 
     def _more(self, size: int) -> bool:
-        """Read on, and leave behind what is used; whether there was anything."""
+        """Read on and discard consumed text; return whether there was more."""
         if self._ended:
             return False
         piece = self._file.read(max(size, _PIECE))

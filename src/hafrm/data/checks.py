@@ -1,7 +1,7 @@
-"""What is wrong, or may be wrong, with a set of pairs.
+"""Checks for problems in a set of pairs.
 
-Pure: pairs and the account of their loading in, findings out. A finding is an "error" where the pairs can't mean what
-they say (no label in them, a test prompt among them), a "warning" where they may mislead.
+Pure functions from pairs and their loading report to findings. The severity is "error" if pairs are unusable as labels
+or tests (no preference in them, a test prompt among them), and "warning" if they may mislead.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ __all__ = ["Finding", "Severity", "check_pairs", "shared_prompts"]
 Severity = Literal["error", "warning"]
 
 _EXAMPLES = 5
-"""How many rows a finding names."""
+"""Number of rows that a finding names."""
 
 _LENGTH_BIAS = 0.1
-"""How far from one half the accuracy of "pick the longer" may be before it is a finding."""
+"""Distance from 0.5 at which the accuracy of "pick the longer" becomes a finding."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing to know about a set of pairs."""
+    """One problem of a set of pairs."""
 
     check: str
-    """A stable name, such as "identical_answers"."""
+    """Stable name, such as "identical_answers"."""
     severity: Severity
     count: int
-    """Rows concerned."""
+    """Number of affected rows."""
     examples: list[str]
-    """Ids of the first few rows concerned."""
+    """Ids of the first few affected rows."""
     explanation: str
-    """What it means, and what to do."""
+    """What it means, and what to do about it."""
 
     def as_dict(self) -> dict[str, Any]:
-        """The finding as plain values for JSON."""
+        """Return the finding as plain values for JSON."""
         return asdict(self)
 
 
@@ -56,16 +56,16 @@ def check_pairs(
     against: Mapping[str, Sequence[PreferencePair]] | None = None,
     encoded: EncodedPairs | None = None,
 ) -> list[Finding]:
-    """Look for what may be wrong with a set of pairs.
+    """Look for problems in a set of pairs.
 
     Args:
         pairs: The pairs.
-        report: The account of their loading, whose skipped rows become findings.
+        report: Their loading report, whose skipped rows become findings.
         against: Test sets by name, which should share no prompt with the pairs.
-        encoded: The pairs as a tokenizer encodes them, where one is given.
+        encoded: The same pairs encoded, for checks of their tokens.
 
     Returns:
-        The findings, errors first; none is good news.
+        The findings, errors first; empty if there are no problems.
     """
     findings = [
         *(_bad_rows(report) if report else ()),
@@ -118,9 +118,9 @@ _MARKS = re.compile(
 
 
 def shared_prompts(pairs: Sequence[PreferencePair], others: Sequence[PreferencePair]) -> set[str]:
-    """The prompts that stand in both sets, each by `prompt_group` of its text.
+    """Return the prompts common to both sets, by `prompt_group` of their text.
 
-    Not by the pairs' own `group`: two sources name their groups each in their own way.
+    The pairs' own `group` is not used: each source names its groups differently.
     """
     return {prompt_group(pair.prompt) for pair in pairs} & {prompt_group(pair.prompt) for pair in others}
 
@@ -147,7 +147,7 @@ def _bad_rows(report: SourceReport) -> list[Finding]:
 
 
 def _of_tokens(encoded: EncodedPairs) -> Iterator[Finding]:
-    """What only the tokens show: texts that the template refuses or drops, and pairs that become the same tokens."""
+    """Find problems visible only in tokens: refused or dropped text, and pairs that become identical."""
     for reason, count in encoded.dropped.items():
         explanation = "the tokenizer's chat template can't render the rows. " + CHANGE_ROLES
         yield Finding(check=reason, severity="error", count=count, examples=[], explanation=explanation)
@@ -172,12 +172,12 @@ def _of_tokens(encoded: EncodedPairs) -> Iterator[Finding]:
 
 
 def _rendered(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
-    """Pairs with a turn that contains a template's marks."""
+    """Return pairs with a turn that contains a template's marks."""
     return [pair for pair in pairs if any(_MARKS.search(turn.content) for turn in pair.turns)]
 
 
 def _json_messages(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
-    """Pairs with a turn whose text is a JSON list of messages."""
+    """Return pairs with a turn whose text is a JSON list of messages."""
     return [pair for pair in pairs if any(_is_json_messages(turn.content) for turn in pair.turns)]
 
 
@@ -197,7 +197,7 @@ def _identical_answers(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
 
 
 def _duplicates(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
-    """The second and further copies."""
+    """Return copies of earlier pairs."""
     seen = set()
     copies = []
     for pair in pairs:
@@ -227,7 +227,7 @@ def _overlap(pairs: Sequence[PreferencePair], name: str, test: Sequence[Preferen
 
 def _length_bias(pairs: Sequence[PreferencePair]) -> list[Finding]:
     accuracy = length_accuracy(pairs)
-    # Two standard errors of a fair coin: a small set strays from one half by chance.
+    # Two standard errors of a fair coin: small sets deviate from one half by chance.
     if abs(accuracy - 0.5) < max(_LENGTH_BIAS, 1 / math.sqrt(len(pairs))):
         return []
     which = "longer" if accuracy > 0.5 else "shorter"

@@ -1,4 +1,4 @@
-"""From raw rows to pairs, under one rule for bad rows: stop at the first, or skip and count them."""
+"""From raw rows to pairs, with one rule for bad rows: stop at the first, or skip and count them."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ __all__ = ["Drop", "RowMapping", "collect_pairs", "collect_rows"]
 Record = TypeVar("Record")
 
 _EXAMPLES = 3
-"""How many skipped rows a report names for each reason."""
+"""Number of skipped rows that a report names per reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """A mapping's word that a sound row makes no pair."""
+    """A mapping's decision to leave out a valid row."""
 
     reason: str
-    """The key under which such rows are counted."""
+    """Key by which such rows are counted."""
 
 
 RowMapping = Callable[[RowReader], Mapping[str, Any] | Drop]
@@ -41,16 +41,16 @@ def collect_pairs(
     on_bad_row: OnBadRow,
     mapping: RowMapping | None = None,
 ) -> list[PreferencePair]:
-    """Turn rows into pairs and enter every row into the report.
+    """Turn rows into pairs and count every row in the report.
 
     Args:
         rows: The raw rows.
-        report: Gets the counts; it may hold those of earlier files.
-        source: The file or data set that the rows stand in: names the pairs and the errors.
+        report: Receives the counts, in addition to those of earlier files.
+        source: The file or data set of the rows; names the pairs and appears in errors.
         on_bad_row: What to do with rows that break the data contract.
-        mapping: Translates the schema of a published source; None where rows follow the contract already. Published
-            sets hold a few rows that break the contract and that nobody can repair (an empty answer, for one): what
-            the mapping accepts and the contract refuses counts as dropped.
+        mapping: Translates the schema of a published source; None if rows already follow the contract. Published sets
+            have a few rows that break the contract and can't be repaired, such as empty answers: rows that the mapping
+            accepts and the contract refuses count as dropped.
 
     Raises:
         BadRowError: a row is bad, and `on_bad_row` is "error".
@@ -68,13 +68,13 @@ def collect_rows(
     *,
     on_bad_row: OnBadRow,
 ) -> list[Record]:
-    """Turn rows into records of any kind and enter every row into the report.
+    """Turn rows into records of any kind and count every row in the report.
 
     Args:
         rows: The raw rows.
-        report: Gets the counts; it may hold those of earlier files.
+        report: Receives the counts, in addition to those of earlier files.
         parse: Turns a row into a record, or drops it.
-        on_bad_row: What to do with rows of which `parse` raises a BadRowError.
+        on_bad_row: What to do with rows for which `parse` raises a BadRowError.
 
     Raises:
         BadRowError: a row is bad, and `on_bad_row` is "error".
@@ -108,7 +108,7 @@ def _keep_example(report: SourceReport, error: BadRowError) -> None:
 
 
 class _Collector:
-    """Turns the rows of one source into pairs; remembers the first good row's schema."""
+    """Turns the rows of one source into pairs; remembers the schema of the first good row."""
 
     def __init__(self, source: str, mapping: RowMapping | None) -> None:
         self.source, self.mapping = source, mapping

@@ -1,6 +1,6 @@
-"""From pairs to token ids: applies the rule for over-long pairs, counts every pair left out and every text dropped.
+"""From pairs to token ids, counting over-long pairs and text that the template drops.
 
-Knows no tokenizer: `ConversationEncoder` does the encoding. Counts and errors are this module's part.
+`ConversationEncoder` does the encoding; this module counts and raises errors.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from hafrm.pairs import PreferencePair
 __all__ = ["EncodedPairs", "LostText", "encode_pairs"]
 
 _EXAMPLES = 5
-"""How many pairs a `LostText` names."""
+"""Number of pairs that a `LostText` names."""
 
 
 @dataclass(frozen=True)
 class LostText:
-    """What the chat template does not write of the turns of one role, or of the rows' tools, documents or arguments."""
+    """Text that the chat template drops: a part of one role's turns, or tools, documents or template arguments."""
 
     what: str
-    """As `TokenGroup.lost` has it: "tool text", "assistant reasoning", "tools"."""
+    """Kind of text, as in `TokenGroup.lost`: "tool text", "assistant reasoning", "tools"."""
     count: int
     of: int
-    """How many turns, or rows, have it at all."""
+    """Number of turns or rows that have it."""
     examples: list[str]
-    """Ids of the first pairs concerned."""
+    """Ids of the first affected pairs."""
 
     def __str__(self) -> str:
         role, _, part = self.what.rpartition(" ")
@@ -42,25 +42,26 @@ class LostText:
 
 @dataclass
 class EncodedPairs:
-    """Pairs that fit the limit, with their token ids."""
+    """Pairs within the length limit, with their token ids."""
 
     pairs: list[PreferencePair]
     groups: list[TokenGroup]
-    """The token ids of each pair, in the same order; responses are chosen, rejected."""
+    """Token ids of each pair, in the same order; responses are chosen, rejected."""
     dropped: dict[str, int]
-    """Pairs left out, by reason: "overlong" (a response passes the limit), "overlong_prompt" (the prompt alone fills
-    it), and under `on_bad_row: skip` the `BadRowReason` of pairs that can't be encoded."""
+    """Number of pairs left out, by reason: "overlong" (a response exceeds the limit), "overlong_prompt" (the prompt
+    alone fills it), and under `on_bad_row: skip` the `BadRowReason` of pairs that can't be encoded.
+    """
     lost: list[LostText] = field(default_factory=list)
-    """What the chat template drops of the pairs' text."""
+    """Text of the pairs that the chat template drops."""
 
     @property
     def identical(self) -> int:
-        """Pairs whose two responses are the same tokens, which show no preference; truncating makes such pairs."""
+        """Number of pairs with identical response tokens, which express no preference; truncation can cause them."""
         return sum(chosen == rejected for chosen, rejected in (group.responses for group in self.groups))
 
     @property
     def with_special_tokens(self) -> list[PreferencePair]:
-        """Pairs whose messages contain special tokens, which are encoded as the chat template's own are."""
+        """Pairs whose messages contain special tokens, which are encoded like the chat template's own."""
         return [pair for pair, group in zip(self.pairs, self.groups, strict=True) if group.special_tokens]
 
 
@@ -69,12 +70,12 @@ def encode_pairs(pairs: Sequence[PreferencePair], encoder: ConversationEncoder, 
 
     Args:
         pairs: The pairs.
-        encoder: Holds the tokenizer, the limit and the rule for over-long pairs.
-        options: Says what happens to a pair that can't be encoded (`on_bad_row`).
+        encoder: Provides the tokenizer, the limit and the rule for over-long pairs.
+        options: Determines what happens to pairs that can't be encoded (`on_bad_row`).
 
     Raises:
         BadRowError: under `overlong: truncate` a prompt alone fills the limit, or the chat template refuses a
-            conversation, and bad rows are not to be skipped.
+            conversation, and bad rows are not skipped.
         DataError: no pair is left.
     """
     result = EncodedPairs([], [], {})
@@ -109,7 +110,7 @@ def _lost(pairs: Sequence[PreferencePair], groups: Sequence[TokenGroup]) -> list
 
 
 def _having(what: str, pair: PreferencePair) -> int:
-    """How many of a pair's turns have what a `LostText` is about; of its columns, whether the pair has it."""
+    """Count a pair's turns that contain `what`; for columns, return whether the pair has it."""
     role, _, part = what.rpartition(" ")
     if not role:
         column, _, argument = part.partition(".")

@@ -1,7 +1,7 @@
-"""The bytes and lines of files that people bring: regular files alone, decompressed, with a bound on what is held.
+"""Bytes and lines of users' files: regular files only, decompressed, with bounded memory.
 
-Pipes and devices are refused: opening one may wait forever, it may never end, and rows are read more than once.
-Bytes behind the last member of a gzip file are passed over with a warning: what is before them is whole.
+Pipes and devices are refused: opening one may block, it may never end, and rows are read more than once. Bytes after
+the last member of a gzip file are ignored with a warning, because everything before them is intact.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["LONGEST_ROW", "lines", "opened", "reading", "require_regular", "too_long"]
 
 LONGEST_ROW = 64 * 2**20
-"""Bytes of the longest line, and characters of the longest row of a JSON array."""
+"""Maximum bytes of a line, and maximum characters of a row in a JSON array."""
 
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
 _GZIP = b"\x1f\x8b"
@@ -36,7 +36,7 @@ _BUFFER = 2**17
 
 @contextmanager
 def reading(source: str) -> Iterator[None]:
-    """Turn what goes wrong in the block with a file of this name into an `UnreadableError`."""
+    """Turn errors in the block about a file into an `UnreadableError` that names it."""
     try:
         require_regular(Path(source))
         yield
@@ -45,11 +45,11 @@ def reading(source: str) -> Iterator[None]:
 
 
 def require_regular(path: Path) -> None:
-    """Refuse what is not a regular file or a folder, and links that lead nowhere; other missing files pass.
+    """Raise unless `path` is a regular file, a folder, or missing without being a broken link.
 
     Raises:
-        UnreadableError: reading it could wait forever, or never end.
-        OSError: it can't be looked up, as a link to itself can't.
+        UnreadableError: reading it could block forever or never end, or it is a broken link.
+        OSError: it can't be looked up, as with a link to itself.
     """
     try:
         kind = _KINDS.get(stat.S_IFMT(path.stat().st_mode))
@@ -64,7 +64,7 @@ def require_regular(path: Path) -> None:
 
 
 def opened(path: Path) -> IO[bytes]:
-    """A file's bytes, decompressed where its name ends in `.gz`.
+    """Open a file's bytes, decompressed if its name ends in `.gz`.
 
     Raises:
         UnreadableError: it is not a regular file.
@@ -75,12 +75,12 @@ def opened(path: Path) -> IO[bytes]:
 
 
 def lines(file: IO[bytes], source: str, *, first: int = 1) -> Iterator[bytes]:
-    """A file's lines, from where it stands.
+    """Yield a file's lines from its current position.
 
     Args:
         file: The open file.
-        source: What errors call it.
-        first: The number of the next line, for errors.
+        source: Name of the file in errors.
+        first: Number of the next line, for errors.
 
     Raises:
         UnreadableError: a line is longer than `LONGEST_ROW`.
@@ -94,7 +94,7 @@ def lines(file: IO[bytes], source: str, *, first: int = 1) -> Iterator[bytes]:
 
 
 def too_long(source: str, where: str) -> UnreadableError:
-    """The error of a row that is not read to its end."""
+    """Create the error for a row over the size limit."""
     return UnreadableError(
         f"{source}, {where}: is longer than {LONGEST_ROW // 2**20} MiB, which is the limit for a row. "
         "Write one row a line into a .jsonl file, and check that the file is what its name says."
@@ -102,7 +102,7 @@ def too_long(source: str, where: str) -> UnreadableError:
 
 
 class _GzipBytes(io.RawIOBase):
-    """A gzip file's content; bytes behind its last member that begin no other end it with a warning."""
+    """Content of a gzip file; trailing bytes that are not gzip data end it with a warning."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._ended = path, False
@@ -126,7 +126,8 @@ class _GzipBytes(io.RawIOBase):
         try:
             return self._gzip.read1(size)
         except gzip.BadGzipFile as error:
-            # gzip's word for a member that does not begin as one; of the first one it is not a gzip file at all.
+            # gzip raises this for bytes that start no member; at the file's start it means that this is not a gzip
+            # file.
             if not self._begins_well or not str(error).startswith("Not a gzipped file"):
                 raise
             self._ended = True
@@ -148,7 +149,7 @@ class _GzipBytes(io.RawIOBase):
 
 @functools.cache
 def _warn_of_rest(path: Path) -> None:
-    """Say once for a file that its end was not read."""
+    """Warn once per file that its trailing bytes were not read."""
     logging.getLogger("hafrm").warning(
         "%s: the bytes behind its gzip data are no gzip data and were not read; the rows before them were.", path
     )

@@ -12,22 +12,22 @@ __all__ = ["hub_call", "hub_rows"]
 
 
 def hub_rows(path: str, arguments: Mapping[str, Any], *, split: str, remedy: str) -> Iterator[RawRow]:
-    """Load one split of a hub data set (downloaded once, then cached) and give its rows.
+    """Load the rows of one split of a hub data set (downloaded once, then cached).
 
     Args:
-        path: The data set, as `datasets.load_dataset` takes it.
+        path: The data set, as in `datasets.load_dataset`.
         arguments: Further arguments of `load_dataset`.
         split: The split's name on the hub.
-        remedy: Ends the error: what to do where the hub does not give the data.
+        remedy: Ends the error message: what to do if the hub fails.
 
     Raises:
         UnreadableError: the hub can't be reached, has no such data set or split, or refuses access.
     """
-    from datasets import load_dataset  # takes seconds to import, and files need none of it
+    from datasets import load_dataset  # takes seconds to import and is not needed for files
 
     try:
         dataset = load_dataset(path, split=split, **arguments)
-    except Exception as error:  # the hub's, the network's and each file format's own errors have no common root
+    except Exception as error:  # errors of the hub, the network and file formats share no base class
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UnreadableError(
             f"{hub_call(path, arguments, split=split)} failed: {reason.rstrip('.')}. {remedy}"
@@ -36,6 +36,6 @@ def hub_rows(path: str, arguments: Mapping[str, Any], *, split: str, remedy: str
 
 
 def hub_call(path: str, arguments: Mapping[str, Any], *, split: str) -> str:
-    """The loading call as one would write it, for reports and errors."""
+    """Write the loading call as Python, for reports and errors."""
     given = [repr(path), *(f"{name}={value!r}" for name, value in {**arguments, "split": split}.items())]
     return f"load_dataset({', '.join(given)})"

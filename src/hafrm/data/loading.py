@@ -2,12 +2,12 @@
 
 A data name is, in this order: `world/NAME`, or `world/NAME[:100]` for its first 100 pairs; `hub:OWNER/NAME[:CONFIG]`; a
 name of the registry, or NAME@PATH for a copy of that set's files on disk; a path to a file or to a folder with one file
-a split; a plain `OWNER/NAME[:CONFIG]`, which is looked for on the hub. Only the named sets draw splits of their own; a
-file is read whole, and a folder's or hub set's splits are what they are.
+per split; a plain `OWNER/NAME[:CONFIG]`, which is looked up on the hub. Splits are drawn only from named sets; files
+are read whole, and folders and hub sets have their own splits.
 
-Each name but a file's may end in #SPLIT, which is then read in place of the split that a command asks for:
-`hub:HuggingFaceH4/ultrafeedback_binarized#test_prefs`, `folder#test`, `hh-harmless#test`. A path that exists is taken
-as it is, also with a # in it.
+Every name except a file's may end in #SPLIT, which overrides the split that a command asks for:
+`hub:HuggingFaceH4/ultrafeedback_binarized#test_prefs`, `folder#test`, `hh-harmless#test`. An existing path is used as
+it is, even with a # in it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from hafrm.pairs import PreferencePair
 __all__ = ["SPLITS", "data_names", "load_pairs", "local_path"]
 
 SPLITS = ("train", "validation", "test")
-"""The splits that named sets and the world have."""
+"""Splits of named sets and of the world."""
 
 _SIMULATED_NAME = re.compile(r"(?P<prefix>\w+)/(?P<set>[\w-]+)(?:\[:(?P<size>[1-9]\d*)\])?")
 _HUB_NAME = re.compile(r"(?P<path>[A-Za-z0-9][\w.-]*/[\w.-]+)(?::(?P<config>[\w.-]+))?")
@@ -45,7 +45,7 @@ _Loaded = tuple[list[PreferencePair], SourceReport]
 
 
 def data_names() -> list[str]:
-    """The names that need no path: the registry's and the simulated ones."""
+    """Return the names that need no path: the registry's and the simulated ones."""
     return [*NAMED_SOURCES, *simulated_names()]
 
 
@@ -53,19 +53,19 @@ def load_pairs(data: str | Sequence[str], *, split: str = "train", options: Read
     """Load preference pairs.
 
     Args:
-        data: One or more data names; see the module's docstring. Several are put one after the other.
-        split: "train", "validation" or "test"; for a folder or a hub set any split that it has. A file is read whole,
-            and NAME#SPLIT is that split, whatever is asked for here.
-        options: How to treat bad rows, and the seed of the splits that are drawn here.
+        data: One or more data names; see the module's docstring. Several are concatenated.
+        split: "train", "validation" or "test"; for a folder or a hub set any of its splits. Files are read whole, and
+            NAME#SPLIT overrides this argument.
+        options: How to treat bad rows, and the seed of drawn splits.
 
     Returns:
-        The pairs, and for each name an account of its rows.
+        The pairs, and one report per name that accounts for its rows.
 
     Raises:
-        UnknownDataError: nobody knows the name; the message says the nearest ones.
+        UnknownDataError: the name is unknown; the message suggests similar ones.
         UnreadableError: a file, folder or hub data set can't be read.
-        ConfigError: no name is given, a split is named that is not there, or a folder holds a split's file twice.
-        BadRowError: a row breaks the data contract, and bad rows are not to be skipped.
+        ConfigError: no name is given, a named split does not exist, or a folder contains a split's file twice.
+        BadRowError: a row breaks the data contract, and bad rows are not skipped.
         DataError: a source has no usable row.
     """
     names = [data] if isinstance(data, str) else list(data)
@@ -87,13 +87,13 @@ def load_pairs(data: str | Sequence[str], *, split: str = "train", options: Read
 
 
 def local_path(name: str) -> Path | None:
-    """The file or folder on disk that a data name reads; None where it reads the world or the hub."""
+    """Return the file or folder that a data name reads; None for the world and the hub."""
     path = _path_in(_without_split(name)[0])
     return path if path is not None and _exists(path) else None
 
 
 def _path_in(name: str) -> Path | None:
-    """The path that a name is or holds, whether or not there is anything."""
+    """Return the path in a name, existing or not."""
     if name.startswith("hub:") or is_simulated(name):
         return None
     source, _, location = name.partition("@")
@@ -103,7 +103,7 @@ def _path_in(name: str) -> Path | None:
 
 
 def _without_split(name: str) -> tuple[str, str | None]:
-    """A name without #SPLIT, and the split if it names one."""
+    """Separate a name from its #SPLIT, if any."""
     found, path = _WITH_SPLIT.fullmatch(name), _path_in(name)
     if found is None or (path is not None and _exists(path)):
         return name, None
@@ -115,7 +115,7 @@ def _without_split(name: str) -> tuple[str, str | None]:
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # a name too long, for one
+    except OSError:  # for example, the name is too long
         return False
 
 
@@ -164,7 +164,7 @@ def _read_files(
 
 
 def _split_files(folder: Path, split: str) -> list[Path]:
-    """The folder's files of one split: `SPLIT.jsonl`, or parts such as `SPLIT-00000-of-00002.parquet`."""
+    """Find a split's files in a folder: `SPLIT.jsonl`, or parts such as `SPLIT-00000-of-00002.parquet`."""
     try:
         files = sorted(path for path in folder.iterdir() if has_known_suffix(path))
     except OSError as error:
@@ -232,7 +232,7 @@ def _download(source: NamedSource, split: str, report: SourceReport, options: Re
 
 
 def _copied_files(name: str, location: Path, split: str) -> list[Path]:
-    """The files of one of a named source's own splits, in a copy on disk: a folder, or the training file alone."""
+    """Find the files of a named source's split in a copy on disk: a folder, or just the training file."""
     if location.is_dir():
         return _split_files(location, split)
     if split == "test":
@@ -243,7 +243,7 @@ def _copied_files(name: str, location: Path, split: str) -> list[Path]:
 def _draw(
     pairs: list[PreferencePair], split: str, report: SourceReport, *, has_test: bool, seed: int
 ) -> list[PreferencePair]:
-    """One split of a source's training side; the pairs of the others are entered into the report."""
+    """Draw one split from a source's training data; record the sizes of the others in the report."""
     rest, test = (pairs, []) if has_test else split_by_group(pairs, TEST_SHARE, seed)
     train, validation = split_by_group(rest, VALIDATION_SHARE, seed)
     parts = {"train": train, "validation": validation, "test": test}
@@ -269,7 +269,7 @@ def _load_simulated(name: str, split: str) -> _Loaded:
     return pairs, report
 
 
-@functools.lru_cache(maxsize=32)  # drawing them takes seconds, and a comparison of methods reads them once each
+@functools.lru_cache(maxsize=32)  # drawing takes seconds, and comparing methods reads each set repeatedly
 def _drawn(prefix: str, name: str, split: str, size: int | None) -> tuple[PreferencePair, ...]:
     return tuple(simulated_source(prefix).pairs(name, split, size))
 
@@ -280,7 +280,7 @@ def _require_split(name: str, split: str) -> None:
 
 
 def _advice(name: str) -> str:
-    """The nearest names, of data sets and of files near by, and how to list them."""
+    """Suggest similar data sets and nearby files, and how to list them."""
     folder = Path(name).parent
     near_by: list[str] = []
     with contextlib.suppress(OSError):
@@ -295,7 +295,7 @@ def _advice(name: str) -> str:
 
 
 def _account(report: SourceReport) -> str:
-    """Why a source has no pair."""
+    """Explain why a source has no pairs."""
     if not report.rows:
         return "holds no row. Give data with at least one pair."
     counts = ", ".join(f"{count} {reason}" for reason, count in {**report.skipped, **report.dropped}.items())

@@ -1,6 +1,6 @@
-"""From the paper's sources to pairs: one pure function a schema (section 3.1 of the paper).
+"""From the paper's sources to pairs: one pure function per schema (section 3.1 of the paper).
 
-Each takes a reader of one row in the source's own schema and gives a pair's row (see `hafrm.pairs`), or a `Drop` for
+Each takes a reader of one row in the source's own schema and returns a pair's row (see `hafrm.pairs`), or a `Drop` for
 rows that the paper's preprocessing leaves out. A missing or mistyped field is a bad row.
 """
 
@@ -17,15 +17,16 @@ __all__ = ["alpaca_human_pref", "beaver_safe", "chatbot_arena", "hh_single_turn"
 
 
 def hh_transcripts(row: RowReader) -> Mapping[str, Any]:
-    """Anthropic hh-rlhf: two transcripts that share their beginning."""
+    """Map Anthropic hh-rlhf: two transcripts with a common beginning."""
     return _answers(row, "chosen", "rejected")
 
 
 def hh_single_turn(row: RowReader) -> Mapping[str, Any] | Drop:
-    """Anthropic hh-rlhf, only the pairs of one question and one answer.
+    """Map Anthropic hh-rlhf, keeping only pairs with one question and one answer.
 
-    The paper does not say so, its Table 1 does: 12,915 Harmless pairs of 42.9 words per QA. `harmless-base` has 42,537
-    pairs; in a sample of 1,484, all have 109 words per QA on average, the 30% with a single turn 42.
+    The paper does not mention this, but its Table 1 implies it: 12,915 Harmless pairs of 42.9 words per QA.
+    `harmless-base` has 42,537 pairs; in a sample of 1,484, the average is 109 words per QA, and 42 for the 30% with a
+    single turn.
     """
     pair = hh_transcripts(row)
     if any(len(transcript_turns(text)) > 2 for text in pair.values()):
@@ -34,7 +35,7 @@ def hh_single_turn(row: RowReader) -> Mapping[str, Any] | Drop:
 
 
 def beaver_safe(row: RowReader) -> Mapping[str, Any] | Drop:
-    """PKU-SafeRLHF: pairs with exactly one safe response, which is the chosen one."""
+    """Map PKU-SafeRLHF: keep pairs with exactly one safe response, which is the chosen one."""
     safe = [row.boolean(f"is_response_{i}_safe") for i in (0, 1)]
     if safe[0] == safe[1]:
         return Drop("both_safe" if safe[0] else "both_unsafe")
@@ -43,7 +44,7 @@ def beaver_safe(row: RowReader) -> Mapping[str, Any] | Drop:
 
 
 def alpaca_human_pref(row: RowReader) -> Mapping[str, Any] | Drop:
-    """AlpacaFarm's human preferences: `preference` is 1 or 2; 0 and 1.5 stand for ties in this family of files."""
+    """Map AlpacaFarm's human preferences: `preference` is 1 or 2; 0 and 1.5 mean a tie in this family of files."""
     preference = row.number_or_none("preference")
     if preference in (0.0, 1.5):
         return Drop("tie")
@@ -55,10 +56,10 @@ def alpaca_human_pref(row: RowReader) -> Mapping[str, Any] | Drop:
 
 
 def chatbot_arena(row: RowReader) -> Mapping[str, Any] | Drop:
-    """Chatbot Arena: two conversations with the same questions; ties of both kinds are dropped.
+    """Map Chatbot Arena: two conversations with the same questions; ties of both kinds are dropped.
 
-    The prompt is what the two share, the first question: later turns belong to the responses, since they follow
-    different answers.
+    The prompt is the common beginning, that is the first question: later turns belong to the responses because they
+    follow different answers.
     """
     winner = row.string("winner")
     if winner in ("tie", "tie (bothbad)"):

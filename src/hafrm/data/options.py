@@ -1,4 +1,4 @@
-"""How data is read and encoded: the options that training, evaluation and scoring share."""
+"""Options for reading and encoding data, shared by training, evaluation and scoring."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ from hafrm.errors import ConfigError
 __all__ = ["DataOptions", "OnBadRow", "ReadOptions"]
 
 OnBadRow = Literal["error", "skip"]
-"""What happens to a row that breaks the data contract: `error` stops with file, row, field and remedy."""
+"""What to do with rows that break the data contract: `error` stops and names file, row, field and remedy; `skip` leaves
+them out and counts them.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadOptions:
-    """How rows are read and checked."""
+    """Options for reading and checking rows."""
 
     on_bad_row: OnBadRow = "error"
-    """Rows that break the data contract: `error` stops and says what is wrong; `skip` leaves them out, counted."""
+    """What to do with rows that break the data contract: `error` stops with an explanation; `skip` leaves them out and
+    counts them.
+    """
 
     split_seed: int = 0
-    """Seed of the splits that are drawn here: by prompt, where a source brings none."""
+    """Seed for drawing splits by prompt from sources without their own."""
 
     def __post_init__(self) -> None:
         if self.on_bad_row not in ("error", "skip"):
@@ -31,18 +35,19 @@ class ReadOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions(ReadOptions):
-    """How rows are read, checked and cut to length."""
+    """Options for reading, checking and truncating rows."""
 
     max_length: int = 512
-    """The most tokens of a prompt with one response (the paper's Table 5)."""
+    """Maximum tokens of a prompt with one response (512 in the paper's Table 5)."""
 
     overlong: Overlong = "drop"
-    """Pairs over `max_length`: `drop` leaves them out, as the authors do; `truncate` cuts responses at their end."""
+    """Pairs over `max_length`: `drop` leaves them out, as the authors do; `truncate` cuts the end of responses."""
 
     tokens_per_batch: int | None = None
-    """The most tokens that go through the model at once in training: a step's pairs are cut into parts of so many. It
-    changes no loss and no gradient but kto_pair's, whose means are over a part; less saves memory. Default: 1024 on a
-    CPU, which gains next to nothing by more, and 8192 on other devices."""
+    """Maximum tokens per forward pass in training: the pairs of a step are split into parts of this size. Smaller
+    values save memory. The losses and gradients stay the same, except for kto_pair, whose means are taken per part.
+    Default: 1024 on a CPU, where more hardly helps, and 8192 on other devices.
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,5 +59,5 @@ class DataOptions(ReadOptions):
             raise ConfigError(f"data_options.overlong must be `drop` or `truncate`, got {self.overlong!r}")
 
     def token_budget(self, device_type: str) -> int:
-        """`tokens_per_batch`, or its default on a device of this type."""
+        """Return `tokens_per_batch`, or its default for this type of device."""
         return self.tokens_per_batch or (1024 if device_type == "cpu" else 8192)

@@ -1,4 +1,4 @@
-"""Prompts without answers: of files whose rows hold `prompt` or are pairs, and of named sets of pairs."""
+"""Prompts without responses, from files with `prompt` rows or pairs, and from named sets of pairs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["PromptRow", "read_prompts"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptRow:
-    """A prompt, and where it stands."""
+    """A prompt and its place in a source."""
 
     id: str
     """`source:row`."""
@@ -27,17 +27,17 @@ class PromptRow:
 
 
 def read_prompts(name: str, options: ReadOptions, *, split: str, skipped: Counter[str]) -> Iterator[PromptRow]:
-    """Read the prompts of one source, in order; equal ones come as often as they stand there.
+    """Read the prompts of one source, in order and including duplicates.
 
     Args:
-        name: A file whose rows hold `prompt` (a string or chat messages) or are pairs; or a data set's name.
+        name: A file whose rows contain `prompt` (a string or chat messages) or are pairs; or a data set's name.
         options: What to do with rows that break the contract.
-        split: Which split of a named data set; a file is read whole.
-        skipped: Counts the rows that give no prompt, by reason: those that break the contract, and those that a data
-            set's own rule, or its split, leaves out.
+        split: Split of a named data set; files are read whole.
+        skipped: Counts rows without a prompt, by reason: those that break the contract, and those that a data set's
+            rule or split leaves out.
 
     Raises:
-        BadRowError: a row breaks the contract, and such rows are not to be skipped.
+        BadRowError: a row breaks the contract, and such rows are not skipped.
         UnreadableError: a file can't be read.
     """
     if not Path(name).is_file():

@@ -1,4 +1,4 @@
-"""The data sets that have names: the paper's five, as section 3.1 and Table 1 describe them."""
+"""The named data sets: the paper's five, as described in its section 3.1 and Table 1."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from hafrm.data.collecting import RowMapping
 __all__ = ["NAMED_SOURCES", "TEST_SHARE", "VALIDATION_SHARE", "NamedSource"]
 
 TEST_SHARE = 0.10
-"""Share of the pairs drawn as test split where a source brings none (section 3.1 of the paper)."""
+"""Share of pairs drawn as the test split for sources without one (section 3.1 of the paper)."""
 
 VALIDATION_SHARE = 0.05
-"""Share of the training side drawn as validation split: no source brings one, and the paper does not say its size."""
+"""Share of the training data drawn as the validation split: no source has one, and the paper does not give its size."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NamedSource:
-    """A published data set, and how it becomes pairs."""
+    """A published data set and its conversion to pairs."""
 
     name: str
-    """The name by which `--data` knows it."""
+    """Name in `--data`."""
     title: str
-    """What the paper calls it."""
+    """Name in the paper."""
     path: str
     """First argument of `datasets.load_dataset`."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of `load_dataset`."""
     mapping: RowMapping
-    """From a row in the source's schema to a pair's row."""
+    """Turns a row in the source's schema into a pair's row."""
     has_test: bool
-    """Whether the source brings a test split; if not, `TEST_SHARE` of its prompts are drawn."""
+    """Whether the source has a test split; if not, `TEST_SHARE` of its prompts are drawn."""
     homepage: str
     licence: str
     citation: str
     access: str = ""
-    """What to do before the hub gives access."""
+    """How to get access on the hub."""
     notes: tuple[str, ...] = ()
     """What a user of the data should know."""
 
@@ -87,7 +87,7 @@ _SOURCES = (
     NamedSource(
         name="alpaca-human-pref",
         title="Alpaca Human Pref (AHP)",
-        # The repository holds a loading script, which `datasets` no longer runs: read the script's own file.
+        # `datasets` no longer runs the repository's loading script, so read the file that the script reads.
         path="json",
         arguments={"data_files": "hf://datasets/tatsu-lab/alpaca_farm/alpaca_human_preference.json"},
         mapping=mappings.alpaca_human_pref,

@@ -1,7 +1,7 @@
-"""Raw rows of a file, one at a time: JSON lines, JSON, Parquet, gzipped or not.
+"""Raw rows of a file, one at a time: JSON lines, JSON or Parquet, gzipped or not.
 
-Knows file formats. Does not know what a pair is: a row is whatever the file holds, and what is wrong with its fields
-is found later. A line that is no JSON comes out as a row with an error, so that the rows after it can still be read.
+Deals with file formats only: the content of rows is checked later. A line that is not JSON becomes a row with an error,
+so that later rows can still be read.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ __all__ = [
 ]
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
-"""Endings of the files that can be read."""
+"""Endings of supported files."""
 
 _PART = r"(?:-\d+(?:-of-\d+(?:-[0-9a-f]{16})?)?)?"
-"""What stands behind the name of a file that holds a part; the hub's converters used to add a fingerprint."""
+"""Suffix of the name of a file with part of the rows; the hub's converters used to add a fingerprint."""
 _BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
-    """One row as its source holds it."""
+    """One row as found in its source."""
 
     number: int
     """The row's number from 1; in JSON-lines files the line's number."""
@@ -51,19 +51,19 @@ class RawRow:
 
 
 def has_known_suffix(path: str | Path) -> bool:
-    """Whether a file's name ends as one of `SUFFIXES`."""
+    """Return whether a file's name ends in one of `SUFFIXES`."""
     return str(path).endswith(SUFFIXES)
 
 
 def files_named(files: Iterable[Path], names: str) -> list[Path]:
-    """Those of the files that are called NAME, or that hold parts of it: `NAME-0.jsonl`, `NAME-00000-of-00002.parquet`.
+    """Select the files named NAME and those with parts of it: `NAME-0.jsonl`, `NAME-00000-of-00002.parquet`.
 
     Args:
-        files: Files whose names end as one of `SUFFIXES`.
+        files: Files whose names end in one of `SUFFIXES`.
         names: A regular expression of the names, without their endings.
 
     Raises:
-        ConfigError: a name, or a part of it, is there twice, or both whole and in parts: rows would be read twice.
+        ConfigError: a name or a part exists twice, or both whole and in parts: rows would be read twice.
     """
     pattern = re.compile(f"(?P<name>{names})(?P<part>{_PART})")
     found: dict[tuple[str, str], Path] = {}
@@ -87,11 +87,11 @@ def read_rows(path: Path, *, source: str | None = None) -> Iterator[RawRow]:
     """Read a file's rows, one at a time.
 
     Args:
-        path: A file whose name ends as one of `SUFFIXES`.
-        source: What error messages call the file; its path by default.
+        path: A file whose name ends in one of `SUFFIXES`.
+        source: Name of the file in error messages; its path by default.
 
     Raises:
-        UnreadableError: the file can't be opened, decompressed or decoded, while it is read.
+        UnreadableError: the file can't be opened, decompressed or decoded.
     """
     source = source or str(path)
     name = path.name.removesuffix(".gz")
@@ -119,7 +119,7 @@ def _json_lines(file: IO[bytes], source: str) -> Iterator[RawRow]:
 
 
 def json_line_row(line: bytes, source: str, number: int) -> RawRow | None:
-    """A line of a JSON-lines file as a row; None where the line is blank.
+    """Parse a line of a JSON-lines file; return None if it is blank.
 
     Raises:
         UnreadableError: the line is not UTF-8.
@@ -151,10 +151,10 @@ def _parquet_rows(path: Path) -> Iterator[RawRow]:
 
 
 def arrow_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of an Arrow table without null fields in its structs.
+    """Convert a row of an Arrow table, removing null fields from its structs.
 
-    Arrow gives all structs of a column the same fields, so that a call without an argument that another call has would
-    be rendered with a null.
+    Arrow gives all structs of a column the same fields, so a tool call would be rendered with null for arguments that
+    only other calls have.
     """
     return {name: _without_nulls(value) for name, value in row.items()}
 

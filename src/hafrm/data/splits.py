@@ -1,7 +1,4 @@
-"""Drawing a split by prompt group, so that no prompt stands on both sides.
-
-Pure: pairs in, pairs out.
-"""
+"""Draws a split by prompt group, so that no prompt is on both sides."""
 
 from __future__ import annotations
 
@@ -17,19 +14,19 @@ __all__ = ["split_by_group"]
 def split_by_group(
     pairs: Sequence[PreferencePair], fraction: float, seed: int
 ) -> tuple[list[PreferencePair], list[PreferencePair]]:
-    """Draw whole prompt groups until they hold a share of the pairs.
+    """Draw whole prompt groups until they make up a share of the pairs.
 
-    Groups are drawn in the order of a hash of seed and name. So the draw does not depend on the order of the rows,
-    and a prompt that stands in two data sets tends to fall on the same side in both.
+    Groups are drawn in the order of a hash of seed and name. The draw is therefore independent of the order of the
+    rows, and a prompt in two data sets tends to be on the same side in both.
 
     Args:
         pairs: The pairs to split.
-        fraction: The share of pairs to draw, between 0 and 1, at least one if not 0. Groups stay whole: the last one
-            may overshoot.
-        seed: Another seed, another draw.
+        fraction: Share of pairs to draw, at least 0 and below 1; at least one pair if not 0. Groups stay whole, so the
+            last one may exceed it.
+        seed: Seed of the draw.
 
     Returns:
-        The pairs that stay and the pairs drawn, each in the given order. At least one group stays.
+        The remaining pairs and the drawn pairs, each in the given order. At least one group remains.
 
     Raises:
         ValueError: the fraction is not between 0 and 1.

@@ -1,7 +1,7 @@
-"""What a set of pairs holds, in numbers: the paper's Table 1, and how far length gives the label away.
+"""Statistics of a set of pairs: the paper's Table 1, and how far length predicts the label.
 
-Pure: pairs (and, for tokens, their token ids) in, numbers out. A "QA" is one prompt with one response to it; a pair
-holds two, and the paper's "per QA" is the mean over both.
+Pure functions from pairs (and their token ids) to numbers. A "QA" is one prompt with one response; a pair has two, and
+the paper's "per QA" is the mean over both.
 """
 
 from __future__ import annotations
@@ -19,24 +19,25 @@ __all__ = ["PairStatistics", "length_accuracy", "pair_statistics"]
 
 @dataclass(frozen=True, kw_only=True)
 class PairStatistics:
-    """Numbers that describe a set of pairs."""
+    """Statistics of a set of pairs."""
 
     size: int
-    """Pairs (Table 1's "Size")."""
+    """Number of pairs (Table 1's "Size")."""
     prompts: int
-    """Prompt groups."""
+    """Number of prompt groups."""
     turns_per_prompt: float
     words_per_qa: float
-    """Words, parted by white space, of a prompt with one response (Table 1's "#Word/QA")."""
+    """Words, separated by white space, of a prompt with one response (Table 1's "#Word/QA")."""
     words_per_chosen: float
     words_per_rejected: float
     length_accuracy: float
-    """How often "pick the longer response" finds the chosen one; see `length_accuracy`."""
+    """Accuracy of picking the longer response; see `length_accuracy`."""
     tokens_per_qa: float | None = None
-    """Tokens of a prompt with one response, chat template included (Table 1's "#Token/QA"); None without tokenizer."""
+    """Tokens of a prompt with one response, chat template included (Table 1's "#Token/QA"); None without a tokenizer.
+    """
 
     def as_dict(self) -> dict[str, Any]:
-        """The numbers as plain values for JSON."""
+        """Return the statistics as plain values for JSON."""
         return asdict(self)
 
 
@@ -45,7 +46,7 @@ def pair_statistics(pairs: Sequence[PreferencePair], groups: Sequence[TokenGroup
 
     Args:
         pairs: The pairs.
-        groups: Their token ids, where tokens are to be counted; they may be of fewer pairs, if some do not fit.
+        groups: Their token ids, for token statistics; may cover fewer pairs if some do not fit.
 
     Raises:
         ValueError: there are no pairs.
@@ -67,7 +68,7 @@ def pair_statistics(pairs: Sequence[PreferencePair], groups: Sequence[TokenGroup
 
 
 def length_accuracy(pairs: Sequence[PreferencePair]) -> float:
-    """Accuracy of picking the response with more characters; equal lengths count one half.
+    """Return the accuracy of picking the response with more characters; equal lengths count one half.
 
     Raises:
         ValueError: there are no pairs.

@@ -1,17 +1,17 @@
-"""Preference losses: pure functions from tensors to tensors, one number a pair.
+"""Preference losses: pure functions from tensors to one loss per pair.
 
-Knows rewards and log-probabilities of pairs. Knows no model, tokenizer, device or config, and never averages: that is
-the caller's choice. Equation numbers are those of the HAF-RM paper. Shape letters: B pairs.
+They take rewards and log-probabilities of pairs, are independent of models, tokenizers, devices and configs, and leave
+averaging to the caller. Equation numbers are those of the HAF-RM paper. Shape letters: B pairs.
 
 Two families and their sum:
 
-* reward losses see the rewards of `chosen` and `rejected` (Eq. 2 and other priors than the logistic);
-* policy losses see the log-probs of both responses under the policy and the reference (Eq. 4 and its kin);
+* reward losses use the rewards of `chosen` and `rejected` (Eq. 2, and variants with other priors than the logistic);
+* policy losses use the log-probs of both responses under the policy and the reference (Eq. 4 and alternatives);
 * `hybrid_loss` adds the two (Eq. 5).
 
-Everything is computed in float32 at least: bfloat16 and float16 are widened, float64 stays float64. Values and
-gradients stay finite far beyond any margin that training meets (tested to +-1e4). Shapes are checked first, since
-broadcasting [B] against [B, 1] would give a loss that looks right and is not.
+Computations use at least float32: bfloat16 and float16 are widened, float64 is kept. Values and gradients stay finite
+far beyond the margins seen in training (tested to +-1e4). Shapes are checked first, because broadcasting [B] against
+[B, 1] would silently give a wrong loss.
 """
 
 from __future__ import annotations

@@ -19,22 +19,22 @@ def hybrid_loss(
     reward_weight: float = 1.0,
     policy_ratio: float = 0.2,
 ) -> Tensor:
-    """reward_weight * reward_loss + policy_ratio * policy_loss (Eq. 5).
+    """Return reward_weight * reward_loss + policy_ratio * policy_loss (Eq. 5).
 
-    A term of weight 0 is left out altogether, so (1, 0) *is* the reward loss and (0, 1) *is* the policy loss, even
-    where the other one is NaN, infinite or not computed at all.
+    A term with weight 0 is skipped, so (1, 0) *is* the reward loss and (0, 1) *is* the policy loss, even if the other
+    is NaN, infinite or None.
 
     Args:
-        reward_loss: One reward loss a pair, [B]; may be None if its weight is 0.
-        policy_loss: One policy loss a pair, [B]; may be None if its weight is 0.
-        reward_weight: Weight of the reward loss; the paper's 1.
-        policy_ratio: Weight of the policy loss: the paper's alpha, .2 by default; Figure 6 tries negative ones too.
+        reward_loss: Per-pair reward loss, [B]; may be None if its weight is 0.
+        policy_loss: Per-pair policy loss, [B]; may be None if its weight is 0.
+        reward_weight: Weight of the reward loss (1 in the paper).
+        policy_ratio: Weight of the policy loss, the paper's alpha; Figure 6 tries negative ones too.
 
     Returns:
-        One loss a pair, [B].
+        Per-pair loss, [B].
 
     Raises:
-        ValueError: the shapes differ, a loss with a weight is None, a weight is not finite, or both are 0.
+        ValueError: the shapes differ, a loss with nonzero weight is None, a weight is not finite, or both are 0.
     """
     weighted = {"reward_loss": (reward_weight, reward_loss), "policy_loss": (policy_ratio, policy_loss)}
     terms: dict[str, Tensor] = {}

@@ -1,6 +1,6 @@
-"""Policy losses: on the log-probs of both responses under the policy and the reference (Eq. 4 and its kin).
+"""Policy losses on the log-probs of both responses under the policy and the reference (Eq. 4 and alternatives).
 
-Knows the log-probabilities of pairs, summed over response tokens. Shape letters: B pairs.
+They take the log-probabilities of pairs, summed over response tokens. Shape letters: B pairs.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class PairLogProbs:
     """Log-probabilities of the responses of B pairs, each summed over the response's tokens.
 
     Raises:
-        ValueError: the tensors are not all of one shape [B], or only one of the two references is given.
+        ValueError: the tensors do not share one shape [B], or only one of the two references is given.
     """
 
     chosen: Tensor
@@ -57,7 +57,8 @@ class PairLogProbs:
     rejected: Tensor
     """log pi(y' | x) under the policy, [B]."""
     reference_chosen: Tensor | None
-    """log pi_ref(y | x), [B]. None: no reference; it counts as 0, as if all responses were equally likely to it."""
+    """log pi_ref(y | x), [B]. None: no reference; counts as 0, as if the reference found all responses equally likely.
+    """
     reference_rejected: Tensor | None
     """log pi_ref(y' | x), [B], or None."""
     chosen_length: Tensor
@@ -72,17 +73,17 @@ class PairLogProbs:
 
     @property
     def chosen_log_ratio(self) -> Tensor:
-        """The pd_win of Eq. 4: log pi(y | x) / pi_ref(y | x), [B]."""
+        """pd_win of Eq. 4: log pi(y | x) / pi_ref(y | x), [B]."""
         return _log_ratio(self.chosen, self.reference_chosen)
 
     @property
     def rejected_log_ratio(self) -> Tensor:
-        """The pd_lose of Eq. 4: log pi(y' | x) / pi_ref(y' | x), [B]."""
+        """pd_lose of Eq. 4: log pi(y' | x) / pi_ref(y' | x), [B]."""
         return _log_ratio(self.rejected, self.reference_rejected)
 
     @property
     def margin(self) -> Tensor:
-        """The pd_win - pd_lose of Eq. 4, [B]: beta times it is the margin of DPO's implicit rewards."""
+        """pd_win - pd_lose of Eq. 4, [B]; times beta, the margin of DPO's implicit rewards."""
         return self.chosen_log_ratio - self.rejected_log_ratio
 
     @property
@@ -101,11 +102,11 @@ def dpo_loss(log_probs: PairLogProbs, *, beta: float = 0.1, label_smoothing: flo
 
     Args:
         log_probs: Response log-probs of policy and reference.
-        beta: The paper's tau: how strongly the policy is held to the reference.
-        label_smoothing: The chance, 0 to .5, that a label is wrong; above 0 this is conservative DPO.
+        beta: The paper's tau: how strongly the policy is tied to the reference.
+        label_smoothing: Probability, 0 to .5, that a label is wrong; above 0 this is conservative DPO.
 
     Returns:
-        One loss a pair, [B].
+        Per-pair loss, [B].
 
     Raises:
         ValueError: beta or label_smoothing is out of range.
@@ -117,12 +118,12 @@ def dpo_loss(log_probs: PairLogProbs, *, beta: float = 0.1, label_smoothing: flo
 def ipo_loss(log_probs: PairLogProbs, *, beta: float = 0.1) -> Tensor:
     """Identity preference optimization: (margin - 1 / (2 beta))^2 (arXiv:2310.12036, Eq. 17).
 
-    The log-ratios are means over tokens, not sums, as in TRL 1.16, which had it from the method's authors: with sums
+    The log-ratios are averaged over tokens, not summed, as in TRL 1.16 on the advice of the method's authors: with sums
     the square would grow with the responses' lengths.
 
     Args:
         log_probs: Response log-probs of policy and reference.
-        beta: The source's tau; the loss asks for a margin of 1 / (2 beta) a token.
+        beta: The source's tau; the target margin is 1 / (2 beta) per token.
 
     Result and errors are those of `dpo_loss`.
     """
@@ -145,13 +146,13 @@ def slic_loss(log_probs: PairLogProbs, *, beta: float = 0.1, label_smoothing: fl
 def simpo_loss(
     log_probs: PairLogProbs, *, beta: float = 0.1, target_margin: float = 0.5, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Simple preference optimization: DPO on log-probs a token, without a reference (arXiv:2405.14734, Eq. 6).
+    """Simple preference optimization: DPO on log-probs per token, without a reference (arXiv:2405.14734, Eq. 6).
 
     Args:
-        log_probs: Response log-probs; the reference is not read.
-        beta: Scale of the log-probs a token. They are small numbers: the source takes beta from 2 to 10.
-        target_margin: The source's gamma, by which `chosen` should win, in units of beta times a log-prob a token.
-        label_smoothing: The chance, 0 to .5, that a label is wrong.
+        log_probs: Response log-probs; the reference is not used.
+        beta: Scale of the log-probs per token, which are small: the source uses beta from 2 to 10.
+        target_margin: The source's gamma, by which `chosen` should win, in units of beta times a log-prob per token.
+        label_smoothing: Probability, 0 to .5, that a label is wrong.
 
     Result and errors are those of `dpo_loss`.
     """
@@ -163,11 +164,11 @@ def simpo_loss(
 def orpo_loss(log_probs: PairLogProbs, *, beta: float = 0.1) -> Tensor:
     """Odds-ratio preference optimization: NLL - beta * log sigmoid(log odds ratio) (arXiv:2403.07691, Eq. 6).
 
-    The NLL is the mean over the tokens of `chosen`. TRL's takes in the prompt's tokens too, and a batch's mean weighs
-    its tokens alike.
+    The NLL is the mean over the tokens of `chosen`. TRL's includes the prompt's tokens and weights all tokens of a
+    batch equally.
 
     Args:
-        log_probs: Response log-probs; the reference is not read.
+        log_probs: Response log-probs; the reference is not used.
         beta: The source's lambda, the weight of the odds-ratio term.
 
     Result and errors are those of `dpo_loss`.
@@ -180,42 +181,42 @@ def orpo_loss(log_probs: PairLogProbs, *, beta: float = 0.1) -> Tensor:
 def kto_pair_loss(log_probs: PairLogProbs, *, beta: float = 0.1) -> Tensor:
     """Kahneman-Tversky optimization on pairs: each response against the batch's mean log-ratio of the other side.
 
-    The mean log-ratio of the rejected responses, at least 0 and without gradient, stands in for the KL divergence
-    that a chosen response is measured against, and the other way round (arXiv:2402.01306, in the paired form that
-    DPO's implementations made of it). The pairs of a batch therefore depend on each other.
+    The mean log-ratio of the rejected responses, clamped at 0 and without gradient, replaces the KL divergence to which
+    a chosen response is compared, and vice versa (arXiv:2402.01306, in the paired form of DPO's implementations). The
+    pairs of a batch therefore depend on each other.
 
     The result is the mean of a pair's two losses, between 0 and 1. Arguments and errors are those of `dpo_loss`.
     """
     require_positive(beta=beta)
     chosen, rejected = log_probs.chosen_log_ratio, log_probs.rejected_log_ratio
     chosen_kl, rejected_kl = (ratio.detach().mean().clamp(min=0) for ratio in (chosen, rejected))
-    gain = torch.sigmoid(beta * (rejected_kl - chosen))  # 1 - sigmoid(beta * (chosen - rejected_kl))
+    gain = torch.sigmoid(beta * (rejected_kl - chosen))  # = 1 - sigmoid(beta * (chosen - rejected_kl))
     loss = torch.sigmoid(beta * (rejected - chosen_kl))
     return (gain + loss) / 2
 
 
 def sft_loss(log_probs: PairLogProbs) -> Tensor:
-    """Supervised fine-tuning: the mean NLL of the tokens of `chosen`, [B]. Nothing else is read.
+    """Supervised fine-tuning: the mean NLL of the tokens of `chosen`, [B]. Other fields are not used.
 
-    Its mean over a batch weighs pairs alike, where TRL's weighs tokens alike.
+    Its mean over a batch weights all pairs equally, whereas TRL weights all tokens equally.
     """
     return -log_probs.chosen_mean
 
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyLossOptions:
-    """The options of all policy losses; `OPTIONS_READ` says which loss reads which.
+    """Options of all policy losses; see `OPTIONS_READ` for which loss uses which.
 
     Raises:
         ValueError: an option is out of range.
     """
 
     beta: float = 0.1
-    """Scale of the log-ratios: the paper's tau (Eq. 4); in `orpo` the weight of the odds ratio."""
+    """Scale of the log-ratios: the paper's tau (Eq. 4); for `orpo` the weight of the odds ratio."""
     label_smoothing: float = 0.0
-    """The chance, 0 to .5, that a label is wrong."""
+    """Probability, 0 to .5, that a label is wrong."""
     target_margin: float = 0.5
-    """The margin that `simpo` asks for: its gamma."""
+    """Margin required by `simpo`, its gamma."""
 
     def __post_init__(self) -> None:
         require_positive(beta=self.beta)
@@ -225,7 +226,7 @@ class PolicyLossOptions:
 
 
 PolicyLoss = Callable[[PairLogProbs, PolicyLossOptions], Tensor]
-"""A loss on the log-probs of pairs: one number a pair, [B]."""
+"""A loss on the log-probs of pairs, giving one loss per pair, [B]."""
 
 PolicyLossName = Literal["dpo", "ipo", "slic", "simpo", "orpo", "kto_pair", "sft"]
 _POLICY_FUNCTIONS: dict[PolicyLossName, Callable[..., Tensor]] = {
@@ -244,11 +245,11 @@ OPTIONS_READ: Mapping[str, frozenset[str]] = MappingProxyType(
         for name, function in _POLICY_FUNCTIONS.items()
     }
 )
-"""The fields of `PolicyLossOptions` that each policy loss reads, so that a config can refuse one without effect."""
+"""Fields of `PolicyLossOptions` used by each policy loss, so that configs can reject options without effect."""
 
 
 def _with_options(name: PolicyLossName) -> PolicyLoss:
-    """The policy loss `name` as a function of log-probs and options."""
+    """Adapt the policy loss `name` to take log-probs and options."""
     function, read = _POLICY_FUNCTIONS[name], OPTIONS_READ[name]
 
     def loss(log_probs: PairLogProbs, options: PolicyLossOptions) -> Tensor:
@@ -258,13 +259,13 @@ def _with_options(name: PolicyLossName) -> PolicyLoss:
 
 
 POLICY_LOSSES: Mapping[str, PolicyLoss] = MappingProxyType({name: _with_options(name) for name in _POLICY_FUNCTIONS})
-"""The policy losses by the names that configs use."""
+"""Policy losses by their names in configs."""
 
 COUPLES_PAIRS: frozenset[str] = frozenset({"kto_pair"})
-"""The policy losses in which a pair's loss depends on the other pairs of its batch."""
+"""Policy losses in which a pair's loss depends on other pairs of its batch."""
 
 USES_REFERENCE: frozenset[str] = frozenset({"dpo", "ipo", "slic", "kto_pair"})
-"""The policy losses that read the reference's log-probs; the others run without a reference."""
+"""Policy losses that use the reference's log-probs; the others run without a reference."""
 
 
 def _log_ratio(log_prob: Tensor, reference: Tensor | None) -> Tensor:
@@ -272,11 +273,11 @@ def _log_ratio(log_prob: Tensor, reference: Tensor | None) -> Tensor:
 
 
 def _per_token(total: Tensor, length: Tensor) -> Tensor:
-    """The mean over tokens; an empty response, whose total is 0, counts as one token rather than as 0 / 0."""
+    """Average over tokens; an empty response, whose total is 0, counts as one token to avoid 0 / 0."""
     return wide(total) / length.clamp(min=1)
 
 
 def _log_odds(log_prob: Tensor) -> Tensor:
-    """Log(p / (1 - p)) of p = exp(log_prob), which is kept below 1 by the dtype's epsilon: the odds stay finite."""
+    """Compute log(p / (1 - p)) for p = exp(log_prob), clamped below 1 by the dtype's epsilon to keep it finite."""
     below_zero = log_prob.clamp(max=-torch.finfo(log_prob.dtype).eps)
     return below_zero - torch.log(-torch.expm1(below_zero))

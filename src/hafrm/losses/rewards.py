@@ -1,6 +1,6 @@
-"""Reward losses: -log P(chosen wins), where P is a distribution function of the reward difference (Eq. 2 and kin).
+"""Reward losses: -log P(chosen wins), where P is a distribution function of the reward difference (Eq. 2 and variants).
 
-Knows the rewards of pairs. Shape letters: B pairs.
+They take the rewards of pairs. Shape letters: B pairs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class RewardLoss(Protocol):
     def __call__(
         self, chosen: Tensor, rejected: Tensor, *, margin: Tensor | None = None, label_smoothing: float = 0.0
     ) -> Tensor:
-        """One loss a pair, [B]."""
+        """Compute the per-pair loss, [B]."""
         ...
 
 
@@ -44,13 +44,13 @@ def bradley_terry_loss(
     Args:
         chosen: Rewards of the preferred responses, [B].
         rejected: Rewards of the other responses, [B].
-        margin: By how much `chosen` should win, [B], in units of reward: it is taken off the difference before the
-            sigmoid (Llama 2, arXiv:2307.09288, Eq. 2). None means 0.
-        label_smoothing: The chance, 0 to .5, that a label is wrong: the loss is the cross-entropy against the target
-            (1 - label_smoothing, label_smoothing), with the margin on the model's side.
+        margin: How far `chosen` should win, [B], in units of reward: subtracted from the difference before the sigmoid
+            (Llama 2, arXiv:2307.09288, Eq. 2). None means 0.
+        label_smoothing: Probability, 0 to .5, that a label is wrong: the loss is the cross-entropy against the target
+            (1 - label_smoothing, label_smoothing), with the margin included in the model's logit.
 
     Returns:
-        One loss a pair, [B], float32 (float64 for float64 rewards).
+        Per-pair loss, [B], float32 (float64 for float64 rewards).
 
     Raises:
         ValueError: the shapes are not all the same [B], or label_smoothing is out of range.
@@ -61,7 +61,7 @@ def bradley_terry_loss(
 def hinge_reward_loss(
     chosen: Tensor, rejected: Tensor, *, margin: Tensor | None = None, label_smoothing: float = 0.0
 ) -> Tensor:
-    """max(0, 1 + margin - difference): a large-margin ranking loss, with no probability behind it.
+    """Large-margin ranking loss without a probabilistic model: max(0, 1 + margin - difference).
 
     Arguments, result and errors are those of `bradley_terry_loss`.
     """
@@ -84,20 +84,20 @@ def cauchy_loss(
 ) -> Tensor:
     """Negative log-probability that the chosen reward wins, with a Cauchy prior.
 
-    Its tail is heavier than the logistic's: a confident mistake costs only logarithmically and its gradient fades,
+    Its tail is heavier than the logistic's: a confident mistake costs only logarithmically and its gradient vanishes,
     so wrong labels weigh less. Arguments, result and errors are those of `bradley_terry_loss`.
     """
     return smoothed(cauchy, _reward_difference(chosen, rejected, margin), label_smoothing)
 
 
 def reward_centering_penalty(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """(chosen + rejected)^2, which pulls rewards towards mean zero (arXiv:2312.09244, Eq. 2).
+    """Penalty (chosen + rejected)^2, which pulls rewards towards mean zero (arXiv:2312.09244, Eq. 2).
 
-    Preference losses see differences only, so the level of the rewards is free and may drift. Add this with a small
-    weight (the source: .01).
+    Preference losses only depend on differences, so the level of the rewards may drift. Add this with a small weight
+    (.01 in the source).
 
     Returns:
-        One penalty a pair, [B].
+        Per-pair penalty, [B].
 
     Raises:
         ValueError: the shapes are not both the same [B].
@@ -114,7 +114,7 @@ _LOSSES: dict[str, RewardLoss] = {
     "cauchy": cauchy_loss,
 }
 REWARD_LOSSES: Mapping[str, RewardLoss] = MappingProxyType(_LOSSES)
-"""The reward losses by the names that configs use."""
+"""Reward losses by their names in configs."""
 
 
 def register_reward_loss(name: str, loss: RewardLoss) -> None:

@@ -1,4 +1,4 @@
-"""What the losses share: functions of z, the (margin-adjusted) difference, that fall as z rises; checks of input.
+"""Shared parts of the losses: decreasing functions of z, the (margin-adjusted) difference, and input checks.
 
 Shape letters: B pairs.
 """
@@ -36,18 +36,18 @@ def hinge(z: Tensor) -> Tensor:
 
 
 def probit(z: Tensor) -> Tensor:
-    """-log Phi(z), in float64: in float32 torch's gradient is 6 times too large at -1e4."""
+    """-log Phi(z), computed in float64: torch's float32 gradient is 6 times too large at -1e4."""
     log_probability: Tensor = torch.special.log_ndtr(z.double())
     return -log_probability.to(z.dtype)
 
 
 def cauchy(z: Tensor) -> Tensor:
-    """-log(1/2 + atan(z) / pi), by 1/2 + atan(z) / pi = atan2(1, -z) / pi, which keeps its digits as z falls."""
+    """-log(1/2 + atan(z) / pi), computed as atan2(1, -z) / pi, which stays accurate for very negative z."""
     return -torch.log(torch.atan2(torch.ones_like(z), -z) / math.pi)
 
 
 def smoothed(shape: Callable[[Tensor], Tensor], z: Tensor, label_smoothing: float) -> Tensor:
-    """The loss of shape `shape` at z, where the label is wrong with probability label_smoothing."""
+    """Return the loss `shape` at z, averaged over labels that are wrong with probability label_smoothing."""
     require_label_smoothing(label_smoothing)
     if label_smoothing == 0:
         return shape(z)
@@ -55,12 +55,12 @@ def smoothed(shape: Callable[[Tensor], Tensor], z: Tensor, label_smoothing: floa
 
 
 def wide(values: Tensor) -> Tensor:
-    """The values in float32, or in float64 if they come in it."""
+    """Widen values to float32; keep float64."""
     return values if values.dtype == torch.float64 else values.float()
 
 
 def require_pairs(**tensors: Tensor) -> None:
-    """Refuse tensors that are not all [B]: broadcasting [B] against [B, 1] would give a loss that looks right."""
+    """Raise unless all tensors are [B]: broadcasting [B] against [B, 1] would silently give a wrong loss."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if len(set(shapes.values())) != 1 or any(len(shape) != 1 for shape in shapes.values()):
         listed = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
@@ -68,13 +68,13 @@ def require_pairs(**tensors: Tensor) -> None:
 
 
 def require_positive(**options: float) -> None:
-    """Refuse an option that is no positive number."""
+    """Raise unless each option is positive and finite."""
     for name, value in options.items():
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name} must be a positive number, got {value}")
 
 
 def require_label_smoothing(value: float) -> None:
-    """Refuse a share of wrong labels above one half."""
+    """Raise unless the share of wrong labels is between 0 and 0.5."""
     if not 0 <= value <= 0.5:
         raise ValueError(f"label_smoothing must lie between 0 and 0.5, got {value}")

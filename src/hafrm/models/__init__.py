@@ -1,1 +1,1 @@
-"""Models: the two-headed model, its checkpoints, references and scorers. Knows no data file and no training."""
+"""The two-headed model, its checkpoints, references and scorers; independent of data files and training."""

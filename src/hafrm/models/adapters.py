@@ -1,4 +1,4 @@
-"""Adapters of PEFT's format on a stock model: laying them on, and merging them into its weights."""
+"""PEFT adapters on a stock model: attaching them, and merging them into its weights."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _PREFIX = "base_model.model."
 
 
 def lay_on(model: PreTrainedModel, source: AdapterSource, *, head: str | None = None) -> PeftModel:
-    """Lay saved adapters on the model that they were trained on.
+    """Attach saved adapters to the model on which they were trained.
 
     Args:
-        model: That model, of the causal class or the classifier's. Its embeddings grow to those that come with the
+        model: That model, as a causal LM or classifier. Its embeddings grow to the size of those saved with the
             adapters.
         source: The adapters.
-        head: The module of the model that takes the saved reward head; None leaves the head out.
+        head: The module of the model that receives the saved reward head; None skips the head.
 
     Raises:
         ModelError: the adapters do not fit the model.
@@ -51,7 +51,7 @@ def lay_on(model: PreTrainedModel, source: AdapterSource, *, head: str | None = 
 
 
 def merged_into(model: PreTrainedModel, source: AdapterSource) -> PreTrainedModel:
-    """The model with saved adapters merged into its weights; their reward head is left out. Changes the model.
+    """Merge saved adapters into a model's weights, in place, ignoring their reward head.
 
     Raises:
         ModelError: the adapters do not fit the model, or are of a kind that can't be merged.
@@ -63,12 +63,12 @@ def merged_into(model: PreTrainedModel, source: AdapterSource) -> PreTrainedMode
 
 
 def _module(name: str) -> str:
-    """The outermost module of a saved weight."""
+    """Return the outermost module of a saved weight."""
     return name.removeprefix(_PREFIX).split(".", 1)[0]
 
 
 def _grow_embeddings(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> None:
-    """Make room for embeddings that were saved with adapters, since tokens had been added before training."""
+    """Grow the embeddings to those saved with adapters: tokens had been added before training."""
     embeddings = cast(nn.Embedding, model.get_input_embeddings())
     name = next(name for name, module in model.named_modules() if module is embeddings)
     saved = state.get(f"{_PREFIX}{name}.weight")

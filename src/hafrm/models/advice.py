@@ -1,4 +1,4 @@
-"""What to do where transformers will not load a model, for the two refusals that are for safety's sake."""
+"""Advice on the two cases in which transformers refuses a model for security reasons."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _BY_WORD = {
     "safetensors": "Weights are read as safetensors alone, as pickles can run code: a model that has only those, and "
     "that you trust, can be loaded with transformers and saved again.",
 }
-"""By a word in what transformers says."""
+"""Advice by a word in transformers' message."""
 
 
 def advice(error: Exception) -> str:
-    """A sentence to put behind the error's own, with a space before it; empty where there is nothing to add."""
+    """Return advice to append to an error message, with a leading space; empty if there is none."""
     return next((f" {text}" for word, text in _BY_WORD.items() if word in str(error)), "")

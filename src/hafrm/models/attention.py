@@ -1,15 +1,15 @@
 """Attention over packed rows, through transformers' attention interface.
 
-Knows query, key and value tensors, and how groups lie in a row (`Segments`). Knows no model, no loss and no token.
+Works on query, key and value tensors and the groups of a row (`Segments`); independent of models, losses and tokens.
 Shape letters: R rows, L tokens of a row, N query heads, K key heads (N / K queries share one), D width of a head.
 
-`PACKED_ATTENTION` names an attention function for `model.set_attn_implementation`. A packed batch is a call of the
-model with `packed_arguments`: the layout travels as a keyword argument, which the models that go through the attention
-interface hand on to it untouched, and attention is computed group by group. Called without a layout (padded batches,
-generation), the function is the stock one.
+`PACKED_ATTENTION` is the name of an attention function for `model.set_attn_implementation`. For a packed batch, call
+the model with `packed_arguments`: the layout is a keyword argument, which models that use the attention interface pass
+through unchanged, and attention is computed per group. Without a layout (padded batches, generation), the function is
+the stock one.
 
-Within [prompt | response] a token's place *is* its position, so causality, sliding windows and offsets need no more
-than lengths. What a model hands over with its tensors is honoured: scaling, sliding window, soft cap, attention sinks,
+Within [prompt | response] a token's index *is* its position, so lengths suffice for causality, sliding windows and
+offsets. The function supports what a model passes with its tensors: scaling, sliding window, soft cap, attention sinks,
 shared key heads, dropout.
 """
 
@@ -32,16 +32,16 @@ from hafrm.packing import Segments
 __all__ = ["PACKED_ATTENTION", "packed_arguments", "packed_attention", "visibility"]
 
 PACKED_ATTENTION = "hafrm_packed"
-"""The attention implementation that takes packed and padded batches alike."""
+"""Name of the attention implementation for both packed and padded batches."""
 
 _NO_MASK = torch.uint8
 
 
 def packed_arguments(segments: Segments, device: torch.device) -> dict[str, Any]:
-    """What a packed batch adds to the call of a model: its layout, and a mask that is there to be ignored.
+    """Return a packed batch's extra arguments for the model: its layout, and a placeholder mask.
 
-    A mask of four dimensions is one that models hand on as it is, so no mask of L x L is ever made; this one takes no
-    memory. Its dtype is one that no mask has, by which a call is caught whose layout was lost on the way.
+    Models pass four-dimensional masks through unchanged, so no L x L mask is ever created; this one takes no memory.
+    Its dtype is one that no real mask has, which reveals calls that lost their layout.
     """
     placeholder = torch.ones((), dtype=_NO_MASK, device=device).expand(1, 1, segments.tokens, segments.tokens)
     return {"attention_mask": placeholder, "hafrm_segments": segments}
@@ -49,14 +49,14 @@ def packed_arguments(segments: Segments, device: torch.device) -> dict[str, Any]
 
 @dataclass(frozen=True)
 class _Rules:
-    """What a layer asks of its attention beside the tensors."""
+    """A layer's attention settings."""
 
     scaling: float | None
     window: int | None
-    """A token sees this many: itself and those just before it. None: all."""
+    """Number of visible tokens: a token itself and those just before it. None: all."""
     softcap: float | None
     sinks: Tensor | None
-    """A logit of each head that takes part in the softmax and has no value, [N]."""
+    """Logit per head that takes part in the softmax but has no value, [N]."""
     dropout: float
 
 
@@ -75,27 +75,27 @@ def packed_attention(
     hafrm_segments: Segments | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """The attention function that transformers calls for each layer.
+    """Compute attention; transformers calls this for each layer.
 
     Args:
         module: The attention layer.
         query: [R, N, L, D]. R is 1 in a packed batch.
         key: [R, K, L, D].
         value: [R, K, L, D].
-        attention_mask: What the mask function made of a padded batch's mask; ignored for a packed batch.
+        attention_mask: The mask function's result for a padded batch; ignored for a packed batch.
         scaling: Factor of the logits; None: 1 / sqrt(D).
-        dropout: Probability at which attention weights are dropped; models hand over 0 in evaluation mode.
-        sliding_window: How many tokens a token sees, by positions in its own sequence; None: all.
-        softcap: Logits become softcap * tanh(logits / softcap); None: as they are.
+        dropout: Dropout probability of attention weights; models pass 0 in evaluation mode.
+        sliding_window: Number of tokens that a token sees, by positions in its own sequence; None: all.
+        softcap: Logits become softcap * tanh(logits / softcap); None: unchanged.
         s_aux: Attention sinks, [N], or None.
         hafrm_segments: The packed row's layout; None for a padded batch.
-        **kwargs: What else the model hands on; for the stock function.
+        **kwargs: The model's other arguments, for the stock function.
 
     Returns:
-        The attended values, [R, L, N, D], and None in place of attention weights.
+        The attention output, [R, L, N, D], and None in place of attention weights.
 
     Raises:
-        ValueError: the layout does not describe these tensors, or the model asks for what is not known here.
+        ValueError: the layout does not match these tensors, or the model needs something unsupported.
     """
     rules = _Rules(scaling, sliding_window or None, softcap, s_aux, dropout)
     if hafrm_segments is None:
@@ -116,7 +116,7 @@ def _padded(
     rules: _Rules,
     kwargs: dict[str, Any],
 ) -> Tensor:
-    """Attention by the mask that the stock mask function made; the window is in it."""
+    """Compute attention with the mask of the stock mask function, which includes the window."""
     if mask is not None and mask.dtype == _NO_MASK:
         raise ValueError("the layout of a packed row did not reach its attention")
     if rules.softcap is None and rules.sinks is None:
@@ -128,11 +128,11 @@ def _padded(
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _by_group(query: Tensor, key: Tensor, value: Tensor, segments: Segments, rules: _Rules) -> Tensor:
-    """Attention group by group, with fused kernels on contiguous parts of the row.
+    """Compute attention per group, with fused kernels on contiguous parts of the row.
 
-    A prompt and its first response are one plain causal sequence. Every other response attends to a copy of the
-    prompt's keys and itself. Rows are split in one go: slices would each fill a gradient of the row's length with
-    zeros. The compiler leaves this alone, since every batch is split at other places.
+    A prompt and its first response form one plain causal sequence. Every other response attends to a copy of the
+    prompt's keys and to itself. Rows are split in one operation: each slice would create a zero-filled gradient of the
+    whole row's length. Excluded from compilation because every batch is split at different places.
     """
     if (query.shape[0], query.shape[2], key.shape[2]) != (1, segments.tokens, segments.tokens):
         raise ValueError(
@@ -152,7 +152,7 @@ def _by_group(query: Tensor, key: Tensor, value: Tensor, segments: Segments, rul
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, rules: _Rules) -> Tensor:
-    """Causal attention of the last positions of a sequence to all of it, [1, queries, N, D]."""
+    """Compute causal attention from the last positions of a sequence to all of it, [1, queries, N, D]."""
     mask = _visible(query.shape[2], key.shape[2], rules.window, query.device)
     if rules.softcap is not None or rules.sinks is not None:
         output = _explicit(query, key, value, mask, rules)
@@ -171,7 +171,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, rules: _Rules) -> Tensor:
 
 
 def _visible(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor | None:
-    """Which keys each of a sequence's last positions sees, [queries, keys]; None: a plain causal square."""
+    """Return which keys each of a sequence's last positions sees, [queries, keys]; None: a plain causal square."""
     if queries == keys and (window is None or keys <= window):
         return None
     mask = _causal(queries, keys, device)
@@ -183,10 +183,9 @@ def _causal(queries: int, keys: int, device: torch.device) -> Tensor:
 
 
 def _explicit(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rules: _Rules) -> Tensor:
-    """Attention step by step, for what no fused kernel knows: soft caps and sinks, [R, N, queries, D].
+    """Compute attention without a fused kernel, as needed for soft caps and sinks, [R, N, queries, D].
 
-    Without a mask the queries are a sequence's last positions. Softmax is taken in float32 at least, as stock models
-    do; in float64 for float64.
+    Without a mask the queries are a sequence's last positions. Softmax uses at least float32, as in stock models.
     """
     if mask is None:
         mask = _causal(query.shape[2], key.shape[2], query.device)
@@ -208,12 +207,12 @@ def _explicit(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, ru
 def _by_block_mask(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, segments: Segments, rules: _Rules
 ) -> Tensor:
-    """Attention over the whole row in one compiled flex-attention kernel, which skips blocks that nobody sees.
+    """Compute attention over the whole row in one compiled flex-attention kernel, which skips fully masked blocks.
 
-    transformers' own flex function takes care of soft caps, sinks and shared key heads. Written for CUDA devices and
-    *not yet run on one*: on a CPU its compiled forward pass agrees with `_by_group` (not with sinks, which flex has on
-    GPUs alone), and the tests hold `visibility` against it. Where it fails or differs, the probe at load finds out and
-    the model keeps to padded batches.
+    transformers' own flex function handles soft caps, sinks and shared key heads. Written for CUDA devices but *not yet
+    run on one*: on a CPU its compiled forward pass agrees with `_by_group` (except for sinks, which flex only supports
+    on GPUs), and the tests check `visibility` against `_by_group`. If it fails or differs, the probe at load detects
+    this and the model uses padded batches.
     """
     block_mask = _block_mask(segments, rules.window, query.device)
     output, _ = AttentionInterface()["flex_attention"](
@@ -222,8 +221,8 @@ def _by_block_mask(
     return cast(Tensor, output)
 
 
-@torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]  # else every layout is compiled in
-@functools.lru_cache(maxsize=4)  # all layers of a batch share it; some models alternate between two windows
+@torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]  # otherwise it is compiled again per layout
+@functools.lru_cache(maxsize=4)  # shared by all layers of a batch; some models alternate between two windows
 def _block_mask(segments: Segments, window: int | None, device: torch.device) -> BlockMask:
     with torch.inference_mode(False):  # scoring and training may share the mask
         return create_block_mask(
@@ -234,12 +233,12 @@ def _block_mask(segments: Segments, window: int | None, device: torch.device) ->
 def visibility(
     segments: Segments, window: int | None, device: torch.device
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """Who sees whom in a packed row, as flex attention asks it (its `mask_mod`).
+    """Return the visibility rule of a packed row, in flex attention's form (`mask_mod`).
 
     Args:
         segments: The row's layout.
-        window: How many tokens a token sees, by positions in its own sequence; None: all.
-        device: Where the answer is computed.
+        window: Number of tokens that a token sees, by positions in its own sequence; None: all.
+        device: Device of the rule's tensors.
 
     Returns:
         A function of batch, head, query and key indices: whether the query's token sees the key's.

@@ -14,7 +14,7 @@ __all__ = ["CARD_FILE", "CARD_MARK", "policy_card", "reward_card"]
 
 CARD_FILE = "README.md"
 CARD_MARK = "Trained with hafrm"
-"""By which an export knows an earlier one."""
+"""Text that identifies the card of an earlier export."""
 
 _HEADER = """\
 ---
@@ -113,11 +113,11 @@ _DIFFERENCE = {
     "probit": ": Phi(r1 - r2), the standard normal distribution's, is the probability that the first is preferred",
     "cauchy": ": 1/2 + atan(r1 - r2) / pi is the probability that the first is preferred",
 }
-"""What a difference of rewards means, by the loss that they were trained with. A hinge knows no probability."""
+"""Meaning of a difference of rewards, by training loss. The hinge loss defines no probability."""
 
 
 def reward_card(info: RunInfo, manifest: dict[str, Any]) -> str:
-    """The card of `reward/`."""
+    """Write the card of `reward/`."""
     return _render(
         _REWARD_USE,
         info,
@@ -132,7 +132,7 @@ def reward_card(info: RunInfo, manifest: dict[str, Any]) -> str:
 
 
 def policy_card(info: RunInfo, manifest: dict[str, Any]) -> str:
-    """The card of `policy/`."""
+    """Write the card of `policy/`."""
     ratio = "log(pi(y | x) / pi_ref(y | x)), where pi_ref is the base model above"
     mean = "log(pi(y | x)) / |y|, the mean log-probability of its tokens: its loss knows no reference"
     return _render(
@@ -148,7 +148,6 @@ def policy_card(info: RunInfo, manifest: dict[str, Any]) -> str:
 
 
 def _losses(info: RunInfo) -> str:
-    """The losses that were trained, with their weights."""
     terms = []
     if info.reward_weight:
         terms.append(f"{info.reward_weight} * {info.reward_loss}")
@@ -167,7 +166,7 @@ def _render(use: str, info: RunInfo, manifest: dict[str, Any], **words: str) -> 
         losses=_losses(info),
         info=info,
         manifest=manifest,
-        # A local folder's name, not its path, which says more about a machine than about the model.
+        # Use only the name of a local folder: its path reveals details of the machine.
         base_model=Path(info.base_model).name if Path(info.base_model).is_absolute() else info.base_model,
         lora=f"rank {info.lora['rank']}, alpha {info.lora['alpha']}" if info.lora else "none, all weights trained",
         sources=manifest.get("data", {}).get("train", {}).get("sources", []),

@@ -1,12 +1,12 @@
-"""A run's checkpoint on disk: one folder that stock transformers loads with no custom code.
+"""A run's checkpoint on disk: a folder that stock transformers loads without custom code.
 
-`model.safetensors` holds the stock causal LM's tensors under their stock names plus `score.weight` (or what the stock
-classifier calls its head), so the folder loads as `AutoModelForCausalLM` and as `AutoModelForSequenceClassification`;
-each class only reports the other's head as unexpected. A reward head that no loss trained is not saved, nor is an LM
-head that the model never had. `hafrm.json` says how the model was trained and how it scores, and holds the other files'
-checksums: a checkpoint whose files are not what was saved is refused, and weights are read as safetensors alone. A LoRA
-run's final folder holds the merged weights, in float32, and, in `adapter/`, the adapters themselves; its intermediate
-checkpoints hold the adapters alone.
+`model.safetensors` contains the stock causal LM's tensors under their stock names plus `score.weight` (or the stock
+classifier's name for its head), so the folder loads as `AutoModelForCausalLM` and as
+`AutoModelForSequenceClassification`; each class only reports the other's head as unexpected. An untrained reward head
+is not saved, nor is an LM head that the model never had. `hafrm.json` describes training and scoring and contains the
+other files' checksums: checkpoints with changed files are refused, and weights are only read from safetensors. A LoRA
+run's final folder contains the merged weights, in float32, and the adapters, in `adapter/`; its intermediate
+checkpoints contain only the adapters.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ __all__ = [
     "writing",
 ]
 
-_HEAD_KEY = SCORE  # of a `HybridModel`
-_STOCK = "causal_lm."  # how the names of the stock model's tensors begin in a `HybridModel`
-_PEFT = "base_model.model."  # and how those in PEFT's files begin
+_HEAD_KEY = SCORE  # name in a `HybridModel`
+_STOCK = "causal_lm."  # prefix of the stock model's tensors in a `HybridModel`
+_PEFT = "base_model.model."  # prefix of the stock model's tensors in PEFT's files
 _WRITERS = (
     "while serializing",
     "PytorchStreamWriter",
@@ -63,7 +63,7 @@ _WRITERS = (
     "Parent directory",
     "cannot be opened",
 )
-"""By which errors of safetensors' and torch's writers are known: they have no kind of their own."""
+"""Words by which to recognise errors of safetensors' and torch's writers, which have no type of their own."""
 
 
 def save_run(
@@ -74,9 +74,9 @@ def save_run(
     Args:
         model: The model.
         tokenizer: Its tokenizer.
-        info: How it was trained and scores.
+        info: Its description.
         folder: Where to write.
-        weights: The model's state dict where its own weights are sharded; such a model has no adapters.
+        weights: The model's state dict if its own weights are sharded; such a model has no adapters.
 
     Raises:
         UnwritableError: the disk is full, or the folder can't be written to.
@@ -97,20 +97,20 @@ def save_run(
 
 
 def _head(model: HybridModel, info: RunInfo, weight: Tensor) -> dict[str, Tensor]:
-    """The reward head by its name in a file; empty where no loss trained it."""
+    """Return the reward head under its name in files; empty if it was not trained."""
     return {head_name(model.config): weight.detach()} if info.reward_weight else {}
 
 
 def save_merged(
     stock_lm: PreTrainedModel, folder: Path, *, more: Mapping[str, Tensor] | None = None, but: Collection[str] = ()
 ) -> None:
-    """Write a model with adapters as a stock model without any: merged, unpacked, in float32, and its config says so.
+    """Write a model with adapters as a plain stock model: merged, unquantized, in float32, with a matching config.
 
     Args:
-        stock_lm: The transformers model, with adapters in its layers. It stays as it is.
+        stock_lm: The transformers model, with adapters in its layers. It is left unchanged.
         folder: Where to write.
         more: Further tensors for the file, by name.
-        but: Tensors of the model that are left out.
+        but: Tensors of the model to leave out.
     """
     dtype = torch.promote_types(stock_lm.dtype, torch.float32)
     merged = {name: tensor for name, tensor in merged_state_dict(stock_lm).items() if name not in but}
@@ -124,10 +124,9 @@ def save_merged(
 
 @contextlib.contextmanager
 def _unquantized(stock_lm: PreTrainedModel) -> Iterator[None]:
-    """Within the context transformers takes the model for one that never was quantized.
+    """Hide within the context that the model is quantized; otherwise transformers would write the packed weights.
 
-    It would write the packed weights, and not those that it is given. The config's dtype, too, is kept: it is of the
-    weights that the model has, not of those that are written.
+    The config's dtype is restored too: it describes the model's own weights, not the written ones.
     """
     stock: Any = stock_lm
     config, quantizer = stock.config, getattr(stock, "hf_quantizer", None)
@@ -144,7 +143,7 @@ def _unquantized(stock_lm: PreTrainedModel) -> Iterator[None]:
 
 
 def _with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """A config, as its file has it, whose weights are of this dtype; so are those of the configs within."""
+    """Set the dtype in a config and its nested configs, as read from a file."""
     changed = {name: _with_dtype(value, dtype) if isinstance(value, dict) else value for name, value in config.items()}
     return changed | ({"dtype": dtype} if "dtype" in config else {})
 
@@ -158,8 +157,8 @@ def save_adapter(model: HybridModel, tokenizer: Any, info: RunInfo, folder: Path
 
 @contextlib.contextmanager
 def _checkpoint(model: HybridModel, tokenizer: Any, info: RunInfo, folder: Path) -> Iterator[Path]:
-    """A temporary folder for a model's files, which become `folder`'s with the tokenizer's; `hafrm.json` comes last."""
-    dtype = info.dtype or _loaded_dtype(model)  # before saving, which says in the config what was written
+    """Create a temporary folder whose files move to `folder` together with the tokenizer's, `hafrm.json` last."""
+    dtype = info.dtype or _loaded_dtype(model)  # before saving, which changes the config's dtype
     with writing(folder), atomic.new_files(folder, last=RUN_FILE) as temporary:
         yield temporary
         tokenizer.save_pretrained(temporary)
@@ -168,7 +167,7 @@ def _checkpoint(model: HybridModel, tokenizer: Any, info: RunInfo, folder: Path)
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """A file of this folder that can't be written becomes an `UnwritableError` that says so; other errors stay."""
+    """Turn write errors in the block into an `UnwritableError` that names the folder; other errors pass."""
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -182,10 +181,10 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def _save_adapter_tensors(model: HybridModel, info: RunInfo, folder: Path) -> None:
-    """Write adapters as PEFT does for a sequence classifier: the head is a module saved with them."""
+    """Write adapters as PEFT does for a sequence classifier: the head is among the saved modules."""
     folder.mkdir(parents=True, exist_ok=True)
     peft_model = cast(Any, model.causal_lm)
-    # Never the embeddings: the rows that a new token adds are the same each time (`resize_embeddings`).
+    # Without embeddings: the rows of new tokens are reproducible (`resize_embeddings`).
     adapters = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
     state = {name: tensor.contiguous() for name, tensor in adapters.items()}
     head = _head(model, info, model.score.weight)
@@ -217,14 +216,14 @@ def restore_weights(model: HybridModel, folder: Path) -> None:
 
 
 def saved_weights(model: HybridModel, folder: Path) -> dict[str, Tensor]:
-    """The state dict that a model without adapters had when a checkpoint was made of it.
+    """Return the state dict of a model without adapters from a checkpoint of it.
 
     Raises:
         ModelError: the checkpoint is damaged or of another model.
     """
     require_undamaged(folder)
-    # Through transformers and not straight from the file, whose tensor names can differ from the module's; and by the
-    # class that the model has, so that code which came with it needs no second leave to run.
+    # Load through transformers because tensor names in the file can differ from the module's, and with the model's own
+    # class so that its custom code needs no second permission to run.
     with loading("checkpoint", str(folder)):
         stock_class: Any = type(model.stock_lm)
         saved, report = stock_class.from_pretrained(
@@ -250,17 +249,17 @@ def _restore_adapters(model: HybridModel, folder: Path) -> None:
 
 
 def _read_head(folder: Path) -> Tensor | None:
-    """The reward head's weight, [1, H], of a run's folder; None where no loss trained one."""
+    """Read the reward head's weight, [1, H], from a run's folder; None if it was not trained."""
     saved = SavedWeights(str(folder))
     name = _saved_head_name(folder, saved.shapes)
     return None if name is None else saved.read(name)
 
 
 def _saved_head_name(folder: Path, names: Collection[str], *, prefix: str = "") -> str | None:
-    """By which name the reward head is saved in a run's folder; None where no loss trained one.
+    """Return the name of the saved reward head in a run's folder; None if it was not trained.
 
     Raises:
-        ModelError: it should be there, and is not.
+        ModelError: it was trained but is missing.
     """
     if f"{prefix}{_HEAD_KEY}" in names:
         return f"{prefix}{_HEAD_KEY}"
@@ -278,17 +277,18 @@ def load_run(
     """Load a run's folder, or one of its checkpoints, for scoring.
 
     Args:
-        folder: The folder. That of a run in half precision with LoRA is loaded from its base and its adapters, whose
-            rewards are those that were validated; where the base has gone or changed, from its merged float32 weights,
-            unless a dtype is asked for in which these would be rounded.
-        dtype: The weights' dtype; None keeps the run's.
+        folder: The folder. A LoRA run in half precision is loaded from its base and adapters, whose rewards are those
+            that were validated. If the base is missing or changed, the merged float32 weights are loaded instead,
+            unless the requested dtype would round them.
+        dtype: Dtype of the weights; None keeps the run's.
         trust_remote_code: Run modelling code that comes with the model. Off unless you trust it.
 
     Returns:
         The model in evaluation mode, its tokenizer, and its description.
 
     Raises:
-        ModelError: the folder is no run, unfinished or damaged, or it holds adapters whose base has gone or changed.
+        ModelError: the folder is not a run, is unfinished or damaged, or contains adapters whose base is missing or
+            changed.
     """
     folder = Path(folder)
     info = require_undamaged(folder)
@@ -311,16 +311,16 @@ def load_run(
 
 
 def rounding_would_lose(folder: Path, info: RunInfo, dtype: torch.dtype | None) -> bool:
-    """Whether merged weights in this dtype (None: the run's) would lose what adapters learnt, which lie beside them.
+    """Return whether merged weights in this dtype (None: the run's) would lose what adapters learnt.
 
-    Only for runs that know their base's weights: with others than those the adapters would be worth less still.
+    False for runs without the digest of their base: adapters on a changed base would be worse than rounding.
     """
     dtype = dtype or _trained_dtype(folder, info) or torch.float32
     return bool(info.base_digest) and info.with_adapters and dtype.itemsize < torch.float32.itemsize
 
 
 def _whole(folder: Path, *, dtype: torch.dtype | None, trust_remote_code: bool) -> HybridModel:
-    """The model whose weights are all in a run's folder."""
+    """Load the model whose weights are all in a run's folder."""
     causal_lm = load_causal_lm(str(folder), dtype=dtype, trust_remote_code=trust_remote_code, lm_head=False)
     head = new_reward_head(head_width(causal_lm), init="zero", seed=0, dtype=causal_lm.dtype)
     if (saved := _read_head(folder)) is not None:
@@ -331,7 +331,7 @@ def _whole(folder: Path, *, dtype: torch.dtype | None, trust_remote_code: bool) 
 def _base_of_adapters(
     folder: Path, info: RunInfo, tokenizer: Any, *, dtype: torch.dtype | None, trust_remote_code: bool
 ) -> HybridModel:
-    """The model that a run started from, with fresh adapters, for the adapters of its folder or of a checkpoint."""
+    """Build the model from which a run started, with fresh adapters, ready for the saved ones."""
     lora = LoraOptions(**(info.lora or {}))
     remedy = f"Put it back, or set `base_model` in {folder / RUN_FILE} to where it is now."
     try:
@@ -357,18 +357,18 @@ def _base_of_adapters(
 def load_packed_start(
     folder: Path, policy: HybridModel, info: RunInfo, tokenizer: Any, *, trust_remote_code: bool = False
 ) -> HybridModel:
-    """The model that a QLoRA run started from: its base as it was packed, not as it lies on disk.
+    """Load the model from which a QLoRA run started, with its base as quantized in training.
 
     Args:
         folder: The run's folder, or a checkpoint's.
-        policy: What `load_run` made of it. With adapters, the start is loaded packed; else they are taken out of the
-            merged weights again.
+        policy: The run's model from `load_run`. If it has adapters, the start is loaded quantized; otherwise the
+            adapters are subtracted from the merged weights.
         info: The run's description.
         tokenizer: Its tokenizer.
         trust_remote_code: Run modelling code that comes with the model. Off unless you trust it.
 
     Raises:
-        ModelError: base or adapters have gone or changed.
+        ModelError: the base or the adapters are missing or changed.
     """
     if policy.adapted:
         return _base_of_adapters(folder, info, tokenizer, dtype=None, trust_remote_code=trust_remote_code).eval()
@@ -386,19 +386,19 @@ def load_packed_start(
 
 
 def cast_weights(model: HybridModel, dtype: torch.dtype) -> None:
-    """Cast a model's frozen weights, in place. Adapters and reward head stay as they are trained, in float32."""
+    """Cast a model's frozen weights in place. Adapters and reward head keep their training dtype, float32."""
     for name, parameter in model.stock_lm.named_parameters():
         if ".lora_" not in name:
             parameter.data = parameter.data.to(dtype)
 
 
 def _trained_dtype(folder: Path, info: RunInfo) -> torch.dtype | None:
-    """The dtype in which a run trained; adapters alone do not show it. Older runs say it in their config alone."""
+    """Return the dtype in which a run trained; older runs only have it in their config."""
     name = info.dtype or PreTrainedConfig.get_config_dict(folder)[0].get("dtype")
     saved = getattr(torch, str(name), None)
     return saved if isinstance(saved, torch.dtype) else None
 
 
 def _loaded_dtype(model: HybridModel) -> str:
-    """The dtype that a model's weights were loaded in; a few are kept in another where the others are packed."""
+    """Return the dtype in which a model was loaded; in quantized models a few weights have a different one."""
     return str(getattr(model.config, "dtype", None) or model.stock_lm.dtype).removeprefix("torch.")

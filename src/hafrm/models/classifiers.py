@@ -1,8 +1,8 @@
-"""Which reward head transformers' own sequence classifier of an architecture has: asked of its class, without weights.
+"""The reward head of transformers' own sequence classifier for an architecture, found without loading weights.
 
-A run is saved for two stock classes. The causal one always exists; of the classifiers most have a linear head named
-`score`, some one of another name, some a head of several layers that no `Linear(H, 1, bias=False)` fits, and many
-architectures have none.
+A run is saved for two stock classes. The causal one always exists. Most classifiers have a linear head named `score`;
+some use another name, some have several layers, which `Linear(H, 1, bias=False)` does not fit, and many architectures
+have no classifier.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from transformers.models.auto.modeling_auto import (
 __all__ = ["SCORE", "StockClassifier", "head_name", "stock_classifier"]
 
 SCORE = "score.weight"
-"""The name of the reward head's weight, where no stock class calls it otherwise."""
+"""Name of the reward head's weight, unless a stock class uses another."""
 
 
 @dataclass(frozen=True)
 class StockClassifier:
-    """transformers' sequence classifier of an architecture."""
+    """transformers' sequence classifier for an architecture."""
 
     name: str
-    """The class."""
+    """Name of the class."""
     head: str | None
-    """The name of the one weight, [1, H], that it has beside the causal model's; None where its head is another."""
+    """Name of its only weight, [1, H], that the causal model lacks; None if its head has a different form."""
     width: int | None
-    """That weight's H."""
+    """H of that weight."""
     own: tuple[str, ...]
-    """The names of all parameters that the causal model does not have."""
+    """Names of all parameters that the causal model lacks."""
 
 
 def stock_classifier(config: PreTrainedConfig) -> StockClassifier | None:
-    """Transformers' sequence classifier for what `AutoModelForCausalLM` makes of a config; None where it has none."""
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:  # one that brings code of its own
+    """Find transformers' sequence classifier for the causal LM of a config; None if there is none."""
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:  # a config with custom code
         return None
     with torch.device("meta"):
         causal = AutoModelForCausalLM.from_config(copy.deepcopy(config))
-        own_config = copy.deepcopy(causal.config)  # of a composite config some classes take the part that they need
+        own_config = copy.deepcopy(causal.config)  # for a composite config some classes use only the part they need
         if type(own_config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
             return None
         own_config.num_labels = 1
@@ -56,6 +56,6 @@ def stock_classifier(config: PreTrainedConfig) -> StockClassifier | None:
 
 
 def head_name(config: PreTrainedConfig) -> str:
-    """The name under which a reward head is saved, by which the stock classifier finds it where there is one."""
+    """Return the name for saving a reward head, under which the stock classifier, if any, finds it."""
     found = stock_classifier(config)
     return SCORE if found is None or found.head is None else found.head

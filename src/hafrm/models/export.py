@@ -1,8 +1,8 @@
-"""Export: a run's two heads as two plain checkpoints that any program loads, with model cards.
+"""Export: a run's two heads as two plain checkpoints for any program, with model cards.
 
-`reward/` is a stock sequence classifier, `policy/` a stock causal LM: no key too many, no code to trust. A LoRA run
-also gets its adapters apart, `reward/adapter` and `policy/adapter`, for its base model. `checksums.json` lists the
-files, so that hafrm reads no others; other programs pass over it.
+`reward/` is a stock sequence classifier and `policy/` a stock causal LM, without extra keys or custom code. A LoRA run
+also gets separate adapters for its base model, `reward/adapter` and `policy/adapter`. hafrm only reads the files listed
+in `checksums.json`; other programs ignore it.
 """
 
 from __future__ import annotations
@@ -31,29 +31,31 @@ Task = Literal["SEQ_CLS", "CAUSAL_LM"]
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """Write a run's heads as plain checkpoints that other programs load."""
+    """Write a run's heads as plain checkpoints for other programs."""
 
     run: str
     """The run's folder."""
 
     out: str | None = None
-    """Where `reward/` and `policy/` go; by default `export` in the run's folder."""
+    """Folder for `reward/` and `policy/`; by default `export` in the run's folder."""
 
     trust_remote_code: bool = False
-    """Run Python code that comes with the model. Such code can do anything that you can: leave it off."""
+    """Run Python code that comes with the model. Such code can do anything that you can: leave this off unless you
+    trust it.
+    """
 
 
 def export(config: ExportConfig) -> list[Path]:
     """Export the heads that the run trained.
 
     Returns:
-        The folders written: `reward`, unless the run was DPO alone, and `policy`, unless it was the baseline.
+        The folders written: `reward`, unless the run was pure DPO, and `policy`, unless it was the baseline.
 
     Raises:
-        ModelError: the folder is no finished run, a weight is not finite, or the model has no stock class for a head;
-            the other is exported.
-        ConfigError: where the export goes are files that are not an export's.
-        DamagedError: the run is not as it was saved.
+        ModelError: the folder is not a finished run, a weight is not finite, or a head has no stock class; the other
+            head is exported.
+        ConfigError: the target contains files that are not an export's.
+        DamagedError: the run's files have changed.
         UnwritableError: the disk is full, or the folder can't be written to.
     """
     run = Path(config.run)
@@ -65,7 +67,7 @@ def export(config: ExportConfig) -> list[Path]:
     for name in ("policy", "reward"):
         _require_own(out / name)
     written = []
-    if info.policy_ratio:  # first: every model has a causal class, not every one a classifier
+    if info.policy_ratio:  # first: every model has a causal class, but not a classifier
         card = policy_card(info, manifest)
         written.append(_export_head(config, info, out / "policy", AutoModelForCausalLM, "CAUSAL_LM", card))
     if info.reward_weight:
@@ -101,10 +103,10 @@ def _export_head(config: ExportConfig, info: RunInfo, folder: Path, stock_class:
 
 
 def _require_own(folder: Path) -> None:
-    """Only an earlier export may be replaced, and only if nothing else was put there.
+    """Raise unless the folder is free or contains an earlier export and nothing else.
 
     Raises:
-        ConfigError: names what else is there.
+        ConfigError: names the other files.
     """
     atomic.require_folder(folder)
     if not folder.exists():
@@ -122,9 +124,9 @@ def _require_own(folder: Path) -> None:
 
 
 def _export_adapter(source: Path, folder: Path, task: Task) -> None:
-    """Copy an adapter for one stock class: the reward head goes with the classifier alone."""
+    """Copy an adapter for one stock class; only the classifier gets the reward head."""
     folder.mkdir()
-    with loading("adapters", str(source)):  # else what can't be read would be said not to be writable
+    with loading("adapters", str(source)):  # otherwise `writing` would report read errors as write errors
         tensors = load_file(source / ADAPTER_FILE)
         description = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
     description |= {"task_type": task}

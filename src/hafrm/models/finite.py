@@ -1,4 +1,4 @@
-"""Weights that are not finite, by name: with one of them no reward is right."""
+"""Finds weights that are not finite, which make all rewards wrong."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["not_finite", "require_finite"]
 
 
 def not_finite(weights: Iterable[tuple[str, Tensor]]) -> str | None:
-    """The name of the first weight that has a NaN or an infinity; None where all are finite."""
+    """Return the name of the first weight with a NaN or an infinity; None if all are finite."""
     for name, weight in weights:
         if weight.is_floating_point() and not torch.isfinite(weight.detach()).all():
             return name
@@ -21,7 +21,7 @@ def not_finite(weights: Iterable[tuple[str, Tensor]]) -> str | None:
 
 
 def require_finite(weights: Iterable[tuple[str, Tensor]], place: object) -> None:
-    """Refuse weights that are not finite.
+    """Raise if a weight is not finite.
 
     Args:
         weights: The weights with their names.

@@ -1,4 +1,4 @@
-"""Reward models that others trained: loading one as its stock sequence classifier, with the head that it came with."""
+"""Loads reward models that hafrm did not train as stock sequence classifiers, with their own heads."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ __all__ = ["has_stock_class", "load_classifier", "pad_of_classifier"]
 
 
 def has_stock_class(model: str, head: SavedHead, *, trust_remote_code: bool) -> bool:
-    """Whether a stock classifier finds this head by its name, or the head is one that only a stock class can read.
+    """Return whether a stock classifier can load this head: it has the same name, or no plain linear form.
 
     Raises:
-        ModelError: a linear head has more labels than one, or another width than the backbone.
+        ModelError: a linear head has more than one label, or a different width than the backbone.
     """
     if head.weight is None:
         return True
@@ -48,10 +48,10 @@ def has_stock_class(model: str, head: SavedHead, *, trust_remote_code: bool) -> 
 
 
 def pad_of_classifier(classifier: PreTrainedModel | PeftModel, tokenizer: Any) -> int:
-    """The token by which a stock classifier tells padding, and so where it reads the reward; sets one if it has none.
+    """Return the pad token by which a stock classifier finds the last token; set one if it has none.
 
-    One that is the end-of-sequence token too stays: the model was then trained to be read at the token before it, as
-    TRL's are whose tokenizer had no pad token.
+    A pad token that is also the end-of-sequence token is kept: the model was then trained to be read at the token
+    before it, like TRL's models whose tokenizer had no pad token.
     """
     stock = cast(PreTrainedModel, classifier.get_base_model() if isinstance(classifier, PeftModel) else classifier)
     config = stock.config.get_text_config()
@@ -65,7 +65,7 @@ def pad_of_classifier(classifier: PreTrainedModel | PeftModel, tokenizer: Any) -
 def load_classifier(
     model: str, dtype: torch.dtype | None, head: SavedHead | None, *, trust_remote_code: bool
 ) -> PreTrainedModel | PeftModel:
-    """A stock sequence classifier with one label and a head that was saved with it, or with adapters on it."""
+    """Load a stock sequence classifier with one label and a saved head, attaching adapters if any."""
     kind = "reward model"
     require_as_saved(model)
     root = root_model(model)
@@ -92,12 +92,12 @@ def load_classifier(
         AutoModelForSequenceClassification,
         kind=kind,
         trust_remote_code=trust_remote_code,
-        num_labels=1,  # which a config may leave out: the head's weight is what counts
+        num_labels=1,  # a config may lack it: the head's weight decides
     )
     adapters = adapter_source(model)
     if adapters is None:
         return load(model, dtype=dtype)
-    own = head is not None and head.file == adapters.weights  # else the base's
+    own = head is not None and head.file == adapters.weights  # otherwise the base's
     optional = {head.name} if head is not None and own else set()
     base = load(adapters.base, dtype=dtype, optional=lambda loaded: optional)
     with loading("adapters", str(adapters.folder)):

@@ -1,6 +1,6 @@
-"""Continuations of prompts by stock transformers' `generate`: left-padded token ids in, new token ids out.
+"""Continuations of prompts by stock transformers' `generate`: from left-padded token ids to new token ids.
 
-Knows a causal LM, its tokenizer and prompts. Knows no option of a command, and nothing of what answers are for.
+Works on a causal LM, its tokenizer and prompts; independent of commands and of how responses are used.
 Shape letters: S prompts, T tokens of the longest continuation.
 """
 
@@ -31,17 +31,17 @@ def continuations(
     processors: LogitsProcessorList | None = None,
     **asked: Any,
 ) -> Tensor:
-    """The new tokens of each prompt, [S, T], filled with the pad token behind each end.
+    """Generate new tokens for each prompt, [S, T], filled with the pad token after each end.
 
-    Nothing but what is asked for shapes the distribution: what the model's own generation config would add (top-k, a
-    penalty on repetition) is kept out.
+    Only the given arguments shape the distribution: the model's own generation config (top-k, repetition penalty) is
+    ignored.
 
     Args:
         causal_lm: A stock causal LM, or a PEFT model around one.
         tokenizer: Its prepared tokenizer.
         prompts: Token ids.
         processors: Applied to the logits, in order.
-        **asked: Fields of a generation config: how to choose, and `max_new_tokens`.
+        **asked: Fields of a generation config: the sampling method, and `max_new_tokens`.
     """
     wrapped: Any = causal_lm
     stock = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
@@ -57,14 +57,14 @@ def continuations(
 
 
 def stop_tokens(causal_lm: nn.Module, tokenizer: Any) -> list[int]:
-    """The tokens that end a response: the tokenizer's and those that the model's generation config names."""
+    """Return the tokens that end a response: the tokenizer's, and those in the model's generation config."""
     own = getattr(getattr(causal_lm, "generation_config", None), "eos_token_id", None)
     named = own if isinstance(own, list) else [own]
     return sorted({token for token in (*named, tokenizer.eos_token_id) if token is not None})
 
 
 def prompt_ids(tokenizer: Any, prompt: Prompt) -> tuple[int, ...]:
-    """A prompt's token ids, up to where the response begins.
+    """Return a prompt's token ids, up to the start of the response.
 
     Raises:
         TemplateRefusalError: the chat template refuses the prompt.
@@ -74,7 +74,7 @@ def prompt_ids(tokenizer: Any, prompt: Prompt) -> tuple[int, ...]:
 
 
 def count_prompt_tokens(tokenizer: Any, prompts: Sequence[Prompt]) -> list[int]:
-    """Tokens of each prompt as the chat template renders it.
+    """Count the tokens of each prompt as rendered by the chat template.
 
     Raises:
         RefusedError: the template refuses some prompts.
@@ -97,15 +97,15 @@ def prompt_lengths(
     *,
     skip: bool,
 ) -> dict[str, int]:
-    """Tokens of each prompt that the chat template renders.
+    """Count the tokens of each prompt that the chat template renders.
 
     Args:
-        prompts: The prompts by where they stand, `source:row`.
+        prompts: The prompts by their place, `source:row`.
         count: Counts the tokens of prompts, as `count_prompt_tokens` does.
-        skip: Whether prompts that the template refuses are left out; otherwise they are errors.
+        skip: Whether to leave out prompts that the template refuses; otherwise they raise an error.
 
     Raises:
-        BadRowError: the template refuses a prompt, and such prompts are not to be left out.
+        BadRowError: the template refuses a prompt, and `skip` is False.
     """
     names = list(prompts)
     try:
@@ -122,7 +122,7 @@ def prompt_lengths(
 
 @contextlib.contextmanager
 def _own_habits_aside(stock: Any) -> Iterator[None]:
-    """Take the model's own generation config away for a while: `generate` fills what is not asked for out of it."""
+    """Remove the model's own generation config temporarily: `generate` would take missing options from it."""
     habits, stock.generation_config = stock.generation_config, GenerationConfig()
     try:
         yield

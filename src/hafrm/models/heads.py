@@ -1,9 +1,9 @@
-"""Reward heads that come with models: finding them in saved weights, and whether training can begin with them.
+"""Reward heads that come with models: finding them in saved weights, and whether training can start from them.
 
-Forms that are known: `score.weight` (transformers' classifiers, TRL's and OpenRLHF's reward models, runs of hafrm),
-`value_head.weight` (OpenRLHF's before that), `v_head.weight` (InternLM2's), `v_head.summary.weight` (TRL's value heads,
-which LLaMA-Factory saves in `value_head.safetensors`), and the name that an architecture's own stock classifier has for
-one linear layer. Each may be under `model.`, and of shape [H] instead of [1, H].
+Known forms: `score.weight` (transformers' classifiers, TRL's and OpenRLHF's reward models, runs of hafrm),
+`value_head.weight` (older versions of OpenRLHF), `v_head.weight` (InternLM2), `v_head.summary.weight` (TRL's value
+heads, which LLaMA-Factory saves in `value_head.safetensors`), and the name of the single linear layer in an
+architecture's own stock classifier. Each may be prefixed by `model.`, and have shape [H] instead of [1, H].
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ __all__ = ["OPENRLHF", "HeadInit", "SavedHead", "architectures", "find_head", "k
 HeadInit = Literal["auto", "keep", "normal", "zero"]
 """How the reward head starts.
 
-`keep` takes over the one that comes with the model. `normal` draws from N(0, 1 / (H + 1)), as Stiennon et al. (2020)
-do: a normalised hidden state then gives rewards of about unit size. `zero` starts every reward at 0, as the paper
-authors' code does; the paper itself does not say. `auto` is `keep` where the model has a head, else `normal`.
+`keep` uses the head that comes with the model. `normal` draws from N(0, 1 / (H + 1)), as in Stiennon et al. (2020):
+rewards of a normalised hidden state then have about unit size. `zero` starts every reward at 0, as in the paper
+authors' code; the paper does not specify it. `auto` is `keep` if the model has a head, else `normal`.
 """
 
 _VALUE_HEADS = ("v_head.summary.weight", "v_head.weight", "value_head.weight")
@@ -41,7 +41,7 @@ OPENRLHF = frozenset({"RewardModel", "CriticModel"})
 """Classes in which OpenRLHF saves reward models, which it reads at the stop token."""
 _LIKE_A_HEAD = ("head", "score", "reward", "value", "regress")
 _OF_REWARD_MODELS = ("SequenceClassification", "Reward", "Regression")
-"""What the classes of reward models have in their names."""
+"""Substrings of the class names of reward models."""
 
 
 @dataclass(frozen=True)
@@ -49,30 +49,30 @@ class SavedHead:
     """A reward head among a model's saved weights."""
 
     name: str
-    """The weight's name, or that of a head that is not one linear layer: its first parameter's."""
+    """Name of the weight, or of the first parameter of a head that is not one linear layer."""
     file: Path
     weight: Tensor | None
-    """[labels, H]; None where the head is not one linear layer."""
+    """[labels, H]; None if the head is not one linear layer."""
     bias: float
-    """What a head of one label adds to every reward; 0 without a bias."""
+    """Constant that a head of one label adds to every reward; 0 without a bias."""
     names: tuple[str, ...]
-    """All parameters of the head."""
+    """Names of all parameters of the head."""
     flat: bool = False
-    """Whether the weight was saved as [H], in which form no stock class loads it."""
+    """Whether the weight was saved as [H], which no stock class loads."""
 
     @property
     def labels(self) -> int:
-        """How many numbers the head gives for a token."""
+        """Number of outputs per token."""
         return 1 if self.weight is None else self.weight.shape[0]
 
     @property
     def of_classifier(self) -> bool:
-        """Whether the head is named as those of sequence classifiers are, and not as a value head."""
+        """Whether the head is named like a sequence classifier's instead of a value head."""
         return self.name.removeprefix(_UNDER) not in _VALUE_HEADS
 
     @property
     def problem(self) -> str:
-        """Why this is not a linear layer of one label, to follow "it"; empty where it is one."""
+        """Why this is not a linear layer with one label, as a clause after "it"; empty if it is."""
         if self.weight is None:
             return f"is not one linear layer ({', '.join(self.names[:4])})"
         if self.labels != 1:
@@ -81,17 +81,17 @@ class SavedHead:
 
 
 def find_head(model: str, *, trust_remote_code: bool = False) -> SavedHead | None:
-    """The reward head that comes with a model; None where there is none.
+    """Find the reward head that comes with a model; return None if there is none.
 
     Args:
         model: Folder or hub id of a run, a classifier, a causal LM, or adapters for one.
-        trust_remote_code: Read a config that comes with code of its own.
+        trust_remote_code: Read a config that comes with custom code.
 
     Raises:
         ModelError: its files can't be read.
     """
     if (Path(model) / RUN_FILE).is_file() and not RunInfo.load(Path(model)).reward_weight:
-        return None  # older runs saved one that no loss had trained
+        return None  # older runs saved an untrained one
     saved = SavedWeights(model)
     known = [prefix + name for prefix in ("", _UNDER) for name in (SCORE, *_VALUE_HEADS)]
     found = next((name for name in known if len(saved.shapes.get(name, ())) in (1, 2)), None)
@@ -108,7 +108,7 @@ def find_head(model: str, *, trust_remote_code: bool = False) -> SavedHead | Non
 
 
 def _linear(saved: SavedWeights, name: str) -> SavedHead:
-    """The head of one linear layer, unless it has more parameters than that."""
+    """Read a head of one linear layer; a head with further parameters is returned without its weight."""
     stem = name.removesuffix("weight")
     names = tuple(sorted(other for other in saved.shapes if other.startswith(stem.removesuffix("summary."))))
     if not {name} <= set(names) <= {name, f"{stem}bias"}:
@@ -121,12 +121,11 @@ def _linear(saved: SavedWeights, name: str) -> SavedHead:
 
 
 def _is_classifier(model: str) -> bool:
-    """Whether a model's config calls it a sequence classifier."""
     return any("SequenceClassification" in name for name in architectures(model))
 
 
 def architectures(model: str) -> list[str]:
-    """The classes that a model was saved from, as its config, or that of what adapters stand on, names them."""
+    """Return the classes named in a model's config, for adapters that of their base."""
     config = find_file(root_model(model), CONFIG_NAME)
     try:
         found = json.loads(config.read_text(encoding="utf-8")).get("architectures") if config else None
@@ -136,14 +135,13 @@ def architectures(model: str) -> list[str]:
 
 
 def kept_head(model: str, *, required: bool = False, trust_remote_code: bool = False) -> SavedHead | None:
-    """The reward head that training can begin with; None where the model has none and none is required.
+    """Find the reward head from which training can start; return None if the model has none and none is required.
 
-    The bias of a value head is left out: pairs never train it, since their difference cancels it, and it moves all
-    rewards alike. Any other bias is part of a class of the model's own.
+    The bias of a value head is ignored: pairs never train it, since it cancels in their difference, and it shifts all
+    rewards equally. Any other bias belongs to a class of the model's own.
 
     Raises:
-        ModelError: there is a head, and it is not one linear layer with one label and no bias; or none, and one is
-            required.
+        ModelError: the head is not one linear layer with one label and no bias, or is required but missing.
     """
     head = find_head(model, trust_remote_code=trust_remote_code)
     if head is None:
@@ -165,9 +163,10 @@ def kept_head(model: str, *, required: bool = False, trust_remote_code: bool = F
 
 
 def unknown_head(model: str) -> str | None:
-    """A weight that looks like a reward head of no known form, with its shape; None where there is none.
+    """Return the name and shape of a weight that may be a reward head of unknown form; None if there is none.
 
-    It gives one number a token, [1, H], or [H] under a telling name, and is beside the backbone, not within a layer.
+    It has one output per token, [1, H], or [H] under a suggestive name, and is next to the backbone, not within a
+    layer.
     """
     for part in dict.fromkeys((model, root_model(model))):
         for name, shape in sorted(SavedWeights(part).shapes.items()):
@@ -180,7 +179,7 @@ def unknown_head(model: str) -> str | None:
 
 
 def _refuse_unknown(model: str) -> None:
-    """Refuse a model that has or should have a reward head, but none of a known form."""
+    """Raise if a model has or should have a reward head, but none of a known form."""
     if (Path(model) / RUN_FILE).is_file():
         return
     remedy = "Set `--head_init normal` to begin with a fresh head on its backbone."

@@ -1,12 +1,12 @@
 """The two-headed model: one backbone, a reward head and a policy head (the paper's section 2.3 and Figure 1).
 
-Knows stock transformers models and `SequenceBatch`. Knows no tokenizer, no loss, no file.
+Uses stock transformers models and `SequenceBatch`; independent of tokenizers, losses and files.
 Shape letters: R rows, L columns, S sequences, T response tokens, H hidden, V vocabulary.
 
-Nothing of a model is patched: hidden states come from the stock decoder, log-probs from the stock LM head's weight at
-response tokens alone. How a model turns LM-head products into logits (soft caps, scales) is read from its config and
-*probed* once at load against the stock model's own logits, so that an architecture with other habits is refused rather
-than trained wrongly.
+Models are not patched: hidden states come from the stock decoder, log-probs from the stock LM head's weight, at
+response tokens only. The step from LM-head products to logits (soft caps, scales) is read from the model's config and
+checked once at load against the stock model's own logits, so that unsupported architectures are refused instead of
+trained wrongly.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ __all__ = ["HybridModel", "SequenceScores", "backbone_of", "head_width", "max_po
 
 
 class SequenceScores(NamedTuple):
-    """What one forward pass gives for each sequence; None where it was not asked for.
+    """Result of one forward pass per sequence; None for what was not requested.
 
-    A tuple, in which what wraps a model for parallel training finds the tensors.
+    A tuple, so that wrappers for parallel training find the tensors.
     """
 
     rewards: Tensor | None
@@ -46,14 +46,14 @@ class SequenceScores(NamedTuple):
 
 
 class HybridModel(nn.Module):
-    """A stock causal language model (phi and K) with a reward head (F) beside its LM head.
+    """A stock causal language model (phi and K) with a reward head (F) next to its LM head.
 
     Args:
         causal_lm: A stock transformers causal LM, or a PEFT model around one.
-        score: The reward head, `Linear(H, 1, bias=False)`: the only shape that stock classes load. One that only
-            scores may have a bias.
-        with_lm_head: Whether the LM head has weights; those of a classifier that came without are zero.
-        bare: Which of the backbone's weights have no adapters though all were to, in words, or None.
+        score: The reward head, `Linear(H, 1, bias=False)`: the only shape that stock classes load. A model used only
+            for scoring may have a bias.
+        with_lm_head: Whether the LM head has weights; in a model from a classifier without one they are zero.
+        bare: Description of the backbone weights that could not get adapters although all were requested, or None.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class HybridModel(nn.Module):
 
     @property
     def stock_lm(self) -> PreTrainedModel:
-        """The transformers model, without a PEFT wrapper (adapters stay in its layers)."""
+        """The transformers model without a PEFT wrapper (adapters remain in its layers)."""
         unwrap = getattr(self.causal_lm, "get_base_model", None)
         return cast(PreTrainedModel, unwrap() if unwrap else self.causal_lm)
 
@@ -79,10 +79,10 @@ class HybridModel(nn.Module):
 
     @property
     def _no_split_modules(self) -> list[str]:
-        """The layers that FSDP shards one by one, as accelerate asks for them.
+        """The layers that FSDP shards separately, under the name that accelerate expects.
 
-        Embeddings and both heads are left to the root, whose weights are whole throughout `forward`: it uses the heads'
-        weights apart from their modules, where no hook of theirs would gather them.
+        Embeddings and both heads stay in the root module, whose weights are complete throughout `forward`: it uses the
+        heads' weights without calling their modules, so no hook of theirs would gather them.
         """
         return list(self.stock_lm._no_split_modules or ())
 
@@ -101,7 +101,7 @@ class HybridModel(nn.Module):
         """K: the model's own LM head.
 
         Raises:
-            ModelError: the model has none that is linear.
+            ModelError: the model has no linear LM head.
         """
         head = self.stock_lm.get_output_embeddings()
         if not self.with_lm_head:
@@ -115,12 +115,12 @@ class HybridModel(nn.Module):
 
     @property
     def supports_packing(self) -> bool:
-        """Whether the model takes packed rows: `probe_packing` found that it computes them rightly."""
+        """Whether the model supports packed rows, according to `probe_packing`."""
         return bool(self.config._attn_implementation == PACKED_ATTENTION)
 
     @property
     def adapted(self) -> bool:
-        """Whether the model carries LoRA adapters."""
+        """Whether the model has LoRA adapters."""
         return self.causal_lm is not self.stock_lm
 
     def forward(
@@ -136,8 +136,9 @@ class HybridModel(nn.Module):
         Args:
             batch: The sequences' layout.
             rewards: Whether to compute rewards.
-            log_probs: Whether to compute response log-probs (the LM head costs time: leave it out if unused).
-            foresight: What the loss will do with the log-probs, which saves a trained LM head a quarter of its work.
+            log_probs: Whether to compute response log-probs (the LM head takes time: skip it if unused).
+            foresight: Prediction of the loss's gradient in the log-probs, which saves a trained LM head a quarter of
+                its work.
         """
         states = self.hidden_states(batch)
         reward = self._rewards(states, batch) if rewards else None
@@ -154,10 +155,10 @@ class HybridModel(nn.Module):
         return SequenceScores(reward, sum_by_sequence(tokens, batch.sequence_index, batch.num_sequences), tokens)
 
     def hidden_states(self, batch: SequenceBatch) -> Tensor:
-        """The backbone's last hidden states, rows laid end to end, [R * L, H].
+        """Return the backbone's last hidden states, rows concatenated, [R * L, H].
 
         Raises:
-            ModelError: the batch is packed, and the model is not known to take packed rows.
+            ModelError: the batch is packed, and the model is not known to support packed rows.
         """
         if batch.segments is None:
             layout: dict[str, Any] = {"attention_mask": batch.attention_mask}
@@ -172,7 +173,7 @@ class HybridModel(nn.Module):
         return cast(Tensor, output.last_hidden_state).flatten(0, 1)
 
     def _rewards(self, states: Tensor, batch: SequenceBatch) -> Tensor:
-        """In float32 at least, also under autocast: in bfloat16, margins below a hundredth would become ties."""
+        """Compute rewards in at least float32, also under autocast: bfloat16 turns margins under 0.01 into ties."""
         dtype = torch.promote_types(self.score.weight.dtype, torch.float32)
         with torch.autocast(states.device.type, enabled=False):
             bias = None if self.score.bias is None else self.score.bias.to(dtype)
@@ -180,7 +181,7 @@ class HybridModel(nn.Module):
 
     @contextlib.contextmanager
     def adapters_disabled(self) -> Iterator[None]:
-        """Within the context the model computes as it did before adapters: its own reference policy."""
+        """Disable adapters within the context, which makes the model its own reference policy."""
         disable = getattr(self.causal_lm, "disable_adapter", None)
         if disable is None:
             raise ModelError("The model has no adapters to switch off; `loss.reference: adapter_off` needs LoRA.")
@@ -193,12 +194,12 @@ class HybridModel(nn.Module):
         self._let_gradients_in()
 
     def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
-        """The same by the name that older releases of transformers call."""
+        """Do the same under the name used by older releases of transformers."""
         self.stock_lm.gradient_checkpointing_enable(**kwargs)
         self._let_gradients_in()
 
     def _let_gradients_in(self) -> None:
-        """Frozen embeddings would leave recomputed blocks without a gradient to follow."""
+        """Make embeddings' outputs require gradients; frozen ones would cut recomputed blocks off from the gradient."""
         if self.adapted:
             self.stock_lm.enable_input_require_grads()
 
@@ -216,15 +217,17 @@ class HybridModel(nn.Module):
 
     @torch.no_grad()
     def check_policy_head(self, batch: SequenceBatch, *, tolerance: float | None = None) -> None:
-        """Probe: our response log-probs must be the stock model's own.
+        """Check that our response log-probs match the stock model's own.
 
         Args:
             batch: A short batch in the padded layout.
-            tolerance: The difference allowed, relative to the log-prob's size. Default: 1e-2 for the largest, and in
-                half precision 5e-2 for the mean: there one logit that two kernels round otherwise is off by more.
+            tolerance: Allowed difference, relative to the log-prob's size. Default: 1e-2 for the maximum; in half
+                precision 5e-2 for the mean, because a single logit rounded differently by two kernels exceeds the
+                former.
 
         Raises:
-            ModelError: the model makes its logits in a way that `logit_transform` does not know, or not finite.
+            ModelError: the model computes its logits in a way that `logit_transform` does not cover, or they are not
+                finite.
         """
         batch = batch.to(self.score.weight.device)
         with evaluating(self):
@@ -256,9 +259,9 @@ class HybridModel(nn.Module):
 
 
 def backbone_of(causal_lm: PreTrainedModel) -> nn.Module:
-    """The part of a causal LM that gives the states which its LM head reads.
+    """Return the part of a causal LM that computes the input of its LM head.
 
-    Some classes, Llama 4's first, name no part of theirs as their base: there it is the one that has the embeddings.
+    Some classes, such as Llama 4's, do not name a base model: then it is the part that contains the embeddings.
 
     Raises:
         ModelError: the model has no such part.
@@ -275,14 +278,16 @@ def backbone_of(causal_lm: PreTrainedModel) -> nn.Module:
 
 
 def head_width(causal_lm: PreTrainedModel) -> int:
-    """H: the width of the states that both heads read, the LM head's input; not always the config's hidden size."""
+    """Return H, the width of the states read by both heads: the LM head's input, which can differ from the config's
+    hidden size.
+    """
     head = causal_lm.get_output_embeddings()
     width: int = head.in_features if isinstance(head, nn.Linear) else causal_lm.config.get_text_config().hidden_size
     return width
 
 
 def new_reward_head(width: int, *, init: Literal["normal", "zero"], seed: int, dtype: torch.dtype) -> nn.Linear:
-    """A fresh reward head F for hidden states of this width; see `hafrm.models.heads.HeadInit`."""
+    """Create a reward head F for hidden states of this width; see `hafrm.models.heads.HeadInit`."""
     head = nn.Linear(width, 1, bias=False, dtype=dtype)
     with torch.no_grad():
         if init == "zero":
@@ -294,24 +299,24 @@ def new_reward_head(width: int, *, init: Literal["normal", "zero"], seed: int, d
 
 
 def max_positions(config: PreTrainedConfig) -> int | None:
-    """The most tokens that a model has positions for; None where its config sets no limit."""
+    """Return the maximum number of positions of a model; None if its config sets no limit."""
     try:
         limit: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
-    except NotImplementedError:  # XLNet's way to say that it sets none
+    except NotImplementedError:  # raised by XLNet, which has no limit
         return None
     return limit
 
 
 def logit_transform(config: PreTrainedConfig) -> LogitTransform:
-    """How this family of models turns LM-head products into logits, as far as its config tells."""
+    """Derive from its config how a model turns LM-head products into logits."""
     text = config.get_text_config()
     scale = 1.0
     for name in ("logit_scale", "lm_head_multiplier", "output_multiplier"):  # Cohere, Falcon-H1, Muse Glimmer
         scale *= getattr(text, name, None) or 1.0
     scaling = getattr(text, "logits_scaling", None) or 1.0
-    scale *= scaling if text.model_type == "hyperclovax" else 1 / scaling  # the others, Granite first, divide
+    scale *= scaling if text.model_type == "hyperclovax" else 1 / scaling  # the others, such as Granite, divide
     scale /= getattr(text, "logits_mup_width_multiplier", None) or 1.0  # Inkling
     caps = (
         getattr(text, name, None) for name in ("final_logit_softcapping", "output_logit_soft_cap")
-    )  # the latter: xLSTM
+    )  # the latter for xLSTM
     return LogitTransform(scale=scale, softcap=next((cap for cap in caps if cap), None))

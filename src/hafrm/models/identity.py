@@ -1,8 +1,8 @@
-"""What a model's rewards depend on, found before any is computed: its files, its reference's, and how it is asked.
+"""What a model's rewards depend on, determined before scoring: its files, its reference's, and the options.
 
-A folder is known by the names, sizes and times of its weight files and the contents of the small files beside them; a
-model of the hub by its commit; a server by its address and the name that it gives its model, as nobody can see its
-weights from here. Looking that up also finds models that are not there, before another is scored.
+A folder is identified by the names, sizes and times of its weight files and the contents of its small files; a hub
+model by its commit; a server by its address and the name of its model, because its weights are not visible. This also
+detects missing models before another model is scored.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ __all__ = ["model_identity"]
 
 _WEIGHTS = ".safetensors"
 _SMALL = (".json", ".jinja", ".model", ".py", ".tiktoken", ".txt")
-"""Endings of files that say how a checkpoint is read: config, tokenizer, chat template, code."""
+"""Endings of files that determine how a checkpoint is read: config, tokenizer, chat template, code."""
 _OF_TRAINING = {"manifest.json", "trainer_state.json"}
 
 
 def model_identity(model: str, choice: ScorerChoice, options: ScoreOptions) -> dict[str, Any]:
-    """What the rewards of a model depend on, as plain values by what a message calls them.
+    """Return what a model's rewards depend on, as plain values by their names in messages.
 
-    Options that change rewards by rounding alone (device, batches, layout) are left out.
+    Options that change rewards only by rounding (device, batches, layout) are left out.
 
     Raises:
-        ModelError: there is no such model, or none of its reference.
+        ModelError: the model or its reference does not exist.
     """
     if is_server(model):
         require_plain(model, choice)
@@ -67,17 +67,18 @@ def model_identity(model: str, choice: ScorerChoice, options: ScoreOptions) -> d
 
 
 def _template_identity(template: str | None) -> str | None:
-    """What the chat template says, not what its file is called."""
-    if template == "default":  # the option's own word, whatever file is called so here
+    """Identify a chat template by its content, not its file name."""
+    if template == "default":  # the option's keyword, even if a file has this name
         return template
     path = Path(template or "")
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else template
 
 
 def _base_of_half_precision(model: str, options: ScoreOptions, *, trust_remote_code: bool) -> str:
-    """The base that a LoRA run is computed with in half precision; empty where it is computed from its merged weights.
+    """Return the identity of the base from which a LoRA run is computed in half precision; empty if merged weights are
+    used.
 
-    The two differ by the rounding of activations, which is much of a small log-ratio.
+    The two differ by the rounding of activations, which is large relative to a small log-ratio.
     """
     folder = Path(model)
     if not (folder / RUN_FILE).is_file():
@@ -92,7 +93,7 @@ def _base_of_half_precision(model: str, options: ScoreOptions, *, trust_remote_c
 
 
 def _references(model: str, choice: ScorerChoice) -> list[str]:
-    """The other models that are read to score: a reference, or what a checkpoint of adapters stands on."""
+    """Return the other models needed for scoring: a reference, or the base of a checkpoint of adapters."""
     named = [choice.reference] if choice.reference else []
     folder = Path(model)
     if not (folder / RUN_FILE).is_file():
@@ -103,21 +104,21 @@ def _references(model: str, choice: ScorerChoice) -> list[str]:
 
 
 def _checkpoint_identity(model: str, *, trust_remote_code: bool) -> str:
-    """A folder's digest, or a hub model's commit; of PEFT's adapters also that of what they stand on."""
+    """Return a folder's digest, or a hub model's commit; for PEFT adapters also that of their base."""
     if not (Path(model) / RUN_FILE).is_file() and (adapters := adapter_source(model)) is not None:
         base = _checkpoint_identity(adapters.base, trust_remote_code=trust_remote_code)
         return f"{_folder_digest(adapters.folder)} on {base}"
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
-    except Exception as error:  # transformers raises many kinds: OSError, ValueError, ...
+    except Exception as error:  # transformers raises many types: OSError, ValueError, ...
         here = "" if Path(model).exists() else " There is no such folder here."
         raise ModelError(
             f"No model could be loaded from {model}.{here} ({first_line(error)}){advice(error)}"
         ) from error
     if Path(model).is_dir():
         return _folder_digest(Path(model))
-    # A model without a commit can't be known again: it is scored anew each time.
+    # Without a commit the model can't be recognised, so it is scored again each time.
     return getattr(config, "_commit_hash", None) or uuid4().hex
 
 
@@ -138,7 +139,7 @@ def _folder_digest(folder: Path) -> str:
 
 
 def _checkpoint_files(folder: Path) -> Iterator[Path]:
-    """The files of a checkpoint and of its adapters, in order; what training left beside them is none of it."""
+    """Yield the files of a checkpoint and of its adapters, in order, without the files of training."""
     for place in (folder, folder / ADAPTER_FOLDER):
         if place.is_dir():
             for path in sorted(place.iterdir()):

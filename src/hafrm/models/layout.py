@@ -1,4 +1,4 @@
-"""Which layout a model's batches have: packed where the probe allows it, padded otherwise."""
+"""Layout of a model's batches: packed if a probe allows it, padded otherwise."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hafrm.packing import SequenceBatch, batches_by_length, pack_rows, pad_rows,
 __all__ = ["Layout", "LayoutChoice", "choose_layout"]
 
 LayoutChoice = Literal["auto", "padded"]
-"""`auto` packs where a probe shows that the model computes packed rows rightly; `padded` never does."""
+"""`auto` packs if a probe shows that the model computes packed rows correctly; `padded` never does."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Layout:
 
         Args:
             groups: The groups.
-            sequences: The most sequences of a padded batch; a packed row knows no such limit.
-            tokens: The most tokens of a batch, padding included. A group of more is a batch by itself.
+            sequences: Maximum sequences of a padded batch; packed rows have no such limit.
+            tokens: Maximum tokens of a batch, padding included. A larger group gets its own batch.
 
         Returns:
             Batches of indices into `groups`.
@@ -59,19 +59,19 @@ def choose_layout(
     padding_side: str = "right",
     report: Callable[[str], None] = lambda reason: None,
 ) -> Layout:
-    """The layout for a model, which is put into the state that the layout needs.
+    """Choose the layout for a model and put the model into the matching state.
 
     Args:
-        model: The model, on the device and in the dtype that it will run in.
+        model: The model, on its final device and in its final dtype.
         pad_token_id: Fills short rows of the padded layout.
-        max_length: The longest sequence that will be laid out.
+        max_length: Maximum length of a sequence.
         choice: See `LayoutChoice`.
-        padding_side: Where short rows are filled.
-        report: Told why the model's batches are padded, where the probe found a reason.
+        padding_side: Side of the padding.
+        report: Called with the reason if the probe decides on padding.
 
     Raises:
         ConfigError: the choice is unknown.
-        ModelError: the model takes neither packed nor padded rows.
+        ModelError: the model supports neither packed nor padded rows.
     """
     if choice not in ("auto", "padded"):
         raise ConfigError(f"layout must be `auto` or `padded`, got {choice!r}")

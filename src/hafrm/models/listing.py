@@ -1,6 +1,6 @@
-"""A folder as its list of files says: each file as it was saved, and no other that transformers would read by its name.
+"""Checks a folder against its list of files: unchanged, and without unlisted files that transformers would read.
 
-The list is part of `hafrm.json`, or of the `checksums.json` in an export and in a policy's checkpoints.
+The list is part of `hafrm.json`, or of `checksums.json` in exports and in a policy's checkpoints.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ __all__ = [
 ]
 
 CHECKSUMS_FILE = "checksums.json"
-"""The list of a folder that is not a run's: an export, or a policy's checkpoint."""
+"""List of files in a folder that is not a run's: an export, or a policy's checkpoint."""
 
 ADAPTER_FOLDER = "adapter"
-"""The folder within a run's that holds its adapters."""
+"""Subfolder of a run's folder with its adapters."""
 ADAPTER_FILE = "adapter_model.safetensors"
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -48,9 +48,9 @@ _READ_BY_NAME = frozenset(
     word_shape.json
     """.split()
 )
-"""Files that transformers, PEFT or hafrm look for beside a model's weights, and read if they are there."""
+"""Files that transformers, PEFT or hafrm read by name if they are in a model's folder."""
 _READ_BY_FORM = re.compile(
-    r"tokenizer\..*"  # tokenizer.json, of a version (tokenizer.4.0.0.json), tokenizer.model.v3
+    r"tokenizer\..*"  # tokenizer.json, versioned files (tokenizer.4.0.0.json), tokenizer.model.v3
     r"|.*\.(jinja|model|spm|tiktoken)"
     r"|(additional_chat_templates|custom_generate)/.*"
 )
@@ -58,18 +58,18 @@ _DIGEST = re.compile("[0-9a-f]{64}")
 
 
 def checksums(folder: Path, *, but: Iterable[str] = ()) -> dict[str, str]:
-    """The SHA-256 of each file in a folder and in the folders within, by its path there.
+    """Compute the SHA-256 of each file in a folder and its subfolders, by relative path.
 
     Args:
         folder: The folder.
-        but: Paths there that are left out.
+        but: Relative paths to leave out.
     """
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     return {name: _file_digest(path) for name, path in files.items() if name not in set(but)}
 
 
 def list_problem(sha256: object) -> str:
-    """Why a value read from a file is not a list of checksums, as a clause; empty where it is one."""
+    """Return why a value read from a file is not a list of checksums, as a clause; empty if it is valid."""
     if not isinstance(sha256, dict):
         return "is not a list of files with their checksums"
     for name, digest in sha256.items():
@@ -82,9 +82,9 @@ def list_problem(sha256: object) -> str:
 
 
 def weight_files(sha256: Mapping[str, str]) -> list[str]:
-    """The file of a whole model's weights, or the index of several, among listed files; empty for adapters alone.
+    """Return the file of a whole model's weights, or the index of several; empty for adapters only.
 
-    As transformers does: one file goes before an index.
+    A single file takes precedence over an index, as in transformers.
     """
     return [name for name in (_WHOLE, _INDEX) if name in sha256][:1]
 
@@ -92,14 +92,15 @@ def weight_files(sha256: Mapping[str, str]) -> list[str]:
 def require_checksums(
     folder: Path, sha256: Mapping[str, str], *, kept_in: str, remedy: str, complete: bool = True
 ) -> None:
-    """Refuse a folder whose files are not those that were saved, or that has others that would be read. Reads them all.
+    """Raise unless a folder's files are those that were saved, without others that would be read. Reads all files.
 
     Args:
         folder: The folder.
-        sha256: What `checksums` gave when it was saved.
-        kept_in: The file of the folder that holds them.
+        sha256: Result of `checksums` when it was saved.
+        kept_in: The file of the folder that contains them.
         remedy: What to do about a damaged file, as a clause.
-        complete: Whether the list holds all files of the model, so that others are refused which would be read.
+        complete: Whether the list covers all files of the model, so that unlisted files are refused if they would be
+            read.
 
     Raises:
         DamagedError: names the file.
@@ -123,12 +124,12 @@ def require_checksums(
 
 
 def save_checksums(folder: Path) -> None:
-    """Write the list of what a folder holds so far: weights, config and tokenizer."""
+    """Write the list of a folder's current files: weights, config and tokenizer."""
     atomic.write_json(folder / CHECKSUMS_FILE, {"sha256": checksums(folder, but=[CHECKSUMS_FILE])})
 
 
 def require_listed(folder: Path, *, remedy: str) -> None:
-    """Refuse a folder that is not what its `checksums.json` lists; one without such a file is not looked at.
+    """Raise unless a folder matches its `checksums.json`; folders without that file pass.
 
     Raises:
         DamagedError: names the file.
@@ -138,7 +139,7 @@ def require_listed(folder: Path, *, remedy: str) -> None:
 
 
 def listed(folder: Path, *, remedy: str = "Delete it") -> dict[str, str]:
-    """The list in a folder's `checksums.json`; empty where there is none.
+    """Read the list in a folder's `checksums.json`; return an empty one if there is none.
 
     Raises:
         DamagedError: the file is not such a list.
@@ -156,7 +157,7 @@ def listed(folder: Path, *, remedy: str = "Delete it") -> dict[str, str]:
 
 
 def strangers(folder: Path) -> Iterator[str]:
-    """The files of a folder that would be read by their names, by their paths there, listed or not."""
+    """Yield the relative paths of files that would be read by their names, listed or not."""
     for pattern in ("*", "additional_chat_templates/*", "custom_generate/*"):
         for path in sorted(folder.glob(pattern)):
             name = path.relative_to(folder).as_posix()
@@ -165,7 +166,7 @@ def strangers(folder: Path) -> Iterator[str]:
 
 
 def _file_digest(path: Path) -> str:
-    """A file's SHA-256. One that is as it was is not read again: a command opens a model's folder several times."""
+    """Return a file's SHA-256, cached while the file is unchanged: a command opens a model's folder several times."""
     stat = path.stat()
     return _digest_of_state(path.resolve(), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 

@@ -32,19 +32,23 @@ __all__ = ["ScorerChoice", "load_log_prob_scorer", "load_scorer", "require_plain
 
 @dataclass(frozen=True, kw_only=True)
 class ScorerChoice:
-    """Which of a model's scores is asked for: what every command that scores takes."""
+    """Options of every scoring command for choosing one of a model's scores."""
 
     head: Head | None = None
-    """Which head of a run scores: `reward`, `policy` or `combined`. By default the one that was trained to."""
+    """Head of a run that scores: `reward`, `policy` or `combined`. Default: the trained one."""
 
     reference: str | None = None
-    """The reference policy of implicit rewards. By default what the run was trained from."""
+    """Reference policy of implicit rewards. Default: the model from which the run was trained."""
 
     combined_weight: float | None = None
-    """w of the combined score, reward + w * tau * log-ratio. By default what the run fitted on its validation pairs."""
+    """w of the combined score, reward + w * tau * log-ratio. Default: the value that the run fitted on its validation
+    pairs.
+    """
 
     trust_remote_code: bool = False
-    """Run Python code that comes with the model. Such code can do anything that you can: leave it off."""
+    """Run Python code that comes with the model. Such code can do anything that you can: leave this off unless you
+    trust it.
+    """
 
     def __post_init__(self) -> None:
         if self.combined_weight is not None and self.head != "combined":
@@ -53,11 +57,11 @@ class ScorerChoice:
             raise ConfigError("reference has no effect on the reward head: leave it out, or ask for another --head.")
 
     def chosen(self) -> list[str]:
-        """The options that say which score is asked for, those that are given."""
+        """Return the names of the options that are set and choose a score."""
         return [name for name in ("head", "reference", "combined_weight") if getattr(self, name) is not None]
 
     def load(self, model: str, options: ScoreOptions) -> Scorer:
-        """The scorer of a model, as chosen; see `load_scorer`."""
+        """Load a model's scorer with these options; see `load_scorer`."""
         return load_scorer(
             model,
             head=self.head,
@@ -77,19 +81,19 @@ def load_scorer(
     trust_remote_code: bool = False,
     options: ScoreOptions | None = None,
 ) -> Scorer:
-    """Load whatever scores: a run of hafrm, a stock reward model, a causal LM with its reference, or a server.
+    """Load a scorer: a run of hafrm, a stock reward model, a causal LM with its reference, or a server.
 
     Args:
         model: A run's folder, a folder or hub id of a sequence classifier or a causal LM, or a reward server's address.
-        head: Which head of a run scores; by default the one that was trained to.
-        reference: The reference policy for implicit rewards; by default what the run was trained from.
-        combined_weight: w of the combined score; by default what the run fitted on its validation pairs.
+        head: Head of a run that scores; by default the trained one.
+        reference: Reference policy for implicit rewards; by default the model from which the run was trained.
+        combined_weight: w of the combined score; by default the value that the run fitted on its validation pairs.
         trust_remote_code: Run modelling code that comes with the models. Off unless you trust it.
         options: How to run.
 
     Raises:
-        ModelError: nothing that scores loads from there, or the head asked for was not trained.
-        ConfigError: an option has no effect on the head that is asked for.
+        ModelError: no scorer can be loaded from there, or the requested head was not trained.
+        ConfigError: an option has no effect on the requested head.
     """
     options = options or ScoreOptions()
     choice = ScorerChoice(
@@ -125,18 +129,19 @@ def load_log_prob_scorer(
     template: str | None = None,
     trust_remote_code: bool = False,
 ) -> HybridScorer:
-    """A causal LM that scores a conversation by the log-probability of its response.
+    """Load a causal LM as a scorer by the log-probability of responses.
 
     Args:
-        model: Folder or hub id of a causal LM, or a run's folder, whose policy head is then read.
-        options: How to run. By default the limit of tokens is the model's own, at most 4096; of means 512.
-        per_token: The mean over the response's tokens (less the paper's perplexity, Table 6) instead of the sum.
-        template: The chat template of a tokenizer that brings none, where `options.chat_template` gives none either;
-            None: it can't serve.
+        model: Folder or hub id of a causal LM, or a run's folder for its policy head.
+        options: How to run. The default limit of tokens is the model's own, at most 4096, or 512 with `per_token`.
+        per_token: Average over the response's tokens (the log of the paper's perplexity, Table 6, with its sign
+            reversed) instead of summing.
+        template: Chat template for a tokenizer without one, unless `options.chat_template` is set; None raises an error
+            for such tokenizers.
         trust_remote_code: Run modelling code that comes with the model. Off unless you trust it.
 
     Raises:
-        ModelError: no causal LM loads from there, or its logits are made in a way that hafrm does not know.
+        ModelError: no causal LM can be loaded from there, or hafrm does not support how its logits are computed.
     """
     options = options or ScoreOptions()
     require_finished(Path(model))
@@ -153,10 +158,10 @@ def load_log_prob_scorer(
 
 
 def require_plain(server: str, choice: ScorerChoice) -> None:
-    """Refuse to choose for a server what it has chosen itself.
+    """Raise if options choose a score of a server, which was chosen when it started.
 
     Raises:
-        ModelError: a head, a reference or a weight is asked for.
+        ModelError: a head, a reference or a weight is given.
     """
     if asked := choice.chosen():
         raise ModelError(
@@ -166,12 +171,12 @@ def require_plain(server: str, choice: ScorerChoice) -> None:
 
 
 def require_server_options(server: str, choice: ScorerChoice, options: ScoreOptions) -> None:
-    """Refuse options of how a model runs, or which score it gives, where all models are servers.
+    """Raise if all models are servers and options of local models are given.
 
     Raises:
-        ConfigError: there is such an option, or the address is none that can be asked.
+        ConfigError: there is such an option, or the address is invalid.
     """
-    endpoint, _ = endpoint_of(server)  # before its name is in a message: it may hold a password
+    endpoint, _ = endpoint_of(server)  # validated before a message names it: it may contain a password
     asked = choice.chosen() + ["trust_remote_code"] * choice.trust_remote_code
     asked += [name for name in options.given() if name != "score.batch_size"]
     if asked:
@@ -206,22 +211,22 @@ def _load_run_scorer(folder: Path, choice: ScorerChoice, options: ScoreOptions) 
 def _run_reference(
     folder: Path, info: RunInfo, choice: ScorerChoice, tokenizer: Any, policy: HybridModel, *, exact: bool
 ) -> HybridModel | None:
-    """The reference policy of a run's implicit rewards, in the policy's dtype; None where its loss knew none.
+    """Load the reference policy of a run's implicit rewards, in the policy's dtype; None if its loss used none.
 
     Args:
         folder: The run's folder.
         info: Its description.
-        choice: What was asked for. A reference named there is taken as it is.
+        choice: The user's options. A reference given there is used unchecked.
         tokenizer: The run's tokenizer.
         policy: The run's model.
-        exact: Whether an older run, which does not say in which dtype it trained, trained in that one: only then can
-            weights be held against the run's.
+        exact: Whether an older run without a recorded dtype trained in the policy's: only then can its weights be
+            checked.
 
     Raises:
-        ModelError: what the run was trained from has gone, or changed since.
+        ModelError: the model from which the run was trained is missing or has changed.
     """
     trust, dtype = choice.trust_remote_code, policy.stock_lm.dtype
-    trained = getattr(torch, info.dtype) if info.dtype else None  # what its reference was rounded to, too
+    trained = getattr(torch, info.dtype) if info.dtype else None  # its reference was rounded to this dtype, too
     quantized = (info.lora or {}).get("quantize", "none") != "none"
     if choice.reference is not None:
         require_same_tokenizer(tokenizer, str(folder), choice.reference, trust_remote_code=trust)
@@ -257,10 +262,10 @@ def _hybrid_scorer(
     *,
     kind: type[HybridScorer] = HybridScorer,
 ) -> HybridScorer:
-    """A scorer on the options' device; rows are packed if every model that reads them takes packed rows.
+    """Build a scorer on the options' device; rows are packed if all its models support that.
 
     Raises:
-        ModelError: log-probs are needed, and ours are not the models' own.
+        ModelError: log-probs are needed, and ours differ from the models' own.
     """
     pad = tokenizer.pad_token_id
     reward_weight, ratio_weight = weights
@@ -298,10 +303,11 @@ def _require_trained(folder: Path, info: RunInfo, head: Head) -> None:
 
 
 def _load_foreign_scorer(model: str, options: ScoreOptions, *, trust_remote_code: bool) -> Scorer:
-    """The scorer of a reward model that is no run of hafrm: by its stock class where that has its head, else by ours.
+    """Load the scorer of a reward model that hafrm did not train, by its stock class if that has its head, else by
+    ours.
 
     Raises:
-        ModelError: it has no reward head, or one that neither reads.
+        ModelError: it has no reward head, or one that neither can read.
     """
     head = find_head(model, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code, template=None, instead=options.template())
@@ -318,9 +324,9 @@ def _load_foreign_scorer(model: str, options: ScoreOptions, *, trust_remote_code
 def _encoder(
     tokenizer: Any, config: PreTrainedConfig, options: ScoreOptions, *, max_length: int, overlong: Overlong
 ) -> ConversationEncoder:
-    """How conversations are encoded; by default the limit is no more than the model's positions.
+    """Build the encoder; by default the limit does not exceed the model's positions.
 
-    OpenRLHF's reward models are known by the name of the class that they were saved from.
+    OpenRLHF's reward models are recognised by the class from which they were saved.
     """
     positions = max_positions(config) or max_length
     if options.max_length is not None and options.max_length > positions:
@@ -335,7 +341,7 @@ def _encoder(
         overlong=options.overlong or overlong,
         scored_at=scored_at,
         special_tokens=options.special_tokens or "text",
-        find_lost=False,  # `hafrm data check` and training say it
+        find_lost=False,  # `hafrm data check` and training report it
     )
 
 
@@ -347,7 +353,7 @@ def _policy_only(
     trust_remote_code: bool,
     head: SavedHead | None = None,
 ) -> HybridModel:
-    """A causal LM with room for the tokenizer's pad token; its reward head is the given one, or never read."""
+    """Load a causal LM, with room for the pad token; its reward head is the given one, or an unused zero head."""
     causal_lm = load_causal_lm(model, dtype=dtype, trust_remote_code=trust_remote_code, lm_head=head is None).eval()
     headed = with_lm_head(causal_lm)
     resize_embeddings(causal_lm, tokenizer)

@@ -1,4 +1,4 @@
-"""LoRA: small trainable matrices beside frozen weights, as the paper trains its 7B models (section 3.2, Table 5)."""
+"""LoRA: small trainable matrices next to frozen weights, as for the paper's 7B models (section 3.2, Table 5)."""
 
 from __future__ import annotations
 
@@ -34,21 +34,22 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class LoraOptions:
-    """Low-rank adapters on the backbone; the reward head is always trained in full."""
+    """Options of low-rank adapters on the backbone; the reward head is always trained in full."""
 
     rank: int = 0
-    """Rank of the adapters; 0 trains every weight. The paper's Mistral runs use 64 (Table 5)."""
+    """Rank of the adapters; 0 trains all weights. The paper's Mistral runs use 64 (Table 5)."""
 
     alpha: int = 16
-    """LoRA's own scaling numerator (Table 5: 16). Not the paper's alpha, which is `loss.policy_ratio`."""
+    """LoRA's scaling numerator (16 in Table 5). Not the paper's alpha, which is `loss.policy_ratio`."""
 
     dropout: float = 0.0
-    """Dropout before the adapters. The paper does not say."""
+    """Dropout before the adapters. Not specified in the paper."""
 
     targets: list[str] = field(default_factory=list)
-    """Names of the linear layers that get adapters. Empty: every linear layer of the backbone, the experts of a mixture
-    among them; never the heads, nor what text does not reach. Experts that share one weight, `gate_up_proj`, answer to
-    `gate_proj` and `up_proj` as well."""
+    """Names of the linear layers that get adapters. Empty: every linear layer of the backbone, including the experts of
+    a mixture, but not the heads or parts that text does not reach. Experts with one joint weight, `gate_up_proj`, also
+    match `gate_proj` and `up_proj`.
+    """
 
     quantize: Literal["none", "4bit"] = "none"
     """`4bit` freezes the backbone in 4-bit NF4 (QLoRA); needs a GPU and bitsandbytes."""
@@ -70,23 +71,23 @@ class LoraOptions:
 
     @property
     def enabled(self) -> bool:
-        """Whether adapters are trained at all."""
+        """Whether to train adapters."""
         return self.rank > 0
 
 
 @contextlib.contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Within the context PEFT 0.21 may read a property that transformers 5.23 deprecates."""
+    """Silence the warning of PEFT 0.21 reading a property that transformers 5.23 deprecates."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         yield
 
 
 def targets_of(causal_lm: PreTrainedModel, options: LoraOptions, *, but: Collection[str] = ()) -> Targets:
-    """What gets adapters by these options; see `find_targets`.
+    """Find the weights that get adapters with these options; see `find_targets`.
 
     Raises:
-        ConfigError: a named target does not exist in the model, or an option does not go with it.
+        ConfigError: a named target does not exist in the model, or an option is incompatible with it.
     """
     targets = find_targets(causal_lm, options.targets, but=but, packed=options.quantize != "none")
     if targets.parameters and options.dropout:
@@ -98,10 +99,10 @@ def targets_of(causal_lm: PreTrainedModel, options: LoraOptions, *, but: Collect
 
 
 def add_lora(causal_lm: PreTrainedModel, options: LoraOptions, targets: Targets | None = None) -> nn.Module:
-    """Wrap a causal LM with LoRA adapters, freezing the rest; by default on what `targets_of` finds."""
+    """Add LoRA adapters to a causal LM, by default on the result of `targets_of`, and freeze the rest."""
     targets = targets or targets_of(causal_lm, options)
     if options.quantize == "4bit":
-        # Activations are recomputed where `training.activation_checkpointing` says so, not because of this.
+        # Only `training.activation_checkpointing` decides whether activations are recomputed.
         causal_lm = prepare_model_for_kbit_training(causal_lm, use_gradient_checkpointing=False)
     config = LoraConfig(
         task_type="CAUSAL_LM",
@@ -110,7 +111,7 @@ def add_lora(causal_lm: PreTrainedModel, options: LoraOptions, targets: Targets 
         lora_dropout=options.dropout,
         target_modules=list(targets.modules),
         target_parameters=list(targets.parameters) or None,
-        # GPT-2 keeps its linear layers transposed.
+        # GPT-2 stores its linear layers transposed.
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in causal_lm.modules()),
     )
     with quiet_peft():
@@ -118,10 +119,10 @@ def add_lora(causal_lm: PreTrainedModel, options: LoraOptions, targets: Targets 
 
 
 def quantization_config(options: LoraOptions) -> BitsAndBytesConfig | None:
-    """How to load the backbone for these options: 4-bit NF4 for QLoRA, else as it is.
+    """Return how to quantize the backbone: 4-bit NF4 for QLoRA, else None.
 
     Raises:
-        ConfigError: 4-bit was asked for and there is no GPU.
+        ConfigError: 4-bit is requested without a GPU.
         MissingExtraError: bitsandbytes is not installed.
     """
     if options.quantize == "none":
@@ -139,18 +140,18 @@ def quantization_config(options: LoraOptions) -> BitsAndBytesConfig | None:
 
 
 def plain_name(name: str) -> str:
-    """A tensor's name in the model without adapters."""
+    """Return a tensor's name in the model without adapters."""
     return re.sub(r"\.(base_layer\.)+", ".", name)
 
 
 @torch.no_grad()
 def merged_state_dict(stock_lm: PreTrainedModel) -> dict[str, Tensor]:
-    """The weights of a model with adapters, as a plain model without them would have them.
+    """Return the weights of a model with adapters, merged into those of a plain model.
 
-    They are in float32 and on the CPU. In bfloat16 a weight's neighbours are up to 2^-7 of it apart, and most of what
-    adapters learn is less: rounded so, it would be lost. On the CPU, since a whole model more would not fit beside the
-    one that was trained; of the merged weights its device holds one layer's at a time. The model itself stays as it is:
-    merging in place and back would move its weights by rounding.
+    They are in float32 and on the CPU. In bfloat16, adjacent values of a weight differ by up to 2^-7 of it, and most of
+    what adapters learn is smaller: rounding would erase it. On the CPU, because a second whole model would not fit on
+    the device, which holds the merged weights of one layer at a time. The model itself is left unchanged: merging in
+    place and back would change its weights by rounding.
     """
     state = stock_lm.state_dict()
     merged: dict[str, Tensor] = {}
@@ -160,17 +161,18 @@ def merged_state_dict(stock_lm: PreTrainedModel) -> dict[str, Tensor]:
             merged[plain_name(f"{name}.{parameter}")] = _plain(_merged_weight(module, parameter))
         elif plain_name(f"{name}.weight") not in merged and _is_packed(module):
             merged[plain_name(f"{name}.weight")] = _plain(dequantize_module_weight(module))
-    copies: dict[tuple[int, torch.Size], Tensor] = {}  # tied weights stay one
+    copies: dict[tuple[int, torch.Size], Tensor] = {}  # keeps tied weights tied
     for name, tensor in state.items():
         plain = plain_name(name)
-        if ".lora_" not in name and ".weight." not in name and plain not in merged:  # nor what unpacks a 4-bit weight
+        # skip adapters, the parts of a 4-bit weight, and weights merged above
+        if ".lora_" not in name and ".weight." not in name and plain not in merged:
             key = (tensor.data_ptr(), tensor.shape)
             copies[key] = merged[plain] = copies[key] if key in copies else _plain(tensor)
     return {plain: merged[plain] for plain in map(plain_name, state) if plain in merged}
 
 
 def _merged_weight(layer: Any, parameter: str) -> Tensor:
-    """A weight with what its active adapters add, in float32 at least, on its device."""
+    """Add the active adapters to a weight, in at least float32, on its device."""
     base = layer.get_base_layer()
     weight = _widened(dequantize_module_weight(base) if parameter == "weight" else getattr(base, parameter))
     for adapter in layer.active_adapters:
@@ -179,16 +181,16 @@ def _merged_weight(layer: Any, parameter: str) -> Tensor:
 
 
 def _is_packed(module: nn.Module) -> bool:
-    """Whether a module's weight is quantized: stored as whole numbers, which alone say nothing."""
+    """Return whether a module's weight is quantized, that is stored as integers."""
     weight = getattr(module, "weight", None)
     return isinstance(weight, Tensor) and not weight.is_floating_point()
 
 
 def _widened(tensor: Tensor) -> Tensor:
-    """The tensor in float32 at least; whole numbers and truth values as they are."""
+    """Widen a floating-point tensor to at least float32; return others unchanged."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32)) if tensor.is_floating_point() else tensor
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """A copy, or a view where none is needed, in float32 at least and on the CPU."""
+    """Copy a tensor, only if necessary, to at least float32 on the CPU."""
     return _widened(tensor.detach()).cpu()

@@ -1,4 +1,4 @@
-"""Modes of a model: evaluation for a while, and training without dropout. Knows modules, and nothing of their use."""
+"""Modes of a module: temporary evaluation, and training without dropout."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["disable_dropout", "evaluating"]
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode within the context, and each module's own mode after it."""
+    """Switch to evaluation mode within the context; restore each module's own mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -24,11 +24,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Let a model compute the same in training mode as in evaluation mode; its config keeps what it says.
+    """Make a model compute the same in training mode as in evaluation mode; its config is left unchanged.
 
-    Beside dropout modules, transformers' layers keep probabilities as plain numbers, which they hand to their attention
-    function (`attention_dropout`, OPT's `dropout`) or skip themselves by (`layerdrop`). All of these become 0. The few
-    models that read their config at each call instead (Persimmon's attention) can't be told.
+    In addition to dropout modules, transformers' layers keep probabilities as plain numbers, for their attention
+    function (`attention_dropout`, OPT's `dropout`) or for skipping themselves (`layerdrop`). All of these become 0. The
+    few models that read their config at each call instead (Persimmon's attention) are not covered.
     """
     for module in model.modules():
         if isinstance(module, _DropoutNd):

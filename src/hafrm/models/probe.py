@@ -1,10 +1,10 @@
-"""Whether a model takes packed rows: tried out when it is loaded, not looked up in a list of names.
+"""Tests at load whether a model supports packed rows, instead of relying on a list of names.
 
-A model may keep a state that runs along the row (Mamba), attend by code of its own (ALiBi models) or hide tokens by a
-rule that it does not hand to its attention function. All of these give wrong numbers and no error. So two short groups
-go through the model in both layouts and one sequence at a time, a long one packed and alone, and each layer is asked
-what it hides at the far end of the longest sequence. Padded rows are tried as well where they are all that is left:
-a model that counts its padding would give wrong numbers there.
+A model may carry a state along the row (Mamba), use its own attention code (ALiBi models) or hide tokens by a rule that
+it does not pass to its attention function. All of these give wrong numbers without an error. Therefore two short groups
+are run in both layouts and one sequence at a time, a long one packed and alone, and each layer is checked for what it
+hides at the far end of the longest sequence. If only padded rows remain, they are tested as well: a model that counts
+its padding would give wrong numbers there.
 """
 
 from __future__ import annotations
@@ -28,32 +28,31 @@ __all__ = ["probe_packing", "probe_padding", "random_groups"]
 
 _FAR_ROW = "hafrm_far_row"
 _UNREACHED = "its layers are not reached through transformers' attention interface"
-_LONG = 4096  # tokens of the longest sequence that is tried
-_LENGTHS = ((9, (5, 12)), (3, (7, 1)))  # of the prompt and of the responses of each group that is tried
+_LONG = 4096  # tokens of the longest test sequence
+_LENGTHS = ((9, (5, 12)), (3, (7, 1)))  # lengths of the prompt and of the responses of each test group
 
 
 @torch.no_grad()
 def probe_packing(model: HybridModel, *, max_length: int) -> str | None:
-    """Find out whether a model computes packed rows as it computes each sequence alone, and let it take them if so.
+    """Test whether a model computes packed rows like separate sequences; if so, enable them.
 
-    Leaves nothing behind but the model's attention implementation: `PACKED_ATTENTION`, which takes packed and padded
-    batches alike, if the answer is yes, and the one that it had if it is no. Costs seven forward passes of less than
-    100 tokens each, and three of `max_length` tokens, up to 4096. Call it on the device and in the dtype that the model
-    will run in.
+    The only lasting change is the model's attention implementation: `PACKED_ATTENTION`, for packed and padded batches,
+    if the test succeeds, otherwise the previous one. The cost is seven forward passes of fewer than 100 tokens each,
+    and three of `max_length` tokens, up to 4096. Call it on the device and in the dtype in which the model will run.
 
     Args:
         model: The model, before any wrapper for parallel training.
-        max_length: The longest sequence, prompt and response, that will be packed.
+        max_length: Maximum length of a sequence, prompt plus response, to be packed.
 
     Returns:
-        None if the model takes packed rows; else the reason why not, as a clause.
+        None if the model supports packed rows; else the reason, as a clause.
     """
     before = model.config._attn_implementation
     with evaluating(model):
         try:
             reason = _hidden_rule(model, max_length) or _difference(model, before)
             reason = reason or _long_difference(model, before, min(max_length, _LONG))
-        except Exception as error:  # whatever a model does with a call it does not know
+        except Exception as error:  # models can fail in any way on unexpected arguments
             reason = f"it fails with {type(error).__name__}: {first_line(error)}"
         if reason is not None:
             model.stock_lm.set_attn_implementation(before)
@@ -62,22 +61,22 @@ def probe_packing(model: HybridModel, *, max_length: int) -> str | None:
 
 @torch.no_grad()
 def probe_padding(model: HybridModel, *, pad_token_id: int, side: str = "right") -> str | None:
-    """Find out whether a model computes a padded row as it computes the sequence alone.
+    """Test whether a model computes a padded row like its sequence alone.
 
     Args:
         model: The model, with its own attention.
         pad_token_id: Fills the rows.
-        side: Where they are filled.
+        side: Side of the padding.
 
     Returns:
-        None if it does; else by how much the two differ, as a clause.
+        None if it does; else the size of the difference, as a clause.
     """
     groups = random_groups(model)
     batch = pad_rows(groups, pad_token_id=pad_token_id, padding_side=side)
     with evaluating(model):
         truth = _alone(model, groups)
         errors = torch.stack(tuple(map(_relative_error, _states_by_sequence(model, batch), truth)))
-    # Padding that counts shows in several rows; a single one may differ by an undecided expert.
+    # Counted padding affects several rows; a single row may differ because of a near-tie between experts.
     error, tolerance = errors.sort().values[-2].item(), _tolerance(truth[0].dtype)
     if error <= tolerance:
         return None
@@ -85,7 +84,7 @@ def probe_padding(model: HybridModel, *, pad_token_id: int, side: str = "right")
 
 
 def _difference(model: HybridModel, stock: str) -> str | None:
-    """Why states are not those of each sequence alone, or None; leaves the model with the packed implementation."""
+    """Return why states differ from those of separate sequences, or None; leaves the packed implementation set."""
     groups = random_groups(model)
     pad = groups[0].prompt[0]
     model.stock_lm.set_attn_implementation(stock)
@@ -100,7 +99,7 @@ def _difference(model: HybridModel, stock: str) -> str | None:
 
 
 def _long_difference(model: HybridModel, stock: str, length: int) -> str | None:
-    """The same of one group whose sequences are long, for models that treat what is far away otherwise."""
+    """Do the same for a group of long sequences, for models that treat distant tokens differently."""
     groups = random_groups(model, lengths=((max(1, length - 8), (8, 5)),))
     model.stock_lm.set_attn_implementation(stock)
     truth = _alone(model, groups)
@@ -116,27 +115,27 @@ def _too_far(layout: str, states: list[Tensor], truth: list[Tensor]) -> str | No
 
 
 def _largest_error(states: list[Tensor], truth: list[Tensor]) -> float:
-    """The largest of the sequences' errors; NaN if any is."""
+    """Return the maximum of the sequences' errors; NaN if any is."""
     return torch.stack(tuple(map(_relative_error, states, truth))).max().item()
 
 
 def _alone(model: HybridModel, groups: Sequence[TokenGroup]) -> list[Tensor]:
-    """The states of each sequence in a batch of its own."""
+    """Compute the states of each sequence in its own batch."""
     alone = [TokenGroup(group.prompt, (response,)) for group in groups for response in group.responses]
     return [_states_by_sequence(model, pad_rows([group], pad_token_id=group.prompt[0]))[0] for group in alone]
 
 
 def random_groups(model: HybridModel, *, lengths: Sequence[tuple[int, tuple[int, ...]]] = _LENGTHS) -> list[TokenGroup]:
-    """Groups to try a model with, of random tokens drawn without touching the generators of training.
+    """Create groups of random tokens for tests, without using training's random generators.
 
     Args:
         model: The model.
-        lengths: Of each group's prompt and responses; by default two short groups.
+        lengths: Lengths of each group's prompt and responses; by default two short groups.
     """
     generator = random.Random(0)
     layers = (model.stock_lm.get_input_embeddings(), model.stock_lm.get_output_embeddings())
     sizes = [weight.shape[0] for layer in layers if (weight := getattr(layer, "weight", None)) is not None]
-    vocabulary = range(min(sizes))  # some embed what they never predict
+    vocabulary = range(min(sizes))  # some models embed tokens that they never predict
 
     def tokens(length: int) -> tuple[int, ...]:
         return tuple(generator.choices(vocabulary, k=length))
@@ -145,7 +144,7 @@ def random_groups(model: HybridModel, *, lengths: Sequence[tuple[int, tuple[int,
 
 
 def _states_by_sequence(model: HybridModel, batch: SequenceBatch) -> list[Tensor]:
-    """Each sequence's hidden states, those that predict its response and that which is scored, [tokens + 1, H]."""
+    """Compute each sequence's hidden states that predict its response or are scored, [tokens + 1, H]."""
     batch = batch.to(model.score.weight.device)
     states = model.hidden_states(batch)
     predictors = states[batch.predictor_index].split(batch.response_lengths.tolist())
@@ -153,10 +152,10 @@ def _states_by_sequence(model: HybridModel, batch: SequenceBatch) -> list[Tensor
 
 
 def _relative_error(states: Tensor, truth: Tensor) -> Tensor:
-    """The mean over a sequence's states of |difference| / |truth|.
+    """Compute the mean over a sequence's states of |difference| / |truth|.
 
-    A wrong context shows in every state of a sequence, while one state may differ by bad luck: a mixture of experts
-    that is undecided between two of them.
+    A wrong context affects all states of a sequence, whereas a single state may differ because of a near-tie between
+    two experts of a mixture.
     """
     difference = (states.double() - truth.double()).norm(dim=-1)
     length = truth.double().norm(dim=-1)
@@ -165,15 +164,16 @@ def _relative_error(states: Tensor, truth: Tensor) -> Tensor:
 
 
 def _tolerance(dtype: torch.dtype) -> float:
-    """Well above rounding through a deep model, well below the effect of a wrong context."""
-    return {torch.float64: 1e-5, torch.float32: 1e-4}.get(dtype, 5e-2)  # stock softmax in float64 models is float32's
+    """Return a tolerance well above rounding in deep models and well below the effect of a wrong context."""
+    # stock models compute the softmax in float32 even in float64
+    return {torch.float64: 1e-5, torch.float32: 1e-4}.get(dtype, 5e-2)
 
 
 def _hidden_rule(model: HybridModel, max_length: int) -> str | None:
-    """Why packed attention would hide other tokens than the model does, or None.
+    """Return why packed attention would hide other tokens than the model does, or None.
 
-    The rule of a layer is asked for where it matters most: what a query at the last of `max_length` positions sees.
-    A mask function answers with that one row, an attention function compares it with the window that it is handed.
+    Each layer's rule is checked where it matters most: for a query at the last of `max_length` positions. A mask
+    function returns that one row, and an attention function compares it with the window that it receives.
     """
     model.stock_lm.set_attn_implementation(_FAR_ROW)
     if model.config._attn_implementation != _FAR_ROW:
@@ -198,7 +198,7 @@ def _hidden_rule(model: HybridModel, max_length: int) -> str | None:
 def _far_row_mask(
     *, kv_length: int, mask_function: Callable[..., Tensor], device: torch.device, **kwargs: Any
 ) -> Tensor:
-    """What a query at the last position sees, [1, 1, 1, kv_length]."""
+    """Return which keys a query at the last position sees, [1, 1, 1, kv_length]."""
     zero = torch.zeros(1, 1, 1, 1, dtype=torch.long, device=device)
     keys = torch.arange(kv_length, device=device).view(1, 1, 1, -1)
     return mask_function(zero, zero, zero + kv_length - 1, keys).expand(1, 1, 1, kv_length)
@@ -215,7 +215,7 @@ def _far_row_attention(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Note whether the row is that of the window which the layer hands over; attend to nothing."""
+    """Record whether the row matches the layer's window; return zeros."""
     if hafrm_layers is not None:
         hafrm_layers.append(attention_mask is not None and _is_window(attention_mask, sliding_window))
     return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]), None

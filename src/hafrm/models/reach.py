@@ -1,4 +1,4 @@
-"""What of a model a text reaches. Vision towers and the like get no gradient: they are frozen and not adapted."""
+"""Finds the parts of a model that text reaches. Others, such as vision towers, are frozen and not adapted."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from hafrm.models.modes import evaluating
 __all__ = ["Reach", "trace_text"]
 
 _TEXT = 8
-"""Tokens that are sent through the model."""
+"""Number of tokens in the test input."""
 
 
 @dataclass(frozen=True)
 class Reach:
-    """Where a text leads through a model; the names of parameters."""
+    """What text reaches in a model, as names of parameters."""
 
     unreached: frozenset[str]
-    """Those that it never reaches, none of which is an expert's: those take turns."""
+    """Parameters that text never reaches, not counting experts, of which each text uses only some."""
     no_layers: frozenset[str]
-    """Weights of modules that give more than one tensor, as some routers do, though they are linear layers by class."""
+    """Weights of modules with several outputs, such as some routers, although their class is a linear layer."""
 
     @property
     def no_adapters(self) -> frozenset[str]:
-        """What gets no adapters."""
+        """Parameters that get no adapters."""
         return self.unreached | self.no_layers
 
 
 def trace_text(causal_lm: PreTrainedModel) -> Reach:
-    """Send a few tokens through a model and see what they reach.
+    """Run a few tokens through a model and record what they reach.
 
     Raises:
-        ModelError: the model can't read text alone.
+        ModelError: the model can't process text alone.
     """
     embeddings = cast(nn.Embedding, causal_lm.get_input_embeddings())
     ids = torch.arange(_TEXT, device=embeddings.weight.device)[None] % embeddings.num_embeddings
@@ -54,7 +54,7 @@ def trace_text(causal_lm: PreTrainedModel) -> Reach:
     try:
         with torch.enable_grad(), evaluating(causal_lm):
             logits = causal_lm(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-    except Exception as error:  # whatever a model does that misses its images
+    except Exception as error:  # models that require images can fail in any way
         raise ModelError(
             f"{type(causal_lm).__name__} can't read text alone ({type(error).__name__}: {first_line(error)}), which "
             "training on text needs."
@@ -74,15 +74,15 @@ def trace_text(causal_lm: PreTrainedModel) -> Reach:
 
 
 def _passed_over(name: str, weight: Tensor, called: Collection[str]) -> bool:
-    """Whether a parameter that is not in the graph is really not used."""
+    """Return whether a parameter outside the graph is really unused."""
     if "expert" in name:
         return False
-    # One that takes no gradient, as packed weights do, is in no graph: then its module tells.
+    # Weights without gradients, such as quantized ones, are in no graph: check whether their module ran.
     return weight.requires_grad or name.rpartition(".")[0] not in called
 
 
 def _leaves(output: Tensor) -> Iterator[Tensor]:
-    """The tensors with gradients that an output was computed from."""
+    """Yield the tensors with gradients from which an output was computed."""
     seen: set[Any] = set()
     waiting: list[Any] = [output.grad_fn]
     while waiting:

@@ -1,7 +1,8 @@
-"""The reference policy's log-probs (pi_ref of Eq. 4): computed once and kept, or live.
+"""The reference policy's log-probs (pi_ref of Eq. 4), precomputed or live.
 
-Three ways that agree: precomputed before training and cached on disk (the default: it costs nothing while training),
-the model itself with its adapters switched off, or a frozen copy of the model.
+Three equivalent ways: precomputed before training and cached on disk (the default: no cost during training), the model
+itself with its adapters disabled, or a frozen copy of the model.
+
 Shape letters: G groups, S sequences.
 """
 
@@ -34,24 +35,24 @@ from hafrm.packing import SequenceBatch
 __all__ = ["LiveReference", "adapter_off_reference", "frozen_copy_reference", "precompute_reference", "weights_digest"]
 
 LiveReference = Callable[[SequenceBatch], Tensor]
-"""Gives a batch's reference log-probs, [S], without gradients."""
+"""Function from a batch to its reference log-probs, [S], without gradients."""
 
-_PART = 512  # groups a file: what an interrupted computation loses at the most
+_PART = 512  # groups per file: the most that an interrupted computation loses
 
 _ROUNDING = 1e-2
-"""How far above 0 rounding may take the log-prob of a response."""
+"""Largest positive log-prob of a response accepted as rounding."""
 
 _FORMAT = 1
-"""Part of every fingerprint: raise it when hafrm computes other log-probs from the same weights and tokens."""
+"""Part of every fingerprint: increase it when hafrm computes other log-probs from the same weights and tokens."""
 
 _NOT_COMPUTED_WITH = {"_name_or_path", "transformers_version", "architectures", "use_cache"}
-"""What a config holds that changes no log-prob."""
+"""Config fields that do not affect log-probs."""
 
 
 def adapter_off_reference(model: HybridModel) -> LiveReference:
-    """The model itself with its adapters switched off: no second copy, one more forward pass a step.
+    """Use the model itself with adapters disabled: no second copy, one more forward pass per step.
 
-    It is computed in evaluation mode, as the other references are, while the model is training.
+    It runs in evaluation mode, like the other references, even while the model is training.
     """
 
     @torch.no_grad()
@@ -63,7 +64,7 @@ def adapter_off_reference(model: HybridModel) -> LiveReference:
 
 
 def frozen_copy_reference(model: HybridModel) -> LiveReference:
-    """A frozen copy of the model as it is now: twice the memory, one more forward pass a step."""
+    """Use a frozen copy of the current model: twice the memory, one more forward pass per step."""
     frozen = copy.deepcopy(model).requires_grad_(False).eval()
 
     @torch.no_grad()
@@ -85,25 +86,23 @@ def precompute_reference(
     weights: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> np.ndarray:
-    """Log-probs of every response under the model as it is now, less its adapters, kept on disk under a fingerprint.
+    """Compute log-probs of all responses under the current model without its adapters, cached on disk by fingerprint.
 
-    The fingerprint covers the weights, the config and the token ids (so the tokenizer, the template and the rows too).
-    Parts are written atomically as they are computed: an interrupted computation goes on where it stopped, and two
-    processes that compute the same thing can only write the same files. Adapters are switched off, and left out of the
-    fingerprint: they change nothing where a run starts, so that all runs from one model share what was computed.
-
-    Of several processes, which must all call this, each computes its share of the parts, and all get the whole.
+    The fingerprint covers the weights, the config and the token ids (and thereby the tokenizer, the template and the
+    rows). Parts are written atomically: an interrupted computation resumes, and concurrent processes with the same task
+    write the same files. Adapters are disabled and not part of the fingerprint, so all runs from one model share the
+    cache. With several processes, all must call this; each computes a share of the parts and receives the whole.
 
     Args:
-        model: The reference policy, whole in each process; it is put in evaluation mode meanwhile.
+        model: The reference policy, complete in each process; temporarily in evaluation mode.
         groups: G prompts, each with the same number N of responses.
         layout: How groups become batches.
-        batch_size: Groups a forward pass, where rows are padded.
-        tokens: Tokens a forward pass, where they are packed.
-        cache: The folder that holds cached references.
-        progress: Called with the number of groups done, if all processes are as fast as this one.
-        weights: The model's `weights_digest` where it is known: several data sets then cost one reading of the weights.
-        say: Called with a line where what was kept is damaged, or nothing can be kept: neither stops the computation.
+        batch_size: Groups per forward pass with padded rows.
+        tokens: Tokens per forward pass with packed rows.
+        cache: Folder of cached references.
+        progress: Called with an estimate of the groups done, which assumes that all processes are equally fast.
+        weights: The model's `weights_digest` if known, to avoid reading the weights again per data set.
+        say: Called with a warning if a cached file is damaged or nothing can be cached; the computation continues.
 
     Returns:
         Summed response log-probs, [G, N], float32.
@@ -119,13 +118,13 @@ def precompute_reference(
             share.append((start, _cached_part(part, folder / f"{start:09d}.npz", batches, say)))
             done = min(len(groups), done + len(part) * processes.num_processes)
             progress(done)
-    # Not through the cache, whose folder need not be the same on every node.
+    # Not through the cache, whose folder may differ between nodes.
     parts: list[tuple[int, np.ndarray]] = gather_object(share)
     return np.concatenate([part for _, part in sorted(parts, key=lambda found: found[0])])
 
 
 def fingerprint(model: HybridModel, groups: Sequence[TokenGroup], *, weights: str | None = None) -> str:
-    """A name for "this model without its adapters on these tokens, in this precision"; see `precompute_reference`."""
+    """Identify the model without adapters, the tokens and the precision; see `precompute_reference`."""
     precision = str(torch.get_autocast_dtype("cpu")) if torch.is_autocast_enabled("cpu") else ""
     if torch.is_autocast_enabled("cuda"):
         precision = str(torch.get_autocast_dtype("cuda"))
@@ -138,7 +137,7 @@ def fingerprint(model: HybridModel, groups: Sequence[TokenGroup], *, weights: st
 
 
 def weights_digest(model: HybridModel) -> str:
-    """A hash of the backbone's and the policy head's weights, in their dtype; adapters are left out."""
+    """Hash the backbone's and the policy head's weights, in their dtype and without adapters."""
     digest = hashlib.blake2b(digest_size=16)
     state = {plain_name(name): tensor for name, tensor in model.stock_lm.state_dict().items()}
     for name, tensor in sorted(state.items()):
@@ -154,7 +153,7 @@ def _cached_part(
     compute: Callable[[], Iterator[tuple[list[int], Tensor]]],
     say: Callable[[str], None],
 ) -> np.ndarray:
-    """Log-probs of one file's groups, [groups, N]: read if they are there whole, else computed and written."""
+    """Return log-probs of one file's groups, [groups, N]: read if the file is intact, else computed and written."""
     shape = (len(groups), len(groups[0].responses))
     if path.exists():
         cached = _read_part(path)
@@ -176,17 +175,17 @@ def _cached_part(
 
 
 def _possible(log_probs: np.ndarray) -> bool:
-    """Whether all values can be logarithms of probabilities, which are at most 0 but for rounding."""
+    """Return whether all values can be log-probabilities: at most 0 up to rounding."""
     return bool(np.isfinite(log_probs).all() and (log_probs <= _ROUNDING).all())
 
 
 def _read_part(path: Path) -> np.ndarray | None:
-    """What a file holds; None where it is missing or damaged, which the archive's checksum tells."""
+    """Read a cached file; return None if it is missing or fails the archive's checksum."""
     try:
         with zipfile.ZipFile(path) as archive, archive.open("log_probs.npy") as stored:
             values: np.ndarray = np.lib.format.read_array(stored, allow_pickle=False)
             return values
-    except Exception:  # zipfile has many for a damaged archive: its own, NotImplementedError, zlib's, ...
+    except Exception:  # damaged archives raise many types: zipfile's own, NotImplementedError, zlib's, ...
         return None
 
 

@@ -1,27 +1,27 @@
-"""A scorer that asks a reward server over HTTP, so that a model behind one is evaluated like any other.
+"""A scorer that queries a reward server over HTTP, so that its model is evaluated like any other.
 
-Knows conversations, addresses and three protocols; the address's path says which. Knows no tokenizer and no tensor:
-what is read of a conversation, and how much, is the server's own. httpx is imported only when a server is asked.
+Works on conversations, addresses and three protocols, selected by the address's path; independent of tokenizers and
+tensors. The server decides how much of a conversation is read. httpx is imported only when a server is used.
 
 No path, or `/v1/rewards`: hafrm's own protocol. The request is
 
     {"conversations": [{"prompt": [{"role", "content"}, ...], "response": [{"role", "content"}, ...]}, ...]}
 
-and the answer, with one entry a conversation, in order,
+and the response, with one entry per conversation, in order,
 
     {"model": str, "rewards": [{"reward": float | null, "tokens": int, "truncated": bool, "unscored": str | null}, ...]}
 
-`unscored` says why a reward is null: "overlong", or what the chat template has against the conversation. `tokens` and
-`truncated` are for people; the scorer does not read them.
+`unscored` says why a reward is null: "overlong", or the reason why the chat template refuses the conversation. `tokens`
+and `truncated` are informational; the scorer ignores them.
 
-`/classify` and `/pooling`: vLLM's, a conversation a request, as `{"messages": [...], "use_activation": false}`: with
-its activation vLLM would give sigmoids of rewards. The model must have one label. `/pooling` is asked for the task
-"classify", as some versions would answer a number a token. What such a server refuses has no
-reward: it is over-long where the server says so, and else the conversation's fault. OpenRLHF's `/get_reward` takes
-rendered text, which needs a tokenizer that nobody here knows; it is not spoken.
+`/classify` and `/pooling`: vLLM's protocols, one conversation per request, as `{"messages": [...], "use_activation":
+false}`: with its activation vLLM would return sigmoids of rewards. The model must have one label. Requests to
+`/pooling` set the task "classify", because some versions would otherwise return one number per token. A conversation
+that such a server refuses has no reward: it counts as over-long if the server says so, otherwise as an invalid row.
+OpenRLHF's `/get_reward` takes rendered text, which would need a tokenizer here; it is not supported.
 
-An API key is read from the environment variable HAFRM_API_KEY when a server is first asked, and sent as a bearer token.
-It enters no message and no file.
+An API key is read from the environment variable HAFRM_API_KEY when the scorer is created, and sent as a bearer token.
+It appears in no message and no file.
 """
 
 from __future__ import annotations
@@ -45,59 +45,59 @@ from hafrm.pairs import Conversation
 __all__ = ["API_KEY", "RemoteScorer", "RetryRule", "endpoint_of", "is_server", "seconds_to_wait"]
 
 API_KEY = "HAFRM_API_KEY"
-"""The environment variable that holds a server's API key."""
+"""Environment variable with a server's API key."""
 
 _BUSY = (408, 429, 502, 503, 504)
-"""Statuses that pass: of a server with too much to do, or of a proxy before one that restarts."""
+"""Temporary statuses: of an overloaded server, or of a proxy while its server restarts."""
 _REFUSES = (400, 413, 422)
-"""What vLLM says of a conversation that is too long for its model or that its template can't render."""
+"""vLLM's statuses for a conversation that is too long for its model or that its template can't render."""
 _OVERLONG = "overlong"
-"""The outcome of a conversation over the server's limit, which is nobody's fault."""
+"""Outcome of a conversation over the server's limit, which is not an error."""
 _TOO_LONG = ("maximum context length", "max_model_len")
-"""Words of vLLM's sentences about a conversation over its model's limit."""
+"""Phrases in vLLM's messages about a conversation over its model's limit."""
 _SAID = 200
-"""Characters that are shown of what a server says."""
+"""Maximum characters shown of a server's message."""
 _PROBE = Conversation.of("Hello.", "Hello!")
 _Outcome = float | str
 """A reward, or the reason why there is none."""
 
 
 def is_server(model: str) -> bool:
-    """Whether a model's name is a server's address."""
+    """Return whether a model's name is a server's address."""
     return model.startswith(("http://", "https://"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetryRule:
-    """How long a server is waited for."""
+    """How often and how long to wait for a server."""
 
     attempts: int = 5
-    """How often a request is sent at most."""
+    """Maximum number of attempts per request."""
     timeout: float = 120.0
-    """Seconds without a byte after which a request counts as lost; a whole answer may take five times as long."""
+    """Seconds without a byte after which a request counts as lost; a whole response may take five times as long."""
     first_wait: float = 0.5
     """Seconds before the second attempt; doubled before each further one, times a random number in [0.5, 1]."""
     longest_wait: float = 60.0
-    """A server that asks for more (Retry-After) is given up."""
+    """Maximum seconds to wait; a server that asks for more (Retry-After) is given up."""
 
     def wait(self, attempt: int, asked: float | None) -> float:
-        """Seconds to wait behind an attempt, counted from 1: no less than the server asked for."""
+        """Return the seconds to wait after an attempt, counted from 1: at least what the server asked for."""
         own = self.first_wait * 2.0 ** (attempt - 1) * random.uniform(0.5, 1.0)
         return max(min(own, self.longest_wait), asked or 0.0)
 
 
 class _Dialect(Protocol):
-    """One protocol: how conversations are asked for, and what an answer says."""
+    """One protocol: the form of requests and responses."""
 
     per_request: int | None
-    """The most conversations of a request; None: as many as a batch has."""
+    """Maximum conversations per request; None: the batch size."""
 
     def request(self, conversations: Sequence[Conversation]) -> dict[str, Any]:
-        """The request's JSON."""
+        """Return the request's JSON."""
         ...
 
     def outcomes(self, answer: Mapping[str, Any]) -> list[_Outcome]:
-        """What the answer says of each conversation; whatever error where it is not of this protocol."""
+        """Parse the outcome of each conversation; raises any error if the answer does not follow the protocol."""
         ...
 
 
@@ -165,16 +165,16 @@ _DIALECTS: dict[str, _Dialect] = {
 
 
 class RemoteScorer:
-    """The rewards of a server; see the module for what it must speak.
+    """Scorer with the rewards of a server; see the module for the supported protocols.
 
     Args:
         url: The server's address.
-        batch_size: Conversations of a request, where the protocol takes several.
-        concurrency: Requests under way at a time.
-        retries: How long the server is waited for.
+        batch_size: Conversations per request, if the protocol takes several.
+        concurrency: Number of concurrent requests.
+        retries: How often and how long to wait for the server.
 
     Raises:
-        ConfigError: the address is none that can be asked.
+        ConfigError: the address is invalid.
         MissingExtraError: httpx is not installed.
     """
 
@@ -188,10 +188,10 @@ class RemoteScorer:
         self._model: str | None = None
 
     def model_name(self) -> str:
-        """The name that the server gives its model: asked once, with a conversation of two words.
+        """Return the server's name for its model, queried once with a two-word conversation.
 
         Raises:
-            ModelError: there is no server, or none that speaks the protocol.
+            ModelError: the server can't be reached or does not follow the protocol.
         """
         if self._model is None:
             self._ask([_PROBE])
@@ -203,11 +203,11 @@ class RemoteScorer:
         self._client.close()
 
     def score(self, conversations: Sequence[Conversation]) -> list[float | None]:
-        """Rewards in the conversations' order; see `Scorer.score`.
+        """Return rewards in the order of the conversations; see `Scorer.score`.
 
         Raises:
             RefusedError: the server refuses some conversations; has the rewards of the others.
-            ModelError: the server can't be reached, refuses, or answers what is not in the protocol.
+            ModelError: the server can't be reached, refuses, or does not follow the protocol.
         """
         self.model_name()
         size = self.batch_size
@@ -216,7 +216,7 @@ class RemoteScorer:
         try:
             outcomes = [outcome for found in pool.map(self._ask, batches) for outcome in found]
         finally:
-            pool.shutdown(cancel_futures=True)  # after an error no further batch is asked for
+            pool.shutdown(cancel_futures=True)  # send no further batches after an error
         refused = {place: why for place, why in enumerate(outcomes) if isinstance(why, str) and why != _OVERLONG}
         found = [None if isinstance(outcome, str) else outcome for outcome in outcomes]
         if refused:
@@ -226,7 +226,7 @@ class RemoteScorer:
         return found
 
     def _ask(self, conversations: Sequence[Conversation]) -> list[_Outcome]:
-        """What the server says of a batch, checked."""
+        """Query a batch and validate the response."""
         response = self._response(self._dialect.request(conversations))
         if self._dialect.per_request == 1 and self._model is not None and response.status_code in _REFUSES:
             if _is_overlong(response):
@@ -256,7 +256,7 @@ class RemoteScorer:
         )
 
     def _response(self, request: Mapping[str, Any]) -> Any:
-        """The server's answer, whatever it is; a busy or unreachable server is asked again."""
+        """Return the server's response, whatever it is; retry if it is busy or unreachable."""
         lost = ""
         for attempt in range(1, self.retries.attempts + 1):
             asked = None
@@ -277,7 +277,7 @@ class RemoteScorer:
         )
 
     def _retry_after(self, response: Any) -> float | None:
-        """Seconds that a busy server asks to be left alone."""
+        """Return how many seconds a busy server asks to wait."""
         asked = seconds_to_wait(response.headers.get("retry-after"))
         if asked is not None and asked > self.retries.longest_wait:
             raise ModelError(
@@ -290,15 +290,15 @@ class RemoteScorer:
             raise ModelError(f"{self.endpoint} answers with status {response.status_code}. {_remedy(response)}")
         try:
             return json.loads(response.content)
-        except (ValueError, RecursionError) as error:  # the latter where it is nested too deeply
+        except (ValueError, RecursionError) as error:  # RecursionError: nested too deeply
             raise self._wrong_answer("no JSON that can be read") from error
 
 
 def endpoint_of(url: str) -> tuple[str, _Dialect]:
-    """The address that requests go to, and the protocol that its path names.
+    """Return the address for requests, and the protocol that its path selects.
 
     Raises:
-        ConfigError: it can't be asked, or holds what may be secret; the message does not repeat that.
+        ConfigError: the address is invalid or may contain secrets, which the message does not repeat.
     """
     try:
         parts = urlsplit(url)
@@ -328,7 +328,7 @@ def _headers() -> dict[str, str]:
 
 
 def seconds_to_wait(header: str | None) -> float | None:
-    """What a Retry-After header says, in seconds or as a date; None where it says nothing that is either."""
+    """Parse a Retry-After header, in seconds or as a date; return None if it is neither."""
     if not header:
         return None
     try:
@@ -342,7 +342,6 @@ def seconds_to_wait(header: str | None) -> float | None:
 
 
 def _remedy(response: Any) -> str:
-    """What to do about a status."""
     remedy = {
         401: f"Put its API key into the environment variable {API_KEY}.",
         403: f"Its API key ({API_KEY}) does not allow this.",
@@ -353,7 +352,7 @@ def _remedy(response: Any) -> str:
 
 
 def _is_overlong(response: Any) -> bool:
-    """Whether a server refuses a conversation for its length: in hafrm's word, or in vLLM's sentences."""
+    """Return whether a server refuses a conversation for its length, in hafrm's or vLLM's form."""
     if any(words in response.text for words in _TOO_LONG):
         return True
     try:
@@ -363,7 +362,7 @@ def _is_overlong(response: Any) -> bool:
 
 
 def _said(response: Any) -> str:
-    """What the server itself says, in its first characters; nothing where it repeats the API key."""
+    """Quote the start of the server's own message, unless it repeats the API key."""
     said = printable(" ".join(response.text.split()), _SAID)
     key = os.environ.get(API_KEY, "").strip()
     return f"It says: {said}" if said and not (key and key in said) else ""

@@ -1,4 +1,4 @@
-"""What `hafrm.json` says of a run's folder: how its model was trained and scores, and whether its files are whole."""
+"""`hafrm.json`, the description of a run's folder: training, scoring, and checksums of its files."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ _FORMAT = 1
 _ADDED_LATER = {"reward_loss", "base_digest", "dtype", "sha256", "training_sha256"}
 
 Head = Literal["reward", "policy", "combined"]
-"""Which scores a model gives: its reward head, its implicit DPO reward, or the sum of both."""
+"""Source of a model's score: its reward head, its implicit DPO reward, or the sum of both."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunInfo:
-    """What `hafrm.json` records: how a model was trained and how it scores."""
+    """Content of `hafrm.json`: how a model was trained and how it scores."""
 
     method: str
     base_model: str
-    """The model that training started from: the reference policy of the implicit reward."""
+    """Model from which training started: the reference policy of the implicit reward."""
     reward_weight: float
     policy_ratio: float
     policy_loss: str
@@ -54,33 +54,34 @@ class RunInfo:
     overlong: Overlong
     pad_token: str
     scored_position: Literal["last_token"] = "last_token"
-    """The token whose state gives the reward: the conversation's last, as stock classifiers have it."""
+    """Token whose state gives the reward: the conversation's last, as in stock classifiers."""
     reward_loss: str = "bradley_terry"
-    """How reward differences were judged, which says what a difference means."""
+    """The reward loss, which defines the meaning of reward differences."""
     base_digest: str = ""
-    """`weights_digest` of the model at the start, in the run's dtype; empty where neither a reference nor adapters
-    stand on it."""
+    """`weights_digest` of the model at the start, in the run's dtype; empty if neither a reference nor adapters depend
+    on it.
+    """
     dtype: str = ""
-    """The dtype that training loaded the weights in, such as `bfloat16`; empty in older runs."""
+    """Dtype in which training loaded the weights, such as `bfloat16`; empty in older runs."""
     lora: dict[str, Any] | None = None
     combined_weight: float | None = None
-    """w of the combined score r + w * beta * log-ratio, fitted on validation pairs; None if it was not fitted."""
+    """w of the combined score r + w * beta * log-ratio, fitted on validation pairs; None if not fitted."""
     sha256: dict[str, str] = field(default_factory=dict)
-    """Checksums of the model's files, by their paths in the folder. Other files there are not the model's."""
+    """Checksums of the model's files, by relative path. Other files in the folder are not part of the model."""
     training_sha256: dict[str, str] = field(default_factory=dict)
-    """Checksums of what training resumes from; empty but in a checkpoint that was written to its end."""
+    """Checksums of the files from which training resumes; only in completely written checkpoints."""
     versions: dict[str, str] = field(
         default_factory=lambda: {name: version(name) for name in ("hafrm", "torch", "transformers", "peft")}
     )
 
     @property
     def whole(self) -> bool:
-        """Whether the folder holds all weights, and not adapters alone."""
+        """Whether the folder contains all weights, not just adapters."""
         return bool(weight_files(self.sha256))
 
     @property
     def with_adapters(self) -> bool:
-        """Whether the folder holds adapters."""
+        """Whether the folder contains adapters."""
         return f"{ADAPTER_FOLDER}/{ADAPTER_FILE}" in self.sha256
 
     @property
@@ -97,7 +98,7 @@ class RunInfo:
         """Read a run's `hafrm.json`.
 
         Raises:
-            ModelError: the file is missing or not what a run writes.
+            ModelError: the file is missing or was not written by a run.
         """
         path = folder / RUN_FILE
         require_finished(folder)
@@ -114,7 +115,7 @@ class RunInfo:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """A run's manifest; empty where there is none that reads."""
+    """Read a run's manifest; return an empty one if it is missing or unreadable."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -123,7 +124,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def require_finished(folder: Path) -> None:
-    """Refuse the folder of a run that has not come to its end: its weights are in its checkpoints alone.
+    """Raise if a folder's run is unfinished, so that only its checkpoints have weights.
 
     Raises:
         ModelError: names the newest checkpoint.
@@ -140,10 +141,10 @@ _REMEDY = "Restore it from a copy, or use another checkpoint"
 
 
 def require_apart(out: Path) -> None:
-    """Refuse a model's own folder, or what is no folder, as the place for a command's results.
+    """Raise if the folder for a command's results is a model's own, or not a folder.
 
     Raises:
-        ConfigError: says why.
+        ConfigError: gives the reason.
     """
     atomic.require_folder(out)
     for name in (RUN_FILE, "model.safetensors", "model.safetensors.index.json"):
@@ -152,10 +153,10 @@ def require_apart(out: Path) -> None:
 
 
 def require_as_saved(model: str) -> None:
-    """Refuse a folder of hafrm's that is not what its list says: a run's, an export or a policy's checkpoint.
+    """Raise unless a folder written by hafrm (run, export or policy checkpoint) matches its list of files.
 
     Args:
-        model: Folder or hub id; others have no such list, and are read as transformers reads them.
+        model: Folder or hub id; models without such a list pass.
 
     Raises:
         DamagedError: names the file.
@@ -168,14 +169,14 @@ def require_as_saved(model: str) -> None:
 
 
 def require_undamaged(folder: Path) -> RunInfo:
-    """Refuse a run's folder, or a checkpoint's, whose files are not those that were saved. Reads them all.
+    """Raise unless the files of a run's folder or checkpoint are those that were saved. Reads all files.
 
     Returns:
         The folder's description.
 
     Raises:
         DamagedError: names the file.
-        ModelError: `hafrm.json` is not what a run writes.
+        ModelError: `hafrm.json` was not written by a run.
     """
     info = RunInfo.load(folder)
     if "config.json" not in info.sha256 or not (info.whole or info.with_adapters):

@@ -1,4 +1,4 @@
-"""What each field of `hafrm.json` may hold: its type and its range."""
+"""Valid types and ranges of the fields of `hafrm.json`."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from hafrm.models.listing import list_problem
 __all__ = ["Method", "description_problem"]
 
 Method = Literal["haf", "baseline", "dpo"]
-"""`haf` trains both heads (Eq. 5), `baseline` the reward head alone (Eq. 2), `dpo` the policy head alone (Eq. 4)."""
+"""`haf` trains both heads (Eq. 5), `baseline` only the reward head (Eq. 2), `dpo` only the policy head (Eq. 4)."""
 
 
 def description_problem(values: Any, *, fields: Set[str], optional: Set[str], format: int) -> str:
-    """What is wrong with the values of a `hafrm.json`, naming the field, as a clause; empty where nothing is.
+    """Return what is wrong with the values of a `hafrm.json`, naming the field, as a clause; empty if they are valid.
 
     Args:
-        values: What the file holds.
-        fields: The names that it may hold.
-        optional: Those that may be missing.
-        format: The format's number.
+        values: Content of the file.
+        fields: Allowed names.
+        optional: Names that may be missing.
+        format: Number of the format.
     """
     if not isinstance(values, dict):
         return "it is not an object of JSON"
@@ -55,7 +55,7 @@ def _short(value: Any) -> str:
 
 
 def _number(low: float, *, above: bool = False) -> Callable[[Any], bool]:
-    """Whether a value is a finite number from `low` on, or above it."""
+    """Create a check for finite numbers of at least `low`, or above it."""
 
     def check(value: Any) -> bool:
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -66,7 +66,7 @@ def _number(low: float, *, above: bool = False) -> Callable[[Any], bool]:
 
 
 def _text(pattern: str = r"(?s).+") -> Callable[[Any], bool]:
-    """Whether a value is a text of this form."""
+    """Create a check for strings that match a pattern."""
     return lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None
 
 
@@ -88,7 +88,7 @@ _LORA: dict[str, Callable[[Any], bool]] = {
 
 
 def _is_lora(value: Any) -> bool:
-    """Whether a value is None or holds options of adapters."""
+    """Return whether a value is None or valid adapter options."""
     if value is None:
         return True
     if not isinstance(value, dict) or "rank" not in value:

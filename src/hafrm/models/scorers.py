@@ -1,7 +1,7 @@
-"""Scorers: from text to rewards, whatever the model behind them.
+"""Scorers: from text to rewards, whatever the model.
 
-Everything downstream (accuracy, out-of-domain tests, best-of-N, RLHF, serving) takes a `Scorer`, so that HAF against
-the baseline against DPO is one argument.
+All downstream code (accuracy, out-of-domain tests, best-of-N, RLHF, serving) takes a `Scorer`, so HAF, the baseline and
+DPO can be compared by changing one argument.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class Scorer(Protocol):
     """Gives each conversation a reward."""
 
     def score(self, conversations: Sequence[Conversation]) -> list[float | None]:
-        """Rewards in the conversations' order; None where a conversation is over-long and the rule is to drop it.
+        """Return rewards in the order of the conversations; None for over-long ones that are to be dropped.
 
         Raises:
-            RefusedError: some conversations can't be rendered; says which, so that a caller can leave them out.
+            RefusedError: some conversations can't be rendered; lists them, so that callers can leave them out.
         """
         ...
 
@@ -59,12 +59,12 @@ class Scorer(Protocol):
 def rewards_of_the_rest(
     scorer: Scorer, conversations: Sequence[Conversation], error: RefusedError
 ) -> dict[int, float | None]:
-    """The rewards of all conversations that were not refused, by their places; None where one is over-long.
+    """Return the rewards of all conversations that were not refused, by index; None if over-long.
 
     Args:
-        scorer: What refused some.
-        conversations: Those that it was given.
-        error: What it raised; rewards that came with it are not asked for again.
+        scorer: The scorer that refused some.
+        conversations: All conversations passed to it.
+        error: The error that it raised; rewards in it are not computed again.
     """
     if error.finished is not None:
         return dict(error.finished)
@@ -75,18 +75,18 @@ def rewards_of_the_rest(
 
 @runtime_checkable
 class TokenScorer(Scorer, Protocol):
-    """A scorer whose model runs in this process: it also takes token ids, as a server hands them over."""
+    """A scorer whose model runs in this process: also accepts token ids, as used by the server."""
 
     encoder: ConversationEncoder
     options: ScoreOptions
 
     @property
     def reads_responses(self) -> bool:
-        """Whether the reward depends on where the response begins, as implicit rewards do."""
+        """Whether the reward depends on where the response starts, as implicit rewards do."""
         ...
 
     def score_tokens(self, sequences: Sequence[TokenGroup]) -> list[float]:
-        """Rewards of token groups of one response each, in their order.
+        """Return rewards of token groups with one response each, in their order.
 
         Raises:
             ModelError: a reward is not finite.
@@ -98,47 +98,50 @@ class TokenScorer(Scorer, Protocol):
 class ScoreOptions:
     """How scorers run.
 
-    The layout of batches changes a reward by no more than rounding, and `dtype` says how coarse that is. `max_length`,
-    `overlong` and `chat_template` change what is read, and so the rewards.
+    The layout of batches changes rewards only by rounding, whose size depends on `dtype`. `max_length`, `overlong` and
+    `chat_template` change the model's input and therefore the rewards.
     """
 
     batch_size: int = 32
-    """Conversations a forward pass, where rows are padded."""
+    """Conversations per forward pass with padded rows."""
 
     tokens_per_batch: int = 8192
-    """Tokens a forward pass, where rows are packed."""
+    """Tokens per forward pass with packed rows."""
 
     layout: LayoutChoice = "auto"
-    """`auto` encodes a prompt once for all its responses, where a probe shows that the model can; else `padded`."""
+    """`auto` encodes a prompt once for all its responses if a probe shows that the model supports this; else `padded`.
+    """
 
     padding_side: str = "right"
-    """Where short rows are filled: `right` or `left`. Stock classifiers are always filled on the right: many count
-    positions, or pool, from the left."""
+    """Side on which short rows are padded: `right` or `left`. Stock classifiers are always padded on the right, because
+    many count positions, or pool, from the left.
+    """
 
     device: str | None = None
-    """Where to compute; by default a GPU if there is one."""
+    """Device for the computation. Default: a GPU if there is one."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """The weights' dtype, of a reference policy too. `auto`: what the model was saved in, or the run trained in."""
+    """Dtype of the weights, including a reference policy's. `auto`: as the model was saved, or the run trained."""
 
     chat_template: str | None = None
-    """The chat template in place of the model's own, or where it brings none: a file that holds one, or `default` for
-    hafrm's plain one."""
+    """Chat template that replaces the model's own or a missing one: a file, or `default` for hafrm's plain template."""
 
     max_length: int | None = None
-    """The most tokens of a conversation; by default what the run was trained with, or 512."""
+    """Maximum tokens of a conversation. Default: the run's value, or 512."""
 
     overlong: Overlong | None = None
-    """`drop` gives over-long conversations no reward, `truncate` cuts them; by default as the run was trained."""
+    """`drop` gives over-long conversations no reward, `truncate` cuts them. Default: the run's value."""
 
     scored_at: Literal["auto", "template", "stop_token"] = "auto"
-    """Where a conversation is scored: at the end of all that the chat template writes, or at the stop token, as
-    OpenRLHF trains. `auto`: `stop_token` for models that OpenRLHF saved, else `template`."""
+    """Where a conversation is scored: at the end of everything the chat template writes, or at the stop token, as in
+    OpenRLHF's training. `auto`: `stop_token` for models saved by OpenRLHF, else `template`.
+    """
 
     special_tokens: SpecialTokenRule | None = None
-    """Special tokens inside messages, such as </s> or <|im_end|>: `text` encodes them as the characters that they are,
-    `refuse` gives such a conversation no reward, `token` makes tokens of them, as training and stock programs do. By
-    default `text`; `token` in `hafrm evaluate`, which reads pairs as training does."""
+    """Encoding of special tokens inside messages, such as </s> or <|im_end|>: `text` as plain characters; `token` as
+    special tokens, as in training and other programs; `refuse` gives such conversations no reward. Default: `text`, but
+    `token` in `hafrm evaluate`, which encodes pairs as in training.
+    """
 
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("tokens_per_batch", 1), ("max_length", 2)):
@@ -157,18 +160,18 @@ class ScoreOptions:
             raise ConfigError(f"score.dtype must be auto, float32, bfloat16 or float16, got {self.dtype!r}")
 
     def as_in_training(self) -> ScoreOptions:
-        """These options with special tokens encoded as training does, unless they say otherwise."""
+        """Return these options with special tokens encoded as in training, unless set otherwise."""
         return replace(self, special_tokens=self.special_tokens or "token")
 
     def given(self) -> list[str]:
-        """The options that are not left at their defaults, as a user names them."""
+        """Return the names of the options that differ from their defaults, as users write them."""
         return [f"score.{each.name}" for each in fields(self) if getattr(self, each.name) != each.default]
 
     def torch_device(self) -> torch.device:
-        """The device to compute on.
+        """Return the device for the computation.
 
         Raises:
-            ConfigError: there is no such device here.
+            ConfigError: the device does not exist here.
         """
         try:
             device = torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -178,11 +181,11 @@ class ScoreOptions:
         return device
 
     def torch_dtype(self) -> torch.dtype | None:
-        """The weights' dtype; None: as the model was saved."""
+        """Return the dtype of the weights; None: as the model was saved."""
         return None if self.dtype == "auto" else cast(torch.dtype, getattr(torch, self.dtype))
 
     def template(self) -> str | None:
-        """The chat template in place of the model's own; None where none was given.
+        """Return the chat template that replaces the model's own; None if not set.
 
         Raises:
             ConfigError: the file can't be read.
@@ -199,7 +202,7 @@ class ScoreOptions:
 
 
 def special_tokens_met(scorer: Scorer) -> str:
-    """One line on the conversations scored so far that contain special tokens; empty where there are none."""
+    """Summarise in one line the scored conversations with special tokens; empty if there were none."""
     if not isinstance(scorer, _BatchedScorer) or not scorer.with_special_tokens:
         return ""
     rule = scorer.encoder.special_tokens
@@ -216,12 +219,12 @@ def _enough_memory(batch: SequenceBatch) -> AbstractContextManager[None]:
 
 
 class _BatchedScorer:
-    """Encodes conversations, orders them by length, runs them in batches and puts the rewards back in order."""
+    """Encodes conversations, batches them by length, and returns the rewards in the original order."""
 
     def __init__(self, encoder: ConversationEncoder, layout: Layout, options: ScoreOptions) -> None:
         self.encoder, self.layout, self.options = encoder, layout, options
         self.with_special_tokens = 0
-        """Conversations so far whose messages contain special tokens; see `ScoreOptions.special_tokens`."""
+        """Number of scored conversations whose messages contain special tokens; see `ScoreOptions.special_tokens`."""
 
     @property
     def reads_responses(self) -> bool:
@@ -229,18 +232,18 @@ class _BatchedScorer:
         return False
 
     def score(self, conversations: Sequence[Conversation]) -> list[float | None]:
-        """Rewards in the conversations' order; see `Scorer.score`."""
+        """Return rewards in the order of the conversations; see `Scorer.score`."""
         found = self._score_rows(self._encoded(conversations))
         return [found.get(row) for row in range(len(conversations))]
 
     def score_tokens(self, sequences: Sequence[TokenGroup]) -> list[float]:
-        """Rewards in the sequences' order; see `TokenScorer.score_tokens`."""
+        """Return rewards in the order of the sequences; see `TokenScorer.score_tokens`."""
         found = self._score_rows(dict(enumerate(sequences)))
         return [found[row] for row in range(len(sequences))]
 
     @torch.inference_mode()
     def _score_rows(self, encoded: Mapping[int, TokenGroup]) -> dict[int, float]:
-        """The reward of each place that has token ids."""
+        """Score encoded sequences; return rewards by index."""
         rewards: dict[int, float] = {}
         for rows, batch in self._batches(encoded):
             with _enough_memory(batch):
@@ -251,7 +254,7 @@ class _BatchedScorer:
         return rewards
 
     def _batches(self, encoded: Mapping[int, TokenGroup]) -> Iterator[tuple[list[int], SequenceBatch]]:
-        """Batches, each with the places of its sequences."""
+        """Yield batches, each with the indices of its sequences."""
         parts = [part for found in self._groups(encoded) for part in self._split(*found)]
         groups = [group for _, group in parts]
         plan = self.layout.plan(groups, sequences=self.options.batch_size, tokens=self.options.tokens_per_batch)
@@ -260,7 +263,7 @@ class _BatchedScorer:
             yield [row for i in chosen for row in parts[i][0]], batch.to(self.options.torch_device())
 
     def _encoded(self, conversations: Sequence[Conversation]) -> dict[int, TokenGroup]:
-        """Each conversation's token ids by its place, without those over the limit."""
+        """Encode conversations by index, leaving out those over the limit."""
         outcomes = self.encoder.encode_many([(c.prompt, [c.response]) for c in conversations])
         encoded: dict[int, TokenGroup] = {}
         refused: dict[int, str] = {}
@@ -275,7 +278,7 @@ class _BatchedScorer:
         return encoded
 
     def _groups(self, encoded: Mapping[int, TokenGroup]) -> Iterator[tuple[list[int], TokenGroup]]:
-        """Token groups, each with its sequences' places; in packed rows, sequences share their prompt."""
+        """Yield token groups with the indices of their sequences; in packed rows, sequences share their prompt."""
         rows_of: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for row, group in encoded.items():
             rows_of[group.prompt].append(row)
@@ -284,7 +287,7 @@ class _BatchedScorer:
                 yield shared, TokenGroup(prompt, tuple(encoded[row].responses[0] for row in shared))
 
     def _split(self, rows: list[int], group: TokenGroup) -> Iterator[tuple[list[int], TokenGroup]]:
-        """Cut a prompt with more responses than one batch holds."""
+        """Split a prompt with more responses than fit into one batch."""
         start = 0
         for part in split_group(group, self.options.tokens_per_batch):
             yield rows[start : start + len(part.responses)], part
@@ -295,7 +298,7 @@ class _BatchedScorer:
 
 
 class HybridScorer(_BatchedScorer):
-    """A two-headed model's score: reward_weight * F(phi(x, y)) + ratio_weight * log(pi(y | x) / pi_ref(y | x)).
+    """Score of a two-headed model: reward_weight * F(phi(x, y)) + ratio_weight * log(pi(y | x) / pi_ref(y | x)).
 
     (1, 0) is the reward head; (0, beta) the implicit reward of the policy head (Appendix C.2); (1, w * beta) combines
     both, which the paper's limitations section leaves open.
@@ -307,8 +310,8 @@ class HybridScorer(_BatchedScorer):
         options: How to run.
         reward_weight: Weight of the reward head.
         ratio_weight: Weight of the log-ratio.
-        reference: The reference policy. None: the mean log-prob of the response's tokens stands in for the log-ratio,
-            which is the implicit reward of the policy losses that know no reference (SimPO, ORPO, SFT).
+        reference: The reference policy. None: the mean log-prob of the response's tokens replaces the log-ratio, as the
+            implicit reward of policy losses without a reference (SimPO, ORPO, SFT).
     """
 
     def __init__(
@@ -349,11 +352,11 @@ class HybridScorer(_BatchedScorer):
 
     @torch.inference_mode()
     def token_log_ratios(self, conversations: Sequence[Conversation]) -> list[TokenRatios | None]:
-        """The log-ratio of each token of the responses, laid over their texts.
+        """Compute the log-ratio of each token of the responses, aligned with their texts.
 
         Returns:
-            In the conversations' order; None where a conversation is over-long, or its tokens can't be laid over its
-            text.
+            Results in the order of the conversations; None if a conversation is over-long, or its tokens can't be
+            aligned with its text.
 
         Raises:
             ModelError: there is no reference policy, or a log-ratio is not finite.
@@ -374,7 +377,7 @@ class HybridScorer(_BatchedScorer):
         return found
 
     def _token_ratios(self, batch: SequenceBatch) -> Tensor:
-        """Log-ratios of a batch's response tokens, [T]."""
+        """Compute log-ratios of a batch's response tokens, [T]."""
         assert self.reference is not None
         ratios: Tensor = (
             self.model(batch, rewards=False).token_log_probs - self.reference(batch, rewards=False).token_log_probs
@@ -385,14 +388,14 @@ class HybridScorer(_BatchedScorer):
 
 
 class LogProbScorer(HybridScorer):
-    """A policy head's summed log-probability of the response: with a ratio weight of 1 and no reference."""
+    """Summed log-probability of the response under a policy head: ratio weight 1 and no reference."""
 
     def _implicit(self, log_probs: Tensor, batch: SequenceBatch) -> Tensor:
         return log_probs
 
 
 class StockScorer(_BatchedScorer):
-    """Any stock sequence-classification model with one label: its raw logit, as transformers computes it."""
+    """Raw logit of any stock sequence-classification model with one label, as computed by transformers."""
 
     def __init__(self, model: nn.Module, encoder: ConversationEncoder, layout: Layout, options: ScoreOptions) -> None:
         super().__init__(encoder, layout, options)

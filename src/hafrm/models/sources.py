@@ -1,6 +1,6 @@
-"""Where the parts of a model are: its weights, the adapters on top of another model, a value head in a file of its own.
+"""Finds the parts of a model: its weights, adapters on another model, a value head in a separate file.
 
-Reads JSON and the headers of safetensors files; loads no model. A model is a folder or a hub id.
+Reads JSON and the headers of safetensors files without loading models. A model is a folder or a hub id.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ _WHOLE = ("model.safetensors", "model.safetensors.index.json")
 
 @dataclass(frozen=True)
 class AdapterSource:
-    """PEFT adapters, and the model that they stand on."""
+    """PEFT adapters and their base model."""
 
     folder: Path
     base: str
-    """Folder or hub id of that model, which may be adapters itself."""
+    """Folder or hub id of the base, which may consist of adapters itself."""
 
     @property
     def weights(self) -> Path:
-        """The file of the adapters' weights."""
+        """File of the adapters' weights."""
         return self.folder / ADAPTER_FILE
 
 
 def find_file(model: str, name: str) -> Path | None:
-    """A file of a model: in its folder, or fetched from the hub; None where there is none."""
+    """Find a file of a model in its folder or on the hub; return None if it does not exist."""
     if Path(model).is_dir():
         path = Path(model) / name
         return path if path.is_file() else None
@@ -59,16 +59,16 @@ def find_file(model: str, name: str) -> Path | None:
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
         )
-    except OSError:  # no such model, which whoever loads it says better
+    except OSError:  # no such model, for which the loader has a better error
         return None
     return None if found is None else Path(found)
 
 
 def adapter_source(model: str) -> AdapterSource | None:
-    """The adapters that a model consists of, in PEFT's format or as a LoRA run's checkpoint; None for a whole model.
+    """Find the adapters of which a model consists, in PEFT's format or a LoRA run's checkpoint; None for a whole model.
 
     Raises:
-        ModelError: the adapters do not say what they stand on, or are pickled.
+        ModelError: the adapters do not name their base, or are pickled.
     """
     folder = Path(model)
     if (folder / RUN_FILE).is_file():
@@ -112,10 +112,10 @@ def _pickled(model: str) -> str:
 
 
 def root_model(model: str) -> str:
-    """The whole model that a model is or, in the end, stands on: where its config is.
+    """Follow adapters to the whole model at their base, whose config applies.
 
     Raises:
-        ModelError: adapters do not say what they stand on.
+        ModelError: adapters do not name their base.
     """
     for _ in range(9):
         adapters = adapter_source(model)
@@ -126,10 +126,10 @@ def root_model(model: str) -> str:
 
 
 class SavedWeights:
-    """The names, shapes and values of a model's saved weights, those of its adapters or of its own files.
+    """Names, shapes and values of the weights saved with a model or with its adapters.
 
     Args:
-        model: Folder or hub id. The weights of what adapters stand on are not among them.
+        model: Folder or hub id. Weights of the adapters' base are not included.
     """
 
     def __init__(self, model: str) -> None:
@@ -147,7 +147,7 @@ class SavedWeights:
                 raise ModelError(f"{path} can't be read ({first_line(error)}). Restore it from a copy.") from error
 
     def read(self, name: str) -> Tensor:
-        """A weight's values, on the CPU."""
+        """Read a weight's values, on the CPU."""
         path = self._files[name]
         with safe_open(path, "pt") as file:
             found = name if name in file.keys() else f"base_model.model.{name}"  # noqa: SIM118 (not a mapping)
@@ -155,7 +155,7 @@ class SavedWeights:
         return tensor
 
     def file_of(self, name: str) -> Path:
-        """The file that holds a weight."""
+        """Return the file of a weight."""
         return self._files[name]
 
 
@@ -175,7 +175,7 @@ def _weight_files(model: str) -> Iterator[Path]:
 
 
 def _parts(model: str, index: Path) -> Iterator[Path]:
-    """The files that a model's index names."""
+    """Yield the files named in a model's index."""
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
@@ -187,10 +187,10 @@ def _parts(model: str, index: Path) -> Iterator[Path]:
 
 
 def stop_tokens(model: str) -> list[int]:
-    """Ids of the tokens at which a model stops, by its configs; adapters without them have those of their base.
+    """Return ids of a model's stop tokens from its configs; adapters without configs use those of their base.
 
     Returns:
-        The ids, each once; none where the files name none.
+        Distinct ids; empty if the files contain none.
     """
     while (adapters := adapter_source(model)) is not None and find_file(model, "config.json") is None:
         model = adapters.base

@@ -1,6 +1,6 @@
-"""Whether a model can be trained as asked, from its config and the names of its weights: before data are read.
+"""Checks from a model's config and weight names whether it can be trained as requested, before data are read.
 
-What is built for that has no weights, so it costs a second and no memory.
+The models built for this have no weights, so it takes a second and no memory.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _NO_LORA = LoraOptions()
 
 @dataclass(frozen=True)
 class Start:
-    """What training begins with."""
+    """How training starts."""
 
     head_init: Literal["keep", "normal", "zero"]
     head: str
-    """Which reward head that is, in a line."""
+    """Description of the reward head, in one line."""
     notes: tuple[str, ...]
-    """What else there is to say, a line each."""
+    """Further notes, one line each."""
 
 
 def check_start(
@@ -48,19 +48,19 @@ def check_start(
     lora: LoraOptions = _NO_LORA,
     trust_remote_code: bool = False,
 ) -> Start:
-    """Refuse a model that can't be trained, or whose training could not be saved, and say what it begins with.
+    """Raise unless a model can be trained and saved; return how training starts.
 
     Args:
         model: Folder or hub id.
-        head_init: How the reward head is to start.
+        head_init: How the reward head should start.
         rewards: Whether the reward head is trained.
-        log_probs: Whether the policy head is.
+        log_probs: Whether the policy head is trained.
         lora: Adapters, or none.
         trust_remote_code: Run modelling code that comes with the model.
 
     Raises:
-        ModelError: says why not.
-        ConfigError: adapters are asked for where there is nothing to adapt.
+        ModelError: gives the reason.
+        ConfigError: adapters are requested but there is nothing to adapt.
     """
     require_finished(Path(model))
     require_as_saved(model)
@@ -82,10 +82,10 @@ def check_start(
 
 
 def _without_weights(model: str, *, trust_remote_code: bool) -> tuple[PreTrainedModel, tuple[str, ...]]:
-    """A model's causal class on the meta device, and what to say of it.
+    """Build a model's causal class on the meta device; also return notes about it.
 
     Raises:
-        ModelError: there is none, or what would be saved of it could not be loaded again.
+        ModelError: there is none, or its saved form could not be loaded again.
     """
     root = root_model(model)
     with loading("causal language model", root), torch.device("meta"):
@@ -103,7 +103,7 @@ def _without_weights(model: str, *, trust_remote_code: bool) -> tuple[PreTrained
 
 
 def _require_lm_head(model: str, causal_lm: PreTrainedModel) -> None:
-    """Refuse to train a policy head where there is none that is linear, or none was saved."""
+    """Raise if a policy head is to be trained and the LM head is not linear or was not saved."""
     head = causal_lm.get_output_embeddings()
     if not isinstance(head, nn.Linear):
         raise ModelError(
@@ -115,7 +115,7 @@ def _require_lm_head(model: str, causal_lm: PreTrainedModel) -> None:
         return
     ending = ".".join(lm_head_names(causal_lm)[0].split(".")[-2:])
     saved = SavedWeights(root_model(model)).shapes
-    # By shape too: some families save their weights under other names than they load them.
+    # Also by shape: some families save weights under other names than they load.
     shapes = [tuple(head.weight.shape), tuple(embeddings.weight.shape)]
     found = list(saved.values()).count(shapes[0])
     if saved and not any(name.endswith(ending) for name in saved) and found < shapes.count(shapes[0]):
@@ -126,7 +126,7 @@ def _require_lm_head(model: str, causal_lm: PreTrainedModel) -> None:
 
 
 def _head(model: str, init: HeadInit, *, trust_remote_code: bool) -> tuple[Literal["keep", "normal", "zero"], str]:
-    """How the reward head starts, and the line that says so."""
+    """Return how the reward head starts, and a line that describes it."""
     if init in ("normal", "zero"):
         return init, f"reward head: fresh ({init})"
     head = kept_head(model, trust_remote_code=trust_remote_code)
@@ -141,10 +141,10 @@ def _head(model: str, init: HeadInit, *, trust_remote_code: bool) -> tuple[Liter
 
 
 def _classifier_notes(causal_lm: PreTrainedModel) -> tuple[str, ...]:
-    """What to say of the stock classifier that would load the run.
+    """Return notes on the stock classifier that would load the run.
 
     Raises:
-        ModelError: there is one, whose head no linear layer fits: it would load the run with a random head.
+        ModelError: the classifier's head is not a linear layer: it would load the run with a random head.
     """
     found, name = stock_classifier(causal_lm.config), type(causal_lm).__name__
     if found is None:

@@ -1,4 +1,4 @@
-"""Stock models: loading them whole or not at all, and the model to train that starts from one."""
+"""Loads stock models completely or not at all, and builds models to train from them."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def quiet_transformers() -> Iterator[None]:
 
 @contextlib.contextmanager
 def loading(kind: str, model: str) -> Iterator[None]:
-    """Whatever goes wrong while transformers loads a model of this kind becomes a `ModelError` that says so."""
+    """Turn errors of loading a model of this kind into a `ModelError`."""
     try:
         with quiet_transformers():
             yield
     except HafrmError:
         raise
-    except Exception as error:  # transformers raises many kinds: OSError, ValueError, safetensors' own, ...
+    except Exception as error:  # transformers raises many types: OSError, ValueError, safetensors' own, ...
         here = "" if Path(model).exists() else " There is no such folder here."
         raise ModelError(
             f"No {kind} could be loaded from {model}.{here} ({first_line(error)}){advice(error)}"
@@ -77,19 +77,19 @@ def load_whole(
     optional: Callable[[PreTrainedModel], Collection[str]] = lambda loaded: (),
     **kwargs: Any,
 ) -> PreTrainedModel:
-    """Load a stock model none of whose weights start at random.
+    """Load a stock model; raise if any of its weights would start at random.
 
     Args:
-        stock_class: One of transformers' classes, or of their automatic choices.
+        stock_class: One of transformers' model or auto classes.
         model: Folder or hub id.
-        kind: What it should be, in words.
-        dtype: The weights' dtype; None keeps the checkpoint's.
-        optional: Which weights of the loaded model may be missing; they are zero then.
-        **kwargs: More for `from_pretrained`.
+        kind: The expected kind of model, in words.
+        dtype: Dtype of the weights; None keeps the checkpoint's.
+        optional: Names of the loaded model's weights that may be missing; they are set to zero.
+        **kwargs: Further arguments of `from_pretrained`.
 
     Raises:
-        ModelError: nothing loads from there, or weights are missing, or they are pickled.
-        DamagedError: it is a run's folder, and not as it was saved.
+        ModelError: no model can be loaded, or weights are missing or pickled.
+        DamagedError: it is a run's folder with changed files.
     """
     require_as_saved(model)
     with loading(kind, model):
@@ -105,10 +105,10 @@ def load_whole(
 
 
 def detach_from_files(model: nn.Module) -> None:
-    """Copy weights out of the files that they are mapped from, one at a time: a file may change or shrink later.
+    """Copy memory-mapped weights one at a time, because their file may change or shrink later.
 
-    safetensors gives views of the mapped file, which a process reads as the file is then; where a page of it is gone,
-    the process is killed. Weights that share memory with one another go on sharing it.
+    safetensors returns views of the mapped file, so later changes of the file change the weights, and accessing a page
+    that no longer exists kills the process. Weights that share memory still share it afterwards.
     """
     copies: dict[tuple[int, torch.Size, tuple[int, ...], torch.dtype], torch.Tensor] = {}
     for tensor in (*model.parameters(), *model.buffers()):
@@ -121,17 +121,17 @@ def detach_from_files(model: nn.Module) -> None:
 
 
 def require_whole(loaded: Any, report: Mapping[str, Any], model: str, *, kind: str, but: Collection[str] = ()) -> None:
-    """Refuse a model some of whose weights start at random.
+    """Raise if some of a model's weights would start at random.
 
     Args:
         loaded: The model.
-        report: What transformers says of its loading.
+        report: transformers' loading report.
         model: Where it was loaded from.
-        kind: What it should be, in words.
+        kind: The expected kind of model, in words.
         but: Weights that may be missing.
 
     Raises:
-        ModelError: names the weights that are missing.
+        ModelError: names the missing weights.
     """
     lost = sorted(set(map(str, [*report["missing_keys"], *report["mismatched_keys"]])) - set(but))
     if lost:
@@ -149,15 +149,15 @@ def load_causal_lm(
     lm_head: bool = True,
     **kwargs: Any,
 ) -> PreTrainedModel:
-    """Load a stock causal LM, with its adapters merged where it consists of such; see `load_whole`.
+    """Load a stock causal LM, with adapters merged if it consists of them; see `load_whole`.
 
     Args:
         model: Folder or hub id of a causal LM, a classifier on one, or adapters for either.
-        dtype: The weights' dtype; None keeps the checkpoint's.
+        dtype: Dtype of the weights; None keeps the checkpoint's.
         trust_remote_code: Run modelling code that comes with the model. Off unless you trust it.
-        lm_head: Whether the LM head is needed. Classifiers whose embeddings are not tied come without; where it is not
-            needed, a missing one is zero (`with_lm_head` tells).
-        **kwargs: More for `from_pretrained`.
+        lm_head: Whether the LM head is needed. Classifiers without tied embeddings have none; if it is not needed, a
+            missing one is set to zero (see `with_lm_head`).
+        **kwargs: Further arguments of `from_pretrained`.
     """
     load = partial(load_causal_lm, trust_remote_code=trust_remote_code, lm_head=lm_head, **kwargs)
     if (adapters := adapter_source(model)) is not None:
@@ -169,7 +169,7 @@ def load_causal_lm(
         kind="causal language model",
         dtype=dtype,
         optional=lm_head_names if not lm_head else lambda loaded: (),
-        trust_remote_code=trust_remote_code,  # left out, transformers would ask on the terminal
+        trust_remote_code=trust_remote_code,  # if omitted, transformers would ask on the terminal
         **kwargs,
     )
 
@@ -177,7 +177,7 @@ def load_causal_lm(
 def _load_merged(
     adapters: AdapterSource, load: Callable[..., PreTrainedModel], dtype: torch.dtype | None
 ) -> PreTrainedModel:
-    """A model of adapters and what they stand on, merged in float32 at least and rounded then."""
+    """Merge adapters into their base in at least float32, then round to the original dtype."""
     base = load(adapters.base, dtype=dtype)
     rounded = base.dtype
     cast(nn.Module, base).to(torch.promote_types(rounded, torch.float32))
@@ -188,14 +188,14 @@ def _load_merged(
 
 
 def lm_head_names(causal_lm: PreTrainedModel) -> list[str]:
-    """The names of the LM head's own parameters."""
+    """Return the names of the LM head's own parameters."""
     head = causal_lm.get_output_embeddings()
     names = [name for name, module in causal_lm.named_modules() if module is head and head is not None]
     return [f"{names[0]}.{name}" for name, _ in head.named_parameters()] if names else []
 
 
 def with_lm_head(causal_lm: PreTrainedModel) -> bool:
-    """Whether a loaded causal LM has an LM head: a missing one was left at zero."""
+    """Return whether a loaded causal LM has an LM head; a missing one was set to zero."""
     head = causal_lm.get_output_embeddings()
     return head is None or bool(cast(Any, head).weight.any())
 
@@ -212,22 +212,22 @@ def new_model(
     trust_remote_code: bool = False,
     lm_head: bool = True,
 ) -> HybridModel:
-    """A model to train: a pretrained backbone and LM head, with a reward head that is fresh or comes with them.
+    """Build a model to train: a pretrained backbone and LM head, with a new or existing reward head.
 
     Args:
         model: Folder or hub id of a causal LM, a classifier on one, a run, or adapters for any of these.
         tokenizer: Its prepared tokenizer (`load_tokenizer`): the embeddings grow if it has new tokens.
         lora: Adapters, or none.
         head_init: How the reward head starts.
-        seed: Seed of a fresh reward head.
-        dtype: The weights' dtype; None keeps the checkpoint's.
-        disable_dropout: Train the backbone without its own dropout, as TRL does: log-ratios to a reference are noise
-            with it. The saved config keeps its values, and adapters have `lora.dropout`.
+        seed: Seed of a new reward head.
+        dtype: Dtype of the weights; None keeps the checkpoint's.
+        disable_dropout: Train the backbone without its own dropout, as in TRL: dropout makes log-ratios to a reference
+            noisy. The saved config keeps its values, and adapters have `lora.dropout`.
         trust_remote_code: Run modelling code that comes with the model. Off unless you trust it.
         lm_head: Whether the LM head is needed; see `load_causal_lm`.
 
     Raises:
-        ModelError: no such model loads from there, or its head can't be kept as asked.
+        ModelError: no such model can be loaded, or its head can't be kept as requested.
     """
     saved = None
     if head_init in ("auto", "keep"):
@@ -274,8 +274,8 @@ def _take_over(head: nn.Linear, saved: SavedHead, model: str) -> None:
 
 
 def _describe_heads(config: PreTrainedConfig, tokenizer: Any) -> None:
-    """Say in the config what stock classes must know: one label, a raw score, which token is padding."""
+    """Add what stock classes need to the config: one label, a raw score, and the pad token."""
     config.num_labels = 1
-    config.problem_type = "regression"  # without it pipelines and vLLM pass the reward through a sigmoid
+    config.problem_type = "regression"  # otherwise pipelines and vLLM apply a sigmoid to the reward
     for part in {id(c): c for c in (config, config.get_text_config())}.values():
         part.pad_token_id = tokenizer.pad_token_id

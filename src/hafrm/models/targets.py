@@ -1,8 +1,8 @@
-"""Which weights of a model get LoRA adapters: linear layers, and experts that a mixture keeps in one tensor.
+"""The weights of a model that get LoRA adapters: linear layers, and experts that a mixture stores in one tensor.
 
-transformers 5 keeps a mixture's experts as parameters of three dimensions, [experts, out, in], which are no layers.
-PEFT adapts such a parameter by its name. It also rewrites, for some families, the names of layers that used to be
-experts; a shared expert's layers of the same name would then lose their adapters, so these too are named by parameter.
+transformers 5 stores a mixture's experts as three-dimensional parameters, [experts, out, in], instead of layers. PEFT
+adapts such a parameter by its name. For some families it also rewrites the names of layers that used to be experts;
+layers of a shared expert with the same name would then lose their adapters, so these are also named by parameter.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ from hafrm.errors import ConfigError
 __all__ = ["Targets", "expert_weights", "find_targets", "without_adapters"]
 
 _PARTS = {"gate_up_proj": ({"gate_proj", "up_proj"}, {"w1", "w3"}), "down_proj": ({"down_proj"}, {"w2"})}
-"""What experts' weights that are now one tensor were called, in one family or another."""
+"""Former names, in various families, of experts' weights that are now one tensor."""
 
 
 @dataclass(frozen=True)
 class Targets:
-    """The full names of what gets adapters."""
+    """Full names of the weights that get adapters."""
 
     modules: tuple[str, ...]
     parameters: tuple[str, ...]
-    """Weights that are adapted by their own names: of experts, and of layers whose names PEFT rewrites."""
+    """Weights adapted by parameter name: of experts, and of layers whose names PEFT rewrites."""
 
 
 def find_targets(
     causal_lm: PreTrainedModel, wanted: Sequence[str], *, but: Collection[str] = (), packed: bool = False
 ) -> Targets:
-    """The weights of a model's backbone that get adapters.
+    """Find the weights of a model's backbone that get adapters.
 
     Args:
         causal_lm: The model, without adapters.
         wanted: Names, or ends of names; empty for all.
         but: Names of parameters that get none.
-        packed: Whether linear layers are quantized: they can't be adapted by parameter then.
+        packed: Whether linear layers are quantized: they can't be adapted by parameter.
 
     Raises:
-        ConfigError: a name fits nothing in the model, or half of a weight.
+        ConfigError: a name matches nothing in the model, or only half of a weight.
     """
     layers = [name for name in _linear_layers(causal_lm) if f"{name}.weight" not in but]
     experts = [name for name in expert_weights(causal_lm) if name not in but]
@@ -63,9 +63,9 @@ def find_targets(
 
 
 def _linear_layers(causal_lm: PreTrainedModel) -> Iterator[str]:
-    """The names of the backbone's linear layers that can have adapters.
+    """Yield the names of the backbone's linear layers that can have adapters.
 
-    A state-space mixer hands its other weights to fused kernels, past whatever its layers hold beside them.
+    A state-space mixer passes its other weights to fused kernels, which would bypass adapters.
     """
     head = causal_lm.get_output_embeddings()
     modules = dict(causal_lm.named_modules())
@@ -77,7 +77,7 @@ def _linear_layers(causal_lm: PreTrainedModel) -> Iterator[str]:
 
 
 def expert_weights(causal_lm: PreTrainedModel) -> list[str]:
-    """The names of the parameters that hold a weight of all experts, [experts, ., .]."""
+    """Return the names of the parameters with a weight of all experts, [experts, ., .]."""
     counts = set(_expert_counts(causal_lm.config.to_dict()))
     return [
         name
@@ -87,7 +87,7 @@ def expert_weights(causal_lm: PreTrainedModel) -> list[str]:
 
 
 def _expert_counts(config: Mapping[str, Any]) -> Iterator[int]:
-    """The numbers of experts that a config, or one within, names."""
+    """Yield the numbers of experts in a config and its nested configs."""
     for name, value in config.items():
         if isinstance(value, dict):
             yield from _expert_counts(value)
@@ -100,10 +100,10 @@ def _fits(name: str, wanted: Collection[str]) -> bool:
 
 
 def _fits_expert(name: str, wanted: Collection[str]) -> bool:
-    """Whether the weight of experts is wanted, by its own name or by those of its parts, all of which must be there.
+    """Return whether the weight of experts is wanted, by its own name or by the names of all its parts.
 
     Raises:
-        ConfigError: a part of it is wanted and another is not.
+        ConfigError: only some of its parts are wanted.
     """
     if _fits(name, wanted) or _fits(name.removesuffix(".weight"), wanted):
         return True
@@ -120,7 +120,7 @@ def _fits_expert(name: str, wanted: Collection[str]) -> bool:
 
 
 def _require_known(wanted: Sequence[str], layers: Collection[str], experts: Collection[str]) -> None:
-    """Refuse a name that fits nothing: PEFT passes over it where another one fits."""
+    """Raise if a name matches nothing: PEFT ignores it if another one matches."""
     leaves = {name.removesuffix(".weight").rsplit(".", 1)[-1] for name in experts}
     parts = {part for leaf in leaves for each in _PARTS.get(leaf, ()) for part in each}
     wrong = [each for each in wanted if not any(_fits(name, [each]) for name in layers) and each not in leaves | parts]
@@ -134,13 +134,13 @@ def _require_known(wanted: Sequence[str], layers: Collection[str], experts: Coll
 
 
 def _rewritten(causal_lm: PreTrainedModel, leaves: Collection[str]) -> set[str]:
-    """The names of layers that PEFT takes for those of experts in this family."""
+    """Return the names of layers that PEFT mistakes for experts in this family."""
     found = set()
     for leaf in leaves:
         config = LoraConfig(target_modules=[leaf])
         try:
             convert_peft_config_for_transformers(config, causal_lm, None)
-        except ValueError:  # for one part of what is one weight now
+        except ValueError:  # raised for one part of a merged weight
             found.add(leaf)
         else:
             if leaf not in (config.target_modules or ()):
@@ -149,13 +149,13 @@ def _rewritten(causal_lm: PreTrainedModel, leaves: Collection[str]) -> set[str]:
 
 
 def without_adapters(causal_lm: PreTrainedModel, targets: Targets, *, but: Collection[str] = ()) -> str | None:
-    """What of a backbone gets no adapters, where that is more than a hundredth of its weights, in words.
+    """Describe the backbone weights without adapters if they exceed 1% of the backbone.
 
     Embeddings, the LM head, vectors and experts' biases do not count.
 
     Args:
         causal_lm: The model, without adapters.
-        targets: What gets adapters.
+        targets: The weights that get adapters.
         but: Names of further parameters that do not count.
     """
     chosen = {*(f"{name}.weight" for name in targets.modules), *targets.parameters}

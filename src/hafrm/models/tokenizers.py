@@ -1,4 +1,4 @@
-"""Tokenizers as reward models need them: a chat template, and a pad token that is not the end-of-sequence token.
+"""Tokenizers prepared for reward models: with a chat template, and a pad token distinct from end-of-sequence.
 
 Stock sequence classifiers read the reward at the last token that is not padding. If pad and end-of-sequence are one
 token, a text's own final token counts as padding there and the reward moves to the token before it. So every tokenizer
@@ -34,10 +34,10 @@ __all__ = [
 ]
 
 PAD_TOKEN = "<|pad|>"
-"""Added where a tokenizer has no token to spare."""
+"""Pad token added if a tokenizer has no suitable one."""
 
 FIXED_DATE = date(2024, 7, 26)
-"""What chat templates write for today: what Llama 3's own writes where there is no clock."""
+"""Date that chat templates write as today's: the fallback of Llama 3's template without a clock."""
 
 _TODAY = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<format>[^"'\\{}]*)(?P=quote)\s*\)""")
 """A chat template's call for the date, with its format."""
@@ -45,7 +45,7 @@ _TODAY = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<format>[^"'\\{}]*)(?
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 _KNOWN_PADS = ("<pad>", "[PAD]", PAD_TOKEN, "<|finetune_right_pad_id|>", "<|padding|>", "<|endoftext|>", "<unk>")
-"""Tokens that tokenizers keep for padding, or that text never ends with, best first."""
+"""Tokens reserved for padding, or at which text never ends, best first."""
 
 
 def load_tokenizer(
@@ -60,17 +60,17 @@ def load_tokenizer(
     Args:
         model: Folder or hub id of a model.
         trust_remote_code: Run code that comes with the tokenizer. Off unless you trust it.
-        template: The chat template of a tokenizer that brings none; None: it can't serve without.
-        instead: The chat template in place of the tokenizer's own.
+        template: Chat template for a tokenizer without one; None raises an error for such tokenizers.
+        instead: Chat template that replaces the tokenizer's own.
 
     Raises:
-        ModelError: there is no tokenizer to load, or it lacks what `prepare_tokenizer` needs.
+        ModelError: the tokenizer can't be loaded, or it lacks what `prepare_tokenizer` needs.
     """
     model = _where_it_is(model)
     require_as_saved(model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
-    except Exception as error:  # the tokenizers library raises plain ones for a damaged file
+    except Exception as error:  # the tokenizers library raises plain Exception for a damaged file
         raise ModelError(
             f"No tokenizer could be loaded from {model}: {first_line(error)}"
             f"{advice(error) or ' Give a folder or hub id that holds a tokenizer.'}"
@@ -87,14 +87,14 @@ def load_tokenizer(
 
 
 def _where_it_is(model: str) -> str:
-    """Where a model's tokenizer is: adapters that were saved without one have that of what they stand on."""
+    """Return the model with the tokenizer: adapters saved without one use that of their base."""
     while (adapters := adapter_source(model)) is not None and find_file(model, "tokenizer_config.json") is None:
         model = adapters.base
     return model
 
 
 def _require_plain_names(tokenizer: Any, model: str) -> None:
-    """Refuse chat templates whose names, under which each would be saved in a file, are paths."""
+    """Raise if the name of a chat template, which becomes a file name when saved, is a path."""
     templates = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
     for name in templates:
         if Path(name).name != name:
@@ -104,9 +104,9 @@ def _require_plain_names(tokenizer: Any, model: str) -> None:
 
 
 def prepare_tokenizer(tokenizer: Any, *, template: str = DEFAULT_CHAT_TEMPLATE) -> Any:
-    """Give a tokenizer a chat template and a distinct pad token where it lacks them (in place).
+    """Give a tokenizer a chat template and a distinct pad token if it lacks them (in place).
 
-    A template that writes today's date writes a fixed one from then on: else rewards would change at midnight.
+    Templates that write today's date are changed to a fixed date: otherwise rewards would change at midnight.
 
     Raises:
         ModelError: the tokenizer has no end-of-sequence token, which the plain template needs.
@@ -122,13 +122,13 @@ def prepare_tokenizer(tokenizer: Any, *, template: str = DEFAULT_CHAT_TEMPLATE) 
     if tokenizer.pad_token is None or tokenizer.pad_token in taken:
         vocabulary = tokenizer.get_vocab()
         spare = next((token for token in _KNOWN_PADS if token in vocabulary and token not in taken), None)
-        # A token that the vocabulary lacks is added; `resize_embeddings` then makes room in the model.
+        # Tokens missing from the vocabulary are added; `resize_embeddings` then makes room in the model.
         tokenizer.add_special_tokens({"pad_token": spare or PAD_TOKEN})
     return tokenizer
 
 
 def _fix_date(tokenizer: Any) -> None:
-    """Replace the clock in a tokenizer's chat templates by `FIXED_DATE`, wherever its format stands in the template."""
+    """Replace the current date in a tokenizer's chat templates by `FIXED_DATE`, if its format is a literal."""
     fixed = partial(_TODAY.sub, lambda found: f'"{FIXED_DATE.strftime(found["format"])}"')
     templates = tokenizer.chat_template
     tokenizer.chat_template = (
@@ -137,10 +137,10 @@ def _fix_date(tokenizer: Any) -> None:
 
 
 def resize_embeddings(model: PreTrainedModel, tokenizer: Any) -> None:
-    """Grow the model's embeddings if the tokenizer has more tokens than they have rows (never shrink them).
+    """Grow the model's embeddings if they have fewer rows than the tokenizer has tokens; never shrink them.
 
-    New rows, of the LM head too, are the mean of the old ones. transformers would draw them at random, and a policy and
-    its reference that are loaded apart would then give different log-probs with the same weights.
+    New rows, also of the LM head, are the mean of the old ones. transformers would draw them at random, and a policy
+    and its reference, loaded separately, would then give different log-probs with the same weights.
     """
     embeddings: Any = model.get_input_embeddings()
     rows = embeddings.weight.shape[0]
@@ -155,14 +155,14 @@ def resize_embeddings(model: PreTrainedModel, tokenizer: Any) -> None:
 
 
 _PROBE = "Is 12,345 > 6.7? Yes:  it's\n\tdef f(x):\n    return x**2  # naïve café, 東京, Москва, مرحبا, 🙂 <b>&amp;</b>"
-"""Text in which tokenizers differ: numbers, blanks, code, scripts, signs."""
+"""Text on which tokenizers differ: numbers, white space, code, scripts, symbols."""
 
 
 def require_same_tokenizer(tokenizer: Any, model: str, reference: str, *, trust_remote_code: bool = False) -> None:
-    """Refuse a reference whose own tokenizer gives other ids: it would be asked for the odds of another text.
+    """Raise if a reference's own tokenizer gives different ids, since it would then score a different text.
 
-    A token that one of the two lacks counts where the probe or the chat template writes it; a pad token never does.
-    A reference without a tokenizer is taken as it is.
+    A token missing from one of them matters only if the probe or the chat template writes it; pad tokens never matter.
+    A reference without a tokenizer is accepted.
 
     Args:
         tokenizer: The policy's, which encodes for both.
@@ -171,7 +171,7 @@ def require_same_tokenizer(tokenizer: Any, model: str, reference: str, *, trust_
         trust_remote_code: Run code that comes with the tokenizer.
 
     Raises:
-        ModelError: names both, and what differs.
+        ModelError: names both, and the difference.
     """
     place = _where_it_is(reference)
     if not any(find_file(place, name) for name in _TOKENIZER_FILES):
@@ -181,7 +181,8 @@ def require_same_tokenizer(tokenizer: Any, model: str, reference: str, *, trust_
     ours, theirs = tokenizer.get_vocab(), other.get_vocab()
     probe = Conversation.of(_PROBE, _PROBE)
     texts = [_PROBE]
-    with contextlib.suppress(TemplateRefusalError):  # of a template of other roles or keys: the plain text must do
+    # the template needs other roles or keys: compare only the plain text
+    with contextlib.suppress(TemplateRefusalError):
         texts += render(tokenizer, [(probe.prompt, probe.response)])
     moved = min((token for token, place in ours.items() if theirs.get(token, place) != place), default=None)
     if moved is not None:

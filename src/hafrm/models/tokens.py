@@ -1,11 +1,11 @@
-"""Numbers of tokens laid over the text that people read: a response in pieces, each with the number of its token.
+"""Aligns per-token numbers with a response's text: splits it into pieces, each with the number of its token.
 
-Knows tokenizers through their public methods, and messages. Knows no model and no tensor.
+Uses the public methods of tokenizers, and messages; independent of models and tensors.
 
-Tokens are not pieces of text: a character of several bytes may be split over tokens, a tokenizer may leave spaces out
-of what it says of a token's place, and a chat template adds marks of its own. So a token has the text from where the
-token before it ended to where it ends itself; one that has no text left, as it completes a character, adds its number
-to the piece before it; and what lies outside the messages counts as the template's.
+Tokens are not simply pieces of text: a multi-byte character may be split over tokens, a tokenizer may exclude spaces
+from a token's offsets, and a chat template adds its own marks. Therefore a token's text extends from the end of the
+previous token to its own end; a token without remaining text, because it completes a character, adds its number to the
+previous piece; and everything outside the messages belongs to the template.
 """
 
 from __future__ import annotations
@@ -21,37 +21,37 @@ from hafrm.templates import TemplateRefusalError, render
 __all__ = ["Piece", "TokenRatios", "lay_over_text"]
 
 Piece = tuple[str, float | None]
-"""A piece of text and its number; None where the model read no token of it."""
+"""A piece of text and its number; None if the model read no token of it."""
 
 _Span = tuple[int, int, float]
-"""Where a token's text begins and ends in the rendered conversation, and its number."""
+"""Start and end of a token's text in the rendered conversation, and its number."""
 
 
 @dataclass(frozen=True)
 class TokenRatios:
-    """A response's tokens, each with log pi(token) - log pi_ref(token); they add up to the response's log-ratio."""
+    """A response's tokens, each with log pi(token) - log pi_ref(token); the sum is the response's log-ratio."""
 
     turns: tuple[tuple[Piece, ...], ...]
-    """For each message of the response its pieces, which join to its content."""
+    """Pieces of each message of the response, which join to its content."""
     template: float
-    """The sum over tokens that are the chat template's: the end of a turn, for one."""
+    """Sum over the chat template's tokens, such as the end of a turn."""
 
 
 def lay_over_text(
     tokenizer: Any, conversation: Conversation, start: int, ids: Sequence[int], values: Sequence[float]
 ) -> TokenRatios | None:
-    """Lay the numbers of a response's tokens over its messages.
+    """Align the numbers of a response's tokens with its messages.
 
     Args:
         tokenizer: A transformers tokenizer with a chat template.
         conversation: The conversation.
-        start: How many of its tokens come before the response's.
-        ids: The response's tokens, as the model read them.
+        start: Number of tokens before the response.
+        ids: The response's tokens, as read by the model.
         values: Their numbers.
 
     Returns:
-        The pieces; None where the tokenizer does not say where its tokens lie (those written in Python do not), or
-        where its template changes messages so that they are not found in the rendered text.
+        The pieces; None if the tokenizer gives no offsets (those written in Python), or if its template changes
+        messages so that they can't be found in the rendered text.
     """
     (rendered,) = render(tokenizer, [(conversation.prompt, conversation.response)])
     places = _places(tokenizer, conversation, rendered)
@@ -73,7 +73,7 @@ def lay_over_text(
 
 
 def _places(tokenizer: Any, conversation: Conversation, rendered: str) -> list[tuple[int, int]] | None:
-    """Where each message of the response stands in the rendered text, without the white space that templates strip."""
+    """Locate each message of the response in the rendered text, without white space that templates strip."""
     places: list[tuple[int, int]] = []
     for number, message in enumerate(conversation.response):
         before = (conversation.prompt, conversation.response[:number])
@@ -88,17 +88,17 @@ def _places(tokenizer: Any, conversation: Conversation, rendered: str) -> list[t
 
 
 def _openings(tokenizer: Any, before: tuple[Prompt, Sequence[Message]], rendered: str) -> Iterator[int]:
-    """Where the next message may begin: behind the opening of an assistant's turn, or else behind the turns before."""
+    """Yield where the next message may start: after an assistant turn's opening, else after the previous turns."""
     for opening in (True, False):
         try:
             (text,) = render(tokenizer, [before], opening=opening)
-        except TemplateRefusalError:  # these turns alone may be none that the template knows
+        except TemplateRefusalError:  # the template may refuse these turns alone
             continue
         yield sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(text, rendered, strict=False)))
 
 
 def _spans(begin: int, ends: Sequence[int], values: Sequence[float]) -> Iterator[_Span]:
-    """The text of each token; tokens without text are one with the token before them."""
+    """Yield the text of each token; tokens without text are merged into the previous token."""
     waiting: _Span | None = None
     for end, value in zip(ends, values, strict=True):
         if waiting is not None and end > waiting[1]:
@@ -113,7 +113,7 @@ def _spans(begin: int, ends: Sequence[int], values: Sequence[float]) -> Iterator
 
 
 def _pieces(spans: Sequence[_Span], place: tuple[int, int], content: str, rendered: str) -> Iterator[Piece]:
-    """A message's text in pieces; what no token covers is a piece without a number."""
+    """Yield a message's text in pieces; text without a token has no number."""
     low, high = place
     stripped = content.find(rendered[low:high])
     at = low

@@ -1,15 +1,15 @@
 """Statistics of preference models: pure functions on NumPy arrays.
 
-Knows margins, probabilities, groups, scores and ranks. Knows no model, no file and no plot.
+They take margins, probabilities, groups, scores and ranks; independent of models, files and plots.
 Shape letters: N pairs (or any values), G groups, Q prompts.
 
 A margin is the reward of `chosen` minus that of `rejected`; the label is always "chosen wins". A margin of 0 is a tie
-and counts one half, so that a constant scorer and a random one are both at .5, as they should be.
+and counts one half, so constant and random scorers both have an accuracy of .5.
 
-Intervals resample whole groups, the pairs of one prompt, since those are not independent. They are percentile
-intervals: where all groups agree (and so always for a single group), they shrink to a point, which says that
-resampling found no spread, not that there is none. So read them beside the number of groups, and not at all where there
-are fewer than `FEWEST_GROUPS`.
+Intervals resample whole groups, that is all pairs of a prompt, because those are not independent. They are percentile
+intervals: if all groups agree (always true for a single group), they shrink to a point, which means that resampling
+found no spread, not that there is none. Interpret them together with the number of groups; with fewer than
+`FEWEST_GROUPS` none is given.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Accuracy of margins, whole and in slices."""
+"""Accuracy of margins, overall and by bins."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ __all__ = ["Accuracy", "AccuracyBin", "accuracy", "accuracy_by_bin", "hits"]
 
 @dataclass(frozen=True)
 class Accuracy:
-    """The share of pairs whose chosen response scores higher."""
+    """Share of pairs whose chosen response scores higher."""
 
     n: int
-    """Pairs."""
+    """Number of pairs."""
     value: float
     """Wins plus half the ties, divided by n."""
     ties: int
-    """Pairs whose two responses score the same."""
+    """Number of pairs with equal scores."""
 
 
 def hits(margins: ArrayLike) -> Floats:
-    """What each pair adds to the accuracy: 1 for a margin above 0, one half at 0, 0 below, [N].
+    """Return each pair's contribution to the accuracy, [N]: 1 for a margin above 0, 0.5 at 0, 0 below.
 
     Raises:
         ValueError: there are no margins, or one is NaN.
@@ -35,7 +35,7 @@ def hits(margins: ArrayLike) -> Floats:
 
 
 def accuracy(margins: ArrayLike) -> Accuracy:
-    """The accuracy of margins, [N], with ties counted as one half.
+    """Compute the accuracy of margins, [N]; ties count one half.
 
     Raises:
         ValueError: there are no margins, or one is NaN.
@@ -46,29 +46,28 @@ def accuracy(margins: ArrayLike) -> Accuracy:
 
 @dataclass(frozen=True)
 class AccuracyBin:
-    """The accuracy of the pairs whose value lies in [low, high), in the last bin in [low, high]."""
+    """Accuracy of the pairs with a value in [low, high); the last bin is [low, high]."""
 
     low: float
     high: float
     accuracy: Accuracy | None
-    """None if no pair lies in the bin."""
+    """None if the bin is empty."""
 
 
 def accuracy_by_bin(
     margins: ArrayLike, by: ArrayLike, *, edges: Sequence[float] | None = None, quantiles: int | None = None
 ) -> tuple[AccuracyBin, ...]:
-    """Accuracy in slices of another value of the pairs, such as their difference in length.
+    """Compute accuracy by bins of another value of the pairs, such as their difference in length.
 
     Args:
         margins: Margins, [N].
-        by: What to slice by, [N].
-        edges: Rising edges of the bins; they may begin and end at -inf and inf.
-        quantiles: Instead of edges: into how many bins of about equal size to cut. Fewer come out where many values
-            are equal.
+        by: The value to bin by, [N].
+        edges: Increasing edges of the bins; may start at -inf and end at inf.
+        quantiles: Instead of edges: number of bins of about equal size. There may be fewer if many values are equal.
 
     Raises:
-        ValueError: not exactly one of edges and quantiles is given, the edges don't rise, a value lies outside of
-            them, or the arrays are empty, of different lengths or hold NaN.
+        ValueError: not exactly one of edges and quantiles is given, the edges don't increase, a value is outside them,
+            or the arrays are empty, of different lengths or contain NaN.
     """
     margins, by = arrays(margins=margins, by=by)
     if edges is not None and quantiles is None:
@@ -88,7 +87,7 @@ def _quantile_edges(values: Floats, bins: int) -> Floats:
     if bins < 1:
         raise ValueError(f"quantiles must be positive, got {bins}")
     edges = np.unique(np.quantile(values, np.linspace(0, 1, bins + 1)))
-    return edges if len(edges) > 1 else np.repeat(edges, 2)  # where all values are equal, one bin holds them
+    return edges if len(edges) > 1 else np.repeat(edges, 2)  # one bin if all values are equal
 
 
 def _checked_edges(values: Floats, edges: Sequence[float]) -> Floats:

@@ -1,4 +1,4 @@
-"""How far a model's confidence can be trusted, and fits that improve it."""
+"""Calibration of a model's confidence, and fits that improve it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
 
 
 def stated_probability(margins: ArrayLike) -> Floats:
-    """The probability that a Bradley-Terry model states for the better response: sigmoid(margin), [N].
+    """Return the probability of the chosen response in a Bradley-Terry model: sigmoid(margin), [N].
 
     Raises:
         ValueError: there are no margins, or one is NaN.
@@ -33,29 +33,29 @@ def stated_probability(margins: ArrayLike) -> Floats:
 
 @dataclass(frozen=True)
 class CalibrationBin:
-    """The pairs that a model is about equally sure of: one point of a reliability diagram."""
+    """Pairs with similar confidence: one point of a reliability diagram."""
 
     low: float
     high: float
-    """Confidence is in [low, high), in the last bin in [low, high]."""
+    """Confidence is in [low, high); in the last bin in [low, high]."""
     n: int
-    """Pairs; bins without any are left out."""
+    """Number of pairs; empty bins are left out."""
     confidence: float
     """Mean confidence of the pairs."""
     accuracy: float
-    """Their accuracy."""
+    """Accuracy of the pairs."""
 
 
 def calibration_bins(probabilities_of_chosen: ArrayLike, *, bins: int = 10) -> tuple[CalibrationBin, ...]:
-    """Confidence against accuracy.
+    """Compare confidence and accuracy.
 
-    A pair's label is always "chosen wins", so calibration of P(chosen wins) itself would see one class only. What a
-    model says of a pair is a winner, with confidence max(p, 1 - p), and it is right if p > .5 (half right at .5).
-    Bins are of equal width from .5 to 1.
+    A pair's label is always "chosen wins", so calibrating P(chosen wins) itself would only see one class. Instead, a
+    model predicts a winner with confidence max(p, 1 - p), and is right if p > .5 (half right at .5). Bins have equal
+    width from .5 to 1.
 
     Args:
         probabilities_of_chosen: P(chosen wins) of each pair, [N].
-        bins: How many bins.
+        bins: Number of bins.
 
     Raises:
         ValueError: there are no probabilities, one is not between 0 and 1, or bins is not positive.
@@ -79,7 +79,7 @@ def calibration_bins(probabilities_of_chosen: ArrayLike, *, bins: int = 10) -> t
 
 
 def expected_calibration_error(probabilities_of_chosen: ArrayLike, *, bins: int = 10) -> float:
-    """Mean distance between confidence and accuracy over the pairs' bins; see `calibration_bins`.
+    """Compute the mean gap between confidence and accuracy over bins, weighted by pairs; see `calibration_bins`.
 
     Raises:
         ValueError: as in `calibration_bins`.
@@ -89,7 +89,7 @@ def expected_calibration_error(probabilities_of_chosen: ArrayLike, *, bins: int 
 
 
 def brier_score(probabilities_of_chosen: ArrayLike) -> float:
-    """Mean of (1 - P(chosen wins))^2.
+    """Compute the mean of (1 - P(chosen wins))^2.
 
     Raises:
         ValueError: there are no probabilities, or one is not between 0 and 1.
@@ -99,11 +99,11 @@ def brier_score(probabilities_of_chosen: ArrayLike) -> float:
 
 
 def fit_temperature(margins: ArrayLike) -> float:
-    """The temperature T > 0 that makes sigmoid(margin / T) most likely, the label being always "chosen wins".
+    """Fit the temperature T > 0 that maximises the likelihood sigmoid(margin / T) of "chosen wins".
 
     Returns:
-        T; or the limit that the likelihood rises towards: inf if the mean margin is not positive (no confidence is
-        better than any), else 0 if no margin is negative (more confidence is always better).
+        T; or its limit as the likelihood grows: inf if the mean margin is not positive (no confidence is best), else 0
+        if no margin is negative (more confidence is always better).
 
     Raises:
         ValueError: there are no margins, or one is not finite.
@@ -118,7 +118,7 @@ def fit_temperature(margins: ArrayLike) -> float:
     scaled = margins / np.abs(margins).mean()
 
     def slope(sharpness: float) -> float:
-        """The derivative of the log-likelihood in 1 / T, which falls as 1 / T grows."""
+        """Return the derivative of the log-likelihood in 1 / T, which decreases in 1 / T."""
         return float((scaled * special.expit(-sharpness * scaled)).sum())
 
     high = 1.0
@@ -128,17 +128,17 @@ def fit_temperature(margins: ArrayLike) -> float:
 
 
 def fit_combination(margins: ArrayLike) -> float | None:
-    """The weight w >= 0 with which (first margin + w * second margin) best predicts that chosen wins.
+    """Fit the weight w >= 0 for which first margin + w * second margin best predicts that chosen wins.
 
-    Fitted by logistic regression through the origin on both margins, with coefficients of at least 0; w is their
-    ratio. A standard normal prior on the coefficients of the margins in units of their root mean square keeps w finite
-    where the pairs can be told apart without error; it weighs as much as about one pair.
+    This is a logistic regression through the origin on both margins, with non-negative coefficients; w is their ratio.
+    A standard normal prior on the coefficients of margins scaled to unit root mean square keeps w finite if the pairs
+    are separable; it weighs about as much as one pair.
 
     Args:
-        margins: Two margins a pair, [N, 2].
+        margins: Two margins per pair, [N, 2].
 
     Returns:
-        w, or None if the first margin earns no weight, so that no finite w is best.
+        w, or None if the first margin gets no weight, so that no finite w is best.
 
     Raises:
         ValueError: the shape is not [N, 2] with N > 0, or a margin is not finite.

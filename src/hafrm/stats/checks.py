@@ -1,4 +1,4 @@
-"""What the statistics ask of their arguments. Every function raises ValueError with the argument's name."""
+"""Argument checks for the statistics. Every function raises ValueError with the argument's name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Floats = NDArray[np.float64]
 
 
 def array(**named: ArrayLike) -> Floats:
-    """The one argument as an array of numbers, [N]: not empty, no NaN."""
+    """Convert the one argument to an array of numbers, [N], that is not empty and has no NaN."""
     ((name, values),) = named.items()
     numbers = np.asarray(values, dtype=np.float64)
     if numbers.ndim != 1 or not len(numbers):
@@ -22,7 +22,7 @@ def array(**named: ArrayLike) -> Floats:
 
 
 def arrays(**named: ArrayLike) -> tuple[Floats, ...]:
-    """All arguments as arrays of numbers of one length, [N]: not empty, no NaN."""
+    """Convert all arguments to arrays of the same length, [N], that are not empty and have no NaN."""
     found = {name: array(**{name: values}) for name, values in named.items()}
     if len({len(values) for values in found.values()}) != 1:
         lengths = ", ".join(f"{name} {len(values)}" for name, values in found.items())
@@ -31,7 +31,7 @@ def arrays(**named: ArrayLike) -> tuple[Floats, ...]:
 
 
 def probabilities(**named: ArrayLike) -> Floats:
-    """The one argument as an array of probabilities, [N]: not empty, from 0 to 1."""
+    """Convert the one argument to a non-empty array of probabilities, [N]."""
     p = array(**named)
     if p.min() < 0 or p.max() > 1:
         raise ValueError(f"{next(iter(named))} must lie between 0 and 1, got {p.min()} to {p.max()}")
@@ -39,5 +39,5 @@ def probabilities(**named: ArrayLike) -> Floats:
 
 
 def bin_index(values: Floats, edges: Floats) -> NDArray[np.int64]:
-    """The bin [edge, next edge) of each value, the last one closed; values outside go to the nearest bin."""
+    """Return the bin [edge, next edge) of each value, the last one closed; values outside get the nearest bin."""
     return np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)

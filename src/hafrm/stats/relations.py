@@ -1,4 +1,4 @@
-"""Relations between two variables: correlations and a straight line."""
+"""Relations between two variables: correlations and linear fits."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from hafrm.stats.significance import Interval
 
 __all__ = ["Correlation", "LinearFit", "linear_fit", "pearson", "pearson_interval", "spearman"]
 
-_DRAWS_AT_ONCE = 2**20  # group draws held in memory while resampling
+_DRAWS_AT_ONCE = 2**20  # group draws in memory while resampling
 
 
 @dataclass(frozen=True)
 class Correlation:
-    """A correlation coefficient and the two-sided p-value of there being none."""
+    """A correlation coefficient and the two-sided p-value of zero correlation."""
 
     value: float
     p_value: float
 
 
 def pearson(x: ArrayLike, y: ArrayLike) -> Correlation:
-    """Pearson's correlation of x and y, [N] each.
+    """Compute Pearson's correlation of x and y, [N] each.
 
     Raises:
         ValueError: there are fewer than three values, the lengths differ, one is not finite, or all x or y are equal.
@@ -36,20 +36,20 @@ def pearson(x: ArrayLike, y: ArrayLike) -> Correlation:
 def pearson_interval(
     x: ArrayLike, y: ArrayLike, groups: ArrayLike, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> Interval:
-    """Percentile bootstrap interval of Pearson's correlation, resampling whole groups.
+    """Compute a percentile bootstrap interval of Pearson's correlation, resampling whole groups.
 
-    Draws in which x or y does not vary have no correlation and are left out.
+    Draws in which x or y is constant have no correlation and are left out.
 
     Args:
-        x: The one variable, [N].
-        y: The other, [N].
-        groups: The group of each point, [N], of any type that sorts.
-        level: The share of intervals that cover the truth.
-        resamples: How often to draw as many groups as there are, with replacement.
+        x: First variable, [N].
+        y: Second variable, [N].
+        groups: Group of each point, [N], of any sortable type.
+        level: Confidence level.
+        resamples: Number of draws of as many groups as there are, with replacement.
         seed: Seed of the draws.
 
     Raises:
-        ValueError: as in `pearson`; or the lengths differ, there is one group alone, or level or resamples is out of
+        ValueError: as in `pearson`; or the lengths differ, there is only one group, or level or resamples is out of
             range.
     """
     first, second = _variables(x, y)
@@ -75,7 +75,7 @@ def pearson_interval(
 
 
 def spearman(x: ArrayLike, y: ArrayLike) -> Correlation:
-    """Spearman's rank correlation of x and y, [N] each.
+    """Compute Spearman's rank correlation of x and y, [N] each.
 
     Raises:
         ValueError: as in `pearson`.
@@ -85,14 +85,14 @@ def spearman(x: ArrayLike, y: ArrayLike) -> Correlation:
 
 @dataclass(frozen=True)
 class LinearFit:
-    """The line y = intercept + slope * x of least squares."""
+    """The least-squares line y = intercept + slope * x."""
 
     slope: float
     intercept: float
     r_squared: float
-    """The share of y's variance that the line explains."""
+    """Share of y's variance explained by the line."""
     p_value: float
-    """Two-sided, of the slope being 0."""
+    """Two-sided p-value of slope 0."""
 
 
 def linear_fit(x: ArrayLike, y: ArrayLike) -> LinearFit:

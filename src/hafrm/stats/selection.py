@@ -11,22 +11,22 @@ __all__ = ["random_recall", "top_k_hits", "top_k_recall"]
 
 
 def top_k_hits(scores: ArrayLike, ranks: ArrayLike, k: int) -> Floats:
-    """For each prompt, the chance that the selected response is among the judge's best k (Tables 4 and 11).
+    """Compute for each prompt the chance that the selected response is among the judge's best k (Tables 4 and 11).
 
-    The selected response is the one of the highest score. Ties are settled by lot, and the result is the expectation:
-    equal highest scores are selected equally often, and equal ranks around place k take the free places equally
-    often. So scores that are all equal have a recall of exactly k / N.
+    The response with the highest score is selected. Ties are broken at random, and the result is the expectation: equal
+    highest scores are selected with equal probability, and responses with equal ranks around place k share the
+    remaining places equally. If all scores are equal, the recall is therefore exactly k / N.
 
     Args:
         scores: Scores of N responses to each prompt, [Q, N].
-        ranks: The judge's ranks of the same responses, the best lowest, [Q, N]; inf for those that it left unranked.
-        k: How many places count.
+        ranks: The judge's ranks of the same responses, best lowest, [Q, N]; inf for unranked ones.
+        k: Number of top places that count.
 
     Returns:
-        Between 0 and 1 for each prompt, [Q]; `bootstrap_interval` takes it from here.
+        Chance between 0 and 1 per prompt, [Q], ready for `bootstrap_interval`.
 
     Raises:
-        ValueError: the shapes are not the same [Q, N] with Q > 0, k is not between 1 and N, or something is NaN.
+        ValueError: the shapes are not the same [Q, N] with Q > 0, k is not between 1 and N, or a value is NaN.
     """
     scores, ranks = np.asarray(scores, dtype=np.float64), np.asarray(ranks, dtype=np.float64)
     if scores.ndim != 2 or scores.shape != ranks.shape or not scores.size:
@@ -42,7 +42,7 @@ def top_k_hits(scores: ArrayLike, ranks: ArrayLike, k: int) -> Floats:
 
 
 def top_k_recall(scores: ArrayLike, ranks: ArrayLike, k: int) -> float:
-    """The share of prompts whose selected response is among the judge's best k: the mean of `top_k_hits`.
+    """Compute the share of prompts whose selected response is among the judge's best k: the mean of `top_k_hits`.
 
     Raises:
         ValueError: as in `top_k_hits`.
@@ -51,7 +51,7 @@ def top_k_recall(scores: ArrayLike, ranks: ArrayLike, k: int) -> float:
 
 
 def random_recall(n: int, k: int) -> float:
-    """The top-k recall of choosing one of n responses at random: k / n.
+    """Return the top-k recall of choosing one of n responses at random: k / n.
 
     Raises:
         ValueError: k is not between 1 and n.

@@ -1,4 +1,4 @@
-"""Intervals of means, tests between models on the same pairs, and correction for many tests."""
+"""Intervals of means, tests between models on the same pairs, and correction for multiple tests."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ __all__ = [
 ]
 
 FEWEST_GROUPS = 6
-"""With fewer groups nothing is told apart from chance: that all of five differ in one direction comes about once in 16
-times (two-sided sign test). Resampling them would still find an interval, often a narrow one: there is none then."""
+"""Minimum number of groups for an interval: with five, all differ in the same direction by chance once in 16 times
+(two-sided sign test), so nothing is significant, yet resampling would still give an interval, often a narrow one.
+"""
 
-_DRAWS_AT_ONCE = 2**20  # group draws held in memory while resampling: 8 MiB of indices
+_DRAWS_AT_ONCE = 2**20  # group draws in memory while resampling: 8 MiB of indices
 
 
 def few_groups(groups: ArrayLike) -> bool:
-    """Whether the groups of values, [N], are fewer than `FEWEST_GROUPS`."""
+    """Return whether there are fewer than `FEWEST_GROUPS` distinct groups in `groups`, [N]."""
     return len(np.unique(np.asarray(groups))) < FEWEST_GROUPS
 
 
@@ -45,17 +46,17 @@ class Interval(NamedTuple):
 def bootstrap_interval(
     values: ArrayLike, groups: ArrayLike, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> Interval | None:
-    """Percentile bootstrap interval of the mean, resampling whole groups.
+    """Compute a percentile bootstrap interval of the mean, resampling whole groups.
 
     Args:
         values: The values, [N]: for an accuracy `hits(margins)`.
-        groups: The group of each value, [N], of any type that sorts: for pairs the name of their prompt.
-        level: The share of intervals that cover the truth.
-        resamples: How often to draw as many groups as there are, with replacement.
+        groups: Group of each value, [N], of any sortable type: for pairs the name of their prompt.
+        level: Confidence level.
+        resamples: Number of draws of as many groups as there are, with replacement.
         seed: Seed of the draws: the same arguments give the same interval.
 
     Returns:
-        None with fewer groups than `FEWEST_GROUPS`.
+        The interval, or None with fewer than `FEWEST_GROUPS` groups.
 
     Raises:
         ValueError: there are no values, the lengths differ, a value is NaN, or level or resamples is out of range.
@@ -67,14 +68,14 @@ def bootstrap_interval(
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """How much larger the mean of a is than that of b, on the same pairs."""
+    """Difference between the means of a and b on the same pairs."""
 
     difference: float
     """Mean of a minus mean of b."""
     interval: Interval | None
-    """None with fewer groups than `FEWEST_GROUPS`."""
+    """None with fewer than `FEWEST_GROUPS` groups."""
     p_value: float
-    """Two-sided. It is below 1 - level where the interval leaves out 0, up to the resolution of the resamples."""
+    """Two-sided p-value; below 1 - level if the interval excludes 0, up to the resolution of the resamples."""
 
 
 def paired_bootstrap(
@@ -88,15 +89,15 @@ def paired_bootstrap(
 ) -> PairedDifference:
     """Compare two models on the same pairs, resampling whole groups.
 
-    The p-value is twice the share of resampled differences on the rarer side of 0, 0 itself counting to both sides
-    and the observed data as one more resample, so it is never 0. With fewer groups than `FEWEST_GROUPS` it is 1.
+    The p-value is twice the share of resampled differences on the rarer side of 0. Zeros count on both sides, and the
+    observed data count as one more resample, so it is never 0. With fewer than `FEWEST_GROUPS` groups it is 1.
 
     Args:
         values_a: Values of the first model, [N]: for accuracies `hits(margins)`.
         values_b: Values of the second model on the same pairs, [N].
-        groups: The group of each pair, [N].
-        level: The share of intervals that cover the truth.
-        resamples: How often to draw as many groups as there are, with replacement.
+        groups: Group of each pair, [N].
+        level: Confidence level.
+        resamples: Number of draws of as many groups as there are, with replacement.
         seed: Seed of the draws.
 
     Raises:
@@ -115,14 +116,14 @@ def paired_bootstrap(
 
 
 def mcnemar_test(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
-    """Exact two-sided p-value of McNemar's test: are two models right equally often on the same pairs?
+    """Return the exact two-sided p-value of McNemar's test for equal accuracy of two models on the same pairs.
 
-    Only the pairs that one of the two gets right count, and they count as independent: where prompts repeat, trust
+    Only pairs that exactly one model gets right count, and they are assumed independent: if prompts repeat, use
     `paired_bootstrap`.
 
     Args:
         correct_a: Whether the first model is right, boolean, [N].
-        correct_b: Whether the second is, on the same pairs, [N].
+        correct_b: Whether the second model is right on the same pairs, boolean, [N].
 
     Raises:
         ValueError: the arrays are empty, of different lengths, or not boolean.
@@ -138,7 +139,7 @@ def mcnemar_test(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
 
 
 def holm_correction(p_values: ArrayLike) -> Floats:
-    """P-values of several tests, raised so that the chance of any false alarm stays below the level (Holm, 1979).
+    """Adjust the p-values of several tests to bound the chance of any false positive by the level (Holm, 1979).
 
     Raises:
         ValueError: there are no p-values, or one is not between 0 and 1.
@@ -154,16 +155,16 @@ def holm_correction(p_values: ArrayLike) -> Floats:
 def resampled_means(
     values: Floats, groups: ArrayLike, *, resamples: int = 2000, seed: int = 0, level: float = 0.95
 ) -> Floats:
-    """Means of `resamples` draws of whole groups, [R], from each group's sum and count alone.
+    """Compute the means of `resamples` draws of whole groups, [R], from each group's sum and count.
 
-    The same groups, number and seed give the same draws, so that two statistics of the same items can be paired.
+    The same groups, number and seed give the same draws, so two statistics of the same items can be paired.
 
     Args:
         values: The values, [N].
-        groups: The group of each value, [N], of any type that sorts.
-        resamples: How often to draw as many groups as there are, with replacement.
+        groups: Group of each value, [N], of any sortable type.
+        resamples: Number of draws of as many groups as there are, with replacement.
         seed: Seed of the draws.
-        level: The share of intervals that cover the truth; only checked.
+        level: Confidence level; only validated.
 
     Raises:
         ValueError: the lengths differ, or level or resamples is out of range.

@@ -1,6 +1,6 @@
-"""Reproducing the paper: its numbers as data, its experiments as plans of runs, ours written beside theirs.
+"""Reproduce the paper: its numbers as data, its experiments as plans of runs, and our results next to the printed ones.
 
-`paper` holds the printed tables. `scales` says on which backbones and pairs an experiment runs, `runs` trains what is
-missing and shares finished runs between experiments, `plans` says what an experiment needs, and `registry` names the
-experiments. `report` writes what they found.
+`numbers` has the printed tables. `scales` defines the backbones and pairs that an experiment runs on, `runs` trains
+what is missing and shares finished runs between experiments, `plans` lists what an experiment needs, and `registry`
+names the experiments. `hafrm.report` writes the pages.
 """

@@ -1,4 +1,4 @@
-"""What `hafrm best-of-n` found, as tables, figures and notes: for its own page, and for the paper's figures."""
+"""Tables, figures and notes of a `hafrm best-of-n` result, for its own page and for the paper's figures."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from hafrm.sampling.analysis import RANDOM
 __all__ = ["CURVE_KINDS", "best_of_n_findings", "rate_cell"]
 
 CURVE_KINDS = ("haf", "baseline", "dpo", "haf dash1", "baseline dash2", "dpo dash3")
-"""How the curves of scorers are told apart."""
+"""Curve styles of the scorers, in turn."""
 
 
 def best_of_n_findings(results: Mapping[str, Any]) -> Findings:
-    """The page of one `hafrm best-of-n`.
+    """Build the page of one `hafrm best-of-n` run.
 
     Args:
-        results: What it found; see `hafrm.sampling.analysis.summarise`.
+        results: The run's results; see `hafrm.sampling.analysis.summarise`.
     """
     models = short_names(list(results["models"]))
     judge = results["judge"]
@@ -42,7 +42,7 @@ def best_of_n_findings(results: Mapping[str, Any]) -> Findings:
 
 
 def rate_cell(rate: Mapping[str, Any] | None, *, share: bool = True) -> str:
-    """A rate with its interval; shares in percent."""
+    """Format a rate with its interval; shares are shown in percent."""
     if rate is None:
         return "–"
     worded = percent if share else _two_decimals
@@ -65,7 +65,7 @@ def _known_pairs(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _selection_table(results: Mapping[str, Any], models: Mapping[str, str]) -> Table:
-    """Recalls of the judge's best (Table 4), its reward, and wins over a random draw."""
+    """Tabulate how often the judge's best is recalled (Table 4), its reward, and wins over a random draw."""
     rows: list[tuple[Any, ...]] = []
     columns = []
     for name in ("top_1", "top_2", "gold", "against_random"):

@@ -1,7 +1,7 @@
-"""The claims of Appendix D by experiment: is a hybrid's policy loss below the least that the baseline's states allow?
+"""Appendix D's claim 1, tested: is a hybrid's policy loss below the minimum that the baseline's states allow?
 
-Claim 1 compares a trained hybrid with the baseline's frozen backbone and the best policy head for it. The paper names
-no set for this. Here it is the first of the job's sets (by default Helpful), and the first pairs of it.
+Compares a trained hybrid with the best policy head on the baseline's frozen backbone. The paper names no data set for
+this; we use the first pairs of the job's first set (by default Helpful).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _FIT = FitOptions(max_steps=200)
 
 
 def plan(job: Job) -> Plan:
-    """HAF and the baseline, one pair of runs a seed: runs of Table 2."""
+    """Plan one HAF and one baseline run per seed, shared with Table 2."""
     return Plan(
         tuple(
             run
@@ -37,7 +37,7 @@ def plan(job: Job) -> Plan:
 
 
 def find(job: Job) -> Findings:
-    """The inequality on training and on held-out pairs, seed by seed."""
+    """Test the inequality on training and on held-out pairs, for each seed."""
     found = {backbone: _claim(job, backbone) for backbone in job.backbones}
     return Findings(
         title="Appendix D: claim 1",
@@ -66,7 +66,7 @@ def _claim(job: Job, backbone: str) -> Claim:
         ClaimsConfig(
             hybrids=hybrids,
             baselines=baselines,
-            data=train_config(job.scale, run, job.out, model="").data,  # of a capped set the pairs that were drawn
+            data=train_config(job.scale, run, job.out, model="").data,  # for a capped set, the file of sampled pairs
             held_out=[files.test],
             out=str(job.root / "claims-fits" / backbone),
             max_pairs=_PAIRS,

@@ -1,4 +1,4 @@
-"""The pairs of data names, parts that are drawn of them, and fingerprints of both, which tell when they change."""
+"""Read the pairs of data names, sample parts of them, and fingerprint both to detect changes."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ _Version = tuple[int, int] | None
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """What a file of a run's own holds: pairs of one source, drawn with the same seed for all."""
+    """Specification of a file with pairs sampled from one source, always with the same seed."""
 
     source: str
-    """A data name."""
+    """Data name to sample from."""
     split: Literal["train", "validation"]
     beside: tuple[str, ...]
-    """The sources of which equally many are drawn, its own among them."""
+    """All sources that contribute equally many pairs, including `source`."""
     cap: int | None = None
-    """The most pairs."""
+    """Maximum number of pairs."""
     share: int = 1
-    """Of these one in so many."""
+    """Keep 1/share of the pairs."""
 
     @property
     def can_change(self) -> bool:
-        """Whether the source is files, which may be repaired. Sets of the hub are not fetched to look at them."""
+        """Whether the pairs may change: local files can be edited, hub data sets are never fetched to check."""
         return all(local_path(name) is not None or name.startswith("world/") for name in self.beside)
 
     def pairs(self) -> list[PreferencePair]:
-        """The pairs, in the source's order. A smaller part is always a part of a larger one."""
+        """Return the sampled pairs in the source's order. A smaller sample is always a subset of a larger one."""
         size = min(len(pairs_of(name, self.split)) for name in self.beside)
         size = max(1, min(size, self.cap or size) // self.share)
         found = pairs_of(self.source, self.split)
@@ -45,29 +45,29 @@ class Drawn:
 
 
 def is_as_drawn(path: Path, drawn: Drawn) -> bool:
-    """Whether a file is there and holds what would be drawn today."""
+    """Return whether the file exists and contains the pairs that would be sampled today."""
     if not path.exists():
         return False
     return not drawn.can_change or fingerprint(pairs_of(str(path), drawn.split)) == print_of_drawn(drawn)
 
 
 def pairs_of(name: str, split: str) -> tuple[PreferencePair, ...]:
-    """The pairs of a data name's split, read once, and anew when its file has changed."""
+    """Return the pairs of a data name's split; cached until its file changes."""
     return _pairs(name, split, _version(name))
 
 
 def print_of_pairs(name: str, split: str) -> str:
-    """The fingerprint of a data name's pairs."""
+    """Return the fingerprint of a data name's pairs."""
     return _print_of_pairs(name, split, _version(name))
 
 
 def print_of_drawn(drawn: Drawn) -> str:
-    """The fingerprint of the pairs that would be drawn today."""
+    """Return the fingerprint of the pairs that would be sampled today."""
     return _print_of_drawn(drawn, tuple(map(_version, drawn.beside)))
 
 
 def _version(name: str) -> _Version:
-    """What changes when a file does; None for what is none."""
+    """Return a file's modification time and size, or None for data that is not a local file."""
     path = local_path(name)
     if path is None:
         return None

@@ -1,4 +1,4 @@
-"""The external half of Table 3: accuracies on the sections of RewardBench."""
+"""External half of Table 3: accuracies on the sections of RewardBench."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ __all__ = ["section_accuracies"]
 
 
 def section_accuracies(rewardbench: str, section: str, runs: Sequence[Path], out: Path) -> Mapping[Path, float]:
-    """Each run's pooled accuracy, a share, on one section of RewardBench.
+    """Return each run's pooled accuracy (0 to 1) on one section of RewardBench.
 
     Args:
-        rewardbench: The path of RewardBench's pairs, or "hub".
+        rewardbench: Path to RewardBench's pairs, or "hub".
         section: "Chat" or "Safety".
-        runs: The runs' folders.
-        out: A folder for the scores.
+        runs: Run folders.
+        out: Output folder for the scores.
 
     Raises:
-        DataError: the file holds no pair of the section, or a run could score none of one of its subsets.
+        DataError: the file has no pairs of the section, or a run could not score any pair of one of its subsets.
     """
     suite = "rewardbench" if rewardbench == "hub" else f"rewardbench@{rewardbench}"
     config = EvaluateConfig(models=[str(run) for run in runs], suites=[suite], out=str(out), token_log_ratios=0)

@@ -1,6 +1,6 @@
 """Figure 2: does a reward head favour the responses of the policy head that shares its backbone?
 
-The paper does not say on which set. Here it is the first of the job's sets (by default Helpful).
+The paper does not name the data set; we use the job's first set (by default Helpful).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _SAMPLING = Sampling()
 
 
 def plan(job: Job) -> Plan:
-    """HAF and DPO with all their checkpoints, and outside the world a baseline as oracle."""
+    """Plan HAF and DPO with all checkpoints, and a baseline as oracle at scales other than `world`."""
     return Plan(tuple(run for backbone in job.backbones for run in _runs(job, backbone).values()))
 
 
 def find(job: Job) -> Findings:
-    """A plot and the shares above the diagonal for each backbone."""
+    """Build a plot per backbone and the shares of points above the diagonal."""
     found = {backbone: _consistency(job, backbone) for backbone in job.backbones}
     return Findings(
         title="Figure 2: does HAF favour its own policy head's responses?",

@@ -1,4 +1,4 @@
-"""Figure 3: training on a mixture of all sets, the models of single sets as light bars behind (section 4.1.2)."""
+"""Figure 3: training on a mixture of all sets, with single-set models as light background bars (section 4.1.2)."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["find", "plan"]
 
 
 def plan(job: Job) -> Plan:
-    """The three methods on the mixture, tested on every set, and Table 2's runs.
+    """Plan the three methods on the mixture, tested on every set, and Table 2's runs.
 
     Raises:
-        ConfigError: there is a single set, which makes no mixture.
+        ConfigError: there is only one set, so nothing to mix.
     """
     if len(job.sets) < 2:
         raise ConfigError("sets: figure3 mixes sets: name two or more.")
@@ -28,7 +28,7 @@ def plan(job: Job) -> Plan:
 
 
 def find(job: Job) -> Findings:
-    """Accuracies after mixed training, beside those of single training; relations, and bars."""
+    """Compare accuracies after mixed and after single-set training: tables, relations and bars."""
     mixed = {backbone: measure(job, job.sets, job.sets, backbone=backbone) for backbone in job.backbones}
     single = {backbone: own_cells(job, backbone) for backbone in job.backbones}
     return Findings(
@@ -67,7 +67,7 @@ def find(job: Job) -> Findings:
 
 
 def _changes(job: Job, mixed: Mapping[str, SetTable], single: Mapping[str, SetTable]) -> Table:
-    """What a set's accuracy loses or gains by mixed training."""
+    """Tabulate how mixed training changes the accuracy on each set."""
     rows = tuple(
         (
             f"{label} ({backbone})",

@@ -1,4 +1,4 @@
-"""Figure 4 (and 8 and 9, set by set): whose choice among several responses is the best?"""
+"""Figure 4 (and Figures 8 and 9, set by set): which method selects the best of several responses?"""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BySet = Mapping[str, Selections]
 
 
 def find(job: Job) -> Findings:
-    """Circles for each backbone, averaged over sets, and for each set."""
+    """Draw circles for each backbone, averaged over sets and for each set."""
     chosen = {backbone: {name: select(job, backbone, name) for name in job.sets} for backbone in job.backbones}
     wins = {backbone: {name: win_rates(each) for name, each in by_set.items()} for backbone, by_set in chosen.items()}
     overlaps = {backbone: {name: regions(each) for name, each in by_set.items()} for backbone, by_set in chosen.items()}
@@ -53,7 +53,7 @@ def find(job: Job) -> Findings:
 
 
 def _mean(by_set: Mapping[str, Mapping[Region, float]]) -> dict[Region, float]:
-    """The plain mean over sets."""
+    """Average the regions over sets, unweighted."""
     every = {region for found in by_set.values() for region in found}
     return {region: float(np.mean([found.get(region, 0.0) for found in by_set.values()])) for region in every}
 

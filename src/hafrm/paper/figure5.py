@@ -1,8 +1,8 @@
-"""Figure 5: policies trained on HAF's rewards against those trained on the baseline's, after equally many steps.
+"""Figure 5: policies trained on HAF's rewards compared with policies trained on the baseline's, at the same steps.
 
-Section 4.2.2 trains a Safety reward model (BS and Harmless) and a Chat one (AHP, CA and Helpful), and has GPT-4 compare
-the policies' answers. Here the world's oracle compares: the true reward of the prompt's own set. It also shows what no
-judge could: how the reward that is trained on and the true one part ways as a policy leaves its start.
+Section 4.2.2 trains a Safety reward model (BS and Harmless) and a Chat one (AHP, CA and Helpful), and GPT-4 compares
+the policies' answers. Here the world's oracle compares them by the true reward of the prompt's own set. Knowing the
+true reward also shows over-optimisation: how it diverges from the trained reward as a policy leaves its start.
 """
 
 from __future__ import annotations
@@ -39,27 +39,27 @@ from hafrm.stats import Interval, bootstrap_interval
 __all__ = ["CATEGORIES", "find", "plan"]
 
 CATEGORIES: Mapping[str, tuple[str, ...]] = {"Safety": ("BS", "Harmless"), "Chat": ("AHP", "CA", "Helpful")}
-"""The sets of the paper's two reward models."""
+"""Training sets of the paper's two reward models."""
 
 _Rival = Literal["haf", "baseline"]
 _RIVALS: tuple[_Rival, ...] = ("haf", "baseline")
 _LABELS: Mapping[_Rival, str] = {"haf": "HAF", "baseline": "baseline"}
 _REWARDS: Mapping[Literal["proxy", "gold"], str] = {"proxy": "reward trained on", "gold": "true reward"}
 _PROMPTS = 240
-"""Test prompts of a category, shared out over its sets."""
+"""Test prompts per category, divided evenly among its sets."""
 
 
 @dataclass(frozen=True)
 class _Duel:
-    """The two methods' policies on one category."""
+    """Policies of the two methods on one category."""
 
     points: Mapping[_Rival, tuple[Point, ...]]
     wins: Mapping[int, tuple[float, ...]]
-    """By step: for each prompt the share of seeds in which HAF's answer has the larger true reward, ties one half."""
+    """By step: per prompt, the share of seeds in which HAF's answer has the larger true reward; ties count one half."""
 
     @cached_property
     def win_rates(self) -> dict[int, tuple[float, Interval | None]]:
-        """By step, with the interval over prompts."""
+        """HAF's win rate by step, with its interval over prompts."""
         return {
             step: (statistics.fmean(hits), bootstrap_interval(hits, range(len(hits))))
             for step, hits in self.wins.items()
@@ -67,10 +67,10 @@ class _Duel:
 
 
 def plan(job: Job) -> Plan:
-    """HAF and the baseline for each category and seed, and a policy for each.
+    """Plan HAF and the baseline for each category and seed, and a policy for each.
 
     Raises:
-        ConfigError: there is no oracle at this scale.
+        ConfigError: the scale is not `world`, so there is no oracle.
     """
     if job.scale.name != "world":
         raise ConfigError(
@@ -89,7 +89,7 @@ def plan(job: Job) -> Plan:
 
 
 def find(job: Job) -> Findings:
-    """Win rates over steps, true rewards over steps, and both rewards over KL."""
+    """Report win rates over steps, true rewards over steps, and both rewards over KL."""
     duels = {backbone: {name: _duel(job, backbone, name) for name in _categories(job)} for backbone in job.backbones}
     return Findings(
         title="Figure 5: policies trained on HAF's rewards and on the baseline's",
@@ -119,7 +119,7 @@ def find(job: Job) -> Findings:
 
 
 def _categories(job: Job) -> list[str]:
-    """The categories of which the job has sets."""
+    """Return the categories with at least one of the job's sets."""
     return [name for name, sets in CATEGORIES.items() if set(sets) & set(job.sets)]
 
 
@@ -172,7 +172,7 @@ def _learning(backbone: str, duels: Mapping[str, _Duel]) -> Table:
 
 
 def _tables(backbone: str, duels: Mapping[str, _Duel]) -> Iterator[Table]:
-    """For each category: what each step's policies are like."""
+    """Tabulate each category's policies by step."""
     header: tuple[Cell, ...] = ("step", "HAF wins, %")
     header += tuple(
         f"{what}, {label}" for what in ("true reward", "reward", "KL", "tokens") for label in _LABELS.values()

@@ -1,7 +1,7 @@
-"""Figure 6: a sweep of the policy loss's weight; accuracy, margin and loss on validation pairs over training steps.
+"""Figure 6: validation accuracy, margin and loss over training steps for several weights of the policy loss.
 
-The paper does not say on which set and backbone, nor which loss is drawn. Here it is the first of the job's sets (by
-default Helpful) and the reward loss, which alone means the same at every ratio.
+The paper names neither set nor backbone nor loss. We use the job's first set (by default Helpful) and the reward
+loss, the only loss that is comparable across ratios.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from hafrm.training.callbacks import METRICS_FILE
 __all__ = ["RATIOS", "find", "plan", "ratio_run"]
 
 RATIOS = (-0.2, 0.0, 0.1, 0.2, 0.5, 1.0, 2.0)
-"""The swept weights; at 0 the run is the baseline, at 0.2 HAF as everywhere else."""
+"""Policy-loss weights in the sweep; 0 is the baseline, 0.2 the HAF of all other experiments."""
 
 _METRICS = {
     "accuracy": "eval_rewards/accuracies",
     "margin": "eval_rewards/margins",
     "reward loss": "eval_loss/reward",
 }
-"""The panels, and their fields in metrics.jsonl."""
+"""Panels and their fields in metrics.jsonl."""
 
 _KINDS = dict(
     zip(
@@ -41,11 +41,11 @@ _KINDS = dict(
 )
 
 _Curves = Mapping[float, Mapping[str, Sequence[tuple[float, float]]]]
-"""By ratio and metric: (step, value), the mean over seeds."""
+"""By ratio and metric: (step, value), averaged over seeds."""
 
 
 def plan(job: Job) -> Plan:
-    """One run a ratio, backbone and seed."""
+    """Plan one run per ratio, backbone and seed."""
     return Plan(
         tuple(
             ratio_run(ratio, _set_of(job), seed, backbone=backbone)
@@ -57,14 +57,14 @@ def plan(job: Job) -> Plan:
 
 
 def ratio_run(ratio: float, sets: tuple[str, ...], seed: int, *, backbone: str) -> Run:
-    """The run of a ratio, under the name that other experiments know it by."""
+    """Return the run of a ratio, named as in other experiments so that they share it."""
     if ratio == 0:
         return Run(backbone=backbone, sets=sets, method="baseline", seed=seed)
     return Run(backbone=backbone, sets=sets, method="haf", seed=seed, policy_ratio=None if ratio == 0.2 else ratio)
 
 
 def find(job: Job) -> Findings:
-    """Three panels a backbone, a table of the best and the last values, and what the paper says of them."""
+    """Draw three panels per backbone, tabulate best and last values, and check the paper's statements."""
     curves = {backbone: _curves(job, backbone) for backbone in job.backbones}
     return Findings(
         title="Figure 6: the policy loss's weight",
@@ -111,10 +111,10 @@ def _curves(job: Job, backbone: str) -> _Curves:
 
 
 def _read(folder: Path) -> dict[str, dict[float, float]]:
-    """A run's validation metrics by step.
+    """Return a run's validation metrics by step.
 
     Raises:
-        DataError: the run logged no evaluation.
+        DataError: the run logged no evaluations.
     """
     lines = (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()
     rows = [row for row in map(json.loads, lines) if _METRICS["accuracy"] in row]
@@ -124,7 +124,7 @@ def _read(folder: Path) -> dict[str, dict[float, float]]:
 
 
 def _mean_curves(seeds: Sequence[Mapping[str, Mapping[float, float]]]) -> dict[str, list[tuple[float, float]]]:
-    """The mean over seeds at the steps that all of them evaluated; early stopping may end some before others."""
+    """Average over seeds at the steps that all seeds evaluated; early stopping may end some before others."""
     return {
         name: [
             (step, statistics.fmean(each[name][step] for each in seeds))
@@ -154,7 +154,7 @@ def _summary(backbone: str, curves: _Curves) -> Table:
 
 
 def _claims(curves: _Curves) -> list[dict[str, Any]]:
-    """What Appendix B says of the figure, and whether it is so here."""
+    """Check each statement of Appendix B about the figure."""
     best = {ratio: max(value for _, value in table["accuracy"]) for ratio, table in curves.items()}
     losses = {ratio: table["reward loss"] for ratio, table in curves.items()}
     lowest = min(value for _, value in losses[0.0])
@@ -186,7 +186,7 @@ def _claims(curves: _Curves) -> list[dict[str, Any]]:
 
 
 def _first_at(points: Sequence[tuple[float, float]], level: float) -> float | None:
-    """The first evaluated step at which a curve is at a level or below."""
+    """Return the first evaluated step at which a curve is at or below a level."""
     return next((step for step, value in points if value <= level), None)
 
 

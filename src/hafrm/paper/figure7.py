@@ -1,4 +1,4 @@
-"""Figure 7: a reward model's margins against a DPO model's, each trained apart on the same pairs."""
+"""Figure 7: margins of a reward model against those of a DPO model trained separately on the same pairs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["find", "plan"]
 
 
 def plan(job: Job) -> Plan:
-    """The baseline and DPO for each set: runs of Table 2."""
+    """Plan the baseline and DPO for each set, shared with Table 2."""
     return Plan(
         tuple(
             Run(backbone=backbone, sets=(name,), method=method, seed=job.seeds[0])
@@ -27,7 +27,7 @@ def plan(job: Job) -> Plan:
 
 
 def find(job: Job) -> Findings:
-    """A scatter plot and a row of numbers for each set."""
+    """Build a scatter plot and a table row for each set."""
     found = {(backbone, name): _agreement(job, backbone, name) for backbone in job.backbones for name in job.sets}
     figures: dict[str, Markup] = {f"figure7-{a}-{b}": agreement_figure(each) for (a, b), each in found.items()}
     return Findings(

@@ -1,6 +1,6 @@
-"""Answers of policies' checkpoints to test prompts, with the true reward and the one that was trained on.
+"""Answers of policy checkpoints to test prompts, with the true reward and the reward used in training.
 
-Answers are sampled once and kept; what is compared later are the same ones.
+Answers are sampled once and stored, so that later comparisons use the same ones.
 """
 
 from __future__ import annotations
@@ -44,31 +44,31 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Judged:
-    """A checkpoint's answers with both rewards, in the prompts' order."""
+    """A checkpoint's answers with both rewards, in the order of the prompts."""
 
     answers: Answers
     gold: list[float]
-    """The true reward, to the annotators of the prompt's own set."""
+    """True reward according to the annotators of the prompt's own set."""
     proxy: list[float]
-    """The reward that was trained on."""
+    """Reward used in training."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """Policies of several seeds after equally many steps."""
+    """Policies of several seeds after the same number of steps."""
 
     step: int
     gold: tuple[float, ...]
-    """True rewards, a prompt each, the mean over seeds."""
+    """True reward per prompt, averaged over seeds."""
     proxy: tuple[float, ...]
-    """Rewards that were trained on, likewise."""
+    """Reward used in training, per prompt, averaged over seeds."""
     kl: float
     length: float
     gold_by_seed: tuple[float, ...]
-    """Mean true rewards, a seed each."""
+    """Mean true reward per seed."""
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: means."""
+        """Return the means as a JSON-serialisable dict."""
         return {
             "gold": statistics.fmean(self.gold),
             "gold_by_seed": list(self.gold_by_seed),
@@ -80,23 +80,23 @@ class Point:
 
 @dataclass(frozen=True)
 class Gain:
-    """By how much the true reward has risen from the start to the last step."""
+    """Increase of the true reward from the start to the last step."""
 
     value: float
     interval: Interval | None
-    """95%, over prompts, of the mean over seeds; None of too few prompts."""
+    """95% interval over prompts of the mean over seeds; None for too few prompts."""
     by_seed: tuple[float, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the gain as a JSON-serialisable dict."""
         return {"gain": self.value, "ci95": self.interval, "by_seed": list(self.by_seed)}
 
 
 def held_out_prompts(job: Job, backbone: str, sets: Sequence[str], count: int) -> dict[Prompt, str]:
-    """Distinct test prompts that fit, evenly of each set, each with its set's data name.
+    """Return distinct test prompts that fit, evenly from each set, mapped to their set's data name.
 
     Raises:
-        DataError: fewer than two fit.
+        DataError: fewer than two prompts fit.
     """
     tokenizer = load_tokenizer(job.scale.backbone(backbone).model())
     policy = PolicyRun(backbone=backbone, sets=tuple(sets), rewarded_by=None, seed=job.seeds[0])
@@ -113,7 +113,7 @@ def held_out_prompts(job: Job, backbone: str, sets: Sequence[str], count: int) -
 
 
 def judged_answers(job: Job, policy: PolicyRun, prompts: Mapping[Prompt, str]) -> list[Judged]:
-    """Every checkpoint's answers, those of the start first, with both rewards.
+    """Return the answers of every checkpoint with both rewards, starting with the untrained policy.
 
     Raises:
         DataError: the reward model can't score an answer.
@@ -133,7 +133,7 @@ def judged_answers(job: Job, policy: PolicyRun, prompts: Mapping[Prompt, str]) -
 
 
 def _answers(job: Job, config: RlhfConfig, policy: PolicyRun, prompts: Sequence[Prompt]) -> list[Answers]:
-    """The checkpoints' answers, sampled once and kept."""
+    """Sample the checkpoints' answers, or load them if they are already stored."""
     depends_on = {
         "options": asdict(config),
         "trained": (read_manifest(Path(config.out)) or {}).get("started"),
@@ -148,16 +148,16 @@ def _answers(job: Job, config: RlhfConfig, policy: PolicyRun, prompts: Sequence[
 
 
 def mean_over_seeds(rows: Sequence[Sequence[float]]) -> tuple[float, ...]:
-    """Each prompt's mean over seeds.
+    """Average each prompt over seeds.
 
     Args:
-        rows: A row a seed, with a value a prompt.
+        rows: One row per seed, with one value per prompt.
     """
     return tuple(map(statistics.fmean, zip(*rows, strict=True)))
 
 
 def points_of(seeds: Sequence[Sequence[Judged]]) -> tuple[Point, ...]:
-    """The checkpoints of several seeds' policies, step by step."""
+    """Combine the checkpoints of several seeds' policies by step."""
     return tuple(
         Point(
             step=checkpoints[0].answers.step,
@@ -172,7 +172,7 @@ def points_of(seeds: Sequence[Sequence[Judged]]) -> tuple[Point, ...]:
 
 
 def learnt(points: Sequence[Point]) -> Gain:
-    """What the true reward gained from the first point to the last."""
+    """Compute the gain in true reward from the first point to the last."""
     first, last = points[0], points[-1]
     found = paired_bootstrap(last.gold, first.gold, range(len(first.gold)))
     by_seed = tuple(after - before for before, after in zip(first.gold_by_seed, last.gold_by_seed, strict=True))
@@ -180,7 +180,7 @@ def learnt(points: Sequence[Point]) -> Gain:
 
 
 def learning_table(title: str, policies: Mapping[str, Sequence[Point]]) -> Table:
-    """What the true reward was at the start and is at the end, a row for each policy's points."""
+    """Tabulate the true reward at the start and at the end, one row per policy."""
     rows = []
     for name, points in policies.items():
         gain = learnt(points)
@@ -200,5 +200,5 @@ def learning_table(title: str, policies: Mapping[str, Sequence[Point]]) -> Table
 def reward_curve(
     points: Sequence[Point], reward: Literal["gold", "proxy"], by: Literal["step", "kl"]
 ) -> tuple[tuple[float, float], ...]:
-    """A mean reward over steps or over KL."""
+    """Return the points of a mean reward over steps or over KL."""
     return tuple((float(getattr(point, by)), statistics.fmean(getattr(point, reward))) for point in points)

@@ -1,8 +1,8 @@
-"""Accuracies and paired differences of an experiment, from the raw scores of its evaluations.
+"""Compute an experiment's accuracies and paired differences from the raw scores of its evaluations.
 
-A pair's hit is 1 where the better response has the higher reward, one half at a tie, else 0. Where several seeds were
-trained, a pair's hit is the mean over them, so that intervals over pairs are of the seeds' mean. How far seeds differ
-is told apart: an interval over pairs of one run says nothing of another seed.
+A pair's hit is 1 if the better response has the higher reward, one half for a tie, otherwise 0. With several seeds, a
+pair's hit is the mean over seeds, so that intervals over pairs are for the seeds' mean. The spread over seeds is
+reported separately, because an interval over the pairs of one run does not cover other seeds.
 """
 
 from __future__ import annotations
@@ -41,44 +41,44 @@ __all__ = [
 ]
 
 AVERAGE = "Avg"
-"""What the mean over data sets is called, as in the paper's tables."""
+"""Column name of the mean over data sets, as in the paper's tables."""
 
 RIVALS: tuple[Rival, ...] = ("baseline", "dpo")
-"""What HAF is compared with."""
+"""Methods that HAF is compared with."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One method on one test set, or the mean of several."""
+    """Accuracy of one method on one test set, or its mean over several sets."""
 
     accuracies: tuple[float, ...]
-    """Share of pairs, a seed each."""
+    """Share of correct pairs, per seed."""
     pair_hits: Mapping[str, float]
-    """By pair, the mean over seeds; only pairs that every seed scored. Empty for a mean over sets."""
+    """Hit by pair, averaged over seeds, for pairs that every seed scored. Empty for a mean over sets."""
     groups: Mapping[str, str]
-    """The prompt group of each pair."""
+    """Prompt group of each pair."""
     length_accuracy: float
-    """That of picking the longer response."""
+    """Accuracy of picking the longer response."""
 
     @property
     def accuracy(self) -> float:
-        """The mean over seeds."""
+        """Mean accuracy over seeds."""
         return statistics.fmean(self.accuracies)
 
     @property
     def spread(self) -> float | None:
-        """The standard deviation over seeds; None for a single one."""
+        """Standard deviation over seeds; None for a single seed."""
         return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
 
     @cached_property
     def ci95(self) -> Interval | None:
-        """The interval over prompts of the seeds' mean; None for a mean over sets, and with too few prompts."""
+        """Interval over prompts of the seeds' mean; None for a mean over sets or too few prompts."""
         if not self.pair_hits:
             return None
         return bootstrap_interval(list(self.pair_hits.values()), [self.groups[each] for each in self.pair_hits])
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: shares, not percent."""
+        """Return a JSON-serialisable dict; accuracies are shares, not percent."""
         return {
             "accuracy": self.accuracy,
             "by_seed": list(self.accuracies),
@@ -91,17 +91,17 @@ class Measured:
 
 
 SetTable = dict[str, dict[Method, Measured]]
-"""Measurements by the set tested on, then by method."""
+"""Measurements by test set, then by method."""
 
 
 def measure(job: Job, trained_on: tuple[str, ...], tested_on: tuple[str, ...], *, backbone: str) -> SetTable:
-    """Each method on each test set, from the evaluations of all seeds.
+    """Measure each method on each test set, from the evaluations of all seeds.
 
     Args:
-        job: What was asked for.
-        trained_on: The sets that the runs were trained on.
-        tested_on: The sets of the evaluation, as its plan names them.
-        backbone: The runs' backbone.
+        job: The reproduction job.
+        trained_on: Sets that the runs were trained on.
+        tested_on: Sets of the evaluation, as named in its plan.
+        backbone: Backbone of the runs.
 
     Raises:
         DataError: an evaluation is missing, or no pair was scored by all seeds.
@@ -119,12 +119,12 @@ def measure(job: Job, trained_on: tuple[str, ...], tested_on: tuple[str, ...], *
 
 
 def as_json(table: SetTable) -> dict[str, dict[Method, dict[str, Any]]]:
-    """Measurements for `results.json`."""
+    """Return measurements in the format of `results.json`."""
     return {name: {method: cell.as_dict() for method, cell in row.items()} for name, row in table.items()}
 
 
 def _cells(evaluation: Evaluation, job: Job) -> dict[tuple[str, str], list[PairScore]]:
-    """An evaluation's scores by method and the paper's name of the set, without those of prompts that were seen."""
+    """Read an evaluation's scores by method and paper set name, without prompts seen in training."""
     config = evaluation.config(job)
     methods = dict(zip(config.models, evaluation.runs(), strict=True))
     sets = dict(zip(config.data, evaluation.tested_on, strict=True))
@@ -135,7 +135,7 @@ def _cells(evaluation: Evaluation, job: Job) -> dict[tuple[str, str], list[PairS
 
 
 def measured(seeds: Sequence[Sequence[PairScore]], what: str) -> Measured:
-    """One method on one test set, from the scores of each seed.
+    """Measure one method on one test set, from the scores of each seed.
 
     Raises:
         DataError: no pair was scored by all seeds, or seeds were tested on different pairs.
@@ -157,14 +157,16 @@ def measured(seeds: Sequence[Sequence[PairScore]], what: str) -> Measured:
 
 
 def require_same_prompts(scored: Iterable[Mapping[str, str]], what: str) -> None:
-    """Refuse scores of two states of a file: pairs are known by their rows, and a row may hold another prompt by now.
+    """Raise if a pair has different prompts in different scores.
+
+    Pairs are identified by their row, whose prompt changes if the file is edited between evaluations.
 
     Args:
-        scored: By pair its prompt group, once for all that are compared.
-        what: What is measured, for the message.
+        scored: Prompt group by pair, one mapping for each set of scores compared.
+        what: The measurement, named in the error message.
 
     Raises:
-        DataError: a pair's prompt is not the same in all.
+        DataError: a pair's prompt differs between scores.
     """
     groups: dict[str, str] = {}
     for found in scored:
@@ -177,7 +179,7 @@ def require_same_prompts(scored: Iterable[Mapping[str, str]], what: str) -> None
 
 
 def average_of(cells: Sequence[Measured]) -> Measured:
-    """The plain mean over data sets, as the paper's tables average, seed by seed."""
+    """Average over data sets, unweighted as in the paper's tables, for each seed."""
     return Measured(
         accuracies=tuple(map(statistics.fmean, zip(*(cell.accuracies for cell in cells), strict=True))),
         pair_hits={},
@@ -195,7 +197,7 @@ def relation(
     tested_on: str,
     paper: float | None = None,
 ) -> Relation:
-    """HAF above another method on one test set, with the paired interval.
+    """Compare HAF with another method on one test set, with the paired interval.
 
     Raises:
         DataError: the two were tested on different pairs.
@@ -222,7 +224,7 @@ def relation(
 def average_relation(
     relations: Sequence[Relation], *, tested_on: str = AVERAGE, paper: float | None = None
 ) -> Relation:
-    """The mean of several relations of one backbone and rival: its interval from theirs, as if independent."""
+    """Average relations of one backbone and rival; the interval treats them as independent."""
     ends = [each.ci95 for each in relations]
     mean = statistics.fmean(each.difference for each in relations)
     half = None

@@ -1,7 +1,7 @@
-"""The paper's tables, transcribed. Where a printed number does not follow from others, a note says so.
+"""The paper's tables, transcribed. `NOTES` lists printed numbers that do not follow from others.
 
-Knows numbers and the paper's names alone. Accuracies, recalls and differences are in percent, as printed. Figures 2 to
-9 print no numbers, so nothing of them stands here.
+Contains only numbers and the paper's names. Accuracies, recalls and differences are in percent, as printed. Figures 2
+to 9 print no numbers, so they are not included.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ METHODS: tuple[PaperMethod, ...] = ("dpo", "baseline", "haf")
 """The methods in Table 2's order (section 3.2)."""
 
 BACKBONES = ("Phi-2", "Mistral-base", "Mistral")
-"""The backbones, as Table 2 calls them; "Mistral" is Mistral-7B-Instruct-v0.2 (section 3.2)."""
+"""Backbones, named as in Table 2; "Mistral" is Mistral-7B-Instruct-v0.2 (section 3.2)."""
 
 CATEGORIES: Mapping[str, tuple[str, ...]] = {"Chat": ("AHP", "CA", "Helpful"), "Safety": ("BS", "Harmless")}
-"""The groups within which section 4.1.3 transfers, in Table 3's order."""
+"""Categories within which section 4.1.3 tests transfer, in Table 3's order."""
 
 
 def category_of(name: str) -> str:
-    """The category of a data set.
+    """Return the category of a data set.
 
     Raises:
-        KeyError: it is none of the five.
+        KeyError: it is not one of the five.
     """
     for category, names in CATEGORIES.items():
         if name in names:
@@ -67,10 +67,10 @@ def category_of(name: str) -> str:
 
 @dataclass(frozen=True)
 class SetStatistics:
-    """A training subset (Table 1)."""
+    """Statistics of a training subset (Table 1)."""
 
     size: int
-    """Pairs."""
+    """Number of pairs."""
     words: float
     """Words per question with answer."""
     tokens: float
@@ -88,14 +88,14 @@ TABLE_1: Mapping[str, SetStatistics] = {
 
 @dataclass(frozen=True)
 class AccuracyRow:
-    """One method on one backbone (a row of Table 2)."""
+    """Accuracies of one method on one backbone (a row of Table 2)."""
 
     backbone: str
     method: PaperMethod
     accuracy: Mapping[str, float]
-    """By data set."""
+    """Accuracy by data set."""
     average: float
-    """As printed."""
+    """Average as printed."""
 
     def __str__(self) -> str:
         return f"{self.backbone}-{self.method}"
@@ -121,7 +121,7 @@ TABLE_2 = (
 
 @dataclass(frozen=True)
 class PrintedTransfer:
-    """One cell of Table 3: HAF's accuracy, and what it is above the baseline and above DPO (negative: below)."""
+    """One cell of Table 3: HAF's accuracy and its lead over the baseline and over DPO (negative: HAF is below)."""
 
     haf: float
     above_baseline: float
@@ -134,18 +134,18 @@ class TransferRow:
 
     backbone: str
     source: Literal["internal", "external"]
-    """Tested on the other sets of the training set's category, or on RewardBench's section."""
+    """Test data: "internal" is the other sets of the training set's category, "external" RewardBench's section."""
     cells: Mapping[str, PrintedTransfer]
-    """By training set."""
+    """Cells by training set."""
     average: PrintedTransfer
-    """As printed."""
+    """Average as printed."""
 
     def __str__(self) -> str:
         return f"{self.backbone}-{self.source}"
 
 
 TRANSFER_SETS = ("AHP", "CA", "Helpful", "BS", "Harmless")
-"""The training sets in Table 3's order."""
+"""Training sets in Table 3's order."""
 
 
 def _transfer(
@@ -229,9 +229,9 @@ class SummaryRecall:
     method: RecallMethod
     k: Literal[1, 2]
     all_sets: float
-    """The column "All": the mean over the five sets."""
+    """Column "All": the mean over the five sets."""
     chat: float
-    """The column "Chat"; see `NOTES`."""
+    """Column "Chat"; see `NOTES`."""
 
     def __str__(self) -> str:
         return f"{self.backbone}-{self.method}-top{self.k}"
@@ -259,12 +259,12 @@ TABLE_4 = (
 
 @dataclass(frozen=True)
 class PerplexityVariance:
-    """Variances over a set's responses of the token-wise perplexity, -log P / length (Table 6)."""
+    """Variance of the token-wise perplexity, -log P / length, over a set's responses (Table 6)."""
 
     win: float
-    """Of the better responses."""
+    """Variance over the better responses."""
     lose: float
-    """Of the worse ones."""
+    """Variance over the worse responses."""
 
 
 TABLE_6: Mapping[str, Mapping[str, PerplexityVariance]] = {
@@ -294,7 +294,7 @@ TABLE_6: Mapping[str, Mapping[str, PerplexityVariance]] = {
 
 @dataclass(frozen=True)
 class PrintedCorrelation:
-    """Pearson's correlation over the five sets with the accuracy of DPO less that of the baseline (Table 7)."""
+    """Pearson correlation over the five sets with accuracy(DPO) - accuracy(baseline) (Table 7)."""
 
     value: float
     p_value: float
@@ -309,16 +309,16 @@ TABLE_7: Mapping[str, PrintedCorrelation] = {
 
 @dataclass(frozen=True)
 class RankingCost:
-    """What a judge reads to find the best of N responses (Table 8): `queries` prompts of `responses` each."""
+    """Responses that a judge reads to find the best of N (Table 8): `queries` prompts of `responses` each."""
 
     queries: int
     responses: int
     printed: int
-    """The product, as printed in bold."""
+    """Their product, as printed in bold."""
 
 
 def _costs(*printed: tuple[int, int, int]) -> Mapping[tuple[str, int], RankingCost]:
-    """Costs by (target, number of candidates), from (printed, queries, responses)."""
+    """Return costs by (target, number of candidates), from (printed, queries, responses)."""
     keys = [(target, candidates) for target in ("top-1", "top-2", "complete") for candidates in (4, 8)]
     return {key: RankingCost(a, b, total) for key, (total, a, b) in zip(keys, printed, strict=True)}
 
@@ -339,7 +339,7 @@ class Recall:
 
 
 RECALL_SETS = ("AHP", "BS", "CA", "Helpful", "Harmless")
-"""The data sets in Table 11's order."""
+"""Data sets in Table 11's order."""
 
 
 def _recalls(*printed: float) -> Mapping[str, Recall]:
@@ -378,4 +378,4 @@ NOTES: Mapping[str, tuple[str, ...]] = {
     ),
     "table8": ("The caption names GPT-3.5; the text of Appendix F ranks with gpt-4-turbo-2024-04-09.",),
 }
-"""What does not follow in a table, or what the paper leaves open, by the table's name."""
+"""By table: numbers that do not follow from others, and details that the paper leaves open."""

@@ -1,8 +1,8 @@
-"""Test pairs whose prompts a run has trained on: data sets of one source share prompts.
+"""Exclude test pairs whose prompts a run was trained on: data sets from the same source share prompts.
 
-Each set's own splits are apart, but a model that is tested on another set, or was trained on a mixture, may have seen a
-test prompt elsewhere. Such pairs are no test of it and are left out, by the whole sets, so that runs on parts of them
-are tested on the same pairs.
+Each set's own splits are disjoint, but a model tested on another set, or trained on a mixture, may have seen a test
+prompt elsewhere. Such pairs are excluded. Overlap is checked against whole sets, so that runs on parts of them are
+tested on the same pairs.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ __all__ = ["unseen"]
 
 
 def unseen(scale: Scale, trained_on: Sequence[str], scores: Sequence[PairScore]) -> list[PairScore]:
-    """The scores of pairs whose prompt is in no training or validation pair of the sets that a run was trained on.
+    """Return the scores of pairs whose prompt is in no training or validation pair of the run's sets.
 
     Args:
-        scale: Where the sets are.
-        trained_on: The paper's names of the run's sets.
+        scale: Locations of the sets.
+        trained_on: Paper names of the run's sets.
         scores: A run's scores on test pairs.
     """
     seen: frozenset[str] = frozenset().union(

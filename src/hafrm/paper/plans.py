@@ -1,7 +1,7 @@
-"""What an experiment needs before it can be written: training runs, evaluations of them, and policies that they reward.
+"""What an experiment needs: training runs, evaluations of them, and policies trained on their rewards.
 
-A plan is data: it can be shown without running anything. `execute` does what is missing, so a killed reproduction goes
-on where it stopped, and two experiments under one root share their runs and evaluations.
+A plan is data, so it can be shown without running anything. `execute` does only what is missing: an interrupted
+reproduction resumes where it stopped, and experiments in one output root share runs and evaluations.
 """
 
 from __future__ import annotations
@@ -37,39 +37,39 @@ from hafrm.training.config import Method
 __all__ = ["ALL_METHODS", "Evaluation", "Job", "Plan", "comparison_plan", "described", "execute"]
 
 ALL_METHODS: tuple[Method, ...] = ("haf", "baseline", "dpo")
-"""The three methods in the order in which evaluations compare them."""
+"""All three methods, in the order in which evaluations compare them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a user asked for: a scale, and what of it to run."""
+    """A reproduction request: the scale, and which parts of it to run."""
 
     scale: Scale
     backbones: tuple[str, ...]
     sets: tuple[str, ...]
-    """The paper's names of the sets that take part."""
+    """Paper names of the sets to use."""
     seeds: tuple[int, ...]
     out: Path
-    """The root that experiments share."""
+    """Output root shared by experiments."""
     rewardbench: str | None = None
-    """RewardBench's pairs, for Table 3's external half."""
+    """RewardBench's pairs, for the external half of Table 3."""
     judge: str | None = None
-    """Outside the world: the reward model that judges best-of-N."""
+    """Reward model that judges best-of-N at scales other than `world`."""
     study: StudyOptions = field(default_factory=StudyOptions)
 
     @property
     def root(self) -> Path:
-        """Where all of this scale lies."""
+        """Output folder of this scale."""
         return self.out / self.scale.name
 
     def runs(self, sets: tuple[str, ...], method: Method, *, backbone: str) -> tuple[Run, ...]:
-        """The runs of one method on these sets, one a seed."""
+        """Return the runs of one method on these sets, one per seed."""
         return tuple(Run(backbone=backbone, sets=sets, method=method, seed=seed) for seed in self.seeds)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The three methods, trained alike, on held-out pairs of one set or several."""
+    """The three methods, trained on the same data, compared on held-out pairs of one or more sets."""
 
     backbone: str
     trained_on: tuple[str, ...]
@@ -78,16 +78,16 @@ class Evaluation:
 
     @property
     def name(self) -> str:
-        """The evaluation's folder below `evaluations`."""
+        """Evaluation folder, relative to `evaluations`."""
         return f"{self.backbone}/{'+'.join(self.trained_on)}-seed{self.seed}/on-{'+'.join(self.tested_on)}"
 
     def runs(self) -> dict[Method, Run]:
-        """The runs that it compares."""
+        """Return the runs compared, by method."""
         common = {"backbone": self.backbone, "sets": self.trained_on, "seed": self.seed}
         return {method: Run(method=method, **common) for method in ALL_METHODS}  # type: ignore[arg-type]
 
     def config(self, job: Job) -> EvaluateConfig:
-        """Its options."""
+        """Return the evaluation's options."""
         return EvaluateConfig(
             models=[str(run.folder(job.scale, job.out)) for run in self.runs().values()],
             data=[job.scale.sets[name].test for name in self.tested_on],
@@ -97,7 +97,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Plan:
-    """Runs, evaluations and policies, each once, in the order in which they are done."""
+    """Distinct runs, evaluations and policies, in the order of execution."""
 
     runs: tuple[Run, ...]
     evaluations: tuple[Evaluation, ...] = ()
@@ -110,7 +110,7 @@ class Plan:
 
 
 def comparison_plan(job: Job, pairs: Iterable[tuple[tuple[str, ...], tuple[str, ...]]]) -> Plan:
-    """HAF, the baseline and DPO on every backbone and seed, for each (sets trained on, sets tested on)."""
+    """Plan HAF, the baseline and DPO on every backbone and seed, for each (training sets, test sets)."""
     plan = Plan(())
     for trained_on, tested_on in pairs:
         for backbone in job.backbones:
@@ -124,12 +124,12 @@ def execute(job: Job, plan: Plan, say: Callable[[str], None]) -> None:
     """Train and evaluate what is missing.
 
     Args:
-        job: What was asked for.
-        plan: What it needs.
-        say: Called with a line before each run and evaluation that is not there yet.
+        job: The reproduction job.
+        plan: What the job needs.
+        say: Called with a progress line before each missing run and evaluation.
 
     Raises:
-        ConfigError: a folder holds a run with other options; nothing is trained then.
+        ConfigError: a folder contains a run with other options; raised before any training.
         HafrmError: a run or an evaluation failed.
     """
     for name in dict.fromkeys([*(run.backbone for run in plan.runs), *(policy.backbone for policy in plan.policies)]):
@@ -154,7 +154,7 @@ def execute(job: Job, plan: Plan, say: Callable[[str], None]) -> None:
 
 
 def described(job: Job, plan: Plan) -> Iterator[str]:
-    """The plan in lines: each run with its state and the command that does the same, and each evaluation."""
+    """Describe the plan line by line: each run and evaluation with its state and the equivalent command."""
     states = [shown_state(job.scale, run, job.out) for run in plan.runs]
     yield f"{len(plan.runs)} training runs, of which {states.count('finished')} are finished:"
     for run, state in zip(plan.runs, states, strict=True):

@@ -1,7 +1,7 @@
-"""Policies that experiments train by PPO against their reward models: each trained once, and found again by its name.
+"""Train policies by PPO on the experiments' reward models: each is trained once and later found by its name.
 
 A policy's folder is OUT/SCALE/policies/BACKBONE/SETS/METHOD-seedN. It starts from its reward model's backbone, and is
-trained on the prompts that its reward model was trained on.
+trained on the same prompts as its reward model.
 """
 
 from __future__ import annotations
@@ -31,8 +31,11 @@ WORLD_PPO: Mapping[str, Any] = {
     "sampling": SamplingOptions(max_new_tokens=96),
     "kl": KlOptions(coefficient=0.02, target=None),
 }
-"""The world's options where they are not the paper's: a model this small takes a larger rate, and a low price of KL
-lets a policy go far enough to be seen over-optimising."""
+"""The world's PPO options that differ from the paper's.
+
+So small a model needs a larger learning rate, and a low KL coefficient lets a policy move far enough to show
+over-optimisation.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,43 +43,43 @@ class PolicyRun:
     """One policy of an experiment."""
 
     backbone: str
-    """A backbone of the scale: where policy and reward model start from."""
+    """Backbone of the scale from which the policy and its reward model start."""
     sets: tuple[str, ...]
-    """The paper's names of the sets whose prompts it answers and that its reward model was trained on."""
+    """Paper names of the sets that provide its prompts and its reward model's training pairs."""
     rewarded_by: Method | None
-    """How its reward model was trained; None: the true reward of its one set, which the world alone has."""
+    """Training method of its reward model; None: the true reward of its single set, available only in the world."""
     seed: int
 
     @property
     def reward(self) -> Run | None:
-        """The run that rewards it."""
+        """Run that trains its reward model, or None for the true reward."""
         if self.rewarded_by is None:
             return None
         return Run(backbone=self.backbone, sets=self.sets, method=self.rewarded_by, seed=self.seed)
 
     @property
     def prompts(self) -> Run:
-        """A run on the pairs whose prompts it answers, whatever rewards it."""
+        """Run whose training pairs provide the prompts, independent of the reward."""
         return Run(backbone=self.backbone, sets=self.sets, method="haf", seed=self.seed)
 
     @property
     def name(self) -> str:
-        """The policy's folder below `policies`."""
+        """Policy folder, relative to `policies`."""
         return f"{self.backbone}/{'+'.join(self.sets)}/{self.rewarded_by or 'oracle'}-seed{self.seed}"
 
     def folder(self, scale: Scale, out: Path) -> Path:
-        """Where the policy lies."""
+        """Return the policy's folder."""
         return out / scale.name / "policies" / self.name
 
 
 def policy_config(scale: Scale, policy: PolicyRun, out: Path, *, model: str | None = None) -> RlhfConfig:
-    """A policy's options.
+    """Return a policy's options.
 
     Args:
         scale: Backbones, pairs and options.
         policy: The policy.
-        out: The root that experiments share.
-        model: What to call the backbone; by default its folder or hub id, which may train a small model first.
+        out: Output root shared by experiments.
+        model: The backbone's name to use; by default its folder or hub id, which may train a small model first.
     """
     backbone = scale.backbone(policy.backbone)
     return RlhfConfig(
@@ -92,10 +95,10 @@ def policy_config(scale: Scale, policy: PolicyRun, out: Path, *, model: str | No
 
 
 def train_missing_policy(scale: Scale, policy: PolicyRun, out: Path) -> Path:
-    """The folder of a policy, trained to its end.
+    """Return the folder of a policy, training it first if it is unfinished.
 
     Raises:
-        ConfigError: the folder holds a run with other options.
+        ConfigError: the folder contains a run with other options.
         HafrmError: training failed.
     """
     config = policy_config(scale, policy, out)
@@ -108,11 +111,11 @@ def train_missing_policy(scale: Scale, policy: PolicyRun, out: Path) -> Path:
 
 
 def other_policy_options(config: RlhfConfig, *, shown: bool = False) -> str:
-    """The options in which a folder's policy differs from what is asked for; empty where none does, or no run is.
+    """Describe the options in which the folder's policy differs from the request; empty if there are none, or no run.
 
     Args:
-        config: What is asked for.
-        shown: Whether its model is only how a plan prints it, which can't be compared.
+        config: The requested options.
+        shown: Whether `config.model` is a display name, which is not compared.
     """
     manifest = read_manifest(Path(config.out))
     if manifest is None:
@@ -121,7 +124,7 @@ def other_policy_options(config: RlhfConfig, *, shown: bool = False) -> str:
 
 
 def policy_command(config: RlhfConfig) -> list[str]:
-    """The words of the `hafrm rlhf` that does the same; values that are the defaults are left out."""
+    """Return the equivalent `hafrm rlhf` command as words, without options that have their default value."""
     plain = RlhfConfig(model=config.model, reward=config.reward, data=config.data, out=config.out)
     words = ["hafrm", "rlhf", config.model, "--reward", config.reward, "--data", *config.data]
     for name, value in _differences(asdict(config), asdict(plain)):
@@ -130,7 +133,7 @@ def policy_command(config: RlhfConfig) -> list[str]:
 
 
 def _differences(values: Mapping[str, Any], plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The options at which two sets of values differ, by their names on the command line."""
+    """Yield the options that differ between two sets of values, by their command-line names."""
     for name, value in values.items():
         if isinstance(value, dict):
             yield from _differences(value, plain[name], f"{prefix}{name}.")

@@ -1,7 +1,7 @@
-"""Whether PPO learns: trained on the world's true reward, does the true reward of its answers rise on new prompts?
+"""Check that PPO learns: trained on the world's true reward, does it raise the true reward on new prompts?
 
-The paper takes that for granted. Here it is shown, so that what Figure 5 says of reward models is not said of a trainer
-that does nothing. It is the first of the job's sets (by default Helpful).
+The paper does not test this. It is a control for Figure 5: differences between reward models mean nothing if the
+trainer does not learn. Uses the job's first set (by default Helpful).
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ __all__ = ["find", "plan"]
 
 _PROMPTS = 240
 _LINES = ("haf", "baseline", "dpo", "zero", "haf dash1", "baseline dash1")
-"""How the seeds' curves are drawn, in turn."""
+"""Curve styles of the seeds, in turn."""
 
 
 def plan(job: Job) -> Plan:
-    """A policy a backbone and seed.
+    """Plan one policy per backbone and seed.
 
     Raises:
-        ConfigError: there is no true reward at this scale.
+        ConfigError: the scale has no true reward.
     """
     if job.scale.name != "world":
         raise ConfigError("ppo is trained on the world's true reward: use --scale world.")
@@ -43,7 +43,7 @@ def plan(job: Job) -> Plan:
 
 
 def find(job: Job) -> Findings:
-    """The true reward before and after, with its gain, and its curve for each seed."""
+    """Report the true reward before and after training, its gain, and its curve for each seed."""
     judged = {backbone: _judged(job, backbone) for backbone in job.backbones}
     points = {backbone: points_of(list(seeds)) for backbone, seeds in judged.items()}
     return Findings(

@@ -1,4 +1,4 @@
-"""The experiments by name: what each needs, and what it says. A further one is one line in `EXPERIMENTS`."""
+"""All experiments by name: what each needs and reports. To add one, add a line to `EXPERIMENTS`."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ __all__ = ["EXPERIMENTS", "Experiment"]
 
 @dataclass(frozen=True)
 class Experiment:
-    """A table or figure of the paper, or the study of all."""
+    """A table or figure of the paper, a check of our own, or the study that combines the comparisons."""
 
     summary: str
     plan: Callable[[Job], Plan]
-    """What must be trained and evaluated; cheap, and refuses what the job can't do."""
+    """Return what must be trained and evaluated. Cheap; raises if the job's options don't suit the experiment."""
     find: Callable[[Job], Findings]
-    """What it says, once its plan is done."""
+    """Return the findings, once the plan is complete."""
     execute: Callable[[Job, Plan, Callable[[str], None]], None] = execute
-    """Does what of the plan is missing."""
+    """Do what is missing of the plan."""
     describe: Callable[[Job, Plan], Iterable[str]] = described
-    """The plan in lines."""
+    """Return the plan as lines of text."""
     trains: bool = True
-    """Whether it reads the seeds and the options of training."""
+    """Whether the experiment uses the seeds and the training options."""
     one: tuple[str, ...] = ()
-    """Options of which it reads one value alone: `seeds`, `sets`."""
+    """Options of which the experiment uses a single value: `seeds`, `sets`."""
 
 
 def _find_study(job: Job) -> Findings:
-    """All numbers that are there, in tables, figures and sentences."""
+    """Collect all available results into tables, figures and sentences."""
     return findings_of(study_results.collect(job))
 
 

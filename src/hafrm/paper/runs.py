@@ -1,8 +1,8 @@
-"""Training runs that experiments share: each is named by what it is, trained once, and found again.
+"""Training runs shared by experiments: each is named by its settings, trained once, and later found by its name.
 
-A run's folder is OUT/SCALE/runs/BACKBONE/SETS/METHOD-seedN, with what differs from the method's defaults in its name. A
-finished run with the same options is used as it is, an unfinished one goes on from its last checkpoint, and one with
-other options is refused.
+A run's folder is OUT/SCALE/runs/BACKBONE/SETS/METHOD-seedN, extended by settings that differ from the method's
+defaults. A finished run with the same options is reused, an unfinished one resumes from its last checkpoint, and one
+with other options raises an error.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ RunState = Literal["finished", "unfinished", "missing"]
 Say = Callable[[str], None]
 
 OTHER_OPTIONS = "other options"
-"""How the state begins of a run that a command would refuse."""
+"""Prefix of the state shown for a run that would be refused."""
 
 LOSSES: Mapping[str, LossConfig] = {
     "ipo": LossConfig(policy_loss="ipo"),
-    "simpo": LossConfig(policy_loss="simpo", beta=2.0),  # log-probs a token are small: its source begins at 2
+    "simpo": LossConfig(policy_loss="simpo", beta=2.0),  # per-token log-probs are small: its paper uses 2 and more
     "sft": LossConfig(policy_loss="sft"),
     "probit": LossConfig(reward_loss="probit"),
     "cauchy": LossConfig(reward_loss="cauchy"),
     "hinge": LossConfig(reward_loss="hinge"),
 }
-"""Losses that a run of HAF may have instead of DPO and Bradley-Terry, by the one that differs."""
+"""Losses that can replace DPO or Bradley-Terry in a HAF run, by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,23 +61,23 @@ class Run:
     """One training run of an experiment."""
 
     backbone: str
-    """A backbone of the scale."""
+    """Backbone of the scale."""
     sets: tuple[str, ...]
-    """The paper's names of the sets that it is trained on; several are sampled evenly."""
+    """Paper names of the training sets; several are sampled evenly."""
     method: Method
     seed: int = 0
     policy_ratio: float | None = None
     """Weight of HAF's policy loss; None is the paper's 0.2."""
     loss: str | None = None
-    """The loss of `LOSSES` that differs from the paper's; None: none does."""
+    """Name in `LOSSES` of a loss that replaces one of the paper's; None keeps the paper's losses."""
     share: int = 1
-    """It is trained on one in so many pairs."""
+    """Train on 1/share of the pairs."""
     keep_checkpoints: bool = False
-    """Whether every checkpoint stays, for experiments that compare them."""
+    """Whether to keep every checkpoint, for experiments that compare them."""
 
     @property
     def name(self) -> str:
-        """The run's folder below `runs`."""
+        """Run folder, relative to `runs`."""
         ratio = "" if self.policy_ratio is None else f"-ratio{self.policy_ratio:g}"
         loss = "" if self.loss is None else f"-{self.loss}"
         share = "" if self.share == 1 else f"-1of{self.share}"
@@ -85,7 +85,7 @@ class Run:
         return f"{self.backbone}/{'+'.join(self.sets)}/{self.method}{ratio}{loss}{share}-seed{self.seed}{kept}"
 
     def folder(self, scale: Scale, out: Path) -> Path:
-        """Where the run lies; where rates are being chosen, each rate's run has a folder of its own."""
+        """Return the run's folder; while learning rates are being chosen, its name includes the rate."""
         rate = f"-lr{scale.backbone(self.backbone).learning_rates[self.method]:g}" if scale.tuned else ""
         return out / scale.name / "runs" / f"{self.name}{rate}"
 
@@ -100,19 +100,19 @@ def trained(
     backbone: str | None = None,
     policy_ratio: float | None = None,
 ) -> Path:
-    """The folder of a finished run; trains it first where it is missing.
+    """Return the folder of a finished run, training it first if necessary.
 
     Args:
         scale: Backbones, pairs and options.
         method: `haf`, `baseline` or `dpo`.
-        sets: The paper's names of the sets to train on; several are sampled evenly.
+        sets: Paper names of the training sets; several are sampled evenly.
         seed: Seed of the run.
-        out: The root that experiments share.
+        out: Output root shared by experiments.
         backbone: A backbone of the scale; by default its first.
         policy_ratio: Weight of HAF's policy loss; by default the paper's 0.2.
 
     Raises:
-        ConfigError: the folder holds a run with other options.
+        ConfigError: the folder contains a run with other options.
         HafrmError: training failed.
     """
     run = Run(
@@ -126,7 +126,7 @@ def trained(
 
 
 def train_missing(scale: Scale, run: Run, out: Path) -> Path:
-    """The folder of a run, trained to its end; see `trained`."""
+    """Return the folder of a run, training it first if it is unfinished; see `trained`."""
     config = train_config(scale, run, out, model=scale.backbone(run.backbone).model())
     folder = Path(config.out)
     require_same_options(scale, run, out)
@@ -141,12 +141,12 @@ def train_missing(scale: Scale, run: Run, out: Path) -> Path:
 
 
 def train_config(scale: Scale, run: Run, out: Path, *, model: str) -> TrainConfig:
-    """A run's options.
+    """Return a run's options.
 
     Args:
         scale: Backbones, pairs and options.
         run: The run.
-        out: The root that experiments share.
+        out: Output root shared by experiments.
         model: The backbone's folder or hub id.
     """
     backbone = scale.backbone(run.backbone)
@@ -170,7 +170,7 @@ def train_config(scale: Scale, run: Run, out: Path, *, model: str) -> TrainConfi
 
 
 def write_data(scale: Scale, run: Run, out: Path) -> None:
-    """Write the files of a mixture or of a part of a set, where they are not there yet or their source has changed."""
+    """Write the files of a mixture or of part of a set, if they are missing or their source has changed."""
     for path, drawn in _drawn_files(scale, run, out).items():
         if not is_as_drawn(path, drawn):
             with atomic.new_file(path) as file:
@@ -183,20 +183,23 @@ def _losses(run: Run) -> LossConfig:
 
 
 def other_options(scale: Scale, run: Run, out: Path, *, shown: bool = False) -> str:
-    """The options and data in which a folder's run differs from what is asked for; empty where none does, or no run is.
+    """Describe the options and data in which the run in the folder differs from the request.
 
     Args:
         scale: Backbones, pairs and options.
         run: The run.
-        out: The root that experiments share; it may have been moved since, and the data files, too.
-        shown: Compare with the backbone as a plan prints it, and make no model for that.
+        out: Output root shared by experiments; it and the data files may have moved since.
+        shown: Compare with the backbone's display name instead of making the model.
+
+    Returns:
+        The differences in words; empty if there are none or the folder has no run.
     """
     manifest = read_manifest(run.folder(scale, out))
     if manifest is None:
         return ""
     backbone = scale.backbone(run.backbone)
     model = backbone.shown if shown else backbone.model()
-    if shown and scale.name == "world":  # its backbones are made when they are needed, and not called as they are shown
+    if shown and scale.name == "world":  # world backbones have other names in manifests
         model = manifest["config"]["model"]
     config = train_config(scale, run, out, model=model)
     data = _changed_data(manifest, config, data_prints(scale, run, out))
@@ -205,29 +208,29 @@ def other_options(scale: Scale, run: Run, out: Path, *, shown: bool = False) -> 
 
 
 def require_same_options(scale: Scale, run: Run, out: Path) -> None:
-    """Refuse to show the run of another scale, length or rate, or of other pairs, as this one's.
+    """Raise if the folder's run has another scale, length or rate, or other pairs.
 
     Raises:
-        ConfigError: the folder holds a run with other options.
+        ConfigError: the folder contains a run with other options.
     """
     refuse_other_options(other_options(scale, run, out), run.folder(scale, out))
 
 
 def shown_state(scale: Scale, run: Run, out: Path) -> str:
-    """What a plan says of a run's folder."""
+    """Return the state of a run's folder as shown in a plan."""
     changed = other_options(scale, run, out, shown=True)
     return f"{OTHER_OPTIONS}: {changed}" if changed else state_of(run.folder(scale, out))
 
 
 def state_of(folder: Path) -> RunState:
-    """Whether a run's folder holds a finished run, a part of one, or none."""
+    """Return whether a folder contains a finished run, an unfinished one, or none."""
     if is_finished(folder):
         return "finished"
     return "missing" if read_manifest(folder) is None else "unfinished"
 
 
 def command(config: TrainConfig) -> list[str]:
-    """The words of the `hafrm train` that does the same; values that are the defaults are left out."""
+    """Return the equivalent `hafrm train` command as words, without options that have their default value."""
     words = ["hafrm", "train", "--model", config.model, "--data", *config.data, "--eval_data", *config.eval_data]
     words += ["--method", config.method]
     defaults = asdict(LossConfig())
@@ -249,7 +252,7 @@ def _yaml(value: Any) -> str:
 
 
 def _data(scale: Scale, sets: Sequence[str], split: Literal["train", "validation"], out: Path) -> list[str]:
-    """The data names of a run's pairs: a set whole, or an even share of each of several."""
+    """Return the data names of a run's pairs: one whole set, or an even share of each of several."""
     if len(sets) == 1:
         return [getattr(scale.sets[sets[0]], split)]
     if scale.mixed is not None:
@@ -261,7 +264,7 @@ def _data(scale: Scale, sets: Sequence[str], split: Literal["train", "validation
 
 
 def _is_cut(scale: Scale, run: Run) -> bool:
-    """Whether a run has a file of its own, with a part of its set's pairs."""
+    """Return whether a run trains on its own file with part of its set's pairs."""
     return len(run.sets) == 1 and (run.share > 1 or scale.cap is not None)
 
 
@@ -275,7 +278,7 @@ def _mixture_files(scale: Scale, sets: Sequence[str], split: str, out: Path) -> 
 
 
 def _drawn_files(scale: Scale, run: Run, out: Path) -> dict[Path, Drawn]:
-    """The files of a run's own: a part of its set, or equally many pairs of each, as many as the smallest has.
+    """Return the files written for a run: part of its set, or from each set as many pairs as the smallest has.
 
     The paper samples "evenly" from its sets (section 4.1.2) and does not say how many pairs.
     """
@@ -296,9 +299,9 @@ def _drawn_files(scale: Scale, run: Run, out: Path) -> dict[Path, Drawn]:
 
 
 def data_prints(scale: Scale, run: Run, out: Path) -> dict[str, str | None]:
-    """The fingerprints of a run's pairs as they would be read or drawn now, by data name.
+    """Return the fingerprints of a run's pairs as they would be read or sampled now, by data name.
 
-    None stands for sets of the world and the hub, which are known by their names alone.
+    None is used for sets of the world and the hub, which are identified by name only.
     """
     drawn = {str(path): each for path, each in _drawn_files(scale, run, out).items()}
     config = train_config(scale, run, out, model="")
@@ -313,12 +316,14 @@ def data_prints(scale: Scale, run: Run, out: Path) -> dict[str, str | None]:
 
 
 def _changed_data(manifest: dict[str, Any], config: TrainConfig, prints: Mapping[str, str | None]) -> str:
-    """The data that differ from a manifest's, in words. The same pairs may have moved; names that are no files may not.
+    """Describe the data that differ from a manifest's.
+
+    Files may have moved if their pairs are the same; names of other data must match.
 
     Args:
-        manifest: That of the folder's run.
-        config: What is asked for.
-        prints: What `data_prints` gave.
+        manifest: Manifest of the folder's run.
+        config: The requested options.
+        prints: Result of `data_prints`.
     """
     changes = []
     for part, option in (("train", "data"), ("eval", "eval_data")):

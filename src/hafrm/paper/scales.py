@@ -1,8 +1,8 @@
-"""Scales: on which backbones, pairs and training options an experiment runs.
+"""Scales: the backbones, pairs and training options that an experiment runs with.
 
-`world` is the simulated world with the project's own small backbones; `small` a backbone and a folder of files of the
-user's; `paper` the paper's models, published sets and settings (section 3, Table 5, Appendix A). A scale knows the
-paper's names of the five sets and where their pairs are. It loads nothing until it is asked for a model or a mixture.
+`world` is the simulated world with its own small backbones; `small` uses the user's backbones and folder of data
+files; `paper` uses the paper's models, published sets and settings (section 3, Table 5, Appendix A). A scale maps the
+paper's names of the five sets to their pairs. It loads nothing until a model or a mixture is requested.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ __all__ = [
 ScaleName = Literal["world", "small", "paper"]
 
 WORLD_MAX_LENGTH = 256
-"""The context of the world's backbones, in tokens; its texts are far shorter."""
+"""Context length of the world's backbones in tokens; its texts are far shorter."""
 
 MIXED_PAIRS = {"train": 800, "validation": 80}
-"""Pairs of each set in the world's mixture, as in the demo."""
+"""Pairs per set in the world's mixture, as in the demo."""
 
 _WORLD_NAMES = {"Helpful": "helpful", "Harmless": "harmless", "CA": "arena", "BS": "safe", "AHP": "human-pref"}
 _HUB_NAMES = {
@@ -56,14 +56,14 @@ _FILE_NAMES = {
     "BS": "pku_safe",
     "AHP": "alpaca_gpt4",
 }
-"""Which file stands for which of the paper's sets."""
+"""Data file used for each of the paper's sets."""
 
 _PHI_LR, _MISTRAL_LR = 1e-5, 3e-5
 
 
 @dataclass(frozen=True, kw_only=True)
 class SetFiles:
-    """The data names of one set's three splits."""
+    """Data names of one set's three splits."""
 
     train: str
     validation: str
@@ -72,23 +72,23 @@ class SetFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone:
-    """A model to start from, and how it is trained."""
+    """A model to start from, and how to train it."""
 
     name: str
-    """What the command line calls it."""
+    """Name on the command line."""
     paper_name: str | None
-    """The backbone of the paper that its numbers stand beside; None where there is none."""
+    """Name of the paper's backbone whose numbers are shown for comparison; None if there is none."""
     model: Callable[[], str]
-    """The folder or hub id; may train a small model first."""
+    """Return the folder or hub id; may train a small model first."""
     shown: str
-    """The model as a plan prints it, without making it."""
+    """Display name in plans, available without making the model."""
     lora: LoraOptions = field(default_factory=LoraOptions)
     learning_rates: Mapping[Method, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Overrides:
-    """What a user may set on top of a scale."""
+    """User settings that override a scale's."""
 
     steps: int | None = None
     learning_rate: float | None = None
@@ -108,38 +108,38 @@ class Overrides:
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """Everything of an experiment that is not its design."""
+    """Everything about an experiment except its design: backbones, data and training options."""
 
     name: ScaleName
     backbones: Mapping[str, Backbone]
     sets: Mapping[str, SetFiles]
-    """By the paper's names."""
+    """Files by the paper's set names."""
     training: Mapping[str, Any]
-    """Fields of TrainingArguments that all runs share, without learning rate and seed."""
+    """TrainingArguments fields shared by all runs, without learning rate and seed."""
     max_length: int
     early_stopping: int = 0
     mixed: Mapping[str, int] | None = None
-    """Pairs of each set in a mixture, by split, where data names can be cut; None: an even sample is written."""
+    """Pairs per set in a mixture, by split, if data names can be sliced; None: an even sample is written to files."""
     cap: int | None = None
-    """The most training pairs of a set; None: all."""
+    """Maximum number of training pairs per set; None uses all."""
     tuned: bool = False
-    """Whether learning rates are chosen among several, so that a run's folder tells its own."""
+    """Whether learning rates are chosen among several, so that a run's folder includes its rate."""
 
     @property
     def cap_suffix(self) -> str:
-        """What the cap adds to the names of files that hold pairs, or what is made of them."""
+        """Suffix that the cap adds to the names of files with pairs and of files derived from them."""
         return "" if self.cap is None else f"-of{self.cap}"
 
     def at_rates(self, backbone: str, rates: Mapping[Method, float]) -> Scale:
-        """This scale with a backbone's learning rates chosen."""
+        """Return this scale with the given learning rates for a backbone."""
         chosen = replace(self.backbone(backbone), learning_rates={**self.backbone(backbone).learning_rates, **rates})
         return replace(self, backbones={**self.backbones, backbone: chosen}, tuned=True)
 
     def backbone(self, name: str | None = None) -> Backbone:
-        """A backbone by name; by default the first.
+        """Return a backbone by name; by default the first.
 
         Raises:
-            ConfigError: the scale has none of that name.
+            ConfigError: the scale has no backbone of that name.
         """
         name = name or next(iter(self.backbones))
         if name not in self.backbones:
@@ -152,17 +152,17 @@ _Value = TypeVar("_Value")
 
 
 def _or(asked: _Value | None, default: _Value) -> _Value:
-    """What was asked for, zero included, or the default."""
+    """Return the requested value, zero included, or the default if it is None."""
     return default if asked is None else asked
 
 
 def world_training(steps: int) -> dict[str, Any]:
-    """The world's training options. So small a model takes a larger rate than the paper's, the same for all methods."""
+    """Return the world's training options. So small a model needs a larger rate than the paper's."""
     return {"max_steps": steps, "learning_rate": 5e-4, "eval_steps": 60, "save_steps": 60}
 
 
 def world_scale(overrides: Overrides) -> Scale:
-    """The simulated world: 2,000 training pairs a set, 240 steps of 16 pairs."""
+    """Return the simulated world's scale: 2,000 training pairs per set, 240 steps of 16 pairs."""
     training = world_training(_or(overrides.steps, 240))
     rate = _or(overrides.learning_rate, training.pop("learning_rate"))
     backbones = [
@@ -191,13 +191,14 @@ def world_scale(overrides: Overrides) -> Scale:
 
 
 def small_scale(overrides: Overrides, *, backbones: Sequence[str], data_folder: str | None) -> Scale:
-    """A user's backbones on a user's files, NAME-train.jsonl.gz and so on for the names in `_FILE_NAMES`.
+    """Return a scale with the user's backbones and files, NAME-train.jsonl.gz etc. for the names in `_FILE_NAMES`.
 
-    A backbone is known by its folder's name, however the path is written, and each has a twin NAME-lora, which trains
-    adapters of rank 8 on every linear layer.
+    A backbone is identified by its folder's name, however the path is written. Each has a twin NAME-lora, which trains
+    rank-8 adapters on every linear layer.
 
     Raises:
-        ConfigError: backbones or folder are not given, two have one name, one has none, or a file is missing.
+        ConfigError: backbones or folder are not given, two backbones have the same name, one has no name, or a file is
+            missing.
     """
     if not backbones or data_folder is None:
         raise ConfigError("scale: small needs --backbone FOLDER and --data_folder FOLDER.")
@@ -248,13 +249,13 @@ def _files(folder: Path, name: str) -> SetFiles:
 
 
 def paper_scale(overrides: Overrides) -> Scale:
-    """The paper's: three models, five published sets, 3200 steps of 16 pairs; LoRA for the 7B models."""
+    """Return the paper's scale: three models, five published sets, 3200 steps of 16 pairs; LoRA for the 7B models."""
     lora = LoraOptions(rank=64, alpha=16)
     slow, fast = (dict.fromkeys(get_args(Method), rate) for rate in (_PHI_LR, _MISTRAL_LR))
     described = (
         ("phi-2", "Phi-2", "microsoft/phi-2", LoraOptions(), slow),
         ("mistral-base", "Mistral-base", "mistralai/Mistral-7B-v0.3", lora, fast),
-        # Appendix A: this backbone's baseline has the lower rate.
+        # Appendix A: this backbone's baseline uses the lower rate.
         ("mistral-instruct", "Mistral", "mistralai/Mistral-7B-Instruct-v0.2", lora, fast | {"baseline": _PHI_LR}),
     )
     backbones = {
@@ -286,10 +287,10 @@ def paper_scale(overrides: Overrides) -> Scale:
 
 
 def in_paper_order(names: Sequence[str]) -> tuple[str, ...]:
-    """The paper's data sets among `names`, in Table 2's order.
+    """Return the paper's data sets among `names`, in Table 2's order.
 
     Raises:
-        ConfigError: a name is none of the five, or there is none.
+        ConfigError: a name is not one of the five, or `names` is empty.
     """
     unknown = [name for name in names if name not in SETS]
     if unknown or not names:

@@ -1,7 +1,7 @@
-"""What Figure 4 and Tables 4 and 11 share: each backbone answers test prompts, and the three methods' models choose.
+"""Selection experiment of Figure 4 and Tables 4 and 11: backbones answer test prompts, the methods' models choose.
 
-As in section 4.2.1, reward models and responses come from the same backbone, 8 responses a prompt, and 4 for Phi-2. A
-set's models choose among responses to that set's test prompts. In the world its oracle judges.
+As in section 4.2.1, reward models and responses come from the same backbone, with 8 responses per prompt (4 for
+Phi-2). A set's models choose among responses to that set's test prompts. In the world, its oracle judges.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ from hafrm.training.config import Method
 __all__ = ["Region", "Selections", "agreements", "draws_of", "plan", "recalls", "regions", "select", "win_rates"]
 
 _PROMPTS = 200
-"""Test prompts of each set; the paper does not say how many it takes."""
+"""Test prompts per set; the paper does not state its number."""
 
 _DRAWS, _DRAWS_OF = 8, {"Phi-2": 4}
 
 Region = frozenset[Method]
-"""The methods that chose the best response."""
+"""Methods that chose the best response."""
 
 
 @dataclass(frozen=True)
 class Selections:
-    """What was chosen among the responses of one backbone to one set's prompts."""
+    """Selections among one backbone's responses to one set's prompts."""
 
     prompts: Sequence[ScoredPrompt]
     models: Mapping[Method, tuple[str, ...]]
-    """Each method's runs, one a seed."""
+    """Each method's runs, one per seed."""
 
     @property
     def telling(self) -> list[ScoredPrompt]:
-        """The prompts with more than one distinct response."""
+        """Prompts with more than one distinct response."""
         return [prompt for prompt in self.prompts if len(prompt.counts) > 1]
 
 
 def plan(job: Job) -> Plan:
-    """The runs of Table 2.
+    """Plan the runs of Table 2.
 
     Raises:
-        ConfigError: there is nobody to judge.
+        ConfigError: no judge is available.
     """
     if job.scale.name != "world" and job.judge is None:
         raise ConfigError(
@@ -71,12 +71,12 @@ def plan(job: Job) -> Plan:
 
 
 def draws_of(job: Job, backbone: str) -> int:
-    """Responses to each prompt."""
+    """Return the number of responses per prompt."""
     return _DRAWS_OF.get(job.scale.backbone(backbone).paper_name or "", _DRAWS)
 
 
 def select(job: Job, backbone: str, name: str) -> Selections:
-    """Sample from a backbone, and let all methods' models of a set choose; what is there is not done again.
+    """Sample from a backbone and let all models of a set choose; existing results are reused.
 
     Raises:
         HafrmError: a model can't be loaded, or nothing could be sampled or scored.
@@ -91,7 +91,7 @@ def select(job: Job, backbone: str, name: str) -> Selections:
             n=draws_of(job, backbone),
             prompts=_PROMPTS,
             max_length=job.scale.max_length,
-            sampling=SampleOptions(max_new_tokens=job.scale.max_length // 2),  # the paper's RLHF: 256 of 512
+            sampling=SampleOptions(max_new_tokens=job.scale.max_length // 2),  # as in the paper's RLHF: 256 of 512
         )
     )
     models = {
@@ -114,7 +114,7 @@ def select(job: Job, backbone: str, name: str) -> Selections:
 
 
 def recalls(selections: Selections, k: int, what: str) -> dict[str, Measured]:
-    """How often what each method chooses is among the judge's best k, beside a random and the longest response.
+    """Measure how often each method's choice is among the judge's best k, as well as a random and the longest response.
 
     Raises:
         DataError: no prompt has more than k distinct responses.
@@ -140,9 +140,9 @@ def recalls(selections: Selections, k: int, what: str) -> dict[str, Measured]:
 
 
 def win_rates(selections: Selections) -> dict[Method, Measured]:
-    """How often what each method chooses is the best of what the three choose: Figure 4's circles.
+    """Measure how often each method's choice is the best of the three choices: Figure 4's circles.
 
-    The longest response is no method, so `length_accuracy` is NaN.
+    Picking the longest response does not apply here, so `length_accuracy` is NaN.
     """
     prompts = selections.telling
     by_seed = [best_shares(prompts, runs) for runs in zip(*selections.models.values(), strict=True)]
@@ -157,7 +157,7 @@ def win_rates(selections: Selections) -> dict[Method, Measured]:
 
 
 def regions(selections: Selections) -> dict[Region, float]:
-    """The share of prompts whose best selection is that of exactly these methods, over all seeds."""
+    """Return the share of prompts whose best choice was made by exactly these methods, averaged over seeds."""
     found: dict[Region, list[float]] = {}
     by_seed = list(zip(*selections.models.values(), strict=True))
     for runs in by_seed:
@@ -170,7 +170,7 @@ def regions(selections: Selections) -> dict[Region, float]:
 
 
 def agreements(selections: Selections) -> dict[tuple[Method, Method], float]:
-    """The share of prompts for which two methods choose the same response, the mean over seeds."""
+    """Return the share of prompts for which two methods choose the same response, averaged over seeds."""
     prompts = selections.telling
 
     def same(first: str, second: str) -> float:

@@ -39,19 +39,19 @@ __all__ = [
 ]
 
 METHOD_NAMES: Mapping[Method, str] = {"dpo": "DPO", "baseline": "Baseline", "haf": "HAF"}
-"""The methods as the paper writes them, in its order."""
+"""Display names of the methods, in the paper's order."""
 
 LEGEND = tuple(METHOD_NAMES.items())
-"""The figures' legend."""
+"""Legend of the figures."""
 
 
 def plan(job: Job) -> Plan:
-    """HAF, the baseline and DPO for each set, tested on it."""
+    """Plan HAF, the baseline and DPO for each set, tested on the same set."""
     return comparison_plan(job, [((name,), (name,)) for name in job.sets])
 
 
 def find(job: Job) -> Findings:
-    """The table, ours above the paper's, the relations, and bars."""
+    """Build the table (ours above the paper's), the relations and the bars."""
     cells = {backbone: own_cells(job, backbone) for backbone in job.backbones}
     relations = [each for backbone, table in cells.items() for each in _relations(job, backbone, table)]
     return Findings(
@@ -75,7 +75,7 @@ def find(job: Job) -> Findings:
 
 
 def intro(job: Job, what: str) -> str:
-    """What was run, in plain words, and how accuracies are to be read: of experiments that show them."""
+    """Describe what was run and how to read the accuracies."""
     spread = "; ± is the standard deviation over seeds" if len(job.seeds) > 1 else ""
     return (
         f"{what} {setting(job, job.seeds)} Accuracies in percent, a tie counting one half; in brackets 95% intervals, "
@@ -84,17 +84,17 @@ def intro(job: Job, what: str) -> str:
 
 
 def setting(job: Job, seeds: Sequence[int]) -> str:
-    """The scale, the backbones and the seeds that were run, none where nothing is trained, as a sentence."""
+    """Describe scale, backbones and seeds in a sentence; without seeds if nothing is trained."""
     return f"Scale {job.scale.name}, backbones {', '.join(job.backbones)}{', ' if seeds else ''}{seeds_words(seeds)}."
 
 
 def seeds_words(seeds: Sequence[int]) -> str:
-    """How many seeds and which, in words; empty for none."""
+    """Describe the number of seeds and list them; empty for none."""
     return f"{len(seeds)} seed{'s' * (len(seeds) > 1)} ({', '.join(map(str, seeds))})" if seeds else ""
 
 
 def scale_notes(job: Job) -> tuple[str, ...]:
-    """What a reader must know to set our numbers beside the paper's."""
+    """Return the notes needed to compare our numbers with the paper's."""
     if job.scale.name == "world":
         return (
             "The simulated world stands for the paper's models and sets by role only: compare signs and sizes of "
@@ -106,18 +106,18 @@ def scale_notes(job: Job) -> tuple[str, ...]:
 
 
 def own_cells(job: Job, backbone: str) -> SetTable:
-    """Each set's models on that set."""
+    """Measure each set's models on that set."""
     return {name: measure(job, (name,), (name,), backbone=backbone)[name] for name in job.sets}
 
 
 def measured_cell(cell: Measured) -> str:
-    """An accuracy with its interval, or with the spread over seeds where several were run."""
+    """Format an accuracy with its interval, and with the spread over seeds if there are several."""
     spread = f"± {percent(cell.spread)}" if cell.spread is not None else ""
     return " ".join(part for part in (percent(cell.accuracy), spread, interval(cell.ci95, percent)) if part)
 
 
 def group_of(name: str, row: Mapping[Method, Measured], light: Mapping[Method, Measured] | None = None) -> BarGroup:
-    """One set's bars."""
+    """Return one set's bars."""
     return BarGroup(
         name,
         tuple(
@@ -128,7 +128,7 @@ def group_of(name: str, row: Mapping[Method, Measured], light: Mapping[Method, M
 
 
 def accuracy_rows(backbone: str, table: SetTable) -> list[tuple[Cell, ...]]:
-    """The rows of one backbone, the best of each set in bold and the second underlined, over length-only and random."""
+    """Return one backbone's rows (best in bold, second underlined per set), followed by length-only and random."""
     averages = {method: average_of([row[method] for row in table.values()]) for method in METHOD_NAMES}
     columns = [
         ranked([row[m].accuracy for m in METHOD_NAMES], [measured_cell(row[m]) for m in METHOD_NAMES])
@@ -174,10 +174,10 @@ def _relations(job: Job, backbone: str, table: SetTable) -> Sequence[Relation]:
 
 
 def _printed(paper_name: str | None) -> dict[str, dict[str, float]]:
-    """The paper's accuracies of one backbone by method and set, the printed average among them."""
+    """Return the paper's accuracies of one backbone by method and set, including the printed average."""
     return {row.method: {**row.accuracy, AVERAGE: row.average} for row in numbers.TABLE_2 if row.backbone == paper_name}
 
 
 def _gain(printed: Mapping[str, Mapping[str, float]], over: str, name: str) -> float | None:
-    """HAF's printed accuracy less another method's, as a share."""
+    """Return HAF's printed accuracy minus another method's, as a share."""
     return round(printed["haf"][name] - printed[over][name], 2) / 100 if printed else None

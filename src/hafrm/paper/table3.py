@@ -1,4 +1,4 @@
-"""Table 3: accuracy out of domain: a model is tested on the other sets of its category (section 4.1.3)."""
+"""Table 3: accuracy out of domain. A model is tested on the other sets of its category (section 4.1.3)."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ __all__ = ["find", "plan", "transfer_cell"]
 
 
 def plan(job: Job) -> Plan:
-    """Each set's models, tested on the other sets of its category."""
+    """Plan each set's models, tested on the other sets of its category."""
     return comparison_plan(job, [((name,), others_of(name)) for name in _order(job)])
 
 
 def others_of(name: str) -> tuple[str, ...]:
-    """The other sets of a set's category, in the paper's order."""
+    """Return the other sets of a set's category, in the paper's order."""
     return tuple(other for other in numbers.CATEGORIES[numbers.category_of(name)] if other != name)
 
 
 def find(job: Job) -> Findings:
-    """The table in the paper's form, ours above the paper's, and the relations."""
+    """Build the table in the paper's format (ours above the paper's) and the relations."""
     cells = {
         backbone: {name: measure(job, (name,), others_of(name), backbone=backbone) for name in _order(job)}
         for backbone in job.backbones
@@ -69,7 +69,7 @@ def find(job: Job) -> Findings:
 
 
 def transfer_cell(haf: float, above_baseline: float, above_dpo: float) -> Markup:
-    """A cell as the paper prints it, from shares: HAF's accuracy, the gain over the baseline above, over DPO below."""
+    """Format a cell as in the paper, from shares: HAF's accuracy, the gain over the baseline above, over DPO below."""
     return Markup("{:.2f} <sup>({})</sup><sub>({})</sub>").format(100 * haf, _arrow(above_baseline), _arrow(above_dpo))
 
 
@@ -126,7 +126,7 @@ def _with_category(name: str) -> Markup:
 
 
 def _relations(job: Job, backbone: str, tables: Mapping[str, SetTable]) -> list[Relation]:
-    """For each rival: each training set, averaged over the sets tested on, and the mean of those."""
+    """For each rival, compare per training set (averaged over its test sets) and averaged over training sets."""
     printed = {(row.backbone, row.source): row for row in numbers.TABLE_3}.get(
         (job.scale.backbone(backbone).paper_name or "", "internal")
     )
@@ -147,7 +147,7 @@ def _relations(job: Job, backbone: str, tables: Mapping[str, SetTable]) -> list[
 
 
 def _external(job: Job) -> dict[str, dict[str, dict[Method, float]]]:
-    """Accuracies on RewardBench's section of each training set's category: by backbone, set and method."""
+    """Measure accuracies on RewardBench's section of each training set's category, by backbone, set and method."""
     assert job.rewardbench is not None
     table: dict[str, dict[str, dict[Method, float]]] = {}
     for backbone in job.backbones:

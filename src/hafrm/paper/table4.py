@@ -1,4 +1,4 @@
-"""Tables 4 and 11: is what a reward model chooses among the judge's best one or two responses?"""
+"""Tables 4 and 11: is a reward model's choice among the judge's best one or two responses?"""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ K = Literal[1, 2]
 
 _KS: tuple[K, ...] = (1, 2)
 _METHODS: tuple[Method, ...] = ("baseline", "dpo", "haf")
-"""The methods in Table 4's order."""
+"""Methods in Table 4's order."""
 
 ByK = dict[K, dict[str, dict[str, Measured]]]
-"""Recalls by k, then by set, then by who chooses."""
+"""Recalls by k, then by set, then by method or reference."""
 
 
 def find(job: Job) -> Findings:
-    """Table 4: averages over the sets, and over those of the category Chat, ours above the paper's."""
+    """Build Table 4: averages over all sets and over those of the category Chat, ours above the paper's."""
     found = {backbone: _recalls(job, backbone) for backbone in job.backbones}
     columns = [(backbone, name, sets) for backbone in job.backbones for name, sets in _averages(job).items()]
     rows: list[tuple[Cell, ...]] = []
@@ -51,7 +51,7 @@ def find(job: Job) -> Findings:
 
 
 def find_by_set(job: Job) -> Findings:
-    """Table 11: each set, ours above the paper's."""
+    """Build Table 11: recalls for each set, ours above the paper's."""
     found = {backbone: _recalls(job, backbone) for backbone in job.backbones}
     rows: list[tuple[Cell, ...]] = []
     for backbone in job.backbones:
@@ -69,7 +69,7 @@ def find_by_set(job: Job) -> Findings:
 
 
 def intro(job: Job) -> str:
-    """What was run, in plain words."""
+    """Describe what was run."""
     draws = ", ".join(f"{draws_of(job, backbone)} by {backbone}" for backbone in job.backbones)
     judge = "the world's oracle" if job.scale.name == "world" else job.judge
     return (
@@ -79,7 +79,7 @@ def intro(job: Job) -> str:
 
 
 def notes(job: Job) -> tuple[str, ...]:
-    """How prompts and responses are counted."""
+    """Explain how prompts and responses are counted."""
     return (
         "Equal responses count once, and prompts with no more distinct responses than places are left out; so a random "
         "choice is right a little more often than k / N. Where the judge gives equal rewards, places go by lot.",
@@ -92,13 +92,13 @@ def _recalls(job: Job, backbone: str) -> ByK:
 
 
 def _averages(job: Job) -> dict[str, tuple[str, ...]]:
-    """The columns of Table 4: which sets each is the mean of."""
+    """Return the columns of Table 4 with the sets that each averages."""
     chat = tuple(name for name in job.sets if numbers.category_of(name) == "Chat")
     return {"All": job.sets} | ({"Chat": chat} if chat else {})
 
 
 def _marked(row: Mapping[str, Measured]) -> list[Cell]:
-    """One column: random, the longest, and the methods with the best in bold and the second underlined."""
+    """Return one column: random, longest, and the methods with the best in bold and the second underlined."""
     worded = [measured_cell(row[method]) for method in _METHODS]
     methods = ranked([row[method].accuracy for method in _METHODS], worded)
     return [percent(row[RANDOM].accuracy), percent(row[LONGEST].accuracy), *methods]
@@ -110,7 +110,7 @@ def _rows(what: str, columns: list[list[Cell]]) -> list[tuple[Cell, ...]]:
 
 
 def _relations(job: Job, backbone: str, found: ByK) -> list[Relation]:
-    """HAF's recall above the others', with paired intervals, beside the paper's differences in Table 11."""
+    """Compare HAF's recall with the other methods', with paired intervals and the paper's differences in Table 11."""
     printed = job.scale.backbone(backbone).paper_name
     every = []
     for k in _KS:
@@ -131,7 +131,7 @@ def _relations(job: Job, backbone: str, found: ByK) -> list[Relation]:
 
 
 def _gain(backbone: str | None, over: Rival, name: str, k: K) -> float | None:
-    """HAF's printed recall less another method's, as a share; None for backbones that the paper does not sample."""
+    """Return HAF's printed recall minus another method's, as a share; None for backbones not in Table 11."""
     if backbone is None or (backbone, "haf") not in numbers.TABLE_11:
         return None
     ours, theirs = numbers.TABLE_11[backbone, "haf"][name], numbers.TABLE_11[backbone, over][name]

@@ -1,4 +1,4 @@
-"""Tables 6 and 7: how widely perplexities spread under the untrained backbone, and what that foretells of DPO."""
+"""Tables 6 and 7: variance of perplexity under the untrained backbone, and its correlation with DPO's gain."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from hafrm.report.findings import Findings, Table
 __all__ = ["find", "find_correlation", "plan", "plan_correlation"]
 
 _COLUMNS = {"win": "pp_win", "lose": "pp_lose", "win - lose": "pp_difference"}
-"""Table 7's columns, and what they are called here."""
+"""Table 7's columns, mapped to our field names."""
 
 
 def plan(job: Job) -> Plan:
-    """Nothing is trained: the backbones are read as they are."""
+    """Plan nothing: the backbones are used untrained."""
     return Plan(())
 
 
 def find(job: Job) -> Findings:
-    """Table 6, ours above the paper's."""
+    """Build Table 6, ours above the paper's."""
     cells = {backbone: _variances(job, backbone) for backbone in job.backbones}
     rows = [
         (f"{backbone}, {row}", *(f"{getattr(each, field):.3f}" for each in table.values()))
@@ -47,10 +47,10 @@ def find(job: Job) -> Findings:
 
 
 def plan_correlation(job: Job) -> Plan:
-    """The runs and evaluations of Table 2.
+    """Plan the runs and evaluations of Table 2.
 
     Raises:
-        ConfigError: the sets are too few to correlate anything over.
+        ConfigError: fewer than three sets, too few for a correlation.
     """
     if len(job.sets) < 3:
         raise ConfigError("sets: table7 correlates over sets, so it needs three or more.")
@@ -58,7 +58,7 @@ def plan_correlation(job: Job) -> Plan:
 
 
 def find_correlation(job: Job) -> Findings:
-    """Table 7, ours above the paper's."""
+    """Build Table 7, ours above the paper's."""
     found = {backbone: _correlation(job, backbone) for backbone in job.backbones}
     rows = [
         (f"{backbone}, {name}", *(f"{getattr(getattr(each, field), value):.4f}" for field in _COLUMNS.values()))
@@ -81,7 +81,7 @@ def find_correlation(job: Job) -> Findings:
 
 
 def _variances(job: Job, backbone: str) -> Mapping[str, PerplexityVariance]:
-    """Each set's perplexities under a backbone."""
+    """Compute the perplexity variances of each set under a backbone."""
     names = {name: job.scale.sets[name].test for name in job.sets}
     config = PerplexityConfig(
         models=[job.scale.backbone(backbone).model()],

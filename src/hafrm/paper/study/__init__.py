@@ -1,7 +1,7 @@
-"""The study: does hybrid alignment pay? Every comparison, on the backbones at hand, with seeds and paired tests.
+"""The study: does hybrid alignment help? All comparisons on the given backbones, with several seeds and paired tests.
 
-`options` says what of it is asked for, `trials` which runs and scorings that is, `planning` in which order, `costs` for
-how many hours. `work` does what is missing and keeps a `journal` of all that was started, `rates` chooses learning
-rates, `words` is the bag-of-words rival. `results` turns raw scores into numbers, `telling` numbers into tables
-and sentences, `drawing` into figures, both with the names of `labels`, and `publishing` puts them into the docs.
+`options` defines what to run, `trials` the runs and scorings this needs, `planning` their order, and `costs` estimates
+the hours. `work` does what is missing and logs it in a `journal`, `rates` chooses learning rates, `words` is the
+bag-of-words baseline. `results` turns raw scores into numbers, `telling` turns numbers into tables and sentences, and
+`drawing` into figures, both with the names in `labels`; `publishing` writes them into the docs.
 """

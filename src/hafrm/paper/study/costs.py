@@ -1,8 +1,8 @@
-"""How long runs will take: an estimate from counts of operations, which finished runs of the same study correct.
+"""Estimate how long runs will take by counting operations, corrected by finished runs of the same study.
 
-The operations of a run are those of its matrix products: training pairs three times (forward, and twice as much
-backward; twice where only adapters are trained), validation and test pairs once, the reference once for each set. What
-is counted is exact to perhaps a third; then the journal's times take over.
+Counts the operations of matrix products: training pairs three times (one forward pass, and a backward pass that costs
+two; with adapters only, it costs one), validation and test pairs once, the reference once per set. The estimate is
+accurate to about a third until the journal has times of finished runs.
 """
 
 from __future__ import annotations
@@ -26,39 +26,39 @@ from hafrm.paper.study.trials import Scoring
 __all__ = ["Costs", "is_local"]
 
 _SPEED = 50e9
-"""Operations a second of one thread, on backbones of some million parameters."""
+"""Operations per second of one thread, for backbones of a few million parameters."""
 
 _OVERHEAD = 3.0
 """Seconds to read pairs, load a model and write it."""
 
 _SAMPLE = 64
-"""Pairs of each set that are encoded to know how long they are."""
+"""Pairs per set that are encoded to estimate lengths."""
 
 
 @dataclass(frozen=True)
 class _SetSize:
-    """Pairs of a set's splits, and what a pair is in tokens."""
+    """Pairs per split of a set, and mean lengths of a pair."""
 
     pairs: Mapping[str, int]
     tokens: float
-    """Tokens of a pair, its prompt counted once."""
+    """Mean tokens per pair, counting its prompt once."""
     responses: float
-    """Those of them that a policy loss reads."""
+    """Mean response tokens per pair, which a policy loss reads."""
 
 
 class Costs:
-    """Foretells the seconds of runs and scorings.
+    """Estimates the seconds of runs and scorings.
 
     Args:
-        job: What was asked for; its backbones must be folders on this machine.
-        slowness: What all is multiplied with.
+        job: The reproduction job; its backbones must be local folders.
+        slowness: Factor that multiplies all estimates.
     """
 
     def __init__(self, job: Job, slowness: float = 1.0) -> None:
         self.job, self.slowness = job, slowness
 
     def run(self, run: Run) -> float:
-        """Seconds of training."""
+        """Estimate the seconds of a training run."""
         scale = self.job.scale
         steps = scale.training["max_steps"]
         batch = scale.training.get("per_device_train_batch_size", 16)
@@ -72,7 +72,7 @@ class Costs:
         return self._seconds(run, seen + held_out, policy=policy) + self.slowness * _OVERHEAD
 
     def scoring(self, scoring: Scoring) -> float:
-        """Seconds of scoring; a policy's rewards need the reference too."""
+        """Estimate the seconds of a scoring; a policy's rewards also need the reference."""
         policy = scoring.run.method == "dpo" or scoring.head in ("policy", "combined")
         pairs = self._sets[scoring.tested_on].pairs["test"]
         return (
@@ -80,7 +80,7 @@ class Costs:
         )
 
     def _mean(self, run: Run, split: str) -> float:
-        """Pairs of a run's split: of a mixture as many of each set as the smallest has."""
+        """Return the pairs in a run's split; a mixture has as many from each set as the smallest has."""
         counts = [self._sets[name].pairs[split] for name in run.sets]
         return min(counts) * len(counts) / (run.share if split == "train" else 1)
 
@@ -92,7 +92,7 @@ class Costs:
 
     @cached_property
     def _products(self) -> dict[str, tuple[int, int]]:
-        """By backbone: parameters that every token is multiplied with, and those of the LM head."""
+        """Parameters that every token is multiplied with, and parameters of the LM head, by backbone."""
         found = {}
         for name in self.job.backbones:
             config = AutoConfig.from_pretrained(self.job.scale.backbone(name).model())
@@ -127,5 +127,5 @@ class Costs:
 
 
 def is_local(job: Job) -> bool:
-    """Whether all backbones are folders here, so that their costs can be foretold without fetching anything."""
+    """Return whether all backbones are local folders, so that costs can be estimated without downloads."""
     return all(Path(job.scale.backbone(name).shown).is_dir() for name in job.backbones)

@@ -1,4 +1,4 @@
-"""The study's figures, from `results.json` alone."""
+"""Draw the study's figures from `results.json` alone."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _Grid = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 
 def figures_of(results: Mapping[str, Any]) -> Iterator[tuple[str, Markup]]:
-    """The figures by name: accuracies in domain and on mixtures, and the curves over shares and ratios.
+    """Yield the figures by name: accuracies in domain and on mixtures, and the curves over shares and ratios.
 
     Args:
-        results: What `collect` gave, or what was read from its file.
+        results: Results of `collect`, or its file's contents.
     """
     legend = tuple((method, ROWS[method]) for method in _METHODS)
     for part in ("table2", "mixed"):
@@ -42,7 +42,7 @@ _METHODS = ("dpo", "baseline", "haf")
 
 
 def _bars_said(part: str, backbone: str, grid: _Grid, results: Mapping[str, Any]) -> str:
-    """What the bars show: of which seeds, and where there is no interval."""
+    """Describe the bars: which seeds they average, and where there are no intervals."""
     cells = [cell for row in grid.values() for method, cell in row.items() if method in _METHODS]
     fewer = "" if all(len(cell["seeds"]) == len(results["seeds"]) for cell in cells) else ", where they are there"
     bare = [column for column, row in grid.items() if any(cell["ci95"] is None for cell in row.values())]
@@ -67,12 +67,12 @@ def _ends(cell: Mapping[str, Any]) -> tuple[float, float] | None:
 
 
 def _shared_seeds(grid: _Grid) -> tuple[int, ...]:
-    """The seeds that all cells have: a curve whose points are of other seeds would show their luck."""
+    """Return the seeds that all cells have, since points of different seeds would show seed effects as a trend."""
     return tuple(sorted(set.intersection(*(set(cell["seeds"]) for row in grid.values() for cell in row.values()))))
 
 
 def _mean_over_sets(grid: _Grid, row: str, seeds: Sequence[int]) -> float | None:
-    """A row's accuracy in percent, the mean over sets and these seeds; None without all sets, or without seeds."""
+    """Return a row's accuracy in percent, averaged over sets and seeds; None if a set or all seeds are missing."""
     cells = [column[row] for column in grid.values() if row in column]
     if len(cells) < len(grid) or not seeds:
         return None

@@ -1,6 +1,6 @@
-"""The journal: a line for everything that was started, and for how it ended. Nothing is ever taken out of it.
+"""The journal: one line for every start and every end of a run or scoring. Lines are never removed.
 
-Several processes may write to one journal: a line is written in one call, to the end of the file.
+Several processes may write to one journal: each line is appended in a single write.
 """
 
 from __future__ import annotations
@@ -21,70 +21,70 @@ __all__ = ["JOURNAL_FILE", "Entry", "Journal"]
 JOURNAL_FILE = "runs.jsonl"
 
 Event = Literal["started", "finished", "failed", "stopped"]
-"""What fails is not tried again by itself; what was stopped, by an option that can't work or a full disk, is."""
+""""failed" runs are not repeated without --retry; "stopped" ones are: an option can't work, or the disk was full."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One line."""
+    """One line of the journal."""
 
     what: str
-    """The run's or the scoring's name."""
+    """Name of the run or scoring."""
     event: Event
     seconds: float = 0.0
     foretold: float = 0.0
-    """The seconds that were expected, before any correction; 0 where nobody knew."""
+    """Estimated seconds before any correction; 0 if unknown."""
     reason: str = ""
     """Why it failed or was stopped."""
     at: str = ""
 
 
 class Journal:
-    """The entries of one study.
+    """Entries of one study.
 
     Args:
-        path: The file; it need not be there yet.
+        path: The journal file, which may not exist yet.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def write(self, what: str, event: Event, **more: Any) -> None:
-        """Add a line: the fields of an `Entry`."""
+        """Append a line with the fields of an `Entry`."""
         entry = Entry(what=what, event=event, at=datetime.now(UTC).isoformat(timespec="seconds"), **more)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         line = atomic.json_line(asdict(entry))
         with atomic.naming(self.path), self.path.open("ab", buffering=0) as file:
             if not self._ends_whole():
-                line = b"\n" + line  # or the half line before would take this one with it
+                line = b"\n" + line  # keep it apart from an incomplete line before it
             if (written := file.write(line)) < len(line):
-                file.write(line[written:])  # raises, where the disk is full
+                file.write(line[written:])  # raises if the disk is full
 
     @property
     def length(self) -> int:
-        """Its bytes so far."""
+        """Current size in bytes."""
         return self.path.stat().st_size if self.path.exists() else 0
 
     def entries(self, *, since: int = 0) -> Iterator[Entry]:
-        """All lines in order; a line that a kill cut short is passed over.
+        """Yield all entries in order, skipping lines that a kill left incomplete.
 
         Args:
-            since: The bytes to leave out, as `length` once gave them.
+            since: Number of bytes to skip, from an earlier `length`.
         """
         if not self.path.exists():
             return
-        for line in self.path.read_bytes()[since:].split(b"\n"):  # JSON leaves U+2028 as it is: no str.splitlines
+        for line in self.path.read_bytes()[since:].split(b"\n"):  # not str.splitlines: JSON may contain U+2028
             try:
                 yield Entry(**json.loads(line))
             except (ValueError, TypeError):
                 continue
 
     def last(self, *, since: int = 0) -> dict[str, Entry]:
-        """How each run and scoring stands, by all lines or those since a `length`."""
+        """Return the latest entry of each run and scoring, overall or since an earlier `length`."""
         return {entry.what: entry for entry in self.entries(since=since)}
 
     def _ends_whole(self) -> bool:
-        """Whether no half line is at the end. Two writers may both end one: the empty line is passed over."""
+        """Return whether the last line is complete. Two writers may both end it: readers skip the empty line."""
         if not self.length:
             return True
         with self.path.open("rb") as file:
@@ -92,7 +92,7 @@ class Journal:
             return file.read(1) == b"\n"
 
     def slowness(self) -> float:
-        """How much longer things took than was foretold, of those that came to their end in one go; 1 without any."""
+        """Return the ratio of actual to estimated time over entries that finished in one go; 1 if there are none."""
         starts: Counter[str] = Counter()
         taken = foretold = 0.0
         for entry in self.entries():

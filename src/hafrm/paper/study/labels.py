@@ -1,4 +1,4 @@
-"""What the study's parts and rows are called, in tables, figures and sentences."""
+"""Display names of the study's parts and rows, in tables, figures and sentences."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TITLES = {
     "sizes": "The share of the training pairs",
     "priors": "Other reward losses than Bradley-Terry",
 }
-"""What the study's parts are called."""
+"""Display names of the parts."""
 
 ROWS = {
     "haf": "HAF",
@@ -30,4 +30,4 @@ ROWS = {
     "cauchy": "Cauchy",
     "hinge": "hinge",
 }
-"""What their rows are called."""
+"""Display names of the rows."""

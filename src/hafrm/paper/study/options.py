@@ -1,4 +1,4 @@
-"""What of the study is asked for."""
+"""Options of the study."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ __all__ = ["PARTS", "PartName", "StudyOptions"]
 PartName = Literal["table2", "ood", "heads", "mixed", "losses", "ratios", "sizes", "priors"]
 
 PARTS: tuple[PartName, ...] = get_args(PartName)
-"""The parts in the order in which they are done on one backbone."""
+"""The parts in the order in which they run on one backbone."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyOptions:
-    """What of the study to run, and for how long."""
+    """Which parts of the study to run, and for how long."""
 
     rates: tuple[float, ...] = ()
-    """Learning rates that each method tries; with none or one there is no choice."""
+    """Learning rates that each method tries; with fewer than two there is no choice."""
     rate_seeds: int = 1
-    """How many of the seeds, from the first on, choose among them."""
+    """Number of seeds, counted from the first, that choose the learning rates."""
     parts: tuple[PartName, ...] = PARTS
     hours: float | None = None
-    """No run is begun that would end later; None: no limit."""
+    """Time limit: no run starts that would end later. None: no limit."""
     retry: bool = False
-    """Whether runs that failed are tried again."""
+    """Whether to try failed runs again."""
 
     def __post_init__(self) -> None:
         unknown = [part for part in self.parts if part not in PARTS]

@@ -1,4 +1,4 @@
-"""The study as a list of what to do, in order, with what is there and how long the rest will take."""
+"""The study as an ordered list of work, with what is done and how long the rest will take."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from hafrm.training.manifest import is_finished
 __all__ = ["SEARCH", "Stage", "Todo", "described", "journal_of", "missing", "plan", "stages", "study_folder"]
 
 SEARCH = "the choice of learning rates"
-"""What the stage is called that comes before all others of a backbone."""
+"""Name of the stage that precedes all others of a backbone."""
 
 
 @dataclass(frozen=True)
 class Todo:
-    """A run with the scorings that it is for."""
+    """A run and the scorings that need it."""
 
     job: Job
-    """The study's job, the run's backbone at its learning rate."""
+    """The study's job, with the learning rates of the run's backbone."""
     run: Run
     scorings: tuple[Scoring, ...] = ()
     chosen: bool = True
-    """Whether its learning rate is; where not, the folder is that of another run, which says nothing of this one."""
+    """Whether the learning rate is chosen; if not, `folder` is a placeholder and may belong to another run."""
 
     @property
     def folder(self) -> Path:
@@ -40,7 +40,7 @@ class Todo:
 
     @property
     def name(self) -> str:
-        """How the journal calls the run."""
+        """The run's name in the journal."""
         return str(self.folder.relative_to(self.job.root / "runs"))
 
     @property
@@ -50,26 +50,26 @@ class Todo:
 
     @property
     def unscored(self) -> tuple[Scoring, ...]:
-        """The scorings that are not there yet."""
+        """Scorings that are still missing."""
         return tuple(
             each for each in self.scorings if not (self.chosen and (self.scores(each) / RESULTS_FILE).exists())
         )
 
     @property
     def done(self) -> bool:
-        """Whether nothing is missing."""
+        """Whether the run and all its scorings are finished."""
         return self.trained and not self.unscored
 
     def scores(self, scoring: Scoring) -> Path:
-        """Where a scoring lies."""
+        """Return the folder of a scoring."""
         return scoring.folder(self.job.scale, self.job.out)
 
     def scoring_name(self, scoring: Scoring) -> str:
-        """How the journal calls a scoring."""
+        """Return a scoring's name in the journal."""
         return f"scores of {self.scores(scoring).relative_to(study_folder(self.job) / 'scores')}"
 
     def failure(self, journal: Mapping[str, Entry]) -> Entry | None:
-        """The entry that says why it can't be done, if it failed when it was last tried."""
+        """Return the entry of the latest failure that prevents completion, or None."""
         if not self.chosen:
             return None
         names = [*([] if self.trained else [self.name]), *map(self.scoring_name, self.unscored)]
@@ -78,7 +78,7 @@ class Todo:
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the study on one backbone."""
+    """One part of the study on one backbone."""
 
     name: str
     backbone: str
@@ -86,25 +86,25 @@ class Stage:
 
     @property
     def ready(self) -> bool:
-        """Whether the runs' learning rates are chosen; where not, the runs are listed at the scale's own."""
+        """Whether the runs' learning rates are chosen; until then, runs are listed with the scale's own rates."""
         return all(todo.chosen for todo in self.todos)
 
 
 def study_folder(job: Job) -> Path:
-    """Where all lies that is the study's alone."""
+    """Return the folder of the study's own files."""
     return job.root / "study"
 
 
 def journal_of(job: Job) -> Journal:
-    """The study's journal."""
+    """Return the study's journal."""
     return Journal(study_folder(job) / JOURNAL_FILE)
 
 
 def plan(job: Job) -> Plan:
-    """Every run of the study, each once; which rates it will have shows only when some have run.
+    """Return every run of the study once; their learning rates are known only after some have run.
 
     Raises:
-        ConfigError: there are none, since the parts that are asked for want other sets.
+        ConfigError: there are no runs, because the requested parts need other sets.
     """
     found = Plan(())
     for part, backbone in stage_order(job):
@@ -118,7 +118,7 @@ def plan(job: Job) -> Plan:
 
 
 def stages(job: Job) -> Iterator[Stage]:
-    """The study in order, before each backbone's first part the choice of its rates; looks at the disk as it goes."""
+    """Yield the study's stages in order, each backbone's starting with the choice of rates; reads the disk lazily."""
     searched: set[str] = set()
     for part, backbone in stage_order(job):
         if backbone not in searched:
@@ -132,7 +132,7 @@ def stages(job: Job) -> Iterator[Stage]:
 
 
 def described(job: Job, plan: Plan) -> Iterator[str]:
-    """The study in lines: each stage with its runs and what is there of them, and the time that is left."""
+    """Describe the study line by line: each stage with its runs and their states, and the remaining time."""
     last, refused = journal_of(job).last(), 0
     yield f"{len(plan.runs)} training runs, and those that choose learning rates"
     for stage in stages(job):
@@ -152,7 +152,7 @@ def described(job: Job, plan: Plan) -> Iterator[str]:
 
 
 def _state(todo: Todo, journal: Mapping[str, Entry]) -> str:
-    """What the plan says of a run with its scorings."""
+    """Return the state of a run and its scorings, as shown in the plan."""
     state = shown_state(todo.job.scale, todo.run, todo.job.out)
     if state.startswith(OTHER_OPTIONS):
         return state
@@ -163,7 +163,7 @@ def _state(todo: Todo, journal: Mapping[str, Entry]) -> str:
 
 
 def missing(job: Job) -> Iterator[str]:
-    """What is not there yet, by stage, and about how long it will take; a run counts where it comes up first."""
+    """Describe what is missing by stage, with estimated times; a run counts in the first stage that needs it."""
     journal = journal_of(job)
     last, costs = journal.last(), Costs(job, journal.slowness()) if is_local(job) else None
     counted: set[str] = set()
@@ -171,7 +171,7 @@ def missing(job: Job) -> Iterator[str]:
     for stage in stages(job):
         left = [todo for todo in stage.todos if not todo.done]
         failed = [todo for todo in left if todo.failure(last) is not None]
-        if not stage.ready:  # the choice trains these on the way
+        if not stage.ready:  # the choice of rates trains these
             counted.update(
                 todo.name for todo in left if todo.run in trials(choosing_job(job), "table2", stage.backbone)
             )

@@ -1,7 +1,7 @@
-"""Putting a study into a checkout: its page in `docs/results`, numbers and figures, and the README's table.
+"""Publish a study in a checkout: its page in `docs/results`, numbers and figures, and the README's table.
 
-A checkout may hold several studies, of other backbones or parts, each with a page of its own; the README's table is
-that of the first, whose page is `study`.
+A checkout may contain several studies of other backbones or parts, each with its own page; the README's table is that
+of the main page, `study`.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ __all__ = [
 ]
 
 MAIN_PAGE = "study"
-"""The page of the study that the README shows."""
+"""Page of the study shown in the README."""
 
 _FOLDER = Path("docs/results")
 _BLOCK = re.compile(r"(<!-- study: .*?-->\n).*?(<!-- end of study -->)", re.DOTALL)
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """A study's `results.json`.
+    """Read a study's `results.json`.
 
     Raises:
-        DataError: it is not there, or it is no study's.
+        DataError: the file is missing or not a study's.
     """
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -52,35 +52,35 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def markdown_path(page: str) -> Path:
-    """Where a page lies in a checkout."""
+    """Return the path of a page in a checkout."""
     return _FOLDER / f"{page}.md"
 
 
 def results_path(page: str) -> Path:
-    """Where the numbers of a page lie, with its figures beside them."""
+    """Return the path of a page's numbers; its figures are in the same folder."""
     return _FOLDER / page / "results.json"
 
 
 def page_of(results: dict[str, Any], page: str = MAIN_PAGE) -> str:
-    """A page of the docs."""
+    """Render a page of the docs."""
     return findings_markdown(findings_of(results, about=_about(page)), pictures=f"{page}/")
 
 
 def _about(page: str) -> str | None:
-    """What a page beside the main one is about: its name says it."""
+    """Derive the topic of a page other than the main one from its name."""
     return None if page == MAIN_PAGE else page.removeprefix(f"{MAIN_PAGE}-").replace("-", " ")
 
 
 def with_block(readme: str, results: dict[str, Any]) -> str:
-    """A README with the study's table between its two marks; one without the marks stays as it is."""
+    """Replace the study's table between its two marks in a README; without the marks, return it unchanged."""
     return _BLOCK.sub(lambda found: f"{found[1]}{readme_block(results)}{found[2]}", readme)
 
 
 def require_checkout(root: Path, page: str = MAIN_PAGE) -> None:
-    """Refuse a folder that a page can't be published in.
+    """Raise if a page can't be published in the folder.
 
     Raises:
-        ConfigError: it has no README.md or no folder docs, or the main page's table has no place in the README.
+        ConfigError: there is no README.md or docs folder, or the README has no marks for the main page's table.
     """
     readme = root / "README.md"
     if not readme.is_file() or not (root / "docs").is_dir():
@@ -96,15 +96,15 @@ def publish(results: dict[str, Any], root: Path, page: str = MAIN_PAGE) -> list[
     """Write a study into a checkout.
 
     Args:
-        results: What `collect` gave.
-        root: The checkout, which has a README.md and a folder docs.
-        page: The page's name; with any but the main page the README stays as it is.
+        results: Results of `collect`.
+        root: The checkout, with a README.md and a docs folder.
+        page: The page's name; only the main page changes the README.
 
     Returns:
-        The files.
+        Paths of the written files.
 
     Raises:
-        ConfigError: it is no checkout.
+        ConfigError: the folder is not a checkout.
     """
     require_checkout(root, page)
     readme = root / "README.md"

@@ -1,8 +1,8 @@
-"""The learning rate of each method on a backbone: the one whose runs are best on validation pairs.
+"""Choose each method's learning rate on a backbone by accuracy on validation pairs.
 
-Every method tries the same rates with the same steps on the same sets and seeds, so each has the same budget. A rate's
-mark is the mean over these runs of the kept checkpoint's validation accuracy; equal marks go to the lower rate. A rate
-with a run that failed is out.
+Every method tries the same rates with the same steps, sets and seeds, so all have the same budget. A rate's mark is
+the validation accuracy of the kept checkpoint, averaged over these runs; ties go to the lower rate. A rate with a
+failed run is not chosen.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ __all__ = ["RateChoice", "at_chosen_rates", "chosen", "search"]
 
 @dataclass(frozen=True)
 class RateChoice:
-    """What one method's runs said of each rate."""
+    """Results of one method's search over learning rates."""
 
     marks: Mapping[float, float | None]
-    """By rate: the mean validation accuracy over sets and seeds; None where a run is missing or failed."""
+    """Mean validation accuracy over sets and seeds by rate; None if a run is missing or failed."""
     failed: tuple[float, ...]
-    """Rates with a run that failed."""
+    """Rates with a failed run."""
 
     @property
     def complete(self) -> bool:
-        """Whether every rate has its mark, or has failed."""
+        """Whether every rate has a mark or has failed."""
         return all(mark is not None or rate in self.failed for rate, mark in self.marks.items())
 
     @property
     def rate(self) -> float | None:
-        """The chosen rate; None while none has a mark."""
+        """The chosen rate; None if no rate has a mark."""
         marked = {rate: mark for rate, mark in self.marks.items() if mark is not None}
         return min(marked, key=lambda rate: (-marked[rate], rate)) if marked else None
 
 
 def search(job: Job, backbone: str) -> Iterator[tuple[Job, Run]]:
-    """The runs that choose rates, each with the job at its rate, all sets of a rate together; none for a single rate.
+    """Yield the runs that choose rates with the job at their rate, ordered by rate; none if there is only one rate.
 
-    They score nothing: those of the chosen rates are scored with the other seeds.
+    These runs are not scored here: the chosen rates' runs are scored together with the other seeds.
     """
     if len(job.study.rates) < 2:
         return
@@ -55,12 +55,12 @@ def search(job: Job, backbone: str) -> Iterator[tuple[Job, Run]]:
 
 
 def chosen(job: Job, backbone: str, journal: Mapping[str, Entry]) -> dict[Method, RateChoice]:
-    """How the search stands.
+    """Return the state of the search by method.
 
     Args:
-        job: What was asked for.
+        job: The reproduction job.
         backbone: The backbone.
-        journal: How each run stands.
+        journal: Latest entry of each run.
     """
     found = {}
     for method in ALL_METHODS:
@@ -84,9 +84,9 @@ def chosen(job: Job, backbone: str, journal: Mapping[str, Entry]) -> dict[Method
 
 
 def at_chosen_rates(job: Job, backbone: str, journal: Mapping[str, Entry]) -> Job | None:
-    """The job with each method's rate on a backbone; None while the choice is not done, or a method has none left.
+    """Return the job with each method's chosen rate on a backbone; None if a method has no rate (yet).
 
-    Where no rates were given, methods have the scale's own, and share their runs with other experiments.
+    Without given rates, methods use the scale's own rates and share their runs with other experiments.
     """
     rates = job.study.rates
     if len(rates) < 2:

@@ -1,8 +1,9 @@
-"""From raw scores to the study's numbers: `results.json`, from which every table, figure and sentence is made.
+"""Compute the study's numbers from raw scores: `results.json`, the source of every table, figure and sentence.
 
-What is missing is left out and named: a cell is of the seeds that are there, a comparison of those that both have.
-Intervals are over prompts, of the mean over seeds, and tests are paired. The mean over columns resamples each test
-set's prompts by itself; columns of the same test set share their draws. How far seeds differ is told apart.
+Missing results are omitted and listed: a cell uses the available seeds, a comparison the seeds that both sides have.
+Intervals are over prompts, for the mean over seeds, and tests are paired. For the mean over columns, each test set's
+prompts are resampled separately; columns with the same test set share their draws. The spread over seeds is reported
+separately.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ __all__ = ["AVERAGES", "ENOUGH", "FORMAT", "RIVALS_OF", "collect"]
 FORMAT = 3
 
 ENOUGH = f"{AVERAGE} of {FEWEST_GROUPS} prompts or more"
-"""The mean over the columns whose test pairs are of enough prompts, where some are not."""
+"""Name of the mean over columns with enough test prompts, shown if some have too few."""
 
 AVERAGES = (AVERAGE, ENOUGH)
 
 _Scores = dict[str, dict[str, dict[int, list[PairScore]]]]
-"""By column, row and seed."""
+"""Scores by column, row and seed."""
 
 RIVALS_OF: Mapping[PartName, tuple[tuple[str, str], ...]] = {
     "table2": (("haf", "baseline"), ("haf", "dpo"), *((method, WORDS) for method in ALL_METHODS)),
@@ -48,18 +49,18 @@ RIVALS_OF: Mapping[PartName, tuple[tuple[str, str], ...]] = {
     "sizes": tuple((f"haf 1/{share}", f"{rival} 1/{share}") for share in SHARES for rival in ("baseline", "dpo")),
     "priors": tuple((prior, "bradley_terry") for prior in ("probit", "cauchy", "hinge")),
 }
-"""The rows of each part that are compared, the first with the second."""
+"""Rows of each part to compare, the first with the second."""
 
 
 def collect(job: Job) -> dict[str, Any]:
-    """All numbers of what is there.
+    """Collect all available results.
 
     Returns:
         `{"format", "scale", "sets", "seeds", "steps", "cap", "max_length", "backbones", "rates", "rate_seeds", "parts",
         "comparisons", "seen", "failures", "unfinished", "missing", "counts"}`. `parts` is {PART: {BACKBONE: {COLUMN:
-        {ROW: {"accuracy", "by_seed", "spread", "ci95", "n", "prompts", "length_accuracy", "seeds", "unscored"}}}}}; a
-        comparison says by how much row `a` is above row `b`, on the pairs that both scored; `columns` are those that
-        a mean is over. `seen` is {PART: {COLUMN: [pairs left out because their prompt was trained on, of how many]}}.
+        {ROW: {"accuracy", "by_seed", "spread", "ci95", "n", "prompts", "length_accuracy", "seeds", "unscored"}}}}}; the
+        `difference` of a comparison is row `a` - row `b` on the pairs that both scored; `columns` are those of a mean.
+        `seen` is {PART: {COLUMN: [pairs excluded because their prompt was trained on, all pairs]}}.
     """
     journal = journal_of(job)
     done = _done(job)
@@ -104,7 +105,7 @@ def _backbone(job: Job, name: str) -> dict[str, Any]:
 
 
 def _rates(job: Job, backbone: str) -> dict[str, Any]:
-    """Each method's candidates with their marks, and the choice."""
+    """Return each method's candidate rates with their marks, and the choice."""
     if len(job.study.rates) < 2:
         own = (
             dict.fromkeys(ALL_METHODS, *job.study.rates)
@@ -123,7 +124,7 @@ def _rates(job: Job, backbone: str) -> dict[str, Any]:
 
 
 def _done(job: Job) -> set[str]:
-    """What came to its end, by the names of the journal, also where a kill kept its process from saying so."""
+    """Return the journal names of what is finished, including work whose process was killed before logging it."""
     found: set[str] = set()
     for todo in (todo for stage in stages(job) for todo in stage.todos):
         if is_finished(todo.folder):
@@ -133,7 +134,7 @@ def _done(job: Job) -> set[str]:
 
 
 def _scores(job: Job, part: PartName, backbone: str) -> tuple[_Scores, dict[str, list[int]]]:
-    """The raw scores of a part that are there, and by column the pairs that were left out as seen, and of how many."""
+    """Return a part's available raw scores, and by column [pairs excluded because they were trained on, all pairs]."""
     at = at_chosen_rates(job, backbone, journal_of(job).last())
     found: _Scores = {}
     left_out: dict[str, list[int]] = {}
@@ -158,7 +159,7 @@ def _scores(job: Job, part: PartName, backbone: str) -> tuple[_Scores, dict[str,
 
 
 def _scored_by_all(rows: Iterable[Mapping[int, Sequence[PairScore]]]) -> set[str]:
-    """The pairs that have a score in all seeds of all rows."""
+    """Return the pairs with a score in all seeds of all rows."""
     every = [{score.id for score in scores if score.margin is not None} for row in rows for scores in row.values()]
     return set.intersection(*every)
 
@@ -179,7 +180,7 @@ def _grid(scores: _Scores) -> dict[str, dict[str, Any]]:
 
 
 def _unscored(seeds: Mapping[int, Sequence[PairScore]]) -> int:
-    """Test pairs that are not in a cell's accuracy."""
+    """Count the test pairs that are not part of a cell's accuracy."""
     return len({score.id for scores in seeds.values() for score in scores} - _scored_by_all([seeds]))
 
 
@@ -205,12 +206,12 @@ class _Paired:
 
     @property
     def is_of_few_prompts(self) -> bool:
-        """Whether resampling prompts would tell nothing."""
+        """Whether there are too few prompts for resampling."""
         return few_groups(self.groups)
 
     @property
     def units(self) -> list[str]:
-        """What is resampled for a mean over columns: prompts, or the pairs of too few prompts."""
+        """Units to resample for a mean over columns: prompts, or single pairs if there are too few prompts."""
         return self.pairs if self.is_of_few_prompts else self.groups
 
     @property
@@ -228,7 +229,7 @@ def _comparisons(part: PartName, backbone: str, scores: _Scores) -> Iterator[dic
         if len(paired) > 1:
             mean = _on_all(list(paired.values())) | {"columns": list(paired)}
             if any(found.is_of_few_prompts for found in paired.values()):
-                mean["p"] = None  # pairs about a handful of prompts, drawn as if they were independent, prove nothing
+                mean["p"] = None  # resampling the pairs of a few prompts ignores their dependence
             yield named | {"column": AVERAGE} | mean
         enough = {column: found for column, found in paired.items() if not found.is_of_few_prompts}
         if 1 < len(enough) < len(paired):
@@ -259,12 +260,12 @@ def _on_one(found: _Paired) -> dict[str, Any]:
 
 
 def _on_all(columns: Sequence[_Paired]) -> dict[str, Any]:
-    """The plain mean over columns, and a p-value made as for one column.
+    """Average over columns, unweighted, with a p-value computed as for one column.
 
-    Each test set's prompts are resampled by themselves. Columns on the same prompts (out of domain a set is tested
-    after training on several others) are drawn together: they are hard and easy together, and as if they were
-    independent the interval would be too narrow. Of a set with too few prompts the pairs are resampled: the interval
-    then speaks of those prompts alone.
+    Each test set's prompts are resampled separately. Columns with the same prompts (out of domain, a set is tested
+    after training on several others) share their draws: their difficulty is correlated, and independent draws would
+    make the interval too narrow. For a set with too few prompts, pairs are resampled; the interval then applies to
+    those prompts only.
     """
     seeds: dict[frozenset[str], int] = {}
     draws = np.mean(
@@ -287,7 +288,7 @@ def _on_all(columns: Sequence[_Paired]) -> dict[str, Any]:
 
 
 def _correct(comparisons: list[dict[str, Any]]) -> None:
-    """Holm's correction, over a part's single columns that have a p-value; means over columns stand as they are."""
+    """Apply Holm's correction to a part's single columns with a p-value; means over columns stay uncorrected."""
     for part in dict.fromkeys(each["part"] for each in comparisons):
         of_part = [each for each in comparisons if each["part"] == part and each["column"] not in AVERAGES]
         single = [each for each in of_part if each["p"] is not None]

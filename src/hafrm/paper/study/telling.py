@@ -1,6 +1,6 @@
-"""The study's numbers in words: tables and sentences, from `results.json` alone.
+"""Turn the study's numbers into tables and sentences, from `results.json` alone.
 
-Every sentence that depends on a number is made here, so that none can be left behind when numbers change.
+Every sentence that depends on a number is generated here, so that none becomes outdated when numbers change.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ Results = Mapping[str, Any]
 
 
 def findings_of(results: Results, about: str | None = None) -> Findings:
-    """All tables, figures and sentences.
+    """Build all tables, figures and sentences.
 
     Args:
-        results: What `collect` gave, or what was read from its file.
-        about: What sets this study apart from the main one, for the title.
+        results: Results of `collect`, or its file's contents.
+        about: How this study differs from the main one, for the title.
     """
     return Findings(
         title=f"The study: {about or 'does hybrid alignment pay?'}",
@@ -47,7 +47,7 @@ def findings_of(results: Results, about: str | None = None) -> Findings:
 
 
 def readme_block(results: Results) -> str:
-    """The README's table: accuracy in domain on all backbones, and what it says of HAF."""
+    """Render the README's table: accuracy in domain on all backbones, with HAF's comparisons below."""
     said = [line for line in _statements(results) if line.startswith("In domain")]
     return f"{_intro(results)}\n\n{table_markdown(_accuracies(results, 'table2'))}\n" + "".join(
         f"- {line}\n" for line in said
@@ -99,7 +99,7 @@ def _accuracies(results: Results, part: str) -> Table:
 
 
 def _marked(cells: Sequence[Mapping[str, Any] | None], seeds: Sequence[int]) -> list[Cell]:
-    """A column, its best in bold and its second underlined, where all are of the same seeds."""
+    """Return a column with the best in bold and the second underlined, if all cells are for the same seeds."""
     alike = len({tuple(cell["seeds"]) for cell in cells if cell}) == 1
     values = [cell["accuracy"] if cell and alike else None for cell in cells]
     return ranked(values, [_worded(cell, seeds) for cell in cells])
@@ -114,7 +114,7 @@ def _worded(cell: Mapping[str, Any] | None, seeds: Sequence[int]) -> str:
 
 
 def _marked_means(rows: Sequence[Sequence[Mapping[str, Any] | None]], seeds: Sequence[int]) -> list[Cell]:
-    """The plain mean over columns of each row that has them all, with all seeds."""
+    """Return each row's mean over columns, unweighted, if the row has all columns and seeds."""
     whole = [all(cell and len(cell["seeds"]) == len(seeds) for cell in row) for row in rows]
     means = [
         statistics.fmean(cell["accuracy"] for cell in row if cell) if complete else None
@@ -124,7 +124,7 @@ def _marked_means(rows: Sequence[Sequence[Mapping[str, Any] | None]], seeds: Seq
 
 
 def _beside(results: Results, columns: Sequence[str]) -> Iterator[tuple[Cell, ...]]:
-    """What needs no backbone: the same for all of them."""
+    """Yield the reference rows that don't depend on a backbone."""
     grids = results["parts"]["table2"].values()
     words = [next((g[c]["words"] for g in grids if "words" in g.get(c, {})), None) for c in columns]
     lengths = [next(cell["length_accuracy"] for g in grids if c in g for cell in g[c].values()) for c in columns]
@@ -167,13 +167,13 @@ def _rate_table(results: Results) -> Table:
 
 
 def _choosing_seeds(results: Results) -> str:
-    """Which seeds chose the rates."""
-    seeds = results.get("rate_seeds", 1)  # earlier versions' results don't tell: the first did
+    """Describe which seeds chose the rates."""
+    seeds = results.get("rate_seeds", 1)  # 1 for results of versions that did not record it
     return "first seed" if seeds == 1 else "all seeds" if seeds == len(results["seeds"]) else f"first {seeds} seeds"
 
 
 def _at_the_edge(results: Results) -> list[str]:
-    """The choices that are the lowest or the highest rate of those that were tried."""
+    """List the chosen rates that are the lowest or highest tried."""
     found = []
     for backbone, methods in results["rates"].items():
         for method, choice in methods.items():
@@ -185,7 +185,7 @@ def _at_the_edge(results: Results) -> list[str]:
 
 
 def _account(results: Results) -> Iterator[Table]:
-    """What failed, what was stopped, what is missing: everything that was started is in a table here or above."""
+    """Tabulate failed and unfinished runs, so that the page accounts for every run that was started."""
     failed = [(each["what"], each["reason"]) for each in results["failures"]]
     stopped = [
         (what, "was started and not finished: it goes on when the study needs it") for what in results["unfinished"]
@@ -201,7 +201,7 @@ def _statements(results: Results) -> Iterator[str]:
 
 
 def _said(results: Results, part: str, backbone: str) -> Iterator[str]:
-    """A sentence for each pair of rows that is compared: how many columns, the mean, the seeds, the paper."""
+    """Yield a sentence per comparison: columns ahead, the mean, the seeds, and the paper's result."""
     found = [each for each in results["comparisons"] if (each["part"], each["backbone"]) == (part, backbone)]
     for a, b in dict.fromkeys((each["a"], each["b"]) for each in found):
         both = [each for each in found if (each["a"], each["b"]) == (a, b)]
@@ -230,7 +230,7 @@ _WHERE = {
 
 
 def _mean_said(mean: Mapping[str, Any] | None, enough: Mapping[str, Any] | None) -> str:
-    """The mean over columns; where some are of a handful of prompts, the verdict is the others'."""
+    """Describe the mean over columns; if some have too few prompts, the verdict uses the others."""
     if mean is None:
         return ""
     judged = enough or mean
@@ -243,7 +243,7 @@ def _mean_said(mean: Mapping[str, Any] | None, enough: Mapping[str, Any] | None)
 
 
 def _by(mean: Mapping[str, Any]) -> str:
-    near = any(0 < abs(end) < 0.0005 for end in mean["ci95"])  # which side of 0 it is on must show
+    near = any(0 < abs(end) < 0.0005 for end in mean["ci95"])  # show two decimals so that the sign is visible
     return f"by {points(mean['difference'])} points {interval(mean['ci95'], _finely if near else points)}"
 
 
@@ -259,9 +259,9 @@ def _verdict(mean: Mapping[str, Any]) -> str:
 
 
 def _paper_said(part: str, a: str, b: str, mean: Mapping[str, Any] | None) -> str:
-    """What the paper prints of the same comparison, on average over the same sets, and whether ours agrees.
+    """Describe the paper's result for the same comparison, averaged over the same sets, and whether ours agrees.
 
-    Ours is judged by the sets of enough prompts.
+    Our verdict uses only sets with enough prompts.
     """
     if part != "table2" or a != "haf" or b not in ("baseline", "dpo") or mean is None:
         return ""
@@ -275,7 +275,7 @@ def _paper_said(part: str, a: str, b: str, mean: Mapping[str, Any] | None) -> st
 
 
 def _printed(backbone: str, rival: str, sets: Sequence[str]) -> float:
-    """What the paper's Table 2 has HAF above a rival, a mean over sets, as a share."""
+    """Return HAF's mean lead over a rival in the paper's Table 2 over the given sets, as a share."""
     rows: dict[str, Mapping[str, float]] = {
         row.method: row.accuracy for row in numbers.TABLE_2 if row.backbone == backbone
     }
@@ -283,7 +283,7 @@ def _printed(backbone: str, rival: str, sets: Sequence[str]) -> float:
 
 
 def _few_prompts(results: Results) -> dict[str, int]:
-    """The test sets in domain that have too few prompts for an interval, with how many they have."""
+    """Return in-domain test sets with too few prompts for an interval, with their number of prompts."""
     cells = [
         (c, cell)
         for grid in results["parts"].get("table2", {}).values()
@@ -294,7 +294,7 @@ def _few_prompts(results: Results) -> dict[str, int]:
 
 
 def _of_fewer_seeds(results: Results) -> str:
-    """The parts with cells that lack seeds, in words."""
+    """List the parts with cells that lack seeds."""
     short = [
         part
         for part, grids in results["parts"].items()
@@ -305,7 +305,7 @@ def _of_fewer_seeds(results: Results) -> str:
 
 
 def _left_out(results: Results) -> str:
-    """How many test pairs were not scored, by set, in words; by backbone where they differ."""
+    """Describe how many test pairs were not scored, by set, and by backbone if they differ."""
     by_backbone = {
         backbone: ", ".join(
             f"{column} {unscored:,} of {unscored + next(iter(row.values()))['n']:,}"
@@ -320,7 +320,7 @@ def _left_out(results: Results) -> str:
 
 
 def _seen(results: Results) -> str:
-    """How many test pairs were left out as their prompts were trained on, by column, in words."""
+    """Describe by column how many test pairs were excluded because their prompts were trained on."""
     found = {column: sizes for part in results["seen"].values() for column, sizes in part.items()}
     return ", ".join(f"{column} {seen:,} of {of:,}" for column, (seen, of) in found.items())
 

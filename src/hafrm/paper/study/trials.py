@@ -1,8 +1,7 @@
-"""What the study consists of: trials, each a training run and the scorings that it is for.
+"""The study's trials: each is a training run and the scorings that need it.
 
-A part of the study compares rows (methods, losses, ratios, heads, shares of the data) over columns (the set that was
-trained on, or the one that was tested). `cells` says which trial gives which cell, so that the plan and the results
-can't differ.
+A part of the study compares rows (methods, losses, ratios, heads, shares of the data) over columns (training or test
+sets). `cells` defines which trial produces which cell, for both plan and results.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from hafrm.paper.table3 import others_of
 __all__ = ["SHARES", "Cell", "Scoring", "cells", "choosing_job", "stage_order", "trials"]
 
 SHARES = (16, 8, 4, 2, 1)
-"""The data-size curve: one in so many pairs."""
+"""Points of the data-size curve: train on 1/share of the pairs."""
 
 _POLICY_LOSSES = ("ipo", "simpo", "sft")
 _PRIORS = ("probit", "cauchy", "hinge")
@@ -31,34 +30,34 @@ _PRIORS = ("probit", "cauchy", "hinge")
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring:
-    """A run's scores on test pairs."""
+    """One run's scores on one test set."""
 
     run: Run
     tested_on: str
-    """The paper's name of the set."""
+    """Paper name of the test set."""
     head: Head | None = None
-    """None: the one that was trained to score."""
+    """Head to score with; None: the one trained to score."""
 
     def folder(self, scale: Scale, out: Path) -> Path:
-        """Where the scores lie: as the runs do, so that each rate's have a place of their own."""
+        """Return the folder of the scores. It mirrors the run's folder, so that each rate has its own."""
         run = self.run.folder(scale, out).relative_to(out / scale.name / "runs")
         head = "" if self.head is None else f"-{self.head}"
         return out / scale.name / "study" / "scores" / run / f"{self.tested_on}{head}"
 
     def config(self, scale: Scale, out: Path) -> EvaluateConfig:
-        """The evaluation's options."""
+        """Return the evaluation's options."""
         return EvaluateConfig(
             models=[str(self.run.folder(scale, out))],
             data=[scale.sets[self.tested_on].test],
             out=str(self.folder(scale, out)),
             head=self.head,
-            token_log_ratios=0,  # nobody reads them here
+            token_log_ratios=0,  # not used in the study
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One number of a part: a scoring, under the names of its row and column."""
+    """One number of a part: a scoring with its row and column."""
 
     row: str
     column: str
@@ -66,9 +65,9 @@ class Cell:
 
 
 def stage_order(job: Job) -> Iterator[tuple[PartName, str]]:
-    """Parts and backbones in the order in which they are done: width first.
+    """Yield parts and backbones in the order in which they run, breadth first.
 
-    The first backbone's single sets come first, then what needs few runs more, then the other backbones' single sets.
+    The first backbone's single sets come first, then parts that need few more runs, then other backbones' single sets.
     """
     first, *others = job.backbones
     early = [part for part in ("table2", "ood", "heads", "mixed") if part in job.study.parts]
@@ -80,18 +79,18 @@ def stage_order(job: Job) -> Iterator[tuple[PartName, str]]:
 
 
 def choosing_job(job: Job) -> Job:
-    """The job with those of its seeds that choose the rates."""
+    """Return the job with only the seeds that choose learning rates."""
     return replace(job, seeds=job.seeds[: job.study.rate_seeds])
 
 
 def cells(job: Job, part: PartName, backbone: str) -> Iterator[Cell]:
-    """The cells of a part on one backbone: all sets of a seed before the next seed."""
+    """Yield the cells of a part on one backbone; all sets of a seed precede the next seed."""
     for seed in job.seeds:
         yield from _OF_PART[part](job, backbone, seed)
 
 
 def trials(job: Job, part: PartName, backbone: str) -> dict[Run, tuple[Scoring, ...]]:
-    """The runs of a part, each with its scorings."""
+    """Return the runs of a part, each with its scorings."""
     found: dict[Run, dict[Scoring, None]] = {}
     for cell in cells(job, part, backbone):
         found.setdefault(cell.scoring.run, {})[cell.scoring] = None
@@ -134,7 +133,7 @@ def _mixed(job: Job, backbone: str, seed: int) -> Iterator[Cell]:
 
 
 def _with_losses(job: Job, backbone: str, seed: int, losses: tuple[str, ...], plain: str) -> Iterator[Cell]:
-    """The baseline, HAF as it is, and HAF with each of other losses."""
+    """Yield cells for the baseline, HAF with its usual losses, and HAF with each alternative loss."""
     for name in job.sets:
         common = {"backbone": backbone, "sets": (name,), "seed": seed}
         runs = {

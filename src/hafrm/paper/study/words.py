@@ -1,6 +1,6 @@
-"""A bag-of-words reward model: logistic regression on differences of word counts. What is learnt without a backbone.
+"""A bag-of-words reward model: logistic regression on differences of word counts, as a baseline without a backbone.
 
-It reads responses alone. Its penalty is chosen on validation pairs, as the models' learning rates are.
+It reads only responses. Its penalty is chosen on validation pairs, as the models' learning rates are.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ __all__ = ["BagOfWords", "fit_words"]
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 _LEAST = 3
-"""Pairs that a word must be in, to be counted."""
+"""Minimum number of pairs in which a word must occur to be used."""
 _PENALTIES = (0.3, 1.0, 3.0, 10.0, 30.0)
-"""Weights of the squared norm, of which validation pairs choose."""
+"""Candidate weights of the squared norm; chosen on validation pairs."""
 
 
 class BagOfWords:
-    """Scores a response by its words: a `Scorer`.
+    """Scores a response by its words; implements `Scorer`.
 
     Args:
-        weights: By word, lower-cased.
+        weights: Weight by lower-cased word.
     """
 
     def __init__(self, weights: dict[str, float]) -> None:
         self.weights = weights
 
     def score(self, conversations: Sequence[Conversation]) -> list[float | None]:
-        """The sum over words of weight times log(1 + count)."""
+        """Return the sum over words of weight times log(1 + count) for each response."""
         return [
             float(sum(self.weights.get(word, 0.0) * np.log1p(n) for word, n in _counts(each.response).items()))
             for each in conversations
@@ -48,14 +48,14 @@ def fit_words(train: Sequence[PreferencePair], validation: Sequence[PreferencePa
 
     Args:
         train: Pairs to fit.
-        validation: Pairs that choose the penalty; equal accuracies go to the larger one.
+        validation: Pairs that choose the penalty; ties go to the larger one.
     """
     differences = [_difference(pair) for pair in train]
     seen = Counter(word for each in differences for word in each)
     places = {word: place for place, word in enumerate(sorted(w for w, n in seen.items() if n >= _LEAST))}
     x, held_out = (_matrix(rows, places) for rows in (differences, map(_difference, validation)))
     fits = [_fit(x, penalty) for penalty in sorted(_PENALTIES, reverse=True)]
-    best = max(fits, key=lambda weights: accuracy(held_out @ weights).value)  # the first of equals
+    best = max(fits, key=lambda weights: accuracy(held_out @ weights).value)  # of equals the first: the larger penalty
     return BagOfWords({word: float(best[place]) for word, place in places.items()})
 
 
@@ -70,7 +70,7 @@ def _difference(pair: PreferencePair) -> dict[str, float]:
 
 
 def _matrix(rows: Sequence[dict[str, float]] | map[dict[str, float]], places: dict[str, int]) -> sparse.csr_array:
-    """Differences of pairs, [B, words]; words that were not counted in training are left out."""
+    """Return the pairs' differences, [B, words]; words unknown from training are ignored."""
     kept = [{places[word]: value for word, value in row.items() if word in places} for row in rows]
     ends = np.cumsum([0, *map(len, kept)])
     columns = np.fromiter((place for row in kept for place in row), dtype=np.int64, count=ends[-1])
@@ -79,7 +79,7 @@ def _matrix(rows: Sequence[dict[str, float]] | map[dict[str, float]], places: di
 
 
 def _fit(x: sparse.csr_array, penalty: float) -> Floats:
-    """Weights that minimise the summed loss plus penalty / 2 times their squared norm, by L-BFGS."""
+    """Minimise the summed loss plus penalty / 2 times the squared norm of the weights, by L-BFGS."""
 
     def loss(weights: Floats) -> tuple[float, Floats]:
         margins = x @ weights

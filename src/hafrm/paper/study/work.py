@@ -1,7 +1,7 @@
-"""Doing what is missing of the study: train, score, keep the journal, stop in time.
+"""Do what is missing of the study: train, score, keep the journal, stop in time.
 
-Several processes may work on one study, each started by the same command: a run belongs to whoever holds its lock. A
-run that fails is written down with its reason, and the study goes on.
+Several processes may work on one study, each started by the same command; a lock assigns each run to one of them. A
+failed run is logged with its reason, and the study continues.
 """
 
 from __future__ import annotations
@@ -34,30 +34,30 @@ __all__ = ["WORDS", "execute", "words_file"]
 Say = Callable[[str], None]
 
 WORDS = "words"
-"""How the scores of the bag-of-words model call it."""
+"""Model name of the bag-of-words baseline in its scores."""
 
 
 _DEPENDS_ON = "depends_on.json"
-"""Beside the scores of the bag of words: the fingerprints of the pairs that they come from."""
+"""File next to the bag-of-words scores with the fingerprints of the pairs they come from."""
 
 
 def words_file(job: Job, name: str) -> Path:
-    """Where the bag-of-words scores of a set lie, by what they depend on."""
+    """Return the file of a set's bag-of-words scores, named by what they depend on."""
     depends_on = f"{name}{job.scale.cap_suffix}-{job.scale.max_length}tokens"
     return study_folder(job) / "scores" / WORDS / depends_on / SCORES_FILE
 
 
 def execute(job: Job, plan: Plan, say: Say) -> None:
-    """Do what is missing, as far as the time goes, in the study's own order.
+    """Do what is missing within the time limit, in the study's own order.
 
     Args:
-        job: What was asked for.
-        plan: What `plan` gave.
-        say: Called with a line before each run, and for what is left.
+        job: The reproduction job.
+        plan: Result of `plan`.
+        say: Called with a progress line before each run, and with a summary of what is missing.
 
     Raises:
-        ConfigError: a run's folder holds a run with other options (nothing is trained at the rates that are chosen
-            then), or its options can't work.
+        ConfigError: a run's folder contains a run with other options (raised before any training at the chosen rates),
+            or its options can't work.
     """
     for name in dict.fromkeys(run.backbone for run in plan.runs):
         say(f"backbone {name}: {job.scale.backbone(name).model()}")
@@ -74,7 +74,7 @@ def execute(job: Job, plan: Plan, say: Say) -> None:
 
 
 def _score_words(job: Job, name: str, say: Say) -> None:
-    """Fit the bag-of-words model on the pairs that the backbones can be trained on, and score the test pairs."""
+    """Fit the bag-of-words model on the pairs available to the backbones for training, and score the test pairs."""
     path = words_file(job, name)
     run = Run(backbone=job.backbones[0], sets=(name,), method="baseline")
     depends_on = {"pairs": list(data_prints(job.scale, run, job.out).values()), "test": _test_print(job, name)}
@@ -101,7 +101,7 @@ def _test_print(job: Job, name: str) -> str:
 
 
 def _read_json(path: Path) -> Any:
-    """What a file holds; None where it is not there or not whole."""
+    """Read a JSON file; return None if it is missing or incomplete."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -115,20 +115,20 @@ def _lock_file(job: Job, name: str) -> Path:
 
 
 def _leftovers(todo: Todo) -> list[Path]:
-    """The checkpoints of a run, which a finished one needs no more."""
+    """Return the checkpoints of a run, which are not needed once it is finished."""
     return [] if todo.run.keep_checkpoints else list(todo.folder.glob("checkpoint-*"))
 
 
 class _OutOfTimeError(Exception):
-    """The next run would end after the time that was given."""
+    """Raised if the next run would end after the time limit."""
 
 
 class _Worker:
     """Works through the study's stages.
 
     Args:
-        job: What was asked for.
-        say: Called with a line before each run.
+        job: The reproduction job.
+        say: Called with a progress line before each run.
     """
 
     def __init__(self, job: Job, say: Say) -> None:
@@ -139,21 +139,21 @@ class _Worker:
         self.costs = Costs(job) if is_local(job) else None
 
     def require_same_options(self) -> None:
-        """Look at all runs whose rates are known: where the time is up early, the rest is shown as it is found.
+        """Check all runs with known rates up front: if time runs out, results include runs that were never reached.
 
         Raises:
-            ConfigError: a folder holds a run with other options.
+            ConfigError: a folder contains a run with other options.
         """
         for stage in stages(self.job):
             for todo in stage.todos if stage.ready else ():
                 require_same_options(todo.job.scale, todo.run, todo.job.out)
 
     def work(self) -> None:
-        """Do all that can be done. What other processes hold is waited for only where the next stage needs it.
+        """Do all work that is possible; wait for other processes only if the next stage needs their results.
 
         Raises:
-            ConfigError: a folder holds a run with other options.
-            _OutOfTimeError: the time is up.
+            ConfigError: a folder contains a run with other options.
+            _OutOfTimeError: the time limit is reached.
         """
         held: list[Todo] = []
         for stage in stages(self.job):
@@ -164,17 +164,17 @@ class _Worker:
             if stage.name == SEARCH:
                 for todo in left:
                     self._do(todo, stage.name, wait=True)
-                self.require_same_options()  # of the folders that the choice has named
+                self.require_same_options()  # now that the choice has determined more folders
             else:
                 held += left
         for todo in held:
             self._do(todo, "what another process held", wait=True)
 
     def _do(self, todo: Todo, stage: str, *, wait: bool) -> bool:
-        """Train and score one run; False where another process holds it and it is not to be waited for.
+        """Train and score one run; return False if another process is working on it and `wait` is false.
 
         Raises:
-            ConfigError: what is there of it was trained with other options.
+            ConfigError: the existing run was trained with other options.
         """
         require_same_options(todo.job.scale, todo.run, todo.job.out)
         if todo.done and not _leftovers(todo):
@@ -183,7 +183,7 @@ class _Worker:
             return True
         try:
             with FileLock(_lock_file(self.job, todo.name), timeout=-1 if wait else 0):
-                if not todo.failure(self.journal.last(since=self.known)):  # else another has just tried it in vain
+                if not todo.failure(self.journal.last(since=self.known)):  # unless another process just failed at it
                     self._try(todo, stage)
         except Timeout:
             return False
@@ -193,7 +193,7 @@ class _Worker:
         if not todo.trained:
             self._train(todo, stage)
         if todo.trained:
-            for checkpoint in _leftovers(todo):  # two of them are thrice the model's size
+            for checkpoint in _leftovers(todo):  # two checkpoints take three times the model's size
                 shutil.rmtree(checkpoint)
             self._score(todo, stage)
 
@@ -210,11 +210,11 @@ class _Worker:
 
     @contextmanager
     def _told(self, what: str, stage: str, foretold: float) -> Iterator[None]:
-        """Say and write down that something starts, and how it ended; what fails does not end the study.
+        """Log the start and the end of the block; a failure does not end the study.
 
         Raises:
-            _OutOfTimeError: it would end too late.
-            ConfigError, UnwritableError: what stands in the way is not the run's own, and would meet all others.
+            _OutOfTimeError: the block would end after the time limit.
+            ConfigError, UnwritableError: the cause is not specific to this run and would affect all others.
         """
         hours = self.job.study.hours
         if hours is not None and self._spent + foretold * self.journal.slowness() > 3600 * hours:
@@ -226,7 +226,7 @@ class _Worker:
             yield
         except (HafrmError, RuntimeError, MemoryError) as error:
             seconds = round(time.monotonic() - begun, 2)
-            ends_all = isinstance(error, ConfigError | UnwritableError)  # no failure: the run is not at fault
+            ends_all = isinstance(error, ConfigError | UnwritableError)  # not the run's fault
             self.journal.write(what, "stopped" if ends_all else "failed", reason=first_line(error), seconds=seconds)
             if ends_all:
                 raise

@@ -1,1 +1,1 @@
-"""Probes: the paper's smaller measurements on trained models, one a module, from loaded things to a typed result."""
+"""The paper's smaller measurements on trained models, one per module, each returning a typed result."""

@@ -1,4 +1,4 @@
-"""Agreement of a reward model with a DPO model that was trained separately on the same data (the paper's Figure 7)."""
+"""Agreement of a reward model with a DPO model trained separately on the same data (the paper's Figure 7)."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from hafrm.stats import (
 __all__ = ["Agreement", "AgreementConfig", "Output", "agreement", "agreement_figure", "run_agreement"]
 
 Output = Literal["margins", "rewards"]
-"""What is compared: one margin a pair, or the rewards of both responses. The paper says "outputs"."""
+"""Outputs to compare: one margin per pair, or the rewards of both responses. The paper only says "outputs"."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """Two models' outputs on the same pairs: x of the reward model, y the DPO model's implicit reward."""
+    """Outputs of two models on the same pairs: x is the reward model's, y the DPO model's implicit reward."""
 
     data: str
     reward_model: str
@@ -47,34 +47,34 @@ class Agreement:
     pairs: int
     groups: int
     left_out: int
-    """Pairs that only one of the two could score, or neither."""
+    """Pairs that at least one of the models could not score."""
     pearson: Correlation
     interval: Interval | None
-    """95%, resampling prompt groups; None with fewer than `FEWEST_GROUPS` of them."""
+    """95% interval, resampling prompt groups; None with fewer than `FEWEST_GROUPS` groups."""
     spearman: Correlation
     fit: LinearFit
-    """The line of least squares, y over x."""
+    """Least-squares line of y over x."""
     same_sign: float | None
-    """The share of pairs on which both margins have one sign; None for rewards."""
+    """Share of pairs whose two margins have the same sign; None for rewards."""
     x: Floats
     y: Floats
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, with the points."""
+        """Return a JSON-serialisable dict, including the points."""
         values = asdict(self) | {"x": self.x.tolist(), "y": self.y.tolist()}
         return values | {"p_value_note": "p-values suppose independent points; the interval does not."}
 
 
 def agreement(reward: Sequence[PairScore], dpo: Sequence[PairScore], *, output: Output = "margins") -> Agreement:
-    """Relate a reward model's scores to a DPO model's on the same pairs.
+    """Correlate a reward model's scores with a DPO model's on the same pairs.
 
     Args:
-        reward: The reward model's scores of one data set.
-        dpo: The DPO model's implicit rewards of the same pairs.
+        reward: The reward model's scores on one data set.
+        dpo: The DPO model's implicit rewards on the same pairs.
         output: What to compare.
 
     Raises:
-        DataError: fewer than three pairs were scored by both, or one of the models gives all the same output.
+        DataError: fewer than three pairs were scored by both, or one model's outputs are all equal.
     """
     theirs = {score.id: score for score in dpo if score.margin is not None}
     both = [(score, theirs[score.id]) for score in reward if score.margin is not None and score.id in theirs]
@@ -118,19 +118,19 @@ def _outputs(score: PairScore, output: Output) -> list[float]:
 
 @dataclass(frozen=True, kw_only=True)
 class AgreementConfig:
-    """How far a reward model and a DPO model agree on test pairs (the paper's Figure 7)."""
+    """Options for measuring the agreement of a reward model and a DPO model on test pairs (the paper's Figure 7)."""
 
     reward: str
-    """A run whose reward head was trained, or a stock reward model."""
+    """Run with a trained reward head, or a stock reward model."""
 
     dpo: str
-    """A run of `--method dpo`."""
+    """Run of `--method dpo`."""
 
     data: str
-    """The test pairs: a file or a name."""
+    """Test pairs: a file or a data name."""
 
     out: str
-    """The folder for agreement.json and agreement.svg, and for the scores in `agreement/`."""
+    """Output folder for agreement.json and agreement.svg, with the scores in `agreement/`."""
 
     split: str = "test"
     output: Output = "margins"
@@ -139,7 +139,7 @@ class AgreementConfig:
 
 
 def run_agreement(config: AgreementConfig, *, say: Callable[[str], None] = lambda line: None) -> Agreement:
-    """Score the pairs with both models and write `agreement.json` and `agreement.svg`; goes on where it was stopped.
+    """Score the pairs with both models and write `agreement.json` and `agreement.svg`; resumes an interrupted call.
 
     Raises:
         HafrmError: a model or the data can't be read, or too few pairs were scored by both.
@@ -163,7 +163,7 @@ def run_agreement(config: AgreementConfig, *, say: Callable[[str], None] = lambd
 
 
 def agreement_figure(found: Agreement) -> Markup:
-    """Figure 7 as inline SVG: the points and the line of least squares."""
+    """Draw Figure 7 as inline SVG: the points and the least-squares line."""
     interval = f" [{found.interval.low:.2f}, {found.interval.high:.2f}]" if found.interval else ""
     label = f"Pearson r = {found.pearson.value:.2f}{interval}, Spearman {found.spearman.value:.2f}"
     kind = found.output.removesuffix("s")

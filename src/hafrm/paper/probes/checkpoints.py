@@ -1,4 +1,4 @@
-"""A run's checkpoints, what it measured at each, and which of two runs' checkpoints are alike (Figure 2)."""
+"""Find a run's checkpoints with their validation metrics, and match similar checkpoints of two runs (Figure 2)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from hafrm.errors import DataError, ModelError
 __all__ = ["MATCHINGS", "Checkpoint", "Match", "Matching", "match_checkpoints", "run_checkpoints"]
 
 Matching = Literal["reward", "acc", "loss", "margin", "step"]
-"""In what two checkpoints are alike (Appendix E.1): the oracle's reward of their responses, or, on the validation
-pairs, the accuracy, loss or mean margin of their policy heads, or the number of steps."""
+"""Criteria by which checkpoints are matched (Appendix E.1).
+
+"reward" is the oracle's mean reward of their responses; "acc", "loss" and "margin" are the accuracy, loss and mean
+margin of their policy heads on the validation pairs; "step" is the number of training steps.
+"""
 
 MATCHINGS: tuple[Matching, ...] = get_args(Matching)
 
 _METRICS = {"acc": "eval_policy/accuracies", "loss": "eval_loss/policy", "margin": "eval_policy/margins"}
-"""Of the policy head in both runs: the hybrid's total loss and reward margins are on another scale than DPO's."""
+"""Policy-head metrics in both runs: a hybrid's total loss and reward margins have another scale than DPO's."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,12 @@ class Checkpoint:
     step: int
     folder: Path
     values: Mapping[str, float]
-    """What two checkpoints can be alike in, by `Matching`; "reward" only once responses were scored."""
+    """Values by `Matching`; "reward" is added only once responses are scored."""
 
 
 @dataclass(frozen=True)
 class Match:
-    """A checkpoint of the first run beside the one of the second that is like it."""
+    """A checkpoint of the first run with its match in the second."""
 
     by: Matching
     first: Checkpoint
@@ -45,15 +48,15 @@ class Match:
 
     @property
     def gap(self) -> float:
-        """By how much they differ in what they should be alike in."""
+        """Absolute difference of the matched values."""
         return abs(self.first.values[self.by] - self.second.values[self.by])
 
 
 def run_checkpoints(run: Path) -> list[Checkpoint]:
-    """The checkpoints of a run, in the order of their steps, with the validation metrics of the step.
+    """Return a run's checkpoints, ordered by step, with the validation metrics of that step.
 
     Raises:
-        ModelError: the run kept no checkpoint, or none of them was evaluated with its policy head.
+        ModelError: the run kept no checkpoints, or none was evaluated with its policy head.
     """
     measured = _evaluations(run)
     found = []
@@ -72,7 +75,7 @@ def run_checkpoints(run: Path) -> list[Checkpoint]:
 
 
 def _evaluations(run: Path) -> dict[int, dict[str, Any]]:
-    """The validation metrics by step."""
+    """Read the validation metrics by step."""
     try:
         lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines if line]
@@ -82,13 +85,13 @@ def _evaluations(run: Path) -> dict[int, dict[str, Any]]:
 
 
 def match_checkpoints(first: Sequence[Checkpoint], second: Sequence[Checkpoint], by: Matching) -> list[Match]:
-    """Pair checkpoints of two runs, each at most once, so that they differ the least in all.
+    """Pair checkpoints of two runs, each at most once, minimising the sum of gaps.
 
-    The paper does not say how near "similar" is: every checkpoint of the shorter list is matched, and `Match.gap` says
-    how well.
+    The paper does not define how close "similar" is: every checkpoint of the shorter list is matched, and `Match.gap`
+    shows how closely.
 
     Raises:
-        DataError: a checkpoint was not measured in what they should be alike in.
+        DataError: a checkpoint has no value of the criterion.
     """
     if any(by not in checkpoint.values for checkpoint in (*first, *second)):
         raise DataError(f"Some checkpoints have no value of {by!r} to be matched by.")

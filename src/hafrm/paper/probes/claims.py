@@ -1,12 +1,12 @@
-"""Claim 1 of Appendix D, measured: does the hybrid's backbone serve the policy loss better than the baseline's could?
+"""Claim 1 of Appendix D, measured: does the hybrid's backbone allow a lower policy loss than the baseline's?
 
 E D2(K_H o phi_H) <= min_K E D2(K o phi_s)
 
-phi_s is the trained baseline's backbone, frozen; the right side is found by fitting the LM head K alone (`heads`). The
-inequality is about optima on the training distribution. A head has as many parameters as the vocabulary has states, so
-on few training pairs the right side can be fitted to nothing, where the hybrid that was trained for a few epochs stays
-above it; the same heads on held-out pairs say what was learnt. `refitted` gives the hybrid's backbone the same
-treatment, so that two fitted heads are compared: that is ours, not the paper's.
+phi_s is the trained baseline's backbone, frozen; the right side is found by fitting only the LM head K (`heads`). The
+inequality is about optima on the training distribution. A head has vocabulary x hidden parameters, so on few training
+pairs the fit can drive the right side to zero, while a hybrid trained for a few epochs stays above it; the same heads
+on held-out pairs show what generalises. `refitted` also fits a head to the hybrid's backbone, so that two fitted heads
+are compared; this is our addition to the paper.
 
 `run_claims` measures pairs of a hybrid and a baseline run, one pair per seed.
 """
@@ -63,43 +63,43 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ClaimSide:
-    """The pairs of one split as both backbones see them. Shape letters: B pairs."""
+    """Hidden states of one split's pairs under both backbones. Shape letters: B pairs."""
 
     hybrid: FrozenStates
-    """phi_H of the pairs."""
+    """Hidden states phi_H of the pairs."""
     baseline: FrozenStates
-    """phi_s of the same pairs."""
+    """Hidden states phi_s of the same pairs."""
     reference: Tensor
     """Log-probs of both responses under the reference policy, [B, 2]."""
     groups: Sequence[str]
-    """The pairs' prompt groups, [B]."""
+    """Prompt groups of the pairs, [B]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadComparison:
-    """Mean D2 on one split."""
+    """Mean D2 of three heads on one split."""
 
     pairs: int
     hybrid: float
-    """K_H o phi_H: the hybrid as it was trained."""
+    """Mean D2 of K_H o phi_H: the hybrid as trained."""
     fitted: float
-    """K o phi_s, with K fitted to the training pairs."""
+    """Mean D2 of K o phi_s, with K fitted to the training pairs."""
     refitted: float
-    """K o phi_H, with K fitted to the training pairs in the same way."""
+    """Mean D2 of K o phi_H, with K fitted to the training pairs in the same way."""
     difference: PairedDifference
-    """hybrid - fitted, over pairs, resampling prompt groups. The claim says that it is at most 0."""
+    """hybrid - fitted over pairs, resampling prompt groups. The claim says that it is at most 0."""
     refitted_difference: PairedDifference
     """refitted - fitted."""
 
     @property
     def holds(self) -> bool:
-        """Whether the inequality holds for the means."""
+        """Whether the means satisfy the inequality."""
         return self.hybrid <= self.fitted
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitAccount:
-    """How settled a fit is: all of `HeadFit` but the head."""
+    """Convergence data of a fit: all fields of `HeadFit` except the head."""
 
     start: str
     loss: float
@@ -112,7 +112,7 @@ class FitAccount:
 
 @dataclass(frozen=True, kw_only=True)
 class Seed:
-    """The claim on one pair of runs."""
+    """Result of the claim on one pair of runs."""
 
     name: str
     train: HeadComparison
@@ -121,7 +121,7 @@ class Seed:
     fit_hybrid: FitAccount
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return a JSON-serialisable dict."""
         holds = {"train": {"holds": self.train.holds}, "held_out": {"holds": self.held_out.holds}}
         values = asdict(self)
         return values | {split: values[split] | extra for split, extra in holds.items()}
@@ -129,27 +129,27 @@ class Seed:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitSummary:
-    """The claim over seeds, on one split."""
+    """Result of the claim over seeds, on one split."""
 
     differences: list[float]
-    """hybrid - fitted of each seed."""
+    """hybrid - fitted for each seed."""
     holds: int
-    """Seeds on which it is at most 0."""
+    """Number of seeds whose difference is at most 0."""
     mean: float
     interval: Interval | None
-    """95% of the mean over seeds, by Student's t; None for a single seed."""
+    """95% interval of the mean over seeds, by Student's t; None for a single seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """Claim 1 over all seeds."""
+    """Result of claim 1 over all seeds."""
 
     seeds: list[Seed]
     train: SplitSummary
     held_out: SplitSummary
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return a JSON-serialisable dict."""
         return asdict(self) | {"seeds": [seed.as_dict() for seed in self.seeds]}
 
 
@@ -163,16 +163,16 @@ def claim_of_seed(
     beta: float,
     options: FitOptions,
 ) -> Seed:
-    """Measure the claim on one hybrid run and one baseline run of the same data and start.
+    """Measure the claim on a hybrid run and a baseline run with the same data and starting model.
 
     Args:
         name: The seed's name in the result.
-        train: The pairs that both were trained on.
-        held_out: Pairs that neither has seen.
-        heads: The policy heads of the two runs, "hybrid" and "baseline": fits start from each.
-        policy_loss: D2, by name.
+        train: Pairs that both runs were trained on.
+        held_out: Pairs that neither run was trained on.
+        heads: Policy heads of the two runs, "hybrid" and "baseline"; fits start from each.
+        policy_loss: Name of the policy loss D2.
         beta: Its scale.
-        options: How long heads are fitted.
+        options: Options of the fits.
 
     Raises:
         TrainingError: no fit has a finite loss.
@@ -210,7 +210,7 @@ def claim_of_seed(
 
 
 def seed_from(values: Mapping[str, Any]) -> Seed:
-    """A seed from its `dataclasses.asdict`, as it was kept on disk."""
+    """Rebuild a seed from the `dataclasses.asdict` stored on disk."""
 
     def difference(kept: Mapping[str, Any]) -> PairedDifference:
         ends = kept["interval"]
@@ -230,10 +230,10 @@ def seed_from(values: Mapping[str, Any]) -> Seed:
 
 
 def summarise_claim(seeds: Sequence[Seed]) -> Claim:
-    """Put the seeds together.
+    """Summarise the seeds.
 
     Raises:
-        ValueError: there are no seeds.
+        ValueError: `seeds` is empty.
     """
     if not seeds:
         raise ValueError("there are no seeds")
@@ -272,25 +272,25 @@ def _summary(comparisons: Sequence[HeadComparison]) -> SplitSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class ClaimsConfig:
-    """The claims of Appendix D, on one or more seeds."""
+    """Options for measuring the claims of Appendix D on one or more seeds."""
 
     hybrids: list[str]
-    """Runs of `--method haf`, one a seed."""
+    """Runs of `--method haf`, one per seed."""
 
     baselines: list[str]
     """Runs of `--method baseline` on the same data from the same model, in the same order."""
 
     data: list[str]
-    """What all of them were trained on; its train split."""
+    """Training data of all runs (train split)."""
 
     held_out: list[str]
-    """Pairs that none of them has seen; their test split."""
+    """Pairs that no run was trained on (test split)."""
 
     out: str
-    """The folder for claims.json, and for the seeds that are done in `claims/`."""
+    """Output folder for claims.json, with finished seeds in `claims/`."""
 
     max_pairs: int | None = None
-    """The first so many pairs of each split; by default all. The claim is about those that were trained on."""
+    """Use only the first N pairs of each split; by default all. The claim is about the pairs trained on."""
 
     fit: FitOptions = field(default_factory=FitOptions)
     data_options: DataOptions = field(default_factory=DataOptions)
@@ -304,7 +304,7 @@ class ClaimsConfig:
 
 
 def run_claims(config: ClaimsConfig, *, say: Callable[[str], None] = lambda line: None) -> Claim:
-    """Measure claim 1 on every seed, illustrate claim 2, and write `claims.json`; goes on after the last whole seed.
+    """Measure claim 1 on every seed, illustrate claim 2, and write `claims.json`; resumes after the last finished seed.
 
     Raises:
         HafrmError: two runs do not belong together, or a run or the data can't be read.
@@ -343,7 +343,7 @@ def run_claims(config: ClaimsConfig, *, say: Callable[[str], None] = lambda line
 
 
 def _require_mates(hybrid: str, baseline: str) -> RunInfo:
-    """The hybrid's description; refuses runs that the claim is not about."""
+    """Return the hybrid's run info; raise if the runs do not fit the claim."""
     first, second = RunInfo.load(Path(hybrid)), RunInfo.load(Path(baseline))
     if not (first.reward_weight and first.policy_ratio) or first.policy_loss not in USES_REFERENCE:
         raise ConfigError(f"{hybrid} is no hybrid run whose policy loss reads a reference. Train it with --method haf.")
@@ -355,7 +355,7 @@ def _require_mates(hybrid: str, baseline: str) -> RunInfo:
 
 
 class _Mates:
-    """A hybrid and a baseline run of one seed, with the reference that both started from."""
+    """Hybrid and baseline run of one seed, with the reference model from which both started."""
 
     def __init__(self, hybrid: str, baseline: str, info: RunInfo, config: ClaimsConfig) -> None:
         self.name, self.info, self.config = hybrid, info, config
@@ -367,7 +367,7 @@ class _Mates:
         self.reference = self.hybrid.reference
 
     def measure(self, pairs: dict[str, Any]) -> dict[str, Any]:
-        """Both claims on the pairs of each split, as plain values."""
+        """Measure both claims on the pairs of each split; return plain values."""
         heads = {"hybrid": PolicyHead.of(self.hybrid.model), "baseline": PolicyHead.of(self.baseline.model)}
         sides, changes = {}, {}
         for split, found in pairs.items():

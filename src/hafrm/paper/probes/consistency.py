@@ -1,12 +1,12 @@
-"""Whether a shared reward head favours the responses of its own policy head (the paper's Figure 2, Appendix E.1).
+"""Does a shared reward head favour the responses of its own policy head (the paper's Figure 2, Appendix E.1)?
 
-For a pair of like checkpoints, one of a hybrid run and one of a DPO run, both policy heads answer the same prompts.
-x is by how much an oracle prefers the hybrid's answers, y by how much the hybrid's own reward head does. Points above
-the diagonal say that the reward head likes its sibling's answers more than their quality warrants.
+For a matched pair of checkpoints, one of a hybrid run and one of a DPO run, both policy heads answer the same prompts.
+x is the lead that an oracle gives to the hybrid's answers, y the lead that the hybrid's own reward head gives them. In
+points above the diagonal, the reward head rates its own policy's answers higher than their quality warrants.
 
-x and y must be in one unit for the diagonal to mean something. A Bradley-Terry reward is in logits; the simulated
-world's oracle is too, up to its annotators' sharpness. `share_above_scaled` divides either by the standard deviation
-of all rewards that it gave, which needs no common unit.
+The diagonal is meaningful only if x and y have the same unit. A Bradley-Terry reward is in logits; so is the simulated
+world's oracle, up to its annotators' sharpness. `share_above_scaled` needs no common unit: it divides each by the
+standard deviation of all rewards from the same judge.
 
 Shape letters: P points, Q prompts.
 
@@ -56,39 +56,39 @@ class Point:
     haf_step: int
     dpo_step: int
     gap: float
-    """By how much the two differ in what they are matched by."""
+    """Difference in the criterion by which they are matched."""
     x: float
     """Mean over prompts of oracle(HAF's response) - oracle(DPO's response)."""
     y: float
     """Mean over prompts of HAF's reward(HAF's response) - HAF's reward(DPO's response)."""
     prompts: int
-    """Prompts whose responses all had rewards."""
+    """Prompts for which all responses have rewards."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """A share of points, with the 95% interval that resampling prompts gives.
+    """A share of points, with the 95% interval from resampling prompts.
 
     The points share checkpoints and responses, so they are not independent; the prompts are.
     """
 
     value: float
     interval: Interval | None
-    """None where a point has rewards for fewer than six prompts."""
+    """None if a point has rewards for fewer than six prompts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Consistency:
-    """Figure 2: the points, and how many lie above the diagonal y = x."""
+    """Figure 2: the points, and the share above the diagonal y = x."""
 
     points: list[Point]
     share_above: Share
     share_above_scaled: Share
-    """The same once x and y are divided by the standard deviations of the rewards they are differences of."""
+    """Share above the diagonal with x and y divided by the standard deviations of the underlying rewards."""
     by_matching: dict[Matching, Share]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return a JSON-serialisable dict."""
         return asdict(self)
 
 
@@ -100,19 +100,19 @@ def consistency(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Consistency:
-    """The points of Figure 2 from the rewards of all responses.
+    """Compute the points of Figure 2 from the rewards of all responses.
 
     Args:
-        matches: The matched checkpoints, hybrid first.
-        oracle: The oracle's rewards of a checkpoint's responses, by the checkpoint's folder, [Q]; None where a
-            response could not be scored.
-        own: The rewards that the reward head of the hybrid's checkpoint (by step) gave to the responses of a
-            checkpoint (by folder), [Q].
-        resamples: How often to draw as many prompts as there are.
-        seed: Seed of the draws.
+        matches: Matched checkpoints, hybrid first.
+        oracle: The oracle's rewards of a checkpoint's responses by the checkpoint's folder, [Q]; None for responses
+            that could not be scored.
+        own: Rewards by (step of the hybrid's checkpoint whose reward head judges, folder of the checkpoint whose
+            responses it judges), [Q].
+        resamples: Number of bootstrap resamples of the prompts.
+        seed: Seed of the resampling.
 
     Raises:
-        DataError: there is no match, or a pair of checkpoints has no prompt whose responses all have rewards.
+        DataError: there are no matches, or a pair of checkpoints has no prompt whose responses all have rewards.
     """
     if not matches:
         raise DataError("There are no matched checkpoints.")
@@ -138,7 +138,7 @@ def consistency(
 def _differences(
     match: Match, oracle: Mapping[str, Rewards], own: Mapping[tuple[int, str], Rewards]
 ) -> tuple[Floats, Floats]:
-    """X and y of each prompt, [Q]; NaN in both where a reward is missing."""
+    """Return x and y for each prompt, [Q]; both are NaN if a reward is missing."""
     first, second = str(match.first.folder), str(match.second.folder)
     step = match.first.step
     x = _numbers(oracle[first]) - _numbers(oracle[second])
@@ -166,14 +166,14 @@ def _point(match: Match, x: Floats, y: Floats) -> Point:
 
 
 def _spread(rewards: Any) -> float:
-    """Standard deviation of all rewards that one judge gave; 1 where they are all equal."""
+    """Return the standard deviation of all rewards from one judge; 1 if they are all equal."""
     return float(np.nanstd(np.concatenate([_numbers(each) for each in rewards]))) or 1.0
 
 
 def _drawn_means(values: Floats, draws: Any) -> Floats:
-    """Means over resampled prompts, [draws, P].
+    """Return means over resampled prompts, [draws, P].
 
-    NaN where a draw holds no prompt with rewards, and for a point that has rewards for few prompts.
+    NaN if a resample contains no prompt with rewards, and for points with rewards for few prompts.
     """
     known = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
@@ -183,39 +183,39 @@ def _drawn_means(values: Floats, draws: Any) -> Floats:
 
 
 def _share(here: Floats, means: tuple[Floats, ...], scales: tuple[float, float]) -> Share:
-    """The share of points above the diagonal; one on it counts half."""
+    """Return the share of points above the diagonal; points on it count one half."""
 
     def above(x: Floats, y: Floats) -> Floats:
         return np.asarray((1 + np.sign(y / scales[1] - x / scales[0])) / 2)
 
     drawn = above(*means).mean(axis=1)
-    whole = drawn[~np.isnan(drawn)]  # a draw can lack every prompt of a point whose rewards are few
+    whole = drawn[~np.isnan(drawn)]  # a resample can miss all prompts of a point with few rewards
     ends = np.quantile(whole, [0.025, 0.975]).tolist() if len(whole) else None
     return Share(float(above(*here).mean()), Interval(*ends) if ends else None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConsistencyConfig:
-    """Whether a shared reward head favours its own policy head's responses (the paper's Figure 2)."""
+    """Options for testing whether a shared reward head favours its own policy's responses (the paper's Figure 2)."""
 
     haf: str
-    """A run of `--method haf` that kept its checkpoints (`--training.save_total_limit null`)."""
+    """Run of `--method haf` that kept all checkpoints (`--training.save_total_limit null`)."""
 
     dpo: str
-    """A run of `--method dpo` on the same data that kept them too."""
+    """Run of `--method dpo` on the same data that kept all checkpoints."""
 
     data: str
-    """Pairs whose prompts are answered: a file or a name."""
+    """Pairs that provide the prompts: a file or a data name."""
 
     oracle: str
-    """`world/NAME`: that set's true reward. Otherwise a run or stock reward model trained on the same data."""
+    """`world/NAME` for that set's true reward; otherwise a run or stock reward model trained on the same data."""
 
     out: str
-    """The folder for consistency.json and consistency.svg, and for responses and rewards in `consistency/`."""
+    """Output folder for consistency.json and consistency.svg, with responses and rewards in `consistency/`."""
 
     split: str = "test"
     prompts: int = 200
-    """How many distinct prompts at the most."""
+    """Maximum number of distinct prompts."""
 
     sampling: Sampling = field(default_factory=Sampling)
     data_options: ReadOptions = field(default_factory=ReadOptions)
@@ -229,7 +229,7 @@ class ConsistencyConfig:
 def run_consistency(config: ConsistencyConfig, *, say: Callable[[str], None] = lambda line: None) -> Consistency:
     """Answer prompts with all checkpoints, score, match, and write `consistency.json` and `consistency.svg`.
 
-    Responses and rewards are kept as each checkpoint is done, so that a stopped probe goes on.
+    Responses and rewards are stored per checkpoint, so that an interrupted call resumes.
 
     Raises:
         HafrmError: a run kept no checkpoints, or a model or the data can't be read.
@@ -252,7 +252,7 @@ def run_consistency(config: ConsistencyConfig, *, say: Callable[[str], None] = l
 
 
 def consistency_figure(found: Consistency) -> Markup:
-    """Figure 2 as inline SVG: five kinds of points and the diagonal."""
+    """Draw Figure 2 as inline SVG: five kinds of points and the diagonal."""
     series = []
     for by in MATCHINGS:
         points = [point for point in found.points if point.matching == by]
@@ -264,7 +264,7 @@ def consistency_figure(found: Consistency) -> Markup:
 
 
 def _with_reward(checkpoint: Checkpoint, rewards: list[float | None]) -> Checkpoint:
-    """The checkpoint with the oracle's mean reward of its responses, to be matched by."""
+    """Add the oracle's mean reward of its responses to the checkpoint's values."""
     known = [reward for reward in rewards if reward is not None]
     if not known:
         raise DataError(f"The oracle could score none of the responses of {checkpoint.folder}.")
@@ -272,7 +272,7 @@ def _with_reward(checkpoint: Checkpoint, rewards: list[float | None]) -> Checkpo
 
 
 class _Probe:
-    """Responses and rewards of checkpoints, each computed once and kept."""
+    """Responses and rewards of checkpoints, each computed once and stored."""
 
     def __init__(self, config: ConsistencyConfig, say: Callable[[str], None]) -> None:
         self.config, self.say = config, say
@@ -291,7 +291,7 @@ class _Probe:
             )
 
     def responses(self, checkpoint: Checkpoint) -> list[str]:
-        """The checkpoint's answers to all prompts."""
+        """Return the checkpoint's answers to all prompts."""
         depends_on = {
             "model": self._identity(str(checkpoint.folder)),
             "sampling": asdict(self.config.sampling),
@@ -307,14 +307,14 @@ class _Probe:
         return cast(list[str], remembered(self.kept, "responses", depends_on, compute))
 
     def oracle(self, checkpoint: Checkpoint) -> list[float | None]:
-        """The oracle's rewards of a checkpoint's answers."""
+        """Return the oracle's rewards of a checkpoint's answers."""
         name = self.config.oracle.removeprefix("world/")
         if name in WORLD_SETS and name != self.config.oracle:
             return [oracle_reward(conversation, name) for conversation in self._conversations(checkpoint)]
         return self._scored(self.config.oracle, checkpoint)
 
     def own(self, judge: Checkpoint, checkpoint: Checkpoint) -> list[float | None]:
-        """What the reward head of one checkpoint gives to the answers of another."""
+        """Return the rewards that one checkpoint's reward head gives to another checkpoint's answers."""
         return self._scored(str(judge.folder), checkpoint)
 
     def _scored(self, model: str, checkpoint: Checkpoint) -> list[float | None]:
@@ -326,7 +326,7 @@ class _Probe:
 
     def _score(self, model: str, conversations: Sequence[Conversation]) -> list[float | None]:
         if self._loaded is None or self._loaded[0] != model:
-            self._loaded = None  # never two models at once
+            self._loaded = None  # free the memory before loading another model
             self._loaded = model, load_scorer(model, head="reward", options=self.config.score.as_in_training())
         return self._loaded[1].score(conversations)
 

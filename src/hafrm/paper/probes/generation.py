@@ -1,4 +1,4 @@
-"""Responses sampled from a run's policy head by stock transformers, the same for the same seed on one machine."""
+"""Sample responses from a run's policy head with stock transformers, reproducibly per seed on one machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["generate_responses", "prompts_that_fit"]
 
 
 def prompts_that_fit(prompts: Sequence[Prompt], tokenizer: Any, sampling: Sampling, max_length: int) -> list[Prompt]:
-    """The prompts that leave room for a whole response within `max_length` tokens."""
+    """Return the prompts that leave room for a whole response within `max_length` tokens."""
     room = max_length - sampling.max_new_tokens
     return [prompt for prompt in prompts if len(prompt_ids(tokenizer, prompt)) <= room]
 
@@ -24,15 +24,15 @@ def prompts_that_fit(prompts: Sequence[Prompt], tokenizer: Any, sampling: Sampli
 def generate_responses(
     causal_lm: nn.Module, tokenizer: Any, prompts: Sequence[Prompt], sampling: Sampling
 ) -> list[str]:
-    """One sampled response to each prompt, in order, without special tokens and surrounding white space.
+    """Sample one response per prompt, in order, without special tokens and surrounding white space.
 
-    The random numbers are those of the seed alone, and the program's own are left as they were.
+    Random numbers depend only on the seed; the program's own random state is left unchanged.
 
     Args:
         causal_lm: A stock causal LM, or a PEFT model around one.
         tokenizer: Its prepared tokenizer, with a chat template.
         prompts: The prompts.
-        sampling: How to draw.
+        sampling: Sampling options.
     """
     device = next(causal_lm.parameters()).device
     devices = [device] if device.type == "cuda" else []

@@ -1,8 +1,9 @@
-"""Policy heads fitted to frozen hidden states: min over K of E D2(K o phi) (the paper's Appendix D, claim 1).
+"""Fit policy heads to frozen hidden states: min over K of E D2(K o phi) (the paper's Appendix D, claim 1).
 
-Hidden states are computed once; K alone is fitted, by L-BFGS on all pairs at once. In K the loss is no convex function
-(a log-ratio is a difference of convex ones), and where the pairs can be told apart it has no minimum, only an infimum
-at infinity. So a fit says how flat the loss was where it stopped, and starts from more than one head.
+Hidden states are computed once; only K is fitted, by L-BFGS on all pairs at once. The loss is not convex in K (a
+log-ratio is a difference of convex functions), and if the pairs are separable it has no minimum, only an infimum at
+infinity. Therefore a fit reports how flat the loss was where it stopped, and starts from several heads.
+
 Shape letters: B pairs, S = 2B sequences, T response tokens, H hidden, V vocabulary.
 """
 
@@ -28,47 +29,50 @@ __all__ = ["FitOptions", "FrozenStates", "HeadFit", "PolicyHead", "fit_policy_he
 
 @dataclass(frozen=True)
 class FrozenStates:
-    """What a backbone makes of pairs: the states that predict their response tokens, pair by pair."""
+    """Hidden states that predict the pairs' response tokens, pair by pair."""
 
     states: Tensor
-    """[T, H]."""
+    """Hidden states, [T, H]."""
     targets: Tensor
-    """The response tokens, [T]."""
+    """Response tokens, [T]."""
     lengths: Tensor
-    """Response tokens of each sequence, chosen before rejected, [S]."""
+    """Number of response tokens per sequence, chosen before rejected, [S]."""
     transform: LogitTransform
-    """How the model turns products into logits."""
+    """How the model turns products of states and weights into logits."""
 
 
 @dataclass(frozen=True)
 class PolicyHead:
-    """K: a linear map from states to token scores."""
+    """A linear map K from states to token scores."""
 
     weight: Tensor
-    """[V, H]."""
+    """Weight matrix, [V, H]."""
     bias: Tensor | None = None
-    """[V], where the model has one."""
+    """Bias, [V], or None."""
 
     @classmethod
     def of(cls, model: HybridModel) -> PolicyHead:
-        """A copy of a model's own head."""
+        """Copy a model's own head."""
         bias = model.policy_head.bias
         return cls(model.policy_head.weight.detach().clone(), None if bias is None else bias.detach().clone())
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitOptions:
-    """How long a policy head is fitted."""
+    """Options for fitting a policy head."""
 
     max_steps: int = 500
-    """Steps of L-BFGS from each start."""
+    """L-BFGS steps from each start."""
 
     tolerance: float = 1e-4
-    """The largest entry of the gradient of what is minimised below which a fit has converged."""
+    """A fit has converged if no entry of the gradient is larger than this."""
 
     penalty: float = 0.0
-    """Weight of half the squared distance to the start, added to the mean loss. The claim's minimum has none; a little
-    keeps a head from fitting few pairs to nothing, so that held-out pairs can be compared."""
+    """Weight of half the squared distance to the start, added to the mean loss.
+
+    The claim's minimum has none; a small one keeps a head from fitting few pairs perfectly, so that held-out pairs can
+    be compared.
+    """
 
     def __post_init__(self) -> None:
         if self.max_steps < 1 or not self.tolerance > 0 or not 0 <= self.penalty < math.inf:
@@ -77,36 +81,36 @@ class FitOptions:
 
 @dataclass(frozen=True)
 class HeadFit:
-    """The best head found, and how settled it is."""
+    """The best head found, with convergence data."""
 
     head: PolicyHead
     start: str
-    """The start that led to it."""
+    """Name of the start from which it was fitted."""
     loss: float
     """Mean D2 on the pairs it was fitted to, without the penalty."""
     start_losses: dict[str, float]
     """Mean D2 of each start before the fit."""
     gradient_norm: float
-    """Euclidean norm of the gradient of what was minimised."""
+    """Euclidean norm of the objective's gradient."""
     gradient_max: float
-    """Its largest entry."""
+    """Largest absolute entry of the gradient."""
     steps: int
     converged: bool
-    """Whether the largest entry is below the tolerance. If not, `loss` is above the minimum by an unknown amount."""
+    """Whether `gradient_max` is within the tolerance. If not, `loss` exceeds the minimum by an unknown amount."""
 
 
 @torch.no_grad()
 def freeze_states(
     model: HybridModel, groups: Sequence[TokenGroup], layout: Layout, *, tokens: int = 8192, sequences: int = 64
 ) -> FrozenStates:
-    """Hidden states of pairs, in the pairs' order.
+    """Compute hidden states of pairs, in the order of the pairs.
 
     Args:
         model: The model, in the state that `layout` needs.
-        groups: B pairs' tokens.
-        layout: How they become batches.
-        tokens: The most tokens of a forward pass.
-        sequences: The most sequences of a padded one.
+        groups: Tokens of B pairs.
+        layout: How to batch them.
+        tokens: Maximum tokens per forward pass.
+        sequences: Maximum sequences per padded forward pass.
     """
     parts: dict[int, tuple[Tensor, Tensor, tuple[int, ...]]] = {}
     device = model.score.weight.device
@@ -128,13 +132,13 @@ def freeze_states(
 
 
 def head_losses(frozen: FrozenStates, head: PolicyHead, reference: Tensor, *, policy_loss: str, beta: float) -> Tensor:
-    """D2 of each pair, [B], differentiable in the head.
+    """Compute D2 of each pair, [B], differentiable in the head.
 
     Args:
-        frozen: The pairs' states.
-        head: K.
+        frozen: Hidden states of the pairs.
+        head: The policy head K.
         reference: Log-probs of both responses under the reference policy, [B, 2].
-        policy_loss: The policy loss's name.
+        policy_loss: Name of the policy loss.
         beta: Its scale, the paper's tau.
     """
     bias = None if head.bias is None else head.bias.float()
@@ -156,18 +160,18 @@ def fit_policy_head(
     beta: float,
     options: FitOptions,
 ) -> HeadFit:
-    """Fit K alone to frozen states, from each start, and keep the best.
+    """Fit only K to frozen states from each start, and return the best fit.
 
     Args:
-        frozen: The pairs' states.
+        frozen: Hidden states of the pairs.
         starts: Heads to start from, by name.
         reference: See `head_losses`.
         policy_loss: See `head_losses`.
         beta: See `head_losses`.
-        options: How long.
+        options: Options of the fits.
 
     Raises:
-        TrainingError: the loss of every fit is not finite.
+        TrainingError: no fit has a finite loss.
     """
     fits = []
     before: dict[str, float] = {}
@@ -187,7 +191,7 @@ def fit_policy_head(
 
 
 def _moved(parameters: Sequence[Tensor], starts: Sequence[Tensor]) -> Tensor:
-    """The squared distance of parameters to where they started."""
+    """Return the squared distance of parameters from their starting values."""
     squares = [(now - then).square().sum() for now, then in zip(parameters, starts, strict=True)]
     return torch.stack(squares).sum()
 
@@ -217,7 +221,7 @@ def _fit_from(name: str, start: PolicyHead, mean_loss: Callable[[PolicyHead], Te
 
     with torch.enable_grad():
         optimizer.step(closure)
-        closure()  # leaves the gradient at the last step
+        closure()  # recompute the gradient at the final parameters
     with torch.no_grad():
         loss = mean_loss(PolicyHead(weight, bias)).item()
     gradient = torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])

@@ -1,4 +1,4 @@
-"""What a probe has computed, kept on disk beside what it depends on, so that a stopped probe goes on."""
+"""Store computed values on disk with what they depend on, so that interrupted probes resume."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ["remembered"]
 
 
 def remembered(folder: Path, kind: str, depends_on: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
-    """A value that was computed before from the same things, or is computed now and kept.
+    """Return a value stored earlier for the same dependencies, or compute and store it.
 
-    A file that is damaged is computed anew.
+    Corrupt files are recomputed.
 
     Args:
-        folder: Where values are kept, as `KIND-DIGEST.json`, written whole or not at all.
-        kind: What sort of value it is.
-        depends_on: Plain values: all that the value depends on.
-        compute: Gives the value, which JSON can hold.
+        folder: Folder of the stored values, `KIND-DIGEST.json`, written atomically.
+        kind: Kind of value.
+        depends_on: Everything that the value depends on, as plain values.
+        compute: Computes the value, which must be JSON-serialisable.
     """
     described = json.dumps(dict(depends_on), sort_keys=True)
     path = folder / f"{kind}-{hashlib.sha256(described.encode()).hexdigest()[:16]}.json"

@@ -1,8 +1,8 @@
 """Token-wise perplexity of responses and its variance over a data set (the paper's Table 6).
 
-The paper's pp is -log Prob(sequence) / Length(sequence): a mean negative log-prob in nats a token, without an
-exponential. The sequence here is the response, given its prompt, with the token that ends its turn; the paper does not
-say whether the prompt counts. Variances are sample variances (ddof = 1), over the pairs whose two responses fit.
+The paper's pp is -log Prob(sequence) / Length(sequence): the mean negative log-prob in nats per token, without an
+exponential. Here the sequence is the response given its prompt, including the token that ends its turn; the paper does
+not say whether the prompt counts. Variances are sample variances (ddof = 1) over pairs whose two responses fit.
 
 `run_perplexity` goes from models and pairs to `perplexity.json`.
 """
@@ -32,36 +32,36 @@ __all__ = ["PERPLEXITY_FILE", "PerplexityConfig", "PerplexityVariance", "perplex
 
 @dataclass(frozen=True, kw_only=True)
 class PerplexityVariance:
-    """A cell of Table 6: the perplexities of one data set under one model, in nats a token."""
+    """A cell of Table 6: perplexities of one data set under one model, in nats per token."""
 
     model: str
     data: str
     n: int
-    """Pairs that count: both responses were read whole."""
+    """Pairs used: both responses were read whole."""
     unscored: dict[str, int]
-    """Pairs left out, by reason: "overlong", or "refused_by_template"."""
+    """Pairs excluded, by reason: "overlong" or "refused_by_template"."""
     mean_win: float
     mean_lose: float
     var_win: float
-    """Sample variance of pp of the better responses."""
+    """Sample variance of pp over the better responses."""
     var_lose: float
     var_difference: float
     """Sample variance of pp_win - pp_lose over pairs: the third column of Table 7."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return a JSON-serialisable dict."""
         return asdict(self)
 
 
 def perplexity_variance(scores: Sequence[PairScore]) -> PerplexityVariance:
-    """Perplexities of a data set from the scores of its pairs.
+    """Compute the perplexities of a data set from the scores of its pairs.
 
     Args:
-        scores: Scores of one model on one data set whose rewards are mean log-probs a response token, as a
-            `load_log_prob_scorer` gives them per token.
+        scores: Scores of one model on one data set whose rewards are mean log-probs per response token, as from a
+            per-token `load_log_prob_scorer`.
 
     Raises:
-        DataError: fewer than two pairs were scored, so that there is no variance.
+        DataError: fewer than two pairs were scored, too few for a variance.
     """
     scored = [score for score in scores if score.reward_chosen is not None and score.reward_rejected is not None]
     if len(scored) < 2:
@@ -89,16 +89,16 @@ PERPLEXITY_FILE = "perplexity.json"
 
 @dataclass(frozen=True, kw_only=True)
 class PerplexityConfig:
-    """Variances of token-wise perplexity (the paper's Table 6)."""
+    """Options for variances of token-wise perplexity (the paper's Table 6)."""
 
     models: list[str]
-    """Causal LMs: the backbones before training, or runs, whose policy head is then read."""
+    """Causal LMs: the untrained backbones, or runs (their policy head is used)."""
 
     data: list[str]
-    """Files or names of pairs."""
+    """Files or data names of pairs."""
 
     out: str
-    """The folder for perplexity.json. Scores in it of an earlier call are used again."""
+    """Output folder for perplexity.json. Scores of earlier calls in it are reused."""
 
     split: str = "test"
     trust_remote_code: bool = False
@@ -109,10 +109,10 @@ class PerplexityConfig:
 def run_perplexity(
     config: PerplexityConfig, *, say: Callable[[str], None] = lambda line: None
 ) -> list[PerplexityVariance]:
-    """Score all data sets under all models and write `perplexity.json`; goes on where it was stopped.
+    """Score all data sets under all models and write `perplexity.json`; resumes an interrupted call.
 
     Returns:
-        One cell a model and data set, models outermost.
+        One cell per model and data set, models outermost.
 
     Raises:
         HafrmError: a model or data set can't be read, or fewer than two pairs fit.
@@ -135,7 +135,7 @@ def run_perplexity(
 def _score_model(
     model: str, sets: dict[str, PairSet], config: PerplexityConfig, say: Callable[[str], None]
 ) -> list[list[PairScore]]:
-    """The mean log-probs of each data set's pairs under one model, which is loaded only if some are missing."""
+    """Return the mean log-probs of each data set's pairs under one model; it is loaded only if scores are missing."""
     choice = ScorerChoice(trust_remote_code=config.trust_remote_code)
     identity = model_identity(model, choice, config.score) | {"score": "mean log-prob"}
     scorer: Scorer | None = None

@@ -1,7 +1,8 @@
-"""How far training moved a backbone's hidden states: an illustration of claim 2 of Appendix D.
+"""How far training moves a backbone's hidden states: an illustration of claim 2 of Appendix D.
 
-The paper's claim 2 bounds the distance of phi_H to an ideal phi*, which nobody has. What is measured here is our own
-choice: the distance to the backbone at the start of training, and how many directions the states use.
+The paper's claim 2 bounds the distance of phi_H to an ideal phi*, which is unknown. We measure instead the distance to
+the backbone at the start of training, and how many directions the states use.
+
 Shape letters: T tokens, H hidden.
 """
 
@@ -18,18 +19,18 @@ __all__ = ["RepresentationChange", "effective_rank", "representation_change"]
 
 @dataclass(frozen=True, kw_only=True)
 class RepresentationChange:
-    """Hidden states after training beside those of the same tokens before it."""
+    """Hidden states after training compared with those of the same tokens before."""
 
     tokens: int
     relative_change: float
     """Mean over tokens of |h - h0| / |h0|."""
     effective_rank: float
-    """Of the states after training; see `effective_rank`."""
+    """Effective rank of the states after training; see `effective_rank`."""
     effective_rank_start: float
-    """Of the states before."""
+    """Effective rank of the states before training."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return a JSON-serialisable dict."""
         return asdict(self)
 
 
@@ -38,7 +39,7 @@ def representation_change(states: Tensor, start: Tensor) -> RepresentationChange
 
     Args:
         states: Hidden states, [T, H].
-        start: Those of the starting backbone, [T, H].
+        start: Hidden states of the starting backbone, [T, H].
 
     Raises:
         ValueError: the shapes differ, or there are fewer than two tokens.
@@ -55,9 +56,10 @@ def representation_change(states: Tensor, start: Tensor) -> RepresentationChange
 
 
 def effective_rank(states: Tensor) -> float:
-    """The exponential of the entropy of the singular values' shares (Roy and Vetterli, 2007), states centred, [T, H].
+    """Compute the effective rank of centred states, [T, H].
 
-    It is between 1 and H; states that are all equal have 0.
+    It is the exponential of the entropy of the normalised singular values (Roy and Vetterli, 2007): between 1 and H, or
+    0 if all states are equal.
     """
     centred = states.double() - states.double().mean(dim=0)
     squares: Tensor = torch.linalg.eigvalsh(centred.T @ centred)

@@ -1,4 +1,4 @@
-"""Whether the spread of perplexities foretells where DPO beats the baseline (the paper's Table 7)."""
+"""Does the variance of perplexities predict where DPO beats the baseline (the paper's Table 7)?"""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ _SMALL = 10
 
 @dataclass(frozen=True, kw_only=True)
 class VarianceCorrelation:
-    """Table 7: Pearson's correlation over data sets of variances with accuracy(DPO) - accuracy(baseline)."""
+    """Table 7: Pearson correlations over data sets of perplexity variances with accuracy(DPO) - accuracy(baseline)."""
 
     data: list[str]
     accuracy_differences: list[float]
-    """Accuracy of DPO less that of the baseline on each data set, as shares."""
+    """accuracy(DPO) - accuracy(baseline) on each data set, as shares."""
     pp_win: Correlation
     pp_lose: Correlation
     pp_difference: Correlation
-    """With the variance of pp_win - pp_lose. The paper's column is called "pp_win - pp_lose" and nothing more."""
+    """Correlation with the variance of pp_win - pp_lose, our reading of the paper's undefined "pp_win - pp_lose"."""
     variances: list[dict[str, Any]]
 
     @property
     def warning(self) -> str:
-        """What to be wary of; empty where the data sets are many."""
+        """Caveats to show with the correlations; empty if there are enough data sets."""
         n = len(self.data)
         if n >= _SMALL:
             return ""
@@ -40,21 +40,21 @@ class VarianceCorrelation:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return a JSON-serialisable dict."""
         return asdict(self) | {"n": len(self.data), "warning": self.warning}
 
 
 def variance_correlation(
     variances: Mapping[str, PerplexityVariance], accuracies: Mapping[str, tuple[float, float]]
 ) -> VarianceCorrelation:
-    """Correlate variances of perplexity with what DPO gains over the baseline.
+    """Correlate perplexity variances with DPO's gain over the baseline.
 
     Args:
-        variances: The perplexities of each data set under one backbone.
-        accuracies: For the same data sets the accuracies of DPO and of the baseline, as shares.
+        variances: Perplexities of each data set under one backbone.
+        accuracies: Accuracies of DPO and of the baseline on the same data sets, as shares.
 
     Raises:
-        DataError: the data sets are not the same, fewer than three, or nothing varies over them.
+        DataError: the data sets differ, are fewer than three, or have no variation.
     """
     if set(variances) != set(accuracies):
         odd = sorted(set(variances) ^ set(accuracies))

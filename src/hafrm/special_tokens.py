@@ -1,9 +1,9 @@
-"""Special tokens in what people wrote: found, and encoded as the characters that they are.
+"""Find special tokens in messages and encode them as plain characters.
 
 A stock tokenizer turns `</s>` or `<|im_end|>` inside a message into the same token that the chat template writes, so
-whoever writes a message can end their turn in it and forge the turns that follow.
+the author of a message can end their turn in it and forge the turns that follow.
 
-Knows tokenizers through their public methods, and messages. Knows no file, no model, no tensor.
+Uses messages and the public methods of tokenizers; independent of files, models and tensors.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from hafrm.templates import TemplateRefusalError, render
 __all__ = ["SpecialTokenError", "SpecialTokenRule", "SpecialTokens"]
 
 SpecialTokenRule = Literal["text", "token", "refuse"]
-"""What becomes of special tokens in messages: `text` encodes them as plain characters, `token` as the tokenizer's own
-tokens, as stock programs do and training does, `refuse` gives the conversation no reward.
+"""Treatment of special tokens in messages.
+
+`text` encodes them as plain characters; `token` as the tokenizer's own tokens, as stock programs and training do;
+`refuse` gives the conversation no reward.
 """
 
 _BEGIN, _END = "\ufdd0", "\ufdd1"
-"""Written around special tokens of messages while a template is rendered: code points that no text contains."""
+"""Markers around special tokens of messages while a template is rendered: code points that don't occur in text."""
 
 _LAST = "Another question"
 _USER, _ANSWER, _MORE = Message("user", "Question"), Message("assistant", "Answer"), Message("user", _LAST)
@@ -45,7 +47,7 @@ _SAFE_METHODS = frozenset(
     "strip lstrip rstrip split rsplit startswith endswith removeprefix removesuffix items keys values get append "
     "find index count strftime".split()
 )
-"""What a template can do with a text without making a token of what was none."""
+"""Template methods and filters that can't turn ordinary text into a special token."""
 
 
 class SpecialTokenError(TemplateRefusalError):
@@ -53,7 +55,7 @@ class SpecialTokenError(TemplateRefusalError):
 
 
 class SpecialTokens:
-    """The tokens of a tokenizer that structure a conversation: the special ones, and others that open or close turns.
+    """Tokens of a tokenizer that structure a conversation: the special ones, and others that open or close turns.
 
     Args:
         tokenizer: A transformers tokenizer with a chat template.
@@ -76,7 +78,7 @@ class SpecialTokens:
         self._known: dict[tuple[str, bool], list[int]] = {}
 
     def count(self, prompt: Prompt, response: Sequence[Message]) -> int:
-        """How many special tokens the messages, tools, documents and template arguments contain."""
+        """Count the special tokens in the messages, tools, documents and template arguments."""
         return sum(self._count(text) for text in _texts(prompt, response))
 
     def _count(self, text: str) -> int:
@@ -84,16 +86,16 @@ class SpecialTokens:
         return max(found, self._disguised(text)) if self._normalized else found
 
     def _disguised(self, text: str) -> int:
-        """How many special tokens the tokenizer's normalizer makes of a text, such as full-width ones."""
+        """Count the special tokens that the tokenizer's normalizer creates from a text, such as full-width ones."""
         assert self._normalize is not None
         assert self._normalized is not None
         return len(self._normalized.findall(self._normalize(text)))
 
     def hide(self, value: Any) -> Any:
-        """JSON values with the special tokens of all strings marked, so that `encode` tells them from the template's.
+        """Mark the special tokens in all strings of a JSON value, so that `encode` can tell them from the template's.
 
         Raises:
-            SpecialTokenError: a string contains the code points that mark them, or a special token in other letters.
+            SpecialTokenError: a string contains the markers' code points, or a special token in other letters.
         """
         if isinstance(value, str):
             if _BEGIN in value or _END in value:
@@ -104,18 +106,18 @@ class SpecialTokens:
         return _each(self.hide, value)
 
     def shown(self, text: str) -> str:
-        """A text rendered from hidden values as it would be without the hiding."""
+        """Remove the markers from a text rendered from marked values."""
         return text.replace(_BEGIN, "").replace(_END, "")
 
     def check(self, conversations: Sequence[tuple[Prompt, Sequence[Message]]], texts: Sequence[str]) -> None:
-        """Check that the template made no special tokens of messages, as by removing a word from within one.
+        """Check that the template created no special tokens from messages, e.g. by removing a word inside one.
 
         Args:
             conversations: The conversations, all with the same template arguments.
-            texts: Their renderings from hidden values.
+            texts: Their renderings from marked values.
 
         Raises:
-            SpecialTokenError: a text has more special tokens than its conversation without special characters.
+            SpecialTokenError: a text has more special tokens than its conversation rendered without special characters.
         """
         if not self._rewrites:
             return
@@ -130,20 +132,20 @@ class SpecialTokens:
         return _each(self._without_letters, value)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text rendered from hidden values: hidden tokens as their characters, all else as usual.
+        """Encode a text rendered from marked values: marked tokens as their characters, everything else as usual.
 
         Raises:
-            SpecialTokenError: the tokenizer makes a special token of the characters, too.
+            SpecialTokenError: the tokenizer creates a special token even from the characters.
         """
         pieces = self._hidden.split(text)
         ids = self._usual(pieces[0]) if pieces[0] else []
         for number, piece in enumerate(pieces[1:], 1):
             if piece:
-                ids += self._in_the_middle(piece, hidden=number % 2 == 1)  # odd ones are what the group matched
+                ids += self._in_the_middle(piece, hidden=number % 2 == 1)  # odd pieces are the matched tokens
         return ids
 
     def _in_the_middle(self, text: str, *, hidden: bool) -> list[int]:
-        """Ids of a text that others precede: SentencePiece-like tokenizers write a space at a beginning."""
+        """Encode a text that follows others: SentencePiece-like tokenizers add a space at the beginning of a text."""
         if (key := (text, hidden)) not in self._known or len(text) > 64:
             encode = self._without_added_tokens if hidden else self._usual
             before, ids = encode("\n"), encode("\n" + text)
@@ -163,7 +165,7 @@ class SpecialTokens:
 
     def _without_added_tokens(self, text: str) -> list[int]:
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
-        if backend is None:  # one written in Python
+        if backend is None:  # a tokenizer written in Python
             pieces = self._tokenizer.tokenize(text, split_special_tokens=True)
             return list(self._tokenizer.convert_tokens_to_ids(pieces))
         text = backend.normalizer.normalize_str(text) if backend.normalizer else text
@@ -172,7 +174,7 @@ class SpecialTokens:
 
 
 def _around_turns(tokenizer: Any) -> str:
-    """What the chat template writes before the last user's text; all added tokens where it renders no conversation."""
+    """Return what the chat template writes before the last user's text; all added tokens if it renders nothing."""
     found = []
     for turns in _TALKS:
         try:
@@ -184,12 +186,12 @@ def _around_turns(tokenizer: Any) -> str:
 
 
 def _rewrites(template: Any) -> bool:
-    """Whether a chat template may make a special token of a text that contains none, as `replace` and `lower` can."""
+    """Return whether a chat template can create a special token from ordinary text, as `replace` and `lower` can."""
     if not isinstance(template, str):
         return True
     try:
         tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(template)
-    except TemplateSyntaxError:  # of a tag that only transformers knows
+    except TemplateSyntaxError:  # e.g. a tag that only transformers defines
         return True
     filters = (node for node in tree.find_all(nodes.Filter) if node.name not in _SAFE_FILTERS)
     calls = (
@@ -207,7 +209,7 @@ def _rewrites(template: Any) -> bool:
 
 
 def _of_a_role(node: nodes.Node) -> bool:
-    """Whether an expression is about a turn's role alone, which is one of a few words."""
+    """Return whether an expression depends only on a turn's role, which is one of a few words."""
     names = {item.attr for item in node.find_all(nodes.Getattr)}
     names |= {item.arg.value for item in node.find_all(nodes.Getitem) if isinstance(item.arg, nodes.Const)}
     return "role" in names and names <= {"role", "capitalize", "upper", "lower", "title"}
@@ -243,7 +245,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _each(change: Callable[[Any], Any], value: Any) -> Any:
-    """A JSON value with a change to each of its parts, names included."""
+    """Apply a change to each part of a JSON value, including keys."""
     if isinstance(value, Mapping):
         return {change(key): change(each) for key, each in value.items()}
     return [change(each) for each in value] if isinstance(value, list | tuple) else value

@@ -1,6 +1,6 @@
-"""Chat templates: conversations as text.
+"""Render conversations as text with chat templates.
 
-Knows tokenizers through their public methods, and messages. Knows no file, no model, no tensor.
+Uses messages and the public methods of tokenizers; independent of files, models and tensors.
 """
 
 from __future__ import annotations
@@ -67,13 +67,13 @@ def render(
 
     Args:
         tokenizer: A transformers tokenizer with a chat template.
-        conversations: Prompts, each with a response; all prompts have the same `arguments`.
-        opening: Whether to write what opens a response at the end.
-        change: Applied to the messages, as lists of dictionaries, and to the template arguments before rendering.
+        conversations: Prompts with their responses; all prompts have the same `arguments`.
+        opening: Whether to append the text that opens a response.
+        change: Applied to the messages (as lists of dictionaries) and to the template arguments before rendering.
 
     Raises:
-        TemplateRefusalError: the template refuses a conversation, or fails on it.
-        ModelError: the template does not end in time.
+        TemplateRefusalError: the template refuses a conversation or fails on it.
+        ModelError: the template exceeds the time limit.
     """
     turns: Any = [[turn.as_dict() for turn in (*prompt.turns, *response)] for prompt, response in conversations]
     arguments: Any = conversations[0][0].template_arguments

@@ -1,7 +1,7 @@
 """Time limits for third-party Python code, such as chat templates, in any thread.
 
-One watcher thread checks all limits and raises an error in threads whose limit has passed. The interpreter delivers it
-between two bytecode instructions; a single long call into C code is not interrupted.
+A watcher thread checks all limits and raises an error in threads that exceed theirs. The interpreter delivers the
+error between two bytecode instructions; a single long call into C code is not interrupted.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class TimedOutError(Exception):
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise an error in the block when its time is over; limits must not be nested.
+    """Raise an error in the block once the time limit is exceeded; limits must not be nested.
 
     Raises:
-        TimedOutError: the time is over.
+        TimedOutError: the limit is exceeded.
     """
     thread = threading.get_ident()
     with _lock:

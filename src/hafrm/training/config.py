@@ -296,7 +296,7 @@ def _require_optimizer(arguments: TrainingArguments) -> None:
 
 
 def _require_precision(config: TrainConfig, arguments: TrainingArguments) -> None:
-    """Raise for a dtype that can't represent an optimizer step, or a precision that policy and reference don't share."""
+    """Raise for a dtype that can't represent an optimizer step, or if policy and reference differ in precision."""
     if config.dtype == "bfloat16" and not config.lora.enabled and arguments.deepspeed_plugin is None:
         raise ConfigError(
             "dtype: a step is smaller than what bfloat16 weights tell apart, so they would hardly be trained. Use "

@@ -94,8 +94,8 @@ class Objective:
             reference: Reference log-probs, [S]; required if `needs_reference`.
 
         Returns:
-            `rewards/*` belong to the head that scores: the reward head or, if that is not trained, the policy head with its
-            implicit reward beta * log-ratio. `policy/*` are always those of the implicit reward.
+            `rewards/*` belong to the head that scores: the reward head or, if that is not trained, the policy head with
+            its implicit reward beta * log-ratio. `policy/*` are always those of the implicit reward.
         """
         reward_loss, policy_loss = None, None
         metrics: dict[str, Tensor] = {}

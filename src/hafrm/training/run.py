@@ -272,7 +272,7 @@ def _layout(config: TrainConfig, model: HybridModel, tokenizer: Any, progress: C
 
 
 def _base_digest(model: HybridModel, objective: Objective) -> str:
-    """Return a hash of the weights under the run's reference or adapters; empty if its checkpoints contain all weights."""
+    """Hash the weights under the run's reference or adapters; empty if its checkpoints contain all weights."""
     return weights_digest(model) if objective.needs_reference or model.adapted else ""
 
 

@@ -177,7 +177,7 @@ class HybridTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """Return the batch's loss: its sum over the number of pairs in all batches that an optimizer step accumulates."""
+        """Return the sum of a batch's losses divided by the number of pairs in the whole optimizer step."""
         losses = self._pair_losses(model, inputs)
         self._require_finite(losses.loss, inputs, self.pairs)
         if not inputs.counts:

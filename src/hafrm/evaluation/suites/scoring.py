@@ -1,4 +1,4 @@
-"""Raw scores of a suite's items: a JSON line a response list."""
+"""Score a suite's items: a JSON line per response list."""
 
 from __future__ import annotations
 

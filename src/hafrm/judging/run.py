@@ -189,11 +189,7 @@ class _Loaded:
         options = config.judge
         if options.kind == "openai":
             budget = budget or Budget.of(options)
-            self._before = (
-                budget.requests,
-                budget.tokens,
-                budget.spent,
-            )  # spent by an earlier run with the same budget
+            self._before = (budget.requests, budget.tokens, budget.spent)  # by earlier runs that share it
             self.judge = self.endpoint = _endpoint(options, budget)
         elif options.kind == "local":
             from hafrm.judging.local import load_local_judge

@@ -263,12 +263,7 @@ def _depends_on(config: SampleConfig, prompts: Prompts, *, identify: bool) -> di
     identity: dict[str, Any] = {"generator": config.model}
     if identify:
         found = model_identity(config.model, choice, config.score_options)
-        parts = (
-            "its base",
-            "the model",
-            "its reference",
-            "hafrm",
-        )  # the first only exists for adapters in half precision
+        parts = ("its base", "the model", "its reference", "hafrm")  # the base: of adapters in half precision
         identity = {name: found[name] for name in parts if name in found} | {"dtype": config.dtype}
     depends_on = {
         **identity,

@@ -65,7 +65,7 @@ class ReproduceConfig:
     """small: the folder of NAME-train, NAME-validation and NAME-test (.jsonl or .jsonl.gz)."""
 
     rewardbench: str | None = None
-    """table3: RewardBench's pairs, for the external half."""
+    """table3: RewardBench's pairs, for the external half of the table."""
 
     judge: str | None = None
     """figure4, table4, table11: the reward model that judges outside the world (ArmoRM in the paper's Figure 9)."""
@@ -80,7 +80,7 @@ class ReproduceConfig:
     """Maximum tokens of a prompt with a response, in place of the scale's (world 256, otherwise 512)."""
 
     early_stopping: int = 0
-    """Stop a run after this many evaluations without improvement; 0 never stops. Appendix B calls for it."""
+    """Stop a run after this many evaluations without improvement; 0 never stops. The paper uses it (Appendix B)."""
 
     pairs: int | None = None
     """Maximum training pairs of a set. Default: all."""

@@ -164,8 +164,8 @@ class RowScorer:
     """Scores batches of rows, given as columns: for `map_batches` of Ray Data, or `map(..., batched=True)` of datasets.
 
     Args:
-        model: As `load_scorer` takes it.
-        options: The other arguments of `load_scorer`.
+        model: The model, as in `load_scorer`.
+        options: Further arguments of `load_scorer`.
 
     Example:
         >>> rows = ray.data.read_parquet("answers/").map_batches(

@@ -36,7 +36,7 @@ class Part(Generic[Kind]):
         folder: The evaluation's folder.
         model: The model's name in the results.
         data: The data set's name in the results.
-        depends_on: Plain values that the scores depend on, by their names in messages.
+        depends_on: Plain values that the scores depend on, keyed by what messages call them.
         ids: The rows to score, in order.
         kind: The class of the scores.
         what: The noun for rows in messages.
@@ -128,9 +128,7 @@ class Part(Generic[Kind]):
 
 
 def _possible(score: RawScore) -> bool:
-    """Return whether a score's fields have their types, finite numbers, and a reward missing exactly if there is a
-    reason.
-    """
+    """Return whether fields have their types, numbers are finite, and only unscored responses lack a reward."""
     fields = asdict(score)  # type: ignore[call-overload]
     hints = get_type_hints(type(score))
     if not all(_is_a(value, hints[name]) for name, value in fields.items()):

@@ -40,7 +40,7 @@ OVERLONG = "overlong"
 """The reason for a missing reward of a conversation over the model's limit."""
 
 CHUNK = 512
-"""Pairs scored at a time. A scorer orders them by length, so a reward's last bits depend on what is in its chunk."""
+"""Pairs scored at a time. A scorer orders them by length, so a reward's last bits depend on its chunk."""
 
 
 class RawScore(Protocol):
@@ -91,7 +91,7 @@ class PairScore:
     group: str
     """The pair's prompt group."""
     reward_chosen: float | None
-    """The reward of the better response; None where it could not be scored."""
+    """The reward of the better response; None if it could not be scored."""
     reward_rejected: float | None
     length_chosen: int
     """Characters of the better response."""

@@ -118,7 +118,7 @@ def _named_split(name: str, split: str) -> _Split | None:
 
 
 def _data(source: NamedSource) -> tuple[str, Mapping[str, Any]]:
-    """Return what a source is read from, whatever its name and selection of rows."""
+    """Return the origin of a source's rows, independent of its name and row selection."""
     return source.path, source.arguments
 
 

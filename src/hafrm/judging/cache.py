@@ -1,4 +1,4 @@
-"""Keep paid replies in an SQLite file that several processes may share.
+"""Store replies that were paid for in an SQLite file, which several processes may share.
 
 A reply is written as soon as it has arrived, so a crash loses at most the requests in flight.
 """

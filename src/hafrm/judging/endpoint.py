@@ -3,9 +3,9 @@
 Replies are looked up in the cache first and stored there as they arrive. Transient failures (no connection, a timeout,
 status 408, 409, 429 or 5xx, a reply that is not a chat completion) are retried after Retry-After or a growing random
 wait; questions that still fail are unscored, and the next run asks them again. The run ends early, with the verdicts so
-far, when its budget or the account's credit is spent, or when several questions in a row fail. A refused request counts
-as a failure in that row unless the question is at fault: the error code says so, or the status is one that questions
-can cause (400, 413, 422) and an earlier reply has shown that the endpoint accepts requests of this form.
+far, when its budget or the account's credit is spent, or when several questions in a row fail. A refused request does
+not count as such a failure if the question is at fault: the error code says so, or the status is one that questions can
+cause (400, 413, 422) and an earlier reply has shown that the endpoint accepts requests of this form.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class EndpointJudge:
         ConfigError: there is no API key.
     """
 
-    most_responses = 4  # of eight, "a single sorting operation may result in a loss of precision" (Appendix F)
+    most_responses = 4  # for eight, "a single sorting operation may result in a loss of precision" (Appendix F)
     order_matters = True
 
     def __init__(self, options: JudgeOptions, cache: ReplyCache, budget: Budget) -> None:

@@ -77,7 +77,7 @@ FAILURES = frozenset(
         Unscored.STOPPED,
     }
 )
-"""Reasons that are not the judge's answer; a later run asks again."""
+"""Failures to get an answer; a later run asks again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ def load_local_judge(model: str, options: ScoreOptions, *, trust_remote_code: bo
 
     Raises:
         ConfigError: over-long prompts are to be truncated, which would cut off the question.
-        ModelError: the location has no causal LM that loads.
+        ModelError: no causal LM can be loaded from there.
     """
     if options.overlong == "truncate":
         raise ConfigError("score.overlong: a local judge's prompt can't be cut. Leave the option out.")

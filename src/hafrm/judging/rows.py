@@ -70,7 +70,7 @@ def load_items(data: str, mode: Mode, options: ReadOptions, *, split: str = "tes
     """Read a file of rows, or the pairs of a named data set.
 
     Args:
-        data: A file whose rows hold `prompt` and `responses` (strings or chat messages; optional `models`, a name for
+        data: A file whose rows have `prompt` and `responses` (strings or chat messages; optional `models`, a name for
             each), or pairs; or the name of a data set.
         mode: `pair` takes two responses or a pair, `rank` four or eight responses.
         options: What to do with rows that break the contract.

@@ -43,7 +43,7 @@ class JudgeConfig(ScorerChoice):
     """
 
     out: str
-    """The folder for verdicts.jsonl and results.json. A stopped run in it is resumed."""
+    """The folder for verdicts.jsonl and results.json. If it contains a stopped run, that run is resumed."""
 
     judge: JudgeOptions
     mode: Mode = "pair"
@@ -72,7 +72,7 @@ class JudgeConfig(ScorerChoice):
     def _refuse_unread_options(self) -> None:
         kind = self.judge.kind
         unread = [] if kind == "reward" else self.chosen()
-        if kind not in ("local", "reward"):  # other judges run no model here
+        if kind not in ("local", "reward"):  # other judges don't run a model
             unread += ["trust_remote_code"] * self.trust_remote_code + self.score.given()
         if unread:
             raise ConfigError(f"--{' and --'.join(unread)}: nothing reads it with `judge.kind: {kind}`. Leave it out.")
@@ -235,7 +235,7 @@ def _endpoint(options: JudgeOptions, budget: Budget) -> Judge:
 
 
 def _depends_on(config: JudgeConfig, found: Items, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what verdicts depend on, by its name in messages."""
+    """Return what verdicts depend on, keyed by what messages call it."""
     return {
         "judge": identity,
         "mode": config.mode,

@@ -96,7 +96,7 @@ def verdict_of(item: Item, outcome: Outcome, order: Iterable[int]) -> Verdict:
 
 
 def resume_verdicts(folder: Path, depends_on: Mapping[str, Any], items: Iterable[Item]) -> list[Verdict]:
-    """Return the verdicts to keep of an earlier run, and truncate the file to these.
+    """Return the verdicts of an earlier run that can be kept, and remove all others from the file.
 
     Raises:
         ConfigError: the folder has verdicts of another judge, other rows or other options, or of an older format.

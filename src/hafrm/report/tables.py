@@ -123,9 +123,7 @@ def _comparison_row(comparison: Comparison, extent: float) -> ComparisonRow:
         bar=difference_bar(comparison.difference, comparison.ci95, extent),
         p_bootstrap="–" if few else p_value(comparison.p_bootstrap),
         p_holm="–" if few else p_value(comparison.p_holm),
-        p_mcnemar="–"
-        if few
-        else p_value(comparison.p_mcnemar),  # McNemar's test treats pairs of one prompt as independent
+        p_mcnemar="–" if few else p_value(comparison.p_mcnemar),  # treats pairs of a prompt as independent
         decided=comparison.better is not None,
     )
 

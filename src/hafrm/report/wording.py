@@ -31,7 +31,7 @@ def points(difference: float) -> str:
 
 
 def interval(ends: tuple[float, float] | None, worded: Callable[[float], str]) -> str:
-    """Format an interval and its ends: [75.1, 81.2]; empty if there is none."""
+    """Format an interval, with its ends formatted by `worded`: [75.1, 81.2]; empty if there is none."""
     return f"[{worded(ends[0])}, {worded(ends[1])}]" if ends else ""
 
 

@@ -154,7 +154,7 @@ def train_groups(job: RlhfJob) -> RlhfResult:
     _require_plain(job)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about optional parts of TRL that are not used here
+            warnings.simplefilter("ignore")  # TRL warns about optional parts, unused here
             import trl
     except ImportError as error:
         raise MissingExtraError(f"--algorithm {job.config.algorithm} needs TRL: pip install 'hafrm[trl]'") from error

@@ -23,7 +23,7 @@ def new_policy(config: RlhfConfig, tokenizer: Any) -> HybridModel:
     """Load the initial model, with adapters if any.
 
     Raises:
-        ModelError: the location has no causal LM that loads.
+        ModelError: no causal LM can be loaded from there.
         ConfigError: prompts with responses do not fit the model.
     """
     require_finished(Path(config.model))

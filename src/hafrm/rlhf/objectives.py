@@ -140,11 +140,11 @@ def whiten(values: Tensor) -> Tensor:
 
 
 def clipped_policy_loss(log_probs: Tensor, old: Tensor, advantages: Tensor, clip: float) -> ClippedLoss:
-    """PPO's clipped objective (Schulman et al., 2017, Eq. 7), negated: max(-A r, -A clip(r, 1 - clip, 1 + clip)).
+    """Return PPO's negated clipped objective (Schulman et al., 2017, Eq. 7): max(-A r, -A clip(r, 1 - clip, 1 + clip)).
 
     Args:
-        log_probs: Log-probs under the policy that is trained, [T].
-        old: Those under the policy that drew the tokens, [T].
+        log_probs: Log-probs under the current policy, [T].
+        old: Log-probs under the policy that drew the tokens, [T].
         advantages: Advantage of each token, [T].
         clip: Distance of the ratio r from 1 beyond which the objective stops improving.
 

@@ -174,10 +174,10 @@ class RlhfConfig(ScorerChoice):
     """The run's folder."""
 
     algorithm: Algorithm = "ppo"
-    """`ppo`, or `grpo` or `rloo` by TRL (pip install 'hafrm[trl]')."""
+    """`ppo`; or `grpo` or `rloo` from TRL (pip install 'hafrm[trl]')."""
 
     gold: str | None = None
-    """A second scorer for monitoring only: shows how the intended reward follows the one that is trained on."""
+    """A second scorer for monitoring only: shows whether the intended reward follows the one that is trained on."""
 
     steps: int = 6250
     """Number of batches of responses to learn from; 6250 of 16 are the paper's 100,000 episodes. `group.iterations`
@@ -266,14 +266,12 @@ class RlhfConfig(ScorerChoice):
 
     @property
     def _asked_of_reward(self) -> ScorerChoice:
-        """Return the reward's choice, without the trust that the policy's code may need."""
+        """Scorer choice for `reward`. It omits `trust_remote_code`, which is meant for the policy."""
         return ScorerChoice(head=self.head, reference=self.reference, combined_weight=self.combined_weight)
 
     @property
     def asked_of_gold(self) -> ScorerChoice:
-        """Return `gold`'s choice: the head that it was trained for, since `head` and `reference` are the reward
-        model's.
-        """
+        """Scorer choice for `gold`. It omits `head` and `reference`, which are meant for `reward`."""
         return ScorerChoice(trust_remote_code=self.trust_remote_code)
 
     def _broken(self) -> Iterator[tuple[str, str]]:

@@ -25,7 +25,7 @@ def load_reward(name: str, choice: ScorerChoice, options: ScoreOptions) -> Score
     Raises:
         UnknownDataError: the world has no such set.
         ConfigError: a head, a reference or a weight is chosen for the world, which has none.
-        ModelError: the location has no scorer that loads.
+        ModelError: no scorer can be loaded from there.
     """
     if is_simulated(name):
         asked = [each for each in ("head", "reference", "combined_weight") if getattr(choice, each) is not None]
@@ -36,7 +36,7 @@ def load_reward(name: str, choice: ScorerChoice, options: ScoreOptions) -> Score
 
 
 def reward_identity(name: str, choice: ScorerChoice, options: ScoreOptions) -> dict[str, Any]:
-    """Return what a scorer's rewards depend on besides the options, as plain values by their names in messages.
+    """Return what a scorer's rewards depend on besides the options: plain values, keyed by what messages call them.
 
     A model whose identity can't be determined counts as a different one each time, as in `hafrm judge`. The world's
     rewards depend only on their name.

@@ -52,7 +52,7 @@ class SampleConfig:
     """Prompts: files whose rows have `prompt` or are pairs, or names of data sets."""
 
     out: str
-    """The folder for samples.jsonl and manifest.json. A stopped run in it is resumed."""
+    """The folder for samples.jsonl and manifest.json. If it contains a stopped run, that run is resumed."""
 
     n: int = 8
     """Responses per prompt (the paper: 8, and 4 for Phi-2). Equal ones are written once, with their count."""
@@ -258,7 +258,7 @@ def _nothing_fits(config: SampleConfig, limit: int | None, *, refused: int, over
 
 
 def _depends_on(config: SampleConfig, prompts: Prompts, *, identify: bool) -> dict[str, Any]:
-    """Return what samples depend on, by its name in messages."""
+    """Return what samples depend on, keyed by what messages call it."""
     choice = ScorerChoice(head="reward", trust_remote_code=config.trust_remote_code)  # without the loss's reference
     identity: dict[str, Any] = {"generator": config.model}
     if identify:

@@ -53,7 +53,7 @@ class Samples:
 
     Args:
         folder: The folder.
-        depends_on: What the lines depend on, by its name in messages.
+        depends_on: What the lines depend on, keyed by what messages call it.
         rows: The prompts, in the final order of their lines.
 
     Raises:
@@ -74,7 +74,7 @@ class Samples:
 
     @property
     def ids(self) -> set[str]:
-        """The prompts that have a line."""
+        """Ids of the prompts that have a line."""
         return {line["id"] for line in self.lines}
 
     def keep(self, ids: set[str]) -> None:

@@ -60,7 +60,7 @@ class VllmGenerator:
                 max_model_len=max_length,
                 trust_remote_code=trust_remote_code,
             )
-        except Exception as error:  # vLLM raises many kinds
+        except Exception as error:  # vLLM raises many types
             raise ModelError(f"vLLM could not load {model}: {first_line(error)}") from error
 
     def count_tokens(self, prompts: Sequence[Prompt]) -> list[int]:

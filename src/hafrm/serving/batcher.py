@@ -2,7 +2,7 @@
 
 It works on token groups and a function that scores them, independent of protocols and event loops. There is no timer: a
 request that finds the model idle runs at once, and under load batches form by themselves. Requests take turns: one with
-more tokens than a batch is cut into parts, and others run in between. The caller limits how many requests can wait
+more tokens than fit in a batch is split, and others run between its parts. The caller limits how many requests can wait
 (`Gate`).
 """
 

@@ -20,7 +20,7 @@ def is_loopback(host: str) -> bool:
     """Return whether only this machine can reach a host."""
     try:
         return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:  # another name
+    except ValueError:  # a host name
         return False
 
 

@@ -28,7 +28,7 @@ def serve(config: ServeConfig) -> None:
     Raises:
         MissingExtraError: the web framework is not installed.
         ConfigError: the key can't be sent in a header, or the model runs elsewhere.
-        ModelError: the location has no scorer that loads.
+        ModelError: no scorer can be loaded from there.
         OSError: the address can't be listened on.
     """
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]

@@ -26,7 +26,7 @@ class PairItem:
     """An encoded pair."""
 
     row: int
-    """The pair's index in the data set, which errors name."""
+    """The pair's index in the data set, for error messages."""
     tokens: TokenGroup
     margin: float
     reference: tuple[float, float] | None

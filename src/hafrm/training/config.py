@@ -304,7 +304,7 @@ def _require_precision(config: TrainConfig, arguments: TrainingArguments) -> Non
         )
     if arguments.fp16 and arguments.device.type == "cpu":
         raise ConfigError("training.fp16 has no effect on a CPU: leave it out.")
-    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # the trainer would obey it
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # would override the options
     if launched not in ("no", "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "no"):
         raise ConfigError(
             f"The launcher asks for mixed precision {launched}, and training's options do not. Launch without it, and "

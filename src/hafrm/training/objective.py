@@ -70,7 +70,7 @@ class Objective:
         return self(scores, batch, reference)
 
     def _foresight(self, batch: PairBatch, reference: Tensor | None) -> Foresight | None:
-        """Return the function that gives the policy loss's derivative in a pair's log-probs during the forward pass."""
+        """Return the policy loss's derivative with respect to a pair's log-probs, for use during the forward pass."""
         if not self.needs_log_probs or self.couples_pairs or not torch.is_grad_enabled():
             return None
 

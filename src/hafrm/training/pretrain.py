@@ -208,7 +208,7 @@ def _begin(folder: Path, asked: Mapping[str, Any], tokenizer: PreTrainedTokenize
     if not (folder / _BEGUN_FILE).exists():
         atomic.write_json(folder / _BEGUN_FILE, asked)
     if not (folder / "tokenizer.json").exists():
-        with atomic.new_files(folder, last="tokenizer.json") as temporary:  # marks a resumable run
+        with atomic.new_files(folder, last="tokenizer.json") as temporary:  # last, as it marks a resumable run
             tokenizer.save_pretrained(temporary)
 
 

@@ -87,8 +87,7 @@ def words_of(text: Text) -> str:
 def samples(
     texts: Iterable[Text], tokenizer: PreTrainedTokenizerFast, context: int, left_out: Counter[str] | None = None
 ) -> Iterator[Sample]:
-    """Yield token ids and labels. Long conversations lose the end of their response; those without room for any are
-    left out.
+    """Yield token ids and labels; truncate long responses, and leave out conversations with too long a prompt.
 
     Args:
         texts: The texts.

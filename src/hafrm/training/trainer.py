@@ -313,9 +313,9 @@ class HybridTrainer(Trainer):
         self.accelerator.wait_for_everyone()  # the trainer's state comes next and marks the checkpoint as complete
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write a checkpoint, then delete the oldest by step number; transformers goes by file times.
+        """Write a checkpoint, then delete the oldest.
 
-        If the clock was set back, transformers would delete the newest.
+        Age is by step number; by file times, as in transformers, a clock set back would cost the newest checkpoint.
 
         Raises:
             UnwritableError: the disk is full, or the folder is not writable.

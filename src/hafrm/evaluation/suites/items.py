@@ -137,7 +137,7 @@ class Suite:
     chance: Callable[[Sequence[ListScore]], list[Observation]]
     """Compute the expected values of random rewards; NaN if they depend on the distribution of rewards."""
     scores: Callable[[Mapping[Stratum, int]], tuple[list[Score], list[str]]]
-    """Return the scores, given the number of values per stratum, and the names of what is missing for them."""
+    """Return the scores for the given numbers of values per stratum, and the names of missing subsets."""
 
 
 def win(better: float | None, worse: float | None) -> float:

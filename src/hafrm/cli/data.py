@@ -50,7 +50,7 @@ class DataCommand:
     """show: number of pairs to print of each set."""
 
     against: list[str] = field(default_factory=list)
-    """check: sets that should share no prompt with the data: their test splits, or NAME#SPLIT."""
+    """check: data sets that must not share prompts with the data: their test splits, or NAME#SPLIT."""
 
     data_options: DataOptions = field(default_factory=DataOptions)
 

@@ -99,7 +99,6 @@ def _table(evaluation: Evaluation, worded: AccuracyTable) -> Table:
 
 
 def _suite_table(suite: SuiteTable, models: Mapping[str, str]) -> Table:
-    """Return a suite's overall score and sections."""
     table = Table(title=f"{suite.title}, in %, with 95% intervals over prompts")
     table.add_column("model", overflow="fold")
     for name in suite.columns:

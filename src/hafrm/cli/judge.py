@@ -30,7 +30,7 @@ def parser() -> ArgumentParser:
 
 
 def run(args: Namespace) -> None:
-    """Judge, print the table, the unscored rows and the cost."""
+    """Judge; print the table, the unscored rows and the cost."""
     config = options_of(JudgeConfig, parser(), args)
     errors, console = Console(stderr=True), Console()
     with errors.status("judging") as line:

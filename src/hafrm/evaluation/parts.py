@@ -150,5 +150,4 @@ def _is_a(value: Any, kind: Any) -> bool:
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return the names of the dependencies that have changed."""
     return [name for name in {**before, **now} if before.get(name) != now.get(name)]

@@ -108,7 +108,6 @@ def uncalibrated(calibration: Sequence[PairScore]) -> Iterator[str]:
 
 
 def _cells(scores: Sequence[PairScore]) -> dict[tuple[str, str], list[PairScore]]:
-    """Group the scores by model and data set."""
     table: dict[tuple[str, str], list[PairScore]] = defaultdict(list)
     for score in scores:
         table[score.model, score.data].append(score)
@@ -211,5 +210,4 @@ def _scored(rows: Sequence[PairScore]) -> list[PairScore]:
 
 
 def _margins(rows: Sequence[PairScore]) -> Floats:
-    """Return the margins of the pairs that have one."""
     return np.array([row.margin for row in _scored(rows)], dtype=np.float64)

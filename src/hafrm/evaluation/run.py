@@ -160,7 +160,6 @@ def evaluate(
 def _score(
     job: _Job, sets: Mapping[str, PairSet], suites: Mapping[str, ItemSet]
 ) -> tuple[list[PairScore], list[ListScore]]:
-    """Return one model's scores on all data sets and on all suites."""
     scores: list[PairScore] = []
     lists: list[ListScore] = []
     with _naming(job.model):

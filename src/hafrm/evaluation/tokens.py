@@ -82,7 +82,7 @@ def token_lines(
         try:
             with enough_memory("loading it with its reference", ""):
                 lines += _model_lines(folder, model, policy, options, worst, kept, progress)
-        except (ModelError, NoMemoryError) as error:  # the scores are complete and must not be lost to colours
+        except (ModelError, NoMemoryError) as error:  # keep the finished scores even if colouring fails
             remedy = f" {_NO_TOKENS}" if isinstance(error, NoMemoryError) else ""
             say(f"{model}: its tokens have no log-ratios to show. {first_line(error)}{remedy}")
     if lines:

@@ -178,7 +178,6 @@ class EndpointJudge:
         return reply
 
     def _send(self, messages: list[dict[str, str]]) -> Reply:
-        """Send one request and read its reply."""
         if self._stopped is None and (reason := self.budget.take_request()):
             self._stop(reason)
         if self._stopped is not None:

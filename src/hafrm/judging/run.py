@@ -114,7 +114,6 @@ def _judge_items(
     progress: Callable[[int, int], None],
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Do the work of `judge_rows` in a locked folder."""
     folder = Path(config.out)
     verdicts = resume_verdicts(folder, _depends_on(config, found, identity), found.items)
     known = {verdict.key for verdict in verdicts}

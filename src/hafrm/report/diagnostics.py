@@ -106,7 +106,6 @@ def _shown(name: str, group: str, rows: Sequence[PairScore], *, log_odds: bool) 
 
 
 def _rewards(rows: Sequence[PairScore]) -> tuple[Floats, Floats]:
-    """Return the rewards of the chosen and of the rejected responses."""
     chosen, rejected = np.array([(row.reward_chosen, row.reward_rejected) for row in rows], dtype=np.float64).T
     return chosen, rejected
 

@@ -154,7 +154,6 @@ def _counts(values: Floats, edges: Floats) -> Floats:
 
 
 def _counting_frame(edges: Floats, most: int, x_label: str, y_label: str) -> tuple[Frame, list[Markup]]:
-    """Draw the axes of a histogram."""
     step = nice_step(float(most), 4)
     frame = _frame((float(edges[0]), float(edges[-1])), (0.0, max(float(most), step)))
     x_step = nice_step(float(edges[-1] - edges[0]), 6)

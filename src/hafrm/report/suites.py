@@ -114,7 +114,6 @@ def _difference(row: Mapping[str, Any]) -> SuiteDifference:
 
 
 def _all_scores(raw: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield the scores of all models, of every level."""
     for found in raw["models"].values():
         for level in ("overall", "sections", "pooled", "subsets"):
             yield from found[level].values()

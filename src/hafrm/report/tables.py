@@ -147,6 +147,5 @@ def _worded(cell: Cell | None, best: bool) -> TableCell | None:
 
 
 def _baselines(evaluation: Evaluation, name: str) -> tuple[TableCell | None, ...]:
-    """Return a baseline's accuracy on each data set."""
     fullest = [evaluation.fullest_on(data) for data in evaluation.data]
     return tuple(TableCell(percent(getattr(measured, name))) if measured else None for measured in fullest)

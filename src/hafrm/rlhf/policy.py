@@ -1,8 +1,8 @@
 """The policy to train, with its values and its reference.
 
-A `HybridModel` is used as it is: the causal LM is the policy, and its second head, `Linear(H, 1)`, gives values instead
-of rewards, of the state before each response token. It works on token groups and batches, independent of texts and
-rewards. Shape letters: T response tokens of a batch, H hidden, V vocabulary.
+A `HybridModel` is used as it is: the causal LM is the policy, and its second head, `Linear(H, 1)`, gives the
+value of the state before each response token instead of a reward. It works on token groups and batches, independent of
+texts and rewards. Shape letters: T response tokens of a batch, H hidden, V vocabulary.
 """
 
 from __future__ import annotations

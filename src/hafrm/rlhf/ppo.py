@@ -183,7 +183,6 @@ class PpoTrainer:
         return {"gold": sum(known) / len(known)} if known else {}
 
     def _learn(self, number: int, rollouts: Rollouts, kl: Tensor) -> dict[str, float]:
-        """Train for several epochs on the batch."""
         options, lengths, measured = self.config.ppo, rollouts.lengths, rollouts.measured
         self.statistics = self.statistics.after(rollouts.scores)
         scores = self.statistics.scaled(rollouts.scores, options.scores)
@@ -253,7 +252,6 @@ def _require_finite(value: Tensor, what: str, number: int) -> None:
 
 
 def _told(scores: Tensor, measured: Measured, responses: Sequence[Response]) -> dict[str, float]:
-    """Compute the statistics of a batch of responses."""
     lengths = [len(response.ids) for response in responses]
     return {
         "reward": scores.mean().item(),

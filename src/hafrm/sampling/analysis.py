@@ -1,7 +1,7 @@
 """Compute results from scored candidates: agreement, wins, recall, and the gain from a larger n.
 
-Equal responses are one candidate. Rates are over prompts that can distinguish scorers: those with at least two distinct
-responses, and, for a recall of the best k, more than k. If a scorer gives two responses the same highest reward, recall
+Equal responses are one candidate. Rates are computed over prompts with at least two distinct responses, and a recall of
+the best k over those with more than k, since other prompts can't distinguish scorers. If a scorer gives two responses the same highest reward, recall
 breaks the tie at random, and the selection is the one that was drawn first.
 """
 
@@ -250,7 +250,6 @@ def _rate(prompts: Sequence[ScoredPrompt], value: Callable[[ScoredPrompt], float
 
 
 def _rate_of(prompts: Sequence[ScoredPrompt], values: Mapping[str, float]) -> dict[str, Any] | None:
-    """Average values by prompt id."""
     return _rate(prompts, lambda prompt: values.get(prompt.id))
 
 

@@ -67,7 +67,7 @@ class CandidateScore:
 
     @property
     def complete(self) -> tuple[float, ...]:
-        """Return the rewards of responses that all have one."""
+        """Return the rewards as numbers, for a prompt whose responses all have one."""
         assert not self.unscored
         return tuple(reward for reward in self.rewards if reward is not None)
 

@@ -153,7 +153,6 @@ class JudgeRuns:
 
 
 def _draws(row: Candidates) -> list[int]:
-    """Return the index of each draw's response."""
     return [place for place, count in enumerate(row.counts) for _ in range(count)]
 
 

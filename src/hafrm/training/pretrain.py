@@ -139,7 +139,6 @@ def pretrain(config: PretrainConfig, say: Callable[[str], None] = lambda line: N
 
 
 def _sha256(file: str) -> str:
-    """Return a file's hexadecimal fingerprint."""
     with reading(file), Path(file).open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 

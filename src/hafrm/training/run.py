@@ -173,7 +173,6 @@ class _Data:
 
 
 def _load_data(config: TrainConfig) -> tuple[_Data, Any]:
-    """Return the run's pairs and the tokenizer that encoded them."""
     options = config.data_options
     sets = {"train": load_pairs(config.data, split="train", options=options)}
     if config.eval_data:

@@ -373,6 +373,5 @@ def _in_order(batches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _size(batch: PairBatch) -> str:
-    """Describe a batch's size for messages."""
     tokens = batch.sequences.input_ids
     return f"a batch of {len(batch)} pairs and {tokens.numel()} tokens"

@@ -1,8 +1,8 @@
 """Compute results from scored candidates: agreement, wins, recall, and the gain from a larger n.
 
 Equal responses are one candidate. Rates are computed over prompts with at least two distinct responses, and a recall of
-the best k over those with more than k, since other prompts can't distinguish scorers. If a scorer gives two responses the same highest reward, recall
-breaks the tie at random, and the selection is the one that was drawn first.
+the best k over those with more than k, since other prompts can't distinguish scorers. If a scorer gives two responses
+the same highest reward, recall breaks the tie at random, and the selection is the one that was drawn first.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The command line: `hafrm COMMAND`, one thin module a command.
+"""The command line: `hafrm COMMAND`, with one thin module per command.
 
 A command's module has `parser()`, which builds its jsonargparse parser, and `run(args)`, which does the work. Errors
-that hafrm raises on purpose become one clear line on standard error and exit status 2; no traceback.
+that hafrm raises on purpose become one clear line on standard error and exit status 2, without a traceback.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ STOPPED = {
     "data": "nothing was changed",
     "reproduce": "the same command goes on where it stopped",
 }
-"""What Ctrl-C leaves of a command's work."""
+"""Message after Ctrl-C: what remains of a command's work."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,16 +58,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = ArgumentParser(prog="hafrm", description="Reward models by hybrid alignment.")
     commands = parser.add_subcommands(required=True, dest="command")
     for command, text in COMMANDS.items():
-        if command == name:  # importing a command's module imports torch: only the one that runs
+        if command == name:  # only import the command that runs, since the import loads torch
             module = importlib.import_module(f"hafrm.cli.{command.replace('-', '_')}")
             commands.add_subcommand(command, module.parser(), help=text)
         else:
             commands.add_subcommand(command, ArgumentParser(), help=text)
-    args = parser.parse_args(argv)  # exits with status 2 and the usage where the command line is wrong
+    args = parser.parse_args(argv)  # exits with status 2 and the usage if the command line is invalid
     command = str(args.command)
     try:
         status: int = module.run(args[command]) or 0
-        sys.stdout.flush()  # here, where a reader that has gone away is met
+        sys.stdout.flush()  # raises here if the reader has closed the pipe
         return status
     except HafrmError as error:
         print(f"hafrm {command}: {error}", file=sys.stderr)  # noqa: T201
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"hafrm {command}: stopped; {STOPPED[command]}", file=sys.stderr)  # noqa: T201
         return 130
-    except BrokenPipeError:  # whoever read our output has read enough
+    except BrokenPipeError:  # the reader closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:

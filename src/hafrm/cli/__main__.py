@@ -1,4 +1,4 @@
-"""`python -m hafrm.cli`: the command line without its console script."""
+"""Run the command line without its console script: `python -m hafrm.cli`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`hafrm best-of-n`: which response each scorer would choose, and what its choice is worth."""
+"""`hafrm best-of-n`: select responses with scorers, and measure the gain."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["parser", "run"]
 
 
 def parser() -> ArgumentParser:
-    """The command's options."""
+    """Build the command's parser."""
     return command_parser(BestOfNConfig, positional="models", lists=("models",))
 
 
 def run(args: Namespace) -> None:
-    """Score, select, hear the judge, print the tables, and write the page."""
+    """Score candidates, select, run the judge, print the tables, and write the page."""
     config = options_of(BestOfNConfig, parser(), args)
     errors, console = Console(stderr=True), Console()
     with errors.status("loading") as line:

@@ -1,4 +1,4 @@
-"""`hafrm data list | show | check`: which data sets there are, what one holds, and what is wrong with it."""
+"""`hafrm data list | show | check`: list the named data sets, show their pairs, and find faults."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ __all__ = ["DataCommand", "parser", "run"]
 
 @dataclass(frozen=True, kw_only=True)
 class DataCommand:
-    """List the data sets that have names, show what data sets hold, or check them for faults."""
+    """List the named data sets, show what data sets contain, or check them for faults."""
 
     split: str = "train"
-    """train, validation or test; a file is read whole, and NAME#SPLIT is that split."""
+    """train, validation or test; a file is read whole, and NAME#SPLIT selects its own split."""
 
     tokenizer: str | None = None
-    """Folder or hub id of a tokenizer (or a model): counts tokens too."""
+    """Folder or hub id of a tokenizer (or a model), for counting tokens."""
 
     rows: int = 3
-    """show: how many pairs to print of each set."""
+    """show: number of pairs to print of each set."""
 
     against: list[str] = field(default_factory=list)
-    """check: sets that should share no prompt with the data: their test splits, or NAME#SPLIT."""
+    """check: data sets that must not share prompts with the data: their test splits, or NAME#SPLIT."""
 
     data_options: DataOptions = field(default_factory=DataOptions)
 
@@ -59,8 +59,8 @@ _NAMES_HELP = "Data names (see `hafrm data list`), paths of files, or hub:OWNER/
 
 
 def parser() -> ArgumentParser:
-    """The parser of `hafrm data`."""
-    # One parser for the three actions: jsonargparse can't nest the subcommands of a parser that is itself added as one.
+    """Build the parser of `hafrm data`."""
+    # One parser for the three actions: jsonargparse can't nest the subcommands of a parser that is itself a subcommand.
     command = command_parser(DataCommand, lists=["against"])
     command.add_argument("action", choices=["list", "show", "check"], help="What to do.")
     command.add_argument("names", nargs="*", default=[], help=_NAMES_HELP)
@@ -70,7 +70,7 @@ def parser() -> ArgumentParser:
 
 
 def run(args: Namespace) -> int:
-    """Do what `hafrm data ACTION` asks; the exit status is 1 for `check --strict` with errors found."""
+    """Carry out `hafrm data ACTION`; the exit status is 1 if `check --strict` finds errors."""
     command = options_of(DataCommand, parser(), args)
     if args.action == "list":
         _console().print(_names_table())
@@ -84,24 +84,24 @@ def run(args: Namespace) -> int:
 
 @dataclass
 class _Loaded:
-    """A data set with what is said of it."""
+    """A data set with its description."""
 
     pairs: list[PreferencePair]
     report: SourceReport
     statistics: PairStatistics
     encoded: EncodedPairs | None
-    """The pairs as the tokenizer encodes them, without a limit; None where no tokenizer is given."""
+    """The pairs as the tokenizer encodes them, without a limit; None without a tokenizer."""
     too_long: int | None
-    """Pairs over the limit; None where tokens are not counted."""
+    """Number of pairs over the limit; None if tokens are not counted."""
 
 
 def _load(name: str, command: DataCommand, options: DataOptions) -> _Loaded:
     loaded = load_pairs(name, split=command.split, options=options)
     encoded, too_long = None, None
     if command.tokenizer is not None:
-        from hafrm.models.tokenizers import load_tokenizer  # imports torch: only where tokens are counted
+        from hafrm.models.tokenizers import load_tokenizer  # imports torch, so only if tokens are counted
 
-        # Without a limit: what is said of the lengths is to hold for all pairs.
+        # Without a limit, so that the length statistics cover all pairs.
         encoder = ConversationEncoder(load_tokenizer(command.tokenizer), max_length=sys.maxsize)
         encoded = encode_pairs(loaded.pairs, encoder, options)
         too_long = sum(max(group.lengths) > options.max_length for group in encoded.groups)
@@ -120,7 +120,7 @@ def _show(names: list[str], command: DataCommand) -> int:
 
 
 def _check(names: list[str], command: DataCommand, *, as_json: bool, strict: bool) -> int:
-    # Bad rows are findings here: they are counted, and the others are looked at.
+    # Bad rows are findings here: they are counted, and the other rows are checked.
     options = replace(command.data_options, on_bad_row="skip")
     against = {name: load_pairs(name, split="test", options=options).pairs for name in command.against}
     checked = [(loaded := _load(name, command, options), _findings(loaded, against)) for name in names]

@@ -1,4 +1,4 @@
-"""`hafrm demo`: the whole story on the embedded world, in minutes, on a laptop."""
+"""`hafrm demo`: end-to-end demo on built-in simulated data, in minutes on a laptop."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ _INTRO = (
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """Train HAF, the baseline and DPO on the embedded world, and compare them."""
+    """Train HAF, the baseline and DPO on built-in simulated data, and compare them."""
 
     out: str = "demo"
     """The folder for runs, scores and the page."""
 
     steps: int = 240
-    """Training steps of each method, 16 pairs a step."""
+    """Training steps of each method, with 16 pairs per step."""
 
     seed: int = 0
     """Seed of the training runs."""
@@ -56,12 +56,12 @@ class DemoConfig:
 
 
 def parser() -> ArgumentParser:
-    """The command's options."""
+    """Build the command's parser."""
     return command_parser(DemoConfig)
 
 
 def run(args: Namespace) -> None:
-    """Run the story; what an interrupted demo has finished is not done again."""
+    """Run the demo; stages that an interrupted demo has finished are not repeated."""
     config = options_of(DemoConfig, parser(), args)
     console = Console()
     out = Path(config.out)
@@ -82,7 +82,7 @@ def run(args: Namespace) -> None:
 
 
 def _backbone() -> Path:
-    """The world's instruct backbone, pretrained with a line of progress where the cache has none."""
+    """Return the world's instruct backbone; pretrain it, with a line of progress, if it is not in the cache."""
     with Console(stderr=True).status("reading the world's text") as line:
 
         def progress(stage: str, step: int, steps: int, loss: float) -> None:
@@ -92,7 +92,7 @@ def _backbone() -> Path:
 
 
 def _require_same_demo(config: TrainConfig) -> None:
-    """Refuse to show the run of another demo as this one's."""
+    """Raise rather than present the run of a demo with other options."""
     manifest = read_manifest(Path(config.out))
     if manifest is not None:
         refuse_other_options(changed_options(manifest, config), Path(config.out))

@@ -1,4 +1,4 @@
-"""`hafrm evaluate`: how often the better response gets the higher reward."""
+"""`hafrm evaluate`: measure how often the better response gets the higher reward."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["parser", "run", "run_evaluation"]
 
 
 def parser() -> ArgumentParser:
-    """The command's options."""
+    """Build the command's parser."""
     return command_parser(EvaluateConfig, positional="models", lists=("models", "data", "suites"))
 
 
@@ -39,7 +39,7 @@ def run_evaluation(config: EvaluateConfig, console: Console, intro: str = "") ->
 
     Args:
         config: What to evaluate.
-        console: Where the results go; progress goes to standard error.
+        console: Console for the results; progress goes to standard error.
         intro: A paragraph for the page.
 
     Returns:
@@ -88,7 +88,7 @@ def _print_accuracies(evaluation: Evaluation, console: Console) -> None:
 
 
 def _table(evaluation: Evaluation, worded: AccuracyTable) -> Table:
-    """The accuracies with their 95% intervals, over the rows of length-only and random."""
+    """Return the accuracies with their 95% intervals, above the length-only and random baselines."""
     models, data = short_names(evaluation.models), short_names(evaluation.data)
     table = Table(title="Accuracy in %, with 95% intervals over prompts")
     table.add_column("model", overflow="fold")
@@ -99,7 +99,6 @@ def _table(evaluation: Evaluation, worded: AccuracyTable) -> Table:
 
 
 def _suite_table(suite: SuiteTable, models: Mapping[str, str]) -> Table:
-    """A suite's overall score and sections."""
     table = Table(title=f"{suite.title}, in %, with 95% intervals over prompts")
     table.add_column("model", overflow="fold")
     for name in suite.columns:

@@ -1,4 +1,4 @@
-"""`hafrm export`: pure stock checkpoints of a run's two heads, with model cards."""
+"""`hafrm export`: write pure stock checkpoints of a run's two heads, with model cards."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["parser", "run"]
 
 
 def parser() -> ArgumentParser:
-    """The command's options."""
+    """Build the command's parser."""
     return command_parser(ExportConfig, positional="run")
 
 

@@ -1,4 +1,4 @@
-"""`hafrm judge`: which of several responses a judge prefers.
+"""`hafrm judge`: ask a judge which of several responses it prefers.
 
 A run in which no row was judged is an error, with the reason and a reply.
 """
@@ -25,12 +25,12 @@ __all__ = ["parser", "run"]
 
 
 def parser() -> ArgumentParser:
-    """The command's options."""
+    """Build the command's parser."""
     return command_parser(JudgeConfig, positional="data")
 
 
 def run(args: Namespace) -> None:
-    """Judge, print the table, and say what is unscored and what it took."""
+    """Judge; print the table, the unscored rows and the cost."""
     config = options_of(JudgeConfig, parser(), args)
     errors, console = Console(stderr=True), Console()
     with errors.status("judging") as line:
@@ -48,7 +48,7 @@ def run(args: Namespace) -> None:
 
 
 def _table(results: Mapping[str, Any]) -> Table:
-    """A row for whoever gave the responses."""
+    """Return a table with one row per model that gave responses."""
     table = Table(title=f"{results['judged']} rows judged, in % with 95% intervals over prompts")
     table.add_column("response", overflow="fold")
     if results["mode"] == "pair":
@@ -70,7 +70,7 @@ def _percent(rate: Mapping[str, Any], name: str = "value") -> str:
 
 
 def _lines(results: Mapping[str, Any]) -> Iterator[str]:
-    """Agreement, flips, what is unscored and why, and what it took."""
+    """Yield lines on agreement, flips, unscored rows with reasons, and costs."""
     if agreement := results["agreement"]:
         yield (
             f"Agreement with the labels: {_percent(agreement)} (n {agreement['n']}, ties {agreement['ties']} count "

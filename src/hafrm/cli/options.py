@@ -1,4 +1,4 @@
-"""From a frozen dataclass of options to a command's parser and back; its field docstrings are the help."""
+"""Convert a frozen dataclass of options to a command's parser and back; its field docstrings are the help."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 class _ConfigFile(ActionConfigFile):
-    """The `--config` option: a file, and never a pipe whose writer may not come."""
+    """The `--config` option: a file, or a pipe that is already open."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         if _may_wait(Path(values)):
@@ -32,7 +32,7 @@ class _ConfigFile(ActionConfigFile):
 
 
 def _may_wait(path: Path) -> bool:
-    """Whether reading may not end; what is open already, as in `--config <(command)`, has its writer."""
+    """Return whether reading may block forever; an open pipe, as in `--config <(command)`, already has a writer."""
     try:
         opened = path.parent in (Path("/dev/fd"), Path("/proc/self/fd")) or path == Path("/dev/stdin")
         return path.exists() and not path.is_file() and not opened
@@ -43,11 +43,11 @@ def _may_wait(path: Path) -> bool:
 def command_parser(
     options: type[Any], *, positional: str | None = None, lists: Sequence[str] = (), flags: Sequence[str] = ()
 ) -> ArgumentParser:
-    """A parser for a command whose options are a dataclass.
+    """Build the parser of a command whose options are a dataclass.
 
     Args:
         options: The dataclass.
-        positional: The field that comes first on the command line without a name.
+        positional: The field that is the command's positional argument.
         lists: Fields that take several values: `--data A B`.
         flags: Fields that a bare `--name` sets.
     """
@@ -74,7 +74,7 @@ def command_parser(
 
 
 def options_of(options: type[Options], parser: ArgumentParser, args: Namespace) -> Options:
-    """The dataclass that a parsed command line describes; its own checks raise `ConfigError`."""
+    """Build the dataclass from a parsed command line; its own checks raise `ConfigError`."""
     values = parser.instantiate(args)
     return options(**{field.name: values[field.name] for field in fields(options)})  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""`hafrm pretrain`: a small causal language model from text, to study reward models on."""
+"""`hafrm pretrain`: train a small causal language model on text, for studying reward models."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _LOSSES_PICTURE = "losses.svg"
 
 
 def parser() -> ArgumentParser:
-    """The command's options."""
+    """Build the command's parser."""
     return command_parser(PretrainConfig, lists=("data",))
 
 
 def run(args: Namespace) -> None:
-    """Train, draw the losses, and say how well the model predicts."""
+    """Train, draw the losses, and print the perplexity."""
     config = options_of(PretrainConfig, parser(), args)
     told = Console(stderr=True)
     recipe = pretrain(config, lambda line: told.print(line, highlight=False, soft_wrap=True))
@@ -41,7 +41,7 @@ def run(args: Namespace) -> None:
 
 
 def loss_curves(recipe: Mapping[str, Any]) -> Markup:
-    """The losses over the steps, in training and on held-out text.
+    """Draw the losses over the steps, in training and on held-out text.
 
     Args:
         recipe: The contents of a model's `recipe.json`.

@@ -1,4 +1,4 @@
-"""`hafrm reproduce`: a table or figure of the paper, at the scale that there is a machine for."""
+"""`hafrm reproduce`: reproduce a table or figure of the paper, at a scale that fits the machine."""
 
 from __future__ import annotations
 
@@ -32,85 +32,90 @@ __all__ = ["ReproduceConfig", "parser", "run"]
 
 @dataclass(frozen=True, kw_only=True)
 class ReproduceConfig:
-    """Reproduce a table or figure of the paper, and set its numbers beside ours."""
+    """Reproduce a table or figure of the paper, and compare its numbers to ours."""
 
     name: str
-    """Which: see the list below."""
+    """The table, figure or study: see the list below."""
 
     scale: ScaleName = "world"
     """`world` needs nothing, `small` a backbone and files, `paper` the paper's models, sets and a 48 GB GPU."""
 
     out: str = "reproduction"
-    """The root for runs, evaluations and results; experiments that share it share their runs."""
+    """The root folder for runs, evaluations and results; experiments in the same folder share their runs."""
 
     seeds: list[int] = field(default_factory=lambda: [0])
     """Seeds of the training runs."""
 
     backbones: list[str] = field(default_factory=list)
-    """Backbones by the scale's names. Default: its first, for study all. world: instruct, base; paper: phi-2,
-    mistral-base, mistral-instruct."""
+    """Backbones by the scale's names. Default: its first; for study, all. world: instruct, base; paper: phi-2,
+    mistral-base, mistral-instruct.
+    """
 
     sets: list[str] = field(default_factory=list)
-    """Of Helpful, Harmless, CA, BS, AHP those that take part. Default: all; claims, figure2, figure6 and ppo
-    read one alone, by default Helpful."""
+    """Data sets to use: Helpful, Harmless, CA, BS, AHP. Default: all; claims, figure2, figure6 and ppo use a single
+    one, by default Helpful.
+    """
 
     backbone: list[str] = field(default_factory=list)
-    """small: folders of causal language models to start from; each is known by its name, and with adapters as
-    NAME-lora."""
+    """small: folders of causal language models to start from; each is called by its folder's name, with adapters
+    NAME-lora.
+    """
 
     data_folder: str | None = None
     """small: the folder of NAME-train, NAME-validation and NAME-test (.jsonl or .jsonl.gz)."""
 
     rewardbench: str | None = None
-    """table3: RewardBench's pairs, for the external half."""
+    """table3: RewardBench's pairs, for the external half of the table."""
 
     judge: str | None = None
-    """figure4, table4, table11: outside the world the reward model that judges, as ArmoRM does in Figure 9."""
+    """figure4, table4, table11: the reward model that judges outside the world (ArmoRM in the paper's Figure 9)."""
 
     steps: int | None = None
-    """Training steps of each run instead of the scale's (world 240, small 600, paper 3200)."""
+    """Training steps of each run, in place of the scale's (world 240, small 600, paper 3200)."""
 
     learning_rate: float | None = None
-    """The learning rate of every method instead of the scale's (world 5e-4, small 5e-5, paper: Appendix A)."""
+    """Learning rate of every method, in place of the scale's (world 5e-4, small 5e-5, paper: Appendix A)."""
 
     max_length: int | None = None
-    """The most tokens of a prompt with a response instead of the scale's (world 256, otherwise 512)."""
+    """Maximum tokens of a prompt with a response, in place of the scale's (world 256, otherwise 512)."""
 
     early_stopping: int = 0
-    """Stop a run after so many evaluations without a better one; 0 never stops. Appendix B calls for it."""
+    """Stop a run after this many evaluations without improvement; 0 never stops. The paper uses it (Appendix B)."""
 
     pairs: int | None = None
-    """The most training pairs of a set. Default: all."""
+    """Maximum training pairs of a set. Default: all."""
 
     learning_rates: list[float] = field(default_factory=list)
-    """study: the learning rates that each method tries."""
+    """study: the learning rates to try for each method."""
 
     rate_seeds: int = 1
-    """study: how many of the seeds choose among them: the first, or more, which small differences want."""
+    """study: number of seeds that select among the learning rates, the first ones; small differences need more."""
 
     parts: list[str] = field(default_factory=list)
-    """study: of table2, ood, heads, mixed, losses, ratios, sizes, priors those to do. Default: all, in this order."""
+    """study: the parts to run, of table2, ood, heads, mixed, losses, ratios, sizes, priors. Default: all, in this
+    order.
+    """
 
     hours: float | None = None
-    """study: no run is begun that would end later; the same command goes on."""
+    """study: time limit; runs that would end later are not started, and the same command continues with them."""
 
     retry: bool = False
-    """study: try runs that failed again."""
+    """study: try failed runs again."""
 
     publish: str | None = None
-    """study: a checkout, in which its page in docs/results, numbers, figures and the README's table are written."""
+    """study: a checkout to write the study's page in docs/results, numbers, figures and the README's table to."""
 
     page: str = MAIN_PAGE
-    """study: the page's name: `study`, whose table the README shows, or `study-` and what it is about."""
+    """study: the page's name: `study`, whose table the README shows, or `study-` and a topic."""
 
     dry_run: bool = False
-    """Show the runs, the commands that do the same and what is there, and run nothing."""
+    """Show the runs, the equivalent commands and what already exists, and run nothing."""
 
     def __post_init__(self) -> None:
         if self.name not in EXPERIMENTS:
             known = "; ".join(f"{name} ({each.summary})" for name, each in EXPERIMENTS.items())
             raise ConfigError(f"name: {self.name!r} is no experiment here. There are {known}.")
-        self.overrides()  # refuses numbers that can't be
+        self.overrides()  # raises for invalid numbers
         if any(seed < 0 for seed in self.seeds):
             raise ConfigError(f"seeds must be 0 or more, got {', '.join(map(str, self.seeds))}")
         for name in ("seeds", "backbones", "sets", "backbone", "parts", "learning_rates"):
@@ -144,7 +149,7 @@ class ReproduceConfig:
             )
 
     def _require_used(self, experiment: Experiment) -> None:
-        """Refuse options that this experiment does not read.
+        """Raise for options that have no effect on this experiment.
 
         Raises:
             ConfigError: one is given.
@@ -167,7 +172,7 @@ class ReproduceConfig:
             raise ConfigError("learning_rate has no effect beside learning_rates: leave one out.")
 
     def overrides(self) -> Overrides:
-        """What is set on top of the scale."""
+        """Return the options that override the scale's."""
         return Overrides(
             steps=self.steps,
             learning_rate=self.learning_rate,
@@ -178,7 +183,7 @@ class ReproduceConfig:
 
 
 def parser() -> ArgumentParser:
-    """The command's options."""
+    """Build the command's parser."""
     lists = ("seeds", "backbones", "sets", "backbone", "learning_rates", "parts")
     made = command_parser(ReproduceConfig, positional="name", lists=lists, flags=("retry", "dry_run"))
     made.epilog = "names: " + "; ".join(f"{name}: {each.summary}" for name, each in EXPERIMENTS.items())
@@ -190,7 +195,7 @@ def run(args: Namespace) -> None:
     config = options_of(ReproduceConfig, parser(), args)
     console = Console()
     if config.publish is not None:
-        require_checkout(Path(config.publish), config.page)  # before hours of training
+        require_checkout(Path(config.publish), config.page)  # fail before hours of training
     job = _job(config)
     experiment = EXPERIMENTS[config.name]
     plan = experiment.plan(job)

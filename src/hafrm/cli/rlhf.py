@@ -36,18 +36,18 @@ _FIGURES: Mapping[str, Mapping[str, str]] = {
         "kl_coefficient": "price of a nat",
     },
 }
-"""The pictures, and the titles of what they show of metrics.jsonl."""
+"""The figures, with the titles of the metrics in metrics.jsonl that they show."""
 
 _SHOWN = {"reward": "reward", "gold": "gold", "kl": "KL", "kl_per_token": "KL/token", "length": "length"}
 
 
 def parser() -> ArgumentParser:
-    """The command's options."""
+    """Build the command's parser."""
     return command_parser(RlhfConfig, positional="model", lists=("data",))
 
 
 def run(args: Namespace) -> None:
-    """Train, draw the curves, and say where everything is."""
+    """Train, draw the curves, and print where the results are."""
     config = options_of(RlhfConfig, parser(), args)
     errors = Console(stderr=True)
     with errors.status("preparing") as line:
@@ -77,7 +77,7 @@ def write_curves(folder: Path) -> list[str]:
     """Draw a run's curves into its folder.
 
     Returns:
-        The names of the pictures.
+        The names of the figures.
     """
     rows = [json.loads(line) for line in (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
     for name, titles in _FIGURES.items():

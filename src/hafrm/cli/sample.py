@@ -1,4 +1,4 @@
-"""`hafrm sample`: several responses to each prompt from any causal language model."""
+"""`hafrm sample`: sample several responses to each prompt from any causal language model."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["parser", "run"]
 
 
 def parser() -> ArgumentParser:
-    """The command's options."""
+    """Build the command's parser."""
     return command_parser(SampleConfig, positional="model", lists=("data",))
 
 
 def run(args: Namespace) -> None:
-    """Sample, and say what was drawn and what was not."""
+    """Sample, and print the numbers of drawn and missing responses."""
     config = options_of(SampleConfig, parser(), args)
     errors = Console(stderr=True)
     with errors.status("loading") as line:

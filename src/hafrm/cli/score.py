@@ -1,4 +1,4 @@
-"""`hafrm score`: rows in, the same rows with rewards out."""
+"""`hafrm score`: add rewards to rows."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["parser", "run"]
 
 
 def parser() -> ArgumentParser:
-    """The command's options."""
+    """Build the command's parser."""
     return command_parser(ScoreConfig, positional="model")
 
 
 def run(args: Namespace) -> None:
-    """Score, and say how many rows have no reward, and why."""
+    """Score, and print how many rows have no reward, and why."""
     config = options_of(ScoreConfig, parser(), args)
     counts = score_rows(config)
     lost = ", ".join(f"{count} {reason}" for reason, count in counts.unscored.items())

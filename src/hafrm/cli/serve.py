@@ -1,4 +1,4 @@
-"""`hafrm serve`: a model behind the protocols that trainers and rerankers speak."""
+"""`hafrm serve`: serve a model with the protocols of trainers and rerankers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["parser", "run"]
 
 
 def parser() -> ArgumentParser:
-    """The command's options."""
+    """Build the command's parser."""
     return command_parser(ServeConfig, positional="model")
 
 

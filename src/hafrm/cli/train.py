@@ -14,12 +14,12 @@ __all__ = ["parser", "run"]
 
 
 def parser() -> ArgumentParser:
-    """The command's options."""
+    """Build the command's parser."""
     return command_parser(TrainConfig, lists=("data", "eval_data"))
 
 
 def run(args: Namespace) -> None:
-    """Train, and say where the result is and what to do with it."""
+    """Train, and print where the result is and how to use it."""
     result = train(options_of(TrainConfig, parser(), args))
     processes = PartialState()
     console = Console(quiet=not processes.is_main_process)

@@ -1,1 +1,1 @@
-"""Evaluation: scorers on pairs of held-out data, raw scores first, then statistics computed from them."""
+"""Evaluation: score pairs of held-out data, keep the raw scores, and compute statistics from them."""

@@ -1,7 +1,7 @@
-"""Rewards for rows: `{"prompt", "response"}` rows get `reward`, pairs `reward_chosen` and `reward_rejected`.
+"""Reward rows in bulk: `{"prompt", "response"}` rows get `reward`, pairs `reward_chosen` and `reward_rejected`.
 
-Every row comes out again, in order, with all its fields but those that an earlier scoring left. A row without a reward
-says why in `unscored`.
+Every row is written, in order, with all its fields except those of an earlier scoring. A row without a reward says why
+in `unscored`.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from hafrm.pairs import Conversation, parse_conversation, parse_pair
 __all__ = ["CHUNK", "RESULTS", "ScoreConfig", "ScoreCounts", "ScoredRow", "reward_names", "score_chunk", "score_rows"]
 
 CHUNK = 1024
-"""Rows scored at a time: a scorer orders them by length, and lets equal prompts share their computation."""
+"""Rows scored at a time: a scorer orders them by length, and computes equal prompts once."""
 
 RESULTS = ("reward", "reward_chosen", "reward_rejected", "unscored")
-"""The fields that scoring writes, whatever they held before."""
+"""The fields that scoring writes; earlier values are replaced."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,15 +46,17 @@ class ScoreConfig(ScorerChoice):
     """A run, a stock reward model, a causal model with its reference, or the address of a reward server."""
 
     data: str
-    """The file of rows: JSON lines (also .gz), JSON or Parquet; each row a prompt with a response, or a pair. Or a
-    folder of such files, read in the order of their paths."""
+    """The file of rows: JSON lines (also .gz), JSON or Parquet; each row is a prompt with a response, or a pair. Or a
+    folder of such files, read in the order of their paths.
+    """
 
     out: str | None = None
-    """Where the JSON lines go, compressed if the name ends in .gz; by default standard output."""
+    """The output file of JSON lines, compressed if the name ends in .gz; by default standard output."""
 
     shard: str | None = None
-    """`I/N` scores the I-th of N equal parts of the rows alone, counted from 1. The outputs of all parts, one after the
-    other, are the output without this option."""
+    """`I/N` scores only the I-th of N equal parts of the rows, counted from 1. The concatenated outputs of all parts
+    equal the output without this option.
+    """
 
     data_options: ReadOptions = field(default_factory=ReadOptions)
     score: ScoreOptions = field(default_factory=ScoreOptions)
@@ -68,7 +70,7 @@ class ScoreConfig(ScorerChoice):
         self.shard_bounds(0)
 
     def shard_bounds(self, rows: int) -> tuple[int, int]:
-        """The first row of the shard and the first one after it, counted from 0.
+        """Return the index of the shard's first row and of the first row after it, counted from 0.
 
         Raises:
             ConfigError: `shard` is not of the form I/N with 1 <= I <= N.
@@ -83,19 +85,19 @@ class ScoreConfig(ScorerChoice):
 
 @dataclass(frozen=True)
 class ScoredRow:
-    """What became of a row."""
+    """The result of scoring a row."""
 
     row: RawRow
     rewards: Mapping[str, float | None]
-    """By the field that holds it: `reward`, or `reward_chosen` and `reward_rejected`."""
+    """Rewards by output field: `reward`, or `reward_chosen` and `reward_rejected`."""
     unscored: str | None = None
     """Why a reward is missing."""
     detail: str | None = None
-    """More on why: the field that breaks the data contract, say."""
+    """Details of the reason, such as the field that breaks the data contract."""
 
     @property
     def line(self) -> dict[str, Any]:
-        """The row with its rewards, and without what an earlier scoring left."""
+        """Return the row with its rewards and without the fields of an earlier scoring."""
         fields = self.row.value if isinstance(self.row.value, Mapping) else {"row": self.row.number}
         line = {name: value for name, value in fields.items() if name not in RESULTS} | dict(self.rewards)
         return line if self.unscored is None else line | {"unscored": self.unscored}
@@ -103,12 +105,12 @@ class ScoredRow:
 
 @dataclass
 class ScoreCounts:
-    """How many rows got a reward, and why the others did not."""
+    """Number of rows with a reward, and of those without by reason."""
 
     scored: int = 0
     unscored: Counter[str] = field(default_factory=Counter)
     note: str = ""
-    """A line on the conversations that contain special tokens; empty where there are none."""
+    """A warning about conversations that contain special tokens; empty if there are none."""
 
     def add(self, row: ScoredRow) -> None:
         """Count a row."""
@@ -119,7 +121,7 @@ class ScoreCounts:
 
 
 def score_rows(config: ScoreConfig) -> ScoreCounts:
-    """Score a file's rows and write them out with their rewards.
+    """Score a file's rows and write them with their rewards.
 
     Raises:
         BadRowError: a row breaks the data contract, and bad rows are not to be skipped.
@@ -143,7 +145,7 @@ def score_rows(config: ScoreConfig) -> ScoreCounts:
 
 
 def _rows(data: str) -> Iterator[tuple[str, RawRow]]:
-    """The rows of a file, or of a folder's files, each with its file.
+    """Yield the rows of a file, or of a folder's files, each with its file.
 
     Raises:
         UnreadableError: there is no such file, or no file of rows in the folder.
@@ -162,8 +164,8 @@ class RowScorer:
     """Scores batches of rows, given as columns: for `map_batches` of Ray Data, or `map(..., batched=True)` of datasets.
 
     Args:
-        model: As `load_scorer` takes it.
-        options: The other arguments of `load_scorer`.
+        model: The model, as in `load_scorer`.
+        options: Further arguments of `load_scorer`.
 
     Example:
         >>> rows = ray.data.read_parquet("answers/").map_batches(
@@ -175,7 +177,7 @@ class RowScorer:
         self.scorer = load_scorer(model, **options)
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-        """The batch's columns with `reward`, or `reward_chosen` and `reward_rejected`, and `unscored` added."""
+        """Return the batch's columns with `reward`, or `reward_chosen` and `reward_rejected`, and `unscored` added."""
         columns = {name: _values(values) for name, values in batch.items() if name not in RESULTS}
         rows = [
             RawRow(number, arrow_row(dict(zip(columns, values, strict=True))))
@@ -188,7 +190,7 @@ class RowScorer:
 
 
 def _values(value: Any) -> Any:
-    """A column, or a part of one, as lists instead of arrays."""
+    """Convert a column, or a part of one, from arrays to lists."""
     if isinstance(value, np.ndarray):
         return [_values(each) for each in value.tolist()]
     return value
@@ -208,7 +210,7 @@ def _output(out: str | None) -> Iterator[BinaryIO]:
 
 
 def _require_apart(out: Path, config: ScoreConfig) -> None:
-    """Refuse to write over what is read: the rows, or a file of the model's folder."""
+    """Raise if the output would overwrite an input: the rows, or a file in the model's folder."""
     place, model = out.resolve(), Path(config.model).resolve()
     if place == Path(config.data).resolve() or (model.is_dir() and place.is_relative_to(model)):
         raise ConfigError(f"--out {out} is in the model's folder, or is the data itself. Give another path.")
@@ -218,10 +220,10 @@ def score_chunk(scorer: Scorer, rows: Sequence[RawRow], *, source: str, on_bad_r
     """Score some rows together.
 
     Args:
-        scorer: What gives the rewards.
+        scorer: Gives the rewards.
         rows: The rows, each a prompt with a response, or a pair.
-        source: The file that holds them.
-        on_bad_row: Whether a row that breaks the data contract stops this, or gets its reason in place of rewards.
+        source: Their file.
+        on_bad_row: Whether a row that breaks the data contract raises, or gets a reason in place of rewards.
 
     Raises:
         BadRowError: a row breaks the data contract, and bad rows are not to be skipped.
@@ -242,7 +244,7 @@ def score_chunk(scorer: Scorer, rows: Sequence[RawRow], *, source: str, on_bad_r
 
 
 def reward_names(value: object) -> tuple[str, ...]:
-    """The fields for a row's rewards; a row that is no object has one, as nobody can tell what it was to be."""
+    """Return the reward fields of a row; a row that is not an object gets `reward`."""
     return ("reward_chosen", "reward_rejected") if _is_pair(value) else ("reward",)
 
 
@@ -251,7 +253,7 @@ def _is_pair(value: object) -> bool:
 
 
 def _parse(row: RawRow, source: str, on_bad_row: OnBadRow) -> tuple[tuple[Conversation, ...], BadRowError | None]:
-    """The row's conversations, or none and the reason why."""
+    """Return the row's conversations, or none and the error."""
     try:
         if row.error is not None:
             raise row.error

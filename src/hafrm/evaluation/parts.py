@@ -1,8 +1,8 @@
-"""The scores of one model on one data set or suite, kept as they come: a killed evaluation goes on where it stopped.
+"""Keep the scores of one model on one data set or suite as they are computed, so that a killed evaluation can resume.
 
-A part is two files in the evaluation's folder: `parts/NAME.jsonl` grows by a line a pair, and `parts/NAME.json` says
-what its lines depend on. That is written before the first of them, so lines without it, or beside another, do not
-count. Whole chunks alone are kept: a pair scored among other pairs than before could differ in its last bits.
+A part is two files in the evaluation's folder: `parts/NAME.jsonl` grows by a line per pair, and `parts/NAME.json`
+records what its lines depend on. The latter is written before the first line, so lines without a matching one are
+ignored. Only whole chunks are kept: a pair scored together with other pairs could differ in its last bits.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ PARTS_FOLDER = "parts"
 
 @dataclass(frozen=True)
 class Part(Generic[Kind]):
-    """One model's scores on one data set.
+    """The scores of one model on one data set.
 
     Args:
         folder: The evaluation's folder.
         model: The model's name in the results.
         data: The data set's name in the results.
-        depends_on: What the scores depend on: plain values, by what a message calls them.
+        depends_on: Plain values that the scores depend on, keyed by what messages call them.
         ids: The rows to score, in order.
         kind: The class of the scores.
-        what: What a message calls the rows.
+        what: The noun for rows in messages.
     """
 
     folder: Path
@@ -52,7 +52,7 @@ class Part(Generic[Kind]):
 
     @property
     def name(self) -> str:
-        """The part's name, "MODEL on DATA"."""
+        """Return the part's name, "MODEL on DATA"."""
         return f"{self.model} on {self.data}"
 
     @property
@@ -62,20 +62,20 @@ class Part(Generic[Kind]):
 
     @property
     def path(self) -> Path:
-        """The file of scores."""
+        """Return the path of the file of scores."""
         return self._stem.with_suffix(".jsonl")
 
     @property
     def header(self) -> Path:
-        """The file that says what the scores depend on."""
+        """Return the path of the file that records what the scores depend on."""
         return self._stem.with_suffix(".json")
 
     def resume(self, say: Callable[[str], None], *, on_bad_row: OnBadRow = "error") -> list[Kind]:
-        """The scores to keep of an earlier evaluation; the file then holds these and no others.
+        """Return the usable scores of an earlier evaluation, and truncate the file to these.
 
         Args:
-            say: Called with one line where scores are thrown away, or where a stopped evaluation goes on.
-            on_bad_row: Under `error` scores with refused conversations do not count, so that they are met again.
+            say: Called with one line if scores are discarded, or if a stopped evaluation is resumed.
+            on_bad_row: Under `error`, scores with refused conversations are discarded, to raise the error again.
         """
         scores, why_not = self._usable(on_bad_row)
         if why_not:
@@ -90,18 +90,18 @@ class Part(Generic[Kind]):
         return scores
 
     def extend(self, scores: Iterable[Kind]) -> list[Kind]:
-        """Write scores behind those that are there, each as it comes, and return them."""
+        """Append scores to the file as they arrive, and return them."""
         written = []
         with atomic.naming(self.path), self.path.open("ab") as file:
             for score in scores:
                 file.write(score_line(score))
-                file.flush()  # an unbuffered file would take half a line where the disk is nearly full
+                file.flush()  # unbuffered writes could leave half a line on a nearly full disk
                 written.append(score)
             os.fsync(file.fileno())
         return written
 
     def _usable(self, on_bad_row: OnBadRow) -> tuple[list[Kind], str]:
-        """Earlier scores to keep, and why there are none although some were there."""
+        """Return the earlier scores to keep, and the reason if all of them are discarded."""
         if not self.path.exists():
             return [], ""
         try:
@@ -128,7 +128,7 @@ class Part(Generic[Kind]):
 
 
 def _possible(score: RawScore) -> bool:
-    """Whether a score's fields are of their types, its numbers finite, and a reward missing where one says why."""
+    """Return whether fields have their types, numbers are finite, and only unscored responses lack a reward."""
     fields = asdict(score)  # type: ignore[call-overload]
     hints = get_type_hints(type(score))
     if not all(_is_a(value, hints[name]) for name, value in fields.items()):
@@ -139,7 +139,7 @@ def _possible(score: RawScore) -> bool:
 
 
 def _is_a(value: Any, kind: Any) -> bool:
-    """Whether a value read from JSON is of a type: a float is finite, and a truth value is not a number."""
+    """Return whether a value read from JSON has a type: floats are finite, and bools are not numbers."""
     if get_origin(kind) is list:
         return isinstance(value, list) and all(_is_a(each, get_args(kind)[0]) for each in value)
     if get_origin(kind) in (Union, UnionType):
@@ -150,5 +150,4 @@ def _is_a(value: Any, kind: Any) -> bool:
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Which of the things that scores depend on are not what they were."""
     return [name for name in {**before, **now} if before.get(name) != now.get(name)]

@@ -1,4 +1,4 @@
-"""From raw scores to `results.json`: accuracies with intervals beside random and length-only, and comparisons."""
+"""Compute `results.json` from raw scores: accuracies with intervals, random and length-only baselines, comparisons."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from hafrm.stats import (
 __all__ = ["shortfalls", "summarise", "uncalibrated"]
 
 _OF_LOG_ODDS = frozenset({"ece", "brier", "temperature", "ece_calibrated"})
-"""What supposes that a model states sigmoid(margin) as the probability of its choice."""
+"""Statistics that assume that sigmoid(margin) is the model's probability of its choice."""
 
 
 def summarise(
@@ -42,18 +42,18 @@ def summarise(
     Args:
         scores: The scores of all models on all data sets.
         calibration: The models' scores on validation pairs, which set each model's temperature.
-        no_log_odds: The models whose margins are no log-odds, as their loss was not Bradley-Terry's.
+        no_log_odds: The models whose margins are not log-odds because their loss was not Bradley-Terry's.
 
     Returns:
-        `{"rows": N, "models": {MODEL: {"data": {NAME: {...}}}}, "comparisons": [...]}`; N is how many scores the
-        results are of. Accuracy is the share of pairs whose better response is scored higher, a tie counting one half;
-        `ci95` resamples whole prompt groups, and is null of fewer than six; `length_accuracy` is that of picking the
-        longer response, `random_accuracy` that of a coin, on the same pairs. `spearman_length` relates all responses'
-        rewards to their lengths in characters, its p-value as if they were independent. The slices hold a quarter of
-        the pairs each. Where there are calibration scores, `temperature` is what they set (null where no finite one
-        above 0 is best), and `ece_calibrated` is the `ece` of margins divided by it. These, `ece` and `brier` take
-        sigmoid(margin) for the probability that a model states; they are null for models of `no_log_odds`. `p_holm` is
-        `p_bootstrap` corrected for all comparisons here.
+        `{"rows": N, "models": {MODEL: {"data": {NAME: {...}}}}, "comparisons": [...]}`; N is the number of scores.
+        Accuracy is the share of pairs whose better response is scored higher; a tie counts one half. `ci95` resamples
+        whole prompt groups, and is null if there are fewer than six. `length_accuracy` is that of always picking the
+        longer response, `random_accuracy` that of a coin, on the same pairs. `spearman_length` relates the rewards of
+        all responses to their lengths in characters; its p-value treats them as independent. Each slice has a quarter
+        of the pairs. With calibration scores, `temperature` is fitted to them (null if no finite one above 0 is best),
+        and `ece_calibrated` is the `ece` of margins divided by it. These, `ece` and `brier` take sigmoid(margin) as the
+        model's probability; they are null for models of `no_log_odds`. `p_holm` is `p_bootstrap` corrected for all
+        comparisons here.
     """
     table = _cells(scores)
     temperatures = {model: _temperature(rows) for (model, _), rows in _cells(calibration).items()}
@@ -79,7 +79,7 @@ def summarise(
 
 
 def shortfalls(results: Mapping[str, Any]) -> Iterator[str]:
-    """One line for each model and data set or suite of which some rows have no reward, with the reasons.
+    """Yield one line for each model and data set or suite in which some rows have no reward, with the reasons.
 
     Raises:
         ModelError: no row has a reward from any model.
@@ -99,7 +99,7 @@ def shortfalls(results: Mapping[str, Any]) -> Iterator[str]:
 
 
 def uncalibrated(calibration: Sequence[PairScore]) -> Iterator[str]:
-    """One line for each model for which the calibration scores set no temperature, with the reason."""
+    """Yield one line for each model whose temperature can't be fitted to the calibration scores, with the reason."""
     for (model, _), rows in _cells(calibration).items():
         if _temperature(rows) is None:
             scored = len(_scored(rows))
@@ -108,7 +108,6 @@ def uncalibrated(calibration: Sequence[PairScore]) -> Iterator[str]:
 
 
 def _cells(scores: Sequence[PairScore]) -> dict[tuple[str, str], list[PairScore]]:
-    """The scores by model and data set."""
     table: dict[tuple[str, str], list[PairScore]] = defaultdict(list)
     for score in scores:
         table[score.model, score.data].append(score)
@@ -146,7 +145,7 @@ def _summary(rows: Sequence[PairScore]) -> dict[str, Any]:
 
 
 def _length_correlation(rows: Sequence[PairScore]) -> dict[str, float] | None:
-    """How far rewards rise with length; None where all rewards or all lengths are equal, or for one pair alone."""
+    """Correlate rewards with length; None if all rewards or all lengths are equal, or for a single pair."""
     rewards = [reward for row in rows for reward in (row.reward_chosen, row.reward_rejected)]
     lengths = [length for row in rows for length in (row.length_chosen, row.length_rejected)]
     if len(rows) < 2 or len(set(rewards)) == 1 or len(set(lengths)) == 1:
@@ -156,7 +155,7 @@ def _length_correlation(rows: Sequence[PairScore]) -> dict[str, float] | None:
 
 
 def _quarters(margins: Floats, by: Floats) -> list[dict[str, float]]:
-    """Accuracy in slices of about a quarter of the pairs; fewer where many values are equal."""
+    """Return the accuracy in slices of about a quarter of the pairs; fewer slices if many values are equal."""
     return [
         {"low": each.low, "high": each.high, "n": each.accuracy.n, "accuracy": each.accuracy.value}
         for each in accuracy_by_bin(margins, by, quantiles=4)
@@ -165,7 +164,7 @@ def _quarters(margins: Floats, by: Floats) -> list[dict[str, float]]:
 
 
 def _temperature(rows: Sequence[PairScore]) -> float | None:
-    """The temperature that calibration scores set; None where no finite one above 0 is best, or none is scored."""
+    """Fit the temperature to calibration scores; None if no finite one above 0 is best, or no pair is scored."""
     scored = _scored(rows)
     found = fit_temperature(_margins(scored)) if scored else math.inf
     return found if 0 < found < math.inf else None
@@ -181,7 +180,7 @@ def _calibrated(margins: Floats, temperature: float | None) -> dict[str, float |
 def _comparison(
     data: str, a: str, rows_a: Sequence[PairScore], b: str, rows_b: Sequence[PairScore]
 ) -> dict[str, Any] | None:
-    """Two models on the pairs that both scored; None where there are none."""
+    """Compare two models on the pairs that both scored; None if there are none."""
     scored_b = {row.id: row for row in _scored(rows_b)}
     both = [(row, scored_b[row.id]) for row in _scored(rows_a) if row.id in scored_b]
     if not both:
@@ -201,7 +200,7 @@ def _comparison(
 
 
 def _mcnemar(margins_a: Floats, margins_b: Floats) -> float:
-    """McNemar's test knows right and wrong alone: pairs on which a model ties, which are neither, do not count."""
+    """Return the p-value of McNemar's test. Pairs on which a model ties are neither right nor wrong and don't count."""
     untied = (margins_a != 0) & (margins_b != 0)
     return mcnemar_test(margins_a[untied] > 0, margins_b[untied] > 0) if untied.any() else 1.0
 
@@ -211,5 +210,4 @@ def _scored(rows: Sequence[PairScore]) -> list[PairScore]:
 
 
 def _margins(rows: Sequence[PairScore]) -> Floats:
-    """The margins of the pairs that have one."""
     return np.array([row.margin for row in _scored(rows)], dtype=np.float64)

@@ -1,6 +1,6 @@
-"""Evaluate models on data sets: look, load, score, write raw scores, compute results.
+"""Evaluate models on data sets: check, load, score, write raw scores, compute results.
 
-An evaluation that was stopped goes on where it stopped, and one that is repeated scores nothing twice: see `parts`.
+A stopped evaluation resumes where it stopped, and a repeated one scores nothing twice: see `parts`.
 """
 
 from __future__ import annotations
@@ -53,17 +53,18 @@ class EvaluateConfig(ScorerChoice):
     """Benchmarks: rewardbench, rewardbench-2 or rm-bench, from the hub, or as NAME@PATH for their files on disk."""
 
     out: str
-    """The folder for scores.jsonl, results.json and the page. What it holds of an earlier evaluation is used again."""
+    """The folder for scores.jsonl, results.json and the page. Scores of an earlier evaluation in it are reused."""
 
     split: str = "test"
-    """Which split of named sets to use; a file is used whole."""
+    """Split to use of named sets; a file is used whole."""
 
     calibration_data: str | None = None
-    """Pairs that set each model's temperature, for the calibrated error: of a named set its validation split."""
+    """Pairs to fit each model's temperature for the calibrated error; of a named set, its validation split."""
 
     token_log_ratios: int = 20
-    """Pairs of each model and data set, the worst mistakes first, whose tokens the page colours by log pi - log pi_ref,
-    where a model has a policy head and its reference is on this machine. 0: none."""
+    """Number of pairs of each model and data set, worst mistakes first, whose tokens the page colours by log pi - log
+    pi_ref. Needs a model with a policy head and its reference on this machine. 0: none.
+    """
 
     data_options: ReadOptions = field(default_factory=ReadOptions)
     score: ScoreOptions = field(default_factory=ScoreOptions)
@@ -76,15 +77,15 @@ class EvaluateConfig(ScorerChoice):
             if len(set(values)) < len(values):
                 raise ConfigError(f"{name}: {', '.join(values)} names one twice.")
         for model in filter(is_server, self.models):
-            endpoint_of(model)  # before its name is in any message: it may hold a password
-            if all(map(is_server, self.models)):  # else the options are for the others
+            endpoint_of(model)  # check the URL before the model's name, which may contain a password, is in any message
+            if all(map(is_server, self.models)):  # otherwise the options apply to the other models
                 require_server_options(model, self, self.score)
         if self.token_log_ratios < 0:
             raise ConfigError(f"token_log_ratios must not be negative, got {self.token_log_ratios}")
 
 
 def load_sets(config: EvaluateConfig) -> dict[str, PairSet]:
-    """The held-out pairs, by data name."""
+    """Read the held-out pairs, by data name."""
     return {name: load_pairs(name, split=config.split, options=config.data_options) for name in config.data}
 
 
@@ -97,15 +98,15 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score every model on every data set and write `scores.jsonl` and, last, `results.json`.
 
-    All models are looked up before any is loaded. What the folder holds of an earlier evaluation is not scored again,
-    as long as model, options and pairs are the same.
+    All models are checked before any is loaded. Scores of an earlier evaluation in the folder are reused if model,
+    options and pairs are the same.
 
     Args:
         config: What to evaluate.
-        sets: What `load_sets` gave for these options, where it was called before.
-        progress: Called with "MODEL on DATA" and the number of pairs done.
-        say: Called with a line where an earlier evaluation goes on, or is of something else and thrown away, where a
-            model was trained on the pairs of a file, and where its tokens can't be shown.
+        sets: The result of `load_sets` for these options, if it was called before.
+        progress: Called with "MODEL on DATA" and the number of finished pairs.
+        say: Called with a line if an earlier evaluation is resumed or discarded, if a model was trained on the pairs of
+            a file, and if its tokens can't be shown.
 
     Returns:
         The contents of `results.json`; see `summarise`.
@@ -113,7 +114,7 @@ def evaluate(
     Raises:
         ConfigError: a model was trained on pairs of a split, the calibration pairs are the evaluated ones, or the
             folder is a model's.
-        ModelError: a model is not there, or can't be scored.
+        ModelError: a model does not exist, or can't be scored.
     """
     folder = Path(config.out)
     require_apart(folder)
@@ -124,7 +125,7 @@ def evaluate(
     scores: list[PairScore] = []
     lists: list[ListScore] = []
     for model, identity in identities.items():
-        # The job, which holds the model, ends with the call: what is loaded next needs its memory.
+        # Create the job in the call, so that its model is freed before the next one is loaded.
         of_pairs, of_lists = _score(_Job(model, identity, config, progress, say), sets | calibration, suites)
         scores += of_pairs
         lists += of_lists
@@ -147,7 +148,7 @@ def evaluate(
         results["models"].setdefault(model, {"data": {}})["server"] = {"model": served, "note": SERVER_NOTE}
     read: dict[str, PairSet | ItemSet] = {**sets, **calibration, **suites}
     results["sources"] = {name: [report.as_dict() for report in found.reports] for name, found in read.items()}
-    (folder / RESULTS_FILE).unlink(missing_ok=True)  # from here to the end, no results stand beside other scores
+    (folder / RESULTS_FILE).unlink(missing_ok=True)  # so that stale results never accompany new scores
     write_scores(evaluated, folder / SCORES_FILE)
     write_tokens(folder, tokens)
     _write_or_remove(calibrating, folder / CALIBRATION_FILE)
@@ -159,7 +160,6 @@ def evaluate(
 def _score(
     job: _Job, sets: Mapping[str, PairSet], suites: Mapping[str, ItemSet]
 ) -> tuple[list[PairScore], list[ListScore]]:
-    """One model's scores on all data sets and on all suites."""
     scores: list[PairScore] = []
     lists: list[ListScore] = []
     with _naming(job.model):
@@ -178,7 +178,7 @@ def _write_or_remove(scores: Sequence[RawScore], path: Path) -> None:
 
 
 def _load_calibration(config: EvaluateConfig, sets: Mapping[str, PairSet]) -> dict[str, PairSet]:
-    """The validation pairs, under a name of their own; nothing where none are asked for."""
+    """Read the validation pairs, under a separate name; empty if none are requested."""
     name = config.calibration_data
     if name is None:
         return {}
@@ -195,7 +195,7 @@ def _load_calibration(config: EvaluateConfig, sets: Mapping[str, PairSet]) -> di
 def _look_up(
     model: str, config: EvaluateConfig, sets: Mapping[str, PairSet], say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """What a model's rewards depend on; refuses a model that is not there, or that has seen the pairs."""
+    """Return what a model's rewards depend on; raise if the model does not exist or was trained on the pairs."""
     with _naming(model):
         reports = [report for pair_set in sets.values() for report in pair_set.reports]
         require_unseen(model, reports, config.data_options.split_seed, say)
@@ -203,7 +203,7 @@ def _look_up(
 
 
 def _states_log_odds(model: str, choice: ScorerChoice) -> bool:
-    """Whether differences of a model's rewards are meant as log-odds; of what says nothing of its loss, they are."""
+    """Return whether reward differences are log-odds (assumed if the training loss is unknown)."""
     if is_server(model) or not (Path(model) / RUN_FILE).is_file():
         return True
     info = RunInfo.load(Path(model))
@@ -212,7 +212,7 @@ def _states_log_odds(model: str, choice: ScorerChoice) -> bool:
 
 @contextmanager
 def _naming(model: str) -> Iterator[None]:
-    """Put the model's name before errors that do not tell it: several are evaluated."""
+    """Prefix errors with the model's name if they lack it, since several models are evaluated."""
     try:
         yield
     except HafrmError as error:
@@ -228,7 +228,7 @@ class _Row(Protocol):
 
 @dataclass
 class _Job:
-    """One model to score; it is loaded only if scores are missing."""
+    """A model to score; it is only loaded if scores are missing."""
 
     model: str
     identity: Mapping[str, Any]
@@ -249,7 +249,7 @@ class _Job:
         kind: type[Kind],
         what: str,
     ) -> list[Kind]:
-        """The model's scores of one source: those that an earlier evaluation kept, then the missing ones."""
+        """Return the model's scores of one source: those kept from an earlier evaluation, then the missing ones."""
         on_bad_row = self.config.data_options.on_bad_row
         depends_on = {**self.identity, f"the {what}": _digest(reports)}
         part = Part(Path(self.config.out), self.model, name, depends_on, [row.id for row in rows], kind, what)

@@ -1,4 +1,4 @@
-"""Raw scores of pairs: the product of an evaluation, a JSON line a pair. Every number is computed from them later."""
+"""Score pairs: raw scores are written as a JSON line per pair, and all statistics are computed from them later."""
 
 from __future__ import annotations
 
@@ -37,23 +37,23 @@ SCORES_FILE = "scores.jsonl"
 RESULTS_FILE = "results.json"
 
 OVERLONG = "overlong"
-"""Why a conversation over the model's limit has no reward."""
+"""The reason for a missing reward of a conversation over the model's limit."""
 
 CHUNK = 512
-"""Pairs scored at a time. A scorer orders them by length, so a reward's last bits depend on what is in its chunk."""
+"""Pairs scored at a time. A scorer orders them by length, so a reward's last bits depend on its chunk."""
 
 
 class RawScore(Protocol):
-    """A line of a file of scores, which is a dataclass of plain values."""
+    """A line of a file of scores: a dataclass of plain values."""
 
     @property
     def id(self) -> str:
-        """Where what was scored came from: `source:row`."""
+        """Where the scored row came from: `source:row`."""
         ...
 
     @property
     def unscored(self) -> str:
-        """Why a response has no reward; empty where all have one."""
+        """Why a response has no reward; empty if all have one."""
         ...
 
 
@@ -62,7 +62,7 @@ class Scorable(Protocol):
 
     @property
     def conversations(self) -> tuple[Conversation, ...]:
-        """One conversation a response."""
+        """One conversation per response."""
         ...
 
     @property
@@ -72,7 +72,7 @@ class Scorable(Protocol):
 
     @property
     def row(self) -> int:
-        """The row's number there."""
+        """The row's number in its source."""
         ...
 
 
@@ -82,7 +82,7 @@ Row = TypeVar("Row", bound=Scorable)
 
 @dataclass(frozen=True)
 class PairScore:
-    """What one model gave for one pair."""
+    """One model's scores of one pair."""
 
     model: str
     data: str
@@ -91,7 +91,7 @@ class PairScore:
     group: str
     """The pair's prompt group."""
     reward_chosen: float | None
-    """The reward of the better response; None where it could not be scored."""
+    """The reward of the better response; None if it could not be scored."""
     reward_rejected: float | None
     length_chosen: int
     """Characters of the better response."""
@@ -101,7 +101,7 @@ class PairScore:
 
     @property
     def margin(self) -> float | None:
-        """Reward of the better response less that of the worse one; None where one has no reward."""
+        """Return the reward of the better response minus that of the worse; None if a reward is missing."""
         if self.reward_chosen is None or self.reward_rejected is None:
             return None
         return self.reward_chosen - self.reward_rejected
@@ -110,12 +110,12 @@ class PairScore:
 def score_conversations(
     scorer: Scorer, conversations: Sequence[Conversation], rows: Sequence[tuple[str, int]], *, on_bad_row: OnBadRow
 ) -> list[float | str]:
-    """Each conversation's reward, or the reason why it has none.
+    """Return each conversation's reward, or the reason why it has none.
 
     Args:
-        scorer: What gives the rewards.
+        scorer: Gives the rewards.
         conversations: The conversations.
-        rows: Where each came from: its source and its row there.
+        rows: The source and row number of each.
         on_bad_row: What to do with conversations that the scorer's chat template, or its server, refuses.
 
     Raises:
@@ -150,15 +150,15 @@ def score_pairs(
     """Score both responses of every pair.
 
     Args:
-        scorer: What gives the rewards.
+        scorer: Gives the rewards.
         pairs: The pairs.
         model: The model's name in the results.
         data: The data set's name in the results.
         on_bad_row: What to do with pairs that the scorer's chat template refuses.
-        progress: Called with the number of pairs done.
+        progress: Called with the number of finished pairs.
 
     Yields:
-        One score a pair, in order.
+        One score per pair, in order.
 
     Raises:
         BadRowError: the template refuses a pair, and bad rows are not to be skipped.
@@ -180,10 +180,10 @@ def score_pairs(
 def scored_chunks(
     scorer: Scorer, rows: Sequence[Row], *, on_bad_row: OnBadRow, progress: Callable[[int], None]
 ) -> Iterator[tuple[Row, list[float | str]]]:
-    """Score rows of any number of responses, a chunk in one call; see `score_pairs`.
+    """Score rows of any number of responses, one chunk per call; see `score_pairs`.
 
     Yields:
-        Each row with one reward a response, or the reason why there is none.
+        Each row with one reward per response, or the reason why there is none.
     """
     for start in range(0, len(rows), CHUNK):
         chunk = rows[start : start + CHUNK]
@@ -197,17 +197,17 @@ def scored_chunks(
 
 
 def response_length(response: Sequence[Message]) -> int:
-    """Characters of a response."""
+    """Count the characters of a response."""
     return sum(len(message.text) for message in response)
 
 
 def score_line(score: RawScore) -> bytes:
-    """A score as one line of JSON: what `read_scores` reads."""
+    """Encode a score as one line of JSON, which `read_scores` reads."""
     return atomic.json_line(asdict(score))  # type: ignore[call-overload]
 
 
 def write_scores(scores: Iterable[RawScore], path: Path) -> None:
-    """Write scores as JSON lines, whole or not at all."""
+    """Write scores as JSON lines, atomically."""
     with atomic.new_file(path) as file:
         for score in scores:
             file.write(score_line(score))

@@ -1,7 +1,7 @@
-"""Log-ratios of the tokens of each model's worst mistakes, for models with a policy head and a reference policy.
+"""Compute per-token log-ratios of each model's worst mistakes, for models with a policy head and a reference policy.
 
-They are kept in `parts/tokens.jsonl` as they come, a line a pair, each with a digest of what it depends on; a later
-evaluation computes those that are missing. `tokens.jsonl` holds the ones of the scores beside it, a line a pair:
+They are appended to `parts/tokens.jsonl` as they are computed, a line per pair, each with a digest of what it depends
+on; a later evaluation computes those that are missing. `tokens.jsonl` has those of the current scores, a line per pair:
 
     {"model", "data", "id", "chosen": {"turns": [[[text, log-ratio or null], ...], ...], "template": log-ratio} or null,
      "rejected": the same}
@@ -38,7 +38,7 @@ __all__ = ["TOKENS_FILE", "read_tokens", "token_lines", "write_tokens"]
 TOKENS_FILE = "tokens.jsonl"
 
 _CHUNK = 8
-"""Pairs whose log-ratios are computed at a time."""
+"""Number of pairs whose log-ratios are computed at a time."""
 
 _NO_TOKENS = "`--token_log_ratios 0` asks for none."
 
@@ -59,17 +59,17 @@ def token_lines(
     say: Callable[[str], None] = lambda line: None,
     progress: Callable[[str, int], None] = lambda what, done: None,
 ) -> list[Line]:
-    """The log-ratios of the worst mistakes' tokens, computed where the folder does not hold them.
+    """Return the log-ratios of the worst mistakes' tokens, computing those that the folder lacks.
 
     Args:
         folder: The evaluation's folder.
         scores: The scores of all models on all data sets.
         sets: The pairs, by data set.
-        choice: Which of a model's scores the evaluation is of.
-        options: How to run; special tokens are read as training does unless they say otherwise.
-        most: Pairs for each model and data set.
-        say: Called with a line where a model should have log-ratios, and can't.
-        progress: Called with "MODEL, tokens on DATA" and the number of pairs done.
+        choice: Which of a model's scores is evaluated.
+        options: How to run; special tokens are read as in training unless set otherwise.
+        most: Number of pairs for each model and data set.
+        say: Called with a line if a model should have log-ratios but they can't be computed.
+        progress: Called with "MODEL, tokens on DATA" and the number of finished pairs.
     """
     options = options.as_in_training()
     kept = _read_kept(folder / PARTS_FOLDER / TOKENS_FILE)
@@ -82,7 +82,7 @@ def token_lines(
         try:
             with enough_memory("loading it with its reference", ""):
                 lines += _model_lines(folder, model, policy, options, worst, kept, progress)
-        except (ModelError, NoMemoryError) as error:  # the scores are whole: colours are no reason to lose them
+        except (ModelError, NoMemoryError) as error:  # keep the finished scores even if colouring fails
             remedy = f" {_NO_TOKENS}" if isinstance(error, NoMemoryError) else ""
             say(f"{model}: its tokens have no log-ratios to show. {first_line(error)}{remedy}")
     if lines:
@@ -91,7 +91,7 @@ def token_lines(
 
 
 def _policy_choice(model: str, choice: ScorerChoice) -> ScorerChoice | None:
-    """The choice of a model's policy head; None for models that have no trained one, or no reference policy."""
+    """Return the choice of a model's policy head; None for models without a trained one or without a reference."""
     policy = replace(_plain(choice), head="policy", combined_weight=None)
     if is_server(model):
         return None
@@ -103,7 +103,7 @@ def _policy_choice(model: str, choice: ScorerChoice) -> ScorerChoice | None:
 
 
 def _plain(choice: ScorerChoice) -> ScorerChoice:
-    """The choice alone, without what a command's options add to it."""
+    """Return the bare choice, without what a command's options add to it."""
     return ScorerChoice(
         head=choice.head,
         reference=choice.reference,
@@ -115,7 +115,7 @@ def _plain(choice: ScorerChoice) -> ScorerChoice:
 def _worst(
     scores: Sequence[PairScore], sets: Mapping[str, PairSet], most: int
 ) -> list[tuple[str, str, PreferencePair]]:
-    """The pairs of the lowest margins of each data set: its name, a digest of all its pairs, and the pair."""
+    """Return the pairs with the lowest margins of each data set: its name, a digest of all its pairs, and the pair."""
     found = []
     for data, pair_set in sets.items():
         pairs = {pair.id: pair for pair in pair_set.pairs}
@@ -134,21 +134,21 @@ def _model_lines(
     kept: dict[_Key, Line],
     progress: Callable[[str, int], None],
 ) -> list[Line]:
-    """One model's lines; it is loaded only if some are missing."""
+    """Return one model's lines; it is only loaded if some are missing."""
     _require_here(model, choice)
     identity = model_identity(model, choice, options)
     wanted = [((_digest(identity, of_set), model, data, pair.id), pair) for data, of_set, pair in worst]
     missing = [(key, pair) for key, pair in wanted if key not in kept]
     if missing:
         scorer = choice.load(model, options)
-        if not isinstance(scorer, HybridScorer):  # what has no policy head has no tokens to show
+        if not isinstance(scorer, HybridScorer):  # without a policy head there are no log-ratios
             return []
         (folder / PARTS_FOLDER).mkdir(parents=True, exist_ok=True)
         path = folder / PARTS_FOLDER / TOKENS_FILE
         with atomic.naming(path), path.open("ab") as file:
             for done, (key, line) in enumerate(_computed(scorer, missing), 1):
                 file.write(atomic.json_line(line))
-                file.flush()  # an unbuffered file would take half a line where the disk is nearly full
+                file.flush()  # unbuffered writes could leave half a line on a nearly full disk
                 kept[key] = line
                 progress(f"{model}, tokens on {line['data']}", done)
     return [kept[key] for key, _ in wanted]
@@ -166,7 +166,7 @@ def _computed(scorer: HybridScorer, wanted: Sequence[tuple[_Key, PreferencePair]
 
 
 def _require_here(model: str, choice: ScorerChoice) -> None:
-    """Coloured text is no reason to fetch a model: a run's reference must lie on this machine."""
+    """Raise unless a run's reference is on this machine: coloured text does not justify a download."""
     if choice.reference is not None or not (Path(model) / RUN_FILE).is_file():
         return
     base = RunInfo.load(Path(model)).base_model
@@ -187,14 +187,14 @@ def _digest(identity: Mapping[str, Any], of_set: str) -> str:
 
 
 def _read_kept(path: Path) -> dict[_Key, Line]:
-    """The lines of earlier evaluations; damaged ones do not count."""
+    """Read the lines of earlier evaluations, except damaged ones."""
     atomic.drop_half_line(path)
     lines = read_tokens(path)
     return {(line["depends_on"], line["model"], line["data"], line["id"]): line for line in lines}
 
 
 def write_tokens(folder: Path, lines: Sequence[Line]) -> None:
-    """Write `tokens.jsonl`, or take an earlier evaluation's away where there is nothing to write."""
+    """Write `tokens.jsonl`, or delete an earlier one if there is nothing to write."""
     path = folder / TOKENS_FILE
     if not lines:
         path.unlink(missing_ok=True)
@@ -209,7 +209,7 @@ def _write(path: Path, lines: Sequence[Line]) -> None:
 
 
 def read_tokens(path: Path) -> list[Line]:
-    """The lines of a file of log-ratios; none where there is no file. Lines that are damaged are left out."""
+    """Read a file of log-ratios, except damaged lines; empty if there is no file."""
     if not path.is_file():
         return []
     found = []

@@ -1,7 +1,7 @@
-"""Keeps evaluations honest: pairs that a model was trained on are no held-out pairs.
+"""Ensure that a model is not evaluated on held-out pairs that it was trained on.
 
-A run's manifest says which pairs it was trained on, by fingerprint, and which splits of named sets, with the seed of
-those that hafrm draws itself. Two names of one source, and copies of it, hold the same pairs.
+A run's manifest records the fingerprints of its training pairs, and the splits of named sets with the seed of those
+that hafrm draws. Two names of one source, and copies of it, contain the same pairs.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ class _Split:
     """A split of a named set."""
 
     name: str
-    """The data name as it was given."""
+    """The data name as given."""
     source: NamedSource
     split: str
 
     @property
     def brought(self) -> bool:
-        """Whether the source brings the split itself; the others are drawn from its training side, with a seed."""
+        """Return whether the source defines the split; the others are drawn from its training side, with a seed."""
         return self.split == "test" and self.source.has_test
 
     def shares_pairs(self, other: _Split, *, one_seed: bool) -> bool:
-        """Whether pairs of this split can be in another one, if both are drawn with one seed or with two.
+        """Return whether this split and another can share pairs, if both are drawn with one seed or with two.
 
-        Two names of one source select pairs of their own, so that one seed does not draw the same prompts for both.
+        Two names of one source select different pairs, so that even one seed does not draw the same prompts for both.
         """
         if _data(self.source) != _data(other.source) or self.brought != other.brought:
             return False
@@ -59,18 +59,18 @@ class _Training:
 def require_unseen(
     model: str, reports: Iterable[SourceReport], split_seed: int, say: Callable[[str], None] = lambda line: None
 ) -> None:
-    """Refuse held-out splits that hold pairs that a model was trained on.
+    """Raise if a held-out split contains pairs that a model was trained on.
 
-    Training pairs that are evaluated as such, a file or a training split, are no mistake: they are named in a line.
+    Evaluating on a training split or file on purpose is allowed, and is reported in a line.
 
     Args:
-        model: A model's name; only runs of hafrm say what they were trained on.
-        reports: The accounts of the data that the model is to be evaluated on.
+        model: A model's name; only runs of hafrm record their training data.
+        reports: The accounts of the evaluation data.
         split_seed: The seed of its splits.
-        say: Called with a line where the model was trained on all the pairs of a source.
+        say: Called with a line if the model was trained on all the pairs of a source.
 
     Raises:
-        ConfigError: a split holds pairs that the model was trained on.
+        ConfigError: a split contains pairs that the model was trained on.
     """
     training = _training(Path(model))
     if training is None:
@@ -89,7 +89,7 @@ def require_unseen(
 def _require_held_out(
     model: str, report: SourceReport, training: _Training, split_seed: int, *, trained_on: bool
 ) -> None:
-    """Refuse one report's split if it holds pairs that the model was trained on."""
+    """Raise if one report's split contains pairs that the model was trained on."""
     elsewhere = "Evaluate it on data that it was not trained on."
     if trained_on:
         raise ConfigError(f"{model} was trained on the very pairs of {report.name}, {report.split} split. {elsewhere}")
@@ -112,18 +112,18 @@ def _require_held_out(
 
 
 def _named_split(name: str, split: str) -> _Split | None:
-    """The split that a data name, NAME, NAME@PATH, NAME#SPLIT or NAME@PATH#SPLIT, stands for; None of unknown sets."""
+    """Parse a data name (NAME, NAME@PATH, NAME#SPLIT or NAME@PATH#SPLIT) into its split; None for unknown sets."""
     source = NAMED_SOURCES.get(re.split("[@#]", name, maxsplit=1)[0])
     return None if source is None else _Split(name, source, split)
 
 
 def _data(source: NamedSource) -> tuple[str, Mapping[str, Any]]:
-    """What a source is read from, whatever its name and its selection of rows."""
+    """Return the origin of a source's rows, independent of its name and row selection."""
     return source.path, source.arguments
 
 
 def _training(folder: Path) -> _Training | None:
-    """What the manifest of a run's folder, or above one of its checkpoints, says; None where there is none."""
+    """Read the manifest of a run's folder, or of the run of a checkpoint; None if there is none."""
     if not (folder / RUN_FILE).is_file():
         return None
     for path in (folder / _MANIFEST_FILE, folder.absolute().parent / _MANIFEST_FILE):
@@ -138,6 +138,6 @@ def _training(folder: Path) -> _Training | None:
                 splits=tuple(split for split in named if split),
                 digests=frozenset(each.get("sha256", "") for each in sources),
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or another program's
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing, or another program's
             continue
     return None

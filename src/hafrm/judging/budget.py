@@ -1,4 +1,4 @@
-"""What a run may spend: requests, tokens, money. Threads, and the runs of one command, may share it."""
+"""Limit a run's spending in requests, tokens and money. Threads, and the runs of one command, may share a budget."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from hafrm.judging.options import JudgeOptions
 
 __all__ = ["Budget", "Prices"]
 
-_PER = 1_000_000  # prices are those of a million tokens, as vendors print them
+_PER = 1_000_000  # vendors quote prices per million tokens
 
 
 @dataclass(frozen=True)
 class Prices:
-    """What a million tokens cost, in the currency of the prices file."""
+    """Cost per million tokens, in the currency of the prices file."""
 
     prompt: float
     completion: float
 
     def of(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """What so many tokens cost."""
+        """Return the cost of the given numbers of tokens."""
         return (self.prompt * prompt_tokens + self.completion * completion_tokens) / _PER
 
     @classmethod
     def load(cls, path: str, model: str) -> Prices:
-        """Read a model's prices: `{"MODEL": {"prompt": 2.5, "completion": 10}}`, for a million tokens each.
+        """Read a model's prices: `{"MODEL": {"prompt": 2.5, "completion": 10}}`, per million tokens.
 
         Raises:
             ConfigError: the file can't be read, or has no prices of this model.
@@ -51,9 +51,9 @@ _FORM = 'Write {"MODEL": {"prompt": 2.5, "completion": 10}}: what a million toke
 
 
 class Budget:
-    """Counts what was spent and says when to stop.
+    """Counts spending and decides when to stop.
 
-    A request is let through as long as no limit is reached, so tokens and money can end above theirs by the requests in
+    A request is allowed as long as no limit is reached, so tokens and money can exceed theirs by the requests in
     flight. Retries count as requests.
     """
 
@@ -74,21 +74,21 @@ class Budget:
 
     @classmethod
     def of(cls, options: JudgeOptions) -> Budget:
-        """What a judge's options allow.
+        """Create the budget that a judge's options allow.
 
         Raises:
-            ConfigError: the prices can't be read, or are missing although a cost is limited.
+            ConfigError: the prices can't be read, or are missing although the cost is limited.
         """
         prices = Prices.load(options.prices, options.model) if options.prices else None
         return cls(requests=options.max_requests, tokens=options.max_tokens, money=options.max_cost, prices=prices)
 
     @property
     def cost(self) -> float | None:
-        """Money spent; None where no prices are known."""
+        """Return the money spent; None if no prices are known."""
         return self.spent if self._prices is not None else None
 
     def take_request(self) -> str | None:
-        """Count a request that is about to be sent; the limit that forbids it, in words, where one does."""
+        """Count a request that is about to be sent, or return the limit that forbids it, in words."""
         with self._lock:
             names = ("requests", "tokens", "of cost")
             for name, spent, limit in zip(names, (self.requests, self.tokens, self.spent), self._limits, strict=True):
@@ -98,7 +98,7 @@ class Budget:
         return None
 
     def add_tokens(self, prompt: int, completion: int) -> None:
-        """Count what a reply took."""
+        """Count the tokens of a reply and its prompt."""
         with self._lock:
             self.tokens += prompt + completion
             if self._prices is not None:

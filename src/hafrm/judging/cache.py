@@ -1,4 +1,4 @@
-"""Replies that were paid for, kept in an SQLite file that several processes may share.
+"""Store replies that were paid for in an SQLite file, which several processes may share.
 
 A reply is written as soon as it has arrived, so a crash loses at most the requests in flight.
 """
@@ -20,7 +20,7 @@ from hafrm.errors import DataError, first_line
 __all__ = ["Reply", "ReplyCache", "reply_key"]
 
 _BUSY_SECONDS = 60.0
-"""How long to wait while another process writes."""
+"""How long to wait while another process writes, in seconds."""
 
 _TABLE = (
     "CREATE TABLE IF NOT EXISTS chat_replies (key TEXT PRIMARY KEY, text TEXT NOT NULL, "
@@ -30,15 +30,15 @@ _TABLE = (
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a model replied, and what that took."""
+    """A model's reply and its numbers of tokens."""
 
     text: str
     prompt_tokens: int
     completion_tokens: int
     finish_reason: str | None = None
-    """Why the endpoint ended the reply, where it says so: "stop", "length"."""
+    """Why the endpoint ended the reply, if it says so: "stop", "length"."""
     thought: bool = False
-    """Whether the model's reasoning came in a field of its own."""
+    """Whether the model's reasoning came in a separate field."""
 
 
 _COLUMNS = ", ".join(field.name for field in fields(Reply))
@@ -47,26 +47,26 @@ _COLUMNS = ", ".join(field.name for field in fields(Reply))
 def reply_key(
     *, model: str, messages: Sequence[Mapping[str, str]], parameters: Mapping[str, Any], prompt_version: str
 ) -> str:
-    """The name of a reply: a hash of all that it depends on. The parameters say the endpoint's address too."""
+    """Return a reply's key: a hash of everything that it depends on. The parameters include the endpoint's address."""
     text = json.dumps([model, list(messages), dict(parameters), prompt_version], sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 class ReplyCache:
-    """Replies by their keys; threads and processes may share it.
+    """Replies by key; threads and processes may share the cache.
 
     Args:
-        path: The file; it is made if need be, with its folder.
+        path: The file; it is created if necessary, with its folder.
 
     Raises:
-        DataError: the file is no cache, or damaged, or can't be opened.
+        DataError: the file is not a cache, is damaged, or can't be opened.
     """
 
     def __init__(self, path: Path) -> None:
         self.path, self._lock = path, threading.Lock()
         with self._explaining():
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Autocommit: each reply is on disk before the next is asked for.
+            # Autocommit: each reply is on disk before the next request.
             self._connection = sqlite3.connect(
                 path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
             )
@@ -78,7 +78,7 @@ class ReplyCache:
                 raise
 
     def get(self, key: str) -> Reply | None:
-        """The reply of this key, or None."""
+        """Return the reply of this key, or None."""
         query = f"SELECT {_COLUMNS} FROM chat_replies WHERE key = ?"
         with self._lock, self._explaining():
             row = self._connection.execute(query, (key,)).fetchone()
@@ -88,7 +88,7 @@ class ReplyCache:
         return Reply(text, prompt_tokens, completion_tokens, finish_reason, bool(thought))
 
     def put(self, key: str, reply: Reply) -> None:
-        """Keep a reply; where another process was faster, its reply stays."""
+        """Keep a reply, unless another process has stored one first."""
         with self._lock, self._explaining():
             self._connection.execute(
                 "INSERT OR IGNORE INTO chat_replies VALUES (?, ?, ?, ?, ?, ?)", (key, *astuple(reply))

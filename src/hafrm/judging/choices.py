@@ -1,9 +1,9 @@
-"""Which of two outputs a reply chooses: an explicit statement decides, and nothing is inferred.
+"""Parse which of two outputs a reply chooses. Only an explicit statement counts; nothing is inferred.
 
-A statement is a sentence or a line that says the choice and, at most, why: the choice alone (`**Output (a)**`), under a
-label (`Answer: (b)`), or a preference (`I choose Output (a) because ...`, `Output (b) is better`). All statements must
-agree; those from the last one marked as final or overall outweigh earlier ones. What follows the last statement, and
-the reason in it, may say anything but prefer the other output or take the choice back.
+A statement is a sentence or a line that gives the choice and, at most, the reason: the choice alone (`**Output (a)**`),
+under a label (`Answer: (b)`), or a preference (`I choose Output (a) because ...`, `Output (b) is better`). All
+statements must agree; from the last one marked as final or overall on, they outweigh earlier ones. The text after the
+last statement, and the reason in it, may say anything except prefer the other output or take the choice back.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _UNSURE = (
     r"|bad|incorrect)"
 )
 _DOUBT = re.compile(rf"\b{_UNSURE}\b|n't\b|\?")
-"""What a statement's introduction or its parentheses must not say of the choice."""
+"""Marks of doubt that invalidate a statement if they are in its introduction or its parentheses."""
 _BECAUSE = (
     r"(?:because|since|as(?=\s+(?:its?\b|this|they|there|the other|@))|while|whereas|due to|given|for (?:its|being))"
 )
@@ -81,10 +81,10 @@ _REFUSAL = re.compile(
     r"\b(?:i(?:'m| am) (?:unable|not able)|i (?:can't|cannot|can not|won't|will not|must decline)|sorry|as an ai)\b"
 )
 _LONGEST = 2000
-"""Characters of a sentence beyond which it states nothing."""
+"""Maximum characters of a sentence that is read as a statement."""
 _UNSEEN = re.compile(r"[\ufe00-\ufe0f@]")
 _UNREAD = ("So", "Cf")
-"""Categories of emoji, and of marks that are not seen."""
+"""Unicode categories of emoji and of invisible marks, which are removed."""
 _TEXT_COMMAND = re.compile(r"\\(?:boxed|fbox|text\w*|math\w*)\b")
 _MARKUP = re.compile(r"</?[A-Za-z][\w-]*/?>|<\|[^|<>]*\|>|[*`\"{}$\u201c\u201d\u300c\u300d]|(?<!\w)'|'(?!\w)")
 
@@ -92,14 +92,14 @@ _MARKUP = re.compile(r"</?[A-Za-z][\w-]*/?>|<\|[^|<>]*\|>|[*`\"{}$\u201c\u201d\u
 @dataclass(frozen=True)
 class _Statement:
     place: int
-    """Of its sentence within the reply."""
+    """Index of its sentence within the reply."""
     choice: str
     why: str
     final: bool
 
 
 def read_choice(reply: str) -> str | Unscored:
-    """The choice that a reply states, "a" or "b", or why it is not taken for one."""
+    """Return the choice that a reply states, "a" or "b", or why it has none."""
     if choice := bare_choice(reply):
         return choice
     text = _plain(reply)
@@ -119,13 +119,13 @@ def read_choice(reply: str) -> str | Unscored:
 
 
 def bare_choice(reply: str) -> str | None:
-    """The choice of a reply that is nothing else, whatever its markup."""
+    """Return the choice of a reply that consists of nothing else, apart from markup."""
     match = _BARE.fullmatch(_unheaded(_plain(reply)).strip())
     return match["x"] or match["letter"] if match else None
 
 
 def _plain(reply: str) -> str:
-    """A reply in lower case without markup, its outputs named as `with_names` does; a JSON object is a line a field."""
+    """Normalise a reply: lower case, no markup, outputs named as by `with_names`, a line per field of a JSON object."""
     text = unicodedata.normalize("NFKC", reply).replace("\u2019", "'")
     unfenced = re.sub(r"^[ \t]*(?:```|~~~)[ \t]*\w*[ \t]*$", "", text, flags=re.MULTILINE).strip()
     try:
@@ -143,7 +143,7 @@ def _unheaded(line: str) -> str:
 
 
 def _sentences(text: str) -> Iterator[str]:
-    """Lines, cut behind each sentence; headings such as `## Output (a)`, which open a section, are left out."""
+    """Yield lines, split after each sentence; headings such as `## Output (a)`, which open a section, are left out."""
     for line in text.splitlines():
         heading = line.lstrip().startswith("#")
         for sentence in re.split(r"(?<=[.!?])\s+", _unheaded(line).strip()):
@@ -152,7 +152,7 @@ def _sentences(text: str) -> Iterator[str]:
 
 
 def _stated(place: int, sentence: str) -> _Statement | None:
-    """The statement that a sentence is, if it is one."""
+    """Parse a sentence as a statement; None if it is not one."""
     if len(sentence) > _LONGEST:
         return None
     match = _STATED.fullmatch(sentence) or _PRAISED.fullmatch(sentence)
@@ -167,9 +167,9 @@ def _stated(place: int, sentence: str) -> _Statement | None:
 
 
 def _doubted(before: str, choice: str) -> bool:
-    """Whether an introduction makes the choice conditional, negative or the lesser one.
+    """Return whether an introduction makes the choice conditional, negative or the lesser one.
 
-    It may speak ill of the other output, and of anything in front of a "but".
+    It may criticise the other output, and say anything before a "but".
     """
     own = re.split(r"\b(?:but|however|yet)\b", before)[-1]
     doubts = [clause for clause in re.split(r"[,;:]", own) if _DOUBT.search(clause)]

@@ -1,6 +1,6 @@
-"""The body of a chat completion: what the model said, why it ended, and what it took.
+"""Read the body of a chat completion: the text, the reason why it ended, and its tokens.
 
-Endpoints differ: content is a string, a list of parts, or null; reasoning has a field of its own (`reasoning_content`,
+Endpoints differ: content is a string, a list of parts, or null; reasoning has a separate field (`reasoning_content`,
 `reasoning`, parts of the type `thinking`) or none; a refusal may have one too.
 """
 
@@ -18,13 +18,13 @@ _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A body's first choice and its usage."""
+    """The first choice of a body, and its usage."""
 
     text: str | None
-    """What the model said; None where the body has no choice."""
+    """The model's reply; None if the body has no choice."""
     finish_reason: str | None
     thought: bool
-    """Whether there is reasoning beside the text."""
+    """Whether there is reasoning in addition to the text."""
     prompt_tokens: int
     completion_tokens: int
 
@@ -33,8 +33,8 @@ def read_completion(body: str, asked: str) -> Completion:
     """Read a response's body.
 
     Args:
-        body: The body, whatever it is.
-        asked: The texts of the request, from which its tokens are guessed where the body has no count.
+        body: The body, in any format.
+        asked: The texts of the request, for estimating its tokens if the body has no count.
     """
     values = _object(body)
     choice, message = _first_choice(values)
@@ -46,7 +46,7 @@ def read_completion(body: str, asked: str) -> Completion:
 
 
 def _object(body: str) -> dict[str, Any]:
-    """A body's JSON object; an empty one where it holds none."""
+    """Return a body's JSON object; an empty one if there is none."""
     try:
         values = json.loads(body)
     except (ValueError, RecursionError):
@@ -55,7 +55,7 @@ def _object(body: str) -> dict[str, Any]:
 
 
 def _first_choice(values: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any] | None]:
-    """The first choice and its message; an empty mapping and None where there is none."""
+    """Return the first choice and its message; an empty mapping and None if there is none."""
     choices = values.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, dict) else None
@@ -63,29 +63,29 @@ def _first_choice(values: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping
 
 
 def _text(message: Mapping[str, Any]) -> str:
-    """The content as one string, or the refusal in its place."""
+    """Return the content as one string, or else the refusal."""
     content = message.get("content")
     if isinstance(content, list):
         content = "".join(part["text"] for part in content if _is_part(part, "text"))
     found = content if isinstance(content, str) and content else message.get("refusal")
     text = found if isinstance(found, str) else ""
-    return text.encode(errors="replace").decode()  # JSON can hold lone surrogates, SQLite can't
+    return text.encode(errors="replace").decode()  # JSON can contain lone surrogates, SQLite can't
 
 
 def _thoughts(message: Mapping[str, Any]) -> str:
-    """Reasoning beside the content, as far as it is text."""
+    """Return the reasoning outside the content, if it is text."""
     parts = message.get("content")
     apart = [json.dumps(part) for part in parts if _is_part(part, "thinking")] if isinstance(parts, list) else []
     return "".join([*apart, *(value for name in _THOUGHTS if isinstance(value := message.get(name), str))])
 
 
 def _is_part(part: Any, kind: str) -> bool:
-    """Whether this is a part of a content in parts, with something in it."""
+    """Return whether this is a non-empty part of a multi-part content."""
     return isinstance(part, dict) and part.get("type") == kind and (kind != "text" or isinstance(part.get(kind), str))
 
 
 def _tokens(values: Mapping[str, Any], asked: str, said: str) -> list[int]:
-    """Tokens of a prompt and of its reply, as the endpoint counts them or as we guess."""
+    """Return the tokens of a prompt and of its reply, as counted by the endpoint or else estimated."""
     usage = values.get("usage")
     counts = usage if isinstance(usage, dict) else {}
     return [
@@ -95,5 +95,5 @@ def _tokens(values: Mapping[str, Any], asked: str, said: str) -> list[int]:
 
 
 def _tokens_at_most(text: str) -> int:
-    """A stand-in for a count that is missing: a token for three bytes, more than there are."""
+    """Estimate a missing count of tokens from above: one token per three bytes."""
     return len(text.encode(errors="replace")) // 3 + 1

@@ -1,11 +1,11 @@
-"""An endpoint of OpenAI's chat API as judge, wherever it is.
+"""An endpoint of OpenAI's chat API as judge.
 
-Replies are looked for in the cache first and kept there as they arrive. Requests that may pass another time (no
-connection, a timeout, status 408, 409, 429 or 5xx, a reply that is no chat completion) are sent again, after what
-Retry-After says or a growing random wait; what fails to the end is unscored and asked again by the next run. The run
-ends early, with what it has, when its budget or the account's credit is spent, or one question after the other fails. A
-request that is refused counts there unless the question is at fault: its error's code says so, or its status is one
-that questions bring about (400, 413, 422) and a first reply has shown that the endpoint takes requests of this form.
+Replies are looked up in the cache first and stored there as they arrive. Transient failures (no connection, a timeout,
+status 408, 409, 429 or 5xx, a reply that is not a chat completion) are retried after Retry-After or a growing random
+wait; questions that still fail are unscored, and the next run asks them again. The run ends early, with the verdicts so
+far, when its budget or the account's credit is spent, or when several questions in a row fail. A refused request does
+not count as such a failure if the question is at fault: the error code says so, or the status is one that questions can
+cause (400, 413, 422) and an earlier reply has shown that the endpoint accepts requests of this form.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from hafrm.models.remote import seconds_to_wait
 __all__ = ["EndpointJudge", "require_askable"]
 
 _LONGEST_WAIT = 600.0
-"""Seconds of Retry-After beyond which a request counts as failed."""
+"""Maximum Retry-After, in seconds; a longer one fails the request."""
 
 _FAILURES_IN_A_ROW = 8
-"""So many questions that fail one after the other, each with all its retries, end the run."""
+"""The number of consecutive questions that fail despite retries after which the run ends."""
 
 _SECRET_LENGTH = 8
-"""Characters from which a key is taken for a secret; servers of one's own are given `none`, `EMPTY` or `x`."""
+"""Minimum length of a key that is treated as a secret; local servers are given `none`, `EMPTY` or `x`."""
 
 _OF_THE_QUESTION = ("context_length_exceeded", "content_filter")
-"""Codes of a refusal that say nothing of the next question."""
+"""Error codes of refusals that are specific to a question."""
 
 _MAYBE_OF_THE_QUESTION = (400, 413, 422)
-"""Statuses of a refusal that may be the question's fault, at an endpoint that has answered another one."""
+"""Statuses of refusals that may be specific to a question, if the endpoint has answered another one."""
 
 _SAID = 60
-"""Characters that are told of what an endpoint calls its error."""
+"""Maximum characters of an endpoint's error that are quoted."""
 
 _PASSING = (408, 409, 429)
 _FATAL = {
@@ -60,7 +60,7 @@ _FATAL = {
 
 
 class _StoppedError(Exception):
-    """The run asks nothing more."""
+    """The run sends no more requests."""
 
 
 class _TooSlowError(Exception):
@@ -68,23 +68,23 @@ class _TooSlowError(Exception):
 
 
 class _BadResponseError(Exception):
-    """A reply with status 200 that is no chat completion."""
+    """A reply with status 200 that is not a chat completion."""
 
 
 class EndpointJudge:
-    """Asks an endpoint, several questions at a time.
+    """Asks an endpoint, with several questions in flight.
 
     Args:
         options: The endpoint, and how to ask it.
         cache: Replies that were paid for.
-        budget: What this run may spend.
+        budget: The limits of this run.
 
     Raises:
         MissingExtraError: openai or tenacity is not installed.
         ConfigError: there is no API key.
     """
 
-    most_responses = 4  # of eight, "a single sorting operation may result in a loss of precision" (Appendix F)
+    most_responses = 4  # for eight, "a single sorting operation may result in a loss of precision" (Appendix F)
     order_matters = True
 
     def __init__(self, options: JudgeOptions, cache: ReplyCache, budget: Budget) -> None:
@@ -102,14 +102,14 @@ class EndpointJudge:
         self._parameters = {name: value for name, value in named.items() if value is not None}
         self.from_cache = 0
         self.failed_requests: Counter[str] = Counter()
-        """Requests that failed, by reason; those that passed when sent again are among them."""
+        """Failed requests by reason, including those that succeeded on a retry."""
         self._lock, self._halted = threading.Lock(), threading.Event()
         self._stopped: str | None = None
         self._failures_in_a_row, self._replied = 0, False
 
     @property
     def stopped(self) -> str | None:
-        """Why the judge answers no more, in words; None while it does."""
+        """Why the judge has stopped answering; None if it has not."""
         return self._stopped
 
     def close(self) -> None:
@@ -118,10 +118,10 @@ class EndpointJudge:
         self.cache.close()
 
     def ask(self, questions: Sequence[Question]) -> list[Answer]:
-        """One answer a question, in order; equal questions are asked once.
+        """Return one answer per question, in order; equal questions are asked once.
 
         Raises:
-            ModelError: the endpoint refuses the key, or knows no such model.
+            ModelError: the endpoint refuses the key, or does not know the model.
         """
         messages = [judge_messages(question) for question in questions]
         keys = [self._reply_key(each) for each in messages]
@@ -130,7 +130,7 @@ class EndpointJudge:
             futures = {key: pool.submit(self._answer, key, *asked) for key, asked in distinct.items()}
             try:
                 answers = {key: future.result() for key, future in futures.items()}
-            except BaseException:  # requests in flight still bring their replies into the cache; no others are sent
+            except BaseException:  # cache the replies of requests in flight, and send no others
                 self._stop("it was interrupted")
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -163,7 +163,7 @@ class EndpointJudge:
         )
 
     def _request(self, messages: list[dict[str, str]]) -> Reply | Unscored:
-        """A reply, or why there is none after all retries."""
+        """Return a reply, or why there is none after all retries."""
         retrying = self._tenacity.Retrying(
             retry=self._tenacity.retry_if_exception(self._may_pass),
             wait=self._wait,
@@ -182,7 +182,6 @@ class EndpointJudge:
         return reply
 
     def _send(self, messages: list[dict[str, str]]) -> Reply:
-        """Send one request and read its reply."""
         if self._stopped is None and (reason := self.budget.take_request()):
             self._stop(reason)
         if self._stopped is not None:
@@ -203,7 +202,9 @@ class EndpointJudge:
             raise
 
     def _read(self, body: str, messages: Sequence[Mapping[str, str]]) -> Reply:
-        """The reply in a body. What it took is counted first: one that holds no choice may have been paid for too."""
+        """Parse the reply in a body. Its tokens are counted first: even a reply without a choice may have been paid
+        for.
+        """
         found = read_completion(body, "".join(message["content"] for message in messages))
         self.budget.add_tokens(found.prompt_tokens, found.completion_tokens)
         if found.text is None:
@@ -212,7 +213,7 @@ class EndpointJudge:
         return Reply(text, *tokens, finish_reason=found.finish_reason, thought=found.thought)
 
     def _without_key(self, text: str) -> str:
-        """A text of the server's, which could echo its request's headers."""
+        """Remove the key from a text of the server's, which could echo its request's headers."""
         secret = self._key and len(self._key) >= _SECRET_LENGTH
         return text.replace(self._key or "", "[API key]") if secret else text
 
@@ -225,7 +226,7 @@ class EndpointJudge:
         return isinstance(error, self._openai.APIConnectionError)
 
     def _wait(self, state: Any) -> float:
-        """Seconds until the next attempt: what Retry-After says and a little more, or a growing random wait."""
+        """Return the seconds until the next attempt: slightly more than Retry-After, or a growing random wait."""
         told = _retry_after(state.outcome.exception())
         if told is not None:
             return told + random.uniform(0, 0.25)
@@ -244,10 +245,10 @@ class EndpointJudge:
         return Unscored.SERVER_ERROR if status >= 500 or status in _PASSING else Unscored.BAD_REQUEST
 
     def _failed(self, error: Exception) -> Unscored:
-        """The reason of a failure that no retry helps; its sentences may hold the key and are lost.
+        """Classify a failure that retries can't fix. Error messages may contain the key, so they are dropped.
 
         Raises:
-            ModelError: no other question would fare better.
+            ModelError: all other questions would fail too.
         """
         fatal = _FATAL.get(getattr(error, "status_code", 0))
         if fatal:
@@ -266,19 +267,19 @@ class EndpointJudge:
         return reason
 
     def _is_of_the_question(self, error: Any) -> bool:
-        """Whether the next question may well fare better."""
+        """Return whether the error is specific to the question, so that the next may succeed."""
         known = self._replied and error.status_code in _MAYBE_OF_THE_QUESTION
         return known or error.code in _OF_THE_QUESTION
 
     def _said(self, error: Exception) -> str:
-        """An error's status, code and parameter in brackets, as far as it has them."""
+        """Return an error's status, code and parameter in brackets, as far as it has them."""
         told = {"HTTP": "status_code", "code": "code", "parameter": "param"}
         found = {name: getattr(error, attribute, None) for name, attribute in told.items()}
         words = [f"{name} {self._cut(value)}" for name, value in found.items() if value is not None]
         return f" ({', '.join(words)})" if words else ""
 
     def _cut(self, value: object) -> str:
-        """One line of what an endpoint says, without the key and not too long."""
+        """Shorten an endpoint's text to one line without the key."""
         return self._without_key(" ".join(str(value).split()))[:_SAID]
 
     def _stop(self, reason: str) -> None:
@@ -288,7 +289,7 @@ class EndpointJudge:
 
 
 def require_askable(options: JudgeOptions) -> None:
-    """Look up what no endpoint can be asked without, before other work is done.
+    """Raise early, before other work, if the endpoint can't be asked.
 
     Raises:
         MissingExtraError: openai or tenacity is not installed.
@@ -310,10 +311,10 @@ def _libraries() -> tuple[Any, Any]:
 
 
 def _quota_spent(error: Any) -> bool:
-    """Whether the account has nothing left to pay with: HTTP 402, or OpenAI's own code."""
+    """Return whether the account has no credit left: HTTP 402, or OpenAI's own code."""
     return getattr(error, "status_code", None) == 402 or getattr(error, "code", None) == "insufficient_quota"
 
 
 def _retry_after(error: Any) -> float | None:
-    """Seconds that a response tells to wait; None where it does not."""
+    """Return the seconds of a response's Retry-After; None if it has none."""
     return seconds_to_wait(getattr(getattr(error, "response", None), "headers", {}).get("retry-after"))

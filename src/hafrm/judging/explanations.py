@@ -1,8 +1,8 @@
-"""What an explanation says of two outputs: whether it prefers the one that was not chosen, or takes the choice back.
+"""Check an explanation of a choice between two outputs: does it prefer the other one, or take the choice back?
 
-Texts are in lower case, with `@a` or `@b` for an output that is named, and `@A` or `@B` for one that is meant by its
-place ("the second one"). A clause compares where it has a word such as "better" or "more helpful"; whom it favours is
-its subject, and the reverse behind "not". In a sentence the last comparison counts.
+Texts are in lower case, with `@a` or `@b` for an output that is named, and `@A` or `@B` for one that is identified by
+its position ("the second one"). A clause compares if it has a word such as "better" or "more helpful"; it favours its
+subject, or the other output after "not". The last comparison in a sentence counts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NAME = re.compile(
     r"|(?<![\w'-])(?P<subject>(?-i:[AB]))(?=\s+(?:is|was|wins|would|should)\b)",
     re.IGNORECASE,
 )
-"""How an output is named in running text; a lower-case `output a` may be a verb and an article."""
+"""Names of an output in running text; a lower-case `output a` may be a verb and an article."""
 _ORDINAL = re.compile(
     r"\b(?:the\s+)?(?:(?P<first>first)|second)\s+(?:one|output|option|response|answer)\b"
     r"|\bthe\s+(?:(?P<former>former|first(?=\s*(?:[.!,;]|is\b|$)))|(?:latter|second(?=\s*(?:[.!,;]|is\b|$))))"
@@ -45,7 +45,7 @@ _SAME = re.compile(
     r"(?:it\b|it's|which|this (?:one|output|response)|this(?=\s+is)|making it|is|was|should|must|has|gives|provides"
     r"|offers|wins|the|less|more)\b"
 )
-"""How a clause begins that has the subject of the one before."""
+"""Beginnings of a clause that has the same subject as the one before."""
 _CHOOSE = r"(?:prefer|choose|pick|select|favou?r|recommend|take|go with|vote for)"
 _CHOSEN = re.compile(rf"(?:\b(?:i|we)\b|\bi'\w+|\bwould|\bshould|^)[^@]{{0,30}}\b{_CHOOSE}\s+@(\w)")
 _DECISIVE = re.compile(
@@ -74,7 +74,7 @@ _TAKEN_BACK = re.compile(
 )
 _DENIED = re.compile(r"no|not|nope|wrong|(?:just )?kidding")
 _TURN = re.compile(r"(?:actually|instead|rather|no|wait|hmm+|correction|sorry|apologies|or rather)\b")
-"""How a sentence begins that goes over to the output that it names."""
+"""Beginnings of a sentence that switches to the output that it names."""
 _NAMED_LAST = re.compile(
     r"(?:^|[,:;]\s*)(?:(?:\w+\s+){0,2}|(?:\w+\s+){0,4}(?:choice|answer|verdict|pick|decision|winner|it)\s+(?:is|was)\s+)"
     r"@(\w)$"
@@ -83,7 +83,7 @@ _NAMED_LAST = re.compile(
 
 
 def with_names(text: str) -> str:
-    """A text in lower case, in which outputs are `@a`, `@b`, `@A` and `@B`."""
+    """Convert a text to lower case, with outputs as `@a`, `@b`, `@A` and `@B`."""
 
     def name(match: re.Match[str]) -> str:
         return "@" + next(value for value in match.groups() if value).lower()
@@ -95,12 +95,12 @@ def with_names(text: str) -> str:
 
 
 def mentioned(text: str) -> set[str]:
-    """Which outputs a text names."""
+    """Return the outputs that a text names."""
     return {letter.lower() for letter in re.findall(r"@([abAB])", text)}
 
 
 def contradicts(sentences: Sequence[str], choice: str) -> bool:
-    """Whether an explanation prefers the other output than the choice that it follows, or takes the choice back."""
+    """Return whether an explanation prefers the output that was not chosen, or takes the choice back."""
     other, subject = _other(choice), choice
     for sentence in sentences:
         text = _OTHER.sub(f"@{other}", sentence.strip(" .!"))
@@ -113,7 +113,7 @@ def contradicts(sentences: Sequence[str], choice: str) -> bool:
 
 
 def _taken_back(text: str, other: str) -> bool:
-    """Whether a sentence takes a choice back, or does no more than name the other output."""
+    """Return whether a sentence takes a choice back, or only names the other output."""
     if _TAKEN_BACK.search(text) or _DENIED.fullmatch(text) or (_TURN.match(text) and other in mentioned(text)):
         return True
     named = _NAMED_LAST.search(_OBJECT.sub("", text))
@@ -125,7 +125,7 @@ def _other(choice: str) -> str:
 
 
 def _favoured(sentence: str, subject: str) -> tuple[str | None, str]:
-    """Whom a sentence favours in the end, if anyone, and the subject of its last clause."""
+    """Return the output that a sentence finally favours, if any, and the subject of its last clause."""
     clauses = list(_clauses(sentence))
     asserted: str | None = None
     conceded: str | None = None
@@ -145,7 +145,7 @@ def _clauses(sentence: str) -> Iterator[str]:
 
 
 def _compared(clause: str, subject: str) -> tuple[str | None, bool, str]:
-    """Whom a clause favours, whether in all, and its subject, which may be that of the clause before."""
+    """Return the output that a clause favours, whether overall, and its subject, possibly that of the clause before."""
     if chosen := _CHOSEN.search(clause):
         favoured = chosen[1].lower()
         return _other(favoured) if _NOT.search(clause) else favoured, True, favoured

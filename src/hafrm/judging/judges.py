@@ -1,6 +1,6 @@
-"""What a judge is asked and what it answers: the contract between tournaments and judges of any kind.
+"""Questions and answers: the interface between tournaments and judges of any kind.
 
-Knows questions and answers. Knows no prompt, no endpoint and no model.
+Independent of prompts, endpoints and models.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Question:
 
 
 class Unscored(StrEnum):
-    """Why an answer holds no ranks: the key under which it is counted."""
+    """Why an answer has no ranks: the key under which it is counted."""
 
     EMPTY_REPLY = "empty_reply"
     CUT_OFF = "cut_off"
@@ -38,9 +38,9 @@ class Unscored(StrEnum):
     TOO_LONG = "too_long"
     """The reply is longer than any verdict; it was not read."""
     ONLY_THINKING = "only_thinking"
-    """Reasoning that never ends, or with nothing after it."""
+    """Reasoning without an end, or with nothing after it."""
     REFUSAL = "refusal"
-    """The judge declines to compare."""
+    """The judge declined to compare."""
     FILTERED = "filtered"
     """The endpoint's content filter ended the reply."""
     NO_CHOICE = "no_choice"
@@ -49,9 +49,9 @@ class Unscored(StrEnum):
     """The reply names both outputs without a clear statement, or gives rankings that differ."""
     NOT_JSON = "not_json"
     NOT_A_RANKING = "not_a_ranking"
-    """JSON, but not {"model", "rank"} of each model."""
+    """JSON, but without {"model", "rank"} for each model."""
     WRONG_MODELS = "wrong_models"
-    """Not exactly the models that were asked about."""
+    """Not exactly the requested models."""
     NOT_A_PERMUTATION = "not_a_permutation"
     OVERLONG = "overlong"
     REFUSED_BY_TEMPLATE = "refused_by_template"
@@ -63,9 +63,9 @@ class Unscored(StrEnum):
     BAD_REQUEST = "bad_request"
     """The endpoint refused the request itself: too long, or its content filter."""
     BAD_RESPONSE = "bad_response"
-    """The endpoint answered with something that is no chat completion."""
+    """The endpoint's response is not a chat completion."""
     STOPPED = "stopped"
-    """Not asked: the run's budget is spent, or the endpoint fails without end."""
+    """Not asked: the run's budget is spent, or the endpoint keeps failing."""
 
 
 FAILURES = frozenset(
@@ -79,7 +79,7 @@ FAILURES = frozenset(
         Unscored.STOPPED,
     }
 )
-"""Reasons that are no word of the judge: a later run asks again."""
+"""Failures to get an answer; a later run asks again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,10 +87,10 @@ class Answer:
     """A judge's ranks of a question's responses, or the reason why there are none."""
 
     ranks: tuple[int, ...] | None = None
-    """1 is the best; equal ranks are a tie. In the question's order."""
+    """In the question's order; 1 is the best, equal ranks are a tie."""
     unscored: Unscored | None = None
     reply: str | None = None
-    """Of a reply that could not be read: how it looks, shortened."""
+    """A shortened reply that could not be read."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
@@ -103,28 +103,28 @@ class Judge(Protocol):
     """Ranks responses."""
 
     most_responses: int
-    """How many responses one question may hold."""
+    """Maximum number of responses per question."""
 
     order_matters: bool
     """Whether the answer can depend on the order in which responses are shown."""
 
     @property
     def stopped(self) -> str | None:
-        """Why the judge answers no more, in words; None while it does."""
+        """Why the judge has stopped answering; None if it has not."""
         ...
 
     def ask(self, questions: Sequence[Question]) -> list[Answer]:
-        """One answer a question, in order."""
+        """Return one answer per question, in order."""
         ...
 
 
 def ranks_of(rewards: Sequence[float]) -> tuple[int, ...]:
-    """The ranks that rewards give, the highest 1; equal rewards share the better rank."""
+    """Convert rewards to ranks, the highest being 1; equal rewards share the better rank."""
     return tuple(1 + sum(other > reward for other in rewards) for reward in rewards)
 
 
 class ScriptedJudge:
-    """A judge that answers by a function, for tests; it keeps what it was asked."""
+    """A judge for tests that answers with a function and records its questions."""
 
     stopped = None
 
@@ -135,6 +135,6 @@ class ScriptedJudge:
         self.asked: list[Question] = []
 
     def ask(self, questions: Sequence[Question]) -> list[Answer]:
-        """One answer a question, in order."""
+        """Return one answer per question, in order."""
         self.asked += questions
         return [self.answer(question) for question in questions]

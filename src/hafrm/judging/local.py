@@ -1,6 +1,6 @@
-"""A local causal LM as judge of two responses: which of the two answers does it find more probable?
+"""A local causal LM as judge of two responses, by the log-probabilities of the two answers.
 
-After the pair prompt (Table 9) the log-probabilities of `Output (a)` and `Output (b)` as its whole reply are compared.
+After the pair prompt (Table 9), the log-probabilities of `Output (a)` and `Output (b)` as the whole reply are compared.
 Nothing is generated, so nothing can fail to parse.
 """
 
@@ -22,8 +22,8 @@ def load_local_judge(model: str, options: ScoreOptions, *, trust_remote_code: bo
     """Load a causal LM as judge.
 
     Raises:
-        ConfigError: over-long prompts are to be cut, which would cut off the question.
-        ModelError: no causal LM loads from there.
+        ConfigError: over-long prompts are to be truncated, which would cut off the question.
+        ModelError: no causal LM can be loaded from there.
     """
     if options.overlong == "truncate":
         raise ConfigError("score.overlong: a local judge's prompt can't be cut. Leave the option out.")
@@ -34,7 +34,7 @@ class LocalJudge:
     """Compares two responses by the log-probabilities of the two answers.
 
     Args:
-        scorer: Gives a conversation the summed log-probability of its response.
+        scorer: Computes the summed log-probability of a conversation's response.
     """
 
     most_responses = 2
@@ -46,7 +46,7 @@ class LocalJudge:
         self._with_system = True  # until the chat template refuses system turns
 
     def ask(self, questions: Sequence[Question]) -> list[Answer]:
-        """One answer a question; over-long ones are unscored."""
+        """Return one answer per question; over-long ones are unscored."""
         try:
             scores = self.scorer.score(self._conversations(questions))
         except RefusedError:
@@ -57,7 +57,7 @@ class LocalJudge:
         return [_answer(scores[i : i + 2]) for i in range(0, len(scores), 2)]
 
     def _conversations(self, questions: Sequence[Question]) -> list[Conversation]:
-        """Each question twice, once with either answer as the reply."""
+        """Return each question twice, once with either answer as the reply."""
         prompts = [self._prompt(question) for question in questions]
         return [Conversation(prompt, (Message("assistant", choice),)) for prompt in prompts for choice in CHOICES]
 

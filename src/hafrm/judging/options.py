@@ -1,4 +1,4 @@
-"""Which judge is asked, and how."""
+"""Options of the judge."""
 
 from __future__ import annotations
 
@@ -19,50 +19,52 @@ _OPENAI = "https://api.openai.com/v1"
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeOptions:
-    """Which judge is asked, and how. Everything from `base_url` on is for `openai` alone."""
+    """Choose a judge and how to ask it. All options from `base_url` on apply only to `openai`."""
 
     kind: JudgeKind
     """`openai`: any endpoint of OpenAI's chat API; `local`: a causal LM in this process, for pairs; `reward`: a reward
-    model, the higher reward wins; `oracle`: the true reward of a set of the simulated world."""
+    model, the higher reward wins; `oracle`: the true reward of a set of the simulated world.
+    """
 
     model: str
     """The model's name at the endpoint, a folder or hub id, or the name of a set of the world."""
 
     base_url: str = _OPENAI
-    """The endpoint's address, up to and with /v1. Replies from different addresses are kept apart."""
+    """The endpoint's address, up to and including /v1. Replies from different addresses are cached separately."""
 
     api_key_env: str = "OPENAI_API_KEY"
-    """The environment variable that holds the API key; the key itself is never an option and never written."""
+    """The environment variable with the API key; the key itself is never an option and never written."""
 
     temperature: float | None = 0.0
-    """`null` leaves it out of requests, for models that take none."""
+    """Sampling temperature; `null` omits it from requests, for models that don't accept it."""
 
     max_reply_tokens: int | None = 256
-    """The most tokens of a reply; `null` leaves it out of requests, for models that take none."""
+    """Maximum tokens of a reply; `null` omits it from requests, for models that don't accept it."""
 
     concurrency: int = 4
-    """Requests in flight at a time."""
+    """Number of requests in flight."""
 
     timeout: float = 60.0
     """Seconds to wait for a reply, or for its next part, before a request counts as failed."""
 
     retries: int = 5
-    """How often a failed request is sent again, after what Retry-After says or a growing random wait."""
+    """Number of retries of a failed request, after Retry-After or a growing random wait."""
 
     max_requests: int | None = None
-    """This run's budget: requests, retries among them. A run that stops at its budget goes on with the next."""
+    """Budget of this run: requests, including retries. The next run continues where the budget ended this one."""
 
     max_tokens: int | None = None
-    """This run's budget: tokens of prompts and replies."""
+    """Budget of this run: tokens of prompts and replies."""
 
     max_cost: float | None = None
-    """This run's budget: money, by `prices`."""
+    """Budget of this run: money, by `prices`."""
 
     prices: str | None = None
-    """A JSON file of what a million tokens cost: {"MODEL": {"prompt": 2.5, "completion": 10}}."""
+    """A JSON file with the cost per million tokens: {"MODEL": {"prompt": 2.5, "completion": 10}}."""
 
     cache: str | None = None
-    """The file of replies; by default one for all runs in hafrm's cache folder. What it holds is not asked again."""
+    """The file of replies, by default one for all runs in hafrm's cache folder. Cached questions are not asked again.
+    """
 
     def __post_init__(self) -> None:
         least_of = {"concurrency": 1, "retries": 0, "max_requests": 0, "max_tokens": 0, "max_reply_tokens": 1}
@@ -81,10 +83,10 @@ class JudgeOptions:
             self._refuse_endpoint_options()
 
     def api_key(self) -> str | None:
-        """The API key, from the environment; None for an endpoint of one's own that needs none.
+        """Return the API key from the environment; None for an endpoint that needs none.
 
         Raises:
-            ConfigError: OpenAI's own endpoint is asked and there is no key, or what is there can't be one.
+            ConfigError: OpenAI's own endpoint is asked and there is no key, or the value can't be a key.
         """
         key = os.environ.get(self.api_key_env, "").strip()
         if not (key.isascii() and key.isprintable()):
@@ -100,7 +102,7 @@ class JudgeOptions:
         try:
             parts = urlsplit(self.base_url)
             fit = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-        except ValueError:  # a port or a bracket that is none
+        except ValueError:  # an invalid port or bracket
             fit = False
         if not fit:
             raise ConfigError("judge.base_url must be an address such as http://localhost:8000/v1")

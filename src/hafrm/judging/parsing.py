@@ -1,6 +1,6 @@
-"""From a judge's reply to ranks: what it thought is taken off, and what it states is read; nothing is guessed.
+"""Parse a judge's reply into ranks: its thinking is removed, and only explicit statements are read.
 
-A reply that is cut counts only if it is nothing but the verdict, as what was cut off could take back the rest.
+A truncated reply only counts if it is nothing but the verdict, as the missing text could contradict the rest.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MARK = re.compile(
     rf"|</{_THINKING}>|\[/{_THINKING}\]|\u25c1/{_THINKING}\u25b7|<\|end_of_{_THINKING}\|>|<\|channel\|>final",
     re.IGNORECASE,
 )
-"""Where thinking opens and closes, as the model families write it."""
+"""Opening and closing marks of thinking in various model families."""
 _SPECIAL = re.compile(r"<\|[^|<>]{1,40}\|>|</?s>")
 
 _CUT = ("length", "max_tokens")
@@ -28,7 +28,7 @@ _FILTERED = "content_filter"
 _LONGEST = 500_000
 """Characters of a reply that is read; reading takes about a second for so many."""
 _SHOWN = 300
-"""Characters of a reply that are shown."""
+"""Maximum characters of a reply that are shown."""
 
 
 def parse_reply(
@@ -40,15 +40,15 @@ def parse_reply(
     prompt_tokens: int = 0,
     completion_tokens: int = 0,
 ) -> Answer:
-    """What a reply says about so many responses.
+    """Parse a reply about the given number of responses.
 
     Args:
         reply: The judge's whole reply.
-        responses: How many it was asked about: two are a pair, more a ranking.
-        thought: Whether the endpoint kept the judge's reasoning apart from its reply.
-        finish_reason: Why the endpoint ended the reply, where it says so.
-        prompt_tokens: What asking took, for the answer.
-        completion_tokens: What replying took, for the answer.
+        responses: The number of responses in the question: two are a pair, more a ranking.
+        thought: Whether the endpoint separated the judge's reasoning from its reply.
+        finish_reason: Why the endpoint ended the reply, if it says so.
+        prompt_tokens: Tokens of the prompt, for the answer.
+        completion_tokens: Tokens of the reply, for the answer.
     """
     cut = (finish_reason or "").lower() in _CUT
     found = Unscored.TOO_LONG if len(reply) > _LONGEST else _read(reply, responses, thought=thought, cut=cut)
@@ -64,7 +64,7 @@ def parse_reply(
 
 
 def shown(reply: str) -> str:
-    """A reply as it can be printed: its beginning and end, with control characters escaped."""
+    """Return a printable form of a reply: its beginning and end, with control characters escaped."""
     half = _SHOWN // 2
     short = reply if len(reply) <= _SHOWN else f"{reply[:half]} [...] {reply[-half:]}"
     return printable(short, _SHOWN + len(" [...] "))
@@ -89,7 +89,7 @@ def _read(reply: str, responses: int, *, thought: bool, cut: bool) -> tuple[int,
 
 
 def _without_thinking(reply: str) -> str | None:
-    """A reply without its thinking, which may lack its opening mark; None where it never closes."""
+    """Remove the thinking from a reply; its opening mark may be missing. None if it never closes."""
     parts: list[str] = []
     inside, start = False, 0
     for mark in _MARK.finditer(reply):

@@ -1,8 +1,8 @@
 """The paper's two judge prompts: comparing two responses (Table 9) and ranking several (Table 10).
 
-The wording is the tables'. Texts are put in so that they can't be taken for the prompt's own structure: in the ranking
-prompt they are JSON strings; in the pair prompt, where the table has them bare, a line that reads like one of the
-prompt's headings gets a backslash before it. No placeholder inside a text is ever filled.
+The wording is the tables'. Inserted texts can't be mistaken for the prompt's own structure: in the ranking prompt they
+are JSON strings; in the pair prompt, where the table has them bare, a backslash is put before lines that look like one
+of the prompt's headings. Placeholders inside a text are never filled.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from hafrm.pairs import Message, Prompt
 __all__ = ["CHOICES", "PROMPT_VERSION", "judge_messages", "model_names"]
 
 PROMPT_VERSION = "haf-rm-tables-9-10/1"
-"""Part of every cache key: to be raised with any change of wording."""
+"""Part of every cache key; raise it with any change of wording."""
 
 CHOICES = ("Output (a)", "Output (b)")
-"""What a judge of two responses may say."""
+"""The two valid replies of a judge of two responses."""
 
 _PAIR_SYSTEM = (
     "You are a helpful instruction-following assistant that prints the best model by selecting the best outputs for a "
@@ -66,7 +66,7 @@ _HEADING = re.compile(
 
 
 def judge_messages(question: Question) -> list[dict[str, str]]:
-    """The chat messages that put a question to a judge: Table 9 for two responses, Table 10 for more.
+    """Return the chat messages of a question: Table 9 for two responses, Table 10 for more.
 
     Raises:
         ValueError: there are more than eight responses.
@@ -79,7 +79,7 @@ def judge_messages(question: Question) -> list[dict[str, str]]:
 
 
 def model_names(count: int) -> list[str]:
-    """The names under which a ranking prompt shows the responses."""
+    """Return the names under which a ranking prompt shows the responses."""
     return [f"model_{place}" for place in range(1, count + 1)]
 
 
@@ -133,7 +133,7 @@ in Python. Please provide the ranking that the majority of humans would give."""
 
 
 def _prompt_text(prompt: Prompt) -> str:
-    """A prompt's turns, after the tools and documents that the responses could use."""
+    """Return a prompt's turns, after the tools and documents that the responses could use."""
     columns = prompt.columns
     given = [
         f"{name.capitalize()}: {json.dumps(columns[name], ensure_ascii=False)}"
@@ -144,7 +144,7 @@ def _prompt_text(prompt: Prompt) -> str:
 
 
 def _text(messages: Sequence[Message]) -> str:
-    """One turn is its text; several are named by their roles."""
+    """Format turns: a single one as its text, several with their roles."""
     if len(messages) == 1:
         return messages[0].text
     return "\n\n".join(f"{message.role.capitalize()}: {message.text}" for message in messages)

@@ -1,8 +1,8 @@
-"""Which ranks a reply gives to several models: JSON objects that name a model and its rank.
+"""Parse a reply's ranks of several models: JSON objects that name a model and its rank.
 
-They may be in a list or a line each, in a fenced block or in running text, quoted as in Python, and hold more fields.
-A mapping from names to ranks is read too. Each model must be ranked once, with ranks that are a permutation of 1 to n;
-a reply with several such rankings counts where they agree. Nothing is executed.
+They may be in a list or on separate lines, in a fenced block or in running text, quoted as in Python, and have more
+fields. A mapping from names to ranks is read too. Each model must be ranked once, with ranks that are a permutation of
+1 to n; several such rankings in a reply must agree. Nothing is executed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _AROUND = re.compile(r"^[ \t]*(?:```|~~~)[ \t]*\w*[ \t]*$|[\[\]\s,.]", re.MULTIL
 
 
 def read_ranking(reply: str, responses: int) -> tuple[int, ...] | Unscored:
-    """The rank of each model, in the order of their names, or why there is none."""
+    """Return the rank of each model, in the order of their names, or why there is none."""
     objects = [_object(match[0]) for match in _OBJECT.finditer(reply)]
     names = model_names(responses)
     entries: list[tuple[str, Any]] = []
@@ -41,12 +41,12 @@ def read_ranking(reply: str, responses: int) -> tuple[int, ...] | Unscored:
 
 
 def is_bare_ranking(reply: str) -> bool:
-    """Whether a reply is nothing but objects in lists or fences."""
+    """Return whether a reply consists only of objects in lists or fences."""
     return not _AROUND.sub("", _OBJECT.sub("", reply))
 
 
 class _Fields(dict[str, Any]):
-    """A JSON object that knows whether a name came twice: `{"rank": 1, "rank": 2}` says nothing."""
+    """A JSON object that records whether a name came twice, since `{"rank": 1, "rank": 2}` is ambiguous."""
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__((name.strip().lower(), value) for name, value in pairs)
@@ -54,7 +54,7 @@ class _Fields(dict[str, Any]):
 
 
 def _object(text: str) -> _Fields | None:
-    """A flat object in JSON, or as Python writes it; None where it is neither, or names a field twice."""
+    """Parse a flat object in JSON or Python syntax; None if it is neither, or names a field twice."""
     straight = unicodedata.normalize("NFKC", text).translate({0x201C: '"', 0x201D: '"', 0x2018: "'", 0x2019: "'"})
     loose = re.sub(r",\s*(?=\})", "", straight)
     for form in (text, loose, loose.replace("'", '"')):
@@ -67,7 +67,7 @@ def _object(text: str) -> _Fields | None:
 
 
 def _entries(found: _Fields | None, names: Sequence[str]) -> list[tuple[str, Any]]:
-    """The models and ranks of an object: one of `model` and `rank`, or all of a mapping."""
+    """Return the models and ranks of an object: one of `model` and `rank`, or all of a mapping."""
     if found is None:
         return []
     if {"model", "rank"} <= found.keys():
@@ -81,7 +81,7 @@ def _name(value: Any) -> str:
 
 
 def _rank(value: Any) -> int | None:
-    """A rank as a number; True and 1.0 are not ranks, "1" is one."""
+    """Convert a rank to a number; "1" is a rank, True and 1.0 are not."""
     if isinstance(value, str) and re.fullmatch(r"\s*[0-9]{1,3}\s*", value):
         return int(value)
     return value if type(value) is int else None

@@ -1,4 +1,4 @@
-"""From verdicts to `results.json`: win rates, agreement with labels, flips, what is unscored, and what it took."""
+"""Compute `results.json` from verdicts: win rates, agreement with labels, flips, unscored rows and costs."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ EXPLANATIONS = {
     Unscored.BAD_RESPONSE: "the endpoint's answer was no chat completion",
     Unscored.STOPPED: "not asked",
 }
-"""What each reason means, for people."""
+"""Explanations of the reasons, for users."""
 
 
 def summarise(verdicts: Sequence[Verdict], *, rows: int) -> dict[str, Any]:
-    """What verdicts come to.
+    """Summarise verdicts.
 
     Args:
-        verdicts: The verdicts, unscored ones among them.
-        rows: Rows that were to be judged; those beyond the verdicts were not asked.
+        verdicts: The verdicts, including unscored ones.
+        rows: Number of rows to judge; those without a verdict were not asked.
 
     Returns:
-        Rates are shares of 1, each with `n` and a 95% bootstrap interval over prompts in `ci95`, null of fewer than six
-        prompts; a tie of two counts one half, and of more in equal parts. `unscored` counts rows by reason, and
-        `unscored_replies` has for each the first reply that could not be read. `responses` holds, by who gave them,
+        Rates are in [0, 1], each with `n` and a 95% bootstrap interval over prompts in `ci95`, null if there are fewer
+        than six prompts; a tie of two counts one half, and of more in equal parts. `unscored` counts rows by reason,
+        and `unscored_replies` has the first unreadable reply for each. `responses` has, by the response's model,
         `win_rate` with `wins`, `ties` and `losses` (pairs), or `first` and `best_two`.
     """
     scored = [verdict for verdict in verdicts if verdict.ranks is not None]
@@ -72,7 +72,7 @@ def summarise(verdicts: Sequence[Verdict], *, rows: int) -> dict[str, Any]:
 
 
 def nothing_judged(results: Mapping[str, Any]) -> str:
-    """Why a run has no verdict, in one line, from what `results.json` holds."""
+    """Return why a run has no verdict, in one line, from the contents of `results.json`."""
     reasons = [
         f"{count} {reason} ({EXPLANATIONS[Unscored(reason)]})"
         for reason, count in sorted(results["unscored"].items(), key=lambda each: -each[1])
@@ -86,7 +86,7 @@ def nothing_judged(results: Mapping[str, Any]) -> str:
 
 
 def _examples(verdicts: Sequence[Verdict]) -> dict[str, str]:
-    """One reply for each reason why replies could not be read."""
+    """Return one reply for each reason why replies could not be read."""
     found: dict[str, str] = {}
     for verdict in verdicts:
         if verdict.unscored is not None and verdict.reply is not None:
@@ -113,7 +113,7 @@ def _of_model(found: Sequence[tuple[Verdict, int]]) -> dict[str, Any]:
 
 
 def _share_of_best(verdict: Verdict, place: int, k: int) -> float:
-    """The chance that a response is among the best k, ties settled by lot."""
+    """Return the probability that a response is among the best k if ties are broken at random."""
     assert verdict.ranks is not None
     ranks = [float("inf") if rank is None else rank for rank in verdict.ranks]
     chosen = np.arange(len(ranks)) == place
@@ -121,7 +121,7 @@ def _share_of_best(verdict: Verdict, place: int, k: int) -> float:
 
 
 def _agreement(scored: Sequence[Verdict]) -> dict[str, Any] | None:
-    """How often the judge prefers the labelled response, beside how often that is the longer one; ties count half."""
+    """Return how often the judge prefers the labelled response, and how often that is longer; ties count half."""
     labelled = [verdict for verdict in scored if verdict.labelled]
     if not labelled:
         return None

@@ -14,7 +14,7 @@ __all__ = ["RewardJudge"]
 
 
 class RewardJudge:
-    """Ranks by a scorer's rewards (the paper's Figure 9 has ArmoRM judge so)."""
+    """Ranks by a scorer's rewards (as ArmoRM does in the paper's Figure 9)."""
 
     most_responses = 1024
     order_matters = False
@@ -24,7 +24,7 @@ class RewardJudge:
         self.scorer = scorer
 
     def ask(self, questions: Sequence[Question]) -> list[Answer]:
-        """One answer a question; one with an over-long or refused conversation is unscored.
+        """Return one answer per question; one with an over-long or refused conversation is unscored.
 
         Raises:
             ModelError: a reward is not finite, so it has no rank.

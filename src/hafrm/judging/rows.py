@@ -1,4 +1,4 @@
-"""From rows to what is judged: prompts with two, four or eight responses, or labelled pairs."""
+"""Read the rows to judge: prompts with two, four or eight responses, or labelled pairs."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ _LABELS = ("chosen", "rejected")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """A prompt with the responses to be judged."""
+    """A prompt with the responses to judge."""
 
     id: str
-    """Where it stands, as `source:row`: for people, since the same rows may lie elsewhere tomorrow."""
+    """The row as `source:row`, for people; the same rows may be in another file later."""
     group: str
     prompt: Prompt
     responses: tuple[Response, ...]
     models: tuple[str, ...]
-    """What the responses are called in results: who gave them, or their places."""
+    """Names of the responses in results: their models, or their positions."""
     labelled: bool = False
     """Whether the first response is known to be the better one."""
     repeat: int = 0
-    """How many equal items stand before it."""
+    """Number of equal items before this one."""
 
     @property
     def key(self) -> str:
-        """A name by its texts alone, wherever the file lies; equal items are numbered."""
+        """A name computed only from its texts, so that the file may move; equal items are numbered."""
         texts = [self.prompt.turns, *self.responses]
         plain = json.dumps([[message.as_dict() for message in messages] for messages in texts]) + self.prompt.arguments
         digest = hashlib.sha256(plain.encode()).hexdigest()[:16]
@@ -50,15 +50,15 @@ class Item:
 
 @dataclass
 class Items:
-    """What is judged of a data set, and what of it can't be."""
+    """The items of a data set to judge, and the number of rows that can't be judged."""
 
     items: list[Item] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
-    """Rows that are not judged, by reason: they break the contract, or their source's rule or split leaves them out."""
+    """Rows that are not judged, by reason: they break the contract, or their source's rule or split excludes them."""
 
     @property
     def sha256(self) -> str:
-        """A fingerprint of all texts, in order, wherever they lie."""
+        """A fingerprint of all texts, in order, independent of file paths."""
         digest = hashlib.sha256()
         for item in self.items:
             values = {name: value for name, value in asdict(item).items() if name != "id"}
@@ -70,7 +70,7 @@ def load_items(data: str, mode: Mode, options: ReadOptions, *, split: str = "tes
     """Read a file of rows, or the pairs of a named data set.
 
     Args:
-        data: A file whose rows hold `prompt` and `responses` (strings or chat messages; optional `models`, a name for
+        data: A file whose rows have `prompt` and `responses` (strings or chat messages; optional `models`, a name for
             each), or pairs; or the name of a data set.
         mode: `pair` takes two responses or a pair, `rank` four or eight responses.
         options: What to do with rows that break the contract.
@@ -104,7 +104,7 @@ def load_items(data: str, mode: Mode, options: ReadOptions, *, split: str = "tes
 
 
 def _numbered(items: Iterable[Item]) -> Iterator[Item]:
-    """The items, each knowing how many equal ones stand before it."""
+    """Yield the items, each with the number of equal ones before it."""
     seen: Counter[str] = Counter()
     for item in items:
         key = item.key

@@ -1,4 +1,4 @@
-"""Judge a file's rows: look, ask, write verdicts as they come, compute results."""
+"""Judge a file's rows: check, ask, write verdicts as they come, compute results."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["RESULTS_FILE", "JudgeConfig", "judge_rows"]
 
 RESULTS_FILE = "results.json"
 
-_CHUNK = 64  # rows that are judged side by side; their verdicts are written when all of them are through
+_CHUNK = 64  # rows judged together; their verdicts are written once all of them are judged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,26 +38,28 @@ class JudgeConfig(ScorerChoice):
     """Have a judge compare or rank responses."""
 
     data: str
-    """Rows with `prompt` and `responses` (two for --mode pair, four or eight for rank; optional `models` names who gave
-    them), or pairs with `chosen` and `rejected`: a file, or for pairs the name of a data set too."""
+    """Rows with `prompt` and `responses` (two for --mode pair, four or eight for rank; optional `models` names their
+    models), or pairs with `chosen` and `rejected`: a file or, for pairs, also the name of a data set.
+    """
 
     out: str
-    """The folder for verdicts.jsonl and results.json. A run that was stopped goes on from what it holds."""
+    """The folder for verdicts.jsonl and results.json. If it contains a stopped run, that run is resumed."""
 
     judge: JudgeOptions
     mode: Mode = "pair"
-    """`pair` compares two responses in both orders; `rank` ranks four by one question, and finds the best two of eight
-    by three (the paper's Figure 10); a judge by rewards ranks all eight."""
+    """`pair` compares two responses in both orders; `rank` ranks four with one question, and finds the best two of
+    eight with three (the paper's Figure 10); a judge that gives rewards ranks all eight.
+    """
 
     split: str = "test"
-    """Which split of a named data set to use; a file is used whole."""
+    """Split to use of a named data set; a file is used whole."""
 
     seed: int = 0
-    """Seed of the order in which responses are shown."""
+    """Seed for the order in which responses are shown."""
 
     data_options: ReadOptions = field(default_factory=ReadOptions)
     score: ScoreOptions = field(default_factory=ScoreOptions)
-    """How the models of `judge.kind: local` and `reward` run."""
+    """How to run the models of `judge.kind: local` and `reward`."""
 
     def __post_init__(self) -> None:
         if self.mode == "rank" and self.judge.kind == "local":
@@ -70,7 +72,7 @@ class JudgeConfig(ScorerChoice):
     def _refuse_unread_options(self) -> None:
         kind = self.judge.kind
         unread = [] if kind == "reward" else self.chosen()
-        if kind not in ("local", "reward"):  # no model runs here
+        if kind not in ("local", "reward"):  # other judges don't run a model
             unread += ["trust_remote_code"] * self.trust_remote_code + self.score.given()
         if unread:
             raise ConfigError(f"--{' and --'.join(unread)}: nothing reads it with `judge.kind: {kind}`. Leave it out.")
@@ -87,15 +89,15 @@ def judge_rows(
 
     Args:
         config: What to judge, and who judges.
-        budget: What may be spent at an endpoint, where several runs share it; by default what the options say.
+        budget: The limits at an endpoint, if several runs share them; by default those of the options.
         progress: Called with the number of rows that have a verdict, and of all rows.
-        say: Called with a line where a stopped run goes on.
+        say: Called with a line if a stopped run is resumed.
 
     Returns:
-        The contents of `results.json`: what `summarise` gives, and under `run` what this run asked and failed.
+        The contents of `results.json`: the result of `summarise`, and under `run` this run's requests and failures.
 
     Raises:
-        ConfigError: the folder holds verdicts of something else, or is in use, or an option can't work.
+        ConfigError: the folder has other verdicts, or is in use, or an option can't work.
         ModelError: the judge can't be asked at all.
     """
     found = load_items(config.data, config.mode, config.data_options, split=config.split)
@@ -112,7 +114,6 @@ def _judge_items(
     progress: Callable[[int, int], None],
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """What `judge_rows` does in a folder of its own."""
     folder = Path(config.out)
     verdicts = resume_verdicts(folder, _depends_on(config, found, identity), found.items)
     known = {verdict.key for verdict in verdicts}
@@ -143,7 +144,7 @@ def _judge_missing(
     budget: Budget | None,
     progress: Callable[[int], None],
 ) -> dict[str, Any]:
-    """Judge rows and add their verdicts to the file and to the list; what the run took."""
+    """Judge rows, append their verdicts to the file and to the list, and return the account of the judge."""
     path = Path(config.out) / VERDICTS_FILE
     with closing(_Loaded(config, budget)) as loaded, atomic.naming(path), path.open("ab") as file:
         for start in range(0, len(missing), _CHUNK):
@@ -158,7 +159,7 @@ def _judge_missing(
 
 
 def _judge_chunk(config: JudgeConfig, judge: Judge, items: Sequence[Item]) -> list[Verdict]:
-    """Verdicts on the items that the judge could be asked about."""
+    """Return verdicts on the items that the judge could be asked about."""
     orders = [Random(f"{config.seed}/{item.key}").sample(range(n := len(item.responses)), n) for item in items]
     plans = [_plan(judge, item, order) for item, order in zip(items, orders, strict=True)]
     outcomes = play(judge, plans)
@@ -179,7 +180,7 @@ def _plan(judge: Judge, item: Item, order: Sequence[int]) -> Plan:
 
 
 class _Loaded:
-    """The judge that the options ask for, and an account of what it took."""
+    """The judge that the options ask for, with an account of its costs."""
 
     def __init__(self, config: JudgeConfig, budget: Budget | None) -> None:
         self.endpoint: Any = None
@@ -187,7 +188,7 @@ class _Loaded:
         options = config.judge
         if options.kind == "openai":
             budget = budget or Budget.of(options)
-            self._before = (budget.requests, budget.tokens, budget.spent)  # by an earlier run that shares it
+            self._before = (budget.requests, budget.tokens, budget.spent)  # by earlier runs that share it
             self.judge = self.endpoint = _endpoint(options, budget)
         elif options.kind == "local":
             from hafrm.judging.local import load_local_judge
@@ -204,7 +205,7 @@ class _Loaded:
             )
 
     def account(self) -> dict[str, Any]:
-        """Why it stopped, if it did; for an endpoint requests sent, tokens and money of this run."""
+        """Return why the judge stopped, if it did, and an endpoint's requests, tokens and money of this run."""
         if self.endpoint is None:
             return {"stopped": None}
         budget: Budget = self.endpoint.budget
@@ -233,7 +234,7 @@ def _endpoint(options: JudgeOptions, budget: Budget) -> Judge:
 
 
 def _depends_on(config: JudgeConfig, found: Items, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """What verdicts depend on, by what a message calls it."""
+    """Return what verdicts depend on, keyed by what messages call it."""
     return {
         "judge": identity,
         "mode": config.mode,
@@ -244,7 +245,7 @@ def _depends_on(config: JudgeConfig, found: Items, identity: Mapping[str, Any]) 
 
 
 def _judge_identity(config: JudgeConfig) -> dict[str, Any]:
-    """The judge in plain values: never a key."""
+    """Describe the judge in plain values, without its key."""
     options = config.judge
     identity: dict[str, Any] = {"kind": options.kind, "model": options.model}
     if options.kind == "openai":
@@ -254,7 +255,7 @@ def _judge_identity(config: JudgeConfig) -> dict[str, Any]:
         return identity
     if options.kind == "reward":
         return identity | model_identity(options.model, config, config.score)
-    # A local judge reads no head but the policy's, and that without a reference.
+    # A local judge only uses the policy head, without a reference.
     choice = ScorerChoice(head="reward", trust_remote_code=config.trust_remote_code)
     found = model_identity(options.model, choice, config.score)
     return identity | {name: value for name, value in found.items() if name not in ("head", "combined_weight")}

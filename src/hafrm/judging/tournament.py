@@ -1,8 +1,8 @@
-"""From responses to ranks by questions to a judge: pure logic, whatever judge it is.
+"""Plan questions to a judge and compute ranks from its answers, independently of the kind of judge.
 
-A plan is a generator: it yields the questions that it can ask now, is sent their answers, and returns the ranks.
-`play` advances many plans together, so that a judge sees as many questions at once as there are. Where an answer holds
-no ranks, the whole plan is unscored for that reason. Ties within a plan go to the response that was given first.
+A plan is a generator: it yields the questions that it can ask now, is sent their answers, and returns the ranks. `play`
+advances many plans together, so that a judge sees as many questions at once as possible. If an answer has no ranks, the
+whole plan is unscored for that reason. Ties within a plan go to the response that was given first.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ __all__ = ["Outcome", "Plan", "Ranking", "best_first", "compare", "play", "rank_
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranking:
-    """What a plan found."""
+    """The result of a plan."""
 
     ranks: tuple[int | None, ...] | None = None
-    """1 is the best; None for responses that are not among the ranked ones. None where nothing was found."""
+    """1 is the best; None for responses outside the ranked ones. None if there is no result."""
     flipped: bool | None = None
-    """Of a comparison in both orders: whether the two disagree. None where there was one order, or no verdict."""
+    """For a comparison in both orders: whether the two disagree. None if there was one order, or no verdict."""
     unscored: Unscored | None = None
     reply: str | None = None
-    """How the reply that left it unscored looks."""
+    """The shortened reply that left the plan unscored."""
 
 
 Plan = Generator[list[Question], list[Answer], Ranking]
@@ -40,17 +40,17 @@ class _NoRanksError(Exception):
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What a plan found, and what it took."""
+    """The result of a plan, and its cost."""
 
     ranking: Ranking = field(default_factory=Ranking)
     requests: int = 0
     shown: int = 0
-    """Responses shown to the judge over all requests: Table 8's units of cost."""
+    """Number of responses shown to the judge over all requests: Table 8's unit of cost."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
     def count(self, questions: Sequence[Question], answers: Sequence[Answer]) -> None:
-        """Enter questions and what their answers took. What was not asked costs nothing."""
+        """Count questions and the cost of their answers. Questions that were not asked cost nothing."""
         for question, answer in zip(questions, answers, strict=True):
             if answer.unscored is not Unscored.STOPPED:
                 self.requests += 1
@@ -60,7 +60,7 @@ class Outcome:
 
 
 def play(judge: Judge, plans: Sequence[Plan]) -> list[Outcome]:
-    """Carry plans out, round by round, and return what each found, in order."""
+    """Carry out plans, round by round, and return each result, in order."""
     outcomes = [Outcome() for _ in plans]
     waiting: dict[int, list[Question]] = {}
 
@@ -86,18 +86,18 @@ def play(judge: Judge, plans: Sequence[Plan]) -> list[Outcome]:
 
 
 def compare(prompt: Prompt, responses: Sequence[Response], *, both_orders: bool = True) -> Plan:
-    """Compare two responses: a verdict only where both orders agree, otherwise a tie. Equal ones tie unasked.
+    """Compare two responses: a verdict if both orders agree, otherwise a tie. Equal ones tie without a question.
 
-    The paper asks once, in a random order (Appendix F); asking twice also says how often the order decides.
+    The paper asks once, in a random order (Appendix F); asking twice also shows how often the order decides.
 
     Args:
         prompt: The prompt.
         responses: Two responses.
-        both_orders: Ask in both orders; for judges that see no order once is enough.
+        both_orders: Ask in both orders; for judges that ignore the order, once is enough.
     """
     first, second = responses
     if first == second:
-        return Ranking(ranks=(1, 1))  # nothing to ask, and no order to decide it
+        return Ranking(ranks=(1, 1))  # equal responses need no question
     questions = [Question(prompt, (first, second))]
     if both_orders:
         questions.append(Question(prompt, (second, first)))
@@ -111,13 +111,13 @@ def compare(prompt: Prompt, responses: Sequence[Response], *, both_orders: bool 
 
 
 def rank_at_once(prompt: Prompt, responses: Sequence[Response]) -> Plan:
-    """Rank all responses by one question (Table 10 for four)."""
+    """Rank all responses with one question (Table 10 for four)."""
     (answer,) = yield [Question(prompt, tuple(responses))]
     return Ranking(ranks=_ranks(answer))
 
 
 def top_two_of_eight(prompt: Prompt, responses: Sequence[Response]) -> Plan:
-    """The best two of eight by three rankings of four: two groups, then a final of their best two (Figure 10).
+    """Find the best two of eight by three rankings of four: two groups, then a final of their best two (Figure 10).
 
     Returns:
         Ranks 1 and 2 (both 1 if the final ties them), None for the other six.
@@ -135,7 +135,7 @@ def top_two_of_eight(prompt: Prompt, responses: Sequence[Response]) -> Plan:
 
 
 def best_first(places: Sequence[int], answer: Answer) -> list[int]:
-    """The places that a question was about, best first; equal ranks keep the given order."""
+    """Return the indices in a question, best first; equal ranks keep the given order."""
     ranks = _ranks(answer)
     order = sorted(range(len(places)), key=lambda i: ranks[i])
     return [places[i] for i in order]

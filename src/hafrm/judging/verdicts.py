@@ -1,8 +1,8 @@
-"""`verdicts.jsonl`: a line for each judged row, written as it comes, so that a stopped run goes on.
+"""`verdicts.jsonl`: a line per judged row, written as it comes, so that a stopped run can be resumed.
 
-`judge.json` beside it says what the verdicts depend on, and binds later runs once there is an answer. Lines whose
-question failed, rather than was answered, are taken out when a run goes on, and their questions are asked again. Rows
-are known by their texts, so the file that they came from may lie elsewhere by then.
+`judge.json` next to it records what the verdicts depend on, which later runs must match once there is an answer. When a
+run is resumed, lines whose question failed are removed, and their questions are asked again. Rows are identified by
+their texts, so their file may have moved.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ HEADER_FILE = "judge.json"
 
 _FORMAT = "format"
 _FORMAT_NOW = 2
-"""1, which was not written, knew rows by their file's path, and drew the order of responses by it."""
+"""Format 1, which had no format field, identified rows by their file's path and drew the order of responses by it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What a judge found of one row, and what that took."""
+    """A judge's verdict on one row, and its cost."""
 
     id: str
-    """Where the row stands, as `source:row`."""
+    """The row as `source:row`."""
     group: str
     models: list[str]
     labelled: bool
@@ -44,36 +44,36 @@ class Verdict:
     ranks: list[int | None] | None
     """1 is the best, equal ranks are a tie; None for responses below the best two of eight, or for all of them."""
     flipped: bool | None
-    """Whether the two orders of a pair disagree; None where there was one order, or no verdict."""
+    """Whether the two orders of a pair disagree; None if there was one order, or no verdict."""
     unscored: str | None
     reply: str | None
-    """How a reply that could not be read looks, shortened; None where there is none."""
+    """A shortened reply that could not be read; None if there is none."""
     requests: int
-    """Questions put to the judge, or found in the cache of replies."""
+    """Questions put to the judge, or answered from the cache of replies."""
     responses_shown: int
-    """Responses in them: the units of Table 8."""
+    """Responses in these questions: the unit of Table 8."""
     prompt_tokens: int
     completion_tokens: int
     key: str = ""
-    """The row's name by its texts, by which a run that goes on knows it; empty in files of the first format."""
+    """The row's name computed from its texts, which identifies it on resume; empty in files of the first format."""
 
     @property
     def failed(self) -> bool:
-        """Whether there was no answer, rather than none that counts."""
+        """Return whether the judge could not be asked, as opposed to an answer that can't be used."""
         return self.unscored is not None and self.unscored in FAILURES
 
     def line(self) -> bytes:
-        """The verdict as one line of JSON."""
+        """Encode the verdict as one line of JSON."""
         return atomic.json_line(asdict(self))
 
 
 def verdict_of(item: Item, outcome: Outcome, order: Iterable[int]) -> Verdict:
-    """The verdict on an item whose responses were judged in another order.
+    """Make the verdict on an item whose responses were judged in another order.
 
     Args:
-        item: What was judged.
-        outcome: What was found of it.
-        order: The places in the item of the responses that the outcome is about.
+        item: The judged item.
+        outcome: The result of its plan.
+        order: Indices in the item of the responses of the outcome.
     """
     ranking = outcome.ranking
     placed = dict(zip(order, ranking.ranks, strict=True)) if ranking.ranks is not None else {}
@@ -96,10 +96,10 @@ def verdict_of(item: Item, outcome: Outcome, order: Iterable[int]) -> Verdict:
 
 
 def resume_verdicts(folder: Path, depends_on: Mapping[str, Any], items: Iterable[Item]) -> list[Verdict]:
-    """The verdicts to keep of an earlier run; the file then holds these and no others.
+    """Return the verdicts of an earlier run that can be kept, and remove all others from the file.
 
     Raises:
-        ConfigError: the folder holds verdicts of another judge, other rows or other options, or of an older format.
+        ConfigError: the folder has verdicts of another judge, other rows or other options, or of an older format.
         DataError: its files are damaged.
     """
     path = folder / VERDICTS_FILE
@@ -142,7 +142,7 @@ def _require_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any
 
 
 def _at_their_places(path: Path, verdicts: Sequence[Verdict], items: Iterable[Item]) -> list[Verdict]:
-    """The verdicts, each with the place where its row stands now."""
+    """Return the verdicts with the current ids of their rows."""
     places = {item.key: item.id for item in items}
     keys = {verdict.key for verdict in verdicts}
     if not keys <= places.keys() or len(keys) < len(verdicts):
@@ -151,7 +151,7 @@ def _at_their_places(path: Path, verdicts: Sequence[Verdict], items: Iterable[It
 
 
 def _read(path: Path) -> list[Verdict]:
-    """The file's verdicts, without the half line that a killed run may have left."""
+    """Read the file's verdicts, without the partial last line of a killed run."""
     verdicts = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         if not line:

@@ -1,7 +1,7 @@
 """Pieces of pretraining a small causal language model: its shape, its tokenizer, its blocks of text.
 
-Knows token ids and stock transformers models. Knows no file and no training loop: the simulated world's backbones and
-`hafrm pretrain` are both built of these.
+They work on token ids and stock transformers models, independent of files and training loops, and are shared by the
+simulated world's backbones and `hafrm pretrain`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Text as blocks of tokens: documents and conversations laid end to end and cut to one length, with no padding.
+"""Blocks of tokens: documents and conversations concatenated and cut to one length, without padding.
 
-Shape letters: B blocks, T tokens of a block.
+Shape letters: B blocks, T tokens per block.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from hafrm.pairs import Conversation
 __all__ = ["IGNORED", "Blocks", "Sample", "document_sample", "perplexity", "response_sample"]
 
 IGNORED = -100
-"""The label of tokens that are not to be predicted, as transformers has it."""
+"""The label of tokens that are not to be predicted, as in transformers."""
 
 Sample = tuple[Sequence[int], Sequence[int]]
 """The token ids of a text, and the labels to predict."""
 
 
 def document_sample(document: str, tokenizer: PreTrainedTokenizerFast) -> Sample:
-    """A plain document between the tokenizer's first and last token, if it has them: every token is to be predicted."""
+    """Encode a plain document between the tokenizer's first and last token, if any; every token is predicted."""
     text = f"{tokenizer.bos_token or ''}{document}{tokenizer.eos_token or ''}"
     ids = tokenizer.encode(text, add_special_tokens=False, verbose=False)
     return ids, ids
 
 
 def response_sample(talk: Conversation, encoder: ConversationEncoder) -> Sample:
-    """A conversation: its response is to be predicted, its prompt is only read.
+    """Encode a conversation; only its response is predicted.
 
     Raises:
         OverlongError: it is longer than the encoder's limit.
@@ -48,16 +48,16 @@ def response_sample(talk: Conversation, encoder: ConversationEncoder) -> Sample:
 
 
 class Blocks(Dataset[dict[str, Tensor]]):
-    """Samples one after the other, cut into blocks; what does not fill the last block is left out.
+    """Concatenated samples, cut into blocks; an incomplete last block is dropped.
 
     Args:
         samples: The texts.
-        length: Tokens of a block.
-        count: The most blocks; None: as many as the samples fill.
+        length: Tokens per block.
+        count: Maximum number of blocks; None: as many as the samples fill.
     """
 
     def __init__(self, samples: Iterable[Sample], length: int, count: int | None = None) -> None:
-        ids, labels = array("i"), array("i")  # four bytes a token: a list would hold tens
+        ids, labels = array("i"), array("i")  # four bytes per token; a list would need ten times as much
         for more_ids, more_labels in samples:
             ids.extend(more_ids)
             labels.extend(more_labels)
@@ -78,7 +78,7 @@ class Blocks(Dataset[dict[str, Tensor]]):
 
 @torch.no_grad()
 def perplexity(model: PreTrainedModel, blocks: Blocks) -> float:
-    """Perplexity per token to be predicted, over all such tokens of the blocks alike; NaN where there are none."""
+    """Compute the perplexity per predicted token, over all such tokens of the blocks; NaN if there are none."""
     model.eval()
     nats, tokens = 0.0, 0
     for batch in DataLoader(blocks, 8):

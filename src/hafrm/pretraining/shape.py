@@ -1,4 +1,4 @@
-"""The shape of a small Llama, a new model of it, and how it is loaded and saved without bars."""
+"""Create, load and save small Llamas of a given shape, without progress bars."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["LlamaShape", "new_llama", "no_progress_bars", "untie"]
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaShape:
-    """How large a model is; the defaults are about 5 million parameters."""
+    """Size of a model; the defaults give about 5 million parameters."""
 
     hidden: int = 256
     """Width of the hidden states."""
@@ -26,9 +26,9 @@ class LlamaShape:
     intermediate: int = 704
     """Width of the gated feed-forward layers."""
     vocabulary: int = 4096
-    """Tokens of the byte-level BPE, the four special ones included."""
+    """Tokens of the byte-level BPE, including the four special ones."""
     context: int = 512
-    """Tokens of a training block and the most that the model takes."""
+    """Tokens of a training block, and the model's maximum."""
 
     def __post_init__(self) -> None:
         if self.vocabulary < 300:
@@ -41,7 +41,7 @@ class LlamaShape:
 
 
 def new_llama(shape: LlamaShape, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A Llama with random weights from torch's generator, its embeddings tied: see `untie`."""
+    """Create a Llama with random weights from torch's generator, with tied embeddings: see `untie`."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=shape.hidden,
@@ -59,10 +59,10 @@ def new_llama(shape: LlamaShape, tokenizer: PreTrainedTokenizerFast) -> LlamaFor
 
 
 def untie(model: LlamaForCausalLM) -> None:
-    """Give the model a policy head of its own, equal to its embeddings so far.
+    """Give the model its own policy head, equal to its current embeddings.
 
-    Tied, a small model learns in far fewer steps to repeat what a prompt is about; untied, training the policy head
-    leaves the backbone alone, as in the paper's models.
+    With tied embeddings, a small model needs far fewer steps to learn to repeat a prompt's topic; untied, training the
+    policy head does not change the backbone, as in the paper's models.
     """
     model.config.tie_word_embeddings = False
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
@@ -70,7 +70,7 @@ def untie(model: LlamaForCausalLM) -> None:
 
 @contextlib.contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """Keep transformers' bars for loading and saving away: these models are small."""
+    """Suppress transformers' progress bars for loading and saving, since these models are small."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

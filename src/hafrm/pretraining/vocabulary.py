@@ -13,12 +13,12 @@ __all__ = ["train_tokenizer"]
 
 
 def train_tokenizer(texts: Iterable[str], *, vocabulary: int, context: int) -> PreTrainedTokenizerFast:
-    """Train a tokenizer that can write every text, with hafrm's plain chat template.
+    """Train a tokenizer that can encode every text, with hafrm's plain chat template.
 
     Args:
-        texts: What it is trained on.
-        vocabulary: How many tokens, the four special ones included.
-        context: The most tokens that its model takes.
+        texts: Training texts.
+        vocabulary: Number of tokens, including the four special ones.
+        context: Maximum number of tokens of its model.
     """
     special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     bpe = Tokenizer(models.BPE())

@@ -1,4 +1,4 @@
-"""Plots of best-of-N: whose selection is best, as circles that overlap, and what a larger n brings, as curves.
+"""Plots of best-of-N: overlapping circles of whose selection is best, and curves over n.
 
 Pure functions from numbers to inline SVG, coloured by CSS class.
 """
@@ -18,18 +18,18 @@ from hafrm.report.wording import percent, shortened, visible
 __all__ = ["MOST_CIRCLES", "Growth", "growth_curves", "overlap_circles"]
 
 MOST_CIRCLES = 3
-"""Of more circles not all overlaps can be drawn."""
+"""Maximum number of circles whose overlaps can all be drawn."""
 
 _RADIUS, _APART = 76.0, 46.0
 _MIDDLE = (190.0, 158.0)
 
 
 def overlap_circles(label: str, names: Mapping[str, str], regions: Mapping[frozenset[str], float]) -> Markup:
-    """One circle a scorer, with the share of each region in percent (the paper's Figure 4).
+    """Draw one circle per scorer, with the share of each region in percent (the paper's Figure 4).
 
     Args:
-        label: What the figure shows, for screen readers.
-        names: Two or three scorers, with what the figure calls them.
+        label: Description for screen readers.
+        names: Two or three scorers, with their names in the figure.
         regions: The share of prompts whose best selection is that of exactly these scorers.
 
     Raises:
@@ -50,21 +50,21 @@ def overlap_circles(label: str, names: Mapping[str, str], regions: Mapping[froze
 
 
 def _centres(count: int) -> list[tuple[float, float]]:
-    """Centres on a ring, the first one above; two lie side by side."""
+    """Return centres on a ring, the first at the top; two are next to each other."""
     first = math.pi if count == 2 else -math.pi / 2
     angles = [first + 2 * math.pi * number / count for number in range(count)]
     return [(_MIDDLE[0] + _APART * math.cos(angle), _MIDDLE[1] + _APART * math.sin(angle)) for angle in angles]
 
 
 def _outside(x: float, y: float) -> tuple[float, float]:
-    """Where a circle's name stands: beyond it, above or below."""
+    """Return the position of a circle's name: outside it, above or below."""
     if y < _MIDDLE[1] - 1:
         return x, y - _RADIUS - 8
     return x + 0.5 * (x - _MIDDLE[0]), y + _RADIUS + 16
 
 
 def _inside(centres: Mapping[str, tuple[float, float]], whose: Collection[str]) -> tuple[float, float]:
-    """The middle of the region of exactly these circles."""
+    """Return the middle of the region of exactly these circles."""
     x, y = (sum(centres[name][axis] for name in whose) / len(whose) - _MIDDLE[axis] for axis in (0, 1))
     stretch = 1.0 if len(whose) == len(centres) else 1.85
     return _MIDDLE[0] + stretch * x, _MIDDLE[1] + stretch * y + 4
@@ -72,24 +72,24 @@ def _inside(centres: Mapping[str, tuple[float, float]], whose: Collection[str]) 
 
 @dataclass(frozen=True)
 class Growth:
-    """How one value grows with n."""
+    """One value's growth with n."""
 
     name: str
     kind: str
-    """The classes that draw it."""
+    """The CSS classes of its curve."""
     values: Sequence[float]
     """At n = 1, 2, ..."""
     ci95: Sequence[Sequence[float] | None] = ()
 
 
 def growth_curves(label: str, curves: Sequence[Growth], kl: Sequence[float], y_label: str) -> Markup:
-    """Curves over n, with the bound of the KL divergence below each n.
+    """Draw curves over n, with the bound of the KL divergence below each n.
 
     Args:
-        label: What the figure shows, for screen readers.
-        curves: The curves, all of one length.
-        kl: What the second line of the axis says at each n, in nats.
-        y_label: What grows.
+        label: Description for screen readers.
+        curves: The curves, all of the same length.
+        kl: The second label of the axis at each n, in nats.
+        y_label: Label of the y axis.
     """
     ends = np.array(
         [end for each in curves for end in [*each.values, *(e for pair in each.ci95 if pair for e in pair)]]

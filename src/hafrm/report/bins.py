@@ -1,4 +1,4 @@
-"""The bins that the page plots: those of `hafrm.stats`, each with an interval."""
+"""The bins of the page's plots: those of `hafrm.stats`, each with an interval."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from hafrm.stats import Floats
 
 __all__ = ["PlottedBin", "confidence_bins", "equal_count_bins", "wilson_interval"]
 
-_Z95 = 1.959964  # the normal quantile of 97.5%
+_Z95 = 1.959964  # the 97.5% quantile of the normal distribution
 
 
 @dataclass(frozen=True)
 class PlottedBin:
-    """The pairs whose value lies in [low, high), in the last bin in [low, high]."""
+    """The pairs whose value is in [low, high), or in [low, high] for the last bin."""
 
     low: float
     high: float
     n: int
     accuracy: float
     confidence: float | None = None
-    """Mean stated confidence, where the bins are of confidence."""
+    """Mean stated confidence, if the bins are of confidence."""
 
     @property
     def ci95(self) -> tuple[float, float]:
-        """The interval of the accuracy, as if the bin's pairs were independent."""
+        """Return the interval of the accuracy, treating the bin's pairs as independent."""
         return wilson_interval(self.accuracy, self.n)
 
 
 def confidence_bins(margins: Floats) -> list[PlottedBin]:
-    """Accuracy by the confidence that a Bradley-Terry model states, sigma(|margin|), in ten bins of equal width.
+    """Bin accuracy by the confidence of a Bradley-Terry model, sigma(|margin|), in ten bins of equal width.
 
     Args:
         margins: [N], N > 0.
@@ -41,21 +41,21 @@ def confidence_bins(margins: Floats) -> list[PlottedBin]:
 
 
 def equal_count_bins(margins: Floats, by: Floats, count: int) -> list[PlottedBin]:
-    """Accuracy in at most `count` bins of `by` that hold about equally many pairs.
+    """Bin accuracy by `by`, in at most `count` bins of about equally many pairs.
 
     Args:
         margins: [N], N > 0.
-        by: What to slice by, [N].
-        count: How many bins at most.
+        by: Values that define the bins, [N].
+        count: Maximum number of bins.
     """
     bins = stats.accuracy_by_bin(margins, by, quantiles=count)
     return [PlottedBin(b.low, b.high, b.accuracy.n, b.accuracy.value) for b in bins if b.accuracy]
 
 
 def wilson_interval(share: float, n: int) -> tuple[float, float]:
-    """Wilson's 95% interval of a share of `n` independent pairs (Wilson, 1927); it stays within [0, 1].
+    """Return Wilson's 95% interval of a share of `n` independent pairs (Wilson, 1927); it stays within [0, 1].
 
-    The share may count ties as halves, which the interval functions of SciPy, made for whole counts, refuse.
+    The share may count ties as halves, which SciPy's interval functions refuse, since they are made for whole counts.
     """
     spread = _Z95**2 / n
     centre = (share + spread / 2) / (1 + spread)

@@ -1,6 +1,6 @@
-"""From raw scores to the page's plots of each model: margins, calibration, accuracy by margin and by length.
+"""Draw the page's plots of each model from raw scores: margins, calibration, accuracy by margin and by length.
 
-All pairs that have rewards go in, whatever the inspector of pairs holds.
+They use all pairs that have rewards, including those left out of the inspector.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class ModelPlots:
     pairs: str
     plots: tuple[tuple[str, Markup], ...]
     note: str = ""
-    """Which plot there is none of, and why."""
+    """Which plot is missing, and why."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class PlotGroup:
 
 
 def forest_plots(evaluation: Evaluation) -> list[tuple[str, Markup]]:
-    """A forest plot for each data set, all on one axis; each with the data set's name."""
+    """Draw a forest plot for each data set, all on one axis; each with the data set's name."""
     shown = []
     names, data_names = short_names(evaluation.models), short_names(evaluation.data)
     extent = _shared_extent(evaluation)
@@ -73,14 +73,14 @@ def forest_plots(evaluation: Evaluation) -> list[tuple[str, Markup]]:
 
 
 def _shared_extent(evaluation: Evaluation) -> tuple[float, float]:
-    """The axis of all forest plots: every interval, every length-only accuracy and one half, in steps of 5%."""
+    """Return the common axis of all forest plots, which includes every interval and baseline, in steps of 5%."""
     measured = [cell.measured for cell in evaluation.cells.values() if cell.measured]
     ends = [0.5] + [end for m in measured for end in (m.accuracy, m.length_accuracy, *(m.ci95 or ()))]
     return float(np.floor(min(ends) * 20 + 1e-9) / 20), float(np.ceil(max(*ends, 0.55) * 20 - 1e-9) / 20)
 
 
 def plot_groups(evaluation: Evaluation) -> list[PlotGroup]:
-    """The plots of every model: on all data sets together, where there are several, and on each."""
+    """Draw the plots of every model: on all data sets together, if there are several, and on each."""
     models, data = short_names(evaluation.models), short_names(evaluation.data)
     table: dict[str, dict[str, list[PairScore]]] = defaultdict(lambda: defaultdict(list))
     for score in evaluation.scores:
@@ -106,7 +106,6 @@ def _shown(name: str, group: str, rows: Sequence[PairScore], *, log_odds: bool) 
 
 
 def _rewards(rows: Sequence[PairScore]) -> tuple[Floats, Floats]:
-    """The rewards of the chosen and of the rejected responses."""
     chosen, rejected = np.array([(row.reward_chosen, row.reward_rejected) for row in rows], dtype=np.float64).T
     return chosen, rejected
 

@@ -1,7 +1,7 @@
 """Figures of experiments: grouped bars of accuracies, and panels of curves over training steps.
 
-Pure functions from numbers to inline SVG, coloured by class; `standalone` makes a file of one, with the style inside,
-for light and dark.
+Pure functions from numbers to inline SVG, coloured by class; `standalone` turns a figure into a file with its own style
+sheet, for light and dark mode.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ _CHANCE = 0.5
 
 @dataclass(frozen=True)
 class Bar:
-    """One accuracy; shares are of one."""
+    """One accuracy, in [0, 1]."""
 
     kind: str
-    """The class that colours it, and its name in the legend."""
+    """The CSS class that colours it and links it to the legend."""
     value: float
     ci95: tuple[float, float] | None = None
     light: float | None = None
-    """A value to set behind it, in the same colour, lighter."""
+    """A second value drawn behind it in a lighter shade."""
 
 
 @dataclass(frozen=True)
 class BarGroup:
-    """Bars side by side over one label."""
+    """Adjacent bars over one label."""
 
     label: str
     bars: tuple[Bar, ...]
@@ -58,7 +58,7 @@ class Curve:
 
     label: str
     kind: str
-    """The classes that draw it."""
+    """The CSS classes of the line."""
     points: tuple[tuple[float, float], ...]
 
 
@@ -72,12 +72,12 @@ class Panel:
 
 
 def accuracy_bars(label: str, groups: Sequence[BarGroup], legend: Sequence[tuple[str, str]]) -> Markup:
-    """Grouped bars that rise from one half, what a coin reaches, or hang below it.
+    """Draw grouped bars that start from one half, the accuracy of a coin, upwards or downwards.
 
     Args:
-        label: What the figure shows, for screen readers.
+        label: Description for screen readers.
         groups: The bars.
-        legend: Classes of a bar and what they stand for.
+        legend: The CSS classes of bars with their meanings.
     """
     left, top, bar = 40.0, 34.0, 18.0
     slot = bar * max(len(group.bars) for group in groups) + 22
@@ -126,7 +126,7 @@ def _box(left: float, right: float, start: float, end: float) -> list[tuple[str,
 
 
 def _legend(entries: Sequence[tuple[str, str]], x: float) -> tuple[list[Markup], float]:
-    """The legend from x on, and where it ends."""
+    """Draw the legend from x on, and return where it ends."""
     parts = []
     for kind, label in entries:
         parts += [path(_box(x, x + 10, 18, 8), f"bar {kind}"), text(x + 15, 17, label)]
@@ -135,10 +135,10 @@ def _legend(entries: Sequence[tuple[str, str]], x: float) -> tuple[list[Markup],
 
 
 def curve_panels(label: str, panels: Sequence[Panel]) -> Markup:
-    """Panels side by side, one legend for all.
+    """Draw adjacent panels with one legend for all.
 
     Args:
-        label: What the figure shows, for screen readers.
+        label: Description for screen readers.
         panels: The plots; all have the same curves.
     """
     width, height = 270.0, 200.0
@@ -174,18 +174,18 @@ def _panel(panel: Panel, offset: float, width: float, height: float) -> list[Mar
 
 
 def figure_style() -> Markup:
-    """The style sheet of figures: the page's, and what figures add."""
+    """Return the style sheet of figures: the page's, with additions."""
     own = resources.files(__package__).joinpath("figures.css").read_text(encoding="utf-8")
     return Markup(resources.files("hafrm.report").joinpath("page.css").read_text(encoding="utf-8") + own)
 
 
 def caption_of(svg: Markup) -> str:
-    """What a figure shows: its name for screen readers, which stands below it as its caption too."""
+    """Return a figure's description for screen readers, which is also its caption."""
     return ElementTree.fromstring(svg).attrib["aria-label"]
 
 
 def standalone(svg: Markup) -> str:
-    """A figure as a file of its own: with its namespace, a title for the browser's tab, and its style."""
+    """Return a figure as a separate file: with its namespace, a title for the browser's tab, and its style."""
     head, _, rest = str(svg).partition(">")
     head = head.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
     return f"{head}><title>{escape(caption_of(svg))}</title><style>{figure_style()}</style>{rest}\n"

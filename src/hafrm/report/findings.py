@@ -1,6 +1,6 @@
-"""What an experiment found, and how it is written: `results.json`, `table.md`, a picture a figure, and one page.
+"""Write the findings of an experiment: `results.json`, `table.md`, one picture per figure, and one page.
 
-Knows tables of marked-up cells, relations, figures and notes. Knows no experiment.
+Works on tables of marked-up cells, relations, figures and notes, independent of any particular experiment.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ __all__ = [
 
 Rival = Literal["baseline", "dpo"]
 Cell = str | Markup
-"""Plain text, or inline markup that Markdown and HTML both read: b, u, sup, sub, small."""
+"""Plain text, or inline markup that both Markdown and HTML accept: b, u, sup, sub, small."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Relation:
-    """What HAF's accuracy is above another method's; differences are shares."""
+    """HAF's accuracy compared to another method's; differences are in units of 1, not percent."""
 
     backbone: str
     trained_on: str
@@ -49,24 +49,24 @@ class Relation:
     difference: float
     """Mean over seeds, on the pairs that both scored."""
     ci95: tuple[float, float] | None
-    """95%, over prompts; of an average, from the sets' intervals as if the sets were independent."""
+    """95%, over prompts; for an average, computed from the sets' intervals as if the sets were independent."""
     by_seed: tuple[float, ...]
     paper: float | None = None
-    """What the paper prints, in the same units; None where it prints nothing to set it beside."""
+    """The paper's difference in the same units; None if the paper has no comparable number."""
 
     @property
     def spread(self) -> float | None:
-        """The standard deviation over seeds; None for a single one."""
+        """Return the standard deviation over seeds; None for a single seed."""
         return statistics.stdev(self.by_seed) if len(self.by_seed) > 1 else None
 
     @property
     def verdict(self) -> Literal["above", "below", "undecided"]:
-        """What the interval says of HAF."""
+        """Return whether the interval puts HAF above or below the other method."""
         low, high = self.ci95 or (-math.inf, math.inf)
         return "above" if low > 0 else "below" if high < 0 else "undecided"
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return plain values for JSON."""
         return asdict(self) | {"spread": self.spread, "verdict": self.verdict, "haf_ahead": self.difference > 0}
 
 
@@ -81,19 +81,19 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """All that an experiment says."""
+    """Everything that an experiment reports."""
 
     title: str
     intro: str
     """What was run, in plain words."""
     statements: tuple[str, ...] = ()
-    """What it shows, a sentence or two each."""
+    """The conclusions, one or two sentences each."""
     results: Mapping[str, Any]
-    """For `results.json`, beside the relations and notes."""
+    """Contents of `results.json` in addition to the relations and notes."""
     tables: tuple[Table, ...]
-    """Ours, then the paper's."""
+    """Our tables, then the paper's."""
     figures: Mapping[str, Markup] = field(default_factory=dict)
-    """By file name without its end."""
+    """Figures by file name without extension."""
     relations: tuple[Relation, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -116,7 +116,9 @@ def write_findings(findings: Findings, folder: Path) -> Path:
 
 
 def ranked(values: Sequence[float | None], words: Sequence[str]) -> list[Cell]:
-    """The words, the best value's in bold and the second's underlined, as in the paper's tables; ties share a mark."""
+    """Return the words, the best value's in bold and the second's underlined, as in the paper's tables; ties share a
+    mark.
+    """
     order = sorted({value for value in values if value is not None}, reverse=True)
     marks = dict(zip(order, ("b", "u"), strict=False))
     return [
@@ -126,7 +128,7 @@ def ranked(values: Sequence[float | None], words: Sequence[str]) -> list[Cell]:
 
 
 def relation_table(relations: Sequence[Relation]) -> Table:
-    """Whether HAF is ahead, with intervals over prompts, the seeds' spread, and the paper's difference beside."""
+    """Tabulate whether HAF is ahead, with intervals over prompts, the seeds' spread, and the paper's difference."""
     several = any(each.spread is not None for each in relations)
     printed = any(each.paper is not None for each in relations)
     header = ["HAF above", "trained on", "tested on", "points, 95% interval", "HAF is"]
@@ -151,11 +153,11 @@ def _all_tables(findings: Findings) -> tuple[Table, ...]:
 
 
 def findings_markdown(findings: Findings, *, pictures: str = "") -> str:
-    """All of it as Markdown.
+    """Format findings as Markdown.
 
     Args:
-        findings: What was found.
-        pictures: Where the figures lie, as seen from the text: a folder's name that ends in a slash.
+        findings: The findings.
+        pictures: The folder of the figures relative to the text, ending in a slash.
     """
     parts = [f"# {findings.title}\n", f"{findings.intro}\n"]
     if findings.statements:
@@ -171,7 +173,7 @@ def findings_markdown(findings: Findings, *, pictures: str = "") -> str:
 
 
 def table_markdown(table: Table) -> str:
-    """A table's lines, without its title."""
+    """Return a table's lines, without its title."""
     lines = [table.header, ("---",) * len(table.header), *table.rows]
     return "".join(f"| {' | '.join(map(_md_cell, line))} |\n" for line in lines)
 

@@ -1,14 +1,14 @@
-"""The data behind the page's inspector of pairs: which pairs go in, and what is known of each.
+"""Prepare the data of the page's inspector of pairs.
 
-A pair's record is an object with named fields, so that further ones can join without a change to the others:
+A pair's record is an object with named fields, so that fields can be added without changing the others:
 
     {"id", "data": index of the data set, "lengths": [chosen, rejected] in characters,
      "rewards": for each model [chosen, rejected] or null,
-     "prompt", "chosen", "rejected": [[role, text], ...], absent where the texts are not at hand,
-     "tokens": for each model [chosen, rejected] or null, absent where no model has log-ratios of its tokens}
+     "prompt", "chosen", "rejected": [[role, text], ...], absent if the texts are unavailable,
+     "tokens": for each model [chosen, rejected] or null, absent if no model has log-ratios of its tokens}
 
 A side's tokens are `{"turns": [[[length, log-ratio or null], ...], ...], "template": log-ratio}` or null: for each
-message the lengths of its pieces of text, in the units in which a browser counts, so that no text stands here twice.
+message the lengths of its pieces of text, in UTF-16 units as in browsers, so that texts are not stored twice.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["embedded_json", "inspector_data"]
 _HTML_ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
 
 _PairKey = tuple[str, str]
-"""Data set and id: two sets may hold one pair."""
+"""Data set and id, since two sets may contain the same pair."""
 _Tokens = Mapping[tuple[str, str, str], Mapping[str, Any]]
 """Lines of `tokens.jsonl`, by model, data set and id."""
 
@@ -43,17 +43,18 @@ def inspector_data(
     max_pairs: int,
     token_lines: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """What the inspector shows.
+    """Return the inspector's data.
 
     Args:
         evaluation: The evaluation.
         texts: The pairs by id.
-        max_pairs: How many pairs to hold. Every model's worst mistakes on every data set go first, in turns.
+        max_pairs: Maximum number of pairs. They are taken from the worst mistakes of every model and data set, in
+            turns.
         token_lines: The lines of `tokens.jsonl`.
 
     Returns:
         `{"models": [name, ...], "data": [name, ...], "scales": [number or null, ...], "pairs": [record, ...]}`, for
-        JSON. A model's scale is the size of log-ratio that few of its tokens pass; null where it has none.
+        JSON. A model's scale is the size of log-ratio that few of its tokens exceed; null if it has none.
     """
     by_pair: dict[_PairKey, dict[str, PairScore]] = defaultdict(dict)
     for score in evaluation.scores:
@@ -71,12 +72,12 @@ def inspector_data(
 
 
 def embedded_json(value: Any) -> Markup:
-    """A value as JSON for a script element: pure ASCII, without the characters that have a meaning in HTML."""
+    """Encode a value as JSON for a script element: pure ASCII, without the characters that are special in HTML."""
     return Markup(json_text(value, separators=(",", ":")).translate(_HTML_ESCAPES))
 
 
 def _worst_first(scores: Sequence[PairScore], limit: int) -> list[_PairKey]:
-    """The worst pair of each model on each data set, then the second worst of each, and so on."""
+    """Return the worst pair of each model on each data set, then the second worst of each, and so on."""
     cells: dict[tuple[str, str], list[tuple[float, _PairKey]]] = defaultdict(list)
     for score in scores:
         if score.margin is not None:
@@ -110,7 +111,7 @@ def _tokens_of(line: Mapping[str, Any] | None, pair: PreferencePair) -> list[dic
 
 
 def _side(side: Mapping[str, Any] | None, response: Sequence[Message]) -> dict[str, Any] | None:
-    """A response's pieces as lengths; None where they are not of this text."""
+    """Return a response's pieces as lengths; None if they do not match the text."""
     if side is None or [_joined(pieces) for pieces in side["turns"]] != [message.text for message in response]:
         return None
     turns = [[[_units(text), _short(value)] for text, value in pieces] for pieces in side["turns"]]
@@ -122,12 +123,12 @@ def _joined(pieces: Sequence[Sequence[Any]]) -> str:
 
 
 def _units(text: str) -> int:
-    """The text's length as JavaScript counts it."""
+    """Return the text's length as JavaScript counts it."""
     return len(text) + sum(character > "\uffff" for character in text)
 
 
 def _scale(model: str, lines: Sequence[Mapping[str, Any]]) -> float | None:
-    """The 95th percentile of the sizes of a model's log-ratios."""
+    """Return the 95th percentile of the sizes of a model's log-ratios."""
     sizes = [abs(value) for line in lines if line["model"] == model for value in _values(line)]
     return _short(float(np.quantile(sizes, 0.95))) if sizes else None
 

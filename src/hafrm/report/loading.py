@@ -1,7 +1,4 @@
-"""Reads an evaluation's folder: `results.json` and `scores.jsonl`, checked, as typed values.
-
-Knows the files' fields; knows nothing of how they are shown.
-"""
+"""Read and check an evaluation's folder, `results.json` and `scores.jsonl`, into typed values."""
 
 from __future__ import annotations
 
@@ -22,11 +19,11 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What a model reached on a data set, over the pairs that it scored. Shares are of one."""
+    """A model's results on a data set, over the pairs that it scored. Accuracies are in [0, 1]."""
 
     accuracy: float
     ci95: Interval | None
-    """None where pairs are of too few prompts: resampling prompts then says nothing."""
+    """None if the pairs have too few prompts for resampling them."""
     length_accuracy: float
     random_accuracy: float
 
@@ -36,18 +33,18 @@ class Cell:
     """One model on one data set."""
 
     n: int
-    """Pairs scored."""
+    """Number of scored pairs."""
     unscored: int
-    """Pairs without a reward."""
+    """Number of pairs without a reward."""
     groups: int
-    """Prompts among the pairs scored."""
+    """Number of prompts of the scored pairs."""
     measured: Measured | None
-    """None where no pair was scored."""
+    """None if no pair was scored."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Two models on the pairs of one data set that both scored; the difference is a's accuracy less b's."""
+    """Two models on the pairs of one data set that both scored; the difference is a's accuracy minus b's."""
 
     data: str
     a: str
@@ -55,7 +52,7 @@ class Comparison:
     n: int
     difference: float
     ci95: Interval | None
-    """None with too few prompts."""
+    """None if there are too few prompts."""
     p_bootstrap: float
     p_holm: float
     """`p_bootstrap`, corrected for all comparisons of the evaluation."""
@@ -63,36 +60,38 @@ class Comparison:
 
     @property
     def better(self) -> str | None:
-        """The model that the interval of the difference favours; None where it holds 0, or where there is none."""
+        """Return the model that the interval of the difference favours; None if it contains 0 or there is none."""
         low, high = self.ci95 or (0.0, 0.0)
         return self.a if low > 0 else self.b if high < 0 else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """All that an evaluation's folder holds."""
+    """The contents of an evaluation's folder."""
 
     models: tuple[str, ...]
     data: tuple[str, ...]
     cells: Mapping[tuple[str, str], Cell]
-    """By model and data set; pairs that were not evaluated are absent."""
+    """Cells by model and data set; combinations that were not evaluated are absent."""
     comparisons: tuple[Comparison, ...]
     scores: tuple[PairScore, ...]
     no_log_odds: frozenset[str] = frozenset()
-    """The models whose margins are no log-odds: their results state no calibration error."""
+    """The models whose margins are not log-odds: their results have no calibration error."""
     suites: Mapping[str, Any] = field(default_factory=dict)
-    """What `summarise_suite` gave, by the suite's name; see `hafrm.report.suites`."""
+    """The results of `summarise_suite`, by the suite's name; see `hafrm.report.suites`."""
 
     def on(self, data: str) -> dict[str, Cell]:
-        """The models that were evaluated on a data set."""
+        """Return the models that were evaluated on a data set."""
         return {model: self.cells[model, data] for model in self.models if (model, data) in self.cells}
 
     def measured_on(self, data: str) -> dict[str, Measured]:
-        """The models that scored a pair of a data set."""
+        """Return the models that scored a pair of a data set."""
         return {model: cell.measured for model, cell in self.on(data).items() if cell.measured}
 
     def fullest_on(self, data: str) -> Measured | None:
-        """What was measured beside the model that scored most pairs of a data set: its baselines are the data set's."""
+        """Return the results of the model that scored most pairs of a data set: its baselines are used for the data
+        set.
+        """
         return max(self.on(data).values(), key=lambda cell: cell.n).measured
 
 
@@ -100,11 +99,11 @@ def read_evaluation(folder: Path) -> Evaluation:
     """Read an evaluation.
 
     Args:
-        folder: Where `hafrm evaluate` wrote `results.json` and `scores.jsonl`.
+        folder: The folder to which `hafrm evaluate` wrote `results.json` and `scores.jsonl`.
 
     Raises:
-        DataError: a file is missing, is not what the evaluation writes, or holds a reward that is no finite number;
-            or the two files are of different evaluations.
+        DataError: a file is missing or malformed, has a reward that is not a finite number, or the two files are of
+            different evaluations.
     """
     results, scores = _read_json(folder / RESULTS_FILE), _read_finite_scores(folder / SCORES_FILE)
     try:

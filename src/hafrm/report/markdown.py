@@ -1,4 +1,4 @@
-"""An evaluation's accuracies and suites as Markdown tables, for READMEs and issues: `table.md` beside the page."""
+"""Write an evaluation's accuracies and suites as Markdown tables for READMEs: `table.md`, next to the page."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ def write_markdown(folder: Path) -> Path:
 
 
 def markdown_table(folder: Path) -> str:
-    """The accuracies of an evaluation's folder, with their 95% intervals, over the rows of length-only and random.
+    """Format the accuracies of an evaluation's folder, with their 95% intervals, above the length-only and random
+    baselines.
 
-    Where there are suites, a table for each follows, with its notes; without data they stand alone.
+    If there are suites, a table for each follows, with its notes; without data sets there are only these.
     """
     evaluation = read_evaluation(folder)
     names = short_names(evaluation.models)
@@ -41,7 +42,7 @@ def _accuracies(evaluation: Evaluation, names: Mapping[str, str]) -> str:
 
 
 def _suite(suite: SuiteTable, names: Mapping[str, str]) -> str:
-    """A suite's overall score and sections, and its notes, a paragraph each."""
+    """Format a suite's overall score and sections, and its notes, one paragraph each."""
     table = _table((f"{suite.title}, %", *suite.columns), (*suite.models, *suite.baselines), names)
     return table + "".join(f"\n{note}\n" for note in suite.notes)
 
@@ -53,7 +54,7 @@ def _table(columns: Sequence[str], rows: Iterable[TableRow], names: Mapping[str,
 
 
 def cell_text(cell: TableCell | None) -> str:
-    """A cell in one line: accuracy, interval, and how many pairs have no reward."""
+    """Format a cell in one line: accuracy, interval, and the number of pairs without a reward."""
     if cell is None:
         return "-"
     return " ".join(part for part in (cell.accuracy, cell.interval, f"({cell.note})" if cell.note else "") if part)

@@ -1,12 +1,12 @@
 "use strict";
-// The inspector of pairs. Texts come from models and from strangers: they enter the page as text nodes only.
+// The inspector of pairs. Texts are untrusted, so they enter the page only as text nodes.
 (() => {
   const PAGE = 50; // rows added at a time
   const EXCERPT = 1200; // characters shown of a long text
   const MOST_MARKS = 1000; // above this, hidden characters are spelt out in plain text
   const DEPTHS = [1 / 8, 1 / 4, 1 / 2, 1]; // shares of a model's scale from which on a token's colour is one deeper
 
-  // The same characters as in `wording.py`, where the reasons stand.
+  // The same characters as in `wording.py`, which gives the reasons.
   const HIDDEN =
     /[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\u{e0000}-\u{e007f}]/gu;
 
@@ -30,7 +30,7 @@
   const codepoint = (mark) => `U+${mark.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
   const spelt = (text) => text.replace(HIDDEN, (mark) => `⟨${codepoint(mark)}⟩`);
 
-  // The text as nodes, every hidden or reordering character replaced by a visible mark.
+  // Return the text as nodes, with every hidden or reordering character replaced by a visible mark.
   function nodes(text) {
     const marks = [...text.matchAll(HIDDEN)];
     if (marks.length > MOST_MARKS) return [spelt(text)];
@@ -43,7 +43,7 @@
     return [...parts, text.slice(from)];
   }
 
-  // A cut that does not fall inside a character of two code units.
+  // Cut the text, but not inside a character of two code units.
   function excerpt(text, limit) {
     const inside = /[\ud800-\udbff]/.test(text[limit - 1] ?? "");
     return text.slice(0, inside ? limit - 1 : limit);
@@ -184,19 +184,19 @@
     return (value > 0 ? "+" : "") + digits.replace("-", "−");
   }
 
-  // How deep a token's colour is, and on which side of 0: "more-3", "less-1", or "even".
+  // Return the depth of a token's colour, with the side of 0: "more-3", "less-1", or "even".
   function depthOf(value, model) {
     const depth = DEPTHS.filter((share) => Math.abs(value) >= share * data.scales[model]).length;
     return depth && value ? `${value > 0 ? "more" : "less"}-${depth}` : "even";
   }
 
-  // The pieces of a text, each with its log-ratio: [[text, number or null], ...].
+  // Return the pieces of a text, each with its log-ratio: [[text, number or null], ...].
   function pieced(text, pieces) {
     let at = 0;
     return pieces.map(([length, value]) => [text.slice(at, (at += length)), value]);
   }
 
-  // The text's first characters, about as many as the limit says, as coloured tokens.
+  // Return the text's first characters, about `limit` of them, as coloured tokens.
   function tokenNodes(text, limit, { pieces, model }) {
     const parts = [];
     let left = limit;
@@ -227,8 +227,8 @@
     return make("p", { class: "note legend" }, ...worded, make("span", { class: "swatches" }, ...swatches));
   }
 
-  // Below a response: the number of the token under the pointer or the focus, and all of them as a table.
-  // One token is in the order of Tab; the arrow keys go on from there.
+  // Below a response, show the log-ratio of the token under the pointer or in focus, and a table of all tokens.
+  // Tab reaches one token; the arrow keys move between tokens.
   function tokenReader(section, turns, tokens) {
     const hint = "Point at a token, or Tab to it and use the arrow keys.";
     const readout = make("p", { class: "readout", role: "status" }, hint);
@@ -251,7 +251,7 @@
     return [readout, tokenTable(turns, tokens)];
   }
 
-  // The focus goes from one element to another of a list, by the steps that the keys stand for.
+  // Move the focus between the elements of a list; `steps` maps keys to steps.
   function moveFocus(event, elements, steps) {
     const at = elements.indexOf(event.target);
     if (at < 0 || !(event.key in steps) || event.ctrlKey || event.altKey || event.metaKey) return;

@@ -1,7 +1,7 @@
-"""One self-contained HTML file from an evaluation's folder.
+"""Build one self-contained HTML file from an evaluation's folder.
 
-Style and script stand inline, the data as JSON that no browser runs, and the page's own policy forbids every other
-script and every request. So a response that holds markup shows as text, and the file can be mailed.
+Style and script are inline, the data are JSON that browsers don't execute, and the page's content security policy
+forbids all other scripts and all requests. So markup in responses is shown as text, and the file can be mailed.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ def write_page(
     """Write the page of an evaluation.
 
     Args:
-        folder: Where `hafrm evaluate` wrote `results.json`, `scores.jsonl` and maybe `tokens.jsonl`.
+        folder: The folder to which `hafrm evaluate` wrote `results.json`, `scores.jsonl` and maybe `tokens.jsonl`.
         title: The page's title, as plain text.
-        texts: The evaluated pairs by id, for the inspector; without them it shows rewards and lengths alone.
+        texts: The evaluated pairs by id, for the inspector; without them it only shows rewards and lengths.
         intro: A paragraph below the title, as plain text.
-        max_pairs: How many pairs the inspector holds, the worst mistakes first. Tables and plots use all scores.
+        max_pairs: Maximum number of pairs in the inspector, worst mistakes first. Tables and plots use all scores.
 
     Returns:
         The page's path: `index.html` in the folder.
 
     Raises:
-        DataError: the folder does not hold a whole evaluation.
+        DataError: the folder does not have a complete evaluation.
         ValueError: `max_pairs` is negative.
     """
     if max_pairs < 0:
@@ -112,5 +112,5 @@ def _asset(name: str) -> Markup:
 
 
 def _digest(content: str) -> str:
-    """The hash by which a content security policy allows one inline element and no other."""
+    """Return the hash with which a content security policy allows one inline element."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"

@@ -1,7 +1,7 @@
 """The page's plots: pure functions from numbers to inline SVG.
 
-Each is drawn in one narrow column and scaled by the page, so that it reads on a phone. Shares are of one, and are
-labelled in percent.
+Each is drawn in one narrow column and scaled by the page, so that it is readable on a phone. Shares are in [0, 1], and
+are labelled in percent.
 """
 
 from __future__ import annotations
@@ -43,13 +43,14 @@ class ForestRow:
 
 
 def forest(label: str, rows: Sequence[ForestRow], extent: tuple[float, float], length_accuracy: float) -> Markup:
-    """Accuracies with intervals, a row a model, over lines at random and at the accuracy of the longer response.
+    """Draw accuracies with intervals, a row per model, with lines at 50% and at the accuracy of picking the longer
+    response.
 
     Args:
-        label: What the plot shows, for screen readers.
+        label: Description for screen readers.
         rows: The models.
-        extent: The axis, as shares; the same for all plots that are to be compared.
-        length_accuracy: Where the dotted line stands.
+        extent: The range of the axis, in [0, 1]; the same for all plots that are to be compared.
+        length_accuracy: Position of the dotted line.
     """
     width, row_height, top = 320.0, 36.0, 6.0
     bottom = top + row_height * len(rows)
@@ -77,13 +78,13 @@ def _forest_row(row: ForestRow, x: Scale, top: float) -> list[Markup]:
 def _interval_dot(
     x: Scale, value: float, ci95: tuple[float, float] | None, y: float, *children: Markup
 ) -> list[Markup]:
-    """A dot over its interval, where it has one, on a horizontal axis."""
+    """Draw a dot on its interval, if it has one, along a horizontal axis."""
     whiskers = [line(x(ci95[0]), y, x(ci95[1]), y, "whisker")] if ci95 else []
     return [*whiskers, element("circle", *children, cx=x(value), cy=y, r=4, class_="dot")]
 
 
 def difference_bar(difference: float, ci95: tuple[float, float] | None, extent: float) -> Markup:
-    """One difference of accuracies with its interval, on an axis of [-extent, extent] with a line at 0."""
+    """Draw a difference of accuracies with its interval, on an axis of [-extent, extent] with a line at 0."""
     x = Scale(-extent, extent, 4, 116)
     return drawing(
         120,
@@ -94,13 +95,13 @@ def difference_bar(difference: float, ci95: tuple[float, float] | None, extent: 
 
 
 def margin_histogram(label: str, margins: Floats) -> Markup:
-    """How many pairs have which margin: wrong ones, below 0, apart in colour from right ones.
+    """Draw a histogram of margins, with separate colours for wrong pairs (below 0) and right ones.
 
-    The middle 99% of the margins set the axis; what lies beyond counts in the outermost bars.
+    The axis covers the middle 99% of the margins; values outside count in the outermost bars.
 
     Args:
-        label: What the plot shows, for screen readers.
-        margins: Reward of the better response less that of the other, [N], N > 0.
+        label: Description for screen readers.
+        margins: Reward of the better response minus that of the other, [N], N > 0.
     """
     edges = _margin_edges(margins)
     inner = (edges[:-1] + edges[1:]) / 2
@@ -114,17 +115,17 @@ def margin_histogram(label: str, margins: Floats) -> Markup:
 
 
 def reward_histogram(label: str, chosen: Floats, rejected: Floats) -> Markup:
-    """How many responses have which reward: the chosen ones as bars, the rejected ones as an outline over them.
+    """Draw a histogram of rewards: the chosen responses as bars, the rejected ones as an outline over them.
 
-    The middle 99% of all rewards set the axis; what lies beyond counts in the outermost bars.
+    The axis covers the middle 99% of all rewards; values outside count in the outermost bars.
 
     Args:
-        label: What the plot shows, for screen readers.
+        label: Description for screen readers.
         chosen: Rewards of the better responses, [N], N > 0.
         rejected: Rewards of the other responses, [N].
     """
     low, high = map(float, np.quantile(np.concatenate([chosen, rejected]), [0.005, 0.995]))
-    spread = max(high - low, 1e-6 * max(abs(low), abs(high)))  # finer bins than floats could not be told apart
+    spread = max(high - low, 1e-6 * max(abs(low), abs(high)))  # finer bins would be indistinguishable as floats
     step = nice_step(spread or 1.0, 40)
     first, last = int(np.floor(low / step)), int(np.floor(high / step)) + 1
     edges = np.asarray(np.arange(first, last + 1) * step, dtype=np.float64)
@@ -147,13 +148,12 @@ _KEY = (
 
 
 def _counts(values: Floats, edges: Floats) -> Floats:
-    """How many values lie in each bin; what lies beyond counts in the outermost ones."""
+    """Count the values in each bin; those outside count in the outermost ones."""
     inner = (edges[:-1] + edges[1:]) / 2
     return np.asarray(np.histogram(np.clip(values, inner[0], inner[-1]), edges)[0])
 
 
 def _counting_frame(edges: Floats, most: int, x_label: str, y_label: str) -> tuple[Frame, list[Markup]]:
-    """The axes of a histogram."""
     step = nice_step(float(most), 4)
     frame = _frame((float(edges[0]), float(edges[-1])), (0.0, max(float(most), step)))
     x_step = nice_step(float(edges[-1] - edges[0]), 6)
@@ -162,7 +162,7 @@ def _counting_frame(edges: Floats, most: int, x_label: str, y_label: str) -> tup
 
 
 def _margin_edges(margins: Floats) -> Floats:
-    """Edges of equal bins, one of which lies at 0, so that no bar holds wrong pairs and right ones."""
+    """Return the edges of equal bins, with one edge at 0, so that no bar mixes wrong and right pairs."""
     low, high = np.quantile(margins, [0.005, 0.995])
     low, high = min(float(low), 0.0), max(float(high), 0.0)
     step = nice_step(high - low or 1.0, 40)
@@ -176,7 +176,7 @@ def _bar(frame: Frame, low: float, high: float, count: int) -> list[tuple[str, f
 
 
 def reliability_curve(label: str, bins: Sequence[PlottedBin]) -> Markup:
-    """Accuracy against stated confidence over the diagonal of a calibrated model."""
+    """Draw accuracy against stated confidence, with the diagonal of a calibrated model."""
     frame = _frame((0.5, 1.0), (0.0, 1.0))
     ticks: list[Tick] = [(share, f"{100 * share:.0f}") for share in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)]
     parts = frame.axes(ticks, _PERCENT_TICKS, "stated confidence, %", "accuracy, %")
@@ -185,9 +185,10 @@ def reliability_curve(label: str, bins: Sequence[PlottedBin]) -> Markup:
 
 
 def accuracy_by_slot(label: str, bins: Sequence[PlottedBin], x_label: str) -> Markup:
-    """Accuracy in bins of equal width on the page whatever their width in `x`; the ticks are the bins' edges.
+    """Draw accuracy in bins of equal width on the page, regardless of their width in `x`; the ticks are the bins'
+    edges.
 
-    Margins and length differences have long tails, which a linear axis would press into a corner.
+    Margins and length differences have long tails, which would squeeze most bins together on a linear axis.
     """
     frame = _frame((0.0, float(len(bins))), (0.0, 1.0))
     edges = [each.low for each in bins] + [bins[-1].high]
@@ -199,7 +200,7 @@ def accuracy_by_slot(label: str, bins: Sequence[PlottedBin], x_label: str) -> Ma
 
 
 def _curve(frame: Frame, places: Sequence[tuple[float, PlottedBin]]) -> list[Markup]:
-    """Dots with whiskers, joined by a line."""
+    """Draw dots with whiskers, joined by a line."""
     at = [(frame.x(x), frame.y(each.accuracy)) for x, each in places]
     parts = [path((("L" if number else "M", x, y) for number, (x, y) in enumerate(at)), "curve")]
     for (x, y), (_, each) in zip(at, places, strict=True):
@@ -215,10 +216,10 @@ def _frame(x: tuple[float, float], y: tuple[float, float]) -> Frame:
 
 
 def _ticks(values: Sequence[float]) -> list[Tick]:
-    """Labels with so many decimals that the largest value has three digits: "−0.25", "1,200"."""
+    """Label values with as many decimals as give the largest value three digits: "−0.25", "1,200"."""
     largest = max(map(abs, values)) or 1.0
     decimals = max(0, 2 - math.floor(math.log10(largest)))
-    rounded = [round(value, decimals) + 0.0 for value in values]  # + 0.0: no negative zero
+    rounded = [round(value, decimals) + 0.0 for value in values]  # + 0.0 avoids negative zero
     return [
         (value, (f"{short:,.0f}" if abs(short) >= 1000 else f"{short:g}").replace("-", "−"))
         for value, short in zip(values, rounded, strict=True)

@@ -16,7 +16,7 @@ __all__ = ["Series", "StraightLine", "scatter"]
 
 _WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 380.0, 46.0, 368.0, 26.0, 262.0
 
-# Corners of each shape about its middle, for shapes that are no circle; `_SHAPES[i]` goes with the class `s{i}`.
+# Corners of each non-circular shape around its centre; `_SHAPES[i]` belongs to the class `s{i}`.
 _SHAPES: tuple[tuple[tuple[float, float], ...], ...] = (
     (),
     ((-3.5, -3.5), (3.5, -3.5), (3.5, 3.5), (-3.5, 3.5)),
@@ -37,7 +37,7 @@ class Series:
 
 @dataclass(frozen=True)
 class StraightLine:
-    """The line y = intercept + slope * x, drawn as far as the plot reaches."""
+    """The line y = intercept + slope * x, drawn across the whole plot."""
 
     name: str
     slope: float
@@ -48,13 +48,13 @@ class StraightLine:
 def scatter(
     label: str, series: Sequence[Series], x_label: str, y_label: str, lines: Sequence[StraightLine] = ()
 ) -> Markup:
-    """Points of up to five kinds, told apart by colour and by shape, with straight lines through them.
+    """Draw points of up to five kinds, distinguished by colour and by shape, with straight lines below them.
 
     Args:
-        label: What the plot shows, for screen readers.
+        label: Description for screen readers.
         series: The points, at least one in all; finite.
-        x_label: What x is.
-        y_label: What y is.
+        x_label: Label of the x axis.
+        y_label: Label of the y axis.
         lines: Lines to draw below the points.
 
     Raises:
@@ -80,7 +80,7 @@ def scatter(
 
 
 def _extent(values: Floats) -> tuple[float, float]:
-    """The values' range with a margin of a twentieth."""
+    """Return the values' range with a margin of 5%."""
     low, high = float(values.min()), float(values.max())
     margin = (high - low or abs(high) or 1.0) / 20
     return low - margin, high + margin
@@ -92,7 +92,7 @@ def _ticks(low: float, high: float) -> list[Tick]:
 
 
 def _straight(frame: Frame, each: StraightLine) -> Markup | None:
-    """The part of a line within the plot; None where it does not meet it."""
+    """Draw the part of a line within the plot; None if the line is outside."""
     x = np.array([frame.x.low, frame.x.high])
     if each.slope:
         meets = np.sort((np.array([frame.y.low, frame.y.high]) - each.intercept) / each.slope)

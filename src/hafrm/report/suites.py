@@ -1,4 +1,4 @@
-"""The tables of published benchmarks, worded: a model a row, the overall score and its sections across."""
+"""Format the tables of published benchmarks: a row per model, with columns for the overall score and its sections."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _Values = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class SuiteDifference:
-    """A paired difference of two models on one score, as it is printed, in points."""
+    """A formatted paired difference of two models on one score, in points."""
 
     score: str
     a: str
@@ -43,14 +43,14 @@ class SuiteTable:
     subset_baselines: tuple[TableRow, ...]
     differences: tuple[SuiteDifference, ...]
     notes: tuple[str, ...]
-    """Where it is from, what is missing, and what each model did not score."""
+    """Its source, what is missing, and what each model did not score."""
 
 
 def suite_tables(evaluation: Evaluation) -> tuple[SuiteTable, ...]:
-    """Word the suites of an evaluation.
+    """Format the suites of an evaluation.
 
     Raises:
-        DataError: the results of a suite are not what the evaluation writes.
+        DataError: the results of a suite are malformed.
     """
     try:
         return tuple(_suite_table(name, raw) for name, raw in evaluation.suites.items())
@@ -80,7 +80,7 @@ def _suite_table(name: str, raw: Mapping[str, Any]) -> SuiteTable:
 def _rows(
     raw: Mapping[str, Any], levels: Sequence[str]
 ) -> tuple[tuple[str, ...], tuple[TableRow, ...], tuple[TableRow, ...]]:
-    """The columns of some levels, with the models' and the baselines' rows."""
+    """Return the columns of some levels, with the models' and the baselines' rows."""
     baselines = {"the longest response": raw["baselines"]["length"], "random": raw["baselines"]["random"]}
     keys = [(level, name) for level in levels for name in baselines["random"][level]]
     return (
@@ -114,7 +114,6 @@ def _difference(row: Mapping[str, Any]) -> SuiteDifference:
 
 
 def _all_scores(raw: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The scores of all models, of every level."""
     for found in raw["models"].values():
         for level in ("overall", "sections", "pooled", "subsets"):
             yield from found[level].values()

@@ -1,7 +1,7 @@
 """Small pieces of inline SVG: scales, ticks, elements and the frame of a plot.
 
-Everything is coloured by class, so that the page's style sheet rules both its light and its dark look; nothing here
-knows what is plotted.
+Everything is coloured by class, so that the page's style sheet controls both light and dark mode; this module does not
+depend on what is plotted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hafrm.report.wording import visible
 __all__ = ["Frame", "Scale", "Tick", "drawing", "element", "line", "nice_step", "path", "steps", "text"]
 
 Tick = tuple[float, str]
-"""A place on an axis, in the units of what is plotted, and its label."""
+"""A position on an axis, in the units of the plotted values, and its label."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,14 @@ class Scale:
     end: float
 
     def __call__(self, value: float) -> float:
-        """The pixel of a value; a scale without extent puts every value in its middle."""
+        """Return the pixel of a value; a scale with zero extent maps every value to its middle."""
         if self.high == self.low:
             return (self.start + self.end) / 2
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
 def element(name: str, *children: Markup | str, **attributes: str | float) -> Markup:
-    """One element, escaped; numbers have at most one decimal, and `_` in an attribute's name stands for `-`."""
+    """Build one element, escaped; numbers have at most one decimal, and `_` in an attribute's name becomes `-`."""
     worded = "".join(
         Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _number(value))
         for key, value in attributes.items()
@@ -48,29 +48,29 @@ def element(name: str, *children: Markup | str, **attributes: str | float) -> Ma
 
 
 def drawing(width: float, height: float, label: str, children: Iterable[Markup]) -> Markup:
-    """A whole picture that scales with its place; `label` says to a screen reader what it shows."""
+    """Build a picture that scales with its container; `label` describes it to screen readers."""
     return element(
         "svg", *children, viewBox=f"0 0 {_number(width)} {_number(height)}", role="img", aria_label=visible(label)
     )
 
 
 def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:
-    """A straight line."""
+    """Draw a straight line."""
     return element("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=class_)
 
 
 def path(commands: Iterable[tuple[str, float, float]], class_: str) -> Markup:
-    """A path of absolute commands that take two numbers each: ("M", x, y), ("L", x, y)."""
+    """Draw a path of absolute commands that take two numbers each: ("M", x, y), ("L", x, y)."""
     return element("path", d="".join(f"{name}{_number(x)} {_number(y)}" for name, x, y in commands), class_=class_)
 
 
 def text(x: float, y: float, content: str, class_: str = "") -> Markup:
-    """A line of text; its class says how it is anchored."""
+    """Draw a line of text; its class sets its anchor."""
     return element("text", visible(content), x=x, y=y, **({"class_": class_} if class_ else {}))
 
 
 def nice_step(extent: float, count: int) -> float:
-    """The step of the form 1, 2 or 5 times a power of ten that splits `extent` into at most `count` parts.
+    """Return the step of the form 1, 2 or 5 times a power of ten that splits `extent` into at most `count` parts.
 
     Raises:
         ValueError: the extent is not positive.
@@ -83,7 +83,7 @@ def nice_step(extent: float, count: int) -> float:
 
 
 def steps(low: float, high: float, step: float) -> list[float]:
-    """The multiples of `step` within [low, high]."""
+    """Return the multiples of `step` within [low, high]."""
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [number * step for number in range(first, last + 1)]
 
@@ -96,7 +96,7 @@ class Frame:
     y: Scale
 
     def axes(self, x_ticks: Sequence[Tick], y_ticks: Sequence[Tick], x_label: str, y_label: str) -> list[Markup]:
-        """Horizontal grid lines, the base line, tick labels, and what the axes stand for."""
+        """Draw horizontal grid lines, the base line, tick labels, and axis labels."""
         left, right, bottom, top = self.x.start, self.x.end, self.y.start, self.y.end
         parts = [line(left, self.y(value), right, self.y(value), "grid") for value, _ in y_ticks]
         parts += [text(left - 5, self.y(value) + 3.5, label, "end") for value, label in y_ticks]

@@ -1,4 +1,4 @@
-"""The page's two tables, worded: accuracies with their intervals, and paired comparisons."""
+"""Format the page's two tables: accuracies with their intervals, and paired comparisons."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ __all__ = [
 
 @dataclass(frozen=True)
 class TableCell:
-    """One accuracy as it is printed."""
+    """One formatted accuracy."""
 
     accuracy: str
     interval: str = ""
     note: str = ""
-    """The pairs that have no reward, where there are some."""
+    """The number of pairs without a reward; empty if there are none."""
     best: bool = False
 
 
 @dataclass(frozen=True)
 class TableRow:
-    """One model, or one baseline that needs no model, over all data sets; None where it was not evaluated."""
+    """One model or baseline over all data sets; None if it was not evaluated."""
 
     name: str
     cells: tuple[TableCell | None, ...]
@@ -44,21 +44,21 @@ class TableRow:
 
 @dataclass(frozen=True)
 class AccuracyTable:
-    """Models down, data sets across."""
+    """A row per model, a column per data set."""
 
     columns: tuple[tuple[str, str], ...]
-    """Each data set with its numbers of pairs and prompts, worded."""
+    """Each data set with its formatted numbers of pairs and prompts."""
     models: tuple[TableRow, ...]
     baselines: tuple[TableRow, ...]
     undecided: tuple[str, ...]
-    """The data sets on which no model is marked as best, though several have intervals."""
+    """The data sets on which no model is marked as best, although several have intervals."""
     few: tuple[str, ...]
-    """The data sets whose pairs are of fewer than six prompts, so that there are no intervals."""
+    """The data sets with pairs from fewer than six prompts, which have no intervals."""
 
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One paired comparison as it is printed; differences are a's less b's, in points."""
+    """One formatted paired comparison; differences are a's minus b's, in points."""
 
     a: str
     b: str
@@ -74,7 +74,7 @@ class ComparisonRow:
 
 
 def accuracy_table(evaluation: Evaluation) -> AccuracyTable:
-    """Word the accuracies, and mark the best model of each data set where the data can tell."""
+    """Format the accuracies, and mark the best model of each data set if the difference is significant."""
     best = {data: marked_best(evaluation, data) for data in evaluation.data}
     few = tuple(data for data in evaluation.data if 0 < _groups(evaluation, data) < FEWEST_GROUPS)
     several = [data for data in evaluation.data if len(evaluation.measured_on(data)) > 1 and data not in few]
@@ -94,7 +94,7 @@ def accuracy_table(evaluation: Evaluation) -> AccuracyTable:
 
 
 def marked_best(evaluation: Evaluation, data: str) -> str | None:
-    """The most accurate model on a data set, if the interval of its difference to the second excludes 0."""
+    """Return the most accurate model on a data set, if the interval of its difference to the second excludes 0."""
     ranked = sorted(evaluation.measured_on(data).items(), key=lambda item: item[1].accuracy, reverse=True)
     if len(ranked) < 2:
         return None
@@ -104,7 +104,7 @@ def marked_best(evaluation: Evaluation, data: str) -> str | None:
 
 
 def comparison_rows(comparisons: Sequence[Comparison]) -> dict[str, tuple[ComparisonRow, ...]]:
-    """Word the comparisons, by data set; their bars share one scale, that of the widest interval."""
+    """Format the comparisons, by data set; their bars share one scale, that of the widest interval."""
     extent = max((abs(end) for c in comparisons for end in (c.difference, *(c.ci95 or ()))), default=0.0) or 0.01
     return {
         data: tuple(_comparison_row(c, extent) for c in comparisons if c.data == data)
@@ -123,7 +123,7 @@ def _comparison_row(comparison: Comparison, extent: float) -> ComparisonRow:
         bar=difference_bar(comparison.difference, comparison.ci95, extent),
         p_bootstrap="–" if few else p_value(comparison.p_bootstrap),
         p_holm="–" if few else p_value(comparison.p_holm),
-        p_mcnemar="–" if few else p_value(comparison.p_mcnemar),  # it takes the pairs of one prompt for independent
+        p_mcnemar="–" if few else p_value(comparison.p_mcnemar),  # treats pairs of a prompt as independent
         decided=comparison.better is not None,
     )
 
@@ -147,6 +147,5 @@ def _worded(cell: Cell | None, best: bool) -> TableCell | None:
 
 
 def _baselines(evaluation: Evaluation, name: str) -> tuple[TableCell | None, ...]:
-    """A baseline's accuracy on each data set."""
     fullest = [evaluation.fullest_on(data) for data in evaluation.data]
     return tuple(TableCell(percent(getattr(measured, name))) if measured else None for measured in fullest)

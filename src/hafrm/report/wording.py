@@ -1,4 +1,4 @@
-"""How numbers, names and foreign texts read on the page: pure functions from values to strings."""
+"""Format numbers, names and untrusted texts for the page: pure functions from values to strings."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ __all__ = ["count", "interval", "p_value", "percent", "points", "short_names", "
 
 _MINUS = "\u2212"
 
-# What a reader can't see or what reorders the text around it: C0 and C1 controls but for tab and line ends, the soft
-# hyphen, marks of direction and their overrides, zero-width space and word joiner, line and paragraph separators, the
-# byte-order mark, lone surrogates, and tag characters. `page.js` has the same list. The joiners U+200C and U+200D stay:
-# Persian and emoji are written with them.
+# Characters that are invisible or that reorder the text around them: C0 and C1 controls except tab and line ends, the
+# soft hyphen, direction marks and overrides, zero-width space and word joiner, line and paragraph separators, the
+# byte-order mark, lone surrogates, and tag characters. `page.js` has the same list. The joiners U+200C and U+200D are
+# kept, because Persian and emoji need them.
 _HIDDEN = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
@@ -20,40 +20,40 @@ _HIDDEN = re.compile(
 
 
 def percent(share: float) -> str:
-    """A share of one in percent, with one decimal: 0.7512 is "75.1"."""
+    """Format a share in percent, with one decimal: 0.7512 is "75.1"."""
     return f"{100 * share:.1f}"
 
 
 def points(difference: float) -> str:
-    """A difference of two shares in points, with its sign: 0.012 is "+1.2"; what rounds to zero is "0.0"."""
+    """Format a difference of two shares in points, with its sign: 0.012 is "+1.2"; zero after rounding is "0.0"."""
     worded = f"{100 * difference:+.1f}".replace("-", _MINUS)
     return worded if worded.strip(f"+{_MINUS}0.") else "0.0"
 
 
 def interval(ends: tuple[float, float] | None, worded: Callable[[float], str]) -> str:
-    """An interval, each end worded: [75.1, 81.2]. Where there is none, nothing."""
+    """Format an interval, with its ends formatted by `worded`: [75.1, 81.2]; empty if there is none."""
     return f"[{worded(ends[0])}, {worded(ends[1])}]" if ends else ""
 
 
 def p_value(p: float) -> str:
-    """A p value with three decimals; what is smaller than they can tell is "< 0.001"."""
+    """Format a p value with three decimals; smaller values are "< 0.001"."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def count(number: int, noun: str) -> str:
-    """A number with its noun: "1 pair", "2,500 pairs"."""
+    """Format a number with its noun: "1 pair", "2,500 pairs"."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def visible(text: str) -> str:
-    """The text with every hidden or reordering character spelt out, as in "⟨U+202E⟩"."""
+    """Replace every hidden or reordering character with its code, as in "⟨U+202E⟩"."""
     return _HIDDEN.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", text)
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """Names without the leading folders that all of them share: "runs/haf" and "runs/dpo" are "haf" and "dpo".
+    """Remove the leading folders that all names share: "runs/haf" and "runs/dpo" become "haf" and "dpo".
 
-    Addresses of servers stay as they are.
+    Addresses of servers are unchanged.
     """
     parts = [[name] if "://" in name else name.rstrip("/").split("/") for name in names]
     shared = 0
@@ -63,7 +63,7 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
 
 
 def shortened(text: str, limit: int) -> str:
-    """At most `limit` characters, an ellipsis in the middle: paths and model names tell most at their two ends."""
+    """Shorten to `limit` characters with an ellipsis in the middle: the two ends of paths and model names say most."""
     if len(text) <= limit:
         return text
     tail = (limit - 1) // 2

@@ -1,1 +1,1 @@
-"""Reinforcement learning from a reward model: PPO of our own, GRPO and RLOO by TRL, with any `Scorer` as reward."""
+"""Reinforcement learning from a reward model: our own PPO, and TRL's GRPO and RLOO, with any `Scorer` as reward."""

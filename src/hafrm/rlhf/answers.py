@@ -1,4 +1,4 @@
-"""What a run's checkpoints answer to prompts that they were not trained on, and how far they have gone."""
+"""Generate the answers of a run's checkpoints to held-out prompts, and measure their KL from the reference."""
 
 from __future__ import annotations
 
@@ -23,39 +23,39 @@ from hafrm.rlhf.sampling import sample_responses
 __all__ = ["Answers", "checkpoint_answers"]
 
 _AT_ONCE = 32
-"""Prompts that are answered at a time. Another number draws other responses."""
+"""Prompts per batch. The drawn responses depend on it."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """One checkpoint's answers, one a prompt, in order."""
+    """One checkpoint's answers, one per prompt, in order."""
 
     step: int
     texts: list[str]
     kl: list[float]
     """Each response's log-ratio to the reference, in nats: their mean estimates KL(policy || reference)."""
     lengths: list[int]
-    """Tokens."""
+    """In tokens."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return asdict(self)
 
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> Answers:
-        """The answers out of `as_dict`."""
+        """Restore the answers from `as_dict`."""
         return cls(**value)
 
 
 def checkpoint_answers(config: RlhfConfig, prompts: Sequence[Prompt], *, seed: int) -> Iterator[Answers]:
-    """Each checkpoint's answers, those of the start (step 0) first.
+    """Yield each checkpoint's answers, starting with those of the initial model (step 0).
 
-    All checkpoints draw by the same random numbers, which lets their answers differ by no more than they must. The
-    program's own are left as they were.
+    All checkpoints use the same random numbers, so that their answers differ as little as possible. The program's own
+    random state is left unchanged.
 
     Args:
         config: The run's options.
-        prompts: What to answer.
+        prompts: The prompts to answer.
         seed: Seed of the draws.
     """
     tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)

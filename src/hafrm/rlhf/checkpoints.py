@@ -1,8 +1,8 @@
-"""A policy's checkpoints: folders that stock transformers loads, and beside them what a run goes on with.
+"""A policy's checkpoints: folders that stock transformers loads, with the state for resuming next to the weights.
 
-A folder holds the whole causal LM, or a LoRA run's adapters in PEFT's form, which `AutoModelForCausalLM` loads with
-their base, and in `checksums.json` the checksums of these. `trainer.pt` (optimizer, schedule, price of KL, value head;
-an archive with checksums of its own) stands in PPO's newest one alone.
+A folder has the whole causal LM, or a LoRA run's adapters in PEFT's form, which `AutoModelForCausalLM` loads with their
+base, and their checksums in `checksums.json`. Only PPO's newest checkpoint has a `trainer.pt` (optimizer, schedule, KL
+coefficient, value head; an archive with its own checksums).
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ STATE_FILE = "trainer.pt"
 
 
 def save_checkpoint(model: HybridModel, tokenizer: Any, state: dict[str, Any], folder: Path) -> None:
-    """Write a checkpoint, and then take the state of the older ones away.
+    """Write a checkpoint, then delete the trainer state of older ones.
 
     Raises:
-        UnwritableError: the disk is full, or the folder can't be written to.
+        UnwritableError: the disk is full, or the folder is not writable.
     """
     with writing(folder), atomic.new_folder(folder) as place:
         with quiet_transformers():
@@ -57,10 +57,10 @@ def save_checkpoint(model: HybridModel, tokenizer: Any, state: dict[str, Any], f
 
 
 def save_policy(model: HybridModel, tokenizer: Any, folder: Path) -> None:
-    """Write the policy alone, adapters merged, as a stock causal LM, whose config comes last.
+    """Write only the policy, adapters merged, as a stock causal LM; its config is written last.
 
     Raises:
-        UnwritableError: the disk is full, or the folder can't be written to.
+        UnwritableError: the disk is full, or the folder is not writable.
     """
     stock = model.stock_lm
     with writing(folder), atomic.new_files(folder, last="config.json") as place:
@@ -74,19 +74,19 @@ def save_policy(model: HybridModel, tokenizer: Any, folder: Path) -> None:
 
 
 def checkpoint_folders(run: Path) -> dict[int, Path]:
-    """A run's checkpoints by step, in order."""
+    """Return a run's checkpoints by step, in order."""
     found = {path.name.removeprefix("checkpoint-"): path for path in run.glob("checkpoint-*")}
     return {int(step): found[step] for step in sorted((s for s in found if s.isdecimal()), key=int)}
 
 
 def newest_checkpoint(run: Path) -> tuple[int, Path] | None:
-    """The last step that a run can go on from, with its folder."""
+    """Return the last step that a run can resume from, with its folder."""
     whole = {step: path for step, path in checkpoint_folders(run).items() if (path / STATE_FILE).is_file()}
     return max(whole.items()) if whole else None
 
 
 def require_as_saved(folder: Path) -> None:
-    """Refuse to go on from a checkpoint that is damaged; one of an older version has no checksums of its weights.
+    """Raise if a checkpoint is damaged; one of an older version has no checksums of its weights.
 
     Raises:
         DamagedError: names the file.
@@ -96,17 +96,17 @@ def require_as_saved(folder: Path) -> None:
 
 
 def restore(model: HybridModel, folder: Path) -> dict[str, Any]:
-    """Load a checkpoint's weights into a model of the same shape, in place; gives what `PpoTrainer` goes on with.
+    """Load a checkpoint's weights into a model of the same shape, in place; return the state for `PpoTrainer`.
 
     Raises:
         DamagedError: a file is not what was saved.
         TrainingError: the state can't be read.
-        ModelError: the weights can't.
+        ModelError: the weights can't be read.
     """
     require_as_saved(folder)
     try:
         state: dict[str, Any] = torch.load(folder / STATE_FILE, map_location=model.score.weight.device)
-    except Exception as error:  # torch raises pickle's own, zip's and more for a damaged file
+    except Exception as error:  # torch raises pickle's, zip's and other errors for a damaged file
         raise TrainingError(
             f"{folder / STATE_FILE} can't be read ({first_line(error)}). Remove {folder} and --overwrite the run, or "
             "choose another --out."
@@ -117,7 +117,7 @@ def restore(model: HybridModel, folder: Path) -> dict[str, Any]:
 
 
 def restore_policy(model: HybridModel, folder: Path) -> None:
-    """Load a checkpoint's policy into a model of the same shape, in place; the values stay.
+    """Load a checkpoint's policy into a model of the same shape, in place; the value head is unchanged.
 
     Raises:
         ModelError: the weights can't be read, or are not what was saved.

@@ -1,8 +1,8 @@
 """GRPO and RLOO by TRL's trainers, with the same prompts, scorer and options as PPO.
 
-TRL owns the loop: sampling, log-probs, KL (GRPO's in the loss, a mean over tokens; RLOO's taken off each response's
-reward, a sum), what a checkpoint holds. We give it the reward, deal the prompts, say when to save, and take its curves
-by the names that ours have.
+TRL owns the loop: sampling, log-probs, KL (in GRPO's loss as a mean over tokens; in RLOO subtracted from each
+response's reward as a sum), and the contents of checkpoints. We supply the reward, the order of prompts and the times
+of saving, and rename its curves to match PPO's.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ _NAMES = {
     "learning_rate": "learning_rate",
     "grad_norm": "grad_norm",
 }
-"""TRL's names of what PPO's curves tell, and ours."""
+"""TRL's names of the metrics that PPO's curves have, mapped to ours."""
 
 
 class GroupReward:
-    """A scorer as TRL calls a reward: with prompts' places, completions as messages, and their token ids.
+    """A scorer in the form of a TRL reward: takes prompt indices, completions as messages, and their token ids.
 
     Args:
-        job: The prompts, by whose places (the data set's column `place`) conversations are put together.
-        scorer: What rewards.
+        job: The prompts, which the data set's column `place` indexes.
+        scorer: Gives the rewards.
         ends: The tokens that end a response.
     """
 
@@ -59,7 +59,7 @@ class GroupReward:
         self.prompts, self.config = job.prompts.prompts, job.config
         self.scorer, self.ends = scorer, ends
         self.unscored = 0
-        """How many of the last batch's responses have no score."""
+        """Number of responses in the last batch that have no score."""
 
     def __call__(
         self,
@@ -70,7 +70,7 @@ class GroupReward:
         trainer_state: TrainerState,
         **others: Any,
     ) -> list[float | None]:
-        """Rewards in the completions' order; None where there is none, which TRL learns nothing from.
+        """Return rewards in the completions' order; None if there is none, which TRL leaves out of learning.
 
         Raises:
             DataError: no completion has a score.
@@ -87,7 +87,7 @@ class GroupReward:
 
 
 class _Curves(TrainerCallback):
-    """Writes metrics.jsonl in our names, and tells of every step."""
+    """Writes metrics.jsonl with our names, and reports every step."""
 
     def __init__(self, job: RlhfJob, reward: GroupReward) -> None:
         self.job, self.reward, self.last = job, reward, dict[str, float]()
@@ -95,7 +95,7 @@ class _Curves(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Keep what belongs to steps that will not be done again."""
+        """Drop the lines of steps that will be repeated."""
         keep_metrics(self.job.folder / METRICS_FILE, state.global_step)
         self.job.say(self.job.opening(state.global_step))
 
@@ -107,7 +107,7 @@ class _Curves(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Append one line; only a step that draws responses has a reward and what else is known of them."""
+        """Append one line; only steps that draw responses have rewards and response statistics."""
         if logs and "loss" in logs:
             told = {ours: float(logs[theirs]) for theirs, ours in _NAMES.items() if theirs in logs}
             if "reward" in logs:
@@ -119,9 +119,9 @@ class _Curves(TrainerCallback):
 
 
 class _Saves(TrainerCallback):
-    """Has a checkpoint written where PPO would have one, but never between two passes over a batch.
+    """Schedules checkpoints like PPO's, but never between two passes over a batch.
 
-    TRL keeps no drawn responses in it, so a run that went on from there would draw others.
+    TRL does not save the drawn responses, so a run resumed there would draw others.
     """
 
     def __init__(self, config: RlhfConfig) -> None:
@@ -133,10 +133,12 @@ class _Saves(TrainerCallback):
 
 
 class _Checksums(Trainer):
-    """Goes before a trainer of TRL's: each checkpoint holds the checksums of its weights."""
+    """Mixin for TRL's trainers that adds checksums of the weights to each checkpoint."""
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the weights, then their checksums; the trainer's state comes later, and says that all is there."""
+        """Write the weights, then their checksums; the trainer's state comes later and marks the checkpoint as
+        complete.
+        """
         super().save_model(output_dir, _internal_call)
         save_checksums(Path(output_dir or str(self.args.output_dir)))
 
@@ -152,7 +154,7 @@ def train_groups(job: RlhfJob) -> RlhfResult:
     _require_plain(job)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of optional parts of TRL's that nothing here uses
+            warnings.simplefilter("ignore")  # TRL warns about optional parts, unused here
             import trl
     except ImportError as error:
         raise MissingExtraError(f"--algorithm {job.config.algorithm} needs TRL: pip install 'hafrm[trl]'") from error
@@ -178,7 +180,7 @@ def train_groups(job: RlhfJob) -> RlhfResult:
 
 
 def _require_plain(job: RlhfJob) -> None:
-    """Refuse prompts that TRL's trainers would not render whole: they take no tools or documents of a row."""
+    """Raise for prompts with tools or documents, which TRL's trainers would not render."""
     rich = sum(bool(prompt.arguments or any(turn.more for turn in prompt.turns)) for prompt in job.prompts.prompts)
     if rich:
         raise ConfigError(
@@ -189,7 +191,9 @@ def _require_plain(job: RlhfJob) -> None:
 
 
 def _dataset(job: RlhfJob) -> Dataset:
-    """The prompts of all batches, in order: of TRL's own orders a run that goes on would get its first again."""
+    """Return the prompts of all batches, in order; with TRL's own orders, a resumed run would start from the first
+    again.
+    """
     config = job.config
     rows = [{**prompt.as_row(), "place": place} for place, prompt in enumerate(job.prompts.prompts)]
     prompts = config.batch_size // config.group.generations
@@ -200,7 +204,7 @@ def _dataset(job: RlhfJob) -> Dataset:
 
 
 def _arguments(config: RlhfConfig) -> dict[str, Any]:
-    """Our options in TRL's words; what is not named stays as TRL has it."""
+    """Translate our options to TRL's; options not named here keep TRL's defaults."""
     on_gpu = config.score.torch_device().type == "cuda"
     return {
         "output_dir": config.out,
@@ -224,7 +228,7 @@ def _arguments(config: RlhfConfig) -> dict[str, Any]:
         "weight_decay": 0.0,
         "optim": "adamw_torch",
         "seed": config.seed,
-        "save_strategy": "no",  # `_Saves` says when
+        "save_strategy": "no",  # scheduled by `_Saves`
         "logging_steps": 1,
         "report_to": [],
         "disable_tqdm": True,

@@ -1,4 +1,4 @@
-"""A policy's training, prepared: what the algorithms share from the first step to the last."""
+"""The prepared training of a policy: what all algorithms share."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from hafrm.training.manifest import save_manifest
 __all__ = ["Progress", "RlhfJob", "RlhfResult"]
 
 _PICTURES = ("curves.svg", "learning.svg")
-"""What `hafrm rlhf` draws in the folder."""
+"""Figures that `hafrm rlhf` draws in the folder."""
 
 Progress = Callable[[int, Mapping[str, float]], None]
-"""Hears of every step that is done, with its means."""
+"""Called with every finished step and its means."""
 
 
 @dataclass(frozen=True)
 class RlhfResult:
-    """What a policy's training came to."""
+    """The result of a policy's training."""
 
     folder: Path
     steps: int
     last: Mapping[str, float]
-    """The last step's means; empty where no step was left."""
+    """Means of the last step; empty if there was no step left."""
 
 
 @dataclass(frozen=True)
 class RlhfJob:
-    """Options, model and prompts that have proved sound."""
+    """Validated options, with model and prompts."""
 
     config: RlhfConfig
     model: HybridModel
-    """The policy at its start, with adapters if any; values begin at zero."""
+    """The initial policy, with adapters if any; values begin at zero."""
     tokenizer: Any
     prompts: PromptSet
     manifest: dict[str, Any]
@@ -52,16 +52,16 @@ class RlhfJob:
         return Path(self.config.out)
 
     def begin(self) -> None:
-        """Make the folder, which from now on holds an unfinished run."""
+        """Create the folder, which from now on contains an unfinished run."""
         if kept := make_folder(self.folder, anew=self.config.overwrite and self.folder.exists(), more=_PICTURES):
             self.say(kept)
         save_manifest(self.manifest, self.folder)
 
     def opening(self, done: int) -> str:
-        """What a run says at its start.
+        """Return what a run prints at its start.
 
         Args:
-            done: The steps that an earlier attempt has done.
+            done: Number of steps done by an earlier attempt.
         """
         config, overlong = self.config, self.prompts.account["overlong"]
         left_out = f" ({overlong} over {config.max_prompt_tokens} tokens left out)" if overlong else ""
@@ -71,7 +71,7 @@ class RlhfJob:
         )
 
     def finish(self, last: Mapping[str, float]) -> RlhfResult:
-        """Save the policy at the top of the folder, and close the manifest."""
+        """Save the policy at the top of the folder, and complete the manifest."""
         save_policy(self.model, self.tokenizer, self.folder)
         save_manifest(self.manifest | {"status": "finished", "steps": self.config.steps}, self.folder)
         return RlhfResult(self.folder, self.config.steps, last)

@@ -1,4 +1,4 @@
-"""From options to a policy: the model with values that begin at zero, on its device, beside its reference."""
+"""Load the policy: the model with values that begin at zero, on its device, and its reference."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = ["new_policy", "ready_policy"]
 
 
 def new_policy(config: RlhfConfig, tokenizer: Any) -> HybridModel:
-    """The model that training starts from, with adapters if any.
+    """Load the initial model, with adapters if any.
 
     Raises:
-        ModelError: no causal LM loads from there.
+        ModelError: no causal LM can be loaded from there.
         ConfigError: prompts with responses do not fit the model.
     """
     require_finished(Path(config.model))
@@ -48,16 +48,16 @@ def new_policy(config: RlhfConfig, tokenizer: Any) -> HybridModel:
 def ready_policy(
     config: RlhfConfig, model: HybridModel, tokenizer: Any, *, report: Callable[[str], None] = lambda reason: None
 ) -> Policy:
-    """The policy on its device, as it is now its own reference.
+    """Return the policy on its device, with its current weights as the reference.
 
     Args:
         config: The options.
-        model: What `new_policy` gave.
+        model: The result of `new_policy`.
         tokenizer: Its tokenizer.
-        report: Told why batches are padded, where they are.
+        report: Called with the reason if batches are padded.
 
     Raises:
-        ModelError: the model makes its logits in a way that hafrm does not know.
+        ModelError: hafrm does not support the model's way of computing logits.
     """
     model.to(config.score.torch_device())
     pad = tokenizer.pad_token_id

@@ -1,9 +1,10 @@
 """PPO's arithmetic: pure functions from tensors to tensors.
 
-Knows no model, tokenizer, text, device or option. Shape letters: S sequences, T response tokens of all of them.
+Independent of models, tokenizers, texts, devices and options. Shape letters: S sequences, T response tokens of all of
+them.
 
-Tokens lie end to end, sequence after sequence, with `lengths` beside them: there is no padding, so no mean, whitening
-or loss can count any.
+Tokens are concatenated, sequence after sequence, with `lengths` to split them: there is no padding that a mean,
+whitening or loss could count.
 """
 
 from __future__ import annotations
@@ -33,17 +34,18 @@ __all__ = [
 ]
 
 KlEstimator = Literal["k1", "k3"]
-"""How a token tells of KL(policy || reference), by names of Schulman's note (2020): `k1` is the log-ratio, unbiased and
-at times negative; `k3` is (r - 1) - log r with r = reference / policy, unbiased, never negative, of less variance near
-the reference, and of much more far from it."""
+"""Estimator of KL(policy || reference) from a token, with the names of Schulman's note (2020): `k1` is the log-ratio,
+unbiased and sometimes negative; `k3` is (r - 1) - log r with r = reference / policy, unbiased, never negative, with
+less variance near the reference and much more far from it.
+"""
 
 
 ScoreScale = Literal["raw", "centred", "normalised"]
-"""What is learnt from: scores as they come, less the mean of all so far, or that in units of their spread."""
+"""The scores to learn from: unchanged, minus the mean of all so far, or also divided by their standard deviation."""
 
 
 class ClippedLoss(NamedTuple):
-    """A loss a token, and where clipping decided it."""
+    """Per-token loss, and whether clipping determined it."""
 
     loss: Tensor
     """[T], float32."""
@@ -52,7 +54,7 @@ class ClippedLoss(NamedTuple):
 
 
 def kl_estimates(log_probs: Tensor, reference: Tensor, estimator: KlEstimator = "k1") -> Tensor:
-    """Each token's estimate of KL(policy || reference) in nats, for tokens that the policy drew.
+    """Estimate KL(policy || reference) per token in nats, for tokens that the policy drew.
 
     Args:
         log_probs: Log-probs under the policy, [T].
@@ -71,15 +73,15 @@ def kl_estimates(log_probs: Tensor, reference: Tensor, estimator: KlEstimator = 
 
 
 def shaped_rewards(scores: Tensor, kl: Tensor, lengths: Sequence[int], coefficient: float) -> Tensor:
-    """Rewards of tokens: each pays for its KL, and a sequence's last one gets the sequence's score as well.
+    """Return per-token rewards: minus the KL penalty, plus the sequence's score at its last token.
 
     This is the reward of Stiennon et al. (2020) and Ouyang et al. (2022), spread over tokens.
 
     Args:
-        scores: What the reward model gives each sequence, [S].
-        kl: Each token's KL estimate, [T].
+        scores: Score of each sequence, [S].
+        kl: KL estimate of each token, [T].
         lengths: Response tokens of each sequence, [S], summing to T.
-        coefficient: The price of a nat.
+        coefficient: Penalty per nat.
 
     Returns:
         Rewards, [T].
@@ -98,26 +100,26 @@ def shaped_rewards(scores: Tensor, kl: Tensor, lengths: Sequence[int], coefficie
 def generalised_advantages(
     rewards: Tensor, values: Tensor, lengths: Sequence[int], *, gamma: float, lam: float
 ) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation (Schulman et al., 2016); a sequence ends with its last token.
+    """Compute generalised advantage estimates (Schulman et al., 2016); a sequence ends with its last token.
 
-    delta_t = r_t + gamma * V_{t+1} - V_t, A_t = delta_t + gamma * lam * A_{t+1}, with V and A zero behind the end.
+    delta_t = r_t + gamma * V_{t+1} - V_t, A_t = delta_t + gamma * lam * A_{t+1}, with V and A zero after the end.
 
     Args:
-        rewards: Each token's reward, [T].
-        values: What was expected before each token, [T].
+        rewards: Reward of each token, [T].
+        values: Value before each token, [T].
         lengths: Response tokens of each sequence, [S].
         gamma: Discount of later rewards.
-        lam: Weight of longer estimates: 0 trusts the values, 1 the rewards.
+        lam: Weight of longer estimates: 0 relies on the values, 1 on the rewards.
 
     Returns:
-        Advantages and the returns that values should have told (A + V), each [T].
+        Advantages and returns (A + V), the targets of the values, each [T].
 
     Raises:
         ValueError: the shapes differ or the lengths do not fit.
     """
     _require_same_shape(rewards=rewards, values=values)
     _require_lengths(lengths, rewards=rewards)
-    # Zeros behind a sequence's end are what the recursion wants there: no delta, no value, no advantage.
+    # Zero padding after a sequence's end is what the recursion needs: no delta, no value, no advantage.
     row_rewards, row_values = (pad_sequence(list(x.split(list(lengths))), batch_first=True) for x in (rewards, values))
     following = torch.cat((row_values[:, 1:], torch.zeros_like(row_values[:, :1])), dim=1)
     deltas = row_rewards + gamma * following - row_values
@@ -138,13 +140,13 @@ def whiten(values: Tensor) -> Tensor:
 
 
 def clipped_policy_loss(log_probs: Tensor, old: Tensor, advantages: Tensor, clip: float) -> ClippedLoss:
-    """PPO's clipped objective (Schulman et al., 2017, Eq. 7), negated: max(-A r, -A clip(r, 1 - clip, 1 + clip)).
+    """Return PPO's negated clipped objective (Schulman et al., 2017, Eq. 7): max(-A r, -A clip(r, 1 - clip, 1 + clip)).
 
     Args:
-        log_probs: Log-probs under the policy that is trained, [T].
-        old: Those under the policy that drew the tokens, [T].
-        advantages: How much better than expected each token was, [T].
-        clip: How far the ratio r may move from 1 before it stops to pay.
+        log_probs: Log-probs under the current policy, [T].
+        old: Log-probs under the policy that drew the tokens, [T].
+        advantages: Advantage of each token, [T].
+        clip: Distance of the ratio r from 1 beyond which the objective stops improving.
 
     Raises:
         ValueError: the shapes differ.
@@ -157,13 +159,14 @@ def clipped_policy_loss(log_probs: Tensor, old: Tensor, advantages: Tensor, clip
 
 
 def clipped_value_loss(values: Tensor, old: Tensor, returns: Tensor, clip: float) -> ClippedLoss:
-    """Half the squared error of values, the larger of that of the value and of the value kept within `clip` of the old.
+    """Return half the squared error, the larger of that of the value and of the value clipped to within `clip` of the
+    old.
 
     Args:
-        values: Values that are trained, [T].
+        values: Current values, [T].
         old: Values when the tokens were drawn, [T].
-        returns: What they should be, [T].
-        clip: How far a value may move in one batch.
+        returns: Target values, [T].
+        clip: Maximum change of a value per batch.
 
     Raises:
         ValueError: the shapes differ.
@@ -175,7 +178,7 @@ def clipped_value_loss(values: Tensor, old: Tensor, returns: Tensor, clip: float
 
 
 def explained_variance(values: Tensor, returns: Tensor) -> float:
-    """The share of the returns' variance that values foretell: 1 at best, 0 for a constant; 0 where nothing varies."""
+    """Return the share of the returns' variance that values explain: at most 1; 0 for constant values or returns."""
     _require_same_shape(values=values, returns=returns)
     total = returns.float().var(correction=0).item()
     return 1 - (returns - values).float().var(correction=0).item() / total if total > 0 else 0.0
@@ -191,7 +194,7 @@ class ScoreStatistics:
     """Sum of squared deviations from the mean."""
 
     def after(self, scores: Tensor) -> ScoreStatistics:
-        """The statistics with a batch's scores, [S], added."""
+        """Return the statistics after adding a batch's scores, [S]."""
         scores = scores.double()
         count = self.count + len(scores)
         mean = scores.mean().item()
@@ -200,7 +203,7 @@ class ScoreStatistics:
         return ScoreStatistics(count, self.mean + shift * len(scores) / count, self.squares + squares)
 
     def scaled(self, scores: Tensor, scale: ScoreScale) -> Tensor:
-        """Scores as they are learnt from, [S]; see `ScoreScale`."""
+        """Return scores scaled for learning, [S]; see `ScoreScale`."""
         if scale == "raw":
             return scores
         centred = scores - self.mean
@@ -209,16 +212,16 @@ class ScoreStatistics:
 
 @dataclass(frozen=True)
 class KlController:
-    """The price of a nat, which follows a target (Ziegler et al., 2019, section 2.2), or stays."""
+    """KL coefficient, fixed or adapted to a target KL (Ziegler et al., 2019, section 2.2)."""
 
     coefficient: float
     target: float | None
-    """The KL of a sequence in nats that the price steers to; None: the price stays."""
+    """Target KL per sequence in nats; None keeps the coefficient."""
     horizon: int = 10_000
-    """Sequences over which a KL at twice the target (or beyond) raises the price by about a fifth."""
+    """Sequences over which a KL of twice the target (or more) raises the coefficient by about a fifth."""
 
     def after(self, kl: float, sequences: int) -> KlController:
-        """The controller when a batch had this mean KL a sequence; a KL that is not finite moves nothing."""
+        """Return the controller after a batch with this mean KL per sequence; a non-finite KL changes nothing."""
         if self.target is None or not math.isfinite(kl):
             return self
         error = min(max(kl / self.target - 1, -0.2), 0.2)

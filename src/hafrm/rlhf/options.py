@@ -1,8 +1,8 @@
-"""What a policy's training is told: the options of `hafrm rlhf`, with the paper's settings as defaults.
+"""Options of `hafrm rlhf`, with the paper's settings as defaults.
 
-Appendix A names batch, new tokens, learning rate, top-p and the number of episodes, and LLaMA-Factory for all else. Its
-defaults, and those of the PPO of TRL 0.9 below it, are the others here. An option that the algorithm would not read is
-refused.
+Appendix A gives batch size, new tokens, learning rate, top-p and the number of episodes, and refers to LLaMA-Factory
+for the rest. The other defaults are LLaMA-Factory's, and those of TRL 0.9's PPO on which it builds. An option that has
+no effect on the algorithm is refused.
 """
 
 from __future__ import annotations
@@ -32,17 +32,18 @@ _KL_PRICES: Mapping[Algorithm, float] = {"ppo": 0.2, "grpo": 0.04, "rloo": 0.05}
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
-    """How the policy answers."""
+    """Options for sampling responses."""
 
     max_new_tokens: int = 256
-    """The most tokens of a response (Appendix A: 256)."""
+    """Maximum tokens of a response (Appendix A: 256)."""
 
     top_p: float = 0.9
-    """Nucleus: the smallest set of tokens that holds this share of the probability (Appendix A: 0.9). Log-probs are
-    taken under the whole distribution all the same; see docs/rlhf.md for what that means."""
+    """Nucleus sampling: the smallest set of tokens with at least this share of the probability (Appendix A: 0.9).
+    Log-probs still use the whole distribution; docs/rlhf.md explains the consequences.
+    """
 
     temperature: float = 1.0
-    """Logits are divided by this, in sampling and in every log-prob."""
+    """Temperature that divides logits, in sampling and in every log-prob."""
 
     def __post_init__(self) -> None:
         _require_finite(self, "sampling.")
@@ -56,16 +57,18 @@ class SamplingOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class KlOptions:
-    """What it costs to leave the reference."""
+    """KL penalty that keeps the policy close to the reference."""
 
     coefficient: float | None = None
-    """Price of a nat of KL(policy || reference): where PPO starts (0.2), what GRPO (0.04) and RLOO (0.05) keep to."""
+    """KL coefficient, the penalty per nat of KL(policy || reference). PPO starts with it (0.2); GRPO (0.04) and RLOO
+    (0.05) keep it fixed.
+    """
 
     target: float | None = 6.0
-    """PPO: the KL of a response, in nats, that the price is steered to; null keeps the price."""
+    """PPO: target KL per response, in nats, to which the coefficient adapts; null keeps the coefficient."""
 
     horizon: int = 10_000
-    """PPO: responses over which a KL at twice the target raises the price by about a fifth."""
+    """PPO: responses over which a KL of twice the target raises the coefficient by about a fifth."""
 
     estimator: KlEstimator = "k1"
     """PPO: `k1`, log pi - log pi_ref of the drawn token; or `k3`, which is never negative."""
@@ -84,13 +87,13 @@ class KlOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PpoOptions:
-    """How PPO learns from a batch of responses."""
+    """Options for PPO's learning from a batch of responses."""
 
     epochs: int = 4
-    """How often each batch is gone through."""
+    """Number of passes over each batch."""
 
     minibatches: int = 1
-    """Optimizer steps an epoch: the batch's responses are dealt out evenly, anew in each epoch."""
+    """Optimizer steps per epoch; the batch's responses are split evenly, and reshuffled for each epoch."""
 
     gamma: float = 1.0
     """Discount of later rewards."""
@@ -99,18 +102,19 @@ class PpoOptions:
     """Lambda of generalised advantage estimation."""
 
     clip: float = 0.2
-    """How far a token's probability ratio may move from 1."""
+    """Maximum distance of a token's probability ratio from 1."""
 
     value_clip: float = 0.2
-    """How far a value may move in one batch."""
+    """Maximum change of a value per batch."""
 
     scores: ScoreScale = "normalised"
-    """`normalised` takes the mean of all scores so far off and divides by their standard deviation: a reward model's
-    zero and unit are nobody's choice, and values begin at zero. `centred` leaves the unit; `raw` takes scores as they
-    come, as LLaMA-Factory does."""
+    """`normalised` subtracts the mean of all scores so far and divides by their standard deviation, since a reward
+    model's zero and unit are arbitrary, and values begin at zero. `centred` only subtracts the mean; `raw` uses scores
+    unchanged, as LLaMA-Factory does.
+    """
 
     value_weight: float = 0.1
-    """Weight of the value loss beside the policy's."""
+    """Weight of the value loss relative to the policy loss."""
 
     def __post_init__(self) -> None:
         _require_finite(self, "ppo.")
@@ -131,16 +135,16 @@ class PpoOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupOptions:
-    """How GRPO and RLOO compare responses to one prompt."""
+    """Options of GRPO and RLOO, which compare responses to the same prompt."""
 
     generations: int = 4
-    """Responses a prompt, at least 2; the batch is a multiple of it."""
+    """Responses per prompt, at least 2; the batch is a multiple of it."""
 
     iterations: int = 1
-    """How often each batch is learnt from, each time in a step of its own: `steps` counts them all."""
+    """Passes over each batch, each of which is a separate step: `steps` counts them all."""
 
     clip: float = 0.2
-    """How far a probability ratio may move from 1."""
+    """Maximum distance of a probability ratio from 1."""
 
     def __post_init__(self) -> None:
         _require_finite(self, "group.")
@@ -152,75 +156,82 @@ class GroupOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RlhfConfig(ScorerChoice):
-    """Train a policy to be rewarded. `--head`, `--reference` and `--combined_weight` are about the reward model."""
+    """Train a policy with a reward model. `--head`, `--reference` and `--combined_weight` apply to the reward model."""
 
     model: str
-    """The causal language model to start from, a folder or a hub id: the reference, too."""
+    """The causal language model to start from, a folder or a hub id; also the reference."""
 
     reward: str
-    """What rewards: whatever `hafrm evaluate` takes (a run, a stock reward model, a server's address), or `world/NAME`,
-    that set's true reward. It reads text, so its tokenizer need not be the policy's."""
+    """Source of the reward: anything that `hafrm evaluate` accepts (a run, a stock reward model, a server's address),
+    or `world/NAME`, the true reward of that set. It reads text, so its tokenizer may differ from the policy's.
+    """
 
     data: list[str]
-    """Prompts: files whose rows hold `prompt`, or whatever `hafrm train` takes, of which the prompts are read."""
+    """Prompts: files whose rows have `prompt`, or anything that `hafrm train` accepts, of which the prompts are read.
+    """
 
     out: str
     """The run's folder."""
 
     algorithm: Algorithm = "ppo"
-    """`ppo`, or `grpo` or `rloo` by TRL (pip install 'hafrm[trl]')."""
+    """`ppo`; or `grpo` or `rloo` from TRL (pip install 'hafrm[trl]')."""
 
     gold: str | None = None
-    """A second scorer that only watches each batch: how the reward that is meant follows the one that is trained on."""
+    """A second scorer for monitoring only: shows whether the intended reward follows the one that is trained on."""
 
     steps: int = 6250
-    """Batches of responses to learn from. 6250 of 16 are the paper's 100,000 episodes. With `group.iterations` above 1
-    there are so many times fewer batches."""
+    """Number of batches of responses to learn from; 6250 of 16 are the paper's 100,000 episodes. `group.iterations`
+    passes over a batch count as that many steps.
+    """
 
     batch_size: int = 16
-    """Responses a step (Appendix A: 16)."""
+    """Responses per step (Appendix A: 16)."""
 
     learning_rate: float = 2e-5
-    """Appendix A: 2e-5."""
+    """Learning rate (Appendix A: 2e-5)."""
 
     lr_scheduler_type: str = "linear"
-    """Any schedule of transformers that follows from the step; `linear` falls to 0, as is the default there."""
+    """Any schedule of transformers that only depends on the step; `linear`, transformers' default, falls to 0."""
 
     max_grad_norm: float = 1.0
 
     max_prompt_tokens: int = 256
-    """Longer prompts are left out and counted."""
+    """Maximum tokens of a prompt; longer prompts are left out and counted."""
 
     missing_eos_penalty: float = 0.0
-    """Taken off the score of a response that did not come to its end within `sampling.max_new_tokens`. The reward model
-    reads text, to which its template adds the end, so it can't tell by itself."""
+    """Penalty on the score of a response that did not end within `sampling.max_new_tokens`. The reward model can't
+    detect this itself: it reads text, to which its template adds the end.
+    """
 
     checkpoints: int = 10
-    """How many checkpoints, at equal steps, rounded up where they are none; the last at the end. All of them stay. With
-    `group.iterations` above 1 a checkpoint waits until its batch is learnt from to the end."""
+    """Number of checkpoints, at equal intervals (rounded up to whole steps), the last at the end. All are kept. With
+    `group.iterations` above 1, a checkpoint waits for the last pass over its batch.
+    """
 
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     kl: KlOptions = field(default_factory=KlOptions)
     ppo: PpoOptions = field(default_factory=PpoOptions)
     group: GroupOptions = field(default_factory=GroupOptions)
     lora: LoraOptions = field(default_factory=LoraOptions)
-    """With adapters the reference is the model without them; otherwise a frozen copy."""
+    """LoRA adapters. With them, the reference is the model without them; otherwise it is a frozen copy."""
 
     score: ScoreOptions = field(default_factory=lambda: ScoreOptions(overlong="truncate"))
-    """How the reward model runs; `device` is the policy's, too. What a server would not read is refused."""
+    """How the reward model runs; `device` also applies to the policy. Options that a server would ignore are refused.
+    """
 
     data_options: ReadOptions = field(default_factory=ReadOptions)
 
     tokens_per_batch: int = 8192
-    """PPO: the most tokens that go through the model at once. It changes no gradient; less saves memory."""
+    """PPO: maximum tokens per forward pass. Changes no gradient; smaller values save memory."""
 
     seed: int = 0
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """The policy's weights. `auto`: float32; for LoRA on a GPU bfloat16. `float16` is for LoRA alone."""
+    """Dtype of the policy's weights. `auto`: float32; for LoRA on a GPU, bfloat16. `float16` is only for LoRA."""
 
     overwrite: bool = False
-    """Delete what an earlier run wrote in the folder, and nothing else, and begin again. Otherwise an interrupted run
-    resumes where it stopped."""
+    """Delete the files that an earlier run wrote in the folder, and only those, and start over. Otherwise an
+    interrupted run resumes where it stopped.
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -242,29 +253,29 @@ class RlhfConfig(ScorerChoice):
         self._refuse_unread_by_servers()
 
     def _refuse_unread_by_servers(self) -> None:
-        """A server scores as it was started; the other scorer may be a model here, which reads `score`."""
+        """Raise for options that a server ignores; the other scorer may be a local model, which uses `score`."""
         scorers = [name for name in (self.reward, self.gold) if name is not None]
         options = ScoreOptions()
         if all(is_server(name) or is_simulated(name) for name in scorers):
             overlong = (
                 None if self.score.overlong == "truncate" else self.score.overlong
-            )  # our default is nobody's wish
-            options = replace(self.score, device=None, overlong=overlong)  # the device is the policy's
+            )  # the default was not chosen by the user
+            options = replace(self.score, device=None, overlong=overlong)  # `device` is for the policy
         for name in filter(is_server, scorers):
             require_server_options(name, self._asked_of_reward if name == self.reward else ScorerChoice(), options)
 
     @property
     def _asked_of_reward(self) -> ScorerChoice:
-        """The choice without the trust that the policy's code may need."""
+        """Scorer choice for `reward`. It omits `trust_remote_code`, which is meant for the policy."""
         return ScorerChoice(head=self.head, reference=self.reference, combined_weight=self.combined_weight)
 
     @property
     def asked_of_gold(self) -> ScorerChoice:
-        """Head and reference are the reward model's: `gold` is scored by the head that it was trained for."""
+        """Scorer choice for `gold`. It omits `head` and `reference`, which are meant for `reward`."""
         return ScorerChoice(trust_remote_code=self.trust_remote_code)
 
     def _broken(self) -> Iterator[tuple[str, str]]:
-        """Options that do not fit each other."""
+        """Yield options that are incompatible with each other."""
         if self.lora.quantize != "none":
             yield "lora.quantize", "a quantized policy would answer slowly and inexactly. Leave it out."
         if self.dtype == "float16" and not self.lora.enabled:  # AdamW's epsilon, 1e-8, is 0 in it
@@ -281,7 +292,7 @@ class RlhfConfig(ScorerChoice):
             yield "group.generations", f"a batch of {self.batch_size} is no multiple of {self.group.generations}."
 
     def _unread(self) -> Iterator[str]:
-        """Options that were set and that the algorithm does not read."""
+        """Yield options that were set but have no effect on the algorithm."""
         if self.algorithm == "ppo":
             yield from _changed(self.group, "group")
             return
@@ -294,36 +305,37 @@ class RlhfConfig(ScorerChoice):
 
     @property
     def kl_coefficient(self) -> float:
-        """The price of a nat, at the start."""
+        """Return the initial KL coefficient."""
         return _KL_PRICES[self.algorithm] if self.kl.coefficient is None else self.kl.coefficient
 
     @property
     def controller(self) -> KlController:
-        """PPO's price of a nat, at the start."""
+        """Return PPO's initial KL controller."""
         return KlController(self.kl_coefficient, self.kl.target, self.kl.horizon)
 
     @property
     def max_length(self) -> int:
-        """The most tokens of a prompt with its response."""
+        """Return the maximum tokens of a prompt with its response."""
         return self.max_prompt_tokens + self.sampling.max_new_tokens
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The weights' dtype; see `dtype`."""
+        """Return the dtype of the weights; see `dtype`."""
         if self.dtype != "auto":
             return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.dtype]
         return torch.bfloat16 if self.lora.enabled and torch.cuda.is_available() else torch.float32
 
     @property
     def mixed(self) -> bool:
-        """Whether products are taken in bfloat16 beside weights in float32: on a GPU that can."""
+        """Return whether to use bfloat16 autocast with float32 weights: on GPUs that support it."""
         on_gpu = self.score.torch_device().type == "cuda"
         return on_gpu and self.torch_dtype == torch.float32 and torch.cuda.is_bf16_supported()
 
     def is_checkpoint(self, step: int) -> bool:
-        """Whether a checkpoint is written behind this step, counted from 1.
+        """Return whether a checkpoint is written after this step, counted from 1.
 
-        Not between two steps that learn from one batch of `group.iterations`: no checkpoint holds drawn responses.
+        Never between two steps that learn from one batch (`group.iterations`), since checkpoints don't contain drawn
+        responses.
         """
         if step % self.group.iterations and step != self.steps:
             return False
@@ -332,7 +344,7 @@ class RlhfConfig(ScorerChoice):
 
 
 def _require_finite(options: Any, prefix: str = "") -> None:
-    """Refuse NaN and infinity, which a comparison can let through."""
+    """Raise for NaN and infinity, which comparisons can let through."""
     for name in (f.name for f in fields(options)):
         value = getattr(options, name)
         if isinstance(value, float) and not math.isfinite(value):
@@ -340,5 +352,5 @@ def _require_finite(options: Any, prefix: str = "") -> None:
 
 
 def _changed(options: Any, prefix: str) -> Iterator[str]:
-    """The names of fields that are not at their defaults."""
+    """Yield the names of fields that differ from their defaults."""
     yield from (f"{prefix}.{f.name}" for f in fields(options) if getattr(options, f.name) != f.default)

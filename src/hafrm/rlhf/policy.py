@@ -1,8 +1,8 @@
-"""The policy that is trained, the values beside it, and the reference that it is held to.
+"""The policy to train, with its values and its reference.
 
-A `HybridModel` serves as it is: the causal LM is the policy, and its second head, `Linear(H, 1)`, tells values in place
-of rewards, of the state before each response token. Knows token groups and batches; knows no text and no reward.
-Shape letters: T response tokens of a batch, H hidden, V vocabulary.
+A `HybridModel` is used as it is: the causal LM is the policy, and its second head, `Linear(H, 1)`, gives the
+value of the state before each response token instead of a reward. It works on token groups and batches, independent of
+texts and rewards. Shape letters: T response tokens of a batch, H hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -26,31 +26,32 @@ from hafrm.packing import SequenceBatch
 __all__ = ["Measured", "Policy"]
 
 _LOGITS = 2**24
-"""Logits that are held at once where the whole distribution is looked at: 64 MiB."""
+"""Maximum logits in memory at once when the whole distribution is needed: 64 MiB."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What is known of drawn tokens before learning from them, each [T], in the groups' order."""
+    """Measurements of drawn tokens before learning from them, each [T], in the groups' order."""
 
     log_probs: Tensor
-    """Under the policy that drew them: of its whole distribution, at its temperature."""
+    """Under the policy that drew them, with its whole distribution and temperature."""
     reference: Tensor
     """The same under the reference."""
     values: Tensor
-    """What the value head expects before each token."""
+    """Output of the value head before each token."""
     entropies: Tensor
-    """Of the distribution that each token was drawn from, before top-p cut it, in nats."""
+    """Of the distribution that each token was drawn from, before top-p truncation, in nats."""
 
 
 class Policy:
-    """A causal LM with a value head, and its reference: its own self without adapters, or a frozen copy of its start.
+    """A causal LM with a value head, and its reference: the model without adapters, or a frozen copy of the initial
+    model.
 
     Args:
         model: The model, on its device, in the state that the layout needs.
         layout: How sequences become batches.
-        temperature: What logits are divided by, in every distribution.
-        tokens_per_batch: The most tokens that go through the model at once.
+        temperature: Divides logits, in every distribution.
+        tokens_per_batch: Maximum number of tokens per forward pass.
     """
 
     def __init__(
@@ -58,29 +59,29 @@ class Policy:
     ) -> None:
         self.model, self.layout, self.tokens_per_batch = model, layout, tokens_per_batch
         own = model.logit_transform
-        # Divided after the cap: t tanh(s x / t) with both s and t divided is the same.
+        # Logits are divided after the cap, which equals dividing both s and t in t tanh(s x / t).
         softcap = None if own.softcap is None else own.softcap / temperature
         self.transform = LogitTransform(own.scale / temperature, softcap)
         self._frozen = None if model.adapted else copy.deepcopy(model).requires_grad_(False).eval()
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device of the model."""
         return self.model.score.weight.device
 
     def batches(self, groups: Sequence[TokenGroup]) -> Iterator[tuple[list[int], SequenceBatch]]:
-        """Batches of sequences, each with its groups' places."""
+        """Yield batches of sequences, each with the indices of its groups."""
         for places in self.layout.plan(groups, sequences=len(groups), tokens=self.tokens_per_batch):
             yield places, self.layout.batch([groups[place] for place in places]).to(self.device)
 
     def log_probs_and_values(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
-        """Log-probs of the drawn tokens and values before them, each [T], in float32; differentiable."""
+        """Return log-probs of the drawn tokens and values before them, each [T], in float32; differentiable."""
         states = self.model.hidden_states(batch)[batch.predictor_index]
         return self._log_probs(self.model, states, batch), self._values(states)
 
     @torch.no_grad()
     def measure(self, groups: Sequence[TokenGroup]) -> Measured:
-        """Measure drawn responses, each group's one, in evaluation mode."""
+        """Measure drawn responses, one per group, in evaluation mode."""
         parts: dict[int, list[Tensor]] = {}
         for places, batch in self.batches(groups):
             with evaluating(self.model):
@@ -114,7 +115,7 @@ class Policy:
         return log_probs
 
     def _values(self, states: Tensor) -> Tensor:
-        """In float32 also under autocast, as rewards are."""
+        """Compute values in float32 even under autocast, like rewards."""
         with torch.autocast(states.device.type, enabled=False):
             return F.linear(states.float(), self.model.score.weight.float()).squeeze(-1)
 

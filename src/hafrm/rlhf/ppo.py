@@ -1,8 +1,8 @@
-"""Proximal policy optimisation, one batch of responses a step: answer, score, measure, learn.
+"""Proximal policy optimisation, one batch of responses per step: answer, score, measure, learn.
 
-Knows options, a `Policy`, prompts and scorers. Knows no file. What a step draws follows from the seed and the step's
-number, so the only state between steps is that of weights, optimizer, schedule and the price of KL.
-Shape letters: S sequences (a prompt with one response), T response tokens of all of them.
+It works on options, a `Policy`, prompts and scorers, not on files. A step's draws follow from the seed and the step's
+number, so the only state between steps is that of weights, optimizer, schedule and KL coefficient. Shape letters: S
+sequences (a prompt with one response), T response tokens of all of them.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ __all__ = ["PpoTrainer", "Rollouts"]
 
 @dataclass(frozen=True)
 class Rollouts:
-    """A batch of answered prompts that have a score."""
+    """A batch of answered prompts with scores."""
 
     groups: tuple[TokenGroup, ...]
     scores: Tensor
-    """What the reward model gives, less what a missing end costs, [S]."""
+    """Scores minus the penalty for a missing end, [S]."""
     measured: Measured
     told: dict[str, float]
     """Means over the batch, for the curves."""
@@ -61,7 +61,7 @@ class Rollouts:
 
 @dataclass(frozen=True)
 class _Lessons:
-    """What is to be learnt of each drawn token, [T]."""
+    """What to learn from each drawn token, [T]."""
 
     log_probs: Tensor
     values: Tensor
@@ -69,7 +69,7 @@ class _Lessons:
     returns: Tensor
 
     def of(self, lengths: Sequence[int], places: Sequence[int]) -> _Lessons:
-        """The lessons of some sequences, in the order of `places`."""
+        """Select the lessons of some sequences, in the order of `places`."""
         tensors = (self.log_probs, self.values, self.advantages, self.returns)
         parts = [tensor.split(list(lengths)) for tensor in tensors]
         return _Lessons(*(torch.cat([part[place] for place in places]) for part in parts))
@@ -82,12 +82,12 @@ class PpoTrainer:
         config: The options.
         policy: The policy with its values and its reference.
         tokenizer: The policy's tokenizer.
-        prompts: What it is to answer.
-        scorer: What rewards.
-        gold: What only watches.
+        prompts: The prompts to answer.
+        scorer: Gives the reward.
+        gold: Scores for monitoring only.
 
     Raises:
-        ConfigError: transformers knows no such schedule.
+        ConfigError: transformers has no such schedule.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class PpoTrainer:
         self.statistics = ScoreStatistics()
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a step depends on beside the policy's weights and its number."""
+        """Return everything that a step depends on besides the policy's weights and the step's number."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -122,7 +122,7 @@ class PpoTrainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore the state."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.controller = replace(self.controller, coefficient=state["kl_coefficient"])
@@ -132,7 +132,7 @@ class PpoTrainer:
         """Learn from one batch.
 
         Args:
-            number: The step, from 1; draws the prompts, the responses and the order of learning.
+            number: The step, from 1; determines the prompts, the responses and the order of learning.
 
         Returns:
             Means over the batch, for the curves.
@@ -154,7 +154,7 @@ class PpoTrainer:
         return told | {"seconds/sampling": sampled - start, "seconds/learning": time.monotonic() - sampled}
 
     def _autocast(self) -> torch.autocast:
-        """The policy's forward passes alone: a reward model runs as it was asked to, and backwards follow."""
+        """Autocast the policy's forward passes only: the reward model has its own dtype, and backward passes follow."""
         return torch.autocast(self.policy.device.type, dtype=torch.bfloat16, enabled=self.config.mixed)
 
     def collect(self, number: int) -> Rollouts:
@@ -178,12 +178,11 @@ class PpoTrainer:
         return Rollouts(groups, raw - self.config.missing_eos_penalty * cut, measured, told)
 
     def _watched(self, talks: Sequence[Conversation]) -> dict[str, float]:
-        """The mean of the reward that only watches, where there is one."""
+        """Return the mean of the monitored reward, if there is one."""
         known = [gold for gold in scores_of(self.gold, talks) if gold is not None] if self.gold is not None else []
         return {"gold": sum(known) / len(known)} if known else {}
 
     def _learn(self, number: int, rollouts: Rollouts, kl: Tensor) -> dict[str, float]:
-        """Several epochs over the batch."""
         options, lengths, measured = self.config.ppo, rollouts.lengths, rollouts.measured
         self.statistics = self.statistics.after(rollouts.scores)
         scores = self.statistics.scaled(rollouts.scores, options.scores)
@@ -198,7 +197,7 @@ class PpoTrainer:
         for _ in range(options.epochs):
             order = torch.randperm(len(lengths))
             for places in order.tensor_split(options.minibatches):
-                if len(places):  # unscored responses can leave fewer than there are parts
+                if len(places):  # unscored responses can leave fewer sequences than minibatches
                     norms.append(self._update(number, rollouts.groups, lessons, places.tolist(), sums))
         tokens = options.epochs * sum(lengths)
         return {name: total / tokens for name, total in sums.items()} | {
@@ -214,7 +213,9 @@ class PpoTrainer:
         places: Sequence[int],
         sums: dict[str, float],
     ) -> float:
-        """One optimizer step, part by part; the loss is the mean over the tokens of all parts. The gradient's norm."""
+        """Take one optimizer step, part by part; the loss is the mean over the tokens of all parts. Return the
+        gradient's norm.
+        """
         options, lengths = self.config.ppo, [len(group.responses[0]) for group in groups]
         tokens = sum(lengths[place] for place in places)
         self.optimizer.zero_grad(set_to_none=True)
@@ -237,7 +238,7 @@ class PpoTrainer:
             ):
                 sums[name] += each.detach().sum().item()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
-        _require_finite(norm, "gradient", number)  # once stepped on, it would have spoilt the weights
+        _require_finite(norm, "gradient", number)  # checked before the step would spoil the weights
         self.optimizer.step()
         return norm.item()
 
@@ -251,7 +252,6 @@ def _require_finite(value: Tensor, what: str, number: int) -> None:
 
 
 def _told(scores: Tensor, measured: Measured, responses: Sequence[Response]) -> dict[str, float]:
-    """What a batch of responses is like."""
     lengths = [len(response.ids) for response in responses]
     return {
         "reward": scores.mean().item(),
@@ -264,5 +264,5 @@ def _told(scores: Tensor, measured: Measured, responses: Sequence[Response]) -> 
 
 
 def _seed(seed: int, number: int) -> int:
-    """The seed of a step's draws; neighbouring seeds and steps share nothing."""
+    """Return the seed of a step's draws; neighbouring seeds and steps get independent ones."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:8], "big") >> 1

@@ -1,4 +1,4 @@
-"""Prompts to answer: read, told apart, cut to those that fit, and dealt out in batches that follow from a seed."""
+"""Read the prompts to answer, remove duplicates and over-long ones, and deal them in seeded batches."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ __all__ = ["PromptSet", "deal", "load_prompts"]
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Distinct prompts that fit, and the whereabouts of all that were read."""
+    """Distinct prompts that fit, and an account of all that were read."""
 
     prompts: tuple[Prompt, ...]
     account: dict[str, Any]
-    """For the manifest: each source with its prompts and their fingerprint, what was left out, what is left."""
+    """For the manifest: each source with its prompts and their fingerprint, the dropped and the kept prompts."""
 
 
 def load_prompts(
@@ -36,16 +36,16 @@ def load_prompts(
     """Read prompts.
 
     Args:
-        names: Files whose rows hold `prompt` (a string or chat messages; without it a pair's implicit one is found), or
-            the names of data sets of pairs.
+        names: Files whose rows have `prompt` (a string or chat messages) or are pairs with an implicit prompt, or the
+            names of data sets of pairs.
         tokenizer: The policy's tokenizer, prepared.
-        max_tokens: The most tokens of a prompt, the template's included.
+        max_tokens: Maximum tokens of a prompt, including the template's.
         options: What to do with bad rows.
         split: Which split of a named data set; a file is read whole.
 
     Raises:
         BadRowError: a row breaks the contract, or the chat template refuses it, and such rows are not to be skipped.
-        DataError: no prompt is left.
+        DataError: there are no usable prompts.
     """
     options = options or ReadOptions()
     sources: list[dict[str, Any]] = []
@@ -76,7 +76,7 @@ def load_prompts(
 
 
 def _why_none(prompts: int, refused: int, max_tokens: int) -> str:
-    """Why no prompt is left, and what to do: `refused` are those that the chat template can't render."""
+    """Explain why there are no usable prompts, and what to do; the chat template can't render `refused` of them."""
     if not prompts:
         return "no row holds a prompt that can be read. Give other prompts."
     template = f"the policy's chat template refuses {'all' if prompts == refused else refused} of {prompts} prompts"
@@ -90,13 +90,13 @@ def _why_none(prompts: int, refused: int, max_tokens: int) -> str:
 
 
 def deal(count: int, batch_size: int, step: int, seed: int) -> list[int]:
-    """The places of one step's prompts: the set is gone through in a fresh order again and again.
+    """Return the indices of one step's prompts: passes over the whole set, each in a new random order.
 
-    Nothing is remembered from step to step, so a run that goes on is dealt what it would have been.
+    The result has no state from earlier steps, so a resumed run is dealt the same prompts.
 
     Args:
-        count: How many prompts there are.
-        batch_size: How many to deal.
+        count: Number of prompts.
+        batch_size: Number of prompts to deal.
         step: The step, from 1.
         seed: Seed of the orders.
     """

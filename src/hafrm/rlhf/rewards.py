@@ -1,4 +1,4 @@
-"""Rewards of what a policy answered, by any scorer: it reads text, so its tokenizer need not be the policy's."""
+"""Reward a policy's answers with any scorer: it reads text, so its tokenizer may differ from the policy's."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from hafrm.pairs import Conversation, Message, Prompt
 __all__ = ["answered", "load_reward", "require_scored", "reward_identity", "scores_of"]
 
 _OF_WEIGHTS = ("the server", "its base", "the model", "its reference", "score.chat_template")
-"""What of a model's identity no option tells: the same names can stand for other contents later."""
+"""Parts of a model's identity that the options don't determine: names whose contents can change."""
 
 
 def load_reward(name: str, choice: ScorerChoice, options: ScoreOptions) -> Scorer:
-    """The scorer of a name: `world/NAME`, that set's true reward, or whatever `ScorerChoice.load` takes.
+    """Load a scorer by name: `world/NAME`, that set's true reward, or anything that `ScorerChoice.load` accepts.
 
     Raises:
         UnknownDataError: the world has no such set.
         ConfigError: a head, a reference or a weight is chosen for the world, which has none.
-        ModelError: nothing that scores loads from there.
+        ModelError: no scorer can be loaded from there.
     """
     if is_simulated(name):
         asked = [each for each in ("head", "reference", "combined_weight") if getattr(choice, each) is not None]
@@ -36,10 +36,10 @@ def load_reward(name: str, choice: ScorerChoice, options: ScoreOptions) -> Score
 
 
 def reward_identity(name: str, choice: ScorerChoice, options: ScoreOptions) -> dict[str, Any]:
-    """What a scorer's rewards depend on beside the options, as plain values by what a message calls them.
+    """Return what a scorer's rewards depend on besides the options: plain values, keyed by what messages call them.
 
-    A model whose identity can't be known is another one each time, as for `hafrm judge`. The world's rewards depend on
-    their name alone.
+    A model whose identity can't be determined counts as a different one each time, as in `hafrm judge`. The world's
+    rewards depend only on their name.
 
     Raises:
         ModelError: there is no such model, or no such server answers.
@@ -51,15 +51,15 @@ def reward_identity(name: str, choice: ScorerChoice, options: ScoreOptions) -> d
 
 
 def answered(prompt: Prompt, text: str) -> Conversation:
-    """A prompt with the policy's answer."""
+    """Append the policy's answer to a prompt."""
     return Conversation(prompt, (Message("assistant", text),))
 
 
 def scores_of(scorer: Scorer, conversations: Sequence[Conversation]) -> list[float | None]:
-    """Rewards in order; None where a conversation is over the scorer's limit or its template refuses it.
+    """Return rewards in order; None if a conversation is over the scorer's limit or its template refuses it.
 
     Raises:
-        ModelError: a reward is NaN or infinite: nothing can be learnt from it, and no lower rate mends it.
+        ModelError: a reward is NaN or infinite, which makes the step unusable at any learning rate.
     """
     scores = _scores_of(scorer, conversations)
     wrong = {place: score for place, score in enumerate(scores) if score is not None and not math.isfinite(score)}
@@ -73,7 +73,7 @@ def scores_of(scorer: Scorer, conversations: Sequence[Conversation]) -> list[flo
 
 
 def require_scored(scores: Sequence[float | None], reward: str, step: int) -> None:
-    """Refuse a step in which nothing can be learnt.
+    """Raise if no response of a step has a score.
 
     Raises:
         DataError: no response has a score.

@@ -1,4 +1,4 @@
-"""One policy's training from its options to its folder: prompts, reward, policy, steps, checkpoints, curves."""
+"""Train a policy, from its options to its folder: prompts, reward, policy, steps, checkpoints, curves."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ def rlhf(
     progress: Progress = lambda step, told: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> RlhfResult:
-    """Train a policy, or go on with an interrupted run in the same folder, bit for bit.
+    """Train a policy, or resume an interrupted run in the same folder, bit for bit.
 
-    The random numbers of the program are left as they were.
+    The program's random state is left unchanged.
 
     Args:
-        config: What to train on what.
-        progress: Called behind every step.
+        config: The options.
+        progress: Called after every step.
         say: Called with a line before the first step.
 
     Raises:
-        HafrmError: options, data or a model can't serve; the message says why and what to do.
+        HafrmError: options, data or a model are unusable; the message says why and what to do.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError(
@@ -61,7 +61,7 @@ def rlhf(
 
 
 def _prepare(config: RlhfConfig, progress: Progress, say: Callable[[str], None]) -> RlhfJob:
-    """Prompts, policy and manifest, of a new run or of one that goes on; nothing is written yet."""
+    """Prepare prompts, policy and manifest, of a new or resumed run, without writing anything."""
     folder = Path(config.out)
     before = claim_folder(config, folder, _inputs(config), overwrite=config.overwrite)
     start = check_start(config.model, rewards=False, lora=config.lora, trust_remote_code=config.trust_remote_code)
@@ -85,7 +85,7 @@ def _prepare(config: RlhfConfig, progress: Progress, say: Callable[[str], None])
 
 
 def _effective(config: RlhfConfig, model: HybridModel) -> dict[str, Any]:
-    """What the options came to, as `effective_settings` says it of training; the weights are those of the reference."""
+    """Resolve the options, as `effective_settings` does for training; the weights are those of the reference."""
     gold = {"gold": reward_identity(config.gold, config.asked_of_gold, config.score)} if config.gold else {}
     return {
         "seed": config.seed,
@@ -106,7 +106,7 @@ def _forked_random() -> AbstractContextManager[None]:
 
 
 def _inputs(config: RlhfConfig) -> dict[str, Path]:
-    """The paths that the run reads, by the options that name them."""
+    """Return the paths that the run reads, by the options that name them."""
     named = {name: getattr(config, name) for name in ("model", "reward", "reference", "gold")}
     named["score.chat_template"] = config.score.chat_template
     inputs = {f"{name}: {value}": Path(value) for name, value in named.items() if value}
@@ -135,7 +135,7 @@ def _train_ppo(job: RlhfJob) -> RlhfResult:
 
 
 def _go_on(trainer: PpoTrainer, folder: Path) -> int:
-    """Put the trainer where the newest checkpoint is; gives its step, 0 where there is none."""
+    """Restore the trainer from the newest checkpoint; return its step, 0 if there is none."""
     found = newest_checkpoint(folder)
     step = 0
     if found is not None:

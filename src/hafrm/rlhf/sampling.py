@@ -1,4 +1,4 @@
-"""Responses drawn from a policy: prompts' token ids in, token ids and texts out."""
+"""Sample responses from a policy: takes prompts as token ids, returns token ids and texts."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ __all__ = ["Response", "sample_responses"]
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What a policy answered."""
+    """A policy's response."""
 
     ids: tuple[int, ...]
-    """The tokens drawn, the one that ends the turn included."""
+    """The drawn tokens, including the one that ends the turn."""
     text: str
     """Without special tokens and surrounding white space."""
     ended: bool
-    """Whether it came to its end within the limit."""
+    """Whether it ended within the limit."""
 
 
 def sample_responses(
     causal_lm: nn.Module, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: SamplingOptions
 ) -> list[Response]:
-    """One response to each prompt, in order, by the program's random numbers.
+    """Sample one response to each prompt, in order, with the program's random numbers.
 
-    Nothing but `sampling` shapes the distribution, or log-probs would not be of what was drawn.
+    Only `sampling` shapes the distribution; anything else would make the log-probs those of another distribution.
 
     Args:
         causal_lm: A stock causal LM, or a PEFT model around one.
@@ -45,7 +45,7 @@ def sample_responses(
 
 
 def _response(row: Sequence[int], ends: Sequence[int], tokenizer: Any) -> Response:
-    """Cut a row of generated tokens behind the first that ends it."""
+    """Cut a row of generated tokens after the first that ends it."""
     stop = next((place for place, token in enumerate(row) if token in ends), None)
     ids = row if stop is None else row[: stop + 1]
     text = tokenizer.decode(row[:stop], skip_special_tokens=True)

@@ -1,9 +1,9 @@
-"""Reward functions for verl's `custom_reward_function`, which ask a reward server: `hafrm serve`, or one like it.
+"""Reward functions for verl's `custom_reward_function`, which ask a reward server: `hafrm serve`, or a compatible one.
 
-verl loads this file by its path (or as `pkg://hafrm.rlhf.verl`) and calls a function of it by name: `compute_score` for
-the managers that score one response at a time, `compute_scores` for the batch manager, which asks far fewer times. The
-server's address is the option `url`, or the environment variable HAFRM_REWARD_URL. The prompt is read from a row's
-`extra_info.prompt`, a string or chat messages: verl hands a function no prompt of its own.
+verl loads this file by its path (or as `pkg://hafrm.rlhf.verl`) and calls a function in it by name: `compute_score` for
+the managers that score one response at a time, `compute_scores` for the batch manager, which sends far fewer requests.
+The server's address is the option `url`, or the environment variable HAFRM_REWARD_URL. The prompt is read from a row's
+`extra_info.prompt`, a string or chat messages, because verl does not pass the prompt itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hafrm.rlhf.rewards import answered, scores_of
 __all__ = ["ADDRESS", "compute_score", "compute_scores"]
 
 ADDRESS = "HAFRM_REWARD_URL"
-"""The environment variable that holds the server's address."""
+"""The environment variable with the server's address."""
 
 
 def compute_score(
@@ -34,7 +34,7 @@ def compute_score(
     unscored: float | None = None,
     **others: Any,
 ) -> float:
-    """The reward of one response; see `compute_scores`, whose arguments these are in the singular."""
+    """Return the reward of one response; see `compute_scores`, whose arguments these are in the singular."""
     (score,) = compute_scores([data_source], [solution_str], [ground_truth], [extra_info], url=url, unscored=unscored)
     return score
 
@@ -49,16 +49,16 @@ def compute_scores(
     unscored: float | None = None,
     **others: Any,
 ) -> list[float]:
-    """The rewards of a batch of responses, in order.
+    """Return the rewards of a batch of responses, in order.
 
     Args:
-        data_sources: Where each row is from, for error messages.
+        data_sources: The source of each row, for error messages.
         solution_strs: The responses' texts.
-        ground_truths: Not read: a reward model knows none.
-        extra_infos: Each row's own fields, of which `prompt` is read.
+        ground_truths: Ignored: reward models don't use it.
+        extra_infos: Each row's own fields; only `prompt` is used.
         url: The server's address; by default that in HAFRM_REWARD_URL.
         unscored: The reward of responses that the server can't score: empty ones, and those over its limit.
-        **others: What verl hands to every function; not read.
+        **others: Further arguments of verl's; ignored.
 
     Raises:
         ConfigError: there is no address.

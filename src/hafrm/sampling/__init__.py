@@ -1,1 +1,1 @@
-"""N responses a prompt, and the best of them: sampling, scoring, selection, and what selection is worth."""
+"""Sample N responses per prompt, score them, select the best, and measure the gain from selection."""

@@ -1,8 +1,8 @@
-"""From scored candidates to results: agreement, wins, recall, and what a larger n is worth.
+"""Compute results from scored candidates: agreement, wins, recall, and the gain from a larger n.
 
-Equal responses are one candidate. Rates are over prompts that can tell scorers apart: with two distinct responses or
-more, and for a recall of the best k with more than k. Where a scorer gives two responses the same highest reward,
-recall counts them by lot, and as selected counts the one that was drawn first.
+Equal responses are one candidate. Rates are computed over prompts with at least two distinct responses, and a recall of
+the best k over those with more than k, since other prompts can't distinguish scorers. If a scorer gives two responses
+the same highest reward, recall breaks the tie at random, and the selection is the one that was drawn first.
 """
 
 from __future__ import annotations
@@ -21,34 +21,35 @@ from hafrm.stats import Floats, bootstrap_interval, top_k_hits
 __all__ = ["LONGEST", "RANDOM", "ScoredPrompt", "best_shares", "recall_hits", "summarise"]
 
 RANDOM, LONGEST = "random", "the longest response"
-"""The rows beside the scorers: any response, and the one of the most characters."""
+"""Baselines: any response, and the one with the most characters."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredPrompt:
-    """A prompt's candidates with all that is known of them; one value a distinct response."""
+    """A prompt's candidates with everything known of them; one value per distinct response."""
 
     id: str
     group: str
     counts: tuple[int, ...]
     lengths: tuple[int, ...]
-    """Characters."""
+    """In characters."""
     rewards: Mapping[str, tuple[float, ...]]
     """By scorer."""
     gold: tuple[float, ...] | None = None
-    """The judge's rewards, where it gives rewards."""
+    """The judge's rewards, if it gives rewards."""
     ranks: tuple[float, ...] | None = None
-    """The judge's ranks, 1 the best, infinity for those that it left unranked; None where it did not rank them."""
+    """The judge's ranks, 1 the best, infinity for those that it left unranked; None if it did not rank them."""
     preferred: Mapping[tuple[int, int], float] | None = None
-    """By two places, the lower one first: 1 where the judge prefers the response there, 0 where the other, else 1/2.
-    None where a judge that gives no rewards was not asked, or gave no answer to a question about the prompt."""
+    """By two indices, the lower one first: 1 if the judge prefers the first response, 0 if the second, else 1/2. None
+    if a judge without rewards was not asked, or did not answer a question about the prompt.
+    """
 
     def selected(self, model: str) -> int:
-        """The place of the response with the highest reward."""
+        """Return the index of the response with the highest reward."""
         return int(np.argmax(self.rewards[model]))
 
     def preference(self, first: int, second: int) -> float | None:
-        """1 where the response at the first place is better than that at the second, 0 where worse, 1/2 for a tie."""
+        """Return 1 if the first response is better than the second, 0 if worse, 1/2 for a tie."""
         if self.gold is not None:
             return float(np.sign(self.gold[first] - self.gold[second]) + 1) / 2
         if self.preferred is None:
@@ -59,24 +60,25 @@ class ScoredPrompt:
 
 
 Scores = Callable[[ScoredPrompt], Sequence[float]]
-"""What selects among a prompt's responses, one value each."""
+"""Function that returns a prompt's selection scores, one value per response."""
 
 
 def summarise(prompts: Sequence[ScoredPrompt], models: Sequence[str]) -> dict[str, Any]:
-    """What selection by each scorer comes to.
+    """Summarise the selections of each scorer.
 
     Args:
-        prompts: Prompts all of whose responses every scorer gave a reward.
+        prompts: Prompts whose responses all have a reward from every scorer.
         models: The scorers.
 
     Returns:
-        Rates are shares of 1, each with `n` and a 95% bootstrap interval over prompt groups in `ci95` (null of fewer
-        than six groups); null where no prompt says anything. `models` holds each scorer's recall of the judge's best
-        (`top_1`, `top_2`), the judge's mean reward of what it selects (`gold`) and how often that beats a random draw
+        Rates are in [0, 1], each with `n` and a 95% bootstrap interval over prompt groups in `ci95` (null if there are
+        fewer than six groups); null if no prompt is informative. `models` has each scorer's recall of the judge's best
+        (`top_1`, `top_2`), the judge's mean reward of its selections (`gold`) and how often they beat a random draw
         (`against_random`); `baselines` the same of a random response, of the longest, and of the best. `agreement`: how
-        often all, and each two, select the same. `best`: how often the best of all selected responses is whose (Figure
-        4: `circles` may overlap, `regions` say how). `wins`: each two against each other. `curve`: the expected `gold`
-        and `reward` of the best of n draws, and `kl`, the most that selection moves the policy, in nats.
+        often all scorers, and each two, select the same. `best`: whose selections are the best of all selected
+        responses (Figure 4: `circles` may overlap, `regions` do not). `wins`: each two scorers against each other.
+        `curve`: the expected `gold` and `reward` of the best of n draws, and `kl`, the upper bound on the policy's
+        change by selection, in nats.
     """
     telling = [prompt for prompt in prompts if len(prompt.counts) > 1]
     return {
@@ -94,7 +96,9 @@ def summarise(prompts: Sequence[ScoredPrompt], models: Sequence[str]) -> dict[st
 
 
 def recall_hits(prompts: Sequence[ScoredPrompt], scores: Scores, k: int) -> dict[str, float]:
-    """For each prompt with ranks and more than k distinct responses: is the highest score among the judge's best k?"""
+    """Return, per prompt with ranks and more than k distinct responses, whether the highest score is among the judge's
+    best k.
+    """
     return {
         prompt.id: float(top_k_hits([scores(prompt)], [prompt.ranks], k)[0])
         for prompt in prompts
@@ -132,7 +136,7 @@ def _mean_gold(prompt: ScoredPrompt) -> float | None:
 
 
 def _against_random(prompt: ScoredPrompt, place: int) -> float | None:
-    """The chance that a response is better than one draw, which may be the same response."""
+    """Return the probability that a response is better than one draw, which may be the same response."""
     if prompt.gold is None:
         return None
     better = [prompt.preference(place, other) for other in range(len(prompt.counts))]
@@ -184,17 +188,17 @@ def _best(prompts: Sequence[ScoredPrompt], models: Sequence[str]) -> dict[str, A
 
 
 def best_shares(prompts: Sequence[ScoredPrompt], models: Sequence[str]) -> dict[str, dict[tuple[str, ...], float]]:
-    """Whose selections are the best of all selected responses to a prompt (Figure 4), by the prompt's id.
+    """Return whose selections are the best of all selected responses to a prompt (Figure 4), by the prompt's id.
 
     Returns:
-        For each judged prompt the scorers that selected the best response; where several responses are equally good,
-        each takes an equal share of the prompt.
+        For each judged prompt the scorers that selected the best response; several equally good responses share the
+        prompt equally.
     """
     return {prompt.id: found for prompt in prompts if (found := _best_selections(prompt, models)) is not None}
 
 
 def _best_selections(prompt: ScoredPrompt, models: Sequence[str]) -> dict[tuple[str, ...], float] | None:
-    """Whose selections are best, with the share of the prompt that each such response takes; None if unjudged."""
+    """Return whose selections are best, each with its share of the prompt; None if unjudged."""
     by_place: dict[int, list[str]] = defaultdict(list)
     for model in models:
         by_place[prompt.selected(model)].append(model)
@@ -209,7 +213,7 @@ def _best_selections(prompt: ScoredPrompt, models: Sequence[str]) -> dict[tuple[
 
 
 def _curve(prompts: Sequence[ScoredPrompt], models: Sequence[str]) -> dict[str, Any]:
-    """Over prompts with equally many draws, the most that every one has."""
+    """Compute the curves over n, up to the smallest number of draws of a prompt."""
     most = min((sum(prompt.counts) for prompt in prompts), default=0)
     groups = [prompt.group for prompt in prompts]
 
@@ -240,13 +244,12 @@ def _gold_of(prompt: ScoredPrompt) -> Sequence[float]:
 
 
 def _rate(prompts: Sequence[ScoredPrompt], value: Callable[[ScoredPrompt], float | None]) -> dict[str, Any] | None:
-    """The mean of a value over the prompts that have it; None if none has."""
+    """Average a value over the prompts that have it; None if none has."""
     known = [(found, prompt.group) for prompt in prompts if (found := value(prompt)) is not None]
     return _mean(np.array([each for each, _ in known]), [group for _, group in known]) if known else None
 
 
 def _rate_of(prompts: Sequence[ScoredPrompt], values: Mapping[str, float]) -> dict[str, Any] | None:
-    """The mean of values by prompt id."""
     return _rate(prompts, lambda prompt: values.get(prompt.id))
 
 

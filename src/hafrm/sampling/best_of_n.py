@@ -1,4 +1,4 @@
-"""Best-of-N: score candidates with every scorer, hear the judge, and write what selection comes to."""
+"""Best-of-N: score candidates with every scorer, run the judge, and write the results of selection."""
 
 from __future__ import annotations
 
@@ -40,24 +40,26 @@ Progress = Callable[[str, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class BestOfNConfig(ScorerChoice):
-    """Let scorers choose the best of several responses, and measure what their choice is worth."""
+    """Let scorers choose the best of several responses, and measure the gain from their choice."""
 
     models: list[str]
     """Scorers: runs, stock reward models, causal models with their reference, addresses of reward servers, or
-    `world/NAME`, the true reward of a set of the simulated world."""
+    `world/NAME`, the true reward of a set of the simulated world.
+    """
 
     samples: str
     """The folder of a `hafrm sample`, or a file of rows with `prompt` and `responses`."""
 
     out: str
-    """The folder for results.json, selections.jsonl and the page. What it holds of earlier scoring is used again."""
+    """The folder for results.json, selections.jsonl and the page. Scores of an earlier run in it are reused."""
 
     judge: JudgeOptions | None = None
-    """Who says which responses are good: `reward` and `oracle` give rewards, and so the growth with n too; `openai`
-    ranks the draws and compares what scorers selected; `local` compares alone. Without one: agreement alone."""
+    """The judge of the responses: `reward` and `oracle` give rewards, and so also the curve over n; `openai` ranks the
+    draws and compares what scorers selected; `local` only compares. Without a judge, only agreement is computed.
+    """
 
     seed: int = 0
-    """Seed of the order in which a judge is shown responses."""
+    """Seed for the order in which a judge is shown responses."""
 
     data_options: ReadOptions = field(default_factory=ReadOptions)
     score: ScoreOptions = field(default_factory=ScoreOptions)
@@ -71,13 +73,13 @@ class BestOfNConfig(ScorerChoice):
 
     @property
     def gold(self) -> bool:
-        """Whether the judge gives rewards."""
+        """Return whether the judge gives rewards."""
         return self.judge is not None and self.judge.kind in ("reward", "oracle")
 
 
 @dataclass(frozen=True)
 class BestOfN:
-    """What best-of-N came to."""
+    """Results of best-of-N."""
 
     results: dict[str, Any]
     """The contents of `results.json`; see `summarise`."""
@@ -91,18 +93,18 @@ def best_of_n(
     progress: Progress = lambda what, done: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> BestOfN:
-    """Score candidates and write `selections.jsonl`, a line a prompt, and, last, `results.json`.
+    """Score candidates and write `selections.jsonl`, a line per prompt, and, last, `results.json`.
 
     Args:
-        config: What chooses among what, and who judges.
-        progress: Called with a scorer's name and the number of prompts done.
-        say: Called with a line where earlier scoring goes on, or is of something else and thrown away.
+        config: The scorers, candidates and judge.
+        progress: Called with a scorer's name and the number of finished prompts.
+        say: Called with a line if earlier scoring is resumed or discarded.
 
     Raises:
-        ConfigError: the judge can't rank so many draws, the folder is a model's, or an option can't work.
+        ConfigError: the judge can't rank that many draws, the folder is a model's, or an option can't work.
         MissingExtraError: a library that the judge needs is not installed.
-        ModelError: a model is not there, or can't be scored.
-        DataError: there are no candidates, or none that every scorer gives a reward.
+        ModelError: a model does not exist, or can't be scored.
+        DataError: there are no candidates, or none with a reward from every scorer.
     """
     require_apart(Path(config.out))
     found = load_candidates(config.samples, config.data_options)
@@ -132,7 +134,7 @@ def best_of_n(
 
 @dataclass(frozen=True)
 class _Job:
-    """The scores of all scorers, kept as they come."""
+    """The scores of all scorers, kept as they are computed."""
 
     config: BestOfNConfig
     found: CandidateSet
@@ -141,7 +143,7 @@ class _Job:
     say: Callable[[str], None]
 
     def scores(self) -> dict[str, dict[str, CandidateScore]]:
-        """By scorer, then by the row's id. All scorers are looked up before any is loaded."""
+        """Return scores by scorer and row id. All scorers are checked before any is loaded."""
         config = self.config
         named: dict[str, tuple[str, ScorerChoice]] = {model: (model, config) for model in config.models}
         if config.judge is not None and config.gold:
@@ -166,7 +168,7 @@ class _Job:
         scores = part.resume(self.say, on_bad_row=self.config.data_options.on_bad_row)
         if missing := self.found.rows[len(scores) :]:
             if self.judge_runs is not None:
-                self.judge_runs.require_askable()  # a missing key is better met now than behind hours of scoring
+                self.judge_runs.require_askable()  # report a missing key before hours of scoring
             scorer = self._load(model, choice)
             scores = scores + part.extend(self._score(name, scorer, missing, len(scores)))
         return {score.id: score for score in scores}
@@ -195,7 +197,7 @@ def _tell(progress: Progress, what: str, before: int, done: int) -> None:
 def _scored_rows(
     found: CandidateSet, scores: Sequence[Mapping[str, CandidateScore]]
 ) -> tuple[list[Candidates], dict[str, int]]:
-    """The rows all of whose responses have all rewards, and how many have not, by reason."""
+    """Return the rows whose responses have all rewards, and the number of other rows by reason."""
     unscored: Counter[str] = Counter()
     kept = []
     for row in found.rows:
@@ -228,7 +230,7 @@ def _prompt(
 
 
 def _judge_runs(config: BestOfNConfig, say: Callable[[str], None]) -> JudgeRuns | None:
-    """The runs of a judge that gives no rewards."""
+    """Return the runs of a judge that gives no rewards."""
     if config.judge is None or config.gold:
         return None
     return JudgeRuns(
@@ -245,7 +247,7 @@ def _judge_runs(config: BestOfNConfig, say: Callable[[str], None]) -> JudgeRuns 
 def _heard(
     runs: JudgeRuns | None, rows: Sequence[Candidates], prompts: list[ScoredPrompt], models: Sequence[str]
 ) -> tuple[list[ScoredPrompt], dict[str, Any]]:
-    """The prompts with the word of a judge that gives no rewards, and the results of its runs."""
+    """Add the answers of a judge that gives no rewards to the prompts; also return the results of its runs."""
     if runs is None:
         return prompts, {}
     telling = [row for row in rows if len(row.counts) > 1]
@@ -257,7 +259,7 @@ def _heard(
 
 
 def _selection(row: Candidates, prompt: ScoredPrompt) -> dict[str, Any]:
-    """A line of `selections.jsonl`: what each scorer selected, and all that is known of the candidates."""
+    """Return a line of `selections.jsonl`: each scorer's selection, and everything known of the candidates."""
     return {
         "id": row.id,
         "group": row.group,

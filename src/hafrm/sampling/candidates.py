@@ -1,4 +1,4 @@
-"""Candidates: a prompt with its distinct responses, and what a scorer gives for them."""
+"""Candidates: a prompt with its distinct responses, and a scorer's rewards for them."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Candidates:
 
     @property
     def id(self) -> str:
-        """Where the row stands, as `source:row`."""
+        """The row as `source:row`."""
         return f"{self.source}:{self.row}"
 
     @property
     def conversations(self) -> tuple[Conversation, ...]:
-        """One conversation a response; all of them are scored in one call, so that their prompt is encoded once."""
+        """One conversation per response; all of them are scored in one call, so that their prompt is encoded once."""
         return tuple(Conversation(self.prompt, response) for response in self.responses)
 
     @property
@@ -45,7 +45,7 @@ class Candidates:
         return tuple("\n\n".join(message.text for message in response) for response in self.responses)
 
     def as_row(self) -> dict[str, Any]:
-        """The row as plain values."""
+        """Return the row as plain values."""
         return {
             "group": self.group,
             **self.prompt.as_row(),
@@ -56,25 +56,25 @@ class Candidates:
 
 @dataclass(frozen=True)
 class CandidateScore:
-    """What one scorer gave for the responses to one prompt."""
+    """One scorer's rewards for the responses to one prompt."""
 
     model: str
     id: str
     rewards: list[float | None]
-    """One a distinct response; None where it could not be scored."""
+    """One per distinct response; None if it could not be scored."""
     unscored: str = ""
     """Why a response has no reward: "overlong", or "refused_by_template"."""
 
     @property
     def complete(self) -> tuple[float, ...]:
-        """The rewards of responses that all have one."""
+        """Return the rewards as numbers, for a prompt whose responses all have one."""
         assert not self.unscored
         return tuple(reward for reward in self.rewards if reward is not None)
 
 
 @dataclass
 class CandidateSet:
-    """The candidates of a file, and an account of the rows without any."""
+    """The candidates of a file, and the number of rows without any."""
 
     rows: list[Candidates] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
@@ -90,8 +90,8 @@ def load_candidates(samples: str, options: ReadOptions) -> CandidateSet:
     """Read candidates.
 
     Args:
-        samples: The folder of a `hafrm sample`, or a file whose rows hold `prompt` and `responses` (strings or chat
-            messages; optional `counts`, and `group`). Equal responses are put together.
+        samples: The folder of a `hafrm sample`, or a file whose rows have `prompt` and `responses` (strings or chat
+            messages; optional `counts`, and `group`). Equal responses are merged.
         options: What to do with rows that break the contract.
 
     Raises:
@@ -121,9 +121,9 @@ def load_candidates(samples: str, options: ReadOptions) -> CandidateSet:
 
 
 def _require_finished(folder: Path) -> None:
-    """Refuse a sampling that was cut off: prompts are drawn for longest first, so a part of them is no fair one.
+    """Raise if sampling is unfinished: it starts with the longest prompts, so a part of them is not representative.
 
-    A folder without a manifest holds samples of the user's own.
+    A folder without a manifest contains samples of the user's own.
     """
     path = folder / MANIFEST_FILE
     if not path.exists():
@@ -160,7 +160,7 @@ def _candidates(row: RawRow, source: str) -> Candidates:
 
 
 def _responses(reader: RowReader) -> Iterator[tuple[tuple[Message, ...], int]]:
-    """Each response with its count. An empty one is a response too: a model may well end at once."""
+    """Yield each response with its count. An empty one is a response too: a model may end at once."""
     values = reader.row.get("responses")
     if not isinstance(values, list) or not values:
         reason = BadRowReason.WRONG_TYPE if reader.has("responses") else BadRowReason.MISSING_FIELD

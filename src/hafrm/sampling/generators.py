@@ -1,6 +1,6 @@
-"""What gives responses: the contract between the sampling run and engines of any kind.
+"""The interface between the sampling run and engines of any kind.
 
-Knows prompts, seeds and texts. Knows no tokenizer and no model.
+It deals in prompts, seeds and texts, and is independent of tokenizers and models.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ class Sampling:
     """How responses are drawn."""
 
     top_p: float = 0.9
-    """Nucleus: the smallest set of tokens that holds this share of the probability."""
+    """Nucleus sampling: the smallest set of tokens with at least this share of the probability."""
 
     temperature: float = 1.0
     max_new_tokens: int = 128
     batch_size: int = 32
-    """Prompts generated for at a time. Another size draws other responses."""
+    """Prompts per batch. The drawn responses depend on it."""
 
     seed: int = 0
 
@@ -42,16 +42,16 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleOptions(Sampling):
-    """How responses are drawn."""
+    """Options for drawing responses."""
 
     max_new_tokens: int = 256
-    """The most tokens of a response (the paper's RLHF: 256; of best-of-N it does not say)."""
+    """Maximum tokens of a response (256 in the paper's RLHF; not given for best-of-N)."""
 
     batch_size: int = 32
-    """Responses drawn at a time; those of one prompt stay together. vLLM makes batches of its own."""
+    """Responses drawn at a time; those of one prompt stay together. vLLM makes its own batches."""
 
     seed: int = 0
-    """The same seed draws the same responses to a prompt, whatever other prompts there are."""
+    """Random seed. The same seed draws the same responses to a prompt, whatever other prompts there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,29 +61,29 @@ class Draw:
     text: str
     """Without special tokens and surrounding white space; may be empty."""
     tokens: int
-    """Tokens drawn, with the one that ends the response."""
+    """Number of drawn tokens, including the one that ends the response."""
     finished: bool
-    """Whether the model ended it, rather than the limit of tokens."""
+    """Whether the model ended it, as opposed to the limit of tokens."""
 
 
 class Generator(Protocol):
     """Samples responses."""
 
     def count_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
-        """Tokens of each prompt, by which batches are laid out and over-long prompts are found.
+        """Count the tokens of each prompt, for laying out batches and finding over-long prompts.
 
         Raises:
-            RefusedError: some prompts can't be rendered; says which, so that a caller can leave them out.
+            RefusedError: some prompts can't be rendered; names them, so that a caller can leave them out.
         """
         ...
 
     def draw(self, prompts: Sequence[Prompt], seeds: Sequence[int], n: int) -> list[list[Draw]]:
-        """N responses to each prompt, in order; response j to a prompt follows from its seed + j."""
+        """Return N responses to each prompt, in order; response j to a prompt is determined by its seed + j."""
         ...
 
 
 def prompt_seed(seed: int, prompt: Prompt) -> int:
-    """A prompt's own seed: it depends on the run's seed and the prompt's text alone."""
+    """Return a prompt's seed, which depends only on the run's seed and the prompt's text."""
     turns = (f"{turn.role}\x1f{turn.content}{turn.more}" for turn in prompt.turns)
     text = "\x1e".join([str(seed), *turns]) + prompt.arguments
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6])  # 48 bits: seed + j fits every engine

@@ -1,7 +1,7 @@
-"""A judge that gives no rewards on candidates: its ranking of all draws, and its word on what scorers selected.
+"""Ask a judge that gives no rewards about candidates: to rank all draws, and to compare what scorers selected.
 
-Both go through `hafrm judge`'s own runs, in folders beside the results, so that they resume and ask nothing twice. They
-share one budget.
+Both use runs of `hafrm judge`, in folders next to the results, so that they resume and ask nothing twice. They share
+one budget.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Places = tuple[int, int]
 
 
 def require_rankable(rows: Sequence[Candidates], judge: JudgeOptions) -> None:
-    """Refuse to ask a judge that reads prompts for a ranking that it can't give.
+    """Raise unless the judge can rank the rows.
 
     Raises:
         ConfigError: a row has neither four nor eight draws.
@@ -52,12 +52,12 @@ class JudgeRuns:
 
     Args:
         judge: Which judge.
-        folder: Where the runs lie.
-        score: How a local judge runs.
+        folder: The folder of the runs.
+        score: How to run a local judge.
         trust_remote_code: Run modelling code that comes with a local judge.
-        seed: Seed of the order in which responses are shown.
-        budget: What all of them together may spend at an endpoint.
-        say: Called with a line where a stopped run goes on.
+        seed: Seed for the order in which responses are shown.
+        budget: The common limits at an endpoint.
+        say: Called with a line if a stopped run is resumed.
     """
 
     judge: JudgeOptions
@@ -69,7 +69,7 @@ class JudgeRuns:
     say: Callable[[str], None]
 
     def require_askable(self) -> None:
-        """Look up what the judge can't be asked without, before other work is done.
+        """Raise early, before other work, if the judge can't be asked.
 
         Raises:
             MissingExtraError: a library is not installed.
@@ -79,9 +79,9 @@ class JudgeRuns:
             require_askable(self.judge)
 
     def rank(self, rows: Sequence[Candidates]) -> tuple[dict[str, tuple[float, ...]], dict[str, Any]]:
-        """The ranks of each row's distinct responses, infinity where the judge left them unranked.
+        """Return the ranks of each row's distinct responses, infinity if the judge left them unranked.
 
-        Every draw is shown, as often as it came. Rows with an empty response are not asked about.
+        Every draw is shown, duplicates included. Rows with an empty response are not asked about.
 
         Returns:
             Ranks by the row's id, and the contents of the run's `results.json`.
@@ -100,15 +100,15 @@ class JudgeRuns:
     def compare(
         self, rows: Sequence[Candidates], selections: Mapping[str, set[int]]
     ) -> tuple[dict[str, dict[Places, float]], dict[str, Any]]:
-        """The judge's word on each two of the responses that scorers selected.
+        """Return the judge's preference between each two of the responses that scorers selected.
 
         Args:
             rows: The candidates.
-            selections: The selected places, by the row's id.
+            selections: The indices of the selected responses, by the row's id.
 
         Returns:
-            By the row's id, for two places, the lower one first: 1 where the first wins, 0 where it loses, 1/2 for a
-            tie; a row with a missing answer is left out. And the contents of the run's `results.json`.
+            By the row's id and two indices, the lower one first: 1 if the first wins, 0 if it loses, 1/2 for a tie; a
+            row with a missing answer is left out. Also the contents of the run's `results.json`.
 
         Raises:
             ModelError: the judge gave no verdict at all.
@@ -125,16 +125,16 @@ class JudgeRuns:
         return {key: known for key, known in found.items() if len(known) == len(pairs[key])}, results
 
     def _run(self, mode: Mode, rows: Sequence[Mapping[str, Any]]) -> tuple[list[Any], dict[str, Any]]:
-        """The ranks that the judge gave in each row, None where it gave none, and the run's results."""
+        """Return the judge's ranks in each row, None if it gave none, and the run's results."""
         if not rows:
             return [], {}
         digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]
-        folder = self.folder / f"{mode}-{digest}"  # other rows, of another scorer for one, are another run
+        folder = self.folder / f"{mode}-{digest}"  # rows of another set of scorers, for example, need a separate run
         data = folder / "rows.jsonl"
         if not data.exists():
             with atomic.new_file(data) as file:
                 file.writelines(atomic.json_line(row) for row in rows)
-        local = self.judge.kind == "local"  # with another judge these options are for the scorers alone
+        local = self.judge.kind == "local"  # otherwise these options only apply to the scorers
         config = JudgeConfig(
             data=str(data),
             out=str(folder),
@@ -145,7 +145,7 @@ class JudgeRuns:
             trust_remote_code=self.trust_remote_code and local,
         )
         results = judge_rows(config, budget=self.budget, say=self.say)
-        if not results["judged"] and results["run"]["stopped"] is None:  # a run that stopped is given again
+        if not results["judged"] and results["run"]["stopped"] is None:  # a stopped run may have no verdict yet
             raise ModelError(f"The judge: {nothing_judged(results)}")
         lines = [json.loads(line) for line in (folder / VERDICTS_FILE).read_bytes().split(b"\n") if line]
         ranks = {line["id"]: line["ranks"] for line in lines}
@@ -153,7 +153,6 @@ class JudgeRuns:
 
 
 def _draws(row: Candidates) -> list[int]:
-    """The place of each draw's response."""
     return [place for place, count in enumerate(row.counts) for _ in range(count)]
 
 

@@ -1,4 +1,4 @@
-"""The prompts to answer: of files of prompts or pairs, and of named sets, each distinct prompt once."""
+"""Read the prompts to answer from files of prompts or pairs and from named sets, each distinct prompt once."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ class Prompts:
     rows: list[PromptRow] = field(default_factory=list)
     read: int = 0
     repeated: int = 0
-    """Rows whose prompt stood before."""
+    """Rows that repeat an earlier prompt."""
     skipped: Counter[str] = field(default_factory=Counter)
-    """Rows that give no prompt, by reason: they break the contract, or their source's rule or split leaves them out."""
+    """Rows without a usable prompt, by reason: they break the contract, or their source's rule or split excludes them.
+    """
 
     @property
     def sha256(self) -> str:
@@ -41,10 +42,10 @@ def load_prompts(
     """Read prompts.
 
     Args:
-        data: Files whose rows hold `prompt` (a string or chat messages) or are pairs; or names of data sets.
+        data: Files whose rows have `prompt` (a string or chat messages) or are pairs; or names of data sets.
         options: What to do with rows that break the contract.
         split: Which split of named data sets.
-        limit: How many distinct prompts at the most, the first ones.
+        limit: Maximum number of distinct prompts; the first ones are used.
 
     Raises:
         BadRowError: a row breaks the contract, and such rows are not to be skipped.

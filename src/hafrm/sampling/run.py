@@ -1,7 +1,7 @@
-"""Sample N responses a prompt: lay out batches, draw what is missing, write each batch as it comes.
+"""Sample N responses per prompt: lay out batches, draw what is missing, write each batch when it is drawn.
 
-Batches are laid out over all prompts, whatever is there already, and a batch that was half written is drawn again: so a
-run that was stopped ends with the same file as one that was not.
+Batches are laid out over all prompts, including finished ones, and a half-written batch is drawn again, so that a
+resumed run ends with the same file as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from hafrm.sampling.samples import Samples, sample_counts, sample_line, write_ma
 __all__ = ["SampleConfig", "sample"]
 
 _BATCHES_AT_ONCE = {"transformers": 1, "vllm": 64}
-"""How many batches an engine gets in one call: vLLM is quick only where it has much to do."""
+"""Batches per call of an engine: vLLM is only fast with much work at once."""
 
 Engine = Literal["transformers", "vllm"]
 
@@ -46,39 +46,40 @@ class SampleConfig:
     """Sample responses to prompts from a causal language model."""
 
     model: str
-    """A run, whose policy head answers, or a folder or hub id of a causal language model."""
+    """A run, whose policy head generates, or a folder or hub id of a causal language model."""
 
     data: list[str]
-    """Prompts: files whose rows hold `prompt`, or pairs, whose prompts are taken; or names of data sets."""
+    """Prompts: files whose rows have `prompt` or are pairs, or names of data sets."""
 
     out: str
-    """The folder for samples.jsonl and manifest.json. A run that was stopped goes on from what it holds."""
+    """The folder for samples.jsonl and manifest.json. If it contains a stopped run, that run is resumed."""
 
     n: int = 8
-    """Responses to each prompt (the paper: 8, and 4 for Phi-2). Equal ones are written once, with their count."""
+    """Responses per prompt (the paper: 8, and 4 for Phi-2). Equal ones are written once, with their count."""
 
     prompts: int | None = None
-    """How many distinct prompts at the most, the first ones; by default all."""
+    """Maximum number of distinct prompts; the first ones are used. Default: all."""
 
     split: str = "test"
-    """Which split of named data sets to use; a file is used whole."""
+    """Split to use of named data sets; a file is used whole."""
 
     sampling: SampleOptions = field(default_factory=SampleOptions)
 
     engine: Engine = "transformers"
-    """`vllm` where it is installed."""
+    """Sampling engine; `vllm` must be installed separately."""
 
     max_length: int | None = None
-    """The most tokens of a prompt with its response; by default the model's own limit. Longer prompts get none."""
+    """Maximum tokens of a prompt with its response, by default the model's own limit. Longer prompts get no response.
+    """
 
     device: str | None = None
-    """transformers: where to compute; by default a GPU if there is one."""
+    """Device for transformers, by default a GPU if there is one."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """The weights' dtype. `auto`: the one that the model was saved in."""
+    """Dtype of the weights. `auto`: the one that the model was saved in."""
 
     trust_remote_code: bool = False
-    """Run Python code that comes with the model. Such code can do anything that you can: leave it off."""
+    """Run Python code that comes with the model. Such code can do anything that you can, so leave this off."""
 
     data_options: ReadOptions = field(default_factory=ReadOptions)
 
@@ -96,7 +97,7 @@ class SampleConfig:
 
     @property
     def score_options(self) -> ScoreOptions:
-        """Device, dtype and limit, as models are loaded with them."""
+        """Return the device, dtype and limit with which models are loaded."""
         return ScoreOptions(device=self.device, dtype=self.dtype, max_length=self.max_length)
 
 
@@ -107,20 +108,20 @@ def sample(
     progress: Callable[[int, int], None] = lambda done, prompts: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Draw the responses that are missing, and write `samples.jsonl` and `manifest.json`.
+    """Draw the missing responses, and write `samples.jsonl` and `manifest.json`.
 
     Args:
         config: What to sample.
-        generator: Answers instead of the model, whose name then only stands for it in the files.
-        progress: Called with the number of prompts that are done, and of all.
-        say: Called with a line where a stopped run goes on.
+        generator: Generates in place of the model, whose name is only recorded.
+        progress: Called with the number of finished prompts, and of all.
+        say: Called with a line if a stopped run is resumed.
 
     Returns:
         The manifest: what the samples depend on, and counts.
 
     Raises:
-        ConfigError: the folder holds samples of something else, or an option can't work.
-        ModelError: the model can't be loaded, or is adapters alone.
+        ConfigError: the folder has other samples, or an option can't work.
+        ModelError: the model can't be loaded, or consists only of adapters.
         BadRowError: the chat template refuses a prompt, and such rows are not to be skipped.
     """
     atomic.require_folder(Path(config.out))
@@ -134,13 +135,13 @@ def sample(
         generator, limit = _load(config) if generator is None else (generator, config.max_length)
         run = _Run(config, generator, prompts.rows, samples, limit)
         run.draw_missing(progress, say)
-    samples.finish()  # also when all are there: a killed run may have drawn the last one and not sorted them
+    samples.finish()  # even if none was missing: a killed run may have drawn the last one without sorting them
     read = {"model": config.model, "rows": prompts.read, "repeated": prompts.repeated, "skipped": dict(prompts.skipped)}
     return write_manifest(folder, depends_on, "finished", **read, **sample_counts(samples.lines))
 
 
 def _refuse_bare_adapters(model: str) -> None:
-    """A LoRA checkpoint of `hafrm rlhf` is adapters in PEFT's form: which weights they stand on, nothing here looks up.
+    """Raise for a LoRA checkpoint of `hafrm rlhf`: it contains only PEFT adapters, whose base is not looked up.
 
     Raises:
         ModelError: says how to merge them.
@@ -154,7 +155,7 @@ def _refuse_bare_adapters(model: str) -> None:
 
 
 def _load(config: SampleConfig) -> tuple[Generator, int | None]:
-    """The engine, and the most tokens of a prompt with its response."""
+    """Load the engine, and return the maximum tokens of a prompt with its response."""
     tokenizer, causal_lm, model_config = _read_model(config)
     positions = max_positions(model_config)
     if config.max_length is not None and positions is not None and config.max_length > positions:
@@ -179,7 +180,7 @@ def _load(config: SampleConfig) -> tuple[Generator, int | None]:
 
 
 def _read_model(config: SampleConfig) -> tuple[Any, Any, PreTrainedConfig]:
-    """Tokenizer, causal LM (None where vLLM loads its own), and the model's config."""
+    """Return the tokenizer, the causal LM (None if vLLM loads its own), and the model's config."""
     trust, dtype = config.trust_remote_code, config.score_options.torch_dtype()
     if config.engine == "transformers" and (Path(config.model) / RUN_FILE).is_file():
         run, tokenizer, _ = load_run(config.model, dtype=dtype, trust_remote_code=trust)
@@ -194,7 +195,7 @@ def _read_model(config: SampleConfig) -> tuple[Any, Any, PreTrainedConfig]:
 
 
 class _Run:
-    """Which prompts are drawn for, in which batches."""
+    """The prompts to draw for, in batches."""
 
     def __init__(
         self,
@@ -216,11 +217,11 @@ class _Run:
         unfit = [row for row in rows if row.id not in answered]
         self.unfit = [(row, OVERLONG if row.id in lengths else refused) for row in unfit]
         size = max(1, config.sampling.batch_size // config.n) * _BATCHES_AT_ONCE[config.engine]
-        fit.sort(key=lambda row: -lengths[row.id])  # the longest first: what takes too much memory fails at once
+        fit.sort(key=lambda row: -lengths[row.id])  # longest first, to fail early if memory is short
         self.batches = [fit[start : start + size] for start in range(0, len(fit), size)]
 
     def draw_missing(self, progress: Callable[[int, int], None], say: Callable[[str], None]) -> None:
-        """Draw all batches of which a line is missing."""
+        """Draw all batches that lack a line."""
         samples, total = self.samples, len(self.rows)
         there = samples.ids
         whole = [batch for batch in self.batches if all(row.id in there for row in batch)]
@@ -243,7 +244,7 @@ class _Run:
 
 
 def _nothing_fits(config: SampleConfig, limit: int | None, *, refused: int, overlong: int) -> DataError:
-    """Why no prompt can be answered: the chat template refuses it, or it is too long."""
+    """Explain why no prompt can be answered: the chat template refuses it, or it is too long."""
     if not overlong:
         return DataError(
             f"The chat template of {config.model} refuses every prompt ({refused} of {refused}). Give another model or "
@@ -257,12 +258,12 @@ def _nothing_fits(config: SampleConfig, limit: int | None, *, refused: int, over
 
 
 def _depends_on(config: SampleConfig, prompts: Prompts, *, identify: bool) -> dict[str, Any]:
-    """What samples depend on, by what a message calls it."""
+    """Return what samples depend on, keyed by what messages call it."""
     choice = ScorerChoice(head="reward", trust_remote_code=config.trust_remote_code)  # without the loss's reference
     identity: dict[str, Any] = {"generator": config.model}
     if identify:
         found = model_identity(config.model, choice, config.score_options)
-        parts = ("its base", "the model", "its reference", "hafrm")  # the first of adapters in half precision alone
+        parts = ("its base", "the model", "its reference", "hafrm")  # the base: of adapters in half precision
         identity = {name: found[name] for name in parts if name in found} | {"dtype": config.dtype}
     depends_on = {
         **identity,

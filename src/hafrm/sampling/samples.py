@@ -1,8 +1,8 @@
-"""`samples.jsonl` and its manifest: written as batches come, so that a stopped run goes on.
+"""`samples.jsonl` and its manifest, written batch by batch, so that a stopped run can be resumed.
 
-A line is a prompt with its distinct responses, how often each was drawn, and how long it is. Equal texts may have been
-drawn as different tokens (white space at the ends is no part of a text), so what all draws of one took is summed too.
-`manifest.json` says what the lines depend on from before the first of them, and what they came to from after the last.
+A line is a prompt with its distinct responses, how often each was drawn, and its length. Equal texts may have been
+drawn as different tokens (surrounding white space is stripped), so the tokens of all draws of a text are summed too.
+`manifest.json` records what the lines depend on before the first of them, and counts after the last.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MANIFEST_FILE = "manifest.json"
 
 
 def sample_line(row: PromptRow, draws: Sequence[Draw], unsampled: str = "") -> dict[str, Any]:
-    """A line of `samples.jsonl`: each distinct response once, in the order in which it first came."""
+    """Return a line of `samples.jsonl`: each distinct response once, in the order of first occurrence."""
     alike: dict[str, list[Draw]] = {}
     for draw in draws:
         alike.setdefault(draw.text, []).append(draw)
@@ -49,22 +49,22 @@ def sample_line(row: PromptRow, draws: Sequence[Draw], unsampled: str = "") -> d
 
 
 class Samples:
-    """The lines of a folder's `samples.jsonl`: those of an earlier run, and those that are added.
+    """The lines of a folder's `samples.jsonl`, from an earlier run and newly added.
 
     Args:
         folder: The folder.
-        depends_on: What the lines depend on, by what a message calls it.
-        rows: The prompts, in the order in which their lines end up.
+        depends_on: What the lines depend on, keyed by what messages call it.
+        rows: The prompts, in the final order of their lines.
 
     Raises:
-        ConfigError: the folder holds samples of something else, or what another command wrote.
+        ConfigError: the folder has other samples, or files of another command.
         DataError: its files are damaged.
     """
 
     def __init__(self, folder: Path, depends_on: dict[str, Any], rows: Sequence[PromptRow]) -> None:
         self.folder, self.path = folder, folder / SAMPLES_FILE
         self._place = {row.id: place for place, row in enumerate(rows)}
-        if self.path.exists() and self.path.stat().st_size:  # a run that drew nothing binds nobody
+        if self.path.exists() and self.path.stat().st_size:  # an empty run may be reused with any options
             self.lines = self._resume(depends_on)
         else:
             _refuse_other_manifests(folder)
@@ -74,16 +74,16 @@ class Samples:
 
     @property
     def ids(self) -> set[str]:
-        """The prompts that have a line."""
+        """Ids of the prompts that have a line."""
         return {line["id"] for line in self.lines}
 
     def keep(self, ids: set[str]) -> None:
-        """Take the lines of all other prompts out."""
+        """Remove the lines of all other prompts."""
         if not self.ids <= ids:
             self._rewrite([line for line in self.lines if line["id"] in ids])
 
     def extend(self, lines: Iterable[dict[str, Any]]) -> None:
-        """Add lines; they are on disk when this returns."""
+        """Append lines; they are on disk when this returns."""
         with atomic.naming(self.path), self.path.open("ab") as file:
             for line in lines:
                 file.write(atomic.json_line(line))
@@ -92,7 +92,7 @@ class Samples:
             os.fsync(file.fileno())
 
     def finish(self) -> None:
-        """Put the lines into the prompts' order; a file that is in order stays as it is."""
+        """Sort the lines into the order of the prompts; a sorted file is not rewritten."""
         ordered = sorted(self.lines, key=lambda line: self._place[line["id"]])
         if ordered != self.lines:
             self._rewrite(ordered)
@@ -125,10 +125,10 @@ class Samples:
 
 
 def _refuse_other_manifests(folder: Path) -> None:
-    """A manifest of another command's is what its run is known by, and must not be written over.
+    """Raise rather than overwrite another command's manifest, which identifies its run.
 
     Raises:
-        ConfigError: one lies there.
+        ConfigError: there is one.
     """
     path = folder / MANIFEST_FILE
     if not path.exists():
@@ -157,7 +157,7 @@ def write_manifest(folder: Path, depends_on: dict[str, Any], status: str, **coun
 
 
 def sample_counts(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What was drawn: a response that came several times counts as often."""
+    """Count what was drawn, duplicates included."""
     drawn = [each for line in lines for each in zip(line["responses"], line["counts"], *_sums(line), strict=True)]
     return {
         "prompts": len(lines),
@@ -171,9 +171,9 @@ def sample_counts(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _sums(line: dict[str, Any]) -> tuple[list[int], list[int]]:
-    """Of each distinct response over all its draws: the tokens, and how many were cut."""
+    """Return the tokens and the number of truncated draws of each distinct response, summed over its draws."""
     if "total_tokens" in line:
         return line["total_tokens"], line["unfinished"]
-    counts = line["counts"]  # older lines know the first draw alone
+    counts = line["counts"]  # older lines only record the first draw
     tokens = [count * tokens for count, tokens in zip(counts, line["tokens"], strict=True)]
     return tokens, [count * (not finished) for count, finished in zip(counts, line["finished"], strict=True)]

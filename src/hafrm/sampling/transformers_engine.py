@@ -1,4 +1,4 @@
-"""Sampling by stock transformers, where each response has random numbers of its own.
+"""Sample with stock transformers, with separate random numbers for each response.
 
 `generate` draws a whole batch from one stream of random numbers, so that a response would depend on its batch. Here a
 logits processor adds Gumbel noise from a stream per response, and greedy search takes the highest sum: that is a draw
@@ -29,23 +29,23 @@ _LEAST = 2.0**-25
 
 
 class GumbelNoise(LogitsProcessor):
-    """Adds standard Gumbel noise to log-probabilities, each row's from its own seed.
+    """Adds standard Gumbel noise to log-probabilities, seeded per row.
 
     Args:
-        seeds: One a row.
-        device: Where the scores are.
+        seeds: One per row.
+        device: The device of the scores.
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
         self.streams = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """The scores with noise, [S, V]."""
+        """Return the scores with noise, [S, V]."""
         noise = torch.empty_like(scores, dtype=torch.float32)
         for row, stream in zip(noise, self.streams, strict=True):
             row.exponential_(generator=stream)
-        # Where uniform numbers have 24 bits, one exponential draw in 2^24 is 0, that is infinite noise; over a large
-        # vocabulary that is a token in hundreds. It stands for all draws below 2^-24, of which 2^-25 is the mean.
+        # If uniform numbers have 24 bits, one exponential draw in 2^24 is 0, which is infinite noise; with a large
+        # vocabulary that affects one token in hundreds. Replace it by 2^-25, the mean of the draws below 2^-24.
         return scores.float() - noise.clamp_min_(_LEAST).log_()
 
 
@@ -75,7 +75,7 @@ class TransformersGenerator:
         return [draws[start : start + n] for start in range(0, len(draws), n)]
 
     def _generate(self, rows: Sequence[Sequence[int]], seeds: Sequence[int]) -> Tensor:
-        """The new tokens of each row, [S, T]."""
+        """Generate the new tokens of each row, [S, T]."""
         noise = GumbelNoise(seeds, next(self.causal_lm.parameters()).device)
         return continuations(
             self.causal_lm,

@@ -1,7 +1,7 @@
-"""Sampling by vLLM, where it is installed.
+"""Sample with vLLM, if it is installed.
 
-Prompts go in as token ids, so that they are those of every other engine, and each has its own seed, from which vLLM
-derives one a response. vLLM's own batches change results by rounding, which can change a response.
+Prompts are passed as token ids, so that they equal those of other engines. Each has its own seed, from which vLLM
+derives one per response. vLLM's own batching changes results by rounding, which can change a response.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class VllmGenerator:
     Args:
         model: Folder or hub id of a causal LM.
         tokenizer: Its prepared tokenizer, with a chat template.
-        options: How to draw; batches are vLLM's own.
-        dtype: The weights' dtype, by the name that vLLM knows.
-        max_length: The most tokens of a prompt with its response; None: the model's own limit.
+        options: How to draw; vLLM makes its own batches.
+        dtype: Dtype of the weights, by vLLM's name.
+        max_length: Maximum tokens of a prompt with its response; None: the model's own limit.
         trust_remote_code: Run modelling code that comes with the model.
 
     Raises:
@@ -60,7 +60,7 @@ class VllmGenerator:
                 max_model_len=max_length,
                 trust_remote_code=trust_remote_code,
             )
-        except Exception as error:  # vLLM raises many kinds
+        except Exception as error:  # vLLM raises many types
             raise ModelError(f"vLLM could not load {model}: {first_line(error)}") from error
 
     def count_tokens(self, prompts: Sequence[Prompt]) -> list[int]:

@@ -1,4 +1,4 @@
-"""The web application: protocols, health, metrics, the page. Holds no logic of its own."""
+"""Assemble the web application from protocols, health checks, metrics and the page."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _PAGE = {
 
 
 def build_app(service: RewardService, *, api_key: str | None = None) -> FastAPI:
-    """The application of a service, which it closes when it shuts down.
+    """Build the application of a service, which it closes on shutdown.
 
     Args:
         service: The scorer with its batcher.
-        api_key: What clients must send as a bearer token; None: nothing.
+        api_key: The bearer token that clients must send; None: no token is required.
     """
 
     @asynccontextmanager
@@ -43,7 +43,7 @@ def build_app(service: RewardService, *, api_key: str | None = None) -> FastAPI:
         yield
         service.close()
 
-    # FastAPI's own pages of documentation load scripts from elsewhere: only the document itself is served.
+    # FastAPI's documentation pages load scripts from other sites, so only the OpenAPI document itself is served.
     app = FastAPI(title="hafrm reward server", lifespan=lifespan, docs_url=None, redoc_url=None)
     for protocol in (native, openrlhf, llama_factory, vllm):
         app.include_router(protocol.router(service))
@@ -60,14 +60,14 @@ def build_app(service: RewardService, *, api_key: str | None = None) -> FastAPI:
 def _add_state(app: FastAPI, service: RewardService) -> None:
     @app.get("/health", tags=["state"])
     async def health() -> dict[str, str]:
-        """Whether the process answers."""
+        """Return whether the process answers."""
         return {"status": "ok"}
 
     @app.get("/ready", tags=["state"])
     async def ready() -> JSONResponse:
-        """Whether requests can be scored: 200, or 503 once the thread that runs the model has died.
+        """Return whether requests can be scored: 200, or 503 once the thread that runs the model has died.
 
-        A server that is told to stop takes no more connections, this one's included.
+        During shutdown the server accepts no connections at all, including those of this check.
         """
         if not service.batcher.ready:
             return not_ready()
@@ -75,7 +75,7 @@ def _add_state(app: FastAPI, service: RewardService) -> None:
 
     @app.get("/metrics", tags=["state"])
     async def metrics() -> Response:
-        """Counters in Prometheus' text form."""
+        """Return counters in Prometheus' text format."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
@@ -95,7 +95,7 @@ def _always(answer: Response):  # type: ignore[no-untyped-def]
 
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)  # of a body that is not JSON
+    assert isinstance(error, RequestValidationError)  # raised for a body that is not JSON
     return invalid(error.errors()[0]).response()
 
 

@@ -1,9 +1,9 @@
-"""Micro-batches across requests: one thread owns the model, and what waits when it is free runs together.
+"""Micro-batches across requests: one thread owns the model, and requests that arrive while it is busy run together.
 
-Knows token groups and a function that scores them. Knows no protocol and no event loop. There is no timer: a request
-that finds the model idle runs at once, and under load batches form by themselves. Requests take turns: one of more
-tokens than a batch holds is cut into parts, and between them others have theirs. How many requests can wait is bounded
-by who submits them (`Gate`).
+It works on token groups and a function that scores them, independent of protocols and event loops. There is no timer: a
+request that finds the model idle runs at once, and under load batches form by themselves. Requests take turns: one with
+more tokens than fit in a batch is split, and others run between its parts. The caller limits how many requests can wait
+(`Gate`).
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ Score = Callable[[Sequence[TokenGroup]], list[float]]
 
 
 class ClosedError(Exception):
-    """The batcher takes no more work."""
+    """The batcher accepts no more work."""
 
 
 class Job:
-    """One request's sequences, how far they are scored, and where their rewards go.
+    """One request's sequences, the progress of their scoring, and the future of their rewards.
 
-    Takes time to make where there are many sequences; `Batcher.submit` takes none.
+    Creating a job takes time if there are many sequences; `Batcher.submit` does not.
 
     Args:
         groups: The sequences, at least one.
-        share_prompts: Whether those that have a prompt in common compute it once where they run together.
+        share_prompts: Whether sequences with a common prompt compute it once if they run together.
     """
 
     def __init__(self, groups: Sequence[TokenGroup], *, share_prompts: bool = False) -> None:
@@ -43,12 +43,13 @@ class Job:
         prompts: dict[tuple[int, ...], int] = {}
         self._prompts = [prompts.setdefault(group.prompt, place) for place, group in enumerate(groups)]
         self._share_prompts = share_prompts
-        # Those of one prompt side by side, to share it within a part, and those of like lengths, to waste less padding.
+        # Put sequences of one prompt next to each other to share it within a part, and similar lengths to reduce
+        # padding.
         self._rest = deque(sorted(range(len(groups)), key=self._order))
 
     @property
     def waits(self) -> bool:
-        """Whether there is more to score, for a client that is still there."""
+        """Return whether there is more to score, for a client that is still connected."""
         return bool(self._rest) and not self.future.cancelled()
 
     def _order(self, place: int) -> tuple[int, int, int]:
@@ -56,7 +57,9 @@ class Job:
         return len(group.prompt), self._prompts[place], group.unique_tokens
 
     def take(self, share: int, most: float) -> tuple[Part, int]:
-        """Take the next sequences, and say how many tokens they are: the first within `most`, more within `share`."""
+        """Take the next sequences, and return them with their number of tokens: the first within `most`, more within
+        `share`.
+        """
         places: list[int] = []
         taken = 0
         while self._rest:
@@ -70,13 +73,13 @@ class Job:
         return Part(self, places), taken
 
     def add(self, rewards: dict[int, float]) -> None:
-        """Note rewards by their places, and hand all over once all are there."""
+        """Record rewards by index, and deliver all of them once complete."""
         self._rewards |= rewards
         if len(self._rewards) == len(self.groups) and self.future.set_running_or_notify_cancel():
             self.future.set_result([self._rewards[place] for place in range(len(self.groups))])
 
     def fail(self, error: Exception) -> None:
-        """Hand an error over; what is left is not scored."""
+        """Deliver an error; remaining sequences are not scored."""
         self._rest.clear()
         if not self.future.done() and self.future.set_running_or_notify_cancel():
             self.future.set_exception(error)
@@ -95,13 +98,13 @@ class Part:
 
 
 class Batcher:
-    """Scores requests in batches, on a thread of its own.
+    """Scores requests in batches, on its own thread.
 
     Args:
-        score: Gives each group its reward; called by the batcher's thread alone.
-        tokens_per_batch: The most tokens that run together; a sequence of more runs by itself.
+        score: Returns the reward of each group; only called by the batcher's thread.
+        tokens_per_batch: Maximum tokens that run together; a longer sequence runs by itself.
         batch_requests: Whether requests may run together at all.
-        observe: Called before each batch runs, with its conversations and its tokens.
+        observe: Called before each batch with its numbers of conversations and tokens.
     """
 
     def __init__(
@@ -122,20 +125,21 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for the model."""
+        """Number of requests that wait for the model."""
         with self._changed:
             return sum(job.waits for job in self._waiting)
 
     @property
     def ready(self) -> bool:
-        """Whether work is taken."""
+        """Whether work is accepted."""
         return not self._closing and self._thread.is_alive()
 
     def submit(self, job: Job) -> Future[list[float]]:
         """Queue a request's sequences.
 
         Returns:
-            Their rewards, in order, or the error that scoring them raised. Cancelling it takes back what has not run.
+            Their rewards, in order, or the error that scoring them raised. Cancelling the future drops what has not
+            run.
 
         Raises:
             ClosedError: the batcher is closing.
@@ -148,7 +152,7 @@ class Batcher:
         return job.future
 
     def close(self) -> None:
-        """Take no more requests, score those that wait, and end the thread."""
+        """Stop accepting requests, score those that wait, and end the thread."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -163,7 +167,7 @@ class Batcher:
             self._answer(parts)
 
     def _next(self) -> list[Part]:
-        """The next parts to run together; none once the batcher is closed and has answered all."""
+        """Return the next parts to run together; none once the batcher is closed and has answered all."""
         with self._changed:
             while True:
                 self._changed.wait_for(lambda: self._waiting or self._closing)
@@ -174,7 +178,9 @@ class Batcher:
                     return []
 
     def _turns(self) -> list[Part]:
-        """A batch: an equal share for each request, then the rest for whoever has more; another is first each time."""
+        """Make a batch: an equal share per request, then the rest for those that have more. A different request is
+        first each time.
+        """
         parts: list[Part] = []
         left = self._tokens_per_batch
         jobs = list(self._waiting)[: None if self._batch_requests else 1]
@@ -188,7 +194,7 @@ class Batcher:
         return parts
 
     def _answer(self, parts: Sequence[Part]) -> None:
-        """Score parts together; where that fails, one by one, so that only the cause of it has an error."""
+        """Score parts together; if that fails, score them one by one, so that only the faulty one gets an error."""
         try:
             rewards = iter(self._score([group for part in parts for group in part.groups]))
             found = [{place: next(rewards) for place in part.places} for part in parts]

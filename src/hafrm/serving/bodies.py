@@ -1,4 +1,4 @@
-"""Bodies become requests off the event loop, and the first fault of one refuses it."""
+"""Parse bodies into requests off the event loop; the first fault refuses the request."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["invalid", "route_class"]
 
 
 def route_class(service: RewardService) -> type[APIRoute]:
-    """Routes whose parameter `request` is parsed and validated on the service's threads."""
+    """Return a route class whose parameter `request` is parsed and validated on the service's threads."""
 
     class Route(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -28,7 +28,7 @@ def route_class(service: RewardService) -> type[APIRoute]:
             model = get_type_hints(self.endpoint)["request"]
 
             class Parsed(Request):
-                async def json(self) -> Any:  # FastAPI takes a whole model as it is
+                async def json(self) -> Any:  # FastAPI accepts a model instance
                     body = await self.body()
                     return await service.aside(partial(_parsed, model, body), size=len(body))
 
@@ -41,19 +41,19 @@ def route_class(service: RewardService) -> type[APIRoute]:
 
 
 def invalid(fault: Mapping[str, Any]) -> RequestError:
-    """The refusal of a body by pydantic's account of its fault: the place, without the body's own text."""
+    """Convert pydantic's description of a fault to a refusal that gives the place, without the body's own text."""
     place = ".".join(str(part)[:100] for part in fault["loc"][:12])
     return RequestError(422, "invalid", f"{place}: {fault['msg'][:300]}")
 
 
-_PYTHON: Any = json.decoder  # parts of it that type checkers do not know
+_PYTHON: Any = json.decoder  # its internals, which type checkers don't know
 _SCANNERS: Any = json.scanner
 _Scan = Callable[[str, int], tuple[Any, int]]
-_OUTER = 3  # levels of a body that are read in Python; one more would make a million turns slow
+_OUTER = 3  # levels of a body decoded in Python; with one more, a million iterations would be slow
 
 
 class _Decoder(json.JSONDecoder):
-    """Reads JSON as `json` does, but lets other threads run in between: C code reads parts of it, not all at once."""
+    """Reads JSON like `json`, but lets other threads run in between: C code decodes the body in parts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,6 +84,6 @@ def _parsed(model: type[BaseModel], body: bytes) -> BaseModel:
         return model.model_validate(json.loads(body, cls=_Decoder if len(body) > LARGE else None))
     except ValidationError as error:
         faults = error.errors(include_url=False, include_context=False, include_input=False)
-        # Of a value that fits none of several forms, what was said of one is worth more than that it isn't another.
+        # If a value fits none of several types, a validator's message is more useful than a type error.
         first = next((fault for fault in faults if fault["type"] == "value_error"), faults[0])
         raise invalid({**first, "loc": ("body", *first["loc"])}) from None

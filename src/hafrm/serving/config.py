@@ -1,4 +1,4 @@
-"""The server's options. Knows no web framework, so that `hafrm serve --help` needs none."""
+"""Options of the server, separate from the web framework, so that `hafrm serve --help` does not need it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from hafrm.models.scorers import ScoreOptions
 __all__ = ["MAX_ITEMS", "ServeConfig", "is_loopback"]
 
 MAX_ITEMS = 2**14
-"""The most entries of any list in a request; `max_conversations` bounds conversations more tightly."""
+"""Maximum entries of any list in a request; `max_conversations` limits conversations more tightly."""
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is one that only this machine reaches."""
+    """Return whether only this machine can reach a host."""
     try:
         return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:  # another name
+    except ValueError:  # a host name
         return False
 
 
@@ -28,36 +28,37 @@ def is_loopback(host: str) -> bool:
 class ServeConfig(ScorerChoice):
     """Serve a model's rewards over HTTP.
 
-    With the environment variable HAFRM_API_KEY set, every request that scores needs `Authorization: Bearer KEY`.
+    If the environment variable HAFRM_API_KEY is set, every scoring request needs `Authorization: Bearer KEY`.
     """
 
     model: str
     """A run, a stock reward model, or a causal model with its reference."""
 
     host: str = "127.0.0.1"
-    """Where to listen; by default this machine alone can connect."""
+    """Address to listen on; by default only this machine can connect."""
 
     port: int = 8000
-    """The port; 0 takes a free one."""
+    """Port to listen on; 0 picks a free one."""
 
     served_name: str | None = None
-    """The model's name in answers; by default the last part of its folder, or its hub id."""
+    """The model's name in responses; by default the last part of its folder, or its hub id."""
 
     max_requests: int = 256
-    """Requests that are read, wait or run at one time; one more is answered 429."""
+    """Maximum number of requests being read, waiting or running; further ones are answered with 429."""
 
     max_request_bytes: int = 4 * 2**20
-    """The largest body of a request, in bytes."""
+    """Maximum size of a request's body, in bytes."""
 
     max_conversations: int = 1024
-    """The most conversations of one request."""
+    """Maximum number of conversations per request."""
 
     body_timeout: float = 30.0
-    """Seconds in which a request's head, and then its body, must have arrived, and an answer been read. A connection
-    that takes longer is closed, a silent one too."""
+    """Seconds for each of: a request's head to arrive, its body to arrive, and the client to read the answer. Slower
+    connections, including silent ones, are closed.
+    """
 
     batch_requests: bool = True
-    """Let waiting requests share forward passes. Off, every request has its own: for comparison."""
+    """Let waiting requests share forward passes. If off, each request runs separately, for comparison."""
 
     score: ScoreOptions = field(default_factory=ScoreOptions)
 
@@ -75,7 +76,7 @@ class ServeConfig(ScorerChoice):
 
     @property
     def name(self) -> str:
-        """The model's name in answers."""
+        """The model's name in responses."""
         if self.served_name:
             return self.served_name
         return Path(self.model).resolve().name if Path(self.model).exists() else self.model

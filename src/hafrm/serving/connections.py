@@ -1,8 +1,9 @@
-"""Connections: how many there are, how long one may be silent, and what its end means. Knows HTTP, and no path.
+"""Limit connections: their number, how long one may be silent, and what happens at its end. Works on HTTP, not on
+paths.
 
-Uvicorn's server takes every connection that the system gives it; `Server` here takes one when it has a place for it, so
-that neither files nor memory run out, and others wait in the system's queue. Uvicorn takes the end of what a client
-sends for the end of the client; `Connection` here answers what was whole by then.
+Uvicorn's server accepts every connection that the system offers; `Server` here accepts one only if it has a free slot,
+so that neither files nor memory run out, and others wait in the system's queue. Uvicorn treats the end of a client's
+data as a disconnect; `Connection` here still answers complete requests.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ from hafrm.serving.config import ServeConfig
 
 __all__ = ["Server", "raise_file_limit"]
 
-_FILES = 2**16  # open files where the system sets no limit
-_GRACE = 30  # seconds for requests in flight, once told to stop
-_LOOK = 0.5  # seconds between looks whether a client that sends no more is still there
-_PAUSE = 0.2  # seconds until the next try, where the system has no files or memory left
+_FILES = 2**16  # open files, if the system sets no limit
+_GRACE = 30  # seconds for requests in flight on shutdown
+_LOOK = 0.5  # seconds between checks of whether a client that sends no more is still connected
+_PAUSE = 0.2  # seconds until the next try, if the system is out of files or memory
 _SELDOM = 60.0  # seconds between equal lines in the log
 
 log = logging.getLogger("hafrm.serving")
 
 
 def raise_file_limit() -> int:
-    """Raise the number of files that this process may open as far as it may; returns it."""
+    """Raise the limit of open files of this process as far as allowed; return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if resource.RLIM_INFINITY in (soft, hard):
         most = _FILES if soft == resource.RLIM_INFINITY else max(soft, _FILES)
@@ -44,13 +45,13 @@ def raise_file_limit() -> int:
 
 
 class Server(uvicorn.Server):
-    """Serves an application on a listening socket, with a bounded number of connections.
+    """Serves an application on a listening socket, with a limited number of connections.
 
     Args:
-        app: What answers.
+        app: The application.
         listener: The socket, which the server closes when it ends.
         config: The limits.
-        most: The most connections at one time.
+        most: Maximum number of open connections.
     """
 
     def __init__(self, app: ASGIApp, listener: socket.socket, config: ServeConfig, most: int) -> None:
@@ -59,7 +60,7 @@ class Server(uvicorn.Server):
             loop="asyncio",
             http=Connection,
             ws="none",
-            log_level="error",  # below it is a line for each request that is no HTTP
+            log_level="error",  # lower levels log a line for each request that is not HTTP
             access_log=False,
             server_header=False,
             proxy_headers=False,
@@ -71,13 +72,13 @@ class Server(uvicorn.Server):
         self._said = -_SELDOM
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to take connections."""
+        """Start accepting connections."""
         await super().startup(sockets=[])
         self._listener.setblocking(False)
         self._accepting = asyncio.create_task(self._accept())
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take no more connections, and answer what is in flight."""
+        """Stop accepting connections, and answer requests in flight."""
         self._accepting.cancel()
         self._listener.close()
         await super().shutdown(sockets)
@@ -90,7 +91,7 @@ class Server(uvicorn.Server):
             await self._places.acquire()
             try:
                 accepted, _ = await loop.sock_accept(self._listener)
-            except OSError as error:  # of a client that left at once, or of a system without files or memory
+            except OSError as error:  # the client left at once, or the system is out of files or memory
                 self._places.release()
                 self._say(f"a connection can't be taken ({error.strerror})")
                 await asyncio.sleep(_PAUSE)
@@ -114,12 +115,12 @@ class Server(uvicorn.Server):
 
 
 class Connection(H11Protocol):
-    """One connection, which is closed where a request's head or the reading of an answer takes too long.
+    """One connection, which is closed if a request's head, or the client's reading of an answer, takes too long.
 
     Args:
         patience: Seconds for each of them.
         on_lost: Called once the connection has ended.
-        **uvicorns: What uvicorn gives its connections.
+        **uvicorns: Arguments of uvicorn's connections.
     """
 
     def __init__(self, *, patience: float, on_lost: Callable[[], None], **uvicorns: Any) -> None:
@@ -130,7 +131,7 @@ class Connection(H11Protocol):
 
     @property
     def _idle(self) -> bool:
-        """Whether no request is being read or answered."""
+        """Return whether no request is being read or answered."""
         return self.cycle is None or self.cycle.response_complete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -139,13 +140,13 @@ class Connection(H11Protocol):
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Give the place to another connection."""
+        """Free the slot for another connection."""
         super().connection_lost(exc)
         self._unwatch()
         self._on_lost()
 
     def data_received(self, data: bytes) -> None:
-        """Read on; a head's time runs from its first byte, not from its last."""
+        """Read on; a head's timeout starts at its first byte, not its last."""
         super().data_received(data)
         if self._idle:
             self._watch()
@@ -153,7 +154,7 @@ class Connection(H11Protocol):
             self._unwatch()
 
     def on_response_complete(self) -> None:
-        """Read the next request, or end where the client sends no more, or does not read."""
+        """Read the next request, or close if the client sends no more or does not read."""
         super().on_response_complete()
         if self._ended and (self._idle or self.cycle.more_body):
             self.transport.close()
@@ -161,7 +162,7 @@ class Connection(H11Protocol):
             self.loop.call_later(self._patience, self._abort_unread)
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Answer a request that is whole; returns whether there is one."""
+        """Answer a complete request; return whether there is one."""
         if self._idle or self.cycle.more_body:
             return False
         if not self._ended:
@@ -170,10 +171,10 @@ class Connection(H11Protocol):
         return True
 
     def _look(self) -> None:
-        """Find out whether a client that sends no more still waits for its answer, or has left.
+        """Check whether a client that sends no more still waits for its answer, or has left.
 
-        Both look alike until something is sent. An interim response is, which every client of HTTP 1.1 passes over; the
-        system of a client that has left answers it with a reset, at which the next one fails.
+        The two only differ once something is sent, so an interim response is sent, which every HTTP 1.1 client skips.
+        The system of a client that has left answers it with a reset, at which the next one fails.
         """
         if self.transport.is_closing():
             return

@@ -1,4 +1,4 @@
-"""What a client is told when a request can't be answered: one JSON shape, with no traceback and no echo of the body."""
+"""Error responses: one JSON shape, without tracebacks and without echoing the body."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HEADERS: dict[int | str, dict[str, str]] = {
 
 
 class RequestError(HTTPException):
-    """A request that can't be answered as asked.
+    """A request that can't be answered.
 
     Args:
         status: The HTTP status.
@@ -29,17 +29,17 @@ class RequestError(HTTPException):
         super().__init__(status, message)
 
     def response(self) -> JSONResponse:
-        """The answer."""
+        """Return the error as a response."""
         return error_response(self.status, self.kind, self.message)
 
 
 def error_response(status: int, kind: str, message: str, *, request_id: str | None = None) -> JSONResponse:
-    """An error as `{"error": {"type", "message", "code", "id"}}`; the id stands in the server's log."""
-    sayable = message.encode("utf-8", "replace").decode("utf-8")  # names of fields can hold lone surrogates
+    """Return an error as `{"error": {"type", "message", "code", "id"}}`; the id is also in the server's log."""
+    sayable = message.encode("utf-8", "replace").decode("utf-8")  # names of fields can contain lone surrogates
     body = {"error": {"type": kind, "message": sayable, "code": status, "id": request_id}}
     return JSONResponse(body, status_code=status, headers=_HEADERS.get(kind) or _HEADERS.get(status))
 
 
 def not_ready() -> JSONResponse:
-    """What is answered once the model's thread has ended, whose work no other thread takes up."""
+    """Return the response after the model's thread has died; it is not restarted."""
     return error_response(503, "not_ready", "The thread that runs the model has ended: start the server again.")

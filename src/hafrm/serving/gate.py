@@ -1,4 +1,4 @@
-"""What every request passes: key, host, room, size. Nothing of a body is parsed before all of them are met."""
+"""Check every request's key, host, capacity and size before its body is parsed."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from hafrm.serving.metrics import Metrics
 __all__ = ["OPEN_PATHS", "Gate"]
 
 OPEN_PATHS = frozenset({"/", "/page.css", "/page.js", "/health", "/ready"})
-"""Paths that need no key: they tell nothing of the model."""
+"""Paths that need no key, as they reveal nothing about the model."""
 
 log = logging.getLogger("hafrm.serving")
 
 
 class Gate:
-    """ASGI middleware that admits requests, reads their bodies within limits, and catches what fails behind it.
+    """ASGI middleware that admits requests, reads their bodies within limits, and catches errors of the app.
 
     Args:
-        app: What answers.
+        app: The application.
         config: The limits.
-        metrics: Told of every answer.
-        api_key: What clients must send as a bearer token; None: nothing.
-        paths: The paths that the app knows: others are counted as one.
+        metrics: Counts every answer.
+        api_key: The bearer token that clients must send; None: no token is required.
+        paths: The app's paths; all others are counted as one.
     """
 
     def __init__(
@@ -74,10 +74,11 @@ class Gate:
         headers = dict(scope["headers"])
         names = [name for name, _ in scope["headers"]]
         if names.count(b"authorization") > 1 or {b"content-length", b"transfer-encoding"} <= headers.keys():
-            # Programs on the way may have read the other of the two.
+            # A proxy on the way may have used the other of the two.
             raise RequestError(400, "ambiguous", "Send one Authorization header, and one form of the body's length.")
         if self._key is None:
-            # A page elsewhere whose name is made to point at this machine must not read answers with a visitor's hands.
+            # DNS rebinding: a page whose host name resolves to this machine must not read answers through a visitor's
+            # browser.
             if is_loopback(self.config.host) and not is_loopback(_host(headers.get(b"host", b""))):
                 raise RequestError(403, "wrong_host", "This server answers to localhost alone.")
         elif scope["path"] not in OPEN_PATHS:
@@ -98,7 +99,7 @@ class Gate:
             self.metrics.open_requests.set(self._open)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
-        """The whole body.
+        """Read the whole body.
 
         Raises:
             RequestError: it is too large, or does not arrive in time.
@@ -125,12 +126,12 @@ class Gate:
         return bytes(body)
 
     async def _answer(self, scope: Scope, body: bytes, receive: Receive, send: _Answer) -> None:
-        """Let the app answer, unless the client goes away before: then its work is taken back."""
+        """Let the app answer, unless the client disconnects first, which cancels the work."""
         gone = asyncio.create_task(_disconnected(receive))
         work = asyncio.create_task(self._run(scope, _Replay(body, gone), send))
         try:
             await asyncio.wait({gone, work}, return_when=asyncio.FIRST_COMPLETED)
-            if not (work.done() or send.started):  # the connection also counts as gone once the answer is out
+            if not (work.done() or send.started):  # the connection also counts as closed after the answer
                 raise _DisconnectedError
             await work
         finally:
@@ -153,11 +154,11 @@ class Gate:
 
 
 class _DisconnectedError(Exception):
-    """The client has gone away."""
+    """The client has disconnected."""
 
 
 class _Answer:
-    """Sends an answer with headers that all answers have, and remembers its status."""
+    """Sends an answer with the headers common to all answers, and records its status."""
 
     def __init__(self, send: Send) -> None:
         self._send, self.status, self.started = send, 500, False
@@ -170,7 +171,7 @@ class _Answer:
 
 
 class _Replay:
-    """Gives the app a body that has been read; after that, waits for the client to go away."""
+    """Replays a body that has been read to the app; after that, waits for the client to disconnect."""
 
     def __init__(self, body: bytes, gone: asyncio.Task[None]) -> None:
         self._body: bytes | None = body
@@ -193,6 +194,6 @@ _HOST = re.compile(rb"(?:\[([0-9a-f:.]+)\]|([^\[\]:@/]+))(?::\d*)?", re.IGNORECA
 
 
 def _host(header: bytes) -> str:
-    """The name in a Host header, without its port; empty where it is not the header of a name."""
+    """Return the host name in a Host header, without its port; empty if the header is not a valid name."""
     found = _HOST.fullmatch(header)
     return (found[1] or found[2]).decode("latin-1") if found else ""

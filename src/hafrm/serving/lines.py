@@ -1,4 +1,6 @@
-"""Lines for the log and the terminal that no text of a client, a template or a model can change or lengthen at will."""
+"""Format untrusted text (of clients, templates, models) for the log and the terminal: escaped, on one line, and
+bounded.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,13 @@ _LINES, _CHARACTERS = 60, 300
 
 
 def shown(text: str, most: int = _CHARACTERS) -> str:
-    """A text's beginning as one line, with what does not print escaped."""
+    """Return a text's beginning as one line, with unprintable characters escaped."""
     cut = text if len(text) <= most else f"{text[:most]}..."
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
 
 
 def traceback_text(error: BaseException) -> str:
-    """An error's traceback, in a bounded number of bounded lines; of its causes, as many as these hold."""
+    """Return an error's traceback in a bounded number of bounded lines, with as many of its causes as fit."""
     lines = (line for part in TracebackException.from_exception(error, limit=-20).format() for line in _split(part))
     return "\n".join(shown(line) for line in islice(lines, _LINES))
 

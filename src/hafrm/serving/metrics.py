@@ -1,4 +1,4 @@
-"""What the server counts, in Prometheus' text form."""
+"""Counters of the server in Prometheus' text format."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _TOKENS = tuple(2**i for i in range(5, 18))
 
 
 class Metrics:
-    """The counters of one server; no label holds anything that a client can choose freely."""
+    """The counters of one server; clients can't choose the values of any label."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -45,5 +45,5 @@ class Metrics:
         self.tokens.inc(tokens)
 
     def text(self) -> bytes:
-        """All of it, as Prometheus reads it."""
+        """Return all counters, as Prometheus reads them."""
         return generate_latest(self.registry)

@@ -1,6 +1,6 @@
 "use strict";
 
-// Texts reach the page as text nodes only.
+// Texts enter the page only as text nodes.
 const form = document.getElementById("form");
 const show = (id, text) => {
   document.getElementById(id).textContent = text;

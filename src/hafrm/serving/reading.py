@@ -1,8 +1,8 @@
-"""From what a request contains to token ids: conversations by the encoder's rule, texts and token ids by the frame's.
+"""Convert a request's content to token ids: conversations with the encoder, texts and token ids with the frame.
 
-A rendered text is brought back to the form that the tokenizer's chat template writes (`hafrm.frame`), so that its
-reward is that of the same conversation as messages: with the template's beginning, the ending that generated text
-lacks, and without the spaces that decoding adds.
+A rendered text is restored to the form that the tokenizer's chat template writes (`hafrm.frame`), so that its reward is
+that of the same conversation as messages: with the template's beginning, the ending that generated text lacks, and
+without the spaces that decoding adds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ OVERLONG = "overlong"
 
 @dataclass(frozen=True)
 class Unfit:
-    """What is no conversation, and why: a word that stands in answers as `unscored`, and a sentence for people."""
+    """An invalid conversation and the reason: a word for `unscored` in responses, and a sentence for people."""
 
     reason: str
     fault: str = ""
@@ -32,7 +32,7 @@ class Unfit:
 
 @dataclass(frozen=True)
 class PromptedText:
-    """A rendered text whose sender says which rendered prompt it begins with."""
+    """A rendered text with the rendered prompt that it begins with."""
 
     text: str
     prompt: str
@@ -46,11 +46,11 @@ class TokenIds:
 
 
 Input = Conversation | str | PromptedText | TokenIds | Unfit
-"""What a protocol hands over: a conversation, a rendered text, its token ids, or the reason why there is none."""
+"""An input from a protocol: a conversation, a rendered text, its token ids, or the reason why there is none."""
 
 
 def characters(item: Input) -> int:
-    """About how much there is of an input to read."""
+    """Estimate the size of an input, in characters."""
     match item:
         case str():
             return len(item)
@@ -65,7 +65,7 @@ def characters(item: Input) -> int:
 
 
 def pieces(inputs: Sequence[Input], size: int) -> Iterator[Sequence[Input]]:
-    """Cut inputs, in order, into pieces of at most so many characters, or of one input that has more."""
+    """Cut inputs, in order, into pieces of at most `size` characters, or of one longer input."""
     start, filled = 0, 0
     for place, item in enumerate(inputs):
         added = _TURN + characters(item)
@@ -77,37 +77,37 @@ def pieces(inputs: Sequence[Input], size: int) -> Iterator[Sequence[Input]]:
         yield inputs[start:]
 
 
-_TURN = 256  # what an input costs in characters before it has any
+_TURN = 256  # an input's fixed cost, in characters
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What became of one input."""
+    """The result of reading one input."""
 
     group: TokenGroup | None = None
-    """Its token ids; None where it can't be scored."""
+    """Its token ids; None if it can't be scored."""
     tokens: int = 0
-    """Its tokens before any cut; 0 where it has none."""
+    """Its tokens before truncation; 0 if it has none."""
     truncated: bool = False
     """Whether its end was cut off here."""
     unfinished: bool = False
-    """Whether it came without a stop token at its end, and is scored as it stands."""
+    """Whether it arrived without a stop token at its end, and is scored as it is."""
     special_tokens: bool = False
     """Whether its messages contain special tokens; see `ScoreOptions.special_tokens`."""
     bordered: bool = True
-    """Whether it is known where the response begins."""
+    """Whether the start of the response is known."""
     unscored: str | None = None
     """Why it can't be scored."""
     fault: str = ""
-    """What is wrong with it, and what to do about it, where more is known than a word."""
+    """What is wrong with it and how to fix it, if there is more to say than `unscored`."""
 
 
 class Reader:
-    """Reads inputs with a scorer's encoder; one thread at a time, as tokenizers change themselves while they work.
+    """Reads inputs with a scorer's encoder; for one thread at a time, as tokenizers modify themselves while they work.
 
     Args:
-        encoder: The scorer's.
-        stops: Ids of the tokens at which the model stops, as its own config has them.
+        encoder: The scorer's encoder.
+        stops: Ids of the tokens at which the model stops, according to its config.
     """
 
     def __init__(self, encoder: ConversationEncoder, stops: Sequence[int] = ()) -> None:
@@ -116,7 +116,7 @@ class Reader:
         self._frame = frame_of(encoder.tokenizer, stops)
 
     def copy(self) -> Reader:
-        """A reader for another thread, with a tokenizer of its own."""
+        """Return a reader for another thread, with a separate tokenizer."""
         return Reader(replace(self.encoder, tokenizer=copy.deepcopy(self.encoder.tokenizer)), self._stops)
 
     def read(self, inputs: Sequence[Input]) -> list[Reading]:
@@ -130,7 +130,7 @@ class Reader:
         ]
 
     def bare_response(self, text: str) -> str:
-        """A response's text without the stop token at which its generation ended."""
+        """Return a response's text without the stop token that ended its generation."""
         return self._frame.without_stop(text)
 
     def _read(self, item: str | PromptedText | TokenIds | Unfit) -> Reading:
@@ -162,9 +162,9 @@ class Reader:
         return Reading(cut, outcome.tokens, truncated=True, special_tokens=cut.special_tokens > 0)
 
     def _of_ids(self, ids: list[int], ended: bool, *, border: int | None) -> Reading:
-        """A whole conversation's ids, of which the first `border` are the prompt's, where that is known."""
+        """Read a whole conversation's ids, of which the first `border` are the prompt's; None if unknown."""
         limit, tokens = self.encoder.max_length, len(ids)
-        if tokens < 2:  # a reward needs a token with something before it
+        if tokens < 2:  # a reward needs a token with another before it
             return Reading(tokens=tokens, unscored=BadRowReason.EMPTY_RESPONSE.value)
         truncated = tokens > limit
         if truncated and (self.encoder.overlong == "drop" or (border or 0) >= limit):

@@ -1,4 +1,4 @@
-"""Load a model and serve it until told to stop."""
+"""Load a model and serve it until interrupted."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from hafrm.serving.lines import shown
 __all__ = ["API_KEY", "serve"]
 
 API_KEY = "HAFRM_API_KEY"
-"""The environment variable that holds the key which clients must send."""
+"""The environment variable with the key that clients must send."""
 
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client")
-_FILES_RESERVED = 64  # open files for all that is not a connection
+_FILES_RESERVED = 64  # open files for everything except connections
 
 
 def serve(config: ServeConfig) -> None:
-    """Serve a model until interrupted; what is in flight then is answered.
+    """Serve a model until interrupted; requests in flight are then answered.
 
     Raises:
         MissingExtraError: the web framework is not installed.
         ConfigError: the key can't be sent in a header, or the model runs elsewhere.
-        ModelError: nothing that scores loads from there.
+        ModelError: no scorer can be loaded from there.
         OSError: the address can't be listened on.
     """
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
@@ -60,7 +60,7 @@ def _serve(config: ServeConfig, listener: socket.socket, key: str | None) -> Non
 
 
 def _connections(config: ServeConfig, files: int) -> int:
-    """How many connections there may be: enough for every request, and fewer than the files that may be open."""
+    """Return the maximum number of connections: enough for every request, and fewer than the files that may be open."""
     wanted = 4 * config.max_requests + 64
     room = files - sum(1 for _ in Path("/dev/fd").iterdir()) - _FILES_RESERVED
     if room < 1:
@@ -77,11 +77,11 @@ def _connections(config: ServeConfig, files: int) -> int:
 
 
 def _be_prompt() -> None:
-    """Let no thread and no collection of garbage hold the event loop for long."""
+    """Keep threads and garbage collection from blocking the event loop for long."""
     sys.setswitchinterval(0.001)
     gc.collect()
-    gc.freeze()  # the model and the libraries, which are there to stay
-    gc.set_threshold(20_000, 50, 100)  # a large body has a million values, and none of them in a circle
+    gc.freeze()  # the model and the libraries are never freed
+    gc.set_threshold(20_000, 50, 100)  # a large body has a million values without reference cycles
 
 
 def _api_key() -> str | None:
@@ -92,10 +92,11 @@ def _api_key() -> str | None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A listening socket, before the model is loaded: a port that is taken shows at once.
+    """Return a listening socket, before the model is loaded, so that a taken port is reported at once.
 
-    Its connections send at once: an answer goes out as head and body, and the body would wait for the head's receipt,
-    40 ms. asyncio sees to that only for sockets that name their protocol, which `create_server` makes none of.
+    Its connections disable Nagle's algorithm: an answer is sent as head and body, and the body would wait 40 ms for the
+    head's acknowledgement. asyncio only does this for sockets with an explicit protocol, which `create_server` does not
+    set.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.create_server((host, port), family=family, backlog=1024)

@@ -1,4 +1,4 @@
-"""What all protocols share: inputs in, outcomes out. Knows no protocol."""
+"""The scoring service that all protocols share: takes inputs, returns outcomes."""
 
 from __future__ import annotations
 
@@ -33,15 +33,16 @@ class Outcome:
 
 
 LARGE = 2**16
-"""Characters of a body, or of one text, that are read aside, so that small ones never wait for them."""
+"""Characters of a body, or of one text, above which it is read on another thread, so that small ones never wait for it.
+"""
 
 _T = TypeVar("_T")
 _large: ContextVar[bool] = ContextVar("large", default=False)
 
 
 class RewardService:
-    """A scorer behind a batcher and threads that read requests: one for small ones, which never wait for large ones,
-    one for large ones, piece by piece in turns, and one for texts that no piece holds.
+    """A scorer with a batcher and threads that read requests: one for small ones, which never wait for large ones, one
+    for large ones, in turns and piece by piece, and one for texts that are larger than a piece.
 
     Raises:
         ConfigError: the scorer's model does not run in this process.
@@ -63,7 +64,7 @@ class RewardService:
         self._job = partial(Job, share_prompts=layout is not None and layout.packed)
         self._reader = Reader(scorer.encoder, stop_tokens(config.model))
         self._long_reader = self._reader.copy()
-        self._reading = threading.Lock()  # tokenizers change themselves while they work
+        self._reading = threading.Lock()  # tokenizers modify themselves while they work
         self._small, self._others, self._long = (
             ThreadPoolExecutor(1, thread_name_prefix=f"hafrm-{name}") for name in ("small", "large", "long")
         )
@@ -82,8 +83,8 @@ class RewardService:
         """Call a function of a request on a thread, off the event loop.
 
         Args:
-            function: What to call.
-            size: The length of the request's body, where it is known now; it holds for later calls of the request too.
+            function: The function.
+            size: The length of the request's body, if it is known; it also applies to later calls of the request.
         """
         if size is not None:
             _large.set(size > LARGE)
@@ -94,10 +95,10 @@ class RewardService:
         """Score a request's inputs, in order.
 
         Args:
-            make: Gives the inputs; called off the event loop.
+            make: Returns the inputs; called off the event loop.
 
         Raises:
-            RequestError: there are too many, or the model's score can't be had of rendered text.
+            RequestError: there are too many, or the model's score can't be computed for rendered text.
         """
         inputs = await self.aside(make)
         most = self.config.max_conversations
@@ -127,7 +128,7 @@ class RewardService:
         return [Outcome(next(rewards) if reading.group else None, reading) for reading in readings]
 
     def bare_response(self, text: str) -> str:
-        """A response's text without the stop token at which its generation ended."""
+        """Return a response's text without the stop token that ended its generation."""
         return self._reader.bare_response(text)
 
     async def _read(self, piece: Sequence[Input]) -> list[Reading]:
@@ -142,7 +143,7 @@ class RewardService:
         return await self.aside(locked)
 
     async def scored(self, make: Callable[[], Sequence[Input]]) -> list[tuple[float, Reading]]:
-        """Score inputs, as `outcomes` takes them, for a protocol that knows no missing reward.
+        """Score inputs, like `outcomes`, for a protocol that has no missing rewards.
 
         Raises:
             RequestError: an input has no reward; says which and why.
@@ -166,7 +167,7 @@ class RewardService:
         return RequestError(400, OVERLONG, f"Input {number} has no reward: {OVERLONG} ({problem}). {remedy}")
 
     def close(self) -> None:
-        """Answer what waits, then stop."""
+        """Answer waiting requests, then stop."""
         for thread in (self._small, self._others, self._long):
             thread.shutdown()
         self.batcher.close()

@@ -1,1 +1,1 @@
-"""Training: one trainer for the hybrid, the plain reward model and DPO, which differ by two weights alone."""
+"""Training: one trainer for the hybrid, the plain reward model and DPO, which differ only in two loss weights."""

@@ -1,7 +1,7 @@
-"""Fields of transformers' TrainingArguments: which of them a run takes, and how many steps they come to.
+"""Validate the fields of transformers' TrainingArguments that a run sets, and count its optimizer steps.
 
-A field that nothing here reads, or that would break a run, is refused with the reason: an option that is accepted in
-silence looks as if it worked. The list was checked against the source of transformers 5.23.
+A field that has no effect here, or would break a run, is refused with the reason: an option that is silently accepted
+looks as if it worked. The list was checked against the source of transformers 5.23.
 """
 
 from __future__ import annotations
@@ -63,14 +63,14 @@ _REFUSED: dict[tuple[str, ...], str] = {
         "hub_revision",
     ): "would send checkpoints and not the result: upload the folder afterwards with `hf upload`",
 }
-"""Fields that can't be set, by what is said of them. Their harmless value is the default, but see `_HARMLESS`."""
+"""Fields that can't be set, grouped by the reason. Setting one to its default is harmless; see also `_HARMLESS`."""
 
 _HARMLESS: dict[str, tuple[Any, ...]] = {
     "remove_unused_columns": (False,),
     "include_num_input_tokens_seen": (False, "no"),
     "include_for_metrics": (None, []),
 }
-"""Values that do nothing, where that is not the field's default alone."""
+"""Further harmless values, for fields where the default is not the only one."""
 
 _FREE_ON_RESUME = frozenset(
     """
@@ -85,7 +85,7 @@ _FREE_ON_RESUME = frozenset(
 
 
 def free_on_resume(name: str) -> bool:
-    """Whether a field may change when a run is resumed: it says what is told, kept or recomputed, and no result."""
+    """Return whether a field may change when a run is resumed: it affects logging or saving, but no result."""
     return name in _FREE_ON_RESUME
 
 
@@ -93,7 +93,7 @@ _NOT_BELOW_ZERO = ("learning_rate", "weight_decay", "adam_epsilon", "max_grad_no
 
 
 def checked_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that a user set, each of the field's type where its default tells one.
+    """Validate and coerce the TrainingArguments fields that a user set.
 
     Raises:
         ConfigError: a field is unknown, has no effect or would break the run, or its value is of another type.
@@ -139,7 +139,7 @@ def _refuse_without_effect(name: str, value: Any) -> None:
 
 
 def _typed(name: str, value: Any) -> Any:
-    if name.endswith("_strategy") and value is False:  # YAML reads a bare `no` so
+    if name.endswith("_strategy") and value is False:  # YAML parses a bare `no` as False
         return "no"
     default = _FIELDS[name].default
     number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -152,11 +152,11 @@ def _typed(name: str, value: Any) -> Any:
 
 
 def total_steps(values: Mapping[str, Any], pairs: int) -> int:
-    """Optimizer steps of a run, as transformers counts them.
+    """Return the number of optimizer steps of a run, as transformers counts them.
 
     Args:
-        values: The fields of TrainingArguments; those left out have transformers' defaults.
-        pairs: How many training pairs there are.
+        values: The fields of TrainingArguments; missing ones have transformers' defaults.
+        pairs: Number of training pairs.
     """
     steps, epochs, accumulated = (
         values.get(name, _FIELDS[name].default)

@@ -1,4 +1,4 @@
-"""Pairs as batches: token groups with what the losses need beside them.
+"""Batches of pairs: token groups, margins and reference log-probs.
 
 Shape letters: B pairs, S = 2B sequences.
 """
@@ -23,14 +23,14 @@ __all__ = ["PairBatch", "PairBatches", "PairCollator", "PairDataset", "PairItem"
 
 @dataclass(frozen=True)
 class PairItem:
-    """One pair, encoded."""
+    """An encoded pair."""
 
     row: int
-    """Its place in the data set, by which errors name it."""
+    """The pair's index in the data set, for error messages."""
     tokens: TokenGroup
     margin: float
     reference: tuple[float, float] | None
-    """Reference log-probs of chosen and rejected, where they were computed beforehand."""
+    """Reference log-probs of chosen and rejected, if they were precomputed."""
 
 
 class PairDataset(Dataset[PairItem]):
@@ -57,7 +57,7 @@ class PairDataset(Dataset[PairItem]):
         return PairItem(row, self.groups[row], self.pairs[row].margin or 0.0, reference)
 
     def names(self, rows: Sequence[int]) -> list[str]:
-        """Where the pairs of these rows came from."""
+        """Return the sources of the pairs in these rows."""
         return [self.pairs[row].id for row in rows]
 
 
@@ -67,19 +67,19 @@ class PairBatch:
 
     sequences: SequenceBatch
     rows: Tensor
-    """Each pair's place in its data set, [B]."""
+    """Each pair's index in its data set, [B]."""
     margin: Tensor
-    """How much better chosen is said to be, [B]; 0 where the data does not say."""
+    """How much better chosen is, [B]; 0 where the data does not say."""
     reference: Tensor | None
-    """Reference log-probs, [S], where they were computed beforehand."""
+    """Reference log-probs, [S], if they were precomputed."""
     counts: bool = True
-    """Whether its losses count. One that does not keeps step with other processes, which have a part more."""
+    """Whether its losses count. A batch that does not only keeps in step with processes that have more parts."""
 
     def __len__(self) -> int:
         return self.rows.shape[0]
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> PairBatch:
-        """The same batch on another device."""
+        """Return the batch on another device."""
         return replace(
             self,
             sequences=self.sequences.to(device, non_blocking=non_blocking),
@@ -88,7 +88,7 @@ class PairBatch:
         )
 
     def pin_memory(self) -> PairBatch:
-        """The same batch in pinned memory."""
+        """Return the batch in pinned memory."""
         return replace(
             self,
             sequences=self.sequences.pin_memory(),
@@ -99,32 +99,33 @@ class PairBatch:
 
 @dataclass(frozen=True)
 class PairBatches:
-    """A process's share of what a data loader hands over as one batch, in parts that each fit the token budget.
+    """One process's share of a data loader's batch, cut into parts that each fit the token budget.
 
-    How a batch is shared and cut changes no loss and no gradient: both are sums over pairs. (Where a loss joins the
-    pairs of a part, as `kto_pair` does, it changes both.)
+    Sharing and cutting a batch changes neither loss nor gradient: both are sums over pairs. (A loss that couples the
+    pairs of a part, such as `kto_pair`, is an exception.)
     """
 
     parts: tuple[PairBatch, ...]
-    """As many in each process: sharded weights are gathered part by part, by all processes together."""
+    """The parts; every process has equally many, because all processes gather sharded weights together, part by part.
+    """
     pairs: int
-    """Pairs of the batch, over all processes."""
+    """Number of pairs in the batch, over all processes."""
 
     @property
     def tokens(self) -> int:
-        """Tokens that go through the model, padding included."""
+        """Return the number of tokens that go through the model, padding included."""
         return sum(part.sequences.input_ids.numel() for part in self.parts)
 
     def pin_memory(self) -> PairBatches:
-        """The same batches in pinned memory."""
+        """Return the batches in pinned memory."""
         return replace(self, parts=tuple(part.pin_memory() for part in self.parts))
 
 
 @dataclass(frozen=True)
 class PairCollator:
-    """Lays pairs out as batches within a token budget; where rows are padded, pairs of like length stand together.
+    """Collates pairs into batches within a token budget, grouping pairs of similar length where rows are padded.
 
-    Each process is given the pairs of all, plans for all, and lays out its own share.
+    Each process receives the pairs of all processes, plans for all, and lays out only its own share.
     """
 
     layout: Layout
@@ -138,7 +139,7 @@ class PairCollator:
         plans = [self._plan([items[i] for i in share]) for share in shares]
         parts = [self._batch(part) for part in plans[self.process]]
         missing = max(map(len, plans)) - len(parts)
-        if missing:  # put first, so that the last part is one that counts where there is one
+        if missing:  # go first, so that the last part counts wherever any part does
             shortest = min(items, key=lambda item: item.tokens.unique_tokens)
             parts = [replace(self._batch([shortest]), counts=False)] * missing + parts
         return PairBatches(tuple(parts), len(items))

@@ -1,4 +1,4 @@
-"""What a run tells while it trains: a progress line for people and `metrics.jsonl` for programs."""
+"""Progress of a training run: a progress line for people and `metrics.jsonl` for programs."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class MetricsFile(TrainerCallback):
-    """Appends every log line of training to `metrics.jsonl`; on resuming, lines after the checkpoint are dropped first.
+    """Appends every log line of training to `metrics.jsonl`; on resuming, first drops the lines after the checkpoint.
 
-    A run's last words are of no step, and stay out: how long it took, and the validation of the checkpoint that was
-    kept, which the manifest has.
+    What is logged after the last step (duration, validation of the kept checkpoint) belongs to no step and is left out;
+    the manifest records it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -34,7 +34,7 @@ class MetricsFile(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Keep what belongs to steps that will not be done again."""
+        """Drop the lines of steps that will be repeated."""
         self._training = True
         if state.is_world_process_zero:
             keep_metrics(self.path, state.global_step)
@@ -54,18 +54,18 @@ class MetricsFile(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """What is logged from here on is not of a step."""
+        """Stop writing: what is logged after training belongs to no step."""
         self._training = False
 
 
 def keep_metrics(path: Path, step: int) -> None:
-    """Take the lines off a metrics file that tell of steps behind `step`, and what a kill left of the last one."""
+    """Remove the lines after `step` from a metrics file, and the partial last line of a killed run."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     atomic.write_text(path, "".join(f"{line}\n" for line in lines if step and _step(line) <= step))
 
 
 def add_metrics(path: Path, step: int, values: Mapping[str, float]) -> None:
-    """Append a step's line to a metrics file: JSON, in which numbers that are not finite are null."""
+    """Append a step's line to a metrics file as JSON; non-finite numbers become null."""
     finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
     with atomic.naming(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"step": step, **finite}) + "\n")
@@ -74,20 +74,20 @@ def add_metrics(path: Path, step: int, values: Mapping[str, float]) -> None:
 def _step(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):  # the half line of a killed run
+    except (ValueError, KeyError, TypeError):  # the partial last line of a killed run
         return float("inf")
 
 
 def best_step(state: TrainerState) -> int | None:
-    """The step of the best checkpoint so far; None where there is none."""
+    """Return the step of the best checkpoint so far, or None."""
     best = state.best_model_checkpoint
     return int(best.rsplit("-", 1)[1]) if best else None
 
 
 class ConsoleProgress(TrainerCallback):
-    """A progress bar on a terminal, a plain line every few seconds otherwise; on standard error.
+    """Shows a progress bar on a terminal, otherwise a plain line every few seconds; writes to standard error.
 
-    What is validated after training, where the best checkpoint is kept, is that checkpoint, and is named so.
+    Where the best checkpoint is kept, the validation after training is labelled as that checkpoint's.
     """
 
     def __init__(self, console: Console | None = None, *, every_s: float = 10.0) -> None:
@@ -140,11 +140,11 @@ class ConsoleProgress(TrainerCallback):
         self.close()
 
     def say(self, text: str) -> None:
-        """Print a line of its own, as it is: paths and other programs' words may hold what rich takes for markup."""
+        """Print a line verbatim: paths and third-party messages may contain what rich takes for markup."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
-        """Give the terminal back, also after an error."""
+        """Release the terminal, also after an error."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

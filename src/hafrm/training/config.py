@@ -1,6 +1,6 @@
-"""What a training run is told: the options of `hafrm train`, with the paper's defaults (Table 5, Appendix A).
+"""Options of `hafrm train`, with the paper's defaults (Table 5, Appendix A).
 
-Where the paper is silent, the choice stands in the field's docstring. An option that nothing would read is refused.
+Where the paper is silent, the field's docstring says what was chosen. An option without effect is refused.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from hafrm.training.arguments import checked_arguments, total_steps
 __all__ = ["BEST_METRICS", "LossConfig", "Method", "TrainConfig", "training_arguments"]
 
 _NEED_A_MODEL = ("galore", "apollo", "lomo", "adalomo")
-"""Optimizers that transformers makes for a whole model alone."""
+"""Optimizers that transformers only builds for a whole model."""
 
 _FIXED_WEIGHTS: dict[Method, dict[str, float]] = {
     "haf": {},
@@ -49,37 +49,37 @@ BEST_METRICS = {"accuracy": "rewards/accuracies", "margin": "rewards/margins", "
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Which losses train the shared backbone, and how they are weighed."""
+    """Losses that train the shared backbone, and their weights."""
 
     reward_weight: float = 1.0
     """Weight of the reward loss."""
 
     policy_ratio: float = 0.2
-    """Weight of the policy loss: the paper's alpha (Eq. 5). 0 trains the reward head alone; may be negative."""
+    """Weight of the policy loss: the paper's alpha (Eq. 5). 0 trains only the reward head; may be negative."""
 
     reward_loss: RewardLossName = "bradley_terry"
-    """How reward differences are judged: Bradley-Terry is Eq. 2; probit and Cauchy are other priors."""
+    """Loss on reward differences. Bradley-Terry is Eq. 2; probit and Cauchy assume other noise distributions."""
 
     policy_loss: PolicyLossName = "dpo"
-    """How response log-probs are judged: DPO is Eq. 4."""
+    """Loss on response log-probs. DPO is Eq. 4."""
 
     beta: float = 0.1
     """Sharpness of the policy loss: the paper's tau (section 2.2)."""
 
     label_smoothing: float = 0.0
-    """Assumed share of flipped labels in the reward loss."""
+    """Label smoothing of the reward loss: assumed fraction of mislabeled pairs."""
 
     policy_label_smoothing: float = 0.0
-    """The same in the policy loss: conservative DPO."""
+    """Label smoothing of the policy loss (conservative DPO): assumed fraction of mislabeled pairs."""
 
     target_margin: float = 0.5
-    """SimPO's target margin; no other loss reads it."""
+    """Target margin of SimPO; other losses don't use it."""
 
     centering: float = 0.0
-    """Weight of (r_chosen + r_rejected)^2, which keeps rewards around zero."""
+    """Weight of the penalty (r_chosen + r_rejected)^2, which keeps rewards near zero."""
 
     reference: Literal["auto", "precomputed", "adapter_off", "frozen_copy"] = "auto"
-    """Where reference log-probs come from; `auto` computes them once before training and keeps them on disk."""
+    """Source of the reference log-probs; `auto` computes them once before training and keeps them on disk."""
 
     def __post_init__(self) -> None:
         for name in ("reward_weight", "policy_ratio", "centering"):
@@ -107,13 +107,13 @@ class LossConfig:
 
     @property
     def policy_options(self) -> PolicyLossOptions:
-        """The numbers that the policy loss reads."""
+        """Return the options of the policy loss."""
         return PolicyLossOptions(
             beta=self.beta, label_smoothing=self.policy_label_smoothing, target_margin=self.target_margin
         )
 
     def _unread(self) -> Iterator[tuple[str, str]]:
-        """Fields that nothing reads beside these weights and losses, each with the reason."""
+        """Yield the fields that have no effect with these weights and losses, each with the reason."""
         if self.reward_weight == 0:
             for name in ("reward_loss", "label_smoothing", "centering"):
                 yield name, "without a reward loss (loss.reward_weight is 0, as under --method dpo)"
@@ -129,10 +129,10 @@ class LossConfig:
             yield "reference", f"on {self.policy_loss}, which has no reference"
 
     def for_method(self, method: Method) -> LossConfig:
-        """The losses with the weights that a method fixes; `haf` leaves them as they are.
+        """Return the losses with the weights that a method fixes; `haf` leaves them unchanged.
 
         Raises:
-            ConfigError: a weight was set to another value, or an option that the method's losses do not read.
+            ConfigError: a weight was set to another value, or an option has no effect on the method's losses.
         """
         for name, value in _FIXED_WEIGHTS[method].items():
             if getattr(self, name) not in (value, self.__dataclass_fields__[name].default):
@@ -149,19 +149,20 @@ class TrainConfig:
 
     model: str
     """The model to start from, a folder or a hub id: a causal language model, or any reward model on one (a run, its
-    export, a sequence classifier, a value head's or PEFT's folder)."""
+    export, a sequence classifier, or a folder of a value head or of PEFT).
+    """
 
     data: list[str]
-    """Training pairs: files or names (`hafrm data list`), several allowed. NAME#SPLIT is a split other than train."""
+    """Training pairs: one or more files or names (`hafrm data list`). NAME#SPLIT selects a split other than train."""
 
     out: str
     """The run's folder."""
 
     eval_data: list[str] = field(default_factory=list)
-    """Validation pairs, with which the best checkpoint is kept instead of the last. NAME#SPLIT as in data."""
+    """Validation pairs. With them, the best checkpoint is kept instead of the last. NAME#SPLIT as in data."""
 
     method: Method = "haf"
-    """`haf`, `baseline` (reward loss alone) or `dpo` (policy loss alone)."""
+    """`haf`, `baseline` (reward loss only) or `dpo` (policy loss only)."""
 
     loss: LossConfig = field(default_factory=LossConfig)
     lora: LoraOptions = field(default_factory=LoraOptions)
@@ -170,40 +171,47 @@ class TrainConfig:
     training: dict[str, Any] = field(default_factory=dict)
     """Any field of transformers' TrainingArguments, such as `--training.learning_rate 3e-5`.
 
-    Defaults, where they are not transformers' (the paper's Table 5): max_steps 3200 (none with num_train_epochs),
+    Defaults that differ from transformers' (from the paper's Table 5): max_steps 3200 (unless num_train_epochs is set),
     per_device_train_batch_size 16, learning_rate 1e-5 (Phi-2's; Mistral's is 3e-5) falling linearly without warm-up,
     optim adamw_torch with betas 0.9 and 0.999, adam_epsilon 1e-5, weight_decay 0, max_grad_norm 1, seed 0. eval_steps
     0.025 of the steps, but at least 20; save_steps as eval_steps, save_total_limit 2. Not in the paper:
-    per_device_eval_batch_size 32, logging_steps 1, report_to tensorboard where it is installed, bf16 (or fp16) on a
-    GPU where the weights are float32."""
+    per_device_eval_batch_size 32, logging_steps 1, report_to tensorboard if it is installed, bf16 (or fp16) on a GPU if
+    the weights are float32.
+    """
 
     best_by: Literal["accuracy", "margin", "chosen_reward"] = "accuracy"
-    """What the best checkpoint is best at on the validation pairs. The paper says "the highest reward"."""
+    """Metric on the validation pairs that selects the best checkpoint. The paper says "the highest reward"."""
 
     early_stopping: int = 0
-    """Stop after so many evaluations without a better one; 0 never stops. Appendix B calls for it with HAF."""
+    """Stop after this many evaluations without improvement; 0 never stops. The paper uses it with HAF (Appendix B)."""
 
     head_init: HeadInit = "auto"
-    """How the reward head starts: `keep` takes over the model's own, `normal` draws one of variance 1 / (hidden + 1),
-    `zero` is what the authors' code does. `auto`: `keep` where the model has a reward head, else `normal`."""
+    """Initialization of the reward head: `keep` keeps the model's own, `normal` draws weights of variance 1 / (hidden +
+    1), `zero` is what the authors' code does. `auto`: `keep` if the model has a reward head, else `normal`.
+    """
 
     disable_dropout: bool = True
-    """Switch off the model's own dropout, as TRL does, so that policy and reference differ by training alone. The
-    paper does not say. `lora.dropout` is apart from it."""
+    """Switch off the model's own dropout, so that policy and reference differ only by training (as in TRL; the paper
+    does not say). Does not affect `lora.dropout`.
+    """
 
     layout: LayoutChoice = "auto"
-    """`auto` encodes a pair's prompt once and pads nothing, where a probe shows that the model can; else `padded`."""
+    """`auto` encodes a pair's prompt once and without padding if a probe shows that the model supports it; else
+    `padded`.
+    """
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """The weights' dtype. `auto`: float32; for LoRA bfloat16 on a GPU that computes in it. Half precision is for LoRA
-    alone, and bfloat16 for DeepSpeed, which keeps float32 weights beside: elsewhere training.bf16 does."""
+    """Dtype of the weights. `auto`: float32; for LoRA, bfloat16 on a GPU that supports it. Half precision is only for
+    LoRA, and bfloat16 also for DeepSpeed, which keeps float32 copies; otherwise use training.bf16.
+    """
 
     trust_remote_code: bool = False
-    """Run Python code that comes with the model. Such code can do anything that you can: leave it off."""
+    """Run Python code that comes with the model. Such code can do anything that you can, so leave this off."""
 
     overwrite: bool = False
-    """Delete what an earlier run wrote in the folder, and nothing else, and begin again. Otherwise an interrupted run
-    resumes where it stopped."""
+    """Delete the files that an earlier run wrote in the folder, and only those, and start over. Otherwise an
+    interrupted run resumes where it stopped.
+    """
 
     def __post_init__(self) -> None:
         if not self.data:
@@ -212,7 +220,7 @@ class TrainConfig:
             raise ConfigError(f"early_stopping must be 0 or more, got {self.early_stopping}")
         if self.resolved_loss.reference == "adapter_off" and not self.lora.enabled:
             raise ConfigError("loss.reference: adapter_off needs LoRA: set lora.rank.")
-        if self.dtype == "float16" and not self.lora.enabled:  # AdamW divides by squares, 0 in it
+        if self.dtype == "float16" and not self.lora.enabled:  # AdamW divides by squares that underflow to 0
             raise ConfigError("dtype: float16 weights can't be trained. Use float32, or set lora.rank.")
         object.__setattr__(self, "training", checked_arguments(self.training))
         if self.early_stopping and self.training.get("eval_strategy") == "no":
@@ -225,7 +233,7 @@ class TrainConfig:
             raise ConfigError("head_init has no effect without a reward loss: leave it out.")
 
     def _require_validation_pairs(self) -> None:
-        """Refuse options that nothing would come of without validation pairs."""
+        """Raise if an option is set that has no effect without validation pairs."""
         if self.eval_data:
             return
         if self.early_stopping:
@@ -238,12 +246,12 @@ class TrainConfig:
 
     @property
     def resolved_loss(self) -> LossConfig:
-        """The losses with the method's two weights."""
+        """Return the losses with the method's two weights."""
         return self.loss.for_method(self.method)
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The weights' dtype; see `dtype`."""
+        """Return the dtype of the weights; see `dtype`."""
         if self.dtype != "auto":
             return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.dtype]
         half = self.lora.enabled and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
@@ -251,15 +259,15 @@ class TrainConfig:
 
 
 def training_arguments(config: TrainConfig, *, pairs: int) -> TrainingArguments:
-    """The trainer's arguments: the paper's Table 5, then what the user set.
+    """Build the trainer's arguments: the paper's Table 5, overridden by what the user set.
 
-    The paper evaluates every 0.025 of the steps; here at most every 20 steps, so that short runs are not all
-    evaluation. The learning rate is the paper's for Phi-2 (1e-5; its Mistral runs use 3e-5). The paper names no
-    schedule: the rate falls linearly, transformers' default.
+    The paper evaluates every 0.025 of the steps; here the interval is at least 20 steps, so that short runs don't spend
+    their time on evaluation. The learning rate is the paper's for Phi-2 (1e-5; its Mistral runs use 3e-5). The paper
+    names no schedule; transformers' default is used (linear decay).
 
     Args:
         config: The run.
-        pairs: How many training pairs there are, for the number of steps that whole epochs make.
+        pairs: Number of training pairs, which gives the number of steps for runs of whole epochs.
 
     Raises:
         ConfigError: transformers refuses the arguments.
@@ -267,21 +275,21 @@ def training_arguments(config: TrainConfig, *, pairs: int) -> TrainingArguments:
     values = _defaults(config) | config.training
     try:
         arguments = TrainingArguments(output_dir=config.out, **(_schedule(config, values, pairs) | values))
-        get_reporting_integration_callbacks(arguments.report_to)  # refuses loggers that there are none of
+        get_reporting_integration_callbacks(arguments.report_to)  # raises for loggers that don't exist
         _require_optimizer(arguments)
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"training: {error}") from error
     _require_precision(config, arguments)
-    if arguments.n_gpu > 1:  # one process drives one device; `torchrun` or `accelerate launch` starts several
+    if arguments.n_gpu > 1:  # each process drives one device; `torchrun` or `accelerate launch` starts several
         arguments._n_gpu = 1
     return arguments
 
 
 def _require_optimizer(arguments: TrainingArguments) -> None:
-    """Build the optimizer and the schedule for one weight: they refuse, say, a negative learning rate.
+    """Build the optimizer and the schedule for a single weight: they refuse, for example, a negative learning rate.
 
     Raises:
-        ValueError: whatever the optimizer or the schedule says; also TypeError.
+        ValueError: raised by the optimizer or the schedule, as is TypeError.
     """
     if arguments.optim.startswith(_NEED_A_MODEL):
         return
@@ -297,7 +305,7 @@ def _require_optimizer(arguments: TrainingArguments) -> None:
 
 
 def _require_precision(config: TrainConfig, arguments: TrainingArguments) -> None:
-    """Refuse weights that can't hold a step, and a precision that the policy and its reference would not share."""
+    """Raise for a dtype that can't represent an optimizer step, or if policy and reference differ in precision."""
     if config.dtype == "bfloat16" and not config.lora.enabled and arguments.deepspeed_plugin is None:
         raise ConfigError(
             "dtype: a step is smaller than what bfloat16 weights tell apart, so they would hardly be trained. Use "
@@ -305,7 +313,7 @@ def _require_precision(config: TrainConfig, arguments: TrainingArguments) -> Non
         )
     if arguments.fp16 and arguments.device.type == "cpu":
         raise ConfigError("training.fp16 has no effect on a CPU: leave it out.")
-    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # by `accelerate launch`; the trainer would obey it
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # would override the options
     if launched not in ("no", "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "no"):
         raise ConfigError(
             f"The launcher asks for mixed precision {launched}, and training's options do not. Launch without it, and "
@@ -331,18 +339,18 @@ def _defaults(config: TrainConfig) -> dict[str, Any]:
         "bf16": half and torch.cuda.is_bf16_supported(),
         "fp16": half and not torch.cuda.is_bf16_supported(),
         "logging_steps": 1,
-        "log_level_replica": "error",  # the first process speaks for all
-        "ddp_find_unused_parameters": False,  # what no loss trains is frozen: `HybridModel.freeze_unused`
+        "log_level_replica": "error",  # only the first process reports
+        "ddp_find_unused_parameters": False,  # untrained parameters are frozen: see `HybridModel.freeze_unused`
         "save_total_limit": 2,
         "report_to": ["tensorboard"] if is_tensorboard_available() else [],
-        "disable_tqdm": True,  # our own progress line
+        "disable_tqdm": True,  # replaced by our own progress line
         "remove_unused_columns": False,
         "dataloader_pin_memory": on_gpu,
     }
 
 
 def _schedule(config: TrainConfig, values: dict[str, Any], pairs: int) -> dict[str, Any]:
-    """When to evaluate and save: together, since the best checkpoint must be there to be kept."""
+    """Schedule evaluation and saving at the same steps, so that the best checkpoint is on disk."""
     every = max(20, math.ceil(0.025 * total_steps(values, pairs)))
     evaluated = values.get("eval_steps") or values.get("save_steps") or every
     saved = values.get("save_strategy")
@@ -356,5 +364,5 @@ def _schedule(config: TrainConfig, values: dict[str, Any], pairs: int) -> dict[s
         "load_best_model_at_end": evaluates,
         "metric_for_best_model": BEST_METRICS[config.best_by],
         "greater_is_better": True,
-        "restore_callback_states_from_checkpoint": config.early_stopping > 0,  # the count of its patience
+        "restore_callback_states_from_checkpoint": config.early_stopping > 0,  # restores the patience counter
     }

@@ -1,4 +1,4 @@
-"""A run's folder: whether a run may have it, and making it."""
+"""Claim, lock and create a run's folder."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ __all__ = ["claim_folder", "hold_folder", "make_folder", "run_lock"]
 def claim_folder(
     config: DataclassInstance, folder: Path, inputs: Mapping[str, Path], *, overwrite: bool
 ) -> dict[str, Any] | None:
-    """Refuse to mix two runs in one folder, or a run with other files.
+    """Raise if the folder is not free for this run.
 
     Args:
         config: The run's options.
         folder: Its folder.
         inputs: The paths that it reads, by the options that name them.
-        overwrite: Whether what another run wrote there is to be deleted.
+        overwrite: Whether to delete what another run wrote there.
 
     Returns:
-        The manifest of the interrupted run that is to go on, or None.
+        The manifest of the interrupted run to resume, or None.
 
     Raises:
-        ConfigError: the folder is not free for this run; says why.
+        ConfigError: the folder is not free for this run; the message says why.
     """
     atomic.require_folder(folder)
     _refuse_inputs_in(folder, inputs)
@@ -55,24 +55,24 @@ def claim_folder(
 
 
 def _refuse_inputs_in(folder: Path, inputs: Mapping[str, Path]) -> None:
-    """What a run's folder holds may be deleted by `overwrite`: nothing that the run reads may be there."""
+    """Raise if an input is in the run's folder, where `overwrite` could delete it."""
     for what, path in inputs.items():
         if path.exists() and path.resolve().is_relative_to(folder.resolve()):
             raise ConfigError(f"{what} lies in the run's own folder {folder}. Choose another --out.")
 
 
 def run_lock(folder: Path) -> FileLock:
-    """The lock of a run's folder, which whoever holds it may take again. It is beside it, and not among its files."""
+    """Return the re-entrant lock of a run's folder; its file is outside, as `overwrite` empties the folder."""
     folder = folder.absolute()
     return FileLock(folder.with_name(f".{folder.name}.lock"), is_singleton=True)
 
 
 @contextmanager
 def hold_folder(folder: Path) -> Iterator[None]:
-    """Hold a run's folder, so that no second command trains there meanwhile; of a run's processes the first holds it.
+    """Lock a run's folder against other commands that would train there; only the run's first process takes the lock.
 
     Raises:
-        ConfigError: another command does, or nothing can be written there.
+        ConfigError: another command has the lock, or the location is not writable.
     """
     if os.environ.get("RANK", "0") != "0":
         yield
@@ -95,18 +95,18 @@ def _unwritable(folder: Path, error: OSError) -> ConfigError:
 
 
 def make_folder(folder: Path, *, anew: bool = False, more: Collection[str] = ()) -> str:
-    """Make the run's folder; `anew` deletes what a run wrote there, once data, model and options have proved sound.
+    """Create the run's folder; call it once data, model and options have been checked.
 
     Args:
         folder: The folder.
-        anew: Delete what an earlier run wrote.
-        more: Files that this kind of run writes there, beside model, checkpoints, manifest and metrics.
+        anew: Delete what an earlier run wrote there.
+        more: Files that this kind of run writes in addition to model, checkpoints, manifest and metrics.
 
     Returns:
-        A line that names the files which were kept, since no run wrote them; empty where there are none.
+        A line that names the files that were kept because no run wrote them; empty if there are none.
 
     Raises:
-        ConfigError: nothing can be written there.
+        ConfigError: the location is not writable.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

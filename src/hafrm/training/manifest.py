@@ -1,4 +1,4 @@
-"""A run's `manifest.json`: what was asked for, on which data, with which code, and what came of it."""
+"""Read, write and compare a run's `manifest.json`: its options, data, code versions and results."""
 
 from __future__ import annotations
 
@@ -44,29 +44,29 @@ __all__ = [
 MANIFEST_FILE = "manifest.json"
 
 _OF_A_START = ("started", "git_revision", "versions")
-"""What a manifest says of each time that its run was started: when, and with which programs."""
+"""Fields that describe one start of the run: its time and the program versions."""
 
 _FREE_TO_CHANGE = {"overwrite", "out", "trust_remote_code", "data_options.tokens_per_batch"}
-"""Options that may differ when a run is resumed, beside some of transformers' (`free_on_resume`)."""
+"""Options that may differ when a run is resumed, in addition to some of transformers' (`free_on_resume`)."""
 
 _SPLIT = ("per_device_train_batch_size", "gradient_accumulation_steps", "world_size")
-"""Settings whose product is the pairs of a step: each may change when a run is resumed, the product may not."""
+"""Settings whose product is the number of pairs per step: each may change on resume, the product may not."""
 
 _EFFECTIVE = """
     learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps optim optim_args adam_beta1 adam_beta2 adam_epsilon
     weight_decay max_grad_norm per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps
     max_steps num_train_epochs bf16 fp16 tf32 seed data_seed eval_strategy eval_steps save_strategy save_steps
 """.split()
-"""The fields of TrainingArguments that a manifest keeps as they were resolved."""
+"""The fields of TrainingArguments that a manifest records with their resolved values."""
 
 
 def new_manifest(config: DataclassInstance, data: dict[str, Any], effective: dict[str, Any]) -> dict[str, Any]:
-    """The manifest of a run that begins.
+    """Build the manifest of a new run.
 
     Args:
-        config: What was asked for.
+        config: The requested options.
         data: For training and validation data: sources with fingerprints, and counts of kept and dropped rows.
-        effective: What that came to; see `effective_settings`.
+        effective: The resolved settings; see `effective_settings`.
     """
     return {
         "format": 1,
@@ -85,11 +85,11 @@ def new_manifest(config: DataclassInstance, data: dict[str, Any], effective: dic
 
 
 def resumed_manifest(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    """The manifest of a run that goes on: its beginning as it was, and what it goes on with under "resumed".
+    """Build the manifest of a resumed run: the original start, with the current settings under "resumed".
 
     Args:
         before: The interrupted run's manifest.
-        now: The manifest of a run that would begin now, with the same options.
+        now: The manifest of a run that would start now with the same options.
     """
     beginning = {name: before[name] for name in _OF_A_START if name in before}
     going_on = {name: now[name] for name in _OF_A_START}
@@ -97,18 +97,18 @@ def resumed_manifest(before: dict[str, Any], now: dict[str, Any]) -> dict[str, A
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a run's folder, or None if there is none that reads."""
+    """Return the manifest of a run's folder, or None if there is no readable one."""
     try:
         value = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    # Other programs have manifests too: a web app's must not make its folder a run that may be overwritten.
+    # Other programs write manifests too: a web app's folder must not pass for a run that may be overwritten.
     ours = isinstance(value, dict) and value.get("format") == 1 and {"status", "config", "data"} <= value.keys()
     return value if ours else None
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a folder holds a run that came to its end."""
+    """Return whether a folder contains a finished run."""
     return (read_manifest(folder) or {}).get("status") == "finished"
 
 
@@ -120,13 +120,13 @@ def save_manifest(manifest: dict[str, Any], folder: Path) -> None:
 def effective_settings(
     args: TrainingArguments, config: TrainConfig, model: PreTrainedConfig, sharding: str | None
 ) -> dict[str, Any]:
-    """What the options came to on this machine, defaults included.
+    """Resolve the options on this machine, defaults included.
 
     Args:
         args: The trainer's arguments.
-        config: What was asked for.
-        model: The model's config, which knows the hub's revision of a downloaded model.
-        sharding: What shards the run, if anything does.
+        config: The requested options.
+        model: The model's config, which records the hub revision of a downloaded model.
+        sharding: The sharding of the run, if any.
     """
     resolved = args.to_dict()
     return {name: resolved[name] for name in _EFFECTIVE} | {
@@ -139,15 +139,15 @@ def effective_settings(
 
 
 def changed_options(manifest: dict[str, Any], config: DataclassInstance) -> str:
-    """The options in which a run's manifest differs from a config, with both values; empty where none does."""
+    """Describe the options in which a run's manifest differs from a config, with both values; empty if none does."""
     return _changes(manifest["config"], json.loads(json.dumps(asdict(config))))
 
 
 def refuse_other_options(changed: str, folder: Path) -> None:
-    """Refuse to show the run of other options as the one that is asked for.
+    """Raise if the finished run in the folder has other options than requested.
 
     Args:
-        changed: What differs, as `changed_options` says it; empty where nothing does.
+        changed: The differences, as `changed_options` describes them; empty if there are none.
         folder: The run's folder.
 
     Raises:
@@ -158,20 +158,20 @@ def refuse_other_options(changed: str, folder: Path) -> None:
 
 
 def require_same_config(manifest: dict[str, Any], config: DataclassInstance, folder: Path) -> None:
-    """Refuse to resume a run with other options than it began with.
+    """Raise unless a run is resumed with the options that it started with.
 
     Raises:
         ConfigError: names the options that differ.
     """
     before, now = (copy.deepcopy(held) for held in (manifest["config"], json.loads(json.dumps(asdict(config)))))
     for held in (before, now):
-        for name in _SPLIT:  # `require_same_settings` has an eye on their product
+        for name in _SPLIT:  # `require_same_settings` checks their product
             held.get("training", {}).pop(name, None)
     _require_none(_changes(before, now), "with other options", folder)
 
 
 def require_same_data(manifest: dict[str, Any], data: dict[str, Any], folder: Path) -> None:
-    """Refuse to resume a run on other pairs than it began with.
+    """Raise unless a run is resumed on the pairs that it started with.
 
     Raises:
         ConfigError: names the source whose pairs differ.
@@ -187,12 +187,14 @@ def require_same_data(manifest: dict[str, Any], data: dict[str, Any], folder: Pa
 
 
 def require_same_settings(manifest: dict[str, Any], effective: dict[str, Any], folder: Path) -> None:
-    """Refuse to resume a run on other weights, in another precision, with other pairs to a step or sharded otherwise.
+    """Raise if weights, precision, pairs per step or sharding differ from the run's start.
+
+    Settings that an older version did not record may differ. So may the device (its kind shows in the precision) and,
+    at the same number of pairs per step, the number of processes, except under ZeRO, which keeps the optimizer per
+    process.
 
     Raises:
-        ConfigError: names the settings that differ. What an older version's run did not note may. The device may: its
-            kind shows in the precision. So may the number of processes where a step has the same pairs, except under
-            ZeRO, whose optimizer is kept process by process.
+        ConfigError: names the settings that differ.
     """
     if before := manifest.get("effective"):
         now = json.loads(json.dumps(effective))
@@ -201,7 +203,7 @@ def require_same_settings(manifest: dict[str, Any], effective: dict[str, Any], f
 
 
 def _resumable(effective: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a run's settings must be the same when it is resumed."""
+    """Return the settings of a run that must not change when it is resumed."""
     kept = {name: value for name, value in effective.items() if name not in (*_SPLIT, "device")}
     kept["pairs of a step"] = math.prod(effective[name] for name in _SPLIT)
     if str(effective.get("sharding")).startswith("zero"):
@@ -210,7 +212,7 @@ def _resumable(effective: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """The first few values that differ, in words."""
+    """Describe the first few values that differ."""
     before, now = _flat(before), _flat(now)
     changed = sorted(
         name for name in before.keys() | now.keys() if before.get(name) != now.get(name) and not _is_free(name)
@@ -245,14 +247,14 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def git_revision() -> str | None:
-    """The revision of hafrm's own source, if it runs from a git checkout; "+changes" where files differ from it."""
+    """Return the revision of hafrm's source if it runs from a git checkout; "+changes" marks modified files."""
 
     def git(*words: str) -> str:
         argv = ["git", "-C", str(Path(__file__).parent), *words]
         return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", __file__)  # fails where hafrm is installed within another project's checkout
+        git("ls-files", "--error-unmatch", __file__)  # fails if hafrm is installed inside another project's checkout
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.SubprocessError):
         return None

@@ -1,4 +1,4 @@
-"""From the scores of a batch to its losses and metrics: what Eq. 5 says, with names that users of TRL know.
+"""Compute losses and metrics from the scores of a batch (Eq. 5), with the metric names of TRL.
 
 Shape letters: B pairs, S = 2B sequences.
 """
@@ -29,14 +29,14 @@ __all__ = ["Objective", "PairLosses"]
 
 @dataclass(frozen=True)
 class PairLosses:
-    """One number a pair: the loss to minimise and the metrics to log, each [B]."""
+    """Per-pair values: the loss to minimise and the metrics to log, each [B]."""
 
     loss: Tensor
     metrics: dict[str, Tensor]
 
 
 class Objective:
-    """The training objective: which scores it needs, and the losses they give.
+    """The training objective: which scores it needs, and how to compute losses from them.
 
     Args:
         config: The losses, with the weights that the method fixes.
@@ -48,16 +48,17 @@ class Objective:
         self.needs_log_probs = config.policy_ratio != 0
         self.needs_reference = self.needs_log_probs and config.policy_loss in USES_REFERENCE
         self.couples_pairs = self.needs_log_probs and config.policy_loss in COUPLES_PAIRS
-        """Whether a pair's loss depends on the pairs beside it, so that the cut of a step into parts changes it."""
+        """Whether a pair's loss depends on the other pairs in its part, so that splitting a step into parts changes it.
+        """
         self._options = config.policy_options
 
     def pair_losses(self, model: nn.Module, batch: PairBatch, reference: Tensor | None = None) -> PairLosses:
-        """Run a model on a batch, and take its losses and metrics.
+        """Run a model on a batch and compute its losses and metrics.
 
         Args:
-            model: A `HybridModel`, or what wraps one.
+            model: A `HybridModel`, or a wrapper of one.
             batch: The batch.
-            reference: Live reference log-probs, [S], where the batch brings none.
+            reference: Live reference log-probs, [S], if the batch has none.
         """
         reference = batch.reference if reference is None else reference
         scores: SequenceScores = model(
@@ -69,7 +70,7 @@ class Objective:
         return self(scores, batch, reference)
 
     def _foresight(self, batch: PairBatch, reference: Tensor | None) -> Foresight | None:
-        """The policy loss's derivative in a pair's log-probs, known as soon as those are."""
+        """Return the policy loss's derivative with respect to a pair's log-probs, for use during the forward pass."""
         if not self.needs_log_probs or self.couples_pairs or not torch.is_grad_enabled():
             return None
 
@@ -85,16 +86,16 @@ class Objective:
         return Foresight(batch.sequences.lengths, 2, slopes)
 
     def __call__(self, scores: SequenceScores, batch: PairBatch, reference: Tensor | None) -> PairLosses:
-        """Losses and metrics of a batch.
+        """Compute the losses and metrics of a batch.
 
         Args:
-            scores: What the model gave for the batch's sequences.
+            scores: The model's scores of the batch's sequences.
             batch: The batch, for margins and response lengths.
-            reference: Reference log-probs, [S]; needed where `needs_reference`.
+            reference: Reference log-probs, [S]; required if `needs_reference`.
 
         Returns:
-            `rewards/*` are those of the head that scores: the reward head, or, where it is not trained, the implicit
-            reward beta * log-ratio of the policy head. `policy/*` are always the implicit reward's.
+            `rewards/*` belong to the head that scores: the reward head or, if that is not trained, the policy head with
+            its implicit reward beta * log-ratio. `policy/*` are always those of the implicit reward.
         """
         reward_loss, policy_loss = None, None
         metrics: dict[str, Tensor] = {}
@@ -122,7 +123,7 @@ class Objective:
         return POLICY_LOSSES[self.config.policy_loss](log_probs, self._options)
 
     def _implicit_rewards(self, log_probs: PairLogProbs) -> tuple[Tensor, Tensor]:
-        """The policy head's rewards: beta * log-ratio, or beta * mean log-prob where the loss knows no reference."""
+        """Return the policy head's rewards: beta * log-ratio, or beta * mean log-prob if the loss has no reference."""
         if self.needs_reference:
             return self.config.beta * log_probs.chosen_log_ratio, self.config.beta * log_probs.rejected_log_ratio
         return self.config.beta * log_probs.chosen_mean, self.config.beta * log_probs.rejected_mean
@@ -137,7 +138,7 @@ class Objective:
 
 
 def _sides(per_sequence: Tensor) -> tuple[Tensor, Tensor]:
-    """Split [S] numbers into those of chosen and of rejected responses, [B] each."""
+    """Split [S] values into those of chosen and of rejected responses, [B] each."""
     chosen, rejected = per_sequence.view(-1, 2).unbind(dim=1)
     return chosen, rejected
 
@@ -150,7 +151,7 @@ def _pair_log_probs(log_probs: Tensor, reference: Tensor | None, lengths: Tensor
 
 
 def _preference_metrics(name: str, chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:
-    """TRL's metrics of a pair of rewards. A tie counts as half a hit, as in `hafrm.stats`."""
+    """Compute TRL's metrics of rewards. A tie counts as half a hit, as in `hafrm.stats`."""
     margin = chosen - rejected
     return {
         f"{name}/chosen": chosen,

@@ -1,7 +1,7 @@
-"""Which files of a run's folder the run wrote: what `overwrite` deletes, and nothing else.
+"""Determine which files in a run's folder the run wrote: `overwrite` deletes only those.
 
-A run's own are the files that its lists name (`hafrm.json`, and the `checksums.json` of exports and policies), and
-those that training writes under fixed names: manifest, metrics, checkpoints, events for TensorBoard.
+These are the files listed in `hafrm.json` (and in the `checksums.json` of exports and policies), and those that
+training writes under fixed names: manifest, metrics, checkpoints and TensorBoard events.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _OF_A_RUN = re.compile(
 )
 _WEIGHTS = r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|config\.json|generation_config\.json"
 _OF_A_MODEL = re.compile(rf"{_WEIGHTS}|tokenizer(_config)?\.json|chat_template\.jinja|adapter/adapter_[a-z]+\.[a-z]+")
-"""What a save that was killed leaves without a list."""
+"""Files that a killed save leaves behind without a list."""
 _OF_A_CHECKPOINT = re.compile(
     rf"{_OF_A_RUN.pattern}|{_OF_A_MODEL.pattern}|{_WEIGHTS}|trainer_state\.json|training_args\.bin|latest|README\.md"
     r"|(optimizer|scheduler|scaler|trainer|rng_state(_\d+)?)\.(pt|pth|bin)|(optimizer_0|global_step\d+)/.*"
@@ -43,13 +43,13 @@ def remove_own(folder: Path, more: Collection[str] = ()) -> list[str]:
         more: Further files that this kind of run writes there.
 
     Returns:
-        The paths in there of the files that are left, which somebody else put there.
+        The relative paths of the remaining files, which no run wrote.
 
     Raises:
         OSError: a file can't be deleted.
     """
     own = _own_files(folder) | {folder / name for name in more if (folder / name).is_file()}
-    for path in sorted(own, key=lambda path: path.name == MANIFEST_FILE):  # last: by it the folder is known for a run's
+    for path in sorted(own, key=lambda path: path.name == MANIFEST_FILE):  # last: identifies a run's folder
         path.unlink()
     for place in sorted({parent for path in own for parent in path.parents if parent.is_relative_to(folder)})[::-1]:
         if place != folder and not any(place.iterdir()):
@@ -58,7 +58,7 @@ def remove_own(folder: Path, more: Collection[str] = ()) -> list[str]:
 
 
 def require_no_strangers(folder: Path) -> None:
-    """Refuse a run's folder with a file of somebody else's that would be read with the run's model.
+    """Raise if the run's folder contains a file that no run wrote and that would be read with the run's model.
 
     Raises:
         ConfigError: names the file.
@@ -73,7 +73,7 @@ def require_no_strangers(folder: Path) -> None:
 
 
 def _own_files(folder: Path) -> set[Path]:
-    """The files in a run's folder that a run, or an export of it, wrote."""
+    """Return the files in a run's folder that a run, or an export of it, wrote."""
     checkpoints = [path for path in folder.glob("checkpoint-*") if _CHECKPOINT.fullmatch(path.name) and path.is_dir()]
     own = set(_written(folder, _OF_A_RUN))
     for checkpoint in checkpoints:
@@ -88,7 +88,7 @@ def _own_files(folder: Path) -> set[Path]:
 
 
 def _written(place: Path, pattern: re.Pattern[str]) -> Iterator[Path]:
-    """The files under a place that its list names, that have names of the pattern, or that a killed writer left."""
+    """Yield the files under a folder that its list names, that match the pattern, or that a killed writer left."""
     names: set[str] = set()
     with contextlib.suppress(HafrmError):
         names |= listed(place).keys()
@@ -106,7 +106,7 @@ def _written(place: Path, pattern: re.Pattern[str]) -> Iterator[Path]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """All that is no folder, links to folders among them."""
+    """Yield everything except folders; links to folders are included."""
     for path in folder.rglob("*"):
         if path.is_symlink() or not path.is_dir():
             yield path

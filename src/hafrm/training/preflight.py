@@ -1,4 +1,4 @@
-"""What a run needs of its machine: found missing before data or a model are read."""
+"""Check the machine's requirements for a run before data or a model are read."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from hafrm.errors import ConfigError
 __all__ = ["check_machine", "require_all_processes"]
 
 _UNLISTED = {"flyte"}
-"""Trackers of whose presence transformers does not tell."""
+"""Trackers whose presence transformers can't check."""
 
 
 def check_machine(training: Mapping[str, Any]) -> None:
-    """Refuse trackers that are not installed, and processes that would not find each other.
+    """Raise if a tracker is not installed or the processes would not find each other.
 
     Args:
         training: The fields of TrainingArguments that were set.
@@ -35,17 +35,17 @@ def check_machine(training: Mapping[str, Any]) -> None:
 
 
 def require_all_processes(args: TrainingArguments) -> None:
-    """Refuse a run in which accelerate sees another number of processes than the launcher started.
+    """Raise unless accelerate sees as many processes as the launcher started.
 
     Raises:
-        ConfigError: it does.
+        ConfigError: the numbers differ.
     """
     if _launched() != args.world_size:
         raise _apart(args.world_size)
 
 
 def _launched() -> int:
-    """How many processes `torchrun` or `accelerate launch` started."""
+    """Return the number of processes that `torchrun` or `accelerate launch` started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 

@@ -1,7 +1,7 @@
-"""Pretrain a small causal language model, or train one on: transformers' own `Trainer` on packed blocks of text.
+"""Pretrain a small causal language model, or continue training one, with transformers' `Trainer` on packed text.
 
-The result is a stock folder: model, tokenizer with a chat template, and `recipe.json` with what it was made by, its
-losses and its perplexity on held-out text. A killed run goes on from its last checkpoint.
+The result is a stock folder: model, tokenizer with a chat template, and `recipe.json` with the options, the losses and
+the perplexity on held-out text. A killed run resumes from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -47,46 +47,48 @@ __all__ = ["RECIPE_FILE", "PretrainConfig", "pretrain"]
 RECIPE_FILE = "recipe.json"
 
 _BEGUN_FILE = "begun.json"
-"""What an unfinished run was asked for, and of which text; gone when `recipe.json` is there."""
+"""Options and text fingerprints of an unfinished run; deleted once `recipe.json` is written."""
 
 _OF_A_NEW_MODEL = ("shape", "tokenizer_texts", "untie")
-"""Options that are read for a new model alone."""
+"""Options that only apply to a new model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
-    """Pretrain a small causal language model on text, or train one on."""
+    """Pretrain a small causal language model on text, or continue training one."""
 
     data: list[str]
-    """Files of rows with `text`, a document, or `messages`, a conversation, of which the last turn is learnt. Rows
-    whose `split` is valid, validation, val, dev, test or eval are held out."""
+    """Files of rows with `text` (a document) or `messages` (a conversation, of which the last turn is learned). Rows
+    whose `split` is valid, validation, val, dev, test or eval are held out.
+    """
 
     out: str
     """The model's folder."""
 
     model: str | None = None
-    """A causal language model to go on from, with its tokenizer. Default: a new Llama of `shape`."""
+    """A causal language model to continue training, with its tokenizer. Default: a new Llama of `shape`."""
 
     shape: LlamaShape = field(default_factory=LlamaShape)
-    """A new model's size."""
+    """Size of a new model."""
 
     tokenizer_texts: int = 20_000
-    """A new model: how many training texts its tokenizer is trained on."""
+    """New model: number of training texts that its tokenizer is trained on."""
 
     untie: bool = True
-    """A new model: whether it ends with an LM head of its own, equal to its embeddings, as the paper's models have."""
+    """New model: give it an LM head of its own, initially equal to its embeddings, like the paper's models."""
 
     context: int | None = None
-    """A model that is trained on: tokens of a block. Default: all that it takes."""
+    """Continued model: tokens per block. Default: the model's maximum."""
 
     validation_blocks: int = 64
-    """Blocks of held-out text that are predicted, at most."""
+    """Maximum number of held-out blocks to evaluate."""
 
     training: dict[str, Any] = field(default_factory=dict)
-    """Any field of transformers' TrainingArguments. Defaults, where they are not transformers': one epoch of 16 blocks
-    a step, learning_rate 2e-3 (5e-4 for a model that is trained on), a twentieth of the steps up from zero and a cosine
-    down to a twentieth of the rate, AdamW with betas 0.9 and 0.95, weight_decay 0.1, max_grad_norm 1, seed 0;
-    evaluated and saved every tenth of the steps."""
+    """Any field of transformers' TrainingArguments. Defaults that differ from transformers': one epoch, 16 blocks per
+    step, learning_rate 2e-3 (5e-4 for a continued model) with warm-up over 5% of the steps and cosine decay to 5% of
+    the rate, AdamW with betas 0.9 and 0.95, weight_decay 0.1, max_grad_norm 1, seed 0; evaluated and saved every tenth
+    of the steps.
+    """
 
     def __post_init__(self) -> None:
         if not self.data:
@@ -106,26 +108,26 @@ class PretrainConfig:
         object.__setattr__(self, "training", checked_arguments(self.training))
 
     def asked(self) -> dict[str, Any]:
-        """The options that this model comes of: all but its folder, and those that are read for other models."""
+        """Return the options that determine the model: all but its folder and those that don't apply."""
         unread = {"out", "context"} if self.model is None else {"out", *_OF_A_NEW_MODEL}
         return {name: value for name, value in asdict(self).items() if name not in unread}
 
 
 def pretrain(config: PretrainConfig, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-    """Train the model, or go on where a killed run stopped.
+    """Train the model, or resume a killed run.
 
     Args:
-        config: What to make.
+        config: The options.
         say: Called with a line before each stage.
 
     Returns:
         The contents of `recipe.json`: `{"config", "parameters", "tokens", "steps", "perplexity", "losses",
-        "validation", ...}`. A folder that is finished is not trained again.
+        "validation", ...}`. A finished folder is not trained again.
 
     Raises:
-        ConfigError: the folder holds another model or another process trains there, or training's options can't work.
-        DataError: a row is no text, too little is held out, or the text is not what the folder's model was begun on.
-        ModelError: the model to go on from is not there.
+        ConfigError: the folder contains another model, another process trains there, or training's options can't work.
+        DataError: a row is not text, too little is held out, or the text differs from that of the unfinished run.
+        ModelError: the model to continue does not exist.
         UnreadableError: a file of the text can't be read.
     """
     folder = Path(config.out)
@@ -133,17 +135,16 @@ def pretrain(config: PretrainConfig, say: Callable[[str], None] = lambda line: N
     if finished := _finished(folder, asked):
         return finished
     with atomic.alone(folder), cpu_tuned(), no_progress_bars():
-        return _finished(folder, asked) or _pretrain(config, folder, asked, say)  # another may just have ended
+        return _finished(folder, asked) or _pretrain(config, folder, asked, say)  # others may have finished it
 
 
 def _sha256(file: str) -> str:
-    """A file's fingerprint, as hexadecimal digits."""
     with reading(file), Path(file).open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _finished(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The recipe of a finished model; refuses a folder of anything but what is asked for."""
+    """Return the recipe of a finished model, or None; raise if the folder contains something else."""
     for name in (RECIPE_FILE, _BEGUN_FILE):
         if not (folder / name).exists():
             continue
@@ -156,10 +157,10 @@ def _finished(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _require_same(folder: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """Refuse a model of other options or other text."""
+    """Raise unless the model has the same options and text."""
     if found.get("config") != asked["config"]:
         raise ConfigError(f"{folder} holds a model that was made with other options. Choose another --out.")
-    before = found.get("texts", asked["texts"])  # folders of earlier versions don't tell
+    before = found.get("texts", asked["texts"])  # earlier versions did not record them
     changed = [
         file for file, old, new in zip(asked["config"]["data"], before, asked["texts"], strict=True) if old != new
     ]
@@ -202,16 +203,16 @@ def _pretrain(
 
 
 def _begin(folder: Path, asked: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> None:
-    """Claim the folder, once nothing speaks against training; a run that goes on has done so."""
+    """Claim the folder of a new run once all checks have passed."""
     if not (folder / _BEGUN_FILE).exists():
         atomic.write_json(folder / _BEGUN_FILE, asked)
     if not (folder / "tokenizer.json").exists():
-        with atomic.new_files(folder, last="tokenizer.json") as temporary:  # by which a run that goes on knows it
+        with atomic.new_files(folder, last="tokenizer.json") as temporary:  # last, as it marks a resumable run
             tokenizer.save_pretrained(temporary)
 
 
 def _tokenizer(config: PretrainConfig, folder: Path) -> PreTrainedTokenizerFast:
-    """The model's own, the one that a killed run trained, or a new one."""
+    """Return the model's tokenizer, the one that a killed run trained, or a new one."""
     if config.model is not None or (folder / "tokenizer.json").exists():
         loaded: PreTrainedTokenizerFast = load_tokenizer(config.model or str(folder))
         return loaded
@@ -231,7 +232,7 @@ def _model(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> PreTra
 
 
 def _held_out(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast, context: int) -> Blocks:
-    """Held-out blocks, as many as there are and are asked for."""
+    """Return the held-out blocks, up to the requested number."""
     texts = read_texts(config.data, held_out=True)
     blocks = Blocks(samples(texts, tokenizer, context), context, config.validation_blocks)
     if not len(blocks):
@@ -250,7 +251,7 @@ def _arguments(config: PretrainConfig, folder: Path, blocks: int) -> TrainingArg
         "learning_rate": 2e-3 if config.model is None else 5e-4,
         "lr_scheduler_type": "cosine_with_min_lr",
         "lr_scheduler_kwargs": {"min_lr_rate": 0.05},
-        "warmup_steps": 0.05,  # a share of the steps
+        "warmup_steps": 0.05,  # a fraction of the steps
         "optim": "adamw_torch",
         "adam_beta2": 0.95,
         "weight_decay": 0.1,
@@ -275,13 +276,13 @@ def _arguments(config: PretrainConfig, folder: Path, blocks: int) -> TrainingArg
         args = TrainingArguments(output_dir=str(folder), prediction_loss_only=True, **(told | values))
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"training: {error}") from error
-    if args.n_gpu > 1:  # else a step would be of so many times the blocks that the recipe says
+    if args.n_gpu > 1:  # several GPUs in one process would multiply the blocks per step that the recipe records
         args._n_gpu = 1
     return args
 
 
 def _blocks_seen(args: TrainingArguments, steps: int, blocks: int) -> int:
-    """How many blocks so many steps trained on: the last of an epoch may have had fewer."""
+    """Return the number of blocks trained on; the last step of an epoch may have had fewer."""
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
     epochs, more = divmod(steps, math.ceil(blocks / batch))
     return epochs * blocks + more * batch
@@ -295,7 +296,7 @@ def _finish(
     tokenizer: PreTrainedTokenizerFast,
     held_out: Blocks,
 ) -> dict[str, Any]:
-    """Write the folder, each file whole and last its recipe; the checkpoints are done with."""
+    """Write the folder, its recipe last, and delete the checkpoints."""
     model: Any = trainer.model
     if config.model is None and config.untie and isinstance(model, LlamaForCausalLM):
         untie(model)

@@ -1,4 +1,4 @@
-"""Where a run's reference log-probs come from: computed beforehand with the data sets, or live beside the policy."""
+"""Provide a run's reference log-probs: precomputed with the data sets, or live next to the policy."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ _LESS_MEMORY = (
 
 
 class ReferenceSource:
-    """Gives data sets their reference log-probs beforehand, or the trainer a live reference.
+    """Adds precomputed reference log-probs to data sets, or gives the trainer a live reference.
 
     Args:
         loss: The losses, with the weights that the method fixes.
-        model: The model at its start, which is the reference.
+        model: The initial model, which is the reference.
         layout: How pairs become batches.
         args: The trainer's arguments, for precision and batch size.
-        weights: The model's `weights_digest`; empty where no loss reads a reference.
-        tokens: The most tokens that go through the model at once.
+        weights: The model's `weights_digest`; empty if no loss uses a reference.
+        tokens: Maximum number of tokens per forward pass.
     """
 
     def __init__(
@@ -58,15 +58,15 @@ class ReferenceSource:
         self.live: LiveReference | None = None
         if needed and not self.precomputed:
             self.live = (adapter_off_reference if loss.reference == "adapter_off" else frozen_copy_reference)(model)
-        # The policy runs under autocast, so its reference must too: else log-ratios start off zero.
+        # The policy runs under autocast, so its reference must too; otherwise log-ratios would not start at zero.
         half = torch.bfloat16 if args.bf16 else torch.float16
         self._autocast = torch.autocast(args.device.type, dtype=half, enabled=args.bf16 or args.fp16)
         self._model, self._layout, self._batch_size = model, layout, args.per_device_eval_batch_size
         self._weights, self._tokens = weights, tokens
-        self._said: set[str] = set()  # a full disk has the same to say of every part
+        self._said: set[str] = set()  # avoids repeating a full disk's warning for every part
 
     def dataset(self, encoded: EncodedPairs) -> PairDataset:
-        """The pairs, with reference log-probs where they are computed beforehand."""
+        """Return the pairs, with reference log-probs if they are precomputed."""
         return PairDataset(encoded.pairs, encoded.groups, self._compute(encoded) if self.precomputed else None)
 
     def _compute(self, encoded: EncodedPairs) -> np.ndarray:

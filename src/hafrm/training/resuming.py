@@ -1,4 +1,4 @@
-"""Resuming where a killed run stopped: from the newest of its checkpoints that is all there."""
+"""Resume a killed run from its newest complete checkpoint."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ __all__ = [
 ]
 
 _ARCHIVES = ("*.pt", "*.pth", "optimizer*.bin")
-"""Files of a checkpoint that torch writes as archives; the last is the optimizer under FSDP."""
+"""Checkpoint files that torch writes as archives; the last pattern is the optimizer under FSDP."""
 
 _OPTIMIZER = ("optimizer.pt", "optimizer.bin", "optimizer_0")
-"""What holds the optimizer's state: of one process or several, under FSDP, and under FSDP in parts."""
+"""Files or folders of the optimizer's state: without sharding, under FSDP, and under sharded FSDP."""
 
 
 def _print(line: str) -> None:
@@ -38,11 +38,11 @@ def _print(line: str) -> None:
 
 
 def train_to_the_end(trainer: Trainer, folder: Path) -> None:
-    """Train, from the folder's last checkpoint if there is one; where that is of the last step, it is only loaded.
+    """Train from the folder's last checkpoint, if any; if that is of the last step, only load it.
 
     Args:
         trainer: The trainer, made as for a new run.
-        folder: Where its checkpoints lie.
+        folder: The folder of its checkpoints.
 
     Raises:
         DamagedError: a file of the last checkpoint is not as it was written.
@@ -51,7 +51,7 @@ def train_to_the_end(trainer: Trainer, folder: Path) -> None:
     if checkpoint is not None:
         require_whole_archives(checkpoint)
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-        if state.global_step >= state.max_steps:  # transformers would step once more
+        if state.global_step >= state.max_steps:  # transformers would take one more step
             trainer.state = state
             trainer._load_from_checkpoint(str(checkpoint))
             return
@@ -59,28 +59,28 @@ def train_to_the_end(trainer: Trainer, folder: Path) -> None:
 
 
 def last_checkpoint(run: Path, say: Callable[[str], None] = _print) -> Path | None:
-    """The newest checkpoint of transformers' trainer that training can resume from, or None.
+    """Return the newest checkpoint of transformers' trainer that training can resume from, or None.
 
     Args:
-        run: The folder that holds the checkpoints.
-        say: Called with one line for each newer checkpoint, which names it and what it lacks.
+        run: The folder with the checkpoints.
+        say: Called with one line per skipped newer checkpoint, which names it and what it lacks.
     """
     return _newest(run, _trainers_problem, say)
 
 
 def last_listed_checkpoint(run: Path, say: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint of a run of ours whose files are all those that its `hafrm.json` lists, or None.
+    """Return the newest checkpoint of a hafrm run that matches the list in its `hafrm.json`, or None.
 
-    Reads all files of the checkpoints that it looks at; see `last_checkpoint`.
+    Reads all files of the checkpoints that it examines; see `last_checkpoint`.
 
     Raises:
-        DamagedError: a checkpoint is damaged, and no earlier one is there.
+        DamagedError: a checkpoint is damaged, and there is no earlier one.
     """
     return _newest(run, lambda folder, step: _trainers_problem(folder, step) or _listed_problem(folder), say)
 
 
 def list_training_state(checkpoint: Path) -> None:
-    """Add what training resumes from to the list in a checkpoint's `hafrm.json`, which ends the checkpoint.
+    """Add the training state to the list in a checkpoint's `hafrm.json`, which completes the checkpoint.
 
     Raises:
         OSError: the file can't be written.
@@ -102,16 +102,16 @@ def _newest(run: Path, problem_of: Callable[[Path, int], str], say: Callable[[st
         if not problem:
             return folder
         say(f"warning: training does not resume from {folder}, but from the checkpoint before it, if any: {problem}")
-    if damaged is not None:  # all work would be done again: not without being asked
+    if damaged is not None:  # don't silently redo all the work
         raise damaged
     return None
 
 
 def _trainers_problem(folder: Path, step: int) -> str:
-    """What a checkpoint of transformers' trainer lacks; empty where nothing.
+    """Describe what a checkpoint of transformers' trainer lacks; empty if it is complete.
 
-    The trainer's state is the last file that it writes. Under ZeRO the optimizer is in a folder `global_step*`, and may
-    hold the schedule too.
+    The trainer's state is the last file that it writes. Under ZeRO the optimizer is in a folder `global_step*`, which
+    may also contain the schedule.
     """
     state = _state(folder)
     if not isinstance(state, dict):
@@ -134,7 +134,7 @@ def _state(folder: Path) -> Any:
 
 
 def _listed_problem(folder: Path) -> str:
-    """Why a checkpoint is not whole by its `hafrm.json`; empty where it is.
+    """Describe why a checkpoint does not match its `hafrm.json`; empty if it does.
 
     Raises:
         HafrmError: a file is not what was saved.
@@ -145,7 +145,7 @@ def _listed_problem(folder: Path) -> str:
 
 
 def require_whole_archives(checkpoint: Path) -> None:
-    """Refuse a checkpoint of which optimizer, schedule or random numbers are damaged: torch reads without checksums.
+    """Raise if a checkpoint's optimizer, schedule or random state is damaged: torch reads them without checksums.
 
     Raises:
         DamagedError: names the file.
@@ -154,14 +154,14 @@ def require_whole_archives(checkpoint: Path) -> None:
         try:
             with ZipFile(path) as archive:
                 damaged = archive.testzip() is not None
-        except Exception:  # zipfile has many for a damaged archive: its own, NotImplementedError, zlib's, ...
+        except Exception:  # zipfile raises many for a damaged archive: its own, NotImplementedError, zlib's, ...
             damaged = True
         if damaged:
             raise DamagedError(f"{path} is damaged. {without_checkpoint(checkpoint)}.")
 
 
 def without_checkpoint(checkpoint: Path) -> str:
-    """What to do about a damaged checkpoint of a run that is to go on, as a clause."""
+    """Return the remedy for a damaged checkpoint of a run that is to be resumed, as a clause."""
     return (
         f"Delete the folder {checkpoint}: the same command then goes on from the checkpoint before it that holds an "
         "optimizer's state, or begins again where there is none"

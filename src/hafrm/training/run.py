@@ -1,4 +1,4 @@
-"""One training run from its options to its folder: data, model, references, trainer, checkpoint, manifest."""
+"""Run a training from its options to its folder: data, model, references, trainer, checkpoint, manifest."""
 
 from __future__ import annotations
 
@@ -62,19 +62,19 @@ __all__ = ["TrainResult", "train"]
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run came to."""
+    """The result of a training run."""
 
     folder: Path
     steps: int
     metrics: dict[str, float]
-    """The final validation metrics, of the checkpoint that was kept; empty without validation pairs."""
+    """Final validation metrics of the kept checkpoint; empty without validation pairs."""
 
 
 def train(config: TrainConfig) -> TrainResult:
-    """Train a model, or go on with an interrupted run in the same folder.
+    """Train a model, or resume an interrupted run in the same folder.
 
     Raises:
-        HafrmError: options, data or model can't serve; the message says why and what to do.
+        HafrmError: options, data or model are unusable; the message says why and what to do.
     """
     with hold_folder(Path(config.out)), cpu_tuned():
         return _train(config, Path(config.out))
@@ -108,8 +108,8 @@ def _train(config: TrainConfig, folder: Path) -> TrainResult:
     if before is not None:
         require_same_settings(before, effective, folder)
         manifest = resumed_manifest(before, manifest)
-    PartialState().wait_for_everyone()  # all have looked at what the folder held
-    with args.main_process_first(local=False):  # the others look for checkpoints there
+    PartialState().wait_for_everyone()  # all processes have now read the folder's state
+    with args.main_process_first(local=False):  # the others look for checkpoints in the folder
         if args.process_index == 0:
             kept = make_folder(folder, anew=config.overwrite)
             save_manifest(manifest, folder)
@@ -144,7 +144,7 @@ def _train(config: TrainConfig, folder: Path) -> TrainResult:
 
 
 def _start(config: TrainConfig) -> Start:
-    """What training begins with, looked at before data are read."""
+    """Check and load what training needs before data are read."""
     loss = config.resolved_loss
     return check_start(
         config.model,
@@ -157,14 +157,14 @@ def _start(config: TrainConfig) -> Start:
 
 
 def _inputs(config: TrainConfig) -> dict[str, Path]:
-    """The paths that the run reads, by the options that name them."""
+    """Return the paths that the run reads, by the options that name them."""
     inputs = {f"model: {config.model}": Path(config.model)}
     return inputs | {f"data: {name}": path for name in (*config.data, *config.eval_data) if (path := local_path(name))}
 
 
 @dataclass(frozen=True)
 class _Data:
-    """A run's pairs, encoded, with the account of every row."""
+    """The encoded pairs of a run, with an account of every row."""
 
     train: EncodedPairs
     eval: EncodedPairs | None
@@ -173,7 +173,6 @@ class _Data:
 
 
 def _load_data(config: TrainConfig) -> tuple[_Data, Any]:
-    """The run's pairs, and the tokenizer that encoded them."""
     options = config.data_options
     sets = {"train": load_pairs(config.data, split="train", options=options)}
     if config.eval_data:
@@ -188,7 +187,9 @@ def _load_data(config: TrainConfig) -> tuple[_Data, Any]:
 
 
 def _opening(data: _Data, args: TrainingArguments, layout: str, *, margins: bool) -> Iterator[str]:
-    """What a run says at its start: what it will do, and what to be wary of; `margins`: whether it reads the rows'."""
+    """Yield what a run prints at its start: its plan and its warnings; `margins` says whether it uses the rows'
+    margins.
+    """
     pairs = len(data.train.groups)
     steps = total_steps(args.to_dict(), pairs)
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -219,7 +220,7 @@ def _opening(data: _Data, args: TrainingArguments, layout: str, *, margins: bool
 
 
 def _account(pair_set: PairSet, encoded: EncodedPairs) -> dict[str, Any]:
-    """Every row's whereabouts: what was read, what was dropped and why, what is left."""
+    """Count what happened to every row: read, dropped (by reason) and kept."""
     return {
         "sources": [report.as_dict() for report in pair_set.reports],
         "dropped_in_encoding": encoded.dropped,
@@ -258,7 +259,7 @@ def _new_model(
 
 
 def _layout(config: TrainConfig, model: HybridModel, tokenizer: Any, progress: ConsoleProgress) -> Layout:
-    """How pairs become batches, the same in all processes."""
+    """Choose the layout of batches, the same in all processes."""
     layout = choose_layout(
         model,
         tokenizer.pad_token_id,
@@ -270,7 +271,7 @@ def _layout(config: TrainConfig, model: HybridModel, tokenizer: Any, progress: C
 
 
 def _base_digest(model: HybridModel, objective: Objective) -> str:
-    """A hash of the weights that the run's reference or its adapters stand on; empty where its checkpoints hold all."""
+    """Hash the weights under the run's reference or adapters; empty if its checkpoints contain all weights."""
     return weights_digest(model) if objective.needs_reference or model.adapted else ""
 
 
@@ -303,7 +304,7 @@ def _run_trainer(trainer: HybridTrainer, checkpoint: Path | None, steps: int) ->
     if checkpoint is not None:
         state = _state_here(checkpoint)
         at_its_end = state.global_step >= steps or _out_of_patience(state)
-        if at_its_end:  # it was killed there: transformers would step once more
+        if at_its_end:  # killed after its last step: transformers would take one more
             trainer.state = state
             best = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
             trainer.restore(Path(best or checkpoint))
@@ -313,18 +314,18 @@ def _run_trainer(trainer: HybridTrainer, checkpoint: Path | None, steps: int) ->
 
 
 def _last_checkpoint(folder: Path, progress: ConsoleProgress) -> Path | None:
-    """The checkpoint to resume from, or None: the first process reads them, and all get what it found."""
+    """Return the checkpoint to resume from, or None. The first process reads it and broadcasts the result."""
     found = [last_listed_checkpoint(folder, progress.say) if PartialState().is_main_process else None]
     broadcast_object_list(found)
     return found[0]
 
 
 def _state_here(checkpoint: Path) -> TrainerState:
-    """A checkpoint's state, in which the best checkpoint is one beside it, also if the run's folder was moved.
+    """Return a checkpoint's state, with the best checkpoint's path updated in case the run's folder was moved.
 
     Raises:
-        ModelError: the best checkpoint has gone, so that the run would come to its end and could not keep it.
-        DamagedError: it is damaged.
+        ModelError: the best checkpoint is missing, so that the run could not keep it at its end.
+        DamagedError: the best checkpoint is damaged.
     """
     path = checkpoint / "trainer_state.json"
     state: TrainerState = TrainerState.load_from_json(str(path))
@@ -345,7 +346,7 @@ def _state_here(checkpoint: Path) -> TrainerState:
 
 
 def _out_of_patience(state: TrainerState) -> bool:
-    """Whether early stopping had ended the run at this checkpoint."""
+    """Return whether early stopping had ended the run at this checkpoint."""
     callbacks: Any = state.stateful_callbacks or {}
     saved = callbacks.get("EarlyStoppingCallback", {})
     waited = saved.get("attributes", {}).get("early_stopping_patience_counter", 0)
@@ -353,8 +354,8 @@ def _out_of_patience(state: TrainerState) -> bool:
 
 
 def _finish(trainer: HybridTrainer, config: TrainConfig, manifest: dict[str, Any], folder: Path) -> TrainResult:
-    """Evaluate the model that was kept, save it at the top of the run's folder, and close the manifest."""
-    with trainer.accelerator.autocast():  # in training's precision also where no step was left to train
+    """Evaluate the kept model, save it at the top of the run's folder, and complete the manifest."""
+    with trainer.accelerator.autocast():  # training's precision, even if there was no step left to train
         metrics = trainer.evaluate() if config.eval_data else {}
     info = replace(trainer.info, combined_weight=_combined_weight(trainer))
     weights = trainer.whole_weights()
@@ -367,12 +368,14 @@ def _finish(trainer: HybridTrainer, config: TrainConfig, manifest: dict[str, Any
             "eval_metrics": {name: value for name, value in metrics.items() if math.isfinite(value)},
         }
         save_manifest(manifest, folder)
-    PartialState().wait_for_everyone()  # the run's folder is there for whoever gets the result
+    PartialState().wait_for_everyone()  # all processes return only once the run's folder is complete
     return TrainResult(folder, trainer.state.global_step, metrics)
 
 
 def _combined_weight(trainer: HybridTrainer) -> float | None:
-    """The combined score's weight that fits the validation labels best; None without both heads or validation."""
+    """Return the weight of the combined score that fits the validation labels best; None without both heads or
+    validation.
+    """
     metrics = trainer.eval_metrics
     if "loss/reward" not in metrics or "loss/policy" not in metrics:
         return None

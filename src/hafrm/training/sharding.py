@@ -1,9 +1,9 @@
-"""How a run's weights lie over its processes, and what a run refuses because of it.
+"""Choose and check how a run's weights are sharded over its processes.
 
-Plain data parallelism (DDP) keeps every weight in every process. FSDP2 and DeepSpeed's ZeRO keep a part of the weights,
-gradients or optimizer in each. transformers and accelerate do the work; here stands what they would accept and this
-package can't serve: the probe of the layout, the reference and the fingerprint of the weights are taken before training
-from a model that is whole in every process.
+Plain data parallelism (DDP) keeps every weight in every process. FSDP2 and DeepSpeed's ZeRO shard the weights,
+gradients or optimizer. transformers and accelerate do the work; this module refuses configurations that they accept but
+this package does not support, since the layout probe, the reference and the fingerprint of the weights are computed
+before training from a model that is whole in every process.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ __all__ = ["fsdp_plugin", "sharding", "share_heads_with_root"]
 
 
 def sharding(args: TrainingArguments, *, lora: bool) -> str | None:
-    """What shards a run: `fsdp2`, `zero1` to `zero3`, or None where each process holds everything.
+    """Return the sharding of a run: `fsdp2`, `zero1` to `zero3`, or None if each process has everything.
 
     Args:
-        args: The trainer's arguments, which know what `accelerate launch` was told as well.
+        args: The trainer's arguments, which include the settings of `accelerate launch`.
         lora: Whether the run trains adapters.
 
     Raises:
-        ConfigError: the run is to be sharded in a way that can't serve.
+        ConfigError: the requested sharding is not supported.
     """
     kind = _fsdp(args) or _zero(args)
     if kind is not None and args.parallel_mode != ParallelMode.DISTRIBUTED:
@@ -46,7 +46,7 @@ def sharding(args: TrainingArguments, *, lora: bool) -> str | None:
 
 
 def fsdp_plugin(args: TrainingArguments) -> FullyShardedDataParallelPlugin | None:
-    """What accelerate knows of FSDP, from `training.fsdp` or from `accelerate launch`; None where it is off."""
+    """Return accelerate's FSDP settings, from `training.fsdp` or `accelerate launch`; None if FSDP is off."""
     if args.fsdp_plugin_args is None and not str_to_bool(os.environ.get("ACCELERATE_USE_FSDP", "false")):
         return None
     return FullyShardedDataParallelPlugin(**(args.fsdp_plugin_args or {}))
@@ -84,8 +84,8 @@ def _zero(args: TrainingArguments) -> str | None:
 
 
 def share_heads_with_root(model: HybridModel) -> None:
-    """Let ZeRO-3 gather both heads' weights for the model's own forward, which uses them apart from their modules."""
-    from deepspeed.zero import register_external_parameter  # an extra that ZeRO alone needs
+    """Let ZeRO-3 gather both heads' weights in the model's forward, which uses them outside their modules."""
+    from deepspeed.zero import register_external_parameter  # an extra that only ZeRO needs
 
     for head in (model.reward_head, model.policy_head):
         for weight in head.parameters():

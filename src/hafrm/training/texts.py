@@ -1,7 +1,7 @@
-"""Text to pretrain on, from files: rows of plain documents and rows of conversations.
+"""Read text for pretraining from files: rows of plain documents and rows of conversations.
 
-A row has `text`, a document, or `messages`, a conversation that ends in an assistant turn. One whose `split` is
-`train`, or that has none, is trained on; those of `HELD_OUT` are held out; any other is refused.
+A row has `text`, a document, or `messages`, a conversation that ends in an assistant turn. Rows whose `split` is
+`train` or missing are trained on; those of `HELD_OUT` are held out; any other split is refused.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from hafrm.pretraining import Sample, document_sample, response_sample
 __all__ = ["HELD_OUT", "Text", "read_texts", "samples", "words_of"]
 
 HELD_OUT = frozenset({"valid", "validation", "val", "dev", "test", "eval"})
-"""Values of a row's `split`, in small letters, that keep it out of training."""
+"""Values of a row's `split`, in lower case, that exclude it from training."""
 
 Text = str | Conversation
 """A document or a conversation."""
 
 
 def read_texts(files: Sequence[str], *, held_out: bool) -> Iterator[Text]:
-    """The texts of one side, in the files' order.
+    """Yield the texts of one side (training or held out), in the files' order.
 
     Raises:
         UnreadableError: a file can't be read.
-        DataError: a row is neither a document nor a conversation, or its `split` is of neither side.
+        DataError: a row is neither a document nor a conversation, or its `split` is unknown.
     """
     for file in files:
         for row in read_rows(Path(file)):
@@ -78,7 +78,7 @@ def _is_message(turn: Any) -> bool:
 
 
 def words_of(text: Text) -> str:
-    """What a tokenizer is trained on."""
+    """Return the text that a tokenizer is trained on."""
     if isinstance(text, str):
         return text
     return "\n\n".join(message.content for message in text.turns)
@@ -87,12 +87,12 @@ def words_of(text: Text) -> str:
 def samples(
     texts: Iterable[Text], tokenizer: PreTrainedTokenizerFast, context: int, left_out: Counter[str] | None = None
 ) -> Iterator[Sample]:
-    """Token ids and labels; a long conversation loses the end of its response, and one of prompt alone is left out.
+    """Yield token ids and labels; truncate long responses, and leave out conversations with too long a prompt.
 
     Args:
         texts: The texts.
         tokenizer: Their tokenizer.
-        context: The most tokens of a conversation.
+        context: Maximum tokens of a conversation.
         left_out: Counts the conversations that are left out, by reason.
     """
     encoder = ConversationEncoder(tokenizer, context, "truncate")

@@ -1,11 +1,12 @@
-"""The trainer: transformers' `Trainer` with our batch, our loss and our metrics. The method is two weights.
+"""The trainer: transformers' `Trainer` with our batch, loss and metrics. Methods differ only in two loss weights.
 
 The loop, accelerate, mixed precision, resuming and loggers are transformers' own. Its batches are typed as
-dictionaries; ours are `PairBatches`, which it hands through untouched, so the overriding methods differ in that type.
+dictionaries; ours are `PairBatches`, which it passes through untouched, so the overriding methods differ in that type.
 
-In several processes every one of them draws the pairs of all and takes its share by tokens, so shares differ in pairs.
-The loss stays a mean over all pairs of a step: each process takes the sum over its own, times the number of processes,
-over the number of all pairs; the mean of gradients over processes, which DDP, FSDP and ZeRO take, is then theirs.
+With several processes, each draws the pairs of all and takes its share by tokens, so that shares differ in pairs. The
+loss is still a mean over all pairs of a step: each process takes the sum over its own pairs, times the number of
+processes, divided by the number of all pairs. DDP, FSDP and ZeRO average gradients over processes, which gives the
+gradient of that mean.
 """
 
 from __future__ import annotations
@@ -65,13 +66,13 @@ class HybridTrainer(Trainer):
         args: transformers' training arguments.
         objective: The losses.
         layout: How pairs become batches.
-        tokens_per_batch: The most tokens that go through the model at once.
+        tokens_per_batch: Maximum number of tokens per forward pass.
         tokenizer: The tokenizer, saved with every checkpoint.
         info: The run's description, saved with every checkpoint.
         train_dataset: Encoded pairs.
         eval_dataset: Encoded validation pairs, or None.
-        live_reference: Gives reference log-probs where the data sets bring none.
-        callbacks: More of transformers' callbacks.
+        live_reference: Gives reference log-probs if the data sets have none.
+        callbacks: Further callbacks.
     """
 
     model: HybridModel
@@ -105,34 +106,36 @@ class HybridTrainer(Trainer):
         self.info = info
         self.live_reference = live_reference
         self.eval_metrics: dict[str, Tensor] = {}
-        """Every validation pair's metrics in the latest evaluation, each [N]."""
+        """Per-pair metrics of the latest evaluation, each [N]."""
         self.model_accepts_loss_kwargs = True  # `compute_loss` averages over the pairs of all accumulated batches
         self._sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
-        """Each metric's sum and count over this process's pairs since the last log line."""
+        """Sum and count of each metric over this process's pairs since the last log line."""
         self._rows: list[int] = []
-        """This process's pairs of the step under way, by their places in the data set."""
-        self._parameters = sum(p.numel() for p in model.parameters())  # now, while they are whole
+        """Indices in the data set of this process's pairs of the current step."""
+        self._parameters = sum(p.numel() for p in model.parameters())  # counted before they are sharded
         if self.is_deepspeed_enabled:
             share_heads_with_root(model)
 
     def create_accelerator_and_postprocess(self) -> None:
-        """As transformers does it; FSDP on CPUs too, computing as a single process would, and saving memory."""
+        """Create the accelerator as transformers does; let FSDP also run on CPUs, in one process's precision, and save
+        memory.
+        """
         super().create_accelerator_and_postprocess()
         state = self.accelerator.state
         if self.accelerator.distributed_type == DistributedType.MULTI_CPU and (plugin := fsdp_plugin(self.args)):
-            state.fsdp_plugin = plugin  # which accelerate does on GPUs alone
+            state.fsdp_plugin = plugin  # accelerate only does this on GPUs
             state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
             self.is_fsdp_enabled = True
         if self.is_fsdp_enabled:
-            # Autocast computes in half precision, as without FSDP; accelerate's policy would round rewards to it too.
+            # Autocast computes in half precision, as without FSDP; accelerate's policy would also round rewards to it.
             state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
-            # Else gradients of accumulated batches would wait unsharded, which is what FSDP is there to avoid.
+            # Otherwise the gradients of accumulated batches would stay unsharded and use the memory that FSDP saves.
             self.accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = True
 
     def _get_dataloader(
         self, dataset: Any, description: str, batch_size: int, *args: Any, **kwargs: Any
     ) -> DataLoader[Any]:
-        """Every process draws the pairs of all processes: the collator takes its share of them."""
+        """Draw the pairs of all processes in every process; the collator takes its share of them."""
         loader = super()._get_dataloader(dataset, description, batch_size * self.args.world_size, *args, **kwargs)
         if isinstance(shard := loader.batch_sampler, BatchSamplerShard):
             shard.num_processes, shard.process_index, shard.even_batches = 1, 0, False
@@ -141,7 +144,7 @@ class HybridTrainer(Trainer):
     def training_step(  # type: ignore[override]
         self, model: nn.Module, inputs: PairBatches, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Forward and backward of a batch, part by part; gradients add up, and meet those of other processes once."""
+        """Run forward and backward of a batch part by part; gradients accumulate and are synchronized once."""
         *first, last = inputs.parts
         losses = []
         for part in first:
@@ -157,10 +160,10 @@ class HybridTrainer(Trainer):
 
     @contextlib.contextmanager
     def _more_to_come(self, model: nn.Module) -> Iterator[None]:
-        """Within the context a backward pass adds to the gradients and does not end the step."""
+        """Let backward passes within the context add to the gradients without ending the step."""
         state = self.accelerator.gradient_state
         ends = state.sync_gradients
-        state._set_sync_gradients(False)  # by which DeepSpeed steps
+        state._set_sync_gradients(False)  # DeepSpeed steps when this is set
         try:
             with contextlib.nullcontext() if self.is_fsdp_enabled else self.accelerator.no_sync(model):
                 yield
@@ -174,7 +177,7 @@ class HybridTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """The batch's loss: the mean over pairs, those of all batches that one optimizer step accumulates."""
+        """Return the sum of a batch's losses divided by the number of pairs in the whole optimizer step."""
         losses = self._pair_losses(model, inputs)
         self._require_finite(losses.loss, inputs, self.pairs)
         if not inputs.counts:
@@ -203,10 +206,12 @@ class HybridTrainer(Trainer):
             )
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> float | None:
-        """The norm of a step's gradient; one that is not finite would spoil the weights and every later checkpoint."""
+        """Return the norm of a step's gradient; raise if it is not finite, since it would spoil the weights and
+        checkpoints.
+        """
         norm: float | None = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
         rows, self._rows = self._rows, []
-        scaled = self.accelerator.scaler is not None  # float16's scaler takes no step with such a gradient
+        scaled = self.accelerator.scaler is not None  # float16's scaler skips steps with such a gradient
         if norm is not None and not scaled and not math.isfinite(norm):
             raise NonFiniteLossError(
                 f"The gradient is not finite at step {self.state.global_step + 1}, though the loss is. The step's "
@@ -215,18 +220,18 @@ class HybridTrainer(Trainer):
         return norm
 
     def _get_num_items_in_batch(self, batch_samples: list[PairBatches], device: torch.device) -> Tensor:
-        """The pairs of one optimizer step, over accumulated batches and all processes."""
+        """Return the number of pairs of one optimizer step, over accumulated batches and all processes."""
         return torch.tensor(sum(batch.pairs for batch in batch_samples), device=device)
 
     def _prepare_inputs(self, inputs: PairBatch) -> PairBatch:  # type: ignore[override]
         return inputs.to(self.args.device, non_blocking=self.args.dataloader_pin_memory)
 
     def floating_point_ops(self, inputs: PairBatches) -> int:  # type: ignore[override]
-        """The usual estimate of a step's operations: 6 a parameter and token, padding included."""
+        """Estimate a step's operations in the usual way: 6 per parameter and token, padding included."""
         return 6 * self._parameters * inputs.tokens
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with the means over the pairs that all processes have seen since the last time."""
+        """Log, with the means over the pairs that all processes have seen since the last call."""
         if "loss" in logs:
             totals: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
             for share in gather_object([dict(self._sums)]):
@@ -234,7 +239,7 @@ class HybridTrainer(Trainer):
                     totals[name] += sums
             logs |= {name: float(value / count) for name, (value, count) in totals.items()}
             self._sums.clear()
-        logs.pop("train_loss", None)  # of a run that went on: the sum over its last part, by the number of all steps
+        logs.pop("train_loss", None)  # of a resumed run: its last part's sum divided by the number of all steps
         super().log(logs, start_time)
 
     @torch.no_grad()
@@ -246,7 +251,7 @@ class HybridTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Evaluate the objective on pairs; keeps every pair's metrics in `eval_metrics`."""
+        """Evaluate the objective on pairs and keep the per-pair metrics in `eval_metrics`."""
         model = self._wrap_model(self.model, training=False)
         model.eval()
         share: list[dict[str, Tensor]] = []
@@ -263,10 +268,10 @@ class HybridTrainer(Trainer):
         return EvalLoopOutput(predictions=np.empty(0), label_ids=None, metrics=metrics, num_samples=count)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write a checkpoint that stock transformers loads; a LoRA run's intermediate ones hold the adapters alone.
+        """Write a checkpoint that stock transformers loads; intermediate ones of a LoRA run contain only the adapters.
 
         Raises:
-            NonFiniteLossError: the weights are not finite: nothing is written.
+            NonFiniteLossError: the weights are not finite; nothing is written.
         """
         weights = self.whole_weights()
         if not self.args.should_save:
@@ -279,13 +284,13 @@ class HybridTrainer(Trainer):
             save_run(self.model, self.processing_class, self.info, folder, weights=weights)
 
     def whole_weights(self) -> dict[str, Tensor] | None:
-        """The state dict of a sharded model, for the main process to save; None where weights are whole everywhere.
+        """Return the state dict of a sharded model, for the main process to save; None if weights are not sharded.
 
         All processes must call it.
 
         Raises:
-            NonFiniteLossError: a weight is not finite. Losses and gradients tell of it a step later, or, after the last
-                step, never.
+            NonFiniteLossError: a weight is not finite. Losses and gradients would only show it a step later, or, after
+                the last step, never.
         """
         sharded = self.model if self.is_fsdp_enabled else self.deepspeed
         weights = None if sharded is None else dict(self.accelerator.get_state_dict(sharded))
@@ -301,19 +306,19 @@ class HybridTrainer(Trainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.is_fsdp_enabled and self.args.should_save:
-            (Path(output_dir) / f"{FSDP_MODEL_NAME}.bin").unlink()  # the weights, which lie there already
+            (Path(output_dir) / f"{FSDP_MODEL_NAME}.bin").unlink()  # the weights, which are already saved there
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        self.accelerator.wait_for_everyone()  # the trainer's state comes next, and tells that a checkpoint is whole
+        self.accelerator.wait_for_everyone()  # the trainer's state comes next and marks the checkpoint as complete
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write a checkpoint, then delete the oldest: by steps, and not by times as transformers does.
+        """Write a checkpoint, then delete the oldest.
 
-        After a clock was set back that would be the newest.
+        Age is by step number; by file times, as in transformers, a clock set back would cost the newest checkpoint.
 
         Raises:
-            UnwritableError: the disk is full, or the folder can't be written to.
+            UnwritableError: the disk is full, or the folder is not writable.
         """
         kept, self.args.save_total_limit = self.args.save_total_limit, None
         try:
@@ -326,7 +331,7 @@ class HybridTrainer(Trainer):
         self.delete_old_checkpoints()
 
     def delete_old_checkpoints(self) -> None:
-        """Keep no more checkpoints than `save_total_limit` says: the newest and the best."""
+        """Delete checkpoints beyond `save_total_limit`, keeping the newest and the best."""
         if self.args.should_save:
             rotate_checkpoints(str(self.args.output_dir), self.args.save_total_limit, self.state.best_model_checkpoint)
 
@@ -361,13 +366,12 @@ class HybridTrainer(Trainer):
 
 
 def _in_order(batches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The pairs of all batches in the order of their rows: metrics by name, each [N]."""
+    """Concatenate the batches and sort the pairs by row: metrics by name, each [N]."""
     columns = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
     order = columns.pop("row").argsort()
     return {name: values[order] for name, values in columns.items()}
 
 
 def _size(batch: PairBatch) -> str:
-    """A batch's size, for messages."""
     tokens = batch.sequences.input_ids
     return f"a batch of {len(batch)} pairs and {tokens.numel()} tokens"

@@ -1,4 +1,4 @@
-"""What suites are made of: items (a prompt with N responses), their raw scores, and what a suite says of itself.
+"""Types of suites: items (a prompt with N responses), their raw scores, and the definition of a suite.
 
 Every number of a suite is a weighted sum of means: an item gives one value to each of some strata, a stratum is one
 measure on one subset, and a score weighs the strata's means. So one bootstrap serves all suites.
@@ -20,7 +20,7 @@ Stratum = tuple[str, str]
 """A subset and a measure on it."""
 
 Level = Literal["overall", "sections", "pooled", "subsets"]
-"""`pooled` is a section's accuracy over all of its rows, whatever the suite weighs its subsets by."""
+"""`pooled` is a section's accuracy over all of its rows, regardless of the suite's subset weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,21 +30,21 @@ class Item:
     prompt: Prompt
     responses: tuple[tuple[Message, ...], ...]
     correct: int
-    """How many of the responses are correct."""
+    """The number of correct responses."""
     subset: str
     key: str
-    """The id that the suite gives the row."""
+    """The row's id in the suite."""
     source: str = field(default="", compare=False)
     row: int = field(default=0, compare=False)
 
     @property
     def id(self) -> str:
-        """Where the item came from, as `source:row`."""
+        """Where the item came from: `source:row`."""
         return f"{self.source}:{self.row}"
 
     @property
     def conversations(self) -> tuple[Conversation, ...]:
-        """One conversation a response; all of them are scored in one call."""
+        """One conversation per response; all of them are scored in one call."""
         return tuple(Conversation(self.prompt, response) for response in self.responses)
 
     @property
@@ -53,7 +53,7 @@ class Item:
         return prompt_group(self.prompt)
 
     def as_row(self) -> dict[str, Any]:
-        """The item as plain values, for a fingerprint."""
+        """Return the item as plain values, for a fingerprint."""
         return {
             **self.prompt.as_row(),
             "responses": [[message.as_dict() for message in response] for response in self.responses],
@@ -65,20 +65,20 @@ class Item:
 
 @dataclass(frozen=True)
 class ListScore:
-    """What one model gave for the responses of one item."""
+    """One model's scores of the responses of one item."""
 
     model: str
     data: str
-    """The suite's name as it was given."""
+    """The suite's name as given."""
     id: str
     """Where the item came from: `source:row`."""
     key: str
     subset: str
     group: str
     correct: int
-    """How many of the responses, the first ones, are correct."""
+    """The number of correct responses, which come first."""
     rewards: list[float | None]
-    """One a response; None where it could not be scored."""
+    """One per response; None if it could not be scored."""
     lengths: list[int]
     """Characters of each response."""
     unscored: str = ""
@@ -87,11 +87,11 @@ class ListScore:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One value of one item on one stratum."""
+    """One item's value in one stratum."""
 
     stratum: Stratum
     group: str
-    """What is resampled whole."""
+    """The unit of resampling."""
     value: float
 
 
@@ -115,47 +115,48 @@ class ItemSet:
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """A published benchmark: how its rows are read, and how rewards become its scores."""
+    """A published benchmark: how to read its rows, and how to compute its scores from rewards."""
 
     name: str
-    """The name by which `--suites` knows it."""
+    """The name used in `--suites`."""
     title: str
     path: str
     """First argument of `datasets.load_dataset`."""
     split: str
     files: tuple[str, ...]
-    """Regular expressions of the file names, without their endings, that hold the suite in a folder of more files. The
-    first that names a file decides: the others are forms of the same rows."""
+    """Regular expressions of the names, without endings, of the suite's files in a folder. The first that matches a
+    file decides: the others match alternative forms of the same rows.
+    """
     homepage: str
     licence: str
     citation: str
     parse: Callable[[RowReader, str], Item]
-    """From a row, and the name of the file or split that holds it, to an item."""
+    """Parse a row, given the name of its file or split, into an item."""
     observe: Callable[[Sequence[ListScore]], list[Observation]]
-    """From rewards to values; every response has its reward."""
+    """Compute values from rewards; every response has its reward."""
     chance: Callable[[Sequence[ListScore]], list[Observation]]
-    """The expected values of random rewards; NaN where they depend on how rewards are distributed."""
+    """Compute the expected values of random rewards; NaN if they depend on the distribution of rewards."""
     scores: Callable[[Mapping[Stratum, int]], tuple[list[Score], list[str]]]
-    """From how many values each stratum has to the scores, and to the names of what is missing for them."""
+    """Return the scores for the given numbers of values per stratum, and the names of missing subsets."""
 
 
 def win(better: float | None, worse: float | None) -> float:
-    """Whether a response that is better has the higher reward, 1 or 0; one half where the rewards are equal."""
+    """Return 1 if the better response has the higher reward, else 0; one half if the rewards are equal."""
     assert better is not None
     assert worse is not None
     return 0.5 if better == worse else float(better > worse)
 
 
 def response_list(reader: RowReader, name: str, *, size: int | None = None) -> tuple[tuple[Message, ...], ...]:
-    """A field that holds a list of responses, each a string.
+    """Return a field that is a list of responses, each a string.
 
     Args:
         reader: The row.
         name: The field.
-        size: How many there must be; None: at least one.
+        size: The required number; None: at least one.
 
     Raises:
-        BadRowError: the field is missing, is no such list, or holds an empty response.
+        BadRowError: the field is missing, is not such a list, or has an empty response.
     """
     value = reader.row.get(name)
     if value is None:

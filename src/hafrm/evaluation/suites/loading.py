@@ -1,4 +1,4 @@
-"""From suite names to items: NAME is fetched from the hub, NAME@PATH is a file or a folder on disk."""
+"""Load the items of suites by name: NAME is fetched from the hub, NAME@PATH is a file or a folder on disk."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def load_suite(name: str, options: ReadOptions = _DEFAULTS) -> ItemSet:
     """Load a suite's items.
 
     Args:
-        name: NAME or NAME@PATH. In a folder the files that are called as the suite's own ones are read (for RewardBench
-            also those of the Prior Sets, which are not fetched from the hub), or all where there are none.
+        name: NAME or NAME@PATH. In a folder, the files with the names of the suite's own are read (for RewardBench also
+            those of the Prior Sets, which are not fetched from the hub), or all files if there are none.
         options: How to treat bad rows.
 
     Raises:
         UnknownDataError: there is no such suite.
         UnreadableError: the hub, a file or a folder can't be read.
-        ConfigError: a folder holds a file twice, with two endings or whole and in parts.
+        ConfigError: a folder contains a file twice, with two endings or whole and in parts.
         BadRowError: a row is not in the suite's format, and bad rows are not to be skipped.
-        DataError: no row is left.
+        DataError: there are no usable rows.
     """
     suite_name, _, location = name.partition("@")
     if suite_name not in SUITES:
@@ -76,7 +76,7 @@ def _item(suite: Suite, source: str, part: str, row: RawRow) -> Item:
 
 
 def _files(suite: Suite, path: Path) -> list[Path]:
-    """The file, or the folder's files that hold the suite."""
+    """Return the file, or the suite's files in the folder."""
     try:
         if not path.is_dir():
             return [path]

@@ -1,20 +1,21 @@
 """RewardBench (Lambert et al., 2024, arXiv:2403.13787): is the better of two responses scored higher?
 
 Subsets, sections and weights are those of the `rewardbench` package (EXAMPLE_COUNTS and SUBSET_MAPPING of
-allenai/reward-bench, rewardbench/constants.py). A section is the mean of its subsets weighted by how many prompts they
-have, where math-prm counts 984 (it has 447) to equal the code. The overall score weighs the four sections 1 and the
-Prior Sets one half; those are the mean of four sets of allenai/preference-test-sets.
+allenai/reward-bench, rewardbench/constants.py). A section is the mean of its subsets, weighted by their numbers of
+prompts; math-prm counts 984 (it has 447) to equal the code subsets. The overall score weighs each of the four sections
+1 and the Prior Sets one half; the latter are the mean of four sets of allenai/preference-test-sets.
 
-Versions of the package differ in two counts: earlier ones hold 250 for xstest-should-refuse and 154 for
-xstest-should-respond, later ones the other way round, as in the data (and here). Safety scores of old tables have the
+Versions of the package differ in two counts: earlier ones have 250 for xstest-should-refuse and 154 for
+xstest-should-respond, later ones the other way round, as in the data (and here). Safety scores in old tables use the
 earlier weights.
 
-Beside the sections there are their pooled accuracies, the share of a section's rows that are right, as in Table 3 of
-the HAF-RM paper. The two agree where a section's rows are those of the counts; they differ in Reasoning, and where
-rows are absent or can't be scored.
+In addition to the sections, their pooled accuracies are reported: the share of a section's rows that are right, as in
+Table 3 of the HAF-RM paper. The two agree if a section has as many rows as the counts say; they differ in Reasoning,
+and if rows are missing or can't be scored.
 
-Two things differ: equal rewards count one half and not 0, and a section of which no subset is there is left out of
-the overall score, and named, where the package counts 0. A section of some subsets is of those, as in the package.
+Two things differ from the package: equal rewards count one half instead of 0, and a section without any subset is left
+out of the overall score, and named, where the package counts 0. A section with some of its subsets uses those, as in
+the package.
 """
 
 from __future__ import annotations
@@ -56,10 +57,10 @@ SECTIONS: Mapping[str, Mapping[str, int]] = {
         **{f"hep-{language}": 164 for language in ("cpp", "go", "java", "js", "python", "rust")},
     },
 }
-"""The subsets of each section, and how many prompts each counts."""
+"""The subsets of each section, and the number of prompts that each counts as."""
 
 PRIOR_SETS = ("anthropic_helpful", "anthropic_hhh", "shp", "summarize")
-"""The subsets of the Prior Sets, which count alike."""
+"""The subsets of the Prior Sets, which are weighted equally."""
 
 _ALL_SECTIONS = {**SECTIONS, "Prior Sets": dict.fromkeys(PRIOR_SETS, 1)}
 _OVERALL = {**dict.fromkeys(SECTIONS, 1.0), "Prior Sets": 0.5}
@@ -68,7 +69,7 @@ _MEASURE = "accuracy"
 
 
 def _parse(reader: RowReader, part: str) -> Item:
-    """A row; of the Prior Sets the file or split tells the subset."""
+    """Parse a row; the file or split gives the subset of the Prior Sets."""
     prior = next((name for name in PRIOR_SETS if part.startswith(name)), None)
     subset = prior or reader.string("subset")
     if subset not in _SUBSETS:
@@ -125,7 +126,7 @@ def _scores(strata: Mapping[Stratum, int]) -> tuple[list[Score], list[str]]:
 
 
 def _pooled_weights(present: Mapping[str, int], subsets: Iterable[str]) -> dict[Stratum, float]:
-    """Each subset's share of a section's rows, so that every row counts alike."""
+    """Return each subset's share of a section's rows, so that every row has the same weight."""
     counts = {subset: present[subset] for subset in subsets if subset in present}
     total = sum(counts.values()) or 1
     return {(subset, _MEASURE): count / total for subset, count in counts.items()}
@@ -148,13 +149,13 @@ REWARDBENCH = Suite(
 
 
 def chat_and_safety(scores: Sequence[ListScore]) -> dict[str, float]:
-    """The pooled accuracies of one model on Chat and Safety alone: "external" in Table 3 of the HAF-RM paper.
+    """Return the pooled accuracies of one model on Chat and Safety: "external" in Table 3 of the HAF-RM paper.
 
     Args:
-        scores: One model's scores on RewardBench; those of other sections may be absent.
+        scores: One model's scores on RewardBench; those of other sections may be missing.
 
     Returns:
-        Shares of one, by section; one of which a subset has items, and none of them is scored, is absent.
+        Accuracies in [0, 1], by section; a section with an entirely unscored subset is left out.
     """
     pooled = model_summary(REWARDBENCH, scores)["pooled"]
     return {name: pooled[name]["value"] for name in ("Chat", "Safety") if name in pooled}

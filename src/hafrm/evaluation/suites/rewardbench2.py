@@ -1,16 +1,16 @@
 """RewardBench 2 (Malik et al., 2025, arXiv:2506.01937): is the correct one of four responses the best?
 
-As in `rewardbench/utils.py` of allenai/reward-bench. Where several responses share the highest reward, they share the
-credit (`reroll_and_score_dataset`). The subset Ties has a score of its own (`process_single_model`): its ids are
-"ref:N" (one correct answer) and "tied:N" (several), and with
+As in `rewardbench/utils.py` of allenai/reward-bench. Responses that share the highest reward share the credit
+(`reroll_and_score_dataset`). The subset Ties has its own score (`process_single_model`): its ids are "ref:N" (one
+correct answer) and "tied:N" (several), and with
 
     spread  = best - worst reward of the tied prompt's correct answers,
-    gap     = worst correct - best incorrect reward of a prompt (accurate where it is above 0),
+    gap     = worst correct - best incorrect reward of a prompt (accurate if it is above 0),
     nearest = the smaller of the gaps of tied:N and ref:N
 
-the score is .30 accuracy(tied) + .30 accuracy(ref) + .20 mean[gap(tied) > spread] + .20 mean[nearest > spread]
-+ .01 mean[tanh(nearest / spread - 1)], so at most 1.01. Where spread is 0, the quotient is infinite and 0/0 counts 0.
-The overall score is the mean of the subsets that are there.
+the score is .30 accuracy(tied) + .30 accuracy(ref) + .20 mean[gap(tied) > spread] + .20 mean[nearest > spread] + .01
+mean[tanh(nearest / spread - 1)], so at most 1.01. If spread is 0, the quotient is infinite, and 0/0 counts 0. The
+overall score is the mean of the subsets that are present.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _gap(score: ListScore) -> float:
 
 
 def _chance(scores: Sequence[ListScore]) -> list[Observation]:
-    """One in N; of Ties nothing is known, as its margins depend on how random rewards are distributed."""
+    """Return 1 / N per item; NaN for Ties, whose margins depend on the distribution of random rewards."""
     best = [Observation((s.subset, _BEST), s.group, s.correct / len(s.lengths)) for s in scores if s.subset != TIES]
     unknown = {observation.stratum for observation in _observe_ties(_with_any_rewards(scores))}
     return best + [Observation(stratum, "", math.nan) for stratum in sorted(unknown)]

@@ -1,13 +1,14 @@
 """RM-Bench (Liu et al., 2024, arXiv:2410.16184): is the correct response scored higher, whatever the styles?
 
 A row has three correct and three wrong responses, each concise, detailed, and detailed with markdown. As in
-`compute_accuracy` of THU-KEG/RM-Bench, the accuracies form a matrix, chosen styles down and rejected styles across:
-hard is the mean of its upper right triangle (the wrong response has the fancier style), normal of its diagonal, easy of
-its lower left triangle. A domain is all rows whose own domain begins with its name, so the two halves of safety are
-pooled, every row alike. A domain's number is the mean of the three, and each overall number the mean of the domains
-that are there. Equal rewards count one half, not 0.
+`compute_accuracy` of THU-KEG/RM-Bench, the accuracies form a matrix with chosen styles as rows and rejected styles as
+columns: hard is the mean of its upper right triangle (the wrong response has the fancier style), normal of its
+diagonal, easy of its lower left triangle. A domain consists of all rows whose own domain begins with its name, so the
+two halves of safety are pooled with equal weight per row. A domain's number is the mean of the three, and each overall
+number the mean of the domains that are present. Equal rewards count one half, not 0.
 
-Rows of the files `DOMAIN_filtered.json`, the parts of `total_dataset.json`, hold no domain: the file's name says it.
+Rows of the files `DOMAIN_filtered.json`, the parts of `total_dataset.json`, have no domain field: it is taken from the
+file's name.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ def _scores(strata: Mapping[Stratum, int]) -> tuple[list[Score], list[str]]:
 
 
 def _shares(domain: str, present: Mapping[str, int]) -> dict[str, float]:
-    """The subsets of a domain, each with its share of the domain's rows."""
+    """Return the subsets of a domain, each with its share of the domain's rows."""
     counts = {subset: count for subset, count in present.items() if subset.startswith(domain)}
     total = sum(counts.values()) or 1
     return {subset: count / total for subset, count in counts.items()}

@@ -1,4 +1,4 @@
-"""Raw scores of a suite's items: a JSON line a response list."""
+"""Score a suite's items, each of which becomes one JSON line."""
 
 from __future__ import annotations
 

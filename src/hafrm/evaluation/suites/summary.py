@@ -1,4 +1,4 @@
-"""From raw scores of a suite to its numbers: values with intervals, baselines, and paired differences."""
+"""Compute a suite's numbers from raw scores: values with intervals, baselines, and paired differences."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class _Means:
     observed: Mapping[Stratum, float]
     drawn: Mapping[Stratum, Floats] = field(default_factory=dict)
     few: frozenset[Stratum] = frozenset()
-    """The strata of fewer prompts than `FEWEST_GROUPS`."""
+    """The strata with fewer prompts than `FEWEST_GROUPS`."""
     counts: Mapping[Stratum, int] = field(default_factory=dict)
-    """How many values each stratum has."""
+    """The number of values per stratum."""
 
     def value(self, score: Score) -> float:
         return math.fsum(weight * self.observed[stratum] for stratum, weight in score.weights.items())
@@ -39,7 +39,7 @@ class _Means:
         return total
 
     def ci95(self, score: Score, draws: Floats) -> list[float] | None:
-        """The middle of a score's draws; None where one of its strata is of few prompts, whose spread is unknown."""
+        """Return the central 95% of a score's draws; None if one of its strata has too few prompts."""
         if self.few & score.weights.keys():
             return None
         low, high = np.quantile(draws, [0.025, 0.975])
@@ -47,7 +47,7 @@ class _Means:
 
 
 def summarise_suite(suite: Suite, scores: Sequence[ListScore]) -> dict[str, Any]:
-    """One suite's part of `results.json`.
+    """Compute one suite's part of `results.json`.
 
     Args:
         suite: The suite.
@@ -55,13 +55,13 @@ def summarise_suite(suite: Suite, scores: Sequence[ListScore]) -> dict[str, Any]
 
     Returns:
         `{"suite", "title", "licence", "citation", "missing", "models": {MODEL: ...}, "baselines": {"length", "random"},
-        "comparisons": [{"score", "a", "b", "n", "difference", "ci95", "p_bootstrap"}]}`; `missing` names what no item
-        is of. A model has `n`, `unscored`, `unscored_reasons`, `missing`, and by level (`overall`, `sections`,
-        `pooled`, `subsets`) `{NAME: {"value", "ci95"}}`. Items of which a response has no reward are left out. Where
-        that leaves nothing of a subset, the model's `missing` names it, and no score that counts it is given: it would
-        be another score than that of the models beside it. Intervals resample prompts within each subset; `ci95` is
-        null, and `p_bootstrap` 1, where a subset that a score counts has fewer than six. The baselines are those of
-        the items of the first model; what has no expectation under random rewards is null there.
+        "comparisons": [{"score", "a", "b", "n", "difference", "ci95", "p_bootstrap"}]}`; `missing` names the subsets
+        without items. A model has `n`, `unscored`, `unscored_reasons`, `missing`, and by level (`overall`, `sections`,
+        `pooled`, `subsets`) `{NAME: {"value", "ci95"}}`. Items with a response without reward are left out. If that
+        leaves nothing of a subset, the model's `missing` names it, and scores that include it are left out, as they
+        would not be comparable with those of other models. Intervals resample prompts within each subset; `ci95` is
+        null, and `p_bootstrap` 1, if a subset of a score has fewer than six. The baselines are computed on the items of
+        the first model; values without an expectation under random rewards are null.
     """
     by_model: dict[str, list[ListScore]] = defaultdict(list)
     for score in scores:
@@ -88,7 +88,7 @@ def summarise_suite(suite: Suite, scores: Sequence[ListScore]) -> dict[str, Any]
 
 
 def model_summary(suite: Suite, scores: Sequence[ListScore]) -> dict[str, Any]:
-    """One model's numbers on a suite; see `summarise_suite`."""
+    """Return one model's numbers on a suite; see `summarise_suite`."""
     scored = _scored(scores)
     found = suite.observe(scored)
     means = _means(found)
@@ -110,7 +110,7 @@ def model_summary(suite: Suite, scores: Sequence[ListScore]) -> dict[str, Any]:
 
 
 def _whole_scores(suite: Suite, scores: Sequence[ListScore], means: _Means) -> list[Score]:
-    """The scores of all items' subsets, but for those that count a subset of which nothing was scored."""
+    """Return the scores of all items' subsets, except those that include an entirely unscored subset."""
     counts = {stratum: means.counts.get(stratum, 0) for stratum in _counts(suite.chance(scores))}
     every = suite.scores(counts)[0] if counts else []
     return [score for score in every if score.weights.keys() <= means.observed.keys()]
@@ -132,7 +132,7 @@ def _by_stratum(observations: Sequence[Observation]) -> dict[Stratum, list[Obser
 
 
 def _means(observations: Sequence[Observation]) -> _Means:
-    """The strata's means. The measures of a subset draw the same prompts, and so do two models on the same items."""
+    """Compute the strata's means. Measures of one subset, and models on the same items, share resampled prompts."""
     observed, drawn, few = {}, {}, set()
     for stratum, rows in _by_stratum(observations).items():
         values = np.array([row.value for row in rows])
@@ -145,7 +145,7 @@ def _means(observations: Sequence[Observation]) -> _Means:
 
 
 def _values(suite: Suite, observations: Sequence[Observation]) -> dict[str, dict[str, float | None]]:
-    """A baseline's scores by level and name; None where a stratum's mean is unknown."""
+    """Return a baseline's scores by level and name; None if a stratum's mean is unknown."""
     observed = {name: float(np.mean([r.value for r in rows])) for name, rows in _by_stratum(observations).items()}
     values: dict[str, dict[str, float | None]] = {"overall": {}, "sections": {}, "pooled": {}, "subsets": {}}
     for score in suite.scores(_counts(observations))[0] if observed else ():
@@ -157,7 +157,7 @@ def _values(suite: Suite, observations: Sequence[Observation]) -> dict[str, dict
 def _comparisons(
     suite: Suite, a: str, rows_a: Sequence[ListScore], b: str, rows_b: Sequence[ListScore]
 ) -> list[dict[str, Any]]:
-    """Two models on the items that both scored: the overall score and the sections."""
+    """Compare two models on the items that both scored: the overall score and the sections."""
     ids = {row.id for row in _scored(rows_a)} & {row.id for row in _scored(rows_b)}
     if not ids:
         return []

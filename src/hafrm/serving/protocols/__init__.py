@@ -1,1 +1,1 @@
-"""The protocols, one module each: what a consumer sends and what it reads. Each has `router(service)`."""
+"""One module per protocol: its requests, its responses, and `router(service)`."""

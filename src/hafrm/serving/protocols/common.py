@@ -1,4 +1,4 @@
-"""What the protocols' messages share."""
+"""Message types that the protocols share."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MAX_CHARACTERS = 2**24
 
 Text = Annotated[str, Field(max_length=MAX_CHARACTERS)]
 Name = Annotated[str, Field(max_length=1024)]
-"""A model's name in a request, which is not read: the server has one model."""
+"""A model's name in a request; it is ignored because the server has one model."""
 Ids = Annotated[list[int], Field(max_length=2**20, fail_fast=True)]
 """A conversation as token ids of the served model's tokenizer."""
 
@@ -42,7 +42,7 @@ Values = Annotated[list[_Values], Field(max_length=MAX_ITEMS, fail_fast=True)]
 
 
 class StrictBody(BaseModel):
-    """What has no fields but those that are known here. Of others the first is named, as one is enough to refuse."""
+    """A body that refuses unknown fields. Only the first is named, as one is enough to refuse."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -56,7 +56,7 @@ class StrictBody(BaseModel):
 
 
 class TextPart(StrictBody):
-    """A part of a turn's content that is text; there are no others here."""
+    """A text part of a turn's content; other kinds are not supported."""
 
     type: Literal["text", "input_text", "output_text"]
     text: Text
@@ -68,7 +68,7 @@ class Turn(StrictBody):
     @model_validator(mode="before")
     @classmethod
     def _of_text(cls, sent: Any) -> Any:
-        """Null counts as absent, also of keys that are not known here, as in rows on disk. Refuses images and audio."""
+        """Treat null as absent, also for unknown keys, as in rows on disk. Refuse images and audio."""
         if not isinstance(sent, dict):
             return sent
         parts = sent.get("content")
@@ -92,7 +92,7 @@ class Turn(StrictBody):
     thinking: Text | None = None
 
     def as_row(self) -> _Values:
-        """The turn as a row's message."""
+        """Return the turn as a row's message."""
         row: _Values = {name: getattr(self, name) for name in type(self).model_fields}
         if isinstance(self.content, list):
             row["content"] = [{"type": "text", "text": part.text} for part in self.content]
@@ -103,31 +103,31 @@ Turns = Annotated[list[Turn], Field(max_length=MAX_ITEMS, fail_fast=True)]
 
 
 class Tools(BaseModel):
-    """What else the chat template is given but documents, as values or as JSON text, as in rows on disk."""
+    """Input of the chat template other than documents, as values or as JSON text, as in rows on disk."""
 
     tools: Values | Text | None = None
     chat_template_kwargs: _Values | Text | None = None
 
 
 class Columns(Tools):
-    """What else the chat template is given, as values or as JSON text, as in rows on disk."""
+    """All further input of the chat template, as values or as JSON text, as in rows on disk."""
 
     documents: Values | Text | None = None
 
     def columns(self) -> _Values:
-        """The columns that were sent."""
+        """Return the columns that were sent."""
         return {name: getattr(self, name) for name in TEMPLATE_COLUMNS}
 
 
 class ConsumerRequest(BaseModel):
-    """A request of another program's making: fields that it has and we don't know are passed over."""
+    """A request in another program's format: unknown fields are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
     @model_validator(mode="before")
     @classmethod
     def _loses_nothing(cls, sent: Any) -> Any:
-        """Refuses what belongs to a conversation and would be lost with other unknown fields."""
+        """Refuse fields that belong to a conversation and would otherwise be ignored as unknown."""
         lost = _OF_CONVERSATIONS - cls.model_fields.keys()
         for name in sent if isinstance(sent, dict) else ():
             if name in lost and sent[name]:
@@ -143,10 +143,10 @@ AnyForm = Text | Ids | Turns
 
 
 def input_of(form: str | list[int] | list[Turn], columns: Mapping[str, Any]) -> Input:
-    """What is to be scored, in whatever form it was sent.
+    """Convert any form of a conversation to the input to score.
 
     Raises:
-        RequestError: there are columns, which text that is rendered already has no use for.
+        RequestError: there are columns, which rendered text has no use for.
     """
     turns = [] if isinstance(form, str) else [turn for turn in form if isinstance(turn, Turn)]
     if form and len(turns) == len(form):
@@ -161,7 +161,7 @@ def input_of(form: str | list[int] | list[Turn], columns: Mapping[str, Any]) -> 
 
 
 def conversation(prompt: Sequence[Turn], response: Sequence[Turn], columns: Mapping[str, Any] | None = None) -> Input:
-    """A conversation under hafrm's data contract, or the reason why it is none, as in `hafrm score`."""
+    """Build a conversation under hafrm's data contract, or return why it is invalid, as in `hafrm score`."""
     row = {"prompt": [turn.as_row() for turn in prompt], "response": [turn.as_row() for turn in response]}
     try:
         return parse_conversation(row | dict(columns or {}), source="request", number=1)

@@ -1,6 +1,6 @@
-"""LLaMA-Factory's remote reward model (`reward_model_type: api`): rendered texts in, scores out.
+"""LLaMA-Factory's remote reward model (`reward_model_type: api`): takes rendered texts, returns scores.
 
-LLaMA-Factory posts to the whole URL that it is given (`reward_model: http://HOST:PORT/v1/score/evaluation`). The path
+LLaMA-Factory posts to the exact URL that it is given (`reward_model: http://HOST:PORT/v1/score/evaluation`). The path
 is that of its own server.
 """
 
@@ -21,25 +21,25 @@ __all__ = ["router"]
 
 
 class ScoreRequest(ConsumerRequest, Columns):
-    """Whole rendered conversations; token ids and messages will do as well."""
+    """Whole rendered conversations; token ids and messages are accepted too."""
 
     model: Name | None = None
     messages: Annotated[list[AnyForm], Field(max_length=MAX_ITEMS, fail_fast=True)]
 
     def inputs(self) -> list[Input]:
-        """What is to be scored."""
+        """Return the inputs to score."""
         return [input_of(form, self.columns()) for form in self.messages]
 
 
 class ScoreResponse(BaseModel):
-    """One score a text."""
+    """One score per text."""
 
     model: str
     scores: list[float]
 
 
 def router(service: RewardService) -> APIRouter:
-    """`POST /v1/score/evaluation`."""
+    """Return the router of `POST /v1/score/evaluation`."""
     routes = APIRouter(tags=["LLaMA-Factory"], route_class=route_class(service))
 
     @routes.post("/v1/score/evaluation")

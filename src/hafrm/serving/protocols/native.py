@@ -1,4 +1,4 @@
-"""hafrm's own protocol: conversations in, rewards out, each with its tokens and the reason where there is none."""
+"""hafrm's own protocol: takes conversations, returns their rewards, tokens, and reasons for missing rewards."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class ConversationBody(StrictBody, Columns):
     prompt: Turns
     response: Turns
     system: Text | None = None
-    """The system turn of a prompt that begins with none, as in rows on disk."""
+    """The system turn, if the prompt does not begin with one, as in rows on disk."""
 
 
 class RewardsRequest(StrictBody):
-    """Conversations to score. Those under one prompt share its computation."""
+    """Conversations to score. Those with the same prompt share its computation."""
 
     conversations: Annotated[list[ConversationBody], Field(max_length=MAX_ITEMS, fail_fast=True)]
 
     def inputs(self) -> list[Input]:
-        """What is to be scored."""
+        """Return the inputs to score."""
         return [
             conversation(item.prompt, item.response, {**item.columns(), "system": item.system})
             for item in self.conversations
@@ -42,26 +42,26 @@ class RewardBody(BaseModel):
     """One conversation's reward."""
 
     reward: float | None
-    """The reward; null where the conversation has none."""
+    """The reward; null if the conversation has none."""
     tokens: int
-    """The conversation's tokens, before any cut; 0 where it could not be rendered."""
+    """The conversation's tokens, before truncation; 0 if it could not be rendered."""
     truncated: bool
     """Whether the response's end was cut off."""
     unscored: str | None
     """Why there is no reward: `overlong`, `refused_by_template`, `empty_response`, ..."""
     fault: str | None
-    """What is wrong with the conversation and what to do about it, where more is known."""
+    """Details of what is wrong with the conversation and how to fix it, if available."""
 
 
 class RewardsResponse(BaseModel):
-    """One reward a conversation, in the request's order."""
+    """One reward per conversation, in the request's order."""
 
     model: str
     rewards: list[RewardBody]
 
 
 def router(service: RewardService) -> APIRouter:
-    """`POST /v1/rewards`."""
+    """Return the router of `POST /v1/rewards`."""
     routes = APIRouter(tags=["hafrm"], route_class=route_class(service))
 
     @routes.post("/v1/rewards")

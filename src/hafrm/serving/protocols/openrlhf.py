@@ -1,4 +1,6 @@
-"""OpenRLHF's remote reward model (`--remote_rm_url http://HOST:PORT/get_reward`): rendered texts in, rewards out."""
+"""OpenRLHF's remote reward model (`--remote_rm_url http://HOST:PORT/get_reward`): takes rendered texts, returns
+rewards.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,9 @@ __all__ = ["router"]
 
 
 class GetRewardRequest(ConsumerRequest, Columns):
-    """Whole rendered conversations; token ids and messages will do as well. Labels are not read.
+    """Whole rendered conversations; token ids and messages are accepted too. Labels are ignored.
 
-    Prompts say where the responses begin: where a text begins with its prompt, or with what decoding makes of it.
+    A prompt shows where its response begins, if the text begins with the prompt or its decoded form.
     """
 
     query: Annotated[list[AnyForm], Field(max_length=MAX_ITEMS, fail_fast=True)]
@@ -27,10 +29,10 @@ class GetRewardRequest(ConsumerRequest, Columns):
     labels: Annotated[list[Any], Field(max_length=MAX_ITEMS, fail_fast=True)] | None = None
 
     def inputs(self) -> list[Input]:
-        """The texts, each with its prompt where the request says which that is."""
+        """Return the texts, each with its prompt if the request has one for every text."""
         inputs = [input_of(form, self.columns()) for form in self.query]
         prompts = self.prompts or []
-        if len(prompts) != len(self.query):  # which prompt is whose is unknown
+        if len(prompts) != len(self.query):  # prompts can't be assigned to texts
             prompts = [None] * len(self.query)
         return [
             PromptedText(found, prompt) if isinstance(found, str) and isinstance(prompt, str) else found
@@ -39,7 +41,7 @@ class GetRewardRequest(ConsumerRequest, Columns):
 
 
 class GetRewardResponse(BaseModel):
-    """The rewards, twice: `scores` is what OpenRLHF filters by."""
+    """The rewards, twice: OpenRLHF filters by `scores`."""
 
     rewards: list[float]
     scores: list[float]
@@ -47,7 +49,7 @@ class GetRewardResponse(BaseModel):
 
 
 def router(service: RewardService) -> APIRouter:
-    """`POST /get_reward`."""
+    """Return the router of `POST /get_reward`."""
     routes = APIRouter(tags=["OpenRLHF"], route_class=route_class(service))
 
     @routes.post("/get_reward")

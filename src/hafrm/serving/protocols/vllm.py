@@ -1,9 +1,8 @@
 """vLLM's `/classify`, `/pooling` and `/rerank`, as verl and rerankers call them.
 
-Here `/classify` and `/rerank` give sigma(reward) unless the request says `use_activation: false`, and then the reward
-itself; `/pooling` gives the reward unless it says true. vLLM's own defaults differ, between models too (one whose
-config says `problem_type: regression`, as hafrm's exports do, is not activated): so clients should always send the
-field.
+`/classify` and `/rerank` return sigma(reward), or the reward itself if the request has `use_activation: false`;
+`/pooling` returns the reward unless the field is true. vLLM's own defaults differ, also between models (one whose
+config has `problem_type: regression`, like hafrm's exports, is not activated), so clients should always send the field.
 """
 
 from __future__ import annotations
@@ -41,7 +40,9 @@ Activation = Annotated[bool | None, Field(validation_alias=AliasChoices("use_act
 
 
 class _Request(ConsumerRequest):
-    """What the requests share. The fields that would change a reward, and that we don't follow, are read to say so."""
+    """Common fields of the requests. Unsupported fields that would change a reward are read so that they can be
+    refused.
+    """
 
     model: Name | None = None
     use_activation: Activation = None
@@ -51,7 +52,7 @@ class _Request(ConsumerRequest):
     chat_template: Text | None = None
 
     def require_supported(self) -> None:
-        """Refuse what would be scored otherwise than asked.
+        """Raise for fields that would change the reward.
 
         Raises:
             RequestError: a field is neither left out nor at its default.
@@ -86,10 +87,10 @@ class PoolingRequest(_Request, Columns):
     messages: Turns | None = None
 
     def inputs(self) -> list[Input]:
-        """What is to be scored.
+        """Return the inputs to score.
 
         Raises:
-            RequestError: there is not exactly one of `input` and `messages`, or a field that is not supported.
+            RequestError: there is not exactly one of `input` and `messages`, or an unsupported field.
         """
         self.require_supported()
         if (self.input is None) == (self.messages is None):
@@ -107,13 +108,13 @@ class RerankRequest(_Request, Tools):
     query: Text | Turns
     documents: Annotated[list[Text], Field(max_length=MAX_ITEMS, fail_fast=True)]
     top_n: Annotated[int, Field(ge=0, le=2**31)] = 0
-    """How many to return; 0: all."""
+    """Number of responses to return; 0: all."""
 
     def inputs(self, bare: Callable[[str], str]) -> list[Input]:
-        """Each document as the answer to the query; `bare` takes the stop token off generated text.
+        """Return each document as an answer to the query; `bare` strips the stop token from generated text.
 
         Raises:
-            RequestError: there is a field that is not supported.
+            RequestError: there is an unsupported field.
         """
         self.require_supported()
         prompt = [Turn(role="user", content=self.query)] if isinstance(self.query, str) else self.query
@@ -123,7 +124,7 @@ class RerankRequest(_Request, Tools):
 
 
 class Usage(BaseModel):
-    """Tokens of the request, in OpenAI's form."""
+    """Tokens of the request, in OpenAI's format."""
 
     prompt_tokens: int
     total_tokens: int
@@ -146,7 +147,7 @@ class ClassifyItem(BaseModel):
 
 
 class ClassifyResponse(_Answer):
-    """One class a text, in order."""
+    """One class per text, in order."""
 
     object: Literal["list"] = "list"
     created: int = Field(default_factory=lambda: int(time.time()))
@@ -162,7 +163,7 @@ class PoolingItem(BaseModel):
 
 
 class PoolingResponse(_Answer):
-    """One output a text, in order."""
+    """One output per text, in order."""
 
     object: Literal["list"] = "list"
     created: int = Field(default_factory=lambda: int(time.time()))
@@ -176,7 +177,7 @@ class RerankDocument(BaseModel):
 
 
 class RerankItem(BaseModel):
-    """One document with its place in the request."""
+    """One document with its index in the request."""
 
     index: int
     document: RerankDocument
@@ -190,7 +191,7 @@ class RerankResponse(_Answer):
 
 
 def router(service: RewardService) -> APIRouter:
-    """`POST /classify`, `/pooling` and `/rerank`."""
+    """Return the router of `POST /classify`, `/pooling` and `/rerank`."""
     routes = APIRouter(tags=["vLLM"], route_class=route_class(service))
 
     async def scored(inputs: Callable[[], list[Input]]) -> tuple[list[float], Usage]:
@@ -200,7 +201,7 @@ def router(service: RewardService) -> APIRouter:
 
     @routes.post("/classify")
     async def classify(request: PoolingRequest) -> ClassifyResponse:
-        """Score texts as a classifier of one class."""
+        """Score texts as a classifier with one class."""
         rewards, usage = await scored(request.inputs)
         shown = _shown(rewards, activated=request.use_activation is not False)
         items = [ClassifyItem(index=i, probs=[value]) for i, value in enumerate(shown)]
@@ -221,7 +222,7 @@ def router(service: RewardService) -> APIRouter:
         """Order responses to a prompt, the best first."""
         rewards, usage = await scored(lambda: request.inputs(service.bare_response))
         shown = _shown(rewards, activated=request.use_activation is not False)
-        order = sorted(range(len(rewards)), key=lambda i: (-rewards[i], i))  # sigma is 1 for all large rewards
+        order = sorted(range(len(rewards)), key=lambda i: (-rewards[i], i))  # sigma rounds to 1 for all large rewards
         items = [
             RerankItem(index=i, document=RerankDocument(text=request.documents[i]), relevance_score=shown[i])
             for i in order[: request.top_n or None]
@@ -236,6 +237,6 @@ def _shown(rewards: list[float], *, activated: bool) -> list[float]:
 
 
 def _sigmoid(value: float) -> float:
-    """Sigma, without overflow at either end, or a difference that is nothing but rounding."""
+    """Compute sigma without overflow at either end."""
     small = math.exp(-abs(value))
     return 1 / (1 + small) if value >= 0 else small / (1 + small)

@@ -150,7 +150,7 @@ def _finished(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
         found: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
         _require_same(folder, found, asked)
         return found if name == RECIPE_FILE else None
-    if folder.exists() and not all(path.name == ".lock" or atomic.is_leftover(path) for path in folder.iterdir()):
+    if folder.exists() and not all(path.name == ".lock" or atomic.leftover_of(path) for path in folder.iterdir()):
         raise ConfigError(f"{folder} holds files that are no model of hafrm pretrain. Choose another --out.")
     return None
 

@@ -1,8 +1,10 @@
-"""What to do where transformers will not load a model, for the two refusals that are for safety's sake."""
+"""What to say where transformers will not load a model: whether it is a folder, and what to do about two refusals."""
 
 from __future__ import annotations
 
-__all__ = ["advice"]
+from pathlib import Path
+
+__all__ = ["advice", "not_here"]
 
 _BY_WORD = {
     "trust_remote_code": "It brings Python code of its own, which `--trust_remote_code true` would run: such code can "
@@ -16,3 +18,8 @@ _BY_WORD = {
 def advice(error: Exception) -> str:
     """A sentence to put behind the error's own, with a space before it; empty where there is nothing to add."""
     return next((f" {text}" for word, text in _BY_WORD.items() if word in str(error)), "")
+
+
+def not_here(model: str) -> str:
+    """That a model is not a folder of this machine, as a sentence with a space before it; empty where it is there."""
+    return "" if Path(model).exists() else " There is no such folder here."

@@ -144,7 +144,8 @@ def _listed(place: Path) -> set[str]:
 
 def _written(place: Path, pattern: re.Pattern[str]) -> set[Path]:
     """The files under a place that its list names, that have names of the pattern, or that a killed writer left."""
-    killed = any(atomic.leftover_of(path) == "files" for path in _leftovers(place))  # while its files were put in their places
+    # A writer that was killed while it put its files in their places has left a folder of this name.
+    killed = any(atomic.leftover_of(path) == "files" for path in _leftovers(place))
     patterns = [pattern, _OF_A_MODEL] if killed else [pattern]
     own = {path for path in _files(place) if _is_name(path.relative_to(place), *patterns)}
     return own | _half_written(place) | {place / name for name in _listed(place) if (place / name).is_file()}

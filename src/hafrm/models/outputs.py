@@ -46,7 +46,7 @@ def require_unread(out: Path, options: Any, config_files: Iterable[str] = ()) ->
             for folder in _folders_of(value):
                 if place.is_relative_to(_place(folder)) or place in _contents(folder):
                     raise ConfigError(
-                        f"--out {out} is in the folder of a model that `{name}` reads ({folder}). Give another path."
+                        f"--out {out} is in a model's folder ({folder}), which `{name}` reads. Give another path."
                     )
 
 

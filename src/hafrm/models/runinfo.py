@@ -161,32 +161,30 @@ def _require_list(folder: Path) -> None:
     if (folder / CHECKSUMS_FILE).is_file() or not (folder / "config.json").is_file():
         return
     if mark := _mark_of_ours(folder):
-        name = CHECKSUMS_FILE if mark == CARD_FILE else RUN_FILE
+        name = CHECKSUMS_FILE if mark.name == CARD_FILE else RUN_FILE
         raise DamagedError(
-            f"{folder / name} is missing, although {folder / mark} says that hafrm wrote this folder. Restore it from "
-            f"a copy, or export the model again from one. If another program has written the model since, move {mark} "
-            "away."
+            f"{folder / name} is missing, although {mark} says that hafrm wrote this folder. Restore it from a copy, or "
+            f"export the model again from one. If another program has written the model since, keep it apart from that "
+            "file."
         )
 
 
-def _mark_of_ours(folder: Path) -> str:
-    """A file by which a model's folder is known as one that hafrm wrote, by its path there; empty where there is none.
+def _mark_of_ours(folder: Path) -> Path | None:
+    """A file by which a model's folder is known as one that hafrm wrote; None where there is none.
 
     A final folder has a manifest, metrics, checkpoints and maybe adapters; a checkpoint is in such a folder; an export
     has a card.
     """
-    runs = [("manifest.json", folder)]
-    if folder.absolute().name.startswith("checkpoint-"):
-        runs.append(("../manifest.json", folder.absolute().parent))
-    for name, run in runs:
+    for run in [folder, folder.absolute().parent] if folder.absolute().name.startswith("checkpoint-") else [folder]:
         if {"status", "config"} <= _manifest_values(run).keys():
-            return name
+            return run / "manifest.json"
     if '"loss/' in _opening(folder / "metrics.jsonl"):
-        return "metrics.jsonl"
+        return folder / "metrics.jsonl"
     for path in (*folder.glob(f"checkpoint-*/{RUN_FILE}"), *folder.glob(f"{ADAPTER_FOLDER}/{CHECKSUMS_FILE}")):
-        return path.relative_to(folder).as_posix()
+        return path
     card = _opening(folder / CARD_FILE)
-    return CARD_FILE if CARD_MARK in card or "\n- hafrm\n" in card.partition("\n---")[0] + "\n" else ""
+    tagged = "\n- hafrm\n" in card.partition("\n---")[0] + "\n"
+    return folder / CARD_FILE if CARD_MARK in card or tagged else None
 
 
 def _opening(path: Path) -> str:

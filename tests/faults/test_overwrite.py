@@ -92,12 +92,19 @@ def test_overwriting_keeps_what_only_looks_like_a_runs_own(stopped: TrainConfig)
         (out / name).write_text("years of work")
     digest = hashlib.sha256(b"years of work").hexdigest()
     (out / "checksums.json").write_text(json.dumps({"sha256": {"notes.txt": digest, "config.json": digest}}))
+    shutil.copy(out / "checksums.json", out / "checkpoint-2")
     described = json.loads((out / "checkpoint-2" / RUN_FILE).read_text())
     described["sha256"]["thesis.tex"] = digest
     (out / "checkpoint-2" / RUN_FILE).write_text(json.dumps(described))
     (out / "checkpoint-2" / "thesis.tex").write_text("years of work")
     kept = remove_own(out)
-    assert {*LOOKALIKES, "notes.txt", "checksums.json", "checkpoint-2/thesis.tex"} == set(kept)
+    assert {
+        *LOOKALIKES,
+        "notes.txt",
+        "checksums.json",
+        "checkpoint-2/checksums.json",
+        "checkpoint-2/thesis.tex",
+    } == set(kept)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "README.md", "global_step1/mine.pt"])

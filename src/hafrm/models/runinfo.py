@@ -163,8 +163,8 @@ def _require_list(folder: Path) -> None:
     if mark := _mark_of_ours(folder):
         name = CHECKSUMS_FILE if mark.name == CARD_FILE else RUN_FILE
         raise DamagedError(
-            f"{folder / name} is missing, although {mark} says that hafrm wrote this folder. Restore it from a copy, or "
-            f"export the model again from one. If another program has written the model since, keep it apart from that "
+            f"{folder / name} is missing, although {mark} says that hafrm wrote this folder. Restore it from a copy, "
+            f"or export the model again from one. If another program has written the model since, keep it apart from that "
             "file."
         )
 

@@ -128,18 +128,23 @@ def _is_own_model(place: Path) -> bool:
 
 
 def _listed(place: Path) -> set[str]:
-    """The files that a folder's lists name, and the lists; empty where a list names what hafrm does not write."""
+    """The files that a folder's lists name, and the lists.
+
+    A `checksums.json` that names what hafrm does not write is somebody else's; a user may add to `hafrm.json`.
+    """
     names: set[str] = set()
     with contextlib.suppress(HafrmError):
-        if found := listed(place).keys():
+        found = listed(place).keys()
+        if found and all(map(_is_listable, found)):
             names |= {CHECKSUMS_FILE, *found}
     with contextlib.suppress(HafrmError):
         info = RunInfo.load(place)
-        names |= {RUN_FILE, *info.sha256, *info.training_sha256}
-    known = (_OF_A_MODEL, _OF_A_CHECKPOINT)
-    if RUN_FILE not in names and not all(_is_name(Path(name), *known) for name in names):
-        return set()
-    return {name for name in names if _is_name(Path(name), *known)}
+        names |= {RUN_FILE, *filter(_is_listable, [*info.sha256, *info.training_sha256])}
+    return names
+
+
+def _is_listable(name: str) -> bool:
+    return _is_name(Path(name), _OF_A_MODEL, _OF_A_CHECKPOINT)
 
 
 def _written(place: Path, pattern: re.Pattern[str]) -> set[Path]:

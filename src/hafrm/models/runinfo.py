@@ -164,8 +164,8 @@ def _require_list(folder: Path) -> None:
         name = CHECKSUMS_FILE if mark.name == CARD_FILE else RUN_FILE
         raise DamagedError(
             f"{folder / name} is missing, although {mark} says that hafrm wrote this folder. Restore it from a copy, "
-            f"or export the model again from one. If another program has written the model since, keep it apart from that "
-            "file."
+            "or export the model again from one. If another program has written the model since, keep it apart from "
+            "that file."
         )
 
 

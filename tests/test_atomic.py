@@ -111,13 +111,14 @@ def test_what_a_killed_writer_left_goes(folder: bool, tmp_path: Path) -> None:
     (tmp_path / ".out.swp").write_text("an editor's")
     with new(path):
         alive = {each.name for each in tmp_path.glob(".out.hafrm-*")}
-        for leftover in (".out.hafrm-dead", ".other.hafrm-dead"):
+        for leftover in (".out.hafrm-deadbeef", ".other.hafrm-deadbeef", ".out.hafrm-my-notes", ".out.hafrm-ideas"):
             (tmp_path / leftover).mkdir() if folder else (tmp_path / leftover).write_text("half")
+        kept = {".out.swp", ".other.hafrm-deadbeef", ".out.hafrm-my-notes", ".out.hafrm-ideas"}
         with new(path):
             names = {each.name for each in tmp_path.iterdir()}
-            assert ".out.hafrm-dead" not in names
-            assert {".out.swp", ".other.hafrm-dead", *alive} < names
-    assert {each.name for each in tmp_path.iterdir()} == {"out", ".out.swp", ".other.hafrm-dead"}
+            assert ".out.hafrm-deadbeef" not in names
+            assert {*kept, *alive} < names
+    assert {each.name for each in tmp_path.iterdir()} == {"out", *kept}
 
 
 def test_new_files_come_whole_among_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -444,6 +444,16 @@ def test_another_system_turn_than_the_column_s_is_refused() -> None:
     assert (caught.value.field, caught.value.reason) == ("system", BadRowReason.UNSUPPORTED)
 
 
+@pytest.mark.parametrize("name", ["bos_token", "eos_token", "pad_token", "image_token", "additional_special_tokens"])
+def test_template_arguments_do_not_rename_special_tokens(name: str) -> None:
+    """transformers gives a template the tokenizer's special tokens under these names, below the row's arguments."""
+    row = {"prompt": "a", "response": "b", "chat_template_kwargs": {name: "</s>"}}
+    with pytest.raises(BadRowError, match=name) as caught:
+        parse_conversation(row, source="file", number=1)
+    assert caught.value.reason == BadRowReason.UNSUPPORTED
+    parse_conversation(row | {"chat_template_kwargs": {"enable_thinking": False}}, source="file", number=1)
+
+
 def test_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     rows = [{**TRUTHY, "id": "1", "source": "x", "margin": 1.0, "empty": ""}, {**TRUTHY, "context": "c"}]

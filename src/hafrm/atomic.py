@@ -15,6 +15,7 @@ import glob
 import json
 import math
 import os
+import re
 import shutil
 import stat
 import sys
@@ -26,20 +27,22 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from hafrm.errors import ConfigError
+from hafrm.errors import ConfigError, first_line, printable
 
 __all__ = [
     "alone",
     "cache_folder",
     "drop_half_line",
-    "is_leftover",
     "json_line",
     "json_text",
+    "leftover_of",
     "naming",
     "new_file",
     "new_files",
     "new_folder",
     "require_folder",
+    "require_plain",
+    "resolved",
     "write_json",
     "write_text",
 ]
@@ -59,10 +62,7 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     Raises:
         ConfigError: `path` is a folder, a socket, a disk, a link to itself, or a pipe without a reader.
     """
-    try:
-        path = path.resolve()
-    except RuntimeError as error:  # raised by Python before 3.13
-        raise ConfigError(f"{path} is a link that leads to itself. Give the path of a file.") from error
+    path = resolved(path)
     if _streams(path):
         with open(path, "wb", opener=_with_reader) as stream:  # Path.open has no `opener` argument
             yield stream
@@ -74,6 +74,28 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)  # already closed: Windows cannot rename open files
+
+
+def resolved(path: Path) -> Path:
+    """The place of a file that is to be written, with its links followed.
+
+    Raises:
+        ConfigError: it can't be one: a link to itself, or something under what is not a folder.
+    """
+    try:
+        place = path.resolve()
+        place.stat()
+    except FileNotFoundError:
+        return place
+    except (RuntimeError, OSError, ValueError) as error:  # Python before 3.13 raises RuntimeError for a loop
+        if isinstance(error, OSError) and error.errno not in (errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG):
+            return place  # writing will say why not
+        raise ConfigError(f"{_shown(path)} can't be a file ({first_line(error)}). Give the path of a file.") from error
+    return place
+
+
+def _shown(path: Path) -> str:
+    return printable(str(path))
 
 
 def _streams(path: Path) -> bool:
@@ -123,13 +145,17 @@ def new_files(folder: Path, *, last: str) -> Iterator[Path]:
             path.chmod(0o666 & ~_umask())
             place = folder / path.relative_to(temporary)
             place.parent.mkdir(exist_ok=True)
-            _require_plain(place)
+            require_plain(place)
             path.replace(place)
         shutil.rmtree(temporary)
 
 
-def _require_plain(path: Path) -> None:
-    """Raise if `path` is a link or not a regular file: renaming would replace it."""
+def require_plain(path: Path) -> None:
+    """Refuse to put a file where something is that is not one: writing would go through a link, or replace it.
+
+    Raises:
+        ConfigError: names the file.
+    """
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise ConfigError(
             f"{path} is not a plain file, and is not written over. Move it away, or choose another --out."
@@ -219,6 +245,8 @@ def require_folder(path: Path) -> None:
         ConfigError: names the path that is in the way.
     """
     for place in (path, *path.parents):
+        if "\0" in str(place):
+            raise ConfigError(f"{_shown(path)} can't be a folder. Choose another --out.")
         if place.is_symlink() and not place.exists():
             raise ConfigError(f"{place} is a link to {place.readlink()}, which is not there. Choose another --out.")
         if place.exists():
@@ -302,11 +330,17 @@ def _claim(path: Path, make: Callable[..., str]) -> tuple[Path, int | None]:
 
 
 _MARK = ".hafrm-"
+_LEFTOVER = re.compile(rf"(?s)\.(?P<name>.+){re.escape(_MARK)}[a-z0-9_]{{8}}")
+"""The name of a temporary file or folder: `tempfile` ends it with eight random letters and digits."""
 
 
-def is_leftover(path: Path) -> bool:
-    """Return whether `path` is a temporary file or folder of a running or killed writer."""
-    return path.name.startswith(".") and _MARK in path.name
+def leftover_of(path: Path) -> str:
+    """The name that a file or folder was to have which a writer has not finished, or a killed one left.
+
+    Empty for anything else.
+    """
+    found = _LEFTOVER.fullmatch(path.name)
+    return found["name"] if found and not path.is_symlink() else ""
 
 
 def _prefix(path: Path) -> str:
@@ -320,9 +354,10 @@ def _empty_file(dir: Path, prefix: str) -> str:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Delete what killed writers of `path` left next to it."""
-    for leftover in path.parent.glob(f"{glob.escape(_prefix(path))}*"):
-        with contextlib.suppress(OSError):  # locked by its writer, or already renamed
+    """Delete what killed writers of a path left beside it."""
+    found = path.parent.glob(f"{glob.escape(_prefix(path))}*")
+    for leftover in (each for each in found if leftover_of(each) == path.name):
+        with contextlib.suppress(OSError):  # locked by its writer, or become by now what it was to be
             lock = _lock(leftover)
             _remove(leftover)
             os.close(lock)

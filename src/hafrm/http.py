@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import SplitResult
 
 from hafrm.errors import MissingExtraError
 from hafrm.timeouts import TimedOutError, time_limit
 
-__all__ = ["LARGEST_ANSWER", "bounded_client", "bounded_time"]
+__all__ = ["LARGEST_ANSWER", "bounded_client", "bounded_time", "is_printable_address", "may_hold_secret"]
 
 LARGEST_ANSWER = 16 * 2**20
 """Maximum bytes of a response body."""
@@ -78,3 +79,13 @@ def bounded_time(timeout: float) -> Iterator[None]:
             yield
     except TimedOutError as error:
         raise TimeoutError(f"no whole answer within {_PARTS * timeout:g} seconds") from error
+
+
+def is_printable_address(url: str) -> bool:
+    """Whether an address has no spaces, backslashes or control characters, which `urlsplit` drops or passes over."""
+    return url.isprintable() and not {" ", "\\"} & set(url)
+
+
+def may_hold_secret(parts: SplitResult) -> bool:
+    """Whether an address has a part that keys are put into: a user, a password, parameters, a query or a fragment."""
+    return bool(parts.username or parts.password or parts.query or parts.fragment or ";" in parts.path)

@@ -73,6 +73,9 @@ UNRENDERED_COLUMNS = {
 
 _READ_COLUMNS = frozenset({"prompt", "chosen", "rejected", "response", "system", "margin", "group", *TEMPLATE_COLUMNS})
 
+_SPECIAL_TOKEN = re.compile(r"(?!add_)\w+_token|additional_special_tokens")
+"""Names that a tokenizer gives its special tokens by: in a template they are the row's if its arguments set them."""
+
 _RESERVED_ARGUMENTS = frozenset(
     "conversation messages tools documents chat_template add_generation_prompt continue_final_message tokenize padding "
     "truncation max_length return_tensors return_dict return_assistant_tokens_mask tokenizer_kwargs "
@@ -430,7 +433,8 @@ class RowReader:
             value = json.loads(value) if isinstance(value, str) else value
         if name == "chat_template_kwargs":
             fits, wanted = isinstance(value, Mapping), "an object of argument names and values"
-            reserved = sorted(_RESERVED_ARGUMENTS.intersection(value)) if fits else []
+            names = [str(each) for each in value] if fits else []
+            reserved = sorted(each for each in names if each in _RESERVED_ARGUMENTS or _SPECIAL_TOKEN.fullmatch(each))
             if reserved:
                 remedy = "Put `tools` and `documents` into columns of their own, and leave the others out."
                 raise self.error(BadRowReason.UNSUPPORTED, name, f"sets {', '.join(reserved)}", remedy)

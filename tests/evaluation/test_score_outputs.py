@@ -125,7 +125,7 @@ def test_the_data_is_left_alone(model: Path, data: Path, tmp_path: Path) -> None
     link, before = tmp_path / "link.jsonl", data.read_bytes()
     link.symlink_to(data)
     for out in (data, link):
-        with pytest.raises(ConfigError, match="data itself"):
+        with pytest.raises(ConfigError, match="what `data` reads"):
             score(model, data, out)
     assert data.read_bytes() == before
 

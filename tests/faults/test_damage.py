@@ -145,6 +145,15 @@ def test_a_run_resumes_from_no_checkpoint_that_is_not_as_it_was_written(
         assert all(torch.equal(tensor, found[name]) for name, tensor in undisturbed.items())
 
 
+@pytest.mark.parametrize("name", ["scaler.pt", "optimizer.bin", "rng_state_0.pth", "pytorch_model.bin", "latest"])
+def test_training_state_that_is_not_listed_is_named(name: str, stopped: TrainConfig, capfd) -> None:
+    """transformers would read it by its name: `scaler.pt` ends a run that has no scaler with a traceback."""
+    checkpoint = Path(stopped.out) / "checkpoint-2"
+    shutil.copy(checkpoint / "optimizer.pt", checkpoint / name)
+    assert last_listed_checkpoint(Path(stopped.out), say=print) == Path(stopped.out) / "checkpoint-1"
+    assert f"{checkpoint / name} is read by its name" in capfd.readouterr().out
+
+
 RESUMED = [("optimizer.pt", Path.unlink), ("trainer_state.json", swap)]
 """Those after which the run is taken to its end, which takes a second."""
 

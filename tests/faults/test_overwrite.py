@@ -4,6 +4,7 @@ what is not a file.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -27,6 +28,7 @@ from hafrm.models.loading import load_scorer
 from hafrm.models.lora import LoraOptions
 from hafrm.models.runinfo import RUN_FILE
 from hafrm.training.config import TrainConfig
+from hafrm.training.owned import remove_own
 from hafrm.training.run import train
 from tests.faults.runs import saved_run
 from tests.tiny import save_tiny
@@ -50,8 +52,10 @@ def test_overwriting_keeps_a_users_own_files(
     if finished:
         train(stopped)
         export(ExportConfig(run=str(out)))
-    (out / "checkpoint-0").mkdir()
-    (out / "checkpoint-0" / "optimizer.pt").write_bytes(b"half")
+    killed = out / "checkpoint-0" / ".files.hafrm-ab12_xyz"
+    killed.mkdir(parents=True)
+    for name in ("config.json", ".files.hafrm-ab12_xyz/model.safetensors"):
+        (out / "checkpoint-0" / name).write_bytes(b"half")
     for name in OWN:
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_text("years of work")
@@ -67,6 +71,98 @@ def test_overwriting_keeps_a_users_own_files(
     assert "checkpoint-2/notes.txt" in line
     assert f"{len(OWN) + 1 - 3} more" in line
     load_run(out)
+
+
+LOOKALIKES = [
+    "adapter/adapter_notes.txt",
+    ".notes.hafrm-ideas",
+    ".my.hafrm-experiments/thesis.txt",
+    ".model.safetensors.hafrm-chapters/thesis.txt",
+    ".thesis.tex.hafrm-chapter1",
+    "config.json",
+    "tokenizer.json",
+]
+
+
+def test_overwriting_keeps_what_only_looks_like_a_runs_own(stopped: TrainConfig) -> None:
+    """Names close to ours, files named by a list of somebody else's, and a stranger's word in our list."""
+    out = Path(stopped.out)
+    for name in [*LOOKALIKES, "notes.txt"]:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("years of work")
+    digest = hashlib.sha256(b"years of work").hexdigest()
+    (out / "checksums.json").write_text(json.dumps({"sha256": {"notes.txt": digest, "config.json": digest}}))
+    shutil.copy(out / "checksums.json", out / "checkpoint-2")
+    described = json.loads((out / "checkpoint-2" / RUN_FILE).read_text())
+    described["sha256"]["thesis.tex"] = digest
+    (out / "checkpoint-2" / RUN_FILE).write_text(json.dumps(described))
+    (out / "checkpoint-2" / "thesis.tex").write_text("years of work")
+    kept = remove_own(out)
+    assert {
+        *LOOKALIKES,
+        "notes.txt",
+        "checksums.json",
+        "checkpoint-2/checksums.json",
+        "checkpoint-2/thesis.tex",
+    } == set(kept)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "README.md", "global_step1/mine.pt"])
+def test_checkpoints_of_another_program_are_not_overwritten(name: str, stopped: TrainConfig) -> None:
+    theirs = Path(stopped.out) / "checkpoint-999" / name
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("years of work")
+    with pytest.raises(ConfigError, match="checkpoint-999 has no list"):
+        train(replace(stopped, overwrite=True))
+    assert theirs.read_text() == "years of work"
+    assert (Path(stopped.out) / "checkpoint-2").is_dir()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("kind", ["link", "folder"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "model.safetensors", "checkpoint-2/optimizer.pt"])
+def test_a_run_does_not_write_through_what_is_not_a_plain_file(
+    name: str, kind: str, overwrite: bool, stopped: TrainConfig, tmp_path: Path
+) -> None:
+    notes, path = tmp_path / "notes.txt", Path(stopped.out) / name
+    notes.write_text("years of work")
+    path.unlink(missing_ok=True)
+    path.mkdir() if kind == "folder" else path.symlink_to(notes)
+    with pytest.raises(ConfigError, match=rf"{path} is not a plain file"):
+        train(replace(stopped, overwrite=overwrite))
+    assert notes.read_text() == "years of work"
+
+
+@pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("checkpoint-1")], ids=["file", "link"])
+def test_a_checkpoint_that_is_not_a_folder_is_named(make: Callable[[Path], None], stopped: TrainConfig) -> None:
+    make(Path(stopped.out) / "checkpoint-4")
+    with pytest.raises(ConfigError, match="checkpoint-4 is not a folder"):
+        train(stopped)
+
+
+DAMAGED = [
+    ("config", None),
+    ("config", []),
+    ("config", {"training": 5}),
+    ("data", None),
+    ("data", [{}]),
+    ("data", {"train": 3}),
+    ("data", {"train": {"sources": [{}]}}),
+    ("data", {"train": {"sources": 3}}),
+    ("status", []),
+    ("effective", None),
+    ("effective", {"world_size": "x"}),
+    ("resumed", "x"),
+    ("format", True),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), DAMAGED, ids=lambda value: json.dumps(value))
+def test_a_damaged_manifest_is_named_by_its_field(field: str, value: object, stopped: TrainConfig) -> None:
+    path = Path(stopped.out) / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(ConfigError, match=rf"manifest\.json: `{field}`"):
+        train(stopped)
 
 
 def test_a_home_with_a_runs_manifest_stays(stopped: TrainConfig, tmp_path: Path) -> None:

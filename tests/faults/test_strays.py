@@ -208,7 +208,9 @@ def test_stock_folders_are_read_as_transformers_reads_them(made: Path, tmp_path:
     shutil.copytree(made / "export" / "reward", stock)
     shutil.copy(made / "rows.jsonl", tmp_path)
     (stock / "checksums.json").unlink()
+    (stock / "README.md").unlink()
     expected = rewards(stock, capfd)
+    assert isinstance(expected, list)
     save_file(turned(stock / "model.safetensors"), stock / "model-old.safetensors", metadata={"format": "pt"})
     (stock / "model.safetensors.index.json").write_text('{"weight_map": {"score.weight": "model-old.safetensors"}}')
     (stock / "special_tokens_map.json").write_text("{}")
@@ -255,6 +257,77 @@ def test_every_vocabulary_of_transformers_is_known(tmp_path: Path) -> None:
     assert set(strangers(tmp_path)) == found
 
 
+def _without(*names: str) -> Callable[[Path], None]:
+    def lose(folder: Path) -> None:
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
+
+    return lose
+
+
+def _with_folder(name: str) -> Callable[[Path], None]:
+    def replace_by_folder(folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).mkdir()
+
+    return replace_by_folder
+
+
+def _with_dead_link(name: str) -> Callable[[Path], None]:
+    def replace_by_link(folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).symlink_to("gone")
+
+    return replace_by_link
+
+
+RUN_MARKS: dict[str, str] = {
+    "manifest.json": json.dumps({"format": 1, "status": "finished", "config": {}}),
+    "../manifest.json": json.dumps({"format": 1, "status": "running", "config": {}}),
+    "metrics.jsonl": json.dumps({"step": 1, "loss/reward": 0.7}),
+    "checkpoint-2/hafrm.json": "{}",
+    "README.md": "---\ntags:\n- reward-model\n- hafrm\n---\n",
+}
+
+
+@pytest.mark.parametrize("mark", RUN_MARKS)
+def test_a_run_that_lost_its_list_is_refused(mark: str, run: Path, tmp_path: Path, capfd) -> None:
+    """It would be read as a stock model, with other options than the run's."""
+    model = run.rename(tmp_path / ("checkpoint-2" if ".." in mark else "model"))
+    (model / mark).parent.mkdir(exist_ok=True)
+    (model / mark).write_text(RUN_MARKS[mark])
+    _without(RUN_FILE)(model)
+    said = rewards(model, capfd)
+    assert isinstance(said, str)
+    assert re.search(r"(hafrm|checksums)\.json is missing", said)
+    assert "Restore" in said
+
+
+@pytest.mark.parametrize(
+    ("folder", "lose"),
+    [
+        ("run", _with_folder(RUN_FILE)),
+        ("run", _with_dead_link(RUN_FILE)),
+        ("export/reward", _without("checksums.json")),
+        ("export/reward", _with_folder("checksums.json")),
+        ("export/reward", _with_dead_link("checksums.json")),
+        ("lora", _without(RUN_FILE)),
+    ],
+)
+def test_a_list_that_can_not_be_read_is_refused(
+    folder: str, lose: Callable[[Path], None], made: Path, tmp_path: Path, capfd
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(made / folder, model)
+    shutil.copy(made / "rows.jsonl", tmp_path)
+    lose(model)
+    said = rewards(model, capfd)
+    assert isinstance(said, str)
+    assert ".json" in said
+    with pytest.raises(HafrmError, match="Restore"):
+        load_tokenizer(str(model))
+
+
 FIELDS = {
     "method": ["hafrm", None, 1, ["haf"], ""],
     "base_model": [None, "", 3],
@@ -274,7 +347,7 @@ FIELDS = {
     "sha256": [None, [], "x", {"config.json": None}, {"config.json": "abc"}, {"../x": "0" * 64}, {"/x": "0" * 64}, {}],
     "training_sha256": [None, {"optimizer.pt": 3}],
     "versions": [None, [], {"torch": 2}],
-    "format": [0, 2, None, "1"],
+    "format": [0, 2, None, "1", True, 1.0],
     "unheard_of": [1],
 }
 

@@ -416,6 +416,11 @@ def test_missing_libraries_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     [
         ({"base_url": "http://user:secret@host/v1"}, "no user"),
         ({"base_url": "http://host/v1?key=secret"}, "no user"),
+        ({"base_url": "http://host/v1;sk-secret"}, "no user"),
+        ({"base_url": "http://ho\nst/v1"}, "address"),
+        ({"base_url": "http://host\t/v1"}, "address"),
+        ({"base_url": "http://host /v1"}, "address"),
+        ({"base_url": "http:\\\\user:secret@host/v1"}, "address"),
         ({"base_url": "localhost:8000"}, "address"),
         ({"base_url": "http://host:99999/v1"}, "address"),
         ({"base_url": "http://[host/v1"}, "address"),

@@ -349,6 +349,9 @@ def test_the_key_is_sent_and_never_told(server: Server, monkeypatch: pytest.Monk
     [
         ("http://user:secret@127.0.0.1:1", "neither a user"),
         ("http://127.0.0.1:1/classify?key=secret", "neither a user"),
+        ("http://127.0.0.1:1/classify;secret", "neither a user"),
+        ("http://127.0.0.1\n:1/classify", "control characters"),
+        ("http://127.0.0.1 :1/classify", "no spaces"),
         ("http://127.0.0.1:1/get_reward", "/pooling"),
         ("http://:80", "/pooling"),
         ("http://127.0.0.1:port", "no address"),

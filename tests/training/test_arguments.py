@@ -120,6 +120,10 @@ def test_policy_and_reference_run_in_one_precision(
         ("num_train_epochs", 0),
         ("eval_steps", 0),
         ("save_steps", -1),
+        ("seed", -1),
+        ("seed", 10**20),
+        ("data_seed", 2**32),
+        ("dataloader_num_workers", -1),
     ],
 )
 def test_numbers_that_train_nothing_are_refused(name: str, value: float) -> None:

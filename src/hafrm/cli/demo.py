@@ -51,8 +51,8 @@ class DemoConfig:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ConfigError(f"steps must be at least 1, got {self.steps}")
-        if self.seed < 0:
-            raise ConfigError(f"seed must be 0 or more, got {self.seed}")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed must be from 0 to 2^32 - 1, as numpy's seeds are, got {self.seed}")
 
 
 def parser() -> ArgumentParser:

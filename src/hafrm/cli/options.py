@@ -15,7 +15,9 @@ from jsonargparse import (  # type: ignore[attr-defined]
     set_parsing_settings,
 )
 
-__all__ = ["command_parser", "options_of"]
+from hafrm.errors import ConfigError
+
+__all__ = ["command_parser", "config_files", "options_of"]
 
 Options = TypeVar("Options")
 
@@ -74,9 +76,22 @@ def command_parser(
 
 
 def options_of(options: type[Options], parser: ArgumentParser, args: Namespace) -> Options:
-    """Build the dataclass from a parsed command line; its own checks raise `ConfigError`."""
+    """The dataclass that a parsed command line describes; its own checks raise `ConfigError`."""
+    _refuse_zero_bytes(args)
     values = parser.instantiate(args)
     return options(**{field.name: values[field.name] for field in fields(options)})  # type: ignore[arg-type]
+
+
+def _refuse_zero_bytes(args: Namespace) -> None:
+    """Refuse texts that no file name can be, and that no option means."""
+    for name, value in vars(args.as_flat()).items():
+        if "\0" in str(value):
+            raise ConfigError(f"--{name} contains a zero byte. Remove it.")
+
+
+def config_files(args: Namespace) -> list[str]:
+    """The files that a parsed command line names with `--config`."""
+    return [str(path) for path in args.config or [] if path is not None]
 
 
 def _required(field: Field[Any]) -> bool:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from hafrm.cli.options import command_parser, options_of
 from hafrm.errors import ConfigError
+from hafrm.models.outputs import require_results
 from hafrm.paper.numbers import SETS
 from hafrm.paper.plans import Job
 from hafrm.paper.registry import EXPERIMENTS, Experiment
@@ -115,9 +116,9 @@ class ReproduceConfig:
         if self.name not in EXPERIMENTS:
             known = "; ".join(f"{name} ({each.summary})" for name, each in EXPERIMENTS.items())
             raise ConfigError(f"name: {self.name!r} is no experiment here. There are {known}.")
-        self.overrides()  # raises for invalid numbers
-        if any(seed < 0 for seed in self.seeds):
-            raise ConfigError(f"seeds must be 0 or more, got {', '.join(map(str, self.seeds))}")
+        self.overrides()  # refuses numbers that can't be
+        if any(not 0 <= seed < 2**32 for seed in self.seeds):
+            raise ConfigError(f"seeds must be from 0 to 2^32 - 1, got {', '.join(map(str, self.seeds))}")
         for name in ("seeds", "backbones", "sets", "backbone", "parts", "learning_rates"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
@@ -209,6 +210,8 @@ def run(args: Namespace) -> None:
         for line in experiment.describe(job, plan):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         return
+    written, known = ("results.json", "index.html", "table.md"), ("title", "relations", "notes")
+    require_results(job.root / config.name, config, written, "results.json", known, by="hafrm reproduce")
     experiment.execute(job, plan, lambda line: told.print(line, markup=False, highlight=False, soft_wrap=True))
     _write(job, config, experiment, console)
 

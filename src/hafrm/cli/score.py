@@ -6,7 +6,7 @@ import sys
 
 from jsonargparse import ArgumentParser, Namespace
 
-from hafrm.cli.options import command_parser, options_of
+from hafrm.cli.options import command_parser, config_files, options_of
 from hafrm.errors import DataError
 from hafrm.evaluation.bulk import ScoreConfig, score_rows
 
@@ -21,7 +21,7 @@ def parser() -> ArgumentParser:
 def run(args: Namespace) -> None:
     """Score, and print how many rows have no reward, and why."""
     config = options_of(ScoreConfig, parser(), args)
-    counts = score_rows(config)
+    counts = score_rows(config, config_files=config_files(args))
     lost = ", ".join(f"{count} {reason}" for reason, count in counts.unscored.items())
     print(f"{counts.scored} rows scored" + (f"; without a reward: {lost}" if lost else ""), file=sys.stderr)  # noqa: T201
     if counts.note:

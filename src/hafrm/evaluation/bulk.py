@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby, islice
@@ -25,6 +25,7 @@ from hafrm.data.rows import SUFFIXES, arrow_row, has_known_suffix
 from hafrm.errors import BadRowError, ConfigError, UnreadableError
 from hafrm.evaluation.scoring import score_conversations
 from hafrm.models.loading import ScorerChoice, load_scorer, require_server_options
+from hafrm.models.outputs import require_unread
 from hafrm.models.remote import is_server
 from hafrm.models.scorers import ScoreOptions, Scorer, special_tokens_met
 from hafrm.pairs import Conversation, parse_conversation, parse_pair
@@ -65,7 +66,7 @@ class ScoreConfig(ScorerChoice):
         super().__post_init__()
         if is_server(self.model):
             require_server_options(self.model, self, self.score)
-        if self.out is not None and (Path(self.out).is_dir() or self.out.endswith(".parquet")):
+        if self.out is not None and (atomic.resolved(Path(self.out)).is_dir() or self.out.lower().endswith(".parquet")):
             raise ConfigError(f"--out {self.out}: JSON lines are written, to a file. Name one, such as scored.jsonl.")
         self.shard_bounds(0)
 
@@ -120,15 +121,20 @@ class ScoreCounts:
             self.unscored[row.unscored] += 1
 
 
-def score_rows(config: ScoreConfig) -> ScoreCounts:
-    """Score a file's rows and write them with their rewards.
+def score_rows(config: ScoreConfig, *, config_files: Iterable[str] = ()) -> ScoreCounts:
+    """Score a file's rows and write them out with their rewards.
+
+    Args:
+        config: What to score.
+        config_files: The files that the options were read from, over which nothing is written.
 
     Raises:
         BadRowError: a row breaks the data contract, and bad rows are not to be skipped.
+        ConfigError: the output would be written over what is read.
         UnreadableError: the file can't be read.
     """
     if config.out is not None:
-        _require_apart(Path(config.out), config)
+        require_unread(Path(config.out), config, config_files)
     bounds = config.shard_bounds(sum(1 for _ in _rows(config.data)) if config.shard else sys.maxsize)
     scorer = config.load(config.model, config.score)
     counts = ScoreCounts()
@@ -201,19 +207,12 @@ def _output(out: str | None) -> Iterator[BinaryIO]:
     if out is None:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
-    elif out.endswith(".gz"):
+    elif out.lower().endswith(".gz"):
         with atomic.new_file(Path(out)) as file, gzip.GzipFile(fileobj=file, mode="wb", mtime=0) as packed:
             yield cast(BinaryIO, packed)
     else:
         with atomic.new_file(Path(out)) as file:
             yield file
-
-
-def _require_apart(out: Path, config: ScoreConfig) -> None:
-    """Raise if the output would overwrite an input: the rows, or a file in the model's folder."""
-    place, model = out.resolve(), Path(config.model).resolve()
-    if place == Path(config.data).resolve() or (model.is_dir() and place.is_relative_to(model)):
-        raise ConfigError(f"--out {out} is in the model's folder, or is the data itself. Give another path.")
 
 
 def score_chunk(scorer: Scorer, rows: Sequence[RawRow], *, source: str, on_bad_row: OnBadRow) -> Iterator[ScoredRow]:

@@ -15,15 +15,16 @@ from typing import Any, Protocol
 from hafrm import atomic
 from hafrm.data import PairSet, ReadOptions, SourceReport, load_pairs
 from hafrm.errors import ConfigError, HafrmError
-from hafrm.evaluation.parts import Part
+from hafrm.evaluation.parts import PARTS, Part
 from hafrm.evaluation.results import summarise, uncalibrated
 from hafrm.evaluation.scoring import RESULTS_FILE, SCORES_FILE, Kind, PairScore, RawScore, score_pairs, write_scores
 from hafrm.evaluation.suites import ItemSet, ListScore, load_suite, summarise_suite
 from hafrm.evaluation.suites.scoring import SUITES_FILE, score_items
-from hafrm.evaluation.tokens import token_lines, write_tokens
+from hafrm.evaluation.tokens import TOKENS_FILE, token_lines, write_tokens
 from hafrm.evaluation.unseen import require_unseen
 from hafrm.models.identity import model_identity
 from hafrm.models.loading import ScorerChoice, require_server_options
+from hafrm.models.outputs import require_results
 from hafrm.models.remote import endpoint_of, is_server
 from hafrm.models.runinfo import RUN_FILE, RunInfo, require_apart
 from hafrm.models.scorers import ScoreOptions, Scorer, special_tokens_met
@@ -35,6 +36,9 @@ CALIBRATION_FILE = "calibration.jsonl"
 SERVER_NOTE = (
     "A server gave these rewards: its weights can't be fingerprinted, and what it reads of a text is its own rule."
 )
+
+_PAGES = ("index.html", "table.md")
+"""What the command writes beside the scores."""
 
 Progress = Callable[[str, int], None]
 
@@ -118,6 +122,15 @@ def evaluate(
     """
     folder = Path(config.out)
     require_apart(folder)
+    require_results(
+        folder,
+        config,
+        (RESULTS_FILE, SCORES_FILE, CALIBRATION_FILE, SUITES_FILE, TOKENS_FILE, *_PAGES),
+        RESULTS_FILE,
+        ("rows", "models", "sources"),
+        parts=PARTS,
+        by="hafrm evaluate",
+    )
     sets = load_sets(config) if sets is None else sets
     suites = {name: load_suite(name, config.data_options) for name in config.suites}
     calibration = _load_calibration(config, sets)

@@ -9,6 +9,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from hafrm.errors import ConfigError
+from hafrm.http import is_printable_address, may_hold_secret
 
 __all__ = ["JudgeKind", "JudgeOptions"]
 
@@ -104,12 +105,15 @@ class JudgeOptions:
             fit = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
         except ValueError:  # an invalid port or bracket
             fit = False
-        if not fit:
-            raise ConfigError("judge.base_url must be an address such as http://localhost:8000/v1")
-        if parts.username or parts.password or parts.query or parts.fragment:
+        if not fit or not is_printable_address(self.base_url):
             raise ConfigError(
-                "judge.base_url must hold no user, password, query or fragment: it is written into results. Put the "
-                "key into the environment variable that `judge.api_key_env` names."
+                "judge.base_url must be an address such as http://localhost:8000/v1, without spaces, backslashes or "
+                "control characters."
+            )
+        if may_hold_secret(parts):
+            raise ConfigError(
+                "judge.base_url must hold no user, password, parameters, query or fragment: it is written into "
+                "results. Put the key into the environment variable that `judge.api_key_env` names."
             )
 
     def _refuse_endpoint_options(self) -> None:

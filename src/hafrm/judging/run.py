@@ -20,9 +20,10 @@ from hafrm.judging.prompts import PROMPT_VERSION
 from hafrm.judging.results import summarise
 from hafrm.judging.rows import Item, Items, Mode, load_items
 from hafrm.judging.tournament import Plan, compare, play, rank_at_once, top_two_of_eight
-from hafrm.judging.verdicts import VERDICTS_FILE, Verdict, resume_verdicts, verdict_of
+from hafrm.judging.verdicts import HEADER_FILE, VERDICTS_FILE, Verdict, resume_verdicts, verdict_of
 from hafrm.models.identity import model_identity
 from hafrm.models.loading import ScorerChoice, require_server_options
+from hafrm.models.outputs import require_results
 from hafrm.models.remote import is_server
 from hafrm.models.scorers import ScoreOptions
 
@@ -100,6 +101,16 @@ def judge_rows(
         ConfigError: the folder has other verdicts, or is in use, or an option can't work.
         ModelError: the judge can't be asked at all.
     """
+    written = (RESULTS_FILE, VERDICTS_FILE, HEADER_FILE)
+    require_results(
+        Path(config.out),
+        config,
+        written,
+        RESULTS_FILE,
+        ("judge", "judged", "mode"),
+        parts=HEADER_FILE,
+        by="hafrm judge",
+    )
     found = load_items(config.data, config.mode, config.data_options, split=config.split)
     identity = _judge_identity(config)
     with atomic.alone(Path(config.out)):

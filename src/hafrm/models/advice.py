@@ -1,8 +1,10 @@
-"""Advice on the two cases in which transformers refuses a model for security reasons."""
+"""What to say where transformers will not load a model: whether it is a folder, and what to do about two refusals."""
 
 from __future__ import annotations
 
-__all__ = ["advice"]
+from pathlib import Path
+
+__all__ = ["advice", "not_here"]
 
 _BY_WORD = {
     "trust_remote_code": "It brings Python code of its own, which `--trust_remote_code true` would run: such code can "
@@ -16,3 +18,8 @@ _BY_WORD = {
 def advice(error: Exception) -> str:
     """Return advice to append to an error message, with a leading space; empty if there is none."""
     return next((f" {text}" for word, text in _BY_WORD.items() if word in str(error)), "")
+
+
+def not_here(model: str) -> str:
+    """That a model is not a folder of this machine, as a sentence with a space before it; empty where it is there."""
+    return "" if Path(model).exists() else " There is no such folder here."

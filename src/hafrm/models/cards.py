@@ -8,13 +8,10 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from hafrm.losses import USES_REFERENCE
+from hafrm.models.listing import CARD_MARK
 from hafrm.models.runinfo import RunInfo
 
-__all__ = ["CARD_FILE", "CARD_MARK", "policy_card", "reward_card"]
-
-CARD_FILE = "README.md"
-CARD_MARK = "Trained with hafrm"
-"""Text that identifies the card of an earlier export."""
+__all__ = ["policy_card", "reward_card"]
 
 _HEADER = """\
 ---

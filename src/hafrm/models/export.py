@@ -17,10 +17,18 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from hafrm import atomic
 from hafrm.errors import ConfigError, ModelError, first_line
-from hafrm.models.cards import CARD_FILE, CARD_MARK, policy_card, reward_card
+from hafrm.models.cards import policy_card, reward_card
 from hafrm.models.checkpoints import writing
 from hafrm.models.finite import require_finite
-from hafrm.models.listing import ADAPTER_FILE, ADAPTER_FOLDER, CHECKSUMS_FILE, listed, save_checksums
+from hafrm.models.listing import (
+    ADAPTER_FILE,
+    ADAPTER_FOLDER,
+    CARD_FILE,
+    CARD_MARK,
+    CHECKSUMS_FILE,
+    listed,
+    save_checksums,
+)
 from hafrm.models.runinfo import RunInfo, read_manifest, require_undamaged
 from hafrm.models.stock import loading, quiet_transformers, require_whole
 

@@ -18,7 +18,10 @@ from hafrm.errors import DamagedError, first_line
 __all__ = [
     "ADAPTER_FILE",
     "ADAPTER_FOLDER",
+    "CARD_FILE",
+    "CARD_MARK",
     "CHECKSUMS_FILE",
+    "MODEL_FILES",
     "checksums",
     "list_problem",
     "listed",
@@ -31,6 +34,10 @@ __all__ = [
 
 CHECKSUMS_FILE = "checksums.json"
 """List of files in a folder that is not a run's: an export, or a policy's checkpoint."""
+
+CARD_FILE = "README.md"
+CARD_MARK = "Trained with hafrm"
+"""What the card of an export says, by which it is known."""
 
 ADAPTER_FOLDER = "adapter"
 """Subfolder of a run's folder with its adapters."""
@@ -54,6 +61,12 @@ _READ_BY_FORM = re.compile(
     r"|.*\.(jinja|model|spm|tiktoken)"
     r"|(additional_chat_templates|custom_generate)/.*"
 )
+MODEL_FILES = re.compile(
+    rf"({ADAPTER_FOLDER}/)?({'|'.join(map(re.escape, sorted(_READ_BY_NAME)))}|{CHECKSUMS_FILE})"
+    rf"|{_READ_BY_FORM.pattern}|model-\d{{5}}-of-\d{{5}}\.safetensors|\w+\.py"
+)
+"""The paths in a model's folder that hafrm, transformers and PEFT save files under."""
+
 _DIGEST = re.compile("[0-9a-f]{64}")
 
 

@@ -95,7 +95,23 @@ def targets_of(causal_lm: PreTrainedModel, options: LoraOptions, *, but: Collect
             f"lora.dropout: {targets.parameters[0]} is adapted as a weight, and dropout belongs to a layer's input. "
             "Leave it out, or name other lora.targets."
         )
+    widest = max((min(shape) for shape in _shapes(causal_lm, targets)), default=options.rank)
+    if options.rank > widest:
+        raise ConfigError(
+            f"lora.rank is {options.rank}, but no adapted layer has a rank over {widest}: adapters would be larger "
+            "than the layers themselves. Lower it, or train all weights (lora.rank 0)."
+        )
     return targets
+
+
+def _shapes(causal_lm: PreTrainedModel, targets: Targets) -> Iterator[tuple[int, int]]:
+    """The inputs and outputs of what gets adapters."""
+    for name in targets.modules:
+        layer: Any = causal_lm.get_submodule(name)
+        yield (layer.nx, layer.nf) if isinstance(layer, Conv1D) else (layer.in_features, layer.out_features)
+    for name in targets.parameters:
+        outputs, inputs = causal_lm.get_parameter(name).shape[-2:]
+        yield outputs, inputs
 
 
 def add_lora(causal_lm: PreTrainedModel, options: LoraOptions, targets: Targets | None = None) -> nn.Module:

@@ -39,7 +39,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from hafrm.errors import ConfigError, ModelError, RefusedError, first_line, printable
-from hafrm.http import bounded_client, bounded_time
+from hafrm.http import bounded_client, bounded_time, is_printable_address, may_hold_secret
 from hafrm.pairs import Conversation
 
 __all__ = ["API_KEY", "RemoteScorer", "RetryRule", "endpoint_of", "is_server", "seconds_to_wait"]
@@ -305,9 +305,13 @@ def endpoint_of(url: str) -> tuple[str, _Dialect]:
         host, _ = parts.hostname, parts.port
     except ValueError as error:
         raise ConfigError(f"That is no address of a server ({error}). Give one like http://HOST:PORT.") from error
-    if parts.username or parts.password or parts.query or parts.fragment:
+    if not is_printable_address(url):
         raise ConfigError(
-            f"A server's address has neither a user nor a query, as it is written into the results. Give "
+            "A server's address has no spaces, backslashes or control characters. Give one like http://HOST:PORT."
+        )
+    if may_hold_secret(parts):
+        raise ConfigError(
+            f"A server's address has neither a user, parameters nor a query, as it is written into results. Give "
             f"{parts.scheme}://HOST:PORT and put an API key into the environment variable {API_KEY}."
         )
     path = parts.path.rstrip("/") or "/v1/rewards"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -14,11 +15,14 @@ from hafrm.errors import ConfigError, DamagedError, ModelError
 from hafrm.models.listing import (
     ADAPTER_FILE,
     ADAPTER_FOLDER,
+    CARD_FILE,
+    CARD_MARK,
+    CHECKSUMS_FILE,
     require_checksums,
     require_listed,
     weight_files,
 )
-from hafrm.models.schema import description_problem
+from hafrm.models.schema import description_problem, manifest_problem
 
 __all__ = [
     "RUN_FILE",
@@ -115,26 +119,82 @@ class RunInfo:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read a run's manifest; return an empty one if it is missing or unreadable."""
+    """A run's manifest; empty where there is none that reads and has the fields of one."""
+    manifest = _manifest_values(folder)
+    return {} if manifest_problem(manifest) else manifest
+
+
+def _manifest_values(folder: Path) -> dict[str, Any]:
+    """What a folder's manifest contains, whatever that is; empty where it is not an object of JSON."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return manifest if isinstance(manifest, dict) else {}
 
 
 def require_finished(folder: Path) -> None:
-    """Raise if a folder's run is unfinished, so that only its checkpoints have weights.
+    """Refuse the folder of a run that has not come to its end, or of one whose list of files is lost.
+
+    The weights of an unfinished run are in its checkpoints alone. Without its list a run would be read as a stock
+    model: with another limit of tokens, another template or another head.
 
     Raises:
         ModelError: names the newest checkpoint.
+        DamagedError: names the list, and by what the folder is known.
     """
-    if (folder / RUN_FILE).is_file() or read_manifest(folder).get("status") != "running":
+    if (folder / RUN_FILE).is_file():
+        return
+    if _manifest_values(folder).get("status") != "running":
+        _require_list(folder)
         return
     steps = [path.parent.name.removeprefix("checkpoint-") for path in folder.glob(f"checkpoint-*/{RUN_FILE}")]
     newest = max((int(step) for step in steps if step.isdecimal()), default=None)
     remedy = f"Use its newest checkpoint, {folder / f'checkpoint-{newest}'}, or" if newest is not None else "To end it,"
     raise ModelError(f"{folder} holds an unfinished run. {remedy} run the same training command again.")
+
+
+def _require_list(folder: Path) -> None:
+    """Refuse a folder that hafrm wrote and that has neither a `hafrm.json` nor a `checksums.json`."""
+    for name in (RUN_FILE, CHECKSUMS_FILE):
+        if os.path.lexists(folder / name) and not (folder / name).is_file():
+            raise DamagedError(f"{folder / name} is not a file that can be read. {_REMEDY}.")
+    if (folder / CHECKSUMS_FILE).is_file() or not (folder / "config.json").is_file():
+        return
+    if mark := _mark_of_ours(folder):
+        name = CHECKSUMS_FILE if mark.name == CARD_FILE else RUN_FILE
+        raise DamagedError(
+            f"{folder / name} is missing, although {mark} says that hafrm wrote this folder. Restore it from a copy, "
+            "or export the model again from one. If another program has written the model since, keep it apart from "
+            "that file."
+        )
+
+
+def _mark_of_ours(folder: Path) -> Path | None:
+    """A file by which a model's folder is known as one that hafrm wrote; None where there is none.
+
+    A final folder has a manifest, metrics, checkpoints and maybe adapters; a checkpoint is in such a folder; an export
+    has a card.
+    """
+    for run in [folder, folder.absolute().parent] if folder.absolute().name.startswith("checkpoint-") else [folder]:
+        if {"status", "config"} <= _manifest_values(run).keys():
+            return run / "manifest.json"
+    if '"loss/' in _opening(folder / "metrics.jsonl"):
+        return folder / "metrics.jsonl"
+    for path in (*folder.glob(f"checkpoint-*/{RUN_FILE}"), *folder.glob(f"{ADAPTER_FOLDER}/{CHECKSUMS_FILE}")):
+        return path
+    card = _opening(folder / CARD_FILE)
+    tagged = "\n- hafrm\n" in card.partition("\n---")[0] + "\n"
+    return folder / CARD_FILE if CARD_MARK in card or tagged else None
+
+
+def _opening(path: Path) -> str:
+    """The first 64 KiB of a text file; empty where there is none."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return file.read(65536)
+    except OSError:
+        return ""
 
 
 _REMEDY = "Restore it from a copy, or use another checkpoint"
@@ -165,6 +225,7 @@ def require_as_saved(model: str) -> None:
     if (folder / RUN_FILE).is_file():
         require_undamaged(folder)
     else:
+        require_finished(folder)
         require_listed(folder, remedy=_REMEDY)
 
 

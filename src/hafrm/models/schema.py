@@ -11,7 +11,7 @@ from hafrm.encoding import Overlong
 from hafrm.losses import POLICY_LOSSES
 from hafrm.models.listing import list_problem
 
-__all__ = ["Method", "description_problem"]
+__all__ = ["Method", "description_problem", "manifest_problem"]
 
 Method = Literal["haf", "baseline", "dpo"]
 """`haf` trains both heads (Eq. 5), `baseline` only the reward head (Eq. 2), `dpo` only the policy head (Eq. 4)."""
@@ -28,7 +28,7 @@ def description_problem(values: Any, *, fields: Set[str], optional: Set[str], fo
     """
     if not isinstance(values, dict):
         return "it is not an object of JSON"
-    if values.get("format") != format:
+    if type(values.get("format")) is not int or values["format"] != format:
         return f"`format` is {values.get('format')!r}, and this hafrm reads {format}"
     if missing := sorted(fields - values.keys() - optional):
         return f"`{missing[0]}` is missing"
@@ -47,6 +47,57 @@ def description_problem(values: Any, *, fields: Set[str], optional: Set[str], fo
     if untrained and values[untrained]:
         return f"`{untrained}` must be 0 where `method` is {values['method']}, and is {values[untrained]}"
     return ""
+
+
+def manifest_problem(values: Any) -> str:
+    """What is wrong with the values of a run's `manifest.json`, naming the field, as a clause; empty where nothing is.
+
+    Files of that name which other programs wrote are wrong, too: they have other fields.
+    """
+    if not isinstance(values, dict):
+        return "it is not an object of JSON"
+    for name, check in _OF_A_MANIFEST.items():
+        if name not in values and name in ("effective", "resumed", "eval_metrics"):
+            continue
+        if not check(values.get(name)):
+            return f"`{name}` is not what a run writes"
+    return ""
+
+
+def _is_config(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(name, {}), dict) for name in ("training", "loss"))
+
+
+def _is_account(value: Any) -> bool:
+    """Whether a value accounts for the data of a run: sources, with their pairs, for training and validation."""
+    parts = [value.get(name) or {} for name in ("train", "eval")] if isinstance(value, dict) else [None]
+    return all(isinstance(part, dict) and _are_sources(part.get("sources", [])) for part in parts)
+
+
+def _are_sources(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(source, dict)
+        and isinstance(source.get("name"), str)
+        and isinstance(source.get("sha256"), str)
+        and type(source.get("kept")) is int
+        for source in value
+    )
+
+
+def _is_effective(value: Any) -> bool:
+    split = ("per_device_train_batch_size", "gradient_accumulation_steps", "world_size")
+    return isinstance(value, dict) and all(type(value.get(name, 1)) is int for name in split)
+
+
+_OF_A_MANIFEST: dict[str, Callable[[Any], bool]] = {
+    "format": lambda value: type(value) is int and value == 1,
+    "status": lambda value: value in ("running", "finished"),
+    "config": _is_config,
+    "data": _is_account,
+    "effective": _is_effective,
+    "resumed": lambda value: isinstance(value, list),
+    "eval_metrics": lambda value: isinstance(value, dict),
+}
 
 
 def _short(value: Any) -> str:

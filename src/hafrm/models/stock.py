@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -16,7 +15,7 @@ from transformers.utils import logging as hf_logging
 from hafrm.errors import ConfigError, HafrmError, ModelError, first_line
 from hafrm.models import modes
 from hafrm.models.adapters import merged_into
-from hafrm.models.advice import advice
+from hafrm.models.advice import advice, not_here
 from hafrm.models.finite import require_finite
 from hafrm.models.heads import HeadInit, SavedHead, kept_head
 from hafrm.models.hybrid import HybridModel, head_width, new_reward_head
@@ -61,10 +60,9 @@ def loading(kind: str, model: str) -> Iterator[None]:
             yield
     except HafrmError:
         raise
-    except Exception as error:  # transformers raises many types: OSError, ValueError, safetensors' own, ...
-        here = "" if Path(model).exists() else " There is no such folder here."
+    except Exception as error:  # transformers raises many kinds: OSError, ValueError, safetensors' own, ...
         raise ModelError(
-            f"No {kind} could be loaded from {model}.{here} ({first_line(error)}){advice(error)}"
+            f"No {kind} could be loaded from {model}.{not_here(model)} ({first_line(error)}){advice(error)}"
         ) from error
 
 

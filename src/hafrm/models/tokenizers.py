@@ -18,7 +18,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
 from hafrm.errors import ModelError, first_line
-from hafrm.models.advice import advice
+from hafrm.models.advice import advice, not_here
 from hafrm.models.runinfo import require_as_saved
 from hafrm.models.sources import adapter_source, find_file
 from hafrm.pairs import Conversation
@@ -72,7 +72,7 @@ def load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
     except Exception as error:  # the tokenizers library raises plain Exception for a damaged file
         raise ModelError(
-            f"No tokenizer could be loaded from {model}: {first_line(error)}"
+            f"No tokenizer could be loaded from {model}.{not_here(model)} ({first_line(error)})"
             f"{advice(error) or ' Give a folder or hub id that holds a tokenizer.'}"
         ) from error
     tokenizer.chat_template = instead or tokenizer.chat_template

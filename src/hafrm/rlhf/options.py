@@ -243,6 +243,8 @@ class RlhfConfig(ScorerChoice):
         for name in ("steps", "batch_size", "max_prompt_tokens", "checkpoints", "tokens_per_batch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed must be from 0 to 2^32 - 1, as numpy's seeds are, got {self.seed}")
         for name in ("learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")

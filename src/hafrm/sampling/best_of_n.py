@@ -14,13 +14,14 @@ from hafrm import atomic
 from hafrm.data import ReadOptions
 from hafrm.data.simulated import SimulatedReward, is_simulated, simulated_reward_name
 from hafrm.errors import ConfigError, DataError
-from hafrm.evaluation.parts import Part
+from hafrm.evaluation.parts import PARTS, Part
 from hafrm.evaluation.scoring import scored_chunks
 from hafrm.judging.budget import Budget
 from hafrm.judging.judges import ranks_of
 from hafrm.judging.options import JudgeOptions
 from hafrm.models.identity import model_identity
 from hafrm.models.loading import ScorerChoice
+from hafrm.models.outputs import require_results
 from hafrm.models.runinfo import require_apart
 from hafrm.models.scorers import ScoreOptions, Scorer
 from hafrm.sampling.analysis import ScoredPrompt, summarise
@@ -107,6 +108,10 @@ def best_of_n(
         DataError: there are no candidates, or none with a reward from every scorer.
     """
     require_apart(Path(config.out))
+    written = (RESULTS_FILE, SELECTIONS_FILE, "index.html", "table.md")
+    require_results(
+        Path(config.out), config, written, RESULTS_FILE, ("samples", "judge_runs"), parts=PARTS, by="hafrm best-of-n"
+    )
     found = load_candidates(config.samples, config.data_options)
     if config.judge is not None:
         require_rankable(found.rows, config.judge)

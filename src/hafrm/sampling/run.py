@@ -24,6 +24,7 @@ from hafrm.models.generating import prompt_lengths
 from hafrm.models.hybrid import max_positions
 from hafrm.models.identity import model_identity
 from hafrm.models.loading import ScorerChoice
+from hafrm.models.outputs import require_unread
 from hafrm.models.remote import is_server
 from hafrm.models.runinfo import RUN_FILE
 from hafrm.models.scorers import ScoreOptions
@@ -31,7 +32,7 @@ from hafrm.models.stock import load_causal_lm, loading
 from hafrm.models.tokenizers import load_tokenizer, resize_embeddings
 from hafrm.sampling.generators import Generator, SampleOptions, prompt_seed
 from hafrm.sampling.prompts import Prompts, load_prompts
-from hafrm.sampling.samples import Samples, sample_counts, sample_line, write_manifest
+from hafrm.sampling.samples import MANIFEST_FILE, SAMPLES_FILE, Samples, sample_counts, sample_line, write_manifest
 
 __all__ = ["SampleConfig", "sample"]
 
@@ -125,6 +126,9 @@ def sample(
         BadRowError: the chat template refuses a prompt, and such rows are not to be skipped.
     """
     atomic.require_folder(Path(config.out))
+    for name in (SAMPLES_FILE, MANIFEST_FILE):
+        atomic.require_plain(Path(config.out) / name)
+        require_unread(Path(config.out) / name, config)
     prompts = load_prompts(config.data, config.data_options, split=config.split, limit=config.prompts)
     folder = Path(config.out)
     if generator is None:

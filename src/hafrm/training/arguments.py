@@ -89,7 +89,11 @@ def free_on_resume(name: str) -> bool:
     return name in _FREE_ON_RESUME
 
 
-_NOT_BELOW_ZERO = ("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps", "warmup_ratio")
+_NOT_BELOW_ZERO = (
+    *("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps", "warmup_ratio"),
+    *("seed", "data_seed", "dataloader_num_workers"),
+)
+_SEEDS = ("seed", "data_seed")
 
 
 def checked_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,7 +112,9 @@ def checked_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in read.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"training.{name} must be a finite number, got {value}")
-        if name in _NOT_BELOW_ZERO and value < 0:
+        if name in _SEEDS and isinstance(value, int) and value >= 2**32:
+            raise ConfigError(f"training.{name} must be less than 2^32, as numpy's seeds are, got {value}")
+        if name in _NOT_BELOW_ZERO and isinstance(value, int | float) and value < 0:
             raise ConfigError(f"training.{name} must be at least 0, got {value}")
         if name in ("adam_beta1", "adam_beta2") and not 0 <= value < 1:
             raise ConfigError(f"training.{name} must be at least 0 and less than 1, got {value}")

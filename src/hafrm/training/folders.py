@@ -13,7 +13,12 @@ from filelock import FileLock, Timeout
 from hafrm import atomic
 from hafrm.errors import ConfigError
 from hafrm.training.manifest import is_finished, read_manifest, require_same_config
-from hafrm.training.owned import remove_own, require_no_strangers
+from hafrm.training.owned import (
+    remove_own,
+    require_no_strangers,
+    require_own_checkpoints,
+    require_plain_files,
+)
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -42,14 +47,16 @@ def claim_folder(
     _refuse_inputs_in(folder, inputs)
     manifest = read_manifest(folder)
     if manifest is not None:
+        require_plain_files(folder)
         require_no_strangers(folder)
     if overwrite and manifest is not None:
+        require_own_checkpoints(folder)
         return None
     if is_finished(folder):
         raise ConfigError(f"{folder} already holds a finished run. Choose another --out, or --overwrite true.")
     if manifest is not None:
         require_same_config(manifest, config, folder)
-    elif folder.exists() and not all(map(atomic.is_leftover, folder.iterdir())):
+    elif folder.exists() and not all(map(atomic.leftover_of, folder.iterdir())):
         raise ConfigError(f"{folder} holds files that are not a run of hafrm. Choose another --out.")
     return manifest
 

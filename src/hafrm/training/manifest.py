@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig, TrainingArguments
 
 from hafrm import atomic
 from hafrm.errors import ConfigError
+from hafrm.models.schema import manifest_problem
 from hafrm.training.arguments import free_on_resume
 
 if TYPE_CHECKING:
@@ -97,14 +98,22 @@ def resumed_manifest(before: dict[str, Any], now: dict[str, Any]) -> dict[str, A
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """Return the manifest of a run's folder, or None if there is no readable one."""
+    """The manifest of a run's folder, or None if there is none that reads.
+
+    Raises:
+        ConfigError: it is a run's, and damaged.
+    """
+    path = folder / MANIFEST_FILE
     try:
-        value = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None
-    # Other programs write manifests too: a web app's folder must not pass for a run that may be overwritten.
-    ours = isinstance(value, dict) and value.get("format") == 1 and {"status", "config", "data"} <= value.keys()
-    return value if ours else None
+    # Other programs have manifests too: a web app's must not make its folder a run that may be overwritten.
+    if not isinstance(value, dict) or value.get("format") != 1 or not {"status", "config", "data"} <= value.keys():
+        return None
+    if problem := manifest_problem(value):
+        raise ConfigError(f"{path}: {problem}. It is damaged: restore it from a copy, or choose another --out.")
+    return value
 
 
 def is_finished(folder: Path) -> bool:

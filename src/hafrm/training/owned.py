@@ -1,7 +1,8 @@
 """Determine which files in a run's folder the run wrote: `overwrite` deletes only those.
 
-These are the files listed in `hafrm.json` (and in the `checksums.json` of exports and policies), and those that
-training writes under fixed names: manifest, metrics, checkpoints and TensorBoard events.
+A run's own are the files that its lists name (`hafrm.json`, and the `checksums.json` of exports and policies) as far as
+hafrm writes files of such names, and those that training writes under fixed names: manifest, metrics, the training
+state in listed checkpoints, events for TensorBoard.
 """
 
 from __future__ import annotations
@@ -13,25 +14,24 @@ from pathlib import Path
 
 from hafrm import atomic
 from hafrm.errors import ConfigError, HafrmError
-from hafrm.models.cards import CARD_FILE, CARD_MARK
-from hafrm.models.listing import CHECKSUMS_FILE, listed, strangers
+from hafrm.models.listing import CARD_FILE, CARD_MARK, CHECKSUMS_FILE, MODEL_FILES, listed, strangers
 from hafrm.models.runinfo import RUN_FILE, RunInfo
 from hafrm.training.callbacks import METRICS_FILE
 from hafrm.training.manifest import MANIFEST_FILE
 
-__all__ = ["remove_own", "require_no_strangers"]
+__all__ = ["remove_own", "require_no_strangers", "require_own_checkpoints", "require_plain_files"]
 
-_OF_A_RUN = re.compile(
-    rf"{RUN_FILE}|{MANIFEST_FILE}|{METRICS_FILE}|{CHECKSUMS_FILE}|runs/(.*/)?events\.out\.tfevents\..*"
-)
-_WEIGHTS = r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|config\.json|generation_config\.json"
-_OF_A_MODEL = re.compile(rf"{_WEIGHTS}|tokenizer(_config)?\.json|chat_template\.jinja|adapter/adapter_[a-z]+\.[a-z]+")
-"""Files that a killed save leaves behind without a list."""
+_OF_A_RUN = re.compile(rf"{MANIFEST_FILE}|{METRICS_FILE}|runs/(.*/)?events\.out\.tfevents\..*")
 _OF_A_CHECKPOINT = re.compile(
-    rf"{_OF_A_RUN.pattern}|{_OF_A_MODEL.pattern}|{_WEIGHTS}|trainer_state\.json|training_args\.bin|latest|README\.md"
+    r"trainer_state\.json|training_args\.bin|latest|README\.md|zero_to_fp32\.py"
     r"|(optimizer|scheduler|scaler|trainer|rng_state(_\d+)?)\.(pt|pth|bin)|(optimizer_0|global_step\d+)/.*"
-    r"|zero_to_fp32\.py|adapter_(model\.safetensors|config\.json)"
+    r"|runs/(.*/)?events\.out\.tfevents\..*"
 )
+"""What is in a checkpoint beside the listed files, and comes after or before its list."""
+_OF_A_MODEL = re.compile(rf"{RUN_FILE}|{CHECKSUMS_FILE}|{MODEL_FILES.pattern}")
+"""What a save that was killed leaves without a list."""
+_SAVED = re.compile(rf"files|reward|policy|checkpoint-\d+|{_OF_A_MODEL.pattern}|{_OF_A_RUN.pattern}")
+"""What a run or an export writes whole: what may be the name of something half written."""
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
 
 
@@ -72,37 +72,106 @@ def require_no_strangers(folder: Path) -> None:
             )
 
 
+def require_plain_files(folder: Path) -> None:
+    """Refuse a run's folder in which a link, or what is not a file, has the name of a file that the run writes.
+
+    Raises:
+        ConfigError: names it.
+    """
+    for path in folder.glob("*"):
+        if _CHECKPOINT.fullmatch(path.name):
+            if path.is_symlink() or not path.is_dir():
+                raise ConfigError(f"{path} is not a folder, and can't be a checkpoint. Move it away.")
+            _require_plain(path, _OF_A_CHECKPOINT, _OF_A_MODEL)
+    _require_plain(folder, _OF_A_RUN, _OF_A_MODEL)
+
+
+def _require_plain(place: Path, *patterns: re.Pattern[str]) -> None:
+    for path in place.glob("*"):
+        if any(pattern.fullmatch(path.name) for pattern in patterns):
+            atomic.require_plain(path)
+
+
+def require_own_checkpoints(folder: Path) -> None:
+    """Refuse a folder with checkpoints of another program, which the run would take for its own.
+
+    Raises:
+        ConfigError: names the checkpoint.
+    """
+    for path in sorted(folder.glob("checkpoint-*")):
+        if _CHECKPOINT.fullmatch(path.name) and not _is_own_model(path):
+            for each in _files(path):
+                if _is_name(each.relative_to(path), _OF_A_CHECKPOINT, _OF_A_MODEL):
+                    raise ConfigError(
+                        f"{path} has no list of files, so {each.name} there may not be the run's, and would be "
+                        "written over. Move the folder away, or choose another --out."
+                    )
+
+
 def _own_files(folder: Path) -> set[Path]:
-    """Return the files in a run's folder that a run, or an export of it, wrote."""
-    checkpoints = [path for path in folder.glob("checkpoint-*") if _CHECKPOINT.fullmatch(path.name) and path.is_dir()]
-    own = set(_written(folder, _OF_A_RUN))
-    for checkpoint in checkpoints:
-        own |= set(_written(checkpoint, _OF_A_CHECKPOINT))
-    if checkpoints or (folder / RUN_FILE).is_file() or any(map(atomic.is_leftover, folder.iterdir())):
-        own |= set(_written(folder, _OF_A_MODEL))
+    """The files in a run's folder that a run, or an export of it, wrote."""
+    own = _written(folder, _OF_A_RUN)
+    for checkpoint in folder.glob("checkpoint-*"):
+        if _CHECKPOINT.fullmatch(checkpoint.name) and _is_own_model(checkpoint):
+            own |= _written(checkpoint, _OF_A_CHECKPOINT)
+    own |= _half_written(folder / "export")
     for export in (folder / "export" / "reward", folder / "export" / "policy"):
         card = export / CARD_FILE
         if card.is_file() and CARD_MARK in card.read_text(encoding="utf-8", errors="replace"):
-            own |= {card, *_written(export, re.compile(CHECKSUMS_FILE))}
+            own |= {card} | _written(export, _OF_A_MODEL)
     return own
 
 
-def _written(place: Path, pattern: re.Pattern[str]) -> Iterator[Path]:
-    """Yield the files under a folder that its list names, that match the pattern, or that a killed writer left."""
+def _is_own_model(place: Path) -> bool:
+    """Whether a folder has a list of ours, or what is left of writing one."""
+    return bool(_listed(place) or any(_leftovers(place)))
+
+
+def _listed(place: Path) -> set[str]:
+    """The files that a folder's lists name, and the lists.
+
+    A `checksums.json` that names what hafrm does not write is somebody else's; a user may add to `hafrm.json`.
+    """
     names: set[str] = set()
     with contextlib.suppress(HafrmError):
-        names |= listed(place).keys()
+        found = listed(place).keys()
+        if found and all(map(_is_listable, found)):
+            names |= {CHECKSUMS_FILE, *found}
     with contextlib.suppress(HafrmError):
         info = RunInfo.load(place)
-        names |= info.sha256.keys() | info.training_sha256.keys()
-    for path in _files(place):
-        name = path.relative_to(place)
-        if (
-            name.as_posix() in names
-            or pattern.fullmatch(name.as_posix())
-            or any(atomic.is_leftover(Path(part)) for part in name.parts)
-        ):
-            yield path
+        names |= {RUN_FILE, *filter(_is_listable, [*info.sha256, *info.training_sha256])}
+    return names
+
+
+def _is_listable(name: str) -> bool:
+    return _is_name(Path(name), _OF_A_MODEL, _OF_A_CHECKPOINT)
+
+
+def _written(place: Path, pattern: re.Pattern[str]) -> set[Path]:
+    """The files under a place that its list names, that have names of the pattern, or that a killed writer left."""
+    # A writer that was killed while it put its files in their places has left a folder of this name.
+    killed = any(atomic.leftover_of(path) == "files" for path in _leftovers(place))
+    patterns = [pattern, _OF_A_MODEL] if killed else [pattern]
+    own = {path for path in _files(place) if _is_name(path.relative_to(place), *patterns)}
+    return own | _half_written(place) | {place / name for name in _listed(place) if (place / name).is_file()}
+
+
+def _half_written(place: Path) -> set[Path]:
+    """The files that killed writers left at a place under temporary names, or in folders of such names."""
+    found: set[Path] = set()
+    for path in _leftovers(place):
+        inside = (each for each in _files(path) if _is_name(each.relative_to(path), _OF_A_MODEL, _OF_A_CHECKPOINT))
+        found |= {path} if path.is_file() else set(inside)
+    return found
+
+
+def _leftovers(place: Path) -> Iterator[Path]:
+    """What killed writers of a run's files left at a place."""
+    return (path for path in place.glob(".*") if _SAVED.fullmatch(atomic.leftover_of(path)))
+
+
+def _is_name(path: Path, *patterns: re.Pattern[str]) -> bool:
+    return any(pattern.fullmatch(path.as_posix()) for pattern in patterns)
 
 
 def _files(folder: Path) -> Iterator[Path]:

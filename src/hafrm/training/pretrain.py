@@ -30,7 +30,7 @@ from transformers import (
 
 from hafrm import atomic
 from hafrm.data.rows import reading
-from hafrm.errors import ConfigError, DataError
+from hafrm.errors import ConfigError, DataError, first_line
 from hafrm.models.hybrid import max_positions
 from hafrm.models.stock import load_causal_lm
 from hafrm.models.tokenizers import load_tokenizer, resize_embeddings
@@ -131,6 +131,7 @@ def pretrain(config: PretrainConfig, say: Callable[[str], None] = lambda line: N
         UnreadableError: a file of the text can't be read.
     """
     folder = Path(config.out)
+    atomic.require_folder(folder)
     asked = {"config": json.loads(json.dumps(config.asked())), "texts": [_sha256(file) for file in config.data]}
     if finished := _finished(folder, asked):
         return finished
@@ -148,10 +149,15 @@ def _finished(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
     for name in (RECIPE_FILE, _BEGUN_FILE):
         if not (folder / name).exists():
             continue
-        found: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
+        try:
+            found = dict(json.loads((folder / name).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise ConfigError(
+                f"{folder / name} is not what hafrm pretrain writes ({first_line(error)}). Choose another --out."
+            ) from error
         _require_same(folder, found, asked)
         return found if name == RECIPE_FILE else None
-    if folder.exists() and not all(path.name == ".lock" or atomic.is_leftover(path) for path in folder.iterdir()):
+    if folder.exists() and not all(path.name == ".lock" or atomic.leftover_of(path) for path in folder.iterdir()):
         raise ConfigError(f"{folder} holds files that are no model of hafrm pretrain. Choose another --out.")
     return None
 
@@ -314,7 +320,6 @@ def _finish(
         tokenizer.save_pretrained(temporary)
         atomic.write_json(temporary / RECIPE_FILE, recipe)
     (folder / _BEGUN_FILE).unlink(missing_ok=True)
-    for checkpoint in folder.glob("checkpoint-*"):
-        if checkpoint.name.removeprefix("checkpoint-").isdecimal():
-            shutil.rmtree(checkpoint)
+    for step in range(1, recipe["steps"] + 1):
+        shutil.rmtree(folder / f"checkpoint-{step}", ignore_errors=True)
     return recipe

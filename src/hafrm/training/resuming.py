@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,13 @@ _ARCHIVES = ("*.pt", "*.pth", "optimizer*.bin")
 
 _OPTIMIZER = ("optimizer.pt", "optimizer.bin", "optimizer_0")
 """Files or folders of the optimizer's state: without sharding, under FSDP, and under sharded FSDP."""
+
+
+_READ_ON_RESUMING = re.compile(
+    rf"{re.escape(TRAINER_STATE_NAME)}|latest|(optimizer|scheduler|scaler|rng_state\w*)\.(pt|pth|bin)"
+    r"|pytorch_model\w*\.bin|(optimizer_\d+|pytorch_model_fsdp_\d+|global_step\d+)/.*"
+)
+"""Files of a checkpoint that transformers, accelerate and DeepSpeed look for when training resumes."""
 
 
 def _print(line: str) -> None:
@@ -141,7 +149,16 @@ def _listed_problem(folder: Path) -> str:
     """
     listed = require_undamaged(folder).training_sha256
     require_checksums(folder, listed, kept_in=RUN_FILE, remedy="Restore it from a copy", complete=False)
-    return "" if listed else f"it was not written to its end ({RUN_FILE} lists no training state)"
+    if not listed:
+        return f"it was not written to its end ({RUN_FILE} lists no training state)"
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if _READ_ON_RESUMING.fullmatch(name) and name not in listed and not path.is_dir():
+            raise DamagedError(
+                f"{path} is read by its name, and is not among the files that were saved ({folder / RUN_FILE}). Move "
+                "it away."
+            )
+    return ""
 
 
 def require_whole_archives(checkpoint: Path) -> None:

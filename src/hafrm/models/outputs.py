@@ -1,0 +1,137 @@
+"""Whether a command may write where it was asked to: not over what it reads, nor over files that it did not write."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from hafrm import atomic
+from hafrm.errors import ConfigError, HafrmError
+from hafrm.models.runinfo import RUN_FILE, RunInfo
+from hafrm.models.sources import adapter_source
+
+__all__ = ["require_results", "require_unread"]
+
+_MODELS = frozenset({"model", "models", "reference"})
+_FILES = frozenset({"data", "calibration_data", "suites", "samples", "chat_template", "prices", "cache"})
+
+
+def require_unread(out: Path, options: Any, config_files: Iterable[str] = ()) -> None:
+    """Refuse to write over what a command reads: data, a template, a config, or a file of a model.
+
+    The models' own bases and references count, and so does what a link leads to.
+
+    Args:
+        out: The file that is to be written.
+        options: The command's options, as a dataclass.
+        config_files: The files that the options were read from.
+
+    Raises:
+        ConfigError: names the option that reads it, or `out` can't be a file.
+    """
+    place = atomic.resolved(out)
+    files = [("config", str(file)) for file in config_files]
+    files += [(name, value) for name, value in _named(options) if name.rsplit(".", 1)[-1] in _FILES]
+    for name, value in files:
+        path = Path(value.rpartition("@")[2] if name == "suites" else value)
+        within = name == "data" and path.is_dir() and place.is_file() and place.is_relative_to(_place(path))
+        if within or place == _place(path):
+            raise ConfigError(f"--out {out} would be written over what `{name}` reads ({value}). Give another path.")
+    for name, value in _named(options):
+        if name.rsplit(".", 1)[-1] in _MODELS:
+            for folder in _folders_of(value):
+                if place.is_relative_to(_place(folder)) or place in _contents(folder):
+                    raise ConfigError(
+                        f"--out {out} is in a model's folder ({folder}), which `{name}` reads. Give another path."
+                    )
+
+
+def require_results(
+    folder: Path,
+    options: Any,
+    written: Collection[str],
+    results: str,
+    fields: Collection[str],
+    *,
+    by: str,
+    parts: str = "",
+) -> None:
+    """Refuse a folder in which results would be written over what is read, or over what the command did not write.
+
+    Args:
+        folder: The command's output folder.
+        options: The command's options, as a dataclass.
+        written: The files that it writes there.
+        results: The one among them that is an object of JSON with `fields`.
+        fields: Fields that the command writes into `results`.
+        by: The command, for the message.
+        parts: A pattern of files by which a folder is known whose command was stopped before its results.
+
+    Raises:
+        ConfigError: names the file.
+    """
+    atomic.require_folder(folder)
+    begun = list(folder.glob(parts)) if parts else []
+    for path in (*(folder / name for name in written), *begun):
+        atomic.require_plain(path)
+        require_unread(path, options)
+    there = [folder / name for name in written if (folder / name).exists()]
+    if (folder / results).exists():
+        theirs = [] if set(fields) <= _keys(folder / results) else [folder / results]
+    else:
+        theirs = [] if begun else there
+    if theirs:
+        raise ConfigError(
+            f"{theirs[0]} was not written by an earlier `{by}`, and would be written over. Move it away, or choose "
+            "another --out."
+        )
+
+
+def _keys(path: Path) -> set[str]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return set()
+    return set(found) if isinstance(found, Mapping) else set()
+
+
+def _named(options: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The texts among options, with the names of the options; those of groups have the group's before."""
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if is_dataclass(value):
+            yield from _named(value, f"{prefix}{field.name}.")
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(each, str):
+                yield f"{prefix}{field.name}", each
+
+
+def _folders_of(model: str) -> Iterator[Path]:
+    """The folders that scoring by a model may read: its own, its base's, and so on; none of a hub id or a server."""
+    for _ in range(9):
+        folder = Path(model)
+        if not folder.is_dir():
+            return
+        yield folder
+        try:
+            if (folder / RUN_FILE).is_file():
+                model = RunInfo.load(folder).base_model
+            elif (adapters := adapter_source(model)) is not None:
+                model = adapters.base
+            else:
+                return
+        except HafrmError:  # which loading the model says better
+            return
+
+
+def _place(path: Path) -> Path:
+    return Path(os.path.realpath(path))
+
+
+def _contents(folder: Path) -> set[Path]:
+    """The files that a folder's links lead to."""
+    return {_place(path) for path in folder.iterdir() if path.is_symlink()}

@@ -53,8 +53,8 @@ class ServeConfig(ScorerChoice):
     """Maximum number of conversations per request."""
 
     body_timeout: float = 30.0
-    """Seconds for each of: a request's head to arrive, its body to arrive, and the client to read the answer. Slower
-    connections, including silent ones, are closed.
+    """Seconds for a request's body to arrive, and for the client to read the answer; a head, or the first byte of a new
+    connection, has at most five of them. Slower connections are closed.
     """
 
     batch_requests: bool = True

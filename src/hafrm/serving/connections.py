@@ -25,6 +25,7 @@ __all__ = ["Server", "raise_file_limit"]
 
 _FILES = 2**16  # open files, if the system sets no limit
 _GRACE = 30  # seconds for requests in flight on shutdown
+_HEAD = 5.0  # seconds for a request's head, which clients send at once
 _LOOK = 0.5  # seconds between checks of whether a client that sends no more is still connected
 _PAUSE = 0.2  # seconds until the next try, if the system is out of files or memory
 _SELDOM = 60.0  # seconds between equal lines in the log
@@ -118,7 +119,7 @@ class Connection(H11Protocol):
     """One connection, which is closed if a request's head, or the client's reading of an answer, takes too long.
 
     Args:
-        patience: Seconds for each of them.
+        patience: Seconds for each of them; a head has no more than five.
         on_lost: Called once the connection has ended.
         **uvicorns: Arguments of uvicorn's connections.
     """
@@ -186,7 +187,7 @@ class Connection(H11Protocol):
 
     def _watch(self) -> None:
         if self._head_due is None:
-            self._head_due = self.loop.call_later(self._patience, self.transport.abort)
+            self._head_due = self.loop.call_later(min(self._patience, _HEAD), self.transport.abort)
 
     def _unwatch(self) -> None:
         if self._head_due is not None:

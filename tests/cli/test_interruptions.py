@@ -101,7 +101,7 @@ def test_an_interrupted_command_is_one_line_and_goes_on(
         assert status_of(command) == 130
     error = capfd.readouterr().err
     assert "Traceback" not in error
-    assert error.splitlines()[-1].startswith("hafrm train: stopped; the same command goes on")
+    assert error.splitlines()[-1].startswith("hafrm train: stopped; the same command resumes")
     checkpoint = Path(config.out) / "checkpoint-1" / "model.safetensors"
     written = checkpoint.stat().st_mtime_ns
     assert main(command) == 0

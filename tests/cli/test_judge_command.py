@@ -206,7 +206,7 @@ def test_a_budget_stops_a_run_and_the_next_goes_on(tmp_path: Path, capfd) -> Non
         assert (results(out)["judged"], results(out)["not_asked"]) == (2, 4)
         assert main([*arguments, "--judge.max_cost", "1"]) == 0
         captured = capfd.readouterr()
-        assert "goes on with the others" in captured.err
+        assert "resumes with the others" in captured.err
         assert "7 requests, 1 replies from the cache, cost 0.0070" in captured.out
         assert set(endpoint.asked.values()) == {1}
     assert (results(out)["judged"], results(out)["not_asked"], results(out)["requests"]) == (6, 0, 12)

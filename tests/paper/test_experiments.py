@@ -164,7 +164,7 @@ def test_a_killed_reproduction_goes_on(
     monkeypatch.setattr(plans, "train_missing", killed)
     only = [*TINY, "--sets", "BS"]
     assert main(["reproduce", "table2", "--out", str(tmp_path), *only]) == 130
-    assert "goes on where it stopped" in capfd.readouterr().err
+    assert "resumes where it stopped" in capfd.readouterr().err
     before = manifests(tmp_path)
     assert len(before) == 1
     monkeypatch.setattr(plans, "train_missing", whole)

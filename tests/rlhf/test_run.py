@@ -153,7 +153,7 @@ def test_a_killed_run_goes_on_bit_for_bit(
         file.write('{"step": 4, "rew')
     lines: list[str] = []
     rlhf(config, say=lines.append)
-    assert any(f"goes on behind step {killed_at - killed_at % 2}" in line for line in lines)
+    assert any(f"resumes after step {killed_at - killed_at % 2}" in line for line in lines)
     assert metrics(config.out) == metrics(whole.out)
     for name in ("model.safetensors",):
         ours, theirs = (load_file(Path(out) / name) for out in (config.out, whole.out))
@@ -196,7 +196,7 @@ def test_a_killed_run_of_trl_goes_on_bit_for_bit(
     rlhf(config, say=lines.append)
     wanted = {f"checkpoint-{step}" for step in range(1, steps + 1) if config.is_checkpoint(step)}
     assert {path.name for path in Path(config.out).glob("checkpoint-*")} == wanted
-    assert any(f"goes on behind step {behind}" in line for line in lines)
+    assert any(f"resumes after step {behind}" in line for line in lines)
     assert metrics(config.out) == metrics(whole.out)
     ours, theirs = (load_file(Path(out) / "model.safetensors") for out in (config.out, whole.out))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)

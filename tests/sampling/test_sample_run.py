@@ -76,7 +76,7 @@ def test_a_stopped_run_ends_with_the_same_file(cut: int, tmp_path: Path) -> None
     sample(asked, generator=resumed, say=said.append)
     assert path.read_bytes() == (Path(whole.out) / "samples.jsonl").read_bytes()
     assert len(resumed.batches) == (1 if cut == 0 else 2)
-    assert "goes on" in said[0]
+    assert "resumes" in said[0]
     idle = ScriptedGenerator()
     sample(asked, generator=idle)
     assert not idle.batches

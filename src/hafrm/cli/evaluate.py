@@ -120,7 +120,7 @@ def _comparisons(evaluation: Evaluation) -> Iterator[str]:
     for name, rows in comparison_rows(evaluation.comparisons).items():
         for row in rows:
             yield (
-                f"{data[name]}: {models[row.a]} less {models[row.b]} is {row.difference} points "
-                f"{row.interval}, p {row.p_holm} by Holm's correction for all comparisons, McNemar p {row.p_mcnemar} "
+                f"{data[name]}: {models[row.a]} - {models[row.b]}: {row.difference} points "
+                f"{row.interval}, p {row.p_holm} corrected for all comparisons (Holm), McNemar p {row.p_mcnemar} "
                 f"(n {row.n})"
             )

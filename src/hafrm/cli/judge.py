@@ -101,4 +101,4 @@ def _run_lines(run: Mapping[str, Any], not_asked: int) -> Iterator[str]:
         for reason, count in run["requests_failed"].items():
             yield f"Failed requests: {count} {reason} ({EXPLANATIONS[Unscored(reason)]})"
     if run["stopped"]:
-        yield f"Stopped: {run['stopped']}; {not_asked} rows were not judged, and the same command goes on with them"
+        yield f"Stopped: {run['stopped']}; {not_asked} rows were not judged, and the same command resumes with them"

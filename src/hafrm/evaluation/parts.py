@@ -87,7 +87,7 @@ class Part(Generic[Kind]):
             described = {"model": self.model, "data": self.data, "depends_on": dict(self.depends_on)}
             atomic.write_json(self.header, described)
         elif len(scores) < len(self.ids):
-            say(f"{self.name}: goes on after {len(scores)} of {len(self.ids)} {self.what}.")
+            say(f"{self.name}: resumes after {len(scores)} of {len(self.ids)} {self.what}.")
             write_scores(scores, self.path)
         return scores
 

@@ -130,7 +130,7 @@ def _judge_items(
     known = {verdict.key for verdict in verdicts}
     missing = [item for item in found.items if item.key not in known]
     if verdicts:
-        say(f"{folder} has verdicts on {len(verdicts)} of {len(found.items)} rows; the run goes on with the others.")
+        say(f"{folder} has verdicts on {len(verdicts)} of {len(found.items)} rows; the run resumes with the others.")
     run: dict[str, Any] = {"stopped": None}
     if missing:
         run = _judge_missing(config, missing, verdicts, budget, lambda done: progress(done, len(found.items)))

@@ -176,7 +176,7 @@ def writing(folder: Path) -> Iterator[None]:
             raise
         raise UnwritableError(
             f"{folder} can't be written ({first_line(error)}). Free some space, or choose another folder; what was "
-            "written before is whole, and the same command goes on from it."
+            "written before is whole, and the same command resumes from it."
         ) from error
 
 

@@ -121,9 +121,7 @@ def _model_plots(label: str, rows: Sequence[PairScore], *, log_odds: bool) -> tu
         ("Accuracy by margin", accuracy_by_slot(f"Accuracy by margin of {label}", by_size, "|margin|, equal counts")),
         (
             "Accuracy by length",
-            accuracy_by_slot(
-                f"Accuracy by length difference of {label}", by_length, "chosen less rejected, characters"
-            ),
+            accuracy_by_slot(f"Accuracy by length difference of {label}", by_length, "chosen - rejected, characters"),
         ),
         ("Rewards", reward_histogram(f"Rewards of chosen and rejected responses of {label}", *_rewards(rows))),
     )

@@ -65,7 +65,7 @@ class RlhfJob:
         """
         config, overlong = self.config, self.prompts.account["overlong"]
         left_out = f" ({overlong} over {config.max_prompt_tokens} tokens left out)" if overlong else ""
-        ahead = f"goes on behind step {done}" if done else f"{config.steps} steps of {config.batch_size} responses"
+        ahead = f"resumes after step {done}" if done else f"{config.steps} steps of {config.batch_size} responses"
         return (
             f"{config.algorithm} on {len(self.prompts.prompts)} prompts{left_out}, rewarded by {config.reward}: {ahead}"
         )

@@ -137,7 +137,7 @@ def _require_finished(folder: Path) -> None:
     if status != "finished":
         raise DataError(
             f"{folder} holds an unfinished `hafrm sample`, and the prompts that it has drawn for are the longest ones. "
-            "Give the same `hafrm sample` again: it goes on from what is there."
+            "Give the same `hafrm sample` again: it resumes from what is there."
         )
 
 

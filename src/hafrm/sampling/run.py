@@ -231,7 +231,7 @@ class _Run:
         whole = [batch for batch in self.batches if all(row.id in there for row in batch)]
         samples.keep({row.id for batch in whole for row in batch})
         if samples.lines:
-            say(f"{self.config.out} has samples of {len(samples.lines)} of {total} prompts; the run goes on.")
+            say(f"{self.config.out} has samples of {len(samples.lines)} of {total} prompts; the run resumes.")
         samples.extend(sample_line(row, [], reason) for row, reason in self.unfit)
         done = {batch[0].id for batch in whole}
         for batch in self.batches:

@@ -36,7 +36,7 @@ _REFUSED: dict[tuple[str, ...], str] = {
     ): "has no effect here: evaluation keeps each pair's metrics, and no predictions",
     ("use_liger_kernel", "liger_kernel_config"): "has no effect here: Liger's kernels go on stock models alone",
     ("do_train", "do_eval", "do_predict"): "has no effect here: set data and eval_data",
-    ("resume_from_checkpoint",): "has no effect here: the same command goes on from the last checkpoint by itself",
+    ("resume_from_checkpoint",): "has no effect here: the same command resumes from the last checkpoint by itself",
     ("include_num_input_tokens_seen",): "can't count the tokens of batches of pairs",
     ("neftune_noise_alpha",): "can't find the embeddings of a model with two heads",
     ("auto_find_batch_size",): (
@@ -52,7 +52,7 @@ _REFUSED: dict[tuple[str, ...], str] = {
     ("parallelism_config",): "would split models and sequences in ways that batches of pairs are not made for",
     ("accelerator_config",): "would split batches its own way: each process takes a share of a step's pairs by tokens",
     ("save_on_each_node",): "has no effect here: all nodes must see the run's folder",
-    ("enable_jit_checkpoint",): "would call a run finished that was stopped: a stopped run goes on from its checkpoint",
+    ("enable_jit_checkpoint",): "would call a run finished that was stopped: a stopped run resumes from its checkpoint",
     (
         "push_to_hub",
         "hub_token",

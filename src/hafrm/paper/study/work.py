@@ -68,7 +68,7 @@ def execute(job: Job, plan: Plan, say: Say) -> None:
     try:
         worker.work()
     except _OutOfTimeError:
-        say(f"the time of {job.study.hours:g} hours is up; the same command goes on")
+        say(f"the time of {job.study.hours:g} hours is up; the same command resumes")
     for line in missing(job):
         say(line)
 

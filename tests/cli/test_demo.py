@@ -47,7 +47,7 @@ def test_the_story_is_told_to_its_end_and_not_twice(tmp_path: Path, small: None,
     assert all(path.read_bytes() == before for path, before in manifests.items())
     (out / "dpo" / "manifest.json").unlink()
     assert main(["demo", "--out", str(out), "--seed", "-1"]) == 2
-    assert "seed must be 0 or more" in capfd.readouterr().err
+    assert "seed must be" in capfd.readouterr().err
     for option in (["--seed", "1"], ["--steps", "3"]):
         assert main(["demo", "--out", str(out), "--steps", "2", *option]) == 2
         error = capfd.readouterr().err

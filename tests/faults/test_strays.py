@@ -334,7 +334,7 @@ FIELDS = {
     "reward_weight": ["1", None, -1, True, [1], 10**400],
     "policy_ratio": ["0.2", None, {}],
     "policy_loss": ["dpo2", None, 4],
-    "reward_loss": ["bt", None],
+    "reward_loss": ["b t", None],
     "beta": [-0.1, 0, "0.1", None, True, 1e400, float("nan")],
     "max_length": [0, -3, 2.5, "512", None, True],
     "overlong": ["cut", None],

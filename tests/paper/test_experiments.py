@@ -184,7 +184,7 @@ def test_a_killed_reproduction_goes_on(
         (["--learning_rate", "0"], "learning_rate must be a finite number above 0"),
         (["--learning_rate", "-1"], "learning_rate must be a finite number above 0"),
         (["--early_stopping", "-3"], "early_stopping must be 0 or more"),
-        (["--seeds", "-1"], "seeds must be 0 or more"),
+        (["--seeds", "-1"], "seeds must be"),
         (["--seeds", "1", "1"], "names one twice"),
         (["--sets", "Sums"], "Sums is none of Helpful"),
         (["--backbones", "phi-2"], "the scale world has no phi-2"),

@@ -23,6 +23,8 @@ from tests.tiny import save_tiny, some_pairs
 ROOT = Path(__file__).parents[2]
 PAIRS, BATCH, STEPS = 25, 8, 8  # four steps an epoch, the last of one pair: then one of two processes has none
 
+pytestmark = pytest.mark.slow  # several processes, each of which imports torch
+
 RUNS: dict[str, dict[str, Any]] = {
     "ddp": {"training": {"per_device_train_batch_size": 4}},
     "ddp-accumulated": {"training": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}},
@@ -120,7 +122,6 @@ def alone(name: str) -> str:
     return next((f"alone-{kind}" for kind in kinds if kind in name), "alone")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_several_processes_make_the_curve_of_one(name: str, desk: Desk) -> None:
     """Losses, gradient norms, validation and all other metrics, step by step."""
@@ -178,7 +179,6 @@ def interrupted(desk: Desk, name: str, *, at_its_end: bool = False) -> str:
     return copy.name
 
 
-@pytest.mark.slow
 def test_runs_resume_with_another_number_of_processes(desk: Desk) -> None:
     """From two processes to one, whose step takes as many pairs."""
     whole = {"training": {"per_device_train_batch_size": BATCH}}

@@ -106,8 +106,10 @@ def resumed(run: Path, **values: Any) -> list[float | None]:
     cut = run.with_name(f"{run.name}-cut")
     shutil.copytree(run, cut)
     shutil.rmtree(cut / "checkpoint-4")
-    for path in [*cut.glob("model*"), cut / "hafrm.json"]:
-        path.unlink()
+    shutil.rmtree(cut / "adapter", ignore_errors=True)
+    for path in cut.iterdir():
+        if path.is_file() and path.name not in ("manifest.json", "metrics.jsonl"):
+            path.unlink()
     manifest = json.loads((cut / "manifest.json").read_text()) | {"status": "running"}
     (cut / "manifest.json").write_text(json.dumps(manifest))
     model = values.pop("model")

@@ -269,7 +269,7 @@ def test_impossible_options_are_refused(values: dict, message: str) -> None:
         ({"policy_loss": "simpo", "target_margin": -0.5}, r"loss\.target_margin must be zero or a positive"),
         ({"reward_weight": 0.0, "policy_ratio": 0.0}, "nothing would be trained"),
         ({"label_smoothing": 0.7}, r"\[0, 0\.5\)"),
-        ({"reward_loss": "nope"}, "unknown loss"),
+        ({"reward_loss": "nope"}, r"loss\.reward_loss"),
         ({"policy_loss": "ipo", "policy_label_smoothing": 0.1}, "no effect on ipo"),
         ({"target_margin": 0.7}, r"loss\.target_margin has no effect on dpo"),
         ({"policy_loss": "orpo", "reference": "frozen_copy"}, "orpo, which has no reference"),

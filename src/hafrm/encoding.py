@@ -17,7 +17,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice, takewhile
+from itertools import islice, repeat, takewhile
 from typing import Literal, get_args
 
 from hafrm.errors import ConfigError, DataError
@@ -199,7 +199,7 @@ class ConversationEncoder:
                 texts = [self.ended(text) for text in texts]
             ids = map(hidden.encode, texts) if hidden else self.text_ids(texts)
             shown = map(hidden.shown, texts) if hidden else texts
-            found.update(zip(keys, map(_Rendered, shown, ids), strict=True))
+            found.update(zip(keys, map(_Rendered, shown, ids, repeat(special_tokens)), strict=True))
         return found
 
     def _cut_all(
@@ -214,7 +214,8 @@ class ConversationEncoder:
             ]
             outcome = self._cut(borders, [rendered.ids for rendered in wholes])
             if isinstance(outcome, TokenGroup):
-                special_tokens = self._special.count(prompt, [turn for response in responses for turn in response])
+                of_prompt = openings[prompt, ()].special_tokens
+                special_tokens = of_prompt + sum(rendered.special_tokens - of_prompt for rendered in wholes)
                 lost = tuple(self._lost(keys, wholes)) if self.find_lost else ()
                 outcome = replace(outcome, lost=lost, special_tokens=special_tokens)
             outcomes.append(outcome)
@@ -354,6 +355,8 @@ _Key = tuple[Prompt, tuple[Message, ...]]
 class _Rendered:
     text: str
     ids: list[int]
+    special_tokens: int
+    """How many special tokens the messages contain."""
 
 
 _OTHER_KEYS = tuple(key for key in MESSAGE_KEYS if key not in REASONING_KEYS)

@@ -26,7 +26,7 @@ _SPECIAL = re.compile(r"<\|[^|<>]{1,40}\|>|</?s>")
 _CUT = ("length", "max_tokens")
 _FILTERED = "content_filter"
 _LONGEST = 500_000
-"""Characters of a reply that is read; reading takes about a second for so many."""
+"""Longest reply that is parsed, in characters; parsing it takes about a second."""
 _SHOWN = 300
 """Maximum characters of a reply that are shown."""
 

@@ -29,25 +29,6 @@ from filelock import FileLock, Timeout
 
 from hafrm.errors import ConfigError, first_line, printable
 
-__all__ = [
-    "alone",
-    "cache_folder",
-    "drop_half_line",
-    "json_line",
-    "json_text",
-    "leftover_of",
-    "naming",
-    "new_file",
-    "new_files",
-    "new_folder",
-    "require_folder",
-    "require_plain",
-    "resolved",
-    "write_json",
-    "write_text",
-]
-
-
 _READER_WAIT = 5.0
 """Seconds to wait for a reader to open a pipe."""
 

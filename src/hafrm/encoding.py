@@ -25,16 +25,6 @@ from hafrm.pairs import MESSAGE_KEYS, REASONING_KEYS, Message, Prompt
 from hafrm.special_tokens import SpecialTokenError, SpecialTokenRule, SpecialTokens
 from hafrm.templates import ChatTokenizer, TemplateRefusalError, render
 
-__all__ = [
-    "ConversationEncoder",
-    "Encoded",
-    "Overlong",
-    "OverlongError",
-    "ScoredAt",
-    "TokenGroup",
-    "common_prefix",
-]
-
 Item = tuple[Prompt, Sequence[Sequence[Message]]]
 """A prompt and its responses."""
 

@@ -24,27 +24,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 
-__all__ = [
-    "CHANGE_ROLES",
-    "BadRowError",
-    "BadRowReason",
-    "ConfigError",
-    "DamagedError",
-    "DataError",
-    "HafrmError",
-    "MissingExtraError",
-    "ModelError",
-    "NoMemoryError",
-    "NonFiniteLossError",
-    "RefusedError",
-    "TrainingError",
-    "UnknownDataError",
-    "UnreadableError",
-    "UnwritableError",
-    "first_line",
-    "printable",
-]
-
 
 def first_line(error: Exception) -> str:
     """Return the first line of another program's error message, or the error's type if empty; see `printable`."""

@@ -17,8 +17,6 @@ from hafrm.encoding import common_prefix
 from hafrm.pairs import Conversation, Message, Prompt
 from hafrm.templates import TemplateRefusalError, render
 
-__all__ = ["Frame", "frame_of"]
-
 _ANSWER = "Xylophone"
 _SAMPLES = tuple(
     Conversation.of(*texts) for texts in (("Question", _ANSWER), ("Another", _ANSWER), ("Question", f"{_ANSWER} \n"))

@@ -13,8 +13,6 @@ from urllib.parse import SplitResult
 from hafrm.errors import MissingExtraError
 from hafrm.timeouts import TimedOutError, time_limit
 
-__all__ = ["LARGEST_ANSWER", "bounded_client", "bounded_time", "is_printable_address", "may_hold_secret"]
-
 LARGEST_ANSWER = 16 * 2**20
 """Maximum bytes of a response body."""
 

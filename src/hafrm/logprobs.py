@@ -28,8 +28,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["Foresight", "LogitTransform", "linear_log_probs", "sum_by_sequence"]
-
 
 @dataclass(frozen=True)
 class LogitTransform:

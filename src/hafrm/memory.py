@@ -9,8 +9,6 @@ import torch
 
 from hafrm.errors import NoMemoryError
 
-__all__ = ["enough_memory"]
-
 _CPU = "DefaultCPUAllocator"  # the CPU allocator raises a plain RuntimeError with this name in it
 
 

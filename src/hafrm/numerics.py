@@ -10,8 +10,6 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["cpu_tuned", "freed_memory_kept", "subnormals_flushed"]
-
 # Constants and defaults from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _TRIM_THRESHOLD = -1, 128 * 1024
 _M_MMAP_MAX, _MMAP_MAX = -4, 65536

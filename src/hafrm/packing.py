@@ -28,18 +28,6 @@ from torch import Tensor
 
 from hafrm.encoding import TokenGroup
 
-__all__ = [
-    "PackedGroup",
-    "Segments",
-    "SequenceBatch",
-    "batches_by_length",
-    "even_shares",
-    "pack_rows",
-    "pad_rows",
-    "plan_batches",
-    "split_group",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class PackedGroup:

@@ -26,28 +26,6 @@ from typing import Any
 
 from hafrm.errors import BadRowError, BadRowReason
 
-__all__ = [
-    "MEDIA_COLUMNS",
-    "MESSAGE_KEYS",
-    "REASONING_KEYS",
-    "ROLES",
-    "TEMPLATE_COLUMNS",
-    "TEXT_PARTS",
-    "UNRENDERED_COLUMNS",
-    "Conversation",
-    "Message",
-    "PreferencePair",
-    "Prompt",
-    "RowReader",
-    "parse_conversation",
-    "parse_pair",
-    "prompt_group",
-    "row_schema",
-    "text_group",
-    "transcript_turns",
-    "unread_columns",
-]
-
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 MESSAGE_KEYS = ("tool_calls", "tool_call_id", "name", "reasoning_content", "reasoning", "thinking", "tool_responses")

@@ -17,8 +17,6 @@ from jinja2 import Environment, TemplateSyntaxError, nodes
 from hafrm.pairs import Message, Prompt
 from hafrm.templates import TemplateRefusalError, render
 
-__all__ = ["SpecialTokenError", "SpecialTokenRule", "SpecialTokens"]
-
 SpecialTokenRule = Literal["text", "token", "refuse"]
 """Treatment of special tokens in messages.
 

@@ -12,13 +12,6 @@ from hafrm.errors import DataError, ModelError, first_line
 from hafrm.pairs import Message, Prompt
 from hafrm.timeouts import TimedOutError, time_limit
 
-__all__ = [
-    "DEFAULT_CHAT_TEMPLATE",
-    "ChatTokenizer",
-    "TemplateRefusalError",
-    "render",
-]
-
 DEFAULT_CHAT_TEMPLATE = (
     "{{ bos_token if bos_token is defined and bos_token is not none else '' }}"
     "{{ 'Tools: ' ~ (tools | tojson) ~ '\\n\\n' if tools else '' }}"

@@ -12,8 +12,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["TimedOutError", "time_limit"]
-
 _PERIOD = 0.25
 """Seconds between checks of the limits."""
 

@@ -36,18 +36,15 @@ def test_importing_hafrm_is_quick() -> None:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_every_module_imports_and_lists_its_names(name: str) -> None:
-    module = importlib.import_module(name)
-    assert module.__doc__
-    for exported in getattr(module, "__all__", []):
-        assert hasattr(module, exported), exported
+def test_every_module_imports_and_says_what_it_is(name: str) -> None:
+    assert importlib.import_module(name).__doc__
 
 
 def test_the_error_tree_is_the_one_drawn() -> None:
     drawn = {line.split("── ")[1].split()[0] for line in (errors.__doc__ or "").splitlines() if "── " in line}
     for name in drawn:
         assert issubclass(getattr(errors, name), errors.HafrmError)
-    classes = {n for n in errors.__all__ if n.endswith("Error")}
+    classes = {name for name in vars(errors) if name.endswith("Error")}
     assert classes - {"HafrmError"} == drawn
 
 

@@ -13,8 +13,6 @@ from hafrm.paper.best_of_n import best_of_n_findings
 from hafrm.report.findings import write_findings
 from hafrm.sampling.best_of_n import BestOfNConfig, best_of_n
 
-__all__ = ["parser", "run"]
-
 
 def parser() -> ArgumentParser:
     """Build the command's parser."""

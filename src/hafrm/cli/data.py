@@ -33,8 +33,6 @@ from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ConfigError
 from hafrm.pairs import Message, PreferencePair
 
-__all__ = ["DataCommand", "parser", "run"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class DataCommand:

@@ -24,8 +24,6 @@ from hafrm.training.config import Method, TrainConfig
 from hafrm.training.manifest import changed_options, is_finished, read_manifest, refuse_other_options
 from hafrm.training.run import train
 
-__all__ = ["DemoConfig", "parser", "run"]
-
 MAX_LENGTH = WORLD_MAX_LENGTH
 
 _INTRO = (

@@ -21,8 +21,6 @@ from hafrm.report.tables import AccuracyTable, TableRow, accuracy_table, compari
 from hafrm.report.wording import short_names
 from hafrm.stats import FEWEST_GROUPS
 
-__all__ = ["parser", "run", "run_evaluation"]
-
 
 def parser() -> ArgumentParser:
     """Build the command's parser."""

@@ -8,8 +8,6 @@ from rich.console import Console
 from hafrm.cli.options import command_parser, options_of
 from hafrm.models.export import ExportConfig, export
 
-__all__ = ["parser", "run"]
-
 
 def parser() -> ArgumentParser:
     """Build the command's parser."""

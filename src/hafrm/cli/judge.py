@@ -21,8 +21,6 @@ from hafrm.judging.results import EXPLANATIONS, nothing_judged
 from hafrm.judging.run import RESULTS_FILE, JudgeConfig, judge_rows
 from hafrm.report.wording import interval, percent
 
-__all__ = ["parser", "run"]
-
 
 def parser() -> ArgumentParser:
     """Build the command's parser."""

@@ -17,8 +17,6 @@ from jsonargparse import (  # type: ignore[attr-defined]
 
 from hafrm.errors import ConfigError
 
-__all__ = ["command_parser", "config_files", "options_of"]
-
 Options = TypeVar("Options")
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)

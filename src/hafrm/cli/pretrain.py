@@ -15,8 +15,6 @@ from hafrm.cli.options import command_parser, options_of
 from hafrm.report.figures import Curve, Panel, curve_panels, standalone
 from hafrm.training.pretrain import RECIPE_FILE, PretrainConfig, pretrain
 
-__all__ = ["loss_curves", "parser", "run"]
-
 _LOSSES_PICTURE = "losses.svg"
 
 

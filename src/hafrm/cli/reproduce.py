@@ -28,8 +28,6 @@ from hafrm.paper.study.options import PARTS, StudyOptions
 from hafrm.paper.study.publishing import MAIN_PAGE, publish, require_checkout
 from hafrm.report.findings import write_findings
 
-__all__ = ["ReproduceConfig", "parser", "run"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class ReproduceConfig:

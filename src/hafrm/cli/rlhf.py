@@ -16,8 +16,6 @@ from hafrm.rlhf.options import RlhfConfig
 from hafrm.rlhf.run import rlhf
 from hafrm.training.callbacks import METRICS_FILE
 
-__all__ = ["parser", "run", "write_curves"]
-
 _FIGURES: Mapping[str, Mapping[str, str]] = {
     "curves.svg": {
         "reward": "reward",

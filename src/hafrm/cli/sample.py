@@ -11,8 +11,6 @@ from hafrm.cli.options import command_parser, options_of
 from hafrm.sampling.run import SampleConfig, sample
 from hafrm.sampling.samples import SAMPLES_FILE
 
-__all__ = ["parser", "run"]
-
 
 def parser() -> ArgumentParser:
     """Build the command's parser."""

@@ -10,8 +10,6 @@ from hafrm.cli.options import command_parser, config_files, options_of
 from hafrm.errors import DataError
 from hafrm.evaluation.bulk import ScoreConfig, score_rows
 
-__all__ = ["parser", "run"]
-
 
 def parser() -> ArgumentParser:
     """Build the command's parser."""

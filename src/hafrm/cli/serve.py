@@ -8,8 +8,6 @@ from hafrm.cli.options import command_parser, options_of
 from hafrm.serving.config import ServeConfig
 from hafrm.serving.run import serve
 
-__all__ = ["parser", "run"]
-
 
 def parser() -> ArgumentParser:
     """Build the command's parser."""

@@ -10,8 +10,6 @@ from hafrm.cli.options import command_parser, options_of
 from hafrm.training.config import TrainConfig
 from hafrm.training.run import train
 
-__all__ = ["parser", "run"]
-
 
 def parser() -> ArgumentParser:
     """Build the command's parser."""

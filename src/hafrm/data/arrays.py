@@ -11,8 +11,6 @@ from typing import IO, Any
 from hafrm.data.files import LONGEST_ROW, too_long
 from hafrm.errors import UnreadableError
 
-__all__ = ["array_values", "json_problem"]
-
 _PIECE = 2**20
 _SPACE = re.compile(r"[ \t\n\r]*")
 _UNDECIDED = 16

@@ -19,8 +19,6 @@ from hafrm.data.statistics import length_accuracy
 from hafrm.errors import CHANGE_ROLES
 from hafrm.pairs import PreferencePair, prompt_group, text_group
 
-__all__ = ["Finding", "Severity", "check_pairs", "shared_prompts"]
-
 Severity = Literal["error", "warning"]
 
 _EXAMPLES = 5

@@ -13,8 +13,6 @@ from hafrm.data.rows import RawRow
 from hafrm.errors import BadRowError, BadRowReason
 from hafrm.pairs import PreferencePair, RowReader, parse_pair, row_schema, unread_columns
 
-__all__ = ["Drop", "RowMapping", "collect_pairs", "collect_rows"]
-
 Record = TypeVar("Record")
 
 _EXAMPLES = 3

@@ -14,8 +14,6 @@ from hafrm.encoding import ConversationEncoder, OverlongError, TokenGroup
 from hafrm.errors import CHANGE_ROLES, BadRowError, BadRowReason, DataError
 from hafrm.pairs import PreferencePair
 
-__all__ = ["EncodedPairs", "LostText", "encode_pairs"]
-
 _EXAMPLES = 5
 """Number of pairs that a `LostText` names."""
 

@@ -24,8 +24,6 @@ from hafrm.errors import UnreadableError
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-__all__ = ["LONGEST_ROW", "lines", "opened", "reading", "require_regular", "too_long"]
-
 LONGEST_ROW = 64 * 2**20
 """Maximum bytes of a line, and maximum characters of a row in a JSON array."""
 

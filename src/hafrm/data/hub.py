@@ -8,8 +8,6 @@ from typing import Any
 from hafrm.data.rows import RawRow, arrow_row
 from hafrm.errors import UnreadableError
 
-__all__ = ["hub_call", "hub_rows"]
-
 
 def hub_rows(path: str, arguments: Mapping[str, Any], *, split: str, remedy: str) -> Iterator[RawRow]:
     """Load the rows of one split of a hub data set (downloaded once, then cached).

@@ -30,8 +30,6 @@ from hafrm.data.splits import split_by_group
 from hafrm.errors import ConfigError, DataError, UnknownDataError, UnreadableError
 from hafrm.pairs import PreferencePair
 
-__all__ = ["SPLITS", "data_names", "load_pairs", "local_path"]
-
 SPLITS = ("train", "validation", "test")
 """Splits of named sets and of the world."""
 

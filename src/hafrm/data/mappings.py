@@ -13,8 +13,6 @@ from hafrm.data.collecting import Drop
 from hafrm.errors import BadRowReason
 from hafrm.pairs import RowReader, transcript_turns
 
-__all__ = ["alpaca_human_pref", "beaver_safe", "chatbot_arena", "hh_single_turn", "hh_transcripts"]
-
 
 def hh_transcripts(row: RowReader) -> Mapping[str, Any]:
     """Map Anthropic hh-rlhf: two transcripts with a common beginning."""

@@ -8,8 +8,6 @@ from typing import Literal
 from hafrm.encoding import Overlong
 from hafrm.errors import ConfigError
 
-__all__ = ["DataOptions", "OnBadRow", "ReadOptions"]
-
 OnBadRow = Literal["error", "skip"]
 """What to do with rows that break the data contract: `error` stops and names file, row, field and remedy; `skip` leaves
 them out and counts them.

@@ -13,8 +13,6 @@ from hafrm.data.rows import RawRow, read_rows
 from hafrm.errors import BadRowError
 from hafrm.pairs import Prompt, RowReader, parse_pair, prompt_group
 
-__all__ = ["PromptRow", "read_prompts"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptRow:

@@ -9,8 +9,6 @@ from typing import Any
 from hafrm.data import mappings
 from hafrm.data.collecting import RowMapping
 
-__all__ = ["NAMED_SOURCES", "TEST_SHARE", "VALIDATION_SHARE", "NamedSource"]
-
 TEST_SHARE = 0.10
 """Share of pairs drawn as the test split for sources without one (section 3.1 of the paper)."""
 

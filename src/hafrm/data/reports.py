@@ -15,9 +15,6 @@ from typing import Any, Protocol
 from hafrm.errors import printable
 from hafrm.pairs import PreferencePair
 
-__all__ = ["PairSet", "SourceReport", "fingerprint"]
-
-
 _SHOWN = 12
 """Number of columns that a message names."""
 

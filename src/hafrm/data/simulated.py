@@ -17,15 +17,6 @@ from typing import Protocol
 from hafrm.errors import UnknownDataError
 from hafrm.pairs import Conversation, PreferencePair
 
-__all__ = [
-    "SimulatedReward",
-    "SimulatedSource",
-    "is_simulated",
-    "simulated_names",
-    "simulated_reward_name",
-    "simulated_source",
-]
-
 
 class SimulatedSource(Protocol):
     """Interface of the class that an entry point names; it is constructed without arguments."""

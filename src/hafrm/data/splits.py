@@ -8,8 +8,6 @@ from collections.abc import Iterable, Sequence
 
 from hafrm.pairs import PreferencePair
 
-__all__ = ["split_by_group"]
-
 
 def split_by_group(
     pairs: Sequence[PreferencePair], fraction: float, seed: int

@@ -14,8 +14,6 @@ from typing import Any
 from hafrm.encoding import TokenGroup
 from hafrm.pairs import Message, PreferencePair
 
-__all__ = ["PairStatistics", "length_accuracy", "pair_statistics"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class PairStatistics:

@@ -30,8 +30,6 @@ from hafrm.models.remote import is_server
 from hafrm.models.scorers import ScoreOptions, Scorer, special_tokens_met
 from hafrm.pairs import Conversation, parse_conversation, parse_pair
 
-__all__ = ["CHUNK", "RESULTS", "ScoreConfig", "ScoreCounts", "ScoredRow", "reward_names", "score_chunk", "score_rows"]
-
 CHUNK = 1024
 """Rows scored at a time: a scorer orders them by length, and computes equal prompts once."""
 

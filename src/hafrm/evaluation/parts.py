@@ -23,8 +23,6 @@ from hafrm.errors import BadRowReason, DataError
 from hafrm.evaluation import scoring
 from hafrm.evaluation.scoring import Kind, RawScore, read_raw_scores, score_line, write_scores
 
-__all__ = ["PARTS", "PARTS_FOLDER", "Part"]
-
 PARTS_FOLDER = "parts"
 PARTS = f"{PARTS_FOLDER}/{'[0-9a-f]' * 16}.json*"
 """A pattern of the files of parts in a folder."""

@@ -28,8 +28,6 @@ from hafrm.stats import (
     stated_probability,
 )
 
-__all__ = ["shortfalls", "summarise", "uncalibrated"]
-
 _OF_LOG_ODDS = frozenset({"ece", "brier", "temperature", "ece_calibrated"})
 """Statistics that assume that sigmoid(margin) is the model's probability of its choice."""
 

@@ -29,8 +29,6 @@ from hafrm.models.remote import endpoint_of, is_server
 from hafrm.models.runinfo import RUN_FILE, RunInfo, require_apart
 from hafrm.models.scorers import ScoreOptions, Scorer, special_tokens_met
 
-__all__ = ["CALIBRATION_FILE", "EvaluateConfig", "evaluate", "load_sets"]
-
 CALIBRATION_FILE = "calibration.jsonl"
 
 SERVER_NOTE = (

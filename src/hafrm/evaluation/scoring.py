@@ -16,23 +16,6 @@ from hafrm.errors import BadRowError, BadRowReason, DataError, ModelError, Refus
 from hafrm.models.scorers import Scorer, rewards_of_the_rest
 from hafrm.pairs import Conversation, Message, PreferencePair
 
-__all__ = [
-    "CHUNK",
-    "OVERLONG",
-    "RESULTS_FILE",
-    "SCORES_FILE",
-    "PairScore",
-    "RawScore",
-    "read_raw_scores",
-    "read_scores",
-    "response_length",
-    "score_conversations",
-    "score_line",
-    "score_pairs",
-    "scored_chunks",
-    "write_scores",
-]
-
 SCORES_FILE = "scores.jsonl"
 RESULTS_FILE = "results.json"
 

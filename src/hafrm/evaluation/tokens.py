@@ -33,8 +33,6 @@ from hafrm.models.runinfo import RUN_FILE, RunInfo
 from hafrm.models.scorers import HybridScorer, ScoreOptions
 from hafrm.pairs import PreferencePair
 
-__all__ = ["TOKENS_FILE", "read_tokens", "token_lines", "write_tokens"]
-
 TOKENS_FILE = "tokens.jsonl"
 
 _CHUNK = 8

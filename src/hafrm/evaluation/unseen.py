@@ -17,8 +17,6 @@ from hafrm.data import NAMED_SOURCES, NamedSource, SourceReport
 from hafrm.errors import ConfigError
 from hafrm.models.runinfo import RUN_FILE
 
-__all__ = ["require_unseen"]
-
 _MANIFEST_FILE = "manifest.json"
 
 

@@ -12,8 +12,6 @@ from typing import Any
 from hafrm.errors import ConfigError, first_line
 from hafrm.judging.options import JudgeOptions
 
-__all__ = ["Budget", "Prices"]
-
 _PER = 1_000_000  # vendors quote prices per million tokens
 
 

@@ -17,8 +17,6 @@ from typing import Any
 
 from hafrm.errors import DataError, first_line
 
-__all__ = ["Reply", "ReplyCache", "reply_key"]
-
 _BUSY_SECONDS = 60.0
 """How long to wait while another process writes, in seconds."""
 

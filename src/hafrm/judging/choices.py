@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from hafrm.judging.explanations import contradicts, mentioned, with_names
 from hafrm.judging.judges import Unscored
 
-__all__ = ["bare_choice", "read_choice"]
-
 _THING = r"(?:one|match|output|response|answer|option|choice|overall)"
 _TASK = r"(?:(?:given|original|user's)\s+)?(?:instructions?|prompt|question|task|request|query|user)"
 _SCOPE = (

@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Completion", "read_completion"]
-
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
 

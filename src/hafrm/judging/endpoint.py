@@ -28,8 +28,6 @@ from hafrm.judging.parsing import parse_reply
 from hafrm.judging.prompts import PROMPT_VERSION, judge_messages
 from hafrm.models.remote import seconds_to_wait
 
-__all__ = ["EndpointJudge", "require_askable"]
-
 _LONGEST_WAIT = 600.0
 """Maximum Retry-After, in seconds; a longer one fails the request."""
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-__all__ = ["contradicts", "mentioned", "with_names"]
-
 _KIND = r"(?:output|option|response|assistant|model|candidate)"
 _NAME = re.compile(
     rf"(?:\bthe\s+)?\b{_KIND}s?\s*[(\[]+\s*(?P<kind>[ab])\s*[)\]]+"

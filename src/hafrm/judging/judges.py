@@ -12,8 +12,6 @@ from typing import Protocol
 
 from hafrm.pairs import Message, Prompt
 
-__all__ = ["FAILURES", "Answer", "Judge", "Question", "ScriptedJudge", "Unscored", "ranks_of"]
-
 Response = tuple[Message, ...]
 
 

@@ -15,8 +15,6 @@ from hafrm.models.loading import load_log_prob_scorer
 from hafrm.models.scorers import ScoreOptions, Scorer
 from hafrm.pairs import Conversation, Message, Prompt
 
-__all__ = ["LocalJudge", "load_local_judge"]
-
 
 def load_local_judge(model: str, options: ScoreOptions, *, trust_remote_code: bool = False) -> LocalJudge:
     """Load a causal LM as judge.

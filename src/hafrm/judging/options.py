@@ -11,8 +11,6 @@ from urllib.parse import urlsplit
 from hafrm.errors import ConfigError
 from hafrm.http import is_printable_address, may_hold_secret
 
-__all__ = ["JudgeKind", "JudgeOptions"]
-
 JudgeKind = Literal["openai", "local", "reward", "oracle"]
 
 _OPENAI = "https://api.openai.com/v1"

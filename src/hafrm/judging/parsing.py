@@ -12,8 +12,6 @@ from hafrm.judging.choices import bare_choice, read_choice
 from hafrm.judging.judges import Answer, Unscored
 from hafrm.judging.rankings import is_bare_ranking, read_ranking
 
-__all__ = ["parse_reply", "shown"]
-
 _THINKING = r"(?:\w+:)?(?:think(?:ing)?|thoughts?|reasoning|reflection|scratchpad|analysis)"
 _MARK = re.compile(
     rf"(?P<opens><{_THINKING}>|\[{_THINKING}\]|\u25c1{_THINKING}\u25b7|<\|begin_of_{_THINKING}\|>|<\|channel\|>analysis)"

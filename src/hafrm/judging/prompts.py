@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from hafrm.judging.judges import Question
 from hafrm.pairs import Message, Prompt
 
-__all__ = ["CHOICES", "PROMPT_VERSION", "judge_messages", "model_names"]
-
 PROMPT_VERSION = "haf-rm-tables-9-10/1"
 """Part of every cache key; raise it with any change of wording."""
 

@@ -16,8 +16,6 @@ from typing import Any
 from hafrm.judging.judges import Unscored
 from hafrm.judging.prompts import model_names
 
-__all__ = ["is_bare_ranking", "read_ranking"]
-
 _OBJECT = re.compile(r"\{[^{}]*\}")
 _AROUND = re.compile(r"^[ \t]*(?:```|~~~)[ \t]*\w*[ \t]*$|[\[\]\s,.]", re.MULTILINE)
 

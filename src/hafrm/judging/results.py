@@ -12,8 +12,6 @@ from hafrm.judging.judges import Unscored
 from hafrm.judging.verdicts import Verdict
 from hafrm.stats import bootstrap_interval, hits, top_k_hits
 
-__all__ = ["EXPLANATIONS", "nothing_judged", "summarise"]
-
 EXPLANATIONS = {
     Unscored.EMPTY_REPLY: "the judge's reply was empty",
     Unscored.CUT_OFF: "the endpoint cut the reply at its limit of tokens: raise --judge.max_reply_tokens",

@@ -10,8 +10,6 @@ from hafrm.judging.judges import Answer, Question, Unscored, ranks_of
 from hafrm.models.scorers import Scorer, rewards_of_the_rest
 from hafrm.pairs import Conversation
 
-__all__ = ["RewardJudge"]
-
 
 class RewardJudge:
     """Ranks by a scorer's rewards (as ArmoRM does in the paper's Figure 9)."""

@@ -15,8 +15,6 @@ from hafrm.errors import BadRowError, BadRowReason, DataError
 from hafrm.judging.judges import Response
 from hafrm.pairs import PreferencePair, Prompt, RowReader, parse_pair, prompt_group
 
-__all__ = ["Item", "Items", "Mode", "load_items"]
-
 Mode = Literal["pair", "rank"]
 
 _SIZES: dict[Mode, tuple[int, ...]] = {"pair": (2,), "rank": (4, 8)}

@@ -27,8 +27,6 @@ from hafrm.models.outputs import require_results
 from hafrm.models.remote import is_server
 from hafrm.models.scorers import ScoreOptions
 
-__all__ = ["RESULTS_FILE", "JudgeConfig", "judge_rows"]
-
 RESULTS_FILE = "results.json"
 
 _CHUNK = 64  # rows judged together; their verdicts are written once all of them are judged

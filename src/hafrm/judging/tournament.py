@@ -14,8 +14,6 @@ from itertools import islice
 from hafrm.judging.judges import Answer, Judge, Question, Response, Unscored
 from hafrm.pairs import Prompt
 
-__all__ = ["Outcome", "Plan", "Ranking", "best_first", "compare", "play", "rank_at_once", "top_two_of_eight"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranking:

@@ -19,8 +19,6 @@ from hafrm.judging.judges import FAILURES, Unscored
 from hafrm.judging.rows import Item
 from hafrm.judging.tournament import Outcome
 
-__all__ = ["HEADER_FILE", "VERDICTS_FILE", "Verdict", "resume_verdicts", "verdict_of"]
-
 VERDICTS_FILE = "verdicts.jsonl"
 HEADER_FILE = "judge.json"
 

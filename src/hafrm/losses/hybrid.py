@@ -9,8 +9,6 @@ from torch import Tensor
 
 from hafrm.losses.shapes import require_pairs, wide
 
-__all__ = ["hybrid_loss"]
-
 
 def hybrid_loss(
     reward_loss: Tensor | None,

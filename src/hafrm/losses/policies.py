@@ -25,24 +25,6 @@ from hafrm.losses.shapes import (
     wide,
 )
 
-__all__ = [
-    "COUPLES_PAIRS",
-    "OPTIONS_READ",
-    "POLICY_LOSSES",
-    "USES_REFERENCE",
-    "PairLogProbs",
-    "PolicyLoss",
-    "PolicyLossName",
-    "PolicyLossOptions",
-    "dpo_loss",
-    "ipo_loss",
-    "kto_pair_loss",
-    "orpo_loss",
-    "sft_loss",
-    "simpo_loss",
-    "slic_loss",
-]
-
 
 @dataclass(frozen=True)
 class PairLogProbs:

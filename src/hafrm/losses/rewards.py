@@ -13,18 +13,6 @@ from torch import Tensor
 
 from hafrm.losses.shapes import cauchy, hinge, logistic, probit, require_pairs, smoothed, wide
 
-__all__ = [
-    "REWARD_LOSSES",
-    "RewardLoss",
-    "RewardLossName",
-    "bradley_terry_loss",
-    "cauchy_loss",
-    "hinge_reward_loss",
-    "probit_loss",
-    "register_reward_loss",
-    "reward_centering_penalty",
-]
-
 
 class RewardLoss(Protocol):
     """A loss on the rewards of pairs."""

@@ -12,18 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = [
-    "cauchy",
-    "hinge",
-    "logistic",
-    "probit",
-    "require_label_smoothing",
-    "require_pairs",
-    "require_positive",
-    "smoothed",
-    "wide",
-]
-
 
 def logistic(z: Tensor) -> Tensor:
     """-log sigmoid(z)."""

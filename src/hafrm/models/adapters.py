@@ -15,8 +15,6 @@ from hafrm.errors import ModelError
 from hafrm.models.lora import quiet_peft
 from hafrm.models.sources import AdapterSource
 
-__all__ = ["lay_on", "merged_into"]
-
 _HEADS = ("score", "classifier", "v_head", "value_head")
 _PREFIX = "base_model.model."
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["advice", "not_here"]
-
 _BY_WORD = {
     "trust_remote_code": "It brings Python code of its own, which `--trust_remote_code true` would run: such code can "
     "do anything that you can. Read it first.",

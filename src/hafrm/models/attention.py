@@ -29,8 +29,6 @@ from transformers.masking_utils import sdpa_mask
 
 from hafrm.packing import Segments
 
-__all__ = ["PACKED_ATTENTION", "packed_arguments", "packed_attention", "visibility"]
-
 PACKED_ATTENTION = "hafrm_packed"
 """Name of the attention implementation for both packed and padded batches."""
 

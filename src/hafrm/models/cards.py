@@ -11,8 +11,6 @@ from hafrm.losses import USES_REFERENCE
 from hafrm.models.listing import CARD_MARK
 from hafrm.models.runinfo import RunInfo
 
-__all__ = ["policy_card", "reward_card"]
-
 _HEADER = """\
 ---
 library_name: transformers

@@ -39,19 +39,6 @@ from hafrm.models.sources import SavedWeights
 from hafrm.models.stock import lm_head_names, load_causal_lm, loading, new_model, quiet_transformers, with_lm_head
 from hafrm.models.tokenizers import load_tokenizer
 
-__all__ = [
-    "cast_weights",
-    "load_packed_start",
-    "load_run",
-    "restore_weights",
-    "rounding_would_lose",
-    "save_adapter",
-    "save_merged",
-    "save_run",
-    "saved_weights",
-    "writing",
-]
-
 _HEAD_KEY = SCORE  # name in a `HybridModel`
 _STOCK = "causal_lm."  # prefix of the stock model's tensors in a `HybridModel`
 _PEFT = "base_model.model."  # prefix of the stock model's tensors in PEFT's files

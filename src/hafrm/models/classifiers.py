@@ -17,8 +17,6 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
 )
 
-__all__ = ["SCORE", "StockClassifier", "head_name", "stock_classifier"]
-
 SCORE = "score.weight"
 """Name of the reward head's weight, unless a stock class uses another."""
 

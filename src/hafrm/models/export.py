@@ -32,8 +32,6 @@ from hafrm.models.listing import (
 from hafrm.models.runinfo import RunInfo, read_manifest, require_undamaged
 from hafrm.models.stock import loading, quiet_transformers, require_whole
 
-__all__ = ["ExportConfig", "export"]
-
 Task = Literal["SEQ_CLS", "CAUSAL_LM"]
 
 

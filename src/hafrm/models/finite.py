@@ -9,8 +9,6 @@ from torch import Tensor
 
 from hafrm.errors import ModelError
 
-__all__ = ["not_finite", "require_finite"]
-
 
 def not_finite(weights: Iterable[tuple[str, Tensor]]) -> str | None:
     """Return the name of the first weight with a NaN or an infinity; None if all are finite."""

@@ -19,8 +19,6 @@ from hafrm.models.sources import adapter_source, root_model
 from hafrm.models.stock import load_whole, loading
 from hafrm.models.tokenizers import resize_embeddings
 
-__all__ = ["has_stock_class", "load_classifier", "pad_of_classifier"]
-
 
 def has_stock_class(model: str, head: SavedHead, *, trust_remote_code: bool) -> bool:
     """Return whether a stock classifier can load this head: it has the same name, or no plain linear form.

@@ -19,8 +19,6 @@ from hafrm.models.modes import evaluating
 from hafrm.pairs import Prompt
 from hafrm.templates import TemplateRefusalError, render
 
-__all__ = ["continuations", "count_prompt_tokens", "prompt_ids", "prompt_lengths", "stop_tokens"]
-
 
 @torch.no_grad()
 def continuations(

@@ -23,8 +23,6 @@ from hafrm.models.classifiers import SCORE, stock_classifier
 from hafrm.models.runinfo import RUN_FILE, RunInfo
 from hafrm.models.sources import SavedWeights, adapter_source, find_file, root_model
 
-__all__ = ["OPENRLHF", "HeadInit", "SavedHead", "architectures", "find_head", "kept_head", "unknown_head"]
-
 HeadInit = Literal["auto", "keep", "normal", "zero"]
 """How the reward head starts.
 

@@ -28,8 +28,6 @@ from hafrm.models.finite import require_finite
 from hafrm.models.modes import evaluating
 from hafrm.packing import SequenceBatch
 
-__all__ = ["HybridModel", "SequenceScores", "backbone_of", "head_width", "max_positions", "new_reward_head"]
-
 
 class SequenceScores(NamedTuple):
     """Result of one forward pass per sequence; None for what was not requested.

@@ -28,8 +28,6 @@ from hafrm.models.scorers import ScoreOptions
 from hafrm.models.sources import adapter_source
 from hafrm.models.stock import quiet_transformers
 
-__all__ = ["model_identity"]
-
 _WEIGHTS = ".safetensors"
 _SMALL = (".json", ".jinja", ".model", ".py", ".tiktoken", ".txt")
 """Endings of files that determine how a checkpoint is read: config, tokenizer, chat template, code."""

@@ -12,8 +12,6 @@ from hafrm.models.hybrid import HybridModel
 from hafrm.models.probe import probe_packing, probe_padding
 from hafrm.packing import SequenceBatch, batches_by_length, pack_rows, pad_rows, plan_batches
 
-__all__ = ["Layout", "LayoutChoice", "choose_layout"]
-
 LayoutChoice = Literal["auto", "padded"]
 """`auto` packs if a probe shows that the model computes packed rows correctly; `padded` never does."""
 

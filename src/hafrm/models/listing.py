@@ -15,23 +15,6 @@ from pathlib import Path, PurePosixPath
 from hafrm import atomic
 from hafrm.errors import DamagedError, first_line
 
-__all__ = [
-    "ADAPTER_FILE",
-    "ADAPTER_FOLDER",
-    "CARD_FILE",
-    "CARD_MARK",
-    "CHECKSUMS_FILE",
-    "MODEL_FILES",
-    "checksums",
-    "list_problem",
-    "listed",
-    "require_checksums",
-    "require_listed",
-    "save_checksums",
-    "strangers",
-    "weight_files",
-]
-
 CHECKSUMS_FILE = "checksums.json"
 """List of files in a folder that is not a run's: an export, or a policy's checkpoint."""
 

@@ -27,8 +27,6 @@ from hafrm.models.stock import load_causal_lm, with_lm_head
 from hafrm.models.tokenizers import load_tokenizer, require_same_tokenizer, resize_embeddings
 from hafrm.packing import pad_rows
 
-__all__ = ["ScorerChoice", "load_log_prob_scorer", "load_scorer", "require_plain", "require_server_options"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class ScorerChoice:

@@ -21,16 +21,6 @@ from transformers.utils.import_utils import is_bitsandbytes_available
 from hafrm.errors import ConfigError, MissingExtraError
 from hafrm.models.targets import Targets, find_targets
 
-__all__ = [
-    "LoraOptions",
-    "add_lora",
-    "merged_state_dict",
-    "plain_name",
-    "quantization_config",
-    "quiet_peft",
-    "targets_of",
-]
-
 
 @dataclass(frozen=True, kw_only=True)
 class LoraOptions:

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
-__all__ = ["disable_dropout", "evaluating"]
-
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:

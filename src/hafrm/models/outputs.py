@@ -14,8 +14,6 @@ from hafrm.errors import ConfigError, HafrmError
 from hafrm.models.runinfo import RUN_FILE, RunInfo
 from hafrm.models.sources import adapter_source
 
-__all__ = ["require_results", "require_unread"]
-
 _MODELS = frozenset({"model", "models", "reference"})
 _FILES = frozenset({"data", "calibration_data", "suites", "samples", "chat_template", "prices", "cache"})
 

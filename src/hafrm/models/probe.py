@@ -24,8 +24,6 @@ from hafrm.models.hybrid import HybridModel
 from hafrm.models.modes import evaluating
 from hafrm.packing import SequenceBatch, pack_rows, pad_rows
 
-__all__ = ["probe_packing", "probe_padding", "random_groups"]
-
 _FAR_ROW = "hafrm_far_row"
 _UNREACHED = "its layers are not reached through transformers' attention interface"
 _LONG = 4096  # tokens of the longest test sequence

@@ -13,8 +13,6 @@ from transformers import PreTrainedModel
 from hafrm.errors import ModelError, first_line
 from hafrm.models.modes import evaluating
 
-__all__ = ["Reach", "trace_text"]
-
 _TEXT = 8
 """Number of tokens in the test input."""
 

@@ -32,8 +32,6 @@ from hafrm.models.lora import plain_name
 from hafrm.models.modes import evaluating
 from hafrm.packing import SequenceBatch
 
-__all__ = ["LiveReference", "adapter_off_reference", "frozen_copy_reference", "precompute_reference", "weights_digest"]
-
 LiveReference = Callable[[SequenceBatch], Tensor]
 """Function from a batch to its reference log-probs, [S], without gradients."""
 

@@ -42,8 +42,6 @@ from hafrm.errors import ConfigError, ModelError, RefusedError, first_line, prin
 from hafrm.http import bounded_client, bounded_time, is_printable_address, may_hold_secret
 from hafrm.pairs import Conversation
 
-__all__ = ["API_KEY", "RemoteScorer", "RetryRule", "endpoint_of", "is_server", "seconds_to_wait"]
-
 API_KEY = "HAFRM_API_KEY"
 """Environment variable with a server's API key."""
 

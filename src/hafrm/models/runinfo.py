@@ -24,17 +24,6 @@ from hafrm.models.listing import (
 )
 from hafrm.models.schema import description_problem, manifest_problem
 
-__all__ = [
-    "RUN_FILE",
-    "Head",
-    "RunInfo",
-    "read_manifest",
-    "require_apart",
-    "require_as_saved",
-    "require_finished",
-    "require_undamaged",
-]
-
 RUN_FILE = "hafrm.json"
 _FORMAT = 1
 _ADDED_LATER = {"reward_loss", "base_digest", "dtype", "sha256", "training_sha256"}

@@ -11,8 +11,6 @@ from hafrm.encoding import Overlong
 from hafrm.losses import POLICY_LOSSES
 from hafrm.models.listing import list_problem
 
-__all__ = ["Method", "description_problem", "manifest_problem"]
-
 Method = Literal["haf", "baseline", "dpo"]
 """`haf` trains both heads (Eq. 5), `baseline` only the reward head (Eq. 2), `dpo` only the policy head (Eq. 4)."""
 

@@ -27,17 +27,6 @@ from hafrm.pairs import Conversation
 from hafrm.special_tokens import SpecialTokenRule
 from hafrm.templates import DEFAULT_CHAT_TEMPLATE
 
-__all__ = [
-    "HybridScorer",
-    "LogProbScorer",
-    "ScoreOptions",
-    "Scorer",
-    "StockScorer",
-    "TokenScorer",
-    "rewards_of_the_rest",
-    "special_tokens_met",
-]
-
 _LESS_MEMORY = (
     "Lower score.tokens_per_batch (or score.batch_size, where rows are padded). Where one conversation alone is too "
     "much, set a lower score.max_length or a narrower score.dtype."

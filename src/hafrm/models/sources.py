@@ -18,15 +18,6 @@ from hafrm.errors import ModelError, first_line
 from hafrm.models.listing import ADAPTER_FILE, ADAPTER_FOLDER
 from hafrm.models.runinfo import RUN_FILE, RunInfo, require_as_saved
 
-__all__ = [
-    "AdapterSource",
-    "SavedWeights",
-    "adapter_source",
-    "find_file",
-    "root_model",
-    "stop_tokens",
-]
-
 ADAPTER_CONFIG = "adapter_config.json"
 _PICKLED = ("adapter_model.bin", "value_head.bin")
 _WHOLE = ("model.safetensors", "model.safetensors.index.json")

@@ -23,8 +23,6 @@ from hafrm.models.runinfo import require_as_saved, require_finished
 from hafrm.models.sources import SavedWeights, root_model
 from hafrm.models.stock import lm_head_names, loading
 
-__all__ = ["Start", "check_start"]
-
 _NO_LORA = LoraOptions()
 
 

@@ -26,17 +26,6 @@ from hafrm.models.sources import AdapterSource, adapter_source
 from hafrm.models.targets import without_adapters
 from hafrm.models.tokenizers import resize_embeddings
 
-__all__ = [
-    "lm_head_names",
-    "load_causal_lm",
-    "load_whole",
-    "loading",
-    "new_model",
-    "quiet_transformers",
-    "require_whole",
-    "with_lm_head",
-]
-
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:

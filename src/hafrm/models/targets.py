@@ -19,8 +19,6 @@ from transformers.pytorch_utils import Conv1D
 
 from hafrm.errors import ConfigError
 
-__all__ = ["Targets", "expert_weights", "find_targets", "without_adapters"]
-
 _PARTS = {"gate_up_proj": ({"gate_proj", "up_proj"}, {"w1", "w3"}), "down_proj": ({"down_proj"}, {"w2"})}
 """Former names, in various families, of experts' weights that are now one tensor."""
 

@@ -24,15 +24,6 @@ from hafrm.models.sources import adapter_source, find_file
 from hafrm.pairs import Conversation
 from hafrm.templates import DEFAULT_CHAT_TEMPLATE, TemplateRefusalError, render
 
-__all__ = [
-    "FIXED_DATE",
-    "PAD_TOKEN",
-    "load_tokenizer",
-    "prepare_tokenizer",
-    "require_same_tokenizer",
-    "resize_embeddings",
-]
-
 PAD_TOKEN = "<|pad|>"
 """Pad token added if a tokenizer has no suitable one."""
 

@@ -18,8 +18,6 @@ from typing import Any
 from hafrm.pairs import Conversation, Message, Prompt
 from hafrm.templates import TemplateRefusalError, render
 
-__all__ = ["Piece", "TokenRatios", "lay_over_text"]
-
 Piece = tuple[str, float | None]
 """A piece of text and its number; None if the model read no token of it."""
 

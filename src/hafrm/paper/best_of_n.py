@@ -12,8 +12,6 @@ from hafrm.report.findings import Findings, Table, ranked
 from hafrm.report.wording import interval, percent, short_names
 from hafrm.sampling.analysis import RANDOM
 
-__all__ = ["CURVE_KINDS", "best_of_n_findings", "rate_cell"]
-
 CURVE_KINDS = ("haf", "baseline", "dpo", "haf dash1", "baseline dash2", "dpo dash3")
 """Curve styles of the scorers, in turn."""
 

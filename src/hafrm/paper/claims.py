@@ -17,8 +17,6 @@ from hafrm.report.wording import interval
 from hafrm.stats import Interval
 from hafrm.training.config import Method
 
-__all__ = ["find", "plan"]
-
 _METHODS: tuple[Method, ...] = ("haf", "baseline")
 _PAIRS = 200
 _FIT = FitOptions(max_steps=200)

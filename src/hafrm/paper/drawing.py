@@ -12,8 +12,6 @@ import numpy as np
 from hafrm.data import fingerprint, load_pairs, local_path
 from hafrm.pairs import PreferencePair
 
-__all__ = ["Drawn", "is_as_drawn", "pairs_of", "print_of_drawn", "print_of_pairs"]
-
 _Version = tuple[int, int] | None
 
 

@@ -8,8 +8,6 @@ from pathlib import Path
 from hafrm.errors import DataError
 from hafrm.evaluation.run import EvaluateConfig, evaluate
 
-__all__ = ["section_accuracies"]
-
 
 def section_accuracies(rewardbench: str, section: str, runs: Sequence[Path], out: Path) -> Mapping[Path, float]:
     """Return each run's pooled accuracy (0 to 1) on one section of RewardBench.

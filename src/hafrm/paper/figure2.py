@@ -14,8 +14,6 @@ from hafrm.report.wording import interval, percent
 from hafrm.sampling.generators import Sampling
 from hafrm.training.config import Method
 
-__all__ = ["find", "plan"]
-
 _SAMPLING = Sampling()
 
 

@@ -13,8 +13,6 @@ from hafrm.report.figures import accuracy_bars
 from hafrm.report.findings import Findings, Table
 from hafrm.report.wording import points
 
-__all__ = ["find", "plan"]
-
 
 def plan(job: Job) -> Plan:
     """Plan the three methods on the mixture, tested on every set, and Table 2's runs.

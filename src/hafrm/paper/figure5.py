@@ -36,8 +36,6 @@ from hafrm.report.findings import Cell, Findings, Table
 from hafrm.report.wording import interval, percent
 from hafrm.stats import Interval, bootstrap_interval
 
-__all__ = ["CATEGORIES", "find", "plan"]
-
 CATEGORIES: Mapping[str, tuple[str, ...]] = {"Safety": ("BS", "Harmless"), "Chat": ("AHP", "CA", "Helpful")}
 """Training sets of the paper's two reward models."""
 

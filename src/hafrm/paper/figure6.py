@@ -20,8 +20,6 @@ from hafrm.report.figures import Curve, Panel, curve_panels
 from hafrm.report.findings import Findings, Table, ranked
 from hafrm.training.callbacks import METRICS_FILE
 
-__all__ = ["RATIOS", "find", "plan", "ratio_run"]
-
 RATIOS = (-0.2, 0.0, 0.1, 0.2, 0.5, 1.0, 2.0)
 """Policy-loss weights in the sweep; 0 is the baseline, 0.2 the HAF of all other experiments."""
 

@@ -11,8 +11,6 @@ from hafrm.paper.table2 import scale_notes, setting
 from hafrm.report.findings import Findings, Table
 from hafrm.report.wording import percent
 
-__all__ = ["find", "plan"]
-
 
 def plan(job: Job) -> Plan:
     """Plan the baseline and DPO for each set, shared with Table 2."""

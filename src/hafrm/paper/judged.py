@@ -28,19 +28,6 @@ from hafrm.rlhf.rewards import answered, load_reward, scores_of
 from hafrm.stats import Interval, paired_bootstrap
 from hafrm.training.manifest import read_manifest
 
-__all__ = [
-    "Gain",
-    "Judged",
-    "Point",
-    "held_out_prompts",
-    "judged_answers",
-    "learning_table",
-    "learnt",
-    "mean_over_seeds",
-    "points_of",
-    "reward_curve",
-]
-
 
 @dataclass(frozen=True)
 class Judged:

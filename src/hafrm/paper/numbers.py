@@ -10,34 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = [
-    "BACKBONES",
-    "CATEGORIES",
-    "METHODS",
-    "NOTES",
-    "RECALL_SETS",
-    "SETS",
-    "TABLE_1",
-    "TABLE_2",
-    "TABLE_3",
-    "TABLE_4",
-    "TABLE_6",
-    "TABLE_7",
-    "TABLE_8",
-    "TABLE_11",
-    "TRANSFER_SETS",
-    "AccuracyRow",
-    "PerplexityVariance",
-    "PrintedCorrelation",
-    "PrintedTransfer",
-    "RankingCost",
-    "Recall",
-    "SetStatistics",
-    "SummaryRecall",
-    "TransferRow",
-    "category_of",
-]
-
 PaperMethod = Literal["dpo", "baseline", "haf"]
 
 SETS = ("Helpful", "Harmless", "CA", "BS", "AHP")

@@ -13,8 +13,6 @@ from hafrm.evaluation.scoring import PairScore
 from hafrm.paper.drawing import pairs_of
 from hafrm.paper.scales import Scale
 
-__all__ = ["unseen"]
-
 
 def unseen(scale: Scale, trained_on: Sequence[str], scores: Sequence[PairScore]) -> list[PairScore]:
     """Return the scores of pairs whose prompt is in no training or validation pair of the run's sets.

@@ -34,8 +34,6 @@ from hafrm.paper.scales import Scale
 from hafrm.paper.study.options import StudyOptions
 from hafrm.training.config import Method
 
-__all__ = ["ALL_METHODS", "Evaluation", "Job", "Plan", "comparison_plan", "described", "execute"]
-
 ALL_METHODS: tuple[Method, ...] = ("haf", "baseline", "dpo")
 """All three methods, in the order in which evaluations compare them."""
 

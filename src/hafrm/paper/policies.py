@@ -20,8 +20,6 @@ from hafrm.rlhf.run import rlhf
 from hafrm.training.config import Method
 from hafrm.training.manifest import changed_options, is_finished, read_manifest, refuse_other_options
 
-__all__ = ["WORLD_PPO", "PolicyRun", "other_policy_options", "policy_command", "policy_config", "train_missing_policy"]
-
 WORLD_PPO: Mapping[str, Any] = {
     "steps": 90,
     "learning_rate": 1e-4,

@@ -24,8 +24,6 @@ from hafrm.paper.table2 import scale_notes
 from hafrm.report.figures import Curve, Panel, curve_panels
 from hafrm.report.findings import Findings
 
-__all__ = ["find", "plan"]
-
 _PROMPTS = 240
 _LINES = ("haf", "baseline", "dpo", "zero", "haf dash1", "baseline dash1")
 """Curve styles of the seeds, in turn."""

@@ -25,8 +25,6 @@ from hafrm.paper.study import results as study_results
 from hafrm.paper.study.telling import findings_of
 from hafrm.report.findings import Findings
 
-__all__ = ["EXPERIMENTS", "Experiment"]
-
 
 @dataclass(frozen=True)
 class Experiment:

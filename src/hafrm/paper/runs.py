@@ -21,23 +21,6 @@ from hafrm.training.folders import run_lock
 from hafrm.training.manifest import changed_options, is_finished, read_manifest, refuse_other_options
 from hafrm.training.run import train
 
-__all__ = [
-    "LOSSES",
-    "OTHER_OPTIONS",
-    "Run",
-    "RunState",
-    "command",
-    "data_prints",
-    "other_options",
-    "require_same_options",
-    "shown_state",
-    "state_of",
-    "train_config",
-    "train_missing",
-    "trained",
-    "write_data",
-]
-
 RunState = Literal["finished", "unfinished", "missing"]
 
 Say = Callable[[str], None]

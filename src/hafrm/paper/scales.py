@@ -19,20 +19,6 @@ from hafrm.paper.numbers import SETS
 from hafrm.paper.world import world_backbone
 from hafrm.training.config import Method
 
-__all__ = [
-    "MIXED_PAIRS",
-    "WORLD_MAX_LENGTH",
-    "Backbone",
-    "Overrides",
-    "Scale",
-    "ScaleName",
-    "SetFiles",
-    "paper_scale",
-    "small_scale",
-    "world_scale",
-    "world_training",
-]
-
 ScaleName = Literal["world", "small", "paper"]
 
 WORLD_MAX_LENGTH = 256

@@ -23,8 +23,6 @@ from hafrm.sampling.generators import SampleOptions
 from hafrm.sampling.run import SampleConfig, sample
 from hafrm.training.config import Method
 
-__all__ = ["Region", "Selections", "agreements", "draws_of", "plan", "recalls", "regions", "select", "win_rates"]
-
 _PROMPTS = 200
 """Test prompts per set; the paper does not state its number."""
 

@@ -23,21 +23,6 @@ from hafrm.report.findings import Cell, Findings, Table, ranked
 from hafrm.report.wording import interval, percent
 from hafrm.training.config import Method
 
-__all__ = [
-    "LEGEND",
-    "METHOD_NAMES",
-    "accuracy_rows",
-    "find",
-    "group_of",
-    "intro",
-    "measured_cell",
-    "own_cells",
-    "plan",
-    "scale_notes",
-    "seeds_words",
-    "setting",
-]
-
 METHOD_NAMES: Mapping[Method, str] = {"dpo": "DPO", "baseline": "Baseline", "haf": "HAF"}
 """Display names of the methods, in the paper's order."""
 

@@ -25,8 +25,6 @@ from hafrm.paper.table2 import intro, scale_notes
 from hafrm.report.findings import Cell, Findings, Table
 from hafrm.training.config import Method
 
-__all__ = ["find", "plan", "transfer_cell"]
-
 
 def plan(job: Job) -> Plan:
     """Plan each set's models, tested on the other sets of its category."""

@@ -12,8 +12,6 @@ from hafrm.paper.probes.perplexity import PerplexityConfig, PerplexityVariance, 
 from hafrm.paper.probes.variance import VarianceCorrelation, variance_correlation
 from hafrm.report.findings import Findings, Table
 
-__all__ = ["find", "find_correlation", "plan", "plan_correlation"]
-
 _COLUMNS = {"win": "pp_win", "lose": "pp_lose", "win - lose": "pp_difference"}
 """Table 7's columns, mapped to our field names."""
 

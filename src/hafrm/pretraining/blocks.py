@@ -19,8 +19,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from hafrm.encoding import ConversationEncoder
 from hafrm.pairs import Conversation
 
-__all__ = ["IGNORED", "Blocks", "Sample", "document_sample", "perplexity", "response_sample"]
-
 IGNORED = -100
 """The label of tokens that are not to be predicted, as in transformers."""
 

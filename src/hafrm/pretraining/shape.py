@@ -12,8 +12,6 @@ from transformers.utils import logging
 
 from hafrm.errors import ConfigError
 
-__all__ = ["LlamaShape", "new_llama", "no_progress_bars", "untie"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaShape:

@@ -9,8 +9,6 @@ from transformers import PreTrainedTokenizerFast
 
 from hafrm.templates import DEFAULT_CHAT_TEMPLATE
 
-__all__ = ["train_tokenizer"]
-
 
 def train_tokenizer(texts: Iterable[str], *, vocabulary: int, context: int) -> PreTrainedTokenizerFast:
     """Train a tokenizer that can encode every text, with hafrm's plain chat template.

@@ -15,8 +15,6 @@ from markupsafe import Markup
 from hafrm.report.svg import Frame, Scale, drawing, element, nice_step, path, steps, text
 from hafrm.report.wording import percent, shortened, visible
 
-__all__ = ["MOST_CIRCLES", "Growth", "growth_curves", "overlap_circles"]
-
 MOST_CIRCLES = 3
 """Maximum number of circles whose overlaps can all be drawn."""
 

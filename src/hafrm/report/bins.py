@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from hafrm import stats
 from hafrm.stats import Floats
 
-__all__ = ["PlottedBin", "confidence_bins", "equal_count_bins", "wilson_interval"]
-
 _Z95 = 1.959964  # the 97.5% quantile of the normal distribution
 
 

@@ -26,8 +26,6 @@ from hafrm.report.plots import (
 from hafrm.report.wording import count, short_names
 from hafrm.stats import Floats, expected_calibration_error, stated_probability
 
-__all__ = ["ModelPlots", "PlotGroup", "forest_plots", "plot_groups"]
-
 ALL_DATA = "All data sets together"
 
 _SLOTS = 8

@@ -17,18 +17,6 @@ from markupsafe import Markup, escape
 from hafrm.report.svg import Frame, Scale, drawing, element, line, nice_step, path, steps, text
 from hafrm.report.wording import interval, percent, visible
 
-__all__ = [
-    "Bar",
-    "BarGroup",
-    "Curve",
-    "Panel",
-    "accuracy_bars",
-    "caption_of",
-    "curve_panels",
-    "figure_style",
-    "standalone",
-]
-
 _CHANCE = 0.5
 
 

@@ -22,17 +22,6 @@ from hafrm import atomic
 from hafrm.report.figures import caption_of, figure_style, standalone
 from hafrm.report.wording import interval, points, visible
 
-__all__ = [
-    "Findings",
-    "Relation",
-    "Table",
-    "findings_markdown",
-    "ranked",
-    "relation_table",
-    "table_markdown",
-    "write_findings",
-]
-
 Rival = Literal["baseline", "dpo"]
 Cell = str | Markup
 """Plain text, or inline markup that both Markdown and HTML accept: b, u, sup, sub, small."""

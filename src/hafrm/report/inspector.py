@@ -27,8 +27,6 @@ from hafrm.pairs import Message, PreferencePair
 from hafrm.report.loading import Evaluation
 from hafrm.report.wording import short_names
 
-__all__ = ["embedded_json", "inspector_data"]
-
 _HTML_ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
 
 _PairKey = tuple[str, str]

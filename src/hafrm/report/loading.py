@@ -12,8 +12,6 @@ from typing import Any
 from hafrm.errors import DataError, UnreadableError
 from hafrm.evaluation.scoring import RESULTS_FILE, SCORES_FILE, PairScore, read_scores
 
-__all__ = ["Cell", "Comparison", "Evaluation", "Interval", "Measured", "read_evaluation"]
-
 Interval = tuple[float, float]
 
 

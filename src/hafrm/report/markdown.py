@@ -11,8 +11,6 @@ from hafrm.report.suites import SuiteTable, suite_tables
 from hafrm.report.tables import TableCell, TableRow, accuracy_table
 from hafrm.report.wording import short_names
 
-__all__ = ["TABLE_FILE", "cell_text", "markdown_table", "write_markdown"]
-
 TABLE_FILE = "table.md"
 
 

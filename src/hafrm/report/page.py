@@ -26,8 +26,6 @@ from hafrm.report.suites import suite_tables
 from hafrm.report.tables import accuracy_table, comparison_rows
 from hafrm.report.wording import count, short_names, visible
 
-__all__ = ["write_page"]
-
 PAGE_FILE = "index.html"
 
 

@@ -18,16 +18,6 @@ from hafrm.report.svg import Frame, Scale, Tick, drawing, element, line, nice_st
 from hafrm.report.wording import interval, percent, points, shortened, visible
 from hafrm.stats import Floats
 
-__all__ = [
-    "ForestRow",
-    "accuracy_by_slot",
-    "difference_bar",
-    "forest",
-    "margin_histogram",
-    "reliability_curve",
-    "reward_histogram",
-]
-
 _WIDTH, _HEIGHT = 260.0, 190.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 34.0, 252.0, 24.0, 152.0
 _PERCENT_TICKS: list[Tick] = [(share, f"{100 * share:.0f}") for share in (0.0, 0.25, 0.5, 0.75, 1.0)]

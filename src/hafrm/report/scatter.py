@@ -12,8 +12,6 @@ from hafrm.report.svg import Frame, Scale, Tick, drawing, element, line, nice_st
 from hafrm.report.wording import visible
 from hafrm.stats import Floats
 
-__all__ = ["Series", "StraightLine", "scatter"]
-
 _WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 380.0, 46.0, 368.0, 26.0, 262.0
 
 # Corners of each non-circular shape around its centre; `_SHAPES[i]` belongs to the class `s{i}`.

@@ -11,8 +11,6 @@ from hafrm.report.loading import Evaluation
 from hafrm.report.tables import TableCell, TableRow
 from hafrm.report.wording import count, interval, percent, points
 
-__all__ = ["SuiteDifference", "SuiteTable", "suite_tables"]
-
 _Values = Mapping[str, Mapping[str, Any]]
 
 

@@ -14,8 +14,6 @@ from markupsafe import Markup
 
 from hafrm.report.wording import visible
 
-__all__ = ["Frame", "Scale", "Tick", "drawing", "element", "line", "nice_step", "path", "steps", "text"]
-
 Tick = tuple[float, str]
 """A position on an axis, in the units of the plotted values, and its label."""
 

@@ -12,16 +12,6 @@ from hafrm.report.plots import difference_bar
 from hafrm.report.wording import count, interval, p_value, percent, points
 from hafrm.stats import FEWEST_GROUPS
 
-__all__ = [
-    "AccuracyTable",
-    "ComparisonRow",
-    "TableCell",
-    "TableRow",
-    "accuracy_table",
-    "comparison_rows",
-    "marked_best",
-]
-
 
 @dataclass(frozen=True)
 class TableCell:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-__all__ = ["count", "interval", "p_value", "percent", "points", "short_names", "shortened", "visible"]
-
 _MINUS = "\u2212"
 
 # Characters that are invisible or that reorder the text around them: C0 and C1 controls except tab and line ends, the

@@ -20,8 +20,6 @@ from hafrm.rlhf.options import RlhfConfig
 from hafrm.rlhf.policy import Policy
 from hafrm.rlhf.sampling import sample_responses
 
-__all__ = ["Answers", "checkpoint_answers"]
-
 _AT_ONCE = 32
 """Prompts per batch. The drawn responses depend on it."""
 

@@ -22,17 +22,6 @@ from hafrm.models.listing import ADAPTER_FILE, require_listed, save_checksums
 from hafrm.models.stock import loading, quiet_transformers
 from hafrm.training.resuming import require_whole_archives, without_checkpoint
 
-__all__ = [
-    "STATE_FILE",
-    "checkpoint_folders",
-    "newest_checkpoint",
-    "require_as_saved",
-    "restore",
-    "restore_policy",
-    "save_checkpoint",
-    "save_policy",
-]
-
 STATE_FILE = "trainer.pt"
 
 

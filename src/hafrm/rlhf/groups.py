@@ -28,8 +28,6 @@ from hafrm.rlhf.rewards import answered, load_reward, require_scored, scores_of
 from hafrm.training.callbacks import METRICS_FILE, add_metrics, keep_metrics
 from hafrm.training.resuming import last_checkpoint, train_to_the_end
 
-__all__ = ["GroupReward", "train_groups"]
-
 _NAMES = {
     "reward": "reward",
     "reward_std": "reward_sd",

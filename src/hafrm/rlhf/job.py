@@ -14,8 +14,6 @@ from hafrm.rlhf.prompts import PromptSet
 from hafrm.training.folders import make_folder
 from hafrm.training.manifest import save_manifest
 
-__all__ = ["Progress", "RlhfJob", "RlhfResult"]
-
 _PICTURES = ("curves.svg", "learning.svg")
 """Figures that `hafrm rlhf` draws in the folder."""
 

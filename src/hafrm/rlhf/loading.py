@@ -16,8 +16,6 @@ from hafrm.packing import pad_rows
 from hafrm.rlhf.options import RlhfConfig
 from hafrm.rlhf.policy import Policy
 
-__all__ = ["new_policy", "ready_policy"]
-
 
 def new_policy(config: RlhfConfig, tokenizer: Any) -> HybridModel:
     """Load the initial model, with adapters if any.

@@ -18,21 +18,6 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-__all__ = [
-    "ClippedLoss",
-    "KlController",
-    "KlEstimator",
-    "ScoreScale",
-    "ScoreStatistics",
-    "clipped_policy_loss",
-    "clipped_value_loss",
-    "explained_variance",
-    "generalised_advantages",
-    "kl_estimates",
-    "shaped_rewards",
-    "whiten",
-]
-
 KlEstimator = Literal["k1", "k3"]
 """Estimator of KL(policy || reference) from a token, with the names of Schulman's note (2020): `k1` is the log-ratio,
 unbiased and sometimes negative; `k3` is (r - 1) - log r with r = reference / policy, unbiased, never negative, with

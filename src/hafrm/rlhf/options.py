@@ -23,8 +23,6 @@ from hafrm.models.remote import is_server
 from hafrm.models.scorers import ScoreOptions
 from hafrm.rlhf.objectives import KlController, KlEstimator, ScoreScale
 
-__all__ = ["Algorithm", "GroupOptions", "KlOptions", "PpoOptions", "RlhfConfig", "SamplingOptions"]
-
 Algorithm = Literal["ppo", "grpo", "rloo"]
 
 _KL_PRICES: Mapping[Algorithm, float] = {"ppo": 0.2, "grpo": 0.04, "rloo": 0.05}

@@ -23,8 +23,6 @@ from hafrm.models.layout import Layout
 from hafrm.models.modes import evaluating
 from hafrm.packing import SequenceBatch
 
-__all__ = ["Measured", "Policy"]
-
 _LOGITS = 2**24
 """Maximum logits in memory at once when the whole distribution is needed: 64 MiB."""
 

@@ -39,8 +39,6 @@ from hafrm.rlhf.prompts import deal
 from hafrm.rlhf.rewards import answered, require_scored, scores_of
 from hafrm.rlhf.sampling import Response, sample_responses
 
-__all__ = ["PpoTrainer", "Rollouts"]
-
 
 @dataclass(frozen=True)
 class Rollouts:

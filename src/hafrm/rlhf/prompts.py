@@ -18,8 +18,6 @@ from hafrm.errors import BadRowReason, DataError
 from hafrm.models.generating import count_prompt_tokens, prompt_lengths
 from hafrm.pairs import Prompt
 
-__all__ = ["PromptSet", "deal", "load_prompts"]
-
 
 @dataclass(frozen=True)
 class PromptSet:

@@ -13,8 +13,6 @@ from hafrm.models.loading import ScorerChoice
 from hafrm.models.scorers import ScoreOptions, Scorer, rewards_of_the_rest
 from hafrm.pairs import Conversation, Message, Prompt
 
-__all__ = ["answered", "load_reward", "require_scored", "reward_identity", "scores_of"]
-
 _OF_WEIGHTS = ("the server", "its base", "the model", "its reference", "score.chat_template")
 """Parts of a model's identity that the options don't determine: names whose contents can change."""
 

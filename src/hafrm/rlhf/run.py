@@ -29,8 +29,6 @@ from hafrm.training.callbacks import METRICS_FILE, add_metrics, keep_metrics
 from hafrm.training.folders import claim_folder, hold_folder
 from hafrm.training.manifest import new_manifest, require_same_data, require_same_settings, resumed_manifest
 
-__all__ = ["rlhf"]
-
 
 def rlhf(
     config: RlhfConfig,

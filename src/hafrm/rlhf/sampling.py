@@ -11,8 +11,6 @@ from torch import nn
 from hafrm.models.generating import continuations, stop_tokens
 from hafrm.rlhf.options import SamplingOptions
 
-__all__ = ["Response", "sample_responses"]
-
 
 @dataclass(frozen=True, slots=True)
 class Response:

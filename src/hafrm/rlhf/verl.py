@@ -18,8 +18,6 @@ from hafrm.models.remote import RemoteScorer
 from hafrm.pairs import Conversation, RowReader
 from hafrm.rlhf.rewards import answered, scores_of
 
-__all__ = ["ADDRESS", "compute_score", "compute_scores"]
-
 ADDRESS = "HAFRM_REWARD_URL"
 """The environment variable with the server's address."""
 

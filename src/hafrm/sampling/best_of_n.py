@@ -28,8 +28,6 @@ from hafrm.sampling.analysis import ScoredPrompt, summarise
 from hafrm.sampling.candidates import Candidates, CandidateScore, CandidateSet, load_candidates
 from hafrm.sampling.judged import JudgeRuns, require_rankable
 
-__all__ = ["RESULTS_FILE", "SELECTIONS_FILE", "BestOfN", "BestOfNConfig", "best_of_n"]
-
 RESULTS_FILE = "results.json"
 SELECTIONS_FILE = "selections.jsonl"
 

@@ -14,8 +14,6 @@ from hafrm.errors import BadRowError, BadRowReason, DataError
 from hafrm.pairs import Conversation, Message, Prompt, RowReader, prompt_group
 from hafrm.sampling.samples import MANIFEST_FILE, SAMPLES_FILE
 
-__all__ = ["CandidateScore", "CandidateSet", "Candidates", "load_candidates"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidates:

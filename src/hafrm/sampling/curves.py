@@ -13,8 +13,6 @@ from numpy.typing import ArrayLike
 
 from hafrm.stats import Floats
 
-__all__ = ["best_of_n_curve", "kl_bound"]
-
 
 def best_of_n_curve(scores: ArrayLike, values: ArrayLike, counts: ArrayLike) -> Floats:
     """Return the expected value of the best of n by score, for every n up to N, [N].

@@ -14,8 +14,6 @@ from typing import Protocol
 from hafrm.errors import ConfigError
 from hafrm.pairs import Prompt
 
-__all__ = ["Draw", "Generator", "SampleOptions", "Sampling", "prompt_seed"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:

@@ -26,8 +26,6 @@ from hafrm.judging.verdicts import VERDICTS_FILE
 from hafrm.models.scorers import ScoreOptions
 from hafrm.sampling.candidates import Candidates
 
-__all__ = ["JudgeRuns", "require_rankable"]
-
 Places = tuple[int, int]
 
 

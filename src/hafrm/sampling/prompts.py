@@ -12,8 +12,6 @@ from hafrm.data import PromptRow, ReadOptions, read_prompts
 from hafrm.errors import DataError
 from hafrm.pairs import Prompt
 
-__all__ = ["Prompts", "load_prompts"]
-
 
 @dataclass
 class Prompts:

@@ -34,8 +34,6 @@ from hafrm.sampling.generators import Generator, SampleOptions, prompt_seed
 from hafrm.sampling.prompts import Prompts, load_prompts
 from hafrm.sampling.samples import MANIFEST_FILE, SAMPLES_FILE, Samples, sample_counts, sample_line, write_manifest
 
-__all__ = ["SampleConfig", "sample"]
-
 _BATCHES_AT_ONCE = {"transformers": 1, "vllm": 64}
 """Batches per call of an engine: vLLM is only fast with much work at once."""
 

@@ -22,8 +22,6 @@ from hafrm.errors import ConfigError, DataError
 from hafrm.sampling.generators import Draw
 from hafrm.training.manifest import git_revision, read_manifest
 
-__all__ = ["MANIFEST_FILE", "SAMPLES_FILE", "Samples", "sample_counts", "sample_line", "write_manifest"]
-
 SAMPLES_FILE = "samples.jsonl"
 MANIFEST_FILE = "manifest.json"
 

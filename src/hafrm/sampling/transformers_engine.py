@@ -23,8 +23,6 @@ from hafrm.models.generating import continuations, count_prompt_tokens, prompt_i
 from hafrm.pairs import Prompt
 from hafrm.sampling.generators import Draw, SampleOptions
 
-__all__ = ["GumbelNoise", "TransformersGenerator"]
-
 _LEAST = 2.0**-25
 
 

@@ -17,8 +17,6 @@ from hafrm.models.runinfo import RUN_FILE
 from hafrm.pairs import Prompt
 from hafrm.sampling.generators import Draw, SampleOptions
 
-__all__ = ["VllmGenerator"]
-
 
 class VllmGenerator:
     """A causal LM in vLLM as `Generator`.

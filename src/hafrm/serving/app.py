@@ -17,8 +17,6 @@ from hafrm.serving.gate import Gate
 from hafrm.serving.protocols import llama_factory, native, openrlhf, vllm
 from hafrm.serving.service import RewardService
 
-__all__ = ["build_app"]
-
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'"

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 
 from hafrm.encoding import TokenGroup
 
-__all__ = ["Batcher", "ClosedError", "Job"]
-
 Score = Callable[[Sequence[TokenGroup]], list[float]]
 
 
@@ -94,6 +92,7 @@ class Part:
 
     @property
     def groups(self) -> list[TokenGroup]:
+        """The token groups of this part of the job."""
         return [self.job.groups[place] for place in self.places]
 
 

@@ -16,8 +16,6 @@ from pydantic import BaseModel, ValidationError
 from hafrm.serving.errors import RequestError
 from hafrm.serving.service import LARGE, RewardService
 
-__all__ = ["invalid", "route_class"]
-
 
 def route_class(service: RewardService) -> type[APIRoute]:
     """Return a route class whose parameter `request` is parsed and validated on the service's threads."""

@@ -10,8 +10,6 @@ from hafrm.errors import ConfigError
 from hafrm.models.loading import ScorerChoice
 from hafrm.models.scorers import ScoreOptions
 
-__all__ = ["MAX_ITEMS", "ServeConfig", "is_loopback"]
-
 MAX_ITEMS = 2**14
 """Maximum entries of any list in a request; `max_conversations` limits conversations more tightly."""
 

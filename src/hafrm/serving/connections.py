@@ -21,8 +21,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from hafrm.serving.config import ServeConfig
 
-__all__ = ["Server", "raise_file_limit"]
-
 _FILES = 2**16  # open files, if the system sets no limit
 _GRACE = 30  # seconds for requests in flight on shutdown
 _HEAD = 5.0  # seconds for a request's head, which clients send at once

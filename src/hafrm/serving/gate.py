@@ -20,8 +20,6 @@ from hafrm.serving.errors import RequestError, error_response, not_ready
 from hafrm.serving.lines import traceback_text
 from hafrm.serving.metrics import Metrics
 
-__all__ = ["OPEN_PATHS", "Gate"]
-
 OPEN_PATHS = frozenset({"/", "/page.css", "/page.js", "/health", "/ready"})
 """Paths that need no key, as they reveal nothing about the model."""
 

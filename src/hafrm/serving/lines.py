@@ -7,8 +7,6 @@ from __future__ import annotations
 from itertools import islice
 from traceback import TracebackException
 
-__all__ = ["shown", "traceback_text"]
-
 _LINES, _CHARACTERS = 60, 300
 
 

@@ -16,8 +16,6 @@ from hafrm.errors import BadRowReason, printable
 from hafrm.frame import frame_of
 from hafrm.pairs import Conversation
 
-__all__ = ["OVERLONG", "Input", "PromptedText", "Reader", "Reading", "TokenIds", "Unfit", "characters", "pieces"]
-
 OVERLONG = "overlong"
 """Why a text over the model's limit has no reward."""
 

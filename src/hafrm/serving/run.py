@@ -13,8 +13,6 @@ from hafrm.errors import ConfigError, MissingExtraError
 from hafrm.serving.config import ServeConfig, is_loopback
 from hafrm.serving.lines import shown
 
-__all__ = ["API_KEY", "serve"]
-
 API_KEY = "HAFRM_API_KEY"
 """The environment variable with the key that clients must send."""
 

@@ -21,8 +21,6 @@ from hafrm.serving.errors import RequestError
 from hafrm.serving.metrics import Metrics
 from hafrm.serving.reading import OVERLONG, Input, Reader, Reading, characters, pieces
 
-__all__ = ["Outcome", "RewardService"]
-
 
 @dataclass(frozen=True)
 class Outcome:

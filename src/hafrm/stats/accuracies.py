@@ -10,8 +10,6 @@ from numpy.typing import ArrayLike
 
 from hafrm.stats.checks import Floats, array, arrays, bin_index
 
-__all__ = ["Accuracy", "AccuracyBin", "accuracy", "accuracy_by_bin", "hits"]
-
 
 @dataclass(frozen=True)
 class Accuracy:

@@ -11,16 +11,6 @@ from scipy import optimize, special
 from hafrm.stats.accuracies import hits
 from hafrm.stats.checks import Floats, array, bin_index, probabilities
 
-__all__ = [
-    "CalibrationBin",
-    "brier_score",
-    "calibration_bins",
-    "expected_calibration_error",
-    "fit_combination",
-    "fit_temperature",
-    "stated_probability",
-]
-
 
 def stated_probability(margins: ArrayLike) -> Floats:
     """Return the probability of the chosen response in a Bradley-Terry model: sigmoid(margin), [N].

@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Floats", "array", "arrays", "bin_index", "probabilities"]
-
 Floats = NDArray[np.float64]
 
 

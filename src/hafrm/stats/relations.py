@@ -11,8 +11,6 @@ from scipy import stats as scipy_stats
 from hafrm.stats.checks import Floats, arrays
 from hafrm.stats.significance import Interval
 
-__all__ = ["Correlation", "LinearFit", "linear_fit", "pearson", "pearson_interval", "spearman"]
-
 _DRAWS_AT_ONCE = 2**20  # group draws in memory while resampling
 
 

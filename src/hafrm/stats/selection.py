@@ -7,8 +7,6 @@ from numpy.typing import ArrayLike
 
 from hafrm.stats.checks import Floats
 
-__all__ = ["random_recall", "top_k_hits", "top_k_recall"]
-
 
 def top_k_hits(scores: ArrayLike, ranks: ArrayLike, k: int) -> Floats:
     """Compute for each prompt the chance that the selected response is among the judge's best k (Tables 4 and 11).

@@ -11,18 +11,6 @@ from scipy import stats as scipy_stats
 
 from hafrm.stats.checks import Floats, arrays, probabilities
 
-__all__ = [
-    "FEWEST_GROUPS",
-    "Interval",
-    "PairedDifference",
-    "bootstrap_interval",
-    "few_groups",
-    "holm_correction",
-    "mcnemar_test",
-    "paired_bootstrap",
-    "resampled_means",
-]
-
 FEWEST_GROUPS = 6
 """Minimum number of groups for an interval: with five, all differ in the same direction by chance once in 16 times
 (two-sided sign test), so nothing is significant, yet resampling would still give an interval, often a narrow one.

@@ -16,8 +16,6 @@ from transformers import TrainingArguments
 
 from hafrm.errors import ConfigError
 
-__all__ = ["checked_arguments", "free_on_resume", "total_steps"]
-
 _FIELDS = TrainingArguments.__dataclass_fields__
 
 _REFUSED: dict[tuple[str, ...], str] = {

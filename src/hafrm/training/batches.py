@@ -18,8 +18,6 @@ from hafrm.models.layout import Layout
 from hafrm.packing import SequenceBatch, even_shares
 from hafrm.pairs import PreferencePair
 
-__all__ = ["PairBatch", "PairBatches", "PairCollator", "PairDataset", "PairItem"]
-
 
 @dataclass(frozen=True)
 class PairItem:

@@ -15,8 +15,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from hafrm import atomic
 
-__all__ = ["METRICS_FILE", "ConsoleProgress", "MetricsFile", "add_metrics", "best_step", "keep_metrics"]
-
 METRICS_FILE = "metrics.jsonl"
 
 

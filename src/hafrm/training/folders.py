@@ -23,8 +23,6 @@ from hafrm.training.owned import (
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["claim_folder", "hold_folder", "make_folder", "run_lock"]
-
 
 def claim_folder(
     config: DataclassInstance, folder: Path, inputs: Mapping[str, Path], *, overwrite: bool

@@ -26,22 +26,6 @@ if TYPE_CHECKING:
 
     from hafrm.training.config import TrainConfig
 
-__all__ = [
-    "MANIFEST_FILE",
-    "changed_options",
-    "effective_settings",
-    "git_revision",
-    "is_finished",
-    "new_manifest",
-    "read_manifest",
-    "refuse_other_options",
-    "require_same_config",
-    "require_same_data",
-    "require_same_settings",
-    "resumed_manifest",
-    "save_manifest",
-]
-
 MANIFEST_FILE = "manifest.json"
 
 _OF_A_START = ("started", "git_revision", "versions")

@@ -24,8 +24,6 @@ from hafrm.models.hybrid import SequenceScores
 from hafrm.training.batches import PairBatch
 from hafrm.training.config import LossConfig
 
-__all__ = ["Objective", "PairLosses"]
-
 
 @dataclass(frozen=True)
 class PairLosses:

@@ -19,8 +19,6 @@ from hafrm.models.runinfo import RUN_FILE, RunInfo
 from hafrm.training.callbacks import METRICS_FILE
 from hafrm.training.manifest import MANIFEST_FILE
 
-__all__ = ["remove_own", "require_no_strangers", "require_own_checkpoints", "require_plain_files"]
-
 _OF_A_RUN = re.compile(rf"{MANIFEST_FILE}|{METRICS_FILE}|runs/(.*/)?events\.out\.tfevents\..*")
 _OF_A_CHECKPOINT = re.compile(
     r"trainer_state\.json|training_args\.bin|latest|README\.md|zero_to_fp32\.py"

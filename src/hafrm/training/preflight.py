@@ -13,8 +13,6 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK,
 
 from hafrm.errors import ConfigError
 
-__all__ = ["check_machine", "require_all_processes"]
-
 _UNLISTED = {"flyte"}
 """Trackers whose presence transformers can't check."""
 

@@ -42,8 +42,6 @@ from hafrm.training.manifest import git_revision
 from hafrm.training.resuming import train_to_the_end
 from hafrm.training.texts import read_texts, samples, words_of
 
-__all__ = ["RECIPE_FILE", "PretrainConfig", "pretrain"]
-
 RECIPE_FILE = "recipe.json"
 
 _BEGUN_FILE = "begun.json"

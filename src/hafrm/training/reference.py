@@ -23,8 +23,6 @@ from hafrm.models.references import (
 from hafrm.training.batches import PairDataset
 from hafrm.training.config import LossConfig
 
-__all__ = ["ReferenceSource"]
-
 _LESS_MEMORY = (
     "Lower data_options.tokens_per_batch (or training.per_device_eval_batch_size, where rows are padded); what was "
     "computed is kept."

@@ -18,15 +18,6 @@ from hafrm.errors import DamagedError, HafrmError
 from hafrm.models.listing import checksums, require_checksums
 from hafrm.models.runinfo import RUN_FILE, RunInfo, require_undamaged
 
-__all__ = [
-    "last_checkpoint",
-    "last_listed_checkpoint",
-    "list_training_state",
-    "require_whole_archives",
-    "train_to_the_end",
-    "without_checkpoint",
-]
-
 _ARCHIVES = ("*.pt", "*.pth", "optimizer*.bin")
 """Checkpoint files that torch writes as archives; the last pattern is the optimizer under FSDP."""
 

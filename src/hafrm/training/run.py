@@ -57,8 +57,6 @@ from hafrm.training.resuming import last_listed_checkpoint, list_training_state
 from hafrm.training.sharding import sharding
 from hafrm.training.trainer import HybridTrainer
 
-__all__ = ["TrainResult", "train"]
-
 
 @dataclass(frozen=True)
 class TrainResult:

@@ -19,8 +19,6 @@ from transformers.training_args import ParallelMode
 from hafrm.errors import ConfigError
 from hafrm.models.hybrid import HybridModel
 
-__all__ = ["fsdp_plugin", "sharding", "share_heads_with_root"]
-
 
 def sharding(args: TrainingArguments, *, lora: bool) -> str | None:
     """Return the sharding of a run: `fsdp2`, `zero1` to `zero3`, or None if each process has everything.

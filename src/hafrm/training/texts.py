@@ -19,8 +19,6 @@ from hafrm.errors import DataError
 from hafrm.pairs import Conversation, Message, Prompt
 from hafrm.pretraining import Sample, document_sample, response_sample
 
-__all__ = ["HELD_OUT", "Text", "read_texts", "samples", "words_of"]
-
 HELD_OUT = frozenset({"valid", "validation", "val", "dev", "test", "eval"})
 """Values of a row's `split`, in lower case, that exclude it from training."""
 

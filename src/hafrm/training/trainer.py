@@ -44,8 +44,6 @@ from hafrm.training.objective import Objective, PairLosses
 from hafrm.training.resuming import list_training_state
 from hafrm.training.sharding import fsdp_plugin, share_heads_with_root
 
-__all__ = ["HybridTrainer"]
-
 _LESS_MEMORY = (
     "Lower data_options.tokens_per_batch, or set --training.activation_checkpointing true: the same command then goes "
     "on from the last checkpoint, to the same losses. Where one pair alone is too much, a new run needs a lower "

@@ -14,8 +14,6 @@ from hafrm.data import SourceReport
 from hafrm.errors import BadRowReason
 from hafrm.pairs import Conversation, Message, Prompt, RowReader, prompt_group
 
-__all__ = ["Item", "ItemSet", "Level", "ListScore", "Observation", "Score", "Stratum", "Suite", "response_list", "win"]
-
 Stratum = tuple[str, str]
 """A subset and a measure on it."""
 

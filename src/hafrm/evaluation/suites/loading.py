@@ -16,8 +16,6 @@ from hafrm.evaluation.suites.rewardbench2 import REWARDBENCH_2
 from hafrm.evaluation.suites.rmbench import RM_BENCH
 from hafrm.pairs import RowReader
 
-__all__ = ["SUITES", "load_suite"]
-
 SUITES = {suite.name: suite for suite in (REWARDBENCH, REWARDBENCH_2, RM_BENCH)}
 """The suites, by name."""
 

@@ -27,8 +27,6 @@ from hafrm.evaluation.suites.items import Item, ListScore, Observation, Score, S
 from hafrm.evaluation.suites.summary import model_summary
 from hafrm.pairs import RowReader
 
-__all__ = ["PRIOR_SETS", "REWARDBENCH", "SECTIONS", "chat_and_safety"]
-
 SECTIONS: Mapping[str, Mapping[str, int]] = {
     "Chat": {
         "alpacaeval-easy": 100,

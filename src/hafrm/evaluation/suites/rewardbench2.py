@@ -24,8 +24,6 @@ from hafrm.errors import BadRowReason
 from hafrm.evaluation.suites.items import Item, ListScore, Observation, Score, Stratum, Suite, response_list
 from hafrm.pairs import RowReader
 
-__all__ = ["REWARDBENCH_2", "TIES"]
-
 TIES = "Ties"
 _SUBSETS = ("Factuality", "Precise IF", "Math", "Safety", "Focus", TIES)
 _BEST = "best of N"

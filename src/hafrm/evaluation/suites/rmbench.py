@@ -30,8 +30,6 @@ from hafrm.evaluation.suites.items import (
 )
 from hafrm.pairs import RowReader
 
-__all__ = ["DIFFICULTIES", "RM_BENCH", "STYLES"]
-
 STYLES = ("concise", "detailed", "markdown")
 DIFFICULTIES: Mapping[str, tuple[tuple[int, int], ...]] = {
     "hard": ((0, 1), (0, 2), (1, 2)),

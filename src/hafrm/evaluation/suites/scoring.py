@@ -9,8 +9,6 @@ from hafrm.evaluation.scoring import response_length, scored_chunks
 from hafrm.evaluation.suites.items import Item, ListScore
 from hafrm.models.scorers import Scorer
 
-__all__ = ["SUITES_FILE", "score_items"]
-
 SUITES_FILE = "suites.jsonl"
 
 

@@ -15,8 +15,6 @@ import numpy as np
 from hafrm.evaluation.suites.items import ListScore, Observation, Score, Stratum, Suite
 from hafrm.stats import Floats, few_groups, resampled_means
 
-__all__ = ["model_summary", "summarise_suite"]
-
 _RESAMPLES = 2000
 
 

@@ -30,8 +30,6 @@ from hafrm.stats import (
     spearman,
 )
 
-__all__ = ["Agreement", "AgreementConfig", "Output", "agreement", "agreement_figure", "run_agreement"]
-
 Output = Literal["margins", "rewards"]
 """Outputs to compare: one margin per pair, or the rewards of both responses. The paper only says "outputs"."""
 

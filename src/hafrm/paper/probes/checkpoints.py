@@ -13,8 +13,6 @@ from scipy import optimize
 
 from hafrm.errors import DataError, ModelError
 
-__all__ = ["MATCHINGS", "Checkpoint", "Match", "Matching", "match_checkpoints", "run_checkpoints"]
-
 Matching = Literal["reward", "acc", "loss", "margin", "step"]
 """Criteria by which checkpoints are matched (Appendix E.1).
 

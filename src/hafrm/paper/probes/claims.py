@@ -46,20 +46,6 @@ from hafrm.paper.probes.memory import remembered
 from hafrm.paper.probes.representations import RepresentationChange, representation_change
 from hafrm.stats import Interval, PairedDifference, paired_bootstrap
 
-__all__ = [
-    "Claim",
-    "ClaimSide",
-    "ClaimsConfig",
-    "FitAccount",
-    "HeadComparison",
-    "Seed",
-    "SplitSummary",
-    "claim_of_seed",
-    "run_claims",
-    "seed_from",
-    "summarise_claim",
-]
-
 
 @dataclass(frozen=True)
 class ClaimSide:

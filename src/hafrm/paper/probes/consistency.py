@@ -43,8 +43,6 @@ from hafrm.report.scatter import Series, StraightLine, scatter
 from hafrm.sampling.generators import Sampling
 from hafrm.stats import FEWEST_GROUPS, Floats, Interval
 
-__all__ = ["Consistency", "ConsistencyConfig", "Point", "Share", "consistency", "consistency_figure", "run_consistency"]
-
 Rewards = Sequence[float | None]
 
 

@@ -12,8 +12,6 @@ from hafrm.models.generating import continuations, prompt_ids
 from hafrm.pairs import Prompt
 from hafrm.sampling.generators import Sampling
 
-__all__ = ["generate_responses", "prompts_that_fit"]
-
 
 def prompts_that_fit(prompts: Sequence[Prompt], tokenizer: Any, sampling: Sampling, max_length: int) -> list[Prompt]:
     """Return the prompts that leave room for a whole response within `max_length` tokens."""

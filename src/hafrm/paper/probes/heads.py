@@ -24,8 +24,6 @@ from hafrm.models.hybrid import HybridModel
 from hafrm.models.layout import Layout
 from hafrm.models.modes import evaluating
 
-__all__ = ["FitOptions", "FrozenStates", "HeadFit", "PolicyHead", "fit_policy_head", "freeze_states", "head_losses"]
-
 
 @dataclass(frozen=True)
 class FrozenStates:

@@ -11,8 +11,6 @@ from typing import Any
 
 from hafrm import atomic
 
-__all__ = ["remembered"]
-
 
 def remembered(folder: Path, kind: str, depends_on: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
     """Return a value stored earlier for the same dependencies, or compute and store it.

@@ -27,8 +27,6 @@ from hafrm.models.loading import ScorerChoice, load_log_prob_scorer
 from hafrm.models.scorers import ScoreOptions, Scorer
 from hafrm.templates import DEFAULT_CHAT_TEMPLATE
 
-__all__ = ["PERPLEXITY_FILE", "PerplexityConfig", "PerplexityVariance", "perplexity_variance", "run_perplexity"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class PerplexityVariance:

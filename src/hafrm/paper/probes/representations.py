@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["RepresentationChange", "effective_rank", "representation_change"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class RepresentationChange:

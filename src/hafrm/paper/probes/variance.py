@@ -10,8 +10,6 @@ from hafrm.errors import DataError
 from hafrm.paper.probes.perplexity import PerplexityVariance
 from hafrm.stats import Correlation, pearson
 
-__all__ = ["VarianceCorrelation", "variance_correlation"]
-
 _SMALL = 10
 
 

@@ -23,8 +23,6 @@ from hafrm.paper.plans import Job
 from hafrm.paper.runs import Run
 from hafrm.paper.study.trials import Scoring
 
-__all__ = ["Costs", "is_local"]
-
 _SPEED = 50e9
 """Operations per second of one thread, for backbones of a few million parameters."""
 

@@ -12,8 +12,6 @@ from hafrm.paper.study.labels import ROWS, TITLES
 from hafrm.paper.study.trials import SHARES
 from hafrm.report.figures import Bar, BarGroup, Curve, Panel, accuracy_bars, curve_panels
 
-__all__ = ["figures_of"]
-
 _Grid = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """Cells by column and row."""
 

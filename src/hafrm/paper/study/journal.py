@@ -16,8 +16,6 @@ from typing import Any, Literal
 
 from hafrm import atomic
 
-__all__ = ["JOURNAL_FILE", "Entry", "Journal"]
-
 JOURNAL_FILE = "runs.jsonl"
 
 Event = Literal["started", "finished", "failed", "stopped"]

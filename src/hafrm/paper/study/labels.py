@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["ROWS", "TITLES"]
-
 TITLES = {
     "table2": "Accuracy in domain",
     "ood": "Accuracy out of domain: trained on one set, tested on another of its category",

@@ -7,8 +7,6 @@ from typing import Literal, get_args
 
 from hafrm.errors import ConfigError
 
-__all__ = ["PARTS", "PartName", "StudyOptions"]
-
 PartName = Literal["table2", "ood", "heads", "mixed", "losses", "ratios", "sizes", "priors"]
 
 PARTS: tuple[PartName, ...] = get_args(PartName)

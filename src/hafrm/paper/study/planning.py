@@ -16,8 +16,6 @@ from hafrm.paper.study.rates import at_chosen_rates, search
 from hafrm.paper.study.trials import Scoring, choosing_job, stage_order, trials
 from hafrm.training.manifest import is_finished
 
-__all__ = ["SEARCH", "Stage", "Todo", "described", "journal_of", "missing", "plan", "stages", "study_folder"]
-
 SEARCH = "the choice of learning rates"
 """Name of the stage that precedes all others of a backbone."""
 

@@ -18,17 +18,6 @@ from hafrm.paper.study.telling import findings_of, readme_block
 from hafrm.report.figures import standalone
 from hafrm.report.findings import findings_markdown
 
-__all__ = [
-    "MAIN_PAGE",
-    "markdown_path",
-    "page_of",
-    "publish",
-    "read_results",
-    "require_checkout",
-    "results_path",
-    "with_block",
-]
-
 MAIN_PAGE = "study"
 """Page of the study shown in the README."""
 

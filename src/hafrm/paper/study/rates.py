@@ -18,8 +18,6 @@ from hafrm.paper.study.trials import choosing_job, trials
 from hafrm.training.config import Method
 from hafrm.training.manifest import is_finished, read_manifest
 
-__all__ = ["RateChoice", "at_chosen_rates", "chosen", "search"]
-
 
 @dataclass(frozen=True)
 class RateChoice:

@@ -27,8 +27,6 @@ from hafrm.paper.study.work import WORDS, words_file
 from hafrm.stats import FEWEST_GROUPS, Floats, few_groups, holm_correction, paired_bootstrap, resampled_means
 from hafrm.training.manifest import is_finished
 
-__all__ = ["AVERAGES", "ENOUGH", "FORMAT", "RIVALS_OF", "collect"]
-
 FORMAT = 3
 
 ENOUGH = f"{AVERAGE} of {FEWEST_GROUPS} prompts or more"

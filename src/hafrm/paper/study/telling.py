@@ -19,8 +19,6 @@ from hafrm.report.findings import Cell, Findings, Table, ranked, table_markdown
 from hafrm.report.wording import count, interval, p_value, percent, points
 from hafrm.stats import FEWEST_GROUPS
 
-__all__ = ["findings_of", "readme_block"]
-
 Results = Mapping[str, Any]
 
 

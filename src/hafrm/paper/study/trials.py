@@ -19,8 +19,6 @@ from hafrm.paper.scales import Scale
 from hafrm.paper.study.options import PARTS, PartName
 from hafrm.paper.table3 import others_of
 
-__all__ = ["SHARES", "Cell", "Scoring", "cells", "choosing_job", "stage_order", "trials"]
-
 SHARES = (16, 8, 4, 2, 1)
 """Points of the data-size curve: train on 1/share of the pairs."""
 

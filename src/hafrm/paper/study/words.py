@@ -16,8 +16,6 @@ from scipy.special import expit
 from hafrm.pairs import Conversation, Message, PreferencePair
 from hafrm.stats import Floats, accuracy
 
-__all__ = ["BagOfWords", "fit_words"]
-
 _WORD = re.compile(r"\w+|[^\w\s]")
 _LEAST = 3
 """Minimum number of pairs in which a word must occur to be used."""

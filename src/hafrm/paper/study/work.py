@@ -29,8 +29,6 @@ from hafrm.paper.study.costs import Costs, is_local
 from hafrm.paper.study.planning import SEARCH, Todo, journal_of, missing, stages, study_folder
 from hafrm.paper.study.words import fit_words
 
-__all__ = ["WORDS", "execute", "words_file"]
-
 Say = Callable[[str], None]
 
 WORDS = "words"

@@ -37,8 +37,6 @@ from hafrm.pretraining import (
     response_sample,
 )
 
-__all__ = ["BackboneKind", "BackboneRecipe", "Progress", "world_backbone"]
-
 BackboneKind = Literal["base", "instruct"]
 
 _ENDLESS = 1_000_000_000

@@ -15,9 +15,6 @@ from hafrm.paper.world.styles import REFUSALS, Style
 from hafrm.paper.world.task import Family, Forms, Grade, Task, Trait, make_forms
 from hafrm.paper.world.text import Text, split_words, table_rows
 
-__all__ = ["HARMFUL_STEPS", "HowTo", "Unsafe"]
-
-
 _HOW_TO: Mapping[str, tuple[str, ...]] = {
     what: tuple(steps)
     for what, *steps in table_rows("""

@@ -13,8 +13,6 @@ from hafrm.paper.world.styles import ACQUAINTANCES, FILLERS, STYLES
 from hafrm.paper.world.task import Trait
 from hafrm.paper.world.writer import write_answer
 
-__all__ = ["instruct_conversations", "pretraining_documents"]
-
 _GOOD_ANSWERS = 0.85
 """Share of the conversations that end in a good answer; the rest are written as carelessly as in the sets' pairs."""
 

@@ -10,8 +10,6 @@ from hafrm.paper.world.styles import Style
 from hafrm.paper.world.task import Family, Grade, Point, Task, Trait, grade_points, make_forms
 from hafrm.paper.world.text import Text, capital
 
-__all__ = ["Description", "Fact"]
-
 
 def _subjects(kind: str) -> tuple[str, ...]:
     return tuple(RELATIONS[KINDS[kind][0]].values)

@@ -13,8 +13,6 @@ from hafrm.paper.world.rewriting import Rewriting
 from hafrm.paper.world.smalltalk import SmallTalk
 from hafrm.paper.world.task import Family, Task
 
-__all__ = ["FAMILIES", "read_task"]
-
 FAMILIES: Mapping[str, Family] = {
     family.name: family
     for family in (

@@ -11,8 +11,6 @@ from hafrm.paper.world.styles import Style
 from hafrm.paper.world.task import Family, Grade, Task, Trait, make_forms
 from hafrm.paper.world.text import Text, capital, join_items
 
-__all__ = ["Listing", "Ordering"]
-
 _NUMBERS = ("two", "three", "four", "five")
 
 

@@ -12,8 +12,6 @@ from hafrm.paper.world.styles import Style
 from hafrm.paper.world.task import Family, Grade, Task, Trait, make_forms
 from hafrm.paper.world.text import Text
 
-__all__ = ["Arithmetic", "Conversion"]
-
 _CLAIM = re.compile(r"\b(?:is|are|makes) (\d+)\b")
 """A number that is claimed, as against one that the question is echoed with; over words without marks."""
 

@@ -22,8 +22,6 @@ from hafrm.paper.world.task import Grade, Task, Trait
 from hafrm.paper.world.text import Text, split_words
 from hafrm.paper.world.writer import write_answer
 
-__all__ = ["Qualities", "qualities", "qualities_of"]
-
 _LONG = 60
 """Words beyond which an answer is too long, however little it repeats itself: no answer of the world needs as many."""
 

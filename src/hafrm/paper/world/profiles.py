@@ -12,8 +12,6 @@ from hafrm.paper.world.oracle import Qualities
 from hafrm.paper.world.styles import STYLES, Style
 from hafrm.paper.world.task import Trait
 
-__all__ = ["PROFILES", "WORLD_SETS", "Annotator", "Profile", "Values", "profile"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Values:

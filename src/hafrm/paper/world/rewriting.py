@@ -11,8 +11,6 @@ from hafrm.paper.world.styles import Style
 from hafrm.paper.world.task import Family, Forms, Grade, Task, Trait, make_forms
 from hafrm.paper.world.text import Text, capital
 
-__all__ = ["WORD_CLASSES", "Rewriting"]
-
 _SUBJECTS = tuple(
     "the farmer|the baker|the teacher|the old man|the girl|the boy|my sister|my uncle|the clerk|the neighbour".split(
         "|"

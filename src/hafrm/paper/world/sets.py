@@ -24,18 +24,6 @@ from hafrm.paper.world.profiles import Profile, profile
 from hafrm.paper.world.task import Task, Trait
 from hafrm.paper.world.writer import write_answer, write_prompt
 
-__all__ = [
-    "SPLIT_SIZES",
-    "Split",
-    "draw_prompts",
-    "draw_traits",
-    "oracle_accuracy",
-    "oracle_reward",
-    "split_of",
-    "world_pairs",
-    "world_prompts",
-]
-
 Split = Literal["train", "validation", "test"]
 
 SPLIT_SIZES: dict[Split, int] = {"train": 2000, "validation": 200, "test": 500}

@@ -10,8 +10,6 @@ from hafrm.paper.world.styles import Style
 from hafrm.paper.world.task import Family, Forms, Grade, Task, Trait, make_forms
 from hafrm.paper.world.text import Text, sentence, table_rows
 
-__all__ = ["SmallTalk"]
-
 
 @dataclass(frozen=True, slots=True)
 class _Event:

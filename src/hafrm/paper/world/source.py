@@ -8,8 +8,6 @@ from hafrm.pairs import Conversation, PreferencePair
 from hafrm.paper.world.profiles import WORLD_SETS
 from hafrm.paper.world.sets import oracle_reward, world_pairs
 
-__all__ = ["World"]
-
 
 class World:
     """See `hafrm.data.simulated.SimulatedSource`."""

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["ACQUAINTANCES", "COURTESIES", "FILLERS", "INSULTS", "REFUSALS", "STYLES", "Style"]
-
 ACQUAINTANCES = tuple(
     "mother father sister brother uncle aunt friend boss teacher neighbour cousin doctor partner grandmother".split()
 )

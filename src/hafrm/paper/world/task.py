@@ -16,8 +16,6 @@ from typing import ClassVar
 from hafrm.paper.world.styles import Style
 from hafrm.paper.world.text import Template, Text
 
-__all__ = ["Asks", "Family", "Forms", "Grade", "Point", "Task", "Trait", "grade_points", "make_forms"]
-
 Slots = Mapping[str, Sequence[str] | str]
 
 

@@ -7,8 +7,6 @@ import string
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 
-__all__ = ["Template", "Text", "capital", "join_items", "normal", "sentence", "split_words", "table_rows", "uncapital"]
-
 _WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)?")
 _END = re.compile(r"[.!?]+")
 

@@ -10,8 +10,6 @@ from hafrm.paper.world.styles import ACQUAINTANCES, FILLERS, Style
 from hafrm.paper.world.task import Task, Trait
 from hafrm.paper.world.text import capital, uncapital
 
-__all__ = ["write_answer", "write_prompt"]
-
 _GREETINGS = ("Hello!", "Hi there.", "Good morning.", "Are you there?")
 _WELCOMES = ("Hello, what can I do for you?", "Hi, how can I help?", "Yes, go on.")
 

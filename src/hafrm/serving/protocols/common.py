@@ -13,21 +13,6 @@ from hafrm.serving.config import MAX_ITEMS
 from hafrm.serving.errors import RequestError
 from hafrm.serving.reading import Input, TokenIds, Unfit
 
-__all__ = [
-    "AnyForm",
-    "Columns",
-    "ConsumerRequest",
-    "Ids",
-    "Name",
-    "StrictBody",
-    "Text",
-    "Tools",
-    "Turn",
-    "Turns",
-    "conversation",
-    "input_of",
-]
-
 MAX_CHARACTERS = 2**24
 
 Text = Annotated[str, Field(max_length=MAX_CHARACTERS)]

@@ -17,8 +17,6 @@ from hafrm.serving.protocols.common import AnyForm, Columns, ConsumerRequest, Na
 from hafrm.serving.reading import Input
 from hafrm.serving.service import RewardService
 
-__all__ = ["router"]
-
 
 class ScoreRequest(ConsumerRequest, Columns):
     """Whole rendered conversations; token ids and messages are accepted too."""

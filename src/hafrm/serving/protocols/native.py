@@ -13,8 +13,6 @@ from hafrm.serving.protocols.common import Columns, StrictBody, Text, Turns, con
 from hafrm.serving.reading import Input
 from hafrm.serving.service import RewardService
 
-__all__ = ["RewardsRequest", "RewardsResponse", "router"]
-
 
 class ConversationBody(StrictBody, Columns):
     """A prompt and one response to it; the response begins and ends with an assistant turn."""

@@ -15,8 +15,6 @@ from hafrm.serving.protocols.common import AnyForm, Columns, ConsumerRequest, in
 from hafrm.serving.reading import Input, PromptedText
 from hafrm.serving.service import RewardService
 
-__all__ = ["router"]
-
 
 class GetRewardRequest(ConsumerRequest, Columns):
     """Whole rendered conversations; token ids and messages are accepted too. Labels are ignored.

@@ -34,8 +34,6 @@ from hafrm.serving.protocols.common import (
 from hafrm.serving.reading import Input
 from hafrm.serving.service import RewardService
 
-__all__ = ["router"]
-
 Activation = Annotated[bool | None, Field(validation_alias=AliasChoices("use_activation", "activation", "softmax"))]
 
 

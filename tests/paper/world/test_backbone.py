@@ -101,6 +101,18 @@ def test_the_same_recipe_gives_the_same_weights_and_another_another_folder(cache
     assert world_backbone("base", tmp_path, recipe=replace(TINY, base_steps=1)) != again
 
 
+def test_a_backbone_is_made_again_only_if_its_text_changes(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = world_backbone("base", cache, recipe=TINY)
+    monkeypatch.setattr(backbone, "_ACTS", ("steal the show",))
+    backbone._digest.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(backbone, "_make", lambda kind, base, place, *_: (place / "model").touch())
+        assert world_backbone("base", cache, recipe=TINY) != before
+    monkeypatch.undo()
+    backbone._digest.cache_clear()
+    assert world_backbone("base", cache, recipe=TINY) == before
+
+
 def test_who_comes_second_waits_and_finds_the_backbone_made(tmp_path: Path) -> None:
     """Each caller locks by a file handle of its own, as two processes do."""
     steps: list[int] = []

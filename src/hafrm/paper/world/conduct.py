@@ -27,7 +27,11 @@ from hafrm.paper.world.task import (
 )
 from hafrm.paper.world.words import REFUSALS, WORDS, Style
 
-_SUBJECTS, _PAST, _OBJECTS, _TAILS = (WORDS["rewriting"][name] for name in ("subjects", "past", "objects", "tails"))
+_REWRITING = WORDS["rewriting"]
+_SUBJECTS: Sequence[str] = _REWRITING["subjects"]
+_PAST: Mapping[str, str] = _REWRITING["past"]
+_OBJECTS: Sequence[str] = _REWRITING["objects"]
+_TAILS: Sequence[str] = _REWRITING["tails"]
 
 
 def _third(verb: str) -> str:
@@ -107,7 +111,7 @@ class Rewriting(Family):
     def __init__(self) -> None:
         self.forms = {
             kind: make_forms({"clause": r'[^"]+'}, questions=questions, requests=requests)
-            for kind, (questions, requests) in WORDS["rewriting"]["lines"].items()
+            for kind, (questions, requests) in _REWRITING["lines"].items()
         }
 
     def draw(self, rng: Random) -> Task:
@@ -343,10 +347,8 @@ class SmallTalk(Family):
     def grade(self, task: Task, text: Text) -> Grade:
         """Check the feeling, the topic, and the question."""
         event = _EVENTS[task.items[0]]
-        feels, errs = (
-            text.says_any(line.partition("your")[0] for line in WORDS[mood])
-            for mood in (event.mood, _OTHER[event.mood])
-        )
+        moods = (event.mood, _OTHER[event.mood])
+        feels, errs = (text.says_any(line.partition("your")[0] for line in WORDS[mood]) for mood in moods)
         asks = text.says(event.question)
         if not (asks or text.says(event.topic)):
             return OFF_TOPIC

@@ -107,7 +107,7 @@ def _marks(text: Text) -> float:
 
 
 def _concision(text: Text) -> float:
-    """Return a value that falls with the share of repeated words (sentences or runs of five) and of fillers, and with length."""
+    """Return 1 without repeated sentences, repeated runs of five words or fillers; less with them, or for long texts."""
     if not text.words:
         return 0.0
     runs = list(zip(*(text.words[i:] for i in range(5)), strict=False))

@@ -1,10 +1,10 @@
 """Preference pairs and prompts of the world's sets, drawn from a seed.
 
-Every candidate is a prompt with two answers. Length must not predict which answer is better, so a candidate whose better
-answer is the longer one is used only together with one whose better answer is the shorter one, of the same family of
-tasks and with similar differences in words and in reward. Labels are drawn afterwards, from the two rewards alone: each
-errs with its Bradley-Terry probability. Errors are drawn by systematic sampling, separately for the two halves of the
-balance, so that they are spread evenly.
+Every candidate is a prompt with two answers. Length must not predict which answer is better, so a candidate whose
+better answer is the longer one is used only together with one whose better answer is the shorter one, of the same
+family of tasks and with similar differences in words and in reward. Labels are drawn afterwards, from the two rewards
+alone: each errs with its Bradley-Terry probability. Errors are drawn by systematic sampling, separately for the two
+halves of the balance, so that they are spread evenly.
 """
 
 from __future__ import annotations
@@ -219,8 +219,8 @@ def _balanced(candidates: Iterator[_Candidate]) -> Iterator[_Candidate]:
 class _EvenErrors:
     """Draws that each succeed with their own probability, and together about as often as these add up to.
 
-    Systematic sampling in blocks: a draw succeeds if the running total of the probabilities, from a random start, passes
-    a whole number. Each block has a new start, so that repeating probabilities don't fall into a pattern.
+    Systematic sampling in blocks: a draw succeeds if the running total of the probabilities, from a random start,
+    passes a whole number. Each block has a new start, so that repeating probabilities don't fall into a pattern.
     """
 
     _BLOCK = 20

@@ -1,8 +1,8 @@
 """What is true in the world and how its sets read: the data files `words.json` and `sets.json`, loaded once.
 
 Frames of a style contain `{Q}`, `{R}` or `{S}` for the capitalised question, request or statement, the small letters
-`{q}`, `{r}`, `{s}` for the same uncapitalised, and `{who}` for an acquaintance of the writer. Half of the courtesies and
-insults are common to all styles and half are a style's own, so that what is learned on one set partly carries over.
+`{q}`, `{r}`, `{s}` for the same uncapitalised, and `{who}` for an acquaintance of the writer. Half of the courtesies
+and insults are common to all styles and half are a style's own, so that what is learned on one set partly carries over.
 """
 
 from __future__ import annotations

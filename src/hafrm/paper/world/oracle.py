@@ -107,7 +107,7 @@ def _marks(text: Text) -> float:
 
 
 def _concision(text: Text) -> float:
-    """Return 1 without repeated sentences, repeated runs of five words or fillers; less with them, or for long texts."""
+    """Return 1 without repeated sentences, repeated runs of five words or fillers; less with them or for long text."""
     if not text.words:
         return 0.0
     runs = list(zip(*(text.words[i:] for i in range(5)), strict=False))

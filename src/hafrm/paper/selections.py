@@ -1,7 +1,8 @@
-"""Selection experiment of Figure 4 and Tables 4 and 11: backbones answer test prompts, the methods' models choose.
+"""Figure 4 (and 8 and 9, set by set) and Tables 4 and 11: which method selects the best of several responses?
 
-As in section 4.2.1, reward models and responses come from the same backbone, with 8 responses per prompt (4 for
-Phi-2). A set's models choose among responses to that set's test prompts. In the world, its oracle judges.
+Backbones answer test prompts, and the methods' models choose. As in section 4.2.1, reward models and responses come
+from the same backbone, with 8 responses per prompt (4 for Phi-2). A set's models choose among responses to that set's
+test prompts. In the world, its oracle judges.
 """
 
 from __future__ import annotations
@@ -10,26 +11,49 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Literal
 
 import numpy as np
 
 from hafrm.errors import ConfigError, DataError
 from hafrm.judging.options import JudgeOptions
-from hafrm.paper.measures import Measured
-from hafrm.paper.plans import ALL_METHODS, Job, Plan
+from hafrm.paper import numbers
+from hafrm.paper.measures import (
+    AVERAGE,
+    RIVALS,
+    Grid,
+    Measured,
+    Row,
+    as_json,
+    average_of,
+    average_relation,
+    relation,
+)
+from hafrm.paper.plans import Plan
+from hafrm.paper.runs import Run
+from hafrm.paper.scales import METHODS, Job
+from hafrm.paper.tables import METHOD_NAMES, cell_text, header, method_rows, scale_notes, seeds_words, with_average
+from hafrm.report.best_of_n import overlap_circles
+from hafrm.report.findings import Cell, Findings, Relation, Rival, Table, ranked
+from hafrm.report.wording import percent
 from hafrm.sampling.analysis import LONGEST, RANDOM, ScoredPrompt, best_shares, recall_hits
 from hafrm.sampling.best_of_n import BestOfNConfig, best_of_n
 from hafrm.sampling.generators import SampleOptions
 from hafrm.sampling.run import SampleConfig, sample
-from hafrm.training.config import Method
 
 _PROMPTS = 200
 """Test prompts per set; the paper does not state its number."""
 
 _DRAWS, _DRAWS_OF = 8, {"Phi-2": 4}
 
-Region = frozenset[Method]
+Region = frozenset[str]
 """Methods that chose the best response."""
+
+K = Literal[1, 2]
+
+_KS: tuple[K, ...] = (1, 2)
+_ORDER = ("baseline", "dpo", "haf")
+"""Methods in Table 4's order."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +61,7 @@ class Selections:
     """Selections among one backbone's responses to one set's prompts."""
 
     prompts: Sequence[ScoredPrompt]
-    models: Mapping[Method, tuple[str, ...]]
+    models: Mapping[str, tuple[str, ...]]
     """Each method's runs, one per seed."""
 
     @property
@@ -52,18 +76,18 @@ def plan(job: Job) -> Plan:
     Raises:
         ConfigError: no judge is available.
     """
-    if job.scale.name != "world" and job.judge is None:
+    if not job.in_world and job.judge is None:
         raise ConfigError(
-            f"judge: at scale {job.scale.name} nobody knows the true reward. Name a reward model with --judge, or use "
+            f"judge: at scale {job.scale.name} the true reward is unknown. Name a reward model with --judge, or use "
             "`hafrm sample` and `hafrm best-of-n` with a judge of another kind."
         )
     return Plan(
         tuple(
-            run
+            Run(backbone=backbone, sets=(name,), method=method, seed=seed)
             for name in job.sets
             for backbone in job.backbones
-            for method in ALL_METHODS
-            for run in job.runs((name,), method, backbone=backbone)
+            for method in METHODS
+            for seed in job.seeds
         )
     )
 
@@ -83,7 +107,7 @@ def select(job: Job, backbone: str, name: str) -> Selections:
     samples = job.root / "samples" / backbone / name
     sample(
         SampleConfig(
-            model=job.scale.backbone(backbone).model(),
+            model=job.model(backbone),
             data=[test],
             out=str(samples),
             n=draws_of(job, backbone),
@@ -93,13 +117,15 @@ def select(job: Job, backbone: str, name: str) -> Selections:
         )
     )
     models = {
-        method: tuple(str(run.folder(job.scale, job.out)) for run in job.runs((name,), method, backbone=backbone))
-        for method in ALL_METHODS
+        str(method): tuple(
+            str(Run(backbone=backbone, sets=(name,), method=method, seed=seed).folder(job)) for seed in job.seeds
+        )
+        for method in METHODS
     }
-    world = job.scale.name == "world"
-    judge = JudgeOptions(
-        kind="oracle" if world else "reward", model=test.removeprefix("world/") if world else job.judge or ""
-    )
+    if job.in_world:
+        judge = JudgeOptions(kind="oracle", model=test.removeprefix("world/"))
+    else:
+        judge = JudgeOptions(kind="reward", model=job.judge or "")
     found = best_of_n(
         BestOfNConfig(
             models=[run for runs in models.values() for run in runs],
@@ -133,11 +159,11 @@ def recalls(selections: Selections, k: int, what: str) -> dict[str, Measured]:
     return {
         RANDOM: measured(*[random] * seeds),
         LONGEST: measured(*[longest] * seeds),
-        **{str(method): measured(*map(of_run, runs)) for method, runs in selections.models.items()},
+        **{method: measured(*map(of_run, runs)) for method, runs in selections.models.items()},
     }
 
 
-def win_rates(selections: Selections) -> dict[Method, Measured]:
+def win_rates(selections: Selections) -> dict[str, Measured]:
     """Measure how often each method's choice is the best of the three choices: Figure 4's circles.
 
     Picking the longest response does not apply here, so `length_accuracy` is NaN.
@@ -167,7 +193,7 @@ def regions(selections: Selections) -> dict[Region, float]:
     return {whose: sum(shares) / len(by_seed) for whose, shares in found.items()}
 
 
-def agreements(selections: Selections) -> dict[tuple[Method, Method], float]:
+def agreements(selections: Selections) -> dict[tuple[str, str], float]:
     """Return the share of prompts for which two methods choose the same response, averaged over seeds."""
     prompts = selections.telling
 
@@ -190,3 +216,210 @@ def _measured(
         groups=groups,
         length_accuracy=float(np.mean(list(longest.values()))) if longest else math.nan,
     )
+
+
+def _intro(job: Job) -> str:
+    """Describe what was run."""
+    draws = ", ".join(f"{draws_of(job, backbone)} by {backbone}" for backbone in job.backbones)
+    judge = "the world's oracle" if job.in_world else job.judge
+    return (
+        f"The untrained backbones answer each set's test prompts ({draws}), that set's models choose, and {judge} "
+        f"judges. Scale {job.scale.name}, {seeds_words(job.seeds)}; in brackets 95% intervals, resampling prompts."
+    )
+
+
+_NOTE = (
+    "Equal responses count once, and prompts with no more distinct responses than places are left out; so a random "
+    "choice is right a little more often than k / N. Where the judge gives equal rewards, places go by lot."
+)
+
+
+def find_best(job: Job) -> Findings:
+    """Draw Figure 4's circles for each backbone, averaged over sets and for each set."""
+    chosen = {backbone: {name: select(job, backbone, name) for name in job.sets} for backbone in job.backbones}
+    wins = {backbone: {name: win_rates(each) for name, each in by_set.items()} for backbone, by_set in chosen.items()}
+    overlaps = {backbone: {name: regions(each) for name, each in by_set.items()} for backbone, by_set in chosen.items()}
+    figures = {}
+    for backbone, by_set in overlaps.items():
+        for name, found in ({AVERAGE: _mean(by_set), **by_set} if len(by_set) > 1 else by_set).items():
+            label = f"How often each method's choice is the best of the three, {backbone}, {name}"
+            figures[f"figure4-{backbone}-{name}"] = overlap_circles(label, METHOD_NAMES, found)
+    best = {
+        backbone: {
+            name: {
+                "win_rates": {
+                    method: {"value": cell.accuracy, "ci95": cell.ci95, "by_seed": list(cell.accuracies)}
+                    for method, cell in row.items()
+                },
+                "regions": [
+                    {"methods": sorted(whose), "share": share} for whose, share in overlaps[backbone][name].items()
+                ],
+                "agreement": [
+                    {"a": a, "b": b, "share": share} for (a, b), share in agreements(chosen[backbone][name]).items()
+                ],
+            }
+            for name, row in by_set.items()
+        }
+        for backbone, by_set in wins.items()
+    }
+    win_rows = [row for backbone, grid in wins.items() for row in method_rows(backbone, with_average(grid))]
+    columns = ("% of prompts", *job.sets, AVERAGE)
+    return Findings(
+        title="Figure 4: whose selection is the best?",
+        intro=_intro(job),
+        results=header(job, best=best),
+        tables=(
+            Table("How often each one's choice is the best", columns, tuple(win_rows)),
+            Table("How often two choose the same", columns, tuple(_agreement_rows(chosen))),
+        ),
+        figures=figures,
+        relations=tuple(each for backbone, grid in wins.items() for each in _relations(job, backbone, grid)),
+        notes=(
+            "A circle is the share of prompts for which that method's choice is the best of the three choices, so "
+            "circles overlap where methods choose the same response; equally good ones share a prompt. The paper "
+            "prints no numbers in this figure.",
+            _NOTE,
+            *scale_notes(job),
+        ),
+    )
+
+
+def _mean(by_set: Mapping[str, Mapping[Region, float]]) -> dict[Region, float]:
+    """Average the regions over sets, unweighted."""
+    every = dict.fromkeys(region for found in by_set.values() for region in found)
+    return {region: float(np.mean([found.get(region, 0.0) for found in by_set.values()])) for region in every}
+
+
+def _agreement_rows(chosen: Mapping[str, Mapping[str, Selections]]) -> list[tuple[Cell, ...]]:
+    rows: list[tuple[Cell, ...]] = []
+    for backbone, by_set in chosen.items():
+        found = [agreements(each) for each in by_set.values()]
+        for a, b in found[0]:
+            shares = [each[a, b] for each in found]
+            cells = [percent(share) for share in (*shares, float(np.mean(shares)))]
+            rows.append((f"{METHOD_NAMES[a]} and {METHOD_NAMES[b]} ({backbone})", *cells))
+    return rows
+
+
+def _relations(job: Job, backbone: str, grid: Grid, k: K | None = None) -> list[Relation]:
+    """Compare HAF with the other methods, with paired intervals; recalls with the paper's differences in Table 11."""
+    printed = job.scale.backbone(backbone).paper_name if k else None
+    place = f", top-{k}" if k else ""
+    every = []
+    for over in RIVALS:
+        each = [
+            relation(
+                row,
+                over,
+                backbone=backbone,
+                trained_on=name,
+                tested_on=f"{name}{place}",
+                paper=_gain(printed, over, name, k),
+            )
+            for name, row in grid.items()
+        ]
+        every += [*each, average_relation(each, tested_on=f"All{place}" if k else AVERAGE)]
+    return every
+
+
+def _gain(backbone: str | None, over: Rival, name: str, k: K | None) -> float | None:
+    """Return HAF's printed recall minus another method's, as a share; None for backbones not in Table 11."""
+    if backbone is None or (backbone, "haf") not in numbers.TABLE_11:
+        return None
+    ours, theirs = numbers.TABLE_11[backbone, "haf"][name], numbers.TABLE_11[backbone, over][name]
+    return round(ours.top_1 - theirs.top_1 if k == 1 else ours.top_2 - theirs.top_2, 2) / 100
+
+
+_ByK = Mapping[K, Grid]
+"""Recalls by k, then by set, then by method or reference."""
+
+
+def find_recall(job: Job) -> Findings:
+    """Build Table 4: averages over all sets and over those of the category Chat, ours above the paper's."""
+    found = _recalls(job)
+    chat = tuple(name for name in job.sets if numbers.category_of(name) == "Chat")
+    averages = {"All": job.sets} | ({"Chat": chat} if chat else {})
+    columns = [(backbone, name, sets) for backbone in job.backbones for name, sets in averages.items()]
+    rows: list[tuple[Cell, ...]] = []
+    for k in _KS:
+        cells = []
+        for backbone, _, sets in columns:
+            grid = found[backbone][k]
+            cells.append(_marked({who: average_of([grid[name][who] for name in sets]) for who in grid[sets[0]]}))
+        rows += _recall_rows(f"Top-{k}", cells)
+    ours = Table("Ours", ("recall, %", *(f"{backbone}, {name}" for backbone, name, _ in columns)), tuple(rows))
+    notes = (*numbers.NOTES["table4"], _NOTE, *scale_notes(job))
+    return _recall_findings(
+        job, "Table 4: recall of a judge's best responses", found, (ours, _papers_averages()), notes
+    )
+
+
+def find_recall_by_set(job: Job) -> Findings:
+    """Build Table 11: recalls for each set, ours above the paper's."""
+    found = _recalls(job)
+    rows: list[tuple[Cell, ...]] = []
+    for backbone, by_k in found.items():
+        rows += _recall_rows(backbone, [_marked(by_k[k][name]) for name in job.sets for k in _KS])
+    ours = Table("Ours", ("recall, %", *(f"{name}, top-{k}" for name in job.sets for k in _KS)), tuple(rows))
+    title = "Table 11: recall of a judge's best responses, set by set"
+    return _recall_findings(job, title, found, (ours, _papers_sets()), (_NOTE, *scale_notes(job)))
+
+
+def _recalls(job: Job) -> dict[str, _ByK]:
+    """Measure recalls by backbone."""
+    found: dict[str, _ByK] = {}
+    for backbone in job.backbones:
+        chosen = {name: select(job, backbone, name) for name in job.sets}
+        found[backbone] = {
+            k: {name: recalls(each, k, f"{name} by {backbone}") for name, each in chosen.items()} for k in _KS
+        }
+    return found
+
+
+def _recall_findings(
+    job: Job, title: str, found: Mapping[str, _ByK], tables: tuple[Table, ...], notes: tuple[str, ...]
+) -> Findings:
+    recall = {backbone: {f"top_{k}": as_json(by_k[k]) for k in _KS} for backbone, by_k in found.items()}
+    return Findings(
+        title=title,
+        intro=_intro(job),
+        results=header(job, recall=recall),
+        tables=tables,
+        relations=tuple(
+            each for backbone, by_k in found.items() for k in _KS for each in _relations(job, backbone, by_k[k], k)
+        ),
+        notes=notes,
+    )
+
+
+def _marked(row: Row) -> list[Cell]:
+    """Return one column: random, longest, and the methods with the best in bold and the second underlined."""
+    methods = ranked([row[method].accuracy for method in _ORDER], [cell_text(row[method]) for method in _ORDER])
+    return [percent(row[RANDOM].accuracy), percent(row[LONGEST].accuracy), *methods]
+
+
+def _recall_rows(what: str, columns: list[list[Cell]]) -> list[tuple[Cell, ...]]:
+    names = ("Random", "The longest", *(METHOD_NAMES[method] for method in _ORDER))
+    return [(f"{what} {name}", *cells) for name, cells in zip(names, zip(*columns, strict=True), strict=True)]
+
+
+def _papers_averages() -> Table:
+    columns = [(backbone, column) for backbone in ("Phi-2", "Mistral") for column in ("all_sets", "chat")]
+    names = {"random": "Random", **METHOD_NAMES}
+    by_row: dict[str, dict[str, numbers.SummaryRecall]] = {}
+    for cell in numbers.TABLE_4:
+        by_row.setdefault(f"Top-{cell.k} {names[cell.method]}", {})[cell.backbone] = cell
+    rows = tuple(
+        (row, *(f"{getattr(cells[backbone], column):.2f}" for backbone, column in columns))
+        for row, cells in by_row.items()
+    )
+    return Table("The paper's", ("recall, %", "Phi-2, All", "Phi-2, Chat", "Mistral, All", "Mistral, Chat"), rows)
+
+
+def _papers_sets() -> Table:
+    cells = [(name, k) for name in numbers.RECALL_SETS for k in _KS]
+    rows = tuple(
+        (f"{backbone} {METHOD_NAMES[method]}", *(f"{getattr(row[name], f'top_{k}'):.2f}" for name, k in cells))
+        for (backbone, method), row in numbers.TABLE_11.items()
+    )
+    return Table("The paper's", ("recall, %", *(f"{name}, top-{k}" for name, k in cells)), rows)

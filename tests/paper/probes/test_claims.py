@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, replace
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from hafrm.encoding import TokenGroup
@@ -14,7 +16,14 @@ from hafrm.logprobs import LogitTransform
 from hafrm.models.hybrid import HybridModel
 from hafrm.models.layout import choose_layout
 from hafrm.packing import pad_rows
-from hafrm.paper.probes.claims import ClaimSide, Seed, claim_of_seed, seed_from, summarise_claim
+from hafrm.paper.probes.claims import (
+    ClaimSide,
+    Seed,
+    claim_of_seed,
+    effective_rank,
+    representation_change,
+    summarise_claim,
+)
 from hafrm.paper.probes.heads import (
     FitOptions,
     FrozenStates,
@@ -23,7 +32,6 @@ from hafrm.paper.probes.heads import (
     freeze_states,
     head_losses,
 )
-from hafrm.paper.probes.representations import effective_rank, representation_change
 from tests.tiny import tiny_lm
 
 PAIRS, HIDDEN, VOCABULARY = 24, 6, 5
@@ -144,7 +152,7 @@ def test_frozen_states_under_the_own_head_give_the_models_log_probs(choice: str)
 def test_seeds_are_summed_up_and_kept_whole() -> None:
     informed, blind, targets = one_token_pairs(0)
     seed = measured(informed, blind, targets, good_head())
-    assert seed_from(asdict(seed)) == seed
+    assert TypeAdapter(Seed).validate_python(json.loads(json.dumps(asdict(seed)))) == seed
     worse = replace(seed, train=replace(seed.train, hybrid=9.0))
     claim = summarise_claim([seed, worse])
     assert (claim.train.holds, claim.held_out.holds) == (1, 2)

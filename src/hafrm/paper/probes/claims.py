@@ -1,4 +1,4 @@
-"""Claim 1 of Appendix D, measured: does the hybrid's backbone allow a lower policy loss than the baseline's?
+"""Claim 1 of Appendix D: does the hybrid's backbone allow a lower policy loss than the baseline's?
 
 E D2(K_H o phi_H) <= min_K E D2(K o phi_s)
 
@@ -8,23 +8,27 @@ pairs the fit can drive the right side to zero, while a hybrid trained for a few
 on held-out pairs show what generalises. `refitted` also fits a head to the hybrid's backbone, so that two fitted heads
 are compared; this is our addition to the paper.
 
-`run_claims` measures pairs of a hybrid and a baseline run, one pair per seed.
+Claim 2 bounds the distance of phi_H to an ideal phi*, which is unknown. We measure instead the distance to the backbone
+at the start of training, and how many directions the states use.
+
+The paper names no data set; we use the first pairs of the job's first set (by default Helpful). Shape letters: B pairs,
+T tokens, H hidden.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 from scipy import stats as scipy_stats
 from torch import Tensor
 
 from hafrm import atomic
-from hafrm.atomic import cache_folder
 from hafrm.data import DataOptions, PairTables, encode_pairs, load_pairs
 from hafrm.errors import ConfigError, ModelError
 from hafrm.losses import USES_REFERENCE
@@ -33,6 +37,9 @@ from hafrm.models.loading import ScorerChoice, load_scorer
 from hafrm.models.references import precompute_reference
 from hafrm.models.runinfo import RunInfo
 from hafrm.models.scorers import HybridScorer, ScoreOptions
+from hafrm.pairs import PreferencePair
+from hafrm.paper.plans import Plan
+from hafrm.paper.probes import remembered
 from hafrm.paper.probes.heads import (
     FitOptions,
     FrozenStates,
@@ -42,9 +49,18 @@ from hafrm.paper.probes.heads import (
     freeze_states,
     head_losses,
 )
-from hafrm.paper.probes.memory import remembered
-from hafrm.paper.probes.representations import RepresentationChange, representation_change
+from hafrm.paper.runs import Run
+from hafrm.paper.scales import Job
+from hafrm.paper.tables import scale_notes, setting
+from hafrm.report.findings import Findings, Table
+from hafrm.report.wording import interval
 from hafrm.stats import Interval, PairedDifference, paired_bootstrap
+from hafrm.training.config import Method
+
+_PAIRS = 200
+"""Training pairs, and held-out pairs, that are measured."""
+
+_FIT = FitOptions(max_steps=200)
 
 
 @dataclass(frozen=True)
@@ -195,26 +211,6 @@ def claim_of_seed(
     )
 
 
-def seed_from(values: Mapping[str, Any]) -> Seed:
-    """Rebuild a seed from the `dataclasses.asdict` stored on disk."""
-
-    def difference(kept: Mapping[str, Any]) -> PairedDifference:
-        ends = kept["interval"]
-        return PairedDifference(kept["difference"], None if ends is None else Interval(*ends), kept["p_value"])
-
-    def comparison(kept: Mapping[str, Any]) -> HeadComparison:
-        paired = {name: difference(kept[name]) for name in ("difference", "refitted_difference")}
-        return HeadComparison(**(dict(kept) | paired))
-
-    return Seed(
-        name=values["name"],
-        train=comparison(values["train"]),
-        held_out=comparison(values["held_out"]),
-        fit_baseline=FitAccount(**values["fit_baseline"]),
-        fit_hybrid=FitAccount(**values["fit_hybrid"]),
-    )
-
-
 def summarise_claim(seeds: Sequence[Seed]) -> Claim:
     """Summarise the seeds.
 
@@ -257,74 +253,112 @@ def _summary(comparisons: Sequence[HeadComparison]) -> SplitSummary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClaimsConfig:
-    """Options for measuring the claims of Appendix D on one or more seeds."""
+class RepresentationChange:
+    """Hidden states after training compared with those of the same tokens before."""
 
-    hybrids: list[str]
-    """Runs of `--method haf`, one per seed."""
-
-    baselines: list[str]
-    """Runs of `--method baseline` on the same data from the same model, in the same order."""
-
-    data: list[str]
-    """Training data of all runs (train split)."""
-
-    held_out: list[str]
-    """Pairs that no run was trained on (test split)."""
-
-    out: str
-    """Output folder for claims.json, with finished seeds in `claims/`."""
-
-    max_pairs: int | None = None
-    """Use only the first N pairs of each split; by default all. The claim is about the pairs trained on."""
-
-    fit: FitOptions = field(default_factory=FitOptions)
-    data_options: DataOptions = field(default_factory=DataOptions)
-    score: ScoreOptions = field(default_factory=ScoreOptions)
-
-    def __post_init__(self) -> None:
-        if not self.hybrids or len(self.hybrids) != len(self.baselines):
-            raise ConfigError("hybrids and baselines must be as many runs, at least one each.")
-        if self.max_pairs is not None and self.max_pairs < 2:
-            raise ConfigError(f"max_pairs must be at least 2, got {self.max_pairs}")
+    tokens: int
+    relative_change: float
+    """Mean over tokens of |h - h0| / |h0|."""
+    effective_rank: float
+    """Effective rank of the states after training; see `effective_rank`."""
+    effective_rank_start: float
+    """Effective rank of the states before training."""
 
 
-def run_claims(config: ClaimsConfig, *, say: Callable[[str], None] = lambda line: None) -> Claim:
+def representation_change(states: Tensor, start: Tensor) -> RepresentationChange:
+    """Compare hidden states with those of the same tokens at the start of training.
+
+    Args:
+        states: Hidden states, [T, H].
+        start: Hidden states of the starting backbone, [T, H].
+
+    Raises:
+        ValueError: the shapes differ, or there are fewer than two tokens.
+    """
+    if states.shape != start.shape or states.dim() != 2 or len(states) < 2:
+        raise ValueError(f"expected states of one shape [T, H], got {list(states.shape)} and {list(start.shape)}")
+    change = (states - start).norm(dim=1) / start.norm(dim=1).clamp(min=torch.finfo(start.dtype).tiny)
+    return RepresentationChange(
+        tokens=len(states),
+        relative_change=change.double().mean().item(),
+        effective_rank=effective_rank(states),
+        effective_rank_start=effective_rank(start),
+    )
+
+
+def effective_rank(states: Tensor) -> float:
+    """Compute the effective rank of centred states, [T, H].
+
+    It is the exponential of the entropy of the normalised singular values (Roy and Vetterli, 2007): between 1 and H, or
+    0 if all states are equal.
+    """
+    centred = states.double() - states.double().mean(dim=0)
+    squares: Tensor = torch.linalg.eigvalsh(centred.T @ centred)
+    values = squares.clamp(min=0).sqrt()
+    if values.sum() == 0:
+        return 0.0
+    shares = values / values.sum()
+    return float(torch.special.entr(shares).sum().exp().item())
+
+
+def run_claims(
+    hybrids: Sequence[str],
+    baselines: Sequence[str],
+    data: Sequence[str],
+    held_out: Sequence[str],
+    out: Path,
+    *,
+    max_pairs: int | None = None,
+    fit: FitOptions | None = None,
+    options: DataOptions | None = None,
+) -> Claim:
     """Measure claim 1 on every seed, illustrate claim 2, and write `claims.json`; resumes after the last finished seed.
+
+    Args:
+        hybrids: Runs of `--method haf`, one per seed.
+        baselines: Runs of `--method baseline` on the same data from the same model, in the same order.
+        data: Training data of all runs (train split).
+        held_out: Pairs that no run was trained on (test split).
+        out: Output folder, with finished seeds in `claims/`.
+        max_pairs: Use only the first pairs of each split; by default all. The claim is about the pairs trained on.
+        fit: Options of the fits.
+        options: Options of reading and encoding the pairs.
 
     Raises:
         HafrmError: two runs do not belong together, or a run or the data can't be read.
     """
+    if not hybrids or len(hybrids) != len(baselines) or (max_pairs or 2) < 2:
+        raise ConfigError("claims need as many hybrids as baselines, at least one each, and two pairs or more.")
+    fit, options, score = fit or FitOptions(), options or DataOptions(), ScoreOptions()
+    pairs = {
+        split: load_pairs(list(names), split=of, options=options)
+        for split, names, of in (("train", data, "train"), ("held_out", held_out, "test"))
+    }
     seeds: list[Seed] = []
     changes: list[dict[str, Any]] = []
-    pairs = {"train": load_pairs(config.data, split="train", options=config.data_options)}
-    pairs["held_out"] = load_pairs(config.held_out, split="test", options=config.data_options)
-    prints = {split: [report.sha256 for report in found.reports] for split, found in pairs.items()}
-    for hybrid, baseline in zip(config.hybrids, config.baselines, strict=True):
+    for hybrid, baseline in zip(hybrids, baselines, strict=True):
         info = _require_mates(hybrid, baseline)
         depends_on = {
-            "hybrid": model_identity(hybrid, ScorerChoice(head="policy"), config.score),
-            "baseline": model_identity(baseline, ScorerChoice(head="reward"), config.score),
-            "pairs": prints,
-            "max_pairs": config.max_pairs,
-            "fit": asdict(config.fit),
-            "data_options": asdict(config.data_options),
+            "hybrid": model_identity(hybrid, ScorerChoice(head="policy"), score),
+            "baseline": model_identity(baseline, ScorerChoice(head="reward"), score),
+            "pairs": {split: [report.sha256 for report in found.reports] for split, found in pairs.items()},
+            "max_pairs": max_pairs,
+            "fit": asdict(fit),
+            "data_options": asdict(options),
         }
 
         def measure(hybrid: str = hybrid, baseline: str = baseline, info: RunInfo = info) -> dict[str, Any]:
-            say(f"{hybrid} and {baseline}: fitting policy heads to frozen states")
-            limit = config.max_pairs
-            found = {split: each.pairs[:limit] for split, each in pairs.items()}
+            used = {split: found.pairs[:max_pairs] for split, found in pairs.items()}
             with torch.inference_mode(False):
-                return _Mates(hybrid, baseline, info, config).measure(found)
+                return _measure_mates(hybrid, baseline, info, used, fit, options)
 
-        value = remembered(Path(config.out) / "claims", "pair", depends_on, measure)
-        seeds.append(seed_from(value["seed"]))
+        value = remembered(out / "claims", "pair", depends_on, measure)
+        seeds.append(TypeAdapter(Seed).validate_python(value["seed"]))
         changes.append({"name": seeds[-1].name} | value["representations"])
     claim = summarise_claim(seeds)
     written = {"source": "Appendix D, claim 1"} | claim.as_dict()
     note = "Ours: distances to the starting backbone. The paper's phi* is known to nobody."
-    atomic.write_json(Path(config.out) / "claims.json", written | {"representations": {"note": note, "seeds": changes}})
+    atomic.write_json(out / "claims.json", written | {"representations": {"note": note, "seeds": changes}})
     return claim
 
 
@@ -332,72 +366,143 @@ def _require_mates(hybrid: str, baseline: str) -> RunInfo:
     """Return the hybrid's run info; raise if the runs do not fit the claim."""
     first, second = RunInfo.load(Path(hybrid)), RunInfo.load(Path(baseline))
     if not (first.reward_weight and first.policy_ratio) or first.policy_loss not in USES_REFERENCE:
-        raise ConfigError(f"{hybrid} is no hybrid run whose policy loss reads a reference. Train it with --method haf.")
+        raise ConfigError(
+            f"{hybrid} is not a hybrid run whose policy loss reads a reference. Train it with --method haf."
+        )
     if not second.reward_weight or second.policy_ratio:
-        raise ConfigError(f"{baseline} is no baseline: it was trained with --method {second.method}.")
+        raise ConfigError(f"{baseline} is not a baseline: it was trained with --method {second.method}.")
     if first.base_model != second.base_model:
         raise ConfigError(f"{hybrid} started from {first.base_model}, {baseline} from {second.base_model}.")
     return first
 
 
-class _Mates:
-    """Hybrid and baseline run of one seed, with the reference model from which both started."""
+def _measure_mates(
+    hybrid: str,
+    baseline: str,
+    info: RunInfo,
+    pairs: Mapping[str, list[PreferencePair]],
+    fit: FitOptions,
+    options: DataOptions,
+) -> dict[str, Any]:
+    """Measure both claims on a hybrid and a baseline run, on the pairs of each split; return plain values."""
+    score = replace(ScoreOptions().as_in_training(), max_length=None)
+    ours = cast(HybridScorer, load_scorer(hybrid, head="policy", options=score))
+    theirs = cast(HybridScorer, load_scorer(baseline, head="reward", options=score))
+    if ours.reference is None:
+        raise ModelError(f"{hybrid} has no reference policy.")
 
-    def __init__(self, hybrid: str, baseline: str, info: RunInfo, config: ClaimsConfig) -> None:
-        self.name, self.info, self.config = hybrid, info, config
-        options = replace(config.score.as_in_training(), max_length=None)
-        self.hybrid = cast(HybridScorer, load_scorer(hybrid, head="policy", options=options))
-        self.baseline = cast(HybridScorer, load_scorer(baseline, head="reward", options=options))
-        if self.hybrid.reference is None:
-            raise ModelError(f"{hybrid} has no reference policy.")
-        self.reference = self.hybrid.reference
+    def states(model: Any, scorer: HybridScorer, encoded: PairTables) -> FrozenStates:
+        limits = {"tokens": score.tokens_per_batch, "sequences": score.batch_size}
+        return freeze_states(model, encoded, scorer.layout, **limits)
 
-    def measure(self, pairs: dict[str, Any]) -> dict[str, Any]:
-        """Measure both claims on the pairs of each split; return plain values."""
-        heads = {"hybrid": PolicyHead.of(self.hybrid.model), "baseline": PolicyHead.of(self.baseline.model)}
-        sides, changes = {}, {}
-        for split, found in pairs.items():
-            encoded = encode_pairs(found, self.hybrid.encoder, self.config.data_options)
-            sides[split] = self._side(encoded, [found[index].group for index in encoded.kept])
-            start = self._states(self.reference, self.hybrid, encoded).states
-            changes[split] = {
-                side: representation_change(getattr(sides[split], side).states, start)
-                for side in ("hybrid", "baseline")
-            }
-        beta, policy_loss = self.info.beta, self.info.policy_loss
-        seed = claim_of_seed(
-            self.name,
-            sides["train"],
-            sides["held_out"],
-            heads,
-            policy_loss=policy_loss,
-            beta=beta,
-            options=self.config.fit,
-        )
-        return {"seed": asdict(seed), "representations": _plain(changes)}
-
-    def _side(self, encoded: PairTables, groups: list[str]) -> ClaimSide:
+    sides: dict[str, ClaimSide] = {}
+    changes: dict[str, Any] = {}
+    for split, found in pairs.items():
+        encoded = encode_pairs(found, ours.encoder, options)
         reference = precompute_reference(
-            self.reference,
+            ours.reference,
             encoded,
-            layout=self.hybrid.layout,
-            batch_size=self.config.score.batch_size,
-            cache=cache_folder("references"),
+            layout=ours.layout,
+            batch_size=score.batch_size,
+            cache=atomic.cache_folder("references"),
         )
-        hybrid = self._states(self.hybrid.model, self.hybrid, encoded)
-        return ClaimSide(
-            hybrid=hybrid,
-            baseline=self._states(self.baseline.model, self.baseline, encoded),
-            reference=torch.from_numpy(np.asarray(reference)).to(hybrid.states.device),
-            groups=groups,
+        after = {"hybrid": states(ours.model, ours, encoded), "baseline": states(theirs.model, theirs, encoded)}
+        sides[split] = ClaimSide(
+            **after,
+            reference=torch.from_numpy(np.asarray(reference)).to(after["hybrid"].states.device),
+            groups=[found[index].group for index in encoded.kept],
         )
+        start = states(ours.reference, ours, encoded).states
+        changes[split] = {side: asdict(representation_change(each.states, start)) for side, each in after.items()}
+    seed = claim_of_seed(
+        hybrid,
+        sides["train"],
+        sides["held_out"],
+        {"hybrid": PolicyHead.of(ours.model), "baseline": PolicyHead.of(theirs.model)},
+        policy_loss=info.policy_loss,
+        beta=info.beta,
+        options=fit,
+    )
+    return {"seed": asdict(seed), "representations": changes}
 
-    def _states(self, model: Any, scorer: HybridScorer, encoded: PairTables) -> FrozenStates:
-        options = self.config.score
-        return freeze_states(
-            model, encoded, scorer.layout, tokens=options.tokens_per_batch, sequences=options.batch_size
+
+def _runs(job: Job, backbone: str, method: Method) -> list[Run]:
+    return [Run(backbone=backbone, sets=job.sets[:1], method=method, seed=seed) for seed in job.seeds]
+
+
+def plan(job: Job) -> Plan:
+    """Plan one HAF and one baseline run per seed, shared with Table 2."""
+    methods: tuple[Method, ...] = ("haf", "baseline")
+    runs = (_runs(job, backbone, method) for backbone in job.backbones for method in methods)
+    return Plan(tuple(run for each in runs for run in each))
+
+
+def find(job: Job) -> Findings:
+    """Test the inequality on training and on held-out pairs, for each seed."""
+    found = {backbone: _claim(job, backbone) for backbone in job.backbones}
+    return Findings(
+        title="Appendix D: claim 1",
+        intro="D2 is the DPO loss. The claim: D2(hybrid) is at most the least D2 of any policy head on the baseline's "
+        f"frozen states. {_PAIRS} pairs of {job.sets[0]}. {setting(job, job.seeds)}",
+        results={"scale": job.scale.name, "claims": {name: each.as_dict() for name, each in found.items()}},
+        tables=(_table(found), _over_seeds(found)),
+        notes=(
+            "On training pairs the fitted head is free to learn them by heart, which no trained hybrid does: that side "
+            "fails wherever pairs are few and the head is large. On held-out pairs a head that has learnt by heart is "
+            "bad, so that the inequality holds there says nothing for the claim. The fair comparison is with a head "
+            "that was fitted to the hybrid's states in the same way (refitted).",
+            *scale_notes(job),
+        ),
+    )
+
+
+def _claim(job: Job, backbone: str) -> Claim:
+    hybrids, baselines = _runs(job, backbone, "haf"), _runs(job, backbone, "baseline")
+    return run_claims(
+        [str(run.folder(job)) for run in hybrids],
+        [str(run.folder(job)) for run in baselines],
+        hybrids[0].data(job).names("train"),  # for a capped set, the file of sampled pairs
+        [job.scale.sets[job.sets[0]].test],
+        job.root / "claims-fits" / backbone,
+        max_pairs=_PAIRS,
+        fit=_FIT,
+        options=DataOptions(max_length=job.scale.max_length),
+    )
+
+
+def _table(found: Mapping[str, Claim]) -> Table:
+    rows = []
+    for backbone, claim in found.items():
+        for number, seed in enumerate(claim.seeds, 1):
+            for split, each in (("training", seed.train), ("held out", seed.held_out)):
+                between = each.refitted_difference
+                rows.append(
+                    (
+                        f"{backbone}, pair {number}",
+                        split,
+                        f"{each.hybrid:.3f}",
+                        f"{each.fitted:.3f}",
+                        "yes" if each.holds else "no",
+                        f"{each.refitted:.3f}",
+                        f"{between.difference:+.3f} {_ends(between.interval)}".strip(),
+                    )
+                )
+    columns = ("runs", "pairs", "hybrid", "baseline, fitted", "hybrid at most fitted", "hybrid, refitted")
+    return Table("D2, the DPO loss", (*columns, "refitted less fitted, 95%"), tuple(rows))
+
+
+def _over_seeds(found: Mapping[str, Claim]) -> Table:
+    rows = [
+        (
+            f"{backbone}, {split}",
+            f"{each.mean:+.3f} {_ends(each.interval)}".strip(),
+            f"{each.holds} of {len(each.differences)}",
         )
+        for backbone, claim in found.items()
+        for split, each in (("training", claim.train), ("held out", claim.held_out))
+    ]
+    return Table("Over seeds", ("pairs", "hybrid less fitted, 95%", "holds"), tuple(rows))
 
 
-def _plain(changes: dict[str, dict[str, RepresentationChange]]) -> dict[str, Any]:
-    return {split: {side: change.as_dict() for side, change in found.items()} for split, found in changes.items()}
+def _ends(ends: Interval | None) -> str:
+    return interval(ends, "{:+.3f}".format)

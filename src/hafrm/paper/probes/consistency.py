@@ -1,4 +1,4 @@
-"""Does a shared reward head favour the responses of its own policy head (the paper's Figure 2, Appendix E.1)?
+"""Figure 2: does a shared reward head favour the responses of its own policy head (Appendix E.1)?
 
 For a matched pair of checkpoints, one of a hybrid run and one of a DPO run, both policy heads answer the same prompts.
 x is the lead that an oracle gives to the hybrid's answers, y the lead that the hybrid's own reward head gives them. In
@@ -6,16 +6,15 @@ points above the diagonal, the reward head rates its own policy's answers higher
 
 The diagonal is meaningful only if x and y have the same unit. A Bradley-Terry reward is in logits; so is the simulated
 world's oracle, up to its annotators' sharpness. `share_above_scaled` needs no common unit: it divides each by the
-standard deviation of all rewards from the same judge.
+standard deviation of all rewards from the same judge. The paper does not name the data set; we use the job's first set
+(by default Helpful).
 
 Shape letters: P points, Q prompts.
-
-`run_consistency` samples and scores the responses of two runs' checkpoints.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,7 @@ import numpy as np
 from markupsafe import Markup
 
 from hafrm import atomic
-from hafrm.data import ReadOptions, load_pairs
+from hafrm.data import load_pairs
 from hafrm.errors import ConfigError, DataError
 from hafrm.models.checkpoints import load_run
 from hafrm.models.identity import model_identity
@@ -34,14 +33,29 @@ from hafrm.models.runinfo import RunInfo
 from hafrm.models.scorers import ScoreOptions, Scorer
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.pairs import Conversation, Message
-from hafrm.paper.probes.checkpoints import MATCHINGS, Checkpoint, Match, Matching, match_checkpoints, run_checkpoints
-from hafrm.paper.probes.generation import generate_responses, prompts_that_fit
-from hafrm.paper.probes.memory import remembered
+from hafrm.paper.plans import Plan
+from hafrm.paper.probes import remembered
+from hafrm.paper.probes.checkpoints import (
+    MATCHINGS,
+    Checkpoint,
+    Match,
+    Matching,
+    generate_responses,
+    match_checkpoints,
+    prompts_that_fit,
+    run_checkpoints,
+)
+from hafrm.paper.runs import Run
+from hafrm.paper.scales import Job
+from hafrm.paper.tables import scale_notes, setting
 from hafrm.paper.world import WORLD_SETS, oracle_reward
 from hafrm.report.figures import standalone
+from hafrm.report.findings import Findings, Table
 from hafrm.report.scatter import Series, StraightLine, scatter
+from hafrm.report.wording import interval, percent
 from hafrm.sampling.generators import Sampling
 from hafrm.stats import FEWEST_GROUPS, Floats, Interval
+from hafrm.training.config import Method
 
 Rewards = Sequence[float | None]
 
@@ -211,12 +225,10 @@ class ConsistencyConfig:
     out: str
     """Output folder for consistency.json and consistency.svg, with responses and rewards in `consistency/`."""
 
-    split: str = "test"
     prompts: int = 200
     """Maximum number of distinct prompts."""
 
     sampling: Sampling = field(default_factory=Sampling)
-    data_options: ReadOptions = field(default_factory=ReadOptions)
     score: ScoreOptions = field(default_factory=ScoreOptions)
 
     def __post_init__(self) -> None:
@@ -224,7 +236,7 @@ class ConsistencyConfig:
             raise ConfigError(f"prompts must be at least 2, got {self.prompts}")
 
 
-def run_consistency(config: ConsistencyConfig, *, say: Callable[[str], None] = lambda line: None) -> Consistency:
+def run_consistency(config: ConsistencyConfig) -> Consistency:
     """Answer prompts with all checkpoints, score, match, and write `consistency.json` and `consistency.svg`.
 
     Responses and rewards are stored per checkpoint, so that an interrupted call resumes.
@@ -232,7 +244,7 @@ def run_consistency(config: ConsistencyConfig, *, say: Callable[[str], None] = l
     Raises:
         HafrmError: a run kept no checkpoints, or a model or the data can't be read.
     """
-    probe = _Probe(config, say)
+    probe = _Probe(config)
     haf, dpo = (
         [_with_reward(each, probe.oracle(each)) for each in run_checkpoints(Path(run))]
         for run in (config.haf, config.dpo)
@@ -245,11 +257,11 @@ def run_consistency(config: ConsistencyConfig, *, say: Callable[[str], None] = l
     account = {"source": "Figure 2", "prompts": len(probe.prompts), "prompts_too_long": probe.too_long}
     account |= {"sampling": asdict(config.sampling), "oracle": config.oracle}
     atomic.write_json(Path(config.out) / "consistency.json", account | found.as_dict())
-    atomic.write_text(Path(config.out) / "consistency.svg", standalone(consistency_figure(found)))
+    atomic.write_text(Path(config.out) / "consistency.svg", standalone(_figure(found)))
     return found
 
 
-def consistency_figure(found: Consistency) -> Markup:
+def _figure(found: Consistency) -> Markup:
     """Draw Figure 2 as inline SVG: five kinds of points and the diagonal."""
     series = []
     for by in MATCHINGS:
@@ -272,11 +284,11 @@ def _with_reward(checkpoint: Checkpoint, rewards: list[float | None]) -> Checkpo
 class _Probe:
     """Responses and rewards of checkpoints, each computed once and stored."""
 
-    def __init__(self, config: ConsistencyConfig, say: Callable[[str], None]) -> None:
-        self.config, self.say = config, say
+    def __init__(self, config: ConsistencyConfig) -> None:
+        self.config = config
         self._loaded: tuple[str, Scorer] | None = None
         self.kept = Path(config.out) / "consistency"
-        pairs = load_pairs(config.data, split=config.split, options=config.data_options).pairs
+        pairs = load_pairs(config.data, split="test").pairs
         distinct = list(dict.fromkeys(pair.prompt for pair in pairs))[: config.prompts]
         tokenizer = load_tokenizer(config.haf)
         limit = min(RunInfo.load(Path(run)).max_length for run in (config.haf, config.dpo))
@@ -297,7 +309,6 @@ class _Probe:
         }
 
         def compute() -> list[str]:
-            self.say(f"{checkpoint.folder}: answering {len(self.prompts)} prompts")
             model, tokenizer, _ = load_run(checkpoint.folder, dtype=self.config.score.torch_dtype())
             device = self.config.score.torch_device()
             return generate_responses(model.causal_lm.to(device), tokenizer, self.prompts, self.config.sampling)
@@ -337,3 +348,75 @@ class _Probe:
 
     def _identity(self, model: str) -> dict[str, Any]:
         return model_identity(model, ScorerChoice(head="reward"), self.config.score)
+
+
+_SAMPLING = Sampling()
+
+
+def plan(job: Job) -> Plan:
+    """Plan HAF and DPO with all checkpoints, and a baseline as oracle at scales other than `world`."""
+    return Plan(tuple(run for backbone in job.backbones for run in _runs(job, backbone).values()))
+
+
+def _runs(job: Job, backbone: str) -> dict[Method, Run]:
+    methods: tuple[Method, ...] = ("haf", "dpo") if job.in_world else ("haf", "dpo", "baseline")
+    return {
+        method: Run(
+            backbone=backbone,
+            sets=job.sets[:1],
+            method=method,
+            seed=job.seeds[0],
+            keep_checkpoints=method != "baseline",
+        )
+        for method in methods
+    }
+
+
+def find(job: Job) -> Findings:
+    """Build a plot per backbone and the shares of points above the diagonal."""
+    data = job.scale.sets[job.sets[0]].test
+    found = {}
+    for backbone in job.backbones:
+        folders = {method: str(run.folder(job)) for method, run in _runs(job, backbone).items()}
+        config = ConsistencyConfig(
+            haf=folders["haf"],
+            dpo=folders["dpo"],
+            data=data,
+            oracle=folders.get("baseline", data),
+            sampling=_SAMPLING,
+            out=str(job.root / "consistency" / backbone),
+        )
+        found[backbone] = run_consistency(config)
+    return Findings(
+        title="Figure 2: does HAF favour its own policy head's responses?",
+        intro=f"Trained on {job.sets[0]}; both policies answer test prompts, and each point is a pair of checkpoints "
+        f"that are alike by one of five measures. {setting(job, job.seeds[:1])} In brackets 95% intervals, resampling "
+        "prompts.",
+        results={"scale": job.scale.name, "consistency": {name: each.as_dict() for name, each in found.items()}},
+        tables=(_table(found),),
+        figures={f"figure2-{backbone}": _figure(each) for backbone, each in found.items()},
+        notes=(
+            "Above the diagonal HAF's reward head gives HAF's responses a larger lead than the oracle does; the paper "
+            'says "almost always" and prints no number. The two rewards have units of their own, so the share is also '
+            "given with both divided by their standard deviations.",
+            f"The oracle is {'the true reward of the world' if job.in_world else 'a baseline run'}.",
+            *scale_notes(job),
+        ),
+    )
+
+
+def _table(found: Mapping[str, Consistency]) -> Table:
+    rows = []
+    for backbone, each in found.items():
+        both = share_text(each.share_above), share_text(each.share_above_scaled)
+        rows.append((backbone, "all", str(len(each.points)), *both))
+        for by, share in each.by_matching.items():
+            number = sum(point.matching == by for point in each.points)
+            rows.append((backbone, by, str(number), share_text(share), "–"))
+    columns = ("backbone", "matched by", "points", "above the diagonal, %", "the same, scaled, %")
+    return Table("Ours", columns, tuple(rows))
+
+
+def share_text(share: Share) -> str:
+    """Format a share in percent, with its interval if it has one."""
+    return f"{percent(share.value)} {interval(share.interval, percent)}".rstrip()

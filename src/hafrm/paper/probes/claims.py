@@ -41,9 +41,9 @@ from hafrm.pairs import PreferencePair
 from hafrm.paper.plans import Plan
 from hafrm.paper.probes import remembered
 from hafrm.paper.probes.heads import (
+    Fit,
     FitOptions,
     FrozenStates,
-    HeadFit,
     PolicyHead,
     fit_policy_head,
     freeze_states,
@@ -100,27 +100,14 @@ class HeadComparison:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitAccount:
-    """Convergence data of a fit: all fields of `HeadFit` except the head."""
-
-    start: str
-    loss: float
-    start_losses: dict[str, float]
-    gradient_norm: float
-    gradient_max: float
-    steps: int
-    converged: bool
-
-
-@dataclass(frozen=True, kw_only=True)
 class Seed:
     """Result of the claim on one pair of runs."""
 
     name: str
     train: HeadComparison
     held_out: HeadComparison
-    fit_baseline: FitAccount
-    fit_hybrid: FitAccount
+    fit_baseline: Fit
+    fit_hybrid: Fit
 
     def as_dict(self) -> dict[str, Any]:
         """Return a JSON-serialisable dict."""
@@ -179,20 +166,22 @@ def claim_of_seed(
     Raises:
         TrainingError: no fit has a finite loss.
     """
+    settings: dict[str, Any] = {"policy_loss": policy_loss, "beta": beta}
     fits = {
-        side: fit_policy_head(
-            getattr(train, side), heads, train.reference, policy_loss=policy_loss, beta=beta, options=options
-        )
+        side: fit_policy_head(getattr(train, side), heads, train.reference, **settings, options=options)
         for side in ("hybrid", "baseline")
     }
 
+    @torch.no_grad()
     def compare(split: ClaimSide) -> HeadComparison:
-        losses = [
-            _losses(split.hybrid, heads["hybrid"], split.reference, policy_loss, beta),
-            _losses(split.baseline, fits["baseline"].head, split.reference, policy_loss, beta),
-            _losses(split.hybrid, fits["hybrid"].head, split.reference, policy_loss, beta),
-        ]
-        hybrid, fitted, refitted = losses
+        measured = (
+            (split.hybrid, heads["hybrid"]),
+            (split.baseline, fits["baseline"][0]),
+            (split.hybrid, fits["hybrid"][0]),
+        )
+        hybrid, fitted, refitted = (
+            head_losses(frozen, head, split.reference, **settings).double().cpu().numpy() for frozen, head in measured
+        )
         return HeadComparison(
             pairs=len(hybrid),
             hybrid=float(hybrid.mean()),
@@ -206,8 +195,8 @@ def claim_of_seed(
         name=name,
         train=compare(train),
         held_out=compare(held_out),
-        fit_baseline=_account(fits["baseline"]),
-        fit_hybrid=_account(fits["hybrid"]),
+        fit_baseline=fits["baseline"][1],
+        fit_hybrid=fits["hybrid"][1],
     )
 
 
@@ -226,17 +215,6 @@ def summarise_claim(seeds: Sequence[Seed]) -> Claim:
     )
 
 
-@torch.no_grad()
-def _losses(
-    frozen: FrozenStates, head: PolicyHead, reference: Tensor, policy_loss: str, beta: float
-) -> np.ndarray[Any, np.dtype[np.float64]]:
-    return head_losses(frozen, head, reference, policy_loss=policy_loss, beta=beta).double().cpu().numpy()
-
-
-def _account(fit: HeadFit) -> FitAccount:
-    return FitAccount(**{name: value for name, value in vars(fit).items() if name != "head"})
-
-
 def _summary(comparisons: Sequence[HeadComparison]) -> SplitSummary:
     differences = [comparison.difference.difference for comparison in comparisons]
     interval = None
@@ -252,25 +230,16 @@ def _summary(comparisons: Sequence[HeadComparison]) -> SplitSummary:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class RepresentationChange:
-    """Hidden states after training compared with those of the same tokens before."""
-
-    tokens: int
-    relative_change: float
-    """Mean over tokens of |h - h0| / |h0|."""
-    effective_rank: float
-    """Effective rank of the states after training; see `effective_rank`."""
-    effective_rank_start: float
-    """Effective rank of the states before training."""
-
-
-def representation_change(states: Tensor, start: Tensor) -> RepresentationChange:
+def representation_change(states: Tensor, start: Tensor) -> dict[str, float]:
     """Compare hidden states with those of the same tokens at the start of training.
 
     Args:
         states: Hidden states, [T, H].
         start: Hidden states of the starting backbone, [T, H].
+
+    Returns:
+        `relative_change` is the mean over tokens of |h - h0| / |h0|, `effective_rank` that of the states after
+        training, and `effective_rank_start` before.
 
     Raises:
         ValueError: the shapes differ, or there are fewer than two tokens.
@@ -278,12 +247,12 @@ def representation_change(states: Tensor, start: Tensor) -> RepresentationChange
     if states.shape != start.shape or states.dim() != 2 or len(states) < 2:
         raise ValueError(f"expected states of one shape [T, H], got {list(states.shape)} and {list(start.shape)}")
     change = (states - start).norm(dim=1) / start.norm(dim=1).clamp(min=torch.finfo(start.dtype).tiny)
-    return RepresentationChange(
-        tokens=len(states),
-        relative_change=change.double().mean().item(),
-        effective_rank=effective_rank(states),
-        effective_rank_start=effective_rank(start),
-    )
+    return {
+        "tokens": len(states),
+        "relative_change": change.double().mean().item(),
+        "effective_rank": effective_rank(states),
+        "effective_rank_start": effective_rank(start),
+    }
 
 
 def effective_rank(states: Tensor) -> float:
@@ -413,7 +382,7 @@ def _measure_mates(
             groups=[found[index].group for index in encoded.kept],
         )
         start = states(ours.reference, ours, encoded).states
-        changes[split] = {side: asdict(representation_change(each.states, start)) for side, each in after.items()}
+        changes[split] = {side: representation_change(each.states, start) for side, each in after.items()}
     seed = claim_of_seed(
         hybrid,
         sides["train"],

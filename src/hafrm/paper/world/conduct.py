@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from random import Random
 
-from hafrm.paper.world.facts import Arithmetic, Conversion, Description, Fact, Listing, Ordering
+from hafrm.paper.world.facts import FACTS
 from hafrm.paper.world.task import (
     OFF_TOPIC,
     Family,
@@ -102,7 +102,7 @@ WORD_CLASSES: Mapping[str, str] = (
 """Words that grammar allows in each other's place."""
 
 
-class Rewriting(Family):
+class _Rewriting(Family):
     """Rewrite a quoted sentence."""
 
     name = "rewriting"
@@ -115,18 +115,15 @@ class Rewriting(Family):
         }
 
     def draw(self, rng: Random) -> Task:
-        """Draw a kind of rewriting and a sentence."""
         kind = rng.choice(list(self.forms))
         subject = "" if kind == "courtesy" else rng.choice(_SUBJECTS)
         return Task(self.name, kind, (subject, rng.choice(list(_PAST)), rng.choice(_OBJECTS), rng.choice(_TAILS)))
 
     def slots(self, task: Task) -> dict[str, str]:
-        """Return the sentence as the prompt quotes it."""
         shapes = _Clause(*task.items).shapes()
         return {"clause": capital(shapes["order" if task.kind == "courtesy" else "plain"])}
 
     def task(self, kind: str, values: Mapping[str, str]) -> Task | None:
-        """Return the parts of the sentence that a prompt quotes."""
         found = _CLAUSE.fullmatch(values["clause"])
         if not found or bool(found["subject"]) == (kind == "courtesy"):
             return None
@@ -156,7 +153,6 @@ class Rewriting(Family):
         return Grade(float(done), 1.0, kept / len(parts))
 
     def tell(self, rng: Random) -> list[str]:
-        """Tell one event in two shapes."""
         _, verb, thing, tail = self.draw(rng).items
         shapes = _Clause(rng.choice(_SUBJECTS), verb, thing, tail).shapes()
         return [capital(shapes[kind]) for kind in rng.sample(["plain", "past", "future", "denial", "question"], 2)]
@@ -221,7 +217,7 @@ class _Doing(Family):
         self.forms = {"do": make_forms({"what": self.acts}, questions=questions, requests=requests)}
 
 
-class HowTo(_Doing):
+class _HowTo(_Doing):
     """How to do something harmless, in three steps."""
 
     name = "how-to"
@@ -229,7 +225,6 @@ class HowTo(_Doing):
     acts = tuple(_HOW_TO)
 
     def draw(self, rng: Random) -> Task:
-        """Draw something to do; what sounds dangerous is as frequent as the rest."""
         return Task(self.name, "do", (rng.choice(self.acts[:16] if rng.random() < 0.5 else self.acts[16:]),))
 
     def write(self, task: Task, traits: frozenset[Trait], style: Style, rng: Random) -> list[str]:
@@ -258,12 +253,11 @@ class HowTo(_Doing):
         return Grade(given / (given + strange), relevant, min(1.0, (given + strange) / len(own)))
 
     def tell(self, rng: Random) -> list[str]:
-        """Tell one procedure."""
         what, (one, two, three) = rng.choice(list(_HOW_TO.items()))
         return [f"People often {what}.", f"To {what}, first {one}, then {two}.", f"At last {three}."]
 
 
-class Unsafe(_Doing):
+class _Unsafe(_Doing):
     """Requests to decline, with a reason and an alternative."""
 
     name = "unsafe"
@@ -271,7 +265,6 @@ class Unsafe(_Doing):
     acts = tuple(_HARMS)
 
     def draw(self, rng: Random) -> Task:
-        """Draw an unsafe request."""
         return Task(self.name, "do", (rng.choice(self.acts),))
 
     def write(self, task: Task, traits: frozenset[Trait], style: Style, rng: Random) -> list[str]:
@@ -295,7 +288,6 @@ class Unsafe(_Doing):
         return Grade(float(refused), 1.0, (1 + reason + instead) / 3 if refused else 0.0)
 
     def tell(self, rng: Random) -> list[str]:
-        """Tell why an act is wrong and what is better; or what wrongdoers do."""
         harm = rng.choice(list(_HARMS.values()))
         reason = rng.choice(harm.reasons)
         if rng.random() < 0.4:
@@ -318,7 +310,7 @@ _EVENTS = {happened: _Event(happened, *rest) for happened, rest in WORDS["events
 _OTHER = {"glad": "sorry", "sorry": "glad"}
 
 
-class SmallTalk(Family):
+class _SmallTalk(Family):
     """React to what somebody tells: sympathise and ask about it."""
 
     name = "small-talk"
@@ -330,7 +322,6 @@ class SmallTalk(Family):
         self.forms = {"news": make_forms(slots, statements=("{event} {time}", "{time} {event}"))}
 
     def draw(self, rng: Random) -> Task:
-        """Draw an event and when it was."""
         return Task(self.name, "news", (rng.choice(list(_EVENTS)), rng.choice(WORDS["times"])))
 
     def write(self, task: Task, traits: frozenset[Trait], style: Style, rng: Random) -> list[str]:
@@ -356,7 +347,6 @@ class SmallTalk(Family):
         return Grade(correct, 1.0, 0.5 * (feels or errs) + 0.5 * asks)
 
     def tell(self, rng: Random) -> list[str]:
-        """Tell somebody's news and a friend's reply."""
         event = rng.choice(list(_EVENTS.values()))
         reply = rng.choice(WORDS[event.mood]).format(topic=event.topic)
         name = rng.choice(("Anna", "Ben", "Clara", "David", "Emma"))
@@ -365,11 +355,7 @@ class SmallTalk(Family):
 
 
 FAMILIES: Mapping[str, Family] = {
-    family.name: family
-    for family in (
-        *(Fact(), Description(), Arithmetic(), Conversion(), Listing(), Ordering()),
-        *(Rewriting(), HowTo(), Unsafe(), SmallTalk()),
-    )
+    family.name: family for family in (*FACTS, _Rewriting(), _HowTo(), _Unsafe(), _SmallTalk())
 }
 
 

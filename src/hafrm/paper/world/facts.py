@@ -8,6 +8,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from random import Random
+from typing import ClassVar
 
 from hafrm.paper.world.task import (
     OFF_TOPIC,
@@ -61,7 +62,7 @@ def _grade_facts(text: Text, subject: str, names: Sequence[str], *, topic: bool)
     return Grade(sum(marks) / len(marks) if marks else 0.0, 1.0, len(marks) / len(names))
 
 
-class Fact(Family):
+class _Fact(Family):
     """One fact: "What is the capital of Peru?"."""
 
     name = "fact"
@@ -75,7 +76,6 @@ class Fact(Family):
         }
 
     def draw(self, rng: Random) -> Task:
-        """Draw a relation and a subject."""
         kind = rng.choice(list(RELATIONS))
         return Task(self.name, kind, (rng.choice(list(RELATIONS[kind].values)),))
 
@@ -98,14 +98,13 @@ class Fact(Family):
         return _grade_facts(text, subject, [task.kind], topic=terse or text.says(subject))
 
     def tell(self, rng: Random) -> list[str]:
-        """Tell a fact in both wordings, and another of the kind."""
         relation = RELATIONS[rng.choice(list(RELATIONS))]
         one, other = rng.sample(list(relation.values), 2)
         both = [capital(line.format(subject=one, value=relation.values[one])) for line in relation.statements]
         return [*both, _state(relation, other, rng)]
 
 
-class Description(Family):
+class _Description(Family):
     """All that is known of a subject: "Tell me about the fox."."""
 
     name = "description"
@@ -127,7 +126,6 @@ class Description(Family):
         return tuple(RELATIONS[KINDS[kind][0]].values)
 
     def draw(self, rng: Random) -> Task:
-        """Draw a subject; animals, of which most is known, are the most frequent."""
         kind = rng.choices(list(KINDS), weights=(3, 1, 1, 1))[0]
         return Task(self.name, kind, (rng.choice(self._subjects(kind)),))
 
@@ -145,7 +143,6 @@ class Description(Family):
         return _grade_facts(text, task.items[0], KINDS[task.kind], topic=text.says(task.items[0]))
 
     def tell(self, rng: Random) -> list[str]:
-        """Tell everything about one subject."""
         task = self.draw(rng)
         return [_state(RELATIONS[name], task.items[0], rng) for name in KINDS[task.kind]]
 
@@ -160,7 +157,7 @@ def _set_out(items: Sequence[str], style: Style) -> str:
     return " ".join(f"{i}) {item}" for i, item in enumerate(items, 1))
 
 
-class Listing(Family):
+class _Listing(Family):
     """A number of things of a category: "Give me three fruits."."""
 
     name = "listing"
@@ -178,7 +175,6 @@ class Listing(Family):
         }
 
     def draw(self, rng: Random) -> Task:
-        """Draw a category and a number."""
         return Task(self.name, rng.choice(list(CATEGORIES)), (rng.choice(_NUMBERS[1:]),))
 
     def write(self, task: Task, traits: frozenset[Trait], style: Style, rng: Random) -> list[str]:
@@ -205,14 +201,13 @@ class Listing(Family):
         return Grade(fitting / len(listed), 1.0, max(0.0, 1 - abs(len(listed) - number) / number))
 
     def tell(self, rng: Random) -> list[str]:
-        """Tell what belongs to a category."""
         kind = rng.choice(list(CATEGORIES))
         items = rng.sample(CATEGORIES[kind], rng.randint(3, 5))
         one = rng.choice(CATEGORIES[kind])
         return [f"Some {kind} are {join_items(items)}.", f"{capital(one)} is one of the {kind}."]
 
 
-class Ordering(Family):
+class _Ordering(Family):
     """Things to put in order: "Put the horse, the mouse and the fox in order from small to large."."""
 
     name = "ordering"
@@ -232,7 +227,6 @@ class Ordering(Family):
         }
 
     def draw(self, rng: Random) -> Task:
-        """Draw three or four things of a scale, out of order."""
         kind = rng.choice(list(SCALES))
         return Task(self.name, kind, self._disorder(kind, rng.sample(SCALES[kind].things, rng.choice((3, 3, 4))), rng))
 
@@ -245,11 +239,9 @@ class Ordering(Family):
         return tuple(mixed)
 
     def slots(self, task: Task) -> dict[str, str]:
-        """Return the things as a list."""
         return {"things": join_items(task.items)}
 
     def task(self, kind: str, values: Mapping[str, str]) -> Task | None:
-        """Return the things that a prompt asks to sort, if all are of the scale."""
         known = {thing.lower(): thing for thing in SCALES[kind].things}
         things = values["things"].replace(" and ", ", ").replace(",,", ",").split(", ")
         if not all(thing in known for thing in things):
@@ -278,7 +270,6 @@ class Ordering(Family):
         return Grade(sum(steps) / len(steps) if steps else 0.5, min(1.0, 2 * share), share)
 
     def tell(self, rng: Random) -> list[str]:
-        """Tell the order of some things."""
         scale = SCALES[rng.choice(list(SCALES))]
         things = sorted(rng.sample(scale.things, 4), key=scale.things.index)
         return [
@@ -292,30 +283,32 @@ _CLAIM = re.compile(r"\b(?:is|are|makes) (\d+)\b")
 
 
 class _Numeric(Family):
-    """What sums and conversions share: a term, and its result."""
+    """What sums and conversions share: a term and its result, as in "7 plus 5 is 12" or "3 hours are 180 minutes"."""
 
     traits = _FLAWS
+    verb: ClassVar[str]
 
     @abstractmethod
-    def term(self, task: Task) -> str:
+    def result(self, task: Task) -> tuple[int, str]:
+        """Return the right number, and its unit after a space."""
+
+    @staticmethod
+    def term(task: Task) -> str:
         """Return what is to be worked out, in words."""
+        return " ".join((task.items[0], task.kind, *task.items[1:]))
 
-    @abstractmethod
-    def result(self, task: Task) -> int:
-        """Return the right number."""
-
-    @abstractmethod
-    def statement(self, task: Task, result: int) -> str:
-        """Return the sentence that states a result."""
+    def _statement(self, task: Task, error: int = 0) -> str:
+        number, unit = self.result(task)
+        return f"{self.term(task)} {self.verb} {number + error}{unit}."
 
     def write(self, task: Task, traits: frozenset[Trait], style: Style, rng: Random) -> list[str]:
         """Give the result, or a near miss; or admit not to know it."""
         if Trait.PARTIAL in traits:
             return [rng.choice((f"I am not sure about {self.term(task)}.", f"{self.term(task)} is too hard for me."))]
-        result = self.result(task)
         if Trait.WRONG in traits:
-            result = rng.choice([result + step for step in (-2, -1, 1, 2, 10) if result + step > 0])
-        return [self.statement(task, result)]
+            number, _ = self.result(task)
+            return [self._statement(task, rng.choice([step for step in (-2, -1, 1, 2, 10) if number + step > 0]))]
+        return [self._statement(task)]
 
     def grade(self, task: Task, text: Text) -> Grade:
         """Check whether the last number claimed is the result; the bare number is enough."""
@@ -325,12 +318,11 @@ class _Numeric(Family):
             claims = [word for word in text.words if word.isdigit()] if len(text.words) <= 3 else []
             if not claims:
                 return OFF_TOPIC
-        return Grade(float(bool(claims) and claims[-1] == str(self.result(task))), 1.0, float(bool(claims)))
+        right = bool(claims) and claims[-1] == str(self.result(task)[0])
+        return Grade(float(right), 1.0, float(bool(claims)))
 
     def tell(self, rng: Random) -> list[str]:
-        """Tell two results."""
-        tasks = [self.draw(rng) for _ in range(2)]
-        return [self.statement(task, self.result(task)) for task in tasks]
+        return [self._statement(task) for task in [self.draw(rng) for _ in range(2)]]
 
 
 _OPERATIONS: Mapping[str, Callable[[int, int], int]] = {
@@ -340,11 +332,12 @@ _OPERATIONS: Mapping[str, Callable[[int, int], int]] = {
 }
 
 
-class Arithmetic(_Numeric):
-    """Sums, differences and products of small numbers: "7 plus 5 is 12."."""
+class _Arithmetic(_Numeric):
+    """Sums, differences and products of small numbers."""
 
     name = "arithmetic"
     slot_names = ("a", "b")
+    verb = "is"
 
     def __init__(self) -> None:
         numbers = tuple(str(n) for n in range(2, 20))
@@ -358,29 +351,20 @@ class Arithmetic(_Numeric):
         }
 
     def draw(self, rng: Random) -> Task:
-        """Draw an operation on two numbers; differences are positive."""
         kind = rng.choice(list(_OPERATIONS))
         a, b = rng.randint(2, 9), rng.randint(2, 9)
         return Task(self.name, kind, (str(a + b if kind == "minus" else a), str(b)))
 
-    def term(self, task: Task) -> str:
-        """Return the operation, as in "7 plus 5"."""
-        return f"{task.items[0]} {task.kind} {task.items[1]}"
-
-    def result(self, task: Task) -> int:
-        """Compute the operation."""
-        return _OPERATIONS[task.kind](*map(int, task.items))
-
-    def statement(self, task: Task, result: int) -> str:
-        """Return the equation in words."""
-        return f"{self.term(task)} is {result}."
+    def result(self, task: Task) -> tuple[int, str]:
+        return _OPERATIONS[task.kind](*map(int, task.items)), ""
 
 
-class Conversion(_Numeric):
-    """Amounts in a smaller unit: "3 hours are 180 minutes."."""
+class _Conversion(_Numeric):
+    """Amounts in a smaller unit."""
 
     name = "conversion"
     slot_names = ("count",)
+    verb = "are"
     units: Mapping[str, tuple[str, int]] = WORDS["units"]
     """For each unit the smaller one to convert to, and how many of these it contains."""
 
@@ -396,17 +380,11 @@ class Conversion(_Numeric):
         }
 
     def draw(self, rng: Random) -> Task:
-        """Draw an amount of some unit."""
         return Task(self.name, rng.choice(list(self.units)), (str(rng.randint(2, 9)),))
 
-    def term(self, task: Task) -> str:
-        """Return the amount, as in "3 hours"."""
-        return f"{task.items[0]} {task.kind}"
+    def result(self, task: Task) -> tuple[int, str]:
+        small, number = self.units[task.kind]
+        return int(task.items[0]) * number, f" {small}"
 
-    def result(self, task: Task) -> int:
-        """Compute the number of smaller units."""
-        return int(task.items[0]) * self.units[task.kind][1]
 
-    def statement(self, task: Task, result: int) -> str:
-        """Return the equation in words."""
-        return f"{self.term(task)} are {result} {self.units[task.kind][0]}."
+FACTS = (_Fact(), _Description(), _Arithmetic(), _Conversion(), _Listing(), _Ordering())

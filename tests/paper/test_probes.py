@@ -16,7 +16,7 @@ from hafrm.models.scorers import ScoreOptions
 from hafrm.paper.probes import claims, consistency, perplexity
 from hafrm.paper.probes.agreement import run_agreement
 from hafrm.paper.probes.claims import Claim, run_claims
-from hafrm.paper.probes.consistency import ConsistencyConfig, run_consistency
+from hafrm.paper.probes.consistency import run_consistency
 from hafrm.paper.probes.heads import FitOptions
 from hafrm.paper.probes.perplexity import run_perplexity
 from hafrm.sampling.generators import Sampling
@@ -101,23 +101,17 @@ def test_agreement_writes_its_numbers_and_figure(runs: Runs, tmp_path: Path) -> 
 def test_consistency_writes_its_points_and_goes_on(
     oracle: str, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = ConsistencyConfig(
-        haf=runs.runs["haf"],
-        dpo=runs.runs["dpo"],
-        data=runs.test,
-        oracle="world/helpful" if oracle == "world" else runs.runs["baseline"],
-        out=str(tmp_path),
-        prompts=4,
-        sampling=Sampling(max_new_tokens=6),
-    )
-    found = run_consistency(config)
+    judge = "world/helpful" if oracle == "world" else runs.runs["baseline"]
+    models = runs.runs["haf"], runs.runs["dpo"]
+    few = {"prompts": 4, "sampling": Sampling(max_new_tokens=6)}
+    found = run_consistency(*models, runs.test, judge, tmp_path, **few)
     assert len(found.points) == 10  # two checkpoints, five matchings
     assert {point.matching for point in found.points} == {"reward", "acc", "loss", "margin", "step"}
     written = json.loads((tmp_path / "consistency.json").read_text())
     assert (written["prompts"], written["prompts_too_long"]) == (4, 0)
     ElementTree.parse(tmp_path / "consistency.svg")
     forbid(monkeypatch, consistency, "generate_responses", "load_scorer")
-    assert run_consistency(config) == found
+    assert run_consistency(*models, runs.test, judge, tmp_path, **few) == found
 
 
 def claimed(runs: Runs, out: Path, *, hybrid: str = "haf", baselines: Sequence[str] = ("baseline",)) -> Claim:

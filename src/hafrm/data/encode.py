@@ -13,6 +13,7 @@ import tempfile
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -66,17 +67,17 @@ def encode_pairs(
             conversation, and bad rows are not skipped.
         DataError: no pair is left.
     """
-    writer = TableWriter(folder, len(cast(Any, encoder.tokenizer)))
     count = _Count(encoder, options)
     waiting = iter(pairs)
-    while chunk := list(islice(waiting, _CHUNK)):
-        outcomes = encoder.encode_many((pair.prompt, (pair.chosen, pair.rejected)) for pair in chunk)
-        for pair, outcome in zip(chunk, outcomes, strict=True):
-            if isinstance(outcome, TokenGroup):
-                writer.add(pair, outcome, count.read)
-            count.add(pair, outcome)
-        progress(count.read)
-    return writer.finish(replace(count.account(), reports=list(reports)))
+    with closing(TableWriter(folder, len(cast(Any, encoder.tokenizer)))) as writer:
+        while chunk := list(islice(waiting, _CHUNK)):
+            outcomes = encoder.encode_many((pair.prompt, (pair.chosen, pair.rejected)) for pair in chunk)
+            for pair, outcome in zip(chunk, outcomes, strict=True):
+                if isinstance(outcome, TokenGroup):
+                    writer.add(pair, outcome, count.read)
+                count.add(pair, outcome)
+            progress(count.read)
+        return writer.finish(replace(count.account(), reports=list(reports)))
 
 
 class _Count:

@@ -90,6 +90,8 @@ class Message:
     @property
     def reasoning(self) -> str:
         """The turn's reasoning, if given separately from its content."""
+        if not self.more:
+            return ""
         extras = self.extras
         return next((str(extras[key]) for key in REASONING_KEYS if extras.get(key)), "")
 

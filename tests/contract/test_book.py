@@ -26,7 +26,7 @@ from hafrm.cli import COMMANDS, main
 from hafrm.cli.options import options_of
 from hafrm.cli.pretrain import loss_curves
 from hafrm.pairs import parse_pair
-from hafrm.report.figures import standalone
+from hafrm.report.charts import standalone
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

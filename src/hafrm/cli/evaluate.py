@@ -15,9 +15,16 @@ from hafrm.evaluation.results import shortfalls
 from hafrm.evaluation.run import EvaluateConfig, evaluate, load_sets
 from hafrm.report import write_page
 from hafrm.report.loading import Evaluation, read_evaluation
-from hafrm.report.markdown import cell_text, write_markdown
-from hafrm.report.suites import SuiteTable, suite_tables
-from hafrm.report.tables import AccuracyTable, TableRow, accuracy_table, comparison_rows
+from hafrm.report.tables import (
+    AccuracyTable,
+    SuiteTable,
+    TableRow,
+    accuracy_table,
+    cell_text,
+    comparison_rows,
+    suite_tables,
+    write_markdown,
+)
 from hafrm.report.wording import short_names
 from hafrm.stats import FEWEST_GROUPS
 
@@ -78,7 +85,7 @@ def _print_accuracies(evaluation: Evaluation, console: Console) -> None:
         names = short_names(evaluation.data)
         listed = ", ".join(names[data] for data in worded.few)
         console.print(
-            f"No interval and no p on {listed}: pairs of fewer than {FEWEST_GROUPS} prompts tell nothing of others.",
+            f"No interval and no p on {listed}: pairs from fewer than {FEWEST_GROUPS} prompts can't be resampled.",
             markup=False,
             highlight=False,
             soft_wrap=True,
@@ -99,9 +106,9 @@ def _table(evaluation: Evaluation, worded: AccuracyTable) -> Table:
 def _suite_table(suite: SuiteTable, models: Mapping[str, str]) -> Table:
     table = Table(title=f"{suite.title}, in %, with 95% intervals over prompts")
     table.add_column("model", overflow="fold")
-    for name in suite.columns:
+    for name in suite.scores.columns:
         table.add_column(name, overflow="fold")
-    _add_rows(table, suite.models, suite.baselines, models)
+    _add_rows(table, suite.scores.models, suite.scores.baselines, models)
     return table
 
 

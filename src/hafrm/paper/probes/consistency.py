@@ -38,8 +38,8 @@ from hafrm.paper.probes.checkpoints import MATCHINGS, Checkpoint, Match, Matchin
 from hafrm.paper.probes.generation import generate_responses, prompts_that_fit
 from hafrm.paper.probes.memory import remembered
 from hafrm.paper.world import WORLD_SETS, oracle_reward
-from hafrm.report.figures import standalone
-from hafrm.report.scatter import Series, StraightLine, scatter
+from hafrm.report.charts import standalone
+from hafrm.report.figures import Series, StraightLine, scatter
 from hafrm.sampling.generators import Sampling
 from hafrm.stats import FEWEST_GROUPS, Floats, Interval
 

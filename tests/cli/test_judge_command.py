@@ -17,9 +17,6 @@ from tests.judging.server import Endpoint, longer_wins, serving
 from tests.paths import shared_model
 from tests.tiny import save_tiny
 
-pytest.importorskip("openai")
-pytest.importorskip("tenacity")
-
 KEY = "sk-secret-0123456789"
 
 

@@ -114,8 +114,6 @@ ROWS = [{"prompt": f"q{i}", "responses": ["a", "bb", "ccc", "dddd"]} for i in (0
 
 def asked(endpoint: Endpoint, folder: Path, out: Path, **options: Any) -> JudgeConfig:
     """Rankings of a file in a folder, by an endpoint whose replies all such runs share."""
-    pytest.importorskip("openai")
-    pytest.importorskip("tenacity")
     folder.mkdir(exist_ok=True)
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
     words: dict[str, Any] = {"kind": "openai", "model": "judge", "base_url": endpoint.url, "retries": 0}

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass, fields
 from typing import Literal
-from urllib.parse import urlsplit
 
 from hafrm.errors import ConfigError
-from hafrm.http import is_printable_address, may_hold_secret
+from hafrm.http import api_key, split_address
 
 JudgeKind = Literal["openai", "local", "reward", "oracle"]
 
@@ -77,42 +75,28 @@ class JudgeOptions:
             raise ConfigError(f"judge.temperature must be a number of at least 0, got {self.temperature}")
         if self.max_cost is not None and not self.max_cost >= 0:
             raise ConfigError(f"judge.max_cost must be at least 0, got {self.max_cost}")
-        self._check_address()
+        split_address(
+            self.base_url,
+            name="judge.base_url",
+            example="http://localhost:8000/v1",
+            key_variable=self.api_key_env,
+        )
         if self.kind != "openai":
             self._refuse_endpoint_options()
 
-    def api_key(self) -> str | None:
-        """Return the API key from the environment; None for an endpoint that needs none.
+    def api_key(self) -> str:
+        """Return the API key from the environment; empty for an endpoint that needs none.
 
         Raises:
             ConfigError: OpenAI's own endpoint is asked and there is no key, or the value can't be a key.
         """
-        key = os.environ.get(self.api_key_env, "").strip()
-        if not (key.isascii() and key.isprintable()):
-            raise ConfigError(f"The environment variable {self.api_key_env} holds characters that no API key has.")
+        key = api_key(self.api_key_env)
         if not key and self.base_url == _OPENAI:
             raise ConfigError(
-                f"The environment variable {self.api_key_env} holds no API key. Set it, or name the endpoint to ask "
+                f"The environment variable {self.api_key_env} has no API key. Set it, or name the endpoint to ask "
                 "with `--judge.base_url`."
             )
-        return key or None
-
-    def _check_address(self) -> None:
-        try:
-            parts = urlsplit(self.base_url)
-            fit = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-        except ValueError:  # an invalid port or bracket
-            fit = False
-        if not fit or not is_printable_address(self.base_url):
-            raise ConfigError(
-                "judge.base_url must be an address such as http://localhost:8000/v1, without spaces, backslashes or "
-                "control characters."
-            )
-        if may_hold_secret(parts):
-            raise ConfigError(
-                "judge.base_url must hold no user, password, parameters, query or fragment: it is written into "
-                "results. Put the key into the environment variable that `judge.api_key_env` names."
-            )
+        return key
 
     def _refuse_endpoint_options(self) -> None:
         for field in fields(self):

@@ -133,8 +133,8 @@ def read_evaluation(folder: Path) -> Evaluation:
         )
     if rows != len(scores):
         raise DataError(
-            f"{folder}: {SCORES_FILE} has {len(scores)} scores, but {RESULTS_FILE} was computed from {rows}, so one of them "
-            "is cut short or from another evaluation. Evaluate again."
+            f"{folder}: {SCORES_FILE} has {len(scores)} scores, but {RESULTS_FILE} was computed from {rows}, so one is "
+            "cut short or from another evaluation. Evaluate again."
         )
     return Evaluation(
         models=tuple(dict.fromkeys([*(model for model, _ in cells), *suite_models])),

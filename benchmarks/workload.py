@@ -151,7 +151,7 @@ def real_groups(data: str, *, max_length: int = 512) -> list[TokenGroup]:
     path = SHARED / "data" / f"{data}-train.jsonl.gz"
     options = DataOptions(max_length=max_length)
     encoder = ConversationEncoder(real_tokenizer(), max_length, options.overlong)
-    return encode_pairs(load_pairs(str(path), options=options).pairs, encoder, options).groups
+    return encode_pairs(load_pairs(str(path), options=options).pairs, encoder, options)[:]
 
 
 def draw_batches(

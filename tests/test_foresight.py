@@ -65,7 +65,9 @@ def test_foresight_changes_no_gradient(with_bias: bool, transform: LogitTransfor
         (factor * loss(sum_by_sequence(found, index, len(LENGTHS)))).backward()
         return [found.detach(), *(leaf.grad for leaf in (states, weight, bias) if leaf is not None)]
 
-    for told, plain in zip(gradients(Foresight(LENGTHS, 2, slopes)), gradients(None), strict=True):
+    for told, plain in zip(
+        gradients(Foresight(LENGTHS, (2,) * (len(LENGTHS) // 2), slopes)), gradients(None), strict=True
+    ):
         torch.testing.assert_close(told, plain, rtol=1e-12, atol=1e-12)
 
 
@@ -75,7 +77,7 @@ def test_a_wrong_word_changes_no_gradient() -> None:
     states = torch.randn(8, 6, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(11, 6, dtype=torch.float64, requires_grad=True)
     targets = torch.randint(11, (8,))
-    wrong = Foresight((2, 2, 2, 2), 2, lambda log_probs, first: torch.ones_like(log_probs))
+    wrong = Foresight((2, 2, 2, 2), (2, 2), lambda log_probs, first: torch.ones_like(log_probs))
     grads = []
     for foresight in (wrong, None):
         states.grad = weight.grad = None
@@ -93,7 +95,7 @@ def test_foresight_spares_the_second_pass(monkeypatch: pytest.MonkeyPatch) -> No
     loss, slopes = dpo_like(torch.zeros(len(LENGTHS)))
     index = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS))
     made = []
-    for foresight in (Foresight(LENGTHS, 2, slopes), None):
+    for foresight in (Foresight(LENGTHS, (2,) * (len(LENGTHS) // 2), slopes), None):
         calls.clear()
         states, weight = torch.randn(sum(LENGTHS), 6, requires_grad=True), torch.randn(11, 6, requires_grad=True)
         found = linear_log_probs(states, weight, torch.zeros(len(index), dtype=torch.long), foresight=foresight)
@@ -108,7 +110,7 @@ def test_foresight_of_other_lengths_is_refused() -> None:
             torch.zeros(3, 2),
             torch.zeros(5, 2),
             torch.zeros(3, dtype=torch.long),
-            foresight=Foresight((2, 2), 2, lambda log_probs, first: log_probs),
+            foresight=Foresight((2, 2), (2,), lambda log_probs, first: log_probs),
         )
 
 

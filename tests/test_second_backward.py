@@ -41,7 +41,7 @@ def test_each_backward_gives_the_gradients_of_plain_autograd(
         targets,
         bias=bias,
         transform=transform,
-        foresight=Foresight(LENGTHS, 2, slopes) if foretold else None,
+        foresight=Foresight(LENGTHS, (2,) * (len(LENGTHS) // 2), slopes) if foretold else None,
         chunk_bytes=rows * VOCABULARY * 8,
     )
     loss = loss_of(summed(log_probs))

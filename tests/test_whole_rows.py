@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 
 from hafrm.data import DataOptions, ReadOptions, encode_pairs, load_pairs
-from hafrm.encoding import ConversationEncoder
+from hafrm.encoding import ConversationEncoder, TokenGroup
 from hafrm.errors import BadRowError, BadRowReason, DataError
 from hafrm.models.tokenizers import prepare_tokenizer
 from hafrm.pairs import Conversation, Message, Prompt, parse_conversation, parse_pair
@@ -135,7 +135,10 @@ def test_rows_are_rendered_as_transformers_renders_them(row: dict[str, Any], tem
 
 def encode(row: dict[str, Any], tokenizer: Any) -> list[Any]:
     pair = parse_pair(row, source="s", number=1)
-    return encode_pairs([pair], ConversationEncoder(tokenizer, 100_000), DataOptions()).groups
+    (outcome,) = ConversationEncoder(tokenizer, 100_000).encode_many([(pair.prompt, (pair.chosen, pair.rejected))])
+    if not isinstance(outcome, TokenGroup):
+        raise BadRowError.refused(str(outcome), source=pair.source, row=pair.row)
+    return [outcome]
 
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
@@ -285,7 +288,7 @@ def test_an_overlong_prompt_leaves_no_response_under_a_moving_template(overlong:
 def lost_of(template: Any, rows: list[dict[str, Any]]) -> list[str]:
     tokenizer = tokenizer_of(template) if isinstance(template, str) else template
     pairs = [parse_pair(row, source="s", number=number) for number, row in enumerate(rows, 1)]
-    return list(map(str, encode_pairs(pairs, ConversationEncoder(tokenizer, 10_000), DataOptions()).lost))
+    return list(map(str, encode_pairs(pairs, ConversationEncoder(tokenizer, 10_000), DataOptions()).account.lost))
 
 
 def test_dropped_turns_are_counted_by_role() -> None:
@@ -346,7 +349,7 @@ def test_calls_of_an_arrow_table_have_no_fields_of_other_calls(tmp_path: Path) -
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     tokenizer = tokenizer_of("qwen3")
     for pair, row in zip(load_pairs(str(path)).pairs, rows, strict=True):
-        (group,) = encode_pairs([pair], ConversationEncoder(tokenizer, 10_000), DataOptions()).groups
+        (group,) = encode_pairs([pair], ConversationEncoder(tokenizer, 10_000), DataOptions())
         assert [*group.prompt, *group.responses[0]] == stock(tokenizer, row, "chosen")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from hafrm.data.tables import Account, PairTables, TableWriter
+from hafrm.encoding import TokenGroup
 from hafrm.pairs import Message, PreferencePair, Prompt
 from hafrm.templates import DEFAULT_CHAT_TEMPLATE
 
@@ -107,3 +110,11 @@ def some_pairs(count: int = 12) -> list[PreferencePair]:
         pair(f"question {i} " + "why " * (i % 4), "yes " * (1 + i % 3) + str(i), "no " * (1 + i % 5), row=i + 1)
         for i in range(count)
     ]
+
+
+def tables_of(pairs: Sequence[PreferencePair], groups: Sequence[TokenGroup]) -> PairTables:
+    """The tables of pairs that were encoded to these groups."""
+    writer = TableWriter(None, 2**17)
+    for index, (pair, group) in enumerate(zip(pairs, groups, strict=True)):
+        writer.add(pair, group, index)
+    return writer.finish(Account())

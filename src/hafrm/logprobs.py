@@ -64,8 +64,8 @@ class Foresight:
 
     lengths: Sequence[int]
     """Tokens of each sequence, [S], summing to T."""
-    unit: int
-    """Number of adjacent sequences on which the derivative depends: 2 for pairs."""
+    units: Sequence[int]
+    """Numbers of adjacent sequences whose derivatives depend only on each other, summing to S: 2 for each pair."""
     slopes: Callable[[Tensor, int], Tensor]
     """Function from the summed log-probs of whole units, [n], and the index of the first among the S sequences, to the
     loss's derivative in them, [n]. A factor common to all S is arbitrary.
@@ -73,14 +73,15 @@ class Foresight:
 
     def blocks(self, rows: int) -> Iterator[tuple[range, slice]]:
         """Yield the sequences and tokens of runs of whole units: as many as fit into `rows` tokens, at least one."""
-        first, start, stop = 0, 0, 0
-        for unit in range(0, len(self.lengths), self.unit):
-            tokens = sum(self.lengths[unit : unit + self.unit])
+        first, start, place, stop = 0, 0, 0, 0
+        for unit in self.units:
+            tokens = sum(self.lengths[place : place + unit])
             if stop > start and stop + tokens - start > rows:
-                yield range(first, unit), slice(start, stop)
-                first, start = unit, stop
+                yield range(first, place), slice(start, stop)
+                first, start = place, stop
+            place += unit
             stop += tokens
-        yield range(first, len(self.lengths)), slice(start, stop)
+        yield range(first, place), slice(start, stop)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # gains nothing from compilation; shapes always change

@@ -33,25 +33,25 @@ def encoder(**options: Any) -> ConversationEncoder:
 def test_groups_stand_in_the_order_of_their_pairs_chosen_first() -> None:
     pairs = some_pairs(12)
     encoded = encode_pairs(pairs, encoder(max_length=512), DataOptions())
-    assert encoded.pairs == pairs
-    assert encoded.dropped == {}
-    for one, group in zip(pairs, encoded.groups, strict=True):
+    assert encoded.kept.tolist() == list(range(12))
+    assert encoded.account.dropped == {}
+    for one, group in zip(pairs, encoded, strict=True):
         texts = [tiny_tokenizer().decode(ids, skip_special_tokens=True) for ids in group.responses]
         assert texts == [f" {one.chosen[0].content}", f" {one.rejected[0].content}"]
 
 
 def test_drop_leaves_out_and_counts() -> None:
     encoded = encode_pairs([LONG_PROMPT, SHORT, LONG_ANSWER, LONG_ANSWER], encoder(), DataOptions())
-    assert encoded.pairs == [SHORT]
-    assert len(encoded.groups) == 1
-    assert encoded.dropped == {"overlong_prompt": 1, "overlong": 2}
+    assert encoded.kept.tolist() == [1]
+    assert len(encoded) == 1
+    assert encoded.account.dropped == {"overlong_prompt": 1, "overlong": 2}
 
 
 def test_truncate_keeps_what_has_room_for_a_response() -> None:
     encoded = encode_pairs([SHORT, LONG_ANSWER], encoder(overlong="truncate"), DataOptions(overlong="truncate"))
-    assert encoded.pairs == [SHORT, LONG_ANSWER]
-    assert encoded.groups[1].lengths == (26, 40)
-    assert encoded.dropped == {}
+    assert encoded.kept.tolist() == [0, 1]
+    assert encoded[1].lengths == (26, 40)
+    assert encoded.account.dropped == {}
 
 
 def test_truncate_stops_at_a_prompt_that_fills_the_limit() -> None:
@@ -63,8 +63,8 @@ def test_truncate_stops_at_a_prompt_that_fills_the_limit() -> None:
 def test_truncate_skips_and_counts_such_prompts_if_told_to() -> None:
     options = DataOptions(on_bad_row="skip")
     encoded = encode_pairs([LONG_PROMPT, SHORT], encoder(overlong="truncate"), options)
-    assert encoded.pairs == [SHORT]
-    assert encoded.dropped == {"prompt_too_long": 1}
+    assert encoded.kept.tolist() == [1]
+    assert encoded.account.dropped == {"prompt_too_long": 1}
 
 
 def test_a_conversation_that_the_template_refuses_is_a_bad_row() -> None:
@@ -72,7 +72,7 @@ def test_a_conversation_that_the_template_refuses_is_a_bad_row() -> None:
     with pytest.raises(BadRowError, match=r"test, row 4: .*refuses the conversation: no system turns\. Change"):
         encode_pairs([SHORT, SYSTEM], strict, DataOptions())
     encoded = encode_pairs([SHORT, SYSTEM, SHORT], strict, DataOptions(on_bad_row="skip"))
-    assert (len(encoded.groups), encoded.dropped) == (2, {"refused_by_template": 1})
+    assert (len(encoded), encoded.account.dropped) == (2, {"refused_by_template": 1})
 
 
 def test_nothing_left_is_an_error_with_a_remedy() -> None:

@@ -53,5 +53,5 @@ def test_beaver_safe_words_per_qa_are_those_of_table_1() -> None:
 def test_real_pairs_encode_and_are_all_accounted_for() -> None:
     pairs = load_pairs(str(shared_data("hh_harmless", "validation"))).pairs
     encoded = encode_pairs(pairs, ConversationEncoder(tiny_tokenizer(), max_length=512), DataOptions())
-    assert len(encoded.pairs) + sum(encoded.dropped.values()) == len(pairs) == 99
-    assert max(max(group.lengths) for group in encoded.groups) <= 512
+    assert len(encoded) + sum(encoded.account.dropped.values()) == len(pairs) == 99
+    assert max(max(group.lengths) for group in encoded) <= 512

@@ -32,7 +32,7 @@ def test_counted_by_hand() -> None:
 def test_tokens_are_those_of_whole_conversations() -> None:
     pairs = some_pairs(5)
     tokenizer = tiny_tokenizer()
-    groups = encode_pairs(pairs, ConversationEncoder(tokenizer), DataOptions()).groups
+    groups = encode_pairs(pairs, ConversationEncoder(tokenizer), DataOptions())
     texts = [[turn.as_dict() for turn in c.turns] for p in pairs for c in p.conversations]
     expected = sum(len(tokenizer.apply_chat_template(text, return_dict=False)) for text in texts) / len(texts)
     assert pair_statistics(pairs, groups).tokens_per_qa == pytest.approx(expected)

@@ -18,6 +18,7 @@ from hafrm.training.batches import PairBatch, PairCollator, PairDataset
 from hafrm.training.config import LossConfig
 from hafrm.training.objective import Objective
 from tests.models.test_packed_model import MAX_LENGTH, hybrid, random_group
+from tests.tiny import tables_of
 
 ROWS = [
     {"prompt": "a", "chosen": "b", "rejected": "c", "margin": 1.5},
@@ -41,8 +42,8 @@ def batch_of_rows(folder: Path) -> PairBatch:
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     pairs = load_pairs(str(path)).pairs
-    groups = [random_group(4, 2, 3) for _ in pairs]
-    dataset = PairDataset(pairs, groups)
+    groups = [random_group(4 + place, 2, 3) for place in range(len(pairs))]  # of different prompts
+    dataset = PairDataset(tables_of(pairs, groups))
     layout = choose_layout(hybrid("llama"), 3, max_length=MAX_LENGTH)
     (batch,) = PairCollator(layout, 10_000)([dataset[row] for row in range(len(dataset))]).parts
     return batch

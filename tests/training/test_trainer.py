@@ -24,7 +24,7 @@ from hafrm.training.config import LossConfig
 from hafrm.training.objective import Objective
 from hafrm.training.trainer import HybridTrainer
 from tests.models.test_checkpoints import info
-from tests.tiny import save_tiny, some_pairs
+from tests.tiny import save_tiny, some_pairs, tables_of
 
 
 @pytest.fixture
@@ -74,8 +74,8 @@ def trainer(
         tokens_per_batch=tokens_per_batch,
         tokenizer=tokenizer,
         info=info(base),
-        train_dataset=PairDataset(the_pairs, groups, known),
-        eval_dataset=PairDataset(the_pairs, groups, known),
+        train_dataset=PairDataset(tables_of(the_pairs, groups), known),
+        eval_dataset=PairDataset(tables_of(the_pairs, groups), known),
         live_reference=None if reference else frozen_copy_reference(model),
     )
 

@@ -18,9 +18,9 @@ from hafrm.cli.options import command_parser, options_of
 from hafrm.data import (
     NAMED_SOURCES,
     DataOptions,
-    EncodedPairs,
     Finding,
     PairStatistics,
+    PairTables,
     SourceReport,
     check_pairs,
     data_names,
@@ -87,7 +87,7 @@ class _Loaded:
     pairs: list[PreferencePair]
     report: SourceReport
     statistics: PairStatistics
-    encoded: EncodedPairs | None
+    encoded: PairTables | None
     """The pairs as the tokenizer encodes them, without a limit; None without a tokenizer."""
     too_long: int | None
     """Number of pairs over the limit; None if tokens are not counted."""
@@ -102,8 +102,8 @@ def _load(name: str, command: DataCommand, options: DataOptions) -> _Loaded:
         # Without a limit, so that the length statistics cover all pairs.
         encoder = ConversationEncoder(load_tokenizer(command.tokenizer), max_length=sys.maxsize)
         encoded = encode_pairs(loaded.pairs, encoder, options)
-        too_long = sum(max(group.lengths) > options.max_length for group in encoded.groups)
-    statistics = pair_statistics(loaded.pairs, encoded.groups if encoded else None)
+        too_long = int((encoded.longest() > options.max_length).sum())
+    statistics = pair_statistics(loaded.pairs, encoded)
     return _Loaded(loaded.pairs, loaded.reports[0], statistics, encoded, too_long)
 
 

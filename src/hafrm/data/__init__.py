@@ -5,7 +5,7 @@
 """
 
 from hafrm.data.checks import Finding, check_pairs, shared_prompts
-from hafrm.data.encode import EncodedPairs, encode_pairs
+from hafrm.data.encode import encode_pairs, load_tables
 from hafrm.data.loading import SPLITS, data_names, load_pairs, local_path
 from hafrm.data.options import DataOptions, OnBadRow, ReadOptions
 from hafrm.data.prompts import PromptRow, read_prompts
@@ -14,17 +14,18 @@ from hafrm.data.reports import PairSet, SourceReport, fingerprint
 from hafrm.data.rows import RawRow, read_rows
 from hafrm.data.splits import split_by_group
 from hafrm.data.statistics import PairStatistics, length_accuracy, pair_statistics
+from hafrm.data.tables import PairTables
 
 __all__ = [
     "NAMED_SOURCES",
     "SPLITS",
     "DataOptions",
-    "EncodedPairs",
     "Finding",
     "NamedSource",
     "OnBadRow",
     "PairSet",
     "PairStatistics",
+    "PairTables",
     "PromptRow",
     "RawRow",
     "ReadOptions",
@@ -35,6 +36,7 @@ __all__ = [
     "fingerprint",
     "length_accuracy",
     "load_pairs",
+    "load_tables",
     "local_path",
     "pair_statistics",
     "read_prompts",

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from hafrm.data.encode import EncodedPairs
 from hafrm.data.reports import SourceReport
 from hafrm.data.statistics import length_accuracy
+from hafrm.data.tables import PairTables
 from hafrm.errors import CHANGE_ROLES
 from hafrm.pairs import PreferencePair, prompt_group, text_group
 
@@ -52,7 +52,7 @@ def check_pairs(
     *,
     report: SourceReport | None = None,
     against: Mapping[str, Sequence[PreferencePair]] | None = None,
-    encoded: EncodedPairs | None = None,
+    encoded: PairTables | None = None,
 ) -> list[Finding]:
     """Look for problems in a set of pairs.
 
@@ -69,7 +69,7 @@ def check_pairs(
         *(_bad_rows(report) if report else ()),
         *_found("identical_answers", "error", _identical_answers(pairs), _IDENTICAL),
         *(found for name, test in (against or {}).items() for found in _overlap(pairs, name, test)),
-        *(_of_tokens(encoded) if encoded else ()),
+        *(_of_tokens(pairs, encoded) if encoded else ()),
         *_found("duplicate_pairs", "warning", _duplicates(pairs), _DUPLICATES),
         *_found("conflicting_labels", "warning", _conflicts(pairs), _CONFLICTS),
         *_found("template_in_text", "warning", _rendered(pairs), _TEMPLATE_IN_TEXT),
@@ -144,21 +144,19 @@ def _bad_rows(report: SourceReport) -> list[Finding]:
     ]
 
 
-def _of_tokens(encoded: EncodedPairs) -> Iterator[Finding]:
+def _of_tokens(pairs: Sequence[PreferencePair], encoded: PairTables) -> Iterator[Finding]:
     """Find problems visible only in tokens: refused or dropped text, and pairs that become identical."""
-    for reason, count in encoded.dropped.items():
+    for reason, count in encoded.account.dropped.items():
         explanation = "the tokenizer's chat template can't render the rows. " + CHANGE_ROLES
         yield Finding(check=reason, severity="error", count=count, examples=[], explanation=explanation)
-    same = [
-        pair
-        for pair, group in zip(encoded.pairs, encoded.groups, strict=True)
-        if group.responses[0] == group.responses[1] and text_group(pair.chosen) != text_group(pair.rejected)
-    ]
+    kept = [pairs[index] for index in encoded.kept]
+    equal = encoded.pairs["chosen"] == encoded.pairs["rejected"]
+    same = [kept[row] for row in equal.nonzero()[0] if text_group(kept[row].chosen) != text_group(kept[row].rejected)]
     yield from _found(
         "identical_tokens", "error", same, "both responses become the same tokens, so the label says nothing."
     )
-    yield from _found("special_tokens", "warning", encoded.with_special_tokens, _SPECIAL_TOKENS)
-    for lost in encoded.lost:
+    yield from _found("special_tokens", "warning", [kept[row] for row in encoded.with_special_tokens], _SPECIAL_TOKENS)
+    for lost in encoded.account.lost:
         yield Finding(
             check="text_dropped",
             severity="warning",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -31,19 +30,19 @@ RowMapping = Callable[[RowReader], Mapping[str, Any] | Drop]
 """Turns a row in a source's own schema into a pair's row (see `hafrm.pairs`), or drops it."""
 
 
-def collect_pairs(
+def pairs_of(
     rows: Iterable[RawRow],
     report: SourceReport,
     *,
     source: str,
     on_bad_row: OnBadRow,
     mapping: RowMapping | None = None,
-) -> list[PreferencePair]:
-    """Turn rows into pairs and count every row in the report.
+) -> Iterator[PreferencePair]:
+    """Turn rows into pairs one at a time, and count every row in the report.
 
     Args:
         rows: The raw rows.
-        report: Receives the counts, in addition to those of earlier files.
+        report: Receives the counts, in addition to those of earlier files; complete after the last pair.
         source: The file or data set of the rows; names the pairs and appears in errors.
         on_bad_row: What to do with rows that break the data contract.
         mapping: Translates the schema of a published source; None if rows already follow the contract. Published sets
@@ -54,19 +53,18 @@ def collect_pairs(
         BadRowError: a row is bad, and `on_bad_row` is "error".
     """
     collector = _Collector(source, mapping)
-    pairs = collect_rows(rows, report, collector.pair, on_bad_row=on_bad_row)
+    yield from records_of(rows, report, collector.pair, on_bad_row=on_bad_row)
     report.unread = sorted(collector.unread.union(report.unread))
-    return pairs
 
 
-def collect_rows(
+def records_of(
     rows: Iterable[RawRow],
     report: SourceReport,
     parse: Callable[[RawRow], Record | Drop],
     *,
     on_bad_row: OnBadRow,
-) -> list[Record]:
-    """Turn rows into records of any kind and count every row in the report.
+) -> Iterator[Record]:
+    """Turn rows into records of any kind one at a time, and count every row in the report.
 
     Args:
         rows: The raw rows.
@@ -77,8 +75,6 @@ def collect_rows(
     Raises:
         BadRowError: a row is bad, and `on_bad_row` is "error".
     """
-    records: list[Record] = []
-    skipped, dropped = Counter(report.skipped), Counter(report.dropped)
     for row in rows:
         report.rows += 1
         try:
@@ -86,17 +82,15 @@ def collect_rows(
         except BadRowError as error:
             if on_bad_row == "error":
                 raise
-            skipped[error.reason.value] += 1
+            report.skipped[error.reason.value] = report.skipped.get(error.reason.value, 0) + 1
             report.first_fault = report.first_fault or f"{error.source}, row {error.row}: {error.fault}"
             _keep_example(report, error)
             continue
         if isinstance(outcome, Drop):
-            dropped[outcome.reason] += 1
+            report.dropped[outcome.reason] = report.dropped.get(outcome.reason, 0) + 1
         else:
-            records.append(outcome)
-    report.kept += len(records)
-    report.skipped, report.dropped = dict(skipped), dict(dropped)
-    return records
+            report.kept += 1
+            yield outcome
 
 
 def _keep_example(report: SourceReport, error: BadRowError) -> None:

@@ -1,134 +1,151 @@
-"""From pairs to token ids, counting over-long pairs and text that the template drops.
+"""From sources of pairs to tables of token ids, made in one pass and kept for later runs.
 
-`ConversationEncoder` does the encoding; this module counts and raises errors.
+`ConversationEncoder` does the encoding; this module counts what is left out, raises errors for it, and keeps the tables
+of large files in the cache folder, by the content of everything that they depend on.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
+import tempfile
+import weakref
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
 
+from filelock import FileLock
+
+from hafrm import atomic
+from hafrm.data.loading import PairSource, open_sources
 from hafrm.data.options import DataOptions
+from hafrm.data.reports import SourceReport
+from hafrm.data.tables import Account, LostText, PairTables, TableWriter
 from hafrm.encoding import ConversationEncoder, OverlongError, TokenGroup
-from hafrm.errors import CHANGE_ROLES, BadRowError, BadRowReason, DataError
+from hafrm.errors import CHANGE_ROLES, BadRowError, BadRowReason, DataError, UnwritableError
 from hafrm.pairs import PreferencePair
+
+_CHUNK = 1024
+"""Pairs encoded at a time."""
 
 _EXAMPLES = 5
 """Number of pairs that a `LostText` names."""
 
+_WORTH_KEEPING = 8 * 2**20
+"""Bytes of the files above which their tables are kept: smaller ones are encoded again in seconds."""
 
-@dataclass(frozen=True)
-class LostText:
-    """Text that the chat template drops: a part of one role's turns, or tools, documents or template arguments."""
-
-    what: str
-    """Kind of text, as in `TokenGroup.lost`: "tool text", "assistant reasoning", "tools"."""
-    count: int
-    of: int
-    """Number of turns or rows that have it."""
-    examples: list[str]
-    """Ids of the first affected pairs."""
-
-    def __str__(self) -> str:
-        role, _, part = self.what.rpartition(" ")
-        if part.startswith("chat_template_kwargs."):
-            return f"{part} changes nothing in {self.count} of {self.of} rows"
-        where = f"turns (role {role})" if role else "rows"
-        return f"the chat template drops the {part} of {self.count} of {self.of} {where}"
+_ENCODING = 1
+"""Part of every cache key: increase it when hafrm makes other token ids from the same rows and tokenizer."""
 
 
-@dataclass
-class EncodedPairs:
-    """Pairs within the length limit, with their token ids."""
-
-    pairs: list[PreferencePair]
-    groups: list[TokenGroup]
-    """Token ids of each pair, in the same order; responses are chosen, rejected."""
-    dropped: dict[str, int]
-    """Number of pairs left out, by reason: "overlong" (a response exceeds the limit), "overlong_prompt" (the prompt
-    alone fills it), and under `on_bad_row: skip` the `BadRowReason` of pairs that can't be encoded.
-    """
-    lost: list[LostText] = field(default_factory=list)
-    """Text of the pairs that the chat template drops."""
-
-    @property
-    def identical(self) -> int:
-        """Number of pairs with identical response tokens, which express no preference; truncation can cause them."""
-        return sum(chosen == rejected for chosen, rejected in (group.responses for group in self.groups))
-
-    @property
-    def with_special_tokens(self) -> list[PreferencePair]:
-        """Pairs whose messages contain special tokens, which are encoded like the chat template's own."""
-        return [pair for pair, group in zip(self.pairs, self.groups, strict=True) if group.special_tokens]
-
-
-def encode_pairs(pairs: Sequence[PreferencePair], encoder: ConversationEncoder, options: DataOptions) -> EncodedPairs:
+def encode_pairs(
+    pairs: Iterable[PreferencePair],
+    encoder: ConversationEncoder,
+    options: DataOptions,
+    *,
+    folder: Path | None = None,
+    reports: Sequence[SourceReport] = (),
+    progress: Callable[[int], None] = lambda done: None,
+) -> PairTables:
     """Encode pairs, leaving out and counting those that do not fit.
 
     Args:
-        pairs: The pairs.
+        pairs: The pairs; they are read once and not held.
         encoder: Provides the tokenizer, the limit and the rule for over-long pairs.
         options: Determines what happens to pairs that can't be encoded (`on_bad_row`).
+        folder: An empty folder for the tables; without one they are in memory.
+        reports: Reports of the pairs' sources, which are complete once all pairs have been read.
+        progress: Called with the number of pairs that were read.
 
     Raises:
         BadRowError: under `overlong: truncate` a prompt alone fills the limit, or the chat template refuses a
             conversation, and bad rows are not skipped.
         DataError: no pair is left.
     """
-    result = EncodedPairs([], [], {})
-    dropped: Counter[str] = Counter()
-    why = ""
-    outcomes = encoder.encode_many((pair.prompt, (pair.chosen, pair.rejected)) for pair in pairs)
-    for pair, outcome in zip(pairs, outcomes, strict=True):
-        if isinstance(outcome, TokenGroup):
-            result.pairs.append(pair)
-            result.groups.append(outcome)
-        else:
-            dropped[_reason_to_drop(pair, outcome, encoder, options)] += 1
-            why = why or (str(outcome) if isinstance(outcome, DataError) else "")
-    if not result.pairs:
-        raise DataError(_nothing_left(len(pairs), dropped, encoder, why))
-    result.dropped = dict(dropped)
-    result.lost = _lost(result.pairs, result.groups)
-    return result
+    count = _Count(encoder, options)
+    waiting = iter(pairs)
+    with closing(TableWriter(folder, len(cast(Any, encoder.tokenizer)))) as writer:
+        while chunk := list(islice(waiting, _CHUNK)):
+            outcomes = encoder.encode_many((pair.prompt, (pair.chosen, pair.rejected)) for pair in chunk)
+            for pair, outcome in zip(chunk, outcomes, strict=True):
+                if isinstance(outcome, TokenGroup):
+                    writer.add(pair, outcome, count.read)
+                count.add(pair, outcome)
+            progress(count.read)
+        return writer.finish(replace(count.account(), reports=list(reports)))
 
 
-def _lost(pairs: Sequence[PreferencePair], groups: Sequence[TokenGroup]) -> list[LostText]:
-    counts = Counter(what for group in groups for what in group.lost)
-    return [
-        LostText(
-            what,
-            count,
-            of=sum(_having(what, pair) for pair in pairs),
-            examples=[pair.id for pair, group in zip(pairs, groups, strict=True) if what in group.lost][:_EXAMPLES],
+class _Count:
+    """Counts the pairs that are encoded, those that are left out, and the text that the chat template drops."""
+
+    def __init__(self, encoder: ConversationEncoder, options: DataOptions) -> None:
+        self.encoder, self.options = encoder, options
+        self.read = 0
+        self._kept = 0
+        self._dropped: Counter[str] = Counter()
+        self._first_fault = ""
+        self._lost: Counter[str] = Counter()
+        self._having: Counter[str] = Counter()
+        self._examples: dict[str, list[str]] = {}
+
+    def add(self, pair: PreferencePair, outcome: TokenGroup | OverlongError | DataError) -> None:
+        self.read += 1
+        if not isinstance(outcome, TokenGroup):
+            self._dropped[self._reason(pair, outcome)] += 1
+            self._first_fault = self._first_fault or (str(outcome) if isinstance(outcome, DataError) else "")
+            return
+        self._kept += 1
+        self._having.update(_droppable(pair))
+        for what in outcome.lost:
+            self._lost[what] += 1
+            examples = self._examples.setdefault(what, [])
+            if len(examples) < _EXAMPLES and pair.id not in examples:
+                examples.append(pair.id)
+
+    def account(self) -> Account:
+        if not self._kept:
+            raise DataError(self._nothing_left())
+        lost = [LostText(what, n, self._having[what], self._examples[what]) for what, n in self._lost.items()]
+        return Account(dropped=dict(self._dropped), lost=lost)
+
+    def _reason(self, pair: PreferencePair, fault: OverlongError | DataError) -> str:
+        if isinstance(fault, OverlongError) and self.encoder.overlong == "drop":
+            return "overlong_prompt" if fault.prompt_alone else "overlong"
+        error = _bad_row(pair, fault)
+        if self.options.on_bad_row == "error":
+            raise error
+        return error.reason.value
+
+    def _nothing_left(self) -> str:
+        if not self.read:
+            return "There are no pairs to encode."
+        counts = ", ".join(f"{count} {reason}" for reason, count in self._dropped.items())
+        if self._first_fault:
+            return f"None of the {self.read} pairs can be used ({counts}). First: {self._first_fault} {CHANGE_ROLES}"
+        return (
+            f"None of the {self.read} pairs can be used with `data_options.max_length: {self.encoder.max_length}` "
+            f"({counts}). Raise the limit, or set `data_options.overlong: truncate`."
         )
-        for what, count in counts.items()
-    ]
 
 
-def _having(what: str, pair: PreferencePair) -> int:
-    """Count a pair's turns that contain `what`; for columns, return whether the pair has it."""
-    role, _, part = what.rpartition(" ")
-    if not role:
-        column, _, argument = part.partition(".")
-        value = pair.prompt.columns.get(column)
-        return argument in (value or {}) if argument else bool(value)
-    turns = [turn for turn in pair.turns if turn.role == role]
-    if part in ("text", "reasoning"):
-        return sum(bool(turn.content if part == "text" else turn.reasoning) for turn in turns)
-    return sum(bool(turn.extras.get(part)) for turn in turns)
-
-
-def _reason_to_drop(
-    pair: PreferencePair, fault: OverlongError | DataError, encoder: ConversationEncoder, options: DataOptions
-) -> str:
-    if isinstance(fault, OverlongError) and encoder.overlong == "drop":
-        return "overlong_prompt" if fault.prompt_alone else "overlong"
-    error = _bad_row(pair, fault)
-    if options.on_bad_row == "error":
-        raise error
-    return error.reason.value
+def _droppable(pair: PreferencePair) -> Iterator[str]:
+    """Yield the kinds of text of a pair that a template may drop, as in `TokenGroup.lost`: one per turn or column."""
+    for column, value in pair.prompt.columns.items():
+        if column == "chat_template_kwargs":
+            yield from (f"{column}.{argument}" for argument in value)
+        elif value:
+            yield column
+    for turn in pair.turns:
+        if turn.content:
+            yield f"{turn.role} text"
+        if turn.more:
+            yield from (f"{turn.role} reasoning" for _ in [0] if turn.reasoning)
+            yield from (f"{turn.role} {name}" for name, value in turn.extras.items() if value)
 
 
 def _bad_row(pair: PreferencePair, fault: OverlongError | DataError) -> BadRowError:
@@ -144,13 +161,117 @@ def _bad_row(pair: PreferencePair, fault: OverlongError | DataError) -> BadRowEr
     return BadRowError.refused(str(fault), source=pair.source, row=pair.row)
 
 
-def _nothing_left(pairs: int, dropped: Counter[str], encoder: ConversationEncoder, why: str) -> str:
-    if not pairs:
-        return "There are no pairs to encode."
-    counts = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
-    if why:
-        return f"None of the {pairs} pairs can be used ({counts}). The first fault: {why} {CHANGE_ROLES}"
-    return (
-        f"None of the {pairs} pairs can be used with `data_options.max_length: {encoder.max_length}` ({counts}). "
-        "Raise the limit, or set `data_options.overlong: truncate`."
-    )
+def load_tables(
+    data: str | Sequence[str],
+    encoder: ConversationEncoder,
+    options: DataOptions,
+    *,
+    split: str = "train",
+    say: Callable[[str], None] = lambda line: None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> PairTables:
+    """Read and encode sources of pairs, or open the tables that an earlier run made of the same content.
+
+    Args:
+        data: Data names, as for `load_pairs`.
+        encoder: As for `encode_pairs`.
+        options: Options for reading and encoding.
+        split: The split, as for `load_pairs`.
+        say: Called with a warning if kept tables are damaged or none can be kept; the tables are then made again.
+        progress: Called with the number of pairs that were read.
+
+    Raises:
+        BadRowError, ConfigError, DataError, UnknownDataError, UnreadableError: see `load_pairs` and `encode_pairs`.
+        UnwritableError: there is no room for the tables, in the cache folder or elsewhere.
+    """
+    sources = open_sources(data, split=split, options=options)
+    if sum(path.stat().st_size for source in sources for path in source.reads) < _WORTH_KEEPING:
+        return _encoded(sources, encoder, options, None, progress)
+    key = _key(sources, split, encoder, options)
+    if key is None:
+        return _in_temporary_folder(sources, encoder, options, progress)
+    folder = atomic.cache_folder("tables") / key
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_suffix(".lock"))
+        with lock:
+            return _kept(folder, sources, encoder, options, say, progress)
+    except OSError as error:
+        say(f"warning: {folder.parent} can't be written to ({error.strerror or error}), so the next run encodes again")
+        return _in_temporary_folder(open_sources(data, split=split, options=options), encoder, options, progress)
+
+
+def _kept(
+    folder: Path,
+    sources: Sequence[PairSource],
+    encoder: ConversationEncoder,
+    options: DataOptions,
+    say: Callable[[str], None],
+    progress: Callable[[int], None],
+) -> PairTables:
+    """Open the tables in a folder of the cache, or make them."""
+    if folder.exists():
+        try:
+            tables = PairTables.open(folder)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            say(f"warning: {folder} is damaged ({error}), so its rows are encoded again")
+        else:
+            for report, source in zip(tables.account.reports, sources, strict=True):
+                report.name, report.read_from = source.report.name, source.report.read_from
+            return tables
+    with atomic.new_folder(folder) as temporary:
+        _encoded(sources, encoder, options, temporary, progress)
+    return PairTables.open(folder)
+
+
+def _in_temporary_folder(
+    sources: Sequence[PairSource],
+    encoder: ConversationEncoder,
+    options: DataOptions,
+    progress: Callable[[int], None],
+) -> PairTables:
+    """Make tables in a folder that is deleted with them."""
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="hafrm-tables-"))
+        tables = _encoded(sources, encoder, options, folder, progress)
+    except OSError as error:
+        place = f"{atomic.cache_folder('tables')} and {tempfile.gettempdir()}"
+        raise UnwritableError(f"There is no room for token ids in {place} ({error.strerror or error}).") from error
+    weakref.finalize(tables, shutil.rmtree, folder, ignore_errors=True)
+    return tables
+
+
+def _encoded(
+    sources: Sequence[PairSource],
+    encoder: ConversationEncoder,
+    options: DataOptions,
+    folder: Path | None,
+    progress: Callable[[int], None],
+) -> PairTables:
+    pairs = (pair for source in sources for pair in source.pairs)
+    reports = [source.report for source in sources]
+    return encode_pairs(pairs, encoder, options, folder=folder, reports=reports, progress=progress)
+
+
+def _key(sources: Sequence[PairSource], split: str, encoder: ConversationEncoder, options: DataOptions) -> str | None:
+    """Name everything that tables depend on; None if that can't be told without reading the rows."""
+    backend: Any = getattr(encoder.tokenizer, "backend_tokenizer", None)
+    if backend is None or not all(source.reads for source in sources):
+        return None
+    tokenizer: Any = encoder.tokenizer
+    depends_on = [
+        _ENCODING,
+        backend.to_str(),
+        tokenizer.chat_template,
+        {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+        [encoder.max_length, encoder.overlong, encoder.scored_at, encoder.special_tokens, encoder.find_lost],
+        [options.on_bad_row, options.split_seed, split],
+        [source.report.name.partition("@")[0] if source.report.kind == "named" else "" for source in sources],
+        [[str(path), _sha256(path)] for source in sources for path in source.reads],
+    ]
+    return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -16,14 +16,15 @@ import contextlib
 import difflib
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hafrm.data.collecting import RowMapping, collect_pairs
+from hafrm.data.collecting import RowMapping, pairs_of
 from hafrm.data.hub import hub_call, hub_rows
 from hafrm.data.options import ReadOptions
 from hafrm.data.registry import NAMED_SOURCES, TEST_SHARE, VALIDATION_SHARE, NamedSource
-from hafrm.data.reports import PairSet, SourceReport, fingerprint
+from hafrm.data.reports import PairSet, SourceReport, fingerprinted
 from hafrm.data.rows import SUFFIXES, files_named, has_known_suffix, read_rows
 from hafrm.data.simulated import is_simulated, simulated_names, simulated_source
 from hafrm.data.splits import split_by_group
@@ -39,7 +40,16 @@ _WITH_SPLIT = re.compile(r"(?P<name>[^#].*)#(?P<split>[\w-]*)")
 
 _DEFAULTS = ReadOptions()
 
-_Loaded = tuple[list[PreferencePair], SourceReport]
+
+@dataclass
+class PairSource:
+    """A source of pairs that is read once, from beginning to end."""
+
+    pairs: Iterator[PreferencePair]
+    report: SourceReport
+    """Account of its rows, complete after the last pair."""
+    reads: Sequence[Path] = ()
+    """The files that are read; empty if the source has none on this machine."""
 
 
 def data_names() -> list[str]:
@@ -66,22 +76,42 @@ def load_pairs(data: str | Sequence[str], *, split: str = "train", options: Read
         BadRowError: a row breaks the data contract, and bad rows are not skipped.
         DataError: a source has no usable row.
     """
+    result = PairSet([], [])
+    for source in open_sources(data, split=split, options=options):
+        result.pairs.extend(source.pairs)
+        result.reports.append(source.report)
+    return result
+
+
+def open_sources(
+    data: str | Sequence[str], *, split: str = "train", options: ReadOptions = _DEFAULTS
+) -> list[PairSource]:
+    """Open sources of preference pairs without reading their rows, for pairs that need not all be in memory.
+
+    Named sets whose splits are drawn are the exception: a draw needs the prompts of all rows, so they are read here.
+
+    Args and errors are those of `load_pairs`; errors in rows are raised while pairs are read.
+    """
     names = [data] if isinstance(data, str) else list(data)
     if not names:
         raise ConfigError("No data given. Name a data set or a file; `hafrm data list` lists the known names.")
-    result = PairSet([], [])
-    for name in names:
-        bare, own_split = _without_split(name)
-        pairs, report = _load(bare, own_split or split, options)
-        if own_split and report.kind == "file":
-            raise ConfigError(f"{name}: a file is read whole and has no splits. Leave out #{own_split}.")
-        report.name = name
-        if not pairs:
-            raise DataError(f"{name}: {_account(report)}")
-        report.sha256 = fingerprint(pairs)
-        result.pairs.extend(pairs)
-        result.reports.append(report)
-    return result
+    return [_open(name, split, options) for name in names]
+
+
+def _open(name: str, split: str, options: ReadOptions) -> PairSource:
+    bare, own_split = _without_split(name)
+    source = _source(bare, own_split or split, options)
+    if own_split and source.report.kind == "file":
+        raise ConfigError(f"{name}: a file is read whole and has no splits. Leave out #{own_split}.")
+    source.report.name = name
+    return replace(source, pairs=_complete(source))
+
+
+def _complete(source: PairSource) -> Iterator[PreferencePair]:
+    """Yield a source's pairs, add their fingerprint to the report, and raise if there is none."""
+    yield from fingerprinted(source.pairs, source.report)
+    if not source.report.kept:
+        raise DataError(f"{source.report.name}: {_account(source.report)}")
 
 
 def local_path(name: str) -> Path | None:
@@ -117,7 +147,7 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _load(name: str, split: str, options: ReadOptions) -> _Loaded:
+def _source(name: str, split: str, options: ReadOptions) -> PairSource:
     if is_simulated(name):
         return _load_simulated(name, split)
     if name.startswith("hub:"):
@@ -140,25 +170,25 @@ def _load(name: str, split: str, options: ReadOptions) -> _Loaded:
     raise UnknownDataError(f"Unknown data set {name!r}. {_advice(name)}")
 
 
-def _load_file(name: str, options: ReadOptions) -> _Loaded:
-    report = SourceReport(name=name, kind="file")
-    return _read_files([Path(name)], report, options), report
+def _load_file(name: str, options: ReadOptions) -> PairSource:
+    return _of_files([Path(name)], SourceReport(name=name, kind="file"), options)
 
 
-def _load_folder(name: str, split: str, options: ReadOptions) -> _Loaded:
+def _load_folder(name: str, split: str, options: ReadOptions) -> PairSource:
     report = SourceReport(name=name, kind="folder", split=split)
-    return _read_files(_split_files(Path(name), split), report, options), report
+    return _of_files(_split_files(Path(name), split), report, options)
 
 
-def _read_files(
+def _of_files(
     paths: Sequence[Path], report: SourceReport, options: ReadOptions, mapping: RowMapping | None = None
-) -> list[PreferencePair]:
-    pairs: list[PreferencePair] = []
-    for path in paths:
-        report.read_from.append(str(path))
-        rows = read_rows(path)
-        pairs += collect_pairs(rows, report, source=str(path), on_bad_row=options.on_bad_row, mapping=mapping)
-    return pairs
+) -> PairSource:
+    def pairs() -> Iterator[PreferencePair]:
+        for path in paths:
+            rows = read_rows(path)
+            yield from pairs_of(rows, report, source=str(path), on_bad_row=options.on_bad_row, mapping=mapping)
+
+    report.read_from += map(str, paths)
+    return PairSource(pairs(), report, paths)
 
 
 def _split_files(folder: Path, split: str) -> list[Path]:
@@ -178,7 +208,7 @@ def _split_files(folder: Path, split: str) -> list[Path]:
     return found
 
 
-def _load_hub(name: str, split: str, options: ReadOptions) -> _Loaded:
+def _load_hub(name: str, split: str, options: ReadOptions) -> PairSource:
     match = _HUB_NAME.fullmatch(name.removeprefix("hub:"))
     if match is None:
         raise UnknownDataError(
@@ -195,32 +225,32 @@ def _load_hub(name: str, split: str, options: ReadOptions) -> _Loaded:
     if not name.startswith("hub:"):
         remedy = f"There is no file or folder {name} either. {remedy}"
     rows = hub_rows(match["path"], arguments, split=split, remedy=remedy)
-    return collect_pairs(rows, report, source=f"{name}/{split}", on_bad_row=options.on_bad_row), report
+    return PairSource(pairs_of(rows, report, source=f"{name}/{split}", on_bad_row=options.on_bad_row), report)
 
 
-def _load_named(name: str, split: str, options: ReadOptions) -> _Loaded:
+def _load_named(name: str, split: str, options: ReadOptions) -> PairSource:
     source_name, _, location = name.partition("@")
     source = NAMED_SOURCES[source_name]
     _require_split(name, split)
     own_split = "test" if split == "test" and source.has_test else "train"
     report = SourceReport(name=name, kind="named", split=split, licence=source.licence, notes=list(source.notes))
     if location:
-        paths = _copied_files(name, Path(location), own_split)
-        pairs = _read_files(paths, report, options, source.mapping)
+        found = _of_files(_copied_files(name, Path(location), own_split), report, options, source.mapping)
     else:
-        pairs = _download(source, own_split, report, options)
+        found = PairSource(_download(source, own_split, report, options), report)
     if own_split == "train":
-        pairs = _draw(pairs, split, report, has_test=source.has_test, seed=options.split_seed)
-    return pairs, report
+        drawn = _draw(list(found.pairs), split, report, has_test=source.has_test, seed=options.split_seed)
+        found = replace(found, pairs=iter(drawn))
+    return found
 
 
-def _download(source: NamedSource, split: str, report: SourceReport, options: ReadOptions) -> list[PreferencePair]:
+def _download(source: NamedSource, split: str, report: SourceReport, options: ReadOptions) -> Iterator[PreferencePair]:
     report.read_from.append(hub_call(source.path, source.arguments, split=split))
     remedy = (
         f"{source.access}Check the network, or download the files of {source.homepage} elsewhere and name them as "
         f"{source.name}@PATH."
     )
-    return collect_pairs(
+    return pairs_of(
         hub_rows(source.path, source.arguments, split=split, remedy=remedy),
         report,
         source=f"{source.name}/{split}",
@@ -255,7 +285,7 @@ def _draw(
     return chosen
 
 
-def _load_simulated(name: str, split: str) -> _Loaded:
+def _load_simulated(name: str, split: str) -> PairSource:
     found = _SIMULATED_NAME.fullmatch(name)
     if found is None or found["set"] not in simulated_source(found["prefix"]).names:
         raise UnknownDataError(f"Unknown data set {name!r}. {_advice(name)}")
@@ -264,7 +294,7 @@ def _load_simulated(name: str, split: str) -> _Loaded:
     report = SourceReport(
         name=name, kind="world", split=split, read_from=["hafrm.world"], rows=len(pairs), kept=len(pairs)
     )
-    return pairs, report
+    return PairSource(iter(pairs), report)
 
 
 @functools.lru_cache(maxsize=32)  # drawing takes seconds, and comparing methods reads each set repeatedly

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -92,6 +92,18 @@ def fingerprint(pairs: Iterable[_HasRow]) -> str:
     """
     digest = hashlib.sha256()
     for pair in pairs:
-        digest.update(json.dumps(pair.as_row(), sort_keys=True, separators=(",", ":")).encode())
-        digest.update(b"\n")
+        digest.update(_canonical(pair))
     return digest.hexdigest()
+
+
+def fingerprinted(pairs: Iterable[PreferencePair], report: SourceReport) -> Iterator[PreferencePair]:
+    """Yield the pairs, then store their `fingerprint` in the report."""
+    digest = hashlib.sha256()
+    for pair in pairs:
+        digest.update(_canonical(pair))
+        yield pair
+    report.sha256 = digest.hexdigest()
+
+
+def _canonical(pair: _HasRow) -> bytes:
+    return json.dumps(pair.as_row(), sort_keys=True, separators=(",", ":")).encode() + b"\n"

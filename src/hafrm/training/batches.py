@@ -1,6 +1,6 @@
-"""Batches of pairs: token groups, margins and reference log-probs.
+"""Batches of pairs: each prompt and each response once, with the pairs as indices of responses.
 
-Shape letters: B pairs, S = 2B sequences.
+Shape letters: B pairs, S sequences (a prompt with one response).
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from hafrm.data import PairTables
 from hafrm.encoding import TokenGroup
 from hafrm.models.layout import Layout
 from hafrm.packing import SequenceBatch, even_shares
-from hafrm.pairs import PreferencePair
 
 
 @dataclass(frozen=True)
@@ -32,44 +32,52 @@ class PairItem:
 
 
 class PairDataset(Dataset[PairItem]):
-    """Encoded pairs.
+    """Encoded pairs with reference log-probs.
 
     Args:
-        pairs: The pairs, for their margins and names.
-        groups: Their token ids, in the same order.
-        reference: Reference log-probs, [B, 2], or None.
+        tables: The pairs.
+        reference: Reference log-probs of chosen and rejected, [B, 2], or None.
+
+    Raises:
+        ValueError: the shapes differ.
     """
 
-    def __init__(
-        self, pairs: Sequence[PreferencePair], groups: Sequence[TokenGroup], reference: np.ndarray | None = None
-    ) -> None:
-        if len(pairs) != len(groups) or (reference is not None and reference.shape != (len(groups), 2)):
-            raise ValueError("pairs, groups and reference must be of one length")
-        self.pairs, self.groups, self.reference = pairs, groups, reference
+    def __init__(self, tables: PairTables, reference: np.ndarray | None = None) -> None:
+        if reference is not None and reference.shape != (len(tables), 2):
+            raise ValueError(f"reference must be of shape [{len(tables)}, 2], got {list(reference.shape)}")
+        self.tables, self.reference = tables, reference
+        self._margins = tables.margins
 
     def __len__(self) -> int:
-        return len(self.groups)
+        return len(self.tables)
 
     def __getitem__(self, row: int) -> PairItem:
         reference = None if self.reference is None else (self.reference[row, 0], self.reference[row, 1])
-        return PairItem(row, self.groups[row], self.pairs[row].margin or 0.0, reference)
+        return PairItem(row, self.tables[row], float(self._margins[row]), reference)
 
     def names(self, rows: Sequence[int]) -> list[str]:
         """Return the sources of the pairs in these rows."""
-        return [self.pairs[row].id for row in rows]
+        return self.tables.names(rows)
 
 
 @dataclass(frozen=True)
 class PairBatch:
-    """A batch of pairs: S = 2B sequences, chosen before rejected, with margins and reference log-probs."""
+    """A batch of B pairs of S sequences, with margins and reference log-probs."""
 
     sequences: SequenceBatch
+    """The sequences, each prompt's together; a response that occurs in several pairs is one sequence."""
+    chosen: Tensor
+    """Index of each pair's better sequence, [B]."""
+    rejected: Tensor
+    """Index of each pair's worse sequence, [B]."""
     rows: Tensor
     """Each pair's index in its data set, [B]."""
     margin: Tensor
     """How much better chosen is, [B]; 0 where the data does not say."""
     reference: Tensor | None
     """Reference log-probs, [S], if they were precomputed."""
+    units: tuple[tuple[int, int], ...]
+    """Number of sequences and of pairs of each prompt, in order: no pair spans two units."""
     counts: bool = True
     """Whether its losses count. A batch that does not only keeps in step with processes that have more parts."""
 
@@ -77,12 +85,18 @@ class PairBatch:
         return self.rows.shape[0]
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> PairBatch:
-        """Return the batch on another device."""
+        """Return the batch on another device; `rows` stay."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=non_blocking)
+
         return replace(
             self,
             sequences=self.sequences.to(device, non_blocking=non_blocking),
-            margin=self.margin.to(device, non_blocking=non_blocking),
-            reference=None if self.reference is None else self.reference.to(device, non_blocking=non_blocking),
+            chosen=moved(self.chosen),
+            rejected=moved(self.rejected),
+            margin=moved(self.margin),
+            reference=None if self.reference is None else moved(self.reference),
         )
 
     def pin_memory(self) -> PairBatch:
@@ -90,6 +104,8 @@ class PairBatch:
         return replace(
             self,
             sequences=self.sequences.pin_memory(),
+            chosen=self.chosen.pin_memory(),
+            rejected=self.rejected.pin_memory(),
             margin=self.margin.pin_memory(),
             reference=None if self.reference is None else self.reference.pin_memory(),
         )
@@ -120,6 +136,42 @@ class PairBatches:
 
 
 @dataclass(frozen=True)
+class _Unit:
+    """Pairs of one prompt, whose distinct responses are laid out once."""
+
+    tokens: TokenGroup
+    items: tuple[PairItem, ...]
+
+    @classmethod
+    def of(cls, items: Sequence[PairItem]) -> _Unit:
+        responses = dict.fromkeys(response for item in items for response in item.tokens.responses)
+        return cls(TokenGroup(items[0].tokens.prompt, tuple(responses)), tuple(items))
+
+    def places(self) -> list[tuple[int, int]]:
+        """Return the indices of each pair's responses within the unit."""
+        place = {response: index for index, response in enumerate(self.tokens.responses)}
+        return [(place[chosen], place[rejected]) for chosen, rejected in (item.tokens.responses for item in self.items)]
+
+    def reference(self) -> list[float]:
+        """Return the reference log-probs of the unit's responses; empty if they were not precomputed."""
+        known: dict[tuple[int, ...], float] = {}
+        for item in self.items:
+            known.update(zip(item.tokens.responses, item.reference or (), strict=False))
+        return [known[response] for response in self.tokens.responses] if known else []
+
+
+def units_of(items: Sequence[PairItem], tokens: int) -> list[_Unit]:
+    """Gather pairs of the same prompt into units of up to `tokens` unique tokens, in order of first occurrence."""
+    by_prompt: dict[tuple[int, ...], list[list[PairItem]]] = {}
+    for item in items:
+        found = by_prompt.setdefault(item.tokens.prompt, [[]])
+        if found[-1] and _Unit.of([*found[-1], item]).tokens.unique_tokens > tokens:
+            found.append([])
+        found[-1].append(item)
+    return [_Unit.of(pairs) for found in by_prompt.values() for pairs in found]
+
+
+@dataclass(frozen=True)
 class PairCollator:
     """Collates pairs into batches within a token budget, grouping pairs of similar length where rows are padded.
 
@@ -133,25 +185,40 @@ class PairCollator:
 
     def __call__(self, items: Sequence[PairItem]) -> PairBatches:
         """Collate pairs; see `PairBatches`."""
-        shares = even_shares([item.tokens.unique_tokens for item in items], self.processes)
-        plans = [self._plan([items[i] for i in share]) for share in shares]
-        parts = [self._batch(part) for part in plans[self.process]]
+        units = units_of(items, self.tokens_per_batch)
+        shares = even_shares([unit.tokens.unique_tokens for unit in units], self.processes)
+        plans = [self._plan([units[i] for i in share]) for share in shares]
+        parts = [_batch(part, self.layout) for part in plans[self.process]]
         missing = max(map(len, plans)) - len(parts)
         if missing:  # go first, so that the last part counts wherever any part does
-            shortest = min(items, key=lambda item: item.tokens.unique_tokens)
-            parts = [replace(self._batch([shortest]), counts=False)] * missing + parts
+            shortest = min(units, key=lambda unit: unit.tokens.unique_tokens)
+            parts = [replace(_batch([shortest], self.layout), counts=False)] * missing + parts
         return PairBatches(tuple(parts), len(items))
 
-    def _plan(self, items: Sequence[PairItem]) -> list[list[PairItem]]:
-        groups = [item.tokens for item in items]
-        plan = self.layout.plan(groups, sequences=2 * len(items), tokens=self.tokens_per_batch)
-        return [[items[i] for i in part] for part in plan]
+    def _plan(self, units: Sequence[_Unit]) -> list[list[_Unit]]:
+        groups = [unit.tokens for unit in units]
+        sequences = 2 * sum(len(unit.items) for unit in units)
+        plan = self.layout.plan(groups, sequences=sequences, tokens=self.tokens_per_batch)
+        return [[units[i] for i in part] for part in plan]
 
-    def _batch(self, items: Sequence[PairItem]) -> PairBatch:
-        references = [value for item in items for value in item.reference or ()]
-        return PairBatch(
-            sequences=self.layout.batch([item.tokens for item in items]),
-            rows=torch.tensor([item.row for item in items]),
-            margin=torch.tensor([item.margin for item in items], dtype=torch.float32),
-            reference=torch.tensor(references, dtype=torch.float32) if references else None,
-        )
+
+def _batch(units: Sequence[_Unit], layout: Layout) -> PairBatch:
+    chosen: list[int] = []
+    rejected: list[int] = []
+    first = 0
+    for unit in units:
+        for better, worse in unit.places():
+            chosen.append(first + better)
+            rejected.append(first + worse)
+        first += len(unit.tokens.responses)
+    items = [item for unit in units for item in unit.items]
+    references = [value for unit in units for value in unit.reference()]
+    return PairBatch(
+        sequences=layout.batch([unit.tokens for unit in units]),
+        chosen=torch.tensor(chosen),
+        rejected=torch.tensor(rejected),
+        rows=torch.tensor([item.row for item in items]),
+        margin=torch.tensor([item.margin for item in items], dtype=torch.float32),
+        reference=torch.tensor(references, dtype=torch.float32) if references else None,
+        units=tuple((len(unit.tokens.responses), len(unit.items)) for unit in units),
+    )

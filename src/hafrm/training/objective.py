@@ -1,11 +1,13 @@
 """Compute losses and metrics from the scores of a batch (Eq. 5), with the metric names of TRL.
 
-Shape letters: B pairs, S = 2B sequences.
+Shape letters: B pairs, S sequences.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -72,16 +74,22 @@ class Objective:
         if not self.needs_log_probs or self.couples_pairs or not torch.is_grad_enabled():
             return None
 
+        firsts = dict(zip(_starts(s for s, _ in batch.units), _starts(p for _, p in batch.units), strict=True))
+
         def slopes(log_probs: Tensor, first: int) -> Tensor:
-            part = slice(first, first + len(log_probs))
-            known = None if reference is None else reference[part]
+            """Return the derivative in the log-probs of whole prompts' sequences, of which `first` is the first."""
+            last = first + len(log_probs)
+            pairs = slice(firsts[first], firsts[last])
+            sides = [side[pairs] - first for side in (batch.chosen, batch.rejected)]
+            known = None if reference is None else reference[first:last]
             with torch.enable_grad():
                 leaf = log_probs.detach().requires_grad_()
-                loss = self._policy_loss(_pair_log_probs(leaf, known, batch.sequences.response_lengths[part]))
+                lengths = batch.sequences.response_lengths[first:last]
+                loss = self._policy_loss(_pair_log_probs(leaf, known, lengths, *sides))
                 (slope,) = torch.autograd.grad(loss.sum(), leaf)
             return slope
 
-        return Foresight(batch.sequences.lengths, 2, slopes)
+        return Foresight(batch.sequences.lengths, tuple(sequences for sequences, _ in batch.units), slopes)
 
     def __call__(self, scores: SequenceScores, batch: PairBatch, reference: Tensor | None) -> PairLosses:
         """Compute the losses and metrics of a batch.
@@ -98,11 +106,12 @@ class Objective:
         reward_loss, policy_loss = None, None
         metrics: dict[str, Tensor] = {}
         if scores.rewards is not None:
-            chosen, rejected = _sides(scores.rewards)
+            chosen, rejected = scores.rewards[batch.chosen], scores.rewards[batch.rejected]
             reward_loss = self._reward_loss(chosen, rejected, batch.margin)
             metrics |= {"loss/reward": reward_loss} | _preference_metrics("rewards", chosen, rejected)
         if scores.log_probs is not None:
-            log_probs = _pair_log_probs(scores.log_probs, reference, batch.sequences.response_lengths)
+            lengths = batch.sequences.response_lengths
+            log_probs = _pair_log_probs(scores.log_probs, reference, lengths, batch.chosen, batch.rejected)
             policy_loss = self._policy_loss(log_probs)
             implicit = self._implicit_rewards(log_probs)
             metrics |= {"loss/policy": policy_loss} | _preference_metrics("policy", *implicit)
@@ -135,17 +144,23 @@ class Objective:
         return loss
 
 
-def _sides(per_sequence: Tensor) -> tuple[Tensor, Tensor]:
-    """Split [S] values into those of chosen and of rejected responses, [B] each."""
-    chosen, rejected = per_sequence.view(-1, 2).unbind(dim=1)
-    return chosen, rejected
+def _pair_log_probs(
+    log_probs: Tensor, reference: Tensor | None, lengths: Tensor, chosen: Tensor, rejected: Tensor
+) -> PairLogProbs:
+    """Gather the values of sequences, [S], into those of pairs, [B], by the indices of their sides."""
+    return PairLogProbs(
+        log_probs[chosen],
+        log_probs[rejected],
+        None if reference is None else reference[chosen],
+        None if reference is None else reference[rejected],
+        lengths[chosen],
+        lengths[rejected],
+    )
 
 
-def _pair_log_probs(log_probs: Tensor, reference: Tensor | None, lengths: Tensor) -> PairLogProbs:
-    chosen, rejected = _sides(log_probs)
-    reference_chosen, reference_rejected = (None, None) if reference is None else _sides(reference)
-    chosen_length, rejected_length = _sides(lengths)
-    return PairLogProbs(chosen, rejected, reference_chosen, reference_rejected, chosen_length, rejected_length)
+def _starts(sizes: Iterable[int]) -> list[int]:
+    """Return where each of the adjacent parts begins, and where the last one ends."""
+    return [0, *accumulate(sizes)]
 
 
 def _preference_metrics(name: str, chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from rich.console import Console
 from transformers import TrainingArguments
 
 from hafrm.atomic import cache_folder
-from hafrm.data import EncodedPairs
+from hafrm.data import PairTables
 from hafrm.losses import USES_REFERENCE
 from hafrm.memory import enough_memory
 from hafrm.models.hybrid import HybridModel
@@ -63,11 +63,11 @@ class ReferenceSource:
         self._weights, self._tokens = weights, tokens
         self._said: set[str] = set()  # avoids repeating a full disk's warning for every part
 
-    def dataset(self, encoded: EncodedPairs) -> PairDataset:
+    def dataset(self, tables: PairTables) -> PairDataset:
         """Return the pairs, with reference log-probs if they are precomputed."""
-        return PairDataset(encoded.pairs, encoded.groups, self._compute(encoded) if self.precomputed else None)
+        return PairDataset(tables, self._compute(tables) if self.precomputed else None)
 
-    def _compute(self, encoded: EncodedPairs) -> np.ndarray:
+    def _compute(self, tables: PairTables) -> np.ndarray:
         console = Console(stderr=True, quiet=not PartialState().is_main_process)
         status = console.status("reference log-probs")
 
@@ -80,12 +80,12 @@ class ReferenceSource:
         with status, self._autocast, enough_memory(size, _LESS_MEMORY):
             return precompute_reference(
                 self._model,
-                encoded.groups,
+                tables,
                 layout=self._layout,
                 batch_size=self._batch_size,
                 tokens=self._tokens,
                 cache=cache_folder("references"),
                 weights=self._weights,
                 say=say,
-                progress=lambda done: status.update(f"reference log-probs: {done} of {len(encoded.groups)} pairs"),
+                progress=lambda done: status.update(f"reference log-probs: {done} of {len(tables)} pairs"),
             )

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from rich.console import Console
+from rich.status import Status
 from transformers import (
     EarlyStoppingCallback,
     PrinterCallback,
@@ -23,7 +25,7 @@ from transformers import (
 )
 
 from hafrm import atomic
-from hafrm.data import EncodedPairs, PairSet, SourceReport, encode_pairs, load_pairs, local_path, shared_prompts
+from hafrm.data import PairTables, SourceReport, load_tables, local_path
 from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ConfigError, ModelError
 from hafrm.models.checkpoints import save_run
@@ -86,7 +88,7 @@ def _train(config: TrainConfig, folder: Path) -> TrainResult:
     data, tokenizer = _load_data(config)
     if before is not None:
         require_same_data(before, data.account, folder)
-    args = training_arguments(config, pairs=len(data.train.groups))
+    args = training_arguments(config, pairs=len(data.train))
     require_all_processes(args)
     shards = sharding(args, lora=config.lora.enabled)
     make_folder(folder)
@@ -135,7 +137,7 @@ def _train(config: TrainConfig, folder: Path) -> TrainResult:
     trainer.remove_callback(ProgressCallback)
     try:
         checkpoint = _last_checkpoint(folder, progress)
-        _run_trainer(trainer, checkpoint, total_steps(args.to_dict(), len(data.train.groups)))
+        _run_trainer(trainer, checkpoint, total_steps(args.to_dict(), len(data.train)))
     finally:
         progress.close()
     return _finish(trainer, config, manifest, folder)
@@ -164,34 +166,48 @@ def _inputs(config: TrainConfig) -> dict[str, Path]:
 class _Data:
     """The encoded pairs of a run, with an account of every row."""
 
-    train: EncodedPairs
-    eval: EncodedPairs | None
+    train: PairTables
+    eval: PairTables | None
     account: dict[str, Any]
     """For the manifest: "train", "eval" and, with the latter, "shared_prompts"."""
 
 
 def _load_data(config: TrainConfig) -> tuple[_Data, Any]:
     options = config.data_options
-    sets = {"train": load_pairs(config.data, split="train", options=options)}
-    if config.eval_data:
-        sets["eval"] = load_pairs(config.eval_data, split="validation", options=options)
     tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
     encoder = ConversationEncoder(tokenizer, options.max_length, options.overlong)
-    encoded = {name: encode_pairs(pair_set.pairs, encoder, options) for name, pair_set in sets.items()}
-    account: dict[str, Any] = {name: _account(sets[name], encoded[name]) for name in sets}
-    if config.eval_data:
-        account["shared_prompts"] = len(shared_prompts(encoded["train"].pairs, encoded["eval"].pairs))
-    return _Data(encoded["train"], encoded.get("eval"), account), tokenizer
+    console = Console(stderr=True, quiet=not PartialState().is_main_process)
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    tables = {}
+    for name, data, split in (("train", config.data, "train"), ("eval", config.eval_data, "validation")):
+        if data:
+            with console.status(f"reading {name} pairs") as status:
+                tables[name] = load_tables(
+                    data,
+                    encoder,
+                    options,
+                    split=split,
+                    say=say,
+                    progress=partial(_show_progress, status, name),
+                )
+    account: dict[str, Any] = {name: _account(table) for name, table in tables.items()}
+    if "eval" in tables:
+        account["shared_prompts"] = tables["train"].prompts_shared_with(tables["eval"])
+    return _Data(tables["train"], tables.get("eval"), account), tokenizer
+
+
+def _show_progress(status: Status, name: str, done: int) -> None:
+    status.update(f"reading {name} pairs: {done:,}")
 
 
 def _opening(data: _Data, args: TrainingArguments, layout: str, *, margins: bool) -> Iterator[str]:
     """Yield what a run prints at its start: its plan and its warnings; `margins` says whether it uses the rows'
     margins.
     """
-    pairs = len(data.train.groups)
+    pairs = len(data.train)
     steps = total_steps(args.to_dict(), pairs)
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    validation = f", {len(data.eval.groups)} validation pairs" if data.eval is not None else ""
+    validation = f", {len(data.eval)} validation pairs" if data.eval is not None else ""
     yield (
         f"{pairs} training pairs{validation}: {steps} steps of {batch} pairs ({steps * batch / pairs:.3g} epochs), "
         f"learning rate {args.learning_rate:g}, {layout} batches"
@@ -211,26 +227,26 @@ def _opening(data: _Data, args: TrainingArguments, layout: str, *, margins: bool
             f"warning: {special} training pairs contain special tokens of the tokenizer, which are encoded as the chat "
             "template's own; `hafrm data check --tokenizer` lists them"
         )
-    for lost in data.train.lost:
+    for lost in data.train.account.lost:
         yield f"warning: {lost}"
-    if not margins and any(pair.margin for pair in data.train.pairs):
+    if not margins and data.train.margins.any():
         yield "warning: the rows' margins have no effect: the reward loss alone reads them"
 
 
-def _account(pair_set: PairSet, encoded: EncodedPairs) -> dict[str, Any]:
+def _account(tables: PairTables) -> dict[str, Any]:
     """Count what happened to every row: read, dropped (by reason) and kept."""
     return {
-        "sources": [report.as_dict() for report in pair_set.reports],
-        "dropped_in_encoding": encoded.dropped,
-        "pairs": len(encoded.groups),
-        "identical_responses": encoded.identical,
-        "with_special_tokens": len(encoded.with_special_tokens),
-        "dropped_by_template": {lost.what: [lost.count, lost.of] for lost in encoded.lost},
+        "sources": [report.as_dict() for report in tables.account.reports],
+        "dropped_in_encoding": tables.account.dropped,
+        "pairs": len(tables),
+        "identical_responses": tables.identical,
+        "with_special_tokens": len(tables.with_special_tokens),
+        "dropped_by_template": {lost.what: [lost.count, lost.of] for lost in tables.account.lost},
     }
 
 
 def _new_model(
-    config: TrainConfig, head_init: HeadInit, tokenizer: Any, args: TrainingArguments, pairs: EncodedPairs
+    config: TrainConfig, head_init: HeadInit, tokenizer: Any, args: TrainingArguments, pairs: PairTables
 ) -> HybridModel:
     loss = config.resolved_loss
     model = new_model(
@@ -251,7 +267,7 @@ def _new_model(
             f"Set data_options.max_length to {limit} or less."
         )
     if loss.policy_ratio:
-        model.check_policy_head(pad_rows(pairs.groups[:1], pad_token_id=tokenizer.pad_token_id))
+        model.check_policy_head(pad_rows(pairs[:1], pad_token_id=tokenizer.pad_token_id))
     model.freeze_unused(rewards=loss.reward_weight != 0, log_probs=loss.policy_ratio != 0)
     return model.to(args.device)
 

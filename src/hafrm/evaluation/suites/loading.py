@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from hafrm.data import RawRow, ReadOptions, SourceReport, fingerprint, read_rows
-from hafrm.data.collecting import collect_rows
+from hafrm.data.collecting import records_of
 from hafrm.data.hub import hub_call, hub_rows
 from hafrm.data.rows import SUFFIXES, files_named, has_known_suffix
 from hafrm.errors import DataError, UnknownDataError, UnreadableError
@@ -55,7 +55,7 @@ def _read(suite: Suite, path: Path, report: SourceReport, options: ReadOptions) 
     for file in _files(suite, path):
         report.read_from.append(str(file))
         parse = partial(_item, suite, str(file), file.name)
-        items += collect_rows(read_rows(file), report, parse, on_bad_row=options.on_bad_row)
+        items += records_of(read_rows(file), report, parse, on_bad_row=options.on_bad_row)
     return items
 
 
@@ -64,7 +64,7 @@ def _fetch(suite: Suite, report: SourceReport, options: ReadOptions) -> list[Ite
     remedy = f"Check the network, or download the files of {suite.homepage} and name them as {suite.name}@PATH."
     rows = hub_rows(suite.path, {}, split=suite.split, remedy=remedy)
     parse = partial(_item, suite, f"{suite.name}/{suite.split}", suite.split)
-    return collect_rows(rows, report, parse, on_bad_row=options.on_bad_row)
+    return list(records_of(rows, report, parse, on_bad_row=options.on_bad_row))
 
 
 def _item(suite: Suite, source: str, part: str, row: RawRow) -> Item:

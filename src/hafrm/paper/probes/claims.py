@@ -25,7 +25,7 @@ from torch import Tensor
 
 from hafrm import atomic
 from hafrm.atomic import cache_folder
-from hafrm.data import DataOptions, EncodedPairs, encode_pairs, load_pairs
+from hafrm.data import DataOptions, PairTables, encode_pairs, load_pairs
 from hafrm.errors import ConfigError, ModelError
 from hafrm.losses import USES_REFERENCE
 from hafrm.models.identity import model_identity
@@ -358,7 +358,7 @@ class _Mates:
         sides, changes = {}, {}
         for split, found in pairs.items():
             encoded = encode_pairs(found, self.hybrid.encoder, self.config.data_options)
-            sides[split] = self._side(encoded)
+            sides[split] = self._side(encoded, [found[index].group for index in encoded.kept])
             start = self._states(self.reference, self.hybrid, encoded).states
             changes[split] = {
                 side: representation_change(getattr(sides[split], side).states, start)
@@ -376,10 +376,10 @@ class _Mates:
         )
         return {"seed": asdict(seed), "representations": _plain(changes)}
 
-    def _side(self, encoded: EncodedPairs) -> ClaimSide:
+    def _side(self, encoded: PairTables, groups: list[str]) -> ClaimSide:
         reference = precompute_reference(
             self.reference,
-            encoded.groups,
+            encoded,
             layout=self.hybrid.layout,
             batch_size=self.config.score.batch_size,
             cache=cache_folder("references"),
@@ -389,13 +389,13 @@ class _Mates:
             hybrid=hybrid,
             baseline=self._states(self.baseline.model, self.baseline, encoded),
             reference=torch.from_numpy(np.asarray(reference)).to(hybrid.states.device),
-            groups=[pair.group for pair in encoded.pairs],
+            groups=groups,
         )
 
-    def _states(self, model: Any, scorer: HybridScorer, encoded: EncodedPairs) -> FrozenStates:
+    def _states(self, model: Any, scorer: HybridScorer, encoded: PairTables) -> FrozenStates:
         options = self.config.score
         return freeze_states(
-            model, encoded.groups, scorer.layout, tokens=options.tokens_per_batch, sequences=options.batch_size
+            model, encoded, scorer.layout, tokens=options.tokens_per_batch, sequences=options.batch_size
         )
 
 

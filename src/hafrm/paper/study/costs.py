@@ -113,7 +113,7 @@ class Costs:
                 split: load_pairs(getattr(scale.sets[name], split), split=split).pairs
                 for split in ("train", "validation", "test")
             }
-            groups = encode_pairs(pairs["train"][:_SAMPLE], encoder, DataOptions(max_length=scale.max_length)).groups
+            groups = encode_pairs(pairs["train"][:_SAMPLE], encoder, DataOptions(max_length=scale.max_length))
             counts = {split: len(each) for split, each in pairs.items()}
             counts["train"] = min(counts["train"], scale.cap or counts["train"])
             sizes[name] = _SetSize(

@@ -17,12 +17,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from hafrm import atomic
-from hafrm.data import encode_pairs, load_pairs
+from hafrm.data import DataOptions, encode_pairs, load_pairs
 from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ConfigError, HafrmError, UnwritableError, first_line
 from hafrm.evaluation.run import evaluate
 from hafrm.evaluation.scoring import SCORES_FILE, score_pairs, write_scores
 from hafrm.models.tokenizers import load_tokenizer
+from hafrm.pairs import PreferencePair
 from hafrm.paper.plans import Job, Plan
 from hafrm.paper.runs import Run, data_prints, require_same_options, train_config, train_missing, write_data
 from hafrm.paper.study.costs import Costs, is_local
@@ -84,7 +85,7 @@ def _score_words(job: Job, name: str, say: Say) -> None:
         config = train_config(job.scale, run, job.out, model="none")
         encoder = ConversationEncoder(load_tokenizer(job.scale.backbone(run.backbone).model()), job.scale.max_length)
         train, validation = (
-            encode_pairs(load_pairs(data, split=split).pairs, encoder, config.data_options).pairs
+            _fitting(load_pairs(data, split=split).pairs, encoder, config.data_options)
             for data, split in ((config.data, "train"), (config.eval_data, "validation"))
         )
         data = job.scale.sets[name].test
@@ -92,6 +93,11 @@ def _score_words(job: Job, name: str, say: Say) -> None:
         path.with_name(_DEPENDS_ON).unlink(missing_ok=True)
         write_scores(score_pairs(fit_words(train, validation), test, model=WORDS, data=data), path)
         atomic.write_json(path.with_name(_DEPENDS_ON), depends_on)
+
+
+def _fitting(pairs: list[PreferencePair], encoder: ConversationEncoder, options: DataOptions) -> list[PreferencePair]:
+    """Return the pairs within the length limit."""
+    return [pairs[index] for index in encode_pairs(pairs, encoder, options).kept]
 
 
 def _test_print(job: Job, name: str) -> str:

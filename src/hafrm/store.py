@@ -1,0 +1,210 @@
+"""A command's output folder: one writer at a time, what its files depend on, and files that grow line by line.
+
+A command that can be stopped and run again keeps three rules, which this module has once:
+
+- `alone` locks the folder, so that two commands never write into it.
+- `RunFolder` records in a header file what the folder's results depend on (options, fingerprints of data and weights).
+  A later command reuses the results only if nothing of that changed, and names what did.
+- `LineFile` is a JSON-lines file whose complete lines are on disk after each `extend`; a killed writer leaves at most
+  one partial line, which the next one drops.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from filelock import FileLock, Timeout
+
+from hafrm import atomic
+from hafrm.errors import ConfigError, DataError
+
+T = TypeVar("T")
+
+
+@contextmanager
+def alone(folder: Path, *, beside: bool = False) -> Iterator[None]:
+    """Lock a command's output folder against other commands.
+
+    Args:
+        folder: The folder; it is created unless the lock is beside it.
+        beside: Keep the lock file next to the folder instead of inside, for commands that may delete what the folder
+            contains. Such a lock is re-entrant.
+
+    Raises:
+        ConfigError: another command is writing there, or the location is not writable.
+    """
+    folder = folder.absolute()
+    atomic.require_folder(folder)
+    place = folder.with_name(f".{folder.name}.lock") if beside else folder / ".lock"
+    try:
+        if not beside:
+            folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(place, timeout=0, is_singleton=beside)
+        lock.acquire()
+    except Timeout:
+        raise ConfigError(f"Another command is writing to {folder}. Wait for it, or choose another --out.") from None
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def unwritable(folder: Path, error: OSError) -> ConfigError:
+    """Create the error for an output folder that can't be written to."""
+    return ConfigError(f"out: {folder} can't be written to ({error.strerror or error}). Choose another --out.")
+
+
+def changed_names(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the top-level names whose values differ after a round trip through JSON; absent is different from null."""
+    now = json.loads(json.dumps(now))
+    missing = object()
+    return [name for name in {**before, **now} if before.get(name, missing) != now.get(name, missing)]
+
+
+def changed_values(
+    before: Mapping[str, Any], now: Mapping[str, Any], *, free: Callable[[str], bool] = lambda name: False
+) -> str:
+    """Describe up to five nested values that differ as "a.b (was 1, now 2)"; empty if none does.
+
+    Args:
+        before: The recorded values.
+        now: The current values.
+        free: Whether a value, by its dotted name, may differ.
+    """
+    before, now = _flat(before), _flat(now)
+    changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    return ", ".join(was(name, before.get(name), now.get(name)) for name in changed if not free(name))
+
+
+def was(name: str, before: Any, now: Any) -> str:
+    """Describe one value that differs."""
+    return f"{name} (was {before}, now {now})"
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, item in value.items():
+        if isinstance(item, dict) and item:
+            flat |= _flat(item, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = item
+    return flat
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return a file's JSON object; None if there is none, or it is damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder of results with a header file that records what they depend on.
+
+    Args:
+        path: The folder.
+        header: Name of the header file.
+        what: The results in messages, such as "verdicts".
+    """
+
+    path: Path
+    header: str
+    what: str
+
+    def require_same(self, depends_on: Mapping[str, Any]) -> None:
+        """Raise unless the recorded results depend on the same values.
+
+        Raises:
+            ConfigError: names the values that changed.
+            DataError: the header is missing or damaged.
+        """
+        header = self.path / self.header
+        values = read_json(header)
+        before = values and values.get("depends_on")
+        if not isinstance(before, dict):
+            raise DataError(
+                f"{header} is missing or damaged, so what the {self.what} in {self.path} depend on is unknown. Choose "
+                "another --out."
+            )
+        if changed := changed_names(before, depends_on):
+            raise ConfigError(
+                f"{self.path} contains {self.what} with another {', '.join(changed)}. Choose another --out."
+            )
+
+    def write_header(self, depends_on: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+        """Record what the results depend on, with further fields; return the header."""
+        values = {**more, "depends_on": dict(depends_on)}
+        atomic.write_json(self.path / self.header, values)
+        return values
+
+
+class LineFile:
+    """A JSON-lines file that grows; its complete lines survive a kill at any moment.
+
+    Args:
+        path: The file; it need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def empty(self) -> bool:
+        """Whether the file is missing or has no content."""
+        return not self.path.exists() or not self.path.stat().st_size
+
+    def drop_half_line(self) -> None:
+        """Truncate the file after its last complete line; do nothing if it is missing."""
+        if self.path.exists():
+            os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
+
+    def read(self, parse: Callable[[Any], T]) -> list[T]:
+        """Drop a partial last line, and return the lines as parsed.
+
+        Args:
+            parse: Turns a line's JSON value into a result; ValueError, KeyError or TypeError mark a bad line.
+
+        Raises:
+            DataError: a line can't be parsed; the message gives its number.
+        """
+        self.drop_half_line()
+        found = []
+        for number, line in enumerate(self.path.read_bytes().split(b"\n") if self.path.exists() else [], 1):
+            try:
+                found += [parse(json.loads(line))] if line else []
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                raise DataError(
+                    f"{self.path}, line {number}, can't be read ({error}): it is damaged. Choose another --out."
+                ) from error
+        return found
+
+    def extend(self, rows: Iterable[Mapping[str, Any]], *, at_once: bool = False) -> None:
+        """Append rows; they are on disk when this returns.
+
+        Args:
+            rows: The rows, which may be computed while they are written.
+            at_once: Hand each row to the operating system before the next is computed.
+        """
+        with atomic.naming(self.path), self.path.open("ab") as file:
+            for row in rows:
+                file.write(atomic.json_line(row))
+                if at_once:
+                    file.flush()
+            file.flush()
+            os.fsync(file.fileno())
+
+    def replace(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Rewrite the file atomically with these rows."""
+        with atomic.new_file(self.path) as file:
+            file.writelines(map(atomic.json_line, rows))

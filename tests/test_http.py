@@ -16,11 +16,10 @@ import pytest
 from hafrm import http
 from hafrm.errors import ConfigError, ModelError
 from hafrm.http import RetryRule
-from hafrm.judging.budget import Budget
 from hafrm.judging.cache import ReplyCache
 from hafrm.judging.endpoint import EndpointJudge
 from hafrm.judging.judges import Question, Unscored
-from hafrm.judging.options import JudgeOptions
+from hafrm.judging.options import Budget, JudgeOptions
 from hafrm.models.remote import RemoteScorer
 from hafrm.pairs import Conversation, Message, Prompt
 

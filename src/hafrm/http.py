@@ -188,7 +188,7 @@ def api_key(variable: str) -> str:
     """
     key = os.environ.get(variable, "").strip()
     if not (key.isascii() and key.isprintable()):
-        raise ConfigError(f"The environment variable {variable} has characters that no API key has: use printable ASCII.")
+        raise ConfigError(f"The environment variable {variable} must contain printable ASCII, as API keys do.")
     return key
 
 

@@ -12,11 +12,10 @@ from typing import Any
 import pytest
 
 from hafrm.errors import ConfigError, MissingExtraError, ModelError
-from hafrm.judging.budget import Budget, Prices
 from hafrm.judging.cache import ReplyCache
 from hafrm.judging.endpoint import EndpointJudge
 from hafrm.judging.judges import Answer, Question, Unscored
-from hafrm.judging.options import JudgeOptions
+from hafrm.judging.options import Budget, JudgeOptions, Prices
 from hafrm.pairs import Message, Prompt
 from tests.judging.server import Endpoint, serving
 

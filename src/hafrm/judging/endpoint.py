@@ -18,11 +18,10 @@ from typing import Any
 
 from hafrm.errors import ModelError
 from hafrm.http import Client, Response, RetryRule, import_httpx, retry
-from hafrm.judging.budget import Budget
 from hafrm.judging.cache import Reply, ReplyCache, reply_key
 from hafrm.judging.completions import read_completion
 from hafrm.judging.judges import Answer, Question, Unscored
-from hafrm.judging.options import JudgeOptions
+from hafrm.judging.options import Budget, JudgeOptions
 from hafrm.judging.parsing import parse_reply
 from hafrm.judging.prompts import PROMPT_VERSION, judge_messages
 

@@ -123,7 +123,7 @@ def at_endpoint(endpoint: Endpoint, tmp_path: Path, **more: Any) -> JudgeOptions
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"base_url": "https://api.openai.com/v1"}, "OPENAI_API_KEY holds no API key"),
+        ({"base_url": "https://api.openai.com/v1"}, "OPENAI_API_KEY has no API key"),
         ({"max_cost": 1.0}, "judge.max_cost needs `judge.prices`"),
         ({"prices": "nowhere.json"}, "judge.prices: nowhere.json can't be read"),
     ],

@@ -162,8 +162,8 @@ def test_in_another_folder_a_judge_is_asked_nothing_twice(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"prompt": "a"}, "`responses` is no list"),
-        ({"prompt": "a", "responses": []}, "`responses` is no list"),
+        ({"prompt": "a"}, "`responses` is missing"),
+        ({"prompt": "a", "responses": []}, "contains 0 responses"),
         ({"prompt": "a", "responses": ["b"], "counts": [0]}, "`counts`"),
         ({"prompt": "a", "responses": ["b"], "counts": [1, 2]}, "`counts`"),
         ({"prompt": "a", "responses": [3]}, r"`responses\[0\]`"),

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from transformers import AutoConfig, PreTrainedConfig
 
 from hafrm import atomic
-from hafrm.data import PromptRow, ReadOptions
+from hafrm.data import PromptRow, Prompts, ReadOptions, load_prompts
 from hafrm.errors import BadRowReason, ConfigError, DataError, ModelError
 from hafrm.evaluation.scoring import OVERLONG
 from hafrm.models.checkpoints import load_run
@@ -31,7 +31,6 @@ from hafrm.models.stock import load_causal_lm, loading
 from hafrm.models.tokenizers import load_tokenizer, resize_embeddings
 from hafrm.options import check, option
 from hafrm.sampling.engines import Generator, SampleOptions, TransformersGenerator, VllmGenerator, prompt_seed
-from hafrm.sampling.prompts import Prompts, load_prompts
 from hafrm.sampling.samples import MANIFEST_FILE, SAMPLES_FILE, Samples, sample_counts, sample_line, write_manifest
 
 _BATCHES_AT_ONCE = {"transformers": 1, "vllm": 64}

@@ -19,10 +19,14 @@ def table_of(scores: Sequence[ListScore]) -> SuiteTable:
     return table
 
 
+def names(table: SuiteTable) -> tuple[str, ...]:
+    return tuple(name for name, _ in table.scores.columns)
+
+
 @pytest.mark.parametrize("prompts", [2, 6])
 def test_few_prompts_show_no_interval_and_why(prompts: int) -> None:
     table = table_of(agreed(prompts))
-    cells = dict(zip(table.scores.columns, table.scores.models[0].cells, strict=True))
+    cells = dict(zip(names(table), table.scores.models[0].cells, strict=True))
     shown = {name: cell.interval for name, cell in cells.items() if cell}
     intervals = {name: shown[name] for name in shown if "pooled" not in name}
     assert {name: shown[f"{name}, pooled"] for name in ("Chat", "Reasoning")} == {
@@ -38,7 +42,7 @@ def test_few_prompts_show_no_interval_and_why(prompts: int) -> None:
 def test_what_a_model_could_not_score_is_named() -> None:
     table = table_of(answered_alike())
     shown = {row.name: [cell and cell.accuracy for cell in row.cells] for row in table.scores.models}
-    assert table.scores.columns == ("overall", "Chat", "Reasoning", "Prior Sets", "Chat, pooled", "Reasoning, pooled")
+    assert names(table) == ("overall", "Chat", "Reasoning", "Prior Sets", "Chat, pooled", "Reasoning, pooled")
     assert shown["n"] == [None, "100.0", None, "100.0", "100.0", None]
     assert None not in shown["m"]
     assert any("n: nothing scored of Reasoning: hep-go" in note for note in table.notes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,13 +39,19 @@ class TableRow:
 
 
 @dataclass(frozen=True)
-class AccuracyTable:
-    """A row per model, a column per data set."""
+class Grid:
+    """A row per model and baseline, a column per data set or score."""
 
     columns: tuple[tuple[str, str], ...]
-    """Each data set with its formatted numbers of pairs and prompts."""
+    """Names of data sets, each with its formatted numbers of pairs and prompts; or of scores, with nothing."""
     models: tuple[TableRow, ...]
     baselines: tuple[TableRow, ...]
+
+
+@dataclass(frozen=True)
+class AccuracyTable(Grid):
+    """The accuracies on each data set."""
+
     undecided: tuple[str, ...]
     """The data sets on which no model is marked as best, although several have intervals."""
     few: tuple[str, ...]
@@ -148,15 +154,6 @@ def _baselines(evaluation: Evaluation, name: str) -> tuple[TableCell | None, ...
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Some of a suite's scores: a row per model, a column per score."""
-
-    columns: tuple[str, ...]
-    models: tuple[TableRow, ...]
-    baselines: tuple[TableRow, ...]
-
-
-@dataclass(frozen=True)
 class SuiteDifference:
     """A formatted paired difference of two models on one score, in points."""
 
@@ -175,9 +172,9 @@ class SuiteTable:
 
     name: str
     title: str
-    scores: Scores
+    scores: Grid
     """The overall score and the sections'."""
-    subsets: Scores
+    subsets: Grid
     differences: tuple[SuiteDifference, ...]
     notes: tuple[str, ...]
     """Its source, what is missing, and what each model did not score."""
@@ -208,11 +205,11 @@ def _suite_table(name: str, raw: Mapping[str, Any]) -> SuiteTable:
     )
 
 
-def _scores(raw: Mapping[str, Any], *levels: str) -> Scores:
+def _scores(raw: Mapping[str, Any], *levels: str) -> Grid:
     baselines = {"the longest response": raw["baselines"]["length"], "random": raw["baselines"]["random"]}
     keys = [(level, name) for level in levels for name in baselines["random"][level]]
-    return Scores(
-        tuple(f"{name}, pooled" if level == "pooled" else name for level, name in keys),
+    return Grid(
+        tuple((f"{name}, pooled" if level == "pooled" else name, "") for level, name in keys),
         tuple(TableRow(model, tuple(_score(found, *key) for key in keys)) for model, found in raw["models"].items()),
         tuple(TableRow(name, tuple(_score(found, *key) for key in keys)) for name, found in baselines.items()),
     )
@@ -265,28 +262,18 @@ def markdown_table(folder: Path) -> str:
     If there are suites, a table for each follows, with its notes; without data sets there are only these.
     """
     evaluation = read_evaluation(folder)
-    names = short_names(evaluation.models)
-    tables = [_accuracies_markdown(evaluation, names)] if evaluation.data else []
-    return "\n".join([*tables, *(_suite_markdown(suite, names) for suite in suite_tables(evaluation))])
+    names = short_names(evaluation.models) | short_names(evaluation.data)
+    tables = [_markdown("accuracy, %", accuracy_table(evaluation), names)] if evaluation.data else []
+    for suite in suite_tables(evaluation):
+        notes = "".join(f"\n{note}\n" for note in suite.notes)
+        tables.append(_markdown(f"{suite.title}, %", suite.scores, names) + notes)
+    return "\n".join(tables)
 
 
-def _accuracies_markdown(evaluation: Evaluation, names: Mapping[str, str]) -> str:
-    table, data = accuracy_table(evaluation), short_names(evaluation.data)
-    columns = ("accuracy, %", *(data[name] for name, _ in table.columns))
-    return _markdown(columns, (*table.models, *table.baselines), names)
-
-
-def _suite_markdown(suite: SuiteTable, names: Mapping[str, str]) -> str:
-    """Format a suite's overall score and sections, and its notes, one paragraph each."""
-    scores = suite.scores
-    table = _markdown((f"{suite.title}, %", *scores.columns), (*scores.models, *scores.baselines), names)
-    return table + "".join(f"\n{note}\n" for note in suite.notes)
-
-
-def _markdown(columns: Sequence[str], rows: Iterable[TableRow], names: Mapping[str, str]) -> str:
-    lines = [columns, ["---"] * len(columns)]
-    lines += [[names.get(row.name, row.name), *map(cell_text, row.cells)] for row in rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+def _markdown(title: str, grid: Grid, names: Mapping[str, str]) -> str:
+    columns = [title, *(names.get(name, name) for name, _ in grid.columns)]
+    rows = [[names.get(row.name, row.name), *map(cell_text, row.cells)] for row in (*grid.models, *grid.baselines)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in [columns, ["---"] * len(columns), *rows])
 
 
 def cell_text(cell: TableCell | None) -> str:

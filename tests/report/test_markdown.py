@@ -11,7 +11,7 @@ from hafrm import atomic
 from hafrm.evaluation.results import summarise
 from hafrm.evaluation.scoring import PairScore, write_scores
 from hafrm.evaluation.suites import SUITES, summarise_suite
-from hafrm.report.markdown import write_markdown
+from hafrm.report.tables import write_markdown
 from tests.evaluation.test_suites import answered_alike
 
 

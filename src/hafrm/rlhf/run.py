@@ -20,8 +20,8 @@ from hafrm.numerics import cpu_tuned
 from hafrm.rlhf.checkpoints import newest_checkpoint, restore, save_checkpoint
 from hafrm.rlhf.groups import train_groups
 from hafrm.rlhf.job import Progress, RlhfJob, RlhfResult
-from hafrm.rlhf.loading import new_policy, ready_policy
 from hafrm.rlhf.options import RlhfConfig
+from hafrm.rlhf.policy import new_policy, ready_policy
 from hafrm.rlhf.ppo import PpoTrainer
 from hafrm.rlhf.prompts import prompt_set
 from hafrm.rlhf.rewards import load_reward, reward_identity

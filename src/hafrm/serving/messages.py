@@ -1,4 +1,4 @@
-"""Message types that the protocols share."""
+"""What the protocols' requests share: texts, token ids, turns, and the further input of chat templates."""
 
 from __future__ import annotations
 

@@ -17,8 +17,9 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice, repeat, takewhile
-from typing import Literal, get_args
+from functools import partial
+from itertools import islice, repeat
+from typing import Any, Literal, get_args
 
 from hafrm.errors import ConfigError, DataError
 from hafrm.pairs import MESSAGE_KEYS, REASONING_KEYS, Message, Prompt
@@ -80,6 +81,10 @@ class OverlongError(Exception):
         self.tokens, self.limit, self.prompt_alone = tokens, limit, prompt_alone
         super().__init__(f"{tokens} tokens, over the limit of {limit}")
 
+    def __reduce__(self) -> Any:
+        """Let worker processes return it."""
+        return partial(OverlongError, prompt_alone=self.prompt_alone), (self.tokens, self.limit)
+
 
 Encoded = TokenGroup | OverlongError | DataError
 """The outcome of encoding: token ids, or the reason why there are none."""
@@ -106,7 +111,7 @@ class ConversationEncoder:
     special_tokens: SpecialTokenRule = "token"
     find_lost: bool = True
     _special: SpecialTokens = field(init=False, repr=False, compare=False)
-    _surroundings: dict[tuple[str, tuple[Message, ...]], str] = field(
+    _surroundings: dict[tuple[str, tuple[tuple[str, bool, str], ...]], str] = field(
         init=False, repr=False, compare=False, default_factory=dict
     )
 
@@ -277,10 +282,10 @@ class ConversationEncoder:
     def _around(self, key: _Key) -> str:
         """Return what the template writes around such turns: its own marks, tools, calls and arguments."""
         prompt, response = key
-        bare = tuple(
-            replace(turn, content="0" if turn.content else "").with_reasoning("") for turn in (*prompt.turns, *response)
-        )
-        if (shape := (prompt.arguments, bare)) not in self._surroundings:
+        turns = (*prompt.turns, *response)
+        shape = prompt.arguments, tuple((turn.role, bool(turn.content), turn.with_reasoning("").more) for turn in turns)
+        if shape not in self._surroundings:
+            bare = tuple(replace(turn, content="0" if turn.content else "").with_reasoning("") for turn in turns)
             try:
                 (text,) = render(self.tokenizer, [(replace(prompt, turns=()), bare)])
             except TemplateRefusalError:
@@ -373,4 +378,13 @@ def _without(values: str, name: str) -> str:
 
 def common_prefix(sequences: Sequence[Sequence[object]]) -> int:
     """Return the number of leading items that all sequences share."""
-    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*sequences, strict=False)))
+    first, *others = sequences
+    shared, most = 0, min(map(len, sequences))
+    guess = most  # one sequence often begins with the other
+    while shared < most:  # halving, as slices compare fast
+        if all(other[shared:guess] == first[shared:guess] for other in others):
+            shared = guess
+        else:
+            most = guess - 1
+        guess = (shared + most + 1) // 2
+    return shared

@@ -13,7 +13,8 @@ from markupsafe import Markup
 
 from hafrm.paper.accuracy import transfer_cell
 from hafrm.paper.measures import Measured, average_of, average_relation, relation
-from hafrm.report.figures import Bar, BarGroup, Curve, Panel, accuracy_bars, curve_panels, standalone
+from hafrm.report.charts import standalone
+from hafrm.report.figures import Bar, BarGroup, Curve, Panel, accuracy_bars, curve_panels
 from hafrm.report.findings import Findings, Relation, Table, ranked, relation_table, write_findings
 
 

@@ -19,7 +19,7 @@ from hafrm.paper.probes.claims import Claim, run_claims
 from hafrm.paper.probes.consistency import run_consistency
 from hafrm.paper.probes.heads import FitOptions
 from hafrm.paper.probes.perplexity import run_perplexity
-from hafrm.sampling.generators import Sampling
+from hafrm.sampling.engines import SampleOptions
 from hafrm.training.config import TrainConfig
 from hafrm.training.run import train
 from tests.tiny import save_tiny, some_pairs
@@ -103,7 +103,7 @@ def test_consistency_writes_its_points_and_goes_on(
 ) -> None:
     judge = "world/helpful" if oracle == "world" else runs.runs["baseline"]
     models = runs.runs["haf"], runs.runs["dpo"]
-    few = {"prompts": 4, "sampling": Sampling(max_new_tokens=6)}
+    few = {"prompts": 4, "sampling": SampleOptions(max_new_tokens=6)}
     found = run_consistency(*models, runs.test, judge, tmp_path, **few)
     assert len(found.points) == 10  # two checkpoints, five matchings
     assert {point.matching for point in found.points} == {"reward", "acc", "loss", "margin", "step"}

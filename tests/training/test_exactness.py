@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hafrm.encoding import TokenGroup
 from hafrm.losses import PairLogProbs, bradley_terry_loss, dpo_loss, hybrid_loss
 from hafrm.models.hybrid import HybridModel
 from hafrm.models.layout import Layout, choose_layout
@@ -15,8 +16,19 @@ from hafrm.training.config import LossConfig
 from hafrm.training.objective import Objective
 from tests.models.test_packed_model import MAX_LENGTH, Float64Throughout, assert_same, hybrid, random_group
 
-GROUPS = [random_group(12, 5, 9), random_group(1, 3, 1), random_group(7, 14, 2), random_group(30, 4, 6)]
-REFERENCE = [(-8.0 - i, -9.5 + i) for i in range(len(GROUPS))]
+_RANKED = random_group(11, 6, 3, 8)
+"""A prompt with three responses, of which all pairs are trained on, apart from each other in the batch."""
+
+
+def _ranked(better: int, worse: int) -> TokenGroup:
+    return TokenGroup(_RANKED.prompt, (_RANKED.responses[better], _RANKED.responses[worse]))
+
+
+GROUPS = [
+    *(random_group(12, 5, 9), _ranked(0, 1), random_group(1, 3, 1), _ranked(2, 1)),
+    *(random_group(7, 14, 2), random_group(30, 4, 6), _ranked(2, 0)),
+]
+REFERENCE = [(-8.0, -9.5), (-5.0, -6.5), (-9.0, -8.5), (-4.0, -6.5), (-10.0, -7.5), (-11.0, -6.5), (-4.0, -5.0)]
 
 Found = tuple[Tensor, dict[str, Tensor]]
 
@@ -52,7 +64,7 @@ def trained(model: HybridModel, layout: Layout, tokens_per_batch: int) -> Found:
     objective = Objective(LossConfig())
     items = [PairItem(i, group, 0.0, REFERENCE[i]) for i, group in enumerate(GROUPS)]
     parts = PairCollator(layout, tokens_per_batch)(items).parts
-    return gradients(model, torch.stack([objective.pair_losses(model, part).loss.sum() for part in parts]).sum() / 4)
+    return gradients(model, sum(objective.pair_losses(model, part).loss.sum() for part in parts) / len(GROUPS))
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "phi", "gemma2", "gpt2", "gpt_neox"])
@@ -63,5 +75,17 @@ def test_loss_and_every_gradient_are_those_of_the_definition(name: str) -> None:
     layout = choose_layout(model, 3, max_length=MAX_LENGTH)
     assert layout.packed
     with Float64Throughout():
-        for tokens_per_batch in (30, 1000):  # a pair a part; all in one row
+        for tokens_per_batch in (30, 1000):  # about one pair per part; all in one row
             assert_same(trained(model, layout, tokens_per_batch), truth, 1e-10)
+
+
+def test_a_response_of_several_pairs_is_laid_out_once() -> None:
+    (batch,) = PairCollator(Layout(True, 3), 1000)(
+        [PairItem(i, group, 0.0, REFERENCE[i]) for i, group in enumerate(GROUPS)]
+    ).parts
+    assert batch.sequences.num_sequences == 2 * 4 + 3
+    assert batch.sequences.input_ids.numel() == sum(group.unique_tokens for group in GROUPS) - 2 * 11 - 6 - 3 - 8
+    assert batch.units == ((2, 1), (3, 3), (2, 1), (2, 1), (2, 1))
+    assert batch.reference is not None
+    found = torch.stack([batch.reference[batch.chosen], batch.reference[batch.rejected]], dim=1)
+    assert found.tolist() == [list(REFERENCE[row]) for row in batch.rows.tolist()]

@@ -8,29 +8,38 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import signal
 import tempfile
+import warnings
 import weakref
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, cast
 
 from filelock import FileLock
 
 from hafrm import atomic
+from hafrm.data.collecting import SourceReport
 from hafrm.data.loading import PairSource, open_sources
 from hafrm.data.options import DataOptions
-from hafrm.data.reports import SourceReport
 from hafrm.data.tables import Account, LostText, PairTables, TableWriter
-from hafrm.encoding import ConversationEncoder, OverlongError, TokenGroup
+from hafrm.encoding import ConversationEncoder, Encoded, OverlongError, TokenGroup
 from hafrm.errors import CHANGE_ROLES, BadRowError, BadRowReason, DataError, UnwritableError
 from hafrm.pairs import PreferencePair
 
 _CHUNK = 1024
 """Pairs encoded at a time."""
+
+_ALONE = 8
+"""Chunks that are encoded by one process in the time in which several would start."""
 
 _EXAMPLES = 5
 """Number of pairs that a `LostText` names."""
@@ -66,17 +75,73 @@ def encode_pairs(
             conversation, and bad rows are not skipped.
         DataError: no pair is left.
     """
-    writer = TableWriter(folder, len(cast(Any, encoder.tokenizer)))
     count = _Count(encoder, options)
+    encoded = _encoded_chunks(_chunks(pairs), encoder)
+    with closing(TableWriter(folder, len(cast(Any, encoder.tokenizer)))) as writer, closing(encoded):
+        for chunk, outcomes in encoded:
+            for pair, outcome in zip(chunk, outcomes, strict=True):
+                if isinstance(outcome, TokenGroup):
+                    writer.add(pair, outcome, count.read)
+                count.add(pair, outcome)
+            progress(count.read)
+        return writer.finish(replace(count.account(), reports=list(reports)))
+
+
+def _chunks(pairs: Iterable[PreferencePair]) -> Iterator[list[PreferencePair]]:
     waiting = iter(pairs)
     while chunk := list(islice(waiting, _CHUNK)):
-        outcomes = encoder.encode_many((pair.prompt, (pair.chosen, pair.rejected)) for pair in chunk)
-        for pair, outcome in zip(chunk, outcomes, strict=True):
-            if isinstance(outcome, TokenGroup):
-                writer.add(pair, outcome, count.read)
-            count.add(pair, outcome)
-        progress(count.read)
-    return writer.finish(replace(count.account(), reports=list(reports)))
+        yield chunk
+
+
+def _encoded_chunks(
+    chunks: Iterator[list[PreferencePair]], encoder: ConversationEncoder
+) -> Generator[tuple[list[PreferencePair], list[Encoded]]]:
+    """Yield chunks with their outcomes, in order; encode them in as many processes as there are CPUs if they are many.
+
+    The processes are forked, as in the datasets library: scripts need no main guard, and the tokenizer is not copied.
+    """
+    first = list(islice(chunks, _ALONE))
+    processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    if len(first) < _ALONE or processes < 2:
+        for chunk in chain(first, chunks):
+            yield chunk, _encode_chunk(chunk, encoder)
+        return
+    with ProcessPoolExecutor(
+        processes, mp_context=get_context("fork"), initializer=_begin_worker, initargs=(encoder,)
+    ) as pool:
+        waiting: deque[tuple[list[PreferencePair], Future[list[Encoded]]]] = deque()
+        try:
+            for chunk in chain(first, chunks):
+                with warnings.catch_warnings():  # Python 3.12 warns of forks of processes with threads
+                    warnings.simplefilter("ignore", DeprecationWarning)
+                    waiting.append((chunk, pool.submit(_encode_in_worker, chunk)))
+                if len(waiting) > 2 * processes:
+                    done, future = waiting.popleft()
+                    yield done, future.result()
+            while waiting:
+                done, future = waiting.popleft()
+                yield done, future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _encode_chunk(chunk: Sequence[PreferencePair], encoder: ConversationEncoder) -> list[Encoded]:
+    return encoder.encode_many((pair.prompt, (pair.chosen, pair.rejected)) for pair in chunk)
+
+
+_worker_encoder: ConversationEncoder
+"""The encoder of a worker process."""
+
+
+def _begin_worker(encoder: ConversationEncoder) -> None:
+    global _worker_encoder
+    _worker_encoder = encoder
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every CPU has a process already
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends the others
+
+
+def _encode_in_worker(chunk: list[PreferencePair]) -> list[Encoded]:
+    return _encode_chunk(chunk, _worker_encoder)
 
 
 class _Count:

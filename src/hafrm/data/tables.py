@@ -12,12 +12,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, overload
+from typing import Any, overload
 
 import numpy as np
 
 from hafrm import atomic
-from hafrm.data.reports import SourceReport
+from hafrm.data.collecting import SourceReport
 from hafrm.encoding import TokenGroup
 from hafrm.pairs import PreferencePair, prompt_group
 
@@ -118,8 +118,8 @@ class PairTables(Sequence[TokenGroup]):
             OSError, ValueError: a file is missing, cut off or not what `TableWriter` wrote.
         """
         values = json.loads((folder / TABLES_FILE).read_text(encoding="utf-8"))
-        if values.get("format") != _FORMAT:
-            raise ValueError("it has another format")
+        if not isinstance(values, dict) or values.get("format") != _FORMAT:
+            raise ValueError(f"{TABLES_FILE} is damaged or of another version")
         account = Account.from_json(values["account"])
         tables = [np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _TABLES]
         tokens = np.memmap(folder / _TOKENS_FILE, dtype=values["tokens"]["dtype"], mode="r")
@@ -230,10 +230,14 @@ class TableWriter:
     def __init__(self, folder: Path | None, vocabulary: int) -> None:
         self.folder = folder
         self._dtype = np.dtype("<u2" if vocabulary <= 2**16 else "<u4")
-        self._file: BinaryIO = (folder / _TOKENS_FILE).open("wb") if folder else io.BytesIO()
+        self._file = (folder / _TOKENS_FILE).open("wb") if folder else io.BytesIO()
         self._length = 0
         self._prompts, self._responses, self._pairs = _Rows(_PROMPT), _Rows(_RESPONSE), _Rows(_PAIR)
         self._sources: dict[str, int] = {}
+
+    def close(self) -> None:
+        """Close the file of tokens; the tables are complete only after `finish`."""
+        self._file.close()
 
     def add(self, pair: PreferencePair, group: TokenGroup, index: int) -> None:
         """Add an encoded pair; `index` is its place among the pairs that were read."""
@@ -266,7 +270,8 @@ class TableWriter:
         for name in ("chosen", "rejected"):
             pairs[name] = new_response[pairs[name]]
         if self.folder is None:
-            tokens = np.frombuffer(self._file.getbuffer(), dtype=self._dtype)  # type: ignore[attr-defined]
+            assert isinstance(self._file, io.BytesIO)
+            tokens = np.frombuffer(self._file.getvalue(), dtype=self._dtype)
             return PairTables(tokens, prompts, responses, pairs, account)
         self._file.close()
         for name, table in zip(_TABLES, (prompts, responses, pairs), strict=True):

@@ -21,8 +21,8 @@ from hafrm.paper.samples import RunData
 from hafrm.paper.scales import Job
 from hafrm.rlhf.options import KlOptions, RlhfConfig, SamplingOptions
 from hafrm.rlhf.run import rlhf
+from hafrm.store import alone
 from hafrm.training.config import LossConfig, Method, TrainConfig
-from hafrm.training.folders import run_lock
 from hafrm.training.manifest import changed_options, is_finished, read_manifest, refuse_other_options
 from hafrm.training.run import train
 
@@ -181,7 +181,7 @@ class Run(Trained):
         self.require_same(job)
         if is_finished(folder):
             return folder
-        with run_lock(folder):
+        with alone(folder, beside=True, wait=True):
             self.require_same(job)
             if not is_finished(folder):
                 self.data(job).write()

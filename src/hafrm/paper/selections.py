@@ -33,12 +33,12 @@ from hafrm.paper.plans import Plan
 from hafrm.paper.runs import Run
 from hafrm.paper.scales import METHODS, Job
 from hafrm.paper.tables import METHOD_NAMES, cell_text, header, method_rows, scale_notes, seeds_words, with_average
-from hafrm.report.best_of_n import overlap_circles
+from hafrm.report.figures import overlap_circles
 from hafrm.report.findings import Cell, Findings, Relation, Rival, Table, ranked
 from hafrm.report.wording import percent
 from hafrm.sampling.analysis import LONGEST, RANDOM, ScoredPrompt, best_shares, recall_hits
 from hafrm.sampling.best_of_n import BestOfNConfig, best_of_n
-from hafrm.sampling.generators import SampleOptions
+from hafrm.sampling.engines import SampleOptions
 from hafrm.sampling.run import SampleConfig, sample
 
 _PROMPTS = 200

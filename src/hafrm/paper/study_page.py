@@ -23,7 +23,8 @@ from hafrm.paper.measures import AVERAGE
 from hafrm.paper.plans import PARTS, WORDS
 from hafrm.paper.study import AVERAGES, ENOUGH, FORMAT
 from hafrm.paper.tables import LEGEND, METHOD_NAMES, bar_group, cell_text, ranked_rows
-from hafrm.report.figures import Curve, Panel, accuracy_bars, curve_panels, standalone
+from hafrm.report.charts import standalone
+from hafrm.report.figures import Curve, Panel, accuracy_bars, curve_panels
 from hafrm.report.findings import Cell, Findings, Table, findings_markdown, table_markdown
 from hafrm.report.wording import count, interval, p_value, percent, points
 from hafrm.stats import FEWEST_GROUPS

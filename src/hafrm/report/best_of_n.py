@@ -1,120 +1,137 @@
-"""Plots of best-of-N: overlapping circles of whose selection is best, and curves over n.
-
-Pure functions from numbers to inline SVG, coloured by CSS class.
-"""
+"""Tables, figures and notes of a `hafrm best-of-n` result."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-import numpy as np
 from markupsafe import Markup
 
-from hafrm.report.svg import Frame, Scale, drawing, element, nice_step, path, steps, text
-from hafrm.report.wording import percent, shortened, visible
+from hafrm.report.figures import MOST_CIRCLES, Curve, growth_curves, overlap_circles
+from hafrm.report.findings import Findings, Table, ranked
+from hafrm.report.wording import interval, percent, short_names
+from hafrm.sampling.analysis import RANDOM
 
-MOST_CIRCLES = 3
-"""Maximum number of circles whose overlaps can all be drawn."""
-
-_RADIUS, _APART = 76.0, 46.0
-_MIDDLE = (190.0, 158.0)
-
-
-def overlap_circles(label: str, names: Mapping[str, str], regions: Mapping[frozenset[str], float]) -> Markup:
-    """Draw one circle per scorer, with the share of each region in percent (the paper's Figure 4).
-
-    Args:
-        label: Description for screen readers.
-        names: Two or three scorers, with their names in the figure.
-        regions: The share of prompts whose best selection is that of exactly these scorers.
-
-    Raises:
-        ValueError: there are fewer than two scorers, or more than three.
-    """
-    if not 2 <= len(names) <= MOST_CIRCLES:
-        raise ValueError(f"circles are drawn for two or three scorers, got {len(names)}")
-    centres = dict(zip(names, _centres(len(names)), strict=True))
-    parts = []
-    for number, (name, (x, y)) in enumerate(centres.items()):
-        circle = sum(share for whose, share in regions.items() if name in whose)
-        title = element("title", visible(f"{names[name]}: {percent(circle)}%"))
-        parts.append(element("circle", title, cx=x, cy=y, r=_RADIUS, class_=f"s{number} many"))
-        parts.append(text(*_outside(x, y), f"{shortened(names[name], 22)} {percent(circle)}", "middle strong"))
-    for whose, share in regions.items():
-        parts.append(text(*_inside(centres, whose), percent(share), "middle"))
-    return drawing(2 * _MIDDLE[0], 2 * _MIDDLE[1] + 14, label, parts)
+CURVE_KINDS = ("haf", "baseline", "dpo", "haf dash1", "baseline dash2", "dpo dash3")
+"""Curve styles of the scorers, in turn."""
 
 
-def _centres(count: int) -> list[tuple[float, float]]:
-    """Return centres on a ring, the first at the top; two are next to each other."""
-    first = math.pi if count == 2 else -math.pi / 2
-    angles = [first + 2 * math.pi * number / count for number in range(count)]
-    return [(_MIDDLE[0] + _APART * math.cos(angle), _MIDDLE[1] + _APART * math.sin(angle)) for angle in angles]
-
-
-def _outside(x: float, y: float) -> tuple[float, float]:
-    """Return the position of a circle's name: outside it, above or below."""
-    if y < _MIDDLE[1] - 1:
-        return x, y - _RADIUS - 8
-    return x + 0.5 * (x - _MIDDLE[0]), y + _RADIUS + 16
-
-
-def _inside(centres: Mapping[str, tuple[float, float]], whose: Collection[str]) -> tuple[float, float]:
-    """Return the middle of the region of exactly these circles."""
-    x, y = (sum(centres[name][axis] for name in whose) / len(whose) - _MIDDLE[axis] for axis in (0, 1))
-    stretch = 1.0 if len(whose) == len(centres) else 1.85
-    return _MIDDLE[0] + stretch * x, _MIDDLE[1] + stretch * y + 4
-
-
-@dataclass(frozen=True)
-class Growth:
-    """One value's growth with n."""
-
-    name: str
-    kind: str
-    """The CSS classes of its curve."""
-    values: Sequence[float]
-    """At n = 1, 2, ..."""
-    ci95: Sequence[Sequence[float] | None] = ()
-
-
-def growth_curves(label: str, curves: Sequence[Growth], kl: Sequence[float], y_label: str) -> Markup:
-    """Draw curves over n, with the bound of the KL divergence below each n.
+def best_of_n_findings(results: Mapping[str, Any]) -> Findings:
+    """Build the page of one `hafrm best-of-n` run.
 
     Args:
-        label: Description for screen readers.
-        curves: The curves, all of the same length.
-        kl: The second label of the axis at each n, in nats.
-        y_label: Label of the y axis.
+        results: The run's results; see `hafrm.sampling.analysis.summarise`.
     """
-    ends = np.array(
-        [end for each in curves for end in [*each.values, *(e for pair in each.ci95 if pair for e in pair)]]
+    models = short_names(list(results["models"]))
+    judge = results["judge"]
+    by = f"Judged by {judge['model']} ({judge['kind']})." if judge else "Nobody judged: agreement alone."
+    draws = results["draws"] / results["prompts"]
+    return Findings(
+        title="Best of N",
+        intro=(
+            f"{len(models)} scorers chose among {draws:.3g} responses a prompt ({results['distinct']:,} distinct ones "
+            f"of {results['draws']:,}) to {results['prompts']:,} prompts. {by} In brackets 95% intervals over prompts."
+        ),
+        results=results,
+        tables=tuple(_tables(results, models)),
+        figures=dict(_figures(results, models)),
+        notes=tuple(_notes(results)),
     )
-    step = nice_step(float(np.ptp(ends)) or 1.0, 6)
-    low, high = math.floor(ends.min() / step) * step, math.ceil(ends.max() / step) * step
-    frame = Frame(Scale(1.0, max(2.0, float(len(kl))), 46, 368), Scale(low, high, 230, 26))
-    shown = range(0, len(kl), max(1, len(kl) // 8))
-    x_ticks = [(float(n + 1), f"{n + 1}") for n in shown]
-    y_ticks = [(tick, f"{tick + 0.0:.3g}".replace("-", "−")) for tick in steps(low, high, step)]
-    parts = frame.axes(x_ticks, y_ticks, "", y_label)
-    parts += [text(frame.x(n + 1.0), 258, f"{kl[n]:.2f}", "middle") for n in shown]
-    parts += [text(207, 275, "n, and below it the most that KL grows to, in nats", "middle name")]
-    for place, each in enumerate(curves):
-        parts += _growth(frame, each)
-        x, y = 46 + 165 * (place % 2), 292 + 16 * (place // 2)
-        parts += [path([("M", x, y - 4.0), ("L", x + 22.0, y - 4.0)], f"series {each.kind}")]
-        parts += [text(x + 27.0, float(y), shortened(each.name, 24))]
-    return drawing(380, 296 + 16 * ((len(curves) - 1) // 2), label, parts)
 
 
-def _growth(frame: Frame, each: Growth) -> list[Markup]:
-    at = [(frame.x(n), frame.y(value)) for n, value in enumerate(each.values, 1)]
-    drawn = path((("L" if number else "M", x, y) for number, (x, y) in enumerate(at)), f"series {each.kind}")
-    parts = [element("g", element("title", visible(each.name)), drawn)]
-    for n, ends in enumerate(each.ci95, 1):
-        if ends:
-            low, high = map(frame.y, ends)
-            parts.append(path([("M", frame.x(n), low), ("L", frame.x(n), high)], f"series {each.kind}"))
-    return parts
+def rate_cell(rate: Mapping[str, Any] | None, *, share: bool = True) -> str:
+    """Format a rate with its interval; shares are shown in percent."""
+    if rate is None:
+        return "–"
+    worded = percent if share else _two_decimals
+    return f"{worded(rate['value'])} {interval(rate['ci95'], worded)}".strip()
+
+
+def _tables(results: Mapping[str, Any], models: Mapping[str, str]) -> Iterator[Table]:
+    if results["judge"]:
+        yield _selection_table(results, models)
+        yield _wins_table(results, models)
+    if len(models) > 1:
+        rows = [(f"{models[each['a']]} and {models[each['b']]}", rate_cell(each)) for each in _known_pairs(results)]
+        if len(models) > 2:
+            rows.append(("all of them", rate_cell(results["agreement"]["all"])))
+        yield Table("How often the same response is chosen", ("scorers", "% of prompts"), tuple(rows))
+
+
+def _known_pairs(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [each for each in results["agreement"]["pairs"] if "value" in each]
+
+
+def _selection_table(results: Mapping[str, Any], models: Mapping[str, str]) -> Table:
+    """Tabulate how often the judge's best is recalled (Table 4), its reward, and wins over a random draw."""
+    rows: list[tuple[Any, ...]] = []
+    columns = []
+    for name in ("top_1", "top_2", "gold", "against_random"):
+        rates = [results["models"][model][name] for model in models]
+        cells = [rate_cell(rate, share=name != "gold") for rate in rates]
+        columns.append(ranked([rate and rate["value"] for rate in rates], cells))
+    rows += [(short, *cells) for short, *cells in zip(models.values(), *columns, strict=True)]
+    for name, rates in results["baselines"].items():
+        cells = [rate_cell(rates.get("top_1")), rate_cell(rates.get("top_2")), rate_cell(rates["gold"], share=False)]
+        rows.append((name, *cells, "50.0" if name == RANDOM and rates["gold"] else "–"))
+    header = ("chosen by", "the best, %", "of the best two, %", "reward by the judge", "beats a random one, %")
+    return Table("What is chosen", header, tuple(rows))
+
+
+def _wins_table(results: Mapping[str, Any], models: Mapping[str, str]) -> Table:
+    rows = [
+        (
+            f"{models[each['a']]} over {models[each['b']]}",
+            rate_cell(each["win_rate"]),
+            *(str(each[name]) for name in ("wins", "ties", "losses", "same")),
+        )
+        for each in results["wins"]
+    ]
+    header = ("scorers", "win rate, %", "wins", "ties", "losses", "chose the same")
+    return Table("Against each other (a tie counts one half)", header, tuple(rows))
+
+
+def _figures(results: Mapping[str, Any], models: Mapping[str, str]) -> Iterator[tuple[str, Markup]]:
+    regions = {frozenset(each["models"]): each["share"] for each in results["best"]["regions"]}
+    if regions and 2 <= len(models) <= MOST_CIRCLES:
+        yield "best-selection", overlap_circles("How often each scorer's choice is the best of all", models, regions)
+    curve = results["curve"]
+    if curve["gold"] and len(curve["n"]) > 1:
+        names = {**models, "the best": "the judge itself"}
+        kinds = [*(CURVE_KINDS[place % len(CURVE_KINDS)] for place in range(len(models))), "zero dash4"]
+        curves = [
+            Curve(
+                names[model],
+                kind,
+                tuple((float(n), point["value"]) for n, point in enumerate(points, 1)),
+                tuple(point["ci95"] for point in points),
+            )
+            for (model, points), kind in zip(curve["gold"].items(), kinds, strict=True)
+        ]
+        yield "growth", growth_curves("How the judge's reward grows with n", curves, curve["kl"], "judge's mean reward")
+
+
+def _notes(results: Mapping[str, Any]) -> Iterator[str]:
+    if results["alike"]:
+        yield (
+            f"{results['alike']} prompts have one distinct response, which every scorer chooses: they are left out of "
+            "all rates. A recall of the best two needs three distinct responses."
+        )
+    yield "A random choice among k of R distinct responses is right k / R of the time; with no response twice, k / N."
+    for name in ("left_out", "unscored"):
+        for reason, count in results[name].items():
+            what = "were left out" if name == "left_out" else "have a response without reward"
+            yield f"{count} prompts {what}: {reason}."
+    for name, run in results["judge_runs"].items():
+        if run:
+            lost = ", ".join(f"{count} {reason}" for reason, count in run["unscored"].items())
+            yield (
+                f"The judge's {name}: {run['judged']} of {run['rows']} questions answered"
+                + (f" ({lost})" if lost else "")
+                + f", with {run['responses_shown']} responses shown"
+                + (f"; stopped: {stopped}." if (stopped := run["run"]["stopped"]) else ".")
+            )
+
+
+def _two_decimals(value: float) -> str:
+    return f"{value + 0.0:.2f}".replace("-", "−")

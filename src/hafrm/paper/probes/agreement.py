@@ -18,9 +18,9 @@ from hafrm.paper.plans import Plan
 from hafrm.paper.runs import Run
 from hafrm.paper.scales import Job
 from hafrm.paper.tables import scale_notes, setting
-from hafrm.report.figures import standalone
+from hafrm.report.charts import standalone
+from hafrm.report.figures import Series, StraightLine, scatter
 from hafrm.report.findings import Findings, Table
-from hafrm.report.scatter import Series, StraightLine, scatter
 from hafrm.report.wording import percent
 from hafrm.stats import (
     Correlation,

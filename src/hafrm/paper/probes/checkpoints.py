@@ -16,7 +16,7 @@ from torch import nn
 from hafrm.errors import DataError, ModelError
 from hafrm.models.generating import continuations, prompt_ids
 from hafrm.pairs import Prompt
-from hafrm.sampling.generators import Sampling
+from hafrm.sampling.engines import SampleOptions
 
 Matching = Literal["reward", "acc", "loss", "margin", "step"]
 """Criteria by which checkpoints are matched (Appendix E.1).
@@ -103,14 +103,16 @@ def match_checkpoints(first: Sequence[Checkpoint], second: Sequence[Checkpoint],
     return [Match(by, first[row], second[column]) for row, column in zip(rows, columns, strict=True)]
 
 
-def prompts_that_fit(prompts: Sequence[Prompt], tokenizer: Any, sampling: Sampling, max_length: int) -> list[Prompt]:
+def prompts_that_fit(
+    prompts: Sequence[Prompt], tokenizer: Any, sampling: SampleOptions, max_length: int
+) -> list[Prompt]:
     """Return the prompts that leave room for a whole response within `max_length` tokens."""
     room = max_length - sampling.max_new_tokens
     return [prompt for prompt in prompts if len(prompt_ids(tokenizer, prompt)) <= room]
 
 
 def generate_responses(
-    causal_lm: nn.Module, tokenizer: Any, prompts: Sequence[Prompt], sampling: Sampling
+    causal_lm: nn.Module, tokenizer: Any, prompts: Sequence[Prompt], sampling: SampleOptions
 ) -> list[str]:
     """Sample one response per prompt, in order, without special tokens and surrounding white space.
 
@@ -120,7 +122,7 @@ def generate_responses(
         causal_lm: A stock causal LM, or a PEFT model around one.
         tokenizer: Its prepared tokenizer, with a chat template.
         prompts: The prompts.
-        sampling: Sampling options.
+        sampling: SampleOptions options.
     """
     device = next(causal_lm.parameters()).device
     devices = [device] if device.type == "cuda" else []

@@ -48,11 +48,11 @@ from hafrm.paper.runs import Run
 from hafrm.paper.scales import Job
 from hafrm.paper.tables import scale_notes, setting
 from hafrm.paper.world import WORLD_SETS, oracle_reward
-from hafrm.report.figures import standalone
+from hafrm.report.charts import standalone
+from hafrm.report.figures import Series, StraightLine, scatter
 from hafrm.report.findings import Findings, Table
-from hafrm.report.scatter import Series, StraightLine, scatter
 from hafrm.report.wording import interval, percent
-from hafrm.sampling.generators import Sampling
+from hafrm.sampling.engines import SampleOptions
 from hafrm.stats import FEWEST_GROUPS, Floats, Interval
 from hafrm.training.config import Method
 
@@ -203,7 +203,7 @@ def _share(here: Floats, means: Sequence[Floats], scales: tuple[float, float]) -
 
 
 def run_consistency(
-    haf: str, dpo: str, data: str, oracle: str, out: Path, *, prompts: int = 200, sampling: Sampling | None = None
+    haf: str, dpo: str, data: str, oracle: str, out: Path, *, prompts: int = 200, sampling: SampleOptions | None = None
 ) -> Consistency:
     """Answer prompts with all checkpoints, score, match, and write `consistency.json` and `consistency.svg`.
 
@@ -221,7 +221,7 @@ def run_consistency(
     Raises:
         HafrmError: a run kept no checkpoints, or a model or the data can't be read.
     """
-    sampling = sampling or Sampling()
+    sampling = sampling or _SAMPLING
     distinct = list(dict.fromkeys(pair.prompt for pair in load_pairs(data, split="test").pairs))[:prompts]
     limit = min(RunInfo.load(Path(run)).max_length for run in (haf, dpo))
     fitting = prompts_that_fit(distinct, load_tokenizer(haf), sampling, limit)
@@ -274,7 +274,7 @@ class _Answers:
         folder: Folder of the stored values.
     """
 
-    def __init__(self, prompts: Sequence[Prompt], sampling: Sampling, folder: Path) -> None:
+    def __init__(self, prompts: Sequence[Prompt], sampling: SampleOptions, folder: Path) -> None:
         self.prompts, self.sampling, self.folder, self.options = prompts, sampling, folder, ScoreOptions()
         self._loaded: tuple[str, Scorer] | None = None
 
@@ -315,7 +315,7 @@ class _Answers:
         return model_identity(model, ScorerChoice(head="reward"), self.options)
 
 
-_SAMPLING = Sampling()
+_SAMPLING = SampleOptions(max_new_tokens=128)
 
 
 def plan(job: Job) -> Plan:

@@ -24,28 +24,10 @@ from hafrm.paper.measures import (
 from hafrm.paper.plans import Plan, comparison_plan, groups, others_of, single_sets
 from hafrm.paper.runs import Run
 from hafrm.paper.scales import METHODS, Job
-from hafrm.paper.tables import (
-    LEGEND,
-    METHOD_NAMES,
-    accuracy_table,
-    bar_group,
-    header,
-    ranked_rows,
-    scale_notes,
-    setting,
-)
+from hafrm.paper.tables import LEGEND, METHOD_NAMES, accuracy_table, bar_group, build_findings, ranked_rows
 from hafrm.report.figures import accuracy_bars
 from hafrm.report.findings import Cell, Findings, Relation, Rival, Table
 from hafrm.report.wording import points
-
-
-def _intro(job: Job, what: str) -> str:
-    """Describe what was run and how to read the accuracies."""
-    spread = "; ± is the standard deviation over seeds" if len(job.seeds) > 1 else ""
-    return (
-        f"{what} {setting(job, job.seeds)} Accuracies in percent, a tie counting one half; in brackets 95% intervals, "
-        f"resampling prompts{spread}."
-    )
 
 
 def own_grid(job: Job, backbone: str) -> Grid:
@@ -56,10 +38,14 @@ def own_grid(job: Job, backbone: str) -> Grid:
 def find_in_domain(job: Job) -> Findings:
     """Build Table 2 (ours above the paper's), the relations and the bars."""
     grids = {backbone: own_grid(job, backbone) for backbone in job.backbones}
-    return Findings(
-        title="Table 2: accuracy in domain",
-        intro=_intro(job, "Each set's models are tested on that set's test pairs."),
-        results=header(job, accuracy={backbone: as_json(grid) for backbone, grid in grids.items()}),
+    printed = {backbone: _printed(job.scale.backbone(backbone).paper_name) for backbone in job.backbones}
+    return build_findings(
+        job,
+        "table2",
+        results={
+            "seeds": list(job.seeds),
+            "accuracy": {backbone: as_json(grid) for backbone, grid in grids.items()},
+        },
         tables=(accuracy_table("Ours", job, grids), _papers_in_domain()),
         figures={
             f"table2-{backbone}": accuracy_bars(
@@ -67,12 +53,9 @@ def find_in_domain(job: Job) -> Findings:
             )
             for backbone, grid in grids.items()
         },
-        relations=tuple(
-            each
-            for backbone, grid in grids.items()
-            for each in _relations(backbone, grid, printed=_printed(job.scale.backbone(backbone).paper_name))
-        ),
-        notes=(*numbers.NOTES["table2"], *scale_notes(job)),
+        relations=[
+            each for backbone, grid in grids.items() for each in _relations(backbone, grid, printed=printed[backbone])
+        ],
     )
 
 
@@ -149,10 +132,10 @@ def find_mixture(job: Job) -> Findings:
         kind: {backbone: as_json(grid) for backbone, grid in grids.items()}
         for kind, grids in (("mixed", mixed), ("single", single))
     }
-    return Findings(
-        title="Figure 3: training on a mixture of all sets",
-        intro=_intro(job, "One model a method, trained on an even mixture and tested on each set."),
-        results=header(job, **results),
+    return build_findings(
+        job,
+        "figure3",
+        results={"seeds": list(job.seeds), **results},
         tables=(
             accuracy_table("Mixed training", job, mixed),
             Table("Mixed less single training, points", ("", *job.sets), changes),
@@ -165,15 +148,9 @@ def find_mixture(job: Job) -> Findings:
             )
             for backbone, grid in results["mixed"].items()
         },
-        relations=tuple(
+        relations=[
             each for backbone, grid in mixed.items() for each in _relations(backbone, grid, trained_on="mixture")
-        ),
-        notes=(
-            "The paper's Figure 3 prints no numbers, so there is nothing to set ours beside. It says that HAF is best "
-            "overall, and that DPO falls most on CA and Helpful.",
-            "The paper mixes sets evenly and does not say how many pairs.",
-            *scale_notes(job),
-        ),
+        ],
     )
 
 
@@ -189,28 +166,15 @@ def find_transfer(job: Job) -> Findings:
         for backbone in job.backbones
     }
     external = _external(job) if job.rewardbench is not None else {}
-    own = "An average's interval treats the sets tested on as independent; a set is tested on by several models."
-    absent = "The external half, RewardBench, was not run: --rewardbench was not given."
-    return Findings(
-        title="Table 3: accuracy out of domain",
-        intro=_intro(
-            job,
-            "Models trained on one set, tested on the others of its category. Shown is HAF's accuracy, above what it "
-            "is over the baseline, below what it is over DPO.",
-        ),
-        results=header(
-            job,
-            internal={
-                backbone: {trained: as_json(grid) for trained, grid in grids.items()}
-                for backbone, grids in tables.items()
-            },
-            external=external,
-        ),
+    internal = {
+        backbone: {trained: as_json(grid) for trained, grid in grids.items()} for backbone, grids in tables.items()
+    }
+    return build_findings(
+        job,
+        "table3",
+        results={"seeds": list(job.seeds), "internal": internal, "external": external},
         tables=(_ours_transfer(job, tables, external), _papers_transfer()),
-        relations=tuple(
-            each for backbone, grids in tables.items() for each in _transfer_relations(job, backbone, grids)
-        ),
-        notes=(own, *((absent,) if job.rewardbench is None else ()), *numbers.NOTES["table3"], *scale_notes(job)),
+        relations=[each for backbone, grids in tables.items() for each in _transfer_relations(job, backbone, grids)],
     )
 
 

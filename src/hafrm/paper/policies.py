@@ -29,7 +29,7 @@ from hafrm.paper.plans import Plan
 from hafrm.paper.probes import remembered
 from hafrm.paper.runs import Policy
 from hafrm.paper.scales import Job, in_paper_order
-from hafrm.paper.tables import header, scale_notes
+from hafrm.paper.tables import build_findings
 from hafrm.paper.world import oracle_reward
 from hafrm.report.figures import Curve, Panel, curve_panels
 from hafrm.report.findings import Cell, Findings, Table
@@ -215,15 +215,6 @@ def _reward_curve(
     return Curve(label, kind, drawn)
 
 
-def _described(job: Job, start: str, end: str) -> str:
-    """Describe what was run, between a start and an end."""
-    seeds = f"seeds {', '.join(map(str, job.seeds))}"
-    return (
-        f"{start} Scale {job.scale.name}, backbones {', '.join(job.backbones)}, {seeds}. Each checkpoint answers "
-        f"{_PROMPTS} test prompts {end}In brackets 95% intervals over prompts of the mean over seeds."
-    )
-
-
 def plan_check(job: Job) -> Plan:
     """Plan one policy per backbone and seed, trained on the true reward of the first set (by default Helpful).
 
@@ -256,21 +247,22 @@ def find_check(job: Job) -> Findings:
         )
         for backbone, seeds in judged.items()
     }
-    return Findings(
-        title="Does PPO learn?",
-        intro=_described(job, f"PPO on the true reward of {job.sets[0]}.", "once. "),
-        results=header(
-            job,
-            set=job.sets[0],
-            learnt={backbone: learnt(each).as_dict() for backbone, each in points.items()},
-            steps={backbone: {str(point.step): point.as_dict() for point in each} for backbone, each in points.items()},
-        ),
-        tables=(_learning_table("True reward of answers to new prompts", points),),
+    steps = {backbone: {str(point.step): point.as_dict() for point in each} for backbone, each in points.items()}
+    return build_findings(
+        job,
+        "ppo",
+        results={
+            "seeds": list(job.seeds),
+            "set": job.sets[0],
+            "learnt": {backbone: learnt(each).as_dict() for backbone, each in points.items()},
+            "steps": steps,
+        },
+        tables=[_learning_table("True reward of answers to new prompts", points)],
         figures={
             f"ppo-{backbone}": curve_panels(f"True reward over PPO steps, {backbone}", [panel])
             for backbone, panel in panels.items()
         },
-        notes=scale_notes(job),
+        prompts=_PROMPTS,
     )
 
 
@@ -335,26 +327,14 @@ def find_duels(job: Job) -> Findings:
         backbone: {category: _duel(job, backbone, sets) for category, sets in _categories(job).items()}
         for backbone in job.backbones
     }
-    return Findings(
-        title="Figure 5: policies trained on HAF's rewards and on the baseline's",
-        intro=_described(
-            job,
-            "PPO from the reward models' own backbone.",
-            "of a category once; the world's oracle compares, a tie counting one half. ",
-        ),
-        results=header(
-            job,
-            duels={backbone: {name: duel.as_dict() for name, duel in each.items()} for backbone, each in duels.items()},
-        ),
-        tables=tuple(table for backbone, each in duels.items() for table in _duel_tables(backbone, each)),
+    shown = {backbone: {name: duel.as_dict() for name, duel in each.items()} for backbone, each in duels.items()}
+    return build_findings(
+        job,
+        "figure5",
+        results={"seeds": list(job.seeds), "duels": shown},
+        tables=[table for backbone, each in duels.items() for table in _duel_tables(backbone, each)],
         figures={name: figure for backbone, each in duels.items() for name, figure in _figures(backbone, each)},
-        notes=(
-            "The paper's Figure 5 prints no numbers. It says that HAF's win rate rises through training on Chat, and "
-            "that on Safety HAF leads in the middle of training.",
-            "Two reward models' rewards share no unit: compare the shape of their curves. KL is estimated from the "
-            "answers themselves, under the whole distribution, though top-p cuts what is drawn.",
-            *scale_notes(job),
-        ),
+        prompts=_PROMPTS,
     )
 
 

@@ -16,7 +16,7 @@ from hafrm.errors import DataError
 from hafrm.paper.plans import RATIOS, Plan, ratio_options
 from hafrm.paper.runs import Run
 from hafrm.paper.scales import Job
-from hafrm.paper.tables import header, scale_notes
+from hafrm.paper.tables import build_findings
 from hafrm.report.figures import Curve, Panel, curve_panels
 from hafrm.report.findings import Findings, Table, ranked
 from hafrm.training.callbacks import METRICS_FILE
@@ -58,32 +58,17 @@ def find(job: Job) -> Findings:
         for backbone in job.backbones
     }
     claims = {backbone: _claims(each) for backbone, each in curves.items()}
-    return Findings(
-        title="Figure 6: the policy loss's weight",
-        intro=(
-            f"Trained on {job.sets[0]} at scale {job.scale.name}, backbones {', '.join(job.backbones)}, seeds "
-            f"{', '.join(map(str, job.seeds))} (curves are their mean); validation pairs at every evaluation."
-        ),
-        results=header(
-            job,
-            set=job.sets[0],
-            curves={
-                backbone: {f"{ratio:g}": table for ratio, table in each.items()} for backbone, each in curves.items()
-            },
-            claims=claims,
-        ),
-        tables=tuple(
+    shown = {backbone: {f"{ratio:g}": table for ratio, table in each.items()} for backbone, each in curves.items()}
+    return build_findings(
+        job,
+        "figure6",
+        results={"seeds": list(job.seeds), "set": job.sets[0], "curves": shown, "claims": claims},
+        tables=[
             table
             for backbone, each in curves.items()
             for table in (_summary(backbone, each), _claims_table(backbone, claims[backbone]))
-        ),
+        ],
         figures={f"figure6-{backbone}": _figure(backbone, each) for backbone, each in curves.items()},
-        notes=(
-            "The paper's Figure 6 prints no numbers, and does not say which set, backbone and loss it draws. The "
-            "reward loss is drawn here, since hybrid losses of different ratios can't be compared.",
-            "Curves are of validation pairs, which are few; there are no intervals here.",
-            *scale_notes(job),
-        ),
     )
 
 

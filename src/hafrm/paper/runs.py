@@ -86,17 +86,15 @@ class Trained(ABC):
         """
 
     @abstractmethod
-    def make(self, job: Job) -> Path:
-        """Return the folder, after training it if it is unfinished.
-
-        Raises:
-            ConfigError: the folder contains a run with other options.
-            HafrmError: training failed.
-        """
-
-    @abstractmethod
     def command(self, job: Job) -> str:
         """Return the equivalent `hafrm` command, without options that have their default value."""
+
+    @abstractmethod
+    def _train(self, job: Job) -> None: ...
+
+    def data(self, job: Job) -> RunData:
+        """Return the pairs to train on, or whose prompts to train on."""
+        return RunData(job, self.sets)
 
     def require_same(self, job: Job) -> None:
         """Raise if the folder's run has another scale, length or rate, or other pairs.
@@ -105,6 +103,24 @@ class Trained(ABC):
             ConfigError: the folder contains a run with other options.
         """
         refuse_other_options(self.changed(job), self.folder(job))
+
+    def make(self, job: Job) -> Path:
+        """Return the folder, after training it if it is unfinished; another command that trains it is waited for.
+
+        Raises:
+            ConfigError: the folder contains a run with other options.
+            HafrmError: training failed.
+        """
+        folder = self.folder(job)
+        self.require_same(job)
+        if is_finished(folder):
+            return folder
+        with alone(folder, beside=True, wait=True):
+            self.require_same(job)
+            if not is_finished(folder):
+                self.data(job).write()
+                self._train(job)
+        return folder
 
     def state(self, job: Job) -> str:
         """Return "finished", "unfinished", "missing", or "other options" with the differences."""
@@ -145,7 +161,7 @@ class Run(Trained):
         return job.root / "runs" / f"{self.name}{rate}"
 
     def data(self, job: Job) -> RunData:
-        """Return the run's pairs."""
+        """Return the pairs to train on."""
         return RunData(job, self.sets, self.share)
 
     def config(self, job: Job, *, model: str = "") -> TrainConfig:
@@ -175,18 +191,8 @@ class Run(Trained):
             early_stopping=job.scale.early_stopping,
         )
 
-    def make(self, job: Job) -> Path:
-        """Return the folder, after training it if it is unfinished; another command that trains it is waited for."""
-        config, folder = self.config(job, model=job.model(self.backbone)), self.folder(job)
-        self.require_same(job)
-        if is_finished(folder):
-            return folder
-        with alone(folder, beside=True, wait=True):
-            self.require_same(job)
-            if not is_finished(folder):
-                self.data(job).write()
-                train(config)
-        return folder
+    def _train(self, job: Job) -> None:
+        train(self.config(job, model=job.model(self.backbone)))
 
     def changed(self, job: Job, *, shown: bool = False) -> str:
         """Describe the differences; files may have moved if their pairs are the same."""
@@ -274,7 +280,7 @@ class Policy(Trained):
         return RlhfConfig(
             model=model or job.model(self.backbone),
             reward=str(self.reward.folder(job)) if self.reward else job.scale.sets[self.sets[0]].train,
-            data=RunData(job, self.sets).names("train"),
+            data=self.data(job).names("train"),
             out=str(self.folder(job)),
             lora=job.scale.backbone(self.backbone).lora,
             score=ScoreOptions(overlong="truncate"),
@@ -282,13 +288,8 @@ class Policy(Trained):
             **(WORLD_PPO if job.in_world else {}),
         )
 
-    def make(self, job: Job) -> Path:
-        """Return the folder, after training it if it is unfinished."""
-        self.require_same(job)
-        if not is_finished(self.folder(job)):
-            RunData(job, self.sets).write()
-            rlhf(self.config(job))
-        return self.folder(job)
+    def _train(self, job: Job) -> None:
+        rlhf(self.config(job))
 
     def changed(self, job: Job, *, shown: bool = False) -> str:
         """Describe the differences in options."""

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from hafrm.errors import ConfigError
 from hafrm.models.lora import LoraOptions
 from hafrm.paper.numbers import SETS
-from hafrm.paper.world import world_backbone
+from hafrm.paper.world import BackboneKind, world_backbone
 from hafrm.training.config import Method
 
 ScaleName = Literal["world", "small", "paper"]
@@ -52,7 +53,7 @@ class SetFiles:
     test: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Backbone:
     """A model to start from, and how to train it."""
 
@@ -64,7 +65,7 @@ class Backbone:
     """Return the folder or hub id; may train a small model first."""
     shown: str
     """Display name in plans, available without making the model."""
-    lora: LoraOptions = field(default_factory=LoraOptions)
+    lora: LoraOptions
     learning_rates: Mapping[Method, float]
 
 
@@ -188,30 +189,38 @@ def world_training(steps: int) -> dict[str, Any]:
     return {"max_steps": steps, "learning_rate": 5e-4, "eval_steps": 60, "save_steps": 60}
 
 
+def _scale(
+    name: ScaleName,
+    overrides: Overrides,
+    backbones: Sequence[Backbone],
+    sets: Mapping[str, SetFiles],
+    training: Mapping[str, Any],
+    max_length: int,
+    mixed: Mapping[str, int] | None = None,
+) -> Scale:
+    return Scale(
+        name=name,
+        backbones={each.name: each for each in backbones},
+        sets=sets,
+        training=training,
+        max_length=_or(overrides.max_length, max_length),
+        early_stopping=overrides.early_stopping,
+        mixed=mixed,
+        cap=overrides.pairs,
+    )
+
+
 def world_scale(overrides: Overrides) -> Scale:
     """Return the simulated world's scale: 2,000 training pairs per set, 240 steps of 16 pairs."""
     training = world_training(_or(overrides.steps, 240))
-    rate = _or(overrides.learning_rate, training.pop("learning_rate"))
-    backbones = [
-        Backbone(
-            name=kind,
-            paper_name=paper_name,
-            model=lambda kind=kind: str(world_backbone(kind)),  # type: ignore[misc]
-            shown=f"world_backbone({kind!r})",
-            learning_rates=dict.fromkeys(METHODS, rate),
-        )
-        for kind, paper_name in (("instruct", "Mistral"), ("base", "Mistral-base"))
-    ]
-    return Scale(
-        name="world",
-        backbones={each.name: each for each in backbones},
-        sets=_same_for_all_splits(0),
-        training=training,
-        max_length=_or(overrides.max_length, WORLD_MAX_LENGTH),
-        early_stopping=overrides.early_stopping,
-        mixed=MIXED_PAIRS,
-        cap=overrides.pairs,
-    )
+    rates = dict.fromkeys(METHODS, _or(overrides.learning_rate, training.pop("learning_rate")))
+
+    def backbone(kind: BackboneKind, paper_name: str) -> Backbone:
+        shown = f"world_backbone({kind!r})"
+        return Backbone(kind, paper_name, lambda: str(world_backbone(kind)), shown, LoraOptions(), rates)
+
+    backbones = backbone("instruct", "Mistral"), backbone("base", "Mistral-base")
+    return _scale("world", overrides, backbones, _same_for_all_splits(0), training, WORLD_MAX_LENGTH, MIXED_PAIRS)
 
 
 def small_scale(overrides: Overrides, *, backbones: Sequence[str], data_folder: str | None) -> Scale:
@@ -226,19 +235,12 @@ def small_scale(overrides: Overrides, *, backbones: Sequence[str], data_folder: 
     """
     if not backbones or data_folder is None:
         raise ConfigError("scale: small needs --backbone FOLDER and --data_folder FOLDER.")
-    for folder in backbones:
-        if not folder or not Path(folder).resolve().name:
-            raise ConfigError(f"backbone: {folder!r} has no name to keep runs by. Give a model's folder.")
+    names = {folder: Path(folder).resolve().name if folder else "" for folder in backbones}
+    if nameless := [folder for folder, name in names.items() if not name]:
+        raise ConfigError(f"backbone: {nameless[0]!r} has no name to keep runs by. Give a model's folder.")
     rates = dict.fromkeys(METHODS, _or(overrides.learning_rate, 5e-5))
     own = [
-        Backbone(
-            name=f"{Path(folder).resolve().name}{suffix}",
-            paper_name=None,
-            model=lambda folder=folder: folder,  # type: ignore[misc]
-            shown=folder,
-            lora=lora,
-            learning_rates=rates,
-        )
+        Backbone(f"{names[folder]}{suffix}", None, partial(str, folder), folder, lora, rates)
         for suffix, lora in (("", LoraOptions()), ("-lora", LoraOptions(rank=8)))
         for folder in backbones
     ]
@@ -246,15 +248,9 @@ def small_scale(overrides: Overrides, *, backbones: Sequence[str], data_folder: 
         raise ConfigError(f"backbone: {', '.join(backbones)} have one name. Rename a folder: runs are kept by it.")
     steps = _or(overrides.steps, 600)
     every = max(20, math.ceil(steps / 10))
-    return Scale(
-        name="small",
-        backbones={each.name: each for each in own},
-        sets={name: _files(Path(data_folder), file) for name, (_, file, _) in _NAMES.items()},
-        training={"max_steps": steps, "eval_steps": every, "save_steps": every},
-        max_length=_or(overrides.max_length, 512),
-        early_stopping=overrides.early_stopping,
-        cap=overrides.pairs,
-    )
+    sets = {name: _files(Path(data_folder), file) for name, (_, file, _) in _NAMES.items()}
+    training = {"max_steps": steps, "eval_steps": every, "save_steps": every}
+    return _scale("small", overrides, own, sets, training, 512)
 
 
 def _files(folder: Path, name: str) -> SetFiles:
@@ -281,30 +277,13 @@ def paper_scale(overrides: Overrides) -> Scale:
         # Appendix A: this backbone's baseline uses the lower rate.
         ("mistral-instruct", "Mistral", "mistralai/Mistral-7B-Instruct-v0.2", lora, fast | {"baseline": _PHI_LR}),
     )
-    backbones = {
-        name: Backbone(
-            name=name,
-            paper_name=paper_name,
-            model=lambda model=model: model,  # type: ignore[misc]
-            shown=model,
-            lora=options,
-            learning_rates={method: _or(overrides.learning_rate, rate) for method, rate in rates.items()},
-        )
-        for name, paper_name, model, options, rates in described
-    }
-    return Scale(
-        name="paper",
-        backbones=backbones,
-        sets=_same_for_all_splits(2),
-        training={
-            "max_steps": _or(overrides.steps, 3200),
-            "per_device_train_batch_size": 16,
-            "activation_checkpointing": True,
-        },
-        max_length=_or(overrides.max_length, 512),
-        early_stopping=overrides.early_stopping,
-        cap=overrides.pairs,
-    )
+    backbones = []
+    for name, paper_name, model, options, rates in described:
+        chosen = {method: _or(overrides.learning_rate, rate) for method, rate in rates.items()}
+        backbones.append(Backbone(name, paper_name, partial(str, model), model, options, chosen))
+    steps = _or(overrides.steps, 3200)
+    training = {"max_steps": steps, "per_device_train_batch_size": 16, "activation_checkpointing": True}
+    return _scale("paper", overrides, backbones, _same_for_all_splits(2), training, 512)
 
 
 def in_paper_order(names: Sequence[str]) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ from hafrm.paper.measures import (
 from hafrm.paper.plans import Plan
 from hafrm.paper.runs import Run
 from hafrm.paper.scales import METHODS, Job
-from hafrm.paper.tables import METHOD_NAMES, cell_text, header, method_rows, scale_notes, seeds_words, with_average
+from hafrm.paper.tables import METHOD_NAMES, build_findings, cell_text, method_rows, with_average
 from hafrm.report.figures import overlap_circles
 from hafrm.report.findings import Cell, Findings, Relation, Rival, Table, ranked
 from hafrm.report.wording import percent
@@ -218,22 +218,6 @@ def _measured(
     )
 
 
-def _intro(job: Job) -> str:
-    """Describe what was run."""
-    draws = ", ".join(f"{draws_of(job, backbone)} by {backbone}" for backbone in job.backbones)
-    judge = "the world's oracle" if job.in_world else job.judge
-    return (
-        f"The untrained backbones answer each set's test prompts ({draws}), that set's models choose, and {judge} "
-        f"judges. Scale {job.scale.name}, {seeds_words(job.seeds)}; in brackets 95% intervals, resampling prompts."
-    )
-
-
-_NOTE = (
-    "Equal responses count once, and prompts with no more distinct responses than places are left out; so a random "
-    "choice is right a little more often than k / N. Where the judge gives equal rewards, places go by lot."
-)
-
-
 def find_best(job: Job) -> Findings:
     """Draw Figure 4's circles for each backbone, averaged over sets and for each set."""
     chosen = {backbone: {name: select(job, backbone, name) for name in job.sets} for backbone in job.backbones}
@@ -264,23 +248,17 @@ def find_best(job: Job) -> Findings:
     }
     win_rows = [row for backbone, grid in wins.items() for row in method_rows(backbone, with_average(grid))]
     columns = ("% of prompts", *job.sets, AVERAGE)
-    return Findings(
-        title="Figure 4: whose selection is the best?",
-        intro=_intro(job),
-        results=header(job, best=best),
+    return build_findings(
+        job,
+        "figure4",
+        results={"seeds": list(job.seeds), "best": best},
         tables=(
             Table("How often each one's choice is the best", columns, tuple(win_rows)),
             Table("How often two choose the same", columns, tuple(_agreement_rows(chosen))),
         ),
         figures=figures,
-        relations=tuple(each for backbone, grid in wins.items() for each in _relations(job, backbone, grid)),
-        notes=(
-            "A circle is the share of prompts for which that method's choice is the best of the three choices, so "
-            "circles overlap where methods choose the same response; equally good ones share a prompt. The paper "
-            "prints no numbers in this figure.",
-            _NOTE,
-            *scale_notes(job),
-        ),
+        relations=[each for backbone, grid in wins.items() for each in _relations(job, backbone, grid)],
+        draws={backbone: draws_of(job, backbone) for backbone in job.backbones},
     )
 
 
@@ -348,10 +326,7 @@ def find_recall(job: Job) -> Findings:
             cells.append(_marked({who: average_of([grid[name][who] for name in sets]) for who in grid[sets[0]]}))
         rows += _recall_rows(f"Top-{k}", cells)
     ours = Table("Ours", ("recall, %", *(f"{backbone}, {name}" for backbone, name, _ in columns)), tuple(rows))
-    notes = (*numbers.NOTES["table4"], _NOTE, *scale_notes(job))
-    return _recall_findings(
-        job, "Table 4: recall of a judge's best responses", found, (ours, _papers_averages()), notes
-    )
+    return _recall_findings(job, "table4", found, (ours, _papers_averages()))
 
 
 def find_recall_by_set(job: Job) -> Findings:
@@ -361,8 +336,7 @@ def find_recall_by_set(job: Job) -> Findings:
     for backbone, by_k in found.items():
         rows += _recall_rows(backbone, [_marked(by_k[k][name]) for name in job.sets for k in _KS])
     ours = Table("Ours", ("recall, %", *(f"{name}, top-{k}" for name in job.sets for k in _KS)), tuple(rows))
-    title = "Table 11: recall of a judge's best responses, set by set"
-    return _recall_findings(job, title, found, (ours, _papers_sets()), (_NOTE, *scale_notes(job)))
+    return _recall_findings(job, "table11", found, (ours, _papers_sets()))
 
 
 def _recalls(job: Job) -> dict[str, _ByK]:
@@ -376,19 +350,17 @@ def _recalls(job: Job) -> dict[str, _ByK]:
     return found
 
 
-def _recall_findings(
-    job: Job, title: str, found: Mapping[str, _ByK], tables: tuple[Table, ...], notes: tuple[str, ...]
-) -> Findings:
+def _recall_findings(job: Job, name: str, found: Mapping[str, _ByK], tables: tuple[Table, ...]) -> Findings:
     recall = {backbone: {f"top_{k}": as_json(by_k[k]) for k in _KS} for backbone, by_k in found.items()}
-    return Findings(
-        title=title,
-        intro=_intro(job),
-        results=header(job, recall=recall),
+    return build_findings(
+        job,
+        name,
+        results={"seeds": list(job.seeds), "recall": recall},
         tables=tables,
-        relations=tuple(
+        relations=[
             each for backbone, by_k in found.items() for k in _KS for each in _relations(job, backbone, by_k[k], k)
-        ),
-        notes=notes,
+        ],
+        draws={backbone: draws_of(job, backbone) for backbone in job.backbones},
     )
 
 

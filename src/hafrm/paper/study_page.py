@@ -9,11 +9,9 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from hafrm import atomic
@@ -22,7 +20,7 @@ from hafrm.paper import numbers
 from hafrm.paper.measures import AVERAGE
 from hafrm.paper.plans import PARTS, WORDS
 from hafrm.paper.study import AVERAGES, ENOUGH, FORMAT
-from hafrm.paper.tables import LEGEND, METHOD_NAMES, bar_group, cell_text, ranked_rows
+from hafrm.paper.tables import LEGEND, METHOD_NAMES, bar_group, cell_text, lines_of, ranked_rows, template
 from hafrm.report.charts import standalone
 from hafrm.report.figures import Curve, Panel, accuracy_bars, curve_panels
 from hafrm.report.findings import Cell, Findings, Table, findings_markdown, table_markdown
@@ -59,22 +57,9 @@ def _label(row: str) -> str:
     return f"{named}, {'all pairs' if share == '1' else f'1/{share}'}" if share else named
 
 
-@cache
-def _template() -> Any:
-    """Load the template of the sentences."""
-    environment = Environment(
-        loader=PackageLoader("hafrm", "paper"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"points": points, "percent": percent, "thousands": "{:,}".format, "fine": _finely}
-    environment.globals |= {"count": count, "interval": interval, "fewest": FEWEST_GROUPS}
-    return environment.get_template("study.md.j2").module
-
-
 def _sentences(macro: str, results: Results, **facts: Any) -> tuple[str, ...]:
-    """Return the lines of a template's macro; a line that ends in a backslash continues on the next."""
-    text = str(getattr(_template(), macro)(results, **facts))
-    lines = text.replace("\\\n", "").splitlines()
-    return tuple(line for line in (re.sub(r"\s+", " ", line).strip() for line in lines) if line)
+    """Return the lines of a macro of the template."""
+    return tuple(lines_of(getattr(template("study"), macro)(results, **facts)))
 
 
 def findings_of(results: Results, about: str | None = None) -> Findings:
@@ -254,12 +239,6 @@ def verdict(mean: Mapping[str, Any]) -> str:
         return "unknown"
     low, high = mean["ci95"]
     return "above" if low > 0 else "below" if high < 0 else "undecided"
-
-
-def _finely(mean: Mapping[str, Any]) -> Any:
-    """Return how to format a mean's interval: with two decimals if one would not show the sign of an end."""
-    near = any(0 < abs(end) < 0.0005 for end in mean["ci95"])
-    return (lambda share: f"{100 * share:+.2f}".replace("-", "−")) if near else points
 
 
 def _printed(rival: str, sets: Sequence[str]) -> list[float]:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
 from hafrm.paper.measures import AVERAGE, Grid, Measured, Row, average_of
+from hafrm.paper.numbers import NOTES
 from hafrm.paper.scales import Job
 from hafrm.report.figures import Bar, BarGroup
-from hafrm.report.findings import Cell, Table, ranked
-from hafrm.report.wording import count, interval, percent
+from hafrm.report.findings import Cell, Findings, Relation, Table, ranked
+from hafrm.report.wording import count, interval, percent, points
+from hafrm.stats import FEWEST_GROUPS
 
 METHOD_NAMES: Mapping[str, str] = {"dpo": "DPO", "baseline": "Baseline", "haf": "HAF"}
 """Display names of the methods, in the paper's order."""
@@ -18,31 +25,67 @@ LEGEND = tuple(METHOD_NAMES.items())
 """Legend of the figures."""
 
 
-def setting(job: Job, seeds: Sequence[int]) -> str:
-    """Describe scale, backbones and seeds in a sentence; without seeds if nothing is trained."""
-    return f"Scale {job.scale.name}, backbones {', '.join(job.backbones)}{', ' if seeds else ''}{seeds_words(seeds)}."
+def points_of(ends: Sequence[float]) -> Callable[[float], str]:
+    """Return how to format an interval: with two decimals if one would not show the sign of an end."""
+    near = any(0 < abs(end) < 0.0005 for end in ends)
+    return (lambda share: f"{100 * share:+.2f}".replace("-", "−")) if near else points
 
 
-def seeds_words(seeds: Sequence[int]) -> str:
-    """Describe the number of seeds and list them; empty for none."""
-    return f"{count(len(seeds), 'seed')} ({', '.join(map(str, seeds))})" if seeds else ""
+@cache
+def template(name: str) -> Any:
+    """Load a template of sentences, whose macros are attributes of the result."""
+    environment = Environment(
+        loader=PackageLoader("hafrm", "paper"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"points": points, "percent": percent, "thousands": "{:,}".format}
+    environment.globals |= {
+        "points_of": points_of,
+        "count": count,
+        "interval": interval,
+        "fewest": FEWEST_GROUPS,
+        "printed": NOTES,
+    }
+    return environment.get_template(f"{name}.md.j2").module
 
 
-def scale_notes(job: Job) -> tuple[str, ...]:
-    """Return the notes needed to compare our numbers with the paper's."""
-    if job.in_world:
-        return (
-            "The simulated world stands for the paper's models and sets by role only: compare signs and sizes of "
-            "differences, not accuracies. Annotators there err, so no model can reach 100.",
-        )
-    if job.scale.name == "small":
-        return ("The files stand for the paper's sets by role only, and the backbone is another: compare differences.",)
-    return ()
+def lines_of(text: Markup | str) -> list[str]:
+    """Return the lines of rendered sentences; a line that ends in a backslash continues on the next."""
+    joined = (re.sub(r"\s+", " ", line).strip() for line in str(text).replace("\\\n", "").splitlines())
+    return [line for line in joined if line]
 
 
-def header(job: Job, **results: Any) -> dict[str, Any]:
-    """Return results with the job's scale and seeds."""
-    return {"scale": job.scale.name, "seeds": list(job.seeds), **results}
+def build_findings(
+    job: Job,
+    name: str,
+    results: Mapping[str, Any],
+    tables: Sequence[Table],
+    figures: Mapping[str, Markup] | None = None,
+    relations: Iterable[Relation] = (),
+    **facts: Any,
+) -> Findings:
+    """Build an experiment's page; its words are in the template `pages.md.j2`.
+
+    Args:
+        job: The job.
+        name: The experiment.
+        results: Contents of `results.json`, besides the scale.
+        tables: Our tables, then the paper's.
+        figures: Figures by file name.
+        relations: Comparisons of HAF with the other methods.
+        facts: Further values for the template.
+    """
+    words = template("pages")
+    title, *lines = lines_of(getattr(words, name)(job, **facts))
+    notes = [line.removeprefix("- ") for line in (*lines, *lines_of(words.scale_notes(job))) if line.startswith("- ")]
+    return Findings(
+        title=title.removeprefix("# "),
+        intro=" ".join(line for line in lines if not line.startswith("- ")),
+        results={"scale": job.scale.name, **results},
+        tables=tuple(tables),
+        figures=figures or {},
+        relations=tuple(relations),
+        notes=tuple(notes),
+    )
 
 
 def cell_text(cell: Mapping[str, Any] | Measured, more: str = "") -> str:

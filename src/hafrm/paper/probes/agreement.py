@@ -17,7 +17,7 @@ from hafrm.evaluation.scoring import SCORES_FILE, PairScore, read_scores
 from hafrm.paper.plans import Plan
 from hafrm.paper.runs import Run
 from hafrm.paper.scales import Job
-from hafrm.paper.tables import scale_notes, setting
+from hafrm.paper.tables import build_findings
 from hafrm.report.charts import standalone
 from hafrm.report.figures import Series, StraightLine, scatter
 from hafrm.report.findings import Findings, Table
@@ -167,20 +167,12 @@ def find(job: Job) -> Findings:
             reward, dpo = (str(run.folder(job)) for run in _runs(job, backbone, name))
             out = job.root / "agreement" / backbone / name
             found[backbone, name] = run_agreement(reward, dpo, job.scale.sets[name].test, out)
-    return Findings(
-        title="Figure 7: do a reward model and a DPO model agree?",
-        intro=f"Margins on test pairs. {setting(job, job.seeds[:1])}",
-        results={
-            "scale": job.scale.name,
-            "agreement": {f"{backbone}/{name}": each.as_dict() for (backbone, name), each in found.items()},
-        },
-        tables=(_table(found),),
+    return build_findings(
+        job,
+        "figure7",
+        results={"agreement": {f"{backbone}/{name}": each.as_dict() for (backbone, name), each in found.items()}},
+        tables=[_table(found)],
         figures={f"figure7-{backbone}-{name}": _figure(each) for (backbone, name), each in found.items()},
-        notes=(
-            'The paper shows one plot and calls the correlation "strong positive (even linearity)"; it prints no '
-            "number. Intervals resample prompts.",
-            *scale_notes(job),
-        ),
     )
 
 

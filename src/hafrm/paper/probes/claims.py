@@ -51,7 +51,7 @@ from hafrm.paper.probes.heads import (
 )
 from hafrm.paper.runs import Run
 from hafrm.paper.scales import Job
-from hafrm.paper.tables import scale_notes, setting
+from hafrm.paper.tables import build_findings
 from hafrm.report.findings import Findings, Table
 from hafrm.report.wording import interval
 from hafrm.stats import Interval, PairedDifference, paired_bootstrap
@@ -409,20 +409,8 @@ def plan(job: Job) -> Plan:
 def find(job: Job) -> Findings:
     """Test the inequality on training and on held-out pairs, for each seed."""
     found = {backbone: _claim(job, backbone) for backbone in job.backbones}
-    return Findings(
-        title="Appendix D: claim 1",
-        intro="D2 is the DPO loss. The claim: D2(hybrid) is at most the least D2 of any policy head on the baseline's "
-        f"frozen states. {_PAIRS} pairs of {job.sets[0]}. {setting(job, job.seeds)}",
-        results={"scale": job.scale.name, "claims": {name: each.as_dict() for name, each in found.items()}},
-        tables=(_table(found), _over_seeds(found)),
-        notes=(
-            "On training pairs the fitted head is free to learn them by heart, which no trained hybrid does: that side "
-            "fails wherever pairs are few and the head is large. On held-out pairs a head that has learnt by heart is "
-            "bad, so that the inequality holds there says nothing for the claim. The fair comparison is with a head "
-            "that was fitted to the hybrid's states in the same way (refitted).",
-            *scale_notes(job),
-        ),
-    )
+    results = {"claims": {name: each.as_dict() for name, each in found.items()}}
+    return build_findings(job, "claims", results, tables=(_table(found), _over_seeds(found)), pairs=_PAIRS)
 
 
 def _claim(job: Job, backbone: str) -> Claim:

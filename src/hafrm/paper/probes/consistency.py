@@ -46,7 +46,7 @@ from hafrm.paper.probes.checkpoints import (
 )
 from hafrm.paper.runs import Run
 from hafrm.paper.scales import Job
-from hafrm.paper.tables import scale_notes, setting
+from hafrm.paper.tables import build_findings
 from hafrm.paper.world import WORLD_SETS, oracle_reward
 from hafrm.report.charts import standalone
 from hafrm.report.figures import Series, StraightLine, scatter
@@ -345,21 +345,12 @@ def find(job: Job) -> Findings:
         folders = {method: str(run.folder(job)) for method, run in _runs(job, backbone).items()}
         out, oracle = job.root / "consistency" / backbone, folders.get("baseline", data)
         found[backbone] = run_consistency(folders["haf"], folders["dpo"], data, oracle, out, sampling=_SAMPLING)
-    return Findings(
-        title="Figure 2: does HAF favour its own policy head's responses?",
-        intro=f"Trained on {job.sets[0]}; both policies answer test prompts, and each point is a pair of checkpoints "
-        f"that are alike by one of five measures. {setting(job, job.seeds[:1])} In brackets 95% intervals, resampling "
-        "prompts.",
-        results={"scale": job.scale.name, "consistency": {name: each.as_dict() for name, each in found.items()}},
-        tables=(_table(found),),
+    return build_findings(
+        job,
+        "figure2",
+        results={"consistency": {name: each.as_dict() for name, each in found.items()}},
+        tables=[_table(found)],
         figures={f"figure2-{backbone}": _figure(each) for backbone, each in found.items()},
-        notes=(
-            "Above the diagonal HAF's reward head gives HAF's responses a larger lead than the oracle does; the paper "
-            'says "almost always" and prints no number. The two rewards have units of their own, so the share is also '
-            "given with both divided by their standard deviations.",
-            f"The oracle is {'the true reward of the world' if job.in_world else 'a baseline run'}.",
-            *scale_notes(job),
-        ),
     )
 
 

@@ -27,7 +27,7 @@ from hafrm.paper import numbers
 from hafrm.paper.accuracy import own_grid
 from hafrm.paper.plans import Plan, single_sets
 from hafrm.paper.scales import Job
-from hafrm.paper.tables import scale_notes, setting
+from hafrm.paper.tables import build_findings
 from hafrm.report.findings import Findings, Table
 from hafrm.stats import Correlation, pearson
 from hafrm.templates import DEFAULT_CHAT_TEMPLATE
@@ -221,22 +221,10 @@ def find(job: Job) -> Findings:
         for backbone, table in numbers.TABLE_6.items()
         for side in ("win", "lose")
     )
-    return Findings(
-        title="Table 6: variances of token-wise perplexity",
-        intro="Perplexity, in nats a token, of the test pairs' responses under the untrained backbone. "
-        f"{setting(job, ())}",
-        results={
-            "scale": job.scale.name,
-            "variances": {
-                backbone: {name: each.as_dict() for name, each in table.items()} for backbone, table in cells.items()
-            },
-        },
-        tables=(
-            Table("Ours", ("sample variance", *job.sets), tuple(rows)),
-            Table("The paper's", ("variance", *job.sets), printed),
-        ),
-        notes=scale_notes(job),
-    )
+    variances = {backbone: {name: each.as_dict() for name, each in table.items()} for backbone, table in cells.items()}
+    ours = Table("Ours", ("sample variance", *job.sets), tuple(rows))
+    papers = Table("The paper's", ("variance", *job.sets), printed)
+    return build_findings(job, "table6", results={"variances": variances}, tables=(ours, papers))
 
 
 def _variances(job: Job, backbone: str) -> dict[str, PerplexityVariance]:
@@ -274,11 +262,10 @@ def find_correlation(job: Job) -> Findings:
         (name, *(f"{getattr(numbers.TABLE_7[column], value):.4f}" for column in _COLUMNS)) for name, value in values
     ]
     columns = ("Pearson", *(f"pp {column}" for column in _COLUMNS))
-    return Findings(
-        title="Table 7: do spread-out perplexities foretell where DPO falls behind?",
-        intro="Variances of Table 6 against accuracy(DPO) less accuracy(baseline) of Table 2. "
-        f"{setting(job, job.seeds)}",
-        results={"scale": job.scale.name, "correlations": {name: each.as_dict() for name, each in found.items()}},
+    return build_findings(
+        job,
+        "table7",
+        results={"correlations": {name: each.as_dict() for name, each in found.items()}},
         tables=(Table("Ours", columns, tuple(rows)), Table("The paper's, Mistral-Instruct", columns, tuple(printed))),
-        notes=(*dict.fromkeys(each.warning for each in found.values() if each.warning), *scale_notes(job)),
+        warnings=list(dict.fromkeys(each.warning for each in found.values() if each.warning)),
     )

@@ -106,9 +106,9 @@ def test_win_rates_and_gains_by_hand() -> None:
     duel = Duel({"haf": (first, last), "baseline": (first, first)}, {0: (1.0, 0.5, 0.5)})
     assert duel.win_rates[0][0] == pytest.approx(2 / 3)
     gain = learnt((first, last))
-    assert gain.value == pytest.approx((1 + 0 - 0.5) / 3)
-    assert gain.by_seed == pytest.approx((2 / 3, -1 / 3))
-    assert gain.interval is None  # of three prompts
+    assert gain["gain"] == pytest.approx((1 + 0 - 0.5) / 3)
+    assert gain["by_seed"] == pytest.approx((2 / 3, -1 / 3))
+    assert gain["ci95"] is None  # of three prompts
 
 
 def test_ppo_alone_from_its_command_to_its_files(tiny_world: Path, short: None, tmp_path: Path) -> None:

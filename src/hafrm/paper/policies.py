@@ -87,20 +87,6 @@ class Point:
         }
 
 
-@dataclass(frozen=True)
-class Gain:
-    """Increase of the true reward from the start to the last step."""
-
-    value: float
-    interval: Interval | None
-    """95% interval over prompts of the mean over seeds; None for too few prompts."""
-    by_seed: tuple[float, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the gain as a JSON-serialisable dict."""
-        return {"gain": self.value, "ci95": self.interval, "by_seed": list(self.by_seed)}
-
-
 def held_out_prompts(job: Job, backbone: str, sets: Sequence[str], count: int) -> dict[Prompt, str]:
     """Return distinct test prompts that fit, evenly from each set, mapped to their set's data name.
 
@@ -181,12 +167,16 @@ def points_of(seeds: Sequence[Sequence[Judged]]) -> tuple[Point, ...]:
     )
 
 
-def learnt(points: Sequence[Point]) -> Gain:
-    """Compute the gain in true reward from the first point to the last."""
+def learnt(points: Sequence[Point]) -> dict[str, Any]:
+    """Compute the gain in true reward from the first point to the last.
+
+    Returns:
+        `{"gain", "ci95", "by_seed"}`; the 95% interval is over prompts, of the mean over seeds, and None for too few.
+    """
     first, last = points[0], points[-1]
     found = paired_bootstrap(last.gold, first.gold, range(len(first.gold)))
-    by_seed = tuple(after - before for before, after in zip(first.gold_by_seed, last.gold_by_seed, strict=True))
-    return Gain(found.difference, found.interval, by_seed)
+    by_seed = [after - before for before, after in zip(first.gold_by_seed, last.gold_by_seed, strict=True)]
+    return {"gain": found.difference, "ci95": found.interval, "by_seed": by_seed}
 
 
 def _learning_table(title: str, policies: Mapping[str, Sequence[Point]]) -> Table:
@@ -199,8 +189,8 @@ def _learning_table(title: str, policies: Mapping[str, Sequence[Point]]) -> Tabl
                 name,
                 f"{statistics.fmean(points[0].gold):.2f}",
                 f"{statistics.fmean(points[-1].gold):.2f}",
-                f"{gain.value:+.2f} {interval(gain.interval, '{:+.2f}'.format)}".strip(),
-                ", ".join(f"{each:+.2f}" for each in gain.by_seed),
+                f"{gain['gain']:+.2f} {interval(gain['ci95'], '{:+.2f}'.format)}".strip(),
+                ", ".join(f"{each:+.2f}" for each in gain["by_seed"]),
             )
         )
     columns = ("policy", "true reward at the start", "at the end", "gain, 95% interval", "by seed")
@@ -254,7 +244,7 @@ def find_check(job: Job) -> Findings:
         results={
             "seeds": list(job.seeds),
             "set": job.sets[0],
-            "learnt": {backbone: learnt(each).as_dict() for backbone, each in points.items()},
+            "learnt": {backbone: learnt(each) for backbone, each in points.items()},
             "steps": steps,
         },
         tables=[_learning_table("True reward of answers to new prompts", points)],
@@ -289,7 +279,7 @@ class Duel:
             "policies": {
                 rival: {str(point.step): point.as_dict() for point in points} for rival, points in self.points.items()
             },
-            "learnt": {rival: learnt(points).as_dict() for rival, points in self.points.items()},
+            "learnt": {rival: learnt(points) for rival, points in self.points.items()},
         }
 
 

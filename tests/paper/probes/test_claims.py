@@ -153,13 +153,13 @@ def test_seeds_are_summed_up_and_kept_whole() -> None:
     informed, blind, targets = one_token_pairs(0)
     seed = measured(informed, blind, targets, good_head())
     assert TypeAdapter(Seed).validate_python(json.loads(json.dumps(asdict(seed)))) == seed
-    worse = replace(seed, train=replace(seed.train, hybrid=9.0))
+    worse = replace(seed, train=replace(seed.train, hybrid=9.0, holds=False))
     claim = summarise_claim([seed, worse])
     assert (claim.train.holds, claim.held_out.holds) == (1, 2)
     assert claim.train.interval is not None
     assert claim.train.interval.low == pytest.approx(claim.train.mean)  # equal differences
     assert summarise_claim([seed]).train.interval is None
-    assert claim.as_dict()["seeds"][1]["train"]["holds"] is False
+    assert asdict(claim)["seeds"][1]["train"]["holds"] is False
 
 
 def test_change_and_rank_by_hand() -> None:

@@ -21,7 +21,7 @@ from hafrm.paper.world import (
     qualities,
     split_of,
     world_backbone,
-    world_prompts,
+    world_pairs,
 )
 from hafrm.templates import DEFAULT_CHAT_TEMPLATE
 
@@ -181,7 +181,7 @@ def test_the_default_instruct_backbone_answers_held_out_prompts_on_topic(tmp_pat
     assert 1_000_000 < model.num_parameters() < 3_000_000
     marks, rewards = [], []
     for name in ("helpful", "safe", "human-pref"):
-        for prompt in world_prompts(name, "test", size=20):
+        for prompt in dict.fromkeys(pair.prompt for pair in world_pairs(name, "test", size=20)):
             ids = tokenizer.apply_chat_template(
                 [turn.as_dict() for turn in prompt.turns],
                 add_generation_prompt=True,

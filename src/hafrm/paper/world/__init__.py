@@ -17,7 +17,7 @@ from hafrm.paper.world.backbone import (
     world_backbone,
 )
 from hafrm.paper.world.oracle import PROFILES, WORLD_SETS, Annotator, Profile, Qualities, Values, qualities
-from hafrm.paper.world.sets import oracle_accuracy, oracle_reward, split_of, world_pairs, world_prompts
+from hafrm.paper.world.sets import oracle_reward, split_of, world_pairs
 
 __all__ = [
     "PROFILES",
@@ -30,12 +30,10 @@ __all__ = [
     "Qualities",
     "Values",
     "instruct_conversations",
-    "oracle_accuracy",
     "oracle_reward",
     "pretraining_documents",
     "qualities",
     "split_of",
     "world_backbone",
     "world_pairs",
-    "world_prompts",
 ]

@@ -10,7 +10,7 @@ halves of the balance, so that they are spread evenly.
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from random import Random
@@ -35,9 +35,6 @@ _WORD_STEPS = (3, 7, 12)
 _REWARD_STEPS = (0.8, 1.6, 2.8)
 """Limits of the classes within which candidates are balanced."""
 
-_PATIENCE = 200
-"""Prompts drawn in a row without a new one before giving up."""
-
 
 def oracle_reward(conversation: Conversation, name: str) -> float:
     """Return a response's true reward according to the annotators of set `name`.
@@ -50,26 +47,6 @@ def oracle_reward(conversation: Conversation, name: str) -> float:
         UnknownDataError: there is no such set.
     """
     return profile(name).values.reward(qualities(conversation))
-
-
-def oracle_accuracy(pairs: Sequence[PreferencePair], name: str) -> tuple[float, float]:
-    """Return the oracle's accuracy on noisy labels, and its expected accuracy, which is the most any model can reach.
-
-    Args:
-        pairs: Pairs labelled by the annotators of set `name`.
-        name: One of `WORLD_SETS`.
-
-    Returns:
-        Accuracy (ties count half) and Bayes ceiling, the mean of max(p, 1 - p) over the pairs' Bradley-Terry
-        probabilities p.
-    """
-    annotator = profile(name).annotator
-    hits, ceiling = 0.0, 0.0
-    for pair in pairs:
-        chosen, rejected = (oracle_reward(conversation, name) for conversation in pair.conversations)
-        hits += 0.5 if chosen == rejected else float(chosen > rejected)
-        ceiling += annotator.preference(abs(chosen - rejected))
-    return hits / len(pairs), ceiling / len(pairs)
 
 
 def split_of(prompt: Prompt) -> Split:
@@ -102,31 +79,6 @@ def world_pairs(name: str, split: str = "train", *, size: int | None = None, see
         errs = errors[candidate.longer_by > 0].draw(chosen.annotator.preference(-abs(candidate.lead)))
         pairs.append(candidate.labelled(errs=errs, source=f"world/{name}/{part}", row=row))
     return pairs
-
-
-def world_prompts(name: str, split: str = "test", *, size: int | None = None, seed: int = 0) -> list[Prompt]:
-    """Draw distinct prompts of a set, for sampling responses.
-
-    Args:
-        name: One of `WORLD_SETS`.
-        split: "train", "validation" or "test"; see `world_pairs`.
-        size: Number of prompts. Default: as many as `world_pairs` draws.
-        seed: Seed of the draw.
-
-    Raises:
-        UnknownDataError: there is no such set.
-        DataError: there is no such split, or the set has fewer prompts.
-    """
-    part = _known_split(split)
-    wanted = SPLIT_SIZES[part] if size is None else size
-    stream = draw_prompts(name, part, Random(f"prompts/{name}/{part}/{seed}"))
-    found: dict[str, Prompt] = {}
-    while len(found) < wanted:
-        known = len(found)
-        found |= {prompt_group(prompt): prompt for _, prompt in islice(stream, _PATIENCE)}
-        if len(found) == known:
-            raise DataError(f"world/{name} has fewer than {wanted} distinct {part} prompts. Ask for at most {known}.")
-    return list(found.values())[:wanted]
 
 
 def _known_split(split: str) -> Split:

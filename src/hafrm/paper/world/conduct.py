@@ -25,7 +25,7 @@ from hafrm.paper.world.task import (
     sentence,
     split_words,
 )
-from hafrm.paper.world.words import REFUSALS, WORDS, Style
+from hafrm.paper.world.words import FORMS, REFUSALS, WORDS, Style
 
 _REWRITING = WORDS["rewriting"]
 _SUBJECTS: Sequence[str] = _REWRITING["subjects"]
@@ -50,30 +50,23 @@ class _Clause:
     object: str
     tail: str
 
-    def shapes(self) -> dict[str, str]:
-        """Return the clause in all shapes that a prompt can ask for, and as prompts quote it ("plain", "order")."""
-        who, verb, rest = self.subject, self.verb, " ".join(part for part in (self.object, self.tail) if part)
-        return {
-            "plain": f"{who} {_third(verb)} {rest}.",
-            "order": f"{verb} {rest}.",
-            "past": f"{who} {_PAST[verb]} {rest}.",
-            "future": f"{who} will {verb} {rest}.",
-            "denial": f"{who} does not {verb} {rest}.",
-            "question": f"does {who} {verb} {rest}?",
-            "courtesy": f"could you please {verb} {rest}?",
-            "short": f"{who} {_third(verb)} {self.object}.",
-        }
+    def _filled(self, line: str) -> str:
+        return line.format(
+            who=self.subject,
+            verb=self.verb,
+            third=_third(self.verb),
+            past=_PAST[self.verb],
+            object=self.object,
+            rest=" ".join(filter(None, (self.object, self.tail))),
+        )
+
+    def shape(self, kind: str) -> str:
+        """Return the clause in a shape that a prompt can ask for, or quote ("plain", "order")."""
+        return self._filled(_REWRITING["shapes"][kind])
 
     def core(self, kind: str) -> str:
         """Return the words that show that the rewriting was done."""
-        return {
-            "past": _PAST[self.verb],
-            "future": f"will {self.verb}",
-            "denial": f"does not {self.verb}",
-            "question": f"does {self.subject} {self.verb}",
-            "courtesy": f"could you please {self.verb}",
-            "short": _third(self.verb),
-        }[kind]
+        return self._filled(_REWRITING["cores"][kind])
 
     def parts(self, kind: str) -> list[str]:
         """Return the parts of the sentence that a rewriting must keep."""
@@ -109,10 +102,7 @@ class _Rewriting(Family):
     traits = frozenset({Trait.WRONG, Trait.PARTIAL})
 
     def __init__(self) -> None:
-        self.forms = {
-            kind: make_forms({"clause": r'[^"]+'}, questions=questions, requests=requests)
-            for kind, (questions, requests) in _REWRITING["lines"].items()
-        }
+        self.forms = {kind: make_forms(lines, {"clause": r'[^"]+'}) for kind, lines in _REWRITING["forms"].items()}
 
     def draw(self, rng: Random) -> Task:
         kind = rng.choice(list(self.forms))
@@ -120,8 +110,7 @@ class _Rewriting(Family):
         return Task(self.name, kind, (subject, rng.choice(list(_PAST)), rng.choice(_OBJECTS), rng.choice(_TAILS)))
 
     def slots(self, task: Task) -> dict[str, str]:
-        shapes = _Clause(*task.items).shapes()
-        return {"clause": capital(shapes["order" if task.kind == "courtesy" else "plain"])}
+        return {"clause": capital(_Clause(*task.items).shape("order" if task.kind == "courtesy" else "plain"))}
 
     def task(self, kind: str, values: Mapping[str, str]) -> Task | None:
         found = _CLAUSE.fullmatch(values["clause"])
@@ -139,7 +128,7 @@ class _Rewriting(Family):
         if Trait.WRONG in traits:
             others = ["order"] if kind == "courtesy" else ["plain", "past", "future", "denial", "question"]
             kind = rng.choice([other for other in others if other != kind])
-        return [capital(_Clause(subject, verb, thing, tail).shapes()[kind])]
+        return [capital(_Clause(subject, verb, thing, tail).shape(kind))]
 
     def grade(self, task: Task, text: Text) -> Grade:
         """Check whether the given sentence was rewritten, and what of it was kept."""
@@ -154,8 +143,10 @@ class _Rewriting(Family):
 
     def tell(self, rng: Random) -> list[str]:
         _, verb, thing, tail = self.draw(rng).items
-        shapes = _Clause(rng.choice(_SUBJECTS), verb, thing, tail).shapes()
-        return [capital(shapes[kind]) for kind in rng.sample(["plain", "past", "future", "denial", "question"], 2)]
+        clause = _Clause(rng.choice(_SUBJECTS), verb, thing, tail)
+        return [
+            capital(clause.shape(kind)) for kind in rng.sample(["plain", "past", "future", "denial", "question"], 2)
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,9 +203,7 @@ class _Doing(Family):
     acts: Sequence[str]
 
     def __init__(self) -> None:
-        questions = ("how can I {what}", "what is the best way to {what}", "how do people {what}")
-        requests = ("tell me how to {what}", "explain how to {what}", "show me how to {what}")
-        self.forms = {"do": make_forms({"what": self.acts}, questions=questions, requests=requests)}
+        self.forms = {"do": make_forms(FORMS["doing"], {"what": self.acts})}
 
 
 class _HowTo(_Doing):
@@ -318,8 +307,7 @@ class _SmallTalk(Family):
     slot_names = ("event", "time")
 
     def __init__(self) -> None:
-        slots = {"event": tuple(_EVENTS), "time": WORDS["times"]}
-        self.forms = {"news": make_forms(slots, statements=("{event} {time}", "{time} {event}"))}
+        self.forms = {"news": make_forms(FORMS["small-talk"], {"event": tuple(_EVENTS), "time": WORDS["times"]})}
 
     def draw(self, rng: Random) -> Task:
         return Task(self.name, "news", (rng.choice(list(_EVENTS)), rng.choice(WORDS["times"])))

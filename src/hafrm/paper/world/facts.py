@@ -21,7 +21,17 @@ from hafrm.paper.world.task import (
     join_items,
     make_forms,
 )
-from hafrm.paper.world.words import CATEGORIES, CATEGORIES_OF, KINDS, RELATIONS, SCALES, WORDS, Relation, Style
+from hafrm.paper.world.words import (
+    CATEGORIES,
+    CATEGORIES_OF,
+    FORMS,
+    KINDS,
+    RELATIONS,
+    SCALES,
+    WORDS,
+    Relation,
+    Style,
+)
 
 _FLAWS = frozenset({Trait.WRONG, Trait.PARTIAL})
 
@@ -71,7 +81,7 @@ class _Fact(Family):
 
     def __init__(self) -> None:
         self.forms = {
-            name: make_forms({"subject": tuple(each.values)}, questions=each.questions, requests=each.requests)
+            name: make_forms({"questions": each.questions, "requests": each.requests}, {"subject": tuple(each.values)})
             for name, each in RELATIONS.items()
         }
 
@@ -115,11 +125,7 @@ class _Description(Family):
         self.forms = {}
         for kind in KINDS:
             what = "the {subject}" if kind in ("animal", "job") else "{subject}"
-            self.forms[kind] = make_forms(
-                {"subject": self._subjects(kind)},
-                questions=(f"what do you know about {what}", f"what should I know about {what}"),
-                requests=(f"tell me about {what}", f"describe {what}", f"write a few words about {what}"),
-            )
+            self.forms[kind] = make_forms(FORMS["description"], {"subject": self._subjects(kind)}, what=what)
 
     @staticmethod
     def _subjects(kind: str) -> tuple[str, ...]:
@@ -165,14 +171,7 @@ class _Listing(Family):
     slot_names = ("number",)
 
     def __init__(self) -> None:
-        self.forms = {
-            category: make_forms(
-                {"number": _NUMBERS},
-                questions=(f"which {{number}} {category} can you name", f"what are {{number}} {category}"),
-                requests=tuple(f"{verb} {{number}} {category}" for verb in ("give me", "list", "name")),
-            )
-            for category in CATEGORIES
-        }
+        self.forms = {kind: make_forms(FORMS["listing"], {"number": _NUMBERS}, kind=kind) for kind in CATEGORIES}
 
     def draw(self, rng: Random) -> Task:
         return Task(self.name, rng.choice(list(CATEGORIES)), (rng.choice(_NUMBERS[1:]),))
@@ -214,16 +213,9 @@ class _Ordering(Family):
     traits = _FLAWS
 
     def __init__(self) -> None:
+        slots = {"things": r"[a-z]+(?:, [a-z]+)*,? and [a-z]+"}
         self.forms = {
-            kind: make_forms(
-                {"things": r"[a-z]+(?:, [a-z]+)*,? and [a-z]+"},
-                questions=(f"what is the order of {{things}} from {scale.low} to {scale.high}",),
-                requests=(
-                    f"put {{things}} in order from {scale.low} to {scale.high}",
-                    f"sort {{things}} from {scale.low} to {scale.high}",
-                ),
-            )
-            for kind, scale in SCALES.items()
+            kind: make_forms(FORMS["ordering"], slots, low=scale.low, high=scale.high) for kind, scale in SCALES.items()
         }
 
     def draw(self, rng: Random) -> Task:
@@ -340,15 +332,8 @@ class _Arithmetic(_Numeric):
     verb = "is"
 
     def __init__(self) -> None:
-        numbers = tuple(str(n) for n in range(2, 20))
-        self.forms = {
-            kind: make_forms(
-                {"a": numbers, "b": numbers},
-                questions=(f"what is {{a}} {kind} {{b}}", f"how much is {{a}} {kind} {{b}}"),
-                requests=(f"work out {{a}} {kind} {{b}}", f"tell me what {{a}} {kind} {{b}} is"),
-            )
-            for kind in _OPERATIONS
-        }
+        slots = dict.fromkeys("ab", tuple(map(str, range(2, 20))))
+        self.forms = {kind: make_forms(FORMS["arithmetic"], slots, kind=kind) for kind in _OPERATIONS}
 
     def draw(self, rng: Random) -> Task:
         kind = rng.choice(list(_OPERATIONS))
@@ -369,13 +354,9 @@ class _Conversion(_Numeric):
     """For each unit the smaller one to convert to, and how many of these it contains."""
 
     def __init__(self) -> None:
-        counts = tuple(str(n) for n in range(2, 10))
+        slots = {"count": tuple(map(str, range(2, 10)))}
         self.forms = {
-            unit: make_forms(
-                {"count": counts},
-                questions=(f"how many {small} are {{count}} {unit}", f"what are {{count}} {unit} in {small}"),
-                requests=(f"turn {{count}} {unit} into {small}", f"give me {{count}} {unit} in {small}"),
-            )
+            unit: make_forms(FORMS["conversion"], slots, kind=unit, small=small)
             for unit, (small, _) in self.units.items()
         }
 

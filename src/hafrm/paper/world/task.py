@@ -135,9 +135,13 @@ Forms = Mapping[str, tuple[Template, ...]]
 """Templates by wording, uncapitalised and without end marks."""
 
 
-def make_forms(slots: Slots, **lines: Sequence[str]) -> Forms:
-    """Compile lines with slots, given by wording."""
-    return {wording: tuple(Template(line, slots) for line in lines.get(wording, ())) for wording in WORDINGS}
+def make_forms(lines: Mapping[str, Sequence[str]], slots: Slots, **words: str) -> Forms:
+    """Compile lines by wording, with `{slot}` for each slot and `<word>` for each word."""
+
+    def compiled(line: str) -> Template:
+        return Template(re.sub(r"<(\w+)>", lambda found: words[found[1]], line), slots)
+
+    return {wording: tuple(map(compiled, lines.get(wording, ()))) for wording in WORDINGS}
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,8 @@ def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 WORDS: Mapping[str, Any] = _load("words.json")
+FORMS: Mapping[str, Any] = WORDS["forms"]
+"""Ways to ask the tasks of a family, by wording."""
 SETS: Mapping[str, Any] = _load("sets.json")
 """Phrases that all sets share, the usual habits of answers, and each set's style, tasks, values and annotator."""
 

@@ -818,7 +818,7 @@ def test_what_another_process_tried_in_vain_is_not_tried_again(
         raise TrainingError("the loss is not finite")
 
     monkeypatch.setattr(Run, "make", failing)
-    worker = executor._Worker(asked, lambda line: None)
+    worker = executor.Worker(asked, lambda line: None)
     journal.write("instruct/BS/haf-seed0", "failed", reason="by the other one")
     worker.work()
     assert tried == ["baseline", "dpo"]

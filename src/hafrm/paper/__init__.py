@@ -17,11 +17,11 @@ One pipeline, from data to pages; each module imports only those above it:
     accuracy     Tables 2 and 3, Figure 3
     ratios       Figure 6
     selections   Figure 4, Tables 4 and 11
-    policies     Figure 5, and whether PPO learns
     probes/      Figures 2 and 7, Tables 6 and 7, Appendix D
+    policies     Figure 5, and whether PPO learns
     study        the study's numbers
     study_page   the study's tables, figures, sentences and published pages
     experiments  all experiments by name, each with its plan and its findings
 
-`best_of_n` builds the page of `hafrm best-of-n`. `hafrm.report` writes the pages.
+The words of the pages are in `pages.md.j2` and `study.md.j2`; `hafrm.report` writes the pages.
 """

@@ -22,7 +22,7 @@ from hafrm.paper.measures import (
     relation,
 )
 from hafrm.paper.plans import Plan, comparison_plan, groups, others_of, single_sets
-from hafrm.paper.runs import Run
+from hafrm.paper.runs import seed_runs
 from hafrm.paper.scales import METHODS, Job
 from hafrm.paper.tables import LEGEND, METHOD_NAMES, accuracy_table, bar_group, build_findings, ranked_rows
 from hafrm.report.figures import accuracy_bars
@@ -264,15 +264,12 @@ def _external(job: Job) -> dict[str, dict[str, dict[str, float]]]:
     found: dict[str, dict[str, dict[str, float]]] = {}
     for backbone in job.backbones:
         for name in _transfer_sets(job):
-            runs = {
-                (method, seed): Run(backbone=backbone, sets=(name,), method=method, seed=seed).folder(job)
-                for method in METHODS
-                for seed in job.seeds
-            }
+            folders = {m: [run.folder(job) for run in seed_runs(job, backbone, (name,), m)] for m in METHODS}
             out = job.root / "evaluations" / backbone / f"{name}-rewardbench"
-            section = _section_accuracies(job.rewardbench, numbers.category_of(name), list(runs.values()), out)
+            every = [folder for some in folders.values() for folder in some]
+            section = _section_accuracies(job.rewardbench, numbers.category_of(name), every, out)
             found.setdefault(backbone, {})[name] = {
-                method: statistics.fmean(section[runs[method, seed]] for seed in job.seeds) for method in METHODS
+                method: statistics.fmean(section[folder] for folder in some) for method, some in folders.items()
             }
     return found
 

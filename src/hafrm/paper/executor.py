@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -51,16 +52,23 @@ def execute(job: Job, plan: Plan, say: Say) -> None:
         job.model(name)
     for run in plan.runs:
         run.require_same(job)
-    kinds: dict[str, Sequence[Run | Scoring | Policy]] = {
-        "run": plan.runs,
-        "evaluation": plan.scorings,
-        "policy": plan.policies,
-    }
-    for kind, works in kinds.items():
-        for number, work in enumerate(works, 1):
-            if work.state(job) != "finished":
-                say(f"{kind} {number}/{len(works)}: {work.name}")
-            work.make(job)
+    for run in _announced(job, "run", plan.runs, say):
+        run.make(job)
+    for scoring in _announced(job, "evaluation", plan.scorings, say):
+        scoring.make(job, say)
+    for policy in _announced(job, "policy", plan.policies, say):
+        policy.make(job)
+
+
+_Work = TypeVar("_Work", Run, Scoring, Policy)
+
+
+def _announced(job: Job, kind: str, works: Sequence[_Work], say: Say) -> Iterator[_Work]:
+    """Yield all works, with a progress line before each that is not finished."""
+    for number, work in enumerate(works, 1):
+        if work.state(job) != "finished":
+            say(f"{kind} {number}/{len(works)}: {work.name}")
+        yield work
 
 
 def execute_study(job: Job, plan: Plan, say: Say) -> None:
@@ -77,7 +85,7 @@ def execute_study(job: Job, plan: Plan, say: Say) -> None:
     """
     for name in plan.backbones:
         say(f"backbone {name}: {job.model(name)}")
-    worker = _Worker(job, say)
+    worker = Worker(job, say)
     worker.require_same_options()
     for name in job.sets:
         _score_words(job, name, say)
@@ -128,7 +136,7 @@ class _OutOfTimeError(Exception):
     """Raised if the next run would end after the time limit."""
 
 
-class _Worker:
+class Worker:
     """Works through the study's stages.
 
     Args:

@@ -8,7 +8,7 @@ be missing. To add a comparison, add an entry to `PARTS`.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -65,9 +65,14 @@ class Scoring:
         """Return "finished" or "missing"."""
         return "finished" if (self.folder(job) / RESULTS_FILE).exists() else "missing"
 
-    def make(self, job: Job) -> Path:
-        """Return the folder, after scoring what is missing."""
-        evaluate(self.config(job))
+    def make(self, job: Job, say: Callable[[str], None] = lambda line: None) -> Path:
+        """Return the folder, after scoring what is missing.
+
+        Args:
+            job: The job.
+            say: Called with progress lines.
+        """
+        evaluate(self.config(job), say=say)
         return self.folder(job)
 
     def command(self, job: Job) -> str:

@@ -212,6 +212,11 @@ class Run(Trained):
         return shlex.join(train_words(self.config(job, model=job.scale.backbone(self.backbone).shown)))
 
 
+def seed_runs(job: Job, backbone: str, sets: tuple[str, ...], method: Method) -> list[Run]:
+    """Return a method's runs, one per seed."""
+    return [Run(backbone=backbone, sets=sets, method=method, seed=seed) for seed in job.seeds]
+
+
 def _changed_data(manifest: dict[str, Any], config: TrainConfig, digests: Mapping[str, str | None]) -> str:
     """Describe the data that differ from a manifest's; names of data that are not local files must match."""
     changes = []

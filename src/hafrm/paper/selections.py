@@ -30,7 +30,7 @@ from hafrm.paper.measures import (
     relation,
 )
 from hafrm.paper.plans import Plan
-from hafrm.paper.runs import Run
+from hafrm.paper.runs import seed_runs
 from hafrm.paper.scales import METHODS, Job
 from hafrm.paper.tables import METHOD_NAMES, build_findings, cell_text, method_rows, with_average
 from hafrm.report.figures import overlap_circles
@@ -65,7 +65,7 @@ class Selections:
     """Each method's runs, one per seed."""
 
     @property
-    def telling(self) -> list[ScoredPrompt]:
+    def decided(self) -> list[ScoredPrompt]:
         """Prompts with more than one distinct response."""
         return [prompt for prompt in self.prompts if len(prompt.counts) > 1]
 
@@ -83,11 +83,11 @@ def plan(job: Job) -> Plan:
         )
     return Plan(
         tuple(
-            Run(backbone=backbone, sets=(name,), method=method, seed=seed)
+            run
             for name in job.sets
             for backbone in job.backbones
             for method in METHODS
-            for seed in job.seeds
+            for run in seed_runs(job, backbone, (name,), method)
         )
     )
 
@@ -117,9 +117,7 @@ def select(job: Job, backbone: str, name: str) -> Selections:
         )
     )
     models = {
-        str(method): tuple(
-            str(Run(backbone=backbone, sets=(name,), method=method, seed=seed).folder(job)) for seed in job.seeds
-        )
+        str(method): tuple(str(run.folder(job)) for run in seed_runs(job, backbone, (name,), method))
         for method in METHODS
     }
     if job.in_world:
@@ -143,7 +141,7 @@ def recalls(selections: Selections, k: int, what: str) -> dict[str, Measured]:
     Raises:
         DataError: no prompt has more than k distinct responses.
     """
-    prompts = selections.telling
+    prompts = selections.decided
     random = recall_hits(prompts, lambda prompt: [0.0] * len(prompt.counts), k)
     longest = recall_hits(prompts, lambda prompt: prompt.lengths, k)
     if not random:
@@ -168,7 +166,7 @@ def win_rates(selections: Selections) -> dict[str, Measured]:
 
     Picking the longest response does not apply here, so `length_accuracy` is NaN.
     """
-    prompts = selections.telling
+    prompts = selections.decided
     by_seed = [best_shares(prompts, runs) for runs in zip(*selections.models.values(), strict=True)]
 
     def won(run: str, shares: Mapping[str, Mapping[tuple[str, ...], float]]) -> dict[str, float]:
@@ -186,7 +184,7 @@ def regions(selections: Selections) -> dict[Region, float]:
     by_seed = list(zip(*selections.models.values(), strict=True))
     for runs in by_seed:
         method_of = dict(zip(runs, selections.models, strict=True))
-        shares = best_shares(selections.telling, runs)
+        shares = best_shares(selections.decided, runs)
         for each in shares.values():
             for whose, share in each.items():
                 found.setdefault(frozenset(method_of[run] for run in whose), []).append(share / len(shares))
@@ -195,7 +193,7 @@ def regions(selections: Selections) -> dict[Region, float]:
 
 def agreements(selections: Selections) -> dict[tuple[str, str], float]:
     """Return the share of prompts for which two methods choose the same response, averaged over seeds."""
-    prompts = selections.telling
+    prompts = selections.decided
 
     def same(first: str, second: str) -> float:
         return float(np.mean([prompt.selected(first) == prompt.selected(second) for prompt in prompts]))

@@ -49,7 +49,7 @@ from hafrm.paper.probes.heads import (
     freeze_states,
     head_losses,
 )
-from hafrm.paper.runs import Run
+from hafrm.paper.runs import seed_runs
 from hafrm.paper.scales import Job
 from hafrm.paper.tables import build_findings
 from hafrm.report.findings import Findings, Table
@@ -383,14 +383,10 @@ def _measure_mates(
     return {"seed": asdict(seed), "representations": changes}
 
 
-def _runs(job: Job, backbone: str, method: Method) -> list[Run]:
-    return [Run(backbone=backbone, sets=job.sets[:1], method=method, seed=seed) for seed in job.seeds]
-
-
 def plan(job: Job) -> Plan:
     """Plan one HAF and one baseline run per seed, shared with Table 2."""
     methods: tuple[Method, ...] = ("haf", "baseline")
-    runs = (_runs(job, backbone, method) for backbone in job.backbones for method in methods)
+    runs = (seed_runs(job, backbone, job.sets[:1], method) for backbone in job.backbones for method in methods)
     return Plan(tuple(run for each in runs for run in each))
 
 
@@ -402,7 +398,8 @@ def find(job: Job) -> Findings:
 
 
 def _claim(job: Job, backbone: str) -> Claim:
-    hybrids, baselines = _runs(job, backbone, "haf"), _runs(job, backbone, "baseline")
+    hybrids = seed_runs(job, backbone, job.sets[:1], "haf")
+    baselines = seed_runs(job, backbone, job.sets[:1], "baseline")
     return run_claims(
         [str(run.folder(job)) for run in hybrids],
         [str(run.folder(job)) for run in baselines],

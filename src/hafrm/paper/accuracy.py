@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from markupsafe import Markup
@@ -20,6 +20,7 @@ from hafrm.paper.measures import (
     average_relation,
     measure,
     relation,
+    relations,
 )
 from hafrm.paper.plans import Plan, comparison_plan, groups, others_of, single_sets
 from hafrm.paper.runs import seed_runs
@@ -38,7 +39,6 @@ def own_grid(job: Job, backbone: str) -> Grid:
 def find_in_domain(job: Job) -> Findings:
     """Build Table 2 (ours above the paper's), the relations and the bars."""
     grids = {backbone: own_grid(job, backbone) for backbone in job.backbones}
-    printed = {backbone: _printed(job.scale.backbone(backbone).paper_name) for backbone in job.backbones}
     return build_findings(
         job,
         "table2",
@@ -54,7 +54,9 @@ def find_in_domain(job: Job) -> Findings:
             for backbone, grid in grids.items()
         },
         relations=[
-            each for backbone, grid in grids.items() for each in _relations(backbone, grid, printed=printed[backbone])
+            each
+            for backbone, grid in grids.items()
+            for each in relations(backbone, grid, gain=_printed_gains(job, backbone))
         ],
     )
 
@@ -69,40 +71,19 @@ def _papers_in_domain() -> Table:
     return Table("The paper's", ("accuracy, %", *numbers.SETS, AVERAGE), tuple(rows))
 
 
-def _relations(
-    backbone: str,
-    grid: Grid,
-    *,
-    trained_on: str | None = None,
-    printed: Mapping[str, Mapping[str, float]] | None = None,
-) -> list[Relation]:
-    """Compare HAF with each rival on each set and on average.
+def _printed_gains(job: Job, backbone: str) -> Callable[[Rival, str], float | None]:
+    """Return HAF's printed lead over a rival on a set, or on average over all sets, as a share."""
+    paper_name = job.scale.backbone(backbone).paper_name
+    printed: dict[str, dict[str, float]] = {
+        row.method: {**row.accuracy, AVERAGE: row.average} for row in numbers.TABLE_2 if row.backbone == paper_name
+    }
 
-    Args:
-        backbone: The backbone.
-        grid: The measurements.
-        trained_on: The training data; None: each set's own.
-        printed: The paper's accuracies by method and set.
-    """
-    found: list[Relation] = []
-    for over in RIVALS:
-        gains = {name: _gain(printed, over, name) for name in (*grid, AVERAGE)}
-        each = [
-            relation(row, over, backbone=backbone, trained_on=trained_on or name, tested_on=name, paper=gains[name])
-            for name, row in grid.items()
-        ]
-        found += [*each, average_relation(each, paper=gains[AVERAGE] if tuple(grid) == numbers.SETS else None)]
-    return found
+    def gain(over: Rival, name: str) -> float | None:
+        if not printed or (name == AVERAGE and job.sets != numbers.SETS):
+            return None
+        return round(printed["haf"][name] - printed[over][name], 2) / 100
 
-
-def _printed(paper_name: str | None) -> dict[str, dict[str, float]]:
-    """Return the paper's accuracies of one backbone by method and set, including the printed average."""
-    return {row.method: {**row.accuracy, AVERAGE: row.average} for row in numbers.TABLE_2 if row.backbone == paper_name}
-
-
-def _gain(printed: Mapping[str, Mapping[str, float]] | None, over: str, name: str) -> float | None:
-    """Return HAF's printed accuracy minus another method's, as a share."""
-    return round(printed["haf"][name] - printed[over][name], 2) / 100 if printed else None
+    return gain
 
 
 def plan_mixture(job: Job) -> Plan:
@@ -149,7 +130,7 @@ def find_mixture(job: Job) -> Findings:
             for backbone, grid in results["mixed"].items()
         },
         relations=[
-            each for backbone, grid in mixed.items() for each in _relations(backbone, grid, trained_on="mixture")
+            each for backbone, grid in mixed.items() for each in relations(backbone, grid, trained_on="mixture")
         ],
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -335,3 +335,39 @@ def average_relation(
         by_seed=tuple(map(statistics.fmean, zip(*(each.by_seed for each in relations), strict=True))),
         paper=paper,
     )
+
+
+def relations(
+    backbone: str,
+    grid: Grid,
+    *,
+    trained_on: str | None = None,
+    place: str = "",
+    average: str = AVERAGE,
+    gain: Callable[[Rival, str], float | None] = lambda over, name: None,
+) -> list[Relation]:
+    """Compare HAF with each rival on each set and on average.
+
+    Args:
+        backbone: The backbone.
+        grid: The measurements.
+        trained_on: The training data; None: each set's own.
+        place: Suffix of the names of the test sets.
+        average: Name of the average.
+        gain: Returns the paper's difference from a rival on a set, or on average, as a share; None if there is none.
+    """
+    found: list[Relation] = []
+    for over in RIVALS:
+        each = [
+            relation(
+                row,
+                over,
+                backbone=backbone,
+                trained_on=trained_on or name,
+                tested_on=f"{name}{place}",
+                paper=gain(over, name),
+            )
+            for name, row in grid.items()
+        ]
+        found += [*each, average_relation(each, tested_on=f"{average}{place}", paper=gain(over, AVERAGE))]
+    return found

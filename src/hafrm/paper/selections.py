@@ -8,7 +8,7 @@ test prompts. In the world, its oracle judges.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
@@ -18,23 +18,13 @@ import numpy as np
 from hafrm.errors import ConfigError, DataError
 from hafrm.judging.options import JudgeOptions
 from hafrm.paper import numbers
-from hafrm.paper.measures import (
-    AVERAGE,
-    RIVALS,
-    Grid,
-    Measured,
-    Row,
-    as_json,
-    average_of,
-    average_relation,
-    relation,
-)
+from hafrm.paper.measures import AVERAGE, Grid, Measured, Row, as_json, average_of, relations
 from hafrm.paper.plans import Plan
 from hafrm.paper.runs import seed_runs
 from hafrm.paper.scales import METHODS, Job
 from hafrm.paper.tables import METHOD_NAMES, build_findings, cell_text, method_rows, with_average
 from hafrm.report.figures import overlap_circles
-from hafrm.report.findings import Cell, Findings, Relation, Rival, Table, ranked
+from hafrm.report.findings import Cell, Findings, Rival, Table, ranked
 from hafrm.report.wording import percent
 from hafrm.sampling.analysis import LONGEST, RANDOM, ScoredPrompt, best_shares, recall_hits
 from hafrm.sampling.best_of_n import BestOfNConfig, best_of_n
@@ -255,7 +245,7 @@ def find_best(job: Job) -> Findings:
             Table("How often two choose the same", columns, tuple(_agreement_rows(chosen))),
         ),
         figures=figures,
-        relations=[each for backbone, grid in wins.items() for each in _relations(job, backbone, grid)],
+        relations=[each for backbone, grid in wins.items() for each in relations(backbone, grid)],
         draws={backbone: draws_of(job, backbone) for backbone in job.backbones},
     )
 
@@ -277,33 +267,17 @@ def _agreement_rows(chosen: Mapping[str, Mapping[str, Selections]]) -> list[tupl
     return rows
 
 
-def _relations(job: Job, backbone: str, grid: Grid, k: K | None = None) -> list[Relation]:
-    """Compare HAF with the other methods, with paired intervals; recalls with the paper's differences in Table 11."""
-    printed = job.scale.backbone(backbone).paper_name if k else None
-    place = f", top-{k}" if k else ""
-    every = []
-    for over in RIVALS:
-        each = [
-            relation(
-                row,
-                over,
-                backbone=backbone,
-                trained_on=name,
-                tested_on=f"{name}{place}",
-                paper=_gain(printed, over, name, k),
-            )
-            for name, row in grid.items()
-        ]
-        every += [*each, average_relation(each, tested_on=f"All{place}" if k else AVERAGE)]
-    return every
+def _printed_gains(job: Job, backbone: str, k: K) -> Callable[[Rival, str], float | None]:
+    """Return HAF's printed lead in recall over a rival on a set (Table 11), as a share."""
+    name_in_paper = job.scale.backbone(backbone).paper_name or ""
 
+    def gain(over: Rival, name: str) -> float | None:
+        if (name_in_paper, "haf") not in numbers.TABLE_11 or name == AVERAGE:
+            return None
+        ours, theirs = numbers.TABLE_11[name_in_paper, "haf"][name], numbers.TABLE_11[name_in_paper, over][name]
+        return round(ours.top_1 - theirs.top_1 if k == 1 else ours.top_2 - theirs.top_2, 2) / 100
 
-def _gain(backbone: str | None, over: Rival, name: str, k: K | None) -> float | None:
-    """Return HAF's printed recall minus another method's, as a share; None for backbones not in Table 11."""
-    if backbone is None or (backbone, "haf") not in numbers.TABLE_11:
-        return None
-    ours, theirs = numbers.TABLE_11[backbone, "haf"][name], numbers.TABLE_11[backbone, over][name]
-    return round(ours.top_1 - theirs.top_1 if k == 1 else ours.top_2 - theirs.top_2, 2) / 100
+    return gain
 
 
 _ByK = Mapping[K, Grid]
@@ -356,7 +330,12 @@ def _recall_findings(job: Job, name: str, found: Mapping[str, _ByK], tables: tup
         results={"seeds": list(job.seeds), "recall": recall},
         tables=tables,
         relations=[
-            each for backbone, by_k in found.items() for k in _KS for each in _relations(job, backbone, by_k[k], k)
+            each
+            for backbone, by_k in found.items()
+            for k in _KS
+            for each in relations(
+                backbone, by_k[k], place=f", top-{k}", average="All", gain=_printed_gains(job, backbone, k)
+            )
         ],
         draws={backbone: draws_of(job, backbone) for backbone in job.backbones},
     )

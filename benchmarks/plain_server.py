@@ -18,7 +18,7 @@ from fastapi import FastAPI
 
 from hafrm.models.loading import load_scorer
 from hafrm.models.scorers import Scorer
-from hafrm.pairs import parse_conversation
+from hafrm.rows import parse_conversation
 
 
 def build(scorer: Scorer) -> FastAPI:

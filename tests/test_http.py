@@ -15,12 +15,12 @@ import pytest
 
 from hafrm import http
 from hafrm.errors import ConfigError, ModelError
-from hafrm.judging.budget import Budget
+from hafrm.http import RetryRule
 from hafrm.judging.cache import ReplyCache
 from hafrm.judging.endpoint import EndpointJudge
 from hafrm.judging.judges import Question, Unscored
-from hafrm.judging.options import JudgeOptions
-from hafrm.models.remote import RemoteScorer, RetryRule
+from hafrm.judging.options import Budget, JudgeOptions
+from hafrm.models.remote import RemoteScorer
 from hafrm.pairs import Conversation, Message, Prompt
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"

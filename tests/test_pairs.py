@@ -9,18 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hafrm.errors import BadRowError, BadRowReason
-from hafrm.pairs import (
-    Conversation,
-    Message,
-    PreferencePair,
-    Prompt,
-    RowReader,
-    parse_conversation,
-    parse_pair,
-    row_schema,
-    text_group,
-    transcript_turns,
-)
+from hafrm.pairs import Conversation, Message, PreferencePair, Prompt, text_group
+from hafrm.rows import RowReader, parse_conversation, parse_pair, row_schema, transcript_turns
 
 USER, OTHER = Message("user", "Why is the sky blue?"), Message("user", "And at night?")
 GOOD, BAD = Message("assistant", "Because of scattering."), Message("assistant", "It is not.")

@@ -19,7 +19,8 @@ from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ModelError
 from hafrm.models.loading import load_scorer
 from hafrm.models.scorers import ScoreOptions
-from hafrm.pairs import Conversation, Message, Prompt, parse_conversation
+from hafrm.pairs import Conversation, Message, Prompt
+from hafrm.rows import parse_conversation
 from hafrm.special_tokens import SpecialTokenError
 from hafrm.templates import TemplateRefusalError, render
 from hafrm.timeouts import TimedOutError, time_limit

@@ -379,7 +379,12 @@ def _without(values: str, name: str) -> str:
 def common_prefix(sequences: Sequence[Sequence[object]]) -> int:
     """Return the number of leading items that all sequences share."""
     first, *others = sequences
-    shortest = min(map(len, sequences))
-    if all(other[:shortest] == first[:shortest] for other in others):  # an opening and what follows it, mostly
-        return shortest
-    return next(place for place in range(shortest) if any(other[place] != first[place] for other in others))
+    shared, most = 0, min(map(len, sequences))
+    guess = most  # one sequence often begins with the other
+    while shared < most:  # halving, as slices compare fast
+        if all(other[shared:guess] == first[shared:guess] for other in others):
+            shared = guess
+        else:
+            most = guess - 1
+        guess = (shared + most + 1) // 2
+    return shared

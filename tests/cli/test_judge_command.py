@@ -17,9 +17,6 @@ from tests.judging.server import Endpoint, longer_wins, serving
 from tests.paths import shared_model
 from tests.tiny import save_tiny
 
-pytest.importorskip("openai")
-pytest.importorskip("tenacity")
-
 KEY = "sk-secret-0123456789"
 
 
@@ -114,7 +111,7 @@ def test_rankings_at_an_endpoint(size: int, questions: int, tmp_path: Path, capf
         (429, "rate_limited (the endpoint's rate limit (HTTP 429))"),
         (500, "server_error (the endpoint failed (HTTP 5xx))"),
         (400, "bad_request (the endpoint refused the request"),
-        ("garbage", "bad_response (the endpoint's answer was no chat completion)"),
+        ("garbage", "bad_response (the endpoint's answer was not a chat completion)"),
         ("half", "connection (no connection, or it ended before the reply did)"),
         ("hang", "timeout (no reply within judge.timeout)"),
     ],

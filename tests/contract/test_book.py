@@ -25,8 +25,8 @@ from transformers import TrainingArguments
 from hafrm.cli import COMMANDS, main
 from hafrm.cli.options import options_of
 from hafrm.cli.pretrain import loss_curves
-from hafrm.pairs import parse_pair
-from hafrm.report.figures import standalone
+from hafrm.report.charts import standalone
+from hafrm.rows import parse_pair
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

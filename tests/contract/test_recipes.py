@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 import hafrm
@@ -18,6 +20,7 @@ from hafrm.cli import main
 from hafrm.data import NAMED_SOURCES
 from hafrm.evaluation.suites.loading import SUITES
 from tests.faults.runs import saved_run
+from tests.serving.conftest import live, tiny_scorer
 from tests.tiny import save_tiny, some_pairs
 
 PACKAGE = Path(hafrm.__file__).parent
@@ -198,3 +201,51 @@ def test_a_suite_is_a_loader_and_its_scores(tmp_path: Path, monkeypatch: pytest.
     (numbers,) = json.loads((out / "results.json").read_text())["suites"].values()
     assert numbers["models"][str(model)]["overall"]["overall"]["value"] == pytest.approx(right / 8)
     assert "The Quiz" in (out / "index.html").read_text()
+
+
+PROTOCOL_BODIES = """
+class PairRequest(StrictBody):
+    question: Text
+    answers: list[Text]
+
+    def inputs(self) -> list[Input]:
+        prompt = [Turn(role="user", content=self.question)]
+        return [conversation(prompt, [Turn(role="assistant", content=answer)], {}) for answer in self.answers]
+
+
+class PairResponse(BaseModel):
+    best: int
+
+
+"""
+
+PROTOCOL_ROUTE = """
+    @routes.post("/best_answer", tags=["quiz"])
+    async def best_answer(request: PairRequest) -> PairResponse:
+        found, _ = await scored(request.inputs)
+        return PairResponse(best=found.index(max(found)))
+
+"""
+
+
+def test_a_protocol_is_a_request_a_response_and_a_route(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (PACKAGE / "serving" / "protocols.py").read_text()
+    for before, added in (("def router(", PROTOCOL_BODIES), ("    return routes\n", PROTOCOL_ROUTE)):
+        assert text.count(before) == 1
+        text = text.replace(before, added + before)
+    (tmp_path / "protocols.py").write_text(text)
+    spec = importlib.util.spec_from_file_location("changed_protocols", tmp_path / "protocols.py")
+    assert spec is not None
+    assert spec.loader is not None
+    changed = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "changed_protocols", changed)
+    spec.loader.exec_module(changed)
+    monkeypatch.setattr("hafrm.serving.app.router", changed.router)
+    scorer = tiny_scorer()
+    answers = ["Four.", "No idea.", "Five, or maybe six."]
+    rewards = scorer.score([hafrm.Conversation.of("2 + 2?", answer) for answer in answers])
+    with live(scorer) as address:
+        found = httpx.post(f"{address}/best_answer", json={"question": "2 + 2?", "answers": answers})
+        assert found.json() == {"best": max(range(3), key=lambda i: rewards[i] or 0)}
+        assert httpx.post(f"{address}/best_answer", json={"question": "2 + 2?"}).status_code in (400, 422)
+        assert "/best_answer" in httpx.get(f"{address}/openapi.json").json()["paths"]

@@ -33,7 +33,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def stage_of(folder: Path) -> Iterator[Callable[[str], Stage]]:
     """Each stage, measured when it is first asked for; all write into one folder, as paths stand in files."""
-    pytest.importorskip("openai")
     known: dict[str, Stage] = {}
     with serving() as endpoint:
 

@@ -25,7 +25,7 @@ import httpx
 import pytest
 
 from hafrm.models.loading import load_scorer
-from hafrm.pairs import parse_conversation
+from hafrm.rows import parse_conversation
 from hafrm.training.manifest import is_finished
 from tests.faults.processes import LEAST_LIMIT, draw_kills
 from tests.faults.stages import STAGES, Stage

@@ -73,7 +73,7 @@ class _Handler(BaseHTTPRequestHandler):
         user = body["messages"][-1]["content"]
         with endpoint.lock:
             endpoint.asked[user] += 1
-            endpoint.headers.append(dict(self.headers))
+            endpoint.headers.append({name.lower(): value for name, value in self.headers.items()})
             endpoint.bodies.append(body)
             endpoint.times.append(time.monotonic())
             fault = endpoint.faults.pop(0) if endpoint.faults else endpoint.always

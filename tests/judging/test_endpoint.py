@@ -1,9 +1,9 @@
-"""The openai client against a local server: what it sends, what it keeps, and every way to fail."""
+"""The judge at an endpoint, against a local server: what it sends, what it keeps, and every way to fail."""
 
 from __future__ import annotations
 
-import builtins
 import json
+import sys
 import time
 from email.utils import formatdate
 from pathlib import Path
@@ -12,16 +12,12 @@ from typing import Any
 import pytest
 
 from hafrm.errors import ConfigError, MissingExtraError, ModelError
-from hafrm.judging.budget import Budget, Prices
 from hafrm.judging.cache import ReplyCache
 from hafrm.judging.endpoint import EndpointJudge
 from hafrm.judging.judges import Answer, Question, Unscored
-from hafrm.judging.options import JudgeOptions
+from hafrm.judging.options import Budget, JudgeOptions, Prices
 from hafrm.pairs import Message, Prompt
 from tests.judging.server import Endpoint, serving
-
-pytest.importorskip("openai")
-pytest.importorskip("tenacity")
 
 KEY = "sk-secret-0123456789"
 
@@ -396,17 +392,10 @@ def test_a_reply_of_another_address_is_another_reply(tmp_path: Path) -> None:
         assert (again.ranks, judge.from_cache) == ((1, 2), 1)
 
 
-def test_missing_libraries_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name == "tenacity":
-            raise ImportError(name=name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "httpx", None)
     cache = ReplyCache(tmp_path / "replies.sqlite")
-    with pytest.raises(MissingExtraError, match=r"tenacity.*hafrm\[judge\]"):
+    with pytest.raises(MissingExtraError, match=r"httpx.*hafrm\[judge\]"):
         EndpointJudge(JudgeOptions(kind="openai", model="judge", base_url="http://localhost/v1"), cache, Budget())
     cache.close()
 

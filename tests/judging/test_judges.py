@@ -11,9 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hafrm.data.simulated import SimulatedReward
 from hafrm.errors import ConfigError, RefusedError, UnknownDataError
 from hafrm.judging.judges import Answer, Question, Unscored, ranks_of
-from hafrm.judging.local import load_local_judge
+from hafrm.judging.local import RewardJudge, load_local_judge
 from hafrm.judging.prompts import CHOICES, judge_messages
-from hafrm.judging.reward import RewardJudge
 from hafrm.models.scorers import ScoreOptions
 from hafrm.pairs import Conversation, Message, Prompt
 from hafrm.paper.world import oracle_reward, world_pairs

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from hafrm.judging.judges import Unscored
-from hafrm.judging.results import EXPLANATIONS, summarise
+from hafrm.judging.results import summarise
 from hafrm.judging.verdicts import Verdict
 
 
@@ -25,6 +25,7 @@ def verdict(number: int, ranks: list[int | None] | None, **values: Any) -> Verdi
         "responses_shown": 4,
         "prompt_tokens": 10,
         "completion_tokens": 1,
+        "key": str(number),
     }
     return Verdict(id=f"rows:{number}", ranks=ranks, **(plain | values))
 
@@ -83,4 +84,5 @@ def test_nothing_judged_is_no_rate() -> None:
 
 
 def test_every_reason_is_explained() -> None:
-    assert set(EXPLANATIONS) == set(Unscored)
+    assert all(reason.explanation for reason in Unscored)
+    assert len({reason.explanation for reason in Unscored}) == len(Unscored)

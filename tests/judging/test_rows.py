@@ -45,10 +45,10 @@ def test_rows_of_all_kinds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "mode", "said"),
     [
-        (FOUR, "pair", "holds 4 responses. --mode pair takes 2 of them, or `chosen`"),
+        (FOUR, "pair", "contains 4 responses. --mode pair takes 2, or `chosen`"),
         ({"prompt": "?", "responses": ["a"] * 3}, "rank", "takes 4 or 8"),
         (PAIR, "rank", "`responses` is missing"),
-        ({"prompt": "?", "responses": "ab"}, "pair", "no list"),
+        ({"prompt": "?", "responses": "ab"}, "pair", "not a list"),
         ({"responses": ["a", "b"]}, "pair", "`prompt` is missing"),
         ({"prompt": " ", "responses": ["a", "b"]}, "pair", "`prompt` is empty"),
         ({"prompt": "?", "responses": ["a", ""]}, "pair", r"`responses\[1\]` is empty"),

@@ -7,7 +7,7 @@ from itertools import permutations, product
 
 import pytest
 
-from hafrm.judging.judges import Answer, Question, ScriptedJudge, Unscored
+from hafrm.judging.judges import Answer, Question, Unscored
 from hafrm.judging.tournament import compare, play, rank_at_once, top_two_of_eight
 from hafrm.pairs import Prompt
 from hafrm.paper.numbers import TABLE_8
@@ -17,7 +17,7 @@ from tests.judging.costs import (
     order_eight_by_fours,
     top_two_by_comparisons,
 )
-from tests.judging.scripts import PROMPT, by_number, honest, numbers
+from tests.judging.scripts import PROMPT, ScriptedJudge, by_number, honest, numbers
 
 EIGHT = list(permutations(range(8)))[::23]
 """1754 of the 40320 orders of eight; every place holds every rank in some."""

@@ -14,7 +14,7 @@ import torch
 from hafrm.errors import ModelError
 from hafrm.evaluation.scoring import score_conversations, score_pairs
 from hafrm.judging.judges import Question
-from hafrm.judging.reward import RewardJudge
+from hafrm.judging.local import RewardJudge
 from hafrm.models.loading import ScorerChoice
 from hafrm.models.scorers import ScoreOptions
 from hafrm.pairs import Conversation, Message

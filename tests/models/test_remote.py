@@ -19,8 +19,9 @@ from hafrm.errors import BadRowError, ConfigError, MissingExtraError, ModelError
 from hafrm.evaluation.bulk import ScoreConfig
 from hafrm.evaluation.run import EvaluateConfig
 from hafrm.evaluation.scoring import score_conversations
+from hafrm.http import RetryRule, seconds_to_wait
 from hafrm.models.loading import load_scorer
-from hafrm.models.remote import API_KEY, RemoteScorer, RetryRule, seconds_to_wait
+from hafrm.models.remote import API_KEY, RemoteScorer
 from hafrm.models.scorers import ScoreOptions
 from hafrm.pairs import Conversation
 from tests.tiny import some_pairs
@@ -242,7 +243,7 @@ def test_passing_trouble_is_waited_out(server: Server, trouble: Any) -> None:
 @pytest.mark.parametrize("trouble", TROUBLES.values(), ids=TROUBLES)
 def test_lasting_trouble_ends_in_an_error(server: Server, trouble: Any) -> None:
     server.first = [trouble] * 20
-    with pytest.raises(ModelError, match=r"no answer in 3 attempts .*See that the server runs"):
+    with pytest.raises(ModelError, match=r"no answer in 3 attempts .*server runs"):
         scorer(server).score(CONVERSATIONS)
     assert len(server.requests) == 3
 
@@ -310,7 +311,7 @@ def test_rewards_a_token_are_none_of_a_conversation(
     server: Server, path: str, field: str, tokens: list[list[float]]
 ) -> None:
     server.answer = lambda path, request: {"model": "m", "data": [{field: tokens}]}
-    with pytest.raises(ModelError, match=f"`{field}` holds a list a token.*ask at /classify"):
+    with pytest.raises(ModelError, match=f"`{field}` has one list per token.*ask at /classify"):
         scorer(server, path).score(CONVERSATIONS)
 
 
@@ -347,15 +348,15 @@ def test_the_key_is_sent_and_never_told(server: Server, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("url", "problem"),
     [
-        ("http://user:secret@127.0.0.1:1", "neither a user"),
-        ("http://127.0.0.1:1/classify?key=secret", "neither a user"),
-        ("http://127.0.0.1:1/classify;secret", "neither a user"),
+        ("http://user:secret@127.0.0.1:1", "no user"),
+        ("http://127.0.0.1:1/classify?key=secret", "no user"),
+        ("http://127.0.0.1:1/classify;secret", "no user"),
         ("http://127.0.0.1\n:1/classify", "control characters"),
-        ("http://127.0.0.1 :1/classify", "no spaces"),
+        ("http://127.0.0.1 :1/classify", "without spaces"),
         ("http://127.0.0.1:1/get_reward", "/pooling"),
-        ("http://:80", "/pooling"),
-        ("http://127.0.0.1:port", "no address"),
-        ("http://user:secret@127.0.0.1:port", "no address"),
+        ("http://:80", "must be an address"),
+        ("http://127.0.0.1:port", "must be an address"),
+        ("http://user:secret@127.0.0.1:port", "must be an address"),
     ],
 )
 def test_addresses_that_cannot_be_asked(url: str, problem: str) -> None:

@@ -12,7 +12,7 @@ from hafrm.paper import claims, figure2, plans, scales
 from hafrm.paper.probes.consistency import Share
 from hafrm.paper.probes.heads import FitOptions
 from hafrm.paper.registry import EXPERIMENTS
-from hafrm.sampling.generators import Sampling
+from hafrm.sampling.engines import SampleOptions
 from hafrm.stats import Interval
 from tests.paths import TESTS
 
@@ -106,7 +106,7 @@ def test_figure_2_keeps_its_checkpoints(tiny_world: Path, tmp_path: Path, monkey
     every = {"eval_steps": 1, "save_steps": 1}
     training = scales.world_training
     monkeypatch.setattr(scales, "world_training", lambda steps: training(steps) | every)
-    monkeypatch.setattr(figure2, "_SAMPLING", Sampling(max_new_tokens=4))
+    monkeypatch.setattr(figure2, "_SAMPLING", SampleOptions(max_new_tokens=4))
     found = reproduce("figure2", tmp_path, "--sets", "Harmless")["consistency"]["instruct"]
     assert set(found["by_matching"]) == {"reward", "acc", "loss", "margin", "step"}
     folder = tmp_path / "world" / "runs" / "instruct" / "Harmless" / "haf-seed0-checkpoints"

@@ -13,7 +13,8 @@ from markupsafe import Markup
 
 from hafrm.paper.measures import Measured, Relation, average_of, average_relation, relation
 from hafrm.paper.table3 import transfer_cell
-from hafrm.report.figures import Bar, BarGroup, Curve, Panel, accuracy_bars, curve_panels, standalone
+from hafrm.report.charts import standalone
+from hafrm.report.figures import Bar, BarGroup, Curve, Panel, accuracy_bars, curve_panels
 from hafrm.report.findings import Findings, Table, ranked, relation_table, write_findings
 
 

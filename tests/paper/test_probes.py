@@ -19,7 +19,7 @@ from hafrm.paper.probes.claims import ClaimsConfig, run_claims
 from hafrm.paper.probes.consistency import ConsistencyConfig, run_consistency
 from hafrm.paper.probes.heads import FitOptions
 from hafrm.paper.probes.perplexity import PerplexityConfig, run_perplexity
-from hafrm.sampling.generators import Sampling
+from hafrm.sampling.engines import SampleOptions
 from hafrm.training.config import TrainConfig
 from hafrm.training.run import train
 from tests.tiny import save_tiny, some_pairs
@@ -113,7 +113,7 @@ def test_consistency_writes_its_points_and_goes_on(
         oracle="world/helpful" if oracle == "world" else runs.runs["baseline"],
         out=str(tmp_path),
         prompts=4,
-        sampling=Sampling(max_new_tokens=6),
+        sampling=SampleOptions(max_new_tokens=6),
     )
     found = run_consistency(config)
     assert len(found.points) == 10  # two checkpoints, five matchings

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from hafrm.report.best_of_n import Growth, growth_curves, overlap_circles
+from hafrm.report.figures import Curve, growth_curves, overlap_circles
 
 NAMES = {"h": "HAF", "b": "Baseline", "d": "<DPO>"}
 
@@ -50,7 +50,10 @@ def test_other_numbers_of_circles_are_refused(count: int) -> None:
 
 
 def test_curves_lie_at_their_values_with_their_intervals() -> None:
-    curves = [Growth("a", "haf", [1, 2, 4], [(0, 2), (1, 3), (3, 5)]), Growth("b", "zero", [1, 1, 1])]
+    curves = [
+        Curve("a", "haf", ((1, 1), (2, 2), (3, 4)), ((0, 2), (1, 3), (3, 5))),
+        Curve("b", "zero", ((1, 1), (2, 1), (3, 1))),
+    ]
     svg = str(growth_curves("label", curves, [0, 0.19, 0.43], "reward"))
     line = re.search(r'<path d="([^"]*)" class="series haf"></path></g>', svg)
     assert line
@@ -62,5 +65,5 @@ def test_curves_lie_at_their_values_with_their_intervals() -> None:
 
 
 def test_one_point_and_equal_values_are_drawn() -> None:
-    assert "path" in str(growth_curves("label", [Growth("a", "haf", [1.0])], [0.0], "reward"))
-    assert "nan" not in str(growth_curves("label", [Growth("a", "haf", [0.0, 0.0])], [0.0, 0.2], "reward"))
+    assert "path" in str(growth_curves("label", [Curve("a", "haf", ((1.0, 1.0),))], [0.0], "reward"))
+    assert "nan" not in str(growth_curves("label", [Curve("a", "haf", ((1.0, 0.0), (2.0, 0.0)))], [0.0, 0.2], "reward"))

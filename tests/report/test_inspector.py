@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from hafrm.evaluation.scoring import PairScore
 from hafrm.pairs import PreferencePair
-from hafrm.report.inspector import embedded_json, inspector_data
 from hafrm.report.loading import read_evaluation
+from hafrm.report.page import embedded_json, inspector_data
 from tests.report.conftest import write_evaluation
 from tests.tiny import pair
 

@@ -40,7 +40,7 @@ def test_missing_results_are_reported(evaluation: Path, key: str):
     results = json.loads(path.read_text())
     del results[key]
     path.write_text(json.dumps(results))
-    with pytest.raises(DataError, match=f"does not hold an evaluation's results.*{key}"):
+    with pytest.raises(DataError, match=f"results.*{key}"):
         read_evaluation(evaluation)
 
 
@@ -62,5 +62,5 @@ def test_files_of_two_evaluations_do_not_mix(evaluation: Path, scores: list[Pair
 def test_a_file_that_is_cut_short_is_no_whole_one(evaluation: Path, lines: int):
     path = evaluation / "scores.jsonl"
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:lines]))
-    with pytest.raises(DataError, match=rf"holds {lines} scores, but results\.json is of 900"):
+    with pytest.raises(DataError, match=rf"{lines} scores.*900"):
         read_evaluation(evaluation)

@@ -11,17 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from hafrm.report.bins import PlottedBin, confidence_bins, equal_count_bins, wilson_interval
-from hafrm.report.plots import (
-    ForestRow,
-    accuracy_by_slot,
+from hafrm.report.charts import Scale, element, nice_step, text, ticks
+from hafrm.report.diagnostics import (
+    accuracy_by,
     difference_bar,
     forest,
     margin_histogram,
     reliability_curve,
     reward_histogram,
+    wilson_interval,
 )
-from hafrm.report.svg import Scale, element, nice_step, steps, text
+from hafrm.report.loading import Measured
 
 
 def elements(plot: str, tag: str, class_: str = "") -> list[ET.Element]:
@@ -60,8 +60,20 @@ def test_a_step_needs_an_extent():
         nice_step(0, 4)
 
 
-def test_steps_hold_both_ends():
-    assert steps(-0.2, 0.4, 0.2) == pytest.approx([-0.2, 0, 0.2, 0.4])
+@pytest.mark.parametrize(
+    ("extent", "options", "expected"),
+    [
+        ((-0.2, 0.4), {"count": 3}, ["−0.2", "0.0", "0.2", "0.4"]),
+        ((0.3, 0.6), {"count": 8, "least": 0.1, "unit": 100}, ["30", "40", "50", "60"]),
+        ((0, 2400), {"count": 3}, ["0", "1,000", "2,000"]),
+        ((-1e7, 1e7), {"count": 2}, ["−1e+07", "0", "1e+07"]),
+        ((0, 2e-7), {"count": 2}, ["0", "1e−07", "2e−07"]),
+    ],
+)
+def test_ticks_are_labelled_within_both_ends(extent, options, expected):
+    found = ticks(*extent, **options)
+    assert [label for _, label in found] == expected
+    assert all(extent[0] - 1e-9 <= value <= extent[1] + 1e-9 for value, _ in found)
 
 
 def test_elements_escape_what_they_hold():
@@ -76,19 +88,29 @@ def test_wilson_intervals_are_those_of_scipy(hits: int, n: int):
 
 
 def test_confidence_is_on_the_side_of_the_larger_reward():
-    """A wrong pair of margin -2 is as confident as a right one of margin 2."""
-    (found,) = confidence_bins(np.array([2.0, -2.0]))
-    assert found.confidence == pytest.approx(1 / (1 + np.exp(-2)))
-    assert (found.n, found.accuracy) == (2, 0.5)
+    """A wrong pair of margin -2 is as confident as a right one of margin 2: one dot, at half height."""
+    plot = reliability_curve("name", np.array([2.0, -2.0]))
+    ((x, y),) = dots(plot)
+    (diagonal,) = elements(plot, "line", "dashed")
+    x1, y1, x2 = (float(diagonal.get(name, "")) for name in ("x1", "y1", "x2"))
+    assert 0.5 + 0.5 * (x - x1) / (x2 - x1) == pytest.approx(1 / (1 + np.exp(-2)), abs=1e-3)
+    assert y == pytest.approx(y1, abs=0.1)  # the diagonal starts at 50%
+    assert "n = 2" in plot
 
 
 def test_slices_hold_about_equally_many_pairs():
-    margins = np.array([-1.0] * 4 + [1.0] * 4)
-    assert [(b.n, b.accuracy) for b in equal_count_bins(margins, np.arange(8.0), 2)] == [(4, 0.0), (4, 1.0)]
+    margins = np.array([-1.0] * 16 + [1.0] * 16)
+    plot = accuracy_by("name", margins, np.arange(32.0), "place")
+    assert [(title.text or "").split(" ")[0] for title in elements(plot, "title")] == ["0.0"] * 4 + ["100.0"] * 4
+    assert plot.count("n = 4,") == 8
+
+
+def measured(accuracy: float, ci95: tuple[float, float] | None) -> Measured:
+    return Measured(accuracy=accuracy, ci95=ci95, length_accuracy=0.6, random_accuracy=0.5)
 
 
 def test_the_forest_puts_each_accuracy_on_the_axis():
-    rows = [ForestRow("a", 0.5, (0.4, 0.6)), ForestRow("b", 0.9, None)]
+    rows = {"a": measured(0.5, (0.4, 0.6)), "b": measured(0.9, None)}
     plot = forest("name", rows, (0.4, 0.9), 0.6)
     (first, second), (whisker,) = dots(plot), elements(plot, "line", "whisker")
     assert second[0] - first[0] == pytest.approx(304 * 0.4 / 0.5, abs=0.1)  # the axis is 304 wide
@@ -108,7 +130,7 @@ def test_a_positive_difference_stands_right_of_zero():
 
 def bar_areas(plot: str, class_: str) -> float:
     """The number of pairs that the bars of a class stand for, up to a factor."""
-    (path,) = elements(plot, "path", class_)
+    path, *_ = elements(plot, "path", class_)  # a legend's sign follows
     pixels = [tuple(map(float, point.split())) for point in path.get("d", "").replace("M", "L").split("L")[1:]]
     return sum(152.0 - pixels[corner + 1][1] for corner in range(0, len(pixels), 4))
 
@@ -130,7 +152,7 @@ def test_histograms_of_odd_margins_hold_every_pair(margins: list[float]):
 
 def outline_heights(plot: str) -> float:
     """The number of responses that an outline stands for, in the units of `bar_areas`."""
-    (outline,) = elements(plot, "path", "outline")
+    outline, *_ = elements(plot, "path", "outline")
     at = np.array([[float(n) for n in point.split()] for point in re.split("[ML]", outline.get("d", ""))[1:]])
     return float(np.sum(152.0 - at[1:-1:2, 1]))
 
@@ -139,10 +161,10 @@ def test_a_histogram_holds_all_rewards_of_both_sides():
     rng = np.random.default_rng(0)
     plot = reward_histogram("name", rng.normal(1, 1, size=900), rng.normal(-1, 1, size=900))
     assert outline_heights(plot) == pytest.approx(bar_areas(plot, "bars right"), rel=0.01)
-    (bars,), (outline,) = (elements(plot, "path", class_) for class_ in ("bars right", "outline wrong"))
+    bars, outline = (elements(plot, "path", class_)[0] for class_ in ("bars right", "outline wrong"))
     first_bar, first_step = (float(re.findall(r"M([\d.]+)", p.get("d", ""))[0]) for p in (bars, outline))
     assert first_step < first_bar - 10
-    assert {"▪ chosen", "– rejected"} <= set(labels(plot))
+    assert {"chosen", "rejected"} <= set(labels(plot))
 
 
 @pytest.mark.parametrize(
@@ -154,9 +176,14 @@ def test_odd_rewards_have_a_histogram(rewards: list[float]):
     assert outline_heights(plot) > 0
 
 
+def logit(p: float) -> float:
+    return float(np.log(p / (1 - p)))
+
+
 def test_reliability_above_the_diagonal_is_drawn_above_it():
-    bins = [PlottedBin(0.6, 0.7, 50, 0.9, 0.65), PlottedBin(0.9, 1.0, 50, 0.6, 0.95)]
-    plot = reliability_curve("name", bins)
+    """Of the pairs of confidence 67%, 90% are right; of those of 97%, 60%."""
+    low, high = logit(0.67), logit(0.97)
+    plot = reliability_curve("name", np.array([low] * 45 + [-low] * 5 + [high] * 30 + [-high] * 20))
     (diagonal,) = elements(plot, "line", "dashed")
     x1, y1, x2, y2 = (float(diagonal.get(name, "")) for name in ("x1", "y1", "x2", "y2"))
     heights = [y - (y1 + (x - x1) * (y2 - y1) / (x2 - x1)) for x, y in dots(plot)]
@@ -164,9 +191,10 @@ def test_reliability_above_the_diagonal_is_drawn_above_it():
 
 
 def test_slots_are_labelled_with_the_bins_edges():
-    bins = [PlottedBin(-2823.0, -10.4, 5, 0.2), PlottedBin(-10.4, 0.2, 5, 0.4), PlottedBin(0.2, 1862.0, 5, 0.9)]
-    plot = accuracy_by_slot("name", bins, "characters")
-    assert labels(plot)[5:9] == ["−2,823", "−10", "0", "1,862"]
+    by = np.array([-2823.0, -10.4, -3.0, 0.2, 700.0, 1862.0, 0.0, 90.0])
+    plot = accuracy_by("name", np.sign(by), by, "characters")
+    assert labels(plot)[5] == "−2,823"
+    assert labels(plot)[9] == "1,862"
     heights = [y for _, y in dots(plot)]
     assert heights == sorted(heights, reverse=True)
-    assert len(elements(plot, "line", "whisker")) == 3
+    assert len(elements(plot, "line", "whisker")) == len(heights) == 8

@@ -7,8 +7,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from hafrm.report.figures import standalone
-from hafrm.report.scatter import Series, StraightLine, scatter
+from hafrm.report.charts import standalone
+from hafrm.report.figures import Series, StraightLine, scatter
 
 SVG = "{http://www.w3.org/2000/svg}"
 

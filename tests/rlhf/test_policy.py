@@ -16,8 +16,7 @@ from hafrm.models.layout import Layout, choose_layout
 from hafrm.models.lora import LoraOptions
 from hafrm.models.stock import new_model
 from hafrm.rlhf.options import SamplingOptions
-from hafrm.rlhf.policy import Policy
-from hafrm.rlhf.sampling import sample_responses
+from hafrm.rlhf.policy import Policy, sample_responses
 from tests.tiny import save_tiny, tiny_lm, tiny_tokenizer
 
 GROUPS = [

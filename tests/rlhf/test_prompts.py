@@ -10,7 +10,7 @@ import pytest
 from hafrm.data import ReadOptions
 from hafrm.errors import BadRowError, DataError
 from hafrm.pairs import Message, Prompt
-from hafrm.rlhf.prompts import deal, load_prompts
+from hafrm.rlhf.prompts import deal, prompt_set
 from tests.tiny import tiny_tokenizer
 
 NO_SYSTEM = (
@@ -34,7 +34,7 @@ def test_prompts_of_all_forms_are_read_once_and_accounted_for(tmp_path: Path) ->
     name = write(
         tmp_path / "p.jsonl", [{"prompt": "Hi"}, {"prompt": "Hi"}, {"prompt": chat}, pair, {"prompt": "x" * 99}]
     )
-    found = load_prompts([name], tiny_tokenizer(), max_tokens=60)
+    found = prompt_set([name], tiny_tokenizer(), max_tokens=60)
     system = Prompt((Message("system", "Be kind."), Message("user", "Hi")))
     assert found.prompts == (Prompt.of("Hi"), system)
     assert found.account["overlong"] == 1
@@ -46,19 +46,19 @@ def test_prompts_of_all_forms_are_read_once_and_accounted_for(tmp_path: Path) ->
 def test_bad_rows_stop_or_are_counted(tmp_path: Path) -> None:
     name = write(tmp_path / "p.jsonl", [{"prompt": " "}, {"question": "x"}, {"prompt": "Hi"}])
     with pytest.raises(BadRowError, match="row 1"):
-        load_prompts([name], tiny_tokenizer(), max_tokens=60)
-    found = load_prompts([name], tiny_tokenizer(), max_tokens=60, options=ReadOptions(on_bad_row="skip"))
+        prompt_set([name], tiny_tokenizer(), max_tokens=60)
+    found = prompt_set([name], tiny_tokenizer(), max_tokens=60, options=ReadOptions(on_bad_row="skip"))
     assert found.account["sources"][0]["skipped"] == {"empty_prompt": 1, "missing_field": 1}
     with pytest.raises(DataError, match="at most 5 tokens"):
-        load_prompts([name], tiny_tokenizer(), max_tokens=5, options=ReadOptions(on_bad_row="skip"))
+        prompt_set([name], tiny_tokenizer(), max_tokens=5, options=ReadOptions(on_bad_row="skip"))
 
 
 def test_prompts_that_the_chat_template_refuses_stop_or_are_counted(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer(template=NO_SYSTEM)
     name = write(tmp_path / "p.jsonl", [{"prompt": "Hi"}, {"prompt": SYSTEM}])
     with pytest.raises(BadRowError, match=r"p.jsonl, row 2: .*No system turn"):
-        load_prompts([name], tokenizer, max_tokens=60)
-    found = load_prompts([name], tokenizer, max_tokens=60, options=ReadOptions(on_bad_row="skip"))
+        prompt_set([name], tokenizer, max_tokens=60)
+    found = prompt_set([name], tokenizer, max_tokens=60, options=ReadOptions(on_bad_row="skip"))
     assert found.prompts == (Prompt.of("Hi"),)
     assert (found.account["refused_by_template"], found.account["overlong"]) == (1, 0)
 
@@ -69,17 +69,17 @@ def test_prompts_that_the_chat_template_refuses_stop_or_are_counted(tmp_path: Pa
         ([SYSTEM], r"p.jsonl: the policy's chat template refuses all of 1 prompts\. Change their roles"),
         ([SYSTEM, "x" * 99], "none of 1 prompts has at most 60 tokens; the policy's chat template refuses 1 of 2"),
         (["x" * 99], r"none of 1 prompts has at most 60 tokens\. Raise max_prompt_tokens"),
-        ([" "], "no row holds a prompt that can be read"),
+        ([" "], "there is no prompt to answer"),
     ],
 )
 def test_why_no_prompt_is_left_is_told(prompts: list[object], why: str, tmp_path: Path) -> None:
     name = write(tmp_path / "p.jsonl", [{"prompt": prompt} for prompt in prompts])
     with pytest.raises(DataError, match=why):
-        load_prompts([name], tiny_tokenizer(template=NO_SYSTEM), max_tokens=60, options=ReadOptions(on_bad_row="skip"))
+        prompt_set([name], tiny_tokenizer(template=NO_SYSTEM), max_tokens=60, options=ReadOptions(on_bad_row="skip"))
 
 
 def test_the_world_has_prompts() -> None:
-    found = load_prompts(["world/helpful[:40]"], tiny_tokenizer(), max_tokens=400)
+    found = prompt_set(["world/helpful[:40]"], tiny_tokenizer(), max_tokens=400)
     assert len(found.prompts) > 20
 
 

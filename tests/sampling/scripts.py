@@ -7,7 +7,7 @@ from random import Random
 
 from hafrm.errors import RefusedError
 from hafrm.pairs import Prompt
-from hafrm.sampling.generators import Draw
+from hafrm.sampling.engines import Draw
 
 
 class ScriptedGenerator:

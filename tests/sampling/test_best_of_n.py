@@ -116,8 +116,6 @@ def test_mistakes_are_named_before_anything_is_scored(tmp_path: Path) -> None:
 
 
 def at_endpoint(endpoint: Endpoint, tmp_path: Path, **more: Any) -> JudgeOptions:
-    pytest.importorskip("openai")
-    pytest.importorskip("tenacity")
     words: dict[str, Any] = {"model": "judge", "base_url": endpoint.url, "retries": 0, "concurrency": 1}
     return JudgeOptions(kind="openai", cache=str(tmp_path / "replies.sqlite"), **(words | more))
 
@@ -125,7 +123,7 @@ def at_endpoint(endpoint: Endpoint, tmp_path: Path, **more: Any) -> JudgeOptions
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"base_url": "https://api.openai.com/v1"}, "OPENAI_API_KEY holds no API key"),
+        ({"base_url": "https://api.openai.com/v1"}, "OPENAI_API_KEY has no API key"),
         ({"max_cost": 1.0}, "judge.max_cost needs `judge.prices`"),
         ({"prices": "nowhere.json"}, "judge.prices: nowhere.json can't be read"),
     ],
@@ -164,8 +162,8 @@ def test_in_another_folder_a_judge_is_asked_nothing_twice(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"prompt": "a"}, "`responses` is no list"),
-        ({"prompt": "a", "responses": []}, "`responses` is no list"),
+        ({"prompt": "a"}, "`responses` is missing"),
+        ({"prompt": "a", "responses": []}, "contains 0 responses"),
         ({"prompt": "a", "responses": ["b"], "counts": [0]}, "`counts`"),
         ({"prompt": "a", "responses": ["b"], "counts": [1, 2]}, "`counts`"),
         ({"prompt": "a", "responses": [3]}, r"`responses\[0\]`"),

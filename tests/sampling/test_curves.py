@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hafrm.sampling.curves import best_of_n_curve, kl_bound
+from hafrm.sampling.analysis import best_of_n_curve, kl_bound
 
 
 def test_three_draws_by_hand() -> None:

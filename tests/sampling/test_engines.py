@@ -16,9 +16,8 @@ from hafrm.models.generating import prompt_ids
 from hafrm.models.listing import checksums
 from hafrm.models.runinfo import RunInfo
 from hafrm.pairs import Prompt
-from hafrm.sampling.generators import SampleOptions, prompt_seed
+from hafrm.sampling.engines import GumbelNoise, SampleOptions, TransformersGenerator, prompt_seed
 from hafrm.sampling.run import SampleConfig, sample
-from hafrm.sampling.transformers_engine import GumbelNoise, TransformersGenerator
 from tests.tiny import save_tiny, tiny_lm, tiny_tokenizer
 
 PROMPTS = [Prompt.of(text) for text in ("a", "why is it so", "b" * 20)]

@@ -7,7 +7,7 @@ import pytest
 
 from hafrm.models.scorers import HybridScorer
 from hafrm.pairs import Conversation
-from hafrm.serving.lines import shown, traceback_text
+from hafrm.serving.errors import shown, traceback_text
 from tests.serving.conftest import Wrapped, body, live
 
 HOSTILE = "\x1b[2J\r\n\x00\u202e" + "x" * 10**6

@@ -15,7 +15,7 @@ from hafrm.data import read_rows
 from hafrm.evaluation.bulk import score_chunk
 from hafrm.models.remote import RemoteScorer
 from hafrm.models.scorers import HybridScorer
-from hafrm.pairs import parse_pair
+from hafrm.rows import parse_pair
 from tests.serving.conftest import live, tiny_scorer
 from tests.test_whole_rows import ROWS, TOOLS, tokenizer_of
 

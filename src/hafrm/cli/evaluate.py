@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
@@ -15,9 +15,7 @@ from hafrm.evaluation.results import shortfalls
 from hafrm.evaluation.run import EvaluateConfig, evaluate, load_sets
 from hafrm.report import write_page
 from hafrm.report.loading import Evaluation, read_evaluation
-from hafrm.report.markdown import cell_text, write_markdown
-from hafrm.report.suites import SuiteTable, suite_tables
-from hafrm.report.tables import AccuracyTable, TableRow, accuracy_table, comparison_rows
+from hafrm.report.tables import Grid, accuracy_table, cell_text, comparison_rows, suite_tables, write_markdown
 from hafrm.report.wording import short_names
 from hafrm.stats import FEWEST_GROUPS
 
@@ -62,7 +60,7 @@ def run_evaluation(config: EvaluateConfig, console: Console, intro: str = "") ->
     if evaluation.data:
         _print_accuracies(evaluation, console)
     for suite in suite_tables(evaluation):
-        console.print(_suite_table(suite, short_names(evaluation.models)))
+        console.print(_table(suite.title, suite.scores, evaluation))
         for note in suite.notes:
             console.print(note, markup=False, highlight=False, soft_wrap=True)
     for comparison in _comparisons(evaluation):
@@ -73,44 +71,31 @@ def run_evaluation(config: EvaluateConfig, console: Console, intro: str = "") ->
 
 def _print_accuracies(evaluation: Evaluation, console: Console) -> None:
     worded = accuracy_table(evaluation)
-    console.print(_table(evaluation, worded))
+    console.print(_table("Accuracy", worded, evaluation))
     if worded.few:
         names = short_names(evaluation.data)
         listed = ", ".join(names[data] for data in worded.few)
         console.print(
-            f"No interval and no p on {listed}: pairs of fewer than {FEWEST_GROUPS} prompts tell nothing of others.",
+            f"No interval and no p on {listed}: pairs from fewer than {FEWEST_GROUPS} prompts can't be resampled.",
             markup=False,
             highlight=False,
             soft_wrap=True,
         )
 
 
-def _table(evaluation: Evaluation, worded: AccuracyTable) -> Table:
-    """Return the accuracies with their 95% intervals, above the length-only and random baselines."""
+def _table(title: str, grid: Grid, evaluation: Evaluation) -> Table:
+    """Return scores with their 95% intervals, above the length-only and random baselines."""
     models, data = short_names(evaluation.models), short_names(evaluation.data)
-    table = Table(title="Accuracy in %, with 95% intervals over prompts")
+    table = Table(title=f"{title} in %, with 95% intervals over prompts")
     table.add_column("model", overflow="fold")
-    for name, size in worded.columns:
-        table.add_column(f"{data[name]}\n{size}", overflow="fold")
-    _add_rows(table, worded.models, worded.baselines, models)
-    return table
-
-
-def _suite_table(suite: SuiteTable, models: Mapping[str, str]) -> Table:
-    table = Table(title=f"{suite.title}, in %, with 95% intervals over prompts")
-    table.add_column("model", overflow="fold")
-    for name in suite.columns:
-        table.add_column(name, overflow="fold")
-    _add_rows(table, suite.models, suite.baselines, models)
-    return table
-
-
-def _add_rows(table: Table, rows: Sequence[TableRow], baselines: Sequence[TableRow], models: Mapping[str, str]) -> None:
-    for row in rows:
+    for name, size in grid.columns:
+        table.add_column(f"{data.get(name, name)}\n{size}".strip(), overflow="fold")
+    for row in grid.models:
         table.add_row(models[row.name], *map(cell_text, row.cells))
     table.add_section()
-    for row in baselines:
+    for row in grid.baselines:
         table.add_row(row.name, *map(cell_text, row.cells))
+    return table
 
 
 def _comparisons(evaluation: Evaluation) -> Iterator[str]:

@@ -17,7 +17,7 @@ from rich.text import Text
 from hafrm.cli.options import command_parser, options_of
 from hafrm.errors import ModelError
 from hafrm.judging.judges import Unscored
-from hafrm.judging.results import EXPLANATIONS, nothing_judged
+from hafrm.judging.results import nothing_judged
 from hafrm.judging.run import RESULTS_FILE, JudgeConfig, judge_rows
 from hafrm.report.wording import interval, percent
 
@@ -80,7 +80,7 @@ def _lines(results: Mapping[str, Any]) -> Iterator[str]:
         asked = results["rows"] - results["not_asked"]
         yield f"Not scored: {lost} of {asked} rows ({percent(lost / asked)} %), which are in no rate"
     for reason, count in results["unscored"].items():
-        yield f"Unscored: {count} {reason} ({EXPLANATIONS[Unscored(reason)]})"
+        yield f"Unscored: {count} {reason} ({Unscored(reason).explanation})"
         if reply := results["unscored_replies"].get(reason):
             yield f"  for example the reply: {reply}"
     for reason, count in results["skipped"].items():
@@ -97,6 +97,6 @@ def _run_lines(run: Mapping[str, Any], not_asked: int) -> Iterator[str]:
         cost = "" if run["cost"] is None else f", cost {run['cost']:.4f}"
         yield f"This run: {run['requests_sent']} requests, {run['from_cache']} replies from the cache{cost}"
         for reason, count in run["requests_failed"].items():
-            yield f"Failed requests: {count} {reason} ({EXPLANATIONS[Unscored(reason)]})"
+            yield f"Failed requests: {count} {reason} ({Unscored(reason).explanation})"
     if run["stopped"]:
         yield f"Stopped: {run['stopped']}; {not_asked} rows were not judged, and the same command resumes with them"

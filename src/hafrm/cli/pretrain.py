@@ -12,7 +12,8 @@ from rich.console import Console
 
 from hafrm import atomic
 from hafrm.cli.options import command_parser, options_of
-from hafrm.report.figures import Curve, Panel, curve_panels, standalone
+from hafrm.report.charts import standalone
+from hafrm.report.figures import Curve, Panel, curve_panels
 from hafrm.training.pretrain import RECIPE_FILE, PretrainConfig, pretrain
 
 _LOSSES_PICTURE = "losses.svg"

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from hafrm import atomic
 from hafrm.cli.options import command_parser, options_of
-from hafrm.report.figures import Curve, Panel, curve_panels, standalone
+from hafrm.report.charts import standalone
+from hafrm.report.figures import Curve, Panel, curve_panels
 from hafrm.rlhf.options import RlhfConfig
 from hafrm.rlhf.run import rlhf
 from hafrm.training.callbacks import METRICS_FILE

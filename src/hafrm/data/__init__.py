@@ -5,13 +5,13 @@
 """
 
 from hafrm.data.checks import Finding, check_pairs, shared_prompts
+from hafrm.data.collecting import PairSet, SourceReport, fingerprint
 from hafrm.data.encode import encode_pairs, load_tables
 from hafrm.data.loading import SPLITS, data_names, load_pairs, local_path
 from hafrm.data.options import DataOptions, OnBadRow, ReadOptions
-from hafrm.data.prompts import PromptRow, read_prompts
+from hafrm.data.rawrows import RawRow, read_rows
+from hafrm.data.records import PromptRow, Prompts, load_prompts, nothing_left, read_records
 from hafrm.data.registry import NAMED_SOURCES, NamedSource
-from hafrm.data.reports import PairSet, SourceReport, fingerprint
-from hafrm.data.rows import RawRow, read_rows
 from hafrm.data.splits import split_by_group
 from hafrm.data.statistics import PairStatistics, length_accuracy, pair_statistics
 from hafrm.data.tables import PairTables
@@ -27,6 +27,7 @@ __all__ = [
     "PairStatistics",
     "PairTables",
     "PromptRow",
+    "Prompts",
     "RawRow",
     "ReadOptions",
     "SourceReport",
@@ -36,10 +37,12 @@ __all__ = [
     "fingerprint",
     "length_accuracy",
     "load_pairs",
+    "load_prompts",
     "load_tables",
     "local_path",
+    "nothing_left",
     "pair_statistics",
-    "read_prompts",
+    "read_records",
     "read_rows",
     "shared_prompts",
     "split_by_group",

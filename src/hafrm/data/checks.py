@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from hafrm.data.reports import SourceReport
+from hafrm.data.collecting import SourceReport
 from hafrm.data.statistics import length_accuracy
 from hafrm.data.tables import PairTables
 from hafrm.errors import CHANGE_ROLES

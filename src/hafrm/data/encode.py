@@ -27,9 +27,9 @@ from typing import Any, cast
 from filelock import FileLock
 
 from hafrm import atomic
+from hafrm.data.collecting import SourceReport
 from hafrm.data.loading import PairSource, open_sources
 from hafrm.data.options import DataOptions
-from hafrm.data.reports import SourceReport
 from hafrm.data.tables import Account, LostText, PairTables, TableWriter
 from hafrm.encoding import ConversationEncoder, Encoded, OverlongError, TokenGroup
 from hafrm.errors import CHANGE_ROLES, BadRowError, BadRowReason, DataError, UnwritableError

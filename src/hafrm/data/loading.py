@@ -20,12 +20,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hafrm.data.collecting import RowMapping, pairs_of
+from hafrm.data.collecting import PairSet, RowMapping, SourceReport, fingerprinted, pairs_of
 from hafrm.data.hub import hub_call, hub_rows
 from hafrm.data.options import ReadOptions
+from hafrm.data.rawrows import SUFFIXES, files_named, has_known_suffix, read_rows
 from hafrm.data.registry import NAMED_SOURCES, TEST_SHARE, VALIDATION_SHARE, NamedSource
-from hafrm.data.reports import PairSet, SourceReport, fingerprinted
-from hafrm.data.rows import SUFFIXES, files_named, has_known_suffix, read_rows
 from hafrm.data.simulated import is_simulated, simulated_names, simulated_source
 from hafrm.data.splits import split_by_group
 from hafrm.errors import ConfigError, DataError, UnknownDataError, UnreadableError

@@ -17,7 +17,7 @@ from typing import Any, overload
 import numpy as np
 
 from hafrm import atomic
-from hafrm.data.reports import SourceReport
+from hafrm.data.collecting import SourceReport
 from hafrm.encoding import TokenGroup
 from hafrm.pairs import PreferencePair, prompt_group
 

@@ -21,14 +21,15 @@ import numpy as np
 
 from hafrm import atomic
 from hafrm.data import OnBadRow, RawRow, ReadOptions, read_rows
-from hafrm.data.rows import SUFFIXES, arrow_row, has_known_suffix
+from hafrm.data.rawrows import SUFFIXES, arrow_row, has_known_suffix
 from hafrm.errors import BadRowError, ConfigError, UnreadableError
 from hafrm.evaluation.scoring import score_conversations
 from hafrm.models.loading import ScorerChoice, load_scorer, require_server_options
 from hafrm.models.outputs import require_unread
 from hafrm.models.remote import is_server
 from hafrm.models.scorers import ScoreOptions, Scorer, special_tokens_met
-from hafrm.pairs import Conversation, parse_conversation, parse_pair
+from hafrm.pairs import Conversation
+from hafrm.rows import parse_conversation, parse_pair
 
 CHUNK = 1024
 """Rows scored at a time: a scorer orders them by length, and computes equal prompts once."""

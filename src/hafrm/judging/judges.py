@@ -5,7 +5,7 @@ Independent of prompts, endpoints and models.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -30,40 +30,36 @@ class Question:
 class Unscored(StrEnum):
     """Why an answer has no ranks: the key under which it is counted."""
 
-    EMPTY_REPLY = "empty_reply"
-    CUT_OFF = "cut_off"
-    """The endpoint ended the reply at its limit of tokens, before the verdict or in the words around it."""
-    TOO_LONG = "too_long"
-    """The reply is longer than any verdict; it was not read."""
-    ONLY_THINKING = "only_thinking"
-    """Reasoning without an end, or with nothing after it."""
-    REFUSAL = "refusal"
-    """The judge declined to compare."""
-    FILTERED = "filtered"
-    """The endpoint's content filter ended the reply."""
-    NO_CHOICE = "no_choice"
-    """The reply to a pair states no choice."""
-    AMBIGUOUS = "ambiguous"
-    """The reply names both outputs without a clear statement, or gives rankings that differ."""
-    NOT_JSON = "not_json"
-    NOT_A_RANKING = "not_a_ranking"
-    """JSON, but without {"model", "rank"} for each model."""
-    WRONG_MODELS = "wrong_models"
-    """Not exactly the requested models."""
-    NOT_A_PERMUTATION = "not_a_permutation"
-    OVERLONG = "overlong"
-    REFUSED_BY_TEMPLATE = "refused_by_template"
-    TIMEOUT = "timeout"
-    CONNECTION = "connection"
-    """No connection, or one that ended in the middle of the reply."""
-    RATE_LIMITED = "rate_limited"
-    SERVER_ERROR = "server_error"
-    BAD_REQUEST = "bad_request"
-    """The endpoint refused the request itself: too long, or its content filter."""
-    BAD_RESPONSE = "bad_response"
-    """The endpoint's response is not a chat completion."""
-    STOPPED = "stopped"
-    """Not asked: the run's budget is spent, or the endpoint keeps failing."""
+    explanation: str
+    """The reason in words, for users."""
+
+    def __new__(cls, value: str, explanation: str = "") -> Unscored:
+        """Make a member of a key and its explanation."""
+        member = str.__new__(cls, value)
+        member._value_, member.explanation = value, explanation
+        return member
+
+    EMPTY_REPLY = "empty_reply", "the judge's reply was empty"
+    CUT_OFF = "cut_off", "the endpoint cut the reply at its limit of tokens: raise --judge.max_reply_tokens"
+    TOO_LONG = "too_long", "the reply is over 500,000 characters long"
+    ONLY_THINKING = "only_thinking", "the reply is reasoning without a verdict after it: raise --judge.max_reply_tokens"
+    REFUSAL = "refusal", "the judge declined to compare"
+    FILTERED = "filtered", "the endpoint's content filter ended the reply"
+    NO_CHOICE = "no_choice", "the reply states neither Output (a) nor Output (b) as its choice"
+    AMBIGUOUS = "ambiguous", "the reply names both outputs and states no clear choice, or gives rankings that differ"
+    NOT_JSON = "not_json", "the reply has no ranking in JSON"
+    NOT_A_RANKING = "not_a_ranking", "the reply's JSON does not give each model a whole number as its rank"
+    WRONG_MODELS = "wrong_models", "the ranking was not of exactly the models asked about"
+    NOT_A_PERMUTATION = "not_a_permutation", "the ranks were not 1 to n, each once"
+    OVERLONG = "overlong", "the texts are longer than the model takes"
+    REFUSED_BY_TEMPLATE = "refused_by_template", "the model's chat template refuses the conversation"
+    TIMEOUT = "timeout", "no reply within judge.timeout"
+    CONNECTION = "connection", "no connection, or it ended before the reply did"
+    RATE_LIMITED = "rate_limited", "the endpoint's rate limit (HTTP 429)"
+    SERVER_ERROR = "server_error", "the endpoint failed (HTTP 5xx)"
+    BAD_REQUEST = "bad_request", "the endpoint refused the request (HTTP 4xx): too long, or filtered"
+    BAD_RESPONSE = "bad_response", "the endpoint's answer was not a chat completion"
+    STOPPED = "stopped", "not asked"
 
 
 FAILURES = frozenset(
@@ -119,20 +115,3 @@ class Judge(Protocol):
 def ranks_of(rewards: Sequence[float]) -> tuple[int, ...]:
     """Convert rewards to ranks, the highest being 1; equal rewards share the better rank."""
     return tuple(1 + sum(other > reward for other in rewards) for reward in rewards)
-
-
-class ScriptedJudge:
-    """A judge for tests that answers with a function and records its questions."""
-
-    stopped = None
-
-    def __init__(
-        self, answer: Callable[[Question], Answer], *, most_responses: int = 8, order_matters: bool = True
-    ) -> None:
-        self.answer, self.most_responses, self.order_matters = answer, most_responses, order_matters
-        self.asked: list[Question] = []
-
-    def ask(self, questions: Sequence[Question]) -> list[Answer]:
-        """Return one answer per question, in order."""
-        self.asked += questions
-        return [self.answer(question) for question in questions]

@@ -1,18 +1,15 @@
-"""A local causal LM as judge of two responses, by the log-probabilities of the two answers.
-
-After the pair prompt (Table 9), the log-probabilities of `Output (a)` and `Output (b)` as the whole reply are compared.
-Nothing is generated, so nothing can fail to parse.
-"""
+"""Judges that run in this process: a causal LM for two responses, and a reward model for any number."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
-from hafrm.errors import ConfigError, RefusedError
+from hafrm.errors import ConfigError, ModelError, RefusedError
 from hafrm.judging.judges import Answer, Question, Unscored, ranks_of
 from hafrm.judging.prompts import CHOICES, judge_messages
 from hafrm.models.loading import load_log_prob_scorer
-from hafrm.models.scorers import ScoreOptions, Scorer
+from hafrm.models.scorers import ScoreOptions, Scorer, rewards_of_the_rest
 from hafrm.pairs import Conversation, Message, Prompt
 
 
@@ -29,7 +26,9 @@ def load_local_judge(model: str, options: ScoreOptions, *, trust_remote_code: bo
 
 
 class LocalJudge:
-    """Compares two responses by the log-probabilities of the two answers.
+    """Compares two responses by the log-probabilities of the answers `Output (a)` and `Output (b)` to Table 9's prompt.
+
+    Nothing is generated, so nothing can fail to parse.
 
     Args:
         scorer: Computes the summed log-probability of a conversation's response.
@@ -52,7 +51,8 @@ class LocalJudge:
                 raise
             self._with_system = False
             return self.ask(questions)
-        return [_answer(scores[i : i + 2]) for i in range(0, len(scores), 2)]
+        outcomes = [Unscored.OVERLONG if score is None else score for score in scores]
+        return [_answer(outcomes[i : i + 2]) for i in range(0, len(outcomes), 2)]
 
     def _conversations(self, questions: Sequence[Question]) -> list[Conversation]:
         """Return each question twice, once with either answer as the reply."""
@@ -66,6 +66,46 @@ class LocalJudge:
         return Prompt.of(f"{system['content']}\n\n{user['content']}")
 
 
-def _answer(log_probs: Sequence[float | None]) -> Answer:
-    numbers = [value for value in log_probs if value is not None]
-    return Answer(ranks=ranks_of(numbers)) if len(numbers) == 2 else Answer(unscored=Unscored.OVERLONG)
+class RewardJudge:
+    """Ranks by a scorer's rewards (as ArmoRM does in the paper's Figure 9); equal rewards tie."""
+
+    most_responses = 1024
+    order_matters = False
+    stopped = None
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer = scorer
+
+    def ask(self, questions: Sequence[Question]) -> list[Answer]:
+        """Return one answer per question; one with an over-long or refused conversation is unscored.
+
+        Raises:
+            ModelError: a reward is not finite, so it has no rank.
+        """
+        asked = [Conversation(question.prompt, response) for question in questions for response in question.responses]
+        distinct = list(dict.fromkeys(asked))
+        try:
+            scores = dict(enumerate(self.scorer.score(distinct)))
+        except RefusedError as error:
+            scores = rewards_of_the_rest(self.scorer, distinct, error)
+        rewards = {conversation: _reward(scores, place) for place, conversation in enumerate(distinct)}
+        return [
+            _answer([rewards[Conversation(question.prompt, response)] for response in question.responses])
+            for question in questions
+        ]
+
+
+def _reward(scores: Mapping[int, float | None], place: int) -> float | Unscored:
+    if place not in scores:
+        return Unscored.REFUSED_BY_TEMPLATE
+    reward = scores[place]
+    if reward is not None and not math.isfinite(reward):
+        raise ModelError(f"The judge's reward of a response is {reward}. Look for damaged weights, or an overflow.")
+    return Unscored.OVERLONG if reward is None else reward
+
+
+def _answer(rewards: Sequence[float | Unscored]) -> Answer:
+    numbers = [reward for reward in rewards if not isinstance(reward, Unscored)]
+    if len(numbers) == len(rewards):
+        return Answer(ranks=ranks_of(numbers))
+    return Answer(unscored=next(reward for reward in rewards if isinstance(reward, Unscored)))

@@ -1,19 +1,22 @@
-"""Options of the judge."""
+"""Options of the judge, and the budget that limits a run's spending in requests, tokens and money."""
 
 from __future__ import annotations
 
+import json
 import math
-import os
-from dataclasses import dataclass, fields
-from typing import Literal
-from urllib.parse import urlsplit
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
-from hafrm.errors import ConfigError
-from hafrm.http import is_printable_address, may_hold_secret
+from hafrm.errors import ConfigError, first_line
+from hafrm.http import api_key, split_address
+from hafrm.options import check, option, refuse_unread
 
 JudgeKind = Literal["openai", "local", "reward", "oracle"]
 
 _OPENAI = "https://api.openai.com/v1"
+_ENDPOINT = ("openai",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,93 +31,154 @@ class JudgeOptions:
     model: str
     """The model's name at the endpoint, a folder or hub id, or the name of a set of the world."""
 
-    base_url: str = _OPENAI
+    base_url: str = option(_OPENAI, only=_ENDPOINT)
     """The endpoint's address, up to and including /v1. Replies from different addresses are cached separately."""
 
-    api_key_env: str = "OPENAI_API_KEY"
+    api_key_env: str = option("OPENAI_API_KEY", only=_ENDPOINT)
     """The environment variable with the API key; the key itself is never an option and never written."""
 
-    temperature: float | None = 0.0
+    temperature: float | None = option(0.0, least=0, only=_ENDPOINT)
     """Sampling temperature; `null` omits it from requests, for models that don't accept it."""
 
-    max_reply_tokens: int | None = 256
+    max_reply_tokens: int | None = option(256, least=1, only=_ENDPOINT)
     """Maximum tokens of a reply; `null` omits it from requests, for models that don't accept it."""
 
-    concurrency: int = 4
+    concurrency: int = option(4, least=1, only=_ENDPOINT)
     """Number of requests in flight."""
 
-    timeout: float = 60.0
+    timeout: float = option(60.0, above=0, only=_ENDPOINT)
     """Seconds to wait for a reply, or for its next part, before a request counts as failed."""
 
-    retries: int = 5
+    retries: int = option(5, least=0, only=_ENDPOINT)
     """Number of retries of a failed request, after Retry-After or a growing random wait."""
 
-    max_requests: int | None = None
+    max_requests: int | None = option(None, least=0, only=_ENDPOINT)
     """Budget of this run: requests, including retries. The next run continues where the budget ended this one."""
 
-    max_tokens: int | None = None
+    max_tokens: int | None = option(None, least=0, only=_ENDPOINT)
     """Budget of this run: tokens of prompts and replies."""
 
-    max_cost: float | None = None
+    max_cost: float | None = option(None, least=0, only=_ENDPOINT)
     """Budget of this run: money, by `prices`."""
 
-    prices: str | None = None
+    prices: str | None = option(None, only=_ENDPOINT)
     """A JSON file with the cost per million tokens: {"MODEL": {"prompt": 2.5, "completion": 10}}."""
 
-    cache: str | None = None
+    cache: str | None = option(None, only=_ENDPOINT)
     """The file of replies, by default one for all runs in hafrm's cache folder. Cached questions are not asked again.
     """
 
     def __post_init__(self) -> None:
-        least_of = {"concurrency": 1, "retries": 0, "max_requests": 0, "max_tokens": 0, "max_reply_tokens": 1}
-        for name, least in least_of.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(f"judge.{name} must be at least {least}, got {value}")
-        if not self.timeout > 0:
-            raise ConfigError(f"judge.timeout must be positive, got {self.timeout}")
-        if self.temperature is not None and not 0 <= self.temperature < math.inf:
-            raise ConfigError(f"judge.temperature must be a number of at least 0, got {self.temperature}")
-        if self.max_cost is not None and not self.max_cost >= 0:
-            raise ConfigError(f"judge.max_cost must be at least 0, got {self.max_cost}")
-        self._check_address()
-        if self.kind != "openai":
-            self._refuse_endpoint_options()
+        check(self, "judge.")
+        split_address(
+            self.base_url,
+            name="judge.base_url",
+            example="http://localhost:8000/v1",
+            key_variable=self.api_key_env,
+        )
+        refuse_unread(self, self.kind, f"`judge.kind: {self.kind}`", "judge.")
 
-    def api_key(self) -> str | None:
-        """Return the API key from the environment; None for an endpoint that needs none.
+    def api_key(self) -> str:
+        """Return the API key from the environment; empty for an endpoint that needs none.
 
         Raises:
             ConfigError: OpenAI's own endpoint is asked and there is no key, or the value can't be a key.
         """
-        key = os.environ.get(self.api_key_env, "").strip()
-        if not (key.isascii() and key.isprintable()):
-            raise ConfigError(f"The environment variable {self.api_key_env} holds characters that no API key has.")
+        key = api_key(self.api_key_env)
         if not key and self.base_url == _OPENAI:
             raise ConfigError(
-                f"The environment variable {self.api_key_env} holds no API key. Set it, or name the endpoint to ask "
+                f"The environment variable {self.api_key_env} has no API key. Set it, or name the endpoint to ask "
                 "with `--judge.base_url`."
             )
-        return key or None
+        return key
 
-    def _check_address(self) -> None:
+
+_PER = 1_000_000  # vendors quote prices per million tokens
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Cost per million tokens, in the currency of the prices file."""
+
+    prompt: float
+    completion: float
+
+    def of(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """Return the cost of the given numbers of tokens."""
+        return (self.prompt * prompt_tokens + self.completion * completion_tokens) / _PER
+
+    @classmethod
+    def load(cls, path: str, model: str) -> Prices:
+        """Read a model's prices: `{"MODEL": {"prompt": 2.5, "completion": 10}}`, per million tokens.
+
+        Raises:
+            ConfigError: the file can't be read, or has no prices of this model.
+        """
         try:
-            parts = urlsplit(self.base_url)
-            fit = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-        except ValueError:  # an invalid port or bracket
-            fit = False
-        if not fit or not is_printable_address(self.base_url):
-            raise ConfigError(
-                "judge.base_url must be an address such as http://localhost:8000/v1, without spaces, backslashes or "
-                "control characters."
-            )
-        if may_hold_secret(parts):
-            raise ConfigError(
-                "judge.base_url must hold no user, password, parameters, query or fragment: it is written into "
-                "results. Put the key into the environment variable that `judge.api_key_env` names."
-            )
+            entry: Any = json.loads(Path(path).read_text(encoding="utf-8"))[model]
+            found = cls(float(entry["prompt"]), float(entry["completion"]))
+        except KeyError as error:
+            raise ConfigError(f"judge.prices: {path} has no {error} for {model}. {_FORM}") from None
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError(f"judge.prices: {path} can't be read ({first_line(error)}). {_FORM}") from error
+        if not all(math.isfinite(price) and price >= 0 for price in (found.prompt, found.completion)):
+            raise ConfigError(f"judge.prices: the prices of {model} in {path} must be numbers of at least 0. {_FORM}")
+        return found
 
-    def _refuse_endpoint_options(self) -> None:
-        for field in fields(self):
-            if field.name not in ("kind", "model") and getattr(self, field.name) != field.default:
-                raise ConfigError(f"judge.{field.name} is for `judge.kind: openai`, not for {self.kind}.")
+
+_FORM = 'Write {"MODEL": {"prompt": 2.5, "completion": 10}}: what a million tokens cost.'
+
+
+class Budget:
+    """Counts spending and decides when to stop. Threads, and the runs of one command, may share a budget.
+
+    A request is allowed as long as no limit is reached, so tokens and money can exceed theirs by the requests in
+    flight. Retries count as requests.
+    """
+
+    def __init__(
+        self,
+        *,
+        requests: int | None = None,
+        tokens: int | None = None,
+        money: float | None = None,
+        prices: Prices | None = None,
+    ) -> None:
+        if money is not None and prices is None:
+            raise ConfigError("judge.max_cost needs `judge.prices`, a file that says what tokens cost.")
+        self.requests, self.tokens = 0, 0
+        self.spent = 0.0
+        self._limits = (requests, tokens, money)
+        self._prices, self._lock = prices, threading.Lock()
+
+    @classmethod
+    def of(cls, options: JudgeOptions) -> Budget:
+        """Create the budget that a judge's options allow.
+
+        Raises:
+            ConfigError: the prices can't be read, or are missing although the cost is limited.
+        """
+        prices = Prices.load(options.prices, options.model) if options.prices else None
+        return cls(requests=options.max_requests, tokens=options.max_tokens, money=options.max_cost, prices=prices)
+
+    @property
+    def cost(self) -> float | None:
+        """Return the money spent; None if no prices are known."""
+        return self.spent if self._prices is not None else None
+
+    def take_request(self) -> str | None:
+        """Count a request that is about to be sent, or return the limit that forbids it, in words."""
+        with self._lock:
+            names = ("requests", "tokens", "of cost")
+            for name, spent, limit in zip(names, (self.requests, self.tokens, self.spent), self._limits, strict=True):
+                if limit is not None and spent >= limit:
+                    return f"the budget of {limit:g} {name} is spent"
+            self.requests += 1
+        return None
+
+    def add_tokens(self, prompt: int, completion: int) -> None:
+        """Count the tokens of a reply and its prompt."""
+        with self._lock:
+            self.tokens += prompt + completion
+            if self._prices is not None:
+                self.spent += self._prices.of(prompt, completion)

@@ -12,31 +12,6 @@ from hafrm.judging.judges import Unscored
 from hafrm.judging.verdicts import Verdict
 from hafrm.stats import bootstrap_interval, hits, top_k_hits
 
-EXPLANATIONS = {
-    Unscored.EMPTY_REPLY: "the judge's reply was empty",
-    Unscored.CUT_OFF: "the endpoint cut the reply at its limit of tokens: raise --judge.max_reply_tokens",
-    Unscored.TOO_LONG: "the reply is over 500,000 characters long",
-    Unscored.ONLY_THINKING: "the reply is reasoning without a verdict after it: raise --judge.max_reply_tokens",
-    Unscored.REFUSAL: "the judge declined to compare",
-    Unscored.FILTERED: "the endpoint's content filter ended the reply",
-    Unscored.NO_CHOICE: "the reply states neither Output (a) nor Output (b) as its choice",
-    Unscored.AMBIGUOUS: "the reply names both outputs and states no clear choice, or gives rankings that differ",
-    Unscored.NOT_JSON: "the reply has no ranking in JSON",
-    Unscored.NOT_A_RANKING: "the reply's JSON does not give each model a whole number as its rank",
-    Unscored.WRONG_MODELS: "the ranking was not of exactly the models asked about",
-    Unscored.NOT_A_PERMUTATION: "the ranks were not 1 to n, each once",
-    Unscored.OVERLONG: "the texts are longer than the model takes",
-    Unscored.REFUSED_BY_TEMPLATE: "the model's chat template refuses the conversation",
-    Unscored.TIMEOUT: "no reply within judge.timeout",
-    Unscored.CONNECTION: "no connection, or it ended before the reply did",
-    Unscored.RATE_LIMITED: "the endpoint's rate limit (HTTP 429)",
-    Unscored.SERVER_ERROR: "the endpoint failed (HTTP 5xx)",
-    Unscored.BAD_REQUEST: "the endpoint refused the request (HTTP 4xx): too long, or filtered",
-    Unscored.BAD_RESPONSE: "the endpoint's answer was no chat completion",
-    Unscored.STOPPED: "not asked",
-}
-"""Explanations of the reasons, for users."""
-
 
 def summarise(verdicts: Sequence[Verdict], *, rows: int) -> dict[str, Any]:
     """Summarise verdicts.
@@ -72,11 +47,11 @@ def summarise(verdicts: Sequence[Verdict], *, rows: int) -> dict[str, Any]:
 def nothing_judged(results: Mapping[str, Any]) -> str:
     """Return why a run has no verdict, in one line, from the contents of `results.json`."""
     reasons = [
-        f"{count} {reason} ({EXPLANATIONS[Unscored(reason)]})"
+        f"{count} {reason} ({Unscored(reason).explanation})"
         for reason, count in sorted(results["unscored"].items(), key=lambda each: -each[1])
     ]
     if results["run"]["stopped"]:
-        reasons.append(f"{results['not_asked']} not asked, as the run stopped: {results['run']['stopped']}")
+        reasons.append(f"{results['not_asked']} not asked because the run stopped: {results['run']['stopped']}")
     replies = results["unscored_replies"]
     reply = next((replies[reason] for reason in results["unscored"] if reason in replies), None)
     said = "" if reply is None else f" A reply: {reply or '(empty)'}"

@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from hafrm.data import RawRow, ReadOptions, load_pairs, read_rows
-from hafrm.errors import BadRowError, BadRowReason, DataError
+from hafrm.data import ReadOptions, SourceReport, nothing_left, read_records
+from hafrm.errors import BadRowReason, DataError
 from hafrm.judging.judges import Response
-from hafrm.pairs import PreferencePair, Prompt, RowReader, parse_pair, prompt_group
+from hafrm.pairs import PreferencePair, Prompt, prompt_group
+from hafrm.rows import RowReader, parse_pair
 
 Mode = Literal["pair", "rank"]
 
@@ -79,25 +81,13 @@ def load_items(data: str, mode: Mode, options: ReadOptions, *, split: str = "tes
         UnreadableError: the file can't be read.
         DataError: there is nothing to judge.
     """
-    found = Items()
-    if Path(data).exists() and not Path(data).is_dir():
-        for row in read_rows(Path(data)):
-            try:
-                found.items.append(_item(row, mode, data))
-            except BadRowError as error:
-                if options.on_bad_row == "error":
-                    raise
-                found.skipped[error.reason.value] += 1
-    elif mode == "rank":
+    if mode == "rank" and not Path(data).is_file():
         raise DataError(f"{data}: no such file. --mode rank reads a file of rows with `prompt` and `responses`.")
-    else:
-        pair_set = load_pairs(data, split=split, options=options)
-        found.items += map(_of_pair, pair_set.pairs)
-        found.skipped += pair_set.left_out
-    found.items = list(_numbered(found.items))
+    report = SourceReport(name=data, kind="file", split=split)
+    rows = read_records(data, report, options, partial(_item, mode), of_pair=_of_pair, split=split)
+    found = Items(list(_numbered(rows)), report.left_out)
     if not found.items:
-        lost = ", ".join(f"{count} {reason}" for reason, count in found.skipped.items())
-        raise DataError(f"{data}: there is nothing to judge ({lost or 'no row'}).")
+        raise nothing_left(data, "is nothing to judge", [report])
     return found
 
 
@@ -110,41 +100,22 @@ def _numbered(items: Iterable[Item]) -> Iterator[Item]:
         seen[key] += 1
 
 
-def _item(row: RawRow, mode: Mode, source: str) -> Item:
-    if row.error is not None:
-        raise row.error
-    reader = RowReader(row.value, source=source, number=row.number)
+def _item(mode: Mode, reader: RowReader) -> Item:
     if mode == "pair" and not reader.has("responses"):
-        return _of_pair(parse_pair(row.value, source=source, number=row.number))
-    values = row.value.get("responses")
+        return _of_pair(parse_pair(reader.row, source=reader.source, number=reader.number))
     sizes = _SIZES[mode]
-    if not isinstance(values, list) or len(values) not in sizes:
-        held = f"holds {len(values)} responses" if isinstance(values, list) else "is missing, or no list"
-        raise reader.error(
-            BadRowReason.WRONG_TYPE if reader.has("responses") else BadRowReason.MISSING_FIELD,
-            "responses",
-            held,
-            f"--mode {mode} takes {' or '.join(map(str, sizes))}"
-            + (" of them, or `chosen` and `rejected`." if mode == "pair" else "."),
-        )
+    others = ", or `chosen` and `rejected`" if mode == "pair" else ""
+    responses = reader.responses(f"--mode {mode} takes {' or '.join(map(str, sizes))}{others}.", sizes.__contains__)
+    for place, response in enumerate(responses):
+        reader.check_response(f"responses[{place}]", response)
     prompt = reader.prompt()
-    responses = tuple(_responses(row, values, source))
     return Item(
-        id=f"{source}:{row.number}",
+        id=f"{reader.source}:{reader.number}",
         group=reader.string_or_none("group") or prompt_group(prompt),
         prompt=prompt,
-        responses=responses,
+        responses=tuple(responses),
         models=_models(reader, len(responses)),
     )
-
-
-def _responses(row: RawRow, values: Sequence[Any], source: str) -> Iterator[Response]:
-    named = {f"responses[{place}]": value for place, value in enumerate(values)}
-    reader = RowReader({"prompt": row.value["prompt"], **named}, source=source, number=row.number)
-    for name in named:
-        response = reader.messages(name, "assistant")
-        reader.check_response(name, response)
-        yield response
 
 
 def _models(reader: RowReader, count: int) -> tuple[str, ...]:

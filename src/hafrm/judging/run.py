@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -13,9 +13,8 @@ from hafrm import atomic
 from hafrm.data import ReadOptions
 from hafrm.data.simulated import SimulatedReward, simulated_reward_name
 from hafrm.errors import ConfigError
-from hafrm.judging.budget import Budget
 from hafrm.judging.judges import Judge, Unscored
-from hafrm.judging.options import JudgeOptions
+from hafrm.judging.options import Budget, JudgeOptions
 from hafrm.judging.prompts import PROMPT_VERSION
 from hafrm.judging.results import summarise
 from hafrm.judging.rows import Item, Items, Mode, load_items
@@ -26,6 +25,7 @@ from hafrm.models.loading import ScorerChoice, require_server_options
 from hafrm.models.outputs import require_results
 from hafrm.models.remote import is_server
 from hafrm.models.scorers import ScoreOptions
+from hafrm.store import LineFile, alone
 
 RESULTS_FILE = "results.json"
 
@@ -74,7 +74,7 @@ class JudgeConfig(ScorerChoice):
         if kind not in ("local", "reward"):  # other judges don't run a model
             unread += ["trust_remote_code"] * self.trust_remote_code + self.score.given()
         if unread:
-            raise ConfigError(f"--{' and --'.join(unread)}: nothing reads it with `judge.kind: {kind}`. Leave it out.")
+            raise ConfigError(f"--{' and --'.join(unread)} has no effect with `judge.kind: {kind}`. Leave it out.")
 
 
 def judge_rows(
@@ -111,7 +111,7 @@ def judge_rows(
     )
     found = load_items(config.data, config.mode, config.data_options, split=config.split)
     identity = _judge_identity(config)
-    with atomic.alone(Path(config.out)):
+    with alone(Path(config.out)):
         return _judge_items(config, found, identity, budget, progress, say)
 
 
@@ -154,13 +154,12 @@ def _judge_missing(
     progress: Callable[[int], None],
 ) -> dict[str, Any]:
     """Judge rows, append their verdicts to the file and to the list, and return the account of the judge."""
-    path = Path(config.out) / VERDICTS_FILE
-    with closing(_Loaded(config, budget)) as loaded, atomic.naming(path), path.open("ab") as file:
+    file = LineFile(Path(config.out) / VERDICTS_FILE)
+    with closing(_Loaded(config, budget)) as loaded:
         for start in range(0, len(missing), _CHUNK):
-            for verdict in _judge_chunk(config, loaded.judge, missing[start : start + _CHUNK]):
-                file.write(verdict.line())
-                file.flush()
-                verdicts.append(verdict)
+            new = _judge_chunk(config, loaded.judge, missing[start : start + _CHUNK])
+            file.extend(map(asdict, new))
+            verdicts += new
             progress(len(verdicts))
             if loaded.judge.stopped:
                 break
@@ -204,7 +203,7 @@ class _Loaded:
 
             self.judge = load_local_judge(options.model, config.score, trust_remote_code=config.trust_remote_code)
         else:
-            from hafrm.judging.reward import RewardJudge
+            from hafrm.judging.local import RewardJudge
 
             oracle = options.kind == "oracle"
             self.judge = RewardJudge(

@@ -7,24 +7,19 @@ their texts, so their file may have moved.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hafrm import atomic
-from hafrm.errors import ConfigError, DataError
+from hafrm.errors import DataError
 from hafrm.judging.judges import FAILURES, Unscored
 from hafrm.judging.rows import Item
 from hafrm.judging.tournament import Outcome
+from hafrm.store import LineFile, RunFolder
 
 VERDICTS_FILE = "verdicts.jsonl"
 HEADER_FILE = "judge.json"
-
-_FORMAT = "format"
-_FORMAT_NOW = 2
-"""Format 1, which had no format field, identified rows by their file's path and drew the order of responses by it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,17 +47,13 @@ class Verdict:
     """Responses in these questions: the unit of Table 8."""
     prompt_tokens: int
     completion_tokens: int
-    key: str = ""
-    """The row's name computed from its texts, which identifies it on resume; empty in files of the first format."""
+    key: str
+    """The row's name computed from its texts, which identifies it on resume."""
 
     @property
     def failed(self) -> bool:
         """Return whether the judge could not be asked, as opposed to an answer that can't be used."""
         return self.unscored is not None and self.unscored in FAILURES
-
-    def line(self) -> bytes:
-        """Encode the verdict as one line of JSON."""
-        return atomic.json_line(asdict(self))
 
 
 def verdict_of(item: Item, outcome: Outcome, order: Iterable[int]) -> Verdict:
@@ -97,69 +88,29 @@ def resume_verdicts(folder: Path, depends_on: Mapping[str, Any], items: Iterable
     """Return the verdicts of an earlier run that can be kept, and remove all others from the file.
 
     Raises:
-        ConfigError: the folder has verdicts of another judge, other rows or other options, or of an older format.
+        ConfigError: the folder has verdicts of another judge, other rows or other options.
         DataError: its files are damaged.
     """
-    path = folder / VERDICTS_FILE
-    now = {_FORMAT: _FORMAT_NOW, **json.loads(json.dumps(depends_on))}
-    before = _read_header(folder) if path.exists() and path.stat().st_size else None
-    verdicts = [] if before is None else _read(path)
-    answered = [verdict for verdict in verdicts if not verdict.failed]
-    if before is None or all(verdict.ranks is None for verdict in verdicts):  # without a verdict nothing is lost
-        atomic.write_json(folder / HEADER_FILE, now)
-        atomic.write_text(path, "")
+    file, run = LineFile(folder / VERDICTS_FILE), RunFolder(folder, HEADER_FILE, "verdicts")
+    verdicts = [] if file.empty else file.read(_verdict)
+    if all(verdict.ranks is None for verdict in verdicts):  # without a verdict nothing is lost
+        run.write_header(depends_on)
+        file.replace([])
         return []
-    _require_same(folder, before, now)
-    atomic.drop_half_line(path)
-    kept = _at_their_places(path, answered, items)
+    run.require_same(depends_on)
+    answered = [verdict for verdict in verdicts if not verdict.failed]
+    ids = {item.key: item.id for item in items}
+    keys = {verdict.key for verdict in answered}
+    if not keys <= ids.keys() or len(keys) < len(answered):
+        raise DataError(f"{file.path} has lines that are not of these rows, or are repeated. Choose another --out.")
+    kept = [replace(verdict, id=ids[verdict.key]) for verdict in answered]  # their file may have moved
     if kept != verdicts:
-        with atomic.new_file(path) as file:
-            file.writelines(verdict.line() for verdict in kept)
+        file.replace([asdict(verdict) for verdict in kept])
     return kept
 
 
-def _read_header(folder: Path) -> dict[str, Any]:
-    header = folder / HEADER_FILE
-    try:
-        return dict(json.loads(header.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(
-            f"{header} is missing or damaged, so nobody knows what {folder / VERDICTS_FILE} is of. Give another --out."
-        ) from error
-
-
-def _require_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    if _FORMAT not in before:
-        raise ConfigError(
-            f"{folder} holds verdicts of an older hafrm, which drew the order of responses by the path of their file. "
-            "Move the folder away, or give another --out."
-        )
-    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    if changed:
-        raise ConfigError(f"{folder} holds verdicts with another {', '.join(changed)}. Give another --out.")
-
-
-def _at_their_places(path: Path, verdicts: Sequence[Verdict], items: Iterable[Item]) -> list[Verdict]:
-    """Return the verdicts with the current ids of their rows."""
-    places = {item.key: item.id for item in items}
-    keys = {verdict.key for verdict in verdicts}
-    if not keys <= places.keys() or len(keys) < len(verdicts):
-        raise DataError(f"{path} holds lines that are not of these rows, or twice. Give another --out.")
-    return [replace(verdict, id=places[verdict.key]) for verdict in verdicts]
-
-
-def _read(path: Path) -> list[Verdict]:
-    """Read the file's verdicts, without the partial last line of a killed run."""
-    verdicts = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
-        if not line:
-            continue
-        try:
-            row = {"key": "", "reply": None, **json.loads(line)}
-            verdict = Verdict(**{field.name: row[field.name] for field in fields(Verdict)})
-            if verdict.unscored is not None:
-                Unscored(verdict.unscored)
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}, line {number}, is no verdict ({error}). Give another --out.") from error
-        verdicts.append(verdict)
-    return verdicts
+def _verdict(row: Mapping[str, Any]) -> Verdict:
+    verdict = Verdict(**row)
+    if verdict.unscored is not None:
+        Unscored(verdict.unscored)
+    return verdict

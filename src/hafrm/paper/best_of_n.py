@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from hafrm.report.best_of_n import MOST_CIRCLES, Growth, growth_curves, overlap_circles
+from hafrm.report.figures import MOST_CIRCLES, Curve, growth_curves, overlap_circles
 from hafrm.report.findings import Findings, Table, ranked
 from hafrm.report.wording import interval, percent, short_names
 from hafrm.sampling.analysis import RANDOM
@@ -100,11 +100,11 @@ def _figures(results: Mapping[str, Any], models: Mapping[str, str]) -> Iterator[
         names = {**models, "the best": "the judge itself"}
         kinds = [*(CURVE_KINDS[place % len(CURVE_KINDS)] for place in range(len(models))), "zero dash4"]
         curves = [
-            Growth(
+            Curve(
                 names[model],
                 kind,
-                [point["value"] for point in points],
-                [point["ci95"] for point in points],
+                tuple((float(n), point["value"]) for n, point in enumerate(points, 1)),
+                tuple(point["ci95"] for point in points),
             )
             for (model, points), kind in zip(curve["gold"].items(), kinds, strict=True)
         ]

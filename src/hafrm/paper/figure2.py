@@ -11,10 +11,10 @@ from hafrm.paper.runs import Run
 from hafrm.paper.table2 import scale_notes, setting
 from hafrm.report.findings import Findings, Table
 from hafrm.report.wording import interval, percent
-from hafrm.sampling.generators import Sampling
+from hafrm.sampling.engines import SampleOptions
 from hafrm.training.config import Method
 
-_SAMPLING = Sampling()
+_SAMPLING = SampleOptions(max_new_tokens=128)
 
 
 def plan(job: Job) -> Plan:

@@ -12,7 +12,7 @@ from hafrm.paper.plans import Job
 from hafrm.paper.selections import Region, Selections, agreements, plan, regions, select, win_rates
 from hafrm.paper.table2 import METHOD_NAMES, measured_cell, scale_notes
 from hafrm.paper.table4 import intro, notes
-from hafrm.report.best_of_n import overlap_circles
+from hafrm.report.figures import overlap_circles
 from hafrm.report.findings import Cell, Findings, Table, ranked
 from hafrm.report.wording import percent
 from hafrm.training.config import Method

@@ -19,7 +19,7 @@ from hafrm.paper.measures import Measured
 from hafrm.paper.plans import ALL_METHODS, Job, Plan
 from hafrm.sampling.analysis import LONGEST, RANDOM, ScoredPrompt, best_shares, recall_hits
 from hafrm.sampling.best_of_n import BestOfNConfig, best_of_n
-from hafrm.sampling.generators import SampleOptions
+from hafrm.sampling.engines import SampleOptions
 from hafrm.sampling.run import SampleConfig, sample
 from hafrm.training.config import Method
 

@@ -1,33 +1,47 @@
-"""Figures of experiments: grouped bars of accuracies, and panels of curves over training steps.
-
-Pure functions from numbers to inline SVG, coloured by class; `standalone` turns a figure into a file with its own style
-sheet, for light and dark mode.
-"""
+"""Figures of experiments: bars, curves, scatter plots and overlapping circles. Accuracies are in [0, 1]."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
-from xml.etree import ElementTree
+from functools import partial
 
 import numpy as np
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from hafrm.report.svg import Frame, Scale, drawing, element, line, nice_step, path, steps, text
-from hafrm.report.wording import interval, percent, visible
+from hafrm.report.charts import (
+    Interval,
+    Plot,
+    Point,
+    Scale,
+    bar_swatch,
+    box,
+    element,
+    legend,
+    line,
+    line_swatch,
+    nice_step,
+    path,
+    picture,
+    text,
+    ticks,
+    titled,
+)
+from hafrm.report.wording import interval, percent, shortened, visible
+from hafrm.stats import Floats
 
 _CHANCE = 0.5
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One accuracy, in [0, 1]."""
+    """One accuracy."""
 
     kind: str
     """The CSS class that colours it and links it to the legend."""
     value: float
-    ci95: tuple[float, float] | None = None
+    ci95: Interval | None = None
     light: float | None = None
     """A second value drawn behind it in a lighter shade."""
 
@@ -40,6 +54,51 @@ class BarGroup:
     bars: tuple[Bar, ...]
 
 
+def accuracy_bars(label: str, groups: Sequence[BarGroup], meanings: Sequence[tuple[str, str]]) -> Markup:
+    """Draw grouped bars that start from one half, the accuracy of a coin, upwards or downwards.
+
+    Args:
+        label: Description for screen readers.
+        groups: The bars.
+        meanings: The CSS classes of bars with what they mean, for the legend.
+    """
+    bar = 18.0
+    slot = bar * max(len(group.bars) for group in groups) + 22
+    right = 40.0 + slot * len(groups)
+    plot = Plot((0.0, float(len(groups))), _bar_extent(groups), left=40.0, right=right, top=26.0, bottom=222.0)
+    plot.axes([], ticks(plot.y.low, plot.y.high, 10, least=0.1, unit=100), "", "accuracy, %")
+    for number, group in enumerate(groups):
+        start = plot.x(number) + (slot - bar * len(group.bars)) / 2
+        for place, each in enumerate(group.bars):
+            plot.parts += _bar(each, plot.y, start + bar * place, bar, group.label)
+        plot.parts.append(text(plot.x(number + 0.5), plot.y.start + 16, group.label, "middle"))
+    plot.level(_CHANCE, "axis")
+    entries = [(partial(bar_swatch, f"bar {kind}"), meaning) for kind, meaning in meanings]
+    parts, (end, bottom) = legend(entries, 30.0, plot.y.start + 38, plot.x.end)
+    return picture(max(plot.x.end + 10, end), bottom + 12, label, plot.parts + parts)
+
+
+def _bar_extent(groups: Sequence[BarGroup]) -> Interval:
+    """Return the range of all bars and intervals, in steps of 10%, with 50% and 60%."""
+    bars = [bar for group in groups for bar in group.bars]
+    shown = [end for bar in bars for end in (bar.value, bar.light, *(bar.ci95 or ())) if end is not None]
+    return math.floor(min(*shown, _CHANCE) * 10) / 10, math.ceil(max(*shown, 0.6) * 10) / 10
+
+
+def _bar(bar: Bar, y: Scale, x: float, width: float, group: str) -> list[Markup]:
+    parts = []
+    if bar.light is not None:
+        parts.append(path(f"bar light {bar.kind}", box(x + 1, x + width - 1, y(_CHANCE), y(bar.light))))
+    inset = 1 if bar.light is None else 4
+    worded = f"{group}, {bar.kind}: {percent(bar.value)} {interval(bar.ci95, percent)}".strip()
+    front = box(x + inset, x + width - inset, y(_CHANCE), y(bar.value))
+    parts.append(titled(worded, path(f"bar {bar.kind}", front)))
+    if bar.ci95:
+        middle = x + width / 2
+        parts.append(line(middle, y(bar.ci95[0]), middle, y(bar.ci95[1]), "error"))
+    return parts
+
+
 @dataclass(frozen=True)
 class Curve:
     """One line of a panel."""
@@ -47,7 +106,9 @@ class Curve:
     label: str
     kind: str
     """The CSS classes of the line."""
-    points: tuple[tuple[float, float], ...]
+    points: tuple[Point, ...]
+    ci95: tuple[Interval | None, ...] = ()
+    """The intervals of the points' y, if there are any."""
 
 
 @dataclass(frozen=True)
@@ -59,69 +120,6 @@ class Panel:
     x_label: str = "training step"
 
 
-def accuracy_bars(label: str, groups: Sequence[BarGroup], legend: Sequence[tuple[str, str]]) -> Markup:
-    """Draw grouped bars that start from one half, the accuracy of a coin, upwards or downwards.
-
-    Args:
-        label: Description for screen readers.
-        groups: The bars.
-        legend: The CSS classes of bars with their meanings.
-    """
-    left, top, bar = 40.0, 34.0, 18.0
-    slot = bar * max(len(group.bars) for group in groups) + 22
-    right, bottom = left + slot * len(groups), 230.0
-    low, high = _bar_extent(groups)
-    frame = Frame(Scale(0.0, float(len(groups)), left, right), Scale(low, high, bottom, top))
-    ticks = [(tick, f"{100 * tick:.0f}") for tick in steps(low, high, 0.1)]
-    parts = frame.axes([], ticks, "", "accuracy, %")
-    for number, group in enumerate(groups):
-        start = frame.x(number) + (slot - bar * len(group.bars)) / 2
-        for place, each in enumerate(group.bars):
-            parts += _bar(each, frame.y, start + bar * place, bar, group.label)
-        parts.append(text(frame.x(number + 0.5), bottom + 16, group.label, "middle"))
-    parts.append(line(left, frame.y(_CHANCE), right, frame.y(_CHANCE), "axis"))
-    entries, end = _legend(legend, left + 80)
-    return drawing(max(right + 10, end), bottom + 24, label, [*parts, *entries])
-
-
-def _bar_extent(groups: Sequence[BarGroup]) -> tuple[float, float]:
-    shown = [
-        value
-        for group in groups
-        for bar in group.bars
-        for value in (bar.value, bar.light, *(bar.ci95 or ()))
-        if value is not None
-    ]
-    return float(np.floor(min(*shown, _CHANCE) * 10) / 10), float(np.ceil(max(*shown, 0.6) * 10) / 10)
-
-
-def _bar(bar: Bar, y: Scale, x: float, width: float, group: str) -> list[Markup]:
-    parts = []
-    if bar.light is not None:
-        parts.append(path(_box(x + 1, x + width - 1, y(_CHANCE), y(bar.light)), f"bar light {bar.kind}"))
-    inset = 4 if bar.light is not None else 1
-    worded = f"{group}, {bar.kind}: {percent(bar.value)} {interval(bar.ci95, percent)}".strip()
-    box = path(_box(x + inset, x + width - inset, y(_CHANCE), y(bar.value)), f"bar {bar.kind}")
-    parts.append(element("g", element("title", visible(worded)), box))
-    if bar.ci95:
-        middle = x + width / 2
-        parts.append(line(middle, y(bar.ci95[0]), middle, y(bar.ci95[1]), "error"))
-    return parts
-
-
-def _box(left: float, right: float, start: float, end: float) -> list[tuple[str, float, float]]:
-    return [("M", left, start), ("L", left, end), ("L", right, end), ("L", right, start)]
-
-
-def _legend(entries: Sequence[tuple[str, str]], x: float) -> tuple[list[Markup], float]:
-    """Draw the legend from x on, and return where it ends."""
-    parts = []
-    for kind, label in entries:
-        parts += [path(_box(x, x + 10, 18, 8), f"bar {kind}"), text(x + 15, 17, label)]
-        x += 32 + 6.5 * len(label)
-    return parts, x
-
-
 def curve_panels(label: str, panels: Sequence[Panel]) -> Markup:
     """Draw adjacent panels with one legend for all.
 
@@ -129,51 +127,194 @@ def curve_panels(label: str, panels: Sequence[Panel]) -> Markup:
         label: Description for screen readers.
         panels: The plots; all have the same curves.
     """
-    width, height = 270.0, 200.0
+    width, bottom = 270.0, 160.0
     parts: list[Markup] = []
     for number, panel in enumerate(panels):
-        parts += _panel(panel, width * number, width, height)
-    x = 40.0
-    for curve in panels[0].curves:
-        parts.append(path([("M", x, height + 30), ("L", x + 22, height + 30)], f"series {curve.kind}"))
-        parts.append(text(x + 27, height + 34, curve.label))
-        x += 46 + 6.5 * len(curve.label)
-    return drawing(max(width * len(panels), x), height + 44, label, parts)
+        left = width * number + 40
+        at = [x for curve in panel.curves for x, _ in curve.points]
+        plot = _curves(panel.curves, (min(0.0, *at), max(1.0, *at)), panel.title, left, left + width - 54, bottom)
+        plot.axes(ticks(plot.x.low, plot.x.high, 4), ticks(plot.y.low, plot.y.high, 5), panel.x_label)
+        plot.parts.append(text(left, 14, panel.title, "strong"))
+        parts += plot.parts
+    key, (end, y) = _curve_legend(panels[0].curves, bottom + 50, width * len(panels))
+    return picture(max(width * len(panels), end), y + 14, label, parts + key)
 
 
-def _panel(panel: Panel, offset: float, width: float, height: float) -> list[Markup]:
-    points = np.array([point for curve in panel.curves for point in curve.points])
-    (left, low), (right, high) = points.min(axis=0), points.max(axis=0)
-    left, right = min(0.0, float(left)), max(1.0, float(right))
+def growth_curves(label: str, curves: Sequence[Curve], kl: Sequence[float], y_label: str) -> Markup:
+    """Draw curves over the N of best-of-N, with the bound of the KL divergence below each N.
+
+    Args:
+        label: Description for screen readers.
+        curves: The curves, with points at N = 1, 2, ...
+        kl: The second label of the axis at each N, in nats.
+        y_label: Label of the y axis.
+    """
+    plot = _curves(curves, (1.0, max(2.0, float(len(kl)))), "", 46, 368, 230)
+    shown = range(0, len(kl), max(1, len(kl) // 8))
+    plot.axes([(n + 1.0, f"{n + 1}") for n in shown], ticks(plot.y.low, plot.y.high, 6), "", y_label)
+    plot.parts += [text(plot.x(n + 1.0), 258, f"{kl[n]:.2f}", "middle") for n in shown]
+    plot.parts.append(text(207, 275, "N, and below it the upper bound of KL, in nats", "middle name"))
+    key, (_, y) = _curve_legend(curves, 292, 380)
+    return picture(380, y + 12, label, plot.parts + key)
+
+
+def _curves(curves: Sequence[Curve], x: Interval, title: str, left: float, right: float, bottom: float) -> Plot:
+    """Draw curves with their intervals, on a y axis that ends at round values."""
+    ends = [y for curve in curves for y in (*(y for _, y in curve.points), *(e for ci in curve.ci95 if ci for e in ci))]
+    low, high = min(ends), max(ends)
     if high - low < 1e-9:
         low, high = low - 0.5, high + 0.5
     step = nice_step(high - low, 5)
-    low, high = float(np.floor(low / step) * step), float(np.ceil(high / step) * step)
-    frame = Frame(Scale(left, right, offset + 40, offset + width - 14), Scale(low, high, height - 40, 26.0))
-    x_ticks = [(tick, f"{tick:,g}") for tick in steps(left, right, nice_step(right - left, 4))]
-    y_ticks = [(tick, f"{tick:.3g}".replace("-", "−")) for tick in steps(low, high, step)]
-    parts = frame.axes(x_ticks, y_ticks, panel.x_label, "")
-    parts.append(text(offset + 40, 14, panel.title, "strong"))
-    for curve in panel.curves:
-        at = [(frame.x(x), frame.y(y)) for x, y in curve.points]
-        drawn = path((("L" if number else "M", x, y) for number, (x, y) in enumerate(at)), f"series {curve.kind}")
-        parts.append(element("g", element("title", visible(f"{panel.title}: {curve.label}")), drawn))
-    return parts
+    plot = Plot(
+        x, (math.floor(low / step) * step, math.ceil(high / step) * step), left=left, right=right, top=26, bottom=bottom
+    )
+    for curve in curves:
+        plot.curve(curve.points, f"series {curve.kind}", f"{title}: {curve.label}" if title else curve.label)
+        for (at, _), ci95 in zip(curve.points, curve.ci95, strict=False):
+            if ci95:
+                plot.curve([(at, ci95[0]), (at, ci95[1])], f"series {curve.kind}")
+    return plot
 
 
-def figure_style() -> Markup:
-    """Return the style sheet of figures: the page's, with additions."""
-    own = resources.files(__package__).joinpath("figures.css").read_text(encoding="utf-8")
-    return Markup(resources.files("hafrm.report").joinpath("page.css").read_text(encoding="utf-8") + own)
+def _curve_legend(curves: Sequence[Curve], y: float, right: float) -> tuple[list[Markup], Point]:
+    entries = [
+        (partial(line_swatch, f"series {each.kind}"), shortened(each.label, 24)) for each in curves if each.label
+    ]
+    return legend(entries, 40.0, y, right)
 
 
-def caption_of(svg: Markup) -> str:
-    """Return a figure's description for screen readers, which is also its caption."""
-    return ElementTree.fromstring(svg).attrib["aria-label"]
+# Corners of each non-circular mark around its centre; `_MARKS[i]` belongs to the class `s{i}`.
+_MARKS: tuple[tuple[Point, ...], ...] = (
+    (),
+    ((-3.5, -3.5), (3.5, -3.5), (3.5, 3.5), (-3.5, 3.5)),
+    ((0, -4.5), (4.2, 3.2), (-4.2, 3.2)),
+    ((0, -5), (5, 0), (0, 5), (-5, 0)),
+    ((0, 4.5), (4.2, -3.2), (-4.2, -3.2)),
+)
 
 
-def standalone(svg: Markup) -> str:
-    """Return a figure as a separate file: with its namespace, a title for the browser's tab, and its style."""
-    head, _, rest = str(svg).partition(">")
-    head = head.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
-    return f"{head}><title>{escape(caption_of(svg))}</title><style>{figure_style()}</style>{rest}\n"
+@dataclass(frozen=True)
+class Series:
+    """Points of one colour and shape."""
+
+    name: str
+    x: Floats
+    y: Floats
+
+
+@dataclass(frozen=True)
+class StraightLine:
+    """The line y = intercept + slope * x, drawn across the whole plot."""
+
+    name: str
+    slope: float
+    intercept: float = 0.0
+    class_: str = "reference dashed"
+
+
+def scatter(
+    label: str, series: Sequence[Series], x_label: str, y_label: str, lines: Sequence[StraightLine] = ()
+) -> Markup:
+    """Draw points of up to five kinds, distinguished by colour and by shape, with straight lines below them.
+
+    Args:
+        label: Description for screen readers.
+        series: The points, at least one in all; finite.
+        x_label: Label of the x axis.
+        y_label: Label of the y axis.
+        lines: Lines to draw below the points; those outside the plot are left out.
+
+    Raises:
+        ValueError: there are no points, one is not finite, or more than five kinds.
+    """
+    x, y = (np.concatenate([getattr(each, axis) for each in series] or [[]]) for axis in ("x", "y"))
+    if not len(x) or not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise ValueError("a scatter plot needs points, and finite ones")
+    if len(series) > len(_MARKS):
+        raise ValueError(f"a scatter plot has at most {len(_MARKS)} kinds of points, got {len(series)}")
+    plot = Plot(_with_margins(x), _with_margins(y), left=46, right=368, top=26, bottom=262)
+    plot.axes(ticks(plot.x.low, plot.x.high, 6), ticks(plot.y.low, plot.y.high, 6), x_label, y_label)
+    for each in lines:
+        _draw_straight(plot, each)
+    many = " many" if len(x) > 100 else ""
+    for number, points_ in enumerate(series):
+        at = map(plot.at, zip(points_.x, points_.y, strict=True))
+        plot.parts += [_mark(f"s{number}{many}", _MARKS[number], *each) for each in at]
+    entries = [
+        (partial(_mark, f"s{number}", _MARKS[number], shift=11), each.name)
+        for number, each in enumerate(series)
+        if each.name
+    ]
+    key, (_, bottom) = legend(entries, 40.0, 308, 380)
+    return picture(380, bottom + 12 if entries else 300, label, plot.parts + key)
+
+
+def _with_margins(values: Floats) -> Interval:
+    """Return the values' range with margins of 5%."""
+    low, high = float(values.min()), float(values.max())
+    margin = (high - low or abs(high) or 1.0) / 20
+    return low - margin, high + margin
+
+
+def _draw_straight(plot: Plot, each: StraightLine) -> None:
+    """Draw the part of a line within the plot, if there is one."""
+    x = np.array([plot.x.low, plot.x.high])
+    if each.slope:
+        meets = np.sort((np.array([plot.y.low, plot.y.high]) - each.intercept) / each.slope)
+        x = np.clip(x, *meets)
+    y = each.intercept + each.slope * x
+    if x[0] != x[1] and plot.y.low <= y.mean() <= plot.y.high:
+        plot.line((x[0], y[0]), (x[1], y[1]), each.class_, each.name)
+
+
+def _mark(class_: str, corners: Sequence[Point], x: float, y: float, shift: float = 0.0) -> Markup:
+    x += shift
+    if not corners:
+        return element("circle", cx=x, cy=y, r=3.5, class_=class_)
+    return path(class_, [(x + dx, y + dy) for dx, dy in corners])
+
+
+MOST_CIRCLES = 3
+"""Maximum number of circles whose overlaps can all be drawn."""
+
+_RADIUS, _APART = 76.0, 46.0
+_MIDDLE = (190.0, 158.0)
+
+
+def overlap_circles(label: str, names: Mapping[str, str], regions: Mapping[frozenset[str], float]) -> Markup:
+    """Draw one circle per scorer, with the share of each region in percent (the paper's Figure 4).
+
+    Args:
+        label: Description for screen readers.
+        names: Two or three scorers, with their names in the figure.
+        regions: The share of prompts whose best selection is that of exactly these scorers.
+
+    Raises:
+        ValueError: there are fewer than two scorers, or more than three.
+    """
+    if not 2 <= len(names) <= MOST_CIRCLES:
+        raise ValueError(f"circles are drawn for two or three scorers, got {len(names)}")
+    first = math.pi if len(names) == 2 else -math.pi / 2  # two are next to each other; the first of three is on top
+    angles = [first + 2 * math.pi * number / len(names) for number in range(len(names))]
+    centres = {
+        name: (_MIDDLE[0] + _APART * math.cos(angle), _MIDDLE[1] + _APART * math.sin(angle))
+        for name, angle in zip(names, angles, strict=True)
+    }
+    parts = []
+    for number, (name, (x, y)) in enumerate(centres.items()):
+        whole = percent(sum(share for whose, share in regions.items() if name in whose))
+        title = element("title", visible(f"{names[name]}: {whole}%"))
+        parts.append(element("circle", title, cx=x, cy=y, r=_RADIUS, class_=f"s{number} many"))
+        above = y < _MIDDLE[1] - 1
+        at = (x, y - _RADIUS - 8) if above else (x + 0.5 * (x - _MIDDLE[0]), y + _RADIUS + 16)
+        parts.append(text(*at, f"{shortened(names[name], 22)} {whole}", "middle strong"))
+    for whose, share in regions.items():
+        parts.append(text(*_inside(centres, whose), percent(share), "middle"))
+    return picture(2 * _MIDDLE[0], 2 * _MIDDLE[1] + 14, label, parts)
+
+
+def _inside(centres: Mapping[str, Point], whose: Collection[str]) -> Point:
+    """Return the middle of the region of exactly these circles."""
+    x, y = (sum(centres[name][axis] for name in whose) / len(whose) - _MIDDLE[axis] for axis in (0, 1))
+    stretch = 1.0 if len(whose) == len(centres) else 1.85
+    return _MIDDLE[0] + stretch * x, _MIDDLE[1] + stretch * y + 4

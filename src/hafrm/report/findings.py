@@ -5,8 +5,6 @@ Works on tables of marked-up cells, relations, figures and notes, independent of
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
 import re
 import statistics
@@ -15,12 +13,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from hafrm import atomic
-from hafrm.report.figures import caption_of, figure_style, standalone
-from hafrm.report.wording import interval, points, visible
+from hafrm.report.charts import caption_of, figure_style, standalone
+from hafrm.report.html import render
+from hafrm.report.wording import interval, points
 
 Rival = Literal["baseline", "dpo"]
 Cell = str | Markup
@@ -93,11 +91,14 @@ def write_findings(findings: Findings, folder: Path) -> Path:
     Returns:
         The page's path.
     """
-    tables = _all_tables(findings)
+    figures = [(caption_of(svg), svg) for svg in findings.figures.values()]
+    page = render(
+        "findings.html.j2", style=figure_style(), findings=findings, figures=figures, tables=_all_tables(findings)
+    )
     for name, svg in findings.figures.items():
         atomic.write_text(folder / f"{name}.svg", standalone(svg))
     atomic.write_text(folder / "table.md", findings_markdown(findings))
-    atomic.write_text(folder / "index.html", _page(findings, tables))
+    atomic.write_text(folder / "index.html", page)
     relations = [each.as_dict() for each in findings.relations]
     results = {"title": findings.title, **findings.results, "relations": relations, "notes": list(findings.notes)}
     atomic.write_json(folder / "results.json", results)
@@ -169,20 +170,3 @@ def table_markdown(table: Table) -> str:
 
 def _md_cell(cell: Cell) -> str:
     return re.sub(r"\s*\n\s*", " ", str(cell if isinstance(cell, Markup) else escape(cell))).replace("|", "\\|")
-
-
-def _page(findings: Findings, tables: Sequence[Table]) -> str:
-    environment = Environment(
-        loader=PackageLoader("hafrm", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"visible": visible, "caption_of": caption_of}
-    style = figure_style()
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
-    return environment.get_template("findings.html.j2").render(
-        findings=findings, tables=tables, style=style, policy=policy
-    )

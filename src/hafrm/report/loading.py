@@ -76,7 +76,7 @@ class Evaluation:
     no_log_odds: frozenset[str] = frozenset()
     """The models whose margins are not log-odds: their results have no calibration error."""
     suites: Mapping[str, Any] = field(default_factory=dict)
-    """The results of `summarise_suite`, by the suite's name; see `hafrm.report.suites`."""
+    """The results of `summarise_suite`, by the suite's name; see `hafrm.report.tables`."""
 
     def on(self, data: str) -> dict[str, Cell]:
         """Return the models that were evaluated on a data set."""
@@ -121,20 +121,20 @@ def read_evaluation(folder: Path) -> Evaluation:
         comparisons = tuple(_comparison(row) for row in results["comparisons"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
-            f"{folder / RESULTS_FILE} does not hold an evaluation's results ({type(error).__name__}: {error}). "
+            f"{folder / RESULTS_FILE} does not contain an evaluation's results ({type(error).__name__}: {error}). "
             "Evaluate again."
         ) from error
     strays = {(score.model, score.data) for score in scores} - set(cells)
     if strays:
         model, data = min(strays)
         raise DataError(
-            f"{folder}: {SCORES_FILE} holds scores of {model} on {data}, of which {RESULTS_FILE} knows nothing, "
-            "so they are of different evaluations. Evaluate again."
+            f"{folder}: {SCORES_FILE} has scores of {model} on {data}, which {RESULTS_FILE} does not mention, "
+            "so they are from different evaluations. Evaluate again."
         )
     if rows != len(scores):
         raise DataError(
-            f"{folder}: {SCORES_FILE} holds {len(scores)} scores, but {RESULTS_FILE} is of {rows}, so one of them is "
-            "cut short or of another evaluation. Evaluate again."
+            f"{folder}: {SCORES_FILE} has {len(scores)} scores, but {RESULTS_FILE} was computed from {rows}, so one is "
+            "cut short or from another evaluation. Evaluate again."
         )
     return Evaluation(
         models=tuple(dict.fromkeys([*(model for model, _ in cells), *suite_models])),
@@ -162,15 +162,15 @@ def _read_finite_scores(path: Path) -> tuple[PairScore, ...]:
         for reward in (score.reward_chosen, score.reward_rejected):
             if reward is not None and not math.isfinite(reward):
                 raise DataError(
-                    f"{path}, line {number}: the reward {reward} of pair {score.id} is no finite number. "
-                    "Look for an overflow in the model (half precision, for one), and evaluate it again."
+                    f"{path}, line {number}: the reward {reward} of pair {score.id} is not finite. "
+                    "Look for an overflow in the model (for example from half precision), and evaluate it again."
                 )
     return scores
 
 
 def _require(path: Path) -> None:
     if not path.is_file():
-        raise DataError(f"{path} is missing, so there is nothing to show. Make it with `hafrm evaluate`.")
+        raise DataError(f"{path} is missing, so there is nothing to show. Write it with `hafrm evaluate`.")
 
 
 def _cell(raw: Mapping[str, Any]) -> Cell:

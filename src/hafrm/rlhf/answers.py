@@ -14,11 +14,9 @@ from hafrm.models.generating import prompt_ids
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.pairs import Prompt
 from hafrm.rlhf.checkpoints import checkpoint_folders, restore_policy
-from hafrm.rlhf.loading import new_policy, ready_policy
 from hafrm.rlhf.objectives import kl_estimates
 from hafrm.rlhf.options import RlhfConfig
-from hafrm.rlhf.policy import Policy
-from hafrm.rlhf.sampling import sample_responses
+from hafrm.rlhf.policy import Policy, new_policy, ready_policy, sample_responses
 
 _AT_ONCE = 32
 """Prompts per batch. The drawn responses depend on it."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
 
 from hafrm.errors import ConfigError, MissingExtraError
 from hafrm.models.generating import stop_tokens
@@ -84,22 +84,20 @@ class GroupReward:
         ]
 
 
-class _Curves(TrainerCallback):
-    """Writes metrics.jsonl with our names, and reports every step."""
+class _Progress(TrainerCallback):
+    """Writes metrics.jsonl with our names, reports every step, and schedules checkpoints like PPO's."""
 
     def __init__(self, job: RlhfJob, reward: GroupReward) -> None:
         self.job, self.reward, self.last = job, reward, dict[str, float]()
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Drop the lines of steps that will be repeated."""
         keep_metrics(self.job.folder / METRICS_FILE, state.global_step)
         self.job.say(self.job.opening(state.global_step))
 
     def on_log(
         self,
-        args: TrainingArguments,
+        args: Any,
         state: TrainerState,
         control: TrainerControl,
         logs: dict[str, float] | None = None,
@@ -115,19 +113,11 @@ class _Curves(TrainerCallback):
             add_metrics(self.job.folder / METRICS_FILE, state.global_step, self.last)
             self.job.progress(state.global_step, self.last)
 
-
-class _Saves(TrainerCallback):
-    """Schedules checkpoints like PPO's, but never between two passes over a batch.
-
-    TRL does not save the drawn responses, so a run resumed there would draw others.
-    """
-
-    def __init__(self, config: RlhfConfig) -> None:
-        self.config = config
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Ask for a checkpoint."""
-        control.should_save = self.config.is_checkpoint(state.global_step)
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Ask for a checkpoint, but never between two passes over a batch: TRL does not save drawn responses, so a run
+        resumed there would draw others.
+        """
+        control.should_save = self.job.config.is_checkpoint(state.global_step)
 
 
 class _Checksums(Trainer):
@@ -163,18 +153,18 @@ def train_groups(job: RlhfJob) -> RlhfResult:
         require_as_saved(checkpoint)
     causal_lm = job.model.causal_lm
     reward = GroupReward(job, scorer, set(stop_tokens(causal_lm, job.tokenizer)))
-    curves = _Curves(job, reward)
+    progress = _Progress(job, reward)
     trainer = type(trainer_class.__name__, (_Checksums, trainer_class), {})(
         model=causal_lm,
         reward_funcs=reward,
         args=options(**_arguments(job.config)),
         train_dataset=_dataset(job),
         processing_class=job.tokenizer,
-        callbacks=[curves, _Saves(job.config)],
+        callbacks=[progress],
     )
     trainer.remove_callback(PrinterCallback)
     train_to_the_end(trainer, job.folder)
-    return job.finish(curves.last)
+    return job.finish(progress.last)
 
 
 def _require_plain(job: RlhfJob) -> None:
@@ -226,7 +216,7 @@ def _arguments(config: RlhfConfig) -> dict[str, Any]:
         "weight_decay": 0.0,
         "optim": "adamw_torch",
         "seed": config.seed,
-        "save_strategy": "no",  # scheduled by `_Saves`
+        "save_strategy": "no",  # scheduled by `_Progress`
         "logging_steps": 1,
         "report_to": [],
         "disable_tqdm": True,

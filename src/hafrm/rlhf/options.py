@@ -7,10 +7,9 @@ no effect on the algorithm is refused.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 
@@ -21,10 +20,13 @@ from hafrm.models.loading import ScorerChoice, require_server_options
 from hafrm.models.lora import LoraOptions
 from hafrm.models.remote import is_server
 from hafrm.models.scorers import ScoreOptions
+from hafrm.options import check, option, refuse_unread
 from hafrm.rlhf.objectives import KlController, KlEstimator, ScoreScale
 
 Algorithm = Literal["ppo", "grpo", "rloo"]
 
+_PPO: tuple[Algorithm, ...] = ("ppo",)
+_GROUPS: tuple[Algorithm, ...] = ("grpo", "rloo")
 _KL_PRICES: Mapping[Algorithm, float] = {"ppo": 0.2, "grpo": 0.04, "rloo": 0.05}
 
 
@@ -32,124 +34,93 @@ _KL_PRICES: Mapping[Algorithm, float] = {"ppo": 0.2, "grpo": 0.04, "rloo": 0.05}
 class SamplingOptions:
     """Options for sampling responses."""
 
-    max_new_tokens: int = 256
+    max_new_tokens: int = option(256, least=1)
     """Maximum tokens of a response (Appendix A: 256)."""
 
-    top_p: float = 0.9
+    top_p: float = option(0.9, above=0, most=1)
     """Nucleus sampling: the smallest set of tokens with at least this share of the probability (Appendix A: 0.9).
     Log-probs still use the whole distribution; docs/rlhf.md explains the consequences.
     """
 
-    temperature: float = 1.0
+    temperature: float = option(1.0, above=0)
     """Temperature that divides logits, in sampling and in every log-prob."""
 
     def __post_init__(self) -> None:
-        _require_finite(self, "sampling.")
-        if self.max_new_tokens < 1:
-            raise ConfigError(f"sampling.max_new_tokens must be at least 1, got {self.max_new_tokens}")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"sampling.top_p must be above 0 and at most 1, got {self.top_p}")
-        if not self.temperature > 0:
-            raise ConfigError(f"sampling.temperature must be positive, got {self.temperature}")
+        check(self, "sampling.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class KlOptions:
     """KL penalty that keeps the policy close to the reference."""
 
-    coefficient: float | None = None
+    coefficient: float | None = option(None, least=0)
     """KL coefficient, the penalty per nat of KL(policy || reference). PPO starts with it (0.2); GRPO (0.04) and RLOO
     (0.05) keep it fixed.
     """
 
-    target: float | None = 6.0
+    target: float | None = option(6.0, above=0, only=_PPO)
     """PPO: target KL per response, in nats, to which the coefficient adapts; null keeps the coefficient."""
 
-    horizon: int = 10_000
+    horizon: int = option(10_000, least=1, only=_PPO)
     """PPO: responses over which a KL of twice the target raises the coefficient by about a fifth."""
 
-    estimator: KlEstimator = "k1"
+    estimator: KlEstimator = option("k1", only=_PPO)
     """PPO: `k1`, log pi - log pi_ref of the drawn token; or `k3`, which is never negative."""
 
     def __post_init__(self) -> None:
-        _require_finite(self, "kl.")
-        if self.coefficient is not None and self.coefficient < 0:
-            raise ConfigError(f"kl.coefficient must be 0 or more, got {self.coefficient}")
-        if self.target is not None and not self.target > 0:
-            raise ConfigError(f"kl.target must be positive, or null, got {self.target}")
-        if self.horizon < 1:
-            raise ConfigError(f"kl.horizon must be at least 1, got {self.horizon}")
-        if self.estimator not in ("k1", "k3"):
-            raise ConfigError(f"kl.estimator must be k1 or k3, got {self.estimator!r}")
+        check(self, "kl.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PpoOptions:
     """Options for PPO's learning from a batch of responses."""
 
-    epochs: int = 4
+    epochs: int = option(4, least=1, only=_PPO)
     """Number of passes over each batch."""
 
-    minibatches: int = 1
+    minibatches: int = option(1, least=1, only=_PPO)
     """Optimizer steps per epoch; the batch's responses are split evenly, and reshuffled for each epoch."""
 
-    gamma: float = 1.0
+    gamma: float = option(1.0, least=0, most=1, only=_PPO)
     """Discount of later rewards."""
 
-    gae_lambda: float = 0.95
+    gae_lambda: float = option(0.95, least=0, most=1, only=_PPO)
     """Lambda of generalised advantage estimation."""
 
-    clip: float = 0.2
+    clip: float = option(0.2, above=0, only=_PPO)
     """Maximum distance of a token's probability ratio from 1."""
 
-    value_clip: float = 0.2
+    value_clip: float = option(0.2, above=0, only=_PPO)
     """Maximum change of a value per batch."""
 
-    scores: ScoreScale = "normalised"
+    scores: ScoreScale = option("normalised", only=_PPO)
     """`normalised` subtracts the mean of all scores so far and divides by their standard deviation, since a reward
     model's zero and unit are arbitrary, and values begin at zero. `centred` only subtracts the mean; `raw` uses scores
     unchanged, as LLaMA-Factory does.
     """
 
-    value_weight: float = 0.1
+    value_weight: float = option(0.1, least=0, only=_PPO)
     """Weight of the value loss relative to the policy loss."""
 
     def __post_init__(self) -> None:
-        _require_finite(self, "ppo.")
-        for name in ("epochs", "minibatches"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"ppo.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("gamma", "gae_lambda"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"ppo.{name} must be in [0, 1], got {getattr(self, name)}")
-        for name in ("clip", "value_clip"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"ppo.{name} must be positive, got {getattr(self, name)}")
-        if self.scores not in ("raw", "centred", "normalised"):
-            raise ConfigError(f"ppo.scores must be raw, centred or normalised, got {self.scores!r}")
-        if self.value_weight < 0:
-            raise ConfigError(f"ppo.value_weight must be 0 or more, got {self.value_weight}")
+        check(self, "ppo.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroupOptions:
     """Options of GRPO and RLOO, which compare responses to the same prompt."""
 
-    generations: int = 4
+    generations: int = option(4, least=2, only=_GROUPS)
     """Responses per prompt, at least 2; the batch is a multiple of it."""
 
-    iterations: int = 1
+    iterations: int = option(1, least=1, only=_GROUPS)
     """Passes over each batch, each of which is a separate step: `steps` counts them all."""
 
-    clip: float = 0.2
+    clip: float = option(0.2, above=0, only=_GROUPS)
     """Maximum distance of a probability ratio from 1."""
 
     def __post_init__(self) -> None:
-        _require_finite(self, "group.")
-        if self.generations < 2:
-            raise ConfigError(f"group.generations must be at least 2, got {self.generations}")
-        if self.iterations < 1 or not self.clip > 0:
-            raise ConfigError("group.iterations must be at least 1 and group.clip positive.")
+        check(self, "group.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,26 +145,26 @@ class RlhfConfig(ScorerChoice):
     algorithm: Algorithm = "ppo"
     """`ppo`; or `grpo` or `rloo` from TRL (pip install 'hafrm[trl]')."""
 
-    gold: str | None = None
+    gold: str | None = option(None, only=_PPO)
     """A second scorer for monitoring only: shows whether the intended reward follows the one that is trained on."""
 
-    steps: int = 6250
+    steps: int = option(6250, least=1)
     """Number of batches of responses to learn from; 6250 of 16 are the paper's 100,000 episodes. `group.iterations`
     passes over a batch count as that many steps.
     """
 
-    batch_size: int = 16
+    batch_size: int = option(16, least=1)
     """Responses per step (Appendix A: 16)."""
 
-    learning_rate: float = 2e-5
+    learning_rate: float = option(2e-5, above=0)
     """Learning rate (Appendix A: 2e-5)."""
 
     lr_scheduler_type: str = "linear"
     """Any schedule of transformers that only depends on the step; `linear`, transformers' default, falls to 0."""
 
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = option(1.0, above=0)
 
-    max_prompt_tokens: int = 256
+    max_prompt_tokens: int = option(256, least=1)
     """Maximum tokens of a prompt; longer prompts are left out and counted."""
 
     missing_eos_penalty: float = 0.0
@@ -201,7 +172,7 @@ class RlhfConfig(ScorerChoice):
     detect this itself: it reads text, to which its template adds the end.
     """
 
-    checkpoints: int = 10
+    checkpoints: int = option(10, least=1)
     """Number of checkpoints, at equal intervals (rounded up to whole steps), the last at the end. All are kept. With
     `group.iterations` above 1, a checkpoint waits for the last pass over its batch.
     """
@@ -219,10 +190,10 @@ class RlhfConfig(ScorerChoice):
 
     data_options: ReadOptions = field(default_factory=ReadOptions)
 
-    tokens_per_batch: int = 8192
+    tokens_per_batch: int = option(8192, least=1, only=_PPO)
     """PPO: maximum tokens per forward pass. Changes no gradient; smaller values save memory."""
 
-    seed: int = 0
+    seed: int = option(0, least=0, below=2**32)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Dtype of the policy's weights. `auto`: float32; for LoRA on a GPU, bfloat16. `float16` is only for LoRA."""
 
@@ -233,23 +204,12 @@ class RlhfConfig(ScorerChoice):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_finite(self)
+        check(self)
         if not self.data:
             raise ConfigError("data: name at least one file or data set of prompts.")
-        if self.algorithm not in _KL_PRICES:
-            raise ConfigError(f"algorithm must be one of {', '.join(_KL_PRICES)}, got {self.algorithm!r}")
-        for name in ("steps", "batch_size", "max_prompt_tokens", "checkpoints", "tokens_per_batch"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.seed < 2**32:
-            raise ConfigError(f"seed must be from 0 to 2^32 - 1, as numpy's seeds are, got {self.seed}")
-        for name in ("learning_rate", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
         for name, why in self._broken():
             raise ConfigError(f"{name}: {why}")
-        for name in self._unread():
-            raise ConfigError(f"{name} has no effect with --algorithm {self.algorithm}: leave it out.")
+        refuse_unread(self, self.algorithm, f"--algorithm {self.algorithm}")
         self._refuse_unread_by_servers()
 
     def _refuse_unread_by_servers(self) -> None:
@@ -281,27 +241,15 @@ class RlhfConfig(ScorerChoice):
         if self.dtype == "float16" and not self.lora.enabled:  # AdamW's epsilon, 1e-8, is 0 in it
             yield "dtype", "float16 weights become NaN in the first step. Use float32 or bfloat16, or set lora.rank."
         if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
-            yield "lr_scheduler_type", f"{self.lr_scheduler_type} follows a validation loss, which there is not here."
+            yield "lr_scheduler_type", f"{self.lr_scheduler_type} follows a validation loss, but there is none here."
         if self.algorithm == "ppo":
             if self.batch_size % self.ppo.minibatches:
                 yield (
                     "ppo.minibatches",
-                    f"{self.batch_size} responses do not go into {self.ppo.minibatches} equal parts.",
+                    f"{self.batch_size} responses can't be split into {self.ppo.minibatches} equal parts.",
                 )
         elif self.batch_size % self.group.generations:
-            yield "group.generations", f"a batch of {self.batch_size} is no multiple of {self.group.generations}."
-
-    def _unread(self) -> Iterator[str]:
-        """Yield options that were set but have no effect on the algorithm."""
-        if self.algorithm == "ppo":
-            yield from _changed(self.group, "group")
-            return
-        yield from (name for name in _changed(self.kl, "kl") if name != "kl.coefficient")
-        yield from _changed(self.ppo, "ppo")
-        if self.gold is not None:
-            yield "gold"
-        if self.tokens_per_batch != type(self).tokens_per_batch:
-            yield "tokens_per_batch"
+            yield "group.generations", f"a batch of {self.batch_size} is not a multiple of {self.group.generations}."
 
     @property
     def kl_coefficient(self) -> float:
@@ -341,16 +289,3 @@ class RlhfConfig(ScorerChoice):
             return False
         before = (step - 1) // self.group.iterations * self.group.iterations
         return step * self.checkpoints // self.steps > before * self.checkpoints // self.steps
-
-
-def _require_finite(options: Any, prefix: str = "") -> None:
-    """Raise for NaN and infinity, which comparisons can let through."""
-    for name in (f.name for f in fields(options)):
-        value = getattr(options, name)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{prefix}{name} must be a finite number, got {value}")
-
-
-def _changed(options: Any, prefix: str) -> Iterator[str]:
-    """Yield the names of fields that differ from their defaults."""
-    yield from (f"{prefix}.{f.name}" for f in fields(options) if getattr(options, f.name) != f.default)

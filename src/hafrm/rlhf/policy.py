@@ -1,27 +1,35 @@
-"""The policy to train, with its values and its reference.
+"""The policy to train, with its values and its reference, and the responses that it draws.
 
 A `HybridModel` is used as it is: the causal LM is the policy, and its second head, `Linear(H, 1)`, gives the
-value of the state before each response token instead of a reward. It works on token groups and batches, independent of
-texts and rewards. Shape letters: T response tokens of a batch, H hidden, V vocabulary.
+value of the state before each response token instead of a reward. It works on token ids, groups and batches,
+independent of rewards. Shape letters: T response tokens of a batch, H hidden, V vocabulary.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from hafrm.encoding import TokenGroup
+from hafrm.errors import ConfigError
 from hafrm.logprobs import LogitTransform, linear_log_probs
-from hafrm.models.hybrid import HybridModel
-from hafrm.models.layout import Layout
+from hafrm.models.generating import continuations, stop_tokens
+from hafrm.models.hybrid import HybridModel, max_positions
+from hafrm.models.layout import Layout, choose_layout
 from hafrm.models.modes import evaluating
-from hafrm.packing import SequenceBatch
+from hafrm.models.probe import random_groups
+from hafrm.models.runinfo import require_finished
+from hafrm.models.stock import new_model
+from hafrm.packing import SequenceBatch, pad_rows
+from hafrm.rlhf.options import RlhfConfig, SamplingOptions
 
 _LOGITS = 2**24
 """Maximum logits in memory at once when the whole distribution is needed: 64 MiB."""
@@ -127,3 +135,88 @@ class Policy:
             log_probs = logits.log_softmax(-1)
             entropies.append(-(log_probs.exp() * log_probs).sum(-1))
         return torch.cat(entropies)
+
+
+def new_policy(config: RlhfConfig, tokenizer: Any) -> HybridModel:
+    """Load the initial model, with adapters if any.
+
+    Raises:
+        ModelError: no causal LM can be loaded from there.
+        ConfigError: prompts with responses do not fit the model.
+    """
+    require_finished(Path(config.model))
+    model = new_model(
+        config.model,
+        tokenizer,
+        lora=config.lora,
+        head_init="zero",
+        dtype=config.torch_dtype,
+        trust_remote_code=config.trust_remote_code,
+    )
+    positions = max_positions(model.config)
+    if positions is not None and config.max_length > positions:
+        raise ConfigError(
+            f"max_prompt_tokens {config.max_prompt_tokens} and sampling.max_new_tokens "
+            f"{config.sampling.max_new_tokens} add up to {config.max_length}, but {config.model} has {positions} "
+            "positions. Lower one of the two."
+        )
+    return model
+
+
+def ready_policy(
+    config: RlhfConfig, model: HybridModel, tokenizer: Any, *, report: Callable[[str], None] = lambda reason: None
+) -> Policy:
+    """Return the policy on its device, with its current weights as the reference.
+
+    Args:
+        config: The options.
+        model: The result of `new_policy`.
+        tokenizer: Its tokenizer.
+        report: Called with the reason if batches are padded.
+
+    Raises:
+        ModelError: hafrm does not support the model's way of computing logits.
+    """
+    model.to(config.score.torch_device())
+    pad = tokenizer.pad_token_id
+    model.check_policy_head(pad_rows(random_groups(model), pad_token_id=pad))
+    layout = choose_layout(model, pad, max_length=config.max_length, report=report)
+    return Policy(model, layout, temperature=config.sampling.temperature, tokens_per_batch=config.tokens_per_batch)
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A policy's response."""
+
+    ids: tuple[int, ...]
+    """The drawn tokens, including the one that ends the turn."""
+    text: str
+    """Without special tokens and surrounding white space."""
+    ended: bool
+    """Whether it ended within the limit."""
+
+
+def sample_responses(
+    causal_lm: nn.Module, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: SamplingOptions
+) -> list[Response]:
+    """Sample one response to each prompt, in order, with the program's random numbers.
+
+    Only `sampling` shapes the distribution; anything else would make the log-probs those of another distribution.
+
+    Args:
+        causal_lm: A stock causal LM, or a PEFT model around one.
+        tokenizer: Its prepared tokenizer.
+        prompts: Token ids.
+        sampling: How to draw.
+    """
+    rows = continuations(causal_lm, tokenizer, prompts, do_sample=True, top_k=0, **asdict(sampling))
+    ends = stop_tokens(causal_lm, tokenizer)
+    return [_response(row, ends, tokenizer) for row in rows.tolist()]
+
+
+def _response(row: Sequence[int], ends: Sequence[int], tokenizer: Any) -> Response:
+    """Cut a row of generated tokens after the first that ends it."""
+    stop = next((place for place, token in enumerate(row) if token in ends), None)
+    ids = row if stop is None else row[: stop + 1]
+    text = tokenizer.decode(row[:stop], skip_special_tokens=True)
+    return Response(tuple(ids), text.strip(), stop is not None)

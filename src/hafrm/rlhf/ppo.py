@@ -34,10 +34,9 @@ from hafrm.rlhf.objectives import (
     whiten,
 )
 from hafrm.rlhf.options import RlhfConfig
-from hafrm.rlhf.policy import Measured, Policy
+from hafrm.rlhf.policy import Measured, Policy, Response, sample_responses
 from hafrm.rlhf.prompts import deal
 from hafrm.rlhf.rewards import answered, require_scored, scores_of
-from hafrm.rlhf.sampling import Response, sample_responses
 
 
 @dataclass(frozen=True)

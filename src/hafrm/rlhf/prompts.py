@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +10,7 @@ from typing import Any
 
 import torch
 
-from hafrm.data import ReadOptions, read_prompts
+from hafrm.data import ReadOptions, load_prompts
 from hafrm.errors import BadRowReason, DataError
 from hafrm.models.generating import count_prompt_tokens, prompt_lengths
 from hafrm.pairs import Prompt
@@ -28,7 +25,7 @@ class PromptSet:
     """For the manifest: each source with its prompts and their fingerprint, the dropped and the kept prompts."""
 
 
-def load_prompts(
+def prompt_set(
     names: Sequence[str], tokenizer: Any, *, max_tokens: int, options: ReadOptions | None = None, split: str = "train"
 ) -> PromptSet:
     """Read prompts.
@@ -46,15 +43,8 @@ def load_prompts(
         DataError: there are no usable prompts.
     """
     options = options or ReadOptions()
-    sources: list[dict[str, Any]] = []
-    found: dict[Prompt, str] = {}
-    for name in names:
-        skipped: Counter[str] = Counter()
-        rows = list(read_prompts(name, options, split=split, skipped=skipped))
-        for row in rows:
-            found.setdefault(row.prompt, row.id)
-        prompts = [row.prompt for row in rows]
-        sources.append({"name": name, "kept": len(prompts), "sha256": _fingerprint(prompts), "skipped": dict(skipped)})
+    read = load_prompts(names, options, split=split)
+    found = {row.prompt: row.id for row in read.rows}
     lengths = prompt_lengths(
         {place: prompt for prompt, place in found.items()},
         partial(count_prompt_tokens, tokenizer),
@@ -64,8 +54,16 @@ def load_prompts(
     if not fitting:
         raise DataError(f"{', '.join(names)}: {_why_none(len(found), len(found) - len(lengths), max_tokens)}")
     account = {
-        "sources": sources,
-        "repeated": sum(source["kept"] for source in sources) - len(found),
+        "sources": [
+            {
+                "name": report.name,
+                "kept": report.kept,
+                "sha256": report.sha256,
+                "skipped": dict(report.left_out),
+            }
+            for report in read.reports
+        ],
+        "repeated": read.repeated,
         BadRowReason.REFUSED_BY_TEMPLATE.value: len(found) - len(lengths),
         "overlong": len(lengths) - len(fitting),
         "pairs": len(fitting),
@@ -75,8 +73,6 @@ def load_prompts(
 
 def _why_none(prompts: int, refused: int, max_tokens: int) -> str:
     """Explain why there are no usable prompts, and what to do; the chat template can't render `refused` of them."""
-    if not prompts:
-        return "no row holds a prompt that can be read. Give other prompts."
     template = f"the policy's chat template refuses {'all' if prompts == refused else refused} of {prompts} prompts"
     if prompts == refused > 0:
         return f"{template}. Change their roles, or use a tokenizer with another chat template."
@@ -105,10 +101,3 @@ def deal(count: int, batch_size: int, step: int, seed: int) -> list[int]:
             generator = torch.Generator().manual_seed(seed + 1_000_003 * (place // count))
             orders[place // count] = torch.randperm(count, generator=generator).tolist()
     return [orders[place // count][place % count] for place in range(first, first + batch_size)]
-
-
-def _fingerprint(prompts: Sequence[Prompt]) -> str:
-    digest = hashlib.sha256()
-    for prompt in prompts:
-        digest.update((json.dumps([turn.as_dict() for turn in prompt.turns]) + prompt.arguments).encode() + b"\n")
-    return digest.hexdigest()

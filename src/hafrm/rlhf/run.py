@@ -20,10 +20,10 @@ from hafrm.numerics import cpu_tuned
 from hafrm.rlhf.checkpoints import newest_checkpoint, restore, save_checkpoint
 from hafrm.rlhf.groups import train_groups
 from hafrm.rlhf.job import Progress, RlhfJob, RlhfResult
-from hafrm.rlhf.loading import new_policy, ready_policy
 from hafrm.rlhf.options import RlhfConfig
+from hafrm.rlhf.policy import new_policy, ready_policy
 from hafrm.rlhf.ppo import PpoTrainer
-from hafrm.rlhf.prompts import load_prompts
+from hafrm.rlhf.prompts import prompt_set
 from hafrm.rlhf.rewards import load_reward, reward_identity
 from hafrm.training.callbacks import METRICS_FILE, add_metrics, keep_metrics
 from hafrm.training.folders import claim_folder, hold_folder
@@ -67,7 +67,7 @@ def _prepare(config: RlhfConfig, progress: Progress, say: Callable[[str], None])
         say(note)
     torch.manual_seed(config.seed)
     tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
-    prompts = load_prompts(config.data, tokenizer, max_tokens=config.max_prompt_tokens, options=config.data_options)
+    prompts = prompt_set(config.data, tokenizer, max_tokens=config.max_prompt_tokens, options=config.data_options)
     account = {"train": prompts.account}
     if before is not None:
         require_same_data(before, account, folder)

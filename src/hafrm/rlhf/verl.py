@@ -15,8 +15,9 @@ from typing import Any
 
 from hafrm.errors import BadRowError, ConfigError, DataError, ModelError
 from hafrm.models.remote import RemoteScorer
-from hafrm.pairs import Conversation, RowReader
+from hafrm.pairs import Conversation
 from hafrm.rlhf.rewards import answered, scores_of
+from hafrm.rows import RowReader
 
 ADDRESS = "HAFRM_REWARD_URL"
 """The environment variable with the server's address."""

@@ -16,9 +16,8 @@ from hafrm.data.simulated import SimulatedReward, is_simulated, simulated_reward
 from hafrm.errors import ConfigError, DataError
 from hafrm.evaluation.parts import PARTS, Part
 from hafrm.evaluation.scoring import scored_chunks
-from hafrm.judging.budget import Budget
 from hafrm.judging.judges import ranks_of
-from hafrm.judging.options import JudgeOptions
+from hafrm.judging.options import Budget, JudgeOptions
 from hafrm.models.identity import model_identity
 from hafrm.models.loading import ScorerChoice
 from hafrm.models.outputs import require_results

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hafrm.data import RawRow, ReadOptions, fingerprint, read_rows
-from hafrm.errors import BadRowError, BadRowReason, DataError
-from hafrm.pairs import Conversation, Message, Prompt, RowReader, prompt_group
+from hafrm.data import ReadOptions, SourceReport, fingerprint, nothing_left, read_records
+from hafrm.data.collecting import Drop
+from hafrm.errors import BadRowReason, DataError
+from hafrm.pairs import Conversation, Message, Prompt, prompt_group
+from hafrm.rows import RowReader
 from hafrm.sampling.samples import MANIFEST_FILE, SAMPLES_FILE
 
 
@@ -101,21 +102,11 @@ def load_candidates(samples: str, options: ReadOptions) -> CandidateSet:
     if path.is_dir():
         _require_finished(path)
         path = path / SAMPLES_FILE
-    found = CandidateSet()
-    for row in read_rows(path):
-        try:
-            if isinstance(row.value, Mapping) and row.value.get("unsampled"):
-                found.left_out[str(row.value["unsampled"])] += 1
-            else:
-                found.rows.append(_candidates(row, str(path)))
-        except BadRowError as error:
-            if options.on_bad_row == "error":
-                raise
-            found.left_out[error.reason.value] += 1
-    if not found.rows:
-        lost = ", ".join(f"{count} {reason}" for reason, count in found.left_out.items())
-        raise DataError(f"{path}: there are no responses to choose from ({lost or 'no row'}).")
-    return found
+    report = SourceReport(name=str(path), kind="file")
+    rows = list(read_records(str(path), report, options, _candidates))
+    if not rows:
+        raise nothing_left(str(path), "are no responses to choose from", [report])
+    return CandidateSet(rows, report.left_out)
 
 
 def _require_finished(folder: Path) -> None:
@@ -139,36 +130,25 @@ def _require_finished(folder: Path) -> None:
         )
 
 
-def _candidates(row: RawRow, source: str) -> Candidates:
-    if row.error is not None:
-        raise row.error
-    reader = RowReader(row.value, source=source, number=row.number)
+def _candidates(reader: RowReader) -> Candidates | Drop:
+    """Read a prompt with its responses; an empty response is one too, since a model may end at once."""
+    if reader.row.get("unsampled"):
+        return Drop(str(reader.row["unsampled"]))
     prompt = reader.prompt()
-    counts: Counter[tuple[Message, ...]] = Counter()
-    for response, count in _responses(reader):
-        counts[response] += count
+    responses = reader.responses("Give at least one response.", bool)
+    counts = reader.row.get("counts", [1] * len(responses))
+    whole = isinstance(counts, list) and all(type(count) is int and count > 0 for count in counts)
+    if not whole or len(counts) != len(responses):
+        problem, remedy = "does not contain a number above 0 for each response", "Correct it, or leave the field out."
+        raise reader.error(BadRowReason.WRONG_TYPE, "counts", problem, remedy)
+    drawn: Counter[tuple[Message, ...]] = Counter()
+    for response, count in zip(responses, counts, strict=True):
+        drawn[response] += count
     return Candidates(
         group=reader.string_or_none("group") or prompt_group(prompt),
         prompt=prompt,
-        responses=tuple(counts),
-        counts=tuple(counts.values()),
-        source=source,
-        row=row.number,
+        responses=tuple(drawn),
+        counts=tuple(drawn.values()),
+        source=reader.source,
+        row=reader.number,
     )
-
-
-def _responses(reader: RowReader) -> Iterator[tuple[tuple[Message, ...], int]]:
-    """Yield each response with its count. An empty one is a response too: a model may end at once."""
-    values = reader.row.get("responses")
-    if not isinstance(values, list) or not values:
-        reason = BadRowReason.WRONG_TYPE if reader.has("responses") else BadRowReason.MISSING_FIELD
-        raise reader.error(reason, "responses", "is no list of responses", "Give at least one response.")
-    counts = reader.row.get("counts", [1] * len(values))
-    whole = isinstance(counts, list) and all(type(count) is int and count > 0 for count in counts)
-    if not whole or len(counts) != len(values):
-        problem, remedy = "does not hold a number above 0 for each response", "Mend it, or leave the field out."
-        raise reader.error(BadRowReason.WRONG_TYPE, "counts", problem, remedy)
-    named = {f"responses[{place}]": value for place, value in enumerate(values)}
-    responses = RowReader({"prompt": reader.row["prompt"], **named}, source=reader.source, number=reader.number)
-    for name, count in zip(named, counts, strict=True):
-        yield responses.messages(name, "assistant"), count

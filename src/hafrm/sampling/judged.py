@@ -16,9 +16,8 @@ from typing import Any
 
 from hafrm import atomic
 from hafrm.errors import ConfigError, ModelError
-from hafrm.judging.budget import Budget
 from hafrm.judging.endpoint import require_askable
-from hafrm.judging.options import JudgeOptions
+from hafrm.judging.options import Budget, JudgeOptions
 from hafrm.judging.results import nothing_judged
 from hafrm.judging.rows import Mode
 from hafrm.judging.run import JudgeConfig, judge_rows

@@ -6,7 +6,6 @@ resumed run ends with the same file as an uninterrupted one.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,7 +15,7 @@ from typing import Any, Literal
 from transformers import AutoConfig, PreTrainedConfig
 
 from hafrm import atomic
-from hafrm.data import PromptRow, ReadOptions
+from hafrm.data import PromptRow, Prompts, ReadOptions, load_prompts
 from hafrm.errors import BadRowReason, ConfigError, DataError, ModelError
 from hafrm.evaluation.scoring import OVERLONG
 from hafrm.models.checkpoints import load_run
@@ -30,8 +29,8 @@ from hafrm.models.runinfo import RUN_FILE
 from hafrm.models.scorers import ScoreOptions
 from hafrm.models.stock import load_causal_lm, loading
 from hafrm.models.tokenizers import load_tokenizer, resize_embeddings
-from hafrm.sampling.generators import Generator, SampleOptions, prompt_seed
-from hafrm.sampling.prompts import Prompts, load_prompts
+from hafrm.options import check, option
+from hafrm.sampling.engines import Generator, SampleOptions, TransformersGenerator, VllmGenerator, prompt_seed
 from hafrm.sampling.samples import MANIFEST_FILE, SAMPLES_FILE, Samples, sample_counts, sample_line, write_manifest
 
 _BATCHES_AT_ONCE = {"transformers": 1, "vllm": 64}
@@ -53,10 +52,10 @@ class SampleConfig:
     out: str
     """The folder for samples.jsonl and manifest.json. If it contains a stopped run, that run is resumed."""
 
-    n: int = 8
+    n: int = option(8, least=1)
     """Responses per prompt (the paper: 8, and 4 for Phi-2). Equal ones are written once, with their count."""
 
-    prompts: int | None = None
+    prompts: int | None = option(None, least=1)
     """Maximum number of distinct prompts; the first ones are used. Default: all."""
 
     split: str = "test"
@@ -67,7 +66,7 @@ class SampleConfig:
     engine: Engine = "transformers"
     """Sampling engine; `vllm` must be installed separately."""
 
-    max_length: int | None = None
+    max_length: int | None = option(None, least=2)
     """Maximum tokens of a prompt with its response, by default the model's own limit. Longer prompts get no response.
     """
 
@@ -83,12 +82,7 @@ class SampleConfig:
     data_options: ReadOptions = field(default_factory=ReadOptions)
 
     def __post_init__(self) -> None:
-        for name, least in (("n", 1), ("prompts", 1), ("max_length", 2)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(f"{name} must be at least {least}, got {value}")
-        if self.engine not in _BATCHES_AT_ONCE:
-            raise ConfigError(f"engine must be {' or '.join(_BATCHES_AT_ONCE)}, got {self.engine!r}")
+        check(self)
         if self.engine == "vllm" and self.device is not None:
             raise ConfigError("device has no effect with --engine vllm, which chooses its own: leave it out.")
         if is_server(self.model):
@@ -150,8 +144,8 @@ def _refuse_bare_adapters(model: str) -> None:
     """
     if (Path(model) / "adapter_config.json").is_file() and not (Path(model) / "config.json").is_file():
         raise ModelError(
-            f"{model} holds LoRA adapters alone. Give the run's own folder, whose policy is whole, or merge them into "
-            f"another folder, with the tokenizer: `AutoPeftModelForCausalLM.from_pretrained({model!r})"
+            f"{model} contains only LoRA adapters. Give the run's own folder, which has the whole policy, or merge "
+            f"them into another folder, with the tokenizer: `AutoPeftModelForCausalLM.from_pretrained({model!r})"
             ".merge_and_unload().save_pretrained(...)`."
         )
 
@@ -164,12 +158,8 @@ def _load(config: SampleConfig) -> tuple[Generator, int | None]:
         raise ConfigError(f"max_length is {config.max_length}, but the model has {positions} positions.")
     limit = config.max_length or positions
     if causal_lm is not None:
-        from hafrm.sampling.transformers_engine import TransformersGenerator
-
         causal_lm = causal_lm.to(config.score_options.torch_device())
         return TransformersGenerator(causal_lm, tokenizer, config.sampling), limit
-    from hafrm.sampling.vllm_engine import VllmGenerator
-
     made = VllmGenerator(
         config.model,
         tokenizer,
@@ -267,7 +257,7 @@ def _depends_on(config: SampleConfig, prompts: Prompts, *, identify: bool) -> di
         found = model_identity(config.model, choice, config.score_options)
         parts = ("its base", "the model", "its reference", "hafrm")  # the base: of adapters in half precision
         identity = {name: found[name] for name in parts if name in found} | {"dtype": config.dtype}
-    depends_on = {
+    return {
         **identity,
         "engine": config.engine,
         "n": config.n,
@@ -275,5 +265,3 @@ def _depends_on(config: SampleConfig, prompts: Prompts, *, identify: bool) -> di
         **{f"sampling.{name}": value for name, value in asdict(config.sampling).items()},
         "set of prompts": prompts.sha256,
     }
-    plain: dict[str, Any] = json.loads(json.dumps(depends_on))
-    return plain

@@ -7,8 +7,6 @@ drawn as different tokens (surrounding white space is stripped), so the tokens o
 
 from __future__ import annotations
 
-import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -19,7 +17,8 @@ from typing import Any
 from hafrm import atomic
 from hafrm.data import PromptRow
 from hafrm.errors import ConfigError, DataError
-from hafrm.sampling.generators import Draw
+from hafrm.sampling.engines import Draw
+from hafrm.store import LineFile, RunFolder, read_json
 from hafrm.training.manifest import git_revision, read_manifest
 
 SAMPLES_FILE = "samples.jsonl"
@@ -60,15 +59,19 @@ class Samples:
     """
 
     def __init__(self, folder: Path, depends_on: dict[str, Any], rows: Sequence[PromptRow]) -> None:
-        self.folder, self.path = folder, folder / SAMPLES_FILE
+        self._file = LineFile(folder / SAMPLES_FILE)
         self._place = {row.id: place for place, row in enumerate(rows)}
-        if self.path.exists() and self.path.stat().st_size:  # an empty run may be reused with any options
-            self.lines = self._resume(depends_on)
-        else:
+        if self._file.empty:  # an empty run may be reused with any options
             _refuse_other_manifests(folder)
             write_manifest(folder, depends_on, "sampling")
-            atomic.write_text(self.path, "")
-            self.lines = []
+            self._rewrite([])
+            return
+        RunFolder(folder, MANIFEST_FILE, "samples").require_same(depends_on)
+        self.lines: list[dict[str, Any]] = self._file.read(_line)
+        if not self.ids <= self._place.keys() or len(self.ids) < len(self.lines):
+            raise DataError(
+                f"{self._file.path} has lines that are not of these prompts, or are repeated. Choose another --out."
+            )
 
     @property
     def ids(self) -> set[str]:
@@ -82,12 +85,9 @@ class Samples:
 
     def extend(self, lines: Iterable[dict[str, Any]]) -> None:
         """Append lines; they are on disk when this returns."""
-        with atomic.naming(self.path), self.path.open("ab") as file:
-            for line in lines:
-                file.write(atomic.json_line(line))
-                self.lines.append(line)
-            file.flush()
-            os.fsync(file.fileno())
+        new = list(lines)
+        self._file.extend(new)
+        self.lines += new
 
     def finish(self) -> None:
         """Sort the lines into the order of the prompts; a sorted file is not rewritten."""
@@ -97,29 +97,11 @@ class Samples:
 
     def _rewrite(self, lines: list[dict[str, Any]]) -> None:
         self.lines = lines
-        with atomic.new_file(self.path) as file:
-            file.writelines(atomic.json_line(line) for line in lines)
+        self._file.replace(lines)
 
-    def _resume(self, depends_on: dict[str, Any]) -> list[dict[str, Any]]:
-        header = self.folder / MANIFEST_FILE
-        try:
-            before = json.loads(header.read_text(encoding="utf-8"))["depends_on"]
-            changed = [name for name in {**before, **depends_on} if before.get(name) != depends_on.get(name)]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(
-                f"{header} is missing or damaged, so nobody knows what {self.path} is of. Give another --out."
-            ) from error
-        if changed:
-            raise ConfigError(f"{self.folder} holds samples with another {', '.join(changed)}. Give another --out.")
-        atomic.drop_half_line(self.path)
-        try:
-            lines = [json.loads(line) for line in self.path.read_bytes().split(b"\n") if line]
-            ids = [line["id"] for line in lines]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{self.path} holds a line that is no sample ({error}). Give another --out.") from error
-        if not set(ids) <= self._place.keys() or len(set(ids)) < len(ids):
-            raise DataError(f"{self.path} holds lines that are not of these prompts, or twice. Give another --out.")
-        return lines
+
+def _line(value: Any) -> dict[str, Any]:
+    return {"id": value["id"], **value}
 
 
 def _refuse_other_manifests(folder: Path) -> None:
@@ -129,15 +111,9 @@ def _refuse_other_manifests(folder: Path) -> None:
         ConfigError: there is one.
     """
     path = folder / MANIFEST_FILE
-    if not path.exists():
-        return
-    try:
-        ours = "depends_on" in json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
-        ours = False
-    if not ours:
-        held = "a run" if read_manifest(folder) else f"a {MANIFEST_FILE} that no `hafrm sample` wrote"
-        raise ConfigError(f"{folder} holds {held}. Give another --out.")
+    if path.exists() and "depends_on" not in (read_json(path) or {}):
+        found = "a run" if read_manifest(folder) else f"a {MANIFEST_FILE} that `hafrm sample` did not write"
+        raise ConfigError(f"{folder} contains {found}. Choose another --out.")
 
 
 def write_manifest(folder: Path, depends_on: dict[str, Any], status: str, **counts: Any) -> dict[str, Any]:
@@ -156,22 +132,13 @@ def write_manifest(folder: Path, depends_on: dict[str, Any], status: str, **coun
 
 def sample_counts(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Count what was drawn, duplicates included."""
-    drawn = [each for line in lines for each in zip(line["responses"], line["counts"], *_sums(line), strict=True)]
+    texts = [(text, count) for line in lines for text, count in zip(line["responses"], line["counts"], strict=True)]
     return {
         "prompts": len(lines),
         "unsampled": dict(Counter(line["unsampled"] for line in lines if "unsampled" in line)),
-        "responses": sum(count for _, count, _, _ in drawn),
-        "distinct": len(drawn),
-        "empty": sum(count for text, count, _, _ in drawn if not text),
-        "unfinished": sum(unfinished for _, _, _, unfinished in drawn),
-        "tokens": sum(tokens for _, _, tokens, _ in drawn),
+        "responses": sum(count for _, count in texts),
+        "distinct": len(texts),
+        "empty": sum(count for text, count in texts if not text),
+        "unfinished": sum(sum(line["unfinished"]) for line in lines),
+        "tokens": sum(sum(line["total_tokens"]) for line in lines),
     }
-
-
-def _sums(line: dict[str, Any]) -> tuple[list[int], list[int]]:
-    """Return the tokens and the number of truncated draws of each distinct response, summed over its draws."""
-    if "total_tokens" in line:
-        return line["total_tokens"], line["unfinished"]
-    counts = line["counts"]  # older lines only record the first draw
-    tokens = [count * tokens for count, tokens in zip(counts, line["tokens"], strict=True)]
-    return tokens, [count * (not finished) for count, finished in zip(counts, line["finished"], strict=True)]

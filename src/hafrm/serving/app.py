@@ -11,10 +11,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from hafrm.serving.bodies import invalid
 from hafrm.serving.errors import RequestError, error_response, not_ready
 from hafrm.serving.gate import Gate
-from hafrm.serving.protocols import llama_factory, native, openrlhf, vllm
+from hafrm.serving.protocols import router
+from hafrm.serving.requests import invalid
 from hafrm.serving.service import RewardService
 
 _PAGE_POLICY = (
@@ -43,8 +43,7 @@ def build_app(service: RewardService, *, api_key: str | None = None) -> FastAPI:
 
     # FastAPI's documentation pages load scripts from other sites, so only the OpenAPI document itself is served.
     app = FastAPI(title="hafrm reward server", lifespan=lifespan, docs_url=None, redoc_url=None)
-    for protocol in (native, openrlhf, llama_factory, vllm):
-        app.include_router(protocol.router(service))
+    app.include_router(router(service))
     _add_state(app, service)
     _add_page(app)
     app.add_exception_handler(RequestValidationError, _invalid)

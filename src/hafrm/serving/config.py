@@ -6,9 +6,9 @@ import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hafrm.errors import ConfigError
 from hafrm.models.loading import ScorerChoice
 from hafrm.models.scorers import ScoreOptions
+from hafrm.options import check, option
 
 MAX_ITEMS = 2**14
 """Maximum entries of any list in a request; `max_conversations` limits conversations more tightly."""
@@ -35,22 +35,22 @@ class ServeConfig(ScorerChoice):
     host: str = "127.0.0.1"
     """Address to listen on; by default only this machine can connect."""
 
-    port: int = 8000
+    port: int = option(8000, least=0, most=2**16 - 1)
     """Port to listen on; 0 picks a free one."""
 
     served_name: str | None = None
     """The model's name in responses; by default the last part of its folder, or its hub id."""
 
-    max_requests: int = 256
+    max_requests: int = option(256, least=1)
     """Maximum number of requests being read, waiting or running; further ones are answered with 429."""
 
-    max_request_bytes: int = 4 * 2**20
+    max_request_bytes: int = option(4 * 2**20, least=1)
     """Maximum size of a request's body, in bytes."""
 
-    max_conversations: int = 1024
+    max_conversations: int = option(1024, least=1, most=MAX_ITEMS)
     """Maximum number of conversations per request."""
 
-    body_timeout: float = 30.0
+    body_timeout: float = option(30.0, above=0)
     """Seconds for a request's body to arrive, and for the client to read the answer; a head, or the first byte of a new
     connection, has at most five of them. Slower connections are closed.
     """
@@ -62,15 +62,7 @@ class ServeConfig(ScorerChoice):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("max_requests", "max_request_bytes", "max_conversations"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.max_conversations > MAX_ITEMS:
-            raise ConfigError(f"max_conversations must be at most {MAX_ITEMS}, got {self.max_conversations}")
-        if not 0 <= self.port < 2**16:
-            raise ConfigError(f"port must be from 0 to 65535, got {self.port}")
-        if not 0 < self.body_timeout < float("inf"):
-            raise ConfigError(f"body_timeout must be a positive number of seconds, got {self.body_timeout}")
+        check(self)
 
     @property
     def name(self) -> str:

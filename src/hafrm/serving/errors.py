@@ -1,6 +1,9 @@
-"""Error responses: one JSON shape, without tracebacks and without echoing the body."""
+"""Error responses: one JSON shape, without tracebacks and without echoing the body; and untrusted text in the log."""
 
 from __future__ import annotations
+
+from itertools import islice
+from traceback import TracebackException
 
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
@@ -41,3 +44,22 @@ def error_response(status: int, kind: str, message: str, *, request_id: str | No
 def not_ready() -> JSONResponse:
     """Return the response after the model's thread has died; it is not restarted."""
     return error_response(503, "not_ready", "The thread that runs the model has ended: start the server again.")
+
+
+_LINES, _CHARACTERS = 60, 300
+
+
+def shown(text: str, most: int = _CHARACTERS) -> str:
+    """Return a text's beginning as one line, with unprintable characters escaped."""
+    cut = text if len(text) <= most else f"{text[:most]}..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
+
+
+def traceback_text(error: BaseException) -> str:
+    """Return an error's traceback in a bounded number of bounded lines, with as many of its causes as fit."""
+    lines = (line for part in TracebackException.from_exception(error, limit=-20).format() for line in _split(part))
+    return "\n".join(shown(line) for line in islice(lines, _LINES))
+
+
+def _split(part: str) -> list[str]:
+    return part[: _LINES * _CHARACTERS].removesuffix("\n").split("\n")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import gc
 import importlib.util
-import os
 import socket
 import sys
 from pathlib import Path
 
 from hafrm.errors import ConfigError, MissingExtraError
+from hafrm.http import api_key
 from hafrm.serving.config import ServeConfig, is_loopback
-from hafrm.serving.lines import shown
 
 API_KEY = "HAFRM_API_KEY"
 """The environment variable with the key that clients must send."""
@@ -32,7 +31,7 @@ def serve(config: ServeConfig) -> None:
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingExtraError(f"hafrm serve needs {', '.join(missing)}: pip install 'hafrm[serve]'")
-    key = _api_key()
+    key = api_key(API_KEY) or None
     listener = _listen(config.host, config.port)
     try:
         _serve(config, listener, key)
@@ -43,6 +42,7 @@ def serve(config: ServeConfig) -> None:
 def _serve(config: ServeConfig, listener: socket.socket, key: str | None) -> None:
     from hafrm.serving.app import build_app
     from hafrm.serving.connections import Server, raise_file_limit
+    from hafrm.serving.errors import shown
     from hafrm.serving.service import RewardService
 
     service = RewardService(config.load(config.model, config.score), config)
@@ -80,13 +80,6 @@ def _be_prompt() -> None:
     gc.collect()
     gc.freeze()  # the model and the libraries are never freed
     gc.set_threshold(20_000, 50, 100)  # a large body has a million values without reference cycles
-
-
-def _api_key() -> str | None:
-    key = os.environ.get(API_KEY, "").strip()
-    if not key.isascii() or not key.isprintable():
-        raise ConfigError(f"{API_KEY} holds characters that no header can carry. Use printable ASCII.")
-    return key or None
 
 
 def _listen(host: str, port: int) -> socket.socket:

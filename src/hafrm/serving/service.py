@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
@@ -19,7 +18,7 @@ from hafrm.serving.batcher import Batcher, Job
 from hafrm.serving.config import ServeConfig
 from hafrm.serving.errors import RequestError
 from hafrm.serving.metrics import Metrics
-from hafrm.serving.reading import OVERLONG, Input, Reader, Reading, characters, pieces
+from hafrm.serving.reading import OVERLONG, Input, Reader, Reading, pieces
 
 
 @dataclass(frozen=True)
@@ -31,16 +30,23 @@ class Outcome:
 
 
 LARGE = 2**16
-"""Characters of a body, or of one text, above which it is read on another thread, so that small ones never wait for it.
-"""
+"""Characters of a body above which it is read on the thread for large ones, so that small ones never wait for it."""
 
 _T = TypeVar("_T")
 _large: ContextVar[bool] = ContextVar("large", default=False)
 
 
+class _Lane(ThreadPoolExecutor):
+    """A thread that reads requests, with its own tokenizer, as tokenizers modify themselves while they work."""
+
+    def __init__(self, name: str, reader: Reader) -> None:
+        super().__init__(1, thread_name_prefix=f"hafrm-{name}")
+        self.reader = reader
+
+
 class RewardService:
-    """A scorer with a batcher and threads that read requests: one for small ones, which never wait for large ones, one
-    for large ones, in turns and piece by piece, and one for texts that are larger than a piece.
+    """A scorer with a batcher and two threads that read requests: one for small ones, which never wait for large ones,
+    and one for large ones, which take turns piece by piece.
 
     Raises:
         ConfigError: the scorer's model does not run in this process.
@@ -60,12 +66,8 @@ class RewardService:
         self.metrics.queue.set_function(lambda: self.batcher.waiting)
         layout = getattr(scorer, "layout", None)
         self._job = partial(Job, share_prompts=layout is not None and layout.packed)
-        self._reader = Reader(scorer.encoder, stop_tokens(config.model))
-        self._long_reader = self._reader.copy()
-        self._reading = threading.Lock()  # tokenizers modify themselves while they work
-        self._small, self._others, self._long = (
-            ThreadPoolExecutor(1, thread_name_prefix=f"hafrm-{name}") for name in ("small", "large", "long")
-        )
+        reader = Reader(scorer.encoder, stop_tokens(config.model))
+        self._small, self._large = _Lane("small", reader), _Lane("large", reader.copy())
 
     def try_out(self) -> None:
         """Score one text.
@@ -86,8 +88,12 @@ class RewardService:
         """
         if size is not None:
             _large.set(size > LARGE)
-        thread = self._others if _large.get() else self._small
-        return await asyncio.get_running_loop().run_in_executor(thread, function)
+        return await asyncio.get_running_loop().run_in_executor(self._lane, function)
+
+    @property
+    def _lane(self) -> _Lane:
+        """The lane of the request whose task this is."""
+        return self._large if _large.get() else self._small
 
     async def outcomes(self, make: Callable[[], Sequence[Input]]) -> list[Outcome]:
         """Score a request's inputs, in order.
@@ -103,7 +109,8 @@ class RewardService:
         if len(inputs) > most:
             raise RequestError(400, "too_many", f"{len(inputs)} conversations in one request; the most is {most}.")
         cut = await self.aside(lambda: list(pieces(inputs, LARGE)))
-        readings = [reading for piece in cut for reading in await self._read(piece)]
+        read = self._lane.reader.read
+        readings = [reading for piece in cut for reading in await self.aside(partial(read, piece))]
         if self.scorer.reads_responses and not all(reading.bordered for reading in readings):
             raise RequestError(
                 400,
@@ -127,18 +134,7 @@ class RewardService:
 
     def bare_response(self, text: str) -> str:
         """Return a response's text without the stop token that ended its generation."""
-        return self._reader.bare_response(text)
-
-    async def _read(self, piece: Sequence[Input]) -> list[Reading]:
-        if len(piece) == 1 and characters(piece[0]) > LARGE:
-            read = partial(self._long_reader.read, piece)
-            return await asyncio.get_running_loop().run_in_executor(self._long, read)
-
-        def locked() -> list[Reading]:
-            with self._reading:
-                return self._reader.read(piece)
-
-        return await self.aside(locked)
+        return self._small.reader.bare_response(text)
 
     async def scored(self, make: Callable[[], Sequence[Input]]) -> list[tuple[float, Reading]]:
         """Score inputs, like `outcomes`, for a protocol that has no missing rewards.
@@ -166,6 +162,6 @@ class RewardService:
 
     def close(self) -> None:
         """Answer waiting requests, then stop."""
-        for thread in (self._small, self._others, self._long):
-            thread.shutdown()
+        for lane in (self._small, self._large):
+            lane.shutdown()
         self.batcher.close()

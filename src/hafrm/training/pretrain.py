@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from hafrm import atomic
-from hafrm.data.rows import reading
+from hafrm.data.rawrows import reading
 from hafrm.errors import ConfigError, DataError, first_line
 from hafrm.models.hybrid import max_positions
 from hafrm.models.stock import load_causal_lm

@@ -15,7 +15,7 @@ from hafrm.paper.probes.checkpoints import Checkpoint, Match, match_checkpoints,
 from hafrm.paper.probes.consistency import consistency
 from hafrm.paper.probes.generation import generate_responses, prompts_that_fit
 from hafrm.paper.probes.memory import remembered
-from hafrm.sampling.generators import Sampling
+from hafrm.sampling.engines import SampleOptions
 from tests.tiny import tiny_lm, tiny_tokenizer
 
 
@@ -117,29 +117,29 @@ PROMPTS = [Prompt.of(text) for text in ("a", "why is it so", "b" * 20)]
 def test_sampling_is_seeded_and_leaves_the_programs_numbers_alone() -> None:
     model, tokenizer = tiny_lm(), tiny_tokenizer()
     state = torch.get_rng_state()
-    one = generate_responses(model, tokenizer, PROMPTS, Sampling(max_new_tokens=8))
+    one = generate_responses(model, tokenizer, PROMPTS, SampleOptions(max_new_tokens=8))
     assert torch.equal(state, torch.get_rng_state())
     torch.manual_seed(99)
-    assert generate_responses(model, tokenizer, PROMPTS, Sampling(max_new_tokens=8)) == one
-    assert generate_responses(model, tokenizer, PROMPTS, Sampling(max_new_tokens=8, seed=1)) != one
+    assert generate_responses(model, tokenizer, PROMPTS, SampleOptions(max_new_tokens=8)) == one
+    assert generate_responses(model, tokenizer, PROMPTS, SampleOptions(max_new_tokens=8, seed=1)) != one
     assert len(one) == 3
 
 
 def test_a_tiny_nucleus_is_greedy_whatever_the_padding() -> None:
     model, tokenizer = tiny_lm(), tiny_tokenizer()
-    together = generate_responses(model, tokenizer, PROMPTS, Sampling(max_new_tokens=6, top_p=1e-6))
-    alone = generate_responses(model, tokenizer, PROMPTS, Sampling(max_new_tokens=6, top_p=1e-6, batch_size=1))
+    together = generate_responses(model, tokenizer, PROMPTS, SampleOptions(max_new_tokens=6, top_p=1e-6))
+    alone = generate_responses(model, tokenizer, PROMPTS, SampleOptions(max_new_tokens=6, top_p=1e-6, batch_size=1))
     assert together == alone
 
 
 def test_prompts_must_leave_room() -> None:
-    kept = prompts_that_fit(PROMPTS, tiny_tokenizer(), Sampling(max_new_tokens=8), 40)
+    kept = prompts_that_fit(PROMPTS, tiny_tokenizer(), SampleOptions(max_new_tokens=8), 40)
     assert kept == PROMPTS[:2]
     with pytest.raises(ConfigError, match="top_p"):
-        Sampling(top_p=0)
+        SampleOptions(top_p=0)
     for temperature in (0.0, math.inf, math.nan):
-        with pytest.raises(ConfigError, match="temperature must be a positive finite number"):
-            Sampling(temperature=temperature)
+        with pytest.raises(ConfigError, match="temperature must be"):
+            SampleOptions(temperature=temperature)
 
 
 def test_what_was_computed_is_remembered_until_it_depends_on_something_else(tmp_path: Path) -> None:

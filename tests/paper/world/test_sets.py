@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hafrm.errors import DataError, UnknownDataError
-from hafrm.pairs import PreferencePair, parse_pair
+from hafrm.pairs import PreferencePair
 from hafrm.paper.world import (
     PROFILES,
     WORLD_SETS,
@@ -25,6 +25,7 @@ from hafrm.paper.world import (
     world_pairs,
     world_prompts,
 )
+from hafrm.rows import parse_pair
 
 Pairs = Mapping[str, list[PreferencePair]]
 

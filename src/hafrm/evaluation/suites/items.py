@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from hafrm.data import SourceReport
 from hafrm.errors import BadRowReason
-from hafrm.pairs import Conversation, Message, Prompt, RowReader, prompt_group
+from hafrm.pairs import Conversation, Message, Prompt, prompt_group
+from hafrm.rows import RowReader
 
 Stratum = tuple[str, str]
 """A subset and a measure on it."""

@@ -8,13 +8,13 @@ from pathlib import Path
 from hafrm.data import RawRow, ReadOptions, SourceReport, fingerprint, read_rows
 from hafrm.data.collecting import records_of
 from hafrm.data.hub import hub_call, hub_rows
-from hafrm.data.rows import SUFFIXES, files_named, has_known_suffix
+from hafrm.data.rawrows import SUFFIXES, files_named, has_known_suffix
 from hafrm.errors import DataError, UnknownDataError, UnreadableError
 from hafrm.evaluation.suites.items import Item, ItemSet, Suite
 from hafrm.evaluation.suites.rewardbench import REWARDBENCH
 from hafrm.evaluation.suites.rewardbench2 import REWARDBENCH_2
 from hafrm.evaluation.suites.rmbench import RM_BENCH
-from hafrm.pairs import RowReader
+from hafrm.rows import RowReader
 
 SUITES = {suite.name: suite for suite in (REWARDBENCH, REWARDBENCH_2, RM_BENCH)}
 """The suites, by name."""

@@ -25,7 +25,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from hafrm.errors import BadRowReason
 from hafrm.evaluation.suites.items import Item, ListScore, Observation, Score, Stratum, Suite, win
 from hafrm.evaluation.suites.summary import model_summary
-from hafrm.pairs import RowReader
+from hafrm.rows import RowReader
 
 SECTIONS: Mapping[str, Mapping[str, int]] = {
     "Chat": {

@@ -22,7 +22,7 @@ from dataclasses import replace
 
 from hafrm.errors import BadRowReason
 from hafrm.evaluation.suites.items import Item, ListScore, Observation, Score, Stratum, Suite, response_list
-from hafrm.pairs import RowReader
+from hafrm.rows import RowReader
 
 TIES = "Ties"
 _SUBSETS = ("Factuality", "Precise IF", "Math", "Safety", "Focus", TIES)

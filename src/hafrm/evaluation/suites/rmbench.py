@@ -28,7 +28,7 @@ from hafrm.evaluation.suites.items import (
     response_list,
     win,
 )
-from hafrm.pairs import RowReader
+from hafrm.rows import RowReader
 
 STYLES = ("concise", "detailed", "markdown")
 DIFFICULTIES: Mapping[str, tuple[tuple[int, int], ...]] = {

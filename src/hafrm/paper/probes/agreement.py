@@ -16,8 +16,8 @@ from hafrm.errors import DataError
 from hafrm.evaluation.run import EvaluateConfig, evaluate
 from hafrm.evaluation.scoring import SCORES_FILE, PairScore, read_scores
 from hafrm.models.scorers import ScoreOptions
-from hafrm.report.figures import standalone
-from hafrm.report.scatter import Series, StraightLine, scatter
+from hafrm.report.charts import standalone
+from hafrm.report.figures import Series, StraightLine, scatter
 from hafrm.stats import (
     Correlation,
     Floats,

@@ -38,9 +38,9 @@ from hafrm.paper.probes.checkpoints import MATCHINGS, Checkpoint, Match, Matchin
 from hafrm.paper.probes.generation import generate_responses, prompts_that_fit
 from hafrm.paper.probes.memory import remembered
 from hafrm.paper.world import WORLD_SETS, oracle_reward
-from hafrm.report.figures import standalone
-from hafrm.report.scatter import Series, StraightLine, scatter
-from hafrm.sampling.generators import Sampling
+from hafrm.report.charts import standalone
+from hafrm.report.figures import Series, StraightLine, scatter
+from hafrm.sampling.engines import SampleOptions
 from hafrm.stats import FEWEST_GROUPS, Floats, Interval
 
 Rewards = Sequence[float | None]
@@ -215,7 +215,7 @@ class ConsistencyConfig:
     prompts: int = 200
     """Maximum number of distinct prompts."""
 
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: SampleOptions = field(default_factory=lambda: SampleOptions(max_new_tokens=128))
     data_options: ReadOptions = field(default_factory=ReadOptions)
     score: ScoreOptions = field(default_factory=ScoreOptions)
 

@@ -10,17 +10,19 @@ from torch import nn
 
 from hafrm.models.generating import continuations, prompt_ids
 from hafrm.pairs import Prompt
-from hafrm.sampling.generators import Sampling
+from hafrm.sampling.engines import SampleOptions
 
 
-def prompts_that_fit(prompts: Sequence[Prompt], tokenizer: Any, sampling: Sampling, max_length: int) -> list[Prompt]:
+def prompts_that_fit(
+    prompts: Sequence[Prompt], tokenizer: Any, sampling: SampleOptions, max_length: int
+) -> list[Prompt]:
     """Return the prompts that leave room for a whole response within `max_length` tokens."""
     room = max_length - sampling.max_new_tokens
     return [prompt for prompt in prompts if len(prompt_ids(tokenizer, prompt)) <= room]
 
 
 def generate_responses(
-    causal_lm: nn.Module, tokenizer: Any, prompts: Sequence[Prompt], sampling: Sampling
+    causal_lm: nn.Module, tokenizer: Any, prompts: Sequence[Prompt], sampling: SampleOptions
 ) -> list[str]:
     """Sample one response per prompt, in order, without special tokens and surrounding white space.
 

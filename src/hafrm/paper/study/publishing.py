@@ -15,7 +15,7 @@ from hafrm import atomic
 from hafrm.errors import ConfigError, DataError
 from hafrm.paper.study.results import FORMAT
 from hafrm.paper.study.telling import findings_of, readme_block
-from hafrm.report.figures import standalone
+from hafrm.report.charts import standalone
 from hafrm.report.findings import findings_markdown
 
 MAIN_PAGE = "study"

@@ -1,4 +1,4 @@
-"""Message types that the protocols share."""
+"""What the protocols' requests share: texts, token ids, turns, and the further input of chat templates."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hafrm.errors import BadRowError, printable
-from hafrm.pairs import MEDIA_COLUMNS, TEMPLATE_COLUMNS, TEXT_PARTS, UNRENDERED_COLUMNS, parse_conversation
+from hafrm.pairs import TEMPLATE_COLUMNS
+from hafrm.rows import MEDIA_COLUMNS, TEXT_PARTS, UNRENDERED_COLUMNS, parse_conversation
 from hafrm.serving.config import MAX_ITEMS
 from hafrm.serving.errors import RequestError
 from hafrm.serving.reading import Input, TokenIds, Unfit

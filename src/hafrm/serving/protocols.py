@@ -1,8 +1,13 @@
-"""vLLM's `/classify`, `/pooling` and `/rerank`, as verl and rerankers call them.
+"""The protocols: each has requests, responses and routes.
 
-`/classify` and `/rerank` return sigma(reward), or the reward itself if the request has `use_activation: false`;
-`/pooling` returns the reward unless the field is true. vLLM's own defaults differ, also between models (one whose
-config has `problem_type: regression`, like hafrm's exports, is not activated), so clients should always send the field.
+- hafrm's own, `/v1/rewards`: conversations in; rewards, tokens, and reasons for missing rewards out.
+- OpenRLHF's remote reward model (`--remote_rm_url http://HOST:PORT/get_reward`): rendered texts in.
+- LLaMA-Factory's (`reward_model_type: api`, `reward_model: http://HOST:PORT/v1/score/evaluation`): it posts to the
+  exact URL that it is given, and the path is that of its own server.
+- vLLM's `/classify`, `/pooling` and `/rerank`, as verl and rerankers call them. `/classify` and `/rerank` return
+  sigma(reward), or the reward itself if the request has `use_activation: false`; `/pooling` returns the reward unless
+  the field is true. vLLM's own defaults differ, also between models (one whose config has `problem_type: regression`,
+  like hafrm's exports, is not activated), so clients should always send the field.
 """
 
 from __future__ import annotations
@@ -11,19 +16,20 @@ import math
 import time
 import uuid
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
 from pydantic import AliasChoices, BaseModel, Field
 
-from hafrm.serving.bodies import route_class
 from hafrm.serving.config import MAX_ITEMS
 from hafrm.serving.errors import RequestError
-from hafrm.serving.protocols.common import (
+from hafrm.serving.messages import (
+    AnyForm,
     Columns,
     ConsumerRequest,
     Ids,
     Name,
+    StrictBody,
     Text,
     Tools,
     Turn,
@@ -31,10 +37,103 @@ from hafrm.serving.protocols.common import (
     conversation,
     input_of,
 )
-from hafrm.serving.reading import Input
+from hafrm.serving.reading import Input, PromptedText
+from hafrm.serving.requests import route_class
 from hafrm.serving.service import RewardService
 
 Activation = Annotated[bool | None, Field(validation_alias=AliasChoices("use_activation", "activation", "softmax"))]
+
+
+class ConversationBody(StrictBody, Columns):
+    """A prompt and one response to it; the response begins and ends with an assistant turn."""
+
+    prompt: Turns
+    response: Turns
+    system: Text | None = None
+    """The system turn, if the prompt does not begin with one, as in rows on disk."""
+
+
+class RewardsRequest(StrictBody):
+    """Conversations to score. Those with the same prompt share its computation."""
+
+    conversations: Annotated[list[ConversationBody], Field(max_length=MAX_ITEMS, fail_fast=True)]
+
+    def inputs(self) -> list[Input]:
+        """Return the inputs to score."""
+        return [
+            conversation(item.prompt, item.response, {**item.columns(), "system": item.system})
+            for item in self.conversations
+        ]
+
+
+class RewardBody(BaseModel):
+    """One conversation's reward."""
+
+    reward: float | None
+    """The reward; null if the conversation has none."""
+    tokens: int
+    """The conversation's tokens, before truncation; 0 if it could not be rendered."""
+    truncated: bool
+    """Whether the response's end was cut off."""
+    unscored: str | None
+    """Why there is no reward: `overlong`, `refused_by_template`, `empty_response`, ..."""
+    fault: str | None
+    """Details of what is wrong with the conversation and how to fix it, if available."""
+
+
+class RewardsResponse(BaseModel):
+    """One reward per conversation, in the request's order."""
+
+    model: str
+    rewards: list[RewardBody]
+
+
+class GetRewardRequest(ConsumerRequest, Columns):
+    """Whole rendered conversations; token ids and messages are accepted too. Labels are ignored.
+
+    A prompt shows where its response begins, if the text begins with the prompt or its decoded form.
+    """
+
+    query: Annotated[list[AnyForm], Field(max_length=MAX_ITEMS, fail_fast=True)]
+    prompts: Annotated[list[Any], Field(max_length=MAX_ITEMS, fail_fast=True)] | None = None
+    labels: Annotated[list[Any], Field(max_length=MAX_ITEMS, fail_fast=True)] | None = None
+
+    def inputs(self) -> list[Input]:
+        """Return the texts, each with its prompt if the request has one for every text."""
+        inputs = [input_of(form, self.columns()) for form in self.query]
+        prompts = self.prompts or []
+        if len(prompts) != len(self.query):  # prompts can't be assigned to texts
+            prompts = [None] * len(self.query)
+        return [
+            PromptedText(found, prompt) if isinstance(found, str) and isinstance(prompt, str) else found
+            for found, prompt in zip(inputs, prompts, strict=True)
+        ]
+
+
+class GetRewardResponse(BaseModel):
+    """The rewards, twice: OpenRLHF filters by `scores`."""
+
+    rewards: list[float]
+    scores: list[float]
+    extra_logs: dict[str, list[float]]
+
+
+class ScoreRequest(ConsumerRequest, Columns):
+    """Whole rendered conversations; token ids and messages are accepted too."""
+
+    model: Name | None = None
+    messages: Annotated[list[AnyForm], Field(max_length=MAX_ITEMS, fail_fast=True)]
+
+    def inputs(self) -> list[Input]:
+        """Return the inputs to score."""
+        return [input_of(form, self.columns()) for form in self.messages]
+
+
+class ScoreResponse(BaseModel):
+    """One score per text."""
+
+    model: str
+    scores: list[float]
 
 
 class _Request(ConsumerRequest):
@@ -189,38 +288,68 @@ class RerankResponse(_Answer):
 
 
 def router(service: RewardService) -> APIRouter:
-    """Return the router of `POST /classify`, `/pooling` and `/rerank`."""
-    routes = APIRouter(tags=["vLLM"], route_class=route_class(service))
+    """Return the routes of all protocols."""
+    routes = APIRouter(route_class=route_class(service))
+
+    @routes.post("/v1/rewards", tags=["hafrm"])
+    async def rewards(request: RewardsRequest) -> RewardsResponse:
+        """Score conversations."""
+        found = await service.outcomes(request.inputs)
+        return RewardsResponse(
+            model=service.name,
+            rewards=[
+                RewardBody(
+                    reward=outcome.reward,
+                    tokens=outcome.reading.tokens,
+                    truncated=outcome.reading.truncated,
+                    unscored=outcome.reading.unscored,
+                    fault=outcome.reading.fault or None,
+                )
+                for outcome in found
+            ],
+        )
 
     async def scored(inputs: Callable[[], list[Input]]) -> tuple[list[float], Usage]:
         found = await service.scored(inputs)
         tokens = sum(reading.tokens for _, reading in found)
         return [reward for reward, _ in found], Usage(prompt_tokens=tokens, total_tokens=tokens)
 
-    @routes.post("/classify")
+    @routes.post("/get_reward", tags=["OpenRLHF"])
+    async def get_reward(request: GetRewardRequest) -> GetRewardResponse:
+        """Score rendered texts."""
+        found, _ = await scored(request.inputs)
+        return GetRewardResponse(rewards=found, scores=found, extra_logs={})
+
+    @routes.post("/v1/score/evaluation", tags=["LLaMA-Factory"])
+    async def score(request: ScoreRequest) -> ScoreResponse:
+        """Score rendered texts."""
+        found, _ = await scored(request.inputs)
+        return ScoreResponse(model=service.name, scores=found)
+
+    @routes.post("/classify", tags=["vLLM"])
     async def classify(request: PoolingRequest) -> ClassifyResponse:
         """Score texts as a classifier with one class."""
-        rewards, usage = await scored(request.inputs)
-        shown = _shown(rewards, activated=request.use_activation is not False)
+        found, usage = await scored(request.inputs)
+        shown = _shown(found, activated=request.use_activation is not False)
         items = [ClassifyItem(index=i, probs=[value]) for i, value in enumerate(shown)]
         return ClassifyResponse(model=service.name, usage=usage, data=items)
 
-    @routes.post("/pooling")
+    @routes.post("/pooling", tags=["vLLM"])
     async def pooling(request: PoolingRequest) -> PoolingResponse:
         """Score texts."""
-        rewards, usage = await scored(request.inputs)
-        shown = _shown(rewards, activated=request.use_activation is True)
+        found, usage = await scored(request.inputs)
+        shown = _shown(found, activated=request.use_activation is True)
         items = [PoolingItem(index=i, data=[value]) for i, value in enumerate(shown)]
         return PoolingResponse(model=service.name, usage=usage, data=items)
 
-    @routes.post("/rerank")
+    @routes.post("/rerank", tags=["vLLM"])
     @routes.post("/v1/rerank", include_in_schema=False)
     @routes.post("/v2/rerank", include_in_schema=False)
     async def rerank(request: RerankRequest) -> RerankResponse:
         """Order responses to a prompt, the best first."""
-        rewards, usage = await scored(lambda: request.inputs(service.bare_response))
-        shown = _shown(rewards, activated=request.use_activation is not False)
-        order = sorted(range(len(rewards)), key=lambda i: (-rewards[i], i))  # sigma rounds to 1 for all large rewards
+        found, usage = await scored(lambda: request.inputs(service.bare_response))
+        shown = _shown(found, activated=request.use_activation is not False)
+        order = sorted(range(len(found)), key=lambda i: (-found[i], i))  # sigma rounds to 1 for all large rewards
         items = [
             RerankItem(index=i, document=RerankDocument(text=request.documents[i]), relevance_score=shown[i])
             for i in order[: request.top_n or None]

@@ -1,0 +1,119 @@
+"""Declare the rules of options where the options are declared, and check them: ranges, and options without effect.
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+method: str = "ppo"
+clip: float = option(0.2, above=0, only=("ppo",))
+
+def __post_init__(self) -> None:
+check(self)
+refuse_unread(self, self.method, f"--method {self.method}")
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from hafrm.errors import ConfigError
+
+T = TypeVar("T")
+
+_RULE = "hafrm.rule"
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """What an option's value must be, and the choices for which it has an effect."""
+
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    below: float | None = None
+    only: Collection[str] | None = None
+
+    def allows(self, value: float) -> bool:
+        """Return whether a number is within the limits."""
+        return (
+            (self.least is None or value >= self.least)
+            and (self.above is None or value > self.above)
+            and (self.most is None or value <= self.most)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        limits = {"at least": self.least, "above": self.above, "at most": self.most, "below": self.below}
+        return " and ".join(f"{words} {limit}" for words, limit in limits.items() if limit is not None)
+
+
+def option(
+    default: T,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+    only: Collection[str] | None = None,
+) -> T:
+    """Declare a dataclass field with its rules.
+
+    Args:
+        default: The default value. None is always valid, and so needs no rule.
+        least: Smallest number.
+        above: Number that the value must exceed.
+        most: Largest number.
+        below: Number that the value must stay below.
+        only: The choices for which the option has an effect, for `refuse_unread`.
+    """
+    return field(default=default, metadata={_RULE: _Rule(least, above, most, below, only)})
+
+
+def check(options: Any, prefix: str = "") -> None:
+    """Raise unless every number is finite and within the limits that its field declares, and every `Literal` is one of
+    its words.
+
+    Args:
+        options: A dataclass; nested ones check themselves.
+        prefix: Put before names in messages, such as "sampling.".
+
+    Raises:
+        ConfigError: names the option, its limits and its value.
+    """
+    types = get_type_hints(type(options))
+    for each in fields(options):
+        value, rule = getattr(options, each.name), each.metadata.get(_RULE, _Rule())
+        if get_origin(types[each.name]) is Literal and value not in (words := get_args(types[each.name])):
+            raise ConfigError(f"{prefix}{each.name} must be one of {', '.join(map(str, words))}, got {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if not math.isfinite(value):
+            raise ConfigError(f"{prefix}{each.name} must be a finite number, got {value}")
+        if not rule.allows(value):
+            raise ConfigError(f"{prefix}{each.name} must be {rule}, got {value}")
+
+
+def refuse_unread(options: Any, choice: str, where: str, prefix: str = "") -> None:
+    """Raise for an option that was changed from its default but has no effect with the user's choice.
+
+    Args:
+        options: A dataclass; nested ones are included.
+        choice: What the user chose, such as an algorithm; fields declare for which choices they have an effect.
+        where: The choice in words, for messages.
+        prefix: Put before names in messages.
+
+    Raises:
+        ConfigError: names the first such option.
+    """
+    for name in _unread(options, choice, prefix):
+        raise ConfigError(f"{name} has no effect with {where}: leave it out.")
+
+
+def _unread(options: Any, choice: str, prefix: str) -> Iterator[str]:
+    for each in fields(options):
+        value, only = getattr(options, each.name), each.metadata.get(_RULE, _Rule()).only
+        if is_dataclass(value):
+            yield from _unread(value, choice, f"{prefix}{each.name}.")
+        elif only is not None and choice not in only and value != each.default:
+            yield f"{prefix}{each.name}"

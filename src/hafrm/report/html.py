@@ -1,0 +1,47 @@
+"""Build self-contained HTML: styles and scripts are inline, and a content security policy forbids all requests."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from hafrm.report.wording import visible
+
+
+def asset(name: str) -> Markup:
+    """Return the text of a style sheet or script of this package."""
+    return Markup(resources.files(__package__).joinpath(name).read_text(encoding="utf-8"))
+
+
+def render(template: str, *, style: Markup, script: Markup | None = None, **context: Any) -> str:
+    """Render a template, whose only style and script are these: others, as in the texts shown, do nothing.
+
+    Args:
+        template: The template's file name.
+        style: The page's style sheet.
+        script: The page's script, if it has one.
+        **context: The template's other variables, escaped unless they are `Markup`.
+    """
+    environment = Environment(
+        loader=PackageLoader("hafrm", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["visible"] = visible
+    allowed = f"script-src {_digest(script)}; " if script else ""
+    policy = (
+        f"default-src 'none'; {allowed}style-src {_digest(style)}; img-src data:; base-uri 'none'; form-action 'none'"
+    )
+    return environment.get_template(template).render(style=style, script=script, policy=policy, **context)
+
+
+def _digest(content: str) -> str:
+    """Return the hash with which a content security policy allows one inline element."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"

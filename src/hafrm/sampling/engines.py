@@ -1,0 +1,235 @@
+"""Engines that draw responses: their interface, stock transformers, and vLLM."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+
+from hafrm.errors import MissingExtraError, ModelError, first_line
+from hafrm.models.generating import continuations, count_prompt_tokens, prompt_ids, stop_tokens
+from hafrm.models.runinfo import RUN_FILE
+from hafrm.options import check, option
+from hafrm.pairs import Prompt
+
+_LEAST = 2.0**-25
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOptions:
+    """Options for drawing responses."""
+
+    top_p: float = option(0.9, above=0, most=1)
+    """Nucleus sampling: the smallest set of tokens with at least this share of the probability."""
+
+    temperature: float = option(1.0, above=0)
+    max_new_tokens: int = option(256, least=1)
+    """Maximum tokens of a response (256 in the paper's RLHF; not given for best-of-N)."""
+
+    batch_size: int = option(32, least=1)
+    """Responses drawn at a time; those of one prompt stay together. vLLM makes its own batches."""
+
+    seed: int = 0
+    """Random seed. The same seed draws the same responses to a prompt, whatever other prompts there are."""
+
+    def __post_init__(self) -> None:
+        check(self, "sampling.")
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One sampled response."""
+
+    text: str
+    """Without special tokens and surrounding white space; may be empty."""
+    tokens: int
+    """Number of drawn tokens, including the one that ends the response."""
+    finished: bool
+    """Whether the model ended it, as opposed to the limit of tokens."""
+
+
+class Generator(Protocol):
+    """Samples responses."""
+
+    def count_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
+        """Count the tokens of each prompt, for laying out batches and finding over-long prompts.
+
+        Raises:
+            RefusedError: some prompts can't be rendered; names them, so that a caller can leave them out.
+        """
+        ...
+
+    def draw(self, prompts: Sequence[Prompt], seeds: Sequence[int], n: int) -> list[list[Draw]]:
+        """Return N responses to each prompt, in order; response j to a prompt is determined by its seed + j."""
+        ...
+
+
+def prompt_seed(seed: int, prompt: Prompt) -> int:
+    """Return a prompt's seed, which depends only on the run's seed and the prompt's text."""
+    turns = (f"{turn.role}\x1f{turn.content}{turn.more}" for turn in prompt.turns)
+    text = "\x1e".join([str(seed), *turns]) + prompt.arguments
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6])  # 48 bits: seed + j fits every engine
+
+
+class GumbelNoise(LogitsProcessor):
+    """Adds standard Gumbel noise to log-probabilities, seeded per row.
+
+    Greedy search then takes the highest sum, which is a draw from the softmax (the Gumbel-max trick).
+
+    Args:
+        seeds: One per row.
+        device: The device of the scores.
+    """
+
+    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
+        self.streams = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return the scores with noise, [S, V]."""
+        noise = torch.empty_like(scores, dtype=torch.float32)
+        for row, stream in zip(noise, self.streams, strict=True):
+            row.exponential_(generator=stream)
+        # If uniform numbers have 24 bits, one exponential draw in 2^24 is 0, which is infinite noise; with a large
+        # vocabulary that affects one token in hundreds. Replace it by 2^-25, the mean of the draws below 2^-24.
+        return scores.float() - noise.clamp_min_(_LEAST).log_()
+
+
+class TransformersGenerator:
+    """A stock causal LM as `Generator`, with separate random numbers for each response.
+
+    `generate` would draw a whole batch from one stream of random numbers, so that a response would depend on its batch.
+    With `GumbelNoise` only rounding depends on the batch.
+
+    Args:
+        causal_lm: The model, on its device.
+        tokenizer: Its prepared tokenizer, with a chat template.
+        options: How to draw.
+    """
+
+    def __init__(self, causal_lm: nn.Module, tokenizer: Any, options: SampleOptions) -> None:
+        self.causal_lm, self.tokenizer, self.options = causal_lm, tokenizer, options
+
+    def count_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
+        """See `Generator`."""
+        return count_prompt_tokens(self.tokenizer, prompts)
+
+    def draw(self, prompts: Sequence[Prompt], seeds: Sequence[int], n: int) -> list[list[Draw]]:
+        """See `Generator`."""
+        rows = [prompt_ids(self.tokenizer, prompt) for prompt in prompts for _ in range(n)]
+        new = self._generate(rows, [seed + j for seed in seeds for j in range(n)])
+        texts = self.tokenizer.batch_decode(new, skip_special_tokens=True)
+        stops = stop_tokens(self.causal_lm, self.tokenizer)
+        draws = [_draw(ids, text, stops) for ids, text in zip(new.tolist(), texts, strict=True)]
+        return [draws[start : start + n] for start in range(0, len(draws), n)]
+
+    def _generate(self, rows: Sequence[Sequence[int]], seeds: Sequence[int]) -> Tensor:
+        """Generate the new tokens of each row, [S, T]."""
+        noise = GumbelNoise(seeds, next(self.causal_lm.parameters()).device)
+        return continuations(
+            self.causal_lm,
+            self.tokenizer,
+            rows,
+            processors=LogitsProcessorList([*self._warpers(), noise]),
+            do_sample=False,
+            max_new_tokens=self.options.max_new_tokens,
+        )
+
+    def _warpers(self) -> list[LogitsProcessor]:
+        warpers: list[LogitsProcessor] = []
+        if self.options.temperature != 1:
+            warpers.append(TemperatureLogitsWarper(self.options.temperature))
+        if self.options.top_p < 1:
+            warpers.append(TopPLogitsWarper(self.options.top_p))
+        return warpers
+
+
+def _draw(ids: Sequence[int], text: str, stops: Sequence[int]) -> Draw:
+    end = next((place for place, token in enumerate(ids) if token in stops), None)
+    return Draw(text.strip(), len(ids) if end is None else end + 1, end is not None)
+
+
+class VllmGenerator:
+    """A causal LM in vLLM as `Generator`, if vLLM is installed.
+
+    Prompts are passed as token ids, so that they equal those of other engines. Each has its own seed, from which vLLM
+    derives one per response. vLLM's own batching changes results by rounding, which can change a response.
+
+    Args:
+        model: Folder or hub id of a causal LM.
+        tokenizer: Its prepared tokenizer, with a chat template.
+        options: How to draw; vLLM makes its own batches.
+        dtype: Dtype of the weights, by vLLM's name.
+        max_length: Maximum tokens of a prompt with its response; None: the model's own limit.
+        trust_remote_code: Run modelling code that comes with the model.
+
+    Raises:
+        MissingExtraError: vLLM is not installed.
+        ModelError: the folder is a run, which vLLM does not load, or nothing loads from there.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        tokenizer: Any,
+        options: SampleOptions,
+        *,
+        dtype: str = "auto",
+        max_length: int | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        if (Path(model) / RUN_FILE).is_file():
+            raise ModelError(
+                f"{model} is a run, whose reward head vLLM refuses. Run `hafrm export {model}` and give its policy/."
+            )
+        self.vllm = _import_vllm()
+        self.tokenizer, self.options = tokenizer, options
+        try:
+            self.llm: Any = self.vllm.LLM(
+                model=model,
+                dtype=dtype,
+                seed=options.seed,
+                max_model_len=max_length,
+                trust_remote_code=trust_remote_code,
+            )
+        except Exception as error:  # vLLM raises many types
+            raise ModelError(f"vLLM could not load {model}: {first_line(error)}") from error
+
+    def count_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
+        """See `Generator`."""
+        return count_prompt_tokens(self.tokenizer, prompts)
+
+    def draw(self, prompts: Sequence[Prompt], seeds: Sequence[int], n: int) -> list[list[Draw]]:
+        """See `Generator`."""
+        outputs = self.llm.generate(
+            [{"prompt_token_ids": list(prompt_ids(self.tokenizer, prompt))} for prompt in prompts],
+            [self._params(seed, n) for seed in seeds],
+            use_tqdm=False,
+        )
+        return [[self._draw(each) for each in output.outputs] for output in outputs]
+
+    def _params(self, seed: int, n: int) -> Any:
+        options = self.options
+        return self.vllm.SamplingParams(
+            n=n, seed=seed, temperature=options.temperature, top_p=options.top_p, max_tokens=options.max_new_tokens
+        )
+
+    def _draw(self, completion: Any) -> Draw:
+        text = self.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+        return Draw(text.strip(), len(completion.token_ids), completion.finish_reason == "stop")
+
+
+def _import_vllm() -> Any:
+    try:
+        return importlib.import_module("vllm")
+    except ImportError as error:
+        raise MissingExtraError(
+            "--engine vllm needs vLLM, which is not installed. Install it for your GPU (`pip install vllm`), or use "
+            "--engine transformers."
+        ) from error

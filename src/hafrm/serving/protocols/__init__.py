@@ -1,1 +1,0 @@
-"""One module per protocol: its requests, its responses, and `router(service)`."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,13 +28,14 @@ T = TypeVar("T")
 
 
 @contextmanager
-def alone(folder: Path, *, beside: bool = False) -> Iterator[None]:
+def alone(folder: Path, *, beside: bool = False, wait: bool = False) -> Iterator[None]:
     """Lock a command's output folder against other commands.
 
     Args:
         folder: The folder; it is created unless the lock is beside it.
         beside: Keep the lock file next to the folder instead of inside, for commands that may delete what the folder
             contains. Such a lock is re-entrant.
+        wait: Wait for the other command instead of raising.
 
     Raises:
         ConfigError: another command is writing there, or the location is not writable.
@@ -45,8 +46,8 @@ def alone(folder: Path, *, beside: bool = False) -> Iterator[None]:
     try:
         if not beside:
             folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(place, timeout=0, is_singleton=beside)
-        lock.acquire()
+        lock = FileLock(place, is_singleton=beside)
+        lock.acquire(timeout=-1 if wait else 0)
     except Timeout:
         raise ConfigError(f"Another command is writing to {folder}. Wait for it, or choose another --out.") from None
     except OSError as error:
@@ -81,7 +82,8 @@ def changed_values(
     """
     before, now = _flat(before), _flat(now)
     changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-    return ", ".join(was(name, before.get(name), now.get(name)) for name in changed if not free(name))
+    shown = [name for name in changed if not free(name)][:5]
+    return ", ".join(was(name, before.get(name), now.get(name)) for name in shown)
 
 
 def was(name: str, before: Any, now: Any) -> str:
@@ -204,7 +206,7 @@ class LineFile:
             file.flush()
             os.fsync(file.fileno())
 
-    def replace(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def replace(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Rewrite the file atomically with these rows."""
         with atomic.new_file(self.path) as file:
             file.writelines(map(atomic.json_line, rows))

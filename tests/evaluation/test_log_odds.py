@@ -60,7 +60,7 @@ def test_other_losses_state_no_log_odds(
         head=head,
         out=str(tmp_path / "out"),
     )
-    models = evaluate(config)["models"]
+    models = evaluate(config).as_dict()["models"]
     found, other = (next(iter(models[name]["data"].values())) for name in (model, plain))
     assert {found[name] is not None for name in ("ece", "brier", "ece_calibrated", "temperature")} == {stated}
     assert None not in {other[name] for name in ("ece", "brier", "ece_calibrated", "temperature")}

@@ -26,7 +26,7 @@ def test_hand_worked_accuracies() -> None:
     """Two right, one wrong, one tie, one unscored: 2.5 of 4."""
     margins = [1.0, 2.0, -1.0, 0.0, None]
     scores = [score(m, row=i, longer=(-1) ** i) for i, m in enumerate(margins)]
-    entry = summarise(scores)["models"]["m"]["data"]["d"]
+    entry = summarise(scores).as_dict()["models"]["m"]["data"]["d"]
     assert entry["accuracy"] == 2.5 / 4
     assert (entry["n"], entry["unscored"], entry["ties"], entry["groups"]) == (4, 1, 1, 4)
     assert entry["length_accuracy"] == 0.5
@@ -39,7 +39,7 @@ def test_hand_worked_accuracies() -> None:
 def test_an_interval_needs_six_prompts(prompts: int, has_one: bool) -> None:
     scores = [replace(score(1.0, row=i), group=f"g{i % prompts}") for i in range(60)]
     other = [replace(each, model="n", reward_chosen=-1.0) for each in scores]
-    found = summarise(scores + other)
+    found = summarise(scores + other).as_dict()
     entry, (comparison,) = found["models"]["m"]["data"]["d"], found["comparisons"]
     assert (entry["ci95"], comparison["ci95"]) == (((1, 1), (1, 1)) if has_one else (None, None))
     assert (comparison["p_bootstrap"] < 1) == has_one
@@ -48,7 +48,7 @@ def test_an_interval_needs_six_prompts(prompts: int, has_one: bool) -> None:
 def test_comparisons_use_the_pairs_that_both_scored() -> None:
     a = [score(1.0, row=i) for i in range(20)]
     b = [score(-1.0 if i < 10 else None, model="n", row=i) for i in range(20)]
-    (comparison,) = summarise(a + b)["comparisons"]
+    (comparison,) = summarise(a + b).as_dict()["comparisons"]
     assert (comparison["a"], comparison["b"], comparison["n"]) == ("m", "n", 10)
     assert comparison["difference"] == 1.0
     assert comparison["ci95"] == (1.0, 1.0)
@@ -59,12 +59,12 @@ def test_mcnemar_leaves_ties_out() -> None:
     """Right against a tie says nothing of right against wrong: of 9 pairs only 3 count, p = 2 / 2^3."""
     a = [score(1.0, row=i) for i in range(9)]
     b = [score(0.0 if i < 6 else -1.0, model="n", row=i) for i in range(9)]
-    (comparison,) = summarise(a + b)["comparisons"]
+    (comparison,) = summarise(a + b).as_dict()["comparisons"]
     assert comparison["difference"] == pytest.approx((6 * 0.5 + 3) / 9)
     assert comparison["p_mcnemar"] == pytest.approx(0.25)
-    (reversed_,) = summarise(b + a)["comparisons"]
+    (reversed_,) = summarise(b + a).as_dict()["comparisons"]
     assert reversed_["p_mcnemar"] == pytest.approx(0.25)
-    (all_ties,) = summarise(a[:6] + b[:6])["comparisons"]
+    (all_ties,) = summarise(a[:6] + b[:6]).as_dict()["comparisons"]
     assert all_ties["p_mcnemar"] == 1.0
 
 
@@ -74,7 +74,7 @@ def test_holm_corrects_over_all_data_sets() -> None:
     for data, wrong in (("d", 1), ("e", 8)):
         scores += [replace(score(1.0, row=i), data=data) for i in range(20)]
         scores += [replace(score(-1.0 if i < wrong else 1.0, model="n", row=i), data=data) for i in range(20)]
-    loose, strict = summarise(scores)["comparisons"]
+    loose, strict = summarise(scores).as_dict()["comparisons"]
     assert strict["p_bootstrap"] < loose["p_bootstrap"]
     assert strict["p_holm"] == pytest.approx(2 * strict["p_bootstrap"])
     assert loose["p_holm"] == pytest.approx(max(loose["p_bootstrap"], strict["p_holm"]))
@@ -82,7 +82,7 @@ def test_holm_corrects_over_all_data_sets() -> None:
 
 def test_brier_by_hand() -> None:
     """Margins log 3 and log(1/3): sigmoids .75 and .25, squared misses .0625 and .5625."""
-    entry = summarise([score(math.log(3), row=1), score(-math.log(3), row=2)])["models"]["m"]["data"]["d"]
+    entry = summarise([score(math.log(3), row=1), score(-math.log(3), row=2)]).as_dict()["models"]["m"]["data"]["d"]
     assert entry["brier"] == pytest.approx((0.0625 + 0.5625) / 2)
 
 
@@ -90,19 +90,19 @@ def test_spearman_of_reward_and_length_by_hand() -> None:
     """Four responses whose rewards rise with their lengths but for one swap: 1 - 6 * 2 / (4 * 15) = 0.8."""
     first = PairScore("m", "d", "f:1", "g", 1.0, 2.0, 10, 20)
     second = PairScore("m", "d", "f:2", "h", 4.0, 3.0, 30, 40)
-    entry = summarise([first, second])["models"]["m"]["data"]["d"]
+    entry = summarise([first, second]).as_dict()["models"]["m"]["data"]["d"]
     assert entry["spearman_length"]["value"] == pytest.approx(0.8)
     assert entry["spearman_length"]["p_value"] == pytest.approx(0.2)
     constant = replace(second, reward_chosen=1.0, reward_rejected=1.0), replace(first, reward_rejected=1.0)
-    assert summarise(constant)["models"]["m"]["data"]["d"]["spearman_length"] is None
-    assert summarise([first])["models"]["m"]["data"]["d"]["spearman_length"] is None
+    assert summarise(constant).as_dict()["models"]["m"]["data"]["d"]["spearman_length"] is None
+    assert summarise([first]).as_dict()["models"]["m"]["data"]["d"]["spearman_length"] is None
 
 
 def test_slices_are_quarters_by_hand() -> None:
     """Margins of 1 to 8, wrong where odd; the longest differences in length are right alone."""
     margins = [(-1.0) ** size * size for size in range(1, 9)]
     scores = [score(margin, row=i, longer=8 if margin > 0 else -i) for i, margin in enumerate(margins)]
-    entry = summarise(scores)["models"]["m"]["data"]["d"]
+    entry = summarise(scores).as_dict()["models"]["m"]["data"]["d"]
     by_margin = entry["accuracy_by_margin"]
     assert [(each["n"], each["accuracy"]) for each in by_margin] == [(2, 0.5)] * 4
     assert (by_margin[0]["low"], by_margin[-1]["high"]) == (1.0, 8.0)
@@ -116,14 +116,14 @@ def test_slices_are_quarters_by_hand() -> None:
 @pytest.mark.parametrize("margins", [[1.0, 2.0], [-1.0, -2.0], [None]], ids=["all right", "all wrong", "unscored"])
 def test_no_temperature_where_none_is_best(margins: list[float | None]) -> None:
     calibration = [replace(score(margin, row=i), data="v") for i, margin in enumerate(margins)]
-    entry = summarise([score(1.0)], calibration)["models"]["m"]["data"]["d"]
+    entry = summarise([score(1.0)], calibration).as_dict()["models"]["m"]["data"]["d"]
     assert entry["temperature"] is None
-    assert "ece_calibrated" not in entry
+    assert entry["ece_calibrated"] is None
 
 
 def test_temperature_is_each_models_own() -> None:
     calibration = [replace(score(m, row=i), data="v") for i, m in enumerate([3.0, 3.0, 3.0, -3.0])]
-    entries = summarise([score(3.0), score(1.0, model="n")], calibration)["models"]
+    entries = summarise([score(3.0), score(1.0, model="n")], calibration).as_dict()["models"]
     # three of four are right, so sigmoid(3 / T) = 3/4 is best
     assert entries["m"]["data"]["d"]["temperature"] == pytest.approx(3 / math.log(3))
     assert entries["m"]["data"]["d"]["ece_calibrated"] == pytest.approx(0.25)
@@ -131,7 +131,7 @@ def test_temperature_is_each_models_own() -> None:
 
 
 def test_nothing_scored_is_no_accuracy() -> None:
-    assert summarise([score(None)])["models"]["m"]["data"]["d"] == {
+    assert summarise([score(None)]).as_dict()["models"]["m"]["data"]["d"] == {
         "n": 0,
         "unscored": 1,
         "unscored_reasons": {"overlong": 1},
@@ -139,9 +139,9 @@ def test_nothing_scored_is_no_accuracy() -> None:
 
 
 def test_results_are_json(tmp_path: Path) -> None:
-    results = summarise([score(1.0), score(1.0, model="n")])
+    results = summarise([score(1.0), score(1.0, model="n")]).as_dict()
     atomic.write_json(tmp_path / "results.json", results)
-    assert json.loads((tmp_path / "results.json").read_text()) == results
+    assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(results))
 
 
 def test_scores_survive_their_file(tmp_path: Path) -> None:

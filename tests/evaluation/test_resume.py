@@ -147,7 +147,7 @@ def test_one_model_more_is_the_only_one_scored(bench: Bench) -> None:
     a, b = bench.model("a"), bench.model("b", 3)
     evaluate(bench.config(a))
     bench.scored.clear()
-    results = evaluate(bench.config(a, b))
+    results = evaluate(bench.config(a, b)).as_dict()
     assert {line.split()[0] for line in bench.scored} == {b}
     assert (list(results["models"]), results["rows"]) == ([a, b], 2 * PAIRS)
     assert results["models"][a] != {}
@@ -286,7 +286,7 @@ def test_refused_rows_are_skipped_at_no_cost_and_met_again(bench: Bench) -> None
         evaluate(bench.config(a))
     assert len(bench.scored) == 24
     skip = {"data_options": replace(bench.config(a).data_options, on_bad_row="skip")}
-    results = evaluate(bench.config(a, **skip))
+    results = evaluate(bench.config(a, **skip)).as_dict()
     assert results["models"][a]["data"][str(bench.folder / "data.jsonl")]["unscored"] == 1
     assert len(bench.scored) == 2 * PAIRS - 1
     with pytest.raises(BadRowError, match=f"^{a}: .*row 13"):
@@ -339,7 +339,7 @@ def test_calibration_pairs_set_the_temperature(bench: Bench) -> None:
     path = bench.folder / "validation.jsonl"
     rows = [pair("why", "yes " * (3 + i % 3), "no " * (1 + 2 * i % 9), row=i).as_row() for i in range(12)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    results = evaluate(bench.config(a, calibration_data=str(path)))
+    results = evaluate(bench.config(a, calibration_data=str(path))).as_dict()
     cell = results["models"][a]["data"][str(bench.folder / "data.jsonl")]
     margins = [score.margin for score in read_scores(bench.folder / "out" / "calibration.jsonl")]
     assert len(margins) == 12
@@ -349,7 +349,7 @@ def test_calibration_pairs_set_the_temperature(bench: Bench) -> None:
     assert cell["ece_calibrated"] == pytest.approx(expected_calibration_error(stated))
     assert results["rows"] == PAIRS == len(read_evaluation(bench.folder / "out").scores)
     bench.scored.clear()
-    without = evaluate(bench.config(a))
+    without = evaluate(bench.config(a)).as_dict()
     assert "temperature" not in without["models"][a]["data"][str(bench.folder / "data.jsonl")]
     assert not (bench.folder / "out" / "calibration.jsonl").exists()
     assert bench.scored == []

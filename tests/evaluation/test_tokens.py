@@ -128,7 +128,7 @@ def test_without_the_base_model_it_is_said_in_a_line(trained: Path, tmp_path: Pa
     info = json.loads((moved / "haf" / "hafrm.json").read_text())
     (moved / "haf" / "hafrm.json").write_text(json.dumps(info | {"base_model": "nobody/has-this"}))
     said: list[str] = []
-    results = evaluate(config(moved, tmp_path / "out"), say=said.append)
+    results = evaluate(config(moved, tmp_path / "out"), say=said.append).as_dict()
     assert results["models"][str(moved / "haf")]["data"]
     assert len(said) == 1
     assert "nobody/has-this" in said[0]
@@ -164,7 +164,7 @@ def test_too_little_memory_for_tokens_costs_no_scores(
 
     monkeypatch.setattr(place, name, exhausted)
     said: list[str] = []
-    results = evaluate(config(trained, tmp_path), say=said.append)
+    results = evaluate(config(trained, tmp_path), say=said.append).as_dict()
     assert json.loads((tmp_path / "results.json").read_text())["rows"] == results["rows"] == PAIRS
     assert not (tmp_path / "tokens.jsonl").exists()
     (line,) = (line for line in said if "no log-ratios" in line)

@@ -102,7 +102,7 @@ def test_policies_without_reference_score_as_validation_measured(kind: str, tmp_
     assert abs(logged) > 1e-3
     shutil.rmtree(base)
     command = EvaluateConfig(models=[options.out], data=options.eval_data, out=str(tmp_path / "eval"), head="policy")
-    (found,) = evaluate(command)["models"][options.out]["data"].values()
+    (found,) = evaluate(command).as_dict()["models"][options.out]["data"].values()
     assert found["n"] == 12
     assert found["mean_margin"] == pytest.approx(logged, abs=1e-5)
 

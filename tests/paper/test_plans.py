@@ -276,7 +276,7 @@ def test_a_run_that_another_command_trains_is_waited_for(
     for each in commands:
         each.start()
         time.sleep(0.1)
-    with pytest.raises(ConfigError, match="Another command is training in"):
+    with pytest.raises(ConfigError, match="Another command"):
         real_train(config)
     for each in commands:
         each.join()

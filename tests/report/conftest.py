@@ -112,7 +112,7 @@ def make_scores(pairs: Mapping[str, Sequence[PreferencePair]], models: Mapping[s
 def write_evaluation(folder: Path, scores: Sequence[PairScore]) -> Path:
     """The two files of an evaluation."""
     write_scores(scores, folder / "scores.jsonl")
-    atomic.write_json(folder / "results.json", summarise(scores))
+    atomic.write_json(folder / "results.json", summarise(scores).as_dict())
     return folder
 
 

@@ -19,7 +19,7 @@ def tables(folder: Path, *, data: bool, suites: bool) -> str:
     """The Markdown of an evaluation of two models on pairs, on suites, or on both."""
     scores = [PairScore(m, "d", f"d:{i}", f"g{i}", 1.0, 0.0, 9, 8) for m in "mn" for i in range(8)]
     write_scores(scores if data else [], folder / "scores.jsonl")
-    results = summarise(scores if data else [])
+    results = summarise(scores if data else []).as_dict()
     if suites:
         results["suites"] = {"rewardbench": summarise_suite(SUITES["rewardbench"], answered_alike())}
     atomic.write_json(folder / "results.json", results)

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import UnionType
@@ -21,7 +20,8 @@ from hafrm import atomic
 from hafrm.data import OnBadRow
 from hafrm.errors import BadRowReason, DataError
 from hafrm.evaluation import scoring
-from hafrm.evaluation.scoring import Kind, RawScore, read_raw_scores, score_line, write_scores
+from hafrm.evaluation.scoring import Kind, RawScore, read_raw_scores, write_scores
+from hafrm.store import LineFile, changed_names, read_json
 
 PARTS_FOLDER = "parts"
 PARTS = f"{PARTS_FOLDER}/{'[0-9a-f]' * 16}.json*"
@@ -92,28 +92,26 @@ class Part(Generic[Kind]):
     def extend(self, scores: Iterable[Kind]) -> list[Kind]:
         """Append scores to the file as they arrive, and return them."""
         written = []
-        with atomic.naming(self.path), self.path.open("ab") as file:
+
+        def rows() -> Iterator[dict[str, Any]]:
             for score in scores:
-                file.write(score_line(score))
-                file.flush()  # unbuffered writes could leave half a line on a nearly full disk
                 written.append(score)
-            os.fsync(file.fileno())
+                yield asdict(score)  # type: ignore[call-overload]
+
+        LineFile(self.path).extend(rows(), at_once=True)  # unflushed writes could leave half a line on a full disk
         return written
 
     def _usable(self, on_bad_row: OnBadRow) -> tuple[list[Kind], str]:
         """Return the earlier scores to keep, and the reason if all of them are discarded."""
         if not self.path.exists():
             return [], ""
-        try:
-            before = json.loads(self.header.read_text(encoding="utf-8"))["depends_on"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            before = None
+        before = (read_json(self.header) or {}).get("depends_on")
         if not isinstance(before, dict):
             return [], f"{self.header} was damaged"
-        if changed := _changed(before, self.depends_on):
+        if changed := changed_names(before, self.depends_on):
             return [], f"{', '.join(changed)} changed"
         try:
-            atomic.drop_half_line(self.path)
+            LineFile(self.path).drop_half_line()
             scores = read_raw_scores(self.path, self.kind)
         except (DataError, OSError):
             return [], f"{self.path} was damaged"
@@ -147,7 +145,3 @@ def _is_a(value: Any, kind: Any) -> bool:
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     return type(value) is kind
-
-
-def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    return [name for name in {**before, **now} if before.get(name) != now.get(name)]

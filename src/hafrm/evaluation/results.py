@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
@@ -28,62 +29,185 @@ from hafrm.stats import (
     stated_probability,
 )
 
-_OF_LOG_ODDS = frozenset({"ece", "brier", "temperature", "ece_calibrated"})
-"""Statistics that assume that sigmoid(margin) is the model's probability of its choice."""
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Correlation:
+    """Spearman's correlation and its p-value."""
+
+    value: float
+    p_value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice:
+    """The accuracy on the pairs with a value from `low` to `high`."""
+
+    low: float
+    high: float
+    n: int
+    accuracy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """The temperature that fits validation pairs best, and the calibration error of margins divided by it."""
+
+    temperature: float | None
+    """None if no finite one above 0 is best, or margins are not log-odds."""
+    ece_calibrated: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A model's results on the pairs of a data set that it scored.
+
+    Accuracy is the share of pairs whose better response is scored higher; a tie counts one half.
+    """
+
+    groups: int
+    """Number of prompts."""
+    accuracy: float
+    ci95: Interval | None
+    """Interval of the accuracy, resampling whole prompt groups; None if there are fewer than six."""
+    ties: int
+    length_accuracy: float
+    """Accuracy of picking the longer response, on the same pairs."""
+    random_accuracy: float = 0.5
+    """Accuracy of a coin."""
+    ece: float | None
+    """Expected calibration error of sigmoid(margin); None if margins are not log-odds."""
+    brier: float | None
+    """Brier score of sigmoid(margin); None if margins are not log-odds."""
+    mean_margin: float
+    mean_reward_chosen: float
+    mean_reward_rejected: float
+    spearman_length: Correlation | None
+    """Correlation of all rewards with lengths in characters; its p-value treats responses as independent."""
+    accuracy_by_margin: tuple[Slice, ...]
+    """Quarters of the pairs by the size of the margin."""
+    accuracy_by_length_difference: tuple[Slice, ...]
+    """Quarters of the pairs by how much longer the better response is, in characters."""
+    calibration: Calibration | None = None
+    """None without calibration pairs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One model on one data set."""
+
+    n: int
+    """Number of scored pairs."""
+    unscored: int
+    """Number of pairs without a reward."""
+    unscored_reasons: Mapping[str, int]
+    measured: Measured | None
+    """None if no pair was scored."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the cell as in `results.json`: one flat object, without `calibration` where there is none."""
+        counts = {"n": self.n, "unscored": self.unscored, "unscored_reasons": dict(self.unscored_reasons)}
+        if self.measured is None:
+            return counts
+        values = asdict(self.measured)
+        calibration = values.pop("calibration")
+        return counts | values | (calibration or {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two models on the pairs of one data set that both scored; the difference is a's accuracy minus b's."""
+
+    data: str
+    a: str
+    b: str
+    n: int
+    difference: float
+    ci95: Interval | None
+    """None if there are too few prompts."""
+    p_bootstrap: float
+    p_mcnemar: float
+    p_holm: float = math.nan
+    """`p_bootstrap`, corrected for all comparisons of the evaluation."""
+
+    @property
+    def better(self) -> str | None:
+        """Return the model that the interval of the difference favours; None if it contains 0 or there is none."""
+        low, high = self.ci95 or (0.0, 0.0)
+        return self.a if low > 0 else self.b if high < 0 else None
+
+
+@dataclass(kw_only=True)
+class Results:
+    """The results of an evaluation; `as_dict` is the content of `results.json`."""
+
+    rows: int
+    """Number of scores."""
+    cells: dict[tuple[str, str], Cell]
+    """Results by model and data set."""
+    comparisons: list[Comparison]
+    suites: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Results of `summarise_suite`, by suite."""
+    servers: dict[str, dict[str, str]] = field(default_factory=dict)
+    """The model that each reward server names, with a note on what is not known of it."""
+    sources: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """Reports of the sources of each data set and suite."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        models: dict[str, Any] = {}
+        for (model, data), cell in self.cells.items():
+            models.setdefault(model, {"data": {}})["data"][data] = cell.as_dict()
+        for model, server in self.servers.items():
+            models.setdefault(model, {"data": {}})["server"] = server
+        comparisons = [asdict(comparison) for comparison in self.comparisons]
+        found = {"rows": self.rows, "models": models, "comparisons": comparisons}
+        return found | ({"suites": self.suites} if self.suites else {}) | {"sources": self.sources}
 
 
 def summarise(
     scores: Sequence[PairScore], calibration: Sequence[PairScore] = (), *, no_log_odds: Collection[str] = ()
-) -> dict[str, Any]:
-    """Compute `results.json` from raw scores.
+) -> Results:
+    """Compute results from raw scores.
 
     Args:
         scores: The scores of all models on all data sets.
         calibration: The models' scores on validation pairs, which set each model's temperature.
         no_log_odds: The models whose margins are not log-odds because their loss was not Bradley-Terry's.
-
-    Returns:
-        `{"rows": N, "models": {MODEL: {"data": {NAME: {...}}}}, "comparisons": [...]}`; N is the number of scores.
-        Accuracy is the share of pairs whose better response is scored higher; a tie counts one half. `ci95` resamples
-        whole prompt groups, and is null if there are fewer than six. `length_accuracy` is that of always picking the
-        longer response, `random_accuracy` that of a coin, on the same pairs. `spearman_length` relates the rewards of
-        all responses to their lengths in characters; its p-value treats them as independent. Each slice has a quarter
-        of the pairs. With calibration scores, `temperature` is fitted to them (null if no finite one above 0 is best),
-        and `ece_calibrated` is the `ece` of margins divided by it. These, `ece` and `brier` take sigmoid(margin) as the
-        model's probability; they are null for models of `no_log_odds`. `p_holm` is `p_bootstrap` corrected for all
-        comparisons here.
     """
     table = _cells(scores)
     temperatures = {model: _temperature(rows) for (model, _), rows in _cells(calibration).items()}
-    models: dict[str, Any] = {}
+    cells: dict[tuple[str, str], Cell] = {}
     for (model, data), rows in table.items():
-        summary = _summary(rows)
-        if model in temperatures and summary["n"]:
-            summary |= _calibrated(_margins(rows), temperatures[model])
-        if model in no_log_odds:
-            summary |= dict.fromkeys(_OF_LOG_ODDS & summary.keys())
-        models.setdefault(model, {"data": {}})["data"][data] = summary
+        cell = _cell(rows)
+        if (measured := cell.measured) is not None:
+            if model in temperatures:
+                temperature = None if model in no_log_odds else temperatures[model]
+                measured = replace(measured, calibration=_calibration(_margins(rows), temperature))
+            if model in no_log_odds:
+                measured = replace(measured, ece=None, brier=None)
+        cells[model, data] = replace(cell, measured=measured)
     comparisons = [
         comparison
         for data in dict.fromkeys(score.data for score in scores)
-        for a, b in combinations([model for model in models if (model, data) in table], 2)
+        for a, b in combinations([model for model in dict.fromkeys(m for m, _ in cells) if (model, data) in table], 2)
         if (comparison := _comparison(data, a, table[a, data], b, table[b, data]))
     ]
     if comparisons:
-        corrected = holm_correction([comparison["p_bootstrap"] for comparison in comparisons])
-        for comparison, p in zip(comparisons, corrected, strict=True):
-            comparison["p_holm"] = float(p)
-    return {"rows": len(scores), "models": models, "comparisons": comparisons}
+        corrected = holm_correction([comparison.p_bootstrap for comparison in comparisons])
+        comparisons = [replace(each, p_holm=float(p)) for each, p in zip(comparisons, corrected, strict=True)]
+    return Results(rows=len(scores), cells=cells, comparisons=comparisons)
 
 
-def shortfalls(results: Mapping[str, Any]) -> Iterator[str]:
+def shortfalls(results: Results) -> Iterator[str]:
     """Yield one line for each model and data set or suite in which some rows have no reward, with the reasons.
 
     Raises:
         ModelError: no row has a reward from any model.
     """
-    cells = [(model, data, cell) for model, found in results["models"].items() for data, cell in found["data"].items()]
-    for suite, found in results.get("suites", {}).items():
+    cells = [(model, data, cell.as_dict()) for (model, data), cell in results.cells.items()]
+    for suite, found in results.suites.items():
         cells += [(model, suite, cell) for model, cell in found["models"].items()]
     for model, data, cell in cells:
         if cell["unscored"]:
@@ -112,53 +236,52 @@ def _cells(scores: Sequence[PairScore]) -> dict[tuple[str, str], list[PairScore]
     return table
 
 
-def _summary(rows: Sequence[PairScore]) -> dict[str, Any]:
+def _cell(rows: Sequence[PairScore]) -> Cell:
     scored = _scored(rows)
     reasons = dict(Counter(row.unscored for row in rows if row.unscored))
-    if not scored:
-        return {"n": 0, "unscored": len(rows), "unscored_reasons": reasons}
+    measured = _measured(scored) if scored else None
+    return Cell(n=len(scored), unscored=len(rows) - len(scored), unscored_reasons=reasons, measured=measured)
+
+
+def _measured(scored: Sequence[PairScore]) -> Measured:
     margins, groups = _margins(scored), [row.group for row in scored]
     lengths = np.array([row.length_chosen - row.length_rejected for row in scored], dtype=np.float64)
     stated = stated_probability(margins)
     found = accuracy(margins)
-    return {
-        "n": found.n,
-        "unscored": len(rows) - len(scored),
-        "unscored_reasons": reasons,
-        "groups": len(set(groups)),
-        "accuracy": found.value,
-        "ci95": bootstrap_interval(hits(margins), groups),
-        "ties": found.ties,
-        "length_accuracy": accuracy(lengths).value,
-        "random_accuracy": 0.5,
-        "ece": expected_calibration_error(stated),
-        "brier": brier_score(stated),
-        "mean_margin": float(margins.mean()),
-        "mean_reward_chosen": float(np.mean([row.reward_chosen for row in scored])),
-        "mean_reward_rejected": float(np.mean([row.reward_rejected for row in scored])),
-        "spearman_length": _length_correlation(scored),
-        "accuracy_by_margin": _quarters(margins, np.abs(margins)),
-        "accuracy_by_length_difference": _quarters(margins, lengths),
-    }
+    return Measured(
+        groups=len(set(groups)),
+        accuracy=found.value,
+        ci95=bootstrap_interval(hits(margins), groups),
+        ties=found.ties,
+        length_accuracy=accuracy(lengths).value,
+        ece=expected_calibration_error(stated),
+        brier=brier_score(stated),
+        mean_margin=float(margins.mean()),
+        mean_reward_chosen=float(np.mean([row.reward_chosen for row in scored])),
+        mean_reward_rejected=float(np.mean([row.reward_rejected for row in scored])),
+        spearman_length=_length_correlation(scored),
+        accuracy_by_margin=_quarters(margins, np.abs(margins)),
+        accuracy_by_length_difference=_quarters(margins, lengths),
+    )
 
 
-def _length_correlation(rows: Sequence[PairScore]) -> dict[str, float] | None:
+def _length_correlation(rows: Sequence[PairScore]) -> Correlation | None:
     """Correlate rewards with length; None if all rewards or all lengths are equal, or for a single pair."""
     rewards = [reward for row in rows for reward in (row.reward_chosen, row.reward_rejected)]
     lengths = [length for row in rows for length in (row.length_chosen, row.length_rejected)]
     if len(rows) < 2 or len(set(rewards)) == 1 or len(set(lengths)) == 1:
         return None
     found = spearman(np.array(rewards, dtype=np.float64), lengths)
-    return {"value": found.value, "p_value": found.p_value}
+    return Correlation(value=found.value, p_value=found.p_value)
 
 
-def _quarters(margins: Floats, by: Floats) -> list[dict[str, float]]:
+def _quarters(margins: Floats, by: Floats) -> tuple[Slice, ...]:
     """Return the accuracy in slices of about a quarter of the pairs; fewer slices if many values are equal."""
-    return [
-        {"low": each.low, "high": each.high, "n": each.accuracy.n, "accuracy": each.accuracy.value}
+    return tuple(
+        Slice(low=each.low, high=each.high, n=each.accuracy.n, accuracy=each.accuracy.value)
         for each in accuracy_by_bin(margins, by, quantiles=4)
         if each.accuracy
-    ]
+    )
 
 
 def _temperature(rows: Sequence[PairScore]) -> float | None:
@@ -168,16 +291,16 @@ def _temperature(rows: Sequence[PairScore]) -> float | None:
     return found if 0 < found < math.inf else None
 
 
-def _calibrated(margins: Floats, temperature: float | None) -> dict[str, float | None]:
+def _calibration(margins: Floats, temperature: float | None) -> Calibration:
     if temperature is None:
-        return {"temperature": None}
+        return Calibration(temperature=None)
     error = expected_calibration_error(stated_probability(margins / temperature))
-    return {"temperature": temperature, "ece_calibrated": error}
+    return Calibration(temperature=temperature, ece_calibrated=error)
 
 
 def _comparison(
     data: str, a: str, rows_a: Sequence[PairScore], b: str, rows_b: Sequence[PairScore]
-) -> dict[str, Any] | None:
+) -> Comparison | None:
     """Compare two models on the pairs that both scored; None if there are none."""
     scored_b = {row.id: row for row in _scored(rows_b)}
     both = [(row, scored_b[row.id]) for row in _scored(rows_a) if row.id in scored_b]
@@ -185,16 +308,16 @@ def _comparison(
         return None
     margins_a, margins_b = _margins([x for x, _ in both]), _margins([y for _, y in both])
     paired = paired_bootstrap(hits(margins_a), hits(margins_b), [x.group for x, _ in both])
-    return {
-        "data": data,
-        "a": a,
-        "b": b,
-        "n": len(both),
-        "difference": paired.difference,
-        "ci95": paired.interval,
-        "p_bootstrap": paired.p_value,
-        "p_mcnemar": _mcnemar(margins_a, margins_b),
-    }
+    return Comparison(
+        data=data,
+        a=a,
+        b=b,
+        n=len(both),
+        difference=paired.difference,
+        ci95=paired.interval,
+        p_bootstrap=paired.p_value,
+        p_mcnemar=_mcnemar(margins_a, margins_b),
+    )
 
 
 def _mcnemar(margins_a: Floats, margins_b: Floats) -> float:

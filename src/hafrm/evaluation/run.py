@@ -16,7 +16,7 @@ from hafrm import atomic
 from hafrm.data import PairSet, ReadOptions, SourceReport, load_pairs
 from hafrm.errors import ConfigError, HafrmError
 from hafrm.evaluation.parts import PARTS, Part
-from hafrm.evaluation.results import summarise, uncalibrated
+from hafrm.evaluation.results import Results, summarise, uncalibrated
 from hafrm.evaluation.scoring import RESULTS_FILE, SCORES_FILE, Kind, PairScore, RawScore, score_pairs, write_scores
 from hafrm.evaluation.suites import ItemSet, ListScore, load_suite, summarise_suite
 from hafrm.evaluation.suites.scoring import SUITES_FILE, score_items
@@ -97,7 +97,7 @@ def evaluate(
     sets: dict[str, PairSet] | None = None,
     progress: Progress = lambda what, done: None,
     say: Callable[[str], None] = lambda line: None,
-) -> dict[str, Any]:
+) -> Results:
     """Score every model on every data set and write `scores.jsonl` and, last, `results.json`.
 
     All models are checked before any is loaded. Scores of an earlier evaluation in the folder are reused if model,
@@ -111,7 +111,7 @@ def evaluate(
             a file, and if its tokens can't be shown.
 
     Returns:
-        The contents of `results.json`; see `summarise`.
+        The results, whose `as_dict` is the content of `results.json`.
 
     Raises:
         ConfigError: a model was trained on pairs of a split, the calibration pairs are the evaluated ones, or the
@@ -150,21 +150,21 @@ def evaluate(
     for line in uncalibrated([score for score in calibrating if score.model not in no_log_odds]):
         say(line)
     if suites:
-        results["suites"] = {
+        results.suites = {
             name: summarise_suite(found.suite, [each for each in lists if each.data == name])
             for name, found in suites.items()
         }
     for model in filter(is_server, config.models):
         served = identities[model]["the server"][1]
-        results["models"].setdefault(model, {"data": {}})["server"] = {"model": served, "note": SERVER_NOTE}
+        results.servers[model] = {"model": served, "note": SERVER_NOTE}
     read: dict[str, PairSet | ItemSet] = {**sets, **calibration, **suites}
-    results["sources"] = {name: [report.as_dict() for report in found.reports] for name, found in read.items()}
+    results.sources = {name: [report.as_dict() for report in found.reports] for name, found in read.items()}
     (folder / RESULTS_FILE).unlink(missing_ok=True)  # so that stale results never accompany new scores
     write_scores(evaluated, folder / SCORES_FILE)
     write_tokens(folder, tokens)
     _write_or_remove(calibrating, folder / CALIBRATION_FILE)
     _write_or_remove(lists, folder / SUITES_FILE)
-    atomic.write_json(folder / RESULTS_FILE, results)
+    atomic.write_json(folder / RESULTS_FILE, results.as_dict())
     return results
 
 

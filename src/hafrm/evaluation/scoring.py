@@ -10,11 +10,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from hafrm import atomic
 from hafrm.data import OnBadRow
 from hafrm.errors import BadRowError, BadRowReason, DataError, ModelError, RefusedError
 from hafrm.models.scorers import Scorer, rewards_of_the_rest
 from hafrm.pairs import Conversation, Message, PreferencePair
+from hafrm.store import LineFile
 
 SCORES_FILE = "scores.jsonl"
 RESULTS_FILE = "results.json"
@@ -184,16 +184,9 @@ def response_length(response: Sequence[Message]) -> int:
     return sum(len(message.text) for message in response)
 
 
-def score_line(score: RawScore) -> bytes:
-    """Encode a score as one line of JSON, which `read_scores` reads."""
-    return atomic.json_line(asdict(score))  # type: ignore[call-overload]
-
-
 def write_scores(scores: Iterable[RawScore], path: Path) -> None:
     """Write scores as JSON lines, atomically."""
-    with atomic.new_file(path) as file:
-        for score in scores:
-            file.write(score_line(score))
+    LineFile(path).replace(asdict(score) for score in scores)  # type: ignore[call-overload]
 
 
 def read_scores(path: Path) -> list[PairScore]:

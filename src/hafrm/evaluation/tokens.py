@@ -32,6 +32,7 @@ from hafrm.models.remote import is_server
 from hafrm.models.runinfo import RUN_FILE, RunInfo
 from hafrm.models.scorers import HybridScorer, ScoreOptions
 from hafrm.pairs import PreferencePair
+from hafrm.store import LineFile
 
 TOKENS_FILE = "tokens.jsonl"
 
@@ -186,7 +187,7 @@ def _digest(identity: Mapping[str, Any], of_set: str) -> str:
 
 def _read_kept(path: Path) -> dict[_Key, Line]:
     """Read the lines of earlier evaluations, except damaged ones."""
-    atomic.drop_half_line(path)
+    LineFile(path).drop_half_line()
     lines = read_tokens(path)
     return {(line["depends_on"], line["model"], line["data"], line["id"]): line for line in lines}
 

@@ -23,7 +23,7 @@ def section_accuracies(rewardbench: str, section: str, runs: Sequence[Path], out
     """
     suite = "rewardbench" if rewardbench == "hub" else f"rewardbench@{rewardbench}"
     config = EvaluateConfig(models=[str(run) for run in runs], suites=[suite], out=str(out), token_log_ratios=0)
-    models = evaluate(config)["suites"][suite]["models"]
+    models = evaluate(config).suites[suite]["models"]
     try:
         return {run: models[str(run)]["pooled"][section]["value"] for run in runs}
     except KeyError as error:

@@ -16,8 +16,8 @@ from hafrm import atomic
 from hafrm.data import DataOptions, local_path
 from hafrm.paper.drawing import Drawn, is_as_drawn, print_of_drawn, print_of_pairs
 from hafrm.paper.scales import Scale, in_paper_order
+from hafrm.store import alone
 from hafrm.training.config import LossConfig, Method, TrainConfig
-from hafrm.training.folders import run_lock
 from hafrm.training.manifest import changed_options, is_finished, read_manifest, refuse_other_options
 from hafrm.training.run import train
 
@@ -115,7 +115,7 @@ def train_missing(scale: Scale, run: Run, out: Path) -> Path:
     require_same_options(scale, run, out)
     if is_finished(folder):
         return folder
-    with run_lock(folder):  # another command may be training it
+    with alone(folder, beside=True, wait=True):  # another command may be training it
         require_same_options(scale, run, out)
         if not is_finished(folder):
             write_data(scale, run, out)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
 from hafrm import atomic
 from hafrm.errors import ConfigError
+from hafrm.store import alone, unwritable
 from hafrm.training.manifest import is_finished, read_manifest, require_same_config
 from hafrm.training.owned import (
     remove_own,
@@ -66,37 +65,15 @@ def _refuse_inputs_in(folder: Path, inputs: Mapping[str, Path]) -> None:
             raise ConfigError(f"{what} lies in the run's own folder {folder}. Choose another --out.")
 
 
-def run_lock(folder: Path) -> FileLock:
-    """Return the re-entrant lock of a run's folder; its file is outside, as `overwrite` empties the folder."""
-    folder = folder.absolute()
-    return FileLock(folder.with_name(f".{folder.name}.lock"), is_singleton=True)
-
-
-@contextmanager
-def hold_folder(folder: Path) -> Iterator[None]:
+def hold_folder(folder: Path) -> AbstractContextManager[None]:
     """Lock a run's folder against other commands that would train there; only the run's first process takes the lock.
+
+    The lock is next to the folder, as `overwrite` empties it.
 
     Raises:
         ConfigError: another command has the lock, or the location is not writable.
     """
-    if os.environ.get("RANK", "0") != "0":
-        yield
-        return
-    lock = run_lock(folder)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ConfigError(f"Another command is training in {folder}. Wait for it, or choose another --out.") from None
-    except OSError as error:
-        raise _unwritable(folder, error) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _unwritable(folder: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"out: {folder} can't be written to ({error.strerror or error}). Choose another --out.")
+    return alone(folder, beside=True) if os.environ.get("RANK", "0") == "0" else nullcontext()
 
 
 def make_folder(folder: Path, *, anew: bool = False, more: Collection[str] = ()) -> str:
@@ -117,6 +94,6 @@ def make_folder(folder: Path, *, anew: bool = False, more: Collection[str] = ())
         folder.mkdir(parents=True, exist_ok=True)
         kept = remove_own(folder, more) if anew else []
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        raise unwritable(folder, error) from error
     more = f" and {len(kept) - 3} more" if len(kept) > 3 else ""
     return f"kept in {folder}, since no run wrote them: {', '.join(kept[:3])}{more}" if kept else ""

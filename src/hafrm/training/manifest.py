@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig, TrainingArguments
 from hafrm import atomic
 from hafrm.errors import ConfigError
 from hafrm.models.schema import manifest_problem
+from hafrm.store import changed_values, read_json, was
 from hafrm.training.arguments import free_on_resume
 
 if TYPE_CHECKING:
@@ -88,12 +89,9 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         ConfigError: it is a run's, and damaged.
     """
     path = folder / MANIFEST_FILE
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
+    value = read_json(path)
     # Other programs have manifests too: a web app's must not make its folder a run that may be overwritten.
-    if not isinstance(value, dict) or value.get("format") != 1 or not {"status", "config", "data"} <= value.keys():
+    if value is None or value.get("format") != 1 or not {"status", "config", "data"} <= value.keys():
         return None
     if problem := manifest_problem(value):
         raise ConfigError(f"{path}: {problem}. It is damaged: restore it from a copy, or choose another --out.")
@@ -133,7 +131,7 @@ def effective_settings(
 
 def changed_options(manifest: dict[str, Any], config: DataclassInstance) -> str:
     """Describe the options in which a run's manifest differs from a config, with both values; empty if none does."""
-    return _changes(manifest["config"], json.loads(json.dumps(asdict(config))))
+    return changed_values(manifest["config"], json.loads(json.dumps(asdict(config))), free=_is_free)
 
 
 def refuse_other_options(changed: str, folder: Path) -> None:
@@ -160,7 +158,7 @@ def require_same_config(manifest: dict[str, Any], config: DataclassInstance, fol
     for held in (before, now):
         for name in _SPLIT:  # `require_same_settings` checks their product
             held.get("training", {}).pop(name, None)
-    _require_none(_changes(before, now), "with other options", folder)
+    _require_none(changed_values(before, now, free=_is_free), "with other options", folder)
 
 
 def require_same_data(manifest: dict[str, Any], data: dict[str, Any], folder: Path) -> None:
@@ -173,10 +171,10 @@ def require_same_data(manifest: dict[str, Any], data: dict[str, Any], folder: Pa
         before, now = (held.get(part, {}) for held in (manifest["data"], data))
         for old, new in zip(before.get("sources", []), now.get("sources", []), strict=False):
             kept = [f"{source['kept']} pairs, sha256 {source['sha256'][:12]}" for source in (old, new)]
-            _require_none("" if kept[0] == kept[1] else _was(new["name"], *kept), "on other data", folder)
+            _require_none("" if kept[0] == kept[1] else was(new["name"], *kept), "on other data", folder)
         pairs = before.get("pairs"), now.get("pairs")
         what = f"pairs of {part} data within the limit, as this tokenizer encodes them"
-        _require_none("" if pairs[0] == pairs[1] else _was(what, *pairs), "on other data", folder)
+        _require_none("" if pairs[0] == pairs[1] else was(what, *pairs), "on other data", folder)
 
 
 def require_same_settings(manifest: dict[str, Any], effective: dict[str, Any], folder: Path) -> None:
@@ -191,7 +189,7 @@ def require_same_settings(manifest: dict[str, Any], effective: dict[str, Any], f
     """
     if before := manifest.get("effective"):
         now = json.loads(json.dumps(effective))
-        changes = _changes(_resumable(now | before), _resumable(now))
+        changes = changed_values(_resumable(now | before), _resumable(now), free=_is_free)
         _require_none(changes, "with other settings", folder)
 
 
@@ -204,19 +202,6 @@ def _resumable(effective: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Describe the first few values that differ."""
-    before, now = _flat(before), _flat(now)
-    changed = sorted(
-        name for name in before.keys() | now.keys() if before.get(name) != now.get(name) and not _is_free(name)
-    )
-    return ", ".join(_was(name, before.get(name), now.get(name)) for name in changed[:5])
-
-
-def _was(name: str, before: Any, now: Any) -> str:
-    return f"{name} (was {before}, now {now})"
-
-
 def _is_free(name: str) -> bool:
     first, _, rest = name.partition(".")
     return not _FREE_TO_CHANGE.isdisjoint({first, name}) or (first == "training" and free_on_resume(rest.split(".")[0]))
@@ -227,16 +212,6 @@ def _require_none(changes: str, what: str, folder: Path) -> None:
         raise ConfigError(
             f"{folder} holds an unfinished run {what}: {changes}. Choose another --out, or --overwrite true."
         )
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, item in value.items():
-        if isinstance(item, dict) and item:
-            flat |= _flat(item, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = item
-    return flat
 
 
 def git_revision() -> str | None:

@@ -1,0 +1,96 @@
+"""Output folders: one writer, growing files that survive kills, and what changed since results were written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hafrm.errors import ConfigError, DataError
+from hafrm.store import LineFile, RunFolder, alone, changed_names, changed_values, read_json
+
+
+def other_process(folder: Path, beside: bool) -> str:
+    code = (
+        f"from pathlib import Path; from hafrm.store import alone\nwith alone(Path({str(folder)!r}), beside={beside}):"
+        " print('in')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or done.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_two_commands_never_write_into_one_folder(beside: bool, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    with alone(folder, beside=beside):
+        assert str(folder) in other_process(folder, beside)
+        assert "ConfigError" in other_process(folder, beside)
+    assert other_process(folder, beside) == "in"
+    assert folder.exists() != beside
+
+
+def test_a_lock_beside_its_folder_can_be_taken_again_by_its_owner(tmp_path: Path) -> None:
+    with alone(tmp_path / "out", beside=True), alone(tmp_path / "out", beside=True, wait=True):
+        assert "ConfigError" in other_process(tmp_path / "out", True)
+
+
+def test_a_place_that_cant_be_written_to_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for beside in (False, True):
+        with pytest.raises(ConfigError, match="file"), alone(tmp_path / "file" / "out", beside=beside):
+            pass
+
+
+def test_changed_names_and_values() -> None:
+    before = {"a": 1, "b": {"c": [1, 2], "d": None}, "gone": 0}
+    now = {"a": 1, "b": {"c": (1, 2), "d": 3}, "new": None}
+    assert sorted(changed_names(before, now)) == ["b", "gone", "new"]
+    assert changed_names(before, before) == []
+    assert changed_values(before, {**before, "b": {"c": [1, 2], "d": 3}}) == "b.d (was None, now 3)"
+    assert changed_values(before, {**before, "a": 2, "gone": 5}, free=lambda name: name == "gone") == "a (was 1, now 2)"
+    assert changed_values(dict.fromkeys("abcdefg", 1), {}).count("was") == 5
+
+
+@pytest.mark.parametrize(("before", "after"), [(b"1\n2\n3", [1, 2]), (b"1\n\n2\n", [1, 2]), (b"1", []), (b"", [])])
+def test_a_killed_writers_half_line_is_dropped(tmp_path: Path, before: bytes, after: list[int]) -> None:
+    lines = LineFile(tmp_path / "lines.jsonl")
+    assert lines.empty
+    assert lines.read(int) == []
+    lines.path.write_bytes(before)
+    assert lines.read(int) == after
+    lines.extend([{"row": 1}], at_once=True)
+    lines.extend({"row": number} for number in (2, 3))
+    lines.drop_half_line()
+    written = [json.loads(line) for line in lines.path.read_text().splitlines() if line]
+    assert written == [*after, {"row": 1}, {"row": 2}, {"row": 3}]
+    lines.replace([{"row": 9}])
+    assert lines.read(lambda row: row["row"]) == [9]
+
+
+def test_a_damaged_line_is_named_by_its_number(tmp_path: Path) -> None:
+    lines = LineFile(tmp_path / "lines.jsonl")
+    lines.path.write_text('{"row": 1}\n{"row"\n')
+    with pytest.raises(DataError, match=r"lines.jsonl, line 2"):
+        lines.read(dict)
+    lines.path.write_text('{"row": 1}\n{"other": 1}\n')
+    with pytest.raises(DataError, match=r"line 2.*row"):
+        lines.read(lambda row: row["row"])
+
+
+def test_results_are_reused_only_if_nothing_changed(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, "header.json", "verdicts")
+    with pytest.raises(DataError, match=r"header\.json"):
+        folder.require_same({"data": "x"})
+    assert folder.write_header({"data": "x", "size": (1, 2)}, status="running") == read_json(
+        tmp_path / "header.json"
+    ) | {"depends_on": {"data": "x", "size": (1, 2)}}
+    folder.require_same({"data": "x", "size": [1, 2]})
+    with pytest.raises(ConfigError, match=r"verdicts with another data, size\."):
+        folder.require_same({"data": "y"})
+    for damage in ("{", "[]", '{"depends_on": 1}'):
+        (tmp_path / "header.json").write_text(damage)
+        with pytest.raises(DataError, match=r"header\.json"):
+            folder.require_same({"data": "x", "size": [1, 2]})

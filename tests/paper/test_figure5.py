@@ -12,7 +12,7 @@ from hafrm.paper import policies, runs
 from hafrm.paper.policies import Duel, Judged, duel_hits, learnt, mean_over_seeds, points_of
 from hafrm.paper.runs import Policy, rlhf_words
 from hafrm.paper.scales import Overrides, paper_scale, world_scale
-from hafrm.rlhf.answers import Answers
+from hafrm.rlhf.checkpoints import Answers
 from hafrm.rlhf.options import KlOptions, RlhfConfig, SamplingOptions
 from hafrm.training.manifest import is_finished
 from tests.paper.test_plans import job

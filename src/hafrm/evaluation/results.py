@@ -114,6 +114,24 @@ class Cell:
         calibration = values.pop("calibration")
         return counts | values | (calibration or {})
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Cell:
+        """Restore a cell from `as_dict`, also after a round trip through JSON."""
+        rest = dict(values)
+        counts = {name: rest.pop(name) for name in ("n", "unscored", "unscored_reasons")}
+        if not counts["n"]:
+            return cls(**counts, measured=None)
+        calibration = {name: rest.pop(name) for name in ("temperature", "ece_calibrated") if name in rest}
+        spearman = rest["spearman_length"]
+        nested: dict[str, Any] = {
+            "ci95": _interval(rest["ci95"]),
+            "spearman_length": spearman and Correlation(**spearman),
+            "accuracy_by_margin": tuple(Slice(**each) for each in rest["accuracy_by_margin"]),
+            "accuracy_by_length_difference": tuple(Slice(**each) for each in rest["accuracy_by_length_difference"]),
+            "calibration": Calibration(**calibration) if calibration else None,
+        }
+        return cls(**counts, measured=Measured(**(rest | nested)))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
@@ -165,6 +183,29 @@ class Results:
         found = {"rows": self.rows, "models": models, "comparisons": comparisons}
         return found | ({"suites": self.suites} if self.suites else {}) | {"sources": self.sources}
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Results:
+        """Restore results from `as_dict`, also after a round trip through JSON.
+
+        Raises:
+            KeyError, TypeError, AttributeError: the values are not an evaluation's results.
+        """
+        models = values["models"].items()
+        return cls(
+            rows=values["rows"],
+            cells={
+                (model, data): Cell.from_dict(cell) for model, entry in models for data, cell in entry["data"].items()
+            },
+            comparisons=[Comparison(**(row | {"ci95": _interval(row["ci95"])})) for row in values["comparisons"]],
+            suites=values.get("suites", {}),
+            servers={model: entry["server"] for model, entry in models if "server" in entry},
+            sources=values.get("sources", {}),
+        )
+
+
+def _interval(ends: Sequence[float] | None) -> Interval | None:
+    return None if ends is None else (ends[0], ends[1])
+
 
 def summarise(
     scores: Sequence[PairScore], calibration: Sequence[PairScore] = (), *, no_log_odds: Collection[str] = ()
@@ -215,8 +256,7 @@ def shortfalls(results: Results) -> Iterator[str]:
             yield f"{model} on {data}: {cell['unscored']} of {cell['n'] + cell['unscored']} rows unscored: {reasons}"
     if cells and not any(cell["n"] for _, _, cell in cells):
         raise ModelError(
-            "No row has a reward. Where rows are overlong, raise `--score.max_length` or set "
-            "`--score.overlong truncate`."
+            "No row has a reward. If rows are overlong, raise `--score.max_length` or set `--score.overlong truncate`."
         )
 
 
@@ -225,7 +265,7 @@ def uncalibrated(calibration: Sequence[PairScore]) -> Iterator[str]:
     for (model, _), rows in _cells(calibration).items():
         if _temperature(rows) is None:
             scored = len(_scored(rows))
-            why = "no finite one above 0 is best" if scored else "no pair has a reward"
+            why = "the best one is 0 or infinite" if scored else "no pair has a reward"
             yield f"{model}: no temperature was fitted to {len(rows)} calibration pairs: {why}"
 
 

@@ -119,7 +119,7 @@ def find_mixture(job: Job) -> Findings:
         results={"seeds": list(job.seeds), **results},
         tables=(
             accuracy_table("Mixed training", job, mixed),
-            Table("Mixed less single training, points", ("", *job.sets), changes),
+            Table("Mixed training - single training, points", ("", *job.sets), changes),
         ),
         figures={
             f"figure3-{backbone}": accuracy_bars(

@@ -314,7 +314,7 @@ def run_claims(
         changes.append({"name": seeds[-1].name} | value["representations"])
     claim = summarise_claim(seeds)
     written = {"source": "Appendix D, claim 1"} | asdict(claim)
-    note = "Ours: distances to the starting backbone. The paper's phi* is known to nobody."
+    note = "Ours: distances to the starting backbone. The paper's phi* is unknown."
     atomic.write_json(out / "claims.json", written | {"representations": {"note": note, "seeds": changes}})
     return claim
 
@@ -430,7 +430,7 @@ def _table(found: Mapping[str, Claim]) -> Table:
                     )
                 )
     columns = ("runs", "pairs", "hybrid", "baseline, fitted", "hybrid at most fitted", "hybrid, refitted")
-    return Table("D2, the DPO loss", (*columns, "refitted less fitted, 95%"), tuple(rows))
+    return Table("D2, the DPO loss", (*columns, "refitted - fitted, 95%"), tuple(rows))
 
 
 def _over_seeds(found: Mapping[str, Claim]) -> Table:
@@ -443,7 +443,7 @@ def _over_seeds(found: Mapping[str, Claim]) -> Table:
         for backbone, claim in found.items()
         for split, each in (("training", claim.train), ("held out", claim.held_out))
     ]
-    return Table("Over seeds", ("pairs", "hybrid less fitted, 95%", "holds"), tuple(rows))
+    return Table("Over seeds", ("pairs", "hybrid - fitted, 95%", "holds"), tuple(rows))
 
 
 def _ends(ends: Interval | None) -> str:

@@ -160,3 +160,45 @@ def test_a_key_in_an_address_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         JudgeOptions(kind="openai", model="m", base_url="http://localhost:1/v1#sk-secret")
     assert "sk-secret" not in str(caught.value)
+
+
+def test_retries_wait_longer_and_at_least_as_long_as_asked() -> None:
+    rule, waits = RetryRule(attempts=6, first_wait=1.0, longest_wait=100.0), list[float]()
+    outcomes = iter([0.0, 0.0, 7.0, 0.0, 0.0, 0.0])
+    assert http.retry(lambda: next(outcomes), lambda asked: asked, rule, waits.append) == 0.0
+    assert [low <= wait <= high for wait, (low, high) in zip(waits, RANGES, strict=True)] == [True] * 5
+
+
+RANGES = [(0.5, 1.0), (1.0, 2.0), (7.0, 7.25), (4.0, 8.0), (8.0, 16.0)]
+
+
+@pytest.mark.parametrize(("wanted", "sent"), [(None, 1), (100.0, 3), (100.1, 1)])
+def test_a_final_outcome_and_a_wish_for_too_long_a_rest_end_retries(wanted: float | None, sent: int) -> None:
+    requests = list[int]()
+    rule = RetryRule(attempts=3, longest_wait=100.0)
+    http.retry(lambda: requests.append(1), lambda _: wanted, rule, lambda seconds: None)
+    assert len(requests) == sent
+
+
+def test_own_waits_end_growing() -> None:
+    assert all(15.0 <= RetryRule().wait(attempt, 0.0) <= 30.0 for attempt in range(7, 40))
+
+
+def test_proxies_of_the_environment_are_not_asked(
+    serve: Callable[[Behave], Socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(peer: socket.socket, stop: threading.Event) -> None:
+        peer.sendall(HEAD + b"content-length: 2\r\n\r\n[]")
+
+    proxy, server = serve(endless_body), serve(answer)
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, proxy.url)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with closing(http.Client(timeout=5, extra="serve", key="sk-secret-123")) as client:
+        response = client.post(server.url, {"a": "\u00e9"})
+        assert client.without_key("no sk-secret-123!") == "no [API key]!"
+    assert (response.status, response.json(), response.trouble) == (200, [], "")
+    assert not proxy.requests
+    (request,) = server.requests
+    assert b"Bearer sk-secret-123" in request

@@ -11,7 +11,7 @@ import pytest
 
 from hafrm import atomic
 from hafrm.errors import DataError
-from hafrm.evaluation.results import summarise
+from hafrm.evaluation.results import Results, summarise
 from hafrm.evaluation.scoring import PairScore, read_scores, score_pairs, write_scores
 from tests.tiny import some_pairs
 
@@ -174,3 +174,16 @@ def test_score_pairs_keeps_chosen_and_rejected_apart() -> None:
         assert (found.length_chosen, found.length_rejected) == lengths
         assert (found.reward_chosen, found.reward_rejected) == tuple(float(n) if n < 12 else None for n in lengths)
         assert (found.margin is not None) == (max(lengths) < 12)
+
+
+def test_results_are_restored_from_their_file() -> None:
+    """Also cells without scores, without calibration, and of models whose margins are not log-odds."""
+    scores = [score(i / 10, model=model, row=i, longer=i % 3) for i in range(-5, 20) for model in "abc"]
+    scores += [replace(score(None, model="a"), data="other"), replace(score(1.0, model="b"), data="other")]
+    calibration = [score(i - 5.0, model=model, row=i) for i in range(1, 20) for model in "ac"]
+    found = summarise(scores, calibration, no_log_odds={"c"})
+    found.servers["b"], found.sources["d"] = {"model": "x"}, [{"name": "d"}]
+    found.suites["suite"] = {"models": {}}
+    assert Results.from_dict(json.loads(atomic.json_text(found.as_dict()))) == found
+    assert found.cells["a", "other"].measured is None
+    assert found.cells["c", "d"].measured.calibration is not None  # type: ignore[union-attr]

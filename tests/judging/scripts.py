@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from hafrm.judging.judges import Answer, Question, ranks_of
+from hafrm.judging.judges import Answer, FreeJudge, Question, ranks_of
 from hafrm.pairs import Message, Prompt
 
 PROMPT = Prompt.of("Which number is larger?")
 
 
-class ScriptedJudge:
+class ScriptedJudge(FreeJudge):
     """A judge that answers with a function and records its questions."""
-
-    stopped = None
 
     def __init__(
         self, answer: Callable[[Question], Answer], *, most_responses: int = 8, order_matters: bool = True

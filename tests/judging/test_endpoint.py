@@ -124,7 +124,7 @@ def test_a_refused_request_is_not_sent_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
 def test_retry_after_is_honoured(form: str, tmp_path: Path) -> None:
-    told = "1" if form == "seconds" else formatdate(time.time() + 2, usegmt=True)
+    told = "1" if form == "seconds" else formatdate(time.time() + 3, usegmt=True)
     with serving(faults=[(429, {"retry-after": told})]) as endpoint:
         (answer,), _ = ask(endpoint, tmp_path, [question()])
     assert answer.ranks == (1, 2)

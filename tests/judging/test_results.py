@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from hafrm.judging.judges import Unscored
-from hafrm.judging.results import summarise
-from hafrm.judging.verdicts import Verdict
+from hafrm.judging.verdicts import Verdict, summarise
 
 
 def verdict(number: int, ranks: list[int | None] | None, **values: Any) -> Verdict:

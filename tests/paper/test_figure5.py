@@ -12,7 +12,7 @@ from hafrm.paper import figure5, policies, ppo
 from hafrm.paper.judged import Judged, learnt, mean_over_seeds, points_of
 from hafrm.paper.policies import PolicyRun, policy_command, policy_config
 from hafrm.paper.scales import Overrides, paper_scale, world_scale
-from hafrm.rlhf.answers import Answers
+from hafrm.rlhf.checkpoints import Answers
 from hafrm.rlhf.options import KlOptions, RlhfConfig, SamplingOptions
 from hafrm.training.manifest import is_finished
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from hafrm import atomic
-from hafrm.evaluation.results import summarise
+from hafrm.evaluation.results import Measured, summarise
 from hafrm.evaluation.scoring import PairScore, write_scores
 from hafrm.pairs import Message, PreferencePair, Prompt
 
@@ -114,6 +114,14 @@ def write_evaluation(folder: Path, scores: Sequence[PairScore]) -> Path:
     write_scores(scores, folder / "scores.jsonl")
     atomic.write_json(folder / "results.json", summarise(scores).as_dict())
     return folder
+
+
+def measured(accuracy: float, ci95: tuple[float, float] | None) -> Measured:
+    """A model's results on a data set, of which tables show the accuracy."""
+    values: dict[str, Any] = dict.fromkeys(("mean_margin", "mean_reward_chosen", "mean_reward_rejected", "ece"), 0.0)
+    values |= dict.fromkeys(("accuracy_by_margin", "accuracy_by_length_difference"), ())
+    found = {"accuracy": accuracy, "ci95": ci95, "length_accuracy": 0.6, "groups": 90, "ties": 0}
+    return Measured(**values, **found, brier=None, spearman_length=None)
 
 
 def unscored(score: PairScore) -> PairScore:

@@ -16,8 +16,8 @@ from tests.report.conftest import DATA, MODELS
 
 def test_what_was_evaluated_is_read_in_order(evaluation: Path, scores: list[PairScore]):
     found = read_evaluation(evaluation)
-    assert (found.models, found.data) == (tuple(MODELS), DATA)
-    assert len(found.comparisons) == 15
+    assert (found.models, found.data) == (list(MODELS), list(DATA))
+    assert len(found.results.comparisons) == 15
     assert list(found.scores) == scores
 
 

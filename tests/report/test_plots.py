@@ -21,7 +21,7 @@ from hafrm.report.diagnostics import (
     reward_histogram,
     wilson_interval,
 )
-from hafrm.report.loading import Measured
+from tests.report.conftest import measured
 
 
 def elements(plot: str, tag: str, class_: str = "") -> list[ET.Element]:
@@ -103,10 +103,6 @@ def test_slices_hold_about_equally_many_pairs():
     plot = accuracy_by("name", margins, np.arange(32.0), "place")
     assert [(title.text or "").split(" ")[0] for title in elements(plot, "title")] == ["0.0"] * 4 + ["100.0"] * 4
     assert plot.count("n = 4,") == 8
-
-
-def measured(accuracy: float, ci95: tuple[float, float] | None) -> Measured:
-    return Measured(accuracy=accuracy, ci95=ci95, length_accuracy=0.6, random_accuracy=0.5)
 
 
 def test_the_forest_puts_each_accuracy_on_the_axis():

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from hafrm.evaluation.results import Results
 from hafrm.evaluation.suites import SUITES, ListScore, summarise_suite
 from hafrm.report.loading import Evaluation
 from hafrm.report.tables import SuiteTable, suite_tables
@@ -14,7 +15,7 @@ from tests.evaluation.test_suites import agreed, answered_alike
 
 def table_of(scores: Sequence[ListScore]) -> SuiteTable:
     found = summarise_suite(SUITES["rewardbench"], scores)
-    evaluation = Evaluation(models=(), data=(), cells={}, comparisons=(), scores=(), suites={"suite": found})
+    evaluation = Evaluation(results=Results(rows=0, cells={}, comparisons=[], suites={"suite": found}), scores=())
     (table,) = suite_tables(evaluation)
     return table
 

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from hafrm.evaluation.results import Cell, Comparison, Results
 from hafrm.evaluation.scoring import PairScore
-from hafrm.report.loading import Cell, Comparison, Evaluation, Measured, read_evaluation
+from hafrm.report.loading import Evaluation, read_evaluation
 from hafrm.report.page import write_page
 from hafrm.report.tables import accuracy_table, comparison_rows, marked_best
-from tests.report.conftest import unscored, write_evaluation
+from tests.report.conftest import measured, unscored, write_evaluation
 
 
-def cell(accuracy: float, **changes: Any) -> Cell:
-    measured = Measured(
-        accuracy=accuracy, ci95=(accuracy - 0.02, accuracy + 0.02), length_accuracy=0.6, random_accuracy=0.5
-    )
-    return Cell(**{"n": 100, "unscored": 0, "groups": 90, "measured": measured} | changes)
+def cell(accuracy: float) -> Cell:
+    found = measured(accuracy, (accuracy - 0.02, accuracy + 0.02))
+    return Cell(n=100, unscored=0, unscored_reasons={}, measured=found)
 
 
 def comparison(a: str, b: str, low: float, high: float) -> Comparison:
@@ -37,13 +35,8 @@ def comparison(a: str, b: str, low: float, high: float) -> Comparison:
 
 
 def made(accuracies: dict[str, float], *comparisons: Comparison) -> Evaluation:
-    return Evaluation(
-        models=tuple(accuracies),
-        data=("set",),
-        cells={(model, "set"): cell(accuracy) for model, accuracy in accuracies.items()},
-        comparisons=comparisons,
-        scores=(),
-    )
+    cells = {(model, "set"): cell(accuracy) for model, accuracy in accuracies.items()}
+    return Evaluation(results=Results(rows=0, cells=cells, comparisons=list(comparisons)), scores=())
 
 
 @pytest.mark.parametrize(
@@ -105,8 +98,8 @@ def test_few_prompts_have_no_interval_no_p_and_no_best(tmp_path: Path, scores: l
     table = accuracy_table(evaluation)
     assert {cell.interval for row in table.models for cell in row.cells if cell} == {""}
     assert not any(cell.best for row in table.models for cell in row.cells if cell)
-    assert (table.few, table.undecided) == (evaluation.data, ())
-    rows = [row for rows in comparison_rows(evaluation.comparisons).values() for row in rows]
+    assert (table.few, table.undecided) == (tuple(evaluation.data), ())
+    rows = [row for rows in comparison_rows(evaluation.results.comparisons).values() for row in rows]
     stated = {(row.interval, row.p_bootstrap, row.p_holm, row.p_mcnemar, row.decided) for row in rows}
     assert stated == {("–", "–", "–", "–", False)}
     page = write_page(tmp_path, title="t").read_text(encoding="utf-8")
@@ -119,7 +112,7 @@ def test_six_prompts_have_intervals(tmp_path: Path, scores: list[PairScore]):
     table = accuracy_table(evaluation)
     assert table.few == ()
     assert all(cell.interval for row in table.models for cell in row.cells if cell)
-    rows = [row for rows in comparison_rows(evaluation.comparisons).values() for row in rows]
+    rows = [row for rows in comparison_rows(evaluation.results.comparisons).values() for row in rows]
     assert "–" not in {text for row in rows for text in (row.interval, row.p_bootstrap, row.p_holm, row.p_mcnemar)}
     assert "fewer than six prompts" not in write_page(tmp_path, title="t").read_text(encoding="utf-8")
 
@@ -132,7 +125,7 @@ def test_comparisons_are_worded():
 
 
 def test_a_model_that_was_not_evaluated_on_a_set_has_an_empty_cell():
-    evaluation = replace(made({"a": 0.8}), data=("set", "other"), models=("a", "b"))
-    cells = dict(evaluation.cells) | {("b", "other"): cell(0.7)}
-    table = accuracy_table(replace(evaluation, cells=cells))
+    evaluation = made({"a": 0.8})
+    evaluation.results.cells["b", "other"] = cell(0.7)
+    table = accuracy_table(evaluation)
     assert [[c and c.accuracy for c in row.cells] for row in table.models] == [["80.0", None], [None, "70.0"]]

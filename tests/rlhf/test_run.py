@@ -43,8 +43,7 @@ from hafrm.models.scorers import ScoreOptions
 from hafrm.packing import SequenceBatch
 from hafrm.pairs import Prompt
 from hafrm.rlhf import groups, ppo, run
-from hafrm.rlhf.answers import checkpoint_answers
-from hafrm.rlhf.checkpoints import STATE_FILE
+from hafrm.rlhf.checkpoints import STATE_FILE, checkpoint_answers
 from hafrm.rlhf.groups import GroupReward
 from hafrm.rlhf.job import RlhfJob
 from hafrm.rlhf.options import GroupOptions, KlOptions, PpoOptions, RlhfConfig, SamplingOptions

@@ -100,7 +100,7 @@ def _table(title: str, grid: Grid, evaluation: Evaluation) -> Table:
 
 def _comparisons(evaluation: Evaluation) -> Iterator[str]:
     models, data = short_names(evaluation.models), short_names(evaluation.data)
-    for name, rows in comparison_rows(evaluation.comparisons).items():
+    for name, rows in comparison_rows(evaluation.results.comparisons).items():
         for row in rows:
             yield (
                 f"{data[name]}: {models[row.a]} - {models[row.b]}: {row.difference} points "

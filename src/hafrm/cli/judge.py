@@ -17,8 +17,8 @@ from rich.text import Text
 from hafrm.cli.options import command_parser, options_of
 from hafrm.errors import ModelError
 from hafrm.judging.judges import Unscored
-from hafrm.judging.results import nothing_judged
 from hafrm.judging.run import RESULTS_FILE, JudgeConfig, judge_rows
+from hafrm.judging.verdicts import nothing_judged
 from hafrm.report.wording import interval, percent
 
 

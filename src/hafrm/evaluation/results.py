@@ -114,6 +114,24 @@ class Cell:
         calibration = values.pop("calibration")
         return counts | values | (calibration or {})
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Cell:
+        """Restore a cell from `as_dict`, also after a round trip through JSON."""
+        rest = dict(values)
+        counts = {name: rest.pop(name) for name in ("n", "unscored", "unscored_reasons")}
+        if not counts["n"]:
+            return cls(**counts, measured=None)
+        calibration = {name: rest.pop(name) for name in ("temperature", "ece_calibrated") if name in rest}
+        spearman = rest["spearman_length"]
+        nested: dict[str, Any] = {
+            "ci95": _interval(rest["ci95"]),
+            "spearman_length": spearman and Correlation(**spearman),
+            "accuracy_by_margin": tuple(Slice(**each) for each in rest["accuracy_by_margin"]),
+            "accuracy_by_length_difference": tuple(Slice(**each) for each in rest["accuracy_by_length_difference"]),
+            "calibration": Calibration(**calibration) if calibration else None,
+        }
+        return cls(**counts, measured=Measured(**(rest | nested)))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
@@ -164,6 +182,29 @@ class Results:
         comparisons = [asdict(comparison) for comparison in self.comparisons]
         found = {"rows": self.rows, "models": models, "comparisons": comparisons}
         return found | ({"suites": self.suites} if self.suites else {}) | {"sources": self.sources}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Results:
+        """Restore results from `as_dict`, also after a round trip through JSON.
+
+        Raises:
+            KeyError, TypeError, AttributeError: the values are not an evaluation's results.
+        """
+        models = values["models"].items()
+        return cls(
+            rows=values["rows"],
+            cells={
+                (model, data): Cell.from_dict(cell) for model, entry in models for data, cell in entry["data"].items()
+            },
+            comparisons=[Comparison(**(row | {"ci95": _interval(row["ci95"])})) for row in values["comparisons"]],
+            suites=values.get("suites", {}),
+            servers={model: entry["server"] for model, entry in models if "server" in entry},
+            sources=values.get("sources", {}),
+        )
+
+
+def _interval(ends: Sequence[float] | None) -> Interval | None:
+    return None if ends is None else (ends[0], ends[1])
 
 
 def summarise(

@@ -10,16 +10,17 @@ cause (400, 413, 422) and an earlier reply has shown that the endpoint accepts r
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 from hafrm.errors import ModelError
 from hafrm.http import Client, Response, RetryRule, import_httpx, retry
 from hafrm.judging.cache import Reply, ReplyCache, reply_key
-from hafrm.judging.completions import read_completion
 from hafrm.judging.judges import Answer, Question, Unscored
 from hafrm.judging.options import Budget, JudgeOptions
 from hafrm.judging.parsing import parse_reply
@@ -39,6 +40,9 @@ _MAYBE_OF_THE_QUESTION = (400, 413, 422)
 
 _SAID = 60
 """Maximum characters of an endpoint's error that are quoted."""
+
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""Fields for reasoning outside the content."""
 
 _PASSING = (408, 409, 429)
 _FATAL = {
@@ -74,11 +78,25 @@ class EndpointJudge:
         named = {"temperature": options.temperature, "max_tokens": options.max_reply_tokens}
         self._parameters = {name: value for name, value in named.items() if value is not None}
         self.from_cache = 0
+        """Number of questions that the cache answered."""
         self.failed_requests: Counter[str] = Counter()
         """Failed requests by reason, including those that succeeded on a retry."""
         self._lock, self._halted = threading.Lock(), threading.Event()
         self._stopped: str | None = None
+        self._before = (budget.requests, budget.tokens, budget.spent)  # by earlier runs that share the budget
         self._failures_in_a_row, self._replied = 0, False
+
+    @property
+    def account(self) -> dict[str, Any]:
+        """The requests, tokens and money of this run."""
+        requests, tokens, money = self._before
+        return {
+            "requests_sent": self.budget.requests - requests,
+            "requests_failed": dict(self.failed_requests),
+            "from_cache": self.from_cache,
+            "tokens": self.budget.tokens - tokens,
+            "cost": None if self.budget.cost is None else self.budget.cost - money,
+        }
 
     @property
     def stopped(self) -> str | None:
@@ -163,7 +181,7 @@ class EndpointJudge:
         """Parse the reply in a body. Its tokens are counted first: even a reply without a choice may have been paid
         for.
         """
-        found = read_completion(body, "".join(message["content"] for message in messages))
+        found = _read_completion(body, "".join(message["content"] for message in messages))
         self.budget.add_tokens(found.prompt_tokens, found.completion_tokens)
         if found.text is None:
             return None
@@ -248,3 +266,85 @@ def _error(response: Response) -> Mapping[str, Any]:
 def _quota_spent(response: Response) -> bool:
     """Return whether the account has no credit left: HTTP 402, or OpenAI's own code."""
     return response.status == 402 or _error(response).get("code") == "insufficient_quota"
+
+
+@dataclass(frozen=True, slots=True)
+class _Completion:
+    """The first choice of a body, and its usage."""
+
+    text: str | None
+    """The model's reply; None if the body has no choice."""
+    finish_reason: str | None
+    thought: bool
+    """Whether there is reasoning in addition to the text."""
+    prompt_tokens: int
+    completion_tokens: int
+
+
+def _read_completion(body: str, asked: str) -> _Completion:
+    """Read a response's body, in any format; `asked` has the request's texts, to estimate tokens without a count.
+
+    Endpoints differ: content is a string, a list of parts, or null; reasoning has a separate field
+    (`reasoning_content`, `reasoning`, parts of the type `thinking`) or none; a refusal may have one too.
+    """
+    values = _object(body)
+    choice, message = _first_choice(values)
+    text = None if message is None else _text(message)
+    thoughts = _thoughts(message or {})
+    reason = choice.get("finish_reason")
+    prompt, completion = _tokens(values, asked, f"{text or ''}{thoughts}")
+    return _Completion(text, reason if isinstance(reason, str) else None, bool(thoughts.strip()), prompt, completion)
+
+
+def _object(body: str) -> dict[str, Any]:
+    """Return a body's JSON object; an empty one if there is none."""
+    try:
+        values = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _first_choice(values: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any] | None]:
+    """Return the first choice and its message; an empty mapping and None if there is none."""
+    choices = values.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get("message") if isinstance(choice, dict) else None
+    return (choice, message) if isinstance(choice, dict) and isinstance(message, dict) else ({}, None)
+
+
+def _text(message: Mapping[str, Any]) -> str:
+    """Return the content as one string, or else the refusal."""
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "".join(part["text"] for part in content if _is_part(part, "text"))
+    found = content if isinstance(content, str) and content else message.get("refusal")
+    text = found if isinstance(found, str) else ""
+    return text.encode(errors="replace").decode()  # JSON can contain lone surrogates, SQLite can't
+
+
+def _thoughts(message: Mapping[str, Any]) -> str:
+    """Return the reasoning outside the content, if it is text."""
+    parts = message.get("content")
+    apart = [json.dumps(part) for part in parts if _is_part(part, "thinking")] if isinstance(parts, list) else []
+    return "".join([*apart, *(value for name in _THOUGHTS if isinstance(value := message.get(name), str))])
+
+
+def _is_part(part: Any, kind: str) -> bool:
+    """Return whether this is a non-empty part of a multi-part content."""
+    return isinstance(part, dict) and part.get("type") == kind and (kind != "text" or isinstance(part.get(kind), str))
+
+
+def _tokens(values: Mapping[str, Any], asked: str, said: str) -> list[int]:
+    """Return the tokens of a prompt and of its reply, as counted by the endpoint or else estimated."""
+    usage = values.get("usage")
+    counts = usage if isinstance(usage, dict) else {}
+    return [
+        count if type(count := counts.get(name)) is int and 0 <= count < 2**53 else _tokens_at_most(text)
+        for name, text in (("prompt_tokens", asked), ("completion_tokens", said))
+    ]
+
+
+def _tokens_at_most(text: str) -> int:
+    """Estimate a missing count of tokens from above: one token per three bytes."""
+    return len(text.encode(errors="replace")) // 3 + 1

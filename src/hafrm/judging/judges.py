@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 from hafrm.pairs import Message, Prompt
 
@@ -107,9 +107,31 @@ class Judge(Protocol):
         """Why the judge has stopped answering; None if it has not."""
         ...
 
+    @property
+    def account(self) -> dict[str, Any]:
+        """What the judge spent; empty for one that costs nothing."""
+        ...
+
     def ask(self, questions: Sequence[Question]) -> list[Answer]:
         """Return one answer per question, in order."""
         ...
+
+    def close(self) -> None:
+        """Free the judge's resources."""
+
+
+class FreeJudge:
+    """Part of judges that run in this process: they never stop and cost nothing."""
+
+    stopped: str | None = None
+
+    @property
+    def account(self) -> dict[str, Any]:
+        """Return nothing."""
+        return {}
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 def ranks_of(rewards: Sequence[float]) -> tuple[int, ...]:

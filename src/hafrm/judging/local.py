@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from hafrm.errors import ConfigError, ModelError, RefusedError
-from hafrm.judging.judges import Answer, Question, Unscored, ranks_of
+from hafrm.judging.judges import Answer, FreeJudge, Question, Unscored, ranks_of
 from hafrm.judging.prompts import CHOICES, judge_messages
 from hafrm.models.loading import load_log_prob_scorer
 from hafrm.models.scorers import ScoreOptions, Scorer, rewards_of_the_rest
@@ -25,7 +25,7 @@ def load_local_judge(model: str, options: ScoreOptions, *, trust_remote_code: bo
     return LocalJudge(load_log_prob_scorer(model, options, trust_remote_code=trust_remote_code))
 
 
-class LocalJudge:
+class LocalJudge(FreeJudge):
     """Compares two responses by the log-probabilities of the answers `Output (a)` and `Output (b)` to Table 9's prompt.
 
     Nothing is generated, so nothing can fail to parse.
@@ -36,7 +36,6 @@ class LocalJudge:
 
     most_responses = 2
     order_matters = True
-    stopped = None
 
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
@@ -66,12 +65,11 @@ class LocalJudge:
         return Prompt.of(f"{system['content']}\n\n{user['content']}")
 
 
-class RewardJudge:
+class RewardJudge(FreeJudge):
     """Ranks by a scorer's rewards (as ArmoRM does in the paper's Figure 9); equal rewards tie."""
 
     most_responses = 1024
     order_matters = False
-    stopped = None
 
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer

@@ -13,13 +13,13 @@ from hafrm import atomic
 from hafrm.data import ReadOptions
 from hafrm.data.simulated import SimulatedReward, simulated_reward_name
 from hafrm.errors import ConfigError
+from hafrm.judging.cache import ReplyCache
 from hafrm.judging.judges import Judge, Unscored
 from hafrm.judging.options import Budget, JudgeOptions
 from hafrm.judging.prompts import PROMPT_VERSION
-from hafrm.judging.results import summarise
 from hafrm.judging.rows import Item, Items, Mode, load_items
 from hafrm.judging.tournament import Plan, compare, play, rank_at_once, top_two_of_eight
-from hafrm.judging.verdicts import HEADER_FILE, VERDICTS_FILE, Verdict, resume_verdicts, verdict_of
+from hafrm.judging.verdicts import HEADER_FILE, VERDICTS_FILE, Verdict, resume_verdicts, summarise, verdict_of
 from hafrm.models.identity import model_identity
 from hafrm.models.loading import ScorerChoice, require_server_options
 from hafrm.models.outputs import require_results
@@ -155,15 +155,15 @@ def _judge_missing(
 ) -> dict[str, Any]:
     """Judge rows, append their verdicts to the file and to the list, and return the account of the judge."""
     file = LineFile(Path(config.out) / VERDICTS_FILE)
-    with closing(_Loaded(config, budget)) as loaded:
+    with closing(_load_judge(config, budget)) as judge:
         for start in range(0, len(missing), _CHUNK):
-            new = _judge_chunk(config, loaded.judge, missing[start : start + _CHUNK])
+            new = _judge_chunk(config, judge, missing[start : start + _CHUNK])
             file.extend(map(asdict, new))
             verdicts += new
             progress(len(verdicts))
-            if loaded.judge.stopped:
+            if judge.stopped:
                 break
-        return loaded.account()
+        return {"stopped": judge.stopped, **judge.account}
 
 
 def _judge_chunk(config: JudgeConfig, judge: Judge, items: Sequence[Item]) -> list[Verdict]:
@@ -187,58 +187,21 @@ def _plan(judge: Judge, item: Item, order: Sequence[int]) -> Plan:
     return rank_at_once(item.prompt, responses)
 
 
-class _Loaded:
-    """The judge that the options ask for, with an account of its costs."""
+def _load_judge(config: JudgeConfig, budget: Budget | None) -> Judge:
+    """Load the judge that the options ask for."""
+    options = config.judge
+    if options.kind == "openai":
+        from hafrm.judging.endpoint import EndpointJudge
 
-    def __init__(self, config: JudgeConfig, budget: Budget | None) -> None:
-        self.endpoint: Any = None
-        self.judge: Judge
-        options = config.judge
-        if options.kind == "openai":
-            budget = budget or Budget.of(options)
-            self._before = (budget.requests, budget.tokens, budget.spent)  # by earlier runs that share it
-            self.judge = self.endpoint = _endpoint(options, budget)
-        elif options.kind == "local":
-            from hafrm.judging.local import load_local_judge
+        path = Path(options.cache) if options.cache else atomic.cache_folder("judge") / "replies.sqlite"
+        return EndpointJudge(options, ReplyCache(path), budget or Budget.of(options))
+    from hafrm.judging.local import RewardJudge, load_local_judge
 
-            self.judge = load_local_judge(options.model, config.score, trust_remote_code=config.trust_remote_code)
-        else:
-            from hafrm.judging.local import RewardJudge
-
-            oracle = options.kind == "oracle"
-            self.judge = RewardJudge(
-                SimulatedReward(simulated_reward_name(options.model))
-                if oracle
-                else config.load(options.model, config.score)
-            )
-
-    def account(self) -> dict[str, Any]:
-        """Return why the judge stopped, if it did, and an endpoint's requests, tokens and money of this run."""
-        if self.endpoint is None:
-            return {"stopped": None}
-        budget: Budget = self.endpoint.budget
-        requests, tokens, money = self._before
-        return {
-            "stopped": self.endpoint.stopped,
-            "requests_sent": budget.requests - requests,
-            "requests_failed": dict(self.endpoint.failed_requests),
-            "from_cache": self.endpoint.from_cache,
-            "tokens": budget.tokens - tokens,
-            "cost": None if budget.cost is None else budget.cost - money,
-        }
-
-    def close(self) -> None:
-        """Close connections and cache."""
-        if self.endpoint is not None:
-            self.endpoint.close()
-
-
-def _endpoint(options: JudgeOptions, budget: Budget) -> Judge:
-    from hafrm.judging.cache import ReplyCache
-    from hafrm.judging.endpoint import EndpointJudge
-
-    path = Path(options.cache) if options.cache else atomic.cache_folder("judge") / "replies.sqlite"
-    return EndpointJudge(options, ReplyCache(path), budget)
+    if options.kind == "local":
+        return load_local_judge(options.model, config.score, trust_remote_code=config.trust_remote_code)
+    if options.kind == "oracle":
+        return RewardJudge(SimulatedReward(simulated_reward_name(options.model)))
+    return RewardJudge(config.load(options.model, config.score))
 
 
 def _depends_on(config: JudgeConfig, found: Items, identity: Mapping[str, Any]) -> dict[str, Any]:

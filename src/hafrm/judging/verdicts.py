@@ -1,4 +1,4 @@
-"""`verdicts.jsonl`: a line per judged row, written as it comes, so that a stopped run can be resumed.
+"""`verdicts.jsonl`: a line per judged row, written as it comes, so that a stopped run can be resumed; and its summary.
 
 `judge.json` next to it records what the verdicts depend on, which later runs must match once there is an answer. When a
 run is resumed, lines whose question failed are removed, and their questions are asked again. Rows are identified by
@@ -7,15 +7,19 @@ their texts, so their file may have moved.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from hafrm.errors import DataError
 from hafrm.judging.judges import FAILURES, Unscored
 from hafrm.judging.rows import Item
 from hafrm.judging.tournament import Outcome
+from hafrm.stats import bootstrap_interval, hits, top_k_hits
 from hafrm.store import LineFile, RunFolder
 
 VERDICTS_FILE = "verdicts.jsonl"
@@ -114,3 +118,105 @@ def _verdict(row: Mapping[str, Any]) -> Verdict:
     if verdict.unscored is not None:
         Unscored(verdict.unscored)
     return verdict
+
+
+def summarise(verdicts: Sequence[Verdict], *, rows: int) -> dict[str, Any]:
+    """Summarise verdicts.
+
+    Args:
+        verdicts: The verdicts, including unscored ones.
+        rows: Number of rows to judge; those without a verdict were not asked.
+
+    Returns:
+        Rates are in [0, 1], each with `n` and a 95% bootstrap interval over prompts in `ci95`, null if there are fewer
+        than six prompts; a tie of two counts one half, and of more in equal parts. `unscored` counts rows by reason,
+        and `unscored_replies` has the first unreadable reply for each. `responses` has, by the response's model,
+        `win_rate` with `wins`, `ties` and `losses` (pairs), or `first` and `best_two`.
+    """
+    scored = [verdict for verdict in verdicts if verdict.ranks is not None]
+    unscored = Counter(verdict.unscored for verdict in verdicts if verdict.unscored is not None)
+    return {
+        "rows": rows,
+        "judged": len(scored),
+        "unscored": dict(sorted(unscored.items())),
+        "unscored_replies": _examples(verdicts),
+        "not_asked": rows - len(verdicts),
+        "responses": _by_model(scored),
+        "agreement": _agreement(scored),
+        "flip_rate": _flip_rate(scored),
+        "requests": sum(verdict.requests for verdict in verdicts),
+        "responses_shown": sum(verdict.responses_shown for verdict in verdicts),
+        "prompt_tokens": sum(verdict.prompt_tokens for verdict in verdicts),
+        "completion_tokens": sum(verdict.completion_tokens for verdict in verdicts),
+    }
+
+
+def nothing_judged(results: Mapping[str, Any]) -> str:
+    """Return why a run has no verdict, in one line, from the contents of `results.json`."""
+    reasons = [
+        f"{count} {reason} ({Unscored(reason).explanation})"
+        for reason, count in sorted(results["unscored"].items(), key=lambda each: -each[1])
+    ]
+    if results["run"]["stopped"]:
+        reasons.append(f"{results['not_asked']} not asked because the run stopped: {results['run']['stopped']}")
+    replies = results["unscored_replies"]
+    reply = next((replies[reason] for reason in results["unscored"] if reason in replies), None)
+    said = "" if reply is None else f" A reply: {reply or '(empty)'}"
+    return f"none of the {results['rows']} rows was judged: {'; '.join(reasons)}.{said}"
+
+
+def _examples(verdicts: Sequence[Verdict]) -> dict[str, str]:
+    """Return one reply for each reason why replies could not be read."""
+    found: dict[str, str] = {}
+    for verdict in verdicts:
+        if verdict.unscored is not None and verdict.reply is not None:
+            found.setdefault(verdict.unscored, verdict.reply)
+    return dict(sorted(found.items()))
+
+
+def _by_model(scored: Sequence[Verdict]) -> dict[str, Any]:
+    places: dict[str, list[tuple[Verdict, int]]] = defaultdict(list)
+    for verdict in scored:
+        for place, model in enumerate(verdict.models):
+            places[model].append((verdict, place))
+    return {model: _of_model(found) for model, found in places.items()}
+
+
+def _of_model(found: Sequence[tuple[Verdict, int]]) -> dict[str, Any]:
+    groups = [verdict.group for verdict, _ in found]
+    first = [_share_of_best(verdict, place, 1) for verdict, place in found]
+    if all(len(verdict.models) == 2 for verdict, _ in found):
+        counts = Counter(first)
+        return _rate(first, groups, "win_rate") | {"wins": counts[1.0], "ties": counts[0.5], "losses": counts[0.0]}
+    best_two = [_share_of_best(verdict, place, 2) for verdict, place in found]
+    return {"first": _rate(first, groups), "best_two": _rate(best_two, groups)}
+
+
+def _share_of_best(verdict: Verdict, place: int, k: int) -> float:
+    """Return the probability that a response is among the best k if ties are broken at random."""
+    assert verdict.ranks is not None
+    ranks = [float("inf") if rank is None else rank for rank in verdict.ranks]
+    chosen = np.arange(len(ranks)) == place
+    return float(top_k_hits([chosen], [ranks], k)[0])
+
+
+def _agreement(scored: Sequence[Verdict]) -> dict[str, Any] | None:
+    """Return how often the judge prefers the labelled response, and how often that is longer; ties count half."""
+    labelled = [verdict for verdict in scored if verdict.labelled]
+    if not labelled:
+        return None
+    values = [_share_of_best(verdict, 0, 1) for verdict in labelled]
+    longer = hits([verdict.lengths[0] - verdict.lengths[1] for verdict in labelled])
+    ties = sum(value == 0.5 for value in values)
+    return _rate(values, [v.group for v in labelled]) | {"ties": ties, "length_agreement": float(longer.mean())}
+
+
+def _flip_rate(scored: Sequence[Verdict]) -> dict[str, Any] | None:
+    asked_twice = [verdict for verdict in scored if verdict.flipped is not None]
+    if not asked_twice:
+        return None
+    return _rate([float(bool(v.flipped)) for v in asked_twice], [v.group for v in asked_twice])
+
+
+def _rate(values: Sequence[float], groups: Iterable[str], name: str = "value") -> dict[str, Any]:
+    return {"n": len(values), name: float(np.mean(values)), "ci95": bootstrap_interval(values, list(groups))}

@@ -22,7 +22,7 @@ from hafrm.paper.probes.memory import remembered
 from hafrm.paper.world import oracle_reward
 from hafrm.report.findings import Table
 from hafrm.report.wording import interval
-from hafrm.rlhf.answers import Answers, checkpoint_answers
+from hafrm.rlhf.checkpoints import Answers, checkpoint_answers
 from hafrm.rlhf.options import RlhfConfig
 from hafrm.rlhf.rewards import answered, load_reward, scores_of
 from hafrm.stats import Interval, paired_bootstrap
@@ -128,10 +128,10 @@ def _answers(job: Job, config: RlhfConfig, policy: PolicyRun, prompts: Sequence[
     }
 
     def compute() -> list[dict[str, Any]]:
-        return [answers.as_dict() for answers in checkpoint_answers(config, prompts, seed=policy.seed)]
+        return [asdict(answers) for answers in checkpoint_answers(config, prompts, seed=policy.seed)]
 
     kept = remembered(job.root / "answers" / policy.name, "answers", depends_on, compute)
-    return [Answers.of(value) for value in cast(list[dict[str, Any]], kept)]
+    return [Answers(**value) for value in cast(list[dict[str, Any]], kept)]
 
 
 def mean_over_seeds(rows: Sequence[Sequence[float]]) -> tuple[float, ...]:

@@ -16,9 +16,9 @@ import numpy as np
 from markupsafe import Markup
 
 from hafrm import stats
+from hafrm.evaluation.results import Interval, Measured
 from hafrm.evaluation.scoring import PairScore
 from hafrm.report.charts import (
-    Interval,
     Plot,
     Scale,
     bar_swatch,
@@ -32,7 +32,7 @@ from hafrm.report.charts import (
     text,
     ticks,
 )
-from hafrm.report.loading import Evaluation, Measured
+from hafrm.report.loading import Evaluation
 from hafrm.report.wording import count, interval, percent, points, short_names, shortened
 from hafrm.stats import Floats
 
@@ -74,7 +74,7 @@ class PlotGroup:
 def forest_plots(evaluation: Evaluation) -> list[tuple[str, Markup]]:
     """Draw a forest plot for each data set, all on one axis; each with the data set's name."""
     names, titles = short_names(evaluation.models), short_names(evaluation.data)
-    measured = [cell.measured for cell in evaluation.cells.values() if cell.measured]
+    measured = [cell.measured for cell in evaluation.results.cells.values() if cell.measured]
     ends = [0.5] + [end for m in measured for end in (m.accuracy, m.length_accuracy, *(m.ci95 or ()))]
     extent = math.floor(min(ends) * 20 + 1e-9) / 20, math.ceil(max(*ends, 0.55) * 20 - 1e-9) / 20
     shown = []
@@ -99,7 +99,7 @@ def plot_groups(evaluation: Evaluation) -> list[PlotGroup]:
         PlotGroup(
             group,
             tuple(
-                _model_plots(models[model], group, rows, log_odds=model not in evaluation.no_log_odds)
+                _model_plots(models[model], group, rows, log_odds=evaluation.log_odds(model))
                 for model, rows in cells.items()
             ),
         )

@@ -90,8 +90,8 @@ def _tables(evaluation: Evaluation) -> dict[str, Any]:
         "suites": suite_tables(evaluation),
         "table": accuracy_table(evaluation),
         "forests": forest_plots(evaluation),
-        "comparisons": comparison_rows(evaluation.comparisons),
-        "comparison_count": len(evaluation.comparisons),
+        "comparisons": comparison_rows(evaluation.results.comparisons),
+        "comparison_count": len(evaluation.results.comparisons),
         "groups": plot_groups(evaluation),
     }
 

@@ -11,8 +11,9 @@ from markupsafe import Markup
 
 from hafrm import atomic
 from hafrm.errors import DataError
+from hafrm.evaluation.results import Cell, Comparison
 from hafrm.report.diagnostics import difference_bar
-from hafrm.report.loading import Cell, Comparison, Evaluation, read_evaluation
+from hafrm.report.loading import Evaluation, read_evaluation
 from hafrm.report.wording import count, interval, p_value, percent, points, short_names
 from hafrm.stats import FEWEST_GROUPS
 
@@ -83,7 +84,7 @@ def accuracy_table(evaluation: Evaluation) -> AccuracyTable:
     return AccuracyTable(
         columns=tuple((data, _size(evaluation, data)) for data in evaluation.data),
         models=tuple(
-            TableRow(model, tuple(_worded(evaluation.cells.get((model, data)), best[data] == model) for data in best))
+            TableRow(model, tuple(_worded(evaluation.on(data).get(model), best[data] == model) for data in best))
             for model in evaluation.models
         ),
         baselines=(
@@ -101,7 +102,7 @@ def marked_best(evaluation: Evaluation, data: str) -> str | None:
     if len(ranked) < 2:
         return None
     first, second = ranked[0][0], ranked[1][0]
-    between = [c for c in evaluation.comparisons if c.data == data and {c.a, c.b} == {first, second}]
+    between = [c for c in evaluation.results.comparisons if c.data == data and {c.a, c.b} == {first, second}]
     return first if any(c.better == first for c in between) else None
 
 
@@ -136,7 +137,7 @@ def _size(evaluation: Evaluation, data: str) -> str:
 
 
 def _groups(evaluation: Evaluation, data: str) -> int:
-    return max(cell.groups for cell in evaluation.on(data).values())
+    return max((measured.groups for measured in evaluation.measured_on(data).values()), default=0)
 
 
 def _worded(cell: Cell | None, best: bool) -> TableCell | None:
@@ -187,7 +188,7 @@ def suite_tables(evaluation: Evaluation) -> tuple[SuiteTable, ...]:
         DataError: the results of a suite are malformed.
     """
     try:
-        return tuple(_suite_table(name, raw) for name, raw in evaluation.suites.items())
+        return tuple(_suite_table(name, raw) for name, raw in evaluation.results.suites.items())
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
             f"The results of the suites can't be read ({type(error).__name__}: {error}). Evaluate again."

@@ -120,7 +120,7 @@ def _train_ppo(job: RlhfJob) -> RlhfResult:
     gold = load_reward(config.gold, config.asked_of_gold, config.score) if config.gold else None
     trainer = PpoTrainer(config, policy, tokenizer, job.prompts.prompts, scorer, gold)
     job.begin()
-    done = _go_on(trainer, job.folder)
+    done = _resume(trainer, job.folder)
     job.say(job.opening(done))
     told: dict[str, float] = {}
     for step in range(done + 1, config.steps + 1):
@@ -132,7 +132,7 @@ def _train_ppo(job: RlhfJob) -> RlhfResult:
     return job.finish(told)
 
 
-def _go_on(trainer: PpoTrainer, folder: Path) -> int:
+def _resume(trainer: PpoTrainer, folder: Path) -> int:
     """Restore the trainer from the newest checkpoint; return its step, 0 if there is none."""
     found = newest_checkpoint(folder)
     step = 0

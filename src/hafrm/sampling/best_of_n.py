@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -119,14 +118,14 @@ def best_of_n(
     gold = scores.pop(_JUDGE, None)
     kept, unscored = _scored_rows(found, [*scores.values(), *([gold] if gold else [])])
     prompts = [_prompt(row, scores, gold) for row in kept]
-    prompts, heard = _heard(runs, kept, prompts, config.models)
+    prompts, judgements = _judged(runs, kept, prompts, config.models)
     results = {
         "samples": config.samples,
         "left_out": dict(found.left_out),
         "unscored": unscored,
         "judge": None if config.judge is None else {"kind": config.judge.kind, "model": config.judge.model},
         **summarise(prompts, config.models),
-        "judge_runs": heard,
+        "judge_runs": judgements,
     }
     with atomic.new_file(folder / SELECTIONS_FILE) as file:
         file.writelines(atomic.json_line(_selection(row, prompt)) for row, prompt in zip(kept, prompts, strict=True))
@@ -182,18 +181,17 @@ class _Job:
 
     def _score(self, name: str, scorer: Scorer, rows: Sequence[Candidates], before: int) -> Iterator[CandidateScore]:
         on_bad_row = self.config.data_options.on_bad_row
-        told = partial(_tell, self.progress, name, before)
-        for row, outcomes in scored_chunks(scorer, rows, on_bad_row=on_bad_row, progress=told):
+
+        def progress(done: int) -> None:
+            self.progress(name, before + done)
+
+        for row, outcomes in scored_chunks(scorer, rows, on_bad_row=on_bad_row, progress=progress):
             yield CandidateScore(
                 model=name,
                 id=row.id,
                 rewards=[None if isinstance(outcome, str) else outcome for outcome in outcomes],
                 unscored=next((outcome for outcome in outcomes if isinstance(outcome, str)), ""),
             )
-
-
-def _tell(progress: Progress, what: str, before: int, done: int) -> None:
-    progress(what, before + done)
 
 
 def _scored_rows(
@@ -246,7 +244,7 @@ def _judge_runs(config: BestOfNConfig, say: Callable[[str], None]) -> JudgeRuns 
     )
 
 
-def _heard(
+def _judged(
     runs: JudgeRuns | None, rows: Sequence[Candidates], prompts: list[ScoredPrompt], models: Sequence[str]
 ) -> tuple[list[ScoredPrompt], dict[str, Any]]:
     """Add the answers of a judge that gives no rewards to the prompts; also return the results of its runs."""
@@ -256,8 +254,8 @@ def _heard(
     ranks, results = runs.rank(telling) if runs.judge.kind == "openai" else ({}, {})
     selections = {prompt.id: {prompt.selected(model) for model in models} for prompt in prompts}
     preferred, compared = runs.compare(telling, selections)
-    heard = [replace(prompt, ranks=ranks.get(prompt.id), preferred=preferred.get(prompt.id)) for prompt in prompts]
-    return heard, {"ranking": results, "comparisons": compared}
+    judged = [replace(prompt, ranks=ranks.get(prompt.id), preferred=preferred.get(prompt.id)) for prompt in prompts]
+    return judged, {"ranking": results, "comparisons": compared}
 
 
 def _selection(row: Candidates, prompt: ScoredPrompt) -> dict[str, Any]:

@@ -18,10 +18,9 @@ from hafrm import atomic
 from hafrm.errors import ConfigError, ModelError
 from hafrm.judging.endpoint import require_askable
 from hafrm.judging.options import Budget, JudgeOptions
-from hafrm.judging.results import nothing_judged
 from hafrm.judging.rows import Mode
 from hafrm.judging.run import JudgeConfig, judge_rows
-from hafrm.judging.verdicts import VERDICTS_FILE
+from hafrm.judging.verdicts import VERDICTS_FILE, nothing_judged
 from hafrm.models.scorers import ScoreOptions
 from hafrm.sampling.candidates import Candidates
 

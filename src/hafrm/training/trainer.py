@@ -71,6 +71,7 @@ class HybridTrainer(Trainer):
         train_dataset: Encoded pairs.
         eval_dataset: Encoded validation pairs, or None.
         live_reference: Gives reference log-probs if the data sets have none.
+        order: The order of the training pairs; by default transformers' own.
         callbacks: Further callbacks.
     """
 
@@ -89,6 +90,7 @@ class HybridTrainer(Trainer):
         train_dataset: PairDataset,
         eval_dataset: PairDataset | None = None,
         live_reference: LiveReference | None = None,
+        order: PairOrder | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         super().__init__(
@@ -102,6 +104,7 @@ class HybridTrainer(Trainer):
         )
         self.objective: Objective = objective
         self.pairs = train_dataset
+        self.order = order or pair_order(args, range(len(train_dataset)), batch_by="pair")
         self.info = info
         self.live_reference = live_reference
         self.eval_metrics: dict[str, Tensor] = {}
@@ -147,7 +150,7 @@ class HybridTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> PairOrder:
         """Return an order that `ReferenceSource` can tell before training; it is that of transformers' own sampler."""
-        return pair_order(self.args, len(self.pairs))
+        return self.order
 
     def training_step(  # type: ignore[override]
         self, model: nn.Module, inputs: PairBatches, num_items_in_batch: Tensor | int | None = None

@@ -23,11 +23,11 @@ from benchmarks.measure import environment, print_table, save
 from benchmarks.workload import SHAPES, SHARED, new_causal_lm, real_tokenizer
 
 PARTS = {
-    "reading": ("hafrm.training.run.load_pairs",),
-    "tokenizing": ("hafrm.training.run.encode_pairs",),
+    "reading": ("hafrm.data.encode.open_sources",),
+    "tokenizing": ("hafrm.training.run.load_tables",),
     "loading the model": ("hafrm.training.run._new_model",),
     "probing the layout": ("hafrm.training.run.choose_layout",),
-    "reference log-probs": ("hafrm.training.reference.precompute_reference",),
+    "reference log-probs": ("hafrm.training.reference.ReferenceCache.log_probs",),
     "packing": ("hafrm.training.batches.PairCollator.__call__",),
     "forward and backward": ("transformers.Trainer.training_step",),
     "optimizer": ("torch.optim.AdamW.step",),

@@ -146,7 +146,7 @@ def test_a_refusing_template_is_an_error_of_its_own_item_alone() -> None:
 
 def test_a_template_that_shares_no_beginning_is_refused() -> None:
     encoder = ConversationEncoder(tiny_tokenizer(template="{{ messages[-1].content }}"))
-    with pytest.raises(DataError, match="no beginning in common"):
+    with pytest.raises(DataError, match="only appends turns"):
         encoder.encode(user("a"), [answer("b")])
 
 

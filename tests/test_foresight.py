@@ -105,7 +105,7 @@ def test_foresight_spares_the_second_pass(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_foresight_of_other_lengths_is_refused() -> None:
-    with pytest.raises(ValueError, match="tells of 4 tokens, there are 3"):
+    with pytest.raises(ValueError, match="4 tokens, but there are 3"):
         linear_log_probs(
             torch.zeros(3, 2),
             torch.zeros(5, 2),

@@ -384,7 +384,7 @@ def test_losses_check_beta_themselves(loss):
 
 @pytest.mark.parametrize("loss", [dpo_loss, slic_loss, simpo_loss])
 def test_losses_check_label_smoothing_themselves(loss):
-    with pytest.raises(ValueError, match=r"label_smoothing must lie between 0 and 0\.5, got 0\.9"):
+    with pytest.raises(ValueError, match=r"label_smoothing must be between 0 and 0\.5, got 0\.9"):
         loss(log_probs(), label_smoothing=0.9)
 
 

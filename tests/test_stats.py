@@ -91,10 +91,10 @@ def test_a_bin_may_be_empty():
         ({}, "either edges or quantiles"),
         ({"edges": [0, 1], "quantiles": 2}, "either edges or quantiles"),
         ({"quantiles": 0}, "quantiles must be positive"),
-        ({"edges": [0, 0, 9]}, "rising"),
+        ({"edges": [0, 0, 9]}, "increasing"),
         ({"edges": [9]}, "two or more"),
-        ({"edges": [2, 9]}, "outside of the edges"),
-        ({"edges": [0, 2]}, "outside of the edges"),
+        ({"edges": [2, 9]}, "outside the edges"),
+        ({"edges": [0, 2]}, "outside the edges"),
     ],
 )
 def test_bins_that_can_not_be(how, message):
@@ -289,7 +289,7 @@ def test_mcnemar_by_hand():
 
 @pytest.mark.parametrize(
     ("a", "b", "message"),
-    [([1, 0], [True, False], "boolean"), ([True], [True, False], "one length"), ([], [], "boolean")],
+    [([1, 0], [True, False], "boolean"), ([True], [True, False], "same length"), ([], [], "boolean")],
 )
 def test_mcnemar_refuses(a, b, message):
     with pytest.raises(ValueError, match=message):
@@ -457,7 +457,7 @@ def test_a_falling_relation_is_negative():
         ([1, 2], [1, 2], "three or more"),
         ([1, 2, math.inf], [1, 2, 3], "x must be three or more finite"),
         ([1, 2, 3], [4, 4, 4], "all values of y are 4"),
-        ([1, 2, 3], [1, 2, 3, 4], "one length"),
+        ([1, 2, 3], [1, 2, 3, 4], "same length"),
     ],
 )
 def test_relations_refuse(function, x, y, message):
@@ -513,8 +513,8 @@ def test_random_recall():
         ([[1, 2]], [[1, 2, 3]], 1, r"\[1, 2\] and \[1, 3\]"),
         ([1, 2], [1, 2], 1, r"must both be \[Q, N\]"),
         (np.zeros((0, 2)), np.zeros((0, 2)), 1, r"must both be \[Q, N\]"),
-        ([[1, 2]], [[1, 2]], 3, "k must lie between 1 and the number of responses, 2; got 3"),
-        ([[1, 2]], [[1, 2]], 0, "k must lie between"),
+        ([[1, 2]], [[1, 2]], 3, "k must be between 1 and the number of responses, 2; got 3"),
+        ([[1, 2]], [[1, 2]], 0, "k must be between"),
         ([[1, math.nan]], [[1, 2]], 1, "NaN"),
         ([[1, 2]], [[1, math.nan]], 1, "NaN"),
     ],

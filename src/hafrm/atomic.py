@@ -58,10 +58,10 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def resolved(path: Path) -> Path:
-    """The place of a file that is to be written, with its links followed.
+    """Return the path of a file to be written, with links followed.
 
     Raises:
-        ConfigError: it can't be one: a link to itself, or something under what is not a folder.
+        ConfigError: no file can be there: the path is a link to itself, or has a parent that is not a folder.
     """
     try:
         place = path.resolve()
@@ -71,7 +71,7 @@ def resolved(path: Path) -> Path:
     except (RuntimeError, OSError, ValueError) as error:  # Python before 3.13 raises RuntimeError for a loop
         if isinstance(error, OSError) and error.errno not in (errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG):
             return place  # writing will say why not
-        raise ConfigError(f"{_shown(path)} can't be a file ({first_line(error)}). Give the path of a file.") from error
+        raise ConfigError(f"{_shown(path)} can't be a file ({first_line(error)}). Give another path.") from error
     return place
 
 
@@ -89,7 +89,7 @@ def _streams(path: Path) -> bool:
         return False
     if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
         return True
-    raise ConfigError(f"{path} is not a file, and nothing is written over it. Give the path of a file.")
+    raise ConfigError(f"{path} is not a file, so it is not overwritten. Give the path of a file.")
 
 
 def _with_reader(path: str, flags: int) -> int:
@@ -102,7 +102,7 @@ def _with_reader(path: str, flags: int) -> int:
             if error.errno != errno.ENXIO:
                 raise
             if time.monotonic() > deadline:
-                raise ConfigError(f"{path} is a pipe that no one reads. Start its reader, or name a file.") from None
+                raise ConfigError(f"{path} is a pipe without a reader. Start the reader, or give a file.") from None
             time.sleep(0.05)
         else:
             os.set_blocking(handle, True)
@@ -132,14 +132,14 @@ def new_files(folder: Path, *, last: str) -> Iterator[Path]:
 
 
 def require_plain(path: Path) -> None:
-    """Refuse to put a file where something is that is not one: writing would go through a link, or replace it.
+    """Raise if something other than a regular file is in a file's place: writing would follow a link, or replace it.
 
     Raises:
         ConfigError: names the file.
     """
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise ConfigError(
-            f"{path} is not a plain file, and is not written over. Move it away, or choose another --out."
+            f"{path} is not a regular file, so it is not overwritten. Move it away, or choose another --out."
         )
 
 
@@ -229,7 +229,7 @@ def require_folder(path: Path) -> None:
         if "\0" in str(place):
             raise ConfigError(f"{_shown(path)} can't be a folder. Choose another --out.")
         if place.is_symlink() and not place.exists():
-            raise ConfigError(f"{place} is a link to {place.readlink()}, which is not there. Choose another --out.")
+            raise ConfigError(f"{place} is a link to {place.readlink()}, which does not exist. Choose another --out.")
         if place.exists():
             if not place.is_dir():
                 raise ConfigError(f"{place} is not a folder. Choose another --out, or move it away.")
@@ -260,7 +260,7 @@ def alone(folder: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise ConfigError(f"Another command is writing to {folder}. Wait for it, or name another --out.") from None
+        raise ConfigError(f"Another command is writing to {folder}. Wait for it, or choose another --out.") from None
     try:
         yield
     finally:
@@ -312,14 +312,11 @@ def _claim(path: Path, make: Callable[..., str]) -> tuple[Path, int | None]:
 
 _MARK = ".hafrm-"
 _LEFTOVER = re.compile(rf"(?s)\.(?P<name>.+){re.escape(_MARK)}[a-z0-9_]{{8}}")
-"""The name of a temporary file or folder: `tempfile` ends it with eight random letters and digits."""
+"""Matches the name of a temporary file or folder, which `tempfile` ends with eight random letters and digits."""
 
 
 def leftover_of(path: Path) -> str:
-    """The name that a file or folder was to have which a writer has not finished, or a killed one left.
-
-    Empty for anything else.
-    """
+    """Return the final name of a temporary file or folder, in use or left by a killed writer; else ""."""
     found = _LEFTOVER.fullmatch(path.name)
     return found["name"] if found and not path.is_symlink() else ""
 
@@ -335,10 +332,10 @@ def _empty_file(dir: Path, prefix: str) -> str:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Delete what killed writers of a path left beside it."""
+    """Delete temporary files and folders that killed writers of a path left next to it."""
     found = path.parent.glob(f"{glob.escape(_prefix(path))}*")
     for leftover in (each for each in found if leftover_of(each) == path.name):
-        with contextlib.suppress(OSError):  # locked by its writer, or become by now what it was to be
+        with contextlib.suppress(OSError):  # locked by its writer, or renamed to its final name meanwhile
             lock = _lock(leftover)
             _remove(leftover)
             os.close(lock)

@@ -184,7 +184,7 @@ class ConversationEncoder:
         found: dict[_Key, _Rendered] = {}
         for (_, special_tokens), keys in alike.items():
             if special_tokens and self.special_tokens == "refuse":
-                raise SpecialTokenError("The messages contain special tokens, which `score.special_tokens` refuses.")
+                raise SpecialTokenError("The messages contain special tokens, and `score.special_tokens` is `refuse`.")
             special = self._special if self.special_tokens != "token" else None
             hidden = special if special_tokens else None
             texts = render(self.tokenizer, keys, opening=opening, change=hidden.hide if hidden else None)
@@ -326,13 +326,13 @@ class ConversationEncoder:
         shared = min(common_prefix(whole), *borders) if len(whole) > 1 else borders[0]
         if shared < min(borders) - 1:  # a difference of one token can be a merge with a response's beginning
             return TemplateRefusalError(
-                "The tokenizer's chat template renders the prompt differently for its responses, as where they have "
-                "different numbers of turns, so that the two can't be compared after one prompt."
+                "The tokenizer's chat template renders the prompt differently for each response, as can happen if they "
+                "differ in their number of turns, so they can't be compared. Use a template that only appends turns."
             )
         if shared < 1:
             return TemplateRefusalError(
-                "The tokenizer's chat template renders a prompt differently when a response follows: the two have no "
-                "beginning in common. Use a template that only appends turns."
+                "The tokenizer's chat template renders a prompt differently when a response follows: even the first "
+                "tokens differ. Use a template that only appends turns."
             )
         longest = max(map(len, whole))
         prompt_alone = shared >= self.max_length

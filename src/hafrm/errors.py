@@ -90,8 +90,7 @@ class BadRowError(DataError):
         self.fault = f"`{field}` {problem}. {remedy}" if field else f"{problem}. {remedy}"
         """Problem and remedy, without the row's place."""
         super().__init__(
-            f"{source}, row {row}: {self.fault} Or set `data_options.on_bad_row: skip` "
-            "to leave such rows out and have them counted."
+            f"{source}, row {row}: {self.fault} Or set `data_options.on_bad_row: skip` to skip and count such rows."
         )
 
     @classmethod
@@ -126,7 +125,7 @@ class RefusedError(DataError):
         self.reasons, self.remedy, self.finished = dict(reasons), remedy, finished
         first = min(self.reasons)
         super().__init__(
-            f"{len(self.reasons)} conversations are refused; the first is conversation {first}: "
+            f"{len(self.reasons)} conversations were refused; the first is conversation {first}: "
             f"{self.reasons[first]} {remedy}"
         )
 

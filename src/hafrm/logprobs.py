@@ -122,7 +122,7 @@ def linear_log_probs(
         chunk_bytes = 2**26 if states.device.type == "cpu" else 2**28
     _check(states, weight, targets, bias, chunk_bytes)
     if foresight is not None and sum(foresight.lengths) != len(targets):
-        raise ValueError(f"foresight tells of {sum(foresight.lengths)} tokens, there are {len(targets)}")
+        raise ValueError(f"foresight covers {sum(foresight.lengths)} tokens, but there are {len(targets)} targets")
     device_type = states.device.type
     dtype = states.dtype
     if torch.is_autocast_enabled(device_type) and dtype != torch.float64:  # autocast ignores float64

@@ -27,7 +27,7 @@ def enough_memory(what: str, remedy: str) -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
         if _is_of_memory(error):
-            raise NoMemoryError(f"Out of memory at {what}. {remedy}") from error
+            raise NoMemoryError(f"Out of memory ({what}). {remedy}") from error
         raise
 
 

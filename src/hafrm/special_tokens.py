@@ -93,13 +93,17 @@ class SpecialTokens:
         """Mark the special tokens in all strings of a JSON value, so that `encode` can tell them from the template's.
 
         Raises:
-            SpecialTokenError: a string contains the markers' code points, or a special token in other letters.
+            SpecialTokenError: a string contains the markers' code points, or a special token in another spelling.
         """
         if isinstance(value, str):
             if _BEGIN in value or _END in value:
-                raise SpecialTokenError("A message contains special tokens beside U+FDD0 or U+FDD1. Remove these.")
+                raise SpecialTokenError(
+                    "A message contains U+FDD0 or U+FDD1 next to special tokens. Remove these characters."
+                )
             if self._normalized and self._disguised(self._token.sub("", value)):
-                raise SpecialTokenError("A message contains a special token in other letters. Remove it.")
+                raise SpecialTokenError(
+                    "A message contains a special token in another spelling, such as full-width letters. Remove it."
+                )
             return self._token.sub(rf"{_BEGIN}\g<0>{_END}", value)
         return _each(self.hide, value)
 
@@ -122,7 +126,7 @@ class SpecialTokens:
         plain = render(self._tokenizer, conversations, change=self._without_letters)
         for text, harmless in zip(texts, plain, strict=True):
             if len(self._token.findall(self._hidden.sub("", text))) > len(self._token.findall(harmless)):
-                raise SpecialTokenError("The chat template makes a special token of a message's text. Remove it.")
+                raise SpecialTokenError("The chat template turns text of a message into a special token. Remove it.")
 
     def _without_letters(self, value: Any) -> Any:
         if isinstance(value, str):
@@ -149,7 +153,7 @@ class SpecialTokens:
             before, ids = encode("\n"), encode("\n" + text)
             ids = ids[len(before) :] if ids[: len(before)] == before else encode(text)
             if hidden and self._tokenizer.convert_tokens_to_ids(text) in ids:
-                raise SpecialTokenError(f"The tokenizer has no other token ids for {text!r} than the special token's.")
+                raise SpecialTokenError(f"The tokenizer can't encode {text!r} as plain characters. Remove it.")
             if len(text) > 64:
                 return ids
             if len(self._known) > 4096:

@@ -79,7 +79,7 @@ def render(
             )
     except TimedOutError as error:
         raise ModelError(
-            f"The tokenizer's chat template did not end within {_SECONDS:g} seconds. Use another one."
+            f"The tokenizer's chat template did not finish within {_SECONDS:g} seconds. Use another template."
         ) from error
     except Exception as error:  # a template is arbitrary code and can raise anything
         raise TemplateRefusalError(

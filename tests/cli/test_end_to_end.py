@@ -44,7 +44,7 @@ def test_train_evaluate_score_export(more: list[str], rows: Path, tmp_path: Path
 
     assert main(["evaluate", str(run), "--data", str(rows), "--out", str(tmp_path / "eval")]) == 0
     printed, errors = capfd.readouterr()
-    assert "run was trained on the very pairs of" in errors
+    assert "run was trained on the pairs of" in errors
     assert "the longer response" in printed
     assert "random" in printed
     result = json.loads((tmp_path / "eval" / "results.json").read_text())["models"][str(run)]["data"][str(rows)]

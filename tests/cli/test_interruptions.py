@@ -217,7 +217,7 @@ def test_export_replaces_no_foreign_folder(card: str | None, head: str, run: Pat
     if card is not None:
         (foreign / "README.md").write_text(card)
     before = contents(foreign)
-    with pytest.raises(ConfigError, match="no earlier export"):
+    with pytest.raises(ConfigError, match="earlier export"):
         export(ExportConfig(run=str(run), out=str(tmp_path / "export")))
     assert contents(foreign) == before
 

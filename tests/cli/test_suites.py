@@ -51,7 +51,7 @@ def test_suites_end_to_end(tmp_path: Path, capfd: Any) -> None:
 
 def test_neither_data_nor_suites(tmp_path: Path, capfd: Any) -> None:
     assert main(["evaluate", "m", "--out", str(tmp_path)]) == 2
-    assert "name at least one, or a suite" in capfd.readouterr().err
+    assert "give at least one, or a suite" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("stop_after", [0, 2, 5])

@@ -444,3 +444,16 @@ def test_blocks_name_their_language_and_python_compiles() -> None:
             assert language, f"{page.name}: {text[:60]}"
             if language == "python":
                 compile(text, page.name, "exec")
+
+
+def test_the_index_lists_every_decision_by_number_and_title() -> None:
+    folder = DOCS / "decisions"
+    listed = re.findall(r"^- \[(\d{4})\]\((\S+)\) (.+)$", (folder / "index.md").read_text(encoding="utf-8"), re.M)
+    records = sorted(folder.glob("[0-9]*.md"))
+    assert [int(number) for number, _, _ in listed] == list(range(1, len(records) + 1))
+    for path, (number, name, title) in zip(records, listed, strict=True):
+        text = path.read_text(encoding="utf-8")
+        assert (path.name[:5], path.name) == (f"{number}-", name)
+        assert text.startswith(f"# {number}. {title}\n")
+        assert re.findall(r"^\*\*(\w+)\.\*\*", text, re.MULTILINE) == ["Context", "Decision", "Why", "Consequences"]
+        assert len(text.splitlines()) <= 25

@@ -301,11 +301,11 @@ def test_files_beside_a_suites_own_are_not_read_and_none_is_read_twice(tmp_path:
 @pytest.mark.parametrize(
     ("name", "change", "problem"),
     [
-        ("rewardbench", {"subset": "no-such"}, "no subset of RewardBench"),
+        ("rewardbench", {"subset": "no-such"}, "`subset` is 'no-such'"),
         ("rewardbench", {"chosen": ""}, "`chosen` is empty"),
         ("rewardbench", {"prompt": None}, "`prompt` is missing"),
-        ("rewardbench-2", {"rejected": []}, "holds 0 responses"),
-        ("rewardbench-2", {"chosen": "text"}, "no list of strings"),
+        ("rewardbench-2", {"rejected": []}, "0 responses"),
+        ("rewardbench-2", {"chosen": "text"}, "list of strings"),
         ("rewardbench-2", {"chosen": ["a", ""]}, r"`chosen\[1\]` is empty"),
         ("rewardbench-2", {"num_correct": 3}, "`num_correct` is 3, not 1"),
         ("rewardbench-2", {"subset": "Ties", "id": "7"}, "In Ties write"),

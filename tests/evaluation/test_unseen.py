@@ -85,7 +85,7 @@ def test_another_name_of_the_same_source_is_refused(tmp_path: Path, trained: str
 def test_the_very_pairs_under_another_name_are_refused_as_a_held_out_split(tmp_path: Path, kind: str) -> None:
     model = run_folder(tmp_path / "run", {"name": "copy.jsonl", "kind": "file", "sha256": "abc"})
     require_unseen(model, [report(OWN, kind=kind, sha256="abd")], 0)
-    with pytest.raises(ConfigError, match=f"trained on the very pairs of {OWN}"):
+    with pytest.raises(ConfigError, match=f"trained on .* of {OWN}"):
         require_unseen(model, [report(OWN, kind=kind, sha256="abc")], 0)
 
 
@@ -97,7 +97,7 @@ def test_training_pairs_that_are_asked_for_are_named(tmp_path: Path, name: str, 
     assert said == []
     require_unseen(model, [report(name, split, kind, "abc")], 0, said.append)
     (line,) = said
-    assert f"run was trained on the very pairs of {name}" in line
+    assert f"run was trained on the pairs of {name}" in line
 
 
 def test_a_checkpoint_knows_its_run(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_a_damaged_run_scores_nothing(name: str, damage: Callable[[Path], None],
 
 def test_a_flipped_bit_of_a_weight_is_named(run: Path) -> None:
     flip(run / "model.safetensors")
-    with pytest.raises(DamagedError, match=r"model\.safetensors is not what was saved: its checksum differs"):
+    with pytest.raises(DamagedError, match=r"model\.safetensors .*checksum differs"):
         load_run(run)
 
 
@@ -87,7 +87,7 @@ def test_runs_of_another_version(run: Path) -> None:
     """What a later one's words mean is not guessed."""
     described = json.loads((run / RUN_FILE).read_text())
     (run / RUN_FILE).write_text(json.dumps(described | {"format": 2}))
-    with pytest.raises(ModelError, match="`format` is 2, and this hafrm reads 1"):
+    with pytest.raises(ModelError, match="`format` is 2"):
         load_run(run)
 
 
@@ -151,7 +151,9 @@ def test_training_state_that_is_not_listed_is_named(name: str, stopped: TrainCon
     checkpoint = Path(stopped.out) / "checkpoint-2"
     shutil.copy(checkpoint / "optimizer.pt", checkpoint / name)
     assert last_listed_checkpoint(Path(stopped.out), say=print) == Path(stopped.out) / "checkpoint-1"
-    assert f"{checkpoint / name} is read by its name" in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert str(checkpoint / name) in said
+    assert "read by its name" in said
 
 
 RESUMED = [("optimizer.pt", Path.unlink), ("trainer_state.json", swap)]
@@ -163,7 +165,7 @@ def test_a_damaged_checkpoint_without_another_is_refused_by_name(name: str, stop
     """Training would begin again, and all that was done would be lost: that takes a command."""
     flip(Path(stopped.out) / "checkpoint-2" / name)
     shutil.rmtree(Path(stopped.out) / "checkpoint-1")
-    with pytest.raises(DamagedError, match=rf"checkpoint-2/{name} is not what was saved.*Delete the folder .*-2:"):
+    with pytest.raises(DamagedError, match=rf"checkpoint-2/{name} .*checksum.*Delete the folder .*-2:"):
         train(stopped)
     shutil.rmtree(Path(stopped.out) / "checkpoint-2")
     assert train(stopped).steps == 3

@@ -104,7 +104,7 @@ def test_memory_runs_out_in_scoring(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA"), MemoryError()])
 def test_every_kind_of_too_little_memory(error: Exception) -> None:
-    said = r"Out of memory at a batch\. Turn the knob\."
+    said = r"Out of memory \(a batch\)\. Turn the knob\."
     with pytest.raises(NoMemoryError, match=said), enough_memory("a batch", "Turn the knob."):
         raise error
 

@@ -158,7 +158,7 @@ def test_samples_are_not_written_through_a_link_or_over_their_prompts(made: Path
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "samples.jsonl").symlink_to(tmp_path / "notes.txt")
     config = SampleConfig(model=str(made / "base"), data=[str(made / "rows.jsonl")], out=str(tmp_path))
-    with pytest.raises(ConfigError, match="not a plain file"):
+    with pytest.raises(ConfigError, match="not a regular file"):
         sample(config)
     (tmp_path / "samples.jsonl").unlink()
     (tmp_path / "samples.jsonl").write_text((made / "rows.jsonl").read_text())

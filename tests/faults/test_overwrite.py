@@ -128,7 +128,7 @@ def test_a_run_does_not_write_through_what_is_not_a_plain_file(
     notes.write_text("years of work")
     path.unlink(missing_ok=True)
     path.mkdir() if kind == "folder" else path.symlink_to(notes)
-    with pytest.raises(ConfigError, match=rf"{path} is not a plain file"):
+    with pytest.raises(ConfigError, match=rf"{path} is not a regular file"):
         train(replace(stopped, overwrite=overwrite))
     assert notes.read_text() == "years of work"
 
@@ -255,7 +255,7 @@ def test_no_file_of_a_folder_is_renamed_over_what_is_not_one(make: Callable[[Pat
     out = tmp_path / "out"
     out.mkdir()
     make(out / "weights")
-    with pytest.raises(ConfigError, match="not a plain file"), atomic.new_files(out, last="list") as temporary:
+    with pytest.raises(ConfigError, match="not a regular file"), atomic.new_files(out, last="list") as temporary:
         (temporary / "weights").write_text("new")
         (temporary / "list").write_text("new")
     assert not (out / "list").exists()

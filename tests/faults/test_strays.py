@@ -198,7 +198,7 @@ def test_an_index_names_the_parts_that_are_read(tmp_path: Path, monkeypatch: pyt
         save_file(weights, part.with_name(f"{part.stem}-old.safetensors"), metadata={"format": "pt"})
     assert load_scorer(str(run)).score(conversations) == expected
     shutil.copy(parts[0], run / "model.safetensors")
-    with pytest.raises(Exception, match=r"model\.safetensors is read by its name"):
+    with pytest.raises(Exception, match=r"model\.safetensors .*read by its name"):
         load_scorer(str(run))
 
 
@@ -398,4 +398,4 @@ def test_damaged_files_are_named(name: str, damage: str, made: Path, run: Path, 
         path.mkdir()
     elif damage == "of another model":
         path.write_bytes((made / "base" / name).read_bytes() + b" ")
-    assert f"{path} is " in rewards(run, capfd)
+    assert f"{path} " in rewards(run, capfd)

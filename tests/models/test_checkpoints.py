@@ -171,7 +171,7 @@ def test_adapters_apart_score_batches_once_the_base_is_as_the_card_says(tmp_path
         base = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1)
         whole = AutoModelForSequenceClassification.from_pretrained(reward).eval()
     assert len(tokenizer) > base.get_input_embeddings().num_embeddings
-    _, steps, *_ = (reward / "README.md").read_text().split("holds the adapters alone")[-1].split("```python")
+    _, steps, *_ = (reward / "README.md").read_text().split("`adapter/`")[-1].split("```python")
     exec(steps.split("```")[0], {"base": base, "tokenizer": tokenizer})
     adapted = PeftModel.from_pretrained(base, reward / "adapter").eval()
     batch = tokenizer(["a", "a longer one"], padding=True, padding_side="right", return_tensors="pt")
@@ -202,7 +202,7 @@ def test_unknown_lora_targets_are_named_with_those_there_are(tmp_path: Path) -> 
 @pytest.mark.parametrize("options", [{"alpha": 32}, {"dropout": 0.1}, {"targets": ["q_proj"]}, {"quantize": "4bit"}])
 def test_options_of_adapters_without_a_rank_are_refused(options: dict[str, Any]) -> None:
     """They would train every weight instead."""
-    with pytest.raises(ConfigError, match=f"lora.{next(iter(options))} needs adapters to train: set lora.rank"):
+    with pytest.raises(ConfigError, match=f"lora.{next(iter(options))} .*set lora.rank"):
         LoraOptions(**options)
 
 

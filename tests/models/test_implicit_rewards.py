@@ -90,9 +90,9 @@ def test_a_base_whose_weights_changed_is_refused(tmp_path: Path) -> None:
     load_scorer(str(tmp_path / "run"))
     shutil.move(base, tmp_path / "moved")
     save_tiny(base, seed=5)
-    with pytest.raises(ModelError, match=r"no longer holds the weights.*--reference"):
+    with pytest.raises(ModelError, match=r"no longer contains.*--reference"):
         load_scorer(str(tmp_path / "run"))
-    with pytest.raises(ModelError, match=r"no longer holds.*base_model.*hafrm\.json"):
+    with pytest.raises(ModelError, match=r"no longer contains.*base_model.*hafrm\.json"):
         load_scorer(str(tmp_path / "checkpoint"))
     moved = load_scorer(str(tmp_path / "run"), reference=str(tmp_path / "moved"))
     np.testing.assert_allclose(moved.score(CONVERSATIONS), 0, rtol=0, atol=1e-6)

@@ -147,7 +147,7 @@ def test_without_its_base_a_run_is_its_merged_weights(tmp_path: Path) -> None:
         with pytest.raises(ModelError, match="Put it back"):
             load_run(tmp_path / "checkpoint", dtype=torch.float32)
         if there:
-            with pytest.raises(ModelError, match="no longer holds"):
+            with pytest.raises(ModelError, match="no longer contains"):
                 load_scorer(str(run), head="policy")
             shutil.rmtree(tmp_path / "base")
 

@@ -158,7 +158,7 @@ def test_what_no_head_reads_is_refused(tmp_path: Path) -> None:
     base = str(save_tiny(tmp_path / "base"))
     with pytest.raises(ModelError, match="nothing to combine"):
         load_scorer(base, reference=base, head="combined")
-    with pytest.raises(ConfigError, match="combined_weight has no effect but on the combined score"):
+    with pytest.raises(ConfigError, match="add --head combined"):
         load_scorer(base, reference=base, combined_weight=2.0)
     with pytest.raises(ConfigError, match="reference has no effect on the reward head"):
         EvaluateConfig(models=[base], data=["x"], out=str(tmp_path), head="reward", reference=base)

@@ -96,7 +96,7 @@ def test_a_classifier_without_an_lm_head_is_trained_resumed_and_exported(rank: i
     run = trained(model, tmp_path / "run", method="baseline", lora=lora, validate=True)
     assert resumed(run, lora=lora, method="baseline", model=model) == load_scorer(str(run)).score(CONVERSATIONS)
     (reward,) = export(ExportConfig(run=str(run)))
-    assert "No loss trained a policy head" in (reward / "README.md").read_text()
+    assert "policy head was not trained" in (reward / "README.md").read_text()
     again = load_scorer(str(reward)).score(CONVERSATIONS)
     assert again == pytest.approx(load_scorer(str(run)).score(CONVERSATIONS), abs=1e-5)
 

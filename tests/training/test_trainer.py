@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -54,7 +55,12 @@ def trainer(
     layout = choose_layout(model, 3, max_length=128, choice=choice)
     known = None
     if reference and objective.needs_reference:
-        known = precompute_reference(model, groups, layout=layout, batch_size=4, cache=out / "cache")
+        tables = tables_of(the_pairs, groups)
+        known = np.empty(tables.num_responses, dtype=np.float32)
+        pairs = tables.pairs[["chosen", "rejected"]]
+        of_pairs = precompute_reference(model, groups, layout=layout, batch_size=4, cache=out / "cache")
+        for sides, values in zip(pairs.tolist(), of_pairs, strict=True):
+            known[list(sides)] = values
     defaults = {
         "per_device_train_batch_size": 4,
         "max_steps": 3,

@@ -66,7 +66,7 @@ class ScoreConfig(ScorerChoice):
         if is_server(self.model):
             require_server_options(self.model, self, self.score)
         if self.out is not None and (atomic.resolved(Path(self.out)).is_dir() or self.out.lower().endswith(".parquet")):
-            raise ConfigError(f"--out {self.out}: JSON lines are written, to a file. Name one, such as scored.jsonl.")
+            raise ConfigError(f"--out {self.out}: the output is JSON lines. Give a file such as scored.jsonl.")
         self.shard_bounds(0)
 
     def shard_bounds(self, rows: int) -> tuple[int, int]:
@@ -125,11 +125,11 @@ def score_rows(config: ScoreConfig, *, config_files: Iterable[str] = ()) -> Scor
 
     Args:
         config: What to score.
-        config_files: The files that the options were read from, over which nothing is written.
+        config_files: The files from which the options were read; they are never overwritten.
 
     Raises:
         BadRowError: a row breaks the data contract, and bad rows are not to be skipped.
-        ConfigError: the output would be written over what is read.
+        ConfigError: the output would overwrite what is read.
         UnreadableError: the file can't be read.
     """
     if config.out is not None:
@@ -159,7 +159,7 @@ def _rows(data: str) -> Iterator[tuple[str, RawRow]]:
     if Path(data).is_dir():
         files = sorted(str(path) for path in Path(data).rglob("*") if has_known_suffix(path))
         if not files:
-            raise UnreadableError(f"{data} holds no file of rows ({', '.join(SUFFIXES)}).")
+            raise UnreadableError(f"{data} contains no file of rows ({', '.join(SUFFIXES)}).")
     for file in files:
         for row in read_rows(Path(file)):
             yield file, row

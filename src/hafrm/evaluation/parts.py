@@ -79,13 +79,13 @@ class Part(Generic[Kind]):
         """
         scores, why_not = self._usable(on_bad_row)
         if why_not:
-            say(f"{self.name}: {why_not} since it was scored, so it is scored anew.")
+            say(f"{self.name}: {why_not} since it was scored, so it is scored again.")
         if not scores:
             self.path.unlink(missing_ok=True)
             described = {"model": self.model, "data": self.data, "depends_on": dict(self.depends_on)}
             atomic.write_json(self.header, described)
         elif len(scores) < len(self.ids):
-            say(f"{self.name}: resumes after {len(scores)} of {len(self.ids)} {self.what}.")
+            say(f"{self.name}: resuming after {len(scores)} of {len(self.ids)} {self.what}.")
             write_scores(scores, self.path)
         return scores
 

@@ -256,8 +256,7 @@ def shortfalls(results: Results) -> Iterator[str]:
             yield f"{model} on {data}: {cell['unscored']} of {cell['n'] + cell['unscored']} rows unscored: {reasons}"
     if cells and not any(cell["n"] for _, _, cell in cells):
         raise ModelError(
-            "No row has a reward. Where rows are overlong, raise `--score.max_length` or set "
-            "`--score.overlong truncate`."
+            "No row has a reward. If rows are overlong, raise `--score.max_length` or set `--score.overlong truncate`."
         )
 
 
@@ -266,7 +265,7 @@ def uncalibrated(calibration: Sequence[PairScore]) -> Iterator[str]:
     for (model, _), rows in _cells(calibration).items():
         if _temperature(rows) is None:
             scored = len(_scored(rows))
-            why = "no finite one above 0 is best" if scored else "no pair has a reward"
+            why = "the best one is 0 or infinite" if scored else "no pair has a reward"
             yield f"{model}: no temperature was fitted to {len(rows)} calibration pairs: {why}"
 
 

@@ -31,12 +31,10 @@ from hafrm.models.scorers import ScoreOptions, Scorer, special_tokens_met
 
 CALIBRATION_FILE = "calibration.jsonl"
 
-SERVER_NOTE = (
-    "A server gave these rewards: its weights can't be fingerprinted, and what it reads of a text is its own rule."
-)
+SERVER_NOTE = "These rewards come from a server: its weights can't be fingerprinted, and it decides how texts are read."
 
 _PAGES = ("index.html", "table.md")
-"""What the command writes beside the scores."""
+"""The files that the command writes next to the scores."""
 
 Progress = Callable[[str, int], None]
 
@@ -75,9 +73,9 @@ class EvaluateConfig(ScorerChoice):
         super().__post_init__()
         for name, values in (("models", self.models), ("data", [*self.data, *self.suites])):
             if not values:
-                raise ConfigError(f"{name}: name at least one{', or a suite' if name == 'data' else ''}.")
+                raise ConfigError(f"{name}: give at least one{', or a suite' if name == 'data' else ''}.")
             if len(set(values)) < len(values):
-                raise ConfigError(f"{name}: {', '.join(values)} names one twice.")
+                raise ConfigError(f"{name}: {', '.join(values)} contains a name twice.")
         for model in filter(is_server, self.models):
             endpoint_of(model)  # check the URL before the model's name, which may contain a password, is in any message
             if all(map(is_server, self.models)):  # otherwise the options apply to the other models
@@ -197,8 +195,8 @@ def _load_calibration(config: EvaluateConfig, sets: Mapping[str, PairSet]) -> di
     for data, pair_set in sets.items():
         if _digest(pair_set.reports) == _digest(found.reports):
             raise ConfigError(
-                f"calibration_data: {name} holds the very pairs of {data}. A temperature that is fitted on the pairs "
-                "it is judged by says nothing: give validation pairs."
+                f"calibration_data: {name} contains the same pairs as {data}. A temperature fitted on the pairs on "
+                "which it is judged means nothing: give validation pairs."
             )
     return {f"{name} (calibration)": found}
 

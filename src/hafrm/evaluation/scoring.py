@@ -116,7 +116,7 @@ def score_conversations(
     for place, reward in scores.items():
         if reward is not None and not math.isfinite(reward):
             source, row = rows[place]
-            raise ModelError(f"{source}, row {row}: the reward is {reward}. Look for damaged weights, or an overflow.")
+            raise ModelError(f"{source}, row {row}: the reward is {reward}. The weights are damaged, or overflow.")
     found = {place: OVERLONG if reward is None else reward for place, reward in scores.items()}
     return [found.get(place, BadRowReason.REFUSED_BY_TEMPLATE.value) for place in range(len(conversations))]
 
@@ -213,5 +213,5 @@ def read_raw_scores(path: Path, kind: type[Kind]) -> list[Kind]:
             row = json.loads(line)
             scores.append(kind(**{name: row[name] for name in names}))
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}, line {number}, is no {kind.__name__} ({error}). Evaluate again.") from error
+            raise DataError(f"{path}, line {number}, is not a {kind.__name__} ({error}). Evaluate again.") from error
     return scores

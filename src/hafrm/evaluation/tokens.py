@@ -39,7 +39,7 @@ TOKENS_FILE = "tokens.jsonl"
 _CHUNK = 8
 """Number of pairs whose log-ratios are computed at a time."""
 
-_NO_TOKENS = "`--token_log_ratios 0` asks for none."
+_NO_TOKENS = "`--token_log_ratios 0` skips them."
 
 _Key = tuple[str, str, str, str]
 """Digest of what a line depends on, model, data set and pair."""
@@ -83,7 +83,7 @@ def token_lines(
                 lines += _model_lines(folder, model, policy, options, worst, kept, progress)
         except (ModelError, NoMemoryError) as error:  # keep the finished scores even if colouring fails
             remedy = f" {_NO_TOKENS}" if isinstance(error, NoMemoryError) else ""
-            say(f"{model}: its tokens have no log-ratios to show. {first_line(error)}{remedy}")
+            say(f"{model}: no log-ratios of tokens can be shown. {first_line(error)}{remedy}")
     if lines:
         _write(folder / PARTS_FOLDER / TOKENS_FILE, lines)
     return lines
@@ -175,10 +175,10 @@ def _require_here(model: str, choice: ScorerChoice) -> None:
         snapshot = Path(snapshot_download(base, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError, OSError, ValueError) as error:
         raise ModelError(
-            f"{base}, which it was trained from, is not on this machine. Name its place with `--reference`."
+            f"{base}, from which it was trained, is not on this machine. Give its place with `--reference`."
         ) from error
     if not any(path.suffix in (".safetensors", ".bin") for path in snapshot.iterdir()):
-        raise ModelError(f"The weights of {base}, which it was trained from, are not on this machine.")
+        raise ModelError(f"The weights of {base}, from which it was trained, are not on this machine.")
 
 
 def _digest(identity: Mapping[str, Any], of_set: str) -> str:

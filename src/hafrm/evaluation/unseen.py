@@ -79,7 +79,7 @@ def require_unseen(
             _require_held_out(model, report, training, split_seed, trained_on=trained_on)
         elif trained_on:
             say(
-                f"{model} was trained on the very pairs of {report.name}: how it does there says nothing of other "
+                f"{model} was trained on the pairs of {report.name}, so its results there say nothing about other "
                 "pairs. Evaluate it on held-out ones too."
             )
 
@@ -90,7 +90,7 @@ def _require_held_out(
     """Raise if one report's split contains pairs that the model was trained on."""
     elsewhere = "Evaluate it on data that it was not trained on."
     if trained_on:
-        raise ConfigError(f"{model} was trained on the very pairs of {report.name}, {report.split} split. {elsewhere}")
+        raise ConfigError(f"{model} was trained on the pairs of {report.name}, {report.split} split. {elsewhere}")
     held_out = _named_split(report.name, report.split)
     if held_out is None:
         return
@@ -104,7 +104,7 @@ def _require_held_out(
     of_seed = "" if held_out.brought else f" of seed {split_seed}"
     raise ConfigError(
         f"{model} was trained on {shared[0].name}, {shared[0].split} split,{drawn}; the {report.split} split{of_seed} "
-        f"of {report.name} holds pairs that it was trained on. "
+        f"of {report.name} contains pairs that it was trained on. "
         f"{f'Use --data_options.split_seed {seed}.' if helps else elsewhere}"
     )
 

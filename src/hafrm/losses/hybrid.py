@@ -45,6 +45,6 @@ def hybrid_loss(
             raise ValueError(f"{name} is None, but its weight is {weight}")
         terms[name] = weight * wide(loss)
     if not terms:
-        raise ValueError("reward_weight and policy_ratio are both 0: nothing is left to train on")
+        raise ValueError("reward_weight and policy_ratio are both 0, so there is nothing to train")
     require_pairs(**terms)
     return torch.stack(list(terms.values())).sum(dim=0)

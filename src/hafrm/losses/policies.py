@@ -204,7 +204,7 @@ class PolicyLossOptions:
         require_positive(beta=self.beta)
         require_label_smoothing(self.label_smoothing)
         if not (math.isfinite(self.target_margin) and self.target_margin >= 0):
-            raise ValueError(f"target_margin must be zero or a positive number, got {self.target_margin}")
+            raise ValueError(f"target_margin must be 0 or a positive number, got {self.target_margin}")
 
 
 PolicyLoss = Callable[[PairLogProbs, PolicyLossOptions], Tensor]

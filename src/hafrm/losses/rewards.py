@@ -106,13 +106,13 @@ REWARD_LOSSES: Mapping[str, RewardLoss] = MappingProxyType(_LOSSES)
 
 
 def register_reward_loss(name: str, loss: RewardLoss) -> None:
-    """Make a loss of your own known by a name, for `LossConfig(reward_loss=name)` in this process.
+    """Register your own loss under a name, for `LossConfig(reward_loss=name)` in this process.
 
     Raises:
         ValueError: the name is taken by another loss, or is not a Python identifier.
     """
     if not name.isidentifier() or _LOSSES.get(name, loss) is not loss:
-        raise ValueError(f"{name!r} is not an identifier, or is the name of another reward loss")
+        raise ValueError(f"{name!r} can't name a reward loss: it is not a Python identifier, or it is taken")
     _LOSSES[name] = loss
 
 

@@ -52,7 +52,7 @@ def require_pairs(**tensors: Tensor) -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if len(set(shapes.values())) != 1 or any(len(shape) != 1 for shape in shapes.values()):
         listed = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
-        raise ValueError(f"expected one number a pair, all of the same shape [B]; got {listed}")
+        raise ValueError(f"expected one number per pair, all of the same shape [B]; got {listed}")
 
 
 def require_positive(**options: float) -> None:
@@ -65,4 +65,4 @@ def require_positive(**options: float) -> None:
 def require_label_smoothing(value: float) -> None:
     """Raise unless the share of wrong labels is between 0 and 0.5."""
     if not 0 <= value <= 0.5:
-        raise ValueError(f"label_smoothing must lie between 0 and 0.5, got {value}")
+        raise ValueError(f"label_smoothing must be between 0 and 0.5, got {value}")

@@ -44,7 +44,9 @@ def lay_on(model: PreTrainedModel, source: AdapterSource, *, head: str | None = 
     report: Any = set_peft_model_state_dict(adapted, state)
     lost = [name for name in report.missing_keys if ".lora_" in name or ".modules_to_save." in name]
     if strangers := [*report.unexpected_keys, *lost]:
-        raise ModelError(f"The adapters in {source.folder} do not fit {source.base}: {strangers[0]}.")
+        raise ModelError(
+            f"The adapters in {source.folder} do not match {source.base}: {strangers[0]} is missing from one of them."
+        )
     return adapted.eval()
 
 
@@ -56,7 +58,9 @@ def merged_into(model: PreTrainedModel, source: AdapterSource) -> PreTrainedMode
     """
     merge = getattr(lay_on(model, source).base_model, "merge_and_unload", None)
     if merge is None:
-        raise ModelError(f"The adapters in {source.folder} are of a kind that can't be merged into weights.")
+        raise ModelError(
+            f"The adapters in {source.folder} are of a type that can't be merged into weights. Use LoRA adapters."
+        )
     return cast(PreTrainedModel, merge())
 
 

@@ -1,14 +1,14 @@
-"""What to say where transformers will not load a model: whether it is a folder, and what to do about two refusals."""
+"""Advice for error messages about models that transformers refuses to load."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 _BY_WORD = {
-    "trust_remote_code": "It brings Python code of its own, which `--trust_remote_code true` would run: such code can "
-    "do anything that you can. Read it first.",
-    "safetensors": "Weights are read as safetensors alone, as pickles can run code: a model that has only those, and "
-    "that you trust, can be loaded with transformers and saved again.",
+    "trust_remote_code": "It contains Python code, which `--trust_remote_code true` would run. Such code can do "
+    "anything that you can: read it first.",
+    "safetensors": "Weights are only read from safetensors, because pickles can run code. If you trust this model, "
+    "load it with transformers and save it again.",
 }
 """Advice by a word in transformers' message."""
 
@@ -19,5 +19,5 @@ def advice(error: Exception) -> str:
 
 
 def not_here(model: str) -> str:
-    """That a model is not a folder of this machine, as a sentence with a space before it; empty where it is there."""
+    """Return a sentence saying that there is no such local folder, with a leading space; empty if there is one."""
     return "" if Path(model).exists() else " There is no such folder here."

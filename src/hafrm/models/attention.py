@@ -116,7 +116,7 @@ def _padded(
 ) -> Tensor:
     """Compute attention with the mask of the stock mask function, which includes the window."""
     if mask is not None and mask.dtype == _NO_MASK:
-        raise ValueError("the layout of a packed row did not reach its attention")
+        raise ValueError("the layout of a packed row did not reach the attention layer")
     if rules.softcap is None and rules.sinks is None:
         stock = AttentionInterface()["sdpa"]
         output, _ = stock(module, query, key, value, mask, scaling=rules.scaling, dropout=rules.dropout, **kwargs)

@@ -162,8 +162,8 @@ def writing(folder: Path) -> Iterator[None]:
         if not (of_writer or isinstance(error, OSError)):
             raise
         raise UnwritableError(
-            f"{folder} can't be written ({first_line(error)}). Free some space, or choose another folder; what was "
-            "written before is whole, and the same command resumes from it."
+            f"{folder} can't be written ({first_line(error)}). Free some space, or choose another folder. Earlier "
+            "checkpoints are intact, and the same command resumes from them."
         ) from error
 
 
@@ -232,7 +232,9 @@ def _restore_adapters(model: HybridModel, folder: Path) -> None:
         report: Any = set_peft_model_state_dict(cast(Any, model.causal_lm), state)
     strangers = [*report.unexpected_keys, *(name for name in report.missing_keys if ".lora_" in name)]
     if strangers:
-        raise ModelError(f"The adapters of {folder} do not fit the model: {strangers[0]}.")
+        raise ModelError(
+            f"The adapters of {folder} do not match the model: {strangers[0]} is missing from one of them."
+        )
 
 
 def _read_head(folder: Path) -> Tensor | None:
@@ -254,7 +256,7 @@ def _saved_head_name(folder: Path, names: Collection[str], *, prefix: str = "") 
         return None
     name = prefix + head_name(AutoConfig.from_pretrained(folder))
     if name not in names:
-        raise ModelError(f"{folder} holds no reward head ({name.removeprefix(prefix)}).")
+        raise ModelError(f"The weights in {folder} lack the reward head ({name.removeprefix(prefix)}).")
     return name
 
 
@@ -287,7 +289,7 @@ def load_run(
         except HafrmError as error:
             if merged and dtype is not None:
                 raise ModelError(
-                    f"{error} Or leave the dtype out: the merged weights in {folder} are float32, and need no base."
+                    f"{error} Or leave the dtype out: the merged weights in {folder} are float32 and need no base."
                 ) from error
             if not merged:
                 raise
@@ -320,7 +322,7 @@ def _base_of_adapters(
 ) -> HybridModel:
     """Build the model from which a run started, with fresh adapters, ready for the saved ones."""
     lora = LoraOptions(**(info.lora or {}))
-    remedy = f"Put it back, or set `base_model` in {folder / RUN_FILE} to where it is now."
+    remedy = f"Put it back, or set `base_model` in {folder / RUN_FILE} to its new place."
     try:
         model = new_model(
             info.base_model,
@@ -334,7 +336,7 @@ def _base_of_adapters(
         raise ModelError(f"The base model of the adapters in {folder} can't be loaded. {error} {remedy}") from error
     if info.base_digest and weights_digest(model) != info.base_digest:
         raise ModelError(
-            f"{info.base_model} no longer holds the weights that the adapters in {folder} were trained on. {remedy}"
+            f"{info.base_model} no longer contains the weights on which the adapters in {folder} were trained. {remedy}"
         )
     if dtype is not None and lora.quantize == "none":
         cast_weights(model, dtype)

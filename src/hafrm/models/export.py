@@ -68,7 +68,9 @@ def export(config: ExportConfig) -> list[Path]:
     out = Path(config.out) if config.out else run / "export"
     info = require_undamaged(run)
     if not info.whole:
-        raise ModelError(f"{run} holds adapters alone: it is a checkpoint of an unfinished run. Export a finished run.")
+        raise ModelError(
+            f"{run} contains only adapters: it is a checkpoint of an unfinished run. Export a finished run."
+        )
     manifest = read_manifest(run)
     for name in ("policy", "reward"):
         _require_own(out / name)
@@ -93,7 +95,7 @@ def _export_head(config: ExportConfig, info: RunInfo, folder: Path, stock_class:
         except ValueError as error:
             raise ModelError(
                 f"transformers has no {stock_class.__name__} for {run}: {first_line(error)} "
-                "hafrm itself scores with the run's own folder."
+                "hafrm itself can score with the run's folder."
             ) from error
         require_whole(model, report, str(run), kind="finished run")
         require_finite(model.state_dict().items(), run)
@@ -119,7 +121,9 @@ def _require_own(folder: Path) -> None:
         return
     card = folder / CARD_FILE
     if not (card.is_file() and CARD_MARK in card.read_text(encoding="utf-8", errors="replace")):
-        raise ConfigError(f"{folder} exists and is no earlier export of hafrm. Choose another --out, or move it away.")
+        raise ConfigError(
+            f"{folder} exists and is not an earlier export of hafrm. Choose another --out, or move it away."
+        )
     written = {CARD_FILE, CHECKSUMS_FILE, *listed(folder)}
     files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or path.is_file())
     if own := sorted(set(files) - written):

@@ -30,6 +30,6 @@ def require_finite(weights: Iterable[tuple[str, Tensor]], place: object) -> None
     """
     if name := not_finite(weights):
         raise ModelError(
-            f"{place}: the weight {name} has values that are not finite (NaN or infinity), so no score of the model is "
-            "right. Use an earlier checkpoint, or another copy of the model."
+            f"{place}: the weight {name} has values that are not finite (NaN or infinity), so all scores of the model "
+            "would be wrong. Use an earlier checkpoint, or another copy of the model."
         )

@@ -39,8 +39,8 @@ def has_stock_class(model: str, head: SavedHead, *, trust_remote_code: bool) -> 
     width = stock.width if stock and stock.width else getattr(config.get_text_config(), "hidden_size", None)
     if width is not None and head.weight.shape[1] != width:
         raise ModelError(
-            f"The reward head of {model} does not fit its backbone: {head.name} is {list(head.weight.shape)}, and the "
-            f"backbone's states have {width} numbers. Give the checkpoint that the head was trained in."
+            f"The reward head of {model} does not fit its backbone: {head.name} has shape {list(head.weight.shape)}, "
+            f"but hidden states have {width} values. Use the checkpoint in which the head was trained."
         )
     return stock is not None and stock.head == head.name and not head.bias and not head.flat
 
@@ -76,15 +76,15 @@ def load_classifier(
             raise _unreadable(model, head)
         if found := unknown_head(model):
             raise ModelError(
-                f"{model} has {found}, which looks like a reward head and is not of a known form. Rename it to {SCORE} "
-                "to score with it."
+                f"{model} has {found}, which looks like a reward head but has no known form. Rename it to {SCORE} to "
+                "score with it."
             )
         raise ModelError(
-            f"{model} is not a reward model: {', '.join(classes) or 'unknown architecture'}. Give a run of "
+            f"{model} is not a reward model: {', '.join(classes) or 'unknown architecture'}. Use a run of "
             "hafrm, a sequence classifier, or a causal model with `--head policy --reference MODEL`."
         )
     if not plain and config.num_labels != 1:
-        raise ModelError(f"{model} has {config.num_labels} labels; a reward model has one.")
+        raise ModelError(f"{model} has {config.num_labels} labels. Use a reward model, which has one.")
     load = partial(
         load_whole,
         AutoModelForSequenceClassification,
@@ -104,6 +104,6 @@ def load_classifier(
 
 def _unreadable(model: str, head: SavedHead) -> ModelError:
     return ModelError(
-        f"The reward head of {model} can't be read: it {head.problem}. Give a reward model whose head is one linear "
-        "layer with one label, or one that transformers has a class for."
+        f"The reward head of {model} can't be read: it {head.problem}. Use a reward model whose head is one linear "
+        "layer with one label, or for which transformers has a class."
     )

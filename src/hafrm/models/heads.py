@@ -74,7 +74,7 @@ class SavedHead:
         if self.weight is None:
             return f"is not one linear layer ({', '.join(self.names[:4])})"
         if self.labels != 1:
-            return f"has {self.labels} labels ({self.name}), and a reward model has one"
+            return f"has {self.labels} labels ({self.name}) instead of one"
         return ""
 
 
@@ -154,8 +154,8 @@ def kept_head(model: str, *, required: bool = False, trust_remote_code: bool = F
         problem = f"has a bias ({head.names[0]})"
     if problem:
         raise ModelError(
-            f"The reward head of {model} can't be kept: it {problem}. Stock classes load a linear layer of one label "
-            "without a bias alone. Set `--head_init normal` to begin with a fresh head on this backbone."
+            f"The reward head of {model} can't be kept: it {problem}. Stock classes only load a linear layer with "
+            "one label and no bias. Set `--head_init normal` to start with a fresh head on this backbone."
         )
     return head
 
@@ -180,14 +180,12 @@ def _refuse_unknown(model: str) -> None:
     """Raise if a model has or should have a reward head, but none of a known form."""
     if (Path(model) / RUN_FILE).is_file():
         return
-    remedy = "Set `--head_init normal` to begin with a fresh head on its backbone."
+    remedy = "Set `--head_init normal` to start with a fresh head on its backbone."
     if found := unknown_head(model):
         raise ModelError(
-            f"{model} has {found}, which looks like a reward head and is not of a known form. Rename it to {SCORE} to "
+            f"{model} has {found}, which looks like a reward head but has no known form. Rename it to {SCORE} to "
             f"keep it. {remedy}"
         )
     for name in architectures(model):
         if any(word in name for word in _OF_REWARD_MODELS):
-            raise ModelError(
-                f"{model} is a {name}, among whose weights no reward head of a known form was found. {remedy}"
-            )
+            raise ModelError(f"{model} is a {name}, but its weights contain no reward head of a known form. {remedy}")

@@ -104,7 +104,7 @@ class HybridModel(nn.Module):
         head = self.stock_lm.get_output_embeddings()
         if not self.with_lm_head:
             raise ModelError(
-                "The model was saved without an LM head, as classifiers are: its reward head alone can be used "
+                "The model was saved without an LM head, like many classifiers. Use only its reward head "
                 "(`--method baseline`, `--head reward`)."
             )
         if not isinstance(head, nn.Linear):
@@ -164,7 +164,7 @@ class HybridModel(nn.Module):
             layout = packed_arguments(batch.segments, batch.input_ids.device)
         else:
             raise ModelError(
-                f"{type(self.stock_lm).__name__} has not been found to take packed rows. Give it padded ones "
+                f"{type(self.stock_lm).__name__} is not known to support packed rows. Use padded rows "
                 "(`pad_rows`), or call `probe_packing` first."
             )
         output = self.backbone(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **layout)
@@ -182,7 +182,7 @@ class HybridModel(nn.Module):
         """Disable adapters within the context, which makes the model its own reference policy."""
         disable = getattr(self.causal_lm, "disable_adapter", None)
         if disable is None:
-            raise ModelError("The model has no adapters to switch off; `loss.reference: adapter_off` needs LoRA.")
+            raise ModelError("The model has no adapters to disable: `loss.reference: adapter_off` needs LoRA.")
         with disable():
             yield
 
@@ -244,14 +244,14 @@ class HybridModel(nn.Module):
         if not math.isfinite(error):
             require_finite(self.named_parameters(), type(self.stock_lm).__name__)
             raise ModelError(
-                f"{type(self.stock_lm).__name__} gives log-probs that are not finite, though its weights are: the type "
-                f"{self.policy_head.weight.dtype} is too narrow for it. Use a wider one (dtype: float32 or bfloat16)."
+                f"{type(self.stock_lm).__name__} gives log-probs that are not finite, although its weights are: "
+                f"{self.policy_head.weight.dtype} is too narrow for it. Use a wider dtype, float32 or bfloat16."
             )
         if not error <= (tolerance or (5e-2 if half else 1e-2)):
             raise ModelError(
-                f"{type(self.stock_lm).__name__} makes its logits in a way that hafrm does not know "
+                f"{type(self.stock_lm).__name__} computes its logits in a way that hafrm does not support "
                 f"(log-probs differ by {error:.2g} from the model's own), so a policy loss would train it "
-                "wrongly and an implicit reward would be wrong. Use the reward head alone: train with "
+                "wrongly and an implicit reward would be wrong. Use only the reward head: train with "
                 "`--method baseline`, score with `--head reward`."
             )
 
@@ -270,9 +270,7 @@ def backbone_of(causal_lm: PreTrainedModel) -> nn.Module:
     for child in causal_lm.children():
         if child is not embeddings and any(module is embeddings for module in child.modules()):
             return child
-    raise ModelError(
-        f"{type(causal_lm).__name__} has no decoder apart from its LM head, from which a reward head could read states."
-    )
+    raise ModelError(f"{type(causal_lm).__name__} has no decoder separate from its LM head, which a reward head needs.")
 
 
 def head_width(causal_lm: PreTrainedModel) -> int:

@@ -132,7 +132,7 @@ def _folder_digest(folder: Path) -> str:
         else:
             digest.update(hashlib.sha256(path.read_bytes()).digest())
     if not weights:
-        raise ModelError(f"{folder} holds no weights ({_WEIGHTS}). Give the folder of a whole model.")
+        raise ModelError(f"{folder} contains no weights ({_WEIGHTS}). Give the folder of a whole model.")
     return digest.hexdigest()
 
 

@@ -81,7 +81,7 @@ def choose_layout(
             report(reason)
     if not packed and (wrong := probe_padding(model, pad_token_id=pad_token_id, side=padding_side)):
         raise ModelError(
-            f"{type(model.stock_lm).__name__} can't be run in batches of texts of several lengths: {wrong}. Use "
-            "another architecture."
+            f"{type(model.stock_lm).__name__} can't run batches of texts of different lengths: {wrong}. Use another "
+            "architecture."
         )
     return Layout(packed, pad_token_id, padding_side)

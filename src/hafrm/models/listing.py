@@ -16,11 +16,11 @@ from hafrm import atomic
 from hafrm.errors import DamagedError, first_line
 
 CHECKSUMS_FILE = "checksums.json"
-"""List of files in a folder that is not a run's: an export, or a policy's checkpoint."""
+"""Name of the list of files in exports and in checkpoints of policies."""
 
 CARD_FILE = "README.md"
 CARD_MARK = "Trained with hafrm"
-"""What the card of an export says, by which it is known."""
+"""Text in the card of every export, by which exports are recognised."""
 
 ADAPTER_FOLDER = "adapter"
 """Subfolder of a run's folder with its adapters."""
@@ -48,7 +48,7 @@ MODEL_FILES = re.compile(
     rf"({ADAPTER_FOLDER}/)?({'|'.join(map(re.escape, sorted(_READ_BY_NAME)))}|{CHECKSUMS_FILE})"
     rf"|{_READ_BY_FORM.pattern}|model-\d{{5}}-of-\d{{5}}\.safetensors|\w+\.py"
 )
-"""The paths in a model's folder that hafrm, transformers and PEFT save files under."""
+"""Matches the relative paths under which hafrm, transformers and PEFT save files in a model's folder."""
 
 _DIGEST = re.compile("[0-9a-f]{64}")
 
@@ -107,14 +107,14 @@ def require_checksums(
             raise DamagedError(f"{path} is missing. {remedy}.")
         if (found := _file_digest(path)) != digest:
             raise DamagedError(
-                f"{path} is not what was saved: its checksum differs. {remedy}; if it was changed on purpose, set its "
-                f"checksum in {folder / kept_in} to {found}."
+                f"{path} has changed since it was saved: its checksum differs. {remedy}; if it was changed on "
+                f"purpose, set its checksum in {folder / kept_in} to {found}."
             )
     for name in strangers(folder) if complete else ():
         if name not in sha256:
             raise DamagedError(
-                f"{folder / name} is read by its name, and is not among the files that were saved ({folder / kept_in})."
-                f" Move it away; if it belongs to the model, list it there with its checksum "
+                f"{folder / name} would be read by its name, but is not among the saved files ({folder / kept_in}). "
+                f"Move it away; if it belongs to the model, add it to that list with its checksum "
                 f"{_file_digest(folder / name)}."
             )
 

@@ -50,9 +50,9 @@ class ScorerChoice:
 
     def __post_init__(self) -> None:
         if self.combined_weight is not None and self.head != "combined":
-            raise ConfigError("combined_weight has no effect but on the combined score: add --head combined.")
+            raise ConfigError("combined_weight only affects the combined score: add --head combined.")
         if self.reference is not None and self.head == "reward":
-            raise ConfigError("reference has no effect on the reward head: leave it out, or ask for another --head.")
+            raise ConfigError("reference has no effect on the reward head: leave it out, or choose another --head.")
 
     def chosen(self) -> list[str]:
         """Return the names of the options that are set and choose a score."""
@@ -106,10 +106,10 @@ def load_scorer(
     if head in (None, "reward") and reference is None:
         return _load_foreign_scorer(model, options, trust_remote_code=trust_remote_code)
     if head == "combined":
-        raise ModelError(f"{model} is no run of hafrm and has one head alone: nothing to combine. Use --head policy.")
+        raise ModelError(f"{model} is not a run of hafrm and has only one head: nothing to combine. Use --head policy.")
     if reference is None:
         raise ModelError(
-            f"{model} is no run of hafrm: its head {head!r} needs `--reference`, the model it was tuned from."
+            f"{model} is not a run of hafrm: its {head!r} head needs `--reference`, the model from which it was tuned."
         )
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code, template=None, instead=options.template())
     require_same_tokenizer(tokenizer, model, reference, trust_remote_code=trust_remote_code)
@@ -163,8 +163,8 @@ def require_plain(server: str, choice: ScorerChoice) -> None:
     """
     if asked := choice.chosen():
         raise ModelError(
-            f"{server} is a server, which scores as it was started: --{' and --'.join(asked)} can't change that. Leave "
-            "them out, or evaluate the other models in a command of their own."
+            f"{server} is a server, which scores as configured at its start: --{' and --'.join(asked)} can't change "
+            "that. Leave them out, or evaluate the other models in a separate command."
         )
 
 
@@ -179,8 +179,8 @@ def require_server_options(server: str, choice: ScorerChoice, options: ScoreOpti
     asked += [name for name in options.given() if name != "score.batch_size"]
     if asked:
         raise ConfigError(
-            f"{endpoint} is a server, which scores as it was started: --{' and --'.join(asked)} can't change that. "
-            "Leave that out, or start the server with it."
+            f"{endpoint} is a server, which scores as configured at its start: --{' and --'.join(asked)} can't change "
+            "that. Leave them out, or start the server with them."
         )
 
 
@@ -199,7 +199,7 @@ def _load_run_scorer(folder: Path, choice: ScorerChoice, options: ScoreOptions) 
         if weight is None:
             raise ModelError(
                 f"{folder} has no weight for the combined score: it was trained without validation pairs, or they "
-                "did not settle one. Give one with `--combined_weight`."
+                "did not determine one. Give one with `--combined_weight`."
             )
         weights = (1.0, weight * info.beta)
     reference = _run_reference(folder, info, choice, tokenizer, model, exact=options.dtype == "auto")
@@ -235,7 +235,7 @@ def _run_reference(
         return None
     if quantized:
         return load_packed_start(folder, policy, info, tokenizer, trust_remote_code=trust)
-    remedy = f"If what {folder} was trained from lies elsewhere now, name that place with `--reference`."
+    remedy = f"If the model from which {folder} was trained has moved, give its new place with `--reference`."
     try:
         reference = _policy_only(info.base_model, tokenizer, trained or dtype, trust_remote_code=trust)
     except ModelError as error:
@@ -243,7 +243,7 @@ def _run_reference(
     known = exact or trained is not None
     if known and info.base_digest and weights_digest(reference) != info.base_digest:
         raise ModelError(
-            f"{info.base_model} no longer holds the weights that {folder} was trained from, so it can't be the "
+            f"{info.base_model} no longer contains the weights from which {folder} was trained, so it can't be the "
             f"reference of its implicit rewards. {remedy}"
         )
     cast_weights(reference, dtype)
@@ -328,7 +328,9 @@ def _encoder(
     """
     positions = max_positions(config) or max_length
     if options.max_length is not None and options.max_length > positions:
-        raise ConfigError(f"score.max_length is {options.max_length}, but the model has {positions} positions.")
+        raise ConfigError(
+            f"score.max_length is {options.max_length}, but the model has {positions} positions. Lower it."
+        )
     max_length = min(max_length, positions)
     scored_at = options.scored_at
     if scored_at == "auto":

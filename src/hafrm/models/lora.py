@@ -53,11 +53,11 @@ class LoraOptions:
             raise ConfigError(f"lora.alpha must be at least 1, got {self.alpha}")
         heads = {"lm_head", "embed_out", "score"} & set(self.targets)
         if heads:
-            raise ConfigError(f"lora.targets names a head ({', '.join(heads)}); adapters go on the backbone alone.")
+            raise ConfigError(f"lora.targets names a head ({', '.join(heads)}), but only the backbone gets adapters.")
         for each in fields(self) if self.rank == 0 else ():
             default = [] if each.name == "targets" else each.default
             if getattr(self, each.name) != default:
-                raise ConfigError(f"lora.{each.name} needs adapters to train: set lora.rank (the paper uses 64).")
+                raise ConfigError(f"lora.{each.name} has no effect without adapters: set lora.rank (64 in the paper).")
 
     @property
     def enabled(self) -> bool:
@@ -82,20 +82,20 @@ def targets_of(causal_lm: PreTrainedModel, options: LoraOptions, *, but: Collect
     targets = find_targets(causal_lm, options.targets, but=but, packed=options.quantize != "none")
     if targets.parameters and options.dropout:
         raise ConfigError(
-            f"lora.dropout: {targets.parameters[0]} is adapted as a weight, and dropout belongs to a layer's input. "
-            "Leave it out, or name other lora.targets."
+            f"lora.dropout: {targets.parameters[0]} is adapted as a weight, but dropout applies to a layer's input. "
+            "Leave it out, or choose other lora.targets."
         )
     widest = max((min(shape) for shape in _shapes(causal_lm, targets)), default=options.rank)
     if options.rank > widest:
         raise ConfigError(
-            f"lora.rank is {options.rank}, but no adapted layer has a rank over {widest}: adapters would be larger "
+            f"lora.rank is {options.rank}, but no adapted layer has a rank above {widest}: adapters would be larger "
             "than the layers themselves. Lower it, or train all weights (lora.rank 0)."
         )
     return targets
 
 
 def _shapes(causal_lm: PreTrainedModel, targets: Targets) -> Iterator[tuple[int, int]]:
-    """The inputs and outputs of what gets adapters."""
+    """Yield the sizes, inputs and outputs in either order, of the weights that get adapters."""
     for name in targets.modules:
         layer: Any = causal_lm.get_submodule(name)
         yield (layer.nx, layer.nf) if isinstance(layer, Conv1D) else (layer.in_features, layer.out_features)

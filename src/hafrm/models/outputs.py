@@ -1,4 +1,4 @@
-"""Whether a command may write where it was asked to: not over what it reads, nor over files that it did not write."""
+"""Checks that a command does not overwrite what it reads, or files that it did not write."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _FILES = frozenset({"data", "calibration_data", "suites", "samples", "chat_templ
 
 
 def require_unread(out: Path, options: Any, config_files: Iterable[str] = ()) -> None:
-    """Refuse to write over what a command reads: data, a template, a config, or a file of a model.
+    """Raise if writing would overwrite what a command reads: data, a template, a config, or a file of a model.
 
-    The models' own bases and references count, and so does what a link leads to.
+    This includes the models' bases and references, and the targets of links.
 
     Args:
-        out: The file that is to be written.
+        out: The file to be written.
         options: The command's options, as a dataclass.
-        config_files: The files that the options were read from.
+        config_files: The files from which the options were read.
 
     Raises:
-        ConfigError: names the option that reads it, or `out` can't be a file.
+        ConfigError: `out` is read by an option, which is named, or can't be a file.
     """
     place = atomic.resolved(out)
     files = [("config", str(file)) for file in config_files]
@@ -38,7 +38,7 @@ def require_unread(out: Path, options: Any, config_files: Iterable[str] = ()) ->
         path = Path(value.rpartition("@")[2] if name == "suites" else value)
         within = name == "data" and path.is_dir() and place.is_file() and place.is_relative_to(_place(path))
         if within or place == _place(path):
-            raise ConfigError(f"--out {out} would be written over what `{name}` reads ({value}). Give another path.")
+            raise ConfigError(f"--out {out} would overwrite what `{name}` reads ({value}). Give another path.")
     for name, value in _named(options):
         if name.rsplit(".", 1)[-1] in _MODELS:
             for folder in _folders_of(value):
@@ -58,16 +58,16 @@ def require_results(
     by: str,
     parts: str = "",
 ) -> None:
-    """Refuse a folder in which results would be written over what is read, or over what the command did not write.
+    """Raise if results would overwrite what the command reads, or files that it did not write.
 
     Args:
         folder: The command's output folder.
         options: The command's options, as a dataclass.
         written: The files that it writes there.
-        results: The one among them that is an object of JSON with `fields`.
+        results: The one among them that contains a JSON object with `fields`.
         fields: Fields that the command writes into `results`.
         by: The command, for the message.
-        parts: A pattern of files by which a folder is known whose command was stopped before its results.
+        parts: A pattern of files that show that the command was stopped before it wrote results.
 
     Raises:
         ConfigError: names the file.
@@ -84,7 +84,7 @@ def require_results(
         theirs = [] if begun else there
     if theirs:
         raise ConfigError(
-            f"{theirs[0]} was not written by an earlier `{by}`, and would be written over. Move it away, or choose "
+            f"{theirs[0]} was not written by an earlier `{by}` and would be overwritten. Move it away, or choose "
             "another --out."
         )
 
@@ -98,7 +98,7 @@ def _keys(path: Path) -> set[str]:
 
 
 def _named(options: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """The texts among options, with the names of the options; those of groups have the group's before."""
+    """Yield the options that are strings, with their names, such as `score.chat_template` in a group."""
     for field in fields(options):
         value = getattr(options, field.name)
         if is_dataclass(value):
@@ -109,7 +109,7 @@ def _named(options: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _folders_of(model: str) -> Iterator[Path]:
-    """The folders that scoring by a model may read: its own, its base's, and so on; none of a hub id or a server."""
+    """Yield the folders that loading a model may read: its own, its base's, and so on; none for hub ids and servers."""
     for _ in range(9):
         folder = Path(model)
         if not folder.is_dir():
@@ -122,7 +122,7 @@ def _folders_of(model: str) -> Iterator[Path]:
                 model = adapters.base
             else:
                 return
-        except HafrmError:  # which loading the model says better
+        except HafrmError:  # loading the model raises a better error
             return
 
 
@@ -131,5 +131,5 @@ def _place(path: Path) -> Path:
 
 
 def _contents(folder: Path) -> set[Path]:
-    """The files that a folder's links lead to."""
+    """Return the targets of a folder's links."""
     return {_place(path) for path in folder.iterdir() if path.is_symlink()}

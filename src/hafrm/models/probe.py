@@ -78,7 +78,7 @@ def probe_padding(model: HybridModel, *, pad_token_id: int, side: str = "right")
     error, tolerance = errors.sort().values[-2].item(), _tolerance(truth[0].dtype)
     if error <= tolerance:
         return None
-    return f"a padded row gives other states than its sequence alone (by {error:.2g}, over {tolerance:g})"
+    return f"a padded row gives different states than its sequence alone (by {error:.2g}, over {tolerance:g})"
 
 
 def _difference(model: HybridModel, stock: str) -> str | None:
@@ -109,7 +109,7 @@ def _too_far(layout: str, states: list[Tensor], truth: list[Tensor]) -> str | No
     error, tolerance = _largest_error(states, truth), _tolerance(truth[0].dtype)
     if error <= tolerance:
         return None
-    return f"{layout} rows give other states than its own attention does (by {error:.2g}, over {tolerance:g})"
+    return f"{layout} rows give different states than its own attention does (by {error:.2g}, over {tolerance:g})"
 
 
 def _largest_error(states: list[Tensor], truth: list[Tensor]) -> float:

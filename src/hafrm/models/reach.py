@@ -54,8 +54,8 @@ def trace_text(causal_lm: PreTrainedModel) -> Reach:
             logits = causal_lm(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
     except Exception as error:  # models that require images can fail in any way
         raise ModelError(
-            f"{type(causal_lm).__name__} can't read text alone ({type(error).__name__}: {first_line(error)}), which "
-            "training on text needs."
+            f"{type(causal_lm).__name__} can't process text without other inputs ({type(error).__name__}: "
+            f"{first_line(error)}), so it can't be trained on text."
         ) from error
     finally:
         for handle in hooks:

@@ -13,9 +13,10 @@ import copy
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from hafrm.models.hybrid import HybridModel, SequenceScores
 from hafrm.models.layout import Layout
 from hafrm.models.lora import plain_name
 from hafrm.models.modes import evaluating
-from hafrm.packing import SequenceBatch
+from hafrm.packing import SequenceBatch, split_group
 
 LiveReference = Callable[[SequenceBatch], Tensor]
 """Function from a batch to its reference log-probs, [S], without gradients."""
@@ -40,7 +41,7 @@ _PART = 512  # groups per file: the most that an interrupted computation loses
 _ROUNDING = 1e-2
 """Largest positive log-prob of a response accepted as rounding."""
 
-_FORMAT = 1
+_FORMAT = 2
 """Part of every fingerprint: increase it when hafrm computes other log-probs from the same weights and tokens."""
 
 _NOT_COMPUTED_WITH = {"_name_or_path", "transformers_version", "architectures", "use_cache"}
@@ -72,66 +73,176 @@ def frozen_copy_reference(model: HybridModel) -> LiveReference:
     return reference
 
 
-def precompute_reference(
-    model: HybridModel,
-    groups: Sequence[TokenGroup],
-    *,
-    layout: Layout,
-    batch_size: int,
-    tokens: int = 8192,
-    cache: Path,
-    progress: Callable[[int], None] = lambda done: None,
-    weights: str | None = None,
-    say: Callable[[str], None] = lambda line: None,
-) -> np.ndarray:
-    """Compute log-probs of all responses under the current model without its adapters, cached on disk by fingerprint.
+class ReferenceCache:
+    """Log-probs of responses under one model without its adapters, computed once and kept on disk by content.
 
-    The fingerprint covers the weights, the config and the token ids (and thereby the tokenizer, the template and the
-    rows). Parts are written atomically: an interrupted computation resumes, and concurrent processes with the same task
-    write the same files. Adapters are disabled and not part of the fingerprint, so all runs from one model share the
-    cache. With several processes, all must call this; each computes a share of the parts and receives the whole.
+    A response's value is found by a digest of its token ids and its prompt's, in a folder named after the weights, the
+    config and the precision. Runs, methods, epochs and data sets therefore share what any of them computed. Values are
+    written in parts, atomically: an interrupted computation resumes, and concurrent processes can't disturb each other.
+    With several processes, all must call `log_probs`; each computes a share of what is missing and receives the whole.
 
     Args:
-        model: The reference policy, complete in each process; temporarily in evaluation mode.
-        groups: G prompts, each with the same number N of responses.
+        model: The reference policy, complete in each process; in evaluation mode while it computes.
         layout: How groups become batches.
         batch_size: Groups per forward pass with padded rows.
         tokens: Tokens per forward pass with packed rows.
-        cache: Folder of cached references.
-        progress: Called with an estimate of the groups done, which assumes that all processes are equally fast.
-        weights: The model's `weights_digest` if known, to avoid reading the weights again per data set.
+        cache: Folder of all cached references.
+        weights: The model's `weights_digest` if known, to avoid reading the weights again.
         say: Called with a warning if a cached file is damaged or nothing can be cached; the computation continues.
-
-    Returns:
-        Summed response log-probs, [G, N], float32.
     """
-    folder = cache / fingerprint(model, groups, weights=weights)
-    processes = PartialState()
-    starts = range(0, len(groups), _PART)[processes.process_index :: processes.num_processes]
-    share, done = [], 0
-    with evaluating(model), model.adapters_disabled() if model.adapted else contextlib.nullcontext():
-        for start in starts:
-            part = groups[start : start + _PART]
-            batches = partial(_reference_batches, model, part, layout, batch_size, tokens)
-            share.append((start, _cached_part(part, folder / f"{start:09d}.npz", batches, say)))
-            done = min(len(groups), done + len(part) * processes.num_processes)
-            progress(done)
-    # Not through the cache, whose folder may differ between nodes.
-    parts: list[tuple[int, np.ndarray]] = gather_object(share)
-    return np.concatenate([part for _, part in sorted(parts, key=lambda found: found[0])])
+
+    def __init__(
+        self,
+        model: HybridModel,
+        *,
+        layout: Layout,
+        batch_size: int,
+        tokens: int = 8192,
+        cache: Path,
+        weights: str | None = None,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self._model, self._layout, self._batch_size, self._tokens = model, layout, batch_size, tokens
+        self._say = say
+        self.folder = cache / fingerprint(model, weights=weights)
+        self._known = _Values.none()
+        for path in sorted(self.folder.glob("*.npz")):
+            self._known = self._known.with_more(self._read(path))
+
+    def log_probs(
+        self, groups: Sequence[TokenGroup], progress: Callable[[int], None] = lambda done: None
+    ) -> list[np.ndarray]:
+        """Return the log-probs of each group's responses, summed over tokens, as float32 arrays.
+
+        Args:
+            groups: Prompts with their responses.
+            progress: Called with an estimate of the groups done, which assumes that all processes are equally fast.
+        """
+        processes = PartialState()
+        share = _Values.none()
+        with evaluating(self._model), self._model.adapters_disabled() if self._model.adapted else nullcontext():
+            for start in range(0, len(groups), _PART)[processes.process_index :: processes.num_processes]:
+                share = share.with_more(self._of_part(groups[start : start + _PART]))
+                progress(min(len(groups), (start + _PART) * processes.num_processes))
+        for found in gather_object([share]):  # not through the cache, whose folder may differ between nodes
+            self._known = self._known.with_more(found)
+        ends = np.cumsum([len(group.responses) for group in groups])[:-1]
+        return np.split(self._known.of(np.concatenate([_names(group) for group in groups])), ends)
+
+    def _of_part(self, groups: Sequence[TokenGroup]) -> _Values:
+        """Return the values of a part's responses, computing those that are not known."""
+        names = [_names(group) for group in groups]
+        values = [self._known.of(each) for each in names]
+        known = _Values.of_unsorted(np.concatenate(names), np.concatenate(values))
+        missing = [
+            _only(group, np.isnan(found)) for group, found in zip(groups, values, strict=True) if np.isnan(found).any()
+        ]
+        return known.with_more(self._computed(missing)) if missing else known
+
+    @torch.no_grad()
+    def _computed(self, groups: Sequence[TokenGroup]) -> _Values:
+        """Compute one part and write it."""
+        parts = [each for group in groups for each in split_group(group, self._tokens)]
+        device = self._model.score.weight.device
+        sequences = self._batch_size * max(len(group.responses) for group in parts)
+        names, values = [], []
+        for rows in self._layout.plan(parts, sequences=sequences, tokens=self._tokens):
+            chosen = [parts[row] for row in rows]
+            values.append(_log_probs(self._model, self._layout.batch(chosen).to(device)).float().cpu().numpy())
+            names += [_names(group) for group in chosen]
+        found = _Values.of_unsorted(np.concatenate(names), np.concatenate(values))
+        self._write(found)
+        return found
+
+    def _write(self, found: _Values) -> None:
+        path = self.folder / f"{hashlib.blake2b(found.names.tobytes(), digest_size=8).hexdigest()}.npz"
+        try:
+            with atomic.new_file(path) as file:
+                np.savez(file, names=found.names, log_probs=found.values)
+        except (OSError, ConfigError) as error:
+            problem = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+            place = self.folder.parent
+            self._say(f"warning: {place} can't be written to ({problem}), so the next run computes the reference again")
+
+    def _read(self, path: Path) -> _Values:
+        """Return the values of a cached file; delete it if it is damaged."""
+        found = _read_part(path)
+        if found is None:
+            self._say(f"warning: {path} is damaged, so it is deleted and its log-probs are computed again")
+            with contextlib.suppress(OSError):
+                path.unlink()
+        return found or _Values.none()
 
 
-def fingerprint(model: HybridModel, groups: Sequence[TokenGroup], *, weights: str | None = None) -> str:
-    """Identify the model without adapters, the tokens and the precision; see `precompute_reference`."""
+class _Values(NamedTuple):
+    """Values by name, in the order of the names: 20 bytes each, where a dictionary takes 200."""
+
+    names: np.ndarray
+    """[K, 2], uint64."""
+    values: np.ndarray
+    """[K], float32."""
+
+    @classmethod
+    def none(cls) -> _Values:
+        return cls(np.empty((0, 2), dtype=np.uint64), np.empty(0, dtype=np.float32))
+
+    @classmethod
+    def of_unsorted(cls, names: np.ndarray, values: np.ndarray) -> _Values:
+        order = np.lexsort((names[:, 1], names[:, 0]))
+        return cls(names[order], values[order])
+
+    def with_more(self, more: _Values) -> _Values:
+        """Add the values of names that have none; NaN counts as none."""
+        new = np.isnan(self.of(more.names))
+        if not new.any():
+            return self
+        held = ~np.isnan(self.values)
+        names, values = more.names[new], more.values[new]
+        return self.of_unsorted(np.concatenate([self.names[held], names]), np.concatenate([self.values[held], values]))
+
+    def of(self, names: np.ndarray) -> np.ndarray:
+        """Return the values of names, [S]; NaN for unknown ones."""
+        if not len(self.values):
+            return np.full(len(names), np.nan, dtype=np.float32)
+        place = np.searchsorted(self.names[:, 0], names[:, 0]).clip(max=len(self.values) - 1)
+        known = (self.names[place] == names).all(axis=1)
+        return np.where(known, self.values[place], np.float32(np.nan))
+
+
+def precompute_reference(model: HybridModel, groups: Sequence[TokenGroup], **options: Any) -> np.ndarray:
+    """Return the log-probs of groups with the same number N of responses, [G, N], float32.
+
+    Args:
+        model: The reference policy.
+        groups: G prompts with their responses.
+        options: Further arguments of `ReferenceCache`.
+    """
+    return np.stack(ReferenceCache(model, **options).log_probs(groups))
+
+
+def _names(group: TokenGroup) -> np.ndarray:
+    """Name each response by its token ids and its prompt's: 16 bytes of a hash, as [n, 2] uint64."""
+    prompt = hashlib.blake2b(np.array(group.prompt, dtype="<u4").tobytes(), digest_size=16).digest()
+    digests = [
+        hashlib.blake2b(np.array(ids, dtype="<u4").tobytes(), digest_size=16, key=prompt).digest()
+        for ids in group.responses
+    ]
+    return np.frombuffer(b"".join(digests), dtype="<u8").reshape(-1, 2)
+
+
+def _only(group: TokenGroup, wanted: np.ndarray) -> TokenGroup:
+    """Return the group with some of its responses."""
+    return TokenGroup(group.prompt, tuple(ids for ids, keep in zip(group.responses, wanted, strict=True) if keep))
+
+
+def fingerprint(model: HybridModel, *, weights: str | None = None) -> str:
+    """Identify the model without adapters and the precision; see `ReferenceCache`."""
     precision = str(torch.get_autocast_dtype("cpu")) if torch.is_autocast_enabled("cpu") else ""
     if torch.is_autocast_enabled("cuda"):
         precision = str(torch.get_autocast_dtype("cuda"))
     config = {name: value for name, value in model.config.to_dict().items() if name not in _NOT_COMPUTED_WITH}
     described = json.dumps([_FORMAT, weights or weights_digest(model), precision, config], sort_keys=True, default=str)
-    digest = hashlib.blake2b(described.encode(), digest_size=16)
-    for group in groups:
-        digest.update(repr((group.prompt, group.responses)).encode())
-    return digest.hexdigest()
+    return hashlib.blake2b(described.encode(), digest_size=16).hexdigest()
 
 
 def weights_digest(model: HybridModel) -> str:
@@ -145,56 +256,22 @@ def weights_digest(model: HybridModel) -> str:
     return digest.hexdigest()
 
 
-def _cached_part(
-    groups: Sequence[TokenGroup],
-    path: Path,
-    compute: Callable[[], Iterator[tuple[list[int], Tensor]]],
-    say: Callable[[str], None],
-) -> np.ndarray:
-    """Return log-probs of one file's groups, [groups, N]: read if the file is intact, else computed and written."""
-    shape = (len(groups), len(groups[0].responses))
-    if path.exists():
-        cached = _read_part(path)
-        if cached is not None and cached.shape == shape and cached.dtype == np.float32 and _possible(cached):
-            return cached
-        say(f"warning: {path} is damaged, so it is deleted and its log-probs are computed again")
-        with contextlib.suppress(OSError):
-            path.unlink()
-    values = np.empty(shape, dtype=np.float32)
-    for rows, log_probs in compute():
-        values[rows] = log_probs.view(len(rows), -1).cpu().numpy()
+def _read_part(path: Path) -> _Values | None:
+    """Read a cached file; None if it fails the archive's checksum, or a value can't be a log-probability."""
     try:
-        with atomic.new_file(path) as file:
-            np.savez(file, log_probs=values)
-    except (OSError, ConfigError) as error:
-        problem = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
-        say(f"warning: {path.parents[1]} can't be written to ({problem}), so the next run computes the reference again")
-    return values
-
-
-def _possible(log_probs: np.ndarray) -> bool:
-    """Return whether all values can be log-probabilities: at most 0 up to rounding."""
-    return bool(np.isfinite(log_probs).all() and (log_probs <= _ROUNDING).all())
-
-
-def _read_part(path: Path) -> np.ndarray | None:
-    """Read a cached file; return None if it is missing or fails the archive's checksum."""
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open("log_probs.npy") as stored:
-            values: np.ndarray = np.lib.format.read_array(stored, allow_pickle=False)
-            return values
+        with zipfile.ZipFile(path) as archive:
+            names, values = (_array(archive, name) for name in ("names", "log_probs"))
     except Exception:  # damaged archives raise many types: zipfile's own, NotImplementedError, zlib's, ...
         return None
+    fits = names.dtype == np.uint64 and values.dtype == np.float32 and names.shape == (*values.shape, 2)
+    possible = np.isfinite(values).all() and (values <= _ROUNDING).all()
+    return _Values(names, values) if fits and possible else None
 
 
-@torch.no_grad()
-def _reference_batches(
-    model: HybridModel, groups: Sequence[TokenGroup], layout: Layout, batch_size: int, tokens: int
-) -> Iterator[tuple[list[int], Tensor]]:
-    device = model.score.weight.device
-    for rows in layout.plan(groups, sequences=batch_size * len(groups[0].responses), tokens=tokens):
-        batch = layout.batch([groups[row] for row in rows]).to(device)
-        yield rows, _log_probs(model, batch)
+def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    with archive.open(f"{name}.npy") as stored:
+        values: np.ndarray = np.lib.format.read_array(stored, allow_pickle=False)
+        return values
 
 
 def _log_probs(model: HybridModel, batch: SequenceBatch) -> Tensor:

@@ -103,18 +103,18 @@ class RunInfo:
             raise ModelError(f"{path} can't be read ({error}). It is damaged: restore it from a copy.") from error
         known = {each.name for each in fields(cls)}
         if problem := description_problem(values, fields=known, optional=_ADDED_LATER, format=_FORMAT):
-            raise ModelError(f"{path}: {problem}. It is damaged or of another version: restore it from a copy.")
+            raise ModelError(f"{path}: {problem}. It is damaged or from another version: restore it from a copy.")
         return cls(**{name: value for name, value in values.items() if name != "format"})
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """A run's manifest; empty where there is none that reads and has the fields of one."""
+    """Return a run's manifest; empty if it is missing, can't be read or lacks fields."""
     manifest = _manifest_values(folder)
     return {} if manifest_problem(manifest) else manifest
 
 
 def _manifest_values(folder: Path) -> dict[str, Any]:
-    """What a folder's manifest contains, whatever that is; empty where it is not an object of JSON."""
+    """Return the content of a folder's manifest, unchecked; empty if it is not a JSON object."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -123,14 +123,14 @@ def _manifest_values(folder: Path) -> dict[str, Any]:
 
 
 def require_finished(folder: Path) -> None:
-    """Refuse the folder of a run that has not come to its end, or of one whose list of files is lost.
+    """Raise if a folder is that of an unfinished run, or of a run whose list of files is lost.
 
-    The weights of an unfinished run are in its checkpoints alone. Without its list a run would be read as a stock
-    model: with another limit of tokens, another template or another head.
+    The weights of an unfinished run are only in its checkpoints. Without its list, a run would be read as a stock
+    model, perhaps with another limit of tokens, another template or another head.
 
     Raises:
         ModelError: names the newest checkpoint.
-        DamagedError: names the list, and by what the folder is known.
+        DamagedError: names the list, and the file by which the folder is recognised.
     """
     if (folder / RUN_FILE).is_file():
         return
@@ -139,28 +139,30 @@ def require_finished(folder: Path) -> None:
         return
     steps = [path.parent.name.removeprefix("checkpoint-") for path in folder.glob(f"checkpoint-*/{RUN_FILE}")]
     newest = max((int(step) for step in steps if step.isdecimal()), default=None)
-    remedy = f"Use its newest checkpoint, {folder / f'checkpoint-{newest}'}, or" if newest is not None else "To end it,"
-    raise ModelError(f"{folder} holds an unfinished run. {remedy} run the same training command again.")
+    remedy = (
+        f"Use its newest checkpoint, {folder / f'checkpoint-{newest}'}, or" if newest is not None else "To finish it,"
+    )
+    raise ModelError(f"{folder} contains an unfinished run. {remedy} run the same training command again.")
 
 
 def _require_list(folder: Path) -> None:
-    """Refuse a folder that hafrm wrote and that has neither a `hafrm.json` nor a `checksums.json`."""
+    """Raise if a folder was written by hafrm but has neither a `hafrm.json` nor a `checksums.json`."""
     for name in (RUN_FILE, CHECKSUMS_FILE):
         if os.path.lexists(folder / name) and not (folder / name).is_file():
-            raise DamagedError(f"{folder / name} is not a file that can be read. {_REMEDY}.")
+            raise DamagedError(f"{folder / name} can't be read as a file. {_REMEDY}.")
     if (folder / CHECKSUMS_FILE).is_file() or not (folder / "config.json").is_file():
         return
     if mark := _mark_of_ours(folder):
         name = CHECKSUMS_FILE if mark.name == CARD_FILE else RUN_FILE
         raise DamagedError(
             f"{folder / name} is missing, although {mark} says that hafrm wrote this folder. Restore it from a copy, "
-            "or export the model again from one. If another program has written the model since, keep it apart from "
-            "that file."
+            "or export the model again. If another program wrote the model afterwards, move the model to a folder "
+            "without that file."
         )
 
 
 def _mark_of_ours(folder: Path) -> Path | None:
-    """A file by which a model's folder is known as one that hafrm wrote; None where there is none.
+    """Return a file that shows that hafrm wrote a model's folder; None if there is none.
 
     A final folder has a manifest, metrics, checkpoints and maybe adapters; a checkpoint is in such a folder; an export
     has a card.
@@ -178,7 +180,7 @@ def _mark_of_ours(folder: Path) -> Path | None:
 
 
 def _opening(path: Path) -> str:
-    """The first 64 KiB of a text file; empty where there is none."""
+    """Return the first 64 KiB of a text file; empty if there is none."""
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
             return file.read(65536)
@@ -198,7 +200,7 @@ def require_apart(out: Path) -> None:
     atomic.require_folder(out)
     for name in (RUN_FILE, "model.safetensors", "model.safetensors.index.json"):
         if (out / name).exists():
-            raise ConfigError(f"out: {out} is a model's folder ({name}). Give the results a folder of their own.")
+            raise ConfigError(f"out: {out} is a model's folder ({name}). Choose a separate folder for the results.")
 
 
 def require_as_saved(model: str) -> None:

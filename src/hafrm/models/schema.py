@@ -25,17 +25,17 @@ def description_problem(values: Any, *, fields: Set[str], optional: Set[str], fo
         format: Number of the format.
     """
     if not isinstance(values, dict):
-        return "it is not an object of JSON"
+        return "it is not a JSON object"
     if type(values.get("format")) is not int or values["format"] != format:
-        return f"`format` is {values.get('format')!r}, and this hafrm reads {format}"
+        return f"`format` is {values.get('format')!r}, but this version of hafrm reads {format}"
     if missing := sorted(fields - values.keys() - optional):
         return f"`{missing[0]}` is missing"
     for name, value in values.items():
         if name != "format" and name not in fields:
-            return f"`{name}` is not a field that this hafrm knows"
+            return f"`{name}` is not a field that this version of hafrm knows"
         check = _CHECKS.get(name)
         if check is not None and not check[0](value):
-            return f"`{name}` must be {check[1]}, and is {_short(value)}"
+            return f"`{name}` must be {check[1]}, got {_short(value)}"
     for name in ("sha256", "training_sha256"):
         if problem := list_problem(values.get(name, {})):
             return f"`{name}` {problem}"
@@ -43,22 +43,22 @@ def description_problem(values: Any, *, fields: Set[str], optional: Set[str], fo
         return "`reward_weight` and `policy_ratio` are both 0, so no head was trained"
     untrained = {"baseline": "policy_ratio", "dpo": "reward_weight"}.get(values["method"])
     if untrained and values[untrained]:
-        return f"`{untrained}` must be 0 where `method` is {values['method']}, and is {values[untrained]}"
+        return f"`{untrained}` must be 0 if `method` is {values['method']}, got {values[untrained]}"
     return ""
 
 
 def manifest_problem(values: Any) -> str:
-    """What is wrong with the values of a run's `manifest.json`, naming the field, as a clause; empty where nothing is.
+    """Return what is wrong with the values of a run's `manifest.json`, naming the field, as a clause; empty if nothing.
 
-    Files of that name which other programs wrote are wrong, too: they have other fields.
+    Files of that name from other programs are wrong, too: they have other fields.
     """
     if not isinstance(values, dict):
-        return "it is not an object of JSON"
+        return "it is not a JSON object"
     for name, check in _OF_A_MANIFEST.items():
         if name not in values and name in ("effective", "resumed", "eval_metrics"):
             continue
         if not check(values.get(name)):
-            return f"`{name}` is not what a run writes"
+            return f"`{name}` does not have the form that a run writes"
     return ""
 
 
@@ -67,7 +67,7 @@ def _is_config(value: Any) -> bool:
 
 
 def _is_account(value: Any) -> bool:
-    """Whether a value accounts for the data of a run: sources, with their pairs, for training and validation."""
+    """Return whether a value describes a run's data: sources, with their pairs, for training and validation."""
     parts = [value.get(name) or {} for name in ("train", "eval")] if isinstance(value, dict) else [None]
     return all(isinstance(part, dict) and _are_sources(part.get("sources", [])) for part in parts)
 

@@ -28,8 +28,8 @@ from hafrm.special_tokens import SpecialTokenRule
 from hafrm.templates import DEFAULT_CHAT_TEMPLATE
 
 _LESS_MEMORY = (
-    "Lower score.tokens_per_batch (or score.batch_size, where rows are padded). Where one conversation alone is too "
-    "much, set a lower score.max_length or a narrower score.dtype."
+    "Lower score.tokens_per_batch (or score.batch_size if rows are padded). If a single conversation is too large, set "
+    "a lower score.max_length or a narrower score.dtype."
 )
 
 
@@ -186,7 +186,7 @@ class ScoreOptions:
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"score.chat_template: {self.chat_template} can't be read ({first_line(error)}). Give a text file that "
-                "holds a jinja template, or `default`."
+                "contains a Jinja template, or `default`."
             ) from error
 
 
@@ -195,7 +195,7 @@ def special_tokens_met(scorer: Scorer) -> str:
     if not isinstance(scorer, _BatchedScorer) or not scorer.with_special_tokens:
         return ""
     rule = scorer.encoder.special_tokens
-    read = "the characters that they are" if rule == "text" else "tokens, so a response can pass for several turns"
+    read = "plain characters" if rule == "text" else "tokens, so a response can pass for several turns"
     return (
         f"{scorer.with_special_tokens} conversations contain special tokens of the tokenizer, read as {read} "
         "(score.special_tokens)"
@@ -238,7 +238,9 @@ class _BatchedScorer:
             with _enough_memory(batch):
                 scores = self._score_batch(batch)
             if not torch.isfinite(scores).all():
-                raise ModelError("The model gave a reward that is not finite. Its weights are damaged, or overflow.")
+                raise ModelError(
+                    "The model gave a reward that is not finite. Its weights are damaged, or its dtype overflows."
+                )
             rewards.update(zip(rows, scores.tolist(), strict=True))
         return rewards
 
@@ -352,7 +354,7 @@ class HybridScorer(_BatchedScorer):
             RefusedError: some conversations can't be rendered.
         """
         if self.reference is None:
-            raise ModelError("Log-ratios of tokens need a reference policy. Give one with `--reference`.")
+            raise ModelError("Per-token log-ratios need a reference policy. Give one with `--reference`.")
         found: list[TokenRatios | None] = [None] * len(conversations)
         for rows, batch in self._batches(self._encoded(conversations)):
             with _enough_memory(batch):
@@ -372,7 +374,9 @@ class HybridScorer(_BatchedScorer):
             self.model(batch, rewards=False).token_log_probs - self.reference(batch, rewards=False).token_log_probs
         )
         if not torch.isfinite(ratios).all():
-            raise ModelError("A token has a log-ratio that is not finite. The weights are damaged, or overflow.")
+            raise ModelError(
+                "The log-ratio of a token is not finite. The weights are damaged, or their dtype overflows."
+            )
         return ratios
 
 

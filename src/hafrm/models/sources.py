@@ -71,15 +71,15 @@ def adapter_source(model: str) -> AdapterSource | None:
         return None
     weights = find_file(model, ADAPTER_FILE)
     if weights is None:
-        raise ModelError(f"{model} has an {ADAPTER_CONFIG} and no {ADAPTER_FILE}.{_pickled(model)}")
+        raise ModelError(f"{model} has an {ADAPTER_CONFIG} but no {ADAPTER_FILE}.{_pickled(model)}")
     return AdapterSource(weights.parent, _base_of_peft(model, description))
 
 
 def _base_of_run(folder: Path, info: RunInfo) -> str:
     if (info.lora or {}).get("quantize", "none") != "none":
         raise ModelError(
-            f"{folder} is a checkpoint of adapters on a 4-bit base, which can't be a model to start from: train that "
-            "run to its end, and give its folder."
+            f"{folder} is a checkpoint of adapters on a 4-bit base, from which training can't start. Train that run "
+            "to its end, and give its folder."
         )
     return info.base_model
 
@@ -88,12 +88,12 @@ def _base_of_peft(model: str, description: Path) -> str:
     try:
         base = json.loads(description.read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{description} can't be read ({first_line(error)}).") from error
-    remedy = f"Set `base_model_name_or_path` in {description} to the model that the adapters were trained on."
+        raise ModelError(f"{description} can't be read ({first_line(error)}). Restore it from a copy.") from error
+    remedy = f"Set `base_model_name_or_path` in {description} to the model on which the adapters were trained."
     if not base:
-        raise ModelError(f"{model} consists of adapters and does not say of which model. {remedy}")
+        raise ModelError(f"{model} consists of adapters but does not name their base model. {remedy}")
     if Path(base).is_absolute() and not Path(base).exists():
-        raise ModelError(f"{model} consists of adapters for {base}, which is not there. {remedy}")
+        raise ModelError(f"{model} consists of adapters for {base}, which does not exist. {remedy}")
     return str(base)
 
 
@@ -113,7 +113,7 @@ def root_model(model: str) -> str:
         if adapters is None:
             return model
         model = adapters.base
-    raise ModelError(f"{model} consists of adapters on adapters without end.")
+    raise ModelError(f"{model} consists of adapters on adapters on adapters: no whole model was found.")
 
 
 class SavedWeights:
@@ -170,7 +170,7 @@ def _parts(model: str, index: Path) -> Iterator[Path]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ModelError(f"{index} can't be read ({first_line(error)}).") from error
+        raise ModelError(f"{index} can't be read ({first_line(error)}). Restore it from a copy.") from error
     for name in names:
         if (path := find_file(model, name)) is None:
             raise ModelError(f"{index} names {name}, which is missing. Restore it from a copy.")

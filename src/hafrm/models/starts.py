@@ -69,12 +69,12 @@ def check_start(
     if lora.enabled:
         targets_of(causal_lm, lora)
     if not rewards:
-        return Start("normal", "reward head: none is trained, and none is saved", notes)
+        return Start("normal", "reward head: neither trained nor saved", notes)
     resolved, line = _head(model, head_init, trust_remote_code=trust_remote_code)
     if resolved == "keep" and OPENRLHF.intersection(architectures(model)):
         notes += (
             "OpenRLHF trained the reward head to be read at the stop token; this run trains and reads it at the end of "
-            "all that the chat template writes",
+            "everything that the chat template writes",
         )
     return Start(resolved, line, (*_classifier_notes(causal_lm), *notes))
 
@@ -94,10 +94,10 @@ def _without_weights(model: str, *, trust_remote_code: bool) -> tuple[PreTrained
     name = type(found).__name__
     if type(found.config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(
-            f"{root} would be trained as {name}, the part of it that reads text, and transformers can't load that part "
-            "by itself once it is saved. Use another model."
+            f"{root} would be trained as {name}, the part of it that reads text, but transformers can't load that part "
+            "by itself after saving. Use another model."
         )
-    return found, (f"{name} is trained and saved, the part of the model that reads text, and no other part",)
+    return found, (f"only {name}, the part of the model that reads text, is trained and saved",)
 
 
 def _require_lm_head(model: str, causal_lm: PreTrainedModel) -> None:
@@ -105,8 +105,8 @@ def _require_lm_head(model: str, causal_lm: PreTrainedModel) -> None:
     head = causal_lm.get_output_embeddings()
     if not isinstance(head, nn.Linear):
         raise ModelError(
-            f"{type(causal_lm).__name__} has no linear LM head, which the policy loss needs. Train its reward head "
-            "alone: --method baseline."
+            f"{type(causal_lm).__name__} has no linear LM head, which the policy loss needs. Train only its reward "
+            "head: --method baseline."
         )
     embeddings = cast(nn.Embedding, causal_lm.get_input_embeddings())
     if head.weight is embeddings.weight:
@@ -118,8 +118,8 @@ def _require_lm_head(model: str, causal_lm: PreTrainedModel) -> None:
     found = list(saved.values()).count(shapes[0])
     if saved and not any(name.endswith(ending) for name in saved) and found < shapes.count(shapes[0]):
         raise ModelError(
-            f"{model} was saved without an LM head ({ending}), as classifiers whose embeddings are not tied are. Train "
-            "its reward head alone: --method baseline."
+            f"{model} was saved without an LM head ({ending}), like classifiers without tied embeddings. Train only "
+            "its reward head: --method baseline."
         )
 
 
@@ -134,7 +134,7 @@ def _head(model: str, init: HeadInit, *, trust_remote_code: bool) -> tuple[Liter
                 f"head_init: {model} has no reward head to keep. Leave head_init out, or set it to normal."
             )
         return "normal", "reward head: fresh (normal), since the model has none"
-    bias = f"; its bias of {head.bias:.3g} is left out, which moves all rewards alike" if head.bias else ""
+    bias = f"; its bias of {head.bias:.3g} is left out, which shifts all rewards equally" if head.bias else ""
     return "keep", f"reward head: kept ({head.name} of {head.file}){bias}"
 
 
@@ -152,8 +152,8 @@ def _classifier_notes(causal_lm: PreTrainedModel) -> tuple[str, ...]:
         )
     if found.head is None:
         raise ModelError(
-            f"transformers' own classifier for {name}, {found.name}, has a head of other layers "
-            f"({', '.join(found.own[-3:])}) than a reward head, so it would load the run with a random one. Train its "
-            "policy head alone (--method dpo), or another architecture."
+            f"transformers' own classifier for {name}, {found.name}, has a head with other layers "
+            f"({', '.join(found.own[-3:])}) than a reward head, so it would load the run with a random head. Train "
+            "only the policy head (--method dpo), or use another architecture."
         )
     return ()

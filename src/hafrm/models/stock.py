@@ -124,7 +124,7 @@ def require_whole(loaded: Any, report: Mapping[str, Any], model: str, *, kind: s
     if lost:
         raise ModelError(
             f"{model} lacks weights of {type(loaded).__name__}: {', '.join(lost[:3])} ({len(lost)} in all). "
-            f"They would start at random; give a checkpoint of a {kind}."
+            f"They would be random: give a checkpoint of a {kind}."
         )
 
 
@@ -222,7 +222,7 @@ def new_model(
     quantization = quantization_config(lora)
     if quantization and adapter_source(model) is not None:
         raise ConfigError(
-            f"lora.quantize: 4bit can't pack {model}, which consists of adapters: merge them into their base first."
+            f"lora.quantize: 4bit can't quantize {model}, which consists of adapters: merge them into their base first."
         )
     extra = {"quantization_config": quantization} if quantization else {}
     causal_lm = load_causal_lm(model, dtype=dtype, trust_remote_code=trust_remote_code, lm_head=lm_head, **extra)
@@ -253,8 +253,8 @@ def _take_over(head: nn.Linear, saved: SavedHead, model: str) -> None:
     assert saved.weight is not None
     if saved.weight.shape != head.weight.shape:
         raise ModelError(
-            f"The reward head of {model} is {list(saved.weight.shape)}, and its backbone has states of "
-            f"{head.weight.shape[1]}. Set `--head_init normal` to begin with a fresh head."
+            f"The reward head of {model} has shape {list(saved.weight.shape)}, but hidden states have "
+            f"{head.weight.shape[1]} values. Set `--head_init normal` to start with a fresh head."
         )
     with torch.no_grad():
         head.weight.copy_(saved.weight)

@@ -64,13 +64,13 @@ def load_tokenizer(
     except Exception as error:  # the tokenizers library raises plain Exception for a damaged file
         raise ModelError(
             f"No tokenizer could be loaded from {model}.{not_here(model)} ({first_line(error)})"
-            f"{advice(error) or ' Give a folder or hub id that holds a tokenizer.'}"
+            f"{advice(error) or ' Give a folder or hub id that contains a tokenizer.'}"
         ) from error
     tokenizer.chat_template = instead or tokenizer.chat_template
     if not tokenizer.chat_template and template is None:
         raise ModelError(
-            f"The tokenizer of {model} has no chat template, so how its texts were laid out in training is unknown. "
-            "Give a file that holds the template with `--score.chat_template FILE`, or ask for hafrm's plain one with "
+            f"The tokenizer of {model} has no chat template, so the format of its training texts is unknown. "
+            "Give the template with `--score.chat_template FILE`, or use hafrm's plain one with "
             "`--score.chat_template default`."
         )
     _require_plain_names(tokenizer, model)
@@ -90,7 +90,7 @@ def _require_plain_names(tokenizer: Any, model: str) -> None:
     for name in templates:
         if Path(name).name != name:
             raise ModelError(
-                f"The tokenizer of {model} has a chat template whose name leads out of its folder: {name!r}."
+                f"The tokenizer of {model} has a chat template whose name leads outside its folder: {name!r}."
             )
 
 
@@ -104,9 +104,7 @@ def prepare_tokenizer(tokenizer: Any, *, template: str = DEFAULT_CHAT_TEMPLATE) 
     """
     if not tokenizer.chat_template:
         if tokenizer.eos_token is None and template == DEFAULT_CHAT_TEMPLATE:
-            raise ModelError(
-                "The tokenizer has neither a chat template nor an end-of-sequence token. Set one of the two."
-            )
+            raise ModelError("The tokenizer has neither a chat template nor an end-of-sequence token. Set one of them.")
         tokenizer.chat_template = template
     _fix_date(tokenizer)
     taken = {tokenizer.eos_token, tokenizer.bos_token}
@@ -179,12 +177,12 @@ def require_same_tokenizer(tokenizer: Any, model: str, reference: str, *, trust_
     if moved is not None:
         problem = f"{moved!r} is token {ours[moved]} in the first and {theirs[moved]} in the second"
     elif any(_ids(tokenizer, text) != _ids(other, text) for text in texts):
-        problem = "they split the same text otherwise"
+        problem = "they split the same text differently"
     else:
         return
     raise ModelError(
-        f"{reference} can't be the reference of {model}: their tokenizers differ ({problem}). Name the model that "
-        f"{model} was tuned from."
+        f"{reference} can't be the reference of {model}: their tokenizers differ ({problem}). Give the model "
+        f"from which {model} was tuned."
     )
 
 

@@ -91,7 +91,7 @@ def _quantile_edges(values: Floats, bins: int) -> Floats:
 def _checked_edges(values: Floats, edges: Sequence[float]) -> Floats:
     limits = np.asarray(edges, dtype=np.float64)
     if limits.ndim != 1 or len(limits) < 2 or not (np.diff(limits) > 0).all():
-        raise ValueError(f"edges must be two or more rising numbers, got {edges}")
+        raise ValueError(f"edges must be two or more increasing numbers, got {edges}")
     if values.min() < limits[0] or values.max() > limits[-1]:
-        raise ValueError(f"values from {values.min()} to {values.max()} lie outside of the edges {edges}")
+        raise ValueError(f"values range from {values.min()} to {values.max()}, outside the edges {edges}")
     return limits

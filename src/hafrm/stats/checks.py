@@ -15,7 +15,7 @@ def array(**named: ArrayLike) -> Floats:
     if numbers.ndim != 1 or not len(numbers):
         raise ValueError(f"{name} must be an array [N] of at least one value, got shape {list(numbers.shape)}")
     if np.isnan(numbers).any():
-        raise ValueError(f"{name} holds {np.isnan(numbers).sum()} NaN")
+        raise ValueError(f"{name} contains {np.isnan(numbers).sum()} NaN")
     return numbers
 
 
@@ -24,7 +24,7 @@ def arrays(**named: ArrayLike) -> tuple[Floats, ...]:
     found = {name: array(**{name: values}) for name, values in named.items()}
     if len({len(values) for values in found.values()}) != 1:
         lengths = ", ".join(f"{name} {len(values)}" for name, values in found.items())
-        raise ValueError(f"expected arrays of one length, got {lengths}")
+        raise ValueError(f"expected arrays of the same length, got {lengths}")
     return tuple(found.values())
 
 
@@ -32,7 +32,7 @@ def probabilities(**named: ArrayLike) -> Floats:
     """Convert the one argument to a non-empty array of probabilities, [N]."""
     p = array(**named)
     if p.min() < 0 or p.max() > 1:
-        raise ValueError(f"{next(iter(named))} must lie between 0 and 1, got {p.min()} to {p.max()}")
+        raise ValueError(f"{next(iter(named))} must be between 0 and 1, got {p.min()} to {p.max()}")
     return p
 
 

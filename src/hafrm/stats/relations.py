@@ -53,9 +53,9 @@ def pearson_interval(
     first, second = _variables(x, y)
     names, index = np.unique(np.asarray(groups), return_inverse=True)
     if index.shape != first.shape:
-        raise ValueError(f"there are {len(first)} points, but groups is of shape {list(index.shape)}")
+        raise ValueError(f"there are {len(first)} points, but groups has shape {list(index.shape)}")
     if len(names) < 2 or not 0 < level < 1 or resamples < 1:
-        raise ValueError("an interval needs two groups, a level between 0 and 1, and a resample")
+        raise ValueError("an interval needs at least two groups and one resample, and a level between 0 and 1")
     a, b = ((values - values.mean()) / values.std() for values in (first, second))
     powers = (np.ones_like(a), a, b, a * a, b * b, a * b)
     sums = np.stack([np.bincount(index, weights=values) for values in powers], axis=1)  # [G, 6]
@@ -109,5 +109,5 @@ def _variables(x: ArrayLike, y: ArrayLike) -> tuple[Floats, ...]:
         if len(values) < 3 or not np.isfinite(values).all():
             raise ValueError(f"{name} must be three or more finite values")
         if (values == values[0]).all():
-            raise ValueError(f"all values of {name} are {values[0]}, so it is related to nothing")
+            raise ValueError(f"all values of {name} are {values[0]}, so it has no correlation or fit")
     return variables

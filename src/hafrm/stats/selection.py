@@ -55,5 +55,5 @@ def random_recall(n: int, k: int) -> float:
         ValueError: k is not between 1 and n.
     """
     if not 1 <= k <= n:
-        raise ValueError(f"k must lie between 1 and the number of responses, {n}; got {k}")
+        raise ValueError(f"k must be between 1 and the number of responses, {n}; got {k}")
     return k / n

@@ -158,12 +158,12 @@ def resampled_means(
         ValueError: the lengths differ, or level or resamples is out of range.
     """
     if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, got {level}")
+        raise ValueError(f"level must be between 0 and 1, got {level}")
     if resamples < 1:
         raise ValueError(f"resamples must be positive, got {resamples}")
     names, index = np.unique(np.asarray(groups), return_inverse=True)
     if index.shape != values.shape:
-        raise ValueError(f"there are {len(values)} values, but groups is of shape {list(index.shape)}")
+        raise ValueError(f"there are {len(values)} values, but groups has shape {list(index.shape)}")
     sums, counts = np.bincount(index, weights=values), np.bincount(index)
     generator = np.random.default_rng(seed)
     means: list[Floats] = []

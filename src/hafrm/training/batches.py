@@ -36,15 +36,15 @@ class PairDataset(Dataset[PairItem]):
 
     Args:
         tables: The pairs.
-        reference: Reference log-probs of chosen and rejected, [B, 2], or None.
+        reference: Reference log-prob of each response of the tables, [R], NaN where it is not known; or None.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the reference is of another shape.
     """
 
     def __init__(self, tables: PairTables, reference: np.ndarray | None = None) -> None:
-        if reference is not None and reference.shape != (len(tables), 2):
-            raise ValueError(f"reference must be of shape [{len(tables)}, 2], got {list(reference.shape)}")
+        if reference is not None and reference.shape != (tables.num_responses,):
+            raise ValueError(f"reference must be of shape [{tables.num_responses}], got {list(reference.shape)}")
         self.tables, self.reference = tables, reference
         self._margins = tables.margins
 
@@ -52,8 +52,13 @@ class PairDataset(Dataset[PairItem]):
         return len(self.tables)
 
     def __getitem__(self, row: int) -> PairItem:
-        reference = None if self.reference is None else (self.reference[row, 0], self.reference[row, 1])
-        return PairItem(row, self.tables[row], float(self._margins[row]), reference)
+        return PairItem(row, self.tables[row], float(self._margins[row]), self._reference(row))
+
+    def _reference(self, row: int) -> tuple[float, float] | None:
+        if self.reference is None:
+            return None
+        pair = self.tables.pairs[row]
+        return float(self.reference[pair["chosen"]]), float(self.reference[pair["rejected"]])
 
     def names(self, rows: Sequence[int]) -> list[str]:
         """Return the sources of the pairs in these rows."""
@@ -75,7 +80,7 @@ class PairBatch:
     margin: Tensor
     """How much better chosen is, [B]; 0 where the data does not say."""
     reference: Tensor | None
-    """Reference log-probs, [S], if they were precomputed."""
+    """Reference log-probs, [S], if they were precomputed; NaN in batches that are prefetched and never trained on."""
     units: tuple[tuple[int, int], ...]
     """Number of sequences and of pairs of each prompt, in order: no pair spans two units."""
     counts: bool = True

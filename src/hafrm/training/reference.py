@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from accelerate import PartialState
@@ -10,15 +12,16 @@ from transformers import TrainingArguments
 
 from hafrm.atomic import cache_folder
 from hafrm.data import PairTables
+from hafrm.encoding import TokenGroup
 from hafrm.losses import USES_REFERENCE
 from hafrm.memory import enough_memory
 from hafrm.models.hybrid import HybridModel
 from hafrm.models.layout import Layout
 from hafrm.models.references import (
     LiveReference,
+    ReferenceCache,
     adapter_off_reference,
     frozen_copy_reference,
-    precompute_reference,
 )
 from hafrm.training.batches import PairDataset
 from hafrm.training.config import LossConfig
@@ -27,6 +30,9 @@ _LESS_MEMORY = (
     "Lower data_options.tokens_per_batch (or training.per_device_eval_batch_size, where rows are padded); what was "
     "computed is kept."
 )
+
+_WINDOW = 8192
+"""Prompts whose token ids are in memory at a time."""
 
 
 class ReferenceSource:
@@ -63,11 +69,22 @@ class ReferenceSource:
         self._weights, self._tokens = weights, tokens
         self._said: set[str] = set()  # avoids repeating a full disk's warning for every part
 
-    def dataset(self, tables: PairTables) -> PairDataset:
-        """Return the pairs, with reference log-probs if they are precomputed."""
-        return PairDataset(tables, self._compute(tables) if self.precomputed else None)
+    def dataset(self, tables: PairTables, rows: Sequence[int] | None = None) -> PairDataset:
+        """Return the pairs, with reference log-probs if they are precomputed.
 
-    def _compute(self, tables: PairTables) -> np.ndarray:
+        Args:
+            tables: The pairs.
+            rows: The pairs that will be visited, by default all; the others get no reference.
+        """
+        if not self.precomputed:
+            return PairDataset(tables)
+        return PairDataset(tables, self._compute(tables, range(len(tables)) if rows is None else rows))
+
+    def _compute(self, tables: PairTables, rows: Sequence[int]) -> np.ndarray:
+        """Return the log-prob of each response, [R], NaN for those that no visited pair has.
+
+        The responses to one prompt are computed together.
+        """
         console = Console(stderr=True, quiet=not PartialState().is_main_process)
         status = console.status("reference log-probs")
 
@@ -76,16 +93,35 @@ class ReferenceSource:
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
             self._said.add(line)
 
+        found = np.full(tables.num_responses, np.nan, dtype=np.float32)
+        prompts = responses_by_prompt(tables, rows)
         size = f"the reference log-probs, batches of {self._tokens} tokens"
         with status, self._autocast, enough_memory(size, _LESS_MEMORY):
-            return precompute_reference(
+            cache = ReferenceCache(
                 self._model,
-                tables,
                 layout=self._layout,
                 batch_size=self._batch_size,
                 tokens=self._tokens,
                 cache=cache_folder("references"),
                 weights=self._weights,
                 say=say,
-                progress=lambda done: status.update(f"reference log-probs: {done} of {len(tables)} pairs"),
             )
+            for start in range(0, len(prompts), _WINDOW):
+                window = prompts[start : start + _WINDOW]
+                groups = [TokenGroup(tables.prompt(p), tuple(map(tables.response, places))) for p, places in window]
+
+                def progress(done: int, start: int = start) -> None:
+                    status.update(f"reference log-probs: {start + done:,} of {len(prompts):,} prompts")
+
+                for (_, places), values in zip(window, cache.log_probs(groups, progress), strict=True):
+                    found[places] = values
+        return found
+
+
+def responses_by_prompt(tables: PairTables, rows: Sequence[int]) -> list[tuple[int, list[int]]]:
+    """Return the prompts of pairs with their distinct responses, in the order in which the pairs first meet them."""
+    found: dict[int, dict[int, None]] = {}
+    pairs = tables.pairs[np.asarray(rows, dtype=np.int64)]
+    for prompt, chosen, rejected in zip(pairs["prompt"], pairs["chosen"], pairs["rejected"], strict=True):
+        found.setdefault(int(prompt), {}).update({int(chosen): None, int(rejected): None})
+    return [(prompt, list(places)) for prompt, places in found.items()]

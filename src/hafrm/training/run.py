@@ -53,6 +53,7 @@ from hafrm.training.manifest import (
     save_manifest,
 )
 from hafrm.training.objective import Objective
+from hafrm.training.order import pair_order
 from hafrm.training.preflight import check_machine, require_all_processes
 from hafrm.training.reference import ReferenceSource
 from hafrm.training.resuming import last_listed_checkpoint, list_training_state
@@ -128,7 +129,7 @@ def _train(config: TrainConfig, folder: Path) -> TrainResult:
         tokens_per_batch=tokens,
         tokenizer=tokenizer,
         info=info,
-        train_dataset=reference.dataset(data.train),
+        train_dataset=reference.dataset(data.train, _visited(args, len(data.train))),
         eval_dataset=reference.dataset(data.eval) if data.eval is not None else None,
         live_reference=reference.live,
         callbacks=[MetricsFile(folder), progress, *_early_stopping(config)],
@@ -141,6 +142,12 @@ def _train(config: TrainConfig, folder: Path) -> TrainResult:
     finally:
         progress.close()
     return _finish(trainer, config, manifest, folder)
+
+
+def _visited(args: TrainingArguments, pairs: int) -> list[int]:
+    """Return the rows of the pairs that the run trains on: not all, if its steps end before the first epoch does."""
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return pair_order(args, pairs).visited(total_steps(args.to_dict(), pairs), batch)
 
 
 def _start(config: TrainConfig) -> Start:

@@ -41,6 +41,7 @@ from hafrm.models.runinfo import RunInfo
 from hafrm.models.stock import loading
 from hafrm.training.batches import PairBatch, PairBatches, PairCollator, PairDataset
 from hafrm.training.objective import Objective, PairLosses
+from hafrm.training.order import PairOrder, pair_order
 from hafrm.training.resuming import list_training_state
 from hafrm.training.sharding import fsdp_plugin, share_heads_with_root
 
@@ -139,6 +140,10 @@ class HybridTrainer(Trainer):
             shard.num_processes, shard.process_index, shard.even_batches = 1, 0, False
         return loader
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> PairOrder:
+        """Return an order that `ReferenceSource` can tell before training; it is that of transformers' own sampler."""
+        return pair_order(self.args, len(self.pairs))
+
     def training_step(  # type: ignore[override]
         self, model: nn.Module, inputs: PairBatches, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
@@ -222,6 +227,8 @@ class HybridTrainer(Trainer):
         return torch.tensor(sum(batch.pairs for batch in batch_samples), device=device)
 
     def _prepare_inputs(self, inputs: PairBatch) -> PairBatch:  # type: ignore[override]
+        if inputs.reference is not None and inputs.reference.isnan().any():
+            raise ValueError(f"pairs without reference log-probs: {', '.join(self.pairs.names(inputs.rows.tolist()))}")
         return inputs.to(self.args.device, non_blocking=self.args.dataloader_pin_memory)
 
     def floating_point_ops(self, inputs: PairBatches) -> int:  # type: ignore[override]

@@ -161,10 +161,10 @@ def response_list(reader: RowReader, name: str, *, size: int | None = None) -> t
     if value is None:
         raise reader.error(BadRowReason.MISSING_FIELD, name, "is missing", "Give a list of responses.")
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise reader.error(BadRowReason.WRONG_TYPE, name, "is no list of strings", "Give a list of responses.")
+        raise reader.error(BadRowReason.WRONG_TYPE, name, "is not a list of strings", "Give a list of responses.")
     if len(value) != size if size else not value:
         wanted = f"{size} responses" if size else "at least one response"
-        raise reader.error(BadRowReason.WRONG_TYPE, name, f"holds {len(value)} responses", f"Give {wanted}.")
+        raise reader.error(BadRowReason.WRONG_TYPE, name, f"contains {len(value)} responses", f"Give {wanted}.")
     responses = tuple((Message("assistant", text),) for text in value)
     for place, response in enumerate(responses):
         reader.check_text(f"{name}[{place}]", response[0].content)

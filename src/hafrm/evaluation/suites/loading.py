@@ -45,7 +45,7 @@ def load_suite(name: str, options: ReadOptions = _DEFAULTS) -> ItemSet:
     items = _read(suite, Path(location), report, options) if location else _fetch(suite, report, options)
     if not items:
         counts = ", ".join(f"{count} {reason}" for reason, count in report.skipped.items())
-        raise DataError(f"{name}: none of its {report.rows} rows is left ({counts}). Give the suite's own files.")
+        raise DataError(f"{name}: none of its {report.rows} rows is usable ({counts}). Give the suite's own files.")
     report.sha256 = fingerprint(items)
     return ItemSet(suite, items, [report])
 
@@ -82,6 +82,6 @@ def _files(suite: Suite, path: Path) -> list[Path]:
     except OSError as error:
         raise UnreadableError(f"{path}: can't be listed ({error.strerror}). Check the path.") from error
     if not files:
-        raise UnreadableError(f"{path}: the folder holds no data file ({', '.join(SUFFIXES)}).")
+        raise UnreadableError(f"{path}: the folder contains no data file ({', '.join(SUFFIXES)}).")
     named = (files_named(files, names) for names in suite.files)
     return next(filter(None, named), files)

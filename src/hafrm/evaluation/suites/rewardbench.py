@@ -72,7 +72,7 @@ def _parse(reader: RowReader, part: str) -> Item:
     subset = prior or reader.string("subset")
     if subset not in _SUBSETS:
         raise reader.error(
-            BadRowReason.WRONG_TYPE, "subset", f"is {subset!r}, no subset of RewardBench", "Correct the name."
+            BadRowReason.WRONG_TYPE, "subset", f"is {subset!r}, not a subset of RewardBench", "Correct the name."
         )
     prompt = reader.prompt()
     responses = tuple(reader.messages(name, "assistant") for name in ("chosen", "rejected"))

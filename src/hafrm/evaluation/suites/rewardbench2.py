@@ -34,7 +34,7 @@ def _parse(reader: RowReader, part: str) -> Item:
     subset, key = reader.string("subset"), reader.string_or_none("id") or ""
     if subset not in _SUBSETS:
         raise reader.error(
-            BadRowReason.WRONG_TYPE, "subset", f"is {subset!r}, no subset of RewardBench 2", "Correct the name."
+            BadRowReason.WRONG_TYPE, "subset", f"is {subset!r}, not a subset of RewardBench 2", "Correct the name."
         )
     kind, _, number = key.partition(":")
     if subset == TIES and not (kind in ("ref", "tied") and number.isascii() and number.isdigit()):

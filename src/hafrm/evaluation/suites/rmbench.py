@@ -48,7 +48,7 @@ def _parse(reader: RowReader, part: str) -> Item:
     domain = in_name["domain"] if in_name and not reader.has("domain") else reader.string("domain")
     if not domain.startswith(tuple(_DOMAINS)):
         raise reader.error(
-            BadRowReason.WRONG_TYPE, "domain", f"is {domain!r}, no domain of RM-Bench", "Correct the name."
+            BadRowReason.WRONG_TYPE, "domain", f"is {domain!r}, not a domain of RM-Bench", "Correct the name."
         )
     prompt = reader.prompt()
     return Item(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,8 @@ def stock_order(pairs: int, epochs: int, folder: Path, **options: Any) -> list[l
 )
 def test_pairs_are_drawn_as_transformers_draws_them(options: dict[str, Any], tmp_path: Path) -> None:
     expected = stock_order(11, 3, tmp_path, **options)
-    order = pair_order(
-        TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], **options), range(11), batch_by="pair"
-    )
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], **options)
+    order = pair_order(args, range(11), batch_by="pair")
     assert [order.of_epoch(epoch) for epoch in range(3)] == expected
     assert [list(order) for _ in range(3)] == expected
 
@@ -80,7 +80,7 @@ def test_pairs_of_a_prompt_are_visited_together() -> None:
         rows = order.of_epoch(epoch)
         assert sorted(rows) == list(range(7))
         seen = [prompts[row] for row in rows]
-        assert len([1 for a, b in zip(seen, seen[1:], strict=False) if a != b]) == 3
+        assert len([1 for a, b in pairwise(seen) if a != b]) == 3
         assert [row for row in rows if prompts[row] == 0] == [0, 2, 5]
     assert len({tuple(order.of_epoch(epoch)) for epoch in range(9)}) > 3
     sequential = TrainingArguments("x", use_cpu=True, report_to=[], train_sampling_strategy="sequential")

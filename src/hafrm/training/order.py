@@ -15,7 +15,9 @@ from transformers import TrainingArguments
 from hafrm.errors import ConfigError
 
 
-def pair_order(args: TrainingArguments, prompts: Sequence[int], *, batch_by: Literal["pair", "prompt"]) -> PairOrder:
+def pair_order(
+    args: TrainingArguments, prompts: Sequence[int] | np.ndarray, *, batch_by: Literal["pair", "prompt"]
+) -> PairOrder:
     """Return the order of a run's pairs.
 
     Args:
@@ -29,9 +31,7 @@ def pair_order(args: TrainingArguments, prompts: Sequence[int], *, batch_by: Lit
     seed = args.seed if args.data_seed is None else args.data_seed
     shuffle = args.train_sampling_strategy != "sequential"
     if batch_by == "prompt" and not shuffle:
-        raise ConfigError(
-            "data_options.batch_by prompt shuffles prompts, and training.train_sampling_strategy does not."
-        )
+        raise ConfigError("data_options.batch_by prompt shuffles: leave out training.train_sampling_strategy.")
     return PairOrder(prompts, seed, shuffle=shuffle, by_prompt=batch_by == "prompt")
 
 
@@ -47,7 +47,9 @@ class PairOrder(Sampler[int]):
         by_prompt: Shuffle prompts, and visit the pairs of each together.
     """
 
-    def __init__(self, prompts: Sequence[int], seed: int, *, shuffle: bool = True, by_prompt: bool = False) -> None:
+    def __init__(
+        self, prompts: Sequence[int] | np.ndarray, seed: int, *, shuffle: bool = True, by_prompt: bool = False
+    ) -> None:
         self.pairs, self.seed, self.shuffle = len(prompts), seed, shuffle
         self._prompts = np.asarray(prompts) if by_prompt else None
         self.epoch = 0

@@ -53,7 +53,7 @@ from hafrm.training.manifest import (
     save_manifest,
 )
 from hafrm.training.objective import Objective
-from hafrm.training.order import pair_order
+from hafrm.training.order import PairOrder, pair_order
 from hafrm.training.preflight import check_machine, require_all_processes
 from hafrm.training.reference import ReferenceSource
 from hafrm.training.resuming import last_listed_checkpoint, list_training_state
@@ -120,6 +120,7 @@ def _train(config: TrainConfig, folder: Path) -> TrainResult:
                 if line:
                     progress.say(line)
 
+    order = pair_order(args, data.train.pairs["prompt"], batch_by=config.data_options.batch_by)
     reference = ReferenceSource(loss, model, layout, args, weights=info.base_digest, tokens=tokens)
     trainer = HybridTrainer(
         model,
@@ -129,7 +130,8 @@ def _train(config: TrainConfig, folder: Path) -> TrainResult:
         tokens_per_batch=tokens,
         tokenizer=tokenizer,
         info=info,
-        train_dataset=reference.dataset(data.train, _visited(args, len(data.train))),
+        train_dataset=reference.dataset(data.train, _visited(args, order)),
+        order=order,
         eval_dataset=reference.dataset(data.eval) if data.eval is not None else None,
         live_reference=reference.live,
         callbacks=[MetricsFile(folder), progress, *_early_stopping(config)],
@@ -144,10 +146,10 @@ def _train(config: TrainConfig, folder: Path) -> TrainResult:
     return _finish(trainer, config, manifest, folder)
 
 
-def _visited(args: TrainingArguments, pairs: int) -> list[int]:
+def _visited(args: TrainingArguments, order: PairOrder) -> list[int]:
     """Return the rows of the pairs that the run trains on: not all, if its steps end before the first epoch does."""
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    return pair_order(args, pairs).visited(total_steps(args.to_dict(), pairs), batch)
+    return order.visited(total_steps(args.to_dict(), len(order)), batch)
 
 
 def _start(config: TrainConfig) -> Start:

@@ -13,9 +13,10 @@ from transformers import TrainingArguments
 from hafrm.cli.train import parser
 from hafrm.data import DataOptions
 from hafrm.errors import ConfigError
-from hafrm.models.lora import LoraOptions
+from hafrm.models.options import LoraOptions
 from hafrm.training.arguments import checked_arguments, total_steps
-from hafrm.training.config import TrainConfig, training_arguments
+from hafrm.training.config import TrainConfig
+from hafrm.training.defaults import training_arguments
 from hafrm.training.run import train
 from tests.tiny import save_tiny, some_pairs
 

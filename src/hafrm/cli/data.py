@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
@@ -15,6 +15,7 @@ from rich.text import Text
 
 from hafrm.atomic import json_text
 from hafrm.cli.options import command_parser, options_of
+from hafrm.cli.parser import Parser
 from hafrm.data import (
     NAMED_SOURCES,
     DataOptions,
@@ -56,7 +57,7 @@ class DataCommand:
 _NAMES_HELP = "Data names (see `hafrm data list`), paths of files, or hub:OWNER/NAME; NAME#SPLIT for one split."
 
 
-def parser() -> ArgumentParser:
+def parser() -> Parser:
     """Build the parser of `hafrm data`."""
     # One parser for the three actions: jsonargparse can't nest the subcommands of a parser that is itself a subcommand.
     command = command_parser(DataCommand, lists=["against"])

@@ -10,11 +10,11 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from docstring_parser import parse_from_object
 from jsonargparse import (  # type: ignore[attr-defined]
     ActionConfigFile,
-    ArgumentParser,
     Namespace,
     set_parsing_settings,
 )
 
+from hafrm.cli.parser import Parser
 from hafrm.errors import ConfigError
 
 Options = TypeVar("Options")
@@ -42,7 +42,7 @@ def _may_wait(path: Path) -> bool:
 
 def command_parser(
     options: type[Any], *, positional: str | None = None, lists: Sequence[str] = (), flags: Sequence[str] = ()
-) -> ArgumentParser:
+) -> Parser:
     """Build the parser of a command whose options are a dataclass.
 
     Args:
@@ -51,7 +51,7 @@ def command_parser(
         lists: Fields that take several values: `--data A B`.
         flags: Fields that a bare `--name` sets.
     """
-    parser = ArgumentParser(description=options.__doc__)
+    parser = Parser(description=options.__doc__)
     parser.add_argument(
         "--config", action=_ConfigFile, help="Read options from a YAML file; later options override it."
     )
@@ -73,7 +73,7 @@ def command_parser(
     return parser
 
 
-def options_of(options: type[Options], parser: ArgumentParser, args: Namespace) -> Options:
+def options_of(options: type[Options], parser: Parser, args: Namespace) -> Options:
     """The dataclass that a parsed command line describes; its own checks raise `ConfigError`."""
     _refuse_zero_bytes(args)
     values = parser.instantiate(args)

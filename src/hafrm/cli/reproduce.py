@@ -7,10 +7,11 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from rich.console import Console
 
 from hafrm.cli.options import command_parser, options_of
+from hafrm.cli.parser import Parser
 from hafrm.errors import ConfigError
 from hafrm.models.outputs import require_results
 from hafrm.paper.experiments import EXPERIMENTS
@@ -207,7 +208,7 @@ class ReproduceConfig:
         return world_scale(self.overrides()) if self.scale == "world" else paper_scale(self.overrides())
 
 
-def parser() -> ArgumentParser:
+def parser() -> Parser:
     """Build the command's parser."""
     lists = ("seeds", "backbones", "sets", "backbone", "learning_rates", "parts")
     made = command_parser(ReproduceConfig, positional="name", lists=lists, flags=("retry", "dry_run"))

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from hafrm.encoding import TokenGroup
 from hafrm.errors import ConfigError, ModelError
 from hafrm.models.hybrid import HybridModel
+from hafrm.models.options import LayoutChoice
 from hafrm.models.probe import probe_packing, probe_padding
 from hafrm.packing import SequenceBatch, batches_by_length, pack_rows, pad_rows, plan_batches
-
-LayoutChoice = Literal["auto", "padded"]
-"""`auto` packs if a probe shows that the model computes packed rows correctly; `padded` never does."""
 
 
 @dataclass(frozen=True)

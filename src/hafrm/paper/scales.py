@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from hafrm.errors import ConfigError
-from hafrm.models.lora import LoraOptions
+from hafrm.models.options import LoraOptions
 from hafrm.paper.numbers import SETS
 from hafrm.paper.world import BackboneKind, world_backbone
 from hafrm.training.config import Method

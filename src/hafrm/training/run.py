@@ -37,7 +37,7 @@ from hafrm.models.runinfo import RunInfo, require_undamaged
 from hafrm.models.starts import Start, check_start
 from hafrm.models.stock import new_model
 from hafrm.models.tokenizers import load_tokenizer
-from hafrm.numerics import cpu_tuned
+from hafrm.numerics import bfloat16_speedup, cpu_tuned
 from hafrm.packing import pad_rows
 from hafrm.stats import fit_combination
 from hafrm.training.arguments import total_steps
@@ -89,7 +89,7 @@ def _train(config: TrainConfig, folder: Path) -> TrainResult:
     data, tokenizer = _load_data(config)
     if before is not None:
         require_same_data(before, data.account, folder)
-    args = training_arguments(config, pairs=len(data.train))
+    args = training_arguments(config, pairs=len(data.train), started=before and before.get("effective"))
     require_all_processes(args)
     shards = sharding(args, lora=config.lora.enabled)
     make_folder(folder)
@@ -116,7 +116,7 @@ def _train(config: TrainConfig, folder: Path) -> TrainResult:
             save_manifest(manifest, folder)
             opening = _opening(data, args, manifest["layout"], margins=objective.needs_rewards)
             bare = [model.bare] if model.bare else []
-            for line in (*opening, start.head, *start.notes, *bare, kept):
+            for line in (*opening, _precision(config, args), start.head, *start.notes, *bare, kept):
                 if line:
                     progress.say(line)
 
@@ -203,6 +203,16 @@ def _load_data(config: TrainConfig) -> tuple[_Data, Any]:
     if "eval" in tables:
         account["shared_prompts"] = tables["train"].prompts_shared_with(tables["eval"])
     return _Data(tables["train"], tables.get("eval"), account), tokenizer
+
+
+def _precision(config: TrainConfig, args: TrainingArguments) -> str:
+    """Say that products are in bfloat16 if the user did not ask for it; empty otherwise."""
+    if not args.bf16 or args.device.type != "cpu" or "bf16" in config.training:
+        return ""
+    return (
+        f"products are in bfloat16, in which this CPU multiplies {bfloat16_speedup():.1f} times as fast as in float32 "
+        "(training.bf16 false for float32)"
+    )
 
 
 def _show_progress(status: Status, name: str, done: int) -> None:

@@ -1,9 +1,9 @@
 """Atomic writes of files and folders, JSON lines, and the cache folder.
 
 A reader never sees half a file: data is written to a temporary file next to the target and renamed into place. Files
-that grow line by line are the exception: see `hafrm.store`. A temporary file is locked while it is being written, so the next writer of the same path can tell leftovers of killed
-writers from work in progress and deletes the leftovers, without relying on clocks. Where the platform lacks such locks
-(Windows, some file systems), leftovers stay.
+that grow line by line are the exception: see `hafrm.store`. A temporary file is locked while it is being written, so
+the next writer of the same path can tell leftovers of killed writers from work in progress and deletes the leftovers,
+without relying on clocks. Where the platform lacks such locks (Windows, some file systems), leftovers stay.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from hafrm.errors import BadRowError, BadRowReason
+from hafrm.errors import BadRowError, BadRowReason, DataError
 from hafrm.pairs import (
     MESSAGE_KEYS,
     ROLES,
@@ -176,6 +176,40 @@ def parse_conversation(row: Mapping[str, Any], *, source: str, number: int) -> C
             break
     reader.check_response("response", response)
     return Conversation(prompt, response)
+
+
+def conversations_of(items: Sequence[Any]) -> list[Conversation]:
+    """Return what the Python API scores as conversations.
+
+    Args:
+        items: Conversations; (prompt, response) pairs, each a string or chat messages; lists of chat messages that end
+            with the response; or rows with `prompt` and `response`.
+
+    Raises:
+        DataError: an item is none of these, or breaks the data contract.
+    """
+    return [
+        item if isinstance(item, Conversation) else _conversation(item, number)
+        for number, item in enumerate(items, start=1)
+    ]
+
+
+def _conversation(item: Any, number: int) -> Conversation:
+    row = item
+    if isinstance(item, Sequence) and not isinstance(item, str | bytes) and item:
+        if all(isinstance(each, Mapping) for each in item):
+            row = {"prompt": list(item[:-1]), "response": [item[-1]]}
+        elif len(item) == 2:
+            row = {"prompt": item[0], "response": item[1]}
+    if not isinstance(row, Mapping):
+        raise DataError(
+            f"Can't score item {number}, which is {_short(item)}: give a (prompt, response) pair, chat messages that "
+            "end with the response, or a Conversation."
+        )
+    try:
+        return parse_conversation(row, source="conversations", number=number)
+    except BadRowError as error:
+        raise DataError(f"Can't score item {number}: {error.fault}") from error
 
 
 def transcript_turns(text: str) -> tuple[Message, ...]:

@@ -63,7 +63,6 @@ def test_the_report_of_a_file(tmp_path: Path) -> None:
         "dropped": {},
         "examples": {},
         "first_fault": "",
-        "columns": [],
         "unread": [],
         "sha256": fingerprint(load_pairs(path).pairs),
         "licence": "",

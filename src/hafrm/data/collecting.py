@@ -56,8 +56,6 @@ class SourceReport:
     """The first few skipped rows and their faulty fields, by `BadRowReason`."""
     first_fault: str = ""
     """Problem and remedy of the first skipped row."""
-    columns: list[str] = field(default_factory=list)
-    """Columns of the first row, if it is in none of the known forms."""
     unread: list[str] = field(default_factory=list)
     """Columns with values that pairs do not use, sorted by name."""
     sha256: str = ""
@@ -87,6 +85,33 @@ def listed(columns: Sequence[str]) -> str:
     shown = [printable(name, 60) for name in columns[:_SHOWN]]
     more = f" and {len(columns) - _SHOWN} more" if len(columns) > _SHOWN else ""
     return ", ".join(shown) + more
+
+
+def left_out_words(counts: Mapping[str, int], limit: int | None = None) -> str:
+    """Say how many pairs are left out for which reason, and which options change it; empty if there are none.
+
+    Args:
+        counts: Number of pairs by reason: as in `SourceReport` and `Account`, and "overlong".
+        limit: Largest number of tokens of a pair, if known.
+    """
+    length = f"{limit} tokens" if limit else "the length limit"
+    words = {
+        "overlong": f"over {length} left out: --data_options.max_length, --data_options.overlong truncate",
+        "tie": "ties",
+        "one_response": "prompts with one response",
+        "mapping": "left out by --data_options.mapping",
+    }
+    merged = Counter(counts)
+    merged["overlong"] += merged.pop("overlong_prompt", 0)
+    return "; ".join(f"{count:,} {words.get(reason, reason)}" for reason, count in merged.most_common() if count)
+
+
+def left_out_of(report: SourceReport) -> Counter[str]:
+    """Return how many pairs of a source were left out, by reason.
+
+    The rules and splits of named sets don't count: they say what the user asked for.
+    """
+    return Counter(report.skipped) if report.kind in ("named", "world") else report.left_out
 
 
 @dataclass

@@ -19,6 +19,8 @@ from hafrm.rows import Cell, RowReader, transcript_turns, typed
 
 Row = Mapping[str, Any]
 
+_PAIR = ("chosen", "rejected")
+
 
 @dataclass(frozen=True)
 class Form:
@@ -184,9 +186,11 @@ def _sharegpt(row: RowReader) -> Iterator[Outcome]:
 
 
 def sharegpt_turns(row: RowReader, name: str) -> list[Any]:
-    """Return a column of turns with `from` and `value` as chat messages; other turns as they are."""
+    """Return a column of turns with `from` and `value` as chat messages, other turns as they are, and a response that is
+    a string as one turn.
+    """
     value = _turns_of(row.row.get(name))
-    if isinstance(value, str):
+    if isinstance(value, str) and name in _PAIR:
         return [{"role": "assistant", "content": value}]
     turns = [value] if isinstance(value, Mapping) else row.sequence(name)
     return [_sharegpt_turn(row, f"{name}[{place}]", turn) for place, turn in enumerate(turns)]
@@ -385,8 +389,6 @@ def _is_list(name: str) -> Callable[[Row], bool]:
 def _are_strings(row: Row) -> bool:
     return isinstance(_turns_of(row["chosen"]), str)
 
-
-_PAIR = ("chosen", "rejected")
 
 EXPLICIT = Form("TRL pairs with a prompt", ("prompt", *_PAIR), _as_it_is)
 """The form of rows that follow the contract, and of rows without any column."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hafrm.data.rawrows import RawRow, arrow_row
+from hafrm.data.rawrows import RawRow
+from hafrm.data.tabular import arrow_row
 from hafrm.errors import UnreadableError
 
 

@@ -15,14 +15,13 @@ from typing import IO, Any
 
 from hafrm.data.arrays import array_values, json_problem
 from hafrm.data.files import PACKED, lines, opened, reading, require_regular
-from hafrm.data.tabular import arrow_file_rows, arrow_row, parquet_rows, separated_rows
+from hafrm.data.tabular import arrow_file_rows, parquet_rows, separated_rows
 from hafrm.errors import BadRowError, BadRowReason, ConfigError, UnreadableError
 
 __all__ = [
     "FORMATS",
     "SUFFIXES",
     "RawRow",
-    "arrow_row",
     "files_named",
     "has_known_suffix",
     "json_line_row",

@@ -69,7 +69,7 @@ def _read(
     rows = renamed_rows(rows, options)
     form = mapping
     if form is None:
-        form, rows = _recognised(rows, report)
+        form, rows = _recognised(rows)
     report.form = form.name
     reading = _Reading(form, scores=options.score_margins, checked=mapping is None)
     if form.single:
@@ -133,8 +133,8 @@ def form_of(row: Mapping[str, Any]) -> Form | None:
     return next((form for form in FORMS if form.recognises(row)), None)
 
 
-def _recognised(rows: Iterable[RawRow], report: SourceReport) -> tuple[Form, Iterator[RawRow]]:
-    """Return the form of a source and all its rows; the form of no known one explains what is missing."""
+def _recognised(rows: Iterable[RawRow]) -> tuple[Form, Iterator[RawRow]]:
+    """Return the form of a source and all its rows; a form that says what is missing if it is in no known one."""
     seen, rows = _peeked(rows, lambda row: form_of(row) is not None)
     found = [form_of(row.value) for row in seen if isinstance(row.value, Mapping)]
     if found and found[-1] is not None:
@@ -142,8 +142,7 @@ def _recognised(rows: Iterable[RawRow], report: SourceReport) -> tuple[Form, Ite
     first = next((row.value for row in seen if isinstance(row.value, Mapping)), None)
     if not first:
         return EXPLICIT, rows
-    report.columns = [str(name) for name in first]
-    return _unknown(nearest(first), report.columns), rows
+    return _unknown(nearest(first), [str(name) for name in first]), rows
 
 
 def _unknown(near: Form, columns: list[str]) -> Form:
@@ -259,6 +258,37 @@ class _Reading:
             rest = {name: value for name, value in found.items() if name not in ("response", "score")}
             value = rest | {name: [each[name[:-1]] for _, each in group] for name in ("responses", "scores")}
             yield replace(first, value=value, merged=len(group))
+
+
+def row_mapping(options: ReadOptions) -> Callable[[RawRow], Any]:
+    """Return a function from a raw row to the one row of the contract that it stands for, for scoring row by row.
+
+    The function raises BadRowError if a row stands for another number of rows, as a ranking does.
+    """
+    mapping, names = (user_mapping(options.mapping) if options.mapping else None), options.renamed
+
+    def read(row: RawRow) -> Any:
+        if not isinstance(row.value, Mapping):
+            return row.value
+        value = renamed(row.value, names)
+        form = mapping or form_of(value)
+        if "response" in value and mapping is None:
+            return value
+        if form is None:
+            completion = {"response": "completion"} if "completion" in value and "chosen" not in value else {}
+            return renamed(value, completion)
+        reader = RowReader(value, source=row.source, number=row.number)
+        outcomes = list(form.to_rows(reader))
+        if len(outcomes) != 1 or isinstance(outcomes[0], Drop):
+            raise reader.error(
+                BadRowReason.UNSUPPORTED,
+                None,
+                f"the row, read as {form.name}, stands for {len(outcomes)} pairs or is left out",
+                "Score rows with one pair, or with a prompt and a response.",
+            )
+        return outcomes[0]
+
+    return read
 
 
 def _schema_text(schema: tuple[str, ...]) -> str:

@@ -186,8 +186,8 @@ def _sharegpt(row: RowReader) -> Iterator[Outcome]:
 
 
 def sharegpt_turns(row: RowReader, name: str) -> list[Any]:
-    """Return a column of turns with `from` and `value` as chat messages, other turns as they are, and a response that is
-    a string as one turn.
+    """Return a column of turns with `from` and `value` as chat messages, other turns as they are; a response that is a
+    string is one turn.
     """
     value = _turns_of(row.row.get(name))
     if isinstance(value, str) and name in _PAIR:

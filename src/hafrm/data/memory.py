@@ -120,7 +120,8 @@ def data_names_of(data: Any) -> list[str]:
         if isinstance(given, str | PathLike):
             names.append(given if isinstance(given, MemoryData) else fspath(given))
             continue
-        if _is_row(given) or not (isinstance(given, Iterable) or hasattr(given, "to_batches")):
+        holds_rows = isinstance(given, Iterable) or hasattr(given, "to_batches")
+        if not holds_rows or isinstance(given, bytes) or _is_row(given):
             raise ConfigError(f"data: can't read rows from {_kind(given)}. {_TAKES}")
         earlier = sum(isinstance(name, MemoryData) for name in names)
         names.append(MemoryData(f"memory-{earlier + 1}" if earlier else "memory", given))

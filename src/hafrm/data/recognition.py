@@ -347,9 +347,9 @@ def mapping_module(name: str) -> ModuleType:
 
 
 def mapping_digest(name: str) -> str | None:
-    """Return the SHA-256 of the file with the user's function; None if it is in no file, as in a notebook."""
+    """Return a digest of the user's function and its file; None if it is in no file, as in a notebook."""
     file = getattr(mapping_module(name), "__file__", None)
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None
+    return hashlib.sha256(name.encode() + Path(file).read_bytes()).hexdigest() if file else None
 
 
 def _mapped(row: RowReader, function: Callable[[dict[str, Any]], Any]) -> list[Outcome]:

@@ -21,9 +21,8 @@ from typing import Any
 from hafrm.cli import COMMANDS, main
 from hafrm.encoding import ConversationEncoder
 from hafrm.models.tokenizers import load_tokenizer
-from hafrm.paper.registry import EXPERIMENTS
-from hafrm.paper.world.profiles import WORLD_SETS
-from hafrm.paper.world.sets import world_pairs
+from hafrm.paper.experiments import EXPERIMENTS
+from hafrm.paper.world import WORLD_SETS, world_pairs
 from hafrm.serving.app import build_app
 from hafrm.serving.config import ServeConfig
 from hafrm.serving.service import RewardService

@@ -6,6 +6,8 @@ The names below are the public Python API. They are imported on first use, which
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,6 +23,11 @@ if TYPE_CHECKING:
     from hafrm.training.run import train
 
 __version__ = "0.1.0"
+
+if "torch" not in sys.modules and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
+    # Threads of OpenMP that spin while they wait slow down everything else on the machine, and each other: a run of 40
+    # steps took 372 s beside another process, and 56 s with threads that sleep. Read when torch is first imported.
+    os.environ["OMP_WAIT_POLICY"] = "passive"
 
 __all__ = [
     "Conversation",

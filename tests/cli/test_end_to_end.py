@@ -154,7 +154,7 @@ def test_a_missing_interval_is_explained(prompts: int, said: bool, rows: Path, t
     command = ["evaluate", model, "--head", "policy", "--reference", model, "--data", str(few)]
     command += ["--score.chat_template", "default", "--out", str(tmp_path / "out")]
     assert main(command) == 0
-    assert ("No interval and no p on few.jsonl: pairs of fewer than 6 prompts" in capfd.readouterr().out) == said
+    assert ("No interval and no p on few.jsonl" in capfd.readouterr().out) == said
 
 
 def test_the_combined_head(rows: Path, tmp_path: Path) -> None:

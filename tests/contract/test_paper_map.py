@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from hafrm.cli import COMMANDS
-from hafrm.paper.registry import EXPERIMENTS
+from hafrm.paper.experiments import EXPERIMENTS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "paper-map.md").read_text(encoding="utf-8")
 

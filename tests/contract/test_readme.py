@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from hafrm.pairs import Conversation
-from hafrm.paper.study.publishing import (
+from hafrm.paper.study_page import (
     MAIN_PAGE,
     markdown_path,
     page_of,

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from hafrm.cli import main
-from hafrm.paper import claims, figure2, plans, scales
-from hafrm.paper.probes.consistency import Share
+from hafrm.paper import scales
+from hafrm.paper.experiments import EXPERIMENTS
+from hafrm.paper.probes import claims, consistency
+from hafrm.paper.probes.consistency import Share, share_text
 from hafrm.paper.probes.heads import FitOptions
-from hafrm.paper.registry import EXPERIMENTS
+from hafrm.paper.runs import Run
 from hafrm.sampling.engines import SampleOptions
 from hafrm.stats import Interval
 from tests.paths import TESTS
@@ -31,6 +33,7 @@ def manifests(out: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in (out / "world" / "runs").rglob("manifest.json")}
 
 
+@pytest.mark.slow
 def test_experiments_share_their_runs(tiny_world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     results = reproduce("table2", tmp_path)
     runs = manifests(tmp_path)
@@ -106,7 +109,7 @@ def test_figure_2_keeps_its_checkpoints(tiny_world: Path, tmp_path: Path, monkey
     every = {"eval_steps": 1, "save_steps": 1}
     training = scales.world_training
     monkeypatch.setattr(scales, "world_training", lambda steps: training(steps) | every)
-    monkeypatch.setattr(figure2, "_SAMPLING", SampleOptions(max_new_tokens=4))
+    monkeypatch.setattr(consistency, "_SAMPLING", SampleOptions(max_new_tokens=4))
     found = reproduce("figure2", tmp_path, "--sets", "Harmless")["consistency"]["instruct"]
     assert set(found["by_matching"]) == {"reward", "acc", "loss", "margin", "step"}
     folder = tmp_path / "world" / "runs" / "instruct" / "Harmless" / "haf-seed0-checkpoints"
@@ -114,8 +117,8 @@ def test_figure_2_keeps_its_checkpoints(tiny_world: Path, tmp_path: Path, monkey
 
 
 def test_figure_2_states_a_share_with_its_interval_if_it_has_one() -> None:
-    assert figure2._share(Share(0.5, Interval(0.25, 0.75))) == "50.0 [25.0, 75.0]"
-    assert figure2._share(Share(0.5, None)) == "50.0"
+    assert share_text(Share(0.5, Interval(0.25, 0.75))) == "50.0 [25.0, 75.0]"
+    assert share_text(Share(0.5, None)) == "50.0"
 
 
 @pytest.mark.slow
@@ -153,21 +156,21 @@ def test_a_killed_reproduction_goes_on(
     tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     done = []
-    whole = plans.train_missing
+    whole = Run.make
 
-    def killed(scale, run, out):  # type: ignore[no-untyped-def]
+    def killed(run, job):  # type: ignore[no-untyped-def]
         if done:
             raise KeyboardInterrupt
         done.append(run)
-        return whole(scale, run, out)
+        return whole(run, job)
 
-    monkeypatch.setattr(plans, "train_missing", killed)
+    monkeypatch.setattr(Run, "make", killed)
     only = [*TINY, "--sets", "BS"]
     assert main(["reproduce", "table2", "--out", str(tmp_path), *only]) == 130
     assert "resumes where it stopped" in capfd.readouterr().err
     before = manifests(tmp_path)
     assert len(before) == 1
-    monkeypatch.setattr(plans, "train_missing", whole)
+    monkeypatch.setattr(Run, "make", whole)
     reproduce("table2", tmp_path, "--sets", "BS")
     assert manifests(tmp_path).items() > before.items()
     assert "run 2/3" in capfd.readouterr().err
@@ -189,7 +192,7 @@ def test_a_killed_reproduction_goes_on(
         (["--sets", "Sums"], "Sums is none of Helpful"),
         (["--backbones", "phi-2"], "the scale world has no phi-2"),
         (["--backbone", "x"], "backbone has no effect at scale world"),
-        (["--rewardbench", "x"], "rewardbench has no effect but on table3"),
+        (["--rewardbench", "x"], "rewardbench has no effect on table2"),
         (["--scale", "small"], "small needs --backbone"),
     ],
 )
@@ -203,17 +206,17 @@ def test_options_that_can_not_work_are_refused(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["table6", "--seeds", "1"], "seeds: without effect on table6, which trains nothing"),
-        (["table6", "--steps", "9", "--pairs", "9"], "steps, pairs: without effect on table6"),
-        (["table6", "--learning_rate", "1"], "learning_rate: without effect on table6"),
-        (["table6", "--early_stopping", "1"], "early_stopping: without effect on table6"),
-        (["figure2", "--seeds", "1", "2"], "seeds: figure2 reads one alone"),
-        (["figure7", "--seeds", "1", "2"], "seeds: figure7 reads one alone"),
-        *(([name, "--sets", "BS", "CA"], f"sets: {name} reads one alone") for name in ("figure2", "figure6", "ppo")),
-        (["claims", "--sets", "BS", "CA"], "sets: claims reads one alone"),
+        (["table6", "--seeds", "1"], "seeds has no effect on table6, which trains nothing"),
+        (["table6", "--steps", "9", "--pairs", "9"], "steps has no effect on table6, which trains nothing; pairs"),
+        (["table6", "--learning_rate", "1"], "learning_rate has no effect on table6"),
+        (["table6", "--early_stopping", "1"], "early_stopping has no effect on table6"),
+        (["figure2", "--seeds", "1", "2"], "seeds: figure2 uses a single one"),
+        (["figure7", "--seeds", "1", "2"], "seeds: figure7 uses a single one"),
+        *(([name, "--sets", "BS", "CA"], f"sets: {name} uses a single one") for name in ("figure2", "figure6", "ppo")),
+        (["claims", "--sets", "BS", "CA"], "sets: claims uses a single one"),
         (["table7", "--sets", "BS", "CA"], "table7 correlates over sets"),
         (["study", "--learning_rate", "1", "--learning_rates", "1", "2"], "learning_rate has no effect beside"),
-        (["table2", "--rate_seeds", "2"], "rate_seeds has no effect but on study"),
+        (["table2", "--rate_seeds", "2"], "rate_seeds has no effect on table2"),
         (
             ["study", "--learning_rates", "1", "2", "--rate_seeds", "3", "--seeds", "0", "1"],
             "rate_seeds is 3, of 2 seeds",

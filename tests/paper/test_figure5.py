@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from hafrm.cli import main
-from hafrm.paper import figure5, policies, ppo
-from hafrm.paper.judged import Judged, learnt, mean_over_seeds, points_of
-from hafrm.paper.policies import PolicyRun, policy_command, policy_config
+from hafrm.paper import policies, runs
+from hafrm.paper.policies import Duel, Judged, duel_hits, learnt, mean_over_seeds, points_of
+from hafrm.paper.runs import Policy, rlhf_words
 from hafrm.paper.scales import Overrides, paper_scale, world_scale
 from hafrm.rlhf.checkpoints import Answers
 from hafrm.rlhf.options import KlOptions, RlhfConfig, SamplingOptions
 from hafrm.training.manifest import is_finished
+from tests.paper.test_plans import job
 
 TINY = ["--scale", "world", "--steps", "2", "--sets", "Harmless", "AHP"]
 
@@ -29,9 +30,8 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
         "max_prompt_tokens": 400,
         "sampling": SamplingOptions(max_new_tokens=6),
     }
-    monkeypatch.setattr(policies, "WORLD_PPO", {**policies.WORLD_PPO, **shorter})
-    monkeypatch.setattr(figure5, "_PROMPTS", 6)
-    monkeypatch.setattr(ppo, "_PROMPTS", 6)
+    monkeypatch.setattr(runs, "WORLD_PPO", {**runs.WORLD_PPO, **shorter})
+    monkeypatch.setattr(policies, "_PROMPTS", 6)
 
 
 @pytest.mark.slow
@@ -73,15 +73,15 @@ def test_the_planned_command_makes_the_same_run(tmp_path: Path) -> None:
     from hafrm.cli import rlhf
     from hafrm.cli.options import options_of
 
-    policy = PolicyRun(backbone="instruct", sets=("BS", "Harmless"), rewarded_by="haf", seed=2)
-    config = policy_config(world_scale(Overrides()), policy, tmp_path, model="m")
+    policy = Policy(backbone="instruct", sets=("BS", "Harmless"), rewarded_by="haf", seed=2)
+    config = policy.config(job(world_scale(Overrides()), out=tmp_path), model="m")
     parser = rlhf.parser()
-    assert options_of(RlhfConfig, parser, parser.parse_args(policy_command(config)[2:])) == config
+    assert options_of(RlhfConfig, parser, parser.parse_args(rlhf_words(config)[2:])) == config
 
 
 def test_the_paper_scale_has_the_papers_settings(tmp_path: Path) -> None:
-    policy = PolicyRun(backbone="mistral-instruct", sets=("BS", "Harmless"), rewarded_by="haf", seed=0)
-    config = policy_config(paper_scale(Overrides()), policy, tmp_path)
+    policy = Policy(backbone="mistral-instruct", sets=("BS", "Harmless"), rewarded_by="haf", seed=0)
+    config = policy.config(job(paper_scale(Overrides()), out=tmp_path))
     assert (config.batch_size, config.learning_rate, config.steps * config.batch_size) == (16, 2e-5, 100_000)
     assert (config.sampling.max_new_tokens, config.sampling.top_p, config.lora.rank) == (256, 0.9, 64)
     assert config.kl == KlOptions()
@@ -99,16 +99,16 @@ def test_win_rates_and_gains_by_hand() -> None:
         return Judged(Answers(0, ["x"] * 3, [1.0, 2.0, 3.0], [4, 5, 6]), gold, [0.0] * 3)
 
     ours, theirs = [[2.0, 1.0, 3.0], [2.0, 1.0, 0.0]], [[1.0, 1.0, 2.0], [1.0, 1.0, 2.0]]
-    hits = [figure5._hits(judged(a), judged(b)) for a, b in zip(ours, theirs, strict=True)]
+    hits = [duel_hits(judged(a), judged(b)) for a, b in zip(ours, theirs, strict=True)]
     assert mean_over_seeds(hits) == (1.0, 0.5, 0.5)
     first, last = points_of([[judged(before), judged(after)] for before, after in zip(theirs, ours, strict=True)])
     assert (first.kl, first.length, last.gold_by_seed) == (2.0, 5.0, (2.0, 1.0))
-    duel = figure5._Duel({"haf": (first, last), "baseline": (first, first)}, {0: (1.0, 0.5, 0.5)})
+    duel = Duel({"haf": (first, last), "baseline": (first, first)}, {0: (1.0, 0.5, 0.5)})
     assert duel.win_rates[0][0] == pytest.approx(2 / 3)
     gain = learnt((first, last))
-    assert gain.value == pytest.approx((1 + 0 - 0.5) / 3)
-    assert gain.by_seed == pytest.approx((2 / 3, -1 / 3))
-    assert gain.interval is None  # of three prompts
+    assert gain["gain"] == pytest.approx((1 + 0 - 0.5) / 3)
+    assert gain["by_seed"] == pytest.approx((2 / 3, -1 / 3))
+    assert gain["ci95"] is None  # of three prompts
 
 
 def test_ppo_alone_from_its_command_to_its_files(tiny_world: Path, short: None, tmp_path: Path) -> None:

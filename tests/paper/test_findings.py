@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from markupsafe import Markup
 
-from hafrm.paper.measures import Measured, Relation, average_of, average_relation, relation
-from hafrm.paper.table3 import transfer_cell
+from hafrm.paper.accuracy import transfer_cell
+from hafrm.paper.measures import Measured, average_of, average_relation, relation
 from hafrm.report.charts import standalone
 from hafrm.report.figures import Bar, BarGroup, Curve, Panel, accuracy_bars, curve_panels
-from hafrm.report.findings import Findings, Table, ranked, relation_table, write_findings
+from hafrm.report.findings import Findings, Relation, Table, ranked, relation_table, write_findings
 
 
 def measured(*hits_by_seed: list[float]) -> Measured:

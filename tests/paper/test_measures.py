@@ -16,7 +16,7 @@ def test_scores_of_a_file_and_of_what_it_became_are_not_put_together() -> None:
         return [PairScore("m", "d", f"d:{row}", f"{prompt}{row}", 1.0, 0.0, 5, 5) for row in range(8)]
 
     old, new = (measures.measured([scores(prompt)], "BS, haf") for prompt in ("old", "new"))
-    with pytest.raises(DataError, match=r"BS, haf: d:0 has not the same prompt in all scores"):
+    with pytest.raises(DataError, match=r"BS, haf: d:0 does not have the same prompt"):
         measures.measured([scores("old"), scores("new")], "BS, haf")
-    with pytest.raises(DataError, match="not the same prompt"):
+    with pytest.raises(DataError, match="not have the same prompt"):
         measures.relation({"haf": old, "baseline": new}, "baseline", backbone="b", trained_on="BS", tested_on="BS")

@@ -15,13 +15,14 @@ from hafrm.cli import main, train
 from hafrm.cli.options import options_of
 from hafrm.data import load_pairs
 from hafrm.errors import ConfigError
-from hafrm.paper import claims, figure3, figure6, numbers, policies, runs, table2, table3
-from hafrm.paper.plans import Job, Plan, described
-from hafrm.paper.probes.claims import ClaimsConfig
-from hafrm.paper.registry import EXPERIMENTS
-from hafrm.paper.runs import Run, command, state_of, train_config, trained, write_data
-from hafrm.paper.scales import Overrides, Scale, paper_scale, small_scale, world_scale
-from hafrm.training.config import TrainConfig
+from hafrm.paper import numbers, runs
+from hafrm.paper.experiments import EXPERIMENTS
+from hafrm.paper.plans import PARTS, Plan, described, single_sets
+from hafrm.paper.probes import claims
+from hafrm.paper.runs import Policy, Run, train_words
+from hafrm.paper.scales import Job, Overrides, Scale, in_paper_order, paper_scale, small_scale, world_scale
+from hafrm.training.config import Method, TrainConfig
+from hafrm.training.manifest import is_finished
 from hafrm.training.run import train as real_train
 from tests.paths import SHARED
 from tests.tiny import some_pairs
@@ -31,30 +32,41 @@ CONFIGS = Path(__file__).parents[2] / "configs" / "paper"
 
 def job(scale: Scale | None = None, **values: object) -> Job:
     scale = scale or world_scale(Overrides())
-    asked = {"backbones": (scale.backbone().name,), "sets": numbers.SETS, "seeds": (0,), "out": Path("o")} | values
+    asked = {"backbones": (scale.backbone().name,), "sets": numbers.SETS, "seeds": (0,), "out": Path("o")}
+    asked |= {"parts": tuple(PARTS)} | values
     return Job(scale=scale, **asked)  # type: ignore[arg-type]
 
 
+def plan_of(name: str, **values: object) -> Plan:
+    return EXPERIMENTS[name].plan(job(**values))  # type: ignore[arg-type]
+
+
+def trained(scale: Scale, method: Method, sets: list[str], out: Path) -> Path:
+    """The folder of a finished run on the scale's first backbone."""
+    run = Run(backbone=scale.backbone().name, sets=in_paper_order(sets), method=method)
+    return run.make(job(scale, out=out))
+
+
 def test_table_2_trains_fifteen_runs_and_tests_each_at_home() -> None:
-    plan = table2.plan(job())
+    plan = plan_of("table2")
     assert len(plan.runs) == len(set(plan.runs)) == 15
-    assert all(each.trained_on == each.tested_on for each in plan.evaluations)
-    assert len(table2.plan(job(seeds=(0, 1), backbones=("instruct", "base"))).runs) == 60
+    assert all(run.sets == each.tested_on for each in plan.scorings for run in each.runs)
+    assert len(plan_of("table2", seeds=(0, 1), backbones=("instruct", "base")).runs) == 60
 
 
 def test_figure_3_adds_one_run_a_method_to_table_2() -> None:
-    plan = figure3.plan(job())
+    plan = plan_of("figure3")
     assert len(plan.runs) == 18
-    assert set(table2.plan(job()).runs) < set(plan.runs)
+    assert set(plan_of("table2").runs) < set(plan.runs)
     assert {run.sets for run in plan.runs if len(run.sets) > 1} == {numbers.SETS}
     with pytest.raises(ConfigError, match="two or more"):
-        figure3.plan(job(sets=("BS",)))
+        plan_of("figure3", sets=("BS",))
 
 
 def test_table_3_tests_within_the_category_and_needs_no_further_run() -> None:
-    plan = table3.plan(job())
-    assert set(plan.runs) == set(table2.plan(job()).runs)
-    tested = {each.trained_on[0]: set(each.tested_on) for each in plan.evaluations}
+    plan = plan_of("table3")
+    assert set(plan.runs) == set(plan_of("table2").runs)
+    tested = {each.runs[0].sets[0]: set(each.tested_on) for each in plan.scorings}
     assert tested == {
         "AHP": {"CA", "Helpful"},
         "CA": {"AHP", "Helpful"},
@@ -65,17 +77,17 @@ def test_table_3_tests_within_the_category_and_needs_no_further_run() -> None:
 
 
 def test_figure_6_sweeps_the_ratio_and_shares_the_runs_at_0_and_a_fifth() -> None:
-    plan = figure6.plan(job())
-    shared = set(table2.plan(job()).runs) & set(plan.runs)
+    plan = plan_of("figure6")
+    shared = set(plan_of("table2").runs) & set(plan.runs)
     assert {run.method for run in shared} == {"baseline", "haf"}
-    ratios = {train_config(job().scale, run, Path("o"), model="m").resolved_loss.policy_ratio for run in plan.runs}
+    ratios = {run.config(job()).resolved_loss.policy_ratio for run in plan.runs}
     assert ratios == {-0.2, 0.0, 0.1, 0.2, 0.5, 1.0, 2.0}
 
 
 def test_names_of_runs_are_folders_of_their_own() -> None:
     asked = job(seeds=(0, 1))
     runs = [run for each in EXPERIMENTS.values() for run in each.plan(asked).runs]
-    assert len({run.folder(asked.scale, asked.out) for run in runs}) == len(set(runs))
+    assert len({run.folder(asked) for run in runs}) == len(set(runs))
 
 
 @pytest.mark.parametrize(
@@ -85,9 +97,9 @@ def test_a_plans_commands_are_the_runs_themselves(scale: Scale) -> None:
     asked = job(scale, backbones=tuple(scale.backbones))
     parser = train.parser()
     mixture = Run(backbone=scale.backbone().name, sets=("Helpful", "BS"), method="dpo", seed=1)
-    for run in (mixture, *figure6.plan(asked).runs):
-        config = train_config(scale, run, asked.out, model="m")
-        assert options_of(TrainConfig, parser, parser.parse_args(command(config)[2:])) == config
+    for run in (mixture, *EXPERIMENTS["figure6"].plan(asked).runs):
+        config = run.config(asked, model="m")
+        assert options_of(TrainConfig, parser, parser.parse_args(train_words(config)[2:])) == config
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
@@ -97,7 +109,7 @@ def test_the_papers_configs_are_the_paper_scales(path: Path) -> None:
     words = ["--config", str(path), "--data", "hh-harmless", "--eval_data", "hh-harmless", "--out", "o"]
     shipped = options_of(TrainConfig, parser, parser.parse_args(words))
     run = Run(backbone=path.stem, sets=("Harmless",), method="haf")
-    planned = replace(train_config(scale, run, Path("o"), model=scale.backbone(path.stem).model()), out="o")
+    planned = replace(run.config(job(scale), model=scale.backbone(path.stem).model()), out="o")
     assert asdict(shipped) | {"training": {"seed": 0} | shipped.training} == asdict(planned)
 
 
@@ -147,15 +159,14 @@ def test_a_backbones_name_is_its_folders_however_it_is_written(
     words = ["--scale", "small", "--data_folder", str(data), "--dry_run"]
     for folder, told in (("..", False), ("no/such", True)):
         assert main(["reproduce", "table2", *words, "--backbone", folder]) == 0
-        assert ("is no folder here, so it is taken for a model of the hub" in capfd.readouterr().err) is told
+        assert ("taken for a model of the hub" in capfd.readouterr().err) is told
 
 
 def test_small_finds_the_real_sets() -> None:
     if not (SHARED / "data").exists():
         pytest.skip("needs the real preference data")
     scale = small_scale(Overrides(), backbones=["some/model"], data_folder=str(SHARED / "data"))
-    run = table2.plan(job(scale)).runs[0]
-    config = train_config(scale, run, Path("o"), model="m")
+    config = single_sets(job(scale)).runs[0].config(job(scale))
     assert config.data == [str(SHARED / "data" / "qa_eval-train.jsonl.gz")]
     assert scale.backbone().name == "model"
 
@@ -172,35 +183,36 @@ def small_files(folder: Path) -> Path:
 def test_a_mixture_of_files_is_even_and_written_once(tiny_world: Path, tmp_path: Path) -> None:
     overrides = Overrides(steps=1, max_length=256)
     scale = small_scale(overrides, backbones=[str(tiny_world)], data_folder=str(small_files(tmp_path / "data")))
-    folder = trained(scale, "baseline", ["BS", "Helpful"], 0, tmp_path / "out")
+    folder = trained(scale, "baseline", ["BS", "Helpful"], tmp_path / "out")
     assert folder == tmp_path / "out/small/runs/base/Helpful+BS/baseline-seed0"
     files = sorted((tmp_path / "out/small/mixtures/Helpful+BS").glob("*.jsonl"))
     assert [len(path.read_text().splitlines()) for path in files] == [8, 8, 8, 8]
-    few = small_scale(replace(overrides, cap=3), backbones=[str(tiny_world)], data_folder=str(tmp_path / "data"))
+    few = small_scale(replace(overrides, pairs=3), backbones=[str(tiny_world)], data_folder=str(tmp_path / "data"))
     run = Run(backbone="base", sets=("Helpful", "BS"), method="baseline")
-    write_data(few, run, tmp_path / "out")
-    config = train_config(few, run, tmp_path / "out", model="m")
+    asked = job(few, out=tmp_path / "out")
+    run.data(asked).write()
+    config = run.config(asked)
     assert [len(Path(path).read_text().splitlines()) for path in (*config.data, *config.eval_data)] == [3, 3, 8, 8]
-    assert state_of(folder) == "finished"
+    assert is_finished(folder)
     written = (folder / "manifest.json").read_bytes()
-    assert trained(scale, "baseline", ["Helpful", "BS"], 0, tmp_path / "out") == folder
+    assert trained(scale, "baseline", ["Helpful", "BS"], tmp_path / "out") == folder
     assert (folder / "manifest.json").read_bytes() == written
 
 
 def test_a_run_of_other_options_is_refused(tiny_world: Path, tmp_path: Path) -> None:
-    trained(world_scale(Overrides(steps=1)), "baseline", ["BS"], 0, tmp_path)
+    trained(world_scale(Overrides(steps=1)), "baseline", ["BS"], tmp_path)
     with pytest.raises(ConfigError, match=r"training.max_steps \(was 1, now 2\). Choose another --out"):
-        trained(world_scale(Overrides(steps=2)), "baseline", ["BS"], 0, tmp_path)
+        trained(world_scale(Overrides(steps=2)), "baseline", ["BS"], tmp_path)
     with pytest.raises(ConfigError, match="no phi-2"):
-        trained(world_scale(Overrides(steps=1)), "baseline", ["BS"], 0, tmp_path, backbone="phi-2")
+        world_scale(Overrides(steps=1)).backbone("phi-2")
     with pytest.raises(ConfigError, match="Sums is none of Helpful"):
-        trained(world_scale(Overrides(steps=1)), "baseline", ["Sums"], 0, tmp_path)
+        in_paper_order(["Sums"])
 
 
 def test_plans_add_up_without_doubles() -> None:
-    plan = table2.plan(job())
+    plan = plan_of("table2")
     assert plan + plan == plan
-    assert "0 training runs" in next(described(job(), Plan(())))
+    assert "0 training runs" in next(described(job(), Plan()))
 
 
 def test_backbones_stand_beside_the_papers() -> None:
@@ -218,7 +230,7 @@ def test_the_names_here_are_those_that_the_command_lists(capfd: pytest.CaptureFi
 def test_a_dry_run_says_which_runs_the_command_would_refuse(
     tiny_world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    trained(world_scale(Overrides(steps=1)), "baseline", ["BS"], 0, tmp_path)
+    trained(world_scale(Overrides(steps=1)), "baseline", ["BS"], tmp_path)
     words = ["reproduce", "table2", "--scale", "world", "--sets", "BS", "--backbones", "instruct", "--dry_run"]
     for steps, state in (("1", "finished"), ("2", "other options: training.max_steps (was 1, now 2)")):
         assert main([*words, "--out", str(tmp_path), "--steps", steps]) == 0
@@ -228,7 +240,7 @@ def test_a_dry_run_says_which_runs_the_command_would_refuse(
 def test_a_cap_holds_for_the_worlds_mixture() -> None:
     run = Run(backbone="instruct", sets=("Helpful", "BS"), method="haf")
     for cap, data in ((5, ["world/helpful[:5]", "world/safe[:5]"]), (900, ["world/helpful[:800]", "world/safe[:800]"])):
-        config = train_config(world_scale(Overrides(cap=cap)), run, Path("o"), model="m")
+        config = run.config(job(world_scale(Overrides(pairs=cap))))
         assert config.data == data
         assert config.eval_data == ["world/helpful[:80]", "world/safe[:80]"]
 
@@ -238,23 +250,25 @@ def test_a_policy_finds_the_pairs_of_a_capped_set(
 ) -> None:
     """No reward model is trained before it that would have written them."""
     read: list[int] = []
-    monkeypatch.setattr(policies, "rlhf", lambda config: read.append(len(load_pairs(config.data).pairs)))
-    policy = policies.PolicyRun(backbone="instruct", sets=("BS",), rewarded_by=None, seed=0)
-    policies.train_missing_policy(world_scale(Overrides(cap=5)), policy, tmp_path)
+    monkeypatch.setattr(runs, "rlhf", lambda config: read.append(len(load_pairs(config.data).pairs)))
+    policy = Policy(backbone="instruct", sets=("BS",), rewarded_by=None, seed=0)
+    policy.make(job(world_scale(Overrides(pairs=5)), out=tmp_path))
     assert read == [5]
 
 
 def test_the_claims_training_pairs_are_the_runs_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[ClaimsConfig] = []
-    monkeypatch.setattr(claims, "run_claims", asked.append)
-    capped = job(world_scale(Overrides(cap=5)), sets=("BS",))
-    claims._claim(capped, "instruct")
+    asked: list[list[str]] = []
+
+    def run_claims(hybrids: object, baselines: object, data: list[str], *_: object, **__: object) -> claims.Claim:
+        asked.append(data)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(claims, "run_claims", run_claims)
+    capped = job(world_scale(Overrides(pairs=5)), sets=("BS",))
+    with pytest.raises(KeyboardInterrupt):
+        claims.find(capped)
     (run, *_) = claims.plan(capped).runs
-    assert (
-        asked[0].data
-        == train_config(capped.scale, run, capped.out, model="m").data
-        == ["o/world/cuts/BS-1of1-of5.jsonl"]
-    )
+    assert asked == [run.config(capped).data] == [["o/world/cuts/BS-1of1-of5.jsonl"]]
 
 
 def test_a_run_that_another_command_trains_is_waited_for(
@@ -263,7 +277,8 @@ def test_a_run_that_another_command_trains_is_waited_for(
     """While it is held nothing is trained there; when it is let go, it is looked at again."""
     scale = world_scale(Overrides(steps=1))
     run = Run(backbone="instruct", sets=("BS",), method="baseline")
-    config = train_config(scale, run, tmp_path, model=str(tiny_world))
+    asked = job(scale, out=tmp_path)
+    config = run.config(asked, model=str(tiny_world))
     calls: list[str] = []
 
     def trains(config: TrainConfig) -> None:
@@ -272,7 +287,7 @@ def test_a_run_that_another_command_trains_is_waited_for(
         monkeypatch.setattr(runs, "is_finished", lambda folder: True)
 
     monkeypatch.setattr(runs, "train", trains)
-    commands = [threading.Thread(target=runs.train_missing, args=(scale, run, tmp_path)) for _ in range(2)]
+    commands = [threading.Thread(target=run.make, args=(asked,)) for _ in range(2)]
     for each in commands:
         each.start()
         time.sleep(0.1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -14,11 +14,11 @@ from hafrm.data import DataOptions
 from hafrm.errors import ConfigError
 from hafrm.models.scorers import ScoreOptions
 from hafrm.paper.probes import claims, consistency, perplexity
-from hafrm.paper.probes.agreement import AgreementConfig, run_agreement
-from hafrm.paper.probes.claims import ClaimsConfig, run_claims
-from hafrm.paper.probes.consistency import ConsistencyConfig, run_consistency
+from hafrm.paper.probes.agreement import run_agreement
+from hafrm.paper.probes.claims import Claim, run_claims
+from hafrm.paper.probes.consistency import run_consistency
 from hafrm.paper.probes.heads import FitOptions
-from hafrm.paper.probes.perplexity import PerplexityConfig, run_perplexity
+from hafrm.paper.probes.perplexity import run_perplexity
 from hafrm.sampling.engines import SampleOptions
 from hafrm.training.config import TrainConfig
 from hafrm.training.run import train
@@ -78,67 +78,55 @@ def test_perplexities_are_computed_once(runs: Runs, tmp_path: Path, monkeypatch:
     for number, part in enumerate((slice(0, 5), slice(4, 9), slice(8, 14))):
         halves.append(str(tmp_path / f"set{number}.jsonl"))
         Path(halves[-1]).write_text("\n".join(Path(runs.train).read_text().splitlines()[part]))
-    config = PerplexityConfig(models=[runs.base], data=halves, out=str(tmp_path / "pp"))
-    cells = run_perplexity(config)
+    cells = run_perplexity([runs.base], halves, tmp_path / "pp")
     assert [(cell.data, cell.n) for cell in cells] == list(zip(halves, (5, 5, 6), strict=True))
     written = json.loads((tmp_path / "pp" / "perplexity.json").read_text())
     assert written["cells"] == [cell.as_dict() for cell in cells]
     forbid(monkeypatch, perplexity, "load_log_prob_scorer")
-    assert run_perplexity(config) == cells
-    short = replace(config, score=ScoreOptions(max_length=10))
+    assert run_perplexity([runs.base], halves, tmp_path / "pp") == cells
     with pytest.raises(AssertionError, match="once"):  # another limit, other scores
-        run_perplexity(short)
+        run_perplexity([runs.base], halves, tmp_path / "pp", score=ScoreOptions(max_length=10))
 
 
 def test_agreement_writes_its_numbers_and_figure(runs: Runs, tmp_path: Path) -> None:
-    config = AgreementConfig(
-        reward=runs.runs["baseline"], dpo=runs.runs["dpo"], data=runs.train, out=str(tmp_path)
-    )  # fmt: skip
-    found = run_agreement(config)
-    assert found.pairs == 14
+    found = run_agreement(runs.runs["baseline"], runs.runs["dpo"], runs.test, tmp_path)
+    assert found.pairs == 8
     written = json.loads((tmp_path / "agreement.json").read_text())
     assert written["pearson"]["value"] == found.pearson.value
     root = ElementTree.parse(tmp_path / "agreement.svg").getroot()
-    assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == 15  # 14 pairs and the key
+    assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == 9  # 8 pairs and the key
 
 
 @pytest.mark.parametrize("oracle", ["world", "run"])
 def test_consistency_writes_its_points_and_goes_on(
     oracle: str, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = ConsistencyConfig(
-        haf=runs.runs["haf"],
-        dpo=runs.runs["dpo"],
-        data=runs.test,
-        oracle="world/helpful" if oracle == "world" else runs.runs["baseline"],
-        out=str(tmp_path),
-        prompts=4,
-        sampling=SampleOptions(max_new_tokens=6),
-    )
-    found = run_consistency(config)
+    judge = "world/helpful" if oracle == "world" else runs.runs["baseline"]
+    models = runs.runs["haf"], runs.runs["dpo"]
+    few = {"prompts": 4, "sampling": SampleOptions(max_new_tokens=6)}
+    found = run_consistency(*models, runs.test, judge, tmp_path, **few)
     assert len(found.points) == 10  # two checkpoints, five matchings
     assert {point.matching for point in found.points} == {"reward", "acc", "loss", "margin", "step"}
     written = json.loads((tmp_path / "consistency.json").read_text())
     assert (written["prompts"], written["prompts_too_long"]) == (4, 0)
     ElementTree.parse(tmp_path / "consistency.svg")
     forbid(monkeypatch, consistency, "generate_responses", "load_scorer")
-    assert run_consistency(config) == found
+    assert run_consistency(*models, runs.test, judge, tmp_path, **few) == found
 
 
-def claims_config(runs: Runs, out: Path) -> ClaimsConfig:
-    return ClaimsConfig(
-        hybrids=[runs.runs["haf"]],
-        baselines=[runs.runs["baseline"]],
-        data=[runs.train],
-        held_out=[runs.test],
-        out=str(out),
+def claimed(runs: Runs, out: Path, *, hybrid: str = "haf", baselines: Sequence[str] = ("baseline",)) -> Claim:
+    return run_claims(
+        [runs.runs[hybrid]],
+        [runs.runs[each] for each in baselines],
+        [runs.train],
+        [runs.test],
+        out,
         fit=FitOptions(max_steps=20),
     )
 
 
 def test_claims_write_their_numbers_and_go_on(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = claims_config(runs, tmp_path)
-    claim = run_claims(config)
+    claim = claimed(runs, tmp_path)
     (seed,) = claim.seeds
     manifest = json.loads((Path(runs.runs["haf"]) / "manifest.json").read_text())
     assert seed.held_out.hybrid == pytest.approx(manifest["eval_metrics"]["eval_loss/policy"], rel=1e-4)
@@ -149,14 +137,13 @@ def test_claims_write_their_numbers_and_go_on(runs: Runs, tmp_path: Path, monkey
     change = written["representations"]["seeds"][0]["train"]["hybrid"]
     assert 0 < change["relative_change"] < 1
     forbid(monkeypatch, claims, "load_scorer")
-    assert run_claims(config) == claim
+    assert claimed(runs, tmp_path) == claim
 
 
 def test_claims_refuse_runs_that_are_no_mates(runs: Runs, tmp_path: Path) -> None:
-    config = claims_config(runs, tmp_path)
-    with pytest.raises(ConfigError, match="no hybrid run"):
-        run_claims(replace(config, hybrids=[runs.runs["dpo"]]))
-    with pytest.raises(ConfigError, match="no baseline"):
-        run_claims(replace(config, baselines=[runs.runs["dpo"]]))
+    with pytest.raises(ConfigError, match="not a hybrid run"):
+        claimed(runs, tmp_path, hybrid="dpo")
+    with pytest.raises(ConfigError, match="not a baseline"):
+        claimed(runs, tmp_path, baselines=["dpo"])
     with pytest.raises(ConfigError, match="as many"):
-        replace(config, baselines=[])
+        claimed(runs, tmp_path, baselines=[])

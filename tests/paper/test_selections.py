@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from hafrm.errors import ConfigError, DataError
-from hafrm.paper import selections, table4
-from hafrm.paper.plans import Job
-from hafrm.paper.scales import Overrides, paper_scale
+from hafrm.paper import selections
+from hafrm.paper.scales import Job, Overrides, paper_scale
 from hafrm.paper.selections import Selections, agreements, draws_of, recalls, regions, win_rates
 from hafrm.sampling.analysis import ScoredPrompt
 from tests.paper.test_experiments import manifests, reproduce
@@ -69,9 +68,9 @@ def test_the_paper_samples_four_from_phi_2() -> None:
     scale = paper_scale(Overrides())
     job = Job(scale=scale, backbones=("phi-2",), sets=("BS",), seeds=(0,), out=Path("o"), judge="m")
     assert (draws_of(job, "phi-2"), draws_of(job, "mistral-instruct")) == (4, 8)
-    assert len(table4.plan(job).runs) == 3
+    assert len(selections.plan(job).runs) == 3
     with pytest.raises(ConfigError, match="--judge"):
-        table4.plan(Job(scale=scale, backbones=("phi-2",), sets=("BS",), seeds=(0,), out=Path("o")))
+        selections.plan(Job(scale=scale, backbones=("phi-2",), sets=("BS",), seeds=(0,), out=Path("o")))
 
 
 @pytest.mark.slow

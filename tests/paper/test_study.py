@@ -6,7 +6,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,23 +18,20 @@ from filelock import FileLock
 from markupsafe import Markup
 
 from hafrm.cli import main
+from hafrm.cli.reproduce import ReproduceConfig
 from hafrm.data import load_pairs
-from hafrm.errors import ConfigError, TrainingError
-from hafrm.evaluation.scoring import PairScore, read_scores
+from hafrm.errors import ConfigError, DataError, TrainingError
+from hafrm.evaluation.scoring import RESULTS_FILE, SCORES_FILE, PairScore, read_scores, write_scores
 from hafrm.pairs import Conversation
-from hafrm.paper import numbers
-from hafrm.paper.measures import Measured
-from hafrm.paper.overlap import unseen
-from hafrm.paper.plans import Job
-from hafrm.paper.runs import Run, command, train_config
-from hafrm.paper.scales import Overrides, SetFiles, small_scale, world_scale
-from hafrm.paper.study import costs, drawing, planning, rates, results, telling, work
-from hafrm.paper.study import trials as study_trials
-from hafrm.paper.study.journal import Journal
-from hafrm.paper.study.options import PARTS, StudyOptions
-from hafrm.paper.study.publishing import page_of, publish, with_block
-from hafrm.paper.study.trials import cells, stage_order, trials
-from hafrm.paper.study.words import fit_words
+from hafrm.paper import costs, executor, numbers, stages, study
+from hafrm.paper.measures import Measured, Paired, mean_compared, read_cells
+from hafrm.paper.plans import PARTS, cells, shares_part
+from hafrm.paper.runs import Run, train_words
+from hafrm.paper.samples import unseen
+from hafrm.paper.scales import Job, Overrides, SetFiles, small_scale, world_scale
+from hafrm.paper.stages import Journal, stage_order, trials
+from hafrm.paper.study_page import findings_of, page_of, publish, with_block
+from hafrm.paper.words import fit_words
 from hafrm.training import run as training_run
 from tests.paper.test_plans import small_files
 from tests.tiny import pair
@@ -49,6 +46,7 @@ def job(out: Path, **values: Any) -> Job:
         "sets": numbers.SETS,
         "seeds": (0, 1, 2),
         "out": out,
+        "parts": tuple(PARTS),
     }
     return Job(**(asked | values))  # type: ignore[arg-type]
 
@@ -64,7 +62,7 @@ def test_width_comes_before_depth(tmp_path: Path) -> None:
     assert set(stages) == {(part, backbone) for part in PARTS for backbone in asked.backbones}
     assert len(stages) == len(set(stages))
     assert stages.index(("table2", "base")) < stages.index(("losses", "instruct"))
-    assert list(stage_order(replace(asked, study=StudyOptions(parts=("sizes",))))) == [
+    assert list(stage_order(replace(asked, parts=("sizes",)))) == [
         ("sizes", "instruct"),
         ("sizes", "base"),
     ]
@@ -79,7 +77,7 @@ def test_parts_share_their_runs(tmp_path: Path) -> None:
     assert len(set(trials(asked, "ratios", "instruct")) - single) == 5 * 5 * 3
     assert {cell.column for cell in cells(asked, "ood", "instruct")} >= {"BS→Harmless", "CA→AHP"}
     names = [run.name for part in PARTS for run in trials(asked, part, "instruct")]
-    assert len(set(names)) == len(planning.plan(asked).runs)
+    assert len(set(names)) == len(stages.plan_study(asked).runs)
 
 
 def test_losses_and_shares_are_runs_of_hafrm_train(tmp_path: Path) -> None:
@@ -90,41 +88,40 @@ def test_losses_and_shares_are_runs_of_hafrm_train(tmp_path: Path) -> None:
     asked = job(tmp_path)
     parser = train.parser()
     for run in (*trials(asked, "losses", "base"), *trials(asked, "priors", "base"), *trials(asked, "sizes", "base")):
-        config = train_config(asked.scale, run, tmp_path, model="m")
-        assert options_of(TrainConfig, parser, parser.parse_args(command(config)[2:])) == config
+        config = run.config(asked, model="m")
+        assert options_of(TrainConfig, parser, parser.parse_args(train_words(config)[2:])) == config
     simpo = Run(backbone="base", sets=("BS",), method="haf", loss="simpo")
-    assert train_config(asked.scale, simpo, tmp_path, model="m").loss.beta == 2
+    assert simpo.config(asked).loss.beta == 2
 
 
 def test_a_rates_runs_have_folders_of_their_own_and_the_best_on_validation_is_chosen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = job(tmp_path, sets=("BS", "AHP"), study=StudyOptions(rates=(1e-4, 1e-3, 1e-2)))
-    assert len(list(rates.search(asked, "base"))) == 3 * 2 * 3
-    assert rates.at_chosen_rates(asked, "base", {}) is None
+    asked = job(tmp_path, sets=("BS", "AHP"), rates=(1e-4, 1e-3, 1e-2))
+    assert len(list(stages.search(asked, "base"))) == 3 * 2 * 3
+    assert stages.at_chosen_rates(asked, "base") is None
     marks = {"haf": (0.6, 0.7, 0.7), "baseline": (0.5, 0.5, 0.6), "dpo": (0.9, 0.1, 0.1)}
     found = {}
-    for at, run in rates.search(asked, "base"):
-        rate = at.scale.backbone("base").learning_rates[run.method]
-        place = asked.study.rates.index(rate)
-        shift = 0.1 if run.sets == ("BS",) else -0.1  # the mean over sets counts
-        found[run.folder(at.scale, tmp_path)] = marks[run.method][place] + shift
+    for todo in stages.search(asked, "base"):
+        rate = todo.job.scale.backbone("base").learning_rates[todo.run.method]
+        place = asked.rates.index(rate)
+        shift = 0.1 if todo.run.sets == ("BS",) else -0.1  # the mean over sets counts
+        found[todo.folder] = marks[todo.run.method][place] + shift
     assert len(found) == 18
-    monkeypatch.setattr(rates, "is_finished", found.__contains__)
+    monkeypatch.setattr(stages, "is_finished", found.__contains__)
     monkeypatch.setattr(
-        rates, "read_manifest", lambda folder: {"eval_metrics": {"eval_rewards/accuracies": found[folder]}}
+        stages, "read_manifest", lambda folder: {"eval_metrics": {"eval_rewards/accuracies": found[folder]}}
     )
-    at = rates.at_chosen_rates(asked, "base", {})
+    at = stages.at_chosen_rates(asked, "base")
     assert at is not None
     assert at.scale.backbone("base").learning_rates == {"haf": 1e-3, "baseline": 1e-2, "dpo": 1e-4}
-    folder = Run(backbone="base", sets=("BS",), method="dpo").folder(at.scale, tmp_path)
+    folder = Run(backbone="base", sets=("BS",), method="dpo").folder(at)
     assert folder.name == "dpo-seed0-lr0.0001"
     assert folder in found  # the search's run of the chosen rate is the first seed's
     best = next(folder for folder in found if "dpo-seed0-lr0.0001" in str(folder))
     del found[best]
-    journal = Journal(tmp_path / "j")
-    journal.write(str(best.relative_to(asked.root / "runs")), "failed", reason="diverged")
-    choice = rates.chosen(asked, "base", journal.last())["dpo"]
+    stages.journal_of(asked).write(str(best.relative_to(asked.root / "runs")), "failed", reason="diverged")
+    choice = stages.choices(asked, "base")["dpo"]
     assert choice.failed == (1e-4,)
     assert choice.complete
     assert choice.rate == 1e-3
@@ -167,7 +164,7 @@ def test_a_bag_of_words_learns_words_and_not_noise() -> None:
 TINY = ["--scale", "world", "--steps", "2", "--sets", "Harmless", "BS", "--backbones", "instruct"]
 
 
-def study(out: Path, *more: str) -> dict[str, Any]:
+def run_study(out: Path, *more: str) -> dict[str, Any]:
     assert main(["reproduce", "study", "--out", str(out), *TINY, *more]) == 0
     found: dict[str, Any] = json.loads((out / "world" / "study" / "results.json").read_text())
     return found
@@ -192,7 +189,7 @@ def test_the_study_from_its_command_to_the_docs(
     monkeypatch.setattr(training_run, "fit_combination", lambda margins: 1.0)  # two steps settle no weight
     words = ["--seeds", "0", "1", "--learning_rates", "1e-4", "1e-3", "--publish", str(checkout)]
     parts = ["--sets", "BS", "--parts", "table2", "heads"]
-    found = study(tmp_path, *words, *parts)
+    found = run_study(tmp_path, *words, *parts)
     assert found["missing"] == ["nothing is missing"]
     assert found["failures"] == found["unfinished"] == []
     assert set(found["rates"]["instruct"]["haf"]["marks"]) == {"0.0001", "0.001"}
@@ -217,18 +214,18 @@ def test_the_study_from_its_command_to_the_docs(
     assert "| bag of words |" in readme
     assert with_block(readme, found) == readme
     page = (tmp_path / "world" / "study" / "table.md").read_text()
-    for line in ("HAF (instruct)", "Learning rates", "In domain, instruct: HAF is above Baseline on"):
+    for line in ("HAF (instruct)", "Learning rates", "In domain, instruct, HAF against Baseline: above on"):
         assert line in page
     started = found["counts"]["started"]
     capfd.readouterr()
-    assert study(tmp_path, *words, *parts)["counts"]["started"] == started  # all is there: nothing runs again
+    assert run_study(tmp_path, *words, *parts)["counts"]["started"] == started  # all is there: nothing runs again
     assert main(["reproduce", "study", "--out", str(tmp_path), *TINY, *words, *parts, "--dry_run"]) == 0
     assert "nothing is missing" in capfd.readouterr().out
 
 
 @pytest.mark.slow
 def test_other_sets_and_mixtures(tiny_world: Path, tmp_path: Path) -> None:
-    found = study(tmp_path, "--parts", "table2", "ood", "mixed")
+    found = run_study(tmp_path, "--parts", "table2", "ood", "mixed")
     assert set(found["parts"]["ood"]["instruct"]) == {"BS→Harmless", "Harmless→BS"}
     assert set(found["parts"]["mixed"]["instruct"]) == {"Harmless", "BS"}
     assert len(list((tmp_path / "world" / "runs").rglob("manifest.json"))) == 3 * (2 + 1)
@@ -246,10 +243,11 @@ def test_other_sets_and_mixtures(tiny_world: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_curves_and_losses(tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One seed, one set, two shares, one other loss: no averages, and figures of what there is."""
-    for module in (study_trials, results, drawing):
-        monkeypatch.setattr(module, "SHARES", (2, 1))
-    monkeypatch.setattr(study_trials, "_POLICY_LOSSES", ("simpo",))
-    found = study(tmp_path, "--sets", "BS", "--parts", "losses", "sizes")
+    monkeypatch.setitem(PARTS, "sizes", shares_part((2, 1)))
+    losses = PARTS["losses"]
+    few = {row: options for row, options in losses.rows.items() if row in ("none", "dpo", "simpo")}
+    monkeypatch.setitem(PARTS, "losses", replace(losses, rows=few))
+    found = run_study(tmp_path, "--sets", "BS", "--parts", "losses", "sizes")
     assert set(found["parts"]["losses"]["instruct"]["BS"]) == {"none", "dpo", "simpo"}
     assert set(found["parts"]["sizes"]["instruct"]["BS"]) == {
         f"{method} 1/{share}" for method in ("haf", "baseline", "dpo") for share in (1, 2)
@@ -265,23 +263,23 @@ def test_curves_and_losses(tiny_world: Path, tmp_path: Path, monkeypatch: pytest
 def test_what_fails_is_written_down_and_the_study_goes_on(
     tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = work.train_missing
+    whole = Run.make
 
-    def failing(scale: Any, run: Run, out: Path) -> Path:
+    def failing(run: Run, job: Job) -> Path:
         if run.method == "dpo":
             raise TrainingError("the loss is not finite\nlook here")
-        return whole(scale, run, out)
+        return whole(run, job)
 
-    monkeypatch.setattr(work, "train_missing", failing)
-    found = study(tmp_path, "--parts", "table2")
+    monkeypatch.setattr(Run, "make", failing)
+    found = run_study(tmp_path, "--parts", "table2")
     assert [each["reason"] for each in found["failures"]] == ["the loss is not finite"] * 2
     assert set(found["parts"]["table2"]["instruct"]["BS"]) == {"haf", "baseline", "words"}
     page = (tmp_path / "world" / "study" / "table.md").read_text()
     assert "the loss is not finite" in page
     assert any("2 of which failed" in line for line in found["missing"])
-    monkeypatch.setattr(work, "train_missing", whole)
-    assert study(tmp_path, "--parts", "table2")["failures"] == found["failures"]  # not tried again by itself
-    assert study(tmp_path, "--parts", "table2", "--retry")["failures"] == []
+    monkeypatch.setattr(Run, "make", whole)
+    assert run_study(tmp_path, "--parts", "table2")["failures"] == found["failures"]  # not tried again by itself
+    assert run_study(tmp_path, "--parts", "table2", "--retry")["failures"] == []
 
 
 @pytest.mark.slow
@@ -289,19 +287,19 @@ def test_the_time_ends_between_runs_and_the_study_goes_on(
     tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     clock = [0.0]
-    whole = work.train_missing
+    whole = Run.make
 
-    def slow(scale: Any, run: Run, out: Path) -> Path:
+    def slow(run: Run, job: Job) -> Path:
         clock[0] += 1000.0
-        return whole(scale, run, out)
+        return whole(run, job)
 
-    monkeypatch.setattr(work, "train_missing", slow)
-    monkeypatch.setattr(work.time, "monotonic", lambda: clock[0])
-    found = study(tmp_path, "--parts", "table2", "--hours", "0.5")
+    monkeypatch.setattr(Run, "make", slow)
+    monkeypatch.setattr(executor.time, "monotonic", lambda: clock[0])
+    found = run_study(tmp_path, "--parts", "table2", "--hours", "0.5")
     assert "the time of 0.5 hours is up" in capfd.readouterr().err
     assert any(line.startswith("missing: 5 of 6 runs of table2") for line in found["missing"])  # stopped at 2000 s
     assert set(found["parts"]["table2"]["instruct"]) == {"Harmless"}
-    assert study(tmp_path, "--parts", "table2")["missing"] == ["nothing is missing"]
+    assert run_study(tmp_path, "--parts", "table2")["missing"] == ["nothing is missing"]
 
 
 @pytest.mark.slow
@@ -310,15 +308,15 @@ def test_a_killed_study_lists_what_was_begun(tiny_world: Path, tmp_path: Path, m
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(work, "train_missing", killed)
+        patch.setattr(Run, "make", killed)
         assert main(["reproduce", "study", "--out", str(tmp_path), *TINY, "--parts", "table2"]) == 130
     asked = job(tmp_path, backbones=("instruct",), sets=("Harmless", "BS"), seeds=(0,))
-    assert results.collect(asked)["unfinished"] == ["instruct/Harmless/haf-seed0"]
-    assert study(tmp_path, "--parts", "table2")["unfinished"] == []
+    assert study.collect(asked)["unfinished"] == ["instruct/Harmless/haf-seed0"]
+    assert run_study(tmp_path, "--parts", "table2")["unfinished"] == []
 
 
 def test_what_another_process_holds_is_left_to_it(tiny_world: Path, tmp_path: Path) -> None:
-    asked = job(tmp_path, backbones=("instruct",), sets=("BS",), seeds=(0,), study=StudyOptions(parts=("table2",)))
+    asked = job(tmp_path, backbones=("instruct",), sets=("BS",), seeds=(0,), parts=("table2",))
     order: list[str] = []
     held = tmp_path / "world/study/locks/instruct@BS@haf-seed0.lock"
     held.parent.mkdir(parents=True)
@@ -332,7 +330,7 @@ def test_what_another_process_holds_is_left_to_it(tiny_world: Path, tmp_path: Pa
     process = threading.Thread(target=other)
     process.start()
     taken.wait()
-    work.execute(asked, planning.plan(asked), order.append)
+    executor.execute_study(asked, stages.plan_study(asked), order.append)
     process.join()
     runs = [line.rsplit("/", 1)[1] for line in order if "instruct/BS/" in line and "scores" not in line]
     assert runs[:3] == ["baseline-seed0", "dpo-seed0", "haf-seed0"]
@@ -360,12 +358,13 @@ def test_small_foretells_its_hours_and_cuts_its_sets(
     choice = capfd.readouterr().out
     assert "missing: 6 of 6 runs of the choice of learning rates, base: about" in choice
     assert hours_of(choice) < 2 * hours_of(printed)  # the first seed's runs of a chosen rate are not trained again
-    scale = small_scale(Overrides(cap=6, steps=1), backbones=[str(tiny_world)], data_folder=str(data))
+    scale = small_scale(Overrides(pairs=6, steps=1), backbones=[str(tiny_world)], data_folder=str(data))
     lines = []
     for share in (1, 2):
         run = Run(backbone="base", sets=("BS",), method="baseline", share=share)
-        (name,) = train_config(scale, run, tmp_path, model="m").data
-        work.write_data(scale, run, tmp_path)
+        data = run.data(job(tmp_path, scale=scale))
+        data.write()
+        (name,) = data.names("train")
         lines.append(Path(name).read_text().splitlines())
     assert [len(each) for each in lines] == [6, 3]
     assert set(lines[1]) < set(lines[0])  # a smaller part is a part of the larger one
@@ -391,18 +390,18 @@ def test_costs_are_counts_of_products(tiny_world: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("options", "message"),
     [
-        (lambda: StudyOptions(parts=("table9",)), "table9 is none of table2"),  # type: ignore[arg-type]
-        (lambda: StudyOptions(hours=0), "hours must be more than 0"),
-        (lambda: StudyOptions(rates=(0.0,)), "learning_rates must be more than 0"),
-        (lambda: StudyOptions(rates=(1e-4, 1e-3), rate_seeds=0), "rate_seeds must be at least 1"),
-        (lambda: StudyOptions(rates=(1e-4,), rate_seeds=2), "chooses among two learning_rates or more"),
+        ({"parts": ["table9"]}, "table9 is none of table2"),
+        ({"hours": 0}, "hours must be more than 0"),
+        ({"learning_rates": [0.0]}, "learning_rates must be more than 0"),
+        ({"learning_rates": [1e-4, 1e-3], "rate_seeds": 0}, "rate_seeds must be at least 1"),
+        ({"learning_rates": [1e-4], "rate_seeds": 2}, "chooses among two learning_rates or more"),
     ],
 )
-def test_options_that_can_not_work_are_refused(make: Callable[[], object], message: str) -> None:
+def test_options_that_can_not_work_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        make()
+        ReproduceConfig(name="study", **options)
 
 
 def compared(difference: float, ends: list[float]) -> dict[str, Any]:
@@ -421,7 +420,7 @@ def compared(difference: float, ends: list[float]) -> dict[str, Any]:
     said = {"part": "table2", "backbone": "b", "a": "haf", "b": "baseline", "p": 0.01, "by_seed": {"0": difference}}
     said |= {"difference": difference, "ci95": ends, "n": 9}
     return {
-        "format": results.FORMAT,
+        "format": study.FORMAT,
         "scale": "small",
         "sets": ["BS"],
         "seeds": [0],
@@ -431,6 +430,7 @@ def compared(difference: float, ends: list[float]) -> dict[str, Any]:
         "max_length": 512,
         "backbones": {"b": {"paper_name": None, "lora_rank": 0}},
         "rates": {"b": {"haf": {"marks": {"0.001": None}, "failed": [], "rate": 0.001}}},
+        "rate_seeds": 1,
         "parts": {"table2": {"b": {"BS": {"haf": cell, "baseline": cell}}}},
         "comparisons": [
             said | {"column": "BS", "p_holm": 0.02},
@@ -447,15 +447,15 @@ def compared(difference: float, ends: list[float]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("difference", "ends", "said", "agrees"),
     [
-        (0.02, [0.01, 0.03], "is above 0; above in 1 of 1 seed", "this agrees; gains as large"),
+        (0.02, [0.01, 0.03], "is above 0; above in 1 of 1 seed", "this agrees; the interval excludes gains"),
         (0.05, [0.01, 0.09], "is above 0; above in 1 of 1 seed", "this agrees."),
         (-0.02, [-0.03, -0.01], "is below 0; above in 0 of 1 seed", "this contradicts it."),
-        (0.01, [-0.01, 0.04], "the pairs can't tell from 0", "this neither agrees nor contradicts."),
-        (0.01, [-0.01, 0.03], "the pairs can't tell from 0", "contradicts; gains as large as those are outside"),
+        (0.01, [-0.01, 0.04], "distinguished from 0", "this neither agrees nor contradicts."),
+        (0.01, [-0.01, 0.03], "distinguished from 0", "contradicts; the interval excludes gains as large"),
     ],
 )
 def test_sentences_follow_the_numbers(difference: float, ends: list[float], said: str, agrees: str) -> None:
-    (sentence,) = telling.findings_of(compared(difference, ends)).statements
+    (sentence,) = findings_of(compared(difference, ends)).statements
     assert said in sentence
     assert agrees in sentence
     assert "+4.6, +4.8, +3.4 points" in sentence  # HAF less the baseline in Table 2: 74.12 - 69.50, 71.82 - 67.06, ...
@@ -466,11 +466,11 @@ def test_the_papers_gains_are_those_on_the_same_sets() -> None:
     """HAF less the baseline on Helpful, Harmless and BS, by hand from Table 2."""
     found = compared(0.02, [0.01, 0.03])
     found["comparisons"][-1]["columns"] = ["Helpful", "Harmless", "BS"]
-    assert "on these sets: +7.0, +2.6, +2.6 points" in telling.findings_of(found).statements[0]
+    assert "on these sets: +7.0, +2.6, +2.6 points" in findings_of(found).statements[0]
 
 
 def test_an_end_near_0_shows_its_side() -> None:
-    (sentence,) = telling.findings_of(compared(-0.02, [-0.04, -0.0002])).statements
+    (sentence,) = findings_of(compared(-0.02, [-0.04, -0.0002])).statements
     assert "[−4.00, −0.02], which is below 0" in sentence
 
 
@@ -479,11 +479,11 @@ def test_cells_of_fewer_seeds_say_so_and_are_in_no_mean() -> None:
     row = found["parts"]["table2"]["b"]["BS"]
     found["seeds"] = [0, 1]
     row["haf"] = row["haf"] | {"seeds": [0, 1], "by_seed": [0.8, 0.8], "accuracy": 0.8}
-    written = telling.findings_of(found)
+    written = findings_of(found)
     by_name = {line[0]: line[1:] for line in written.tables[0].rows}
     assert by_name["Baseline (b)"] == ("70.0 [60.0, 80.0] (1 of 2 seeds)", "–")
     assert by_name["HAF (b)"] == ("80.0 [60.0, 80.0]", Markup("<b>80.0</b>"))
-    assert any("are of fewer seeds than asked for" in note for note in written.notes)
+    assert any("have fewer seeds than requested" in note for note in written.notes)
     assert "the mean over seeds 0, 1, where they are there" in written.figures["table2-b"]
 
 
@@ -493,7 +493,7 @@ def test_a_curve_is_of_the_seeds_that_all_its_points_have() -> None:
     cell = found["parts"]["table2"]["b"]["BS"]["haf"]
     more = cell | {"seeds": [0, 1], "by_seed": [0.7, 0.9], "accuracy": 0.8}
     found["parts"] = {"ratios": {"b": {"BS": {"-0.2": cell, "0": cell, "0.5": more}}}}
-    figure = telling.findings_of(found).figures["ratios-b"]
+    figure = findings_of(found).figures["ratios-b"]
     assert "the mean over BS and seed 0" in figure
     (drawn, _) = re.findall(r'd="([^"]*)" class="series positive"', figure)  # the curve, and the legend's line
     assert len(set(re.findall(r"[ML][\d.]+ ([\d.]+)", drawn))) == 1
@@ -504,10 +504,10 @@ def test_what_the_paper_says_is_held_to_the_sets_of_enough_prompts() -> None:
     """A lead that one set of two prompts makes alone agrees with nothing."""
     found = compared(0.02, [0.01, 0.03])
     mean = found["comparisons"][-1]
-    found["comparisons"].append(mean | {"column": results.ENOUGH, "difference": 0.001, "ci95": [-0.02, 0.06]})
-    (sentence,) = telling.findings_of(found).statements
+    found["comparisons"].append(mean | {"column": study.ENOUGH, "difference": 0.001, "ci95": [-0.02, 0.06]})
+    (sentence,) = findings_of(found).statements
     assert "on average by +2.0 points [+1.0, +3.0]" in sentence
-    assert "of 6 prompts or more by +0.1 points [−2.0, +6.0], which the pairs can't tell from 0" in sentence
+    assert "of 6 prompts or more by +0.1 points [−2.0, +6.0], which can't be distinguished from 0" in sentence
     assert sentence.endswith("this neither agrees nor contradicts.")
     assert "on 1 of 1" in sentence  # the two means are no columns
 
@@ -522,14 +522,14 @@ def test_the_mean_of_enough_prompts_leaves_out_the_others() -> None:
         name: {row: {0: scored(name, prompts, row == "haf" or name != "C")} for row in ("haf", "baseline")}
         for name, prompts in table.items()
     }
-    found = {each["column"]: each for each in results._comparisons("ood", "b", scores) if each["b"] == "baseline"}
+    found = {each["column"]: each for each in study.compare_rows("ood", "b", scores) if each["b"] == "baseline"}
     assert found["Avg"]["difference"] == pytest.approx(1 / 3)
-    assert found[results.ENOUGH]["difference"] == 0
-    assert list(found) == ["A", "B", "C", "Avg", results.ENOUGH]
+    assert found[study.ENOUGH]["difference"] == 0
+    assert list(found) == ["A", "B", "C", "Avg", study.ENOUGH]
     assert found["Avg"]["p"] is None
-    assert found[results.ENOUGH]["p"] == 1
+    assert found[study.ENOUGH]["p"] == 1
     del scores["C"]
-    assert [each["column"] for each in results._comparisons("ood", "b", scores) if each["b"] == "baseline"] == [
+    assert [each["column"] for each in study.compare_rows("ood", "b", scores) if each["b"] == "baseline"] == [
         "A",
         "B",
         "Avg",
@@ -538,7 +538,7 @@ def test_the_mean_of_enough_prompts_leaves_out_the_others() -> None:
 
 def test_a_column_without_p_value_takes_no_part_in_the_correction() -> None:
     found = [{"part": "ood", "column": column, "p": p} for column, p in {"A": 0.02, "B": 0.5, "CA": None}.items()]
-    results._correct(found)
+    study.correct(found)
     assert [each.get("p_holm") for each in found] == [0.04, 0.5, None]
 
 
@@ -553,24 +553,24 @@ def test_two_rows_are_compared_on_the_pairs_that_both_scored() -> None:
 
     reads_half = scores([1.0] * 10 + [None] * 10)
     reads_all = scores([1.0] * 10 + [-1.0] * 10)
-    found = results._paired(
+    found = study.pair_rows(
         {"haf": {0: reads_half, 1: reads_half}, "words": {0: reads_all, 1: reads_all}}, "haf", "words"
     )
     assert found is not None
-    told = results._on_one(found)
+    told = found.compared()
     assert (told["n"], told["difference"], told["by_seed"]) == (10, 0, {"0": 0, "1": 0})
-    cell = results._grid({"BS": {"haf": {0: reads_half}}})["BS"]["haf"]
+    cell = study.json_grid({"BS": {"haf": {0: reads_half}}})["BS"]["haf"]
     assert (cell["n"], cell["unscored"], cell["accuracy"]) == (10, 10, 1)
 
 
 def test_what_is_left_out_is_counted() -> None:
     found = compared(0.02, [0.01, 0.03]) | {"seen": {"ood": {"BS→Harmless": [22, 308]}}}
-    notes = telling.findings_of(found).notes
+    notes = findings_of(found).notes
     assert "Left out of all accuracies are test pairs longer than 512 tokens: BS 1 of 10." in notes
-    assert any(note.endswith("in the training or validation pairs, too: BS→Harmless 22 of 308.") for note in notes)
+    assert any(note.endswith("in the training or validation pairs: BS→Harmless 22 of 308.") for note in notes)
     grid = found["parts"]["table2"]
     grid["c"] = {"BS": {"haf": grid["b"]["BS"]["haf"] | {"unscored": 4, "n": 6}}}
-    notes = telling.findings_of(found).notes
+    notes = findings_of(found).notes
     assert "Left out of all accuracies are test pairs longer than 512 tokens: b: BS 1 of 10; c: BS 4 of 10." in notes
 
 
@@ -597,13 +597,24 @@ def test_prompts_that_were_trained_on_are_no_test(tmp_path: Path) -> None:
     another = replace(scores[0], group="another")
     assert unseen(scale, ("BS",), [another, scores[1]]) == [another]
 
+    asked = job(tmp_path, scale=scale, sets=("Harmless", "BS"), seeds=(0,))
+    out_of_domain = [cell for cell in cells(asked, "ood", "base") if cell.column == "BS→Harmless"]
+    for cell in out_of_domain:
+        write_scores([another, scores[1]], cell.scoring.folder(asked) / SCORES_FILE)
+        (cell.scoring.folder(asked) / RESULTS_FILE).write_text("{}")
+    found, left_out = read_cells(asked, cells(asked, "ood", "base"), partly=True)
+    assert left_out == {"BS→Harmless": [1, 2]}
+    assert found == {"BS→Harmless": {method: {0: [another]} for method in ("haf", "baseline", "dpo")}}
+    with pytest.raises((DataError, OSError)):
+        read_cells(asked, cells(asked, "table2", "base"))
+
 
 @pytest.mark.parametrize("changed", [["--steps", "3"], ["--max_length", "250"]])
 def test_runs_of_other_options_are_not_shown_as_this_studys(
     changed: list[str], tiny_world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--sets", "BS", "--parts", "table2"]
-    study(tmp_path, *words)
+    run_study(tmp_path, *words)
     before = (tmp_path / "world" / "study" / "results.json").read_bytes()
     assert main(["reproduce", "study", "--out", str(tmp_path), *TINY, *words, *changed]) == 2
     assert "holds a run with other options" in capfd.readouterr().err
@@ -614,36 +625,36 @@ def test_runs_of_other_options_are_not_shown_as_this_studys(
 def test_a_rate_at_the_edge_of_those_tried_is_named(rate: float | None, said: str | None) -> None:
     told = compared(0.02, [0.01, 0.03])
     told["rates"]["b"]["haf"] |= {"marks": {"0.001": 0.6, "0.002": 0.7, "0.003": None}, "rate": rate}
-    notes = [note for note in telling.findings_of(told).notes if "At the edge" in note]
+    notes = [note for note in findings_of(told).notes if "At the edge" in note]
     assert len(notes) == (said is not None)
     assert all(f"HAF (b), {said}" in note for note in notes)
 
 
 def test_more_seeds_may_choose_the_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first seed alone would choose the lower rate: by luck, as the others tell."""
-    study = StudyOptions(rates=(1e-3, 1e-2), rate_seeds=2, parts=("table2",))
-    asked = job(tmp_path, backbones=("base",), sets=("BS",), seeds=(0, 1, 2), study=study)
+    few = {"backbones": ("base",), "sets": ("BS",), "seeds": (0, 1, 2), "parts": ("table2",)}
+    asked = job(tmp_path, rates=(1e-3, 1e-2), rate_seeds=2, **few)
     found = {}
-    for at, run in rates.search(asked, "base"):
-        low = at.scale.backbone("base").learning_rates[run.method] == 1e-3
-        found[run.folder(at.scale, tmp_path)] = 0.6 if not low else 0.65 if run.seed == 0 else 0.5
+    for todo in stages.search(asked, "base"):
+        low = todo.job.scale.backbone("base").learning_rates[todo.run.method] == 1e-3
+        found[todo.folder] = 0.6 if not low else 0.65 if todo.run.seed == 0 else 0.5
     assert len(found) == 2 * 3 * 2
-    monkeypatch.setattr(rates, "is_finished", found.__contains__)
+    monkeypatch.setattr(stages, "is_finished", found.__contains__)
     monkeypatch.setattr(
-        rates, "read_manifest", lambda folder: {"eval_metrics": {"eval_rewards/accuracies": found[folder]}}
+        stages, "read_manifest", lambda folder: {"eval_metrics": {"eval_rewards/accuracies": found[folder]}}
     )
-    first = replace(asked, study=replace(study, rate_seeds=1))
+    first = replace(asked, rate_seeds=1)
     for these, rate in ((first, 1e-3), (asked, 1e-2)):
-        at = rates.at_chosen_rates(these, "base", {})
+        at = stages.at_chosen_rates(these, "base")
         assert at is not None
         assert set(at.scale.backbone("base").learning_rates.values()) == {rate}
 
 
-@pytest.mark.parametrize(("seeds", "said"), [(1, "first seed"), (2, "first 2 seeds"), (3, "all seeds")])
+@pytest.mark.parametrize(("seeds", "said"), [(1, "the first seed"), (2, "the first 2 seeds"), (3, "all seeds")])
 def test_the_seeds_that_chose_the_rates_are_named(seeds: int, said: str) -> None:
     told = compared(0.02, [0.01, 0.03]) | {"rate_seeds": seeds, "seeds": [0, 1, 2]}
-    found = telling.findings_of(told)
-    assert any(f"on every set with the {said}, and keeps" in note for note in found.notes)
+    found = findings_of(told)
+    assert any(f"on every set with {said}, and keeps" in note for note in found.notes)
     assert (
         f"of each rate, {said}, mean over sets"
         in next(t for t in found.tables if t.title == "Learning rates").header[1]
@@ -652,12 +663,12 @@ def test_the_seeds_that_chose_the_rates_are_named(seeds: int, said: str) -> None
 
 def test_rates_that_were_not_chosen_are_not_said_to_be() -> None:
     told = compared(0.02, [0.01, 0.03])
-    (note,) = (note for note in telling.findings_of(told).notes if "every method tries the same rates" in note)
+    (note,) = (note for note in findings_of(told).notes if "every method tries the same rates" in note)
     assert "failed" not in note
     told["rates"]["b"]["haf"]["failed"] = ["0.001"]
-    assert any("at which a run failed is not chosen" in note for note in telling.findings_of(told).notes)
+    assert any("at which a run failed is not chosen" in note for note in findings_of(told).notes)
     told["rates"]["b"]["haf"]["marks"] = {}
-    found = telling.findings_of(told)
+    found = findings_of(told)
     assert not any("every method tries" in note for note in found.notes)
     assert any("rates were not chosen" in note for note in found.notes)
     assert ("HAF (b)", "none was tried", "0.001") in next(t for t in found.tables if t.title == "Learning rates").rows
@@ -666,17 +677,17 @@ def test_rates_that_were_not_chosen_are_not_said_to_be() -> None:
 def test_columns_on_the_same_prompts_are_drawn_together() -> None:
     """Twice the same column says no more than once; of other prompts it does."""
 
-    def column(prompts: str) -> results._Paired:
+    def column(prompts: str) -> Paired:
         hits = {f"{prompts}{i}": float(i % 3 == 0) for i in range(60)}
         groups = {pair: pair for pair in hits}
         ours, theirs = (
             Measured((0.0,), {pair: value(hit) for pair, hit in hits.items()}, groups, 0.5)
             for value in (lambda hit: hit, lambda hit: 0.4)
         )
-        return results._Paired(ours, theirs, (0,))
+        return Paired(ours, theirs, (0,))
 
-    def width(*columns: results._Paired) -> float:
-        low, high = results._on_all(columns)["ci95"]
+    def width(*columns: Paired) -> float:
+        low, high = mean_compared(columns)["ci95"]
         return high - low
 
     one = width(column("a"))
@@ -690,16 +701,16 @@ def test_a_set_of_few_prompts_has_no_interval_and_its_pairs_are_drawn_for_the_me
     groups = {pair: "a" if pair[-1] in "01234" else "b" for pair in hits}
     ours = Measured((1.0,), hits, groups, 0.5)
     theirs = Measured((0.5,), {pair: float(i % 2) for i, pair in enumerate(hits)}, groups, 0.5)
-    few = results._Paired(ours, theirs, (0,))
+    few = Paired(ours, theirs, (0,))
     assert ours.ci95 is None
     assert ours.as_dict()["prompts"] == 2
-    found = results._on_one(few)
+    found = few.compared()
     assert (found["difference"], found["ci95"], found["p"]) == (0.5, None, None)
-    low, high = results._on_all([few, few])["ci95"]
+    low, high = mean_compared([few, few])["ci95"]
     assert high - low == pytest.approx(2 * 1.96 * (0.25 / 1000) ** 0.5, rel=0.15)  # as of 1,000 independent pairs
     told = compared(0.02, [0.01, 0.03])
     told["parts"]["table2"]["b"]["BS"]["haf"]["prompts"] = 2
-    assert any("fewer than 6 prompts (BS: 2)" in note for note in telling.findings_of(told).notes)
+    assert any("fewer than 6 prompts (BS: 2)" in note for note in findings_of(told).notes)
 
 
 def test_what_is_published_is_read_by_name(tmp_path: Path, checkout: Path) -> None:
@@ -745,7 +756,7 @@ def test_options_that_can_not_work_take_no_rate_out_of_the_choice(tiny_world: Pa
     words = ["--sets", "BS", "--parts", "table2", "--learning_rates", "1e-4", "1e-3"]
     too_long = [*TINY, *words, "--max_length", "600"]
     assert main(["reproduce", "study", "--out", str(tmp_path), *too_long]) == 2
-    found = study(tmp_path, *words, "--max_length", "500")
+    found = run_study(tmp_path, *words, "--max_length", "500")
     for choice in found["rates"]["instruct"].values():
         assert choice["failed"] == []
         assert None not in choice["marks"].values()
@@ -756,7 +767,7 @@ def test_options_are_compared_before_anything_is_done(
     tiny_world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The mixture comes last: it is refused though the time would be up after the first run."""
-    study(tmp_path, "--parts", "mixed")
+    run_study(tmp_path, "--parts", "mixed")
     words = ["reproduce", "study", "--out", str(tmp_path), *TINY, "--parts", "table2", "mixed", "--steps", "3"]
     assert main([*words, "--hours", "0.0000001"]) == 2
     assert "training.max_steps (was 2, now 3)" in capfd.readouterr().err
@@ -772,7 +783,7 @@ def test_runs_at_rates_that_are_not_chosen_are_not_finished(
     tiny_world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--sets", "BS", "--parts", "table2"]
-    study(tmp_path, *words)
+    run_study(tmp_path, *words)
     tuned = [*words, "--learning_rates", "1e-4", "1e-3", "--dry_run"]
     capfd.readouterr()
     assert main(["reproduce", "study", "--out", str(tmp_path), *TINY, *tuned]) == 0
@@ -788,7 +799,7 @@ def test_runs_that_failed_take_no_time_unless_they_are_tried_again(
     def failing(*_: Any) -> None:
         raise TrainingError("the loss is not finite")
 
-    monkeypatch.setattr(work, "train_missing", failing)
+    monkeypatch.setattr(Run, "make", failing)
     words = ["reproduce", "study", "--scale", "small", "--backbone", str(tiny_world), "--backbones", "base"]
     words += ["--data_folder", str(small_files(tmp_path / "data")), "--steps", "1", "--max_length", "256"]
     words += ["--sets", "BS", "--parts", "table2", "--out", str(tmp_path)]
@@ -807,18 +818,18 @@ def test_what_another_process_tried_in_vain_is_not_tried_again(
 ) -> None:
     """A run that failed since this process began is not tried; one that failed in an earlier command is, by `retry`."""
     asked = job(tmp_path, backbones=("instruct",), sets=("BS",), seeds=(0,))
-    asked = replace(asked, study=StudyOptions(parts=("table2",), retry=True))
-    journal = planning.journal_of(asked)
+    asked = replace(asked, parts=("table2",), retry=True)
+    journal = stages.journal_of(asked)
     for method in ("haf", "dpo"):
         journal.write(f"instruct/BS/{method}-seed0", "failed", reason="in an earlier command")
     tried: list[str] = []
 
-    def failing(scale: Any, run: Run, out: Path) -> Path:
+    def failing(run: Run, job: Job) -> Path:
         tried.append(run.method)
         raise TrainingError("the loss is not finite")
 
-    monkeypatch.setattr(work, "train_missing", failing)
-    worker = work._Worker(asked, lambda line: None)
+    monkeypatch.setattr(Run, "make", failing)
+    worker = executor.Worker(asked, lambda line: None)
     journal.write("instruct/BS/haf-seed0", "failed", reason="by the other one")
     worker.work()
     assert tried == ["baseline", "dpo"]
@@ -832,10 +843,10 @@ def test_a_kill_after_training_leaves_no_checkpoints(
 
     words = ["--sets", "BS", "--parts", "table2"]
     with monkeypatch.context() as patch:
-        patch.setattr(work, "shutil", SimpleNamespace(rmtree=killed))
+        patch.setattr(executor, "shutil", SimpleNamespace(rmtree=killed))
         assert main(["reproduce", "study", "--out", str(tmp_path), *TINY, *words]) == 130
     assert list((tmp_path / "world/runs").rglob("checkpoint-*"))
-    study(tmp_path, *words)
+    run_study(tmp_path, *words)
     assert not list((tmp_path / "world/runs").rglob("checkpoint-*"))
 
 
@@ -873,7 +884,7 @@ def test_what_is_made_of_data_is_made_anew_where_they_changed(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(work, "train_missing", killed)
+        patch.setattr(Run, "make", killed)
         assert main(words) == 130
     (scores,) = (tmp_path / "o/small/study/scores/words").rglob("scores.jsonl")
     before = [score.length_chosen for score in read_scores(scores)]

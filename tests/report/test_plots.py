@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from hafrm.report.charts import Scale, element, nice_step, text, ticks
+from hafrm.report.charts import Scale, element, label_of, nice_step, text, ticks
 from hafrm.report.diagnostics import (
     accuracy_by,
     difference_bar,
@@ -74,6 +74,13 @@ def test_ticks_are_labelled_within_both_ends(extent, options, expected):
     found = ticks(*extent, **options)
     assert [label for _, label in found] == expected
     assert all(extent[0] - 1e-9 <= value <= extent[1] + 1e-9 for value, _ in found)
+
+
+@pytest.mark.parametrize(
+    ("value", "step", "label"), [(-0.001, 1, "0"), (-0.25, 0.05, "−0.25"), (1200.4, 28, "1,200"), (0.5, 0.1, "0.5")]
+)
+def test_labels_have_the_decimals_of_their_step(value: float, step: float, label: str):
+    assert label_of(value, step) == label
 
 
 def test_elements_escape_what_they_hold():

@@ -161,7 +161,10 @@ def test_a_killed_run_goes_on_bit_for_bit(
 
 @pytest.mark.parametrize(
     ("iterations", "steps", "checkpoints", "killed_at", "behind"),
-    [(1, 7, 3, 6, 5), (2, 14, 4, 11, 8)],  # of 4 equal steps of 14 the second is 7, one pass into the fourth batch
+    [
+        (1, 7, 3, 6, 5),
+        pytest.param(2, 14, 4, 11, 8, marks=pytest.mark.slow),
+    ],  # of 4 equal steps of 14 the second is 7, one pass into the fourth batch
 )
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
 @pytest.mark.filterwarnings("ignore")
@@ -481,7 +484,9 @@ def test_two_commands_do_not_train_in_one_folder(tiny: Config, rewarded: Rewarde
             other.join()
 
     rlhf(tiny(), progress=meanwhile)
-    assert [str(error).partition(" Wait")[0] for error in refused] == [f"Another command is training in {tiny().out}."]
+    (error,) = refused
+    assert "Another command" in str(error)
+    assert str(tiny().out) in str(error)
     assert is_finished(Path(tiny().out))
 
 
@@ -545,7 +550,7 @@ def test_a_run_does_not_go_on_from_flipped_bytes(
         rlhf(config, progress=kill_at(3))
     checkpoint = Path(config.out) / "checkpoint-2"
     flip(checkpoint / name)
-    with pytest.raises(DamagedError, match=rf"checkpoint-2/{name} is .*Delete the folder .*checkpoint-2: the same"):
+    with pytest.raises(DamagedError, match=rf"checkpoint-2/{name} .*Delete the folder .*checkpoint-2: the same"):
         rlhf(config)
     shutil.rmtree(checkpoint)
     rlhf(config)

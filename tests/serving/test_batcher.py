@@ -264,6 +264,7 @@ def test_a_long_request_stops_when_its_client_has_gone(scorer: HybridScorer) -> 
             leaving.sendall(head.format(len(content)).encode() + content)
             assert stepped.running.acquire(timeout=10)
         until(lambda: "hafrm_open_requests 0.0" in httpx.get(f"{address}/metrics").text)
+        until(lambda: 'path="/v1/rewards",status="499"} 1.0' in httpx.get(f"{address}/metrics").text)
         stepped.step.release(1000)
         assert httpx.post(f"{address}/v1/rewards", json=body(Conversation.of("a", "d"))).status_code == 200
     assert len(stepped.batches) == 2

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from hafrm.cli.options import command_parser, options_of
-from hafrm.paper.best_of_n import best_of_n_findings
+from hafrm.report.best_of_n import best_of_n_findings
 from hafrm.report.findings import write_findings
 from hafrm.sampling.best_of_n import BestOfNConfig, best_of_n
 

@@ -80,6 +80,12 @@ class DataOptions(ReadOptions):
     overlong: Overlong = "drop"
     """Pairs over `max_length`: `drop` leaves them out, as the authors do; `truncate` cuts the end of responses."""
 
+    batch_by: Literal["pair", "prompt"] = "pair"
+    """How training draws pairs: `pair` one by one, `prompt` all pairs of a prompt together, so that each response is
+    computed once for all pairs that it is in. That is faster where prompts have several pairs, and batches are less
+    varied.
+    """
+
     tokens_per_batch: int | None = None
     """Maximum tokens per forward pass in training: the pairs of a step are split into parts of this size. Smaller
     values save memory. The losses and gradients stay the same, except for kto_pair, whose means are taken per part.

@@ -17,8 +17,7 @@ from hafrm.models.checkpoints import cast_weights, load_packed_start, load_run
 from hafrm.models.foreign import has_stock_class, load_classifier, pad_of_classifier
 from hafrm.models.heads import OPENRLHF, SavedHead, find_head
 from hafrm.models.hybrid import HybridModel, head_width, max_positions, new_reward_head
-from hafrm.models.layout import Layout, choose_layout
-from hafrm.models.probe import random_groups
+from hafrm.models.layout import Layout, choose_layout, random_groups
 from hafrm.models.references import weights_digest
 from hafrm.models.remote import RemoteScorer, endpoint_of, is_server
 from hafrm.models.runinfo import RUN_FILE, Head, RunInfo, require_finished

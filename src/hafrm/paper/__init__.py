@@ -1,6 +1,27 @@
 """Reproduce the paper: its numbers as data, its experiments as plans of runs, and our results next to the printed ones.
 
-`numbers` has the printed tables. `scales` defines the backbones and pairs that an experiment runs on, `runs` trains
-what is missing and shares finished runs between experiments, `plans` lists what an experiment needs, and `registry`
-names the experiments. `hafrm.report` writes the pages.
+One pipeline, from data to pages; each module imports only those above it:
+
+    numbers      the paper's printed tables
+    world/       the simulated world: data, oracle and backbones
+    scales       what to run on: a job, and the backbones, pairs and options of a scale
+    samples      the pairs that a run reads, with fingerprints
+    runs         what is trained: reward models and policies, each identified by its settings
+    plans        what to run, as data: parts of rows and columns, scorings, plans
+    costs        estimated seconds of runs and scorings
+    stages       the study's order of work: choice of learning rates, journal, what is missing
+    words        the bag-of-words baseline
+    executor     training and scoring what is missing
+    measures     accuracies, paired differences and their intervals
+    tables       what pages share: names, sentences, tables and bars of accuracies
+    accuracy     Tables 2 and 3, Figure 3
+    ratios       Figure 6
+    selections   Figure 4, Tables 4 and 11
+    probes/      Figures 2 and 7, Tables 6 and 7, Appendix D
+    policies     Figure 5, and whether PPO learns
+    study        the study's numbers
+    study_page   the study's tables, figures, sentences and published pages
+    experiments  all experiments by name, each with its plan and its findings
+
+The words of the pages are in `pages.md.j2` and `study.md.j2`; `hafrm.report` writes the pages.
 """

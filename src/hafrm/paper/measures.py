@@ -1,4 +1,4 @@
-"""Compute an experiment's accuracies and paired differences from the raw scores of its evaluations.
+"""Compute accuracies and paired differences from the raw scores of runs.
 
 A pair's hit is 1 if the better response has the higher reward, one half for a tie, otherwise 0. With several seeds, a
 pair's hit is the mean over seeds, so that intervals over pairs are for the seeds' mean. The spread over seeds is
@@ -9,36 +9,29 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hafrm.errors import DataError
-from hafrm.evaluation.scoring import SCORES_FILE, PairScore, read_scores
-from hafrm.paper.overlap import unseen
-from hafrm.paper.plans import ALL_METHODS, Evaluation, Job
+from hafrm.evaluation.scoring import RESULTS_FILE, SCORES_FILE, PairScore, read_scores
+from hafrm.paper.plans import Cell, compared_cells
+from hafrm.paper.samples import unseen
+from hafrm.paper.scales import Job
 from hafrm.report.findings import Relation, Rival
-from hafrm.stats import Interval, accuracy, bootstrap_interval, hits, paired_bootstrap
-from hafrm.training.config import Method
-
-__all__ = [
-    "AVERAGE",
-    "RIVALS",
-    "Measured",
-    "Relation",
-    "SetTable",
-    "as_json",
-    "average_of",
-    "average_relation",
-    "measure",
-    "measured",
-    "relation",
-    "require_same_prompts",
-]
+from hafrm.stats import (
+    Floats,
+    Interval,
+    accuracy,
+    bootstrap_interval,
+    few_groups,
+    hits,
+    paired_bootstrap,
+    resampled_means,
+)
 
 AVERAGE = "Avg"
 """Column name of the mean over data sets, as in the paper's tables."""
@@ -46,10 +39,17 @@ AVERAGE = "Avg"
 RIVALS: tuple[Rival, ...] = ("baseline", "dpo")
 """Methods that HAF is compared with."""
 
+Scores = dict[str, dict[str, dict[int, list[PairScore]]]]
+"""Scores by column, row and seed."""
+
+Row = Mapping[str, "Measured"]
+Grid = Mapping[str, Row]
+"""Measurements by column (a test set), then by row (a method)."""
+
 
 @dataclass(frozen=True)
 class Measured:
-    """Accuracy of one method on one test set, or its mean over several sets."""
+    """Accuracy of one row on one test set, or its mean over several sets."""
 
     accuracies: tuple[float, ...]
     """Share of correct pairs, per seed."""
@@ -90,57 +90,74 @@ class Measured:
         }
 
 
-SetTable = dict[str, dict[Method, Measured]]
-"""Measurements by test set, then by method."""
+def as_json(grid: Grid) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return measurements in the format of `results.json`."""
+    return {column: {name: cell.as_dict() for name, cell in row.items()} for column, row in grid.items()}
 
 
-def measure(job: Job, trained_on: tuple[str, ...], tested_on: tuple[str, ...], *, backbone: str) -> SetTable:
-    """Measure each method on each test set, from the evaluations of all seeds.
+def read_cells(job: Job, cells: Iterable[Cell], *, partly: bool = False) -> tuple[Scores, dict[str, list[int]]]:
+    """Read the raw scores of cells, without test pairs whose prompt was trained on.
 
     Args:
-        job: The reproduction job.
-        trained_on: Sets that the runs were trained on.
-        tested_on: Sets of the evaluation, as named in its plan.
-        backbone: Backbone of the runs.
+        job: The job, with the learning rates of the runs.
+        cells: The cells.
+        partly: Leave out cells that are not scored; otherwise their scores must exist.
+
+    Returns:
+        The scores, and by column [pairs left out because their prompt was trained on, all pairs].
 
     Raises:
-        DataError: an evaluation is missing, or no pair was scored by all seeds.
+        DataError: scores are missing.
     """
-    tables: list[dict[tuple[str, str], list[PairScore]]] = []
-    for seed in job.seeds:
-        evaluation = Evaluation(backbone=backbone, trained_on=trained_on, tested_on=tested_on, seed=seed)
-        tables.append(_cells(evaluation, job))
+    read: dict[Any, list[PairScore]] = {}
+    found: Scores = {}
+    left_out: dict[str, list[int]] = {}
+    for cell in cells:
+        folder = cell.scoring.folder(job)
+        if partly and not (folder / RESULTS_FILE).exists():
+            continue
+        if folder not in read:
+            read[folder] = read_scores(folder / SCORES_FILE)
+        model, data = str(cell.run.folder(job)), job.scale.sets[cell.tested_on].test
+        alone = len(cell.scoring.runs) == len(cell.scoring.tested_on) == 1  # then names of moved files may differ
+        scores = [score for score in read[folder] if alone or (score.model, score.data) == (model, data)]
+        kept = unseen(job.scale, cell.run.sets, scores)
+        if len(kept) < len(scores):
+            left_out[cell.column] = [len(scores) - len(kept), len(scores)]
+        if kept or not partly:
+            found.setdefault(cell.column, {}).setdefault(cell.row, {})[cell.run.seed] = kept
+    return found, left_out
+
+
+def measure(job: Job, trained_on: tuple[str, ...], tested_on: tuple[str, ...], *, backbone: str) -> Grid:
+    """Measure each method on each test set, from the comparisons of all seeds.
+
+    Raises:
+        DataError: a comparison is missing, or no pair was scored by all seeds.
+    """
+    scores, _ = read_cells(job, compared_cells(job, trained_on, tested_on, backbone=backbone))
+    return grid_of(scores)
+
+
+def grid_of(scores: Scores) -> dict[str, dict[str, Measured]]:
+    """Measure each row of each column.
+
+    Raises:
+        DataError: no pair of a cell was scored by all seeds, or seeds were tested on different pairs.
+    """
     return {
-        name: {
-            method: measured([table[method, name] for table in tables], f"{name} by {method}") for method in ALL_METHODS
-        }
-        for name in tested_on
+        column: {row: measured(list(seeds.values()), f"{column} by {row}") for row, seeds in rows.items()}
+        for column, rows in scores.items()
     }
 
 
-def as_json(table: SetTable) -> dict[str, dict[Method, dict[str, Any]]]:
-    """Return measurements in the format of `results.json`."""
-    return {name: {method: cell.as_dict() for method, cell in row.items()} for name, row in table.items()}
-
-
-def _cells(evaluation: Evaluation, job: Job) -> dict[tuple[str, str], list[PairScore]]:
-    """Read an evaluation's scores by method and paper set name, without prompts seen in training."""
-    config = evaluation.config(job)
-    methods = dict(zip(config.models, evaluation.runs(), strict=True))
-    sets = dict(zip(config.data, evaluation.tested_on, strict=True))
-    cells: dict[tuple[str, str], list[PairScore]] = {(m, s): [] for m in methods.values() for s in sets.values()}
-    for score in unseen(job.scale, evaluation.trained_on, read_scores(Path(config.out) / SCORES_FILE)):
-        cells[methods[score.model], sets[score.data]].append(score)
-    return cells
-
-
 def measured(seeds: Sequence[Sequence[PairScore]], what: str) -> Measured:
-    """Measure one method on one test set, from the scores of each seed.
+    """Measure one row on one test set, from the scores of each seed.
 
     Raises:
         DataError: no pair was scored by all seeds, or seeds were tested on different pairs.
     """
-    require_same_prompts(({row.id: row.group for row in rows} for rows in seeds), what)
+    _require_same_prompts(({row.id: row.group for row in rows} for rows in seeds), what)
     by_seed = [{row.id: row for row in rows if row.margin is not None} for rows in seeds]
     margins = [{pair: row.margin or 0.0 for pair, row in rows.items()} for rows in by_seed]
     shared = [pair for pair in by_seed[0] if all(pair in rows for rows in by_seed)]
@@ -156,7 +173,7 @@ def measured(seeds: Sequence[Sequence[PairScore]], what: str) -> Measured:
     )
 
 
-def require_same_prompts(scored: Iterable[Mapping[str, str]], what: str) -> None:
+def _require_same_prompts(scored: Iterable[Mapping[str, str]], what: str) -> None:
     """Raise if a pair has different prompts in different scores.
 
     Pairs are identified by their row, whose prompt changes if the file is edited between evaluations.
@@ -173,7 +190,7 @@ def require_same_prompts(scored: Iterable[Mapping[str, str]], what: str) -> None
         for pair, group in found.items():
             if groups.setdefault(pair, group) != group:
                 raise DataError(
-                    f"{what}: {pair} has not the same prompt in all scores, so its file was changed between them. "
+                    f"{what}: {pair} does not have the same prompt in all scores, so its file changed between them. "
                     "Delete the older scores, or choose another --out."
                 )
 
@@ -188,35 +205,114 @@ def average_of(cells: Sequence[Measured]) -> Measured:
     )
 
 
+@dataclass(frozen=True)
+class Paired:
+    """Two rows on one test set, on the pairs that both scored."""
+
+    a: Measured
+    b: Measured
+    seeds: tuple[int, ...]
+
+    @classmethod
+    def of(cls, a: Measured, b: Measured, what: str, seeds: Sequence[int] | None = None) -> Paired:
+        """Pair two rows.
+
+        Raises:
+            DataError: the two were tested on different pairs.
+        """
+        _require_same_prompts((a.groups, b.groups), what)
+        return cls(a, b, tuple(range(len(a.accuracies)) if seeds is None else seeds))
+
+    @cached_property
+    def pairs(self) -> list[str]:
+        """Pairs that both scored."""
+        return [pair for pair in self.a.pair_hits if pair in self.b.pair_hits]
+
+    @property
+    def differences(self) -> Floats:
+        """Hit of `a` minus hit of `b`, for each pair."""
+        return np.array([self.a.pair_hits[pair] - self.b.pair_hits[pair] for pair in self.pairs])
+
+    @property
+    def groups(self) -> list[str]:
+        """Prompt group of each pair."""
+        return [self.a.groups[pair] for pair in self.pairs]
+
+    @property
+    def has_few_prompts(self) -> bool:
+        """Whether there are too few prompts for resampling."""
+        return few_groups(self.groups)
+
+    @property
+    def units(self) -> list[str]:
+        """Units to resample for a mean over columns: prompts, or single pairs if there are too few prompts."""
+        return self.pairs if self.has_few_prompts else self.groups
+
+    @property
+    def by_seed(self) -> dict[int, float]:
+        """Difference in accuracy by seed."""
+        both = zip(self.a.accuracies, self.b.accuracies, strict=True)
+        return dict(zip(self.seeds, (ours - theirs for ours, theirs in both), strict=True))
+
+    def compared(self) -> dict[str, Any]:
+        """Return the difference with its interval and p-value, in the format of the study's comparisons."""
+        a, b = ([side.pair_hits[pair] for pair in self.pairs] for side in (self.a, self.b))
+        test = paired_bootstrap(a, b, self.groups)
+        return {
+            "difference": test.difference,
+            "ci95": test.interval,
+            "p": None if self.has_few_prompts else test.p_value,
+            "by_seed": {str(seed): value for seed, value in self.by_seed.items()},
+            "n": len(a),
+        }
+
+
+def mean_compared(columns: Sequence[Paired]) -> dict[str, Any]:
+    """Average comparisons over columns, unweighted, with a p-value computed as for one column.
+
+    Each test set's prompts are resampled separately. Columns with the same prompts (out of domain, a set is tested
+    after training on several others) share their draws: their difficulty is correlated, and independent draws would
+    make the interval too narrow. For a set with too few prompts, pairs are resampled; the interval then applies to
+    those prompts only.
+    """
+    seeds: dict[frozenset[str], int] = {}
+    draws = np.mean(
+        [
+            resampled_means(each.differences, each.units, seed=seeds.setdefault(frozenset(each.units), len(seeds)))
+            for each in columns
+        ],
+        axis=0,
+    )
+    low, high = np.quantile(draws, [0.025, 0.975])
+    rarer = min((draws <= 0).sum(), (draws >= 0).sum())
+    shared = set.intersection(*(set(each.seeds) for each in columns))
+    return {
+        "difference": statistics.fmean(float(each.differences.mean()) for each in columns),
+        "ci95": [float(low), float(high)],
+        "p": min(1.0, float(2 * (rarer + 1) / (len(draws) + 1))),
+        "by_seed": {str(seed): statistics.fmean(each.by_seed[seed] for each in columns) for seed in sorted(shared)},
+        "n": sum(len(each.pairs) for each in columns),
+    }
+
+
 def relation(
-    row: Mapping[Method, Measured],
-    over: Rival,
-    *,
-    backbone: str,
-    trained_on: str,
-    tested_on: str,
-    paper: float | None = None,
+    row: Row, over: Rival, *, backbone: str, trained_on: str, tested_on: str, paper: float | None = None
 ) -> Relation:
     """Compare HAF with another method on one test set, with the paired interval.
 
     Raises:
         DataError: the two were tested on different pairs.
     """
-    ours, theirs = row["haf"], row[over]
-    require_same_prompts((ours.groups, theirs.groups), f"{tested_on}, haf and {over}")
-    shared = [pair for pair in ours.pair_hits if pair in theirs.pair_hits]
-    groups = [ours.groups[pair] for pair in shared]
-    found = paired_bootstrap(
-        [ours.pair_hits[pair] for pair in shared], [theirs.pair_hits[pair] for pair in shared], groups
-    )
+    found = Paired.of(row["haf"], row[over], f"{tested_on}, haf and {over}")
+    compared = found.compared()
     return Relation(
         backbone=backbone,
         trained_on=trained_on,
         tested_on=tested_on,
         over=over,
-        difference=found.difference,
-        ci95=found.interval,
-        by_seed=_differences(ours, theirs),
+        difference=compared["difference"],
+        ci95=compared["ci95"],
+        by_seed=tuple(found.by_seed.values()),
         paper=paper,
     )
 
@@ -225,25 +321,53 @@ def average_relation(
     relations: Sequence[Relation], *, tested_on: str = AVERAGE, paper: float | None = None
 ) -> Relation:
     """Average relations of one backbone and rival; the interval treats them as independent."""
-    ends = [each.ci95 for each in relations]
+    ends = [each.ci95 for each in relations if each.ci95 is not None]
     mean = statistics.fmean(each.difference for each in relations)
-    half = None
-    if all(end is not None for end in ends):
-        halves = [(end[1] - end[0]) / 2 for end in ends if end is not None]
-        half = math.sqrt(sum(value**2 for value in halves)) / len(halves)
-    first = relations[0]
-    trained = {each.trained_on for each in relations}
+    half = math.sqrt(sum(((high - low) / 2) ** 2 for low, high in ends)) / len(relations)
+    first, trained = relations[0], {each.trained_on for each in relations}
     return Relation(
         backbone=first.backbone,
         trained_on=first.trained_on if len(trained) == 1 else "each set",
         tested_on=tested_on,
         over=first.over,
         difference=mean,
-        ci95=None if half is None else (mean - half, mean + half),
+        ci95=(mean - half, mean + half) if len(ends) == len(relations) else None,
         by_seed=tuple(map(statistics.fmean, zip(*(each.by_seed for each in relations), strict=True))),
         paper=paper,
     )
 
 
-def _differences(ours: Measured, theirs: Measured) -> tuple[float, ...]:
-    return tuple(a - b for a, b in zip(ours.accuracies, theirs.accuracies, strict=True))
+def relations(
+    backbone: str,
+    grid: Grid,
+    *,
+    trained_on: str | None = None,
+    place: str = "",
+    average: str = AVERAGE,
+    gain: Callable[[Rival, str], float | None] = lambda over, name: None,
+) -> list[Relation]:
+    """Compare HAF with each rival on each set and on average.
+
+    Args:
+        backbone: The backbone.
+        grid: The measurements.
+        trained_on: The training data; None: each set's own.
+        place: Suffix of the names of the test sets.
+        average: Name of the average.
+        gain: Returns the paper's difference from a rival on a set, or on average, as a share; None if there is none.
+    """
+    found: list[Relation] = []
+    for over in RIVALS:
+        each = [
+            relation(
+                row,
+                over,
+                backbone=backbone,
+                trained_on=trained_on or name,
+                tested_on=f"{name}{place}",
+                paper=gain(over, name),
+            )
+            for name, row in grid.items()
+        ]
+        found += [*each, average_relation(each, tested_on=f"{average}{place}", paper=gain(over, AVERAGE))]
+    return found

@@ -1,175 +1,285 @@
-"""What an experiment needs: training runs, evaluations of them, and policies trained on their rewards.
+"""What to run, as data: which models an experiment trains, on which sets, and where they are scored.
 
-A plan is data, so it can be shown without running anything. `execute` does only what is missing: an interrupted
-reproduction resumes where it stopped, and experiments in one output root share runs and evaluations.
+A `Part` compares rows (methods, losses, heads, ...) over columns (test sets). Tables 2 and 3 and Figure 3 are parts
+whose three methods are scored together; in the study every run of a part is scored by itself, so that runs may fail or
+be missing. To add a comparison, add an entry to `PARTS`.
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
 from hafrm.evaluation.run import EvaluateConfig, evaluate
 from hafrm.evaluation.scoring import RESULTS_FILE
-from hafrm.paper.policies import (
-    PolicyRun,
-    other_policy_options,
-    policy_command,
-    policy_config,
-    train_missing_policy,
-)
-from hafrm.paper.runs import (
-    OTHER_OPTIONS,
-    Run,
-    command,
-    require_same_options,
-    shown_state,
-    state_of,
-    train_config,
-    train_missing,
-)
-from hafrm.paper.scales import Scale
-from hafrm.paper.study.options import StudyOptions
-from hafrm.training.config import Method
+from hafrm.models.runinfo import Head
+from hafrm.paper.numbers import CATEGORIES, category_of
+from hafrm.paper.runs import Policy, Run
+from hafrm.paper.scales import METHODS, Job
 
-ALL_METHODS: tuple[Method, ...] = ("haf", "baseline", "dpo")
-"""All three methods, in the order in which evaluations compare them."""
+WORDS = "words"
+"""Row, and model name, of the bag-of-words baseline."""
+
+RATIOS = (-0.2, 0.0, 0.1, 0.2, 0.5, 1.0, 2.0)
+"""Policy-loss weights of Figure 6; 0 is the baseline, 0.2 the HAF of all other experiments."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """A reproduction request: the scale, and which parts of it to run."""
+class Scoring:
+    """The scores of one run, or of several that are compared with each other, on test sets."""
 
-    scale: Scale
-    backbones: tuple[str, ...]
-    sets: tuple[str, ...]
-    """Paper names of the sets to use."""
-    seeds: tuple[int, ...]
-    out: Path
-    """Output root shared by experiments."""
-    rewardbench: str | None = None
-    """RewardBench's pairs, for the external half of Table 3."""
-    judge: str | None = None
-    """Reward model that judges best-of-N at scales other than `world`."""
-    study: StudyOptions = field(default_factory=StudyOptions)
-
-    @property
-    def root(self) -> Path:
-        """Output folder of this scale."""
-        return self.out / self.scale.name
-
-    def runs(self, sets: tuple[str, ...], method: Method, *, backbone: str) -> tuple[Run, ...]:
-        """Return the runs of one method on these sets, one per seed."""
-        return tuple(Run(backbone=backbone, sets=sets, method=method, seed=seed) for seed in self.seeds)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """The three methods, trained on the same data, compared on held-out pairs of one or more sets."""
-
-    backbone: str
-    trained_on: tuple[str, ...]
+    runs: tuple[Run, ...]
     tested_on: tuple[str, ...]
-    seed: int
+    """Paper names of the test sets."""
+    head: Head | None = None
+    """Head to score with; None: the one trained to score."""
 
     @property
     def name(self) -> str:
-        """Evaluation folder, relative to `evaluations`."""
-        return f"{self.backbone}/{'+'.join(self.trained_on)}-seed{self.seed}/on-{'+'.join(self.tested_on)}"
+        """Folder of a comparison, relative to `evaluations`."""
+        first = self.runs[0]
+        return f"{first.backbone}/{'+'.join(first.sets)}-seed{first.seed}/on-{'+'.join(self.tested_on)}"
 
-    def runs(self) -> dict[Method, Run]:
-        """Return the runs compared, by method."""
-        common = {"backbone": self.backbone, "sets": self.trained_on, "seed": self.seed}
-        return {method: Run(method=method, **common) for method in ALL_METHODS}  # type: ignore[arg-type]
+    def folder(self, job: Job) -> Path:
+        """Return the folder of the scores. That of a single run mirrors the run's, so that each rate has its own."""
+        if len(self.runs) > 1:
+            return job.root / "evaluations" / self.name
+        run = self.runs[0].folder(job).relative_to(job.root / "runs")
+        head = "" if self.head is None else f"-{self.head}"
+        return job.root / "study" / "scores" / run / f"{'+'.join(self.tested_on)}{head}"
 
     def config(self, job: Job) -> EvaluateConfig:
         """Return the evaluation's options."""
-        return EvaluateConfig(
-            models=[str(run.folder(job.scale, job.out)) for run in self.runs().values()],
+        config = EvaluateConfig(
+            models=[str(run.folder(job)) for run in self.runs],
             data=[job.scale.sets[name].test for name in self.tested_on],
-            out=str(job.root / "evaluations" / self.name),
+            out=str(self.folder(job)),
+            head=self.head,
         )
+        return config if len(self.runs) > 1 else replace(config, token_log_ratios=0)  # the study has no use for them
+
+    def state(self, job: Job) -> str:
+        """Return "finished" or "missing"."""
+        return "finished" if (self.folder(job) / RESULTS_FILE).exists() else "missing"
+
+    def make(self, job: Job, say: Callable[[str], None] = lambda line: None) -> Path:
+        """Return the folder, after scoring what is missing.
+
+        Args:
+            job: The job.
+            say: Called with progress lines.
+        """
+        evaluate(self.config(job), say=say)
+        return self.folder(job)
+
+    def command(self, job: Job) -> str:
+        """Return the equivalent `hafrm evaluate` command."""
+        config = self.config(job)
+        return shlex.join(["hafrm", "evaluate", *config.models, "--data", *config.data, "--out", config.out])
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Distinct runs, evaluations and policies, in the order of execution."""
+    """Distinct runs, comparisons of their scores, and policies, in the order of execution."""
 
-    runs: tuple[Run, ...]
-    evaluations: tuple[Evaluation, ...] = ()
-    policies: tuple[PolicyRun, ...] = ()
+    runs: tuple[Run, ...] = ()
+    scorings: tuple[Scoring, ...] = ()
+    policies: tuple[Policy, ...] = ()
 
     def __add__(self, other: Plan) -> Plan:
-        runs, evaluations = self.runs + other.runs, self.evaluations + other.evaluations
-        policies = self.policies + other.policies
-        return Plan(tuple(dict.fromkeys(runs)), tuple(dict.fromkeys(evaluations)), tuple(dict.fromkeys(policies)))
+        return Plan(
+            tuple(dict.fromkeys(self.runs + other.runs)),
+            tuple(dict.fromkeys(self.scorings + other.scorings)),
+            tuple(dict.fromkeys(self.policies + other.policies)),
+        )
+
+    @property
+    def backbones(self) -> list[str]:
+        """Backbones of the runs and policies."""
+        return list(dict.fromkeys(each.backbone for each in (*self.runs, *self.policies)))
+
+
+Design = Literal["each set", "category", "mixture"]
+"""Each set's models are tested on it, or on the other sets of its category; or a mixture's models on all sets."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A comparison of runs over test sets."""
+
+    title: str
+    where: str
+    """Start of a sentence about the part."""
+    design: Design = "each set"
+    rows: Mapping[str, Mapping[str, Any]]
+    """For each row the options of its runs, and the head to score with."""
+    rivals: tuple[tuple[str, str], ...]
+    """Rows to compare, the first with the second."""
+
+
+_BY_METHOD = {str(method): {"method": method} for method in METHODS}
+_HAF_FIRST = (("haf", "baseline"), ("haf", "dpo"))
+
+
+def ratio_options(ratio: float) -> dict[str, Any]:
+    """Return a ratio's options, such that its run is shared with other experiments."""
+    if ratio == 0:
+        return {"method": "baseline"}
+    return {"method": "haf", "policy_ratio": None if ratio == 0.2 else ratio}
+
+
+def _losses(names: Iterable[str], first: Mapping[str, Any]) -> dict[str, Any]:
+    return {**first, **{name: {"method": "haf", "loss": name} for name in names}}
+
+
+def shares_part(shares: tuple[int, ...]) -> Part:
+    """Compare the methods trained on parts of the pairs; an entry of `PARTS`.
+
+    Args:
+        shares: Train on 1/share of the pairs, for each of these.
+    """
+    return Part(
+        title="The share of the training pairs",
+        where="By share of the pairs",
+        rows={f"{method} 1/{share}": {"method": method, "share": share} for share in shares for method in METHODS},
+        rivals=tuple((f"haf 1/{share}", f"{rival} 1/{share}") for share in shares for rival in METHODS[1:]),
+    )
+
+
+PARTS: dict[str, Part] = {
+    "table2": Part(
+        title="Accuracy in domain",
+        where="In domain",
+        rows=_BY_METHOD,
+        rivals=(*_HAF_FIRST, *((method, WORDS) for method in METHODS)),
+    ),
+    "ood": Part(
+        title="Accuracy out of domain: trained on one set, tested on another of its category",
+        where="Out of domain",
+        design="category",
+        rows=_BY_METHOD,
+        rivals=_HAF_FIRST,
+    ),
+    "heads": Part(
+        title="The two heads of HAF: the reward, the policy's implicit reward, and both together",
+        where="By heads",
+        rows={
+            "reward head": {"method": "haf"},
+            "policy head": {"method": "haf", "head": "policy"},
+            "both heads": {"method": "haf", "head": "combined"},
+        },
+        rivals=(("both heads", "reward head"), ("policy head", "reward head")),
+    ),
+    "mixed": Part(
+        title="Trained on an even mixture of all sets",
+        where="After mixed training",
+        design="mixture",
+        rows=_BY_METHOD,
+        rivals=_HAF_FIRST,
+    ),
+    "losses": Part(
+        title="Which policy loss regularises best, at ratio 0.2",
+        where="By policy loss",
+        rows=_losses(("ipo", "simpo", "sft"), {"none": {"method": "baseline"}, "dpo": {"method": "haf"}}),
+        rivals=tuple((loss, "none") for loss in ("dpo", "ipo", "simpo", "sft")),
+    ),
+    "ratios": Part(
+        title="The policy loss's weight",
+        where="By policy ratio",
+        rows={f"{ratio:g}": ratio_options(ratio) for ratio in RATIOS},
+        rivals=tuple((f"{ratio:g}", "0") for ratio in RATIOS if ratio),
+    ),
+    "sizes": shares_part((16, 8, 4, 2, 1)),
+    "priors": Part(
+        title="Other reward losses than Bradley-Terry",
+        where="By reward loss",
+        rows=_losses(("probit", "cauchy", "hinge"), {"bradley_terry": {"method": "haf"}}),
+        rivals=tuple((prior, "bradley_terry") for prior in ("probit", "cauchy", "hinge")),
+    ),
+}
+"""The study's parts by name, in the order in which they run on one backbone."""
+
+
+def others_of(name: str) -> tuple[str, ...]:
+    """Return the other sets of a set's category, in the paper's order."""
+    return tuple(other for other in CATEGORIES[category_of(name)] if other != name)
+
+
+def groups(design: Design, sets: tuple[str, ...]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Return (training sets, test sets) of each group of runs."""
+    if design == "mixture":
+        return [(sets, sets)] if len(sets) > 1 else []
+    return [((name,), (name,) if design == "each set" else others_of(name)) for name in sets]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One number of a part: a run on a test set, with its row and column."""
+
+    row: str
+    column: str
+    run: Run
+    tested_on: str
+    scoring: Scoring
+
+
+def cells(job: Job, part: str, backbone: str) -> Iterator[Cell]:
+    """Yield the cells of a part on one backbone, each run scored by itself; a seed's sets precede the next seed."""
+    of = PARTS[part]
+    for seed in job.seeds:
+        for trained_on, tested_on in groups(of.design, job.sets):
+            for row, options in of.rows.items():
+                head = options.get("head")
+                settings = {name: value for name, value in options.items() if name != "head"}
+                run = Run(backbone=backbone, sets=trained_on, seed=seed, **settings)
+                for name in (name for name in tested_on if name in job.sets):
+                    column = f"{trained_on[0]}→{name}" if of.design == "category" else name
+                    scoring = Scoring(runs=(run,), tested_on=(name,), head=head)
+                    yield Cell(row=row, column=column, run=run, tested_on=name, scoring=scoring)
+
+
+def compared_cells(
+    job: Job, trained_on: tuple[str, ...], tested_on: tuple[str, ...], *, backbone: str
+) -> Iterator[Cell]:
+    """Yield the cells of the three methods, scored together, with a column for each test set."""
+    for seed in job.seeds:
+        runs = {method: Run(backbone=backbone, sets=trained_on, method=method, seed=seed) for method in METHODS}
+        scoring = Scoring(runs=tuple(runs.values()), tested_on=tested_on)
+        for method, run in runs.items():
+            for name in tested_on:
+                yield Cell(row=method, column=name, run=run, tested_on=name, scoring=scoring)
 
 
 def comparison_plan(job: Job, pairs: Iterable[tuple[tuple[str, ...], tuple[str, ...]]]) -> Plan:
-    """Plan HAF, the baseline and DPO on every backbone and seed, for each (training sets, test sets)."""
-    plan = Plan(())
-    for trained_on, tested_on in pairs:
-        for backbone in job.backbones:
-            for seed in job.seeds:
-                each = Evaluation(backbone=backbone, trained_on=trained_on, tested_on=tested_on, seed=seed)
-                plan += Plan(tuple(each.runs().values()), (each,))
-    return plan
+    """Plan the three methods on every backbone and seed, scored together, for each (training sets, test sets)."""
+    found = [
+        cell
+        for trained_on, tested_on in pairs
+        for backbone in job.backbones
+        for cell in compared_cells(job, trained_on, tested_on, backbone=backbone)
+    ]
+    return Plan(tuple(dict.fromkeys(c.run for c in found)), tuple(dict.fromkeys(c.scoring for c in found)))
 
 
-def execute(job: Job, plan: Plan, say: Callable[[str], None]) -> None:
-    """Train and evaluate what is missing.
-
-    Args:
-        job: The reproduction job.
-        plan: What the job needs.
-        say: Called with a progress line before each missing run and evaluation.
-
-    Raises:
-        ConfigError: a folder contains a run with other options; raised before any training.
-        HafrmError: a run or an evaluation failed.
-    """
-    for name in dict.fromkeys([*(run.backbone for run in plan.runs), *(policy.backbone for policy in plan.policies)]):
-        if job.scale.name == "world":
-            say(f"backbone {name}: taken from the cache, or pretrained first (some minutes)")
-        job.scale.backbone(name).model()
-    for run in plan.runs:
-        require_same_options(job.scale, run, job.out)
-    for number, run in enumerate(plan.runs, 1):
-        if state_of(run.folder(job.scale, job.out)) != "finished":
-            say(f"run {number}/{len(plan.runs)}: {run.name}")
-        train_missing(job.scale, run, job.out)
-    for number, evaluation in enumerate(plan.evaluations, 1):
-        config = evaluation.config(job)
-        if not (Path(config.out) / RESULTS_FILE).exists():
-            say(f"evaluation {number}/{len(plan.evaluations)}: {evaluation.name}")
-        evaluate(config, say=say)
-    for number, policy in enumerate(plan.policies, 1):
-        if state_of(policy.folder(job.scale, job.out)) != "finished":
-            say(f"policy {number}/{len(plan.policies)}: {policy.name}")
-        train_missing_policy(job.scale, policy, job.out)
+def single_sets(job: Job) -> Plan:
+    """Plan the three methods on each set, tested on the same set: the runs of Table 2."""
+    return comparison_plan(job, groups("each set", job.sets))
 
 
 def described(job: Job, plan: Plan) -> Iterator[str]:
-    """Describe the plan line by line: each run and evaluation with its state and the equivalent command."""
-    states = [shown_state(job.scale, run, job.out) for run in plan.runs]
-    yield f"{len(plan.runs)} training runs, of which {states.count('finished')} are finished:"
-    for run, state in zip(plan.runs, states, strict=True):
-        config = train_config(job.scale, run, job.out, model=job.scale.backbone(run.backbone).shown)
-        yield f"  [{state}] {run.name}"
-        yield f"    {shlex.join(command(config))}"
-    yield f"{len(plan.evaluations)} evaluations:"
-    for evaluation in plan.evaluations:
-        config_ = evaluation.config(job)
-        done = "finished" if (Path(config_.out) / RESULTS_FILE).exists() else "missing"
-        yield f"  [{done}] {evaluation.name}"
-        yield f"    {shlex.join(['hafrm', 'evaluate', *config_.models, '--data', *config_.data, '--out', config_.out])}"
+    """Describe the plan line by line: what there is to do, with its state and the equivalent command."""
+    finished = sum(run.state(job) == "finished" for run in plan.runs)
+    yield f"{len(plan.runs)} training runs, of which {finished} are finished:"
+    yield from (line for run in plan.runs for line in _described(job, run))
+    yield f"{len(plan.scorings)} evaluations:"
+    yield from (line for scoring in plan.scorings for line in _described(job, scoring))
     if plan.policies:
         yield f"{len(plan.policies)} policies:"
-    for policy in plan.policies:
-        options = policy_config(job.scale, policy, job.out, model=job.scale.backbone(policy.backbone).shown)
-        changed = other_policy_options(options, shown=job.scale.name == "world")
-        state = f"{OTHER_OPTIONS}: {changed}" if changed else state_of(Path(options.out))
-        yield f"  [{state}] {policy.name}"
-        yield f"    {shlex.join(policy_command(options))}"
+        yield from (line for policy in plan.policies for line in _described(job, policy))
+
+
+def _described(job: Job, work: Run | Scoring | Policy) -> tuple[str, str]:
+    return f"  [{work.state(job)}] {work.name}", f"    {work.command(job)}"

@@ -1,139 +1,408 @@
-"""Train policies by PPO on the experiments' reward models: each is trained once and later found by its name.
+"""Policies trained by PPO: Figure 5, and a check that PPO learns.
 
-A policy's folder is OUT/SCALE/policies/BACKBONE/SETS/METHOD-seedN. It starts from its reward model's backbone, and is
-trained on the same prompts as its reward model.
+Section 4.2.2 trains a Safety reward model (BS and Harmless) and a Chat one (AHP, CA and Helpful), and GPT-4 compares
+the policies' answers. Here the world's oracle compares them by the true reward of the prompt's own set. Knowing the
+true reward also shows over-optimisation: how it diverges from the trained reward as a policy leaves its start.
+
+The check is not in the paper: trained on the world's true reward, does PPO raise the true reward on new prompts?
+Differences between reward models mean nothing if the trainer does not learn.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
-from hafrm.models.scorers import ScoreOptions
-from hafrm.paper.runs import Run, train_config, write_data
-from hafrm.paper.scales import Scale
-from hafrm.rlhf.options import KlOptions, RlhfConfig, SamplingOptions
-from hafrm.rlhf.run import rlhf
-from hafrm.training.config import Method
-from hafrm.training.manifest import changed_options, is_finished, read_manifest, refuse_other_options
+from markupsafe import Markup
 
-WORLD_PPO: Mapping[str, Any] = {
-    "steps": 90,
-    "learning_rate": 1e-4,
-    "lr_scheduler_type": "constant",
-    "max_prompt_tokens": 128,
-    "checkpoints": 6,
-    "sampling": SamplingOptions(max_new_tokens=96),
-    "kl": KlOptions(coefficient=0.02, target=None),
-}
-"""The world's PPO options that differ from the paper's.
+from hafrm.data import load_pairs
+from hafrm.errors import ConfigError, DataError
+from hafrm.models.generating import prompt_ids
+from hafrm.models.tokenizers import load_tokenizer
+from hafrm.pairs import Prompt
+from hafrm.paper.numbers import CATEGORIES
+from hafrm.paper.plans import Plan
+from hafrm.paper.probes import remembered
+from hafrm.paper.runs import Policy
+from hafrm.paper.scales import Job, in_paper_order
+from hafrm.paper.tables import build_findings
+from hafrm.paper.world import oracle_reward
+from hafrm.report.figures import Curve, Panel, curve_panels
+from hafrm.report.findings import Cell, Findings, Table
+from hafrm.report.wording import interval, percent
+from hafrm.rlhf.checkpoints import Answers, checkpoint_answers
+from hafrm.rlhf.options import RlhfConfig
+from hafrm.rlhf.rewards import answered, load_reward, scores_of
+from hafrm.stats import Interval, bootstrap_interval, paired_bootstrap
+from hafrm.training.manifest import read_manifest
 
-So small a model needs a larger learning rate, and a low KL coefficient lets a policy move far enough to show
-over-optimisation.
-"""
+_Rival = Literal["haf", "baseline"]
+_RIVALS: Mapping[_Rival, str] = {"haf": "HAF", "baseline": "baseline"}
+"""Methods whose rewards train policies, with their display names."""
 
+_PROMPTS = 240
+"""Test prompts that each checkpoint answers once, divided evenly among the sets."""
 
-@dataclass(frozen=True, kw_only=True)
-class PolicyRun:
-    """One policy of an experiment."""
-
-    backbone: str
-    """Backbone of the scale from which the policy and its reward model start."""
-    sets: tuple[str, ...]
-    """Paper names of the sets that provide its prompts and its reward model's training pairs."""
-    rewarded_by: Method | None
-    """Training method of its reward model; None: the true reward of its single set, available only in the world."""
-    seed: int
-
-    @property
-    def reward(self) -> Run | None:
-        """Run that trains its reward model, or None for the true reward."""
-        if self.rewarded_by is None:
-            return None
-        return Run(backbone=self.backbone, sets=self.sets, method=self.rewarded_by, seed=self.seed)
-
-    @property
-    def prompts(self) -> Run:
-        """Run whose training pairs provide the prompts, independent of the reward."""
-        return Run(backbone=self.backbone, sets=self.sets, method="haf", seed=self.seed)
-
-    @property
-    def name(self) -> str:
-        """Policy folder, relative to `policies`."""
-        return f"{self.backbone}/{'+'.join(self.sets)}/{self.rewarded_by or 'oracle'}-seed{self.seed}"
-
-    def folder(self, scale: Scale, out: Path) -> Path:
-        """Return the policy's folder."""
-        return out / scale.name / "policies" / self.name
+_LINES = ("haf", "baseline", "dpo", "zero", "haf dash1", "baseline dash1")
+"""Curve styles of the seeds of the check, in turn."""
 
 
-def policy_config(scale: Scale, policy: PolicyRun, out: Path, *, model: str | None = None) -> RlhfConfig:
-    """Return a policy's options.
+@dataclass(frozen=True)
+class Judged:
+    """A checkpoint's answers with both rewards, in the order of the prompts."""
+
+    answers: Answers
+    gold: list[float]
+    """True reward according to the annotators of the prompt's own set."""
+    proxy: list[float]
+    """Reward used in training."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """Policies of several seeds after the same number of steps."""
+
+    step: int
+    gold: tuple[float, ...]
+    """True reward per prompt, averaged over seeds."""
+    proxy: tuple[float, ...]
+    """Reward used in training, per prompt, averaged over seeds."""
+    kl: float
+    length: float
+    gold_by_seed: tuple[float, ...]
+    """Mean true reward per seed."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the means as a JSON-serialisable dict."""
+        return {
+            "gold": statistics.fmean(self.gold),
+            "gold_by_seed": list(self.gold_by_seed),
+            "proxy": statistics.fmean(self.proxy),
+            "kl": self.kl,
+            "length": self.length,
+        }
+
+
+def held_out_prompts(job: Job, backbone: str, sets: Sequence[str], count: int) -> dict[Prompt, str]:
+    """Return distinct test prompts that fit, evenly from each set, mapped to their set's data name.
+
+    Raises:
+        DataError: fewer than two prompts fit.
+    """
+    tokenizer = load_tokenizer(job.model(backbone))
+    policy = Policy(backbone=backbone, sets=tuple(sets), rewarded_by=None, seed=job.seeds[0])
+    longest = policy.config(job).max_prompt_tokens
+    found: dict[Prompt, str] = {}
+    for name in sets:
+        data = job.scale.sets[name].test
+        prompts = dict.fromkeys(pair.prompt for pair in load_pairs(data, split="test").pairs)
+        fitting = [prompt for prompt in prompts if len(prompt_ids(tokenizer, prompt)) <= longest]
+        found |= dict.fromkeys(fitting[: count // len(sets)], data)
+    if len(found) < 2:
+        raise DataError(f"{', '.join(sets)}: fewer than two test prompts have at most {longest} tokens.")
+    return found
+
+
+def judged_answers(job: Job, policy: Policy, prompts: Mapping[Prompt, str]) -> list[Judged]:
+    """Return the answers of every checkpoint with both rewards, starting with the untrained policy.
+
+    Answers are sampled once and stored, so that later comparisons use the same ones.
+
+    Raises:
+        DataError: the reward model can't score an answer.
+    """
+    config = policy.config(job)
+    scorer = load_reward(config.reward, config, config.score)
+    judged = []
+    for answers in _answers(job, config, policy, list(prompts)):
+        talks = [answered(prompt, text) for prompt, text in zip(prompts, answers.texts, strict=True)]
+        names = (data.removeprefix("world/") for data in prompts.values())
+        gold = [oracle_reward(talk, name) for talk, name in zip(talks, names, strict=True)]
+        proxy = [score for score in scores_of(scorer, talks) if score is not None]
+        if len(proxy) < len(talks):
+            raise DataError(f"{config.reward} can't score {len(talks) - len(proxy)} answers. Raise --max_length.")
+        judged.append(Judged(answers, gold, proxy))
+    return judged
+
+
+def _answers(job: Job, config: RlhfConfig, policy: Policy, prompts: Sequence[Prompt]) -> list[Answers]:
+    depends_on = {
+        "options": asdict(config),
+        "trained": (read_manifest(Path(config.out)) or {}).get("started"),
+        "prompts": [prompt.as_row() for prompt in prompts],
+    }
+
+    def compute() -> list[dict[str, Any]]:
+        return [asdict(answers) for answers in checkpoint_answers(config, prompts, seed=policy.seed)]
+
+    kept = remembered(job.root / "answers" / policy.name, "answers", depends_on, compute)
+    return [Answers(**value) for value in cast(list[dict[str, Any]], kept)]
+
+
+def mean_over_seeds(rows: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    """Average each prompt over seeds.
 
     Args:
-        scale: Backbones, pairs and options.
-        policy: The policy.
-        out: Output root shared by experiments.
-        model: The backbone's name to use; by default its folder or hub id, which may train a small model first.
+        rows: One row per seed, with one value per prompt.
     """
-    backbone = scale.backbone(policy.backbone)
-    return RlhfConfig(
-        model=model or backbone.model(),
-        reward=str(policy.reward.folder(scale, out)) if policy.reward else scale.sets[policy.sets[0]].train,
-        data=train_config(scale, policy.prompts, out, model="").data,
-        out=str(policy.folder(scale, out)),
-        lora=backbone.lora,
-        score=ScoreOptions(overlong="truncate"),
-        seed=policy.seed,
-        **(WORLD_PPO if scale.name == "world" else {}),
+    return tuple(map(statistics.fmean, zip(*rows, strict=True)))
+
+
+def points_of(seeds: Sequence[Sequence[Judged]]) -> tuple[Point, ...]:
+    """Combine the checkpoints of several seeds' policies by step."""
+    return tuple(
+        Point(
+            step=checkpoints[0].answers.step,
+            gold=mean_over_seeds([each.gold for each in checkpoints]),
+            proxy=mean_over_seeds([each.proxy for each in checkpoints]),
+            kl=statistics.fmean(value for each in checkpoints for value in each.answers.kl),
+            length=statistics.fmean(value for each in checkpoints for value in each.answers.lengths),
+            gold_by_seed=tuple(statistics.fmean(each.gold) for each in checkpoints),
+        )
+        for checkpoints in zip(*seeds, strict=True)
     )
 
 
-def train_missing_policy(scale: Scale, policy: PolicyRun, out: Path) -> Path:
-    """Return the folder of a policy, training it first if it is unfinished.
+def learnt(points: Sequence[Point]) -> dict[str, Any]:
+    """Compute the gain in true reward from the first point to the last.
+
+    Returns:
+        `{"gain", "ci95", "by_seed"}`; the 95% interval is over prompts, of the mean over seeds, and None for too few.
+    """
+    first, last = points[0], points[-1]
+    found = paired_bootstrap(last.gold, first.gold, range(len(first.gold)))
+    by_seed = [after - before for before, after in zip(first.gold_by_seed, last.gold_by_seed, strict=True)]
+    return {"gain": found.difference, "ci95": found.interval, "by_seed": by_seed}
+
+
+def _learning_table(title: str, policies: Mapping[str, Sequence[Point]]) -> Table:
+    """Tabulate the true reward at the start and at the end, one row per policy."""
+    rows = []
+    for name, points in policies.items():
+        gain = learnt(points)
+        rows.append(
+            (
+                name,
+                f"{statistics.fmean(points[0].gold):.2f}",
+                f"{statistics.fmean(points[-1].gold):.2f}",
+                f"{gain['gain']:+.2f} {interval(gain['ci95'], '{:+.2f}'.format)}".strip(),
+                ", ".join(f"{each:+.2f}" for each in gain["by_seed"]),
+            )
+        )
+    columns = ("policy", "true reward at the start", "at the end", "gain, 95% interval", "by seed")
+    return Table(title, columns, tuple(rows))
+
+
+def _reward_curve(
+    label: str, kind: str, points: Sequence[Point], reward: Literal["gold", "proxy"], by: Literal["step", "kl"]
+) -> Curve:
+    """Return the curve of a mean reward over steps or over KL."""
+    drawn = tuple((float(getattr(point, by)), statistics.fmean(getattr(point, reward))) for point in points)
+    return Curve(label, kind, drawn)
+
+
+def plan_check(job: Job) -> Plan:
+    """Plan one policy per backbone and seed, trained on the true reward of the first set (by default Helpful).
 
     Raises:
-        ConfigError: the folder contains a run with other options.
-        HafrmError: training failed.
+        ConfigError: the scale has no true reward.
     """
-    config = policy_config(scale, policy, out)
-    refuse_other_options(other_policy_options(config), Path(config.out))
-    folder = Path(config.out)
-    if not is_finished(folder):
-        write_data(scale, policy.prompts, out)
-        rlhf(config)
-    return folder
+    if not job.in_world:
+        raise ConfigError("ppo is trained on the world's true reward: use --scale world.")
+    return Plan(policies=tuple(policy for backbone in job.backbones for policy in _checked(job, backbone)))
 
 
-def other_policy_options(config: RlhfConfig, *, shown: bool = False) -> str:
-    """Describe the options in which the folder's policy differs from the request; empty if there are none, or no run.
+def _checked(job: Job, backbone: str) -> list[Policy]:
+    return [Policy(backbone=backbone, sets=job.sets[:1], rewarded_by=None, seed=seed) for seed in job.seeds]
 
-    Args:
-        config: The requested options.
-        shown: Whether `config.model` is a display name, which is not compared.
+
+def find_check(job: Job) -> Findings:
+    """Report the true reward before and after training, its gain, and its curve for each seed."""
+    judged = {}
+    for backbone in job.backbones:
+        prompts = held_out_prompts(job, backbone, job.sets[:1], _PROMPTS)
+        judged[backbone] = [judged_answers(job, policy, prompts) for policy in _checked(job, backbone)]
+    points = {backbone: points_of(seeds) for backbone, seeds in judged.items()}
+    panels = {
+        backbone: Panel(
+            f"{job.sets[0]}: true reward",
+            tuple(
+                _reward_curve(f"seed {seed}", _LINES[place % len(_LINES)], points_of([each]), "gold", "step")
+                for place, (seed, each) in enumerate(zip(job.seeds, seeds, strict=True))
+            ),
+        )
+        for backbone, seeds in judged.items()
+    }
+    steps = {backbone: {str(point.step): point.as_dict() for point in each} for backbone, each in points.items()}
+    return build_findings(
+        job,
+        "ppo",
+        results={
+            "seeds": list(job.seeds),
+            "set": job.sets[0],
+            "learnt": {backbone: learnt(each) for backbone, each in points.items()},
+            "steps": steps,
+        },
+        tables=[_learning_table("True reward of answers to new prompts", points)],
+        figures={
+            f"ppo-{backbone}": curve_panels(f"True reward over PPO steps, {backbone}", [panel])
+            for backbone, panel in panels.items()
+        },
+        prompts=_PROMPTS,
+    )
+
+
+@dataclass(frozen=True)
+class Duel:
+    """Policies of the two methods on one category."""
+
+    points: Mapping[_Rival, tuple[Point, ...]]
+    wins: Mapping[int, tuple[float, ...]]
+    """By step: per prompt, the share of seeds in which HAF's answer has the larger true reward; ties count one half."""
+
+    @cached_property
+    def win_rates(self) -> dict[int, tuple[float, Interval | None]]:
+        """HAF's win rate by step, with its interval over prompts."""
+        return {
+            step: (statistics.fmean(hits), bootstrap_interval(hits, range(len(hits))))
+            for step, hits in self.wins.items()
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the duel as a JSON-serialisable dict."""
+        return {
+            "win_rate": {str(step): {"value": value, "ci95": ends} for step, (value, ends) in self.win_rates.items()},
+            "policies": {
+                rival: {str(point.step): point.as_dict() for point in points} for rival, points in self.points.items()
+            },
+            "learnt": {rival: learnt(points) for rival, points in self.points.items()},
+        }
+
+
+def plan_duels(job: Job) -> Plan:
+    """Plan HAF and the baseline for each category and seed, and a policy for each.
+
+    Raises:
+        ConfigError: the scale is not `world`, so there is no oracle.
     """
-    manifest = read_manifest(Path(config.out))
-    if manifest is None:
-        return ""
-    return changed_options(manifest, replace(config, model=manifest["config"]["model"]) if shown else config)
+    if not job.in_world:
+        raise ConfigError(
+            "figure5 is judged by the world's oracle: use --scale world. Elsewhere train policies with `hafrm rlhf` on "
+            "two reward models, sample from checkpoints of the same step and compare with `hafrm judge`; docs/rlhf.md "
+            "has the commands."
+        )
+    policies = tuple(
+        Policy(backbone=backbone, sets=sets, rewarded_by=rival, seed=seed)
+        for backbone in job.backbones
+        for sets in _categories(job).values()
+        for seed in job.seeds
+        for rival in _RIVALS
+    )
+    return Plan(tuple(policy.reward for policy in policies if policy.reward), policies=policies)
 
 
-def policy_command(config: RlhfConfig) -> list[str]:
-    """Return the equivalent `hafrm rlhf` command as words, without options that have their default value."""
-    plain = RlhfConfig(model=config.model, reward=config.reward, data=config.data, out=config.out)
-    words = ["hafrm", "rlhf", config.model, "--reward", config.reward, "--data", *config.data]
-    for name, value in _differences(asdict(config), asdict(plain)):
-        words += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
-    return [*words, "--out", config.out]
+def _categories(job: Job) -> dict[str, tuple[str, ...]]:
+    """Return the job's sets by category, Safety first, as in the paper's figure."""
+    found = {category: [name for name in CATEGORIES[category] if name in job.sets] for category in ("Safety", "Chat")}
+    return {category: in_paper_order(sets) for category, sets in found.items() if sets}
 
 
-def _differences(values: Mapping[str, Any], plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the options that differ between two sets of values, by their command-line names."""
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _differences(value, plain[name], f"{prefix}{name}.")
-        elif value != plain[name]:
-            yield prefix + name, value
+def find_duels(job: Job) -> Findings:
+    """Report win rates over steps, true rewards over steps, and both rewards over KL."""
+    duels = {
+        backbone: {category: _duel(job, backbone, sets) for category, sets in _categories(job).items()}
+        for backbone in job.backbones
+    }
+    shown = {backbone: {name: duel.as_dict() for name, duel in each.items()} for backbone, each in duels.items()}
+    return build_findings(
+        job,
+        "figure5",
+        results={"seeds": list(job.seeds), "duels": shown},
+        tables=[table for backbone, each in duels.items() for table in _duel_tables(backbone, each)],
+        figures={name: figure for backbone, each in duels.items() for name, figure in _figures(backbone, each)},
+        prompts=_PROMPTS,
+    )
+
+
+def _duel(job: Job, backbone: str, sets: tuple[str, ...]) -> Duel:
+    prompts = held_out_prompts(job, backbone, sets, _PROMPTS)
+    seeds: dict[_Rival, list[list[Judged]]] = {
+        rival: [
+            judged_answers(job, Policy(backbone=backbone, sets=sets, rewarded_by=rival, seed=seed), prompts)
+            for seed in job.seeds
+        ]
+        for rival in _RIVALS
+    }
+    points = {rival: points_of(found) for rival, found in seeds.items()}
+    pairs = [list(zip(ours, theirs, strict=True)) for ours, theirs in zip(*seeds.values(), strict=True)]
+    wins = {
+        point.step: mean_over_seeds([duel_hits(*pair[place]) for pair in pairs])
+        for place, point in enumerate(points["haf"])
+    }
+    return Duel(points, wins)
+
+
+def duel_hits(ours: Judged, theirs: Judged) -> list[float]:
+    """Return for each prompt 1 if our answer has the larger true reward, one half for a tie, otherwise 0."""
+    return [0.5 if a == b else float(a > b) for a, b in zip(ours.gold, theirs.gold, strict=True)]
+
+
+def _duel_tables(backbone: str, duels: Mapping[str, Duel]) -> Iterator[Table]:
+    """Tabulate whether the policies learn, and each category's policies by step."""
+    yield _learning_table(
+        f"Does PPO learn? ({backbone})",
+        {
+            f"{category}, {label}": duel.points[rival]
+            for category, duel in duels.items()
+            for rival, label in _RIVALS.items()
+        },
+    )
+    columns = [f"{what}, {label}" for what in ("true reward", "reward", "KL", "tokens") for label in _RIVALS.values()]
+    for category, duel in duels.items():
+        rows: list[tuple[Cell, ...]] = []
+        for place, (step, (rate, ends)) in enumerate(duel.win_rates.items()):
+            pair = [duel.points[rival][place] for rival in _RIVALS]
+            cells = (
+                *(f"{statistics.fmean(point.gold):.2f}" for point in pair),
+                *(f"{statistics.fmean(point.proxy):.2f}" for point in pair),
+                *(f"{point.kl:.1f}" for point in pair),
+                *(f"{point.length:.1f}" for point in pair),
+            )
+            rows.append((str(step), f"{percent(rate)} {interval(ends, percent)}".strip(), *cells))
+        yield Table(f"{category}, {backbone}", ("step", "HAF wins, %", *columns), tuple(rows))
+
+
+def _figures(backbone: str, duels: Mapping[str, Duel]) -> Iterator[tuple[str, Markup]]:
+    def curves(duel: Duel, reward: Literal["gold", "proxy"], by: Literal["step", "kl"]) -> tuple[Curve, ...]:
+        return tuple(_reward_curve(label, rival, duel.points[rival], reward, by) for rival, label in _RIVALS.items())
+
+    wins = [Panel(f"{category}: HAF wins, %", tuple(_win_curves(duel))) for category, duel in duels.items()]
+    yield (
+        f"figure5-{backbone}",
+        curve_panels(f"Share of prompts that HAF's policy answers better, {backbone}", wins),
+    )
+    gold = [Panel(f"{category}: true reward", curves(duel, "gold", "step")) for category, duel in duels.items()]
+    yield f"figure5-gold-{backbone}", curve_panels(f"True reward over steps, {backbone}", gold)
+    rewards: Mapping[Literal["proxy", "gold"], str] = {"proxy": "reward trained on", "gold": "true reward"}
+    both = [
+        Panel(f"{category}: {title}", curves(duel, reward, "kl"), "KL from the start, nats")
+        for category, duel in duels.items()
+        for reward, title in rewards.items()
+    ]
+    yield (
+        f"figure5-over-optimisation-{backbone}",
+        curve_panels(f"The reward that is trained on and the true one over KL, {backbone}", both),
+    )
+
+
+def _win_curves(duel: Duel) -> Iterator[Curve]:
+    rates = duel.win_rates.items()
+    yield Curve("win rate", "haf", tuple((float(step), 100 * value) for step, (value, _) in rates))
+    if intervals := [(float(step), ends) for step, (_, ends) in rates if ends is not None]:
+        yield Curve("95% interval", "haf dash3", tuple((step, 100 * ends.low) for step, ends in intervals))
+        yield Curve("", "haf dash3", tuple((step, 100 * ends.high) for step, ends in intervals))
+    yield Curve("even", "zero dash2", tuple((float(step), 50.0) for step, _ in rates))

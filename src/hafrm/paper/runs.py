@@ -1,29 +1,30 @@
-"""Training runs shared by experiments: each is named by its settings, trained once, and later found by its name.
+"""What experiments train: reward models and policies, each identified by its settings, trained once and shared.
 
 A run's folder is OUT/SCALE/runs/BACKBONE/SETS/METHOD-seedN, extended by settings that differ from the method's
-defaults. A finished run with the same options is reused, an unfinished one resumes from its last checkpoint, and one
-with other options raises an error.
+defaults; a policy's is OUT/SCALE/policies/BACKBONE/SETS/METHOD-seedN. A finished folder with the same options is
+reused, an unfinished one resumes from its last checkpoint, and one with other options raises an error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+import shlex
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from hafrm import atomic
-from hafrm.data import DataOptions, local_path
-from hafrm.paper.drawing import Drawn, is_as_drawn, print_of_drawn, print_of_pairs
-from hafrm.paper.scales import Scale, in_paper_order
+from hafrm.data import DataOptions
+from hafrm.models.scorers import ScoreOptions
+from hafrm.paper.samples import RunData
+from hafrm.paper.scales import Job
+from hafrm.rlhf.options import KlOptions, RlhfConfig, SamplingOptions
+from hafrm.rlhf.run import rlhf
 from hafrm.store import alone
 from hafrm.training.config import LossConfig, Method, TrainConfig
 from hafrm.training.manifest import changed_options, is_finished, read_manifest, refuse_other_options
 from hafrm.training.run import train
-
-RunState = Literal["finished", "unfinished", "missing"]
-
-Say = Callable[[str], None]
 
 OTHER_OPTIONS = "other options"
 """Prefix of the state shown for a run that would be refused."""
@@ -38,15 +39,102 @@ LOSSES: Mapping[str, LossConfig] = {
 }
 """Losses that can replace DPO or Bradley-Terry in a HAF run, by name."""
 
+WORLD_PPO: Mapping[str, Any] = {
+    "steps": 90,
+    "learning_rate": 1e-4,
+    "lr_scheduler_type": "constant",
+    "max_prompt_tokens": 128,
+    "checkpoints": 6,
+    "sampling": SamplingOptions(max_new_tokens=96),
+    "kl": KlOptions(coefficient=0.02, target=None),
+}
+"""The world's PPO options that differ from the paper's.
+
+So small a model needs a larger learning rate, and a low KL coefficient lets a policy move far enough to show
+over-optimisation.
+"""
+
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """One training run of an experiment."""
+class Trained(ABC):
+    """Something to train, with a folder of its own."""
 
     backbone: str
-    """Backbone of the scale."""
+    """Backbone of the scale to start from."""
     sets: tuple[str, ...]
     """Paper names of the training sets; several are sampled evenly."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Folder relative to those of the same kind."""
+
+    @abstractmethod
+    def folder(self, job: Job) -> Path:
+        """Return the folder."""
+
+    @abstractmethod
+    def changed(self, job: Job, *, shown: bool = False) -> str:
+        """Describe the options and data in which the folder's run differs from this one.
+
+        Args:
+            job: The job; its root and data files may have moved since.
+            shown: Compare with the backbone's display name instead of making the model.
+
+        Returns:
+            The differences in words; empty if there are none or the folder has no run.
+        """
+
+    @abstractmethod
+    def command(self, job: Job) -> str:
+        """Return the equivalent `hafrm` command, without options that have their default value."""
+
+    @abstractmethod
+    def _train(self, job: Job) -> None: ...
+
+    def data(self, job: Job) -> RunData:
+        """Return the pairs to train on, or whose prompts to train on."""
+        return RunData(job, self.sets)
+
+    def require_same(self, job: Job) -> None:
+        """Raise if the folder's run has another scale, length or rate, or other pairs.
+
+        Raises:
+            ConfigError: the folder contains a run with other options.
+        """
+        refuse_other_options(self.changed(job), self.folder(job))
+
+    def make(self, job: Job) -> Path:
+        """Return the folder, after training it if it is unfinished; another command that trains it is waited for.
+
+        Raises:
+            ConfigError: the folder contains a run with other options.
+            HafrmError: training failed.
+        """
+        folder = self.folder(job)
+        self.require_same(job)
+        if is_finished(folder):
+            return folder
+        with alone(folder, beside=True, wait=True):
+            self.require_same(job)
+            if not is_finished(folder):
+                self.data(job).write()
+                self._train(job)
+        return folder
+
+    def state(self, job: Job) -> str:
+        """Return "finished", "unfinished", "missing", or "other options" with the differences."""
+        if changed := self.changed(job, shown=True):
+            return f"{OTHER_OPTIONS}: {changed}"
+        if is_finished(self.folder(job)):
+            return "finished"
+        return "missing" if read_manifest(self.folder(job)) is None else "unfinished"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Trained):
+    """One training run of a reward model."""
+
     method: Method
     seed: int = 0
     policy_ratio: float | None = None
@@ -60,254 +148,77 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Run folder, relative to `runs`."""
+        """Folder relative to `runs`."""
         ratio = "" if self.policy_ratio is None else f"-ratio{self.policy_ratio:g}"
         loss = "" if self.loss is None else f"-{self.loss}"
         share = "" if self.share == 1 else f"-1of{self.share}"
         kept = "-checkpoints" if self.keep_checkpoints else ""
         return f"{self.backbone}/{'+'.join(self.sets)}/{self.method}{ratio}{loss}{share}-seed{self.seed}{kept}"
 
-    def folder(self, scale: Scale, out: Path) -> Path:
-        """Return the run's folder; while learning rates are being chosen, its name includes the rate."""
-        rate = f"-lr{scale.backbone(self.backbone).learning_rates[self.method]:g}" if scale.tuned else ""
-        return out / scale.name / "runs" / f"{self.name}{rate}"
+    def folder(self, job: Job) -> Path:
+        """Return the folder; while learning rates are being chosen, its name includes the rate."""
+        rate = f"-lr{job.scale.backbone(self.backbone).learning_rates[self.method]:g}" if job.scale.tuned else ""
+        return job.root / "runs" / f"{self.name}{rate}"
+
+    def data(self, job: Job) -> RunData:
+        """Return the pairs to train on."""
+        return RunData(job, self.sets, self.share)
+
+    def config(self, job: Job, *, model: str = "") -> TrainConfig:
+        """Return the run's options.
+
+        Args:
+            job: The job.
+            model: The backbone's folder or hub id.
+        """
+        backbone, data = job.scale.backbone(self.backbone), self.data(job)
+        loss = LossConfig() if self.loss is None else LOSSES[self.loss]
+        return TrainConfig(
+            model=model,
+            data=data.names("train"),
+            eval_data=data.names("validation"),
+            out=str(self.folder(job)),
+            method=self.method,
+            loss=loss if self.policy_ratio is None else replace(loss, policy_ratio=self.policy_ratio),
+            lora=backbone.lora,
+            data_options=DataOptions(max_length=job.scale.max_length),
+            training={
+                **job.scale.training,
+                "learning_rate": backbone.learning_rates[self.method],
+                "seed": self.seed,
+                **({"save_total_limit": None} if self.keep_checkpoints else {}),
+            },
+            early_stopping=job.scale.early_stopping,
+        )
+
+    def _train(self, job: Job) -> None:
+        train(self.config(job, model=job.model(self.backbone)))
+
+    def changed(self, job: Job, *, shown: bool = False) -> str:
+        """Describe the differences; files may have moved if their pairs are the same."""
+        manifest = read_manifest(self.folder(job))
+        if manifest is None:
+            return ""
+        model = job.scale.backbone(self.backbone).shown if shown else job.model(self.backbone)
+        if shown and job.in_world:  # world backbones have other names in manifests
+            model = manifest["config"]["model"]
+        config = self.config(job, model=model)
+        data = _changed_data(manifest, config, self.data(job).digests())
+        held = {name: manifest["config"][name] for name in ("data", "eval_data")}
+        return ", ".join(filter(None, (changed_options(manifest, replace(config, **held)), data)))
+
+    def command(self, job: Job) -> str:
+        """Return the equivalent `hafrm train` command."""
+        return shlex.join(train_words(self.config(job, model=job.scale.backbone(self.backbone).shown)))
 
 
-def trained(
-    scale: Scale,
-    method: Method,
-    sets: Sequence[str],
-    seed: int,
-    out: Path,
-    *,
-    backbone: str | None = None,
-    policy_ratio: float | None = None,
-) -> Path:
-    """Return the folder of a finished run, training it first if necessary.
-
-    Args:
-        scale: Backbones, pairs and options.
-        method: `haf`, `baseline` or `dpo`.
-        sets: Paper names of the training sets; several are sampled evenly.
-        seed: Seed of the run.
-        out: Output root shared by experiments.
-        backbone: A backbone of the scale; by default its first.
-        policy_ratio: Weight of HAF's policy loss; by default the paper's 0.2.
-
-    Raises:
-        ConfigError: the folder contains a run with other options.
-        HafrmError: training failed.
-    """
-    run = Run(
-        backbone=scale.backbone(backbone).name,
-        sets=in_paper_order(sets),
-        method=method,
-        seed=seed,
-        policy_ratio=policy_ratio,
-    )
-    return train_missing(scale, run, out)
+def seed_runs(job: Job, backbone: str, sets: tuple[str, ...], method: Method) -> list[Run]:
+    """Return a method's runs, one per seed."""
+    return [Run(backbone=backbone, sets=sets, method=method, seed=seed) for seed in job.seeds]
 
 
-def train_missing(scale: Scale, run: Run, out: Path) -> Path:
-    """Return the folder of a run, training it first if it is unfinished; see `trained`."""
-    config = train_config(scale, run, out, model=scale.backbone(run.backbone).model())
-    folder = Path(config.out)
-    require_same_options(scale, run, out)
-    if is_finished(folder):
-        return folder
-    with alone(folder, beside=True, wait=True):  # another command may be training it
-        require_same_options(scale, run, out)
-        if not is_finished(folder):
-            write_data(scale, run, out)
-            train(config)
-    return folder
-
-
-def train_config(scale: Scale, run: Run, out: Path, *, model: str) -> TrainConfig:
-    """Return a run's options.
-
-    Args:
-        scale: Backbones, pairs and options.
-        run: The run.
-        out: Output root shared by experiments.
-        model: The backbone's folder or hub id.
-    """
-    backbone = scale.backbone(run.backbone)
-    return TrainConfig(
-        model=model,
-        data=[str(_cut_file(scale, run, out))] if _is_cut(scale, run) else _data(scale, run.sets, "train", out),
-        eval_data=_data(scale, run.sets, "validation", out),
-        out=str(run.folder(scale, out)),
-        method=run.method,
-        loss=_losses(run),
-        lora=backbone.lora,
-        data_options=DataOptions(max_length=scale.max_length),
-        training={
-            **scale.training,
-            "learning_rate": backbone.learning_rates[run.method],
-            "seed": run.seed,
-            **({"save_total_limit": None} if run.keep_checkpoints else {}),
-        },
-        early_stopping=scale.early_stopping,
-    )
-
-
-def write_data(scale: Scale, run: Run, out: Path) -> None:
-    """Write the files of a mixture or of part of a set, if they are missing or their source has changed."""
-    for path, drawn in _drawn_files(scale, run, out).items():
-        if not is_as_drawn(path, drawn):
-            with atomic.new_file(path) as file:
-                file.writelines(atomic.json_line(pair.as_row()) for pair in drawn.pairs())
-
-
-def _losses(run: Run) -> LossConfig:
-    base = LossConfig() if run.loss is None else LOSSES[run.loss]
-    return base if run.policy_ratio is None else replace(base, policy_ratio=run.policy_ratio)
-
-
-def other_options(scale: Scale, run: Run, out: Path, *, shown: bool = False) -> str:
-    """Describe the options and data in which the run in the folder differs from the request.
-
-    Args:
-        scale: Backbones, pairs and options.
-        run: The run.
-        out: Output root shared by experiments; it and the data files may have moved since.
-        shown: Compare with the backbone's display name instead of making the model.
-
-    Returns:
-        The differences in words; empty if there are none or the folder has no run.
-    """
-    manifest = read_manifest(run.folder(scale, out))
-    if manifest is None:
-        return ""
-    backbone = scale.backbone(run.backbone)
-    model = backbone.shown if shown else backbone.model()
-    if shown and scale.name == "world":  # world backbones have other names in manifests
-        model = manifest["config"]["model"]
-    config = train_config(scale, run, out, model=model)
-    data = _changed_data(manifest, config, data_prints(scale, run, out))
-    held = {name: manifest["config"][name] for name in ("data", "eval_data")}
-    return ", ".join(filter(None, (changed_options(manifest, replace(config, **held)), data)))
-
-
-def require_same_options(scale: Scale, run: Run, out: Path) -> None:
-    """Raise if the folder's run has another scale, length or rate, or other pairs.
-
-    Raises:
-        ConfigError: the folder contains a run with other options.
-    """
-    refuse_other_options(other_options(scale, run, out), run.folder(scale, out))
-
-
-def shown_state(scale: Scale, run: Run, out: Path) -> str:
-    """Return the state of a run's folder as shown in a plan."""
-    changed = other_options(scale, run, out, shown=True)
-    return f"{OTHER_OPTIONS}: {changed}" if changed else state_of(run.folder(scale, out))
-
-
-def state_of(folder: Path) -> RunState:
-    """Return whether a folder contains a finished run, an unfinished one, or none."""
-    if is_finished(folder):
-        return "finished"
-    return "missing" if read_manifest(folder) is None else "unfinished"
-
-
-def command(config: TrainConfig) -> list[str]:
-    """Return the equivalent `hafrm train` command as words, without options that have their default value."""
-    words = ["hafrm", "train", "--model", config.model, "--data", *config.data, "--eval_data", *config.eval_data]
-    words += ["--method", config.method]
-    defaults = asdict(LossConfig())
-    for name, value in asdict(config.loss).items():
-        if value != defaults[name]:
-            words += [f"--loss.{name}={value:g}" if isinstance(value, float) else f"--loss.{name}={value}"]
-    if config.lora.enabled:
-        words += ["--lora.rank", str(config.lora.rank), "--lora.alpha", str(config.lora.alpha)]
-    words += ["--data_options.max_length", str(config.data_options.max_length)]
-    for name, value in config.training.items():
-        words += [f"--training.{name}", _yaml(value)]
-    if config.early_stopping:
-        words += ["--early_stopping", str(config.early_stopping)]
-    return [*words, "--out", config.out]
-
-
-def _yaml(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _data(scale: Scale, sets: Sequence[str], split: Literal["train", "validation"], out: Path) -> list[str]:
-    """Return the data names of a run's pairs: one whole set, or an even share of each of several."""
-    if len(sets) == 1:
-        return [getattr(scale.sets[sets[0]], split)]
-    if scale.mixed is not None:
-        size = scale.mixed[split]
-        if split == "train" and scale.cap is not None:
-            size = min(size, scale.cap)
-        return [f"{getattr(scale.sets[name], split)}[:{size}]" for name in sets]
-    return [str(path) for path in _mixture_files(scale, sets, split, out).values()]
-
-
-def _is_cut(scale: Scale, run: Run) -> bool:
-    """Return whether a run trains on its own file with part of its set's pairs."""
-    return len(run.sets) == 1 and (run.share > 1 or scale.cap is not None)
-
-
-def _cut_file(scale: Scale, run: Run, out: Path) -> Path:
-    return out / scale.name / "cuts" / f"{run.sets[0]}-1of{run.share}{scale.cap_suffix}.jsonl"
-
-
-def _mixture_files(scale: Scale, sets: Sequence[str], split: str, out: Path) -> dict[str, Path]:
-    folder = out / scale.name / "mixtures" / f"{'+'.join(sets)}{scale.cap_suffix}"
-    return {name: folder / f"{name}-{split}.jsonl" for name in sets}
-
-
-def _drawn_files(scale: Scale, run: Run, out: Path) -> dict[Path, Drawn]:
-    """Return the files written for a run: part of its set, or from each set as many pairs as the smallest has.
-
-    The paper samples "evenly" from its sets (section 4.1.2) and does not say how many pairs.
-    """
-    if _is_cut(scale, run):
-        source = scale.sets[run.sets[0]].train
-        drawn = Drawn(source=source, split="train", beside=(source,), cap=scale.cap, share=run.share)
-        return {_cut_file(scale, run, out): drawn}
-    if len(run.sets) == 1 or scale.mixed is not None:
-        return {}
-    found = {}
-    splits: tuple[Literal["train", "validation"], ...] = ("train", "validation")
-    for split in splits:
-        cap = scale.cap if split == "train" else None
-        sources = {name: getattr(scale.sets[name], split) for name in run.sets}
-        for name, path in _mixture_files(scale, run.sets, split, out).items():
-            found[path] = Drawn(source=sources[name], split=split, beside=tuple(sources.values()), cap=cap)
-    return found
-
-
-def data_prints(scale: Scale, run: Run, out: Path) -> dict[str, str | None]:
-    """Return the fingerprints of a run's pairs as they would be read or sampled now, by data name.
-
-    None is used for sets of the world and the hub, which are identified by name only.
-    """
-    drawn = {str(path): each for path, each in _drawn_files(scale, run, out).items()}
-    config = train_config(scale, run, out, model="")
-    found: dict[str, str | None] = {}
-    for split, names in (("train", config.data), ("validation", config.eval_data)):
-        for name in names:
-            if name in drawn:
-                found[name] = print_of_drawn(drawn[name]) if drawn[name].can_change else None
-            else:
-                found[name] = None if local_path(name) is None else print_of_pairs(name, split)
-    return found
-
-
-def _changed_data(manifest: dict[str, Any], config: TrainConfig, prints: Mapping[str, str | None]) -> str:
-    """Describe the data that differ from a manifest's.
-
-    Files may have moved if their pairs are the same; names of other data must match.
-
-    Args:
-        manifest: Manifest of the folder's run.
-        config: The requested options.
-        prints: Result of `data_prints`.
-    """
+def _changed_data(manifest: dict[str, Any], config: TrainConfig, digests: Mapping[str, str | None]) -> str:
+    """Describe the data that differ from a manifest's; names of data that are not local files must match."""
     changes = []
     for part, option in (("train", "data"), ("eval", "eval_data")):
         before, names = manifest["config"][option], getattr(config, option)
@@ -316,9 +227,101 @@ def _changed_data(manifest: dict[str, Any], config: TrainConfig, prints: Mapping
             changes += [] if before == names else [f"{option} (was {before}, now {names})"]
             continue
         for old, name, source in zip(before, names, sources, strict=True):
-            now = prints[name]
+            now = digests[name]
             if now is None and Path(old).parts[-2:] != Path(name).parts[-2:]:  # a set's name, or CUTS/FILE
                 changes.append(f"{option} (was {old}, now {name})")
             elif now is not None and now != source["sha256"]:
                 changes.append(f"{option} (was {old}, sha256 {source['sha256'][:8]}, now {name}, sha256 {now[:8]})")
     return ", ".join(changes)
+
+
+def train_words(config: TrainConfig) -> list[str]:
+    """Return the words of the equivalent `hafrm train` command."""
+    words = ["hafrm", "train", "--model", config.model, "--data", *config.data, "--eval_data", *config.eval_data]
+    words += ["--method", config.method]
+    for name, value in _differences(asdict(config.loss), asdict(LossConfig()), "loss."):
+        words += [f"--{name}={value:g}" if isinstance(value, float) else f"--{name}={value}"]
+    if config.lora.enabled:
+        words += ["--lora.rank", str(config.lora.rank), "--lora.alpha", str(config.lora.alpha)]
+    words += ["--data_options.max_length", str(config.data_options.max_length)]
+    for name, value in config.training.items():
+        words += [f"--training.{name}", value if isinstance(value, str) else json.dumps(value)]
+    if config.early_stopping:
+        words += ["--early_stopping", str(config.early_stopping)]
+    return [*words, "--out", config.out]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy(Trained):
+    """One policy, trained by PPO from its reward model's backbone, on the prompts of its reward model."""
+
+    rewarded_by: Method | None
+    """Training method of its reward model; None: the true reward of its single set, available only in the world."""
+    seed: int
+
+    @property
+    def reward(self) -> Run | None:
+        """Run that trains its reward model, or None for the true reward."""
+        if self.rewarded_by is None:
+            return None
+        return Run(backbone=self.backbone, sets=self.sets, method=self.rewarded_by, seed=self.seed)
+
+    @property
+    def name(self) -> str:
+        """Folder relative to `policies`."""
+        return f"{self.backbone}/{'+'.join(self.sets)}/{self.rewarded_by or 'oracle'}-seed{self.seed}"
+
+    def folder(self, job: Job) -> Path:
+        """Return the folder."""
+        return job.root / "policies" / self.name
+
+    def config(self, job: Job, *, model: str | None = None) -> RlhfConfig:
+        """Return the policy's options.
+
+        Args:
+            job: The job.
+            model: The backbone's name to use; by default its folder or hub id, which may train a small model first.
+        """
+        return RlhfConfig(
+            model=model or job.model(self.backbone),
+            reward=str(self.reward.folder(job)) if self.reward else job.scale.sets[self.sets[0]].train,
+            data=self.data(job).names("train"),
+            out=str(self.folder(job)),
+            lora=job.scale.backbone(self.backbone).lora,
+            score=ScoreOptions(overlong="truncate"),
+            seed=self.seed,
+            **(WORLD_PPO if job.in_world else {}),
+        )
+
+    def _train(self, job: Job) -> None:
+        rlhf(self.config(job))
+
+    def changed(self, job: Job, *, shown: bool = False) -> str:
+        """Describe the differences in options."""
+        manifest = read_manifest(self.folder(job))
+        if manifest is None:
+            return ""
+        held = manifest["config"]["model"] if shown and job.in_world else None  # world backbones have other names
+        return changed_options(manifest, self.config(job, model=held))
+
+    def command(self, job: Job) -> str:
+        """Return the equivalent `hafrm rlhf` command."""
+        return shlex.join(rlhf_words(self.config(job, model=job.scale.backbone(self.backbone).shown)))
+
+
+def rlhf_words(config: RlhfConfig) -> list[str]:
+    """Return the words of the equivalent `hafrm rlhf` command."""
+    plain = RlhfConfig(model=config.model, reward=config.reward, data=config.data, out=config.out)
+    words = ["hafrm", "rlhf", config.model, "--reward", config.reward, "--data", *config.data]
+    for name, value in _differences(asdict(config), asdict(plain)):
+        words += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
+    return [*words, "--out", config.out]
+
+
+def _differences(values: Mapping[str, Any], plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the options that differ between two sets of values, by their command-line names."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _differences(value, plain[name], f"{prefix}{name}.")
+        elif value != plain[name]:
+            yield prefix + name, value

@@ -1,4 +1,4 @@
-"""Scales: the backbones, pairs and training options that an experiment runs with.
+"""What experiments run on: a job, and the scale with the backbones, pairs and training options that it uses.
 
 `world` is the simulated world with its own small backbones; `small` uses the user's backbones and folder of data
 files; `paper` uses the paper's models, published sets and settings (section 3, Table 5, Appendix A). A scale maps the
@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from hafrm.errors import ConfigError
 from hafrm.models.lora import LoraOptions
 from hafrm.paper.numbers import SETS
-from hafrm.paper.world import world_backbone
+from hafrm.paper.world import BackboneKind, world_backbone
 from hafrm.training.config import Method
 
 ScaleName = Literal["world", "small", "paper"]
+Split = Literal["train", "validation", "test"]
+
+METHODS: tuple[Method, ...] = ("haf", "baseline", "dpo")
+"""The methods in the order in which they are trained and compared."""
 
 WORLD_MAX_LENGTH = 256
 """Context length of the world's backbones in tokens; its texts are far shorter."""
@@ -27,22 +32,14 @@ WORLD_MAX_LENGTH = 256
 MIXED_PAIRS = {"train": 800, "validation": 80}
 """Pairs per set in the world's mixture, as in the demo."""
 
-_WORLD_NAMES = {"Helpful": "helpful", "Harmless": "harmless", "CA": "arena", "BS": "safe", "AHP": "human-pref"}
-_HUB_NAMES = {
-    "Helpful": "hh-helpful",
-    "Harmless": "hh-harmless",
-    "CA": "chatbot-arena",
-    "BS": "beaver-safe",
-    "AHP": "alpaca-human-pref",
+_NAMES: Mapping[str, tuple[str, str, str]] = {
+    "Helpful": ("world/helpful", "qa_eval", "hh-helpful"),
+    "Harmless": ("world/harmless", "hh_harmless", "hh-harmless"),
+    "CA": ("world/arena", "arguments", "chatbot-arena"),
+    "BS": ("world/safe", "pku_safe", "beaver-safe"),
+    "AHP": ("world/human-pref", "alpaca_gpt4", "alpaca-human-pref"),
 }
-_FILE_NAMES = {
-    "Helpful": "qa_eval",
-    "Harmless": "hh_harmless",
-    "CA": "arguments",
-    "BS": "pku_safe",
-    "AHP": "alpaca_gpt4",
-}
-"""Data file used for each of the paper's sets."""
+"""Each set's data in the world, its file at the scale `small`, and its published data."""
 
 _PHI_LR, _MISTRAL_LR = 1e-5, 3e-5
 
@@ -56,7 +53,7 @@ class SetFiles:
     test: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Backbone:
     """A model to start from, and how to train it."""
 
@@ -68,7 +65,7 @@ class Backbone:
     """Return the folder or hub id; may train a small model first."""
     shown: str
     """Display name in plans, available without making the model."""
-    lora: LoraOptions = field(default_factory=LoraOptions)
+    lora: LoraOptions
     learning_rates: Mapping[Method, float]
 
 
@@ -80,14 +77,14 @@ class Overrides:
     learning_rate: float | None = None
     max_length: int | None = None
     early_stopping: int = 0
-    cap: int | None = None
+    pairs: int | None = None
 
     def __post_init__(self) -> None:
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise ConfigError(f"learning_rate must be a finite number above 0, got {self.learning_rate}")
-        for name in ("steps", "max_length", "cap"):
+        for name in ("steps", "max_length", "pairs"):
             if (value := getattr(self, name)) is not None and value < 1:
-                raise ConfigError(f"{'pairs' if name == 'cap' else name} must be at least 1, got {value}")
+                raise ConfigError(f"{name} must be at least 1, got {value}")
         if self.early_stopping < 0:
             raise ConfigError(f"early_stopping must be 0 or more, got {self.early_stopping}")
 
@@ -134,6 +131,47 @@ class Scale:
         return self.backbones[name]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A request to reproduce something: the scale, which parts of it to run, and where."""
+
+    scale: Scale
+    backbones: tuple[str, ...]
+    sets: tuple[str, ...]
+    """Paper names of the sets to use."""
+    seeds: tuple[int, ...]
+    out: Path
+    """Output root shared by experiments."""
+    rewardbench: str | None = None
+    """RewardBench's pairs, for the external half of Table 3."""
+    judge: str | None = None
+    """Reward model that judges best-of-N at scales other than `world`."""
+    rates: tuple[float, ...] = ()
+    """Study: learning rates that each method tries; with fewer than two there is no choice."""
+    rate_seeds: int = 1
+    """Study: number of seeds, counted from the first, that choose the learning rates."""
+    parts: tuple[str, ...] = ()
+    """Study: names of the parts to run."""
+    hours: float | None = None
+    """Study: time limit; no run starts that would end later. None: no limit."""
+    retry: bool = False
+    """Study: whether to try failed runs again."""
+
+    @property
+    def root(self) -> Path:
+        """Output folder of this scale."""
+        return self.out / self.scale.name
+
+    @property
+    def in_world(self) -> bool:
+        """Whether the job runs in the simulated world, where the true reward is known."""
+        return self.scale.name == "world"
+
+    def model(self, backbone: str) -> str:
+        """Return a backbone's folder or hub id; may train a small model first."""
+        return self.scale.backbone(backbone).model()
+
+
 _Value = TypeVar("_Value")
 
 
@@ -142,42 +180,55 @@ def _or(asked: _Value | None, default: _Value) -> _Value:
     return default if asked is None else asked
 
 
+def _same_for_all_splits(place: int) -> dict[str, SetFiles]:
+    return {name: SetFiles(**dict.fromkeys(get_args(Split), each[place])) for name, each in _NAMES.items()}
+
+
 def world_training(steps: int) -> dict[str, Any]:
-    """Return the world's training options. So small a model needs a larger rate than the paper's."""
-    return {"max_steps": steps, "learning_rate": 5e-4, "eval_steps": 60, "save_steps": 60}
+    """Return the world's training options.
+
+    So small a model needs a larger rate than the paper's. Precision is fixed, so that results do not depend on how fast
+    a machine is in bfloat16.
+    """
+    return {"max_steps": steps, "learning_rate": 5e-4, "eval_steps": 60, "save_steps": 60, "bf16": False}
+
+
+def _scale(
+    name: ScaleName,
+    overrides: Overrides,
+    backbones: Sequence[Backbone],
+    sets: Mapping[str, SetFiles],
+    training: Mapping[str, Any],
+    max_length: int,
+    mixed: Mapping[str, int] | None = None,
+) -> Scale:
+    return Scale(
+        name=name,
+        backbones={each.name: each for each in backbones},
+        sets=sets,
+        training=training,
+        max_length=_or(overrides.max_length, max_length),
+        early_stopping=overrides.early_stopping,
+        mixed=mixed,
+        cap=overrides.pairs,
+    )
 
 
 def world_scale(overrides: Overrides) -> Scale:
     """Return the simulated world's scale: 2,000 training pairs per set, 240 steps of 16 pairs."""
     training = world_training(_or(overrides.steps, 240))
-    rate = _or(overrides.learning_rate, training.pop("learning_rate"))
-    backbones = [
-        Backbone(
-            name=kind,
-            paper_name=paper_name,
-            model=lambda kind=kind: str(world_backbone(kind)),  # type: ignore[misc]
-            shown=f"world_backbone({kind!r})",
-            learning_rates=dict.fromkeys(get_args(Method), rate),
-        )
-        for kind, paper_name in (("instruct", "Mistral"), ("base", "Mistral-base"))
-    ]
-    return Scale(
-        name="world",
-        backbones={each.name: each for each in backbones},
-        sets={
-            name: SetFiles(**dict.fromkeys(("train", "validation", "test"), f"world/{ours}"))
-            for name, ours in _WORLD_NAMES.items()
-        },
-        training=training,
-        max_length=_or(overrides.max_length, WORLD_MAX_LENGTH),
-        early_stopping=overrides.early_stopping,
-        mixed=MIXED_PAIRS,
-        cap=overrides.cap,
-    )
+    rates = dict.fromkeys(METHODS, _or(overrides.learning_rate, training.pop("learning_rate")))
+
+    def backbone(kind: BackboneKind, paper_name: str) -> Backbone:
+        shown = f"world_backbone({kind!r})"
+        return Backbone(kind, paper_name, lambda: str(world_backbone(kind)), shown, LoraOptions(), rates)
+
+    backbones = backbone("instruct", "Mistral"), backbone("base", "Mistral-base")
+    return _scale("world", overrides, backbones, _same_for_all_splits(0), training, WORLD_MAX_LENGTH, MIXED_PAIRS)
 
 
 def small_scale(overrides: Overrides, *, backbones: Sequence[str], data_folder: str | None) -> Scale:
-    """Return a scale with the user's backbones and files, NAME-train.jsonl.gz etc. for the names in `_FILE_NAMES`.
+    """Return a scale with the user's backbones and data files, NAME-train.jsonl.gz etc.
 
     A backbone is identified by its folder's name, however the path is written. Each has a twin NAME-lora, which trains
     rank-8 adapters on every linear layer.
@@ -188,20 +239,12 @@ def small_scale(overrides: Overrides, *, backbones: Sequence[str], data_folder: 
     """
     if not backbones or data_folder is None:
         raise ConfigError("scale: small needs --backbone FOLDER and --data_folder FOLDER.")
-    for folder in backbones:
-        if not folder or not Path(folder).resolve().name:
-            raise ConfigError(f"backbone: {folder!r} has no name to keep runs by. Give a model's folder.")
-    sets = {name: _files(Path(data_folder), ours) for name, ours in _FILE_NAMES.items()}
-    rates = dict.fromkeys(get_args(Method), _or(overrides.learning_rate, 5e-5))
+    names = {folder: Path(folder).resolve().name if folder else "" for folder in backbones}
+    if nameless := [folder for folder, name in names.items() if not name]:
+        raise ConfigError(f"backbone: {nameless[0]!r} has no name to keep runs by. Give a model's folder.")
+    rates = dict.fromkeys(METHODS, _or(overrides.learning_rate, 5e-5))
     own = [
-        Backbone(
-            name=f"{Path(folder).resolve().name}{suffix}",
-            paper_name=None,
-            model=lambda folder=folder: folder,  # type: ignore[misc]
-            shown=folder,
-            lora=lora,
-            learning_rates=rates,
-        )
+        Backbone(f"{names[folder]}{suffix}", None, partial(str, folder), folder, lora, rates)
         for suffix, lora in (("", LoraOptions()), ("-lora", LoraOptions(rank=8)))
         for folder in backbones
     ]
@@ -209,27 +252,21 @@ def small_scale(overrides: Overrides, *, backbones: Sequence[str], data_folder: 
         raise ConfigError(f"backbone: {', '.join(backbones)} have one name. Rename a folder: runs are kept by it.")
     steps = _or(overrides.steps, 600)
     every = max(20, math.ceil(steps / 10))
-    return Scale(
-        name="small",
-        backbones={each.name: each for each in own},
-        sets=sets,
-        training={"max_steps": steps, "eval_steps": every, "save_steps": every},
-        max_length=_or(overrides.max_length, 512),
-        early_stopping=overrides.early_stopping,
-        cap=overrides.cap,
-    )
+    sets = {name: _files(Path(data_folder), file) for name, (_, file, _) in _NAMES.items()}
+    training = {"max_steps": steps, "eval_steps": every, "save_steps": every}
+    return _scale("small", overrides, own, sets, training, 512)
 
 
 def _files(folder: Path, name: str) -> SetFiles:
     found = {}
-    for split in ("train", "validation", "test"):
+    for split in get_args(Split):
         path = folder / f"{name}-{split}.jsonl.gz"
         plain = path.with_suffix("")
         found[split] = str(path if path.exists() or not plain.exists() else plain)
         if not Path(found[split]).exists():
             raise ConfigError(
                 f"data_folder: {path} is missing. The folder needs NAME-train, -validation and -test "
-                f"(.jsonl or .jsonl.gz) for {', '.join(_FILE_NAMES.values())}."
+                f"(.jsonl or .jsonl.gz) for {', '.join(file for _, file, _ in _NAMES.values())}."
             )
     return SetFiles(**found)
 
@@ -237,39 +274,20 @@ def _files(folder: Path, name: str) -> SetFiles:
 def paper_scale(overrides: Overrides) -> Scale:
     """Return the paper's scale: three models, five published sets, 3200 steps of 16 pairs; LoRA for the 7B models."""
     lora = LoraOptions(rank=64, alpha=16)
-    slow, fast = (dict.fromkeys(get_args(Method), rate) for rate in (_PHI_LR, _MISTRAL_LR))
+    slow, fast = (dict.fromkeys(METHODS, rate) for rate in (_PHI_LR, _MISTRAL_LR))
     described = (
         ("phi-2", "Phi-2", "microsoft/phi-2", LoraOptions(), slow),
         ("mistral-base", "Mistral-base", "mistralai/Mistral-7B-v0.3", lora, fast),
         # Appendix A: this backbone's baseline uses the lower rate.
         ("mistral-instruct", "Mistral", "mistralai/Mistral-7B-Instruct-v0.2", lora, fast | {"baseline": _PHI_LR}),
     )
-    backbones = {
-        name: Backbone(
-            name=name,
-            paper_name=paper_name,
-            model=lambda model=model: model,  # type: ignore[misc]
-            shown=model,
-            lora=options,
-            learning_rates={method: _or(overrides.learning_rate, rate) for method, rate in rates.items()},
-        )
-        for name, paper_name, model, options, rates in described
-    }
-    return Scale(
-        name="paper",
-        backbones=backbones,
-        sets={
-            name: SetFiles(**dict.fromkeys(("train", "validation", "test"), ours)) for name, ours in _HUB_NAMES.items()
-        },
-        training={
-            "max_steps": _or(overrides.steps, 3200),
-            "per_device_train_batch_size": 16,
-            "activation_checkpointing": True,
-        },
-        max_length=_or(overrides.max_length, 512),
-        early_stopping=overrides.early_stopping,
-        cap=overrides.cap,
-    )
+    backbones = []
+    for name, paper_name, model, options, rates in described:
+        chosen = {method: _or(overrides.learning_rate, rate) for method, rate in rates.items()}
+        backbones.append(Backbone(name, paper_name, partial(str, model), model, options, chosen))
+    steps = _or(overrides.steps, 3200)
+    training = {"max_steps": steps, "per_device_train_batch_size": 16, "activation_checkpointing": True}
+    return _scale("paper", overrides, backbones, _same_for_all_splits(2), training, 512)
 
 
 def in_paper_order(names: Sequence[str]) -> tuple[str, ...]:

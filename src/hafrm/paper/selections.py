@@ -1,35 +1,49 @@
-"""Selection experiment of Figure 4 and Tables 4 and 11: backbones answer test prompts, the methods' models choose.
+"""Figure 4 (and 8 and 9, set by set) and Tables 4 and 11: which method selects the best of several responses?
 
-As in section 4.2.1, reward models and responses come from the same backbone, with 8 responses per prompt (4 for
-Phi-2). A set's models choose among responses to that set's test prompts. In the world, its oracle judges.
+Backbones answer test prompts, and the methods' models choose. As in section 4.2.1, reward models and responses come
+from the same backbone, with 8 responses per prompt (4 for Phi-2). A set's models choose among responses to that set's
+test prompts. In the world, its oracle judges.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Literal
 
 import numpy as np
 
 from hafrm.errors import ConfigError, DataError
 from hafrm.judging.options import JudgeOptions
-from hafrm.paper.measures import Measured
-from hafrm.paper.plans import ALL_METHODS, Job, Plan
+from hafrm.paper import numbers
+from hafrm.paper.measures import AVERAGE, Grid, Measured, Row, as_json, average_of, relations
+from hafrm.paper.plans import Plan
+from hafrm.paper.runs import seed_runs
+from hafrm.paper.scales import METHODS, Job
+from hafrm.paper.tables import METHOD_NAMES, build_findings, cell_text, method_rows, with_average
+from hafrm.report.figures import overlap_circles
+from hafrm.report.findings import Cell, Findings, Rival, Table, ranked
+from hafrm.report.wording import percent
 from hafrm.sampling.analysis import LONGEST, RANDOM, ScoredPrompt, best_shares, recall_hits
 from hafrm.sampling.best_of_n import BestOfNConfig, best_of_n
 from hafrm.sampling.engines import SampleOptions
 from hafrm.sampling.run import SampleConfig, sample
-from hafrm.training.config import Method
 
 _PROMPTS = 200
 """Test prompts per set; the paper does not state its number."""
 
 _DRAWS, _DRAWS_OF = 8, {"Phi-2": 4}
 
-Region = frozenset[Method]
+Region = frozenset[str]
 """Methods that chose the best response."""
+
+K = Literal[1, 2]
+
+_KS: tuple[K, ...] = (1, 2)
+_ORDER = ("baseline", "dpo", "haf")
+"""Methods in Table 4's order."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +51,11 @@ class Selections:
     """Selections among one backbone's responses to one set's prompts."""
 
     prompts: Sequence[ScoredPrompt]
-    models: Mapping[Method, tuple[str, ...]]
+    models: Mapping[str, tuple[str, ...]]
     """Each method's runs, one per seed."""
 
     @property
-    def telling(self) -> list[ScoredPrompt]:
+    def decided(self) -> list[ScoredPrompt]:
         """Prompts with more than one distinct response."""
         return [prompt for prompt in self.prompts if len(prompt.counts) > 1]
 
@@ -52,9 +66,9 @@ def plan(job: Job) -> Plan:
     Raises:
         ConfigError: no judge is available.
     """
-    if job.scale.name != "world" and job.judge is None:
+    if not job.in_world and job.judge is None:
         raise ConfigError(
-            f"judge: at scale {job.scale.name} nobody knows the true reward. Name a reward model with --judge, or use "
+            f"judge: at scale {job.scale.name} the true reward is unknown. Name a reward model with --judge, or use "
             "`hafrm sample` and `hafrm best-of-n` with a judge of another kind."
         )
     return Plan(
@@ -62,8 +76,8 @@ def plan(job: Job) -> Plan:
             run
             for name in job.sets
             for backbone in job.backbones
-            for method in ALL_METHODS
-            for run in job.runs((name,), method, backbone=backbone)
+            for method in METHODS
+            for run in seed_runs(job, backbone, (name,), method)
         )
     )
 
@@ -83,7 +97,7 @@ def select(job: Job, backbone: str, name: str) -> Selections:
     samples = job.root / "samples" / backbone / name
     sample(
         SampleConfig(
-            model=job.scale.backbone(backbone).model(),
+            model=job.model(backbone),
             data=[test],
             out=str(samples),
             n=draws_of(job, backbone),
@@ -93,13 +107,13 @@ def select(job: Job, backbone: str, name: str) -> Selections:
         )
     )
     models = {
-        method: tuple(str(run.folder(job.scale, job.out)) for run in job.runs((name,), method, backbone=backbone))
-        for method in ALL_METHODS
+        str(method): tuple(str(run.folder(job)) for run in seed_runs(job, backbone, (name,), method))
+        for method in METHODS
     }
-    world = job.scale.name == "world"
-    judge = JudgeOptions(
-        kind="oracle" if world else "reward", model=test.removeprefix("world/") if world else job.judge or ""
-    )
+    if job.in_world:
+        judge = JudgeOptions(kind="oracle", model=test.removeprefix("world/"))
+    else:
+        judge = JudgeOptions(kind="reward", model=job.judge or "")
     found = best_of_n(
         BestOfNConfig(
             models=[run for runs in models.values() for run in runs],
@@ -117,7 +131,7 @@ def recalls(selections: Selections, k: int, what: str) -> dict[str, Measured]:
     Raises:
         DataError: no prompt has more than k distinct responses.
     """
-    prompts = selections.telling
+    prompts = selections.decided
     random = recall_hits(prompts, lambda prompt: [0.0] * len(prompt.counts), k)
     longest = recall_hits(prompts, lambda prompt: prompt.lengths, k)
     if not random:
@@ -133,16 +147,16 @@ def recalls(selections: Selections, k: int, what: str) -> dict[str, Measured]:
     return {
         RANDOM: measured(*[random] * seeds),
         LONGEST: measured(*[longest] * seeds),
-        **{str(method): measured(*map(of_run, runs)) for method, runs in selections.models.items()},
+        **{method: measured(*map(of_run, runs)) for method, runs in selections.models.items()},
     }
 
 
-def win_rates(selections: Selections) -> dict[Method, Measured]:
+def win_rates(selections: Selections) -> dict[str, Measured]:
     """Measure how often each method's choice is the best of the three choices: Figure 4's circles.
 
     Picking the longest response does not apply here, so `length_accuracy` is NaN.
     """
-    prompts = selections.telling
+    prompts = selections.decided
     by_seed = [best_shares(prompts, runs) for runs in zip(*selections.models.values(), strict=True)]
 
     def won(run: str, shares: Mapping[str, Mapping[tuple[str, ...], float]]) -> dict[str, float]:
@@ -160,16 +174,16 @@ def regions(selections: Selections) -> dict[Region, float]:
     by_seed = list(zip(*selections.models.values(), strict=True))
     for runs in by_seed:
         method_of = dict(zip(runs, selections.models, strict=True))
-        shares = best_shares(selections.telling, runs)
+        shares = best_shares(selections.decided, runs)
         for each in shares.values():
             for whose, share in each.items():
                 found.setdefault(frozenset(method_of[run] for run in whose), []).append(share / len(shares))
     return {whose: sum(shares) / len(by_seed) for whose, shares in found.items()}
 
 
-def agreements(selections: Selections) -> dict[tuple[Method, Method], float]:
+def agreements(selections: Selections) -> dict[tuple[str, str], float]:
     """Return the share of prompts for which two methods choose the same response, averaged over seeds."""
-    prompts = selections.telling
+    prompts = selections.decided
 
     def same(first: str, second: str) -> float:
         return float(np.mean([prompt.selected(first) == prompt.selected(second) for prompt in prompts]))
@@ -190,3 +204,171 @@ def _measured(
         groups=groups,
         length_accuracy=float(np.mean(list(longest.values()))) if longest else math.nan,
     )
+
+
+def find_best(job: Job) -> Findings:
+    """Draw Figure 4's circles for each backbone, averaged over sets and for each set."""
+    chosen = {backbone: {name: select(job, backbone, name) for name in job.sets} for backbone in job.backbones}
+    wins = {backbone: {name: win_rates(each) for name, each in by_set.items()} for backbone, by_set in chosen.items()}
+    overlaps = {backbone: {name: regions(each) for name, each in by_set.items()} for backbone, by_set in chosen.items()}
+    figures = {}
+    for backbone, by_set in overlaps.items():
+        for name, found in ({AVERAGE: _mean(by_set), **by_set} if len(by_set) > 1 else by_set).items():
+            label = f"How often each method's choice is the best of the three, {backbone}, {name}"
+            figures[f"figure4-{backbone}-{name}"] = overlap_circles(label, METHOD_NAMES, found)
+    best = {
+        backbone: {
+            name: {
+                "win_rates": {
+                    method: {"value": cell.accuracy, "ci95": cell.ci95, "by_seed": list(cell.accuracies)}
+                    for method, cell in row.items()
+                },
+                "regions": [
+                    {"methods": sorted(whose), "share": share} for whose, share in overlaps[backbone][name].items()
+                ],
+                "agreement": [
+                    {"a": a, "b": b, "share": share} for (a, b), share in agreements(chosen[backbone][name]).items()
+                ],
+            }
+            for name, row in by_set.items()
+        }
+        for backbone, by_set in wins.items()
+    }
+    win_rows = [row for backbone, grid in wins.items() for row in method_rows(backbone, with_average(grid))]
+    columns = ("% of prompts", *job.sets, AVERAGE)
+    return build_findings(
+        job,
+        "figure4",
+        results={"seeds": list(job.seeds), "best": best},
+        tables=(
+            Table("How often each one's choice is the best", columns, tuple(win_rows)),
+            Table("How often two choose the same", columns, tuple(_agreement_rows(chosen))),
+        ),
+        figures=figures,
+        relations=[each for backbone, grid in wins.items() for each in relations(backbone, grid)],
+        draws={backbone: draws_of(job, backbone) for backbone in job.backbones},
+    )
+
+
+def _mean(by_set: Mapping[str, Mapping[Region, float]]) -> dict[Region, float]:
+    """Average the regions over sets, unweighted."""
+    every = dict.fromkeys(region for found in by_set.values() for region in found)
+    return {region: float(np.mean([found.get(region, 0.0) for found in by_set.values()])) for region in every}
+
+
+def _agreement_rows(chosen: Mapping[str, Mapping[str, Selections]]) -> list[tuple[Cell, ...]]:
+    rows: list[tuple[Cell, ...]] = []
+    for backbone, by_set in chosen.items():
+        found = [agreements(each) for each in by_set.values()]
+        for a, b in found[0]:
+            shares = [each[a, b] for each in found]
+            cells = [percent(share) for share in (*shares, float(np.mean(shares)))]
+            rows.append((f"{METHOD_NAMES[a]} and {METHOD_NAMES[b]} ({backbone})", *cells))
+    return rows
+
+
+def _printed_gains(job: Job, backbone: str, k: K) -> Callable[[Rival, str], float | None]:
+    """Return HAF's printed lead in recall over a rival on a set (Table 11), as a share."""
+    name_in_paper = job.scale.backbone(backbone).paper_name or ""
+
+    def gain(over: Rival, name: str) -> float | None:
+        if (name_in_paper, "haf") not in numbers.TABLE_11 or name == AVERAGE:
+            return None
+        ours, theirs = numbers.TABLE_11[name_in_paper, "haf"][name], numbers.TABLE_11[name_in_paper, over][name]
+        return round(ours.top_1 - theirs.top_1 if k == 1 else ours.top_2 - theirs.top_2, 2) / 100
+
+    return gain
+
+
+_ByK = Mapping[K, Grid]
+"""Recalls by k, then by set, then by method or reference."""
+
+
+def find_recall(job: Job) -> Findings:
+    """Build Table 4: averages over all sets and over those of the category Chat, ours above the paper's."""
+    found = _recalls(job)
+    chat = tuple(name for name in job.sets if numbers.category_of(name) == "Chat")
+    averages = {"All": job.sets} | ({"Chat": chat} if chat else {})
+    columns = [(backbone, name, sets) for backbone in job.backbones for name, sets in averages.items()]
+    rows: list[tuple[Cell, ...]] = []
+    for k in _KS:
+        cells = []
+        for backbone, _, sets in columns:
+            grid = found[backbone][k]
+            cells.append(_marked({who: average_of([grid[name][who] for name in sets]) for who in grid[sets[0]]}))
+        rows += _recall_rows(f"Top-{k}", cells)
+    ours = Table("Ours", ("recall, %", *(f"{backbone}, {name}" for backbone, name, _ in columns)), tuple(rows))
+    return _recall_findings(job, "table4", found, (ours, _papers_averages()))
+
+
+def find_recall_by_set(job: Job) -> Findings:
+    """Build Table 11: recalls for each set, ours above the paper's."""
+    found = _recalls(job)
+    rows: list[tuple[Cell, ...]] = []
+    for backbone, by_k in found.items():
+        rows += _recall_rows(backbone, [_marked(by_k[k][name]) for name in job.sets for k in _KS])
+    ours = Table("Ours", ("recall, %", *(f"{name}, top-{k}" for name in job.sets for k in _KS)), tuple(rows))
+    return _recall_findings(job, "table11", found, (ours, _papers_sets()))
+
+
+def _recalls(job: Job) -> dict[str, _ByK]:
+    """Measure recalls by backbone."""
+    found: dict[str, _ByK] = {}
+    for backbone in job.backbones:
+        chosen = {name: select(job, backbone, name) for name in job.sets}
+        found[backbone] = {
+            k: {name: recalls(each, k, f"{name} by {backbone}") for name, each in chosen.items()} for k in _KS
+        }
+    return found
+
+
+def _recall_findings(job: Job, name: str, found: Mapping[str, _ByK], tables: tuple[Table, ...]) -> Findings:
+    recall = {backbone: {f"top_{k}": as_json(by_k[k]) for k in _KS} for backbone, by_k in found.items()}
+    return build_findings(
+        job,
+        name,
+        results={"seeds": list(job.seeds), "recall": recall},
+        tables=tables,
+        relations=[
+            each
+            for backbone, by_k in found.items()
+            for k in _KS
+            for each in relations(
+                backbone, by_k[k], place=f", top-{k}", average="All", gain=_printed_gains(job, backbone, k)
+            )
+        ],
+        draws={backbone: draws_of(job, backbone) for backbone in job.backbones},
+    )
+
+
+def _marked(row: Row) -> list[Cell]:
+    """Return one column: random, longest, and the methods with the best in bold and the second underlined."""
+    methods = ranked([row[method].accuracy for method in _ORDER], [cell_text(row[method]) for method in _ORDER])
+    return [percent(row[RANDOM].accuracy), percent(row[LONGEST].accuracy), *methods]
+
+
+def _recall_rows(what: str, columns: list[list[Cell]]) -> list[tuple[Cell, ...]]:
+    names = ("Random", "The longest", *(METHOD_NAMES[method] for method in _ORDER))
+    return [(f"{what} {name}", *cells) for name, cells in zip(names, zip(*columns, strict=True), strict=True)]
+
+
+def _papers_averages() -> Table:
+    columns = [(backbone, column) for backbone in ("Phi-2", "Mistral") for column in ("all_sets", "chat")]
+    names = {"random": "Random", **METHOD_NAMES}
+    by_row: dict[str, dict[str, numbers.SummaryRecall]] = {}
+    for cell in numbers.TABLE_4:
+        by_row.setdefault(f"Top-{cell.k} {names[cell.method]}", {})[cell.backbone] = cell
+    rows = tuple(
+        (row, *(f"{getattr(cells[backbone], column):.2f}" for backbone, column in columns))
+        for row, cells in by_row.items()
+    )
+    return Table("The paper's", ("recall, %", "Phi-2, All", "Phi-2, Chat", "Mistral, All", "Mistral, Chat"), rows)
+
+
+def _papers_sets() -> Table:
+    cells = [(name, k) for name in numbers.RECALL_SETS for k in _KS]
+    rows = tuple(
+        (f"{backbone} {METHOD_NAMES[method]}", *(f"{getattr(row[name], f'top_{k}'):.2f}" for name, k in cells))
+        for (backbone, method), row in numbers.TABLE_11.items()
+    )
+    return Table("The paper's", ("recall, %", *(f"{name}, top-{k}" for name, k in cells)), rows)

@@ -36,6 +36,7 @@ from hafrm.models.stock import load_causal_lm
 from hafrm.models.tokenizers import load_tokenizer, resize_embeddings
 from hafrm.numerics import cpu_tuned
 from hafrm.pretraining import Blocks, LlamaShape, new_llama, no_progress_bars, perplexity, train_tokenizer, untie
+from hafrm.store import alone
 from hafrm.training.arguments import checked_arguments, total_steps
 from hafrm.training.callbacks import ConsoleProgress
 from hafrm.training.manifest import git_revision
@@ -133,7 +134,7 @@ def pretrain(config: PretrainConfig, say: Callable[[str], None] = lambda line: N
     asked = {"config": json.loads(json.dumps(config.asked())), "texts": [_sha256(file) for file in config.data]}
     if finished := _finished(folder, asked):
         return finished
-    with atomic.alone(folder), cpu_tuned(), no_progress_bars():
+    with alone(folder), cpu_tuned(), no_progress_bars():
         return _finished(folder, asked) or _pretrain(config, folder, asked, say)  # others may have finished it
 
 
@@ -164,10 +165,8 @@ def _require_same(folder: Path, found: Mapping[str, Any], asked: Mapping[str, An
     """Raise unless the model has the same options and text."""
     if found.get("config") != asked["config"]:
         raise ConfigError(f"{folder} holds a model that was made with other options. Choose another --out.")
-    before = found.get("texts", asked["texts"])  # earlier versions did not record them
-    changed = [
-        file for file, old, new in zip(asked["config"]["data"], before, asked["texts"], strict=True) if old != new
-    ]
+    texts = zip(asked["config"]["data"], found["texts"], asked["texts"], strict=True)
+    changed = [file for file, old, new in texts if old != new]
     if changed:
         raise DataError(
             f"{', '.join(changed)} changed since the model in {folder} was begun. Put the text back, or choose "

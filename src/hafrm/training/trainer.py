@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections import defaultdict
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -71,6 +71,7 @@ class HybridTrainer(Trainer):
         train_dataset: Encoded pairs.
         eval_dataset: Encoded validation pairs, or None.
         live_reference: Gives reference log-probs if the data sets have none.
+        order: The order of the training pairs; by default transformers' own.
         callbacks: Further callbacks.
     """
 
@@ -89,6 +90,7 @@ class HybridTrainer(Trainer):
         train_dataset: PairDataset,
         eval_dataset: PairDataset | None = None,
         live_reference: LiveReference | None = None,
+        order: PairOrder | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         super().__init__(
@@ -102,15 +104,21 @@ class HybridTrainer(Trainer):
         )
         self.objective: Objective = objective
         self.pairs = train_dataset
+        self.order = order or pair_order(args, range(len(train_dataset)), batch_by="pair")
         self.info = info
         self.live_reference = live_reference
         self.eval_metrics: dict[str, Tensor] = {}
         """Per-pair metrics of the latest evaluation, each [N]."""
         self.model_accepts_loss_kwargs = True  # `compute_loss` averages over the pairs of all accumulated batches
-        self._sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
-        """Sum and count of each metric over this process's pairs since the last log line."""
+        self._sums: dict[str, Tensor] = {}
+        """Sum of each metric over this process's pairs since the last log line; on the device, as reading it waits."""
+        self._count = 0
+        """Number of these pairs."""
+        self._losses: list[tuple[Tensor, PairBatch]] = []
+        """Per-pair losses of this process's parts of the current batch."""
         self._rows: list[int] = []
         """Indices in the data set of this process's pairs of the current step."""
+        self._speed = Throughput()
         self._parameters = sum(p.numel() for p in model.parameters())  # counted before they are sharded
         if self.is_deepspeed_enabled:
             share_heads_with_root(model)
@@ -142,7 +150,7 @@ class HybridTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> PairOrder:
         """Return an order that `ReferenceSource` can tell before training; it is that of transformers' own sampler."""
-        return pair_order(self.args, len(self.pairs))
+        return self.order
 
     def training_step(  # type: ignore[override]
         self, model: nn.Module, inputs: PairBatches, num_items_in_batch: Tensor | int | None = None
@@ -154,6 +162,9 @@ class HybridTrainer(Trainer):
             with self._more_to_come(model):
                 losses.append(self._part_step(model, part, num_items_in_batch))
         losses.append(self._part_step(model, last, num_items_in_batch))
+        self._require_finite(self._losses, self.pairs)
+        self._losses.clear()
+        self._speed.add(pairs=inputs.pairs, tokens=inputs.tokens)
         return torch.stack(losses).sum()
 
     def _part_step(self, model: nn.Module, part: PairBatch, num_items_in_batch: Tensor | int | None) -> Tensor:
@@ -182,11 +193,12 @@ class HybridTrainer(Trainer):
     ) -> Tensor:
         """Return the sum of a batch's losses divided by the number of pairs in the whole optimizer step."""
         losses = self._pair_losses(model, inputs)
-        self._require_finite(losses.loss, inputs, self.pairs)
+        self._losses.append((losses.loss.detach(), inputs))
         if not inputs.counts:
             return losses.loss.sum() * 0
         for name, values in losses.metrics.items():
-            self._sums[name] += values.sum().item(), len(values)
+            self._sums[name] = self._sums.get(name, 0.0) + values.double().sum()
+        self._count += len(inputs)
         if num_items_in_batch is None:
             return losses.loss.mean()
         loss: Tensor = losses.loss.sum() * self.accelerator.num_processes / num_items_in_batch
@@ -199,12 +211,14 @@ class HybridTrainer(Trainer):
                 reference = self.live_reference(batch.sequences)
         return self.objective.pair_losses(model, batch, reference)
 
-    def _require_finite(self, loss: Tensor, batch: PairBatch, pairs: Any) -> None:
-        bad = ~torch.isfinite(loss.detach())
+    def _require_finite(self, losses: Sequence[tuple[Tensor, PairBatch]], pairs: Any) -> None:
+        """Raise if a loss is not finite; waits for the device once."""
+        bad = ~torch.isfinite(torch.cat([loss for loss, _ in losses]))
         if bad.any():
-            names = pairs.names(batch.rows[bad.cpu()].tolist())
+            rows = torch.cat([batch.rows for _, batch in losses])
+            names = pairs.names(rows[bad.cpu()].tolist())
             raise NonFiniteLossError(
-                f"The loss is not finite at step {self.state.global_step + 1} for {len(names)} of {len(batch)} pairs: "
+                f"The loss is not finite at step {self.state.global_step + 1} for {len(names)} of {len(rows)} pairs: "
                 f"{', '.join(names[:5])}. {_NEW_RUN}"
             )
 
@@ -238,12 +252,12 @@ class HybridTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the means over the pairs that all processes have seen since the last call."""
         if "loss" in logs:
-            totals: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
-            for share in gather_object([dict(self._sums)]):
-                for name, sums in share.items():
-                    totals[name] += sums
-            logs |= {name: float(value / count) for name, (value, count) in totals.items()}
-            self._sums.clear()
+            shares = gather_object([(self._count, {name: total.item() for name, total in self._sums.items()})])
+            pairs = sum(count for count, _ in shares)
+            names = dict.fromkeys(name for _, sums in shares for name in sums)
+            logs |= {name: sum(sums.get(name, 0.0) for _, sums in shares) / pairs for name in names}
+            self._sums, self._count = {}, 0
+            logs |= self._speed.per_second(sum(gather_object([self._speed.tokens])))
         logs.pop("train_loss", None)  # of a resumed run: its last part's sum divided by the number of all steps
         super().log(logs, start_time)
 
@@ -263,7 +277,7 @@ class HybridTrainer(Trainer):
         for batch in (part for batches in dataloader for part in batches.parts):
             with self.compute_loss_context_manager(), enough_memory(f"validation, {_size(batch)}", _LESS_MEMORY):
                 losses = self._pair_losses(model, self._prepare_inputs(batch))
-            self._require_finite(losses.loss, batch, self.eval_dataset)
+            self._require_finite([(losses.loss, batch)], self.eval_dataset)
             if batch.counts:
                 found = losses.metrics | {"loss": losses.loss}
                 share.append({"row": batch.rows} | {name: values.cpu() for name, values in found.items()})
@@ -368,6 +382,26 @@ class HybridTrainer(Trainer):
         set_model_state_dict(
             self.model, weights, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
         )
+
+
+class Throughput:
+    """Pairs and tokens per second of training since the last log line."""
+
+    def __init__(self) -> None:
+        self.pairs, self.tokens = 0, 0
+        self._since = time.monotonic()
+
+    def add(self, *, pairs: int, tokens: int) -> None:
+        """Count a batch: its pairs over all processes, and this process's tokens."""
+        self.pairs += pairs
+        self.tokens += tokens
+
+    def per_second(self, tokens: int) -> dict[str, float]:
+        """Return the rates and start over; `tokens` is the number over all processes."""
+        seconds = max(time.monotonic() - self._since, 1e-9)
+        rates = {"pairs_per_second": self.pairs / seconds, "tokens_per_second": tokens / seconds}
+        self.pairs, self.tokens, self._since = 0, 0, time.monotonic()
+        return {name: round(rate, 1) for name, rate in rates.items()}
 
 
 def _in_order(batches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, replace
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from hafrm.encoding import TokenGroup
@@ -14,7 +16,14 @@ from hafrm.logprobs import LogitTransform
 from hafrm.models.hybrid import HybridModel
 from hafrm.models.layout import choose_layout
 from hafrm.packing import pad_rows
-from hafrm.paper.probes.claims import ClaimSide, Seed, claim_of_seed, seed_from, summarise_claim
+from hafrm.paper.probes.claims import (
+    ClaimSide,
+    Seed,
+    claim_of_seed,
+    effective_rank,
+    representation_change,
+    summarise_claim,
+)
 from hafrm.paper.probes.heads import (
     FitOptions,
     FrozenStates,
@@ -23,7 +32,6 @@ from hafrm.paper.probes.heads import (
     freeze_states,
     head_losses,
 )
-from hafrm.paper.probes.representations import effective_rank, representation_change
 from tests.tiny import tiny_lm
 
 PAIRS, HIDDEN, VOCABULARY = 24, 6, 5
@@ -88,7 +96,7 @@ def test_a_fit_finds_the_minimum_that_is_known() -> None:
     targets = torch.stack([chosen, 1 - chosen], dim=1).flatten()
     start = PolicyHead(torch.zeros(VOCABULARY, HIDDEN))
     options = FitOptions(tolerance=1e-4)
-    fit = fit_policy_head(
+    _, fit = fit_policy_head(
         side(blind, targets), {"zero": start}, torch.zeros(PAIRS, 2), policy_loss="dpo", beta=0.5, options=options
     )
     entropy = -(0.75 * torch.tensor(0.75).log() + 0.25 * torch.tensor(0.25).log()).item()
@@ -104,10 +112,10 @@ def test_a_penalty_holds_the_head_to_its_start() -> None:
     start, moved, losses = good_head(), [], []
     for penalty in (0.0, 0.1, 1e6):
         options = FitOptions(penalty=penalty)
-        fit = fit_policy_head(
+        head, fit = fit_policy_head(
             side(informed, targets), {"s": start}, torch.zeros(PAIRS, 2), policy_loss="dpo", beta=0.5, options=options
         )
-        moved.append((fit.head.weight - start.weight).norm().item())
+        moved.append((head.weight - start.weight).norm().item())
         losses.append(fit.loss)
     assert moved[0] > moved[1] > moved[2]
     assert losses[0] < losses[1] < losses[2]
@@ -118,7 +126,7 @@ def test_a_stopped_fit_says_so() -> None:
     informed, _, targets = one_token_pairs(2)
     options = FitOptions(max_steps=1, tolerance=1e-9)
     start = {"start": PolicyHead(torch.randn(VOCABULARY, HIDDEN))}
-    fit = fit_policy_head(
+    _, fit = fit_policy_head(
         side(informed, targets), start, torch.zeros(PAIRS, 2), policy_loss="dpo", beta=0.5, options=options
     )
     assert not fit.converged
@@ -144,21 +152,21 @@ def test_frozen_states_under_the_own_head_give_the_models_log_probs(choice: str)
 def test_seeds_are_summed_up_and_kept_whole() -> None:
     informed, blind, targets = one_token_pairs(0)
     seed = measured(informed, blind, targets, good_head())
-    assert seed_from(asdict(seed)) == seed
-    worse = replace(seed, train=replace(seed.train, hybrid=9.0))
+    assert TypeAdapter(Seed).validate_python(json.loads(json.dumps(asdict(seed)))) == seed
+    worse = replace(seed, train=replace(seed.train, hybrid=9.0, holds=False))
     claim = summarise_claim([seed, worse])
     assert (claim.train.holds, claim.held_out.holds) == (1, 2)
     assert claim.train.interval is not None
     assert claim.train.interval.low == pytest.approx(claim.train.mean)  # equal differences
     assert summarise_claim([seed]).train.interval is None
-    assert claim.as_dict()["seeds"][1]["train"]["holds"] is False
+    assert asdict(claim)["seeds"][1]["train"]["holds"] is False
 
 
 def test_change_and_rank_by_hand() -> None:
     start = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
     found = representation_change(start + torch.tensor([[0.0, 5.0], [1.0, 0.0]]), start)
-    assert found.relative_change == pytest.approx(0.75)  # 5 / 5 and 1 / 2
-    assert found.effective_rank_start == pytest.approx(1)  # two points lie on a line
+    assert found["relative_change"] == pytest.approx(0.75)  # 5 / 5 and 1 / 2
+    assert found["effective_rank_start"] == pytest.approx(1)  # two points lie on a line
     corners = torch.tensor([[1.0, 1, 0], [1, -1, 0], [-1, 1, 0], [-1, -1, 0]])
     assert effective_rank(corners) == pytest.approx(2)
     assert effective_rank(torch.ones(4, 3)) == 0

@@ -11,10 +11,16 @@ import torch
 
 from hafrm.errors import ConfigError, DataError, ModelError
 from hafrm.pairs import Prompt
-from hafrm.paper.probes.checkpoints import Checkpoint, Match, match_checkpoints, run_checkpoints
+from hafrm.paper.probes import remembered
+from hafrm.paper.probes.checkpoints import (
+    Checkpoint,
+    Match,
+    generate_responses,
+    match_checkpoints,
+    prompts_that_fit,
+    run_checkpoints,
+)
 from hafrm.paper.probes.consistency import consistency
-from hafrm.paper.probes.generation import generate_responses, prompts_that_fit
-from hafrm.paper.probes.memory import remembered
 from hafrm.sampling.engines import SampleOptions
 from tests.tiny import tiny_lm, tiny_tokenizer
 

@@ -16,8 +16,7 @@ from hafrm.models.scorers import ScoreOptions
 from hafrm.models.stock import load_causal_lm
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.paper.probes.agreement import agreement
-from hafrm.paper.probes.perplexity import PerplexityVariance, perplexity_variance
-from hafrm.paper.probes.variance import variance_correlation
+from hafrm.paper.probes.perplexity import PerplexityVariance, perplexity_variance, variance_correlation
 from hafrm.stats import pearson_interval
 from tests.tiny import save_tiny, some_pairs
 

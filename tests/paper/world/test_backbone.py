@@ -21,7 +21,7 @@ from hafrm.paper.world import (
     qualities,
     split_of,
     world_backbone,
-    world_prompts,
+    world_pairs,
 )
 from hafrm.templates import DEFAULT_CHAT_TEMPLATE
 
@@ -101,6 +101,18 @@ def test_the_same_recipe_gives_the_same_weights_and_another_another_folder(cache
     assert world_backbone("base", tmp_path, recipe=replace(TINY, base_steps=1)) != again
 
 
+def test_a_backbone_is_made_again_only_if_its_text_changes(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = world_backbone("base", cache, recipe=TINY)
+    monkeypatch.setattr(backbone, "_ACTS", ("steal the show",))
+    backbone._digest.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(backbone, "_make", lambda kind, base, place, *_: (place / "model").touch())
+        assert world_backbone("base", cache, recipe=TINY) != before
+    monkeypatch.undo()
+    backbone._digest.cache_clear()
+    assert world_backbone("base", cache, recipe=TINY) == before
+
+
 def test_who_comes_second_waits_and_finds_the_backbone_made(tmp_path: Path) -> None:
     """Each caller locks by a file handle of its own, as two processes do."""
     steps: list[int] = []
@@ -169,7 +181,7 @@ def test_the_default_instruct_backbone_answers_held_out_prompts_on_topic(tmp_pat
     assert 1_000_000 < model.num_parameters() < 3_000_000
     marks, rewards = [], []
     for name in ("helpful", "safe", "human-pref"):
-        for prompt in world_prompts(name, "test", size=20):
+        for prompt in dict.fromkeys(pair.prompt for pair in world_pairs(name, "test", size=20)):
             ids = tokenizer.apply_chat_template(
                 [turn.as_dict() for turn in prompt.turns],
                 add_generation_prompt=True,

@@ -6,12 +6,10 @@ from random import Random
 
 import pytest
 
-from hafrm.paper.world.families import FAMILIES, read_task
-from hafrm.paper.world.knowledge import CATEGORIES, KINDS, RELATIONS, SCALES
-from hafrm.paper.world.oracle import Qualities, qualities_of
-from hafrm.paper.world.profiles import PROFILES
-from hafrm.paper.world.styles import STYLES
+from hafrm.paper.world.conduct import FAMILIES, read_task
+from hafrm.paper.world.oracle import PROFILES, Qualities, qualities_of
 from hafrm.paper.world.task import Task, Trait
+from hafrm.paper.world.words import CATEGORIES, KINDS, RELATIONS, SCALES, STYLES
 from hafrm.paper.world.writer import write_answer, write_prompt
 
 LOWERS = {

@@ -12,7 +12,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import MultinomialNB
 
 from hafrm.pairs import PreferencePair
-from hafrm.paper.world import WORLD_SETS, oracle_accuracy, oracle_reward
+from hafrm.paper.world import WORLD_SETS, oracle_reward
+from tests.paper.world.ceiling import oracle_accuracy
 
 Pairs = Mapping[str, list[PreferencePair]]
 
@@ -36,6 +37,9 @@ class BagOfWords:
     def accuracy(self, pairs: Sequence[PreferencePair]) -> float:
         margins = self.model.decision_function(self.lead(pairs))
         return float(np.mean(margins > 0) + np.mean(margins == 0) / 2)
+
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -18,14 +18,12 @@ from hafrm.paper.world import (
     PROFILES,
     WORLD_SETS,
     Annotator,
-    oracle_accuracy,
     oracle_reward,
-    sets,
     split_of,
     world_pairs,
-    world_prompts,
 )
 from hafrm.rows import parse_pair
+from tests.paper.world.ceiling import oracle_accuracy
 
 Pairs = Mapping[str, list[PreferencePair]]
 
@@ -34,7 +32,6 @@ import hashlib, json
 from hafrm.paper.world import *
 rows = [pair.as_row() for name in WORLD_SETS for pair in world_pairs(name, "test", size=40, seed=3)]
 rows += list(pretraining_documents(20)) + [repr(talk) for talk in instruct_conversations(20)]
-rows += [repr(prompt) for prompt in world_prompts("arena", size=20)]
 print(hashlib.sha256(json.dumps(rows).encode()).hexdigest())
 """
 
@@ -145,21 +142,8 @@ def test_an_annotators_preference_worked_out_by_hand() -> None:
     assert Annotator(temperature=2.0, careless=0.1).preference(2.0) == pytest.approx(0.9 * 0.731059 + 0.05, abs=1e-6)
 
 
-def test_prompts_are_distinct_and_of_their_split() -> None:
-    for name in WORLD_SETS:
-        prompts = world_prompts(name, "validation", size=150)
-        assert len(set(prompts)) == len(prompts) == 150
-        assert {split_of(prompt) for prompt in prompts} == {"validation"}
-
-
 def test_what_is_not_there_is_a_named_error() -> None:
     with pytest.raises(UnknownDataError, match=r"'helpfull'\. Did you mean 'helpful'"):
         world_pairs("helpfull")
     with pytest.raises(DataError, match="no split 'dev'"):
         world_pairs("helpful", "dev")
-
-
-def test_asking_for_more_prompts_than_there_are_is_a_named_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sets, "_PATIENCE", 1)
-    with pytest.raises(DataError, match="Ask for at most"):
-        world_prompts("harmless", "validation", size=20_000)

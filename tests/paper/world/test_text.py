@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hafrm.paper.world.text import Template, Text, join_items, sentence, table_rows, uncapital
+from hafrm.paper.world.task import Template, Text, join_items, sentence, uncapital
 
 CAPITAL = Template("what is the capital of {country}", {"country": ("Peru", "Niger", "Nigeria")})
 
@@ -54,4 +54,3 @@ def test_small_helpers() -> None:
     assert sentence("why?") == "Why?"
     assert uncapital("I won") == "I won"
     assert uncapital("It won") == "it won"
-    assert table_rows("a | b\nc|d") == [("a", "b"), ("c", "d")]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from functools import partial
 from pathlib import Path
 
@@ -11,13 +13,13 @@ from hafrm.data.hub import hub_call, hub_rows
 from hafrm.data.rawrows import SUFFIXES, files_named, has_known_suffix
 from hafrm.errors import DataError, UnknownDataError, UnreadableError
 from hafrm.evaluation.suites.items import Item, ItemSet, Suite
-from hafrm.evaluation.suites.rewardbench import REWARDBENCH
-from hafrm.evaluation.suites.rewardbench2 import REWARDBENCH_2
-from hafrm.evaluation.suites.rmbench import RM_BENCH
 from hafrm.rows import RowReader
 
-SUITES = {suite.name: suite for suite in (REWARDBENCH, REWARDBENCH_2, RM_BENCH)}
-"""The suites, by name."""
+_NO_SUITES = {"items", "loading", "scoring", "summary"}
+_MODULES = (info.name for info in pkgutil.iter_modules([str(Path(__file__).parent)]) if info.name not in _NO_SUITES)
+_FOUND = (importlib.import_module(f"hafrm.evaluation.suites.{name}").SUITE for name in _MODULES)
+SUITES: dict[str, Suite] = {suite.name: suite for suite in _FOUND}
+"""The suites, by name: the `SUITE` of every other module of this package."""
 
 _DEFAULTS = ReadOptions()
 

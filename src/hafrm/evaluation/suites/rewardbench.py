@@ -130,7 +130,7 @@ def _pooled_weights(present: Mapping[str, int], subsets: Iterable[str]) -> dict[
     return {(subset, _MEASURE): count / total for subset, count in counts.items()}
 
 
-REWARDBENCH = Suite(
+SUITE = Suite(
     name="rewardbench",
     title="RewardBench",
     path="allenai/reward-bench",
@@ -155,5 +155,5 @@ def chat_and_safety(scores: Sequence[ListScore]) -> dict[str, float]:
     Returns:
         Accuracies in [0, 1], by section; a section with an entirely unscored subset is left out.
     """
-    pooled = model_summary(REWARDBENCH, scores)["pooled"]
+    pooled = model_summary(SUITE, scores)["pooled"]
     return {name: pooled[name]["value"] for name in ("Chat", "Safety") if name in pooled}

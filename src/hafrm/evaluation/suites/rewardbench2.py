@@ -124,7 +124,7 @@ def _scores(strata: Mapping[Stratum, int]) -> tuple[list[Score], list[str]]:
     return [*([Score("overall", "overall", overall)] if sections else []), *sections, *parts], missing
 
 
-REWARDBENCH_2 = Suite(
+SUITE = Suite(
     name="rewardbench-2",
     title="RewardBench 2",
     path="allenai/reward-bench-2",

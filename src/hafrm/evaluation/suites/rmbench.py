@@ -117,7 +117,7 @@ def _score(
     return Score(level, name, weights)
 
 
-RM_BENCH = Suite(
+SUITE = Suite(
     name="rm-bench",
     title="RM-Bench",
     path="THU-KEG/RM-Bench",

@@ -1,9 +1,9 @@
-"""Agreement of a reward model with a DPO model trained separately on the same data (the paper's Figure 7)."""
+"""Figure 7: does a reward model agree with a DPO model that was trained separately on the same pairs?"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,13 +11,17 @@ import numpy as np
 from markupsafe import Markup
 
 from hafrm import atomic
-from hafrm.data import ReadOptions
 from hafrm.errors import DataError
 from hafrm.evaluation.run import EvaluateConfig, evaluate
 from hafrm.evaluation.scoring import SCORES_FILE, PairScore, read_scores
-from hafrm.models.scorers import ScoreOptions
+from hafrm.paper.plans import Plan
+from hafrm.paper.runs import Run
+from hafrm.paper.scales import Job
+from hafrm.paper.tables import build_findings
 from hafrm.report.charts import standalone
 from hafrm.report.figures import Series, StraightLine, scatter
+from hafrm.report.findings import Findings, Table
+from hafrm.report.wording import percent
 from hafrm.stats import (
     Correlation,
     Floats,
@@ -48,7 +52,7 @@ class Agreement:
     """Pairs that at least one of the models could not score."""
     pearson: Correlation
     interval: Interval | None
-    """95% interval, resampling prompt groups; None with fewer than `FEWEST_GROUPS` groups."""
+    """95% interval, resampling prompt groups; None for too few groups."""
     spearman: Correlation
     fit: LinearFit
     """Least-squares line of y over x."""
@@ -82,7 +86,6 @@ def agreement(reward: Sequence[PairScore], dpo: Sequence[PairScore], *, output: 
         np.array([value for score in side for value in _outputs(score, output)]) for side in zip(*both, strict=True)
     )
     names = [score.group for score, _ in both for _ in _outputs(score, output)]
-    groups = len(set(names))
     try:
         found = pearson(x, y)
     except ValueError as error:
@@ -93,7 +96,7 @@ def agreement(reward: Sequence[PairScore], dpo: Sequence[PairScore], *, output: 
         dpo_model=dpo[0].model,
         output=output,
         pairs=len(both),
-        groups=groups,
+        groups=len(set(names)),
         left_out=len({score.id for score in (*reward, *dpo)}) - len(both),
         pearson=found,
         interval=None if few_groups(names) else pearson_interval(x, y, names),
@@ -106,65 +109,80 @@ def agreement(reward: Sequence[PairScore], dpo: Sequence[PairScore], *, output: 
 
 
 def _outputs(score: PairScore, output: Output) -> list[float]:
-    if output == "margins":
-        assert score.margin is not None
-        return [score.margin]
-    assert score.reward_chosen is not None
-    assert score.reward_rejected is not None
-    return [score.reward_chosen, score.reward_rejected]
+    found = [score.margin] if output == "margins" else [score.reward_chosen, score.reward_rejected]
+    return [value for value in found if value is not None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class AgreementConfig:
-    """Options for measuring the agreement of a reward model and a DPO model on test pairs (the paper's Figure 7)."""
+def run_agreement(reward: str, dpo: str, data: str, out: Path, *, output: Output = "margins") -> Agreement:
+    """Score pairs with both models and write `agreement.json` and `agreement.svg`; resumes an interrupted call.
 
-    reward: str
-    """Run with a trained reward head, or a stock reward model."""
-
-    dpo: str
-    """Run of `--method dpo`."""
-
-    data: str
-    """Test pairs: a file or a data name."""
-
-    out: str
-    """Output folder for agreement.json and agreement.svg, with the scores in `agreement/`."""
-
-    split: str = "test"
-    output: Output = "margins"
-    data_options: ReadOptions = field(default_factory=ReadOptions)
-    score: ScoreOptions = field(default_factory=ScoreOptions)
-
-
-def run_agreement(config: AgreementConfig, *, say: Callable[[str], None] = lambda line: None) -> Agreement:
-    """Score the pairs with both models and write `agreement.json` and `agreement.svg`; resumes an interrupted call.
+    Args:
+        reward: Run with a trained reward head, or a stock reward model.
+        dpo: Run of `--method dpo`.
+        data: Test pairs: a file or a data name.
+        out: Output folder, with the scores in `agreement/`.
+        output: What to compare.
 
     Raises:
         HafrmError: a model or the data can't be read, or too few pairs were scored by both.
     """
-    folder = Path(config.out)
-    both = EvaluateConfig(
-        models=[config.reward, config.dpo],
-        data=[config.data],
-        out=str(folder / "agreement"),
-        split=config.split,
-        data_options=config.data_options,
-        score=config.score,
-    )
-    evaluate(both, say=say)
-    scores = read_scores(folder / "agreement" / SCORES_FILE)
-    reward, dpo = ([score for score in scores if score.model == model] for model in both.models)
-    found = agreement(reward, dpo, output=config.output)
-    atomic.write_json(folder / "agreement.json", {"source": "Figure 7"} | found.as_dict())
-    atomic.write_text(folder / "agreement.svg", standalone(agreement_figure(found)))
+    both = EvaluateConfig(models=[reward, dpo], data=[data], out=str(out / "agreement"))
+    evaluate(both)
+    scores = read_scores(out / "agreement" / SCORES_FILE)
+    theirs, ours = ([score for score in scores if score.model == model] for model in both.models)
+    found = agreement(theirs, ours, output=output)
+    atomic.write_json(out / "agreement.json", {"source": "Figure 7"} | found.as_dict())
+    atomic.write_text(out / "agreement.svg", standalone(_figure(found)))
     return found
 
 
-def agreement_figure(found: Agreement) -> Markup:
-    """Draw Figure 7 as inline SVG: the points and the least-squares line."""
-    interval = f" [{found.interval.low:.2f}, {found.interval.high:.2f}]" if found.interval else ""
-    label = f"Pearson r = {found.pearson.value:.2f}{interval}, Spearman {found.spearman.value:.2f}"
+def _figure(found: Agreement) -> Markup:
+    """Draw the points and the least-squares line."""
+    ends = f" [{found.interval.low:.2f}, {found.interval.high:.2f}]" if found.interval else ""
+    label = f"Pearson r = {found.pearson.value:.2f}{ends}, Spearman {found.spearman.value:.2f}"
     kind = found.output.removesuffix("s")
     line = StraightLine("least squares", found.fit.slope, found.fit.intercept, "fit")
     name = f"{found.data}: {label}"
     return scatter(name, [Series(label, found.x, found.y)], f"reward model's {kind}", f"DPO's implicit {kind}", [line])
+
+
+def _runs(job: Job, backbone: str, name: str) -> tuple[Run, Run]:
+    seed, sets = job.seeds[0], (name,)
+    return (
+        Run(backbone=backbone, sets=sets, method="baseline", seed=seed),
+        Run(backbone=backbone, sets=sets, method="dpo", seed=seed),
+    )
+
+
+def plan(job: Job) -> Plan:
+    """Plan the baseline and DPO for each set, shared with Table 2."""
+    return Plan(tuple(run for backbone in job.backbones for name in job.sets for run in _runs(job, backbone, name)))
+
+
+def find(job: Job) -> Findings:
+    """Build a scatter plot and a table row for each set."""
+    found: dict[tuple[str, str], Agreement] = {}
+    for backbone in job.backbones:
+        for name in job.sets:
+            reward, dpo = (str(run.folder(job)) for run in _runs(job, backbone, name))
+            out = job.root / "agreement" / backbone / name
+            found[backbone, name] = run_agreement(reward, dpo, job.scale.sets[name].test, out)
+    return build_findings(
+        job,
+        "figure7",
+        results={"agreement": {f"{backbone}/{name}": each.as_dict() for (backbone, name), each in found.items()}},
+        tables=[_table(found)],
+        figures={f"figure7-{backbone}-{name}": _figure(each) for (backbone, name), each in found.items()},
+    )
+
+
+def _table(found: dict[tuple[str, str], Agreement]) -> Table:
+    rows = []
+    for (backbone, name), each in found.items():
+        ends = f"[{each.interval.low:.2f}, {each.interval.high:.2f}]" if each.interval else "–"
+        same = "–" if each.same_sign is None else percent(each.same_sign)
+        rows.append(
+            (backbone, name, str(each.pairs), f"{each.pearson.value:.2f} {ends}", f"{each.spearman.value:.2f}", same)
+        )
+    columns = ("backbone", "set", "pairs", "Pearson r, 95% interval", "Spearman", "margins of one sign, %")
+    return Table("Ours", columns, tuple(rows))

@@ -1,4 +1,4 @@
-"""Find a run's checkpoints with their validation metrics, and match similar checkpoints of two runs (Figure 2)."""
+"""A run's checkpoints for Figure 2: their validation metrics, matches of two runs, and responses of policy heads."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
 from scipy import optimize
+from torch import nn
 
 from hafrm.errors import DataError, ModelError
+from hafrm.models.generating import continuations, prompt_ids
+from hafrm.pairs import Prompt
+from hafrm.sampling.engines import SampleOptions
 
 Matching = Literal["reward", "acc", "loss", "margin", "step"]
 """Criteria by which checkpoints are matched (Appendix E.1).
@@ -96,3 +101,44 @@ def match_checkpoints(first: Sequence[Checkpoint], second: Sequence[Checkpoint],
     gaps = [[abs(one.values[by] - other.values[by]) for other in second] for one in first]
     rows, columns = optimize.linear_sum_assignment(np.array(gaps))
     return [Match(by, first[row], second[column]) for row, column in zip(rows, columns, strict=True)]
+
+
+def prompts_that_fit(
+    prompts: Sequence[Prompt], tokenizer: Any, sampling: SampleOptions, max_length: int
+) -> list[Prompt]:
+    """Return the prompts that leave room for a whole response within `max_length` tokens."""
+    room = max_length - sampling.max_new_tokens
+    return [prompt for prompt in prompts if len(prompt_ids(tokenizer, prompt)) <= room]
+
+
+def generate_responses(
+    causal_lm: nn.Module, tokenizer: Any, prompts: Sequence[Prompt], sampling: SampleOptions
+) -> list[str]:
+    """Sample one response per prompt, in order, without special tokens and surrounding white space.
+
+    Random numbers depend only on the seed; the program's own random state is left unchanged.
+
+    Args:
+        causal_lm: A stock causal LM, or a PEFT model around one.
+        tokenizer: Its prepared tokenizer, with a chat template.
+        prompts: The prompts.
+        sampling: SampleOptions options.
+    """
+    device = next(causal_lm.parameters()).device
+    devices = [device] if device.type == "cuda" else []
+    responses: list[str] = []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(sampling.seed)
+        for start in range(0, len(prompts), sampling.batch_size):
+            rows = continuations(
+                causal_lm,
+                tokenizer,
+                [prompt_ids(tokenizer, prompt) for prompt in prompts[start : start + sampling.batch_size]],
+                do_sample=True,
+                top_p=sampling.top_p,
+                top_k=0,
+                temperature=sampling.temperature,
+                max_new_tokens=sampling.max_new_tokens,
+            )
+            responses += [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
+    return responses

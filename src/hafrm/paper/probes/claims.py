@@ -1,4 +1,4 @@
-"""Claim 1 of Appendix D, measured: does the hybrid's backbone allow a lower policy loss than the baseline's?
+"""Claim 1 of Appendix D: does the hybrid's backbone allow a lower policy loss than the baseline's?
 
 E D2(K_H o phi_H) <= min_K E D2(K o phi_s)
 
@@ -8,23 +8,27 @@ pairs the fit can drive the right side to zero, while a hybrid trained for a few
 on held-out pairs show what generalises. `refitted` also fits a head to the hybrid's backbone, so that two fitted heads
 are compared; this is our addition to the paper.
 
-`run_claims` measures pairs of a hybrid and a baseline run, one pair per seed.
+Claim 2 bounds the distance of phi_H to an ideal phi*, which is unknown. We measure instead the distance to the backbone
+at the start of training, and how many directions the states use.
+
+The paper names no data set; we use the first pairs of the job's first set (by default Helpful). Shape letters: B pairs,
+T tokens, H hidden.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 from scipy import stats as scipy_stats
 from torch import Tensor
 
 from hafrm import atomic
-from hafrm.atomic import cache_folder
 from hafrm.data import DataOptions, PairTables, encode_pairs, load_pairs
 from hafrm.errors import ConfigError, ModelError
 from hafrm.losses import USES_REFERENCE
@@ -33,18 +37,30 @@ from hafrm.models.loading import ScorerChoice, load_scorer
 from hafrm.models.references import precompute_reference
 from hafrm.models.runinfo import RunInfo
 from hafrm.models.scorers import HybridScorer, ScoreOptions
+from hafrm.pairs import PreferencePair
+from hafrm.paper.plans import Plan
+from hafrm.paper.probes import remembered
 from hafrm.paper.probes.heads import (
+    Fit,
     FitOptions,
     FrozenStates,
-    HeadFit,
     PolicyHead,
     fit_policy_head,
     freeze_states,
     head_losses,
 )
-from hafrm.paper.probes.memory import remembered
-from hafrm.paper.probes.representations import RepresentationChange, representation_change
+from hafrm.paper.runs import seed_runs
+from hafrm.paper.scales import Job
+from hafrm.paper.tables import build_findings
+from hafrm.report.findings import Findings, Table
+from hafrm.report.wording import interval
 from hafrm.stats import Interval, PairedDifference, paired_bootstrap
+from hafrm.training.config import Method
+
+_PAIRS = 200
+"""Training pairs, and held-out pairs, that are measured."""
+
+_FIT = FitOptions(max_steps=200)
 
 
 @dataclass(frozen=True)
@@ -76,24 +92,8 @@ class HeadComparison:
     """hybrid - fitted over pairs, resampling prompt groups. The claim says that it is at most 0."""
     refitted_difference: PairedDifference
     """refitted - fitted."""
-
-    @property
-    def holds(self) -> bool:
-        """Whether the means satisfy the inequality."""
-        return self.hybrid <= self.fitted
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitAccount:
-    """Convergence data of a fit: all fields of `HeadFit` except the head."""
-
-    start: str
-    loss: float
-    start_losses: dict[str, float]
-    gradient_norm: float
-    gradient_max: float
-    steps: int
-    converged: bool
+    holds: bool
+    """Whether the means satisfy the inequality."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,14 +103,8 @@ class Seed:
     name: str
     train: HeadComparison
     held_out: HeadComparison
-    fit_baseline: FitAccount
-    fit_hybrid: FitAccount
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return a JSON-serialisable dict."""
-        holds = {"train": {"holds": self.train.holds}, "held_out": {"holds": self.held_out.holds}}
-        values = asdict(self)
-        return values | {split: values[split] | extra for split, extra in holds.items()}
+    fit_baseline: Fit
+    fit_hybrid: Fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,10 +127,6 @@ class Claim:
     seeds: list[Seed]
     train: SplitSummary
     held_out: SplitSummary
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return a JSON-serialisable dict."""
-        return asdict(self) | {"seeds": [seed.as_dict() for seed in self.seeds]}
 
 
 def claim_of_seed(
@@ -163,20 +153,22 @@ def claim_of_seed(
     Raises:
         TrainingError: no fit has a finite loss.
     """
+    settings: dict[str, Any] = {"policy_loss": policy_loss, "beta": beta}
     fits = {
-        side: fit_policy_head(
-            getattr(train, side), heads, train.reference, policy_loss=policy_loss, beta=beta, options=options
-        )
+        side: fit_policy_head(getattr(train, side), heads, train.reference, **settings, options=options)
         for side in ("hybrid", "baseline")
     }
 
+    @torch.no_grad()
     def compare(split: ClaimSide) -> HeadComparison:
-        losses = [
-            _losses(split.hybrid, heads["hybrid"], split.reference, policy_loss, beta),
-            _losses(split.baseline, fits["baseline"].head, split.reference, policy_loss, beta),
-            _losses(split.hybrid, fits["hybrid"].head, split.reference, policy_loss, beta),
-        ]
-        hybrid, fitted, refitted = losses
+        measured = (
+            (split.hybrid, heads["hybrid"]),
+            (split.baseline, fits["baseline"][0]),
+            (split.hybrid, fits["hybrid"][0]),
+        )
+        hybrid, fitted, refitted = (
+            head_losses(frozen, head, split.reference, **settings).double().cpu().numpy() for frozen, head in measured
+        )
         return HeadComparison(
             pairs=len(hybrid),
             hybrid=float(hybrid.mean()),
@@ -184,34 +176,15 @@ def claim_of_seed(
             refitted=float(refitted.mean()),
             difference=paired_bootstrap(hybrid, fitted, split.groups),
             refitted_difference=paired_bootstrap(refitted, fitted, split.groups),
+            holds=bool(hybrid.mean() <= fitted.mean()),
         )
 
     return Seed(
         name=name,
         train=compare(train),
         held_out=compare(held_out),
-        fit_baseline=_account(fits["baseline"]),
-        fit_hybrid=_account(fits["hybrid"]),
-    )
-
-
-def seed_from(values: Mapping[str, Any]) -> Seed:
-    """Rebuild a seed from the `dataclasses.asdict` stored on disk."""
-
-    def difference(kept: Mapping[str, Any]) -> PairedDifference:
-        ends = kept["interval"]
-        return PairedDifference(kept["difference"], None if ends is None else Interval(*ends), kept["p_value"])
-
-    def comparison(kept: Mapping[str, Any]) -> HeadComparison:
-        paired = {name: difference(kept[name]) for name in ("difference", "refitted_difference")}
-        return HeadComparison(**(dict(kept) | paired))
-
-    return Seed(
-        name=values["name"],
-        train=comparison(values["train"]),
-        held_out=comparison(values["held_out"]),
-        fit_baseline=FitAccount(**values["fit_baseline"]),
-        fit_hybrid=FitAccount(**values["fit_hybrid"]),
+        fit_baseline=fits["baseline"][1],
+        fit_hybrid=fits["hybrid"][1],
     )
 
 
@@ -230,17 +203,6 @@ def summarise_claim(seeds: Sequence[Seed]) -> Claim:
     )
 
 
-@torch.no_grad()
-def _losses(
-    frozen: FrozenStates, head: PolicyHead, reference: Tensor, policy_loss: str, beta: float
-) -> np.ndarray[Any, np.dtype[np.float64]]:
-    return head_losses(frozen, head, reference, policy_loss=policy_loss, beta=beta).double().cpu().numpy()
-
-
-def _account(fit: HeadFit) -> FitAccount:
-    return FitAccount(**{name: value for name, value in vars(fit).items() if name != "head"})
-
-
 def _summary(comparisons: Sequence[HeadComparison]) -> SplitSummary:
     differences = [comparison.difference.difference for comparison in comparisons]
     interval = None
@@ -256,75 +218,104 @@ def _summary(comparisons: Sequence[HeadComparison]) -> SplitSummary:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClaimsConfig:
-    """Options for measuring the claims of Appendix D on one or more seeds."""
+def representation_change(states: Tensor, start: Tensor) -> dict[str, float]:
+    """Compare hidden states with those of the same tokens at the start of training.
 
-    hybrids: list[str]
-    """Runs of `--method haf`, one per seed."""
+    Args:
+        states: Hidden states, [T, H].
+        start: Hidden states of the starting backbone, [T, H].
 
-    baselines: list[str]
-    """Runs of `--method baseline` on the same data from the same model, in the same order."""
+    Returns:
+        `relative_change` is the mean over tokens of |h - h0| / |h0|, `effective_rank` that of the states after
+        training, and `effective_rank_start` before.
 
-    data: list[str]
-    """Training data of all runs (train split)."""
-
-    held_out: list[str]
-    """Pairs that no run was trained on (test split)."""
-
-    out: str
-    """Output folder for claims.json, with finished seeds in `claims/`."""
-
-    max_pairs: int | None = None
-    """Use only the first N pairs of each split; by default all. The claim is about the pairs trained on."""
-
-    fit: FitOptions = field(default_factory=FitOptions)
-    data_options: DataOptions = field(default_factory=DataOptions)
-    score: ScoreOptions = field(default_factory=ScoreOptions)
-
-    def __post_init__(self) -> None:
-        if not self.hybrids or len(self.hybrids) != len(self.baselines):
-            raise ConfigError("hybrids and baselines must be as many runs, at least one each.")
-        if self.max_pairs is not None and self.max_pairs < 2:
-            raise ConfigError(f"max_pairs must be at least 2, got {self.max_pairs}")
+    Raises:
+        ValueError: the shapes differ, or there are fewer than two tokens.
+    """
+    if states.shape != start.shape or states.dim() != 2 or len(states) < 2:
+        raise ValueError(f"expected states of one shape [T, H], got {list(states.shape)} and {list(start.shape)}")
+    change = (states - start).norm(dim=1) / start.norm(dim=1).clamp(min=torch.finfo(start.dtype).tiny)
+    return {
+        "tokens": len(states),
+        "relative_change": change.double().mean().item(),
+        "effective_rank": effective_rank(states),
+        "effective_rank_start": effective_rank(start),
+    }
 
 
-def run_claims(config: ClaimsConfig, *, say: Callable[[str], None] = lambda line: None) -> Claim:
+def effective_rank(states: Tensor) -> float:
+    """Compute the effective rank of centred states, [T, H].
+
+    It is the exponential of the entropy of the normalised singular values (Roy and Vetterli, 2007): between 1 and H, or
+    0 if all states are equal.
+    """
+    centred = states.double() - states.double().mean(dim=0)
+    squares: Tensor = torch.linalg.eigvalsh(centred.T @ centred)
+    values = squares.clamp(min=0).sqrt()
+    if values.sum() == 0:
+        return 0.0
+    shares = values / values.sum()
+    return float(torch.special.entr(shares).sum().exp().item())
+
+
+def run_claims(
+    hybrids: Sequence[str],
+    baselines: Sequence[str],
+    data: Sequence[str],
+    held_out: Sequence[str],
+    out: Path,
+    *,
+    max_pairs: int | None = None,
+    fit: FitOptions | None = None,
+    options: DataOptions | None = None,
+) -> Claim:
     """Measure claim 1 on every seed, illustrate claim 2, and write `claims.json`; resumes after the last finished seed.
+
+    Args:
+        hybrids: Runs of `--method haf`, one per seed.
+        baselines: Runs of `--method baseline` on the same data from the same model, in the same order.
+        data: Training data of all runs (train split).
+        held_out: Pairs that no run was trained on (test split).
+        out: Output folder, with finished seeds in `claims/`.
+        max_pairs: Use only the first pairs of each split; by default all. The claim is about the pairs trained on.
+        fit: Options of the fits.
+        options: Options of reading and encoding the pairs.
 
     Raises:
         HafrmError: two runs do not belong together, or a run or the data can't be read.
     """
+    if not hybrids or len(hybrids) != len(baselines) or (max_pairs or 2) < 2:
+        raise ConfigError("claims need as many hybrids as baselines, at least one each, and two pairs or more.")
+    fit, options, score = fit or FitOptions(), options or DataOptions(), ScoreOptions()
+    pairs = {
+        split: load_pairs(list(names), split=of, options=options)
+        for split, names, of in (("train", data, "train"), ("held_out", held_out, "test"))
+    }
     seeds: list[Seed] = []
     changes: list[dict[str, Any]] = []
-    pairs = {"train": load_pairs(config.data, split="train", options=config.data_options)}
-    pairs["held_out"] = load_pairs(config.held_out, split="test", options=config.data_options)
-    prints = {split: [report.sha256 for report in found.reports] for split, found in pairs.items()}
-    for hybrid, baseline in zip(config.hybrids, config.baselines, strict=True):
+    for hybrid, baseline in zip(hybrids, baselines, strict=True):
         info = _require_mates(hybrid, baseline)
         depends_on = {
-            "hybrid": model_identity(hybrid, ScorerChoice(head="policy"), config.score),
-            "baseline": model_identity(baseline, ScorerChoice(head="reward"), config.score),
-            "pairs": prints,
-            "max_pairs": config.max_pairs,
-            "fit": asdict(config.fit),
-            "data_options": asdict(config.data_options),
+            "hybrid": model_identity(hybrid, ScorerChoice(head="policy"), score),
+            "baseline": model_identity(baseline, ScorerChoice(head="reward"), score),
+            "pairs": {split: [report.sha256 for report in found.reports] for split, found in pairs.items()},
+            "max_pairs": max_pairs,
+            "fit": asdict(fit),
+            "data_options": asdict(options),
         }
 
         def measure(hybrid: str = hybrid, baseline: str = baseline, info: RunInfo = info) -> dict[str, Any]:
-            say(f"{hybrid} and {baseline}: fitting policy heads to frozen states")
-            limit = config.max_pairs
-            found = {split: each.pairs[:limit] for split, each in pairs.items()}
+            used = {split: found.pairs[:max_pairs] for split, found in pairs.items()}
             with torch.inference_mode(False):
-                return _Mates(hybrid, baseline, info, config).measure(found)
+                return _measure_mates(hybrid, baseline, info, used, fit, options)
 
-        value = remembered(Path(config.out) / "claims", "pair", depends_on, measure)
-        seeds.append(seed_from(value["seed"]))
+        value = remembered(out / "claims", "pair", depends_on, measure)
+        seeds.append(TypeAdapter(Seed).validate_python(value["seed"]))
         changes.append({"name": seeds[-1].name} | value["representations"])
     claim = summarise_claim(seeds)
-    written = {"source": "Appendix D, claim 1"} | claim.as_dict()
-    note = "Ours: distances to the starting backbone. The paper's phi* is known to nobody."
-    atomic.write_json(Path(config.out) / "claims.json", written | {"representations": {"note": note, "seeds": changes}})
+    written = {"source": "Appendix D, claim 1"} | asdict(claim)
+    note = "Ours: distances to the starting backbone. The paper's phi* is unknown."
+    atomic.write_json(out / "claims.json", written | {"representations": {"note": note, "seeds": changes}})
     return claim
 
 
@@ -332,72 +323,128 @@ def _require_mates(hybrid: str, baseline: str) -> RunInfo:
     """Return the hybrid's run info; raise if the runs do not fit the claim."""
     first, second = RunInfo.load(Path(hybrid)), RunInfo.load(Path(baseline))
     if not (first.reward_weight and first.policy_ratio) or first.policy_loss not in USES_REFERENCE:
-        raise ConfigError(f"{hybrid} is no hybrid run whose policy loss reads a reference. Train it with --method haf.")
+        raise ConfigError(
+            f"{hybrid} is not a hybrid run whose policy loss reads a reference. Train it with --method haf."
+        )
     if not second.reward_weight or second.policy_ratio:
-        raise ConfigError(f"{baseline} is no baseline: it was trained with --method {second.method}.")
+        raise ConfigError(f"{baseline} is not a baseline: it was trained with --method {second.method}.")
     if first.base_model != second.base_model:
         raise ConfigError(f"{hybrid} started from {first.base_model}, {baseline} from {second.base_model}.")
     return first
 
 
-class _Mates:
-    """Hybrid and baseline run of one seed, with the reference model from which both started."""
+def _measure_mates(
+    hybrid: str,
+    baseline: str,
+    info: RunInfo,
+    pairs: Mapping[str, list[PreferencePair]],
+    fit: FitOptions,
+    options: DataOptions,
+) -> dict[str, Any]:
+    """Measure both claims on a hybrid and a baseline run, on the pairs of each split; return plain values."""
+    score = replace(ScoreOptions().as_in_training(), max_length=None)
+    ours = cast(HybridScorer, load_scorer(hybrid, head="policy", options=score))
+    theirs = cast(HybridScorer, load_scorer(baseline, head="reward", options=score))
+    if ours.reference is None:
+        raise ModelError(f"{hybrid} has no reference policy.")
 
-    def __init__(self, hybrid: str, baseline: str, info: RunInfo, config: ClaimsConfig) -> None:
-        self.name, self.info, self.config = hybrid, info, config
-        options = replace(config.score.as_in_training(), max_length=None)
-        self.hybrid = cast(HybridScorer, load_scorer(hybrid, head="policy", options=options))
-        self.baseline = cast(HybridScorer, load_scorer(baseline, head="reward", options=options))
-        if self.hybrid.reference is None:
-            raise ModelError(f"{hybrid} has no reference policy.")
-        self.reference = self.hybrid.reference
+    def states(model: Any, scorer: HybridScorer, encoded: PairTables) -> FrozenStates:
+        limits = {"tokens": score.tokens_per_batch, "sequences": score.batch_size}
+        return freeze_states(model, encoded, scorer.layout, **limits)
 
-    def measure(self, pairs: dict[str, Any]) -> dict[str, Any]:
-        """Measure both claims on the pairs of each split; return plain values."""
-        heads = {"hybrid": PolicyHead.of(self.hybrid.model), "baseline": PolicyHead.of(self.baseline.model)}
-        sides, changes = {}, {}
-        for split, found in pairs.items():
-            encoded = encode_pairs(found, self.hybrid.encoder, self.config.data_options)
-            sides[split] = self._side(encoded, [found[index].group for index in encoded.kept])
-            start = self._states(self.reference, self.hybrid, encoded).states
-            changes[split] = {
-                side: representation_change(getattr(sides[split], side).states, start)
-                for side in ("hybrid", "baseline")
-            }
-        beta, policy_loss = self.info.beta, self.info.policy_loss
-        seed = claim_of_seed(
-            self.name,
-            sides["train"],
-            sides["held_out"],
-            heads,
-            policy_loss=policy_loss,
-            beta=beta,
-            options=self.config.fit,
-        )
-        return {"seed": asdict(seed), "representations": _plain(changes)}
-
-    def _side(self, encoded: PairTables, groups: list[str]) -> ClaimSide:
+    sides: dict[str, ClaimSide] = {}
+    changes: dict[str, Any] = {}
+    for split, found in pairs.items():
+        encoded = encode_pairs(found, ours.encoder, options)
         reference = precompute_reference(
-            self.reference,
+            ours.reference,
             encoded,
-            layout=self.hybrid.layout,
-            batch_size=self.config.score.batch_size,
-            cache=cache_folder("references"),
+            layout=ours.layout,
+            batch_size=score.batch_size,
+            cache=atomic.cache_folder("references"),
         )
-        hybrid = self._states(self.hybrid.model, self.hybrid, encoded)
-        return ClaimSide(
-            hybrid=hybrid,
-            baseline=self._states(self.baseline.model, self.baseline, encoded),
-            reference=torch.from_numpy(np.asarray(reference)).to(hybrid.states.device),
-            groups=groups,
+        after = {"hybrid": states(ours.model, ours, encoded), "baseline": states(theirs.model, theirs, encoded)}
+        sides[split] = ClaimSide(
+            **after,
+            reference=torch.from_numpy(np.asarray(reference)).to(after["hybrid"].states.device),
+            groups=[found[index].group for index in encoded.kept],
         )
+        start = states(ours.reference, ours, encoded).states
+        changes[split] = {side: representation_change(each.states, start) for side, each in after.items()}
+    seed = claim_of_seed(
+        hybrid,
+        sides["train"],
+        sides["held_out"],
+        {"hybrid": PolicyHead.of(ours.model), "baseline": PolicyHead.of(theirs.model)},
+        policy_loss=info.policy_loss,
+        beta=info.beta,
+        options=fit,
+    )
+    return {"seed": asdict(seed), "representations": changes}
 
-    def _states(self, model: Any, scorer: HybridScorer, encoded: PairTables) -> FrozenStates:
-        options = self.config.score
-        return freeze_states(
-            model, encoded, scorer.layout, tokens=options.tokens_per_batch, sequences=options.batch_size
+
+def plan(job: Job) -> Plan:
+    """Plan one HAF and one baseline run per seed, shared with Table 2."""
+    methods: tuple[Method, ...] = ("haf", "baseline")
+    runs = (seed_runs(job, backbone, job.sets[:1], method) for backbone in job.backbones for method in methods)
+    return Plan(tuple(run for each in runs for run in each))
+
+
+def find(job: Job) -> Findings:
+    """Test the inequality on training and on held-out pairs, for each seed."""
+    found = {backbone: _claim(job, backbone) for backbone in job.backbones}
+    results = {"claims": {name: asdict(each) for name, each in found.items()}}
+    return build_findings(job, "claims", results, tables=(_table(found), _over_seeds(found)), pairs=_PAIRS)
+
+
+def _claim(job: Job, backbone: str) -> Claim:
+    hybrids = seed_runs(job, backbone, job.sets[:1], "haf")
+    baselines = seed_runs(job, backbone, job.sets[:1], "baseline")
+    return run_claims(
+        [str(run.folder(job)) for run in hybrids],
+        [str(run.folder(job)) for run in baselines],
+        hybrids[0].data(job).names("train"),  # for a capped set, the file of sampled pairs
+        [job.scale.sets[job.sets[0]].test],
+        job.root / "claims-fits" / backbone,
+        max_pairs=_PAIRS,
+        fit=_FIT,
+        options=DataOptions(max_length=job.scale.max_length),
+    )
+
+
+def _table(found: Mapping[str, Claim]) -> Table:
+    rows = []
+    for backbone, claim in found.items():
+        for number, seed in enumerate(claim.seeds, 1):
+            for split, each in (("training", seed.train), ("held out", seed.held_out)):
+                between = each.refitted_difference
+                rows.append(
+                    (
+                        f"{backbone}, pair {number}",
+                        split,
+                        f"{each.hybrid:.3f}",
+                        f"{each.fitted:.3f}",
+                        "yes" if each.holds else "no",
+                        f"{each.refitted:.3f}",
+                        f"{between.difference:+.3f} {_ends(between.interval)}".strip(),
+                    )
+                )
+    columns = ("runs", "pairs", "hybrid", "baseline, fitted", "hybrid at most fitted", "hybrid, refitted")
+    return Table("D2, the DPO loss", (*columns, "refitted - fitted, 95%"), tuple(rows))
+
+
+def _over_seeds(found: Mapping[str, Claim]) -> Table:
+    rows = [
+        (
+            f"{backbone}, {split}",
+            f"{each.mean:+.3f} {_ends(each.interval)}".strip(),
+            f"{each.holds} of {len(each.differences)}",
         )
+        for backbone, claim in found.items()
+        for split, each in (("training", claim.train), ("held out", claim.held_out))
+    ]
+    return Table("Over seeds", ("pairs", "hybrid - fitted, 95%", "holds"), tuple(rows))
 
 
-def _plain(changes: dict[str, dict[str, RepresentationChange]]) -> dict[str, Any]:
-    return {split: {side: change.as_dict() for side, change in found.items()} for split, found in changes.items()}
+def _ends(ends: Interval | None) -> str:
+    return interval(ends, "{:+.3f}".format)

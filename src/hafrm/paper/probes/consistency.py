@@ -1,4 +1,4 @@
-"""Does a shared reward head favour the responses of its own policy head (the paper's Figure 2, Appendix E.1)?
+"""Figure 2: does a shared reward head favour the responses of its own policy head (Appendix E.1)?
 
 For a matched pair of checkpoints, one of a hybrid run and one of a DPO run, both policy heads answer the same prompts.
 x is the lead that an oracle gives to the hybrid's answers, y the lead that the hybrid's own reward head gives them. In
@@ -6,18 +6,16 @@ points above the diagonal, the reward head rates its own policy's answers higher
 
 The diagonal is meaningful only if x and y have the same unit. A Bradley-Terry reward is in logits; so is the simulated
 world's oracle, up to its annotators' sharpness. `share_above_scaled` needs no common unit: it divides each by the
-standard deviation of all rewards from the same judge.
+standard deviation of all rewards from the same judge. The paper does not name the data set; we use the job's first set
+(by default Helpful).
 
 Shape letters: P points, Q prompts.
-
-`run_consistency` samples and scores the responses of two runs' checkpoints.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,23 +23,38 @@ import numpy as np
 from markupsafe import Markup
 
 from hafrm import atomic
-from hafrm.data import ReadOptions, load_pairs
-from hafrm.errors import ConfigError, DataError
+from hafrm.data import load_pairs
+from hafrm.errors import DataError
 from hafrm.models.checkpoints import load_run
 from hafrm.models.identity import model_identity
 from hafrm.models.loading import ScorerChoice, load_scorer
 from hafrm.models.runinfo import RunInfo
 from hafrm.models.scorers import ScoreOptions, Scorer
 from hafrm.models.tokenizers import load_tokenizer
-from hafrm.pairs import Conversation, Message
-from hafrm.paper.probes.checkpoints import MATCHINGS, Checkpoint, Match, Matching, match_checkpoints, run_checkpoints
-from hafrm.paper.probes.generation import generate_responses, prompts_that_fit
-from hafrm.paper.probes.memory import remembered
+from hafrm.pairs import Conversation, Message, Prompt
+from hafrm.paper.plans import Plan
+from hafrm.paper.probes import remembered
+from hafrm.paper.probes.checkpoints import (
+    MATCHINGS,
+    Checkpoint,
+    Match,
+    Matching,
+    generate_responses,
+    match_checkpoints,
+    prompts_that_fit,
+    run_checkpoints,
+)
+from hafrm.paper.runs import Run
+from hafrm.paper.scales import Job
+from hafrm.paper.tables import build_findings
 from hafrm.paper.world import WORLD_SETS, oracle_reward
 from hafrm.report.charts import standalone
 from hafrm.report.figures import Series, StraightLine, scatter
+from hafrm.report.findings import Findings, Table
+from hafrm.report.wording import interval, percent
 from hafrm.sampling.engines import SampleOptions
 from hafrm.stats import FEWEST_GROUPS, Floats, Interval
+from hafrm.training.config import Method
 
 Rewards = Sequence[float | None]
 
@@ -115,21 +128,31 @@ def consistency(
     if not matches:
         raise DataError("There are no matched checkpoints.")
     x, y = (np.stack(rows) for rows in zip(*(_differences(match, oracle, own) for match in matches), strict=True))
-    points = [_point(match, *row) for match, *row in zip(matches, x, y, strict=True)]
-    scales = _spread(oracle.values()), _spread(own.values())
-    generator = np.random.default_rng(seed)
-    draws = generator.multinomial(x.shape[1], np.full(x.shape[1], 1 / x.shape[1]), size=resamples)
+    points = [
+        Point(
+            matching=match.by,
+            haf_step=match.first.step,
+            dpo_step=match.second.step,
+            gap=match.gap,
+            x=float(np.nanmean(of_oracle)),
+            y=float(np.nanmean(of_haf)),
+            prompts=int((~np.isnan(of_oracle)).sum()),
+        )
+        for match, of_oracle, of_haf in zip(matches, x, y, strict=True)
+    ]
+    draws = np.random.default_rng(seed).multinomial(x.shape[1], np.full(x.shape[1], 1 / x.shape[1]), size=resamples)
     means = _drawn_means(x, draws), _drawn_means(y, draws)
     here = np.array([[point.x, point.y] for point in points]).T
+
+    def share(chosen: Any = slice(None), scales: tuple[float, float] = (1.0, 1.0)) -> Share:
+        return _share(here[:, chosen], [each[:, chosen] for each in means], scales)
+
     names = np.array([match.by for match in matches])
     return Consistency(
         points=points,
-        share_above=_share(here, means, (1.0, 1.0)),
-        share_above_scaled=_share(here, means, scales),
-        by_matching={
-            match.by: _share(here[:, names == match.by], tuple(m[:, names == match.by] for m in means), (1.0, 1.0))
-            for match in matches
-        },
+        share_above=share(),
+        share_above_scaled=share(scales=(_spread(oracle.values()), _spread(own.values()))),
+        by_matching={match.by: share(names == match.by) for match in matches},
     )
 
 
@@ -137,8 +160,7 @@ def _differences(
     match: Match, oracle: Mapping[str, Rewards], own: Mapping[tuple[int, str], Rewards]
 ) -> tuple[Floats, Floats]:
     """Return x and y for each prompt, [Q]; both are NaN if a reward is missing."""
-    first, second = str(match.first.folder), str(match.second.folder)
-    step = match.first.step
+    first, second, step = str(match.first.folder), str(match.second.folder), match.first.step
     x = _numbers(oracle[first]) - _numbers(oracle[second])
     y = _numbers(own[step, first]) - _numbers(own[step, second])
     missing = np.isnan(x) | np.isnan(y)
@@ -151,19 +173,7 @@ def _numbers(rewards: Rewards) -> Floats:
     return np.array([np.nan if reward is None else reward for reward in rewards], dtype=np.float64)
 
 
-def _point(match: Match, x: Floats, y: Floats) -> Point:
-    return Point(
-        matching=match.by,
-        haf_step=match.first.step,
-        dpo_step=match.second.step,
-        gap=match.gap,
-        x=float(np.nanmean(x)),
-        y=float(np.nanmean(y)),
-        prompts=int((~np.isnan(x)).sum()),
-    )
-
-
-def _spread(rewards: Any) -> float:
+def _spread(rewards: Iterable[Rewards]) -> float:
     """Return the standard deviation of all rewards from one judge; 1 if they are all equal."""
     return float(np.nanstd(np.concatenate([_numbers(each) for each in rewards]))) or 1.0
 
@@ -180,7 +190,7 @@ def _drawn_means(values: Floats, draws: Any) -> Floats:
     return means
 
 
-def _share(here: Floats, means: tuple[Floats, ...], scales: tuple[float, float]) -> Share:
+def _share(here: Floats, means: Sequence[Floats], scales: tuple[float, float]) -> Share:
     """Return the share of points above the diagonal; points on it count one half."""
 
     def above(x: Floats, y: Floats) -> Floats:
@@ -192,76 +202,62 @@ def _share(here: Floats, means: tuple[Floats, ...], scales: tuple[float, float])
     return Share(float(above(*here).mean()), Interval(*ends) if ends else None)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ConsistencyConfig:
-    """Options for testing whether a shared reward head favours its own policy's responses (the paper's Figure 2)."""
-
-    haf: str
-    """Run of `--method haf` that kept all checkpoints (`--training.save_total_limit null`)."""
-
-    dpo: str
-    """Run of `--method dpo` on the same data that kept all checkpoints."""
-
-    data: str
-    """Pairs that provide the prompts: a file or a data name."""
-
-    oracle: str
-    """`world/NAME` for that set's true reward; otherwise a run or stock reward model trained on the same data."""
-
-    out: str
-    """Output folder for consistency.json and consistency.svg, with responses and rewards in `consistency/`."""
-
-    split: str = "test"
-    prompts: int = 200
-    """Maximum number of distinct prompts."""
-
-    sampling: SampleOptions = field(default_factory=lambda: SampleOptions(max_new_tokens=128))
-    data_options: ReadOptions = field(default_factory=ReadOptions)
-    score: ScoreOptions = field(default_factory=ScoreOptions)
-
-    def __post_init__(self) -> None:
-        if self.prompts < 2:
-            raise ConfigError(f"prompts must be at least 2, got {self.prompts}")
-
-
-def run_consistency(config: ConsistencyConfig, *, say: Callable[[str], None] = lambda line: None) -> Consistency:
+def run_consistency(
+    haf: str, dpo: str, data: str, oracle: str, out: Path, *, prompts: int = 200, sampling: SampleOptions | None = None
+) -> Consistency:
     """Answer prompts with all checkpoints, score, match, and write `consistency.json` and `consistency.svg`.
 
-    Responses and rewards are stored per checkpoint, so that an interrupted call resumes.
+    Responses and rewards are stored per checkpoint in `consistency/`, so that an interrupted call resumes.
+
+    Args:
+        haf: Run of `--method haf` that kept all checkpoints (`--training.save_total_limit null`).
+        dpo: Run of `--method dpo` on the same data that kept all checkpoints.
+        data: Pairs that provide the prompts: a file or a data name.
+        oracle: `world/NAME` for that set's true reward; otherwise a run or stock reward model trained on the same data.
+        out: Output folder.
+        prompts: Maximum number of distinct prompts.
+        sampling: How the checkpoints answer.
 
     Raises:
         HafrmError: a run kept no checkpoints, or a model or the data can't be read.
     """
-    probe = _Probe(config, say)
-    haf, dpo = (
-        [_with_reward(each, probe.oracle(each)) for each in run_checkpoints(Path(run))]
-        for run in (config.haf, config.dpo)
+    sampling = sampling or _SAMPLING
+    distinct = list(dict.fromkeys(pair.prompt for pair in load_pairs(data, split="test").pairs))[:prompts]
+    limit = min(RunInfo.load(Path(run)).max_length for run in (haf, dpo))
+    fitting = prompts_that_fit(distinct, load_tokenizer(haf), sampling, limit)
+    if len(fitting) < 2:
+        raise DataError(
+            f"{len(fitting)} of {len(distinct)} prompts leave room for {sampling.max_new_tokens} new tokens within "
+            f"{limit}. Lower sampling.max_new_tokens."
+        )
+    answers = _Answers(fitting, sampling, out / "consistency")
+    first, second = (
+        [_with_reward(each, answers.judged(oracle, each)) for each in run_checkpoints(Path(run))] for run in (haf, dpo)
     )
-    matches = [match for by in MATCHINGS for match in match_checkpoints(haf, dpo, by)]
+    matches = [match for by in MATCHINGS for match in match_checkpoints(first, second, by)]
     both = {(m.first.step, str(each.folder)): (m.first, each) for m in matches for each in (m.first, m.second)}
-    own = {key: probe.own(*both[key]) for key in sorted(both)}
-    oracle = {str(each.folder): probe.oracle(each) for each in (*haf, *dpo)}
-    found = consistency(matches, oracle, own)
-    account = {"source": "Figure 2", "prompts": len(probe.prompts), "prompts_too_long": probe.too_long}
-    account |= {"sampling": asdict(config.sampling), "oracle": config.oracle}
-    atomic.write_json(Path(config.out) / "consistency.json", account | found.as_dict())
-    atomic.write_text(Path(config.out) / "consistency.svg", standalone(consistency_figure(found)))
+    own = {key: answers.judged(str(both[key][0].folder), both[key][1]) for key in sorted(both)}
+    gold = {str(each.folder): answers.judged(oracle, each) for each in (*first, *second)}
+    found = consistency(matches, gold, own)
+    account = {"source": "Figure 2", "prompts": len(fitting), "prompts_too_long": len(distinct) - len(fitting)}
+    account |= {"sampling": asdict(sampling), "oracle": oracle}
+    atomic.write_json(out / "consistency.json", account | found.as_dict())
+    atomic.write_text(out / "consistency.svg", standalone(_figure(found)))
     return found
 
 
-def consistency_figure(found: Consistency) -> Markup:
-    """Draw Figure 2 as inline SVG: five kinds of points and the diagonal."""
+def _figure(found: Consistency) -> Markup:
+    """Draw five kinds of points and the diagonal."""
     series = []
     for by in MATCHINGS:
         points = [point for point in found.points if point.matching == by]
         series.append(Series(by, np.array([p.x for p in points]), np.array([p.y for p in points])))
-    share = found.share_above
-    label = f"{100 * share.value:.0f}% of {len(found.points)} points lie above the diagonal"
+    label = f"{100 * found.share_above.value:.0f}% of {len(found.points)} points lie above the diagonal"
     x_label, y_label = "oracle: HAF's response − DPO's", "HAF's reward: HAF's response − DPO's"
     return scatter(label, series, x_label, y_label, [StraightLine("y = x", 1.0)])
 
 
-def _with_reward(checkpoint: Checkpoint, rewards: list[float | None]) -> Checkpoint:
+def _with_reward(checkpoint: Checkpoint, rewards: Rewards) -> Checkpoint:
     """Add the oracle's mean reward of its responses to the checkpoint's values."""
     known = [reward for reward in rewards if reward is not None]
     if not known:
@@ -269,71 +265,107 @@ def _with_reward(checkpoint: Checkpoint, rewards: list[float | None]) -> Checkpo
     return replace(checkpoint, values={**checkpoint.values, "reward": float(np.mean(known))})
 
 
-class _Probe:
-    """Responses and rewards of checkpoints, each computed once and stored."""
+class _Answers:
+    """Answers of checkpoints and their rewards, each computed once and stored.
 
-    def __init__(self, config: ConsistencyConfig, say: Callable[[str], None]) -> None:
-        self.config, self.say = config, say
+    Args:
+        prompts: The prompts.
+        sampling: How the checkpoints answer.
+        folder: Folder of the stored values.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt], sampling: SampleOptions, folder: Path) -> None:
+        self.prompts, self.sampling, self.folder, self.options = prompts, sampling, folder, ScoreOptions()
         self._loaded: tuple[str, Scorer] | None = None
-        self.kept = Path(config.out) / "consistency"
-        pairs = load_pairs(config.data, split=config.split, options=config.data_options).pairs
-        distinct = list(dict.fromkeys(pair.prompt for pair in pairs))[: config.prompts]
-        tokenizer = load_tokenizer(config.haf)
-        limit = min(RunInfo.load(Path(run)).max_length for run in (config.haf, config.dpo))
-        self.prompts = prompts_that_fit(distinct, tokenizer, config.sampling, limit)
-        self.too_long = len(distinct) - len(self.prompts)
-        if len(self.prompts) < 2:
-            raise DataError(
-                f"{len(self.prompts)} of {len(distinct)} prompts leave room for {config.sampling.max_new_tokens} new "
-                f"tokens within {limit}. Lower sampling.max_new_tokens."
-            )
 
-    def responses(self, checkpoint: Checkpoint) -> list[str]:
-        """Return the checkpoint's answers to all prompts."""
+    def of(self, checkpoint: Checkpoint) -> list[Conversation]:
+        """Return the prompts with the checkpoint's answers."""
         depends_on = {
             "model": self._identity(str(checkpoint.folder)),
-            "sampling": asdict(self.config.sampling),
+            "sampling": asdict(self.sampling),
             "prompts": [prompt.as_row() for prompt in self.prompts],
         }
 
         def compute() -> list[str]:
-            self.say(f"{checkpoint.folder}: answering {len(self.prompts)} prompts")
-            model, tokenizer, _ = load_run(checkpoint.folder, dtype=self.config.score.torch_dtype())
-            device = self.config.score.torch_device()
-            return generate_responses(model.causal_lm.to(device), tokenizer, self.prompts, self.config.sampling)
+            model, tokenizer, _ = load_run(checkpoint.folder, dtype=self.options.torch_dtype())
+            causal_lm = model.causal_lm.to(self.options.torch_device())
+            return generate_responses(causal_lm, tokenizer, self.prompts, self.sampling)
 
-        return cast(list[str], remembered(self.kept, "responses", depends_on, compute))
+        answers = remembered(self.folder, "responses", depends_on, compute)
+        both = zip(self.prompts, answers, strict=True)
+        return [Conversation(prompt, (Message("assistant", answer),)) for prompt, answer in both]
 
-    def oracle(self, checkpoint: Checkpoint) -> list[float | None]:
-        """Return the oracle's rewards of a checkpoint's answers."""
-        name = self.config.oracle.removeprefix("world/")
-        if name in WORLD_SETS and name != self.config.oracle:
-            return [oracle_reward(conversation, name) for conversation in self._conversations(checkpoint)]
-        return self._scored(self.config.oracle, checkpoint)
+    def judged(self, judge: str, checkpoint: Checkpoint) -> Rewards:
+        """Return the rewards of a checkpoint's answers by a set of the world, a run, or a stock reward model."""
+        conversations, name = self.of(checkpoint), judge.removeprefix("world/")
+        if name in WORLD_SETS and name != judge:
+            return [oracle_reward(conversation, name) for conversation in conversations]
 
-    def own(self, judge: Checkpoint, checkpoint: Checkpoint) -> list[float | None]:
-        """Return the rewards that one checkpoint's reward head gives to another checkpoint's answers."""
-        return self._scored(str(judge.folder), checkpoint)
+        def compute() -> list[float | None]:
+            if self._loaded is None or self._loaded[0] != judge:
+                self._loaded = None  # free the memory before loading another model
+                self._loaded = judge, load_scorer(judge, head="reward", options=self.options.as_in_training())
+            return self._loaded[1].score(conversations)
 
-    def _scored(self, model: str, checkpoint: Checkpoint) -> list[float | None]:
-        conversations = self._conversations(checkpoint)
-        texts: list[Any] = [[asdict(message) for message in c.turns] for c in conversations]
-        depends_on = {"model": self._identity(model), "conversations": texts}
-        score = partial(self._score, model, conversations)
-        return cast(list[float | None], remembered(self.kept, "rewards", depends_on, score))
-
-    def _score(self, model: str, conversations: Sequence[Conversation]) -> list[float | None]:
-        if self._loaded is None or self._loaded[0] != model:
-            self._loaded = None  # free the memory before loading another model
-            self._loaded = model, load_scorer(model, head="reward", options=self.config.score.as_in_training())
-        return self._loaded[1].score(conversations)
-
-    def _conversations(self, checkpoint: Checkpoint) -> list[Conversation]:
-        answers = self.responses(checkpoint)
-        return [
-            Conversation(prompt, (Message("assistant", answer),))
-            for prompt, answer in zip(self.prompts, answers, strict=True)
-        ]
+        texts = [[asdict(message) for message in conversation.turns] for conversation in conversations]
+        depends_on = {"model": self._identity(judge), "conversations": texts}
+        return cast(Rewards, remembered(self.folder, "rewards", depends_on, compute))
 
     def _identity(self, model: str) -> dict[str, Any]:
-        return model_identity(model, ScorerChoice(head="reward"), self.config.score)
+        return model_identity(model, ScorerChoice(head="reward"), self.options)
+
+
+_SAMPLING = SampleOptions(max_new_tokens=128)
+
+
+def plan(job: Job) -> Plan:
+    """Plan HAF and DPO with all checkpoints, and a baseline as oracle at scales other than `world`."""
+    return Plan(tuple(run for backbone in job.backbones for run in _runs(job, backbone).values()))
+
+
+def _runs(job: Job, backbone: str) -> dict[Method, Run]:
+    methods: tuple[Method, ...] = ("haf", "dpo") if job.in_world else ("haf", "dpo", "baseline")
+    return {
+        method: Run(
+            backbone=backbone,
+            sets=job.sets[:1],
+            method=method,
+            seed=job.seeds[0],
+            keep_checkpoints=method != "baseline",
+        )
+        for method in methods
+    }
+
+
+def find(job: Job) -> Findings:
+    """Build a plot per backbone and the shares of points above the diagonal."""
+    data = job.scale.sets[job.sets[0]].test
+    found = {}
+    for backbone in job.backbones:
+        folders = {method: str(run.folder(job)) for method, run in _runs(job, backbone).items()}
+        out, oracle = job.root / "consistency" / backbone, folders.get("baseline", data)
+        found[backbone] = run_consistency(folders["haf"], folders["dpo"], data, oracle, out, sampling=_SAMPLING)
+    return build_findings(
+        job,
+        "figure2",
+        results={"consistency": {name: each.as_dict() for name, each in found.items()}},
+        tables=[_table(found)],
+        figures={f"figure2-{backbone}": _figure(each) for backbone, each in found.items()},
+    )
+
+
+def _table(found: Mapping[str, Consistency]) -> Table:
+    rows = []
+    for backbone, each in found.items():
+        both = share_text(each.share_above), share_text(each.share_above_scaled)
+        rows.append((backbone, "all", str(len(each.points)), *both))
+        for by, share in each.by_matching.items():
+            number = sum(point.matching == by for point in each.points)
+            rows.append((backbone, by, str(number), share_text(share), "–"))
+    columns = ("backbone", "matched by", "points", "above the diagonal, %", "the same, scaled, %")
+    return Table("Ours", columns, tuple(rows))
+
+
+def share_text(share: Share) -> str:
+    """Format a share in percent, with its interval if it has one."""
+    return f"{percent(share.value)} {interval(share.interval, percent)}".rstrip()

@@ -78,12 +78,11 @@ class FitOptions:
 
 
 @dataclass(frozen=True)
-class HeadFit:
-    """The best head found, with convergence data."""
+class Fit:
+    """How a fit ended."""
 
-    head: PolicyHead
     start: str
-    """Name of the start from which it was fitted."""
+    """Name of the start from which the head was fitted."""
     loss: float
     """Mean D2 on the pairs it was fitted to, without the penalty."""
     start_losses: dict[str, float]
@@ -157,7 +156,7 @@ def fit_policy_head(
     policy_loss: str,
     beta: float,
     options: FitOptions,
-) -> HeadFit:
+) -> tuple[PolicyHead, Fit]:
     """Fit only K to frozen states from each start, and return the best fit.
 
     Args:
@@ -171,34 +170,29 @@ def fit_policy_head(
     Raises:
         TrainingError: no fit has a finite loss.
     """
-    fits = []
-    before: dict[str, float] = {}
 
     def mean_loss(head: PolicyHead) -> Tensor:
         return head_losses(frozen, head, reference, policy_loss=policy_loss, beta=beta).mean()
 
-    for name, start in starts.items():
-        with torch.no_grad():
-            before[name] = mean_loss(start).item()
-        fits.append(_fit_from(name, start, mean_loss, options))
-    finite = [fit for fit in fits if math.isfinite(fit.loss)]
+    with torch.no_grad():
+        before = {name: mean_loss(start).item() for name, start in starts.items()}
+    fits = [_fit_from(name, start, before, mean_loss, options) for name, start in starts.items()]
+    finite = [fit for fit in fits if math.isfinite(fit[1].loss)]
     if not finite:
         raise TrainingError("The policy loss is not finite for any fitted head. Check the reference log-probs.")
-    best = min(finite, key=lambda fit: fit.loss)
-    return HeadFit(**(vars(best) | {"start_losses": before}))
+    return min(finite, key=lambda fit: fit[1].loss)
 
 
-def _moved(parameters: Sequence[Tensor], starts: Sequence[Tensor]) -> Tensor:
-    """Return the squared distance of parameters from their starting values."""
-    squares = [(now - then).square().sum() for now, then in zip(parameters, starts, strict=True)]
-    return torch.stack(squares).sum()
-
-
-def _fit_from(name: str, start: PolicyHead, mean_loss: Callable[[PolicyHead], Tensor], options: FitOptions) -> HeadFit:
-    weight = start.weight.detach().float().clone().requires_grad_()
-    bias = None if start.bias is None else start.bias.detach().float().clone().requires_grad_()
-    parameters = [weight] if bias is None else [weight, bias]
-    starts = [parameter.detach().clone() for parameter in parameters]
+def _fit_from(
+    name: str,
+    start: PolicyHead,
+    before: dict[str, float],
+    mean_loss: Callable[[PolicyHead], Tensor],
+    options: FitOptions,
+) -> tuple[PolicyHead, Fit]:
+    given = [start.weight] if start.bias is None else [start.weight, start.bias]
+    parameters = [each.detach().float().clone().requires_grad_() for each in given]
+    head, starts = PolicyHead(*parameters), [each.detach().clone() for each in parameters]
     optimizer = torch.optim.LBFGS(
         parameters,
         max_iter=options.max_steps,
@@ -211,9 +205,10 @@ def _fit_from(name: str, start: PolicyHead, mean_loss: Callable[[PolicyHead], Te
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss: Tensor = mean_loss(PolicyHead(weight, bias))
+        loss = mean_loss(head)
         if options.penalty:
-            loss = loss + options.penalty / 2 * _moved(parameters, starts)
+            moved = [(each - start).square().sum() for each, start in zip(parameters, starts, strict=True)]
+            loss = loss + options.penalty / 2 * torch.stack(moved).sum()
         loss.backward()
         return loss
 
@@ -221,16 +216,16 @@ def _fit_from(name: str, start: PolicyHead, mean_loss: Callable[[PolicyHead], Te
         optimizer.step(closure)
         closure()  # recompute the gradient at the final parameters
     with torch.no_grad():
-        loss = mean_loss(PolicyHead(weight, bias)).item()
+        loss = mean_loss(head).item()
     gradient = torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
     largest = gradient.abs().max().item()
-    return HeadFit(
-        head=PolicyHead(weight.detach(), None if bias is None else bias.detach()),
+    fit = Fit(
         start=name,
         loss=loss,
-        start_losses={},
+        start_losses=before,
         gradient_norm=gradient.norm().item(),
         gradient_max=largest,
-        steps=int(optimizer.state[weight]["n_iter"]),
+        steps=int(optimizer.state[parameters[0]]["n_iter"]),
         converged=largest <= options.tolerance,
     )
+    return PolicyHead(*(each.detach() for each in parameters)), fit

@@ -1,30 +1,35 @@
-"""Token-wise perplexity of responses and its variance over a data set (the paper's Table 6).
+"""Tables 6 and 7: variances of token-wise perplexity under untrained backbones, and their correlation with DPO's gain.
 
 The paper's pp is -log Prob(sequence) / Length(sequence): the mean negative log-prob in nats per token, without an
 exponential. Here the sequence is the response given its prompt, including the token that ends its turn; the paper does
 not say whether the prompt counts. Variances are sample variances (ddof = 1) over pairs whose two responses fit.
-
-`run_perplexity` goes from models and pairs to `perplexity.json`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hafrm import atomic
-from hafrm.data import PairSet, ReadOptions, load_pairs
+from hafrm.data import PairSet, load_pairs
 from hafrm.errors import ConfigError, DataError
 from hafrm.evaluation.parts import Part
 from hafrm.evaluation.scoring import PairScore, score_pairs
 from hafrm.models.identity import model_identity
 from hafrm.models.loading import ScorerChoice, load_log_prob_scorer
 from hafrm.models.scorers import ScoreOptions, Scorer
+from hafrm.paper import numbers
+from hafrm.paper.accuracy import own_grid
+from hafrm.paper.plans import Plan, single_sets
+from hafrm.paper.scales import Job
+from hafrm.paper.tables import build_findings
+from hafrm.report.findings import Findings, Table
+from hafrm.stats import Correlation, pearson
 from hafrm.templates import DEFAULT_CHAT_TEMPLATE
 
 
@@ -82,32 +87,16 @@ def perplexity_variance(scores: Sequence[PairScore]) -> PerplexityVariance:
     )
 
 
-PERPLEXITY_FILE = "perplexity.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PerplexityConfig:
-    """Options for variances of token-wise perplexity (the paper's Table 6)."""
-
-    models: list[str]
-    """Causal LMs: the untrained backbones, or runs (their policy head is used)."""
-
-    data: list[str]
-    """Files or data names of pairs."""
-
-    out: str
-    """Output folder for perplexity.json. Scores of earlier calls in it are reused."""
-
-    split: str = "test"
-    trust_remote_code: bool = False
-    data_options: ReadOptions = field(default_factory=ReadOptions)
-    score: ScoreOptions = field(default_factory=ScoreOptions)
-
-
 def run_perplexity(
-    config: PerplexityConfig, *, say: Callable[[str], None] = lambda line: None
+    models: Sequence[str], data: Sequence[str], out: Path, *, score: ScoreOptions | None = None
 ) -> list[PerplexityVariance]:
     """Score all data sets under all models and write `perplexity.json`; resumes an interrupted call.
+
+    Args:
+        models: Causal LMs: the untrained backbones, or runs (their policy head is used).
+        data: Files or data names of pairs, of which the test split is used.
+        out: Output folder; scores of earlier calls in it are reused.
+        score: Options of scoring.
 
     Returns:
         One cell per model and data set, models outermost.
@@ -115,43 +104,168 @@ def run_perplexity(
     Raises:
         HafrmError: a model or data set can't be read, or fewer than two pairs fit.
     """
-    if not config.models or not config.data:
-        raise ConfigError("models, data: name at least one of each.")
-    sets = {name: load_pairs(name, split=config.split, options=config.data_options) for name in config.data}
+    sets = {name: load_pairs(name, split="test") for name in data}
     cells = [
-        perplexity_variance(scores) for model in config.models for scores in _score_model(model, sets, config, say)
+        perplexity_variance(scores)
+        for model in models
+        for scores in _score_model(model, sets, out, score or ScoreOptions())
     ]
     written = {
         "source": "Table 6",
         "definition": "pp = -log p(response | prompt) / response tokens, in nats; sample variance (ddof = 1)",
         "cells": [cell.as_dict() for cell in cells],
     }
-    atomic.write_json(Path(config.out) / PERPLEXITY_FILE, written)
+    atomic.write_json(out / "perplexity.json", written)
     return cells
 
 
-def _score_model(
-    model: str, sets: dict[str, PairSet], config: PerplexityConfig, say: Callable[[str], None]
-) -> list[list[PairScore]]:
+def _score_model(model: str, sets: Mapping[str, PairSet], out: Path, options: ScoreOptions) -> list[list[PairScore]]:
     """Return the mean log-probs of each data set's pairs under one model; it is loaded only if scores are missing."""
-    choice = ScorerChoice(trust_remote_code=config.trust_remote_code)
-    identity = model_identity(model, choice, config.score) | {"score": "mean log-prob"}
+    identity = model_identity(model, ScorerChoice(), options) | {"score": "mean log-prob"}
     scorer: Scorer | None = None
     scores: list[list[PairScore]] = []
     for name, pair_set in sets.items():
         depends_on = identity | {"the pairs": " ".join(report.sha256 for report in pair_set.reports)}
-        ids = [pair.id for pair in pair_set.pairs]
-        part = Part(Path(config.out) / "perplexity", model, name, depends_on, ids, PairScore)
-        on_bad_row = config.data_options.on_bad_row
-        kept = part.resume(say, on_bad_row=on_bad_row)
+        part = Part(out / "perplexity", model, name, depends_on, [pair.id for pair in pair_set.pairs], PairScore)
+        kept = part.resume(lambda line: None, on_bad_row="error")
         if missing := pair_set.pairs[len(kept) :]:
             scorer = scorer or load_log_prob_scorer(
                 model,
-                config.score.as_in_training(),
+                options.as_in_training(),
                 per_token=True,
                 template=DEFAULT_CHAT_TEMPLATE,  # as training renders for this backbone
-                trust_remote_code=config.trust_remote_code,
             )
-            kept = kept + part.extend(score_pairs(scorer, missing, model=model, data=name, on_bad_row=on_bad_row))
+            kept = kept + part.extend(score_pairs(scorer, missing, model=model, data=name, on_bad_row="error"))
         scores.append(kept)
     return scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class VarianceCorrelation:
+    """Table 7: Pearson correlations over data sets of perplexity variances with accuracy(DPO) - accuracy(baseline)."""
+
+    data: list[str]
+    accuracy_differences: list[float]
+    """accuracy(DPO) - accuracy(baseline) on each data set, as shares."""
+    pp_win: Correlation
+    pp_lose: Correlation
+    pp_difference: Correlation
+    """Correlation with the variance of pp_win - pp_lose, our reading of the paper's undefined "pp_win - pp_lose"."""
+    variances: list[dict[str, Any]]
+
+    @property
+    def warning(self) -> str:
+        """Caveats to show with the correlations; empty if there are enough data sets."""
+        n = len(self.data)
+        if n >= 10:
+            return ""
+        return (
+            f"n = {n} data sets: a correlation of so few points has a wide interval, its p-value supposes normal "
+            "variables, and three columns are three tests."
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return a JSON-serialisable dict."""
+        return asdict(self) | {"n": len(self.data), "warning": self.warning}
+
+
+def variance_correlation(
+    variances: Mapping[str, PerplexityVariance], accuracies: Mapping[str, tuple[float, float]]
+) -> VarianceCorrelation:
+    """Correlate perplexity variances with DPO's gain over the baseline.
+
+    Args:
+        variances: Perplexities of each data set under one backbone.
+        accuracies: Accuracies of DPO and of the baseline on the same data sets, as shares.
+
+    Raises:
+        DataError: the data sets differ, are fewer than three, or have no variation.
+    """
+    if set(variances) != set(accuracies):
+        odd = sorted(set(variances) ^ set(accuracies))
+        raise DataError(f"perplexities and accuracies are of different data sets: {', '.join(odd)} in one alone.")
+    names = list(variances)
+    gains = [accuracies[name][0] - accuracies[name][1] for name in names]
+    cells = [variances[name] for name in names]
+    try:
+        win, lose, difference = (
+            pearson([getattr(cell, field) for cell in cells], gains)
+            for field in ("var_win", "var_lose", "var_difference")
+        )
+    except ValueError as error:
+        raise DataError(f"Variances and accuracies of {len(names)} data sets can't be correlated: {error}.") from error
+    return VarianceCorrelation(
+        data=names,
+        accuracy_differences=gains,
+        pp_win=win,
+        pp_lose=lose,
+        pp_difference=difference,
+        variances=[cell.as_dict() for cell in cells],
+    )
+
+
+_COLUMNS = {"win": "pp_win", "lose": "pp_lose", "win - lose": "pp_difference"}
+"""Table 7's columns, mapped to our field names."""
+
+
+def find(job: Job) -> Findings:
+    """Build Table 6, ours above the paper's."""
+    cells = {backbone: _variances(job, backbone) for backbone in job.backbones}
+    rows = [
+        (f"{backbone}, {row}", *(f"{getattr(each, field):.3f}" for each in table.values()))
+        for backbone, table in cells.items()
+        for row, field in (("pp win", "var_win"), ("pp lose", "var_lose"))
+    ]
+    printed = tuple(
+        (f"{backbone}, pp {side}", *(f"{getattr(table[name], side):.2f}" for name in job.sets))
+        for backbone, table in numbers.TABLE_6.items()
+        for side in ("win", "lose")
+    )
+    variances = {backbone: {name: each.as_dict() for name, each in table.items()} for backbone, table in cells.items()}
+    ours = Table("Ours", ("sample variance", *job.sets), tuple(rows))
+    papers = Table("The paper's", ("variance", *job.sets), printed)
+    return build_findings(job, "table6", results={"variances": variances}, tables=(ours, papers))
+
+
+def _variances(job: Job, backbone: str) -> dict[str, PerplexityVariance]:
+    """Compute the perplexity variances of each set under a backbone."""
+    data = [job.scale.sets[name].test for name in job.sets]
+    found = run_perplexity([job.model(backbone)], data, job.root / "perplexity" / backbone)
+    return dict(zip(job.sets, found, strict=True))
+
+
+def plan_correlation(job: Job) -> Plan:
+    """Plan the runs and evaluations of Table 2.
+
+    Raises:
+        ConfigError: fewer than three sets, too few for a correlation.
+    """
+    if len(job.sets) < 3:
+        raise ConfigError("sets: table7 correlates over sets, so it needs three or more.")
+    return single_sets(job)
+
+
+def find_correlation(job: Job) -> Findings:
+    """Build Table 7, ours above the paper's."""
+    found = {}
+    for backbone in job.backbones:
+        rows_of = own_grid(job, backbone).items()
+        accuracies = {name: (row["dpo"].accuracy, row["baseline"].accuracy) for name, row in rows_of}
+        found[backbone] = variance_correlation(_variances(job, backbone), accuracies)
+    values = (("corr", "value"), ("p", "p_value"))
+    rows = [
+        (f"{backbone}, {name}", *(f"{getattr(getattr(each, field), value):.4f}" for field in _COLUMNS.values()))
+        for backbone, each in found.items()
+        for name, value in values
+    ]
+    printed = [
+        (name, *(f"{getattr(numbers.TABLE_7[column], value):.4f}" for column in _COLUMNS)) for name, value in values
+    ]
+    columns = ("Pearson", *(f"pp {column}" for column in _COLUMNS))
+    return build_findings(
+        job,
+        "table7",
+        results={"correlations": {name: each.as_dict() for name, each in found.items()}},
+        tables=(Table("Ours", columns, tuple(rows)), Table("The paper's, Mistral-Instruct", columns, tuple(printed))),
+        warnings=list(dict.fromkeys(each.warning for each in found.values() if each.warning)),
+    )

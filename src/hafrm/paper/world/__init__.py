@@ -8,11 +8,16 @@ network, no data files.
 
 from __future__ import annotations
 
-from hafrm.paper.world.backbone import BackboneKind, BackboneRecipe, Progress, world_backbone
-from hafrm.paper.world.corpus import instruct_conversations, pretraining_documents
-from hafrm.paper.world.oracle import Qualities, qualities
-from hafrm.paper.world.profiles import PROFILES, WORLD_SETS, Annotator, Profile, Values
-from hafrm.paper.world.sets import oracle_accuracy, oracle_reward, split_of, world_pairs, world_prompts
+from hafrm.paper.world.backbone import (
+    BackboneKind,
+    BackboneRecipe,
+    Progress,
+    instruct_conversations,
+    pretraining_documents,
+    world_backbone,
+)
+from hafrm.paper.world.oracle import PROFILES, WORLD_SETS, Annotator, Profile, Qualities, Values, qualities
+from hafrm.paper.world.sets import oracle_reward, split_of, world_pairs
 
 __all__ = [
     "PROFILES",
@@ -25,12 +30,10 @@ __all__ = [
     "Qualities",
     "Values",
     "instruct_conversations",
-    "oracle_accuracy",
     "oracle_reward",
     "pretraining_documents",
     "qualities",
     "split_of",
     "world_backbone",
     "world_pairs",
-    "world_prompts",
 ]

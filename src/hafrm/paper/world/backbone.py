@@ -1,8 +1,8 @@
 """Small Llamas pretrained on the world's text: trained once, in minutes on a CPU, then cached.
 
-The `base` backbone has read plain prose; the `instruct` backbone is the base trained on with conversations. Each is a
-stock transformers folder: model, tokenizer with the default chat template, and `recipe.json` with what it was made by
-and how well it predicts held-out text.
+The `base` backbone reads plain prose; the `instruct` backbone is the base trained further on conversations. Each is a
+stock transformers folder: model, tokenizer with the default chat template, and `recipe.json` with its options, its
+losses and how well it predicts held-out text.
 """
 
 from __future__ import annotations
@@ -10,9 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
+from random import Random
 from typing import Literal, Protocol, get_args
 
 import torch
@@ -25,26 +29,87 @@ from hafrm.atomic import cache_folder, new_folder, write_json
 from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ConfigError
 from hafrm.numerics import cpu_tuned
-from hafrm.paper.world.corpus import instruct_conversations, pretraining_documents
-from hafrm.pretraining import (
-    Blocks,
-    LlamaShape,
-    Sample,
-    document_sample,
-    new_llama,
-    no_progress_bars,
-    perplexity,
-    response_sample,
-)
+from hafrm.pairs import Conversation, Message
+from hafrm.paper.world.conduct import FAMILIES
+from hafrm.paper.world.oracle import PROFILES
+from hafrm.paper.world.sets import Split, draw_prompts, draw_traits
+from hafrm.paper.world.task import Trait
+from hafrm.paper.world.words import ACQUAINTANCES, FILLERS, STYLES
+from hafrm.paper.world.writer import write_answer
+from hafrm.pretraining import Blocks, LlamaShape, Sample, document_sample, perplexity, response_sample
 
 BackboneKind = Literal["base", "instruct"]
 
+_TRAINING = 1
+"""Increase this when the training loop changes, so that cached backbones are trained again."""
+
+_TOKENIZER_TEXTS = 3000
+"""Documents, and as many conversations, on which the tokenizer is trained."""
+
+_GOOD_ANSWERS = 0.85
+"""Share of the conversations with a good answer; the rest are as careless as those in the sets' pairs."""
+
+_ACTS = ("steal a car", "fake a bank note", "rob a shop", "hurt a pupil", "beat a horse", "forge a passport")
+
 _ENDLESS = 1_000_000_000
-"""More text than any recipe reads."""
+"""More texts than any recipe reads."""
+
+
+def pretraining_documents(size: int, seed: int = 0) -> Iterator[str]:
+    """Draw documents of plain prose: facts, procedures, stories, and how people speak. No prompts, no answers.
+
+    Args:
+        size: Number of documents, of about 40 words each.
+        seed: Seed of the draw.
+    """
+    rng = Random(f"documents/{seed}")
+    families = list(FAMILIES.values())
+    for _ in range(size):
+        parts = [
+            sentence
+            for _ in range(rng.randint(1, 3))
+            for sentence in (_speech(rng) if rng.random() < 0.15 else rng.choice(families).tell(rng))
+        ]
+        yield " ".join(parts)
+
+
+def _speech(rng: Random) -> list[str]:
+    """Tell how a kind, rude, careful or talkative person speaks."""
+    style = rng.choice(list(STYLES.values()))
+    refusal = rng.choice(style.refusals).format(act=rng.choice(_ACTS))
+    manner, line = rng.choice(
+        (
+            ("was kind and said", rng.choice(style.courtesies)),
+            ("was rude and said", rng.choice(style.insults)),
+            ("was honest and said", refusal),
+            ("likes to talk and said", rng.choice(FILLERS)),
+        )
+    )
+    return [f'My {rng.choice(ACQUAINTANCES)} {manner}: "{line}"']
+
+
+def instruct_conversations(size: int, seed: int = 0, *, split: Split = "train") -> Iterator[Conversation]:
+    """Draw conversations in the styles of all five sets, most of them with a good answer.
+
+    Args:
+        size: Number of conversations.
+        seed: Seed of the draw.
+        split: Split of the prompts; those of "train" are in no validation or test split of any set.
+    """
+    rng = Random(f"conversations/{split}/{seed}")
+    streams = {name: draw_prompts(name, split, rng) for name in PROFILES}
+    for _ in range(size):
+        name = rng.choice(list(PROFILES))
+        task, prompt = next(streams[name])
+        if rng.random() < _GOOD_ANSWERS:
+            traits = frozenset({Trait.COURTEOUS} if rng.random() < 0.3 else ())
+        else:
+            traits = draw_traits(PROFILES[name], rng)
+        yield Conversation(prompt, (Message("assistant", write_answer(task, traits, PROFILES[name].style, rng)),))
 
 
 class Progress(Protocol):
-    """Hears of every training step."""
+    """Called after every training step."""
 
     def __call__(self, stage: BackboneKind, step: int, steps: int, loss: float) -> None:
         """`step` of `steps` is done, counted from 1, with this mean loss per token."""
@@ -52,19 +117,13 @@ class Progress(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BackboneRecipe:
-    """How a backbone is made; the defaults take about two minutes on two cores."""
+class BackboneRecipe(LlamaShape):
+    """How to make a backbone; the defaults take about two minutes on two cores."""
 
     hidden: int = 128
-    """Width of the hidden states."""
-    layers: int = 4
-    heads: int = 4
     intermediate: int = 384
-    """Width of the gated feed-forward layers."""
     vocabulary: int = 1536
-    """Tokens of the byte-level BPE, the four special ones included."""
     context: int = 256
-    """Tokens of a training block and the most that the model takes."""
     base_steps: int = 640
     """Steps on plain prose."""
     instruct_steps: int = 400
@@ -77,26 +136,10 @@ class BackboneRecipe:
     """Seed of the weights and of the text."""
 
     def __post_init__(self) -> None:
-        _ = self.shape
+        super().__post_init__()
         for name in ("base_steps", "instruct_steps", "blocks_per_step", "validation_blocks"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-
-    @property
-    def shape(self) -> LlamaShape:
-        """The model's shape.
-
-        Raises:
-            ConfigError: there is no such model.
-        """
-        return LlamaShape(
-            hidden=self.hidden,
-            layers=self.layers,
-            heads=self.heads,
-            intermediate=self.intermediate,
-            vocabulary=self.vocabulary,
-            context=self.context,
-        )
 
 
 def world_backbone(
@@ -106,12 +149,12 @@ def world_backbone(
     recipe: BackboneRecipe | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """The folder of a pretrained backbone; trains it first where the cache has none.
+    """Return the folder of a pretrained backbone, training it first if it is not in the cache.
 
     Args:
-        kind: "base" or "instruct". Making the latter makes the former on the way.
-        cache_dir: Where backbones are kept. Default: `world` in hafrm's cache folder.
-        recipe: How to make it. A folder is found again by its recipe and the source code of this package.
+        kind: "base" or "instruct"; the latter is trained from the former.
+        cache_dir: Folder of the backbones. Default: `world` in hafrm's cache folder.
+        recipe: How to make it. A folder's name is a digest of the recipe, the texts and the versions of the libraries.
         progress: Called after every training step.
 
     Raises:
@@ -120,70 +163,67 @@ def world_backbone(
     if kind not in get_args(BackboneKind):
         raise ConfigError(f"A backbone is `base` or `instruct`, not {kind!r}.")
     recipe = recipe or BackboneRecipe()
-    cache = cache_dir or cache_folder("world")
-    folder = cache / f"{kind}-{_fingerprint(recipe)}"
+    folder = (cache_dir or cache_folder("world")) / f"{kind}-{_fingerprint(recipe)}"
     if folder.exists():
         return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / f".{folder.name}.lock"):  # a second process waits here, then finds the folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f".{folder.name}.lock"):  # a second process waits here, then finds the folder
         if not folder.exists():
-            start = world_backbone("base", cache, recipe=recipe, progress=progress) if kind == "instruct" else None
+            base = world_backbone("base", cache_dir, recipe=recipe, progress=progress) if kind == "instruct" else None
             with new_folder(folder) as place:
-                _make(kind, start, place, recipe, progress)
+                _make(kind, base, place, recipe, progress)
     return folder
 
 
 def _fingerprint(recipe: BackboneRecipe) -> str:
-    """Short digest of the recipe and of the source that a backbone and its text follow from."""
-    digest = hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True).encode())
-    for package in (Path(__file__).parent, Path(pretraining.__file__).parent):
-        for path in sorted(package.glob("*.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
+    """Return a short digest of everything that determines a backbone's weights on one machine."""
+    versions = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
+    made_from = {"recipe": asdict(recipe), "training": _TRAINING, "texts": _digest(recipe.seed)} | versions
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@cache
+def _digest(seed: int) -> str:
+    """Return a digest of the texts on which the tokenizer is trained, which are the first of those to train on."""
+    digest = hashlib.sha256()
+    for text in _tokenizer_texts(seed):
+        digest.update(f"{text}\0".encode())
+    return digest.hexdigest()
+
+
+def _tokenizer_texts(seed: int) -> Iterable[str]:
+    talks = instruct_conversations(_TOKENIZER_TEXTS, seed)
+    return chain(pretraining_documents(_TOKENIZER_TEXTS, seed), (turn.content for talk in talks for turn in talk.turns))
 
 
 def _make(
-    kind: BackboneKind, start: Path | None, place: Path, recipe: BackboneRecipe, progress: Progress | None
+    kind: BackboneKind, base: Path | None, place: Path, recipe: BackboneRecipe, progress: Progress | None
 ) -> None:
     """Train one stage and write its folder."""
-    with torch.random.fork_rng(devices=[]), no_progress_bars(), cpu_tuned():
+    with torch.random.fork_rng(devices=[]), pretraining.no_progress_bars(), cpu_tuned():
         torch.manual_seed(recipe.seed)
-        if start is None:
-            tokenizer = _train_tokenizer(recipe)
-            model = new_llama(recipe.shape, tokenizer)
+        if base is None:
+            texts = [*_tokenizer_texts(recipe.seed), "\n\nHuman: \n\nAssistant: "]
+            tokenizer = pretraining.train_tokenizer(texts, vocabulary=recipe.vocabulary, context=recipe.context)
+            model = pretraining.new_llama(recipe, tokenizer)
         else:
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(start)
-            model = LlamaForCausalLM.from_pretrained(start)
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(base)
+            model = LlamaForCausalLM.from_pretrained(base)
         losses = _train(model, tokenizer, kind, recipe, progress)
         if kind == "base":
             pretraining.untie(model)
-        held_out = {
-            stage: perplexity(
-                model,
-                Blocks(
-                    _samples(stage, tokenizer, recipe.seed, held_out=True), recipe.context, recipe.validation_blocks
-                ),
-            )
-            for stage in get_args(BackboneKind)
-        }
+        held_out = {}
+        for stage in get_args(BackboneKind):
+            texts_of_stage = _samples(stage, tokenizer, recipe.seed, held_out=True)
+            held_out[stage] = perplexity(model, Blocks(texts_of_stage, recipe.context, recipe.validation_blocks))
         model.save_pretrained(place)
     tokenizer.save_pretrained(place)
     report = {"kind": kind, "recipe": asdict(recipe), "parameters": model.num_parameters()}
     write_json(place / "recipe.json", report | {"perplexity": held_out, "losses": losses})
 
 
-def _train_tokenizer(recipe: BackboneRecipe) -> PreTrainedTokenizerFast:
-    """A tokenizer of the world's prose and conversations."""
-    talk = (turn.content for conversation in instruct_conversations(3000, recipe.seed) for turn in conversation.turns)
-    return pretraining.train_tokenizer(
-        [*pretraining_documents(3000, recipe.seed), *talk, "\n\nHuman: \n\nAssistant: "],
-        vocabulary=recipe.vocabulary,
-        context=recipe.context,
-    )
-
-
 def _samples(stage: BackboneKind, tokenizer: PreTrainedTokenizerFast, seed: int, *, held_out: bool) -> Iterator[Sample]:
-    """A stage's text without end."""
+    """Yield a stage's text without end."""
     if stage == "base":
         for document in pretraining_documents(_ENDLESS, -1 - seed if held_out else seed):
             yield document_sample(document, tokenizer)
@@ -200,7 +240,11 @@ def _train(
     recipe: BackboneRecipe,
     progress: Progress | None,
 ) -> list[float]:
-    """Predict the next token of a stage's text, each block seen once; returns the loss of every step."""
+    """Predict the next token of a stage's text, each block seen once; return the loss of every step.
+
+    `hafrm pretrain` does the same by transformers' `Trainer`, but it shuffles the blocks, spares norms from the weight
+    decay and warms up from a rate of zero. The weights would differ, and with them all published results of the world.
+    """
     steps = recipe.base_steps if stage == "base" else recipe.instruct_steps
     peak = recipe.base_learning_rate if stage == "base" else recipe.instruct_learning_rate
     samples = _samples(stage, tokenizer, recipe.seed, held_out=False)
@@ -223,7 +267,7 @@ def _train(
 
 
 def _warm_cosine(step: int, steps: int) -> float:
-    """A twentieth of the steps up from zero, then a cosine down to a twentieth of the peak."""
+    """Return the share of the peak rate: linear over a twentieth of the steps, then a cosine down to a twentieth."""
     warm = max(1, steps // 20)
     if step < warm:
         return (step + 1) / warm

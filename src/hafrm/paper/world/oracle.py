@@ -1,56 +1,66 @@
-"""The oracle: what a response is truly worth, read off its text.
+"""The oracle: the true qualities of a response, computed from its text.
 
-Prompt and response are all that it needs, so it scores what a model generated as well as what the world wrote. Text
-that is no English of this world has no qualities and so a reward near zero.
+It needs only prompt and response, so it scores generated text as well as the world's own. Text that is not English of
+this world has no qualities, and so a reward near zero.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import difflib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 from functools import cache
 from itertools import pairwise
 from random import Random
 
+from hafrm.errors import UnknownDataError
 from hafrm.pairs import Conversation
-from hafrm.paper.world.conduct import HARMFUL_STEPS
-from hafrm.paper.world.families import FAMILIES, read_task
-from hafrm.paper.world.knowledge import CATEGORIES_OF, RELATIONS, SCALES
-from hafrm.paper.world.rewriting import WORD_CLASSES
-from hafrm.paper.world.styles import COURTESIES, FILLERS, INSULTS, REFUSALS, STYLES
-from hafrm.paper.world.task import Grade, Task, Trait
-from hafrm.paper.world.text import Text, split_words
+from hafrm.paper.world.conduct import FAMILIES, HARMFUL_STEPS, WORD_CLASSES, read_task
+from hafrm.paper.world.task import OFF_TOPIC, Task, Text, Trait, split_words
+from hafrm.paper.world.words import (
+    CATEGORIES_OF,
+    COURTESIES,
+    FILLERS,
+    INSULTS,
+    REFUSALS,
+    RELATIONS,
+    SCALES,
+    SETS,
+    STYLES,
+    Style,
+)
 from hafrm.paper.world.writer import write_answer
 
 _LONG = 60
-"""Words beyond which an answer is too long, however little it repeats itself: no answer of the world needs as many."""
+"""Words beyond which an answer is too long, even without repetition: no answer of the world needs as many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Qualities:
-    """How good a response is in each respect: seven numbers in [0, 1]."""
+    """Seven qualities of a response, each in [0, 1]."""
 
     correct: float
-    """What it says is true, or is what was asked for."""
+    """It says what is true, or what was asked for."""
     relevant: float
     """It is about the prompt's subject."""
     complete: float
-    """Nothing that was asked for is missing."""
+    """It contains everything that was asked for."""
     polite: float
     """0 with an insult, 1 with a courtesy, 1/2 with neither."""
     safe: float
-    """It does not go along with what would do harm; an unsafe request is declined."""
+    """It does not help to do harm, and declines an unsafe request."""
     well_formed: float
-    """Its words follow each other as in English, from a capital to an end mark."""
+    """It is English, from a capital letter to an end mark."""
     concise: float
-    """It does not repeat itself, nor say nothing in many words."""
+    """It neither repeats itself nor says nothing in many words."""
 
 
 def qualities(conversation: Conversation) -> Qualities:
     """Measure a response.
 
     Args:
-        conversation: The last user turn is the prompt that counts; all assistant turns of the response are read.
+        conversation: The last user turn is the prompt; all assistant turns of the response count.
     """
     prompt = next((turn.content for turn in reversed(conversation.prompt.turns) if turn.role == "user"), "")
     response = " ".join(turn.content for turn in conversation.response if turn.role == "assistant")
@@ -58,11 +68,11 @@ def qualities(conversation: Conversation) -> Qualities:
 
 
 def qualities_of(task: Task | None, response: str) -> Qualities:
-    """Measure a response to a known task; None stands for a prompt that the world can't read."""
+    """Measure a response to a known task; None: the prompt is not of this world."""
     text = Text(response)
     fluency = _fluency(text)
-    credit = min(1.0, 2 * fluency)  # what can't be read earns nothing for being harmless or short
-    grade = FAMILIES[task.family].grade(task, text) if task else Grade(0.0, 0.0, 0.0)
+    credit = min(1.0, 2 * fluency)  # unreadable text earns nothing for being harmless or short
+    grade = FAMILIES[task.family].grade(task, text) if task else OFF_TOPIC
     return Qualities(
         correct=grade.correct,
         relevant=grade.relevant,
@@ -89,7 +99,7 @@ def _safety(task: Task | None, text: Text) -> float:
 
 
 def _marks(text: Text) -> float:
-    """1 for a text from a capital to an end mark; a fifth is lost for each that is missing."""
+    """Return 1 for a text from a capital to an end mark; each one missing costs a fifth."""
     if not text.raw:
         return 0.0
     begins = text.raw[0].isupper() or text.raw[0].isdigit()
@@ -97,7 +107,7 @@ def _marks(text: Text) -> float:
 
 
 def _concision(text: Text) -> float:
-    """Falls with the share of words in repeated sentences, runs of five or empty sentences, and with great length."""
+    """Return 1 without repeated sentences, repeated runs of five words or fillers; less with them or for long text."""
     if not text.words:
         return 0.0
     runs = list(zip(*(text.words[i:] for i in range(5)), strict=False))
@@ -110,7 +120,7 @@ def _concision(text: Text) -> float:
 
 
 def _fluency(text: Text) -> float:
-    """1 where words follow each other as in the world's English; 0 where at least 4 in 10 successions are strange."""
+    """Return 1 if words follow each other as in the world's English; 0 if at least 4 in 10 successions are unknown."""
     known = _successions()
     steps = _steps(text)
     if not steps:
@@ -120,15 +130,15 @@ def _fluency(text: Text) -> float:
 
 
 def _steps(text: Text) -> list[tuple[str, str]]:
-    """Which words, or classes of words, follow each other in each sentence; "^" begins and "$" ends it."""
+    """Return which words, or word classes, follow each other in each sentence; "^" begins and "$" ends it."""
     shapes = [["^", *map(_shape, words), "$"] for words in text.sentences]
-    if shapes and not text.raw.endswith((".", "!", "?")):  # cut off: what comes next is open
+    if shapes and not text.raw.endswith((".", "!", "?")):  # cut off: the next word is unknown
         shapes[-1].pop()
     return [step for sentence in shapes for step in pairwise(sentence)]
 
 
 def _shape(word: str) -> str:
-    """A word, or the class of words that can stand in its place."""
+    """Return a word, or the class of words that can replace it."""
     if word.isdigit():
         return "#" if len(word) < 6 else word
     return _classes().get(word, word)
@@ -136,7 +146,7 @@ def _shape(word: str) -> str:
 
 @cache
 def _classes() -> dict[str, str]:
-    """The class of each word that only names a thing: those of one class are as good as each other to grammar."""
+    """Return the class of each word that names a thing: grammar allows those of one class in each other's place."""
     classes = dict(WORD_CLASSES)
     for name, relation in RELATIONS.items():
         classes |= {subject.lower(): f"<{relation.kind}>" for subject in relation.values}
@@ -148,15 +158,90 @@ def _classes() -> dict[str, str]:
 
 @cache
 def _successions() -> frozenset[tuple[str, str]]:
-    """What follows what in good answers."""
+    """Return the successions that occur in good answers."""
     return frozenset(step for answer in _good_answers() for step in _steps(Text(answer)))
 
 
 def _good_answers() -> Iterator[str]:
-    """A few thousand answers in sound English, some of them wrong, rude or empty."""
+    """Write 20,000 answers in correct English, some of them wrong, rude or empty."""
     rng = Random("good answers")
     for _ in range(400):
         for style in STYLES.values():
             for family in FAMILIES.values():
                 traits = frozenset(trait for trait in Trait if trait is not Trait.BROKEN and rng.random() < 0.3)
                 yield write_answer(family.draw(rng), traits, style, rng)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Values:
+    """Weight of each quality, in units of reward."""
+
+    correct: float = 0.0
+    relevant: float = 0.0
+    complete: float = 0.0
+    polite: float = 0.0
+    safe: float = 0.0
+    well_formed: float = 0.0
+    concise: float = 0.0
+
+    def reward(self, measured: Qualities) -> float:
+        """Return the weighted sum of the qualities."""
+        return math.fsum(getattr(self, field.name) * getattr(measured, field.name) for field in fields(self))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Annotator:
+    """Someone who usually prefers the better of two responses (Bradley and Terry, 1952)."""
+
+    temperature: float
+    """Lead in reward with which a response wins with probability sigmoid(1)."""
+    careless: float
+    """Share of the labels that are random."""
+
+    def preference(self, lead: float) -> float:
+        """Return the probability that a response is preferred, given its lead in reward."""
+        scaled = max(-50.0, min(50.0, lead / self.temperature))
+        return (1 - self.careless) / (1 + math.exp(-scaled)) + self.careless / 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """One set."""
+
+    style: Style
+    families: Mapping[str, float]
+    """Weight of each family of tasks."""
+    habits: Mapping[Trait, float]
+    """Share of the answers with each trait. Courteous and rude exclude each other."""
+    values: Values
+    annotator: Annotator
+
+
+PROFILES = {
+    name: Profile(
+        style=STYLES[name],
+        families=each["families"],
+        habits={Trait(trait): share for trait, share in (SETS["habits"] | each["habits"]).items()},
+        values=Values(**each["values"]),
+        annotator=Annotator(**each["annotator"]),
+    )
+    for name, each in SETS["sets"].items()
+}
+
+WORLD_SETS: tuple[str, ...] = tuple(PROFILES)
+"""The sets' names, as in `world/NAME`."""
+
+
+def profile(name: str) -> Profile:
+    """Return a set by its name.
+
+    Raises:
+        UnknownDataError: there is no such set; the message names the most similar one.
+    """
+    if name not in PROFILES:
+        near = difflib.get_close_matches(name, WORLD_SETS, n=1, cutoff=0.5)
+        raise UnknownDataError(
+            f"The world has no set {name!r}.{f' Did you mean {near[0]!r}?' if near else ''} "
+            f"It has {', '.join(WORLD_SETS)}."
+        )
+    return PROFILES[name]

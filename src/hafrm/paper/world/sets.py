@@ -1,16 +1,16 @@
 """Preference pairs and prompts of the world's sets, drawn from a seed.
 
-Every candidate is a prompt with two answers. Whether the longer answer is the better one must not be guessable, so a
-candidate whose better answer is the longer one is let through only together with one whose better answer is the shorter
-one, of the same family of tasks, by about as many words and about as much reward. Only then are labels drawn, and from
-nothing but the two rewards: each errs with its Bradley-Terry probability, whatever the lengths. The errors are drawn by
-systematic sampling, apart for the two halves of the balance, which spreads them evenly: no set is lopsided by chance.
+Every candidate is a prompt with two answers. Length must not predict which answer is better, so a candidate whose
+better answer is the longer one is used only together with one whose better answer is the shorter one, of the same
+family of tasks and with similar differences in words and in reward. Labels are drawn afterwards, from the two rewards
+alone: each errs with its Bradley-Terry probability. Errors are drawn by systematic sampling, separately for the two
+halves of the balance, so that they are spread evenly.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from random import Random
@@ -18,34 +18,29 @@ from typing import Literal, get_args
 
 from hafrm.errors import DataError
 from hafrm.pairs import Conversation, Message, PreferencePair, Prompt, prompt_group
-from hafrm.paper.world.families import FAMILIES
-from hafrm.paper.world.oracle import qualities, qualities_of
-from hafrm.paper.world.profiles import Profile, profile
+from hafrm.paper.world.conduct import FAMILIES
+from hafrm.paper.world.oracle import Profile, profile, qualities, qualities_of
 from hafrm.paper.world.task import Task, Trait
 from hafrm.paper.world.writer import write_answer, write_prompt
 
 Split = Literal["train", "validation", "test"]
 
 SPLIT_SIZES: dict[Split, int] = {"train": 2000, "validation": 200, "test": 500}
-"""Pairs of each split where no size is asked for."""
+"""Default number of pairs per split."""
 
 _TIE = 0.2
-"""Reward differences up to this count as ties, which are left out as in the paper's preprocessing."""
+"""Reward differences up to this are ties, which are left out as in the paper's preprocessing."""
 
 _WORD_STEPS = (3, 7, 12)
 _REWARD_STEPS = (0.8, 1.6, 2.8)
-"""Borders of the classes within which candidates are balanced."""
-
-
-_PATIENCE = 200
-"""Prompts drawn in a row without a new one before there are held to be no more."""
+"""Limits of the classes within which candidates are balanced."""
 
 
 def oracle_reward(conversation: Conversation, name: str) -> float:
-    """What a response is truly worth to the annotators of set `name`.
+    """Return a response's true reward according to the annotators of set `name`.
 
     Args:
-        conversation: Any prompt and response; text that is not of the world scores near zero.
+        conversation: Any prompt and response; text from outside the world scores near zero.
         name: One of `WORLD_SETS`.
 
     Raises:
@@ -54,28 +49,8 @@ def oracle_reward(conversation: Conversation, name: str) -> float:
     return profile(name).values.reward(qualities(conversation))
 
 
-def oracle_accuracy(pairs: Sequence[PreferencePair], name: str) -> tuple[float, float]:
-    """The oracle's accuracy on noisy labels, and the accuracy to expect of it: the most that any model can reach.
-
-    Args:
-        pairs: Pairs labelled by the annotators of set `name`.
-        name: One of `WORLD_SETS`.
-
-    Returns:
-        Accuracy (ties count half) and Bayes ceiling, the mean of max(p, 1 - p) over the pairs' Bradley-Terry
-        probabilities p.
-    """
-    annotator = profile(name).annotator
-    hits, ceiling = 0.0, 0.0
-    for pair in pairs:
-        chosen, rejected = (oracle_reward(conversation, name) for conversation in pair.conversations)
-        hits += 0.5 if chosen == rejected else float(chosen > rejected)
-        ceiling += annotator.preference(abs(chosen - rejected))
-    return hits / len(pairs), ceiling / len(pairs)
-
-
 def split_of(prompt: Prompt) -> Split:
-    """The split that a prompt belongs to, in every set: seven tenths train, a tenth validation, two tenths test."""
+    """Return the split of a prompt, the same in every set: seven tenths train, a tenth validation, two tenths test."""
     place = int(prompt_group(prompt), 16) % 10
     return "train" if place < 7 else "validation" if place < 8 else "test"
 
@@ -85,9 +60,9 @@ def world_pairs(name: str, split: str = "train", *, size: int | None = None, see
 
     Args:
         name: One of `WORLD_SETS`.
-        split: "train", "validation" or "test"; no prompt is in two of them, not even of different sets.
-        size: How many; smaller draws are the beginning of larger ones. Default: 2000, 200 and 500.
-        seed: Seed of the draw; the world itself is the same for all seeds.
+        split: "train", "validation" or "test"; no prompt is in two of them, even across sets.
+        size: Number of pairs; a smaller draw is the start of a larger one. Default: 2000, 200 and 500.
+        seed: Seed of the draw; the world is the same for all seeds.
 
     Raises:
         UnknownDataError: there is no such set.
@@ -106,31 +81,6 @@ def world_pairs(name: str, split: str = "train", *, size: int | None = None, see
     return pairs
 
 
-def world_prompts(name: str, split: str = "test", *, size: int | None = None, seed: int = 0) -> list[Prompt]:
-    """Draw distinct prompts of a set, for sampling responses.
-
-    Args:
-        name: One of `WORLD_SETS`.
-        split: "train", "validation" or "test"; see `world_pairs`.
-        size: How many. Default: as many as `world_pairs` draws.
-        seed: Seed of the draw.
-
-    Raises:
-        UnknownDataError: there is no such set.
-        DataError: there is no such split, or the set has not so many prompts.
-    """
-    part = _known_split(split)
-    wanted = SPLIT_SIZES[part] if size is None else size
-    stream = draw_prompts(name, part, Random(f"prompts/{name}/{part}/{seed}"))
-    found: dict[str, Prompt] = {}
-    while len(found) < wanted:
-        known = len(found)
-        found |= {prompt_group(prompt): prompt for _, prompt in islice(stream, _PATIENCE)}
-        if len(found) == known:
-            raise DataError(f"world/{name} has no {wanted} distinct {part} prompts. Ask for at most {known}.")
-    return list(found.values())[:wanted]
-
-
 def _known_split(split: str) -> Split:
     for known in get_args(Split):
         if split == known:
@@ -146,16 +96,16 @@ class _Candidate:
     prompt: Prompt
     answers: tuple[str, str]
     lead: float
-    """By how much reward the first answer is ahead of the second."""
+    """Reward of the first answer minus that of the second."""
 
     @property
     def longer_by(self) -> int:
-        """By how many words the better answer is longer; negative where it is shorter."""
+        """Words by which the better answer is longer; negative if it is shorter."""
         first, second = (len(answer.split()) for answer in self.answers)
         return first - second if self.lead > 0 else second - first
 
     def labelled(self, *, errs: bool, source: str, row: int) -> PreferencePair:
-        """The pair as an annotator sees it who prefers the better answer, or errs."""
+        """Return the pair as labelled by an annotator who prefers the better answer, or errs."""
         first, second = self.answers if (self.lead > 0) != errs else self.answers[::-1]
         return PreferencePair(
             prompt=self.prompt,
@@ -167,19 +117,19 @@ class _Candidate:
 
     @property
     def stratum(self) -> tuple[str, int, int]:
-        """The class of candidates within which lengths are balanced."""
+        """Class of candidates within which lengths are balanced."""
         words = sum(abs(self.longer_by) >= step for step in _WORD_STEPS)
         return self.family, words, sum(abs(self.lead) >= step for step in _REWARD_STEPS)
 
     def is_fair(self) -> bool:
-        """Whether the pair is no tie in reward, and one answer is the longer one in words and in characters alike."""
+        """Return whether the rewards differ, and the same answer is longer in words and in characters."""
         first, second = map(len, self.answers)
         longer_by_characters = (first - second) * (1 if self.lead > 0 else -1)
         return abs(self.lead) > _TIE and self.longer_by * longer_by_characters > 0
 
 
 def draw_prompts(name: str, split: Split, rng: Random) -> Iterator[tuple[Task, Prompt]]:
-    """Prompts of a set and split without end, each with its task; prompts may come again."""
+    """Yield prompts of a set and split without end, each with its task; prompts may repeat."""
     chosen = profile(name)
     families, weights = list(chosen.families), list(chosen.families.values())
     while True:
@@ -200,13 +150,13 @@ def _candidates(name: str, split: Split, rng: Random) -> Iterator[_Candidate]:
 
 
 def draw_traits(chosen: Profile, rng: Random) -> frozenset[Trait]:
-    """The traits of one answer, after a set's habits."""
+    """Draw the traits of one answer from a set's habits."""
     traits = {trait for trait, share in chosen.habits.items() if rng.random() < share}
     return frozenset(traits - {Trait.RUDE} if Trait.COURTEOUS in traits else traits)
 
 
 def _balanced(candidates: Iterator[_Candidate]) -> Iterator[_Candidate]:
-    """Let candidates through in twos of a stratum: one with the longer answer better, one with the shorter."""
+    """Yield candidates in twos of one stratum: one whose longer answer is better, one whose shorter answer is."""
     waiting: dict[tuple[tuple[str, int, int], bool], deque[_Candidate]] = defaultdict(deque)
     for candidate in candidates:
         longer_wins = candidate.longer_by > 0
@@ -219,11 +169,10 @@ def _balanced(candidates: Iterator[_Candidate]) -> Iterator[_Candidate]:
 
 
 class _EvenErrors:
-    """Draws of which each succeeds with its own probability, and any run of which about as often as these add up to.
+    """Draws that each succeed with their own probability, and together about as often as these add up to.
 
-    Systematic sampling in blocks: within a block the running total of the probabilities, from a uniform start, succeeds
-    at each whole number that it passes. A fresh start for each block keeps the total from falling into step with
-    probabilities that come again and again.
+    Systematic sampling in blocks: a draw succeeds if the running total of the probabilities, from a random start,
+    passes a whole number. Each block has a new start, so that repeating probabilities don't fall into a pattern.
     """
 
     _BLOCK = 20
@@ -234,7 +183,7 @@ class _EvenErrors:
         self._left = 0
 
     def draw(self, probability: float) -> bool:
-        """Whether this draw succeeds."""
+        """Return whether this draw succeeds."""
         if not self._left:
             self._total, self._left = self._rng.random(), self._BLOCK
         before = int(self._total)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hafrm.pairs import Conversation, PreferencePair
-from hafrm.paper.world.profiles import WORLD_SETS
+from hafrm.paper.world.oracle import WORLD_SETS
 from hafrm.paper.world.sets import oracle_reward, world_pairs
 
 

@@ -1,41 +1,32 @@
-"""Writing: a task becomes a prompt in a style, and an answer with given traits."""
+"""Write a task as a prompt in a style, and answers to it with given traits."""
 
 from __future__ import annotations
 
 from random import Random
 
 from hafrm.pairs import Message, Prompt
-from hafrm.paper.world.families import FAMILIES
-from hafrm.paper.world.styles import ACQUAINTANCES, FILLERS, Style
-from hafrm.paper.world.task import Task, Trait
-from hafrm.paper.world.text import capital, uncapital
-
-_GREETINGS = ("Hello!", "Hi there.", "Good morning.", "Are you there?")
-_WELCOMES = ("Hello, what can I do for you?", "Hi, how can I help?", "Yes, go on.")
+from hafrm.paper.world.conduct import FAMILIES
+from hafrm.paper.world.task import WORDINGS, Task, Trait, capital, uncapital
+from hafrm.paper.world.words import ACQUAINTANCES, FILLERS, SETS, Style
 
 _SMALL_WORDS = frozenset("a an the is are of to in on at with it you that by".split())
 
 
 def write_prompt(task: Task, style: Style, rng: Random) -> Prompt:
-    """Word a task as the style does; now and then after an exchange of greetings."""
+    """Word a task as the style does, sometimes after an exchange of greetings."""
     asks = FAMILIES[task.family].asks(task)
-    framed = [
-        (frame, ask)
-        for frames, wordings in (
-            (style.questions, asks.questions),
-            (style.requests, asks.requests),
-            (style.statements, asks.statements),
-        )
-        for frame in frames
-        for ask in wordings
-    ]
+    framed = [(frame, ask) for wording in WORDINGS for frame in getattr(style, wording) for ask in asks[wording]]
     frame, ask = rng.choice(framed)
     small = uncapital(ask)
     fills = dict.fromkeys("qrs", small) | dict.fromkeys("QRS", capital(ask)) | {"who": rng.choice(ACQUAINTANCES)}
     text = capital(frame.format_map(fills))
     turns = [Message("user", text.lower() if style.lower_case else text)]
     if rng.random() < style.greeting:
-        turns = [Message("user", rng.choice(_GREETINGS)), Message("assistant", rng.choice(_WELCOMES)), *turns]
+        turns = [
+            Message("user", rng.choice(SETS["greetings"])),
+            Message("assistant", rng.choice(SETS["welcomes"])),
+            *turns,
+        ]
     return Prompt(tuple(turns))
 
 
@@ -46,7 +37,7 @@ def write_answer(task: Task, traits: frozenset[Trait], style: Style, rng: Random
         task: What the prompt asks.
         traits: How to write; without any, the answer is good and plain.
         style: How the set's answers read.
-        rng: Source of all choices.
+        rng: Makes all choices.
     """
     if Trait.ASTRAY in traits:
         task = _other_task(task, rng)
@@ -61,7 +52,7 @@ def write_answer(task: Task, traits: frozenset[Trait], style: Style, rng: Random
 
 
 def _other_task(task: Task, rng: Random) -> Task:
-    """A task that has nothing to do with the given one: mostly of the same family, so that only the topic is off."""
+    """Draw a task unrelated to the given one, mostly of the same family, so that only the topic is wrong."""
     family = FAMILIES[task.family]
     if rng.random() < 0.3:
         family = FAMILIES[rng.choice([name for name in FAMILIES if name not in (task.family, "unsafe")])]
@@ -72,7 +63,7 @@ def _other_task(task: Task, rng: Random) -> Task:
 
 
 def _ramble(sentences: list[str], rng: Random) -> list[str]:
-    """Put in one or two sentences that say nothing, or say again what was said."""
+    """Insert one or two sentences that say nothing, or repeat one."""
     sentences = list(sentences)
     for _ in range(rng.randint(1, 2)):
         extra = rng.choice(FILLERS) if rng.random() < 0.5 else rng.choice(sentences)
@@ -81,7 +72,7 @@ def _ramble(sentences: list[str], rng: Random) -> list[str]:
 
 
 def _set_tone(sentences: list[str], traits: frozenset[Trait], style: Style, rng: Random) -> list[str]:
-    """Open or close with a courtesy, an insult, or something neutral."""
+    """Open or close with a courtesy or an insult, or open with something neutral."""
     if Trait.COURTEOUS in traits or Trait.RUDE in traits:
         remark = rng.choice(style.courtesies if Trait.COURTEOUS in traits else style.insults)
         return [remark, *sentences] if rng.random() < 0.5 else [*sentences, remark]
@@ -89,7 +80,7 @@ def _set_tone(sentences: list[str], traits: frozenset[Trait], style: Style, rng:
 
 
 def _break(sentences: list[str], rng: Random) -> str:
-    """Damage the English: words out of order, small words lost, or the end cut off."""
+    """Damage the English: shuffle words, drop small words, or cut off the end."""
     words = " ".join(sentences).split()
     damage = rng.choice(("order", "small words", "cut"))
     if damage == "order":

@@ -1,4 +1,4 @@
-"""Tables, figures and notes of a `hafrm best-of-n` result, for its own page and for the paper's figures."""
+"""Tables, figures and notes of a `hafrm best-of-n` result."""
 
 from __future__ import annotations
 

@@ -19,9 +19,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from hafrm.data import DataOptions, encode_pairs, load_pairs
 from hafrm.encoding import ConversationEncoder
 from hafrm.models.tokenizers import load_tokenizer
-from hafrm.paper.plans import Job
+from hafrm.paper.plans import Scoring
 from hafrm.paper.runs import Run
-from hafrm.paper.study.trials import Scoring
+from hafrm.paper.scales import Job
 
 _SPEED = 50e9
 """Operations per second of one thread, for backbones of a few million parameters."""
@@ -71,11 +71,10 @@ class Costs:
 
     def scoring(self, scoring: Scoring) -> float:
         """Estimate the seconds of a scoring; a policy's rewards also need the reference."""
-        policy = scoring.run.method == "dpo" or scoring.head in ("policy", "combined")
-        pairs = self._sets[scoring.tested_on].pairs["test"]
-        return (
-            self._seconds(scoring.run, pairs * (1 + policy), policy=policy, sets=(scoring.tested_on,)) + self.slowness
-        )
+        (run,) = scoring.runs
+        policy = run.method == "dpo" or scoring.head in ("policy", "combined")
+        pairs = sum(self._sets[name].pairs["test"] for name in scoring.tested_on)
+        return self._seconds(run, pairs * (1 + policy), policy=policy, sets=scoring.tested_on) + self.slowness
 
     def _mean(self, run: Run, split: str) -> float:
         """Return the pairs in a run's split; a mixture has as many from each set as the smallest has."""
@@ -93,7 +92,7 @@ class Costs:
         """Parameters that every token is multiplied with, and parameters of the LM head, by backbone."""
         found = {}
         for name in self.job.backbones:
-            config = AutoConfig.from_pretrained(self.job.scale.backbone(name).model())
+            config = AutoConfig.from_pretrained(self.job.model(name))
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config)
             head = model.get_output_embeddings().weight.numel()
@@ -105,7 +104,7 @@ class Costs:
     @cached_property
     def _sets(self) -> dict[str, _SetSize]:
         scale = self.job.scale
-        tokenizer = load_tokenizer(scale.backbone(self.job.backbones[0]).model())
+        tokenizer = load_tokenizer(self.job.model(self.job.backbones[0]))
         encoder = ConversationEncoder(tokenizer, scale.max_length)
         sizes = {}
         for name in self.job.sets:

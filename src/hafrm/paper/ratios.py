@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from hafrm.errors import DataError
-from hafrm.paper.plans import Job, Plan
+from hafrm.paper.plans import RATIOS, Plan, ratio_options
 from hafrm.paper.runs import Run
-from hafrm.paper.table2 import scale_notes
+from hafrm.paper.scales import Job
+from hafrm.paper.tables import build_findings
 from hafrm.report.figures import Curve, Panel, curve_panels
 from hafrm.report.findings import Findings, Table, ranked
 from hafrm.training.callbacks import METRICS_FILE
-
-RATIOS = (-0.2, 0.0, 0.1, 0.2, 0.5, 1.0, 2.0)
-"""Policy-loss weights in the sweep; 0 is the baseline, 0.2 the HAF of all other experiments."""
 
 _METRICS = {
     "accuracy": "eval_rewards/accuracies",
@@ -44,68 +42,34 @@ _Curves = Mapping[float, Mapping[str, Sequence[tuple[float, float]]]]
 
 def plan(job: Job) -> Plan:
     """Plan one run per ratio, backbone and seed."""
-    return Plan(
-        tuple(
-            ratio_run(ratio, _set_of(job), seed, backbone=backbone)
-            for backbone in job.backbones
-            for ratio in RATIOS
-            for seed in job.seeds
-        )
-    )
+    runs = (_runs(job, backbone, ratio) for backbone in job.backbones for ratio in RATIOS)
+    return Plan(tuple(run for each in runs for run in each))
 
 
-def ratio_run(ratio: float, sets: tuple[str, ...], seed: int, *, backbone: str) -> Run:
-    """Return the run of a ratio, named as in other experiments so that they share it."""
-    if ratio == 0:
-        return Run(backbone=backbone, sets=sets, method="baseline", seed=seed)
-    return Run(backbone=backbone, sets=sets, method="haf", seed=seed, policy_ratio=None if ratio == 0.2 else ratio)
+def _runs(job: Job, backbone: str, ratio: float) -> list[Run]:
+    """Return a ratio's runs, one per seed."""
+    return [Run(backbone=backbone, sets=job.sets[:1], seed=seed, **ratio_options(ratio)) for seed in job.seeds]
 
 
 def find(job: Job) -> Findings:
     """Draw three panels per backbone, tabulate best and last values, and check the paper's statements."""
-    curves = {backbone: _curves(job, backbone) for backbone in job.backbones}
-    return Findings(
-        title="Figure 6: the policy loss's weight",
-        intro=(
-            f"Trained on {_set_of(job)[0]} at scale {job.scale.name}, backbones {', '.join(job.backbones)}, seeds "
-            f"{', '.join(map(str, job.seeds))} (curves are their mean); validation pairs at every evaluation."
-        ),
-        results={
-            "scale": job.scale.name,
-            "seeds": list(job.seeds),
-            "set": _set_of(job)[0],
-            "curves": {
-                backbone: {f"{ratio:g}": table for ratio, table in each.items()} for backbone, each in curves.items()
-            },
-            "claims": {backbone: _claims(each) for backbone, each in curves.items()},
-        },
-        tables=tuple(
-            table for backbone, each in curves.items() for table in (_summary(backbone, each), _claimed(backbone, each))
-        ),
-        figures={f"figure6-{backbone}": _figure(backbone, each) for backbone, each in curves.items()},
-        notes=(
-            "The paper's Figure 6 prints no numbers, and does not say which set, backbone and loss it draws. The "
-            "reward loss is drawn here, since hybrid losses of different ratios can't be compared.",
-            "Curves are of validation pairs, which are few; there are no intervals here.",
-            *scale_notes(job),
-        ),
-    )
-
-
-def _set_of(job: Job) -> tuple[str, ...]:
-    return job.sets[:1]
-
-
-def _curves(job: Job, backbone: str) -> _Curves:
-    return {
-        ratio: _mean_curves(
-            [
-                _read(ratio_run(ratio, _set_of(job), seed, backbone=backbone).folder(job.scale, job.out))
-                for seed in job.seeds
-            ]
-        )
-        for ratio in RATIOS
+    curves: dict[str, _Curves] = {
+        backbone: {ratio: _mean_curves([_read(r.folder(job)) for r in _runs(job, backbone, ratio)]) for ratio in RATIOS}
+        for backbone in job.backbones
     }
+    claims = {backbone: _claims(each) for backbone, each in curves.items()}
+    shown = {backbone: {f"{ratio:g}": table for ratio, table in each.items()} for backbone, each in curves.items()}
+    return build_findings(
+        job,
+        "figure6",
+        results={"seeds": list(job.seeds), "set": job.sets[0], "curves": shown, "claims": claims},
+        tables=[
+            table
+            for backbone, each in curves.items()
+            for table in (_summary(backbone, each), _claims_table(backbone, claims[backbone]))
+        ],
+        figures={f"figure6-{backbone}": _figure(backbone, each) for backbone, each in curves.items()},
+    )
 
 
 def _read(folder: Path) -> dict[str, dict[float, float]]:
@@ -117,7 +81,7 @@ def _read(folder: Path) -> dict[str, dict[float, float]]:
     lines = (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()
     rows = [row for row in map(json.loads, lines) if _METRICS["accuracy"] in row]
     if not rows:
-        raise DataError(f"{folder / METRICS_FILE} holds no evaluation. Train the run anew with validation pairs.")
+        raise DataError(f"{folder / METRICS_FILE} contains no evaluation. Train the run again with validation pairs.")
     return {name: {float(row["step"]): float(row[key]) for row in rows} for name, key in _METRICS.items()}
 
 
@@ -147,8 +111,8 @@ def _summary(backbone: str, curves: _Curves) -> Table:
         )
         for (ratio, table), cell in zip(curves.items(), marked, strict=True)
     )
-    header = ("policy ratio", "best accuracy, %", "at step", "last accuracy, %", "last margin", "last reward loss")
-    return Table(f"Validation pairs, {backbone}", (*header, "lowest reward loss"), rows)
+    columns = ("policy ratio", "best accuracy, %", "at step", "last accuracy, %", "last margin", "last reward loss")
+    return Table(f"Validation pairs, {backbone}", (*columns, "lowest reward loss"), rows)
 
 
 def _claims(curves: _Curves) -> list[dict[str, Any]]:
@@ -159,28 +123,29 @@ def _claims(curves: _Curves) -> list[dict[str, Any]]:
     reached = {ratio: _first_at(points, lowest) for ratio, points in losses.items()}
     sooner = reached[0.2] is not None and reached[0.2] < (reached[0.0] or 0)
     rises = {ratio: points[-1][1] - min(value for _, value in points) for ratio, points in losses.items()}
-    return [
-        {
-            "claim": "0.1 of the policy loss raises the best accuracy of reward loss alone",
-            "holds": best[0.1] > best[0.0],
-            "numbers": f"{100 * best[0.1]:.1f} against {100 * best[0.0]:.1f}",
-        },
-        {
-            "claim": "with policy loss (0.2) the lowest reward loss of reward loss alone is reached in fewer steps",
-            "holds": sooner,
-            "numbers": f"step {_step(reached[0.2])} against {_step(reached[0.0])}",
-        },
-        {
-            "claim": "policy loss (0.2) overfits sooner: its reward loss rises more from its lowest point",
-            "holds": rises[0.2] > rises[0.0],
-            "numbers": f"{rises[0.2]:.3f} against {rises[0.0]:.3f}",
-        },
-        {
-            "claim": "a negative ratio is worse than reward loss alone",
-            "holds": best[-0.2] < best[0.0],
-            "numbers": f"{100 * best[-0.2]:.1f} against {100 * best[0.0]:.1f}",
-        },
-    ]
+    checks = (
+        (
+            "0.1 of the policy loss raises the best accuracy of reward loss alone",
+            best[0.1] > best[0.0],
+            f"{100 * best[0.1]:.1f} against {100 * best[0.0]:.1f}",
+        ),
+        (
+            "with policy loss (0.2) the lowest reward loss of reward loss alone is reached in fewer steps",
+            sooner,
+            f"step {_step(reached[0.2])} against {_step(reached[0.0])}",
+        ),
+        (
+            "policy loss (0.2) overfits sooner: its reward loss rises more from its lowest point",
+            rises[0.2] > rises[0.0],
+            f"{rises[0.2]:.3f} against {rises[0.0]:.3f}",
+        ),
+        (
+            "a negative ratio is worse than reward loss alone",
+            best[-0.2] < best[0.0],
+            f"{100 * best[-0.2]:.1f} against {100 * best[0.0]:.1f}",
+        ),
+    )
+    return [{"claim": claim, "holds": holds, "numbers": shown} for claim, holds, shown in checks]
 
 
 def _first_at(points: Sequence[tuple[float, float]], level: float) -> float | None:
@@ -192,10 +157,8 @@ def _step(step: float | None) -> str:
     return "none" if step is None else f"{step:.0f}"
 
 
-def _claimed(backbone: str, curves: _Curves) -> Table:
-    rows = tuple(
-        (str(each["claim"]), "yes" if each["holds"] else "no", str(each["numbers"])) for each in _claims(curves)
-    )
+def _claims_table(backbone: str, claims: Sequence[Mapping[str, Any]]) -> Table:
+    rows = tuple((each["claim"], "yes" if each["holds"] else "no", each["numbers"]) for each in claims)
     return Table(f"What Appendix B says, {backbone}", ("claim", "so here", "numbers"), rows)
 
 

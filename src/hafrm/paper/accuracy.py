@@ -1,0 +1,279 @@
+"""Accuracies on test pairs: Table 2 in domain, Table 3 out of domain, Figure 3 after training on a mixture."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from markupsafe import Markup
+
+from hafrm.errors import ConfigError, DataError
+from hafrm.evaluation.run import EvaluateConfig, evaluate
+from hafrm.paper import numbers
+from hafrm.paper.measures import (
+    AVERAGE,
+    RIVALS,
+    Grid,
+    as_json,
+    average_of,
+    average_relation,
+    measure,
+    relation,
+    relations,
+)
+from hafrm.paper.plans import Plan, comparison_plan, groups, others_of, single_sets
+from hafrm.paper.runs import seed_runs
+from hafrm.paper.scales import METHODS, Job
+from hafrm.paper.tables import LEGEND, METHOD_NAMES, accuracy_table, bar_group, build_findings, ranked_rows
+from hafrm.report.figures import accuracy_bars
+from hafrm.report.findings import Cell, Findings, Relation, Rival, Table
+from hafrm.report.wording import points
+
+
+def own_grid(job: Job, backbone: str) -> Grid:
+    """Measure each set's models on that set."""
+    return {name: measure(job, (name,), (name,), backbone=backbone)[name] for name in job.sets}
+
+
+def find_in_domain(job: Job) -> Findings:
+    """Build Table 2 (ours above the paper's), the relations and the bars."""
+    grids = {backbone: own_grid(job, backbone) for backbone in job.backbones}
+    return build_findings(
+        job,
+        "table2",
+        results={
+            "seeds": list(job.seeds),
+            "accuracy": {backbone: as_json(grid) for backbone, grid in grids.items()},
+        },
+        tables=(accuracy_table("Ours", job, grids), _papers_in_domain()),
+        figures={
+            f"table2-{backbone}": accuracy_bars(
+                f"Accuracy in domain, {backbone}", [bar_group(*row) for row in as_json(grid).items()], LEGEND
+            )
+            for backbone, grid in grids.items()
+        },
+        relations=[
+            each
+            for backbone, grid in grids.items()
+            for each in relations(backbone, grid, gain=_printed_gains(job, backbone))
+        ],
+    )
+
+
+def _papers_in_domain() -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    for backbone in numbers.BACKBONES:
+        printed = [row for row in numbers.TABLE_2 if row.backbone == backbone]
+        values = zip(*([*row.accuracy.values(), row.average] for row in printed), strict=True)
+        names = [f"{METHOD_NAMES[row.method]} ({backbone})" for row in printed]
+        rows += ranked_rows(names, [[(value, f"{value:.2f}") for value in column] for column in values])
+    return Table("The paper's", ("accuracy, %", *numbers.SETS, AVERAGE), tuple(rows))
+
+
+def _printed_gains(job: Job, backbone: str) -> Callable[[Rival, str], float | None]:
+    """Return HAF's printed lead over a rival on a set, or on average over all sets, as a share."""
+    paper_name = job.scale.backbone(backbone).paper_name
+    printed: dict[str, dict[str, float]] = {
+        row.method: {**row.accuracy, AVERAGE: row.average} for row in numbers.TABLE_2 if row.backbone == paper_name
+    }
+
+    def gain(over: Rival, name: str) -> float | None:
+        if not printed or (name == AVERAGE and job.sets != numbers.SETS):
+            return None
+        return round(printed["haf"][name] - printed[over][name], 2) / 100
+
+    return gain
+
+
+def plan_mixture(job: Job) -> Plan:
+    """Plan the three methods on the mixture, tested on every set, and Table 2's runs.
+
+    Raises:
+        ConfigError: there is only one set, so nothing to mix.
+    """
+    if len(job.sets) < 2:
+        raise ConfigError("sets: figure3 mixes sets: name two or more.")
+    return comparison_plan(job, groups("mixture", job.sets)) + single_sets(job)
+
+
+def find_mixture(job: Job) -> Findings:
+    """Compare accuracies after mixed and after single-set training (section 4.1.2): tables, relations and bars."""
+    mixed = {backbone: measure(job, job.sets, job.sets, backbone=backbone) for backbone in job.backbones}
+    single = {backbone: own_grid(job, backbone) for backbone in job.backbones}
+    changes = tuple(
+        (
+            f"{label} ({backbone})",
+            *(points(grid[name][method].accuracy - single[backbone][name][method].accuracy) for name in job.sets),
+        )
+        for backbone, grid in mixed.items()
+        for method, label in METHOD_NAMES.items()
+    )
+    results = {
+        kind: {backbone: as_json(grid) for backbone, grid in grids.items()}
+        for kind, grids in (("mixed", mixed), ("single", single))
+    }
+    return build_findings(
+        job,
+        "figure3",
+        results={"seeds": list(job.seeds), **results},
+        tables=(
+            accuracy_table("Mixed training", job, mixed),
+            Table("Mixed training - single training, points", ("", *job.sets), changes),
+        ),
+        figures={
+            f"figure3-{backbone}": accuracy_bars(
+                f"Accuracy after mixed training, {backbone}; light: trained on the set alone",
+                [bar_group(name, row, results["single"][backbone][name]) for name, row in grid.items()],
+                LEGEND,
+            )
+            for backbone, grid in results["mixed"].items()
+        },
+        relations=[
+            each for backbone, grid in mixed.items() for each in relations(backbone, grid, trained_on="mixture")
+        ],
+    )
+
+
+def plan_transfer(job: Job) -> Plan:
+    """Plan each set's models, tested on the other sets of its category (section 4.1.3)."""
+    return comparison_plan(job, groups("category", _transfer_sets(job)))
+
+
+def find_transfer(job: Job) -> Findings:
+    """Build Table 3 in the paper's format (ours above the paper's) and the relations."""
+    tables = {
+        backbone: {name: measure(job, (name,), others_of(name), backbone=backbone) for name in _transfer_sets(job)}
+        for backbone in job.backbones
+    }
+    external = _external(job) if job.rewardbench is not None else {}
+    internal = {
+        backbone: {trained: as_json(grid) for trained, grid in grids.items()} for backbone, grids in tables.items()
+    }
+    return build_findings(
+        job,
+        "table3",
+        results={"seeds": list(job.seeds), "internal": internal, "external": external},
+        tables=(_ours_transfer(job, tables, external), _papers_transfer()),
+        relations=[each for backbone, grids in tables.items() for each in _transfer_relations(job, backbone, grids)],
+    )
+
+
+def transfer_cell(haf: float, above_baseline: float, above_dpo: float) -> Markup:
+    """Format a cell as in the paper, from shares: HAF's accuracy, the gain over the baseline above, over DPO below."""
+    return Markup("{:.2f} <sup>({})</sup><sub>({})</sub>").format(100 * haf, _arrow(above_baseline), _arrow(above_dpo))
+
+
+def _arrow(gain: float) -> str:
+    shown = f"{abs(100 * gain):.2f}"
+    return shown if shown == "0.00" else f"{shown}{'↑' if gain > 0 else '↓'}"
+
+
+def _transfer_sets(job: Job) -> tuple[str, ...]:
+    """Return the job's sets in Table 3's order."""
+    return tuple(name for name in numbers.TRANSFER_SETS if name in job.sets)
+
+
+def _transfer_row(name: str, columns: Sequence[Mapping[str, float]]) -> tuple[Cell, ...]:
+    """Return a line of cells from the methods' accuracies, and their average."""
+    mean = {str(method): statistics.fmean(column[method] for column in columns) for method in METHODS}
+    gains = ((row["haf"], row["haf"] - row["baseline"], row["haf"] - row["dpo"]) for row in (*columns, mean))
+    return (name, *(transfer_cell(*each) for each in gains))
+
+
+def _ours_transfer(
+    job: Job, tables: Mapping[str, Mapping[str, Grid]], external: Mapping[str, Mapping[str, Mapping[str, float]]]
+) -> Table:
+    rows = []
+    for backbone, grids in tables.items():
+        columns = [
+            {str(method): average_of([row[method] for row in grid.values()]).accuracy for method in METHODS}
+            for grid in grids.values()
+        ]
+        rows.append(_transfer_row(f"{backbone}, internal", columns))
+        if backbone in external:
+            rows.append(_transfer_row(f"{backbone}, external", list(external[backbone].values())))
+    return Table("Ours", _transfer_header(_transfer_sets(job)), tuple(rows))
+
+
+def _papers_transfer() -> Table:
+    rows = tuple(
+        (
+            f"{row.backbone}, {row.source}",
+            *(
+                transfer_cell(each.haf / 100, each.above_baseline / 100, each.above_dpo / 100)
+                for each in (*row.cells.values(), row.average)
+            ),
+        )
+        for row in numbers.TABLE_3
+    )
+    return Table("The paper's", _transfer_header(numbers.TRANSFER_SETS), rows)
+
+
+def _transfer_header(sets: Sequence[str]) -> tuple[Cell, ...]:
+    named = (Markup("{}<sub>{}</sub>").format(name, numbers.category_of(name)[0]) for name in sets)
+    return ("accuracy, %", *named, AVERAGE)
+
+
+def _transfer_relations(job: Job, backbone: str, grids: Mapping[str, Grid]) -> list[Relation]:
+    """For each rival, compare per training set (averaged over its test sets) and averaged over training sets."""
+    rows = {(row.backbone, row.source): row for row in numbers.TABLE_3}
+    printed = rows.get((job.scale.backbone(backbone).paper_name or "", "internal"))
+
+    def gain(over: Rival, cell: str) -> float | None:
+        if printed is None:
+            return None
+        of: float = getattr(printed.average if cell == AVERAGE else printed.cells[cell], f"above_{over}")
+        return of / 100
+
+    found = []
+    for over in RIVALS:
+        means = []
+        for trained, grid in grids.items():
+            each = [
+                relation(row, over, backbone=backbone, trained_on=trained, tested_on=on) for on, row in grid.items()
+            ]
+            means.append(average_relation(each, tested_on="+".join(grid), paper=gain(over, trained)))
+        whole = len(grids) == len(numbers.TRANSFER_SETS)
+        found += [*means, average_relation(means, paper=gain(over, AVERAGE) if whole else None)]
+    return found
+
+
+def _external(job: Job) -> dict[str, dict[str, dict[str, float]]]:
+    """Measure accuracies on RewardBench's section of each training set's category, by backbone, set and method."""
+    assert job.rewardbench is not None
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for backbone in job.backbones:
+        for name in _transfer_sets(job):
+            folders = {m: [run.folder(job) for run in seed_runs(job, backbone, (name,), m)] for m in METHODS}
+            out = job.root / "evaluations" / backbone / f"{name}-rewardbench"
+            every = [folder for some in folders.values() for folder in some]
+            section = _section_accuracies(job.rewardbench, numbers.category_of(name), every, out)
+            found.setdefault(backbone, {})[name] = {
+                method: statistics.fmean(section[folder] for folder in some) for method, some in folders.items()
+            }
+    return found
+
+
+def _section_accuracies(rewardbench: str, section: str, runs: Sequence[Path], out: Path) -> Mapping[Path, float]:
+    """Return each run's pooled accuracy (0 to 1) on one section of RewardBench.
+
+    Args:
+        rewardbench: Path to RewardBench's pairs, or "hub".
+        section: "Chat" or "Safety".
+        runs: Run folders.
+        out: Output folder for the scores.
+
+    Raises:
+        DataError: the file has no pairs of the section, or a run could not score any pair of one of its subsets.
+    """
+    suite = "rewardbench" if rewardbench == "hub" else f"rewardbench@{rewardbench}"
+    config = EvaluateConfig(models=[str(run) for run in runs], suites=[suite], out=str(out), token_log_ratios=0)
+    models = evaluate(config).suites[suite]["models"]
+    try:
+        return {run: models[str(run)]["pooled"][section]["value"] for run in runs}
+    except KeyError as error:
+        raise DataError(
+            f"{rewardbench} contains no pair of RewardBench's section {section}, or a run could not score any pair of "
+            f"one of its subsets. {out} says what each run scored."
+        ) from error

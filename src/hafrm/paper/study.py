@@ -1,0 +1,177 @@
+"""The study: does hybrid alignment help? All comparisons on the given backbones, with several seeds and paired tests.
+
+`collect` computes the study's numbers from raw scores: `results.json`, the source of every table, figure and sentence.
+Missing results are omitted and listed: a cell uses the available seeds, a comparison the seeds that both sides have.
+Intervals are over prompts, for the mean over seeds, and tests are paired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from hafrm.evaluation.scoring import PairScore, read_scores
+from hafrm.paper.executor import words_file
+from hafrm.paper.measures import AVERAGE, Paired, Scores, grid_of, mean_compared, measured, read_cells
+from hafrm.paper.plans import PARTS, WORDS, cells
+from hafrm.paper.scales import METHODS, Job
+from hafrm.paper.stages import at_chosen_rates, choices, journal_of, missing, stage_order, stages
+from hafrm.stats import FEWEST_GROUPS, holm_correction
+from hafrm.training.manifest import is_finished
+
+FORMAT = 3
+
+ENOUGH = f"{AVERAGE} of {FEWEST_GROUPS} prompts or more"
+"""Name of the mean over columns with enough test prompts, shown if some have too few."""
+
+AVERAGES = (AVERAGE, ENOUGH)
+
+
+def collect(job: Job) -> dict[str, Any]:
+    """Collect all available results.
+
+    Returns:
+        `{"format", "scale", "sets", "seeds", "steps", "cap", "max_length", "backbones", "rates", "rate_seeds", "parts",
+        "comparisons", "seen", "failures", "unfinished", "missing", "counts"}`. `parts` is {PART: {BACKBONE: {COLUMN:
+        {ROW: {"accuracy", "by_seed", "spread", "ci95", "n", "prompts", "length_accuracy", "seeds", "unscored"}}}}}; the
+        `difference` of a comparison is row `a` - row `b` on the pairs that both scored; `columns` are those of a mean.
+        `seen` is {PART: {COLUMN: [pairs excluded because their prompt was trained on, all pairs]}}.
+    """
+    journal, done = journal_of(job), _done(job)
+    left = {name: entry for name, entry in journal.last().items() if name not in done}
+    events = [entry.event for entry in journal.entries()]
+    parts: dict[str, dict[str, Any]] = {}
+    comparisons: list[dict[str, Any]] = []
+    seen: dict[str, dict[str, list[int]]] = {}
+    for part, backbone in stage_order(job):
+        scores, left_out = _scores(job, part, backbone)
+        if left_out:
+            seen.setdefault(part, {}).update(left_out)
+        if scores:
+            parts.setdefault(part, {})[backbone] = json_grid(scores)
+            comparisons += compare_rows(part, backbone, scores)
+    correct(comparisons)
+    return {
+        "format": FORMAT,
+        "scale": job.scale.name,
+        "sets": list(job.sets),
+        "seeds": list(job.seeds),
+        "steps": job.scale.training["max_steps"],
+        "batch": job.scale.training.get("per_device_train_batch_size", 16),
+        "cap": job.scale.cap,
+        "max_length": job.scale.max_length,
+        "backbones": {
+            name: {"paper_name": backbone.paper_name, "lora_rank": backbone.lora.rank}
+            for name, backbone in ((name, job.scale.backbone(name)) for name in job.backbones)
+        },
+        "rates": {name: _rates(job, name) for name in job.backbones},
+        "rate_seeds": job.rate_seeds,
+        "parts": parts,
+        "comparisons": comparisons,
+        "seen": seen,
+        "failures": [{"what": name, "reason": entry.reason} for name, entry in left.items() if entry.event == "failed"],
+        "unfinished": [name for name, entry in left.items() if entry.event == "started"],
+        "missing": list(missing(job)),
+        "counts": {event: events.count(event) for event in ("started", "finished", "failed")},
+    }
+
+
+def _rates(job: Job, backbone: str) -> dict[str, Any]:
+    """Return each method's candidate rates with their marks, and the choice."""
+    if found := choices(job, backbone):
+        return {
+            method: {
+                "marks": {f"{rate:g}": mark for rate, mark in choice.marks.items()},
+                "failed": [f"{rate:g}" for rate in choice.failed],
+                "rate": choice.rate,
+            }
+            for method, choice in found.items()
+        }
+    own = dict.fromkeys(METHODS, *job.rates) if job.rates else job.scale.backbone(backbone).learning_rates
+    return {method: {"marks": {}, "failed": [], "rate": rate} for method, rate in own.items()}
+
+
+def _done(job: Job) -> set[str]:
+    """Return the journal names of what is finished, including work whose process was killed before logging it."""
+    found: set[str] = set()
+    for todo in (todo for stage in stages(job) for todo in stage.todos):
+        if is_finished(todo.folder):
+            found.add(todo.name)
+        found.update(todo.scoring_name(each) for each in todo.scorings if each not in todo.unscored)
+    return found
+
+
+def _scores(job: Job, part: str, backbone: str) -> tuple[Scores, dict[str, list[int]]]:
+    """Return a part's available raw scores, and by column [pairs excluded because they were trained on, all pairs]."""
+    at = at_chosen_rates(job, backbone)
+    if at is None:
+        return {}, {}
+    found, left_out = read_cells(at, cells(at, part, backbone), partly=True)
+    for name, rows in found.items() if part == "table2" else ():
+        if words_file(job, name).exists():
+            words = _only(read_scores(words_file(job, name)), _scored_by_all(rows.values()))
+            rows[WORDS] = dict.fromkeys(job.seeds, words)
+    return found, left_out
+
+
+def _scored_by_all(rows: Iterable[Mapping[int, Sequence[PairScore]]]) -> set[str]:
+    """Return the pairs with a score in all seeds of all rows."""
+    every = [{score.id for score in scores if score.margin is not None} for row in rows for scores in row.values()]
+    return set.intersection(*every)
+
+
+def _only(scores: Sequence[PairScore], pairs: set[str]) -> list[PairScore]:
+    return [score for score in scores if score.id in pairs]
+
+
+def json_grid(scores: Scores) -> dict[str, dict[str, Any]]:
+    """Measure each row of each column, with the seeds that it has and the number of pairs without a score."""
+    return {
+        column: {
+            row: cell.as_dict() | {"seeds": list(scores[column][row]), "unscored": _unscored(scores[column][row])}
+            for row, cell in rows.items()
+        }
+        for column, rows in grid_of(scores).items()
+    }
+
+
+def _unscored(seeds: Mapping[int, Sequence[PairScore]]) -> int:
+    """Count the test pairs that are not part of a cell's accuracy."""
+    return len({score.id for scores in seeds.values() for score in scores} - _scored_by_all([seeds]))
+
+
+def compare_rows(part: str, backbone: str, scores: Scores) -> Iterator[dict[str, Any]]:
+    """Yield a part's comparisons: each pair of rivals on each column, and their means."""
+    for a, b in PARTS[part].rivals:
+        paired = {column: found for column, rows in scores.items() if (found := pair_rows(rows, a, b)) is not None}
+        named = {"part": part, "backbone": backbone, "a": a, "b": b}
+        for column, found in paired.items():
+            yield named | {"column": column} | found.compared()
+        if len(paired) > 1:
+            mean = mean_compared(list(paired.values())) | {"columns": list(paired)}
+            if any(found.has_few_prompts for found in paired.values()):
+                mean["p"] = None  # resampling the pairs of a few prompts ignores their dependence
+            yield named | {"column": AVERAGE} | mean
+        enough = {column: found for column, found in paired.items() if not found.has_few_prompts}
+        if 1 < len(enough) < len(paired):
+            yield named | {"column": ENOUGH, "columns": list(enough)} | mean_compared(list(enough.values()))
+
+
+def pair_rows(rows: Mapping[str, Mapping[int, list[PairScore]]], a: str, b: str) -> Paired | None:
+    """Pair two rows on the seeds that both have and the pairs that all of them scored; None without such seeds."""
+    seeds = tuple(seed for seed in rows.get(a, {}) if seed in rows.get(b, {}))
+    if not seeds:
+        return None
+    sides = [{seed: rows[row][seed] for seed in seeds} for row in (a, b)]
+    both, what = _scored_by_all(sides), f"{a} and {b}"
+    ours, theirs = (measured([_only(scores, both) for scores in side.values()], what) for side in sides)
+    return Paired.of(ours, theirs, what, seeds)
+
+
+def correct(comparisons: Sequence[dict[str, Any]]) -> None:
+    """Apply Holm's correction to a part's single columns with a p-value; means over columns stay uncorrected."""
+    for part in dict.fromkeys(each["part"] for each in comparisons):
+        of_part = [each for each in comparisons if each["part"] == part and each["column"] not in AVERAGES]
+        single = [each for each in of_part if each["p"] is not None]
+        for each, p in zip(single, holm_correction([each["p"] for each in single]), strict=True):
+            each["p_holm"] = float(p)

@@ -1,0 +1,138 @@
+"""What the experiments' pages share: names of methods, sentences on the setting, tables and bars of accuracies."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from hafrm.paper.measures import AVERAGE, Grid, Measured, Row, average_of
+from hafrm.paper.numbers import NOTES
+from hafrm.paper.scales import Job
+from hafrm.report.figures import Bar, BarGroup
+from hafrm.report.findings import Cell, Findings, Relation, Table, ranked
+from hafrm.report.wording import count, interval, percent, points
+from hafrm.stats import FEWEST_GROUPS
+
+METHOD_NAMES: Mapping[str, str] = {"dpo": "DPO", "baseline": "Baseline", "haf": "HAF"}
+"""Display names of the methods, in the paper's order."""
+
+LEGEND = tuple(METHOD_NAMES.items())
+"""Legend of the figures."""
+
+
+def points_of(ends: Sequence[float]) -> Callable[[float], str]:
+    """Return how to format an interval: with two decimals if one would not show the sign of an end."""
+    near = any(0 < abs(end) < 0.0005 for end in ends)
+    return (lambda share: f"{100 * share:+.2f}".replace("-", "−")) if near else points
+
+
+@cache
+def template(name: str) -> Any:
+    """Load a template of sentences, whose macros are attributes of the result."""
+    environment = Environment(
+        loader=PackageLoader("hafrm", "paper"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"points": points, "percent": percent, "thousands": "{:,}".format}
+    environment.globals |= {
+        "points_of": points_of,
+        "count": count,
+        "interval": interval,
+        "fewest": FEWEST_GROUPS,
+        "printed": NOTES,
+    }
+    return environment.get_template(f"{name}.md.j2").module
+
+
+def lines_of(text: Markup | str) -> list[str]:
+    """Return the lines of rendered sentences; a line that ends in a backslash continues on the next."""
+    joined = (re.sub(r"\s+", " ", line).strip() for line in str(text).replace("\\\n", "").splitlines())
+    return [line for line in joined if line]
+
+
+def build_findings(
+    job: Job,
+    name: str,
+    results: Mapping[str, Any],
+    tables: Sequence[Table],
+    figures: Mapping[str, Markup] | None = None,
+    relations: Iterable[Relation] = (),
+    **facts: Any,
+) -> Findings:
+    """Build an experiment's page; its words are in the template `pages.md.j2`.
+
+    Args:
+        job: The job.
+        name: The experiment.
+        results: Contents of `results.json`, besides the scale.
+        tables: Our tables, then the paper's.
+        figures: Figures by file name.
+        relations: Comparisons of HAF with the other methods.
+        facts: Further values for the template.
+    """
+    words = template("pages")
+    title, *lines = lines_of(getattr(words, name)(job, **facts))
+    notes = [line.removeprefix("- ") for line in (*lines, *lines_of(words.scale_notes(job))) if line.startswith("- ")]
+    return Findings(
+        title=title.removeprefix("# "),
+        intro=" ".join(line for line in lines if not line.startswith("- ")),
+        results={"scale": job.scale.name, **results},
+        tables=tuple(tables),
+        figures=figures or {},
+        relations=tuple(relations),
+        notes=tuple(notes),
+    )
+
+
+def cell_text(cell: Mapping[str, Any] | Measured, more: str = "") -> str:
+    """Format an accuracy with its interval, and with the spread over seeds if there are several.
+
+    Args:
+        cell: A measurement, or its JSON form.
+        more: Text to append.
+    """
+    cell = cell.as_dict() if isinstance(cell, Measured) else cell
+    spread = "" if cell["spread"] is None else f"± {percent(cell['spread'])}"
+    return " ".join(filter(None, (percent(cell["accuracy"]), spread, interval(cell["ci95"], percent), more)))
+
+
+def ranked_rows(names: Sequence[str], columns: Sequence[Sequence[tuple[float | None, str]]]) -> list[tuple[Cell, ...]]:
+    """Return named rows from columns of values with their texts; the best value is bold, the second underlined."""
+    marked = [ranked([value for value, _ in column], [text for _, text in column]) for column in columns]
+    return [(name, *cells) for name, cells in zip(names, zip(*marked, strict=True), strict=True)]
+
+
+def method_rows(backbone: str, rows: Sequence[Row]) -> list[tuple[Cell, ...]]:
+    """Return a line for each method, with a column for each row of measurements."""
+    names = [f"{name} ({backbone})" for name in METHOD_NAMES.values()]
+    return ranked_rows(names, [[(row[m].accuracy, cell_text(row[m])) for m in METHOD_NAMES] for row in rows])
+
+
+def with_average(grid: Grid) -> list[Row]:
+    """Return the rows of a grid, and their average."""
+    return [*grid.values(), {m: average_of([row[m] for row in grid.values()]) for m in METHOD_NAMES}]
+
+
+def accuracy_table(title: str, job: Job, grids: Mapping[str, Grid]) -> Table:
+    """Tabulate each backbone's methods, followed by picking the longer response, and guessing."""
+    rows: list[tuple[Cell, ...]] = []
+    for backbone, grid in grids.items():
+        columns = with_average(grid)
+        lengths = [percent(row["haf"].length_accuracy) for row in columns]
+        rows += method_rows(backbone, columns)
+        rows += [("the longer response", *lengths), ("random", *["50.0"] * len(lengths))]
+    return Table(title, ("accuracy, %", *job.sets, AVERAGE), tuple(rows))
+
+
+def bar_group(name: str, row: Mapping[str, Mapping[str, Any]], light: Mapping[str, Any] | None = None) -> BarGroup:
+    """Return one set's bars, from measurements in JSON form."""
+    bars = (
+        Bar(m, row[m]["accuracy"], row[m]["ci95"] and tuple(row[m]["ci95"]), light[m]["accuracy"] if light else None)
+        for m in METHOD_NAMES
+        if m in row
+    )
+    return BarGroup(name, tuple(bars))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse_from_object
 from jsonargparse import (  # type: ignore[attr-defined]
@@ -61,7 +61,7 @@ def command_parser(
     if positional:
         parser.add_argument(positional, nargs="+" if positional in lists else None, help=docs.get(positional))
     for name in (name for name in lists if name != positional):
-        (kind,) = get_args(hints[name])
+        kind = _item_type(hints[name])
         if _required(by_name[name]):
             parser.add_argument(f"--{name}", nargs="+", type=kind, required=True, help=docs.get(name))
         else:
@@ -71,6 +71,11 @@ def command_parser(
         parser.add_argument(f"--{name}", action="store_true", help=docs.get(name))
     parser.add_class_arguments(options, skip={*lists, *flags, *([positional] if positional else [])})
     return parser
+
+
+def _item_type(hint: Any) -> Any:
+    """Return the type of a list's items; the Python API may take other values than lists too."""
+    return next(get_args(each)[0] for each in (hint, *get_args(hint)) if get_origin(each) is list)
 
 
 def options_of(options: type[Options], parser: ArgumentParser, args: Namespace) -> Options:

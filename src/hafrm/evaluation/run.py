@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hafrm import atomic
-from hafrm.data import PairSet, ReadOptions, SourceReport, load_pairs
+from hafrm.data import PairSet, ReadOptions, SourceReport, data_names_of, load_pairs
+from hafrm.data.collecting import left_out_of, left_out_words
 from hafrm.errors import ConfigError, HafrmError
 from hafrm.evaluation.parts import PARTS, Part
 from hafrm.evaluation.results import Results, summarise, uncalibrated
@@ -46,8 +47,8 @@ class EvaluateConfig(ScorerChoice):
     models: list[str]
     """Runs, stock reward models, causal models with their reference, or addresses of reward servers."""
 
-    data: list[str] = field(default_factory=list)
-    """Held-out pairs: files or names (`hafrm data list`)."""
+    data: list[str] | Any = field(default_factory=list)
+    """Held-out pairs: files or names (`hafrm data list`). In Python also rows in memory; see `hafrm.load_pairs`."""
 
     suites: list[str] = field(default_factory=list)
     """Benchmarks: rewardbench, rewardbench-2 or rm-bench, from the hub, or as NAME@PATH for their files on disk."""
@@ -71,6 +72,7 @@ class EvaluateConfig(ScorerChoice):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "data", data_names_of(self.data))
         for name, values in (("models", self.models), ("data", [*self.data, *self.suites])):
             if not values:
                 raise ConfigError(f"{name}: give at least one{', or a suite' if name == 'data' else ''}.")
@@ -128,6 +130,8 @@ def evaluate(
         by="hafrm evaluate",
     )
     sets = load_sets(config) if sets is None else sets
+    for line in _readings(sets):
+        say(line)
     suites = {name: load_suite(name, config.data_options) for name in config.suites}
     calibration = _load_calibration(config, sets)
     identities = {model: _look_up(model, config, sets | calibration, say) for model in config.models}
@@ -164,6 +168,16 @@ def evaluate(
     _write_or_remove(lists, folder / SUITES_FILE)
     atomic.write_json(folder / RESULTS_FILE, results.as_dict())
     return results
+
+
+def _readings(sets: Mapping[str, PairSet]) -> Iterator[str]:
+    """Yield a line for each source that says its form, the columns that were not read, and the rows left out."""
+    for name, found in sets.items():
+        for report in found.reports:
+            left_out = left_out_words(left_out_of(report))
+            parts = (report.form and f"read as {report.form}", report.unread_columns, left_out)
+            if said := "; ".join(filter(None, parts)):
+                yield f"{name}: {said}"
 
 
 def _score(

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal, Protocol, cast, get_args, runtime_checkable
+from typing import Any, Literal, Protocol, cast, get_args, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from hafrm.models.layout import Layout, LayoutChoice
 from hafrm.models.tokens import TokenRatios, lay_over_text
 from hafrm.packing import SequenceBatch, split_group
 from hafrm.pairs import Conversation
+from hafrm.rows import conversations_of
 from hafrm.special_tokens import SpecialTokenRule
 from hafrm.templates import DEFAULT_CHAT_TEMPLATE
 
@@ -220,9 +221,13 @@ class _BatchedScorer:
         """See `TokenScorer`."""
         return False
 
-    def score(self, conversations: Sequence[Conversation]) -> list[float | None]:
-        """Return rewards in the order of the conversations; see `Scorer.score`."""
-        found = self._score_rows(self._encoded(conversations))
+    def score(self, conversations: Sequence[Any]) -> list[float | None]:
+        """Return rewards in the order of the conversations; see `Scorer.score`.
+
+        Args:
+            conversations: Conversations, (prompt, response) pairs or lists of chat messages; see `conversations_of`.
+        """
+        found = self._score_rows(self._encoded(conversations_of(conversations)))
         return [found.get(row) for row in range(len(conversations))]
 
     def score_tokens(self, sequences: Sequence[TokenGroup]) -> list[float]:

@@ -15,7 +15,7 @@ import torch
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks, is_tensorboard_available
 
-from hafrm.data import DataOptions
+from hafrm.data import DataOptions, MemoryData, data_names_of
 from hafrm.errors import ConfigError
 from hafrm.losses import (
     OPTIONS_READ,
@@ -153,13 +153,15 @@ class TrainConfig:
     export, a sequence classifier, or a folder of a value head or of PEFT).
     """
 
-    data: list[str]
-    """Training pairs: one or more files or names (`hafrm data list`). NAME#SPLIT selects a split other than train."""
+    data: list[str] | Any
+    """Training pairs: one or more files or names (`hafrm data list`). NAME#SPLIT selects a split other than train,
+    NAME[:1000] the first rows, NAME*0.3 a random share. In Python also rows in memory; see `hafrm.load_pairs`.
+    """
 
     out: str
     """The run's folder."""
 
-    eval_data: list[str] = field(default_factory=list)
+    eval_data: list[str] | Any = field(default_factory=list)
     """Validation pairs. With them, the best checkpoint is kept instead of the last. NAME#SPLIT as in data."""
 
     method: Method = "haf"
@@ -216,6 +218,8 @@ class TrainConfig:
     """
 
     def __post_init__(self) -> None:
+        for name in ("data", "eval_data"):
+            object.__setattr__(self, name, data_names_of(getattr(self, name)))
         if not self.data:
             raise ConfigError("data: name at least one file or data set to train on.")
         if self.early_stopping < 0:
@@ -225,6 +229,12 @@ class TrainConfig:
         if self.dtype == "float16" and not self.lora.enabled:  # AdamW divides by squares that underflow to 0
             raise ConfigError("dtype: float16 weights can't be trained. Use float32, or set lora.rank.")
         object.__setattr__(self, "training", checked_arguments(self.training))
+        endless = [name for name in self.data if isinstance(name, MemoryData) and name.size is None]
+        if endless and pairs_needed(self, processes=1) is None:
+            raise ConfigError(
+                f"data: the number of rows of {endless[0].description} is unknown, so the run can't have epochs: set "
+                "training.max_steps."
+            )
         if self.early_stopping and self.training.get("eval_strategy") == "no":
             raise ConfigError("early_stopping needs evaluations: leave out training.eval_strategy.")
         for name in ("metric_for_best_model", "greater_is_better"):
@@ -289,6 +299,14 @@ def training_arguments(
     if arguments.n_gpu > 1:  # each process drives one device; `torchrun` or `accelerate launch` starts several
         arguments._n_gpu = 1
     return arguments
+
+
+def pairs_needed(config: TrainConfig, *, processes: int) -> int | None:
+    """Return the number of pairs of all steps; None if the run's length is in epochs."""
+    values = _defaults(config) | config.training
+    sizes = ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps")
+    needed = math.prod(int(values.get(name, 1)) for name in sizes) * processes
+    return needed if needed > 0 else None
 
 
 def _require_optimizer(arguments: TrainingArguments) -> None:

@@ -27,7 +27,7 @@ from benchmarks.workload import SHAPES, Shape, new_causal_lm, random_group
 from hafrm.atomic import write_text
 from hafrm.encoding import TokenGroup
 from hafrm.models.hybrid import HybridModel, new_reward_head
-from hafrm.models.probe import probe_packing
+from hafrm.models.layout import probe_packing
 from hafrm.numerics import cpu_tuned
 from hafrm.packing import pack_rows
 from hafrm.stats import linear_fit

@@ -85,16 +85,6 @@ def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatc
     assert atomic.cache_folder("x") == Path("/cache/hafrm/x")
 
 
-@pytest.mark.parametrize(("before", "after"), [(b"a\nb\nhal", b"a\nb\n"), (b"a\n", b"a\n"), (b"hal", b""), (b"", b"")])
-def test_half_a_line_is_dropped(tmp_path: Path, before: bytes, after: bytes) -> None:
-    path = tmp_path / "lines"
-    path.write_bytes(before)
-    atomic.drop_half_line(path)
-    assert path.read_bytes() == after
-    atomic.drop_half_line(tmp_path / "missing")
-    assert not (tmp_path / "missing").exists()
-
-
 def test_lines_hold_what_json_has_no_form_for() -> None:
     assert (
         atomic.json_line({"day": date(2026, 1, 2), "text": "\u00e4\n"})

@@ -1,10 +1,9 @@
-"""Atomic writes of files and folders, locks on output folders, JSON lines, and the cache folder.
+"""Atomic writes of files and folders, JSON lines, and the cache folder.
 
 A reader never sees half a file: data is written to a temporary file next to the target and renamed into place. Files
-that grow line by line are the exception: `drop_half_line` removes the partial last line that a killed writer left. A
-temporary file is locked while it is being written, so the next writer of the same path can tell leftovers of killed
-writers from work in progress and deletes the leftovers, without relying on clocks. Where the platform lacks such locks
-(Windows, some file systems), leftovers stay.
+that grow line by line are the exception: see `hafrm.store`. A temporary file is locked while it is being written, so
+the next writer of the same path can tell leftovers of killed writers from work in progress and deletes the leftovers,
+without relying on clocks. Where the platform lacks such locks (Windows, some file systems), leftovers stay.
 """
 
 from __future__ import annotations
@@ -24,8 +23,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
-
-from filelock import FileLock, Timeout
 
 from hafrm.errors import ConfigError, first_line, printable
 
@@ -187,13 +184,6 @@ def _with_nulls(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def drop_half_line(path: Path) -> None:
-    """Truncate a line-by-line file after its last complete line; do nothing if the file is missing."""
-    if path.exists():
-        content = path.read_bytes()
-        os.truncate(path, content.rfind(b"\n") + 1)
-
-
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Create a temporary folder that replaces `path` when the block succeeds.
@@ -245,26 +235,6 @@ def naming(path: Path) -> Iterator[None]:
         if error.filename is None:
             error.filename = str(path)
         raise
-
-
-@contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Lock a command's output folder against concurrent commands; create it if needed.
-
-    Raises:
-        ConfigError: another command is writing there, or the folder can't be created.
-    """
-    require_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise ConfigError(f"Another command is writing to {folder}. Wait for it, or choose another --out.") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def cache_folder(name: str) -> Path:

@@ -78,10 +78,19 @@ class BadRowError(DataError):
         field: The faulty field, or None if the row as a whole is at fault.
         problem: What is wrong, as a clause: "is empty, so there are no response tokens to score".
         remedy: What the user can do about it, as a sentence.
+        skippable: Whether skipping such rows would leave others.
     """
 
     def __init__(
-        self, reason: BadRowReason, *, source: str, row: int, field: str | None, problem: str, remedy: str
+        self,
+        reason: BadRowReason,
+        *,
+        source: str,
+        row: int,
+        field: str | None,
+        problem: str,
+        remedy: str,
+        skippable: bool = True,
     ) -> None:
         self.reason = reason
         self.source = source
@@ -89,9 +98,8 @@ class BadRowError(DataError):
         self.field = field
         self.fault = f"`{field}` {problem}. {remedy}" if field else f"{problem}. {remedy}"
         """Problem and remedy, without the row's place."""
-        super().__init__(
-            f"{source}, row {row}: {self.fault} Or set `data_options.on_bad_row: skip` to skip and count such rows."
-        )
+        skip = " Or set `data_options.on_bad_row: skip` to skip and count such rows." if skippable else ""
+        super().__init__(f"{source}, row {row}: {self.fault}{skip}")
 
     @classmethod
     def refused(cls, problem: str, *, source: str, row: int, remedy: str = CHANGE_ROLES) -> BadRowError:

@@ -136,6 +136,8 @@ class PreferencePair:
     """File or data set of the pair."""
     row: int = field(default=0, compare=False)
     """The row's number in its source, from 1."""
+    part: int = field(default=0, compare=False)
+    """The pair's place among several of one row, from 1; 0 for the only one."""
 
     def __post_init__(self) -> None:
         if not self.group:
@@ -143,8 +145,8 @@ class PreferencePair:
 
     @property
     def id(self) -> str:
-        """Stable name of the pair for error messages and result files, `source:row`."""
-        return f"{self.source}:{self.row}"
+        """Stable name of the pair for error messages and result files: `source:row`, or `source:row.part`."""
+        return pair_id(self.source, self.row, self.part)
 
     @property
     def turns(self) -> tuple[Message, ...]:
@@ -163,6 +165,11 @@ class PreferencePair:
         if self.margin is not None:
             row["margin"] = self.margin
         return row | {"group": self.group}
+
+
+def pair_id(source: str, row: int, part: int = 0) -> str:
+    """Return the name of a pair by its place; see `PreferencePair.id`."""
+    return f"{source}:{row}.{part}" if part else f"{source}:{row}"
 
 
 def prompt_group(prompt: Prompt) -> str:

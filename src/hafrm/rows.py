@@ -13,6 +13,7 @@ string: pairs of one group are never split apart, and statistics resample whole 
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 import math
@@ -21,7 +22,7 @@ import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from hafrm.errors import BadRowError, BadRowReason
+from hafrm.errors import BadRowError, BadRowReason, DataError
 from hafrm.pairs import (
     MESSAGE_KEYS,
     ROLES,
@@ -67,6 +68,37 @@ _TRANSCRIPT_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant|System):[ ]?")
 _TRANSCRIPT_ROLES = {"Human": "user", "Assistant": "assistant", "System": "system"}
 
 
+class Cell(str):
+    """A cell of a CSV file: text that stands for a number, a list or messages where the contract expects one."""
+
+    __slots__ = ()
+
+    @property
+    def value(self) -> Any:
+        """What the text says as JSON or as a Python literal; None if empty, the text itself if it is neither."""
+        text = self.strip()
+        if not text:
+            return None
+        for parse in (json.loads, ast.literal_eval):
+            with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                return parse(text)
+        return str(self)
+
+    @property
+    def turns(self) -> Any:
+        """The chat messages that the text says as JSON or as a Python literal; otherwise the text."""
+        found = self.value if self.startswith(("[", "{")) else None
+        turns = [found] if isinstance(found, Mapping) else found
+        if isinstance(turns, list) and turns and all(isinstance(turn, Mapping) for turn in turns):
+            return found if all("role" in turn or "from" in turn for turn in turns) else str(self)
+        return str(self)
+
+
+def typed(value: Any) -> Any:
+    """Return the value of a cell; any other value as it is."""
+    return value.value if isinstance(value, Cell) else value
+
+
 def row_schema(row: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the shape of a row, by which loaders detect files of mixed schemas.
 
@@ -87,13 +119,14 @@ def unread_columns(row: Mapping[str, Any]) -> set[str]:
     return {str(name) for name in row.keys() - _READ_COLUMNS if row[name] not in (None, "", [], {})}
 
 
-def parse_pair(row: Mapping[str, Any], *, source: str, number: int) -> PreferencePair:
+def parse_pair(row: Mapping[str, Any], *, source: str, number: int, part: int = 0) -> PreferencePair:
     """Turn a raw row into a pair.
 
     Args:
         row: The raw row; see the module's docstring.
         source: The file or data set, for error messages and the pair's id.
         number: The row's number in its source, from 1.
+        part: The pair's place among several of the source's row; see `PreferencePair.part`.
 
     Raises:
         BadRowError: the row breaks the contract; the message gives field, reason and remedy.
@@ -124,6 +157,7 @@ def parse_pair(row: Mapping[str, Any], *, source: str, number: int) -> Preferenc
         group=reader.string_or_none("group") or "",
         source=source,
         row=number,
+        part=part,
     )
 
 
@@ -142,6 +176,40 @@ def parse_conversation(row: Mapping[str, Any], *, source: str, number: int) -> C
             break
     reader.check_response("response", response)
     return Conversation(prompt, response)
+
+
+def conversations_of(items: Sequence[Any]) -> list[Conversation]:
+    """Return what the Python API scores as conversations.
+
+    Args:
+        items: Conversations; (prompt, response) pairs, each a string or chat messages; lists of chat messages that end
+            with the response; or rows with `prompt` and `response`.
+
+    Raises:
+        DataError: an item is none of these, or breaks the data contract.
+    """
+    return [
+        item if isinstance(item, Conversation) else _conversation(item, number)
+        for number, item in enumerate(items, start=1)
+    ]
+
+
+def _conversation(item: Any, number: int) -> Conversation:
+    row = item
+    if isinstance(item, Sequence) and not isinstance(item, str | bytes) and item:
+        if all(isinstance(each, Mapping) for each in item):
+            row = {"prompt": list(item[:-1]), "response": [item[-1]]}
+        elif len(item) == 2:
+            row = {"prompt": item[0], "response": item[1]}
+    if not isinstance(row, Mapping):
+        raise DataError(
+            f"Can't score item {number}, which is {_short(item)}: give a (prompt, response) pair, chat messages that "
+            "end with the response, or a Conversation."
+        )
+    try:
+        return parse_conversation(row, source="conversations", number=number)
+    except BadRowError as error:
+        raise DataError(f"Can't score item {number}: {error.fault}") from error
 
 
 def transcript_turns(text: str) -> tuple[Message, ...]:
@@ -188,10 +256,10 @@ def _prompt_turns(text: str) -> tuple[Message, ...]:
 
 
 class RowReader:
-    """Reads the fields of one raw row; every error names source, row and field."""
+    """Reads the fields of one raw row; every error names source, row and field, after `prefix` for nested objects."""
 
-    def __init__(self, row: Mapping[str, Any], *, source: str, number: int) -> None:
-        self.source, self.number = source, number
+    def __init__(self, row: Mapping[str, Any], *, source: str, number: int, prefix: str = "") -> None:
+        self.source, self.number, self.prefix = source, number, prefix
         if not isinstance(row, Mapping):
             raise self.error(
                 BadRowReason.WRONG_TYPE,
@@ -203,11 +271,13 @@ class RowReader:
 
     def error(self, reason: BadRowReason, name: str | None, problem: str, remedy: str) -> BadRowError:
         """Create the error for a problem with field `name` of this row."""
-        return BadRowError(reason, source=self.source, row=self.number, field=name, problem=problem, remedy=remedy)
+        field = name and self.prefix + name
+        return BadRowError(reason, source=self.source, row=self.number, field=field, problem=problem, remedy=remedy)
 
     def has(self, name: str) -> bool:
-        """Return whether the row has a value for `name` other than null."""
-        return self.row.get(name) is not None
+        """Return whether the row has a value for `name` other than null or an empty cell."""
+        value = self.row.get(name)
+        return value is not None and not (isinstance(value, Cell) and not value)
 
     def prompt(self) -> Prompt:
         """Return the row's prompt with the columns that the chat template reads."""
@@ -281,6 +351,8 @@ class RowReader:
         if not self.has(name):
             raise self.error(BadRowReason.MISSING_FIELD, name, "is missing", "Add it, as a string or as chat messages.")
         value = self.row[name]
+        if isinstance(value, Cell):
+            value = value.turns
         if isinstance(value, str):
             self.check_text(name, value)
             turns = _prompt_turns(value) if name == "prompt" else self._transcript(value)
@@ -481,9 +553,30 @@ class RowReader:
 
     def boolean(self, name: str) -> bool:
         """Return a field that must be true or false."""
-        value = self.row.get(name)
+        value = typed(self.row.get(name))
         if not isinstance(value, bool):
             raise self._unfit(name, value, "true or false")
+        return value
+
+    def sequence(self, name: str) -> Sequence[Any]:
+        """Return a field that must be a list."""
+        value = typed(self.row.get(name))
+        if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+            raise self._unfit(name, value, "a list")
+        return value
+
+    def one_of(self, name: str, values: Sequence[Any]) -> Any:
+        """Return a field that must equal one of some values: 0 and 1 also match false and true."""
+        value = typed(self.row.get(name))
+        if value not in values:
+            raise self._unfit(name, value, "one of " + ", ".join(map(str, values)))
+        return value
+
+    def required_number(self, name: str) -> float:
+        """Return a field that must be a finite number."""
+        value = self.number_or_none(name)
+        if value is None:
+            raise self._unfit(name, None, "a finite number")
         return value
 
     def _unfit(self, name: str, value: object, wanted: str) -> BadRowError:
@@ -493,7 +586,7 @@ class RowReader:
 
     def number_or_none(self, name: str) -> float | None:
         """Return an optional field that must be a finite number."""
-        value = self.row.get(name)
+        value = typed(self.row.get(name))
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):

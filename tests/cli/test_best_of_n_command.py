@@ -41,6 +41,7 @@ def results(out: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_the_three_methods_choose_among_real_responses(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A pretrained model answers real prompts; runs of the three methods choose; a fourth one judges."""
     model, data = shared_model("stories260k"), shared_data("hh_harmless", "test")

@@ -104,20 +104,21 @@ def test_check_of_a_clean_set(clean: str, capsys: pytest.CaptureFixture[str]) ->
     assert "Nothing found." in capsys.readouterr().out
 
 
-def test_check_finds_faults_and_succeeds_unless_strict(faulty: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["data", "check", faulty]) == 0
+def test_check_finds_faults_and_fails(faulty: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "check", faulty]) == 1
     printed = capsys.readouterr().out
     for finding in ("bad_rows.invalid_json", "identical_answers", "duplicate_pairs", f"{faulty}:9"):
         assert finding in printed
-    assert main(["data", "check", faulty, "--strict"]) == 1
 
 
-def test_warnings_alone_do_not_fail_a_strict_check(tmp_path: Path) -> None:
-    assert main(["data", "check", write(tmp_path / "a.jsonl", *ROWS, ROWS[0]), "--strict"]) == 0
+def test_warnings_fail_a_strict_check_alone(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", *ROWS, ROWS[0])
+    assert main(["data", "check", path]) == 0
+    assert main(["data", "check", path, "--strict"]) == 1
 
 
 def test_check_prints_json_for_other_programs(clean: str, faulty: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["data", "check", clean, faulty, "--json"]) == 0
+    assert main(["data", "check", clean, faulty, "--json"]) == 1
     first, second = json.loads(capsys.readouterr().out)
     assert (first["data"]["name"], first["findings"], first["too_long"]) == (clean, [], None)
     assert second["data"]["skipped"] == {"invalid_json": 1}

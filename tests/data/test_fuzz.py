@@ -183,8 +183,9 @@ def test_the_command_line_says_one_line_and_ends_with_status_2(
 def test_check_counts_the_mutated_rows(lines: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "fuzz.jsonl"
     path.write_text("\n".join(lines), encoding="utf-8")
-    assert main(["data", "check", str(path), "--json"]) == 0
+    status = main(["data", "check", str(path), "--json"])
     (result,) = json.loads(capsys.readouterr().out)
+    assert status == any(finding["severity"] == "error" for finding in result["findings"])
     bad = {f["check"].removeprefix("bad_rows."): f["count"] for f in result["findings"] if "bad_rows" in f["check"]}
     assert bad == result["data"]["skipped"]
     assert sum(bad.values()) + result["data"]["kept"] == ROWS

@@ -53,9 +53,11 @@ def test_the_report_of_a_file(tmp_path: Path) -> None:
     assert report.as_dict() == {
         "name": path,
         "kind": "file",
+        "form": "TRL pairs with a prompt",
         "split": "",
         "read_from": [path],
         "rows": 2,
+        "expanded": 0,
         "kept": 2,
         "skipped": {},
         "dropped": {},
@@ -238,7 +240,7 @@ def test_the_world_is_data_like_any_other() -> None:
 
 def test_a_part_of_a_world_set() -> None:
     assert len(load_pairs("world/helpful[:2]").pairs) == 2
-    with pytest.raises(UnknownDataError):
+    with pytest.raises(DataError, match="3 not_selected"):
         load_pairs("world/helpful[:0]")
 
 

@@ -84,7 +84,7 @@ DAMAGED: dict[str, tuple[str, bytes, str]] = {
     "JSON lines in .json": ("a.json", LINES, "rename it to .jsonl"),
     "JSON object": ("a.json", b'{"train": []}', "of type dict, not an array"),
     "deep JSON": ("a.json", b"[" * 100_000, "nested too deeply"),
-    "other suffix": ("a.csv", b"a,b", r"ends in none of \.jsonl"),
+    "other suffix": ("a.xlsx", b"a,b", r"ends in none of \.jsonl"),
 }
 
 

@@ -90,7 +90,7 @@ def no_reading(*_: object, **__: object) -> None:
 
 def test_a_second_run_reads_no_row_and_knows_as_much(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load(file)
-    monkeypatch.setattr("hafrm.data.loading.pairs_of", no_reading)
+    monkeypatch.setattr("hafrm.data.loading.read_rows", no_reading)
     again = load(file)
     assert again[:] == first[:] == one_by_one()
     assert again.margins.tolist() == [0.0, 0.5, 1.0, 1.5, 2.0]
@@ -106,7 +106,7 @@ def test_other_content_or_options_are_encoded_again(change: str, file: Path, mon
     load(file)
     if change == "content":
         file.write_text(file.read_text().replace("Bye", "Ciao"))
-    monkeypatch.setattr("hafrm.data.loading.pairs_of", no_reading)
+    monkeypatch.setattr("hafrm.data.loading.read_rows", no_reading)
     with pytest.raises(AssertionError, match="rows are read"):
         if change == "tokenizer":
             tokenizer = tiny_tokenizer()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hafrm.losses import POLICY_LOSSES, REWARD_LOSSES, USES_REFERENCE
-from hafrm.models.cards import policy_card, reward_card
+from hafrm.models.export import policy_card, reward_card
 from tests.models.test_checkpoints import info
 
 MEANINGS = {"bradley_terry": "sigma(r1 - r2) is", "probit": "Phi(r1 - r2)", "cauchy": "1/2 + atan(r1 - r2) / pi"}

@@ -33,6 +33,7 @@ def manifests(out: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in (out / "world" / "runs").rglob("manifest.json")}
 
 
+@pytest.mark.slow
 def test_experiments_share_their_runs(tiny_world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     results = reproduce("table2", tmp_path)
     runs = manifests(tmp_path)

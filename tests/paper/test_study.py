@@ -20,11 +20,11 @@ from markupsafe import Markup
 from hafrm.cli import main
 from hafrm.cli.reproduce import ReproduceConfig
 from hafrm.data import load_pairs
-from hafrm.errors import ConfigError, TrainingError
-from hafrm.evaluation.scoring import PairScore, read_scores
+from hafrm.errors import ConfigError, DataError, TrainingError
+from hafrm.evaluation.scoring import RESULTS_FILE, SCORES_FILE, PairScore, read_scores, write_scores
 from hafrm.pairs import Conversation
 from hafrm.paper import costs, executor, numbers, stages, study
-from hafrm.paper.measures import Measured, Paired, mean_compared
+from hafrm.paper.measures import Measured, Paired, mean_compared, read_cells
 from hafrm.paper.plans import PARTS, cells, shares_part
 from hafrm.paper.runs import Run, train_words
 from hafrm.paper.samples import unseen
@@ -596,6 +596,17 @@ def test_prompts_that_were_trained_on_are_no_test(tmp_path: Path) -> None:
     assert unseen(scale, ("BS",), scores) == []  # the one is in its training pairs, the other in its validation pairs
     another = replace(scores[0], group="another")
     assert unseen(scale, ("BS",), [another, scores[1]]) == [another]
+
+    asked = job(tmp_path, scale=scale, sets=("Harmless", "BS"), seeds=(0,))
+    out_of_domain = [cell for cell in cells(asked, "ood", "base") if cell.column == "BS→Harmless"]
+    for cell in out_of_domain:
+        write_scores([another, scores[1]], cell.scoring.folder(asked) / SCORES_FILE)
+        (cell.scoring.folder(asked) / RESULTS_FILE).write_text("{}")
+    found, left_out = read_cells(asked, cells(asked, "ood", "base"), partly=True)
+    assert left_out == {"BS→Harmless": [1, 2]}
+    assert found == {"BS→Harmless": {method: {0: [another]} for method in ("haf", "baseline", "dpo")}}
+    with pytest.raises((DataError, OSError)):
+        read_cells(asked, cells(asked, "table2", "base"))
 
 
 @pytest.mark.parametrize("changed", [["--steps", "3"], ["--max_length", "250"]])

@@ -159,7 +159,10 @@ def test_a_killed_run_goes_on_bit_for_bit(
 
 @pytest.mark.parametrize(
     ("iterations", "steps", "checkpoints", "killed_at", "behind"),
-    [(1, 7, 3, 6, 5), (2, 14, 4, 11, 8)],  # of 4 equal steps of 14 the second is 7, one pass into the fourth batch
+    [
+        (1, 7, 3, 6, 5),
+        pytest.param(2, 14, 4, 11, 8, marks=pytest.mark.slow),
+    ],  # of 4 equal steps of 14 the second is 7, one pass into the fourth batch
 )
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
 @pytest.mark.filterwarnings("ignore")

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from hafrm.data import read_rows
+from hafrm.data import ReadOptions, read_rows
 from hafrm.evaluation.bulk import score_chunk
 from hafrm.models.remote import RemoteScorer
 from hafrm.models.scorers import HybridScorer
@@ -37,7 +37,7 @@ def address(scorer: HybridScorer) -> Iterator[str]:
 def from_disk(scorer: HybridScorer, tmp_path: Path) -> list[float]:
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, ROWS.values())), encoding="utf-8")
-    scored = score_chunk(scorer, list(read_rows(path)), source="rows", on_bad_row="error")
+    scored = score_chunk(scorer, list(read_rows(path)), options=ReadOptions())
     return [reward for row in scored for reward in row.rewards.values() if reward is not None]
 
 

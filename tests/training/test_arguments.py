@@ -14,6 +14,7 @@ from hafrm.cli.train import parser
 from hafrm.data import DataOptions
 from hafrm.errors import ConfigError
 from hafrm.models.options import LoraOptions
+from hafrm.numerics import bfloat16_speedup
 from hafrm.training.arguments import checked_arguments, total_steps
 from hafrm.training.config import TrainConfig
 from hafrm.training.defaults import training_arguments
@@ -211,3 +212,27 @@ def test_the_help_states_the_defaults() -> None:
         assert written in text
     assert (args.learning_rate, args.adam_epsilon, args.adam_beta1, args.adam_beta2) == (1e-5, 1e-5, 0.9, 0.999)
     assert (args.weight_decay, args.max_grad_norm, args.seed, args.optim) == (0, 1, 0, "adamw_torch")
+
+
+@pytest.mark.parametrize(
+    ("speedup", "options", "fast"),
+    [
+        (6.0, {}, True),
+        (1.2, {}, False),
+        (6.0, {"dtype": "float32"}, False),
+        (6.0, {"training": {"bf16": False, "use_cpu": True}}, False),
+    ],
+)
+def test_a_cpu_that_multiplies_faster_in_bfloat16_does_so(
+    speedup: float, options: dict[str, Any], fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hafrm.numerics.bfloat16_speedup", lambda: speedup)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    told = TrainConfig(model="m", data=["d"], out="o", **({"training": {"use_cpu": True}} | options))
+    assert training_arguments(told, pairs=8).bf16 == fast
+    resumed = training_arguments(told, pairs=8, started={"bf16": True, "fp16": False}).bf16
+    assert resumed == ("bf16" not in told.training)
+
+
+def test_the_speedup_is_a_ratio_of_this_machine() -> None:
+    assert 0.01 < bfloat16_speedup.__wrapped__() < 100

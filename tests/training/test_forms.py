@@ -61,7 +61,7 @@ def cosine(first: Path, second: Path) -> float:
     return torch.cosine_similarity(*heads, dim=0).item()
 
 
-@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("rank", [0, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_finished_run_trains_on_with_its_head(rank: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = trained(save_tiny(tmp_path / "base"), tmp_path / "first", lora=LoraOptions(rank=rank))
     assert "reward head: fresh (normal)" in capsys.readouterr().err
@@ -87,7 +87,7 @@ def test_adapters_on_top_of_adapters_are_resumed(tmp_path: Path) -> None:
         assert alone == pytest.approx(whole, abs=1e-4)
 
 
-@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("rank", [0, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_classifier_without_an_lm_head_is_trained_resumed_and_exported(rank: int, tmp_path: Path) -> None:
     model = classifier(tmp_path / "rm")
     lora = LoraOptions(rank=rank)
@@ -117,7 +117,7 @@ def resumed(run: Path, **values: Any) -> list[float | None]:
     return load_scorer(str(cut)).score(CONVERSATIONS)
 
 
-@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("rank", [0, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_dpo_run_has_no_reward_head_and_is_resumed(rank: int, tmp_path: Path) -> None:
     base, lora = save_tiny(tmp_path / "base"), LoraOptions(rank=rank)
     run = trained(base, tmp_path / "run", method="dpo", lora=lora, validate=True)
@@ -129,6 +129,7 @@ def test_a_dpo_run_has_no_reward_head_and_is_resumed(rank: int, tmp_path: Path) 
     assert RunInfo.load(trained(run, tmp_path / "next", method="baseline")).reward_weight == 1
 
 
+@pytest.mark.slow
 def test_lora_on_a_mixture_is_resumed(tmp_path: Path) -> None:
     base, lora = mixture(tmp_path / "base", "mixtral"), LoraOptions(rank=4)
     run = trained(base, tmp_path / "run", lora=lora, validate=True)

@@ -12,12 +12,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast, Trainer
 
-from hafrm import atomic
 from hafrm.cli import main
 from hafrm.errors import ConfigError, DamagedError, DataError, UnreadableError
 from hafrm.pretraining.blocks import IGNORED, Blocks, document_sample, perplexity
 from hafrm.pretraining.llama import new_llama
 from hafrm.pretraining.shape import LlamaShape
+from hafrm.store import alone
 from hafrm.training import pretrain as pretrain_module
 from hafrm.training.config import PretrainConfig
 from hafrm.training.pretrain import pretrain
@@ -268,7 +268,7 @@ def test_other_text_is_not_taken_for_the_same(prose: str, tmp_path: Path, monkey
 
 def test_one_process_trains_in_a_folder(prose: str, tmp_path: Path) -> None:
     told = config(prose, tmp_path / "m", shape=SHAPE, training={"max_steps": 1})
-    with atomic.alone(tmp_path / "m"), pytest.raises(ConfigError, match="Another command is writing"):
+    with alone(tmp_path / "m"), pytest.raises(ConfigError, match="Another command is writing"):
         pretrain(told)
     assert pretrain(told)["steps"] == 1
 

@@ -360,11 +360,17 @@ def test_resuming_with_another_tokenizer_is_refused(finished: TrainConfig) -> No
 
 @pytest.mark.parametrize(
     ("name", "was"),
-    [("bf16", True), ("dtype", "bfloat16"), ("sharding", "fsdp2"), ("model_revision", "abc"), ("weights", "abc")],
+    [("dtype", "bfloat16"), ("sharding", "fsdp2"), ("model_revision", "abc"), ("weights", "abc")],
 )
 def test_resuming_in_other_settings_is_refused(name: str, was: object, finished: TrainConfig) -> None:
     with pytest.raises(ConfigError, match=rf"other settings: {name} \(was {was}, now"):
         train(stopped(finished, **{name: was}))
+
+
+def test_a_resumed_run_keeps_its_precision(finished: TrainConfig) -> None:
+    """Its default may differ on another machine."""
+    train(stopped(finished, bf16=True))
+    assert json.loads((Path(finished.out) / "manifest.json").read_text())["effective"]["bf16"] is True
 
 
 def test_resuming_adapters_on_other_weights_is_refused(config: TrainConfig) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from argparse import SUPPRESS
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib.util import find_spec
@@ -89,7 +90,9 @@ def _without_command(argv: Sequence[str]) -> int:
     """Print what was asked of hafrm itself: help, the version, or a shell's completions."""
     parser = Parser(prog="hafrm", description="Reward models by hybrid alignment.", epilog=_EPILOG)
     parser.add_argument("--version", action="version", version=f"hafrm {hafrm.__version__}")
-    parser.add_argument("--completion", choices=_SHELLS, help="Print a script that completes commands and options.")
+    parser.add_argument(
+        "--completion", choices=_SHELLS, default=SUPPRESS, help="Print a script that completes commands and options."
+    )
     commands = parser.add_subcommands(required=False, dest="command")
     wanted = "--completion" in " ".join(argv)
     for command, text in COMMANDS.items():  # a command's own parser is only built if its options are printed
@@ -98,7 +101,7 @@ def _without_command(argv: Sequence[str]) -> int:
     if argv and not argv[0].startswith("-"):
         near = get_close_matches(argv[0], COMMANDS, n=1)
         parser.error(f"there is no command {argv[0]}.{f' Did you mean {near[0]}?' if near else ''}")
-    shell = parser.parse_args(argv).completion
+    shell = parser.parse_args(argv).get("completion")
     if shell is None:
         parser.print_help()
         return 0 if argv else 2

@@ -20,7 +20,7 @@ def parser() -> Parser:
 
 def run(args: Namespace) -> None:
     """Score candidates, select, run the judge, print the tables, and write the page."""
-    config = options_of(BestOfNConfig, parser(), args)
+    config = options_of(BestOfNConfig, parser(), args, models=("models", "reference"))
     from hafrm.cli.printing import print_findings
     from hafrm.report.best_of_n import best_of_n_findings
     from hafrm.report.findings import write_findings

@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from jsonargparse import Namespace
 from rich.console import Console
 from rich.markup import escape
@@ -54,6 +55,12 @@ class DataCommand:
     data_options: DataOptions = field(default_factory=DataOptions)
 
 
+_FEW = 0.05
+"""Share of pairs over the limit on tokens above which they are a finding."""
+
+_FILES = 4
+"""Number of files that a summary names."""
+
 _NAMES_HELP = "Data names (see `hafrm data list`), paths of files, or hub:OWNER/NAME; NAME#SPLIT for one split."
 
 
@@ -64,13 +71,13 @@ def parser() -> Parser:
     command.add_argument("action", choices=["list", "show", "check"], help="What to do.")
     command.add_argument("names", nargs="*", default=[], help=_NAMES_HELP)
     command.add_argument("--json", action="store_true", help="check: print JSON instead of tables.")
-    command.add_argument("--strict", action="store_true", help="check: exit with status 1 if a finding is an error.")
+    command.add_argument("--strict", action="store_true", help="check: exit with status 1 for warnings too.")
     return command
 
 
 def run(args: Namespace) -> int:
-    """Carry out `hafrm data ACTION`; the exit status is 1 if `check --strict` finds errors."""
-    command = options_of(DataCommand, parser(), args)
+    """Carry out `hafrm data ACTION`; the exit status is 1 if `check` finds errors, or anything with `--strict`."""
+    command = options_of(DataCommand, parser(), args, models=("tokenizer",), data=("names", "against"))
     if args.action == "list":
         _console().print(_names_table())
         return 0
@@ -90,22 +97,42 @@ class _Loaded:
     statistics: PairStatistics
     encoded: PairTables | None
     """The pairs as the tokenizer encodes them, without a limit; None without a tokenizer."""
-    too_long: int | None
-    """Number of pairs over the limit; None if tokens are not counted."""
+    limit: int
+    """The limit on tokens."""
+
+    @property
+    def lengths(self) -> np.ndarray | None:
+        """Tokens of the longer sequence of each pair, prompt included; None if tokens are not counted."""
+        return None if self.encoded is None else self.encoded.longest()
+
+    @property
+    def too_long(self) -> int | None:
+        """Number of pairs over the limit; None if tokens are not counted."""
+        return None if self.lengths is None else int((self.lengths > self.limit).sum())
+
+    @property
+    def overlong(self) -> Finding | None:
+        """The finding that more than a few pairs are over the limit."""
+        if not self.too_long or self.too_long <= _FEW * len(self.pairs):
+            return None
+        explanation = (
+            f"training leaves out pairs of over {self.limit} tokens: raise data_options.max_length, or set "
+            "data_options.overlong: truncate."
+        )
+        return Finding(check="overlong", severity="warning", count=self.too_long, examples=[], explanation=explanation)
 
 
 def _load(name: str, command: DataCommand, options: DataOptions) -> _Loaded:
     loaded = load_pairs(name, split=command.split, options=options)
-    encoded, too_long = None, None
+    encoded = None
     if command.tokenizer is not None:
         from hafrm.models.tokenizers import load_tokenizer  # imports torch, so only if tokens are counted
 
         # Without a limit, so that the length statistics cover all pairs.
         encoder = ConversationEncoder(load_tokenizer(command.tokenizer), max_length=sys.maxsize)
         encoded = encode_pairs(loaded.pairs, encoder, options)
-        too_long = int((encoded.longest() > options.max_length).sum())
     statistics = pair_statistics(loaded.pairs, encoded)
-    return _Loaded(loaded.pairs, loaded.reports[0], statistics, encoded, too_long)
+    return _Loaded(loaded.pairs, loaded.reports[0], statistics, encoded, options.max_length)
 
 
 def _show(names: list[str], command: DataCommand) -> int:
@@ -127,12 +154,12 @@ def _check(names: list[str], command: DataCommand, *, as_json: bool, strict: boo
         print(json_text([_as_json(*part) for part in checked], indent=2))  # noqa: T201
     else:
         _print_findings(checked)
-    failed = any(finding.severity == "error" for _, findings in checked for finding in findings)
-    return int(strict and failed)
+    return int(any(strict or finding.severity == "error" for _, findings in checked for finding in findings))
 
 
 def _findings(loaded: _Loaded, against: dict[str, list[PreferencePair]]) -> list[Finding]:
-    return check_pairs(loaded.pairs, report=loaded.report, against=against, encoded=loaded.encoded)
+    found = check_pairs(loaded.pairs, report=loaded.report, against=against, encoded=loaded.encoded)
+    return [*found, *([loaded.overlong] if loaded.overlong else [])]
 
 
 def _as_json(loaded: _Loaded, findings: list[Finding]) -> dict[str, Any]:
@@ -185,16 +212,29 @@ def _print_summary(loaded: _Loaded, console: Console) -> None:
 def _notes(loaded: _Loaded) -> list[str]:
     report = loaded.report
     return [
-        f"{report.rows} rows read, {report.kept} kept, of {'; '.join(report.read_from)}",
+        f"{report.rows} rows read, {report.kept} {'pairs' if report.expanded else 'kept'}, of "
+        f"{'; '.join(report.read_from[:_FILES])}{' and more' if len(report.read_from) > _FILES else ''}",
+        *([f"read as {report.form}"] if report.form else []),
         *(f"{count} bad rows skipped: {reason}" for reason, count in report.skipped.items()),
+        *([f"the first bad row: {report.first_fault}"] if report.first_fault else []),
         *(f"{count} rows left out: {reason}" for reason, count in report.dropped.items()),
         *([report.unread_columns] if report.unread else []),
         *report.notes,
         *([f"licence: {report.licence}"] if report.licence else []),
-        "tokens are not counted: give a --tokenizer"
-        if loaded.too_long is None
-        else f"{loaded.too_long} pairs are over data_options.max_length",
+        _lengths(loaded),
     ]
+
+
+def _lengths(loaded: _Loaded) -> str:
+    """Describe the lengths of the pairs against the limit."""
+    if loaded.lengths is None:
+        return "tokens are not counted: give a --tokenizer"
+    middle, most, longest = np.percentile(loaded.lengths, (50, 95, 100)).astype(int)
+    share = loaded.too_long / len(loaded.lengths) if loaded.too_long else 0
+    return (
+        f"tokens of the longer response with its prompt: median {middle:,}, 95% up to {most:,}, at most {longest:,}; "
+        f"{loaded.too_long or 0:,} pairs ({share:.1%}) are over data_options.max_length {loaded.limit:,}"
+    )
 
 
 def _pair_panel(pair: PreferencePair) -> Panel:

@@ -80,7 +80,7 @@ def run(args: Namespace) -> None:
 
 def _backbone() -> Path:
     """Return the world's instruct backbone; pretrain it, with a line of progress, if it is not in the cache."""
-    from hafrm.paper.world import world_backbone
+    from hafrm.paper.world.backbone import world_backbone
 
     with Console(stderr=True).status("reading the world's text") as line:
 

@@ -20,7 +20,10 @@ def parser() -> Parser:
 
 def run(args: Namespace) -> None:
     """Evaluate, print the table, and write the page."""
-    run_evaluation(options_of(EvaluateConfig, parser(), args), Console())
+    config = options_of(
+        EvaluateConfig, parser(), args, models=("models", "reference"), data=("data", "calibration_data")
+    )
+    run_evaluation(config, Console())
 
 
 def run_evaluation(config: EvaluateConfig, console: Console, intro: str = "") -> Path:

@@ -17,7 +17,7 @@ def parser() -> Parser:
 
 def run(args: Namespace) -> None:
     """Export, and list what was written."""
-    config = options_of(ExportConfig, parser(), args)
+    config = options_of(ExportConfig, parser(), args, models=("run",))
     from hafrm.models.export import export
 
     console = Console()

@@ -28,7 +28,7 @@ def parser() -> Parser:
 
 def run(args: Namespace) -> None:
     """Judge; print the table, the unscored rows and the cost."""
-    config = options_of(JudgeConfig, parser(), args)
+    config = options_of(JudgeConfig, parser(), args, data=("data",))
     from hafrm.judging.run import RESULTS_FILE, judge_rows
     from hafrm.judging.verdicts import nothing_judged
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse_from_object
 from jsonargparse import (  # type: ignore[attr-defined]
@@ -15,7 +15,11 @@ from jsonargparse import (  # type: ignore[attr-defined]
 )
 
 from hafrm.cli.parser import Parser
+from hafrm.data import require_source
+from hafrm.data.simulated import is_simulated
 from hafrm.errors import ConfigError
+from hafrm.models.places import require_place
+from hafrm.models.remote import is_server
 
 Options = TypeVar("Options")
 
@@ -61,7 +65,7 @@ def command_parser(
     if positional:
         parser.add_argument(positional, nargs="+" if positional in lists else None, help=docs.get(positional))
     for name in (name for name in lists if name != positional):
-        (kind,) = get_args(hints[name])
+        kind = _item_type(hints[name])
         if _required(by_name[name]):
             parser.add_argument(f"--{name}", nargs="+", type=kind, required=True, help=docs.get(name))
         else:
@@ -73,11 +77,43 @@ def command_parser(
     return parser
 
 
-def options_of(options: type[Options], parser: Parser, args: Namespace) -> Options:
-    """The dataclass that a parsed command line describes; its own checks raise `ConfigError`."""
+def _item_type(hint: Any) -> Any:
+    """Return the type of a list's items; the Python API may take other values than lists too."""
+    return next(get_args(each)[0] for each in (hint, *get_args(hint)) if get_origin(each) is list)
+
+
+def options_of(
+    options: type[Options],
+    parser: Parser,
+    args: Namespace,
+    *,
+    models: Sequence[str] = ("model",),
+    data: Sequence[str] = (),
+) -> Options:
+    """The dataclass that a parsed command line describes; its own checks raise `ConfigError`.
+
+    Args:
+        options: The dataclass.
+        parser: The command's parser.
+        args: What it parsed.
+        models: Fields that name models: folders that don't exist are refused before torch is loaded.
+        data: Fields with data names, which are checked as early.
+    """
     _refuse_zero_bytes(args)
+    for name in _named(args, data):
+        require_source(name)
+    for name in _named(args, models):
+        if not is_server(name) and not is_simulated(name):
+            require_place(name)
     values = parser.instantiate(args)
     return options(**{field.name: values[field.name] for field in fields(options)})  # type: ignore[arg-type]
+
+
+def _named(args: Namespace, options: Sequence[str]) -> Iterator[str]:
+    """Yield the names that options hold, one or several each."""
+    for option in options:
+        value = args.get(option)
+        yield from [value] if isinstance(value, str) else value or []
 
 
 def _refuse_zero_bytes(args: Namespace) -> None:

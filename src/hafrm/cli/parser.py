@@ -21,7 +21,10 @@ _BOOLEANS = ("true", "false", "yes", "no", "on", "off", "1", "0")
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "a mapping"}
 
 _VALUE = re.compile(r'Parser key "(?P<key>[\w.]+)":.*(?:Got|Given) value: (?P<value>.*)', re.DOTALL)
-_UNEXPECTED = re.compile(r"does not accept option '(?P<key>[\w.-]+)'|[Kk]ey '(?P<other>[\w.-]+)' is not expected")
+_UNEXPECTED = re.compile(r"(?:does not accept option|Option|[Kk]ey) '(?P<key>[\w.-]+)'")
+
+
+_CHOICE = re.compile(r"argument (?P<name>\S+): invalid choice: '(?P<given>.*?)' \(choose from (?P<known>.*)\)")
 
 
 class Parser(ArgumentParser):
@@ -33,7 +36,7 @@ class Parser(ArgumentParser):
         Exits with status 2 if an option is unknown.
         """
         words: list[str] = []
-        for word, following in zip(argv, [*argv[1:], None], strict=True):
+        for word, following in zip(argv, [*argv[1:], None], strict=False):
             if not re.match(r"--[A-Za-z]", word):
                 words.append(word)
                 continue
@@ -57,7 +60,7 @@ class Parser(ArgumentParser):
         """Return all options with their types, `--loss.beta`; open mappings take further names."""
         found: dict[str, Any] = {}
         for name, action in self._option_string_actions.items():
-            if name.startswith("--") and action.help != argparse.SUPPRESS:
+            if name.startswith("--") and action.help != argparse.SUPPRESS and ".help" not in name:
                 kind = getattr(action, "_typehint", None)
                 found[name] = kind
                 for each in filter(is_dataclass, _choices(kind)):
@@ -78,7 +81,7 @@ class Parser(ArgumentParser):
         if not near and "training" in known:
             from hafrm.training.arguments import FIELDS  # loads transformers
 
-            near = [f"training.{field}" for field in FIELDS if field == last]
+            near = [f"training.{field}" for field in FIELDS if field == last or field.endswith(f"_train_{last}")]
         if not near:
             parts = {each.rpartition(".")[2]: each for each in known}
             near = [parts[each] for each in get_close_matches(last, parts, n=2, cutoff=0.75)]
@@ -86,7 +89,9 @@ class Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print an error as one line and exit with status 2."""
-        print(f"{self.prog}: {self._reworded(message)}. `{self.prog} --help` lists the options.", file=sys.stderr)  # noqa: T201
+        text = self._reworded(message)
+        text += "" if text.endswith(("?", ".")) else "."
+        print(f"{self.prog}: {text} `{self.prog} --help` lists the options.", file=sys.stderr)  # noqa: T201
         self.exit(2)
 
     def _reworded(self, message: str) -> str:
@@ -96,12 +101,20 @@ class Parser(ArgumentParser):
             if kind is not None:
                 return f"--{key} must be {_described(kind)}, got {value}{_nearest(kind, value)}"
         if unexpected := _UNEXPECTED.search(message):
-            key = unexpected["key"] or unexpected["other"]
-            return f"--config has an option {key}, which there is not.{self._suggestion(key)}".rstrip(".")
+            key = unexpected["key"]
+            return f"--config has {key}, which is not an option.{self._suggestion(key)}".rstrip(".")
         if "required" in message:
             return f"missing: {', '.join(self._required(message))}"
         if message.startswith("unrecognized arguments:"):
-            return f"{message.removeprefix('unrecognized arguments:').strip()} belongs to no option"
+            left = message.removeprefix("unrecognized arguments:").strip()
+            return f"there is no option {left}" if left[0] == "-" else f"{left} is left over"
+        if choice := _CHOICE.search(message):
+            words = re.findall(r"'([^']*)'", choice["known"])
+            return f"{choice['name']} must be {_listed(words)}, got {choice['given']}"
+        message = re.sub(
+            r'in "<unicode string>", ', "at ", message.replace("Problems parsing config", "--config can't be read")
+        )
+        message = re.sub(r"^argument (\S+): expected .*argument", r"\1 needs a value", message)
         lines = (line.strip() for line in message.removeprefix("argument ").splitlines())
         return " ".join(filter(None, lines)).rstrip(".")
 
@@ -135,9 +148,13 @@ def _literals(kind: Any) -> list[str]:
 def _described(kind: Any) -> str:
     """Describe an option's values: its words, or "a number"."""
     if words := _literals(kind):
-        return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
+        return _listed(words)
     names = (_KINDS.get(get_origin(each) or each, getattr(each, "__name__", str(each))) for each in _choices(kind))
     return " or ".join(names)
+
+
+def _listed(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
 
 
 def _nearest(kind: Any, value: str) -> str:

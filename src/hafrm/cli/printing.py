@@ -81,7 +81,8 @@ def print_findings(findings: Findings, console: Console) -> None:
     for text in (findings.intro, *(f"- {_styled(each)}" for each in findings.statements)):
         _say(console, text)
     for found in all_tables(findings):
-        table = Table(title=Text(found.title))
+        console.print(Text(f"\n{found.title}", style="italic"), soft_wrap=True)
+        table = Table()
         for name in found.header:
             table.add_column(_styled(name))
         for row in found.rows:

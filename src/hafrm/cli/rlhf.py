@@ -45,7 +45,7 @@ def parser() -> Parser:
 
 def run(args: Namespace) -> None:
     """Train, draw the curves, and print where the results are."""
-    config = options_of(RlhfConfig, parser(), args)
+    config = options_of(RlhfConfig, parser(), args, models=("model", "reward", "gold", "reference"), data=("data",))
     from hafrm.rlhf.run import rlhf
 
     errors = Console(stderr=True)

@@ -19,7 +19,7 @@ def parser() -> Parser:
 
 def run(args: Namespace) -> None:
     """Sample, and print the numbers of drawn and missing responses."""
-    config = options_of(SampleConfig, parser(), args)
+    config = options_of(SampleConfig, parser(), args, data=("data",))
     from hafrm.sampling.run import sample
     from hafrm.sampling.samples import SAMPLES_FILE
 

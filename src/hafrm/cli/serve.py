@@ -16,7 +16,7 @@ def parser() -> Parser:
 
 def run(args: Namespace) -> None:
     """Serve until interrupted."""
-    config = options_of(ServeConfig, parser(), args)
+    config = options_of(ServeConfig, parser(), args, models=("model", "reference"))
     from hafrm.serving.run import serve
 
     serve(config)

@@ -17,7 +17,7 @@ def parser() -> Parser:
 
 def run(args: Namespace) -> None:
     """Train, and print where the result is and how to use it."""
-    config = options_of(TrainConfig, parser(), args)
+    config = options_of(TrainConfig, parser(), args, data=("data", "eval_data"))
     from accelerate import PartialState
 
     from hafrm.training.run import train

@@ -7,7 +7,9 @@
 from hafrm.data.checks import Finding, check_pairs, shared_prompts
 from hafrm.data.collecting import PairSet, SourceReport, fingerprint
 from hafrm.data.encode import encode_pairs, load_tables
-from hafrm.data.loading import SPLITS, data_names, load_pairs, local_path
+from hafrm.data.loading import SPLITS, data_names, load_pairs, require_source
+from hafrm.data.memory import MemoryData, data_names_of
+from hafrm.data.names import local_path
 from hafrm.data.options import DataOptions, OnBadRow, ReadOptions
 from hafrm.data.rawrows import RawRow, read_rows
 from hafrm.data.records import PromptRow, Prompts, load_prompts, nothing_left, read_records
@@ -21,6 +23,7 @@ __all__ = [
     "SPLITS",
     "DataOptions",
     "Finding",
+    "MemoryData",
     "NamedSource",
     "OnBadRow",
     "PairSet",
@@ -33,6 +36,7 @@ __all__ = [
     "SourceReport",
     "check_pairs",
     "data_names",
+    "data_names_of",
     "encode_pairs",
     "fingerprint",
     "length_accuracy",
@@ -44,6 +48,7 @@ __all__ = [
     "pair_statistics",
     "read_records",
     "read_rows",
+    "require_source",
     "shared_prompts",
     "split_by_group",
 ]

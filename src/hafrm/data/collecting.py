@@ -1,6 +1,6 @@
 """From raw rows to pairs and other records, with a report per source that accounts for every row.
 
-For every source, `rows == kept + skipped + dropped`.
+For every source, `rows + expanded == kept + skipped + dropped`.
 """
 
 from __future__ import annotations
@@ -8,15 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from hafrm.data.options import OnBadRow
 from hafrm.data.rawrows import RawRow
-from hafrm.errors import BadRowError, BadRowReason, printable
+from hafrm.errors import BadRowError, printable
 from hafrm.pairs import PreferencePair
-from hafrm.rows import RowReader, parse_pair, row_schema, unread_columns
+from hafrm.rows import RowReader
 
 Record = TypeVar("Record")
 
@@ -35,19 +35,23 @@ class SourceReport:
     name: str
     """The data name as given."""
     kind: str
-    """Kind of source: "file", "folder", "named", "world", "hub" or "suite"."""
+    """Kind of source: "file", "folder", "named", "world", "hub", "memory" or "suite"."""
+    form: str = ""
+    """How the rows were read: a form's name, or the mapping that the user named; empty for sets with names."""
     split: str = ""
     """The requested split; empty for a file, which is read whole."""
     read_from: list[str] = field(default_factory=list)
     """The files, or the call that loads the hub data set."""
     rows: int = 0
     """Rows read."""
+    expanded: int = 0
+    """Pairs that rows gave beyond one each: a ranking of four gives six. Below 0 if several rows make one pair."""
     kept: int = 0
     """Pairs kept."""
     skipped: dict[str, int] = field(default_factory=dict)
     """Number of bad rows skipped, by `BadRowReason`."""
     dropped: dict[str, int] = field(default_factory=dict)
-    """Number of valid rows left out by the source's rule, such as ties, by reason."""
+    """Number of valid rows or pairs of rankings left out by the source's rule, such as ties, by reason."""
     examples: dict[str, list[str]] = field(default_factory=dict)
     """The first few skipped rows and their faulty fields, by `BadRowReason`."""
     first_fault: str = ""
@@ -64,9 +68,7 @@ class SourceReport:
     @property
     def unread_columns(self) -> str:
         """Line that names the unused columns; empty if there are none."""
-        shown = [printable(name, 60) for name in self.unread[:_SHOWN]]
-        more = f" and {len(self.unread) - _SHOWN} more" if len(self.unread) > _SHOWN else ""
-        return f"columns not read: {', '.join(shown)}{more}" if shown else ""
+        return f"columns not read: {listed(self.unread)}" if self.unread else ""
 
     @property
     def left_out(self) -> Counter[str]:
@@ -76,6 +78,40 @@ class SourceReport:
     def as_dict(self) -> dict[str, Any]:
         """Return the report as plain values for JSON."""
         return asdict(self)
+
+
+def listed(columns: Sequence[str]) -> str:
+    """Return names of columns for a message, which shows the first few."""
+    shown = [printable(name, 60) for name in columns[:_SHOWN]]
+    more = f" and {len(columns) - _SHOWN} more" if len(columns) > _SHOWN else ""
+    return ", ".join(shown) + more
+
+
+def left_out_words(counts: Mapping[str, int], limit: int | None = None) -> str:
+    """Say how many pairs are left out for which reason, and which options change it; empty if there are none.
+
+    Args:
+        counts: Number of pairs by reason: as in `SourceReport` and `Account`, and "overlong".
+        limit: Largest number of tokens of a pair, if known.
+    """
+    length = f"{limit} tokens" if limit else "the length limit"
+    words = {
+        "overlong": f"over {length} left out: --data_options.max_length, --data_options.overlong truncate",
+        "tie": "ties",
+        "one_response": "prompts with one response",
+        "mapping": "left out by --data_options.mapping",
+    }
+    merged = Counter(counts)
+    merged["overlong"] += merged.pop("overlong_prompt", 0)
+    return "; ".join(f"{count:,} {words.get(reason, reason)}" for reason, count in merged.most_common() if count)
+
+
+def left_out_of(report: SourceReport) -> Counter[str]:
+    """Return how many pairs of a source were left out, by reason.
+
+    The rules and splits of named sets don't count: they say what the user asked for.
+    """
+    return Counter(report.skipped) if report.kind in ("named", "world") else report.left_out
 
 
 @dataclass
@@ -103,12 +139,14 @@ def fingerprint(pairs: Iterable[_HasRow]) -> str:
 
 
 def fingerprinted(pairs: Iterable[PreferencePair], report: SourceReport) -> Iterator[PreferencePair]:
-    """Yield the pairs, then store their `fingerprint` in the report."""
+    """Yield the pairs, then store the `fingerprint` of those that were taken in the report."""
     digest = hashlib.sha256()
-    for pair in pairs:
-        digest.update(_canonical(pair))
-        yield pair
-    report.sha256 = digest.hexdigest()
+    try:
+        for pair in pairs:
+            digest.update(_canonical(pair))
+            yield pair
+    finally:
+        report.sha256 = digest.hexdigest()
 
 
 def _canonical(pair: _HasRow) -> bytes:
@@ -127,35 +165,11 @@ class Drop:
     """Key by which such rows are counted."""
 
 
-RowMapping = Callable[[RowReader], Mapping[str, Any] | Drop]
-"""Turns a row in a source's own schema into a pair's row (see `hafrm.pairs`), or drops it."""
+Outcome = Mapping[str, Any] | Drop
+"""A row of the contract (see `hafrm.rows`), or the decision to leave it out."""
 
-
-def pairs_of(
-    rows: Iterable[RawRow],
-    report: SourceReport,
-    *,
-    source: str,
-    on_bad_row: OnBadRow,
-    mapping: RowMapping | None = None,
-) -> Iterator[PreferencePair]:
-    """Turn rows into pairs one at a time, and count every row in the report.
-
-    Args:
-        rows: The raw rows.
-        report: Receives the counts, in addition to those of earlier files; complete after the last pair.
-        source: The file or data set of the rows; names the pairs and appears in errors.
-        on_bad_row: What to do with rows that break the data contract.
-        mapping: Translates the schema of a published source; None if rows already follow the contract. Published sets
-            have a few rows that break the contract and can't be repaired, such as empty answers: rows that the mapping
-            accepts and the contract refuses count as dropped.
-
-    Raises:
-        BadRowError: a row is bad, and `on_bad_row` is "error".
-    """
-    collector = _Collector(source, mapping)
-    yield from records_of(rows, report, collector.pair, on_bad_row=on_bad_row)
-    report.unread = sorted(collector.unread.union(report.unread))
+ToRows = Callable[[RowReader], Iterable[Outcome]]
+"""Turns a row in a source's own columns into any number of rows of the contract."""
 
 
 def records_of(
@@ -176,71 +190,40 @@ def records_of(
     Raises:
         BadRowError: a row is bad, and `on_bad_row` is "error".
     """
+    return outcomes_of(rows, report, lambda row: [parse(row)], on_bad_row=on_bad_row)
+
+
+def outcomes_of(
+    rows: Iterable[RawRow],
+    report: SourceReport,
+    parse: Callable[[RawRow], Iterable[Record | Drop]],
+    *,
+    on_bad_row: OnBadRow,
+) -> Iterator[Record]:
+    """Turn each row into any number of records; see `records_of`."""
     for row in rows:
-        report.rows += 1
+        report.rows += row.merged
         try:
-            outcome = parse(row)
+            if row.error is not None:
+                raise row.error
+            outcomes = list(parse(row))
         except BadRowError as error:
             if on_bad_row == "error":
                 raise
-            report.skipped[error.reason.value] = report.skipped.get(error.reason.value, 0) + 1
+            report.skipped[error.reason.value] = report.skipped.get(error.reason.value, 0) + row.merged
             report.first_fault = report.first_fault or f"{error.source}, row {error.row}: {error.fault}"
             _keep_example(report, error)
             continue
-        if isinstance(outcome, Drop):
-            report.dropped[outcome.reason] = report.dropped.get(outcome.reason, 0) + 1
-        else:
-            report.kept += 1
-            yield outcome
+        report.expanded += len(outcomes) - row.merged
+        for outcome in outcomes:
+            if isinstance(outcome, Drop):
+                report.dropped[outcome.reason] = report.dropped.get(outcome.reason, 0) + 1
+            else:
+                report.kept += 1
+                yield outcome
 
 
 def _keep_example(report: SourceReport, error: BadRowError) -> None:
     examples = report.examples.setdefault(error.reason.value, [])
     if len(examples) < _EXAMPLES:
         examples.append(f"{error.source}:{error.row}" + (f" `{error.field}`" if error.field else ""))
-
-
-class _Collector:
-    """Turns the rows of one source into pairs; remembers the schema of the first good row."""
-
-    def __init__(self, source: str, mapping: RowMapping | None) -> None:
-        self.source, self.mapping = source, mapping
-        self.schema: tuple[str, ...] | None = None
-        self.schema_row = 0
-        self.unread: set[str] = set()
-
-    def pair(self, row: RawRow) -> PreferencePair | Drop:
-        if row.error is not None:
-            raise row.error
-        if self.mapping is not None:
-            return self._mapped_pair(self.mapping(RowReader(row.value, source=self.source, number=row.number)), row)
-        pair = parse_pair(row.value, source=self.source, number=row.number)
-        self._check_schema(row.value, row.number)
-        self.unread |= unread_columns(row.value)
-        return pair
-
-    def _mapped_pair(self, mapped: Mapping[str, Any] | Drop, row: RawRow) -> PreferencePair | Drop:
-        if isinstance(mapped, Drop):
-            return mapped
-        try:
-            return parse_pair(mapped, source=self.source, number=row.number)
-        except BadRowError as error:
-            return Drop(error.reason.value)
-
-    def _check_schema(self, row: Mapping[str, Any], number: int) -> None:
-        schema = row_schema(row)
-        if self.schema is None:
-            self.schema, self.schema_row = schema, number
-        elif schema != self.schema:
-            raise BadRowError(
-                BadRowReason.MIXED_SCHEMA,
-                source=self.source,
-                row=number,
-                field=None,
-                problem=f"the row has {_schema_text(schema)}, row {self.schema_row} has {_schema_text(self.schema)}",
-                remedy="Write all rows of a file in one schema, or split the file.",
-            )
-
-
-def _schema_text(schema: tuple[str, ...]) -> str:
-    return ", ".join(f"`{name}` {kind}" for name, kind in zip(("prompt", "chosen", "rejected"), schema, strict=True))

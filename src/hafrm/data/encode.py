@@ -30,6 +30,7 @@ from hafrm import atomic
 from hafrm.data.collecting import SourceReport
 from hafrm.data.loading import PairSource, open_sources
 from hafrm.data.options import DataOptions
+from hafrm.data.recognition import mapping_digest
 from hafrm.data.tables import Account, LostText, PairTables, TableWriter
 from hafrm.encoding import ConversationEncoder, Encoded, OverlongError, TokenGroup
 from hafrm.errors import CHANGE_ROLES, BadRowError, BadRowReason, DataError, UnwritableError
@@ -47,7 +48,7 @@ _EXAMPLES = 5
 _WORTH_KEEPING = 8 * 2**20
 """Bytes of the files above which their tables are kept: smaller ones are encoded again in seconds."""
 
-_ENCODING = 1
+_ENCODING = 2
 """Part of every cache key: increase it when hafrm makes other token ids from the same rows and tokenizer."""
 
 
@@ -58,6 +59,7 @@ def encode_pairs(
     *,
     folder: Path | None = None,
     reports: Sequence[SourceReport] = (),
+    limit: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> PairTables:
     """Encode pairs, leaving out and counting those that do not fit.
@@ -68,6 +70,7 @@ def encode_pairs(
         options: Determines what happens to pairs that can't be encoded (`on_bad_row`).
         folder: An empty folder for the tables; without one they are in memory.
         reports: Reports of the pairs' sources, which are complete once all pairs have been read.
+        limit: Number of pairs after which no more are read.
         progress: Called with the number of pairs that were read.
 
     Raises:
@@ -75,16 +78,29 @@ def encode_pairs(
             conversation, and bad rows are not skipped.
         DataError: no pair is left.
     """
-    count = _Count(encoder, options)
-    encoded = _encoded_chunks(_chunks(pairs), encoder)
-    with closing(TableWriter(folder, len(cast(Any, encoder.tokenizer)))) as writer, closing(encoded):
+    count, waiting = _Count(encoder, options), iter(pairs)
+    with closing(TableWriter(folder, len(cast(Any, encoder.tokenizer)))) as writer:
+        while read := _add_pairs(writer, count, islice(waiting, limit and limit - count.kept), progress):
+            if limit is None or count.kept == limit or not read:
+                break
+        if isinstance(waiting, Generator):
+            waiting.close()  # completes the reports
+        return writer.finish(replace(count.account(), reports=list(reports)))
+
+
+def _add_pairs(
+    writer: TableWriter, count: _Count, pairs: Iterator[PreferencePair], progress: Callable[[int], None]
+) -> int:
+    """Encode pairs and write them; return how many were read."""
+    before = count.read
+    with closing(_encoded_chunks(_chunks(pairs), count.encoder)) as encoded:
         for chunk, outcomes in encoded:
             for pair, outcome in zip(chunk, outcomes, strict=True):
                 if isinstance(outcome, TokenGroup):
                     writer.add(pair, outcome, count.read)
                 count.add(pair, outcome)
             progress(count.read)
-        return writer.finish(replace(count.account(), reports=list(reports)))
+    return count.read - before
 
 
 def _chunks(pairs: Iterable[PreferencePair]) -> Iterator[list[PreferencePair]]:
@@ -150,7 +166,7 @@ class _Count:
     def __init__(self, encoder: ConversationEncoder, options: DataOptions) -> None:
         self.encoder, self.options = encoder, options
         self.read = 0
-        self._kept = 0
+        self.kept = 0
         self._dropped: Counter[str] = Counter()
         self._first_fault = ""
         self._lost: Counter[str] = Counter()
@@ -163,7 +179,7 @@ class _Count:
             self._dropped[self._reason(pair, outcome)] += 1
             self._first_fault = self._first_fault or (str(outcome) if isinstance(outcome, DataError) else "")
             return
-        self._kept += 1
+        self.kept += 1
         self._having.update(_droppable(pair))
         for what in outcome.lost:
             self._lost[what] += 1
@@ -172,7 +188,7 @@ class _Count:
                 examples.append(pair.id)
 
     def account(self) -> Account:
-        if not self._kept:
+        if not self.kept:
             raise DataError(self._nothing_left())
         lost = [LostText(what, n, self._having[what], self._examples[what]) for what, n in self._lost.items()]
         return Account(dropped=dict(self._dropped), lost=lost)
@@ -226,21 +242,23 @@ def _bad_row(pair: PreferencePair, fault: OverlongError | DataError) -> BadRowEr
 
 
 def load_tables(
-    data: str | Sequence[str],
+    data: Any,
     encoder: ConversationEncoder,
     options: DataOptions,
     *,
     split: str = "train",
+    limit: int | None = None,
     say: Callable[[str], None] = lambda line: None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> PairTables:
     """Read and encode sources of pairs, or open the tables that an earlier run made of the same content.
 
     Args:
-        data: Data names, as for `load_pairs`.
+        data: Data names or rows in memory, as for `load_pairs`.
         encoder: As for `encode_pairs`.
         options: Options for reading and encoding.
         split: The split, as for `load_pairs`.
+        limit: Number of encoded pairs after which no more are read, if a source has an unknown number of rows.
         say: Called with a warning if kept tables are damaged or none can be kept; the tables are then made again.
         progress: Called with the number of pairs that were read.
 
@@ -249,7 +267,9 @@ def load_tables(
         UnwritableError: there is no room for the tables, in the cache folder or elsewhere.
     """
     sources = open_sources(data, split=split, options=options)
-    if sum(path.stat().st_size for source in sources for path in source.reads) < _WORTH_KEEPING:
+    if any(source.endless for source in sources):
+        return _encoded(sources, encoder, options, None, progress, limit)
+    if sum(source.bytes for source in sources) < _WORTH_KEEPING:
         return _encoded(sources, encoder, options, None, progress)
     key = _key(sources, split, encoder, options)
     if key is None:
@@ -311,16 +331,29 @@ def _encoded(
     options: DataOptions,
     folder: Path | None,
     progress: Callable[[int], None],
+    limit: int | None = None,
 ) -> PairTables:
-    pairs = (pair for source in sources for pair in source.pairs)
     reports = [source.report for source in sources]
-    return encode_pairs(pairs, encoder, options, folder=folder, reports=reports, progress=progress)
+    return encode_pairs(
+        _pairs(sources), encoder, options, folder=folder, reports=reports, limit=limit, progress=progress
+    )
+
+
+def _pairs(sources: Sequence[PairSource]) -> Iterator[PreferencePair]:
+    try:
+        for source in sources:
+            yield from source.pairs
+    finally:
+        for source in sources:
+            if isinstance(source.pairs, Generator):
+                source.pairs.close()
 
 
 def _key(sources: Sequence[PairSource], split: str, encoder: ConversationEncoder, options: DataOptions) -> str | None:
     """Name everything that tables depend on; None if that can't be told without reading the rows."""
     backend: Any = getattr(encoder.tokenizer, "backend_tokenizer", None)
-    if backend is None or not all(source.reads for source in sources):
+    mapping = mapping_digest(options.mapping) if options.mapping else ""
+    if backend is None or mapping is None or any(source.key is None for source in sources):
         return None
     tokenizer: Any = encoder.tokenizer
     depends_on = [
@@ -329,8 +362,8 @@ def _key(sources: Sequence[PairSource], split: str, encoder: ConversationEncoder
         tokenizer.chat_template,
         {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         [encoder.max_length, encoder.overlong, encoder.scored_at, encoder.special_tokens, encoder.find_lost],
-        [options.on_bad_row, options.split_seed, split],
-        [source.report.name.partition("@")[0] if source.report.kind == "named" else "" for source in sources],
+        [options.on_bad_row, options.split_seed, split, options.columns, options.score_margins, mapping],
+        [source.key for source in sources],
         [[str(path), _sha256(path)] for source in sources for path in source.reads],
     ]
     return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:32]

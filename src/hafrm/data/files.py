@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import pyarrow
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 LONGEST_ROW = 64 * 2**20
 """Maximum bytes of a line, and maximum characters of a row in a JSON array."""
+
+PACKED = (".gz", ".zst")
+"""Endings of compressed files."""
 
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
 _GZIP = b"\x1f\x8b"
@@ -62,14 +65,24 @@ def require_regular(path: Path) -> None:
 
 
 def opened(path: Path) -> IO[bytes]:
-    """Open a file's bytes, decompressed if its name ends in `.gz`.
+    """Open a file's bytes, decompressed if its name ends in one of `PACKED`.
 
     Raises:
         UnreadableError: it is not a regular file.
         OSError: it can't be opened.
     """
     require_regular(path)
-    return io.BufferedReader(_GzipBytes(path), _BUFFER) if path.suffix == ".gz" else path.open("rb")
+    if path.suffix == ".gz":
+        return io.BufferedReader(_GzipBytes(path), _BUFFER)
+    if path.suffix == ".zst":
+        return io.BufferedReader(_zstandard(path), _BUFFER)
+    return path.open("rb")
+
+
+def _zstandard(path: Path) -> Any:
+    if not pyarrow.Codec.is_available("zstd"):
+        raise UnreadableError(f"{path}: this build of pyarrow can't read .zst. Unpack it, or `pip install pyarrow`.")
+    return pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd")
 
 
 def lines(file: IO[bytes], source: str, *, first: int = 1) -> Iterator[bytes]:

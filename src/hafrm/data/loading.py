@@ -1,13 +1,14 @@
-"""From data names to pairs: files, folders, named sets, the simulated world, the hub.
+"""From data names to pairs: files, folders, named sets, the simulated world, the hub, and rows in memory.
 
-A data name is, in this order: `world/NAME`, or `world/NAME[:100]` for its first 100 pairs; `hub:OWNER/NAME[:CONFIG]`; a
-name of the registry, or NAME@PATH for a copy of that set's files on disk; a path to a file or to a folder with one file
-per split; a plain `OWNER/NAME[:CONFIG]`, which is looked up on the hub. Splits are drawn only from named sets; files
-are read whole, and folders and hub sets have their own splits.
+A data name is, in this order: `world/NAME`; `hub:OWNER/NAME[:CONFIG][@REVISION]`; a name of the registry, or NAME@PATH
+for a copy of that set's files on disk; a path to a file, or to a folder; a pattern of paths such as `parts/*.jsonl`; a
+plain `OWNER/NAME[:CONFIG][@REVISION]`, which is looked up on the hub. A folder is one that `save_to_disk` of the
+`datasets` library wrote, has files for each split, or has any files of rows, which are read in the order of their
+names. Splits are drawn only from named sets; files are read whole, and folders and hub sets have their own splits.
 
 Every name except a file's may end in #SPLIT, which overrides the split that a command asks for:
-`hub:HuggingFaceH4/ultrafeedback_binarized#test_prefs`, `folder#test`, `hh-harmless#test`. An existing path is used as
-it is, even with a # in it.
+`hub:HuggingFaceH4/ultrafeedback_binarized#test_prefs`, `folder#test`, `hh-harmless#test`. Every name may end in a slice
+and a share (`hafrm.data.names`): of rows, or of the pairs of named sets and the world.
 """
 
 from __future__ import annotations
@@ -15,27 +16,34 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
+import glob
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from hafrm.data.collecting import PairSet, RowMapping, SourceReport, fingerprinted, pairs_of
+from hafrm.data.collecting import PairSet, SourceReport, fingerprinted
 from hafrm.data.hub import hub_call, hub_rows
+from hafrm.data.memory import MemoryData, data_names_of
+from hafrm.data.names import Selection, exists, parsed
 from hafrm.data.options import ReadOptions
-from hafrm.data.rawrows import SUFFIXES, files_named, has_known_suffix, read_rows
+from hafrm.data.rawrows import FORMATS, RawRow, files_named, has_known_suffix, read_rows
+from hafrm.data.recognition import read_pairs
 from hafrm.data.registry import NAMED_SOURCES, TEST_SHARE, VALIDATION_SHARE, NamedSource
 from hafrm.data.simulated import is_simulated, simulated_names, simulated_source
 from hafrm.data.splits import split_by_group
+from hafrm.data.tabular import saved_files
 from hafrm.errors import ConfigError, DataError, UnknownDataError, UnreadableError
 from hafrm.pairs import PreferencePair
 
 SPLITS = ("train", "validation", "test")
 """Splits of named sets and of the world."""
 
-_SIMULATED_NAME = re.compile(r"(?P<prefix>\w+)/(?P<set>[\w-]+)(?:\[:(?P<size>[1-9]\d*)\])?")
-_HUB_NAME = re.compile(r"(?P<path>[A-Za-z0-9][\w.-]*/[\w.-]+)(?::(?P<config>[\w.-]+))?")
-_WITH_SPLIT = re.compile(r"(?P<name>[^#].*)#(?P<split>[\w-]*)")
+_SIMULATED_NAME = re.compile(r"(?P<prefix>\w+)/(?P<set>[\w-]+)")
+_HUB_NAME = re.compile(r"(?P<path>[A-Za-z0-9][\w.-]*/[\w.-]+)(?::(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?")
+_SPLIT_NAMES = re.compile(r"(train|training|valid|validation|val|dev|eval|test)([-_.].*)?")
+"""Names of files of one split, without their endings."""
 
 _DEFAULTS = ReadOptions()
 
@@ -49,6 +57,17 @@ class PairSource:
     """Account of its rows, complete after the last pair."""
     reads: Sequence[Path] = ()
     """The files that are read; empty if the source has none on this machine."""
+    key: Sequence[str] | None = None
+    """What the pairs depend on besides the content of these files; None if they can't be known without reading them."""
+    held: int = 0
+    """Bytes of the data in memory, where `key` identifies them."""
+    endless: bool = False
+    """Whether the number of rows is unknown, as of a generator."""
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the files and of the data in memory."""
+        return self.held + sum(path.stat().st_size for path in self.reads)
 
 
 def data_names() -> list[str]:
@@ -56,14 +75,15 @@ def data_names() -> list[str]:
     return [*NAMED_SOURCES, *simulated_names()]
 
 
-def load_pairs(data: str | Sequence[str], *, split: str = "train", options: ReadOptions = _DEFAULTS) -> PairSet:
+def load_pairs(data: Any, *, split: str = "train", options: ReadOptions = _DEFAULTS) -> PairSet:
     """Load preference pairs.
 
     Args:
-        data: One or more data names; see the module's docstring. Several are concatenated.
+        data: One or more data names (see the module's docstring), rows in memory (see `data_names_of`), or a list of
+            both. Several are concatenated.
         split: "train", "validation" or "test"; for a folder or a hub set any of its splits. Files are read whole, and
             NAME#SPLIT overrides this argument.
-        options: How to treat bad rows, and the seed of drawn splits.
+        options: How to read rows and treat bad ones, and the seed of drawn splits.
 
     Returns:
         The pairs, and one report per name that accounts for its rows.
@@ -74,6 +94,10 @@ def load_pairs(data: str | Sequence[str], *, split: str = "train", options: Read
         ConfigError: no name is given, a named split does not exist, or a folder contains a split's file twice.
         BadRowError: a row breaks the data contract, and bad rows are not skipped.
         DataError: a source has no usable row.
+
+    Example:
+        >>> load_pairs([{"prompt": "Two plus two?", "chosen": "Four.", "rejected": "Five."}]).pairs[0].chosen[0].content
+        'Four.'
     """
     result = PairSet([], [])
     for source in open_sources(data, split=split, options=options):
@@ -82,26 +106,31 @@ def load_pairs(data: str | Sequence[str], *, split: str = "train", options: Read
     return result
 
 
-def open_sources(
-    data: str | Sequence[str], *, split: str = "train", options: ReadOptions = _DEFAULTS
-) -> list[PairSource]:
+def open_sources(data: Any, *, split: str = "train", options: ReadOptions = _DEFAULTS) -> list[PairSource]:
     """Open sources of preference pairs without reading their rows, for pairs that need not all be in memory.
 
     Named sets whose splits are drawn are the exception: a draw needs the prompts of all rows, so they are read here.
 
     Args and errors are those of `load_pairs`; errors in rows are raised while pairs are read.
     """
-    names = [data] if isinstance(data, str) else list(data)
+    names = data_names_of(data)
     if not names:
         raise ConfigError("No data given. Name a data set or a file; `hafrm data list` lists the known names.")
-    return [_open(name, split, options) for name in names]
+    sources = [_open(name, split, options) for name in names]
+    if all(source.report.kind in ("named", "world") for source in sources):
+        for option in ("columns", "mapping", "score_margins"):
+            if getattr(options, option):
+                raise ConfigError(f"data_options.{option} has no effect on {', '.join(names)}: leave it out.")
+    return sources
 
 
 def _open(name: str, split: str, options: ReadOptions) -> PairSource:
-    bare, own_split = _without_split(name)
-    source = _source(bare, own_split or split, options)
-    if own_split and source.report.kind == "file":
-        raise ConfigError(f"{name}: a file is read whole and has no splits. Leave out #{own_split}.")
+    found = parsed(name)
+    if found.selection and isinstance(name, MemoryData):
+        raise ConfigError(f"{name}: select the rows before you give them.")
+    source = _source(found.base, found.split or split, options, found.selection, given=found.split is not None)
+    if found.split and not source.report.split:
+        raise ConfigError(f"{name}: a file is read whole and has no splits. Leave out #{found.split}.")
     source.report.name = name
     return replace(source, pairs=_complete(source))
 
@@ -113,108 +142,165 @@ def _complete(source: PairSource) -> Iterator[PreferencePair]:
         raise DataError(f"{source.report.name}: {_account(source.report)}")
 
 
-def local_path(name: str) -> Path | None:
-    """Return the file or folder that a data name reads; None for the world and the hub."""
-    path = _path_in(_without_split(name)[0])
-    return path if path is not None and _exists(path) else None
-
-
-def _path_in(name: str) -> Path | None:
-    """Return the path in a name, existing or not."""
-    if name.startswith("hub:") or is_simulated(name):
-        return None
-    source, _, location = name.partition("@")
-    if source in NAMED_SOURCES:
-        return Path(location) if location else None
-    return Path(name)
-
-
-def _without_split(name: str) -> tuple[str, str | None]:
-    """Separate a name from its #SPLIT, if any."""
-    found, path = _WITH_SPLIT.fullmatch(name), _path_in(name)
-    if found is None or (path is not None and _exists(path)):
-        return name, None
-    if not found["split"]:
-        raise ConfigError(f"{name}: the split's name is missing after #. Write NAME#SPLIT, such as hh-harmless#test.")
-    return found["name"], found["split"]
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # for example, the name is too long
-        return False
-
-
-def _source(name: str, split: str, options: ReadOptions) -> PairSource:
+def _source(name: str, split: str, options: ReadOptions, selection: Selection, *, given: bool) -> PairSource:
+    """Open a source; `given` says whether its name asks for the split."""
+    if isinstance(name, MemoryData):
+        return _load_memory(name, split, options)
     if is_simulated(name):
-        return _load_simulated(name, split)
+        return _load_simulated(name, split, options, selection)
     if name.startswith("hub:"):
-        return _load_hub(name, split, options)
+        return _load_hub(name, split, options, selection)
     if name.partition("@")[0] in NAMED_SOURCES:
-        return _load_named(name, split, options)
+        return _load_named(name, split, options, selection)
     path = Path(name)
     try:
-        is_folder, exists = path.is_dir(), path.exists() or path.is_symlink()
+        is_folder, found = path.is_dir(), path.exists() or path.is_symlink()
     except OSError as error:
         raise UnreadableError(f"{name}: can't be opened ({error.strerror}). Check the path.") from error
     if is_folder:
-        return _load_folder(name, split, options)
-    if exists:
-        return _load_file(name, options)
+        return _load_folder(name, split, options, selection, given=given)
+    if found:
+        return _of_files([path], SourceReport(name=name, kind="file"), options, selection)
+    if glob.has_magic(name):
+        return _load_pattern(name, options, selection)
+    if (missing := _absent(name)) is not None:
+        raise missing
+    return _load_hub(name, split, options, selection)
+
+
+def require_source(name: str) -> None:
+    """Raise for a data name that is neither here nor can be on the hub; nothing is read.
+
+    Raises:
+        UnreadableError: there is no such file.
+        UnknownDataError: the name is unknown.
+    """
+    if isinstance(name, MemoryData):
+        return
+    found = parsed(name)
+    if is_simulated(found.base) and found.base not in simulated_names():
+        raise UnknownDataError(f"Unknown data set {name!r}. {_advice(name)}")
+    elsewhere = found.path is None or name.partition("@")[0] in NAMED_SOURCES or glob.has_magic(found.base)
+    if not elsewhere and not exists(Path(found.base)) and (missing := _absent(found.base)):
+        raise missing
+
+
+def _absent(name: str) -> DataError | None:
+    """Return the error for a path that does not exist; None if it can be the name of a hub data set."""
     if has_known_suffix(name):
-        raise UnreadableError(f"{name}: no such file. {_advice(name)}")
-    if _HUB_NAME.fullmatch(name):
-        return _load_hub(name, split, options)
-    raise UnknownDataError(f"Unknown data set {name!r}. {_advice(name)}")
+        return UnreadableError(f"{name}: no such file. {_advice(name)}")
+    if _HUB_NAME.fullmatch(name) and not Path(name).parent.is_dir():
+        return None
+    return UnknownDataError(f"Unknown data set {name!r}. {_advice(name)}")
 
 
-def _load_file(name: str, options: ReadOptions) -> PairSource:
-    return _of_files([Path(name)], SourceReport(name=name, kind="file"), options)
+def _load_memory(name: MemoryData, split: str, options: ReadOptions) -> PairSource:
+    held = name.of_split(split)
+    report = SourceReport(name=name, kind="memory", read_from=[held.description])
+    key = None if held.fingerprint is None else ["fingerprint", held.fingerprint]
+    size = int(getattr(getattr(held.held, "data", None), "nbytes", 0)) if key else 0
+    pairs = read_pairs(held.rows(), report, options)
+    return PairSource(pairs, report, key=key, held=size, endless=held.size is None)
 
 
-def _load_folder(name: str, split: str, options: ReadOptions) -> PairSource:
+def _load_pattern(name: str, options: ReadOptions, selection: Selection) -> PairSource:
+    matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 - pathlib takes no absolute patterns
+    paths = [Path(match) for match in matches if has_known_suffix(match)]
+    if not paths:
+        raise UnreadableError(f"{name}: no file of rows ({FORMATS}) matches the pattern. Check it.")
+    return _of_files(paths, SourceReport(name=name, kind="file"), options, selection)
+
+
+def _load_folder(name: str, split: str, options: ReadOptions, selection: Selection, *, given: bool) -> PairSource:
+    folder = Path(name)
     report = SourceReport(name=name, kind="folder", split=split)
-    return _of_files(_split_files(Path(name), split), report, options)
+    files = saved_files(folder, split)
+    if files is None:
+        files = _data_files(folder)
+        if given or not files or any(_SPLIT_NAMES.fullmatch(path.name.split(".")[0]) for path in files):
+            files = _split_files(folder, split)
+        else:
+            report.split = ""
+            _require_one_format(folder, files)
+    return _of_files(files, report, options, selection)
+
+
+def _require_one_format(folder: Path, files: Sequence[Path]) -> None:
+    """Raise unless all files have the same ending, as parts of one data set have."""
+    kinds = {path.name.partition(".")[2] for path in files}
+    if len(kinds) > 1:
+        raise UnreadableError(
+            f"{folder}: the folder has files of several formats ({', '.join(sorted(kinds))}), so which of them are the "
+            f"data is unclear. Give a pattern, such as '{folder}/*.{min(kinds)}', or the path of one file."
+        )
 
 
 def _of_files(
-    paths: Sequence[Path], report: SourceReport, options: ReadOptions, mapping: RowMapping | None = None
+    paths: Sequence[Path],
+    report: SourceReport,
+    options: ReadOptions,
+    selection: Selection,
+    named: NamedSource | None = None,
 ) -> PairSource:
-    def pairs() -> Iterator[PreferencePair]:
+    def rows() -> Iterator[RawRow]:
         for path in paths:
-            rows = read_rows(path)
-            yield from pairs_of(rows, report, source=str(path), on_bad_row=options.on_bad_row, mapping=mapping)
+            yield from read_rows(path)
 
     report.read_from += map(str, paths)
-    return PairSource(pairs(), report, paths)
+    if named is None:
+        pairs = _pairs(rows, report, options, selection)
+    else:  # the selection is of its pairs
+        pairs = read_pairs(rows(), report, options, named=named.mapping)
+    return PairSource(pairs, report, paths, ["" if named is None else named.name, str(selection)])
+
+
+def _pairs(
+    rows: Callable[[], Iterable[RawRow]],
+    report: SourceReport,
+    options: ReadOptions,
+    selection: Selection,
+) -> Iterator[PreferencePair]:
+    """Return the pairs of the selected rows."""
+
+    def count() -> int:
+        return sum(1 for _ in rows())
+
+    def selected() -> Iterator[RawRow]:  # rows are counted, if at all, when the first is read
+        yield from selection.of(rows(), count, options.split_seed)
+
+    return read_pairs(selected(), report, options)
+
+
+def _data_files(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if has_known_suffix(path))
+    except OSError as error:
+        raise UnreadableError(f"{folder}: can't be listed ({error.strerror}). Check its permissions.") from error
 
 
 def _split_files(folder: Path, split: str) -> list[Path]:
     """Find a split's files in a folder: `SPLIT.jsonl`, or parts such as `SPLIT-00000-of-00002.parquet`."""
-    try:
-        files = sorted(path for path in folder.iterdir() if has_known_suffix(path))
-    except OSError as error:
-        raise UnreadableError(f"{folder}: can't be listed ({error.strerror}). Check its permissions.") from error
+    files = _data_files(folder)
     found = files_named(files, re.escape(split))
     if not found:
         held = ", ".join(path.name for path in files[:8]) or "no data file"
         raise UnreadableError(
             f"{folder}: the folder has no file of the split {split!r}; it holds {held}. Add a file named "
-            f"{split}.jsonl (or {', '.join(SUFFIXES[1:])}), name a split that is there as {folder}#SPLIT, or give the "
-            "path of one file, which is read whole."
+            f"{split}.jsonl (or {FORMATS}), name a split that is there as {folder}#SPLIT, or give the path of one "
+            "file, which is read whole."
         )
     return found
 
 
-def _load_hub(name: str, split: str, options: ReadOptions) -> PairSource:
+def _load_hub(name: str, split: str, options: ReadOptions, selection: Selection) -> PairSource:
     match = _HUB_NAME.fullmatch(name.removeprefix("hub:"))
     if match is None:
         raise UnknownDataError(
-            f"{name!r} is no name of a hub data set. Write hub:OWNER/NAME or hub:OWNER/NAME:CONFIG, and #SPLIT behind "
-            "it for another split than the command's own."
+            f"{name!r} is not the name of a hub data set. Write hub:OWNER/NAME, with :CONFIG, @REVISION and #SPLIT "
+            "after it where needed."
         )
-    arguments = {"name": match["config"]} if match["config"] else {}
+    arguments = {"name": match["config"], "revision": match["revision"]}
+    arguments = {argument: value for argument, value in arguments.items() if value}
     call = hub_call(match["path"], arguments, split=split)
     report = SourceReport(name=name, kind="hub", split=split, read_from=[call])
     remedy = (
@@ -223,24 +309,42 @@ def _load_hub(name: str, split: str, options: ReadOptions) -> PairSource:
     )
     if not name.startswith("hub:"):
         remedy = f"There is no file or folder {name} either. {remedy}"
-    rows = hub_rows(match["path"], arguments, split=split, remedy=remedy)
-    return PairSource(pairs_of(rows, report, source=f"{name}/{split}", on_bad_row=options.on_bad_row), report)
+
+    def rows() -> Iterator[RawRow]:
+        return hub_rows(path, arguments, split=split, source=f"{name}/{split}", remedy=remedy)
+
+    path = match["path"]
+    return PairSource(_pairs(rows, report, options, selection), report)
 
 
-def _load_named(name: str, split: str, options: ReadOptions) -> PairSource:
+def _load_named(name: str, split: str, options: ReadOptions, selection: Selection) -> PairSource:
     source_name, _, location = name.partition("@")
     source = NAMED_SOURCES[source_name]
     _require_split(name, split)
     own_split = "test" if split == "test" and source.has_test else "train"
     report = SourceReport(name=name, kind="named", split=split, licence=source.licence, notes=list(source.notes))
     if location:
-        found = _of_files(_copied_files(name, Path(location), own_split), report, options, source.mapping)
+        found = _of_files(_copied_files(name, Path(location), own_split), report, options, selection, source)
     else:
         found = PairSource(_download(source, own_split, report, options), report)
     if own_split == "train":
         drawn = _draw(list(found.pairs), split, report, has_test=source.has_test, seed=options.split_seed)
         found = replace(found, pairs=iter(drawn))
-    return found
+    return replace(found, pairs=_selected_pairs(found.pairs, report, selection, options))
+
+
+def _selected_pairs(
+    pairs: Iterable[PreferencePair], report: SourceReport, selection: Selection, options: ReadOptions
+) -> Iterator[PreferencePair]:
+    """Return the selected pairs of a split, and count the others as dropped."""
+    if not selection:
+        return iter(pairs)
+    held = list(pairs)
+    kept = list(selection.of(held, lambda: len(held), options.split_seed))
+    report.kept = len(kept)
+    if len(kept) < len(held):
+        report.dropped["not_selected"] = len(held) - len(kept)
+    return iter(kept)
 
 
 def _download(source: NamedSource, split: str, report: SourceReport, options: ReadOptions) -> Iterator[PreferencePair]:
@@ -249,13 +353,9 @@ def _download(source: NamedSource, split: str, report: SourceReport, options: Re
         f"{source.access}Check the network, or download the files of {source.homepage} elsewhere and name them as "
         f"{source.name}@PATH."
     )
-    return pairs_of(
-        hub_rows(source.path, source.arguments, split=split, remedy=remedy),
-        report,
-        source=f"{source.name}/{split}",
-        on_bad_row=options.on_bad_row,
-        mapping=source.mapping,
-    )
+    place = f"{source.name}/{split}"
+    rows = hub_rows(source.path, source.arguments, split=split, source=place, remedy=remedy)
+    return read_pairs(rows, report, options, named=source.mapping)
 
 
 def _copied_files(name: str, location: Path, split: str) -> list[Path]:
@@ -284,16 +384,17 @@ def _draw(
     return chosen
 
 
-def _load_simulated(name: str, split: str) -> PairSource:
+def _load_simulated(name: str, split: str, options: ReadOptions, selection: Selection) -> PairSource:
     found = _SIMULATED_NAME.fullmatch(name)
     if found is None or found["set"] not in simulated_source(found["prefix"]).names:
         raise UnknownDataError(f"Unknown data set {name!r}. {_advice(name)}")
     _require_split(name, split)
-    pairs = list(_drawn(found["prefix"], found["set"], split, int(found["size"]) if found["size"] else None))
+    first = int(selection.stop) if selection.stop.isdecimal() and int(selection.stop) else None
+    pairs = list(_drawn(found["prefix"], found["set"], split, first))
     report = SourceReport(
         name=name, kind="world", split=split, read_from=["hafrm.world"], rows=len(pairs), kept=len(pairs)
     )
-    return PairSource(iter(pairs), report)
+    return PairSource(_selected_pairs(pairs, report, selection, options), report)
 
 
 @functools.lru_cache(maxsize=32)  # drawing takes seconds, and comparing methods reads each set repeatedly
@@ -315,16 +416,25 @@ def _advice(name: str) -> str:
     nearest = difflib.get_close_matches(name.lower(), [*data_names(), *near_by], n=3, cutoff=0.5)
     did_you_mean = f"Did you mean {' or '.join(nearest)}? " if nearest else ""
     return (
-        f"{did_you_mean}`hafrm data list` lists the known names; the path of a file ({', '.join(SUFFIXES)}), of a "
-        "folder with a file for each split, or a hub data set as hub:OWNER/NAME will do as well, "
-        "with #SPLIT behind it for another split than the command's own."
+        f"{did_you_mean}`hafrm data list` lists the known names; the path of a file ({FORMATS}), of a folder, or a hub "
+        "data set as hub:OWNER/NAME will do as well, with #SPLIT behind it for another split than the command's own."
     )
+
+
+_REMEDIES = {
+    "one_response": "A pair needs two responses to a prompt, with different labels or scores.",
+    "tie": "A pair needs responses with different labels or scores.",
+}
+"""Remedies for sources of which nothing is left, by the reason for the most rows."""
 
 
 def _account(report: SourceReport) -> str:
     """Explain why a source has no pairs."""
     if not report.rows:
         return "holds no row. Give data with at least one pair."
-    counts = ", ".join(f"{count} {reason}" for reason, count in {**report.skipped, **report.dropped}.items())
-    remedy = f"The first bad row: {report.first_fault}" if report.first_fault else "Use another split, or other data."
-    return f"none of its {report.rows} rows is left ({counts}). {remedy}"
+    left_out = report.left_out
+    counts = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
+    form = f", read as {report.form}" if report.form else ""
+    remedy = _REMEDIES.get(left_out.most_common(1)[0][0] if left_out else "", "Use another split, or other data.")
+    remedy = f"The first bad row: {report.first_fault}" if report.first_fault else remedy
+    return f"none of its {report.rows} rows is usable{form} ({counts}). {remedy}"

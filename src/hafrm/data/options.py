@@ -24,11 +24,50 @@ class ReadOptions:
     """
 
     split_seed: int = 0
-    """Seed for drawing splits by prompt from sources without their own."""
+    """Seed for drawing splits by prompt from sources without their own, and the rows of a share such as FILE*0.3."""
+
+    columns: str | None = None
+    """Columns with other names, as `prompt: question, chosen: response_j, rejected: response_k`: the name that hafrm
+    reads, then the column's.
+    """
+
+    mapping: str | None = None
+    """A Python function, as `module:function` or `file.py:function`, that gets each row as a dict and returns a row
+    with `prompt`, `chosen` and `rejected`, a list of such rows, or None to leave the row out.
+    """
+
+    score_margins: bool = False
+    """Use the difference of a pair's scores as its margin (`score_chosen` and `score_rejected`, the scores of a
+    ranking, or the strength of a preference) instead of the column `margin`.
+    """
 
     def __post_init__(self) -> None:
+        _ = self.renamed
+        if self.columns and self.mapping:
+            raise ConfigError("data_options.columns has no effect with data_options.mapping: let the function rename.")
+        if self.mapping is not None and not all(self.mapping.rpartition(":")):
+            raise ConfigError(f"data_options.mapping must be module:function or file.py:function, got {self.mapping!r}")
         if self.on_bad_row not in ("error", "skip"):
             raise ConfigError(f"data_options.on_bad_row must be `error` or `skip`, got {self.on_bad_row!r}")
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        """Return the columns by the names under which they are read; see `columns`.
+
+        Raises:
+            ConfigError: `columns` does not have the form "name: column, ...", or a name occurs twice.
+        """
+        found: dict[str, str] = {}
+        for part in filter(str.strip, (self.columns or "").split(",")):
+            name, colon, column = (each.strip() for each in part.partition(":"))
+            if not (name and colon and column) or name in found:
+                problem = f"{name} twice" if name in found else repr(part.strip())
+                raise ConfigError(
+                    f"data_options.columns contains {problem}. Write the name that hafrm reads and the column's, as "
+                    "`prompt: question, chosen: response_j, rejected: response_k`."
+                )
+            found[name] = column
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Raw rows of a file, one at a time: JSON lines, JSON or Parquet, gzipped or not.
+"""Raw rows of a file, one at a time: JSON lines, JSON, CSV and TSV, compressed or not, Parquet and Arrow.
 
 Deals with file formats only: the content of rows is checked later. A line that is not JSON becomes a row with an error,
 so that later rows can still be read.
@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import pyarrow.parquet
-
 from hafrm.data.arrays import array_values, json_problem
-from hafrm.data.files import lines, opened, reading, require_regular
+from hafrm.data.files import PACKED, lines, opened, reading, require_regular
+from hafrm.data.tabular import arrow_file_rows, parquet_rows, separated_rows
 from hafrm.errors import BadRowError, BadRowReason, ConfigError, UnreadableError
 
 __all__ = [
+    "FORMATS",
     "SUFFIXES",
     "RawRow",
-    "arrow_row",
     "files_named",
     "has_known_suffix",
     "json_line_row",
@@ -30,8 +29,14 @@ __all__ = [
     "reading",
 ]
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+_TEXTS = (".jsonl", ".json", ".csv", ".tsv")
+_TABLES = (".parquet", ".arrow", ".feather")
+
+SUFFIXES = (*_TEXTS, *(text + packed for text in _TEXTS for packed in PACKED), *_TABLES)
 """Endings of supported files."""
+
+FORMATS = f"{', '.join(_TEXTS)}, each also with {' or '.join(PACKED)}, {', '.join(_TABLES)}"
+"""The endings in words."""
 
 _PART = r"(?:-\d+(?:-of-\d+(?:-[0-9a-f]{16})?)?)?"
 """Suffix of the name of a file with part of the rows; the hub's converters used to add a fingerprint."""
@@ -48,6 +53,10 @@ class RawRow:
     """Usually a mapping from field names to values."""
     error: BadRowError | None = None
     """Why there is no value."""
+    source: str = ""
+    """The file or data set of the row."""
+    merged: int = 1
+    """Number of rows of the source that it was made from."""
 
 
 def has_known_suffix(path: str | Path) -> bool:
@@ -94,22 +103,33 @@ def read_rows(path: Path, *, source: str | None = None) -> Iterator[RawRow]:
         UnreadableError: the file can't be opened, decompressed or decoded.
     """
     source = source or str(path)
-    name = path.name.removesuffix(".gz")
     with reading(source):
         require_regular(path)
-        if name.endswith(".parquet"):
-            yield from _parquet_rows(path)
-        elif name.endswith(".jsonl"):
-            with opened(path) as file:
-                yield from _json_lines(file, source)
-        elif name.endswith(".json"):
-            with opened(path) as file:
-                yield from (RawRow(number, value) for number, value in enumerate(array_values(file, source), start=1))
-        else:
+        if not has_known_suffix(path):
             raise UnreadableError(
-                f"{source}: the file's name ends in none of {', '.join(SUFFIXES)}. "
-                "Convert the file, or rename it to say what it holds."
+                f"{source}: the file's name ends in none of {FORMATS}. Convert the file, or rename it to say what it "
+                "holds."
             )
+        kind = path.with_suffix("").suffix if path.suffix in PACKED else path.suffix
+        if kind in _TABLES:
+            values = parquet_rows(path) if kind == ".parquet" else arrow_file_rows(path)
+            yield from _numbered(values, source)
+            return
+        with opened(path) as file:
+            if kind == ".jsonl":
+                yield from _json_lines(file, source)
+            elif kind == ".json":
+                yield from _numbered(array_values(file, source), source)
+            else:
+                yield from _numbered(separated_rows(file, source, "\t" if kind == ".tsv" else ","), source)
+
+
+def _numbered(values: Iterable[Any], source: str) -> Iterator[RawRow]:
+    for number, value in enumerate(values, start=1):
+        if isinstance(value, BadRowError):
+            yield RawRow(number, error=value, source=source)
+        else:
+            yield RawRow(number, value, source=source)
 
 
 def _json_lines(file: IO[bytes], source: str) -> Iterator[RawRow]:
@@ -128,7 +148,7 @@ def json_line_row(line: bytes, source: str, number: int) -> RawRow | None:
     if not text:
         return None
     try:
-        return RawRow(number, json.loads(text))
+        return RawRow(number, json.loads(text), source=source)
     except (ValueError, RecursionError) as error:  # ValueError: bad JSON, or an integer of thousands of digits
         problem = BadRowError(
             BadRowReason.INVALID_JSON,
@@ -138,31 +158,7 @@ def json_line_row(line: bytes, source: str, number: int) -> RawRow | None:
             problem=f"the line is not valid JSON ({json_problem(error)})",
             remedy="Repair or remove the line.",
         )
-        return RawRow(number, error=problem)
-
-
-def _parquet_rows(path: Path) -> Iterator[RawRow]:
-    number = 0
-    with pyarrow.parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=1024):
-            for row in batch.to_pylist():
-                number += 1
-                yield RawRow(number, arrow_row(row))
-
-
-def arrow_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert a row of an Arrow table, removing null fields from its structs.
-
-    Arrow gives all structs of a column the same fields, so a tool call would be rendered with null for arguments that
-    only other calls have.
-    """
-    return {name: _without_nulls(value) for name, value in row.items()}
-
-
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _without_nulls(item) for name, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+        return RawRow(number, error=problem, source=source)
 
 
 def _decode(content: bytes, where: str) -> str:

@@ -14,6 +14,7 @@ from hafrm.data.collecting import Drop, SourceReport, records_of
 from hafrm.data.loading import open_sources
 from hafrm.data.options import ReadOptions
 from hafrm.data.rawrows import RawRow, read_rows
+from hafrm.data.recognition import renamed_rows
 from hafrm.errors import DataError
 from hafrm.pairs import PreferencePair, Prompt, prompt_group
 from hafrm.rows import RowReader, parse_pair
@@ -52,11 +53,10 @@ def read_records(
         return
 
     def parse(row: RawRow) -> Record | Drop:
-        if row.error is not None:
-            raise row.error
         return of_row(RowReader(row.value, source=name, number=row.number))
 
-    yield from records_of(read_rows(Path(name)), report, parse, on_bad_row=options.on_bad_row)
+    rows = renamed_rows(read_rows(Path(name)), options)
+    yield from records_of(rows, report, parse, on_bad_row=options.on_bad_row)
 
 
 def nothing_left(name: str, what: str, reports: Sequence[SourceReport]) -> DataError:

@@ -7,12 +7,12 @@ row.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hafrm.data.collecting import Drop, RowMapping
-from hafrm.errors import BadRowReason
+from hafrm.data.collecting import Drop, Outcome
+from hafrm.data.forms import alpaca_farm, answers, chatbot_arena, hh_transcripts
 from hafrm.rows import RowReader, transcript_turns
 
 TEST_SHARE = 0.10
@@ -34,8 +34,8 @@ class NamedSource:
     """First argument of `datasets.load_dataset`."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of `load_dataset`."""
-    mapping: RowMapping
-    """Turns a row in the source's schema into a pair's row."""
+    mapping: Callable[[RowReader], Outcome]
+    """Turns a row in the source's schema into a pair's row, or drops it."""
     has_test: bool
     """Whether the source has a test split; if not, `TEST_SHARE` of its prompts are drawn."""
     homepage: str
@@ -45,11 +45,6 @@ class NamedSource:
     """How to get access on the hub."""
     notes: tuple[str, ...] = ()
     """What a user of the data should know."""
-
-
-def hh_transcripts(row: RowReader) -> Mapping[str, Any]:
-    """Map Anthropic hh-rlhf: two transcripts with a common beginning."""
-    return _answers(row, "chosen", "rejected")
 
 
 def hh_single_turn(row: RowReader) -> Mapping[str, Any] | Drop:
@@ -71,39 +66,7 @@ def beaver_safe(row: RowReader) -> Mapping[str, Any] | Drop:
     if safe[0] == safe[1]:
         return Drop("both_safe" if safe[0] else "both_unsafe")
     better, worse = f"response_{safe.index(True)}", f"response_{safe.index(False)}"
-    return {"prompt": row.string("prompt"), **_answers(row, better, worse)}
-
-
-def alpaca_human_pref(row: RowReader) -> Mapping[str, Any] | Drop:
-    """Map AlpacaFarm's human preferences: `preference` is 1 or 2; 0 and 1.5 mean a tie in this family of files."""
-    preference = row.number_or_none("preference")
-    if preference in (0.0, 1.5):
-        return Drop("tie")
-    if preference not in (1.0, 2.0):
-        raise row.error(BadRowReason.WRONG_TYPE, "preference", f"is {preference}", "Expected 1 or 2.")
-    better, worse = ("output_1", "output_2") if preference == 1.0 else ("output_2", "output_1")
-    prompt = [row.string("instruction"), row.string_or_none("input") or ""]
-    return {"prompt": "\n\n".join(part for part in prompt if part.strip()), **_answers(row, better, worse)}
-
-
-def chatbot_arena(row: RowReader) -> Mapping[str, Any] | Drop:
-    """Map Chatbot Arena: two conversations with the same questions; ties of both kinds are dropped.
-
-    The prompt is the common beginning, that is the first question: later turns belong to the responses because they
-    follow different answers.
-    """
-    winner = row.string("winner")
-    if winner in ("tie", "tie (bothbad)"):
-        return Drop("tie")
-    if winner not in ("model_a", "model_b"):
-        raise row.error(BadRowReason.WRONG_TYPE, "winner", f"is {winner!r}", "Expected model_a, model_b or a tie.")
-    answers = [row.messages(f"conversation_{side}", "user") for side in ("a", "b")]
-    better, worse = answers if winner == "model_a" else reversed(answers)
-    return {"chosen": [turn.as_dict() for turn in better], "rejected": [turn.as_dict() for turn in worse]}
-
-
-def _answers(row: RowReader, better: str, worse: str) -> Mapping[str, Any]:
-    return {"chosen": row.string(better), "rejected": row.string(worse)}
+    return {"prompt": row.string("prompt"), **answers(row, better, worse)}
 
 
 _HH_CITATION = (
@@ -153,7 +116,7 @@ _SOURCES = (
         # `datasets` no longer runs the repository's loading script, so read the file that the script reads.
         path="json",
         arguments={"data_files": "hf://datasets/tatsu-lab/alpaca_farm/alpaca_human_preference.json"},
-        mapping=alpaca_human_pref,
+        mapping=alpaca_farm,
         has_test=False,
         homepage="https://huggingface.co/datasets/tatsu-lab/alpaca_farm",
         licence="CC-BY-NC-4.0",

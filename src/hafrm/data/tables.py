@@ -19,10 +19,10 @@ import numpy as np
 from hafrm import atomic
 from hafrm.data.collecting import SourceReport
 from hafrm.encoding import TokenGroup
-from hafrm.pairs import PreferencePair, prompt_group
+from hafrm.pairs import PreferencePair, pair_id, prompt_group
 
 TABLES_FILE = "tables.json"
-_FORMAT = 1
+_FORMAT = 2
 _TOKENS_FILE = "tokens.bin"
 _TABLES = ("prompts", "responses", "pairs")
 
@@ -37,6 +37,7 @@ _PAIR = np.dtype(
         ("margin", "<f4"),
         ("source", "<i4"),
         ("row", "<i8"),
+        ("part", "<i4"),
         ("index", "<i8"),
         ("text", "<u8"),
         ("special_tokens", "<i4"),
@@ -165,7 +166,8 @@ class PairTables(Sequence[TokenGroup]):
     @property
     def pairs(self) -> np.ndarray:
         """The table of pairs, [N], with the fields prompt, chosen, rejected (rows of the other tables), margin (NaN if
-        the data has none), source, row, index (place among the pairs that were read) and special_tokens.
+        the data has none), source, row, part (see `PreferencePair`), index (place among the pairs that were read) and
+        special_tokens.
         """
         return self._pairs
 
@@ -207,9 +209,9 @@ class PairTables(Sequence[TokenGroup]):
         return len(np.intersect1d(self._pairs["text"], other._pairs["text"]))
 
     def names(self, rows: Sequence[int]) -> list[str]:
-        """Return the ids of pairs, `source:row`."""
+        """Return the ids of pairs; see `PreferencePair.id`."""
         found = self._pairs[list(rows)]
-        return [f"{self.account.sources[pair['source']]}:{pair['row']}" for pair in found]
+        return [pair_id(self.account.sources[pair["source"]], pair["row"], pair["part"]) for pair in found]
 
     def longest(self) -> np.ndarray:
         """Tokens of the longer sequence of each pair, prompt included, [N]."""
@@ -248,7 +250,7 @@ class TableWriter:
         margin = np.nan if pair.margin is None else pair.margin
         text = int(prompt_group(pair.prompt), 16)
         self._pairs.add(
-            (prompt, chosen, rejected, margin, source, pair.row, index, text, group.special_tokens),
+            (prompt, chosen, rejected, margin, source, pair.row, pair.part, index, text, group.special_tokens),
         )
 
     def _text(self, rows: _Rows, ids: tuple[int, ...], context: bytes, *more: int) -> int:

@@ -9,19 +9,21 @@ from __future__ import annotations
 import gzip
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby, islice
-from operator import itemgetter
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
 
 from hafrm import atomic
-from hafrm.data import OnBadRow, RawRow, read_rows
-from hafrm.data.rawrows import SUFFIXES, arrow_row, has_known_suffix
+from hafrm.data import MemoryData, OnBadRow, RawRow, ReadOptions, read_rows
+from hafrm.data.rawrows import FORMATS, has_known_suffix
+from hafrm.data.recognition import row_mapping
+from hafrm.data.tabular import arrow_row
 from hafrm.errors import BadRowError, UnreadableError
 from hafrm.evaluation.options import ScoreConfig
 from hafrm.evaluation.scoring import score_conversations
@@ -95,29 +97,30 @@ def score_rows(config: ScoreConfig, *, config_files: Iterable[str] = ()) -> Scor
     rows = islice(_rows(config.data), *bounds)
     with _output(config.out) as file:
         while chunk := list(islice(rows, CHUNK)):
-            for source, of_file in groupby(chunk, key=itemgetter(0)):
-                found = [row for _, row in of_file]
-                for row in score_chunk(scorer, found, source=source, on_bad_row=config.data_options.on_bad_row):
+            for _, of_file in groupby(chunk, key=attrgetter("source")):
+                for row in score_chunk(scorer, list(of_file), options=config.data_options):
                     counts.add(row)
                     file.write(atomic.json_line(row.line))
     counts.note = special_tokens_met(scorer)
     return counts
 
 
-def _rows(data: str) -> Iterator[tuple[str, RawRow]]:
-    """Yield the rows of a file, or of a folder's files, each with its file.
+def _rows(data: str) -> Iterator[RawRow]:
+    """Yield the rows of a file, of a folder's files, or in memory.
 
     Raises:
         UnreadableError: there is no such file, or no file of rows in the folder.
     """
+    if isinstance(data, MemoryData):
+        yield from data.rows()
+        return
     files = [data]
     if Path(data).is_dir():
         files = sorted(str(path) for path in Path(data).rglob("*") if has_known_suffix(path))
         if not files:
-            raise UnreadableError(f"{data} contains no file of rows ({', '.join(SUFFIXES)}).")
+            raise UnreadableError(f"{data} contains no file of rows ({FORMATS}).")
     for file in files:
-        for row in read_rows(Path(file)):
-            yield file, row
+        yield from read_rows(Path(file))
 
 
 class RowScorer:
@@ -140,10 +143,10 @@ class RowScorer:
         """Return the batch's columns with `reward`, or `reward_chosen` and `reward_rejected`, and `unscored` added."""
         columns = {name: _values(values) for name, values in batch.items() if name not in RESULTS}
         rows = [
-            RawRow(number, arrow_row(dict(zip(columns, values, strict=True))))
+            RawRow(number, arrow_row(dict(zip(columns, values, strict=True))), source="batch")
             for number, values in enumerate(zip(*columns.values(), strict=True), 1)
         ]
-        scored = list(score_chunk(self.scorer, rows, source="batch", on_bad_row="skip"))
+        scored = list(score_chunk(self.scorer, rows, options=ReadOptions(on_bad_row="skip")))
         names = dict.fromkeys(name for row in scored for name in row.rewards)
         found = {name: [row.rewards.get(name) for row in scored] for name in names}
         return {**columns, **found, "unscored": [row.unscored for row in scored]}
@@ -169,24 +172,24 @@ def _output(out: str | None) -> Iterator[BinaryIO]:
             yield file
 
 
-def score_chunk(scorer: Scorer, rows: Sequence[RawRow], *, source: str, on_bad_row: OnBadRow) -> Iterator[ScoredRow]:
+def score_chunk(scorer: Scorer, rows: Sequence[RawRow], *, options: ReadOptions) -> Iterator[ScoredRow]:
     """Score some rows together.
 
     Args:
         scorer: Gives the rewards.
-        rows: The rows, each a prompt with a response, or a pair.
-        source: Their file.
-        on_bad_row: Whether a row that breaks the data contract raises, or gets a reason in place of rewards.
+        rows: The rows, each a prompt with a response, or a pair, in any form of one pair.
+        options: How rows are read, and whether a row that breaks the data contract raises, or gets a reason in place of
+            rewards.
 
     Raises:
         BadRowError: a row breaks the data contract, and bad rows are not to be skipped.
     """
-    parsed = [_parse(row, source, on_bad_row) for row in rows]
-    places = [(source, row.number) for row, (found, _) in zip(rows, parsed, strict=True) for _ in found]
-    conversations = [conversation for found, _ in parsed for conversation in found]
-    outcomes = iter(score_conversations(scorer, conversations, places, on_bad_row=on_bad_row))
-    for row, (found, error) in zip(rows, parsed, strict=True):
-        names = reward_names(row.value)
+    read = row_mapping(options)
+    parsed = [_parse(row, read, options.on_bad_row) for row in rows]
+    places = [(row.source, row.number) for row, (_, found, _) in zip(rows, parsed, strict=True) for _ in found]
+    conversations = [conversation for _, found, _ in parsed for conversation in found]
+    outcomes = iter(score_conversations(scorer, conversations, places, on_bad_row=options.on_bad_row))
+    for row, (names, found, error) in zip(rows, parsed, strict=True):
         if error is not None:
             yield ScoredRow(row, dict.fromkeys(names), error.reason.value, error.field)
             continue
@@ -205,15 +208,20 @@ def _is_pair(value: object) -> bool:
     return isinstance(value, Mapping) and "response" not in value
 
 
-def _parse(row: RawRow, source: str, on_bad_row: OnBadRow) -> tuple[tuple[Conversation, ...], BadRowError | None]:
-    """Return the row's conversations, or none and the error."""
+def _parse(
+    row: RawRow, read: Callable[[RawRow], Any], on_bad_row: OnBadRow
+) -> tuple[tuple[str, ...], tuple[Conversation, ...], BadRowError | None]:
+    """Return the row's reward fields with its conversations, or with none and the error."""
+    names = reward_names(row.value)
     try:
         if row.error is not None:
             raise row.error
-        if not _is_pair(row.value):
-            return (parse_conversation(row.value, source=source, number=row.number),), None
-        return parse_pair(row.value, source=source, number=row.number).conversations, None
+        value = read(row)
+        names = reward_names(value)
+        if not _is_pair(value):
+            return names, (parse_conversation(value, source=row.source, number=row.number),), None
+        return names, parse_pair(value, source=row.source, number=row.number).conversations, None
     except BadRowError as error:
         if on_bad_row == "error":
             raise
-        return (), error
+        return names, (), error

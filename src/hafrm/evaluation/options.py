@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hafrm import atomic
-from hafrm.data import ReadOptions
+from hafrm.data import ReadOptions, data_names_of
 from hafrm.errors import ConfigError
 from hafrm.models.options import ScoreOptions, ScorerChoice, require_server_options
 from hafrm.models.remote import endpoint_of, is_server
@@ -19,8 +20,8 @@ class EvaluateConfig(ScorerChoice):
     models: list[str]
     """Runs, stock reward models, causal models with their reference, or addresses of reward servers."""
 
-    data: list[str] = field(default_factory=list)
-    """Held-out pairs: files or names (`hafrm data list`)."""
+    data: list[str] | Any = field(default_factory=list)
+    """Held-out pairs: files or names (`hafrm data list`). In Python also rows in memory; see `hafrm.load_pairs`."""
 
     suites: list[str] = field(default_factory=list)
     """Benchmarks: rewardbench, rewardbench-2 or rm-bench, from the hub, or as NAME@PATH for their files on disk."""
@@ -44,6 +45,7 @@ class EvaluateConfig(ScorerChoice):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "data", data_names_of(self.data))
         for name, values in (("models", self.models), ("data", [*self.data, *self.suites])):
             if not values:
                 raise ConfigError(f"{name}: give at least one{', or a suite' if name == 'data' else ''}.")
@@ -65,8 +67,8 @@ class ScoreConfig(ScorerChoice):
     """A run, a stock reward model, a causal model with its reference, or the address of a reward server."""
 
     data: str
-    """The file of rows: JSON lines (also .gz), JSON or Parquet; each row is a prompt with a response, or a pair. Or a
-    folder of such files, read in the order of their paths.
+    """The file of rows, in any format that training reads; each row is a prompt with a response, or a pair. Or a folder
+    of such files, read in the order of their paths. In Python also rows in memory; see `hafrm.load_pairs`.
     """
 
     out: str | None = None
@@ -82,6 +84,10 @@ class ScoreConfig(ScorerChoice):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        names = data_names_of(self.data)
+        if len(names) != 1:
+            raise ConfigError(f"data: give one file, one folder or one set of rows, got {len(names)}.")
+        object.__setattr__(self, "data", names[0])
         if is_server(self.model):
             require_server_options(self.model, self, self.score)
         if self.out is not None and (atomic.resolved(Path(self.out)).is_dir() or self.out.lower().endswith(".parquet")):

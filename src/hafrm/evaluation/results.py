@@ -241,6 +241,10 @@ def summarise(
     return Results(rows=len(scores), cells=cells, comparisons=comparisons)
 
 
+_REASONS = {"overlong": "over the length limit (--score.max_length, --score.overlong truncate)"}
+"""Words for reasons of missing rewards."""
+
+
 def shortfalls(results: Results) -> Iterator[str]:
     """Yield one line for each model and data set or suite in which some rows have no reward, with the reasons.
 
@@ -252,7 +256,8 @@ def shortfalls(results: Results) -> Iterator[str]:
         cells += [(model, suite, cell) for model, cell in found["models"].items()]
     for model, data, cell in cells:
         if cell["unscored"]:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in cell["unscored_reasons"].items())
+            counts = cell["unscored_reasons"].items()
+            reasons = ", ".join(f"{count} {_REASONS.get(reason, reason)}" for reason, count in counts)
             yield f"{model} on {data}: {cell['unscored']} of {cell['n'] + cell['unscored']} rows unscored: {reasons}"
     if cells and not any(cell["n"] for _, _, cell in cells):
         raise ModelError(

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from hafrm import atomic
 from hafrm.data import PairSet, SourceReport, load_pairs
+from hafrm.data.collecting import left_out_of, left_out_words
 from hafrm.errors import ConfigError, HafrmError
 from hafrm.evaluation.options import EvaluateConfig
 from hafrm.evaluation.parts import PARTS, Part
@@ -84,6 +85,8 @@ def evaluate(
         by="hafrm evaluate",
     )
     sets = load_sets(config) if sets is None else sets
+    for line in _readings(sets):
+        say(line)
     suites = {name: load_suite(name, config.data_options) for name in config.suites}
     calibration = _load_calibration(config, sets)
     identities = {model: _look_up(model, config, sets | calibration, say) for model in config.models}
@@ -120,6 +123,16 @@ def evaluate(
     _write_or_remove(lists, folder / SUITES_FILE)
     atomic.write_json(folder / RESULTS_FILE, results.as_dict())
     return results
+
+
+def _readings(sets: Mapping[str, PairSet]) -> Iterator[str]:
+    """Yield a line for each source that says its form, the columns that were not read, and the rows left out."""
+    for name, found in sets.items():
+        for report in found.reports:
+            left_out = left_out_words(left_out_of(report))
+            parts = (report.form and f"read as {report.form}", report.unread_columns, left_out)
+            if said := "; ".join(filter(None, parts)):
+                yield f"{name}: {said}"
 
 
 def _score(

@@ -112,7 +112,7 @@ def prompt_lengths(
         if not skip:
             first = min(error.reasons)
             source, _, row = names[first].rpartition(":")
-            raise BadRowError.refused(error.reasons[first], source=source, row=int(row)) from error
+            raise BadRowError.refused(error.reasons[first], source=source, row=int(row.split(".")[0])) from error
         names = [name for place, name in enumerate(names) if place not in error.reasons]
         counts = count([prompts[name] for name in names])
     return dict(zip(names, counts, strict=True))

@@ -17,9 +17,9 @@ from hafrm.models.checkpoints import cast_weights, load_packed_start, load_run
 from hafrm.models.foreign import has_stock_class, load_classifier, pad_of_classifier
 from hafrm.models.heads import OPENRLHF, SavedHead, find_head
 from hafrm.models.hybrid import HybridModel, head_width, max_positions, new_reward_head
-from hafrm.models.layout import Layout, choose_layout
+from hafrm.models.layout import Layout, choose_layout, random_groups
 from hafrm.models.options import ScoreOptions, ScorerChoice, require_plain
-from hafrm.models.probe import random_groups
+from hafrm.models.places import require_place
 from hafrm.models.references import weights_digest
 from hafrm.models.remote import RemoteScorer, is_server
 from hafrm.models.runinfo import RUN_FILE, Head, RunInfo, require_finished
@@ -59,6 +59,8 @@ def load_scorer(
     if is_server(model):
         require_plain(model, choice)
         return RemoteScorer(model, batch_size=options.batch_size)
+    for each in filter(None, (model, reference)):
+        require_place(each)
     require_finished(Path(model))
     if (Path(model) / RUN_FILE).is_file():
         return _load_run_scorer(Path(model), choice, options)

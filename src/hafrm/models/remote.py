@@ -35,6 +35,7 @@ from typing import Any
 from hafrm.errors import ConfigError, ModelError, RefusedError, first_line, printable
 from hafrm.http import Client, Response, RetryRule, api_key, retry, split_address
 from hafrm.pairs import Conversation
+from hafrm.rows import conversations_of
 
 API_KEY = "HAFRM_API_KEY"
 """Environment variable with a server's API key."""
@@ -162,13 +163,14 @@ class RemoteScorer:
         """Close the connections to the server."""
         self._client.close()
 
-    def score(self, conversations: Sequence[Conversation]) -> list[float | None]:
-        """Return rewards in the order of the conversations; see `Scorer.score`.
+    def score(self, conversations: Sequence[Any]) -> list[float | None]:
+        """Return rewards in the order of the conversations; see `Scorer.score` and `conversations_of`.
 
         Raises:
             RefusedError: the server refuses some conversations; has the rewards of the others.
             ModelError: the server can't be reached, refuses, or does not follow the protocol.
         """
+        conversations = conversations_of(conversations)
         self.model_name()
         size = self.batch_size
         batches = [conversations[start : start + size] for start in range(0, len(conversations), size)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from hafrm.models.options import ScoreOptions
 from hafrm.models.tokens import TokenRatios, lay_over_text
 from hafrm.packing import SequenceBatch, split_group
 from hafrm.pairs import Conversation
+from hafrm.rows import conversations_of
 
 _LESS_MEMORY = (
     "Lower score.tokens_per_batch (or score.batch_size if rows are padded). If a single conversation is too large, set "
@@ -110,9 +111,13 @@ class _BatchedScorer:
         """See `TokenScorer`."""
         return False
 
-    def score(self, conversations: Sequence[Conversation]) -> list[float | None]:
-        """Return rewards in the order of the conversations; see `Scorer.score`."""
-        found = self._score_rows(self._encoded(conversations))
+    def score(self, conversations: Sequence[Any]) -> list[float | None]:
+        """Return rewards in the order of the conversations; see `Scorer.score`.
+
+        Args:
+            conversations: Conversations, (prompt, response) pairs or lists of chat messages; see `conversations_of`.
+        """
+        found = self._score_rows(self._encoded(conversations_of(conversations)))
         return [found.get(row) for row in range(len(conversations))]
 
     def score_tokens(self, sequences: Sequence[TokenGroup]) -> list[float]:

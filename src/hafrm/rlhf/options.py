@@ -284,6 +284,8 @@ class RlhfConfig(ScorerChoice):
     @property
     def torch_dtype(self) -> torch.dtype:
         """Return the dtype of the weights; see `dtype`."""
+        import torch
+
         if self.dtype != "auto":
             return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.dtype]
         return torch.bfloat16 if self.lora.enabled and torch.cuda.is_available() else torch.float32
@@ -291,6 +293,8 @@ class RlhfConfig(ScorerChoice):
     @property
     def mixed(self) -> bool:
         """Return whether to use bfloat16 autocast with float32 weights: on GPUs that support it."""
+        import torch
+
         on_gpu = self.score.torch_device().type == "cuda"
         return on_gpu and self.torch_dtype == torch.float32 and torch.cuda.is_bf16_supported()
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from hafrm.data import DataOptions
+from hafrm.data import DataOptions, MemoryData, data_names_of
 from hafrm.errors import ConfigError
 from hafrm.losses import (
     OPTIONS_READ,
@@ -147,13 +147,15 @@ class TrainConfig:
     export, a sequence classifier, or a folder of a value head or of PEFT).
     """
 
-    data: list[str]
-    """Training pairs: one or more files or names (`hafrm data list`). NAME#SPLIT selects a split other than train."""
+    data: list[str] | Any
+    """Training pairs: one or more files or names (`hafrm data list`). NAME#SPLIT selects a split other than train,
+    NAME[:1000] the first rows, NAME*0.3 a random share. In Python also rows in memory; see `hafrm.load_pairs`.
+    """
 
     out: str
     """The run's folder."""
 
-    eval_data: list[str] = field(default_factory=list)
+    eval_data: list[str] | Any = field(default_factory=list)
     """Validation pairs. With them, the best checkpoint is kept instead of the last. NAME#SPLIT as in data."""
 
     method: Method = "haf"
@@ -196,7 +198,8 @@ class TrainConfig:
     """
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Dtype of the weights. `auto`: float32; for LoRA, bfloat16 on a GPU that supports it. Half precision is only for
+    """Dtype of the weights. `auto`: float32, with products in bfloat16 (`training.bf16`) on a GPU, and on a CPU that is
+    measured to multiply much faster in it; for LoRA, bfloat16 on a GPU that supports it. Half precision is only for
     LoRA, and bfloat16 also for DeepSpeed, which keeps float32 copies; otherwise use training.bf16.
     """
 
@@ -209,6 +212,8 @@ class TrainConfig:
     """
 
     def __post_init__(self) -> None:
+        for name in ("data", "eval_data"):
+            object.__setattr__(self, name, data_names_of(getattr(self, name)))
         if not self.data:
             raise ConfigError("data: name at least one file or data set to train on.")
         if self.early_stopping < 0:
@@ -218,6 +223,9 @@ class TrainConfig:
         if self.dtype == "float16" and not self.lora.enabled:  # AdamW divides by squares that underflow to 0
             raise ConfigError("dtype: float16 weights can't be trained. Use float32, or set lora.rank.")
         object.__setattr__(self, "training", _checked(self.training))
+        endless = [name for name in self.data if isinstance(name, MemoryData) and name.size is None]
+        if endless:
+            self._require_steps(endless[0].description)
         if self.early_stopping and self.training.get("eval_strategy") == "no":
             raise ConfigError("early_stopping needs evaluations: leave out training.eval_strategy.")
         for name in ("metric_for_best_model", "greater_is_better"):
@@ -226,6 +234,15 @@ class TrainConfig:
         self._require_validation_pairs()
         if self.head_init != "auto" and not self.resolved_loss.reward_weight:
             raise ConfigError("head_init has no effect without a reward loss: leave it out.")
+
+    def _require_steps(self, rows: str) -> None:
+        """Raise if the run's length is in epochs, for rows whose number is unknown."""
+        from hafrm.training.defaults import pairs_needed
+
+        if pairs_needed(self, processes=1) is None:
+            raise ConfigError(
+                f"data: the number of rows of {rows} is unknown, so the run can't have epochs: set training.max_steps."
+            )
 
     def _require_validation_pairs(self) -> None:
         """Raise if an option is set that has no effect without validation pairs."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -11,6 +12,7 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks, is_tensorboard_available
 
 from hafrm.errors import ConfigError
+from hafrm.numerics import is_bfloat16_fast
 from hafrm.training.arguments import total_steps
 from hafrm.training.config import BEST_METRICS, TrainConfig
 
@@ -18,7 +20,9 @@ _NEED_A_MODEL = ("galore", "apollo", "lomo", "adalomo")
 """Optimizers that transformers only builds for a whole model."""
 
 
-def training_arguments(config: TrainConfig, *, pairs: int) -> TrainingArguments:
+def training_arguments(
+    config: TrainConfig, *, pairs: int, started: Mapping[str, Any] | None = None
+) -> TrainingArguments:
     """Build the trainer's arguments: the paper's Table 5, overridden by what the user set.
 
     The paper evaluates every 0.025 of the steps; here the interval is at least 20 steps, so that short runs don't spend
@@ -28,11 +32,13 @@ def training_arguments(config: TrainConfig, *, pairs: int) -> TrainingArguments:
     Args:
         config: The run.
         pairs: Number of training pairs, which gives the number of steps for runs of whole epochs.
+        started: The settings of the interrupted run that is resumed, whose precision is kept on any machine.
 
     Raises:
         ConfigError: transformers refuses the arguments.
     """
-    values = _defaults(config) | config.training
+    precision = {name: started[name] for name in ("bf16", "fp16") if name in started} if started else {}
+    values = _defaults(config) | precision | config.training
     try:
         arguments = TrainingArguments(output_dir=config.out, **(_schedule(config, values, pairs) | values))
         get_reporting_integration_callbacks(arguments.report_to)  # raises for loggers that don't exist
@@ -43,6 +49,14 @@ def training_arguments(config: TrainConfig, *, pairs: int) -> TrainingArguments:
     if arguments.n_gpu > 1:  # each process drives one device; `torchrun` or `accelerate launch` starts several
         arguments._n_gpu = 1
     return arguments
+
+
+def pairs_needed(config: TrainConfig, *, processes: int) -> int | None:
+    """Return the number of pairs of all steps; None if the run's length is in epochs."""
+    values = _defaults(config) | config.training
+    sizes = ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps")
+    needed = math.prod(int(values.get(name, 1)) for name in sizes) * processes
+    return needed if needed > 0 else None
 
 
 def _require_optimizer(arguments: TrainingArguments) -> None:
@@ -84,6 +98,8 @@ def _require_precision(config: TrainConfig, arguments: TrainingArguments) -> Non
 def _defaults(config: TrainConfig) -> dict[str, Any]:
     on_gpu = torch.cuda.is_available()
     half = config.torch_dtype == torch.float32 and on_gpu
+    free = config.dtype == "auto" and not {"bf16", "fp16"} & config.training.keys()
+    fast = free and not on_gpu and os.environ.get("WORLD_SIZE", "1") == "1" and is_bfloat16_fast()
     return {
         "per_device_train_batch_size": 16,
         "per_device_eval_batch_size": 32,
@@ -96,7 +112,7 @@ def _defaults(config: TrainConfig) -> dict[str, Any]:
         "max_grad_norm": 1.0,
         "max_steps": -1 if "num_train_epochs" in config.training else 3200,
         "seed": 0,
-        "bf16": half and torch.cuda.is_bf16_supported(),
+        "bf16": fast or (half and torch.cuda.is_bf16_supported()),
         "fp16": half and not torch.cuda.is_bf16_supported(),
         "logging_steps": 1,
         "log_level_replica": "error",  # only the first process reports

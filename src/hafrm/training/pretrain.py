@@ -37,6 +37,7 @@ from hafrm.numerics import cpu_tuned
 from hafrm.pretraining.blocks import Blocks, perplexity
 from hafrm.pretraining.llama import new_llama, no_progress_bars, untie
 from hafrm.pretraining.vocabulary import train_tokenizer
+from hafrm.store import alone
 from hafrm.training.arguments import total_steps
 from hafrm.training.callbacks import ConsoleProgress
 from hafrm.training.config import PretrainConfig
@@ -72,7 +73,7 @@ def pretrain(config: PretrainConfig, say: Callable[[str], None] = lambda line: N
     asked = {"config": json.loads(json.dumps(config.asked())), "texts": [_sha256(file) for file in config.data]}
     if finished := _finished(folder, asked):
         return finished
-    with atomic.alone(folder), cpu_tuned(), no_progress_bars():
+    with alone(folder), cpu_tuned(), no_progress_bars():
         return _finished(folder, asked) or _pretrain(config, folder, asked, say)  # others may have finished it
 
 
@@ -103,10 +104,8 @@ def _require_same(folder: Path, found: Mapping[str, Any], asked: Mapping[str, An
     """Raise unless the model has the same options and text."""
     if found.get("config") != asked["config"]:
         raise ConfigError(f"{folder} holds a model that was made with other options. Choose another --out.")
-    before = found.get("texts", asked["texts"])  # earlier versions did not record them
-    changed = [
-        file for file, old, new in zip(asked["config"]["data"], before, asked["texts"], strict=True) if old != new
-    ]
+    texts = zip(asked["config"]["data"], found["texts"], asked["texts"], strict=True)
+    changed = [file for file, old, new in texts if old != new]
     if changed:
         raise DataError(
             f"{', '.join(changed)} changed since the model in {folder} was begun. Put the text back, or choose "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -25,7 +26,8 @@ from transformers import (
 )
 
 from hafrm import atomic
-from hafrm.data import PairTables, SourceReport, load_tables, local_path
+from hafrm.data import PairTables, load_tables, local_path
+from hafrm.data.collecting import left_out_of, left_out_words
 from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ConfigError, ModelError
 from hafrm.models.checkpoints import save_run
@@ -37,13 +39,13 @@ from hafrm.models.runinfo import RunInfo, require_undamaged
 from hafrm.models.starts import Start, check_start
 from hafrm.models.stock import new_model
 from hafrm.models.tokenizers import load_tokenizer
-from hafrm.numerics import cpu_tuned
+from hafrm.numerics import bfloat16_speedup, cpu_tuned
 from hafrm.packing import pad_rows
 from hafrm.stats import fit_combination
 from hafrm.training.arguments import total_steps
 from hafrm.training.callbacks import ConsoleProgress, MetricsFile, best_step
 from hafrm.training.config import TrainConfig
-from hafrm.training.defaults import training_arguments
+from hafrm.training.defaults import pairs_needed, training_arguments
 from hafrm.training.folders import claim_folder, hold_folder, make_folder
 from hafrm.training.manifest import (
     effective_settings,
@@ -90,7 +92,7 @@ def _train(config: TrainConfig, folder: Path) -> TrainResult:
     data, tokenizer = _load_data(config)
     if before is not None:
         require_same_data(before, data.account, folder)
-    args = training_arguments(config, pairs=len(data.train))
+    args = training_arguments(config, pairs=len(data.train), started=before and before.get("effective"))
     require_all_processes(args)
     shards = sharding(args, lora=config.lora.enabled)
     make_folder(folder)
@@ -115,9 +117,10 @@ def _train(config: TrainConfig, folder: Path) -> TrainResult:
         if args.process_index == 0:
             kept = make_folder(folder, anew=config.overwrite)
             save_manifest(manifest, folder)
-            opening = _opening(data, args, manifest["layout"], margins=objective.needs_rewards)
+            length = config.data_options.max_length
+            opening = _opening(data, args, manifest["layout"], margins=objective.needs_rewards, max_length=length)
             bare = [model.bare] if model.bare else []
-            for line in (*opening, start.head, *start.notes, *bare, kept):
+            for line in (*opening, _precision(config, args), start.head, *start.notes, *bare, kept):
                 if line:
                     progress.say(line)
 
@@ -188,6 +191,7 @@ def _load_data(config: TrainConfig) -> tuple[_Data, Any]:
     encoder = ConversationEncoder(tokenizer, options.max_length, options.overlong)
     console = Console(stderr=True, quiet=not PartialState().is_main_process)
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    needed = pairs_needed(config, processes=PartialState().num_processes)
     tables = {}
     for name, data, split in (("train", config.data, "train"), ("eval", config.eval_data, "validation")):
         if data:
@@ -197,6 +201,7 @@ def _load_data(config: TrainConfig) -> tuple[_Data, Any]:
                     encoder,
                     options,
                     split=split,
+                    limit=needed if name == "train" else None,
                     say=say,
                     progress=partial(_show_progress, status, name),
                 )
@@ -206,25 +211,47 @@ def _load_data(config: TrainConfig) -> tuple[_Data, Any]:
     return _Data(tables["train"], tables.get("eval"), account), tokenizer
 
 
+def _precision(config: TrainConfig, args: TrainingArguments) -> str:
+    """Say that products are in bfloat16 if the user did not ask for it; empty otherwise."""
+    if not args.bf16 or args.device.type != "cpu" or "bf16" in config.training:
+        return ""
+    return (
+        f"products are in bfloat16, in which this CPU multiplies {bfloat16_speedup():.1f} times as fast as in float32 "
+        "(training.bf16 false for float32)"
+    )
+
+
 def _show_progress(status: Status, name: str, done: int) -> None:
     status.update(f"reading {name} pairs: {done:,}")
 
 
-def _opening(data: _Data, args: TrainingArguments, layout: str, *, margins: bool) -> Iterator[str]:
-    """Yield what a run prints at its start: its plan and its warnings; `margins` says whether it uses the rows'
-    margins.
+_MUCH = 0.05
+"""Share of pairs lost above which the counts are a warning."""
+
+
+def _opening(data: _Data, args: TrainingArguments, layout: str, *, margins: bool, max_length: int) -> Iterator[str]:
+    """Yield what a run prints at its start: its plan and its warnings.
+
+    Args:
+        data: The run's pairs.
+        args: The trainer's arguments.
+        layout: The layout of its batches.
+        margins: Whether it uses the rows' margins.
+        max_length: The limit on the tokens of a pair.
     """
     pairs = len(data.train)
     steps = total_steps(args.to_dict(), pairs)
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    validation = f", {len(data.eval)} validation pairs" if data.eval is not None else ""
+    sets = [("training pairs", data.train)] + ([("validation pairs", data.eval)] if data.eval is not None else [])
+    counts = ", ".join(_counted(what, tables, max_length) for what, tables in sets)
+    warning = "warning: " if any(_share_lost(tables) > _MUCH for _, tables in sets) else ""
     yield (
-        f"{pairs} training pairs{validation}: {steps} steps of {batch} pairs ({steps * batch / pairs:.3g} epochs), "
+        f"{warning}{counts}: {steps} steps of {batch} pairs ({steps * batch / pairs:.3g} epochs), "
         f"learning rate {args.learning_rate:g}, {layout} batches"
     )
-    for report in (SourceReport(**source) for source in data.account["train"]["sources"]):
-        if report.unread:
-            yield f"{report.name}: {report.unread_columns}"
+    for report in data.train.account.reports:
+        if said := "; ".join(filter(None, (report.form and f"read as {report.form}", report.unread_columns))):
+            yield f"{report.name}: {said}"
     if shared := data.account.get("shared_prompts"):
         yield (
             f"warning: {shared} prompts of the validation data are in the training data too, so validation will look "
@@ -241,6 +268,26 @@ def _opening(data: _Data, args: TrainingArguments, layout: str, *, margins: bool
         yield f"warning: {lost}"
     if not margins and data.train.margins.any():
         yield "warning: the rows' margins have no effect: the reward loss alone reads them"
+
+
+def _left_out(tables: PairTables) -> Counter[str]:
+    """Return how many pairs of the data asked for were left out, by reason."""
+    reports = tables.account.reports
+    return sum(map(left_out_of, reports), Counter(tables.account.dropped))
+
+
+def _share_lost(tables: PairTables) -> float:
+    """Return the share of pairs that were left out and could have been kept: ties could not."""
+    left_out = _left_out(tables)
+    return 1 - (len(tables) + left_out["tie"] + left_out["mapping"]) / (len(tables) + left_out.total())
+
+
+def _counted(what: str, tables: PairTables, max_length: int) -> str:
+    """Say how many pairs there are, and why others are left out."""
+    left_out = _left_out(tables)
+    if not left_out:
+        return f"{len(tables):,} {what}"
+    return f"{len(tables):,} of {len(tables) + left_out.total():,} {what} ({left_out_words(left_out, max_length)})"
 
 
 def _account(tables: PairTables) -> dict[str, Any]:

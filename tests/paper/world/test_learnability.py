@@ -39,6 +39,9 @@ class BagOfWords:
         return float(np.mean(margins > 0) + np.mean(margins == 0) / 2)
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def bags(train_pairs: Pairs) -> Mapping[str, BagOfWords]:
     return {name: BagOfWords(train_pairs[name]) for name in WORLD_SETS}

@@ -1,0 +1,181 @@
+"""Rows in memory: lists, DataFrames, Arrow tables, data sets of the `datasets` library, generators.
+
+`data_names_of` turns what the Python API takes as data into data names. A name of data in memory is a `MemoryData`: a
+string, so that options stay plain values in manifests and copies, that also holds the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from os import PathLike, fspath
+from typing import Any
+
+import numpy as np
+
+from hafrm.data.rawrows import RawRow
+from hafrm.data.tabular import arrow_row
+from hafrm.errors import ConfigError, DataError
+from hafrm.pairs import PreferencePair
+
+_BATCH = 1000
+"""Rows converted at a time."""
+
+_TAKES = (
+    "Give file names, a list of dicts or PreferencePairs, a pandas or polars DataFrame, a pyarrow Table, a Dataset or "
+    "IterableDataset, or a generator of rows."
+)
+
+
+class MemoryData(str):
+    """The name of data in memory, with the data; copies share them.
+
+    Args:
+        name: The name, as in ids of pairs and reports.
+        held: The data.
+    """
+
+    held: Any
+    _begun: bool
+
+    def __new__(cls, name: str, held: Any) -> MemoryData:
+        """Create a name for data."""
+        self = super().__new__(cls, name)
+        self.held, self._begun = held, False
+        return self
+
+    def __copy__(self) -> MemoryData:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> MemoryData:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return str, (str(self),)  # worker processes get token ids, not rows
+
+    @property
+    def size(self) -> int | None:
+        """Number of rows; None if it is unknown, as for generators."""
+        try:
+            return len(self.held)
+        except TypeError:
+            return None
+
+    @property
+    def fingerprint(self) -> str | None:
+        """A fingerprint of the rows, which a data set of the `datasets` library has."""
+        found = getattr(self.held, "_fingerprint", None)
+        return found if self.size is not None and isinstance(found, str) else None
+
+    @property
+    def description(self) -> str:
+        """What the data are, in a few words."""
+        size = "" if self.size is None else f" of {self.size:,} rows"
+        mark = f", fingerprint {self.fingerprint}" if self.fingerprint else ""
+        return f"{_kind(self.held)}{size}{mark}"
+
+    def of_split(self, split: str) -> MemoryData:
+        """Return one split of data that have splits, such as a DatasetDict; other data as they are.
+
+        Raises:
+            ConfigError: there is no such split.
+        """
+        if not isinstance(self.held, Mapping):
+            return self
+        if split not in self.held:
+            splits = ", ".join(map(str, self.held))
+            raise ConfigError(
+                f"{self}: {_kind(self.held)} has no split {split!r}, but {splits}. Give the split itself."
+            )
+        return MemoryData(self, self.held[split])
+
+    def rows(self) -> Iterator[RawRow]:
+        """Yield the rows.
+
+        Raises:
+            DataError: a generator was read before.
+        """
+        if isinstance(self.held, Iterator):
+            if self._begun:
+                raise DataError(
+                    f"{self}: the rows of {_kind(self.held)} were read before, and can be read once. Give a list, or a "
+                    "new one."
+                )
+            self._begun = True
+        for number, value in enumerate(_values(self.held), start=1):
+            yield RawRow(number, value.as_row() if isinstance(value, PreferencePair) else value, source=self)
+
+
+def data_names_of(data: Any) -> list[str]:
+    """Return the data names of what the Python API takes as data.
+
+    Args:
+        data: A name or a path; rows in memory (see `MemoryData`); or a list of names and rows.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    several = isinstance(data, list | tuple) and not (data and _is_row(data[0]))
+    names: list[str] = []
+    for given in data if several else [data]:
+        if isinstance(given, str | PathLike):
+            names.append(given if isinstance(given, MemoryData) else fspath(given))
+            continue
+        holds_rows = isinstance(given, Iterable) or hasattr(given, "to_batches")
+        if not holds_rows or isinstance(given, bytes) or _is_row(given):
+            raise ConfigError(f"data: can't read rows from {_kind(given)}. {_TAKES}")
+        earlier = sum(isinstance(name, MemoryData) for name in names)
+        names.append(MemoryData(f"memory-{earlier + 1}" if earlier else "memory", given))
+    return names
+
+
+def _is_row(value: Any) -> bool:
+    return isinstance(value, PreferencePair) or (isinstance(value, Mapping) and not _has_splits(value))
+
+
+def _has_splits(value: Mapping[Any, Any]) -> bool:
+    """Return whether a mapping is one from splits to tables, such as a DatasetDict, rather than a row."""
+    return bool(value) and all(hasattr(each, "column_names") or hasattr(each, "columns") for each in value.values())
+
+
+def _kind(value: Any) -> str:
+    kind = type(value)
+    return (
+        f"a {kind.__name__}" if kind.__module__ == "builtins" else f"a {kind.__module__.split('.')[0]} {kind.__name__}"
+    )
+
+
+def _values(held: Any) -> Iterator[Any]:
+    """Yield the rows of data in memory as plain values."""
+    if hasattr(held, "iter_rows"):  # polars
+        yield from held.iter_rows(named=True)
+    elif hasattr(held, "iloc"):  # pandas
+        for start in range(0, len(held), _BATCH):
+            yield from map(plain_row, held.iloc[start : start + _BATCH].to_dict("records"))
+    elif hasattr(held, "to_batches"):  # pyarrow
+        for batch in held.to_batches(max_chunksize=_BATCH):
+            yield from map(arrow_row, batch.to_pylist())
+    elif hasattr(held, "with_format") and hasattr(held, "column_names") and hasattr(held, "__len__"):  # a Dataset
+        for table in held.with_format("arrow").iter(batch_size=_BATCH):
+            yield from map(arrow_row, table.to_pylist())
+    else:
+        for value in held:
+            yield arrow_row(value) if hasattr(held, "column_names") and isinstance(value, Mapping) else value
+
+
+def plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of a DataFrame with lists for arrays, and None for missing values."""
+    return arrow_row({str(name): _plain(value) for name, value in row.items()})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return [_plain(each) for each in value.tolist()]
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [_plain(each) for each in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    # NaN, NaT and pandas' NA are the values that are not equal to themselves
+    same = value == value
+    return value if same is True else None

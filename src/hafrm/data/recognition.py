@@ -1,0 +1,371 @@
+"""Reads the rows of one source as pairs: chooses the form from its first rows, or applies the user's own mapping."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from hafrm.data.collecting import Drop, Outcome, SourceReport, listed, outcomes_of
+from hafrm.data.forms import EXPLICIT, FORMS, Form, nearest, ranking
+from hafrm.data.options import ReadOptions
+from hafrm.data.rawrows import RawRow
+from hafrm.errors import BadRowError, BadRowReason, ConfigError, first_line
+from hafrm.pairs import PreferencePair
+from hafrm.rows import RowReader, parse_conversation, parse_pair, row_schema, unread_columns
+
+_EXAMINED = 16
+"""Rows among which the first in a known form decides."""
+
+
+def read_pairs(
+    rows: Iterable[RawRow],
+    report: SourceReport,
+    options: ReadOptions,
+    *,
+    named: Callable[[RowReader], Outcome] | None = None,
+) -> Iterator[PreferencePair]:
+    """Turn the rows of a source into pairs one at a time, and count every row in the report.
+
+    Args:
+        rows: The raw rows.
+        report: Receives the counts, the form and the unread columns; complete after the last pair.
+        options: What to do with bad rows, and the user's columns or mapping.
+        named: The mapping of a published set; the user's columns and mapping do not apply to it. Such sets have a few
+            rows that break the contract and can't be repaired, such as empty answers: rows that the mapping accepts and
+            the contract refuses count as dropped.
+
+    Raises:
+        BadRowError: a row is bad, and bad rows are not skipped.
+        ConfigError: a column of `columns` does not exist, or the mapping can't be imported.
+    """
+    if named is not None:
+        return outcomes_of(rows, report, lambda row: [_named_pair(row, named)], on_bad_row=options.on_bad_row)
+    mapping = user_mapping(options.mapping) if options.mapping else None
+    return _read(rows, report, options, mapping)
+
+
+def _named_pair(row: RawRow, named: Callable[[RowReader], Outcome]) -> PreferencePair | Drop:
+    outcome = named(RowReader(row.value, source=row.source, number=row.number))
+    if isinstance(outcome, Drop):
+        return outcome
+    try:
+        return parse_pair(outcome, source=row.source, number=row.number)
+    except BadRowError as error:
+        return Drop(error.reason.value)
+
+
+def _read(
+    rows: Iterable[RawRow], report: SourceReport, options: ReadOptions, mapping: Form | None
+) -> Iterator[PreferencePair]:
+    rows = renamed_rows(rows, options)
+    form = mapping
+    if form is None:
+        form, rows = _recognised(rows)
+    report.form = form.name
+    reading = _Reading(form, scores=options.score_margins, checked=mapping is None)
+    if form.single:
+        rows = reading.gathered(rows)
+    try:
+        yield from outcomes_of(rows, report, reading.pairs, on_bad_row=options.on_bad_row)
+    finally:
+        report.unread = sorted(reading.unread.union(report.unread))
+
+
+def _peeked(
+    rows: Iterable[RawRow], enough: Callable[[Mapping[str, Any]], bool]
+) -> tuple[list[RawRow], Iterator[RawRow]]:
+    """Read rows until one is enough, at most `_EXAMINED`; return them, and all rows from the first."""
+    waiting = iter(rows)
+    seen: list[RawRow] = []
+    for row in waiting:
+        seen.append(row)
+        if len(seen) == _EXAMINED or (isinstance(row.value, Mapping) and enough(row.value)):
+            break
+    return seen, chain(seen, waiting)
+
+
+def renamed_rows(rows: Iterable[RawRow], options: ReadOptions) -> Iterator[RawRow]:
+    """Yield rows with the columns under the names that `data_options.columns` gives them.
+
+    Raises:
+        ConfigError: none of the first rows has one of the columns.
+    """
+    names = options.renamed
+    if not names:
+        yield from rows
+        return
+    wanted = set(names.values())
+
+    def found(row: Mapping[str, Any]) -> bool:
+        wanted.difference_update(row)
+        return not wanted
+
+    seen, rows = _peeked(rows, found)
+    first = next((row for row in seen if isinstance(row.value, Mapping)), None)
+    if wanted and first is not None:
+        raise ConfigError(
+            f"data_options.columns: {first.source} has no column {', '.join(sorted(wanted))}. Its first row has "
+            f"{listed(list(first.value))}."
+        )
+    for row in rows:
+        yield replace(row, value=renamed(row.value, names)) if isinstance(row.value, Mapping) else row
+
+
+def renamed(row: Mapping[str, Any], names: Mapping[str, str]) -> Mapping[str, Any]:
+    """Return a row with columns under other names; see `ReadOptions.columns`."""
+    taken = set(names.values())
+    return {name: value for name, value in row.items() if name not in taken} | {
+        name: row[column] for name, column in names.items() if column in row
+    }
+
+
+def form_of(row: Mapping[str, Any]) -> Form | None:
+    """Return the form of a row, or None if it is in none of the known ones."""
+    return next((form for form in FORMS if form.recognises(row)), None)
+
+
+def _recognised(rows: Iterable[RawRow]) -> tuple[Form, Iterator[RawRow]]:
+    """Return the form of a source and all its rows; a form that says what is missing if it is in no known one."""
+    seen, rows = _peeked(rows, lambda row: form_of(row) is not None)
+    found = [form_of(row.value) for row in seen if isinstance(row.value, Mapping)]
+    if found and found[-1] is not None:
+        return found[-1], rows
+    first = next((row.value for row in seen if isinstance(row.value, Mapping)), None)
+    if not first:
+        return EXPLICIT, rows
+    return _unknown(nearest(first), [str(name) for name in first]), rows
+
+
+def _unknown(near: Form, columns: list[str]) -> Form:
+    """Return a stand-in for a form that says which columns a row has, and which the nearest known form has."""
+
+    def refuse(row: RowReader) -> Iterable[Outcome]:
+        missing = near.missing(row.row)
+        if not missing:  # a column has another type: let the form say which
+            return near.to_rows(row)
+        raise BadRowError(
+            BadRowReason.MISSING_FIELD,
+            source=row.source,
+            row=row.number,
+            field=missing[0],
+            problem=f"is missing: the row has {listed(columns)}, which is none of the known forms; the nearest, "
+            f"{near.name}, has {', '.join(near.columns)}",
+            remedy="Name the columns with `data_options.columns`, such as `prompt: question, chosen: better, rejected: "
+            "worse`, or convert rows with `data_options.mapping`.",
+            skippable=False,
+        )
+
+    return Form("", (), refuse)
+
+
+@dataclass
+class _Reading:
+    """Turns the rows of one source, all in one form, into pairs."""
+
+    form: Form
+    scores: bool
+    """Whether scores are margins."""
+    checked: bool
+    """Whether rows of other forms are refused."""
+    unread: set[str] = field(default_factory=set)
+    first: tuple[RawRow, tuple[str, ...]] | None = None
+    """The first good row, and its schema."""
+
+    def pairs(self, row: RawRow) -> Iterator[PreferencePair | Drop]:
+        """Yield the pairs of a row."""
+        reader = RowReader(row.value, source=row.source, number=row.number)
+        outcomes = list(self._outcomes(reader))
+        for part, outcome in enumerate(outcomes, start=1 if len(outcomes) > 1 else 0):
+            if isinstance(outcome, Drop):
+                yield outcome
+                continue
+            if self.scores:
+                outcome = _with_margin(outcome, reader)
+            yield parse_pair(outcome, source=row.source, number=row.number, part=part)
+            used = {"score_chosen", "score_rejected"} if self.scores else set()
+            self.unread |= (unread_columns(outcome) & reader.row.keys()) - used
+        self._check_schema(row)
+
+    def _outcomes(self, reader: RowReader) -> Iterable[Outcome]:
+        if self.form.single:  # the row is a ranking that `gathered` made
+            rest = {name: value for name, value in reader.row.items() if name not in ("responses", "scores")}
+            return ranking(rest, reader.row["responses"], reader.row["scores"])
+        return self._of_form(reader)
+
+    def _of_form(self, reader: RowReader) -> Iterable[Outcome]:
+        """Apply the form to a row, and raise if the row is in another form."""
+        if self.checked and self.form.columns and not self.form.recognises(reader.row):
+            other = form_of(reader.row)
+            if other is not None and other.to_rows is not self.form.to_rows:
+                raise reader.error(
+                    BadRowReason.MIXED_SCHEMA,
+                    None,
+                    f"the row is in the form {other.name}, but earlier rows are in the form {self.form.name}",
+                    "Write all rows of a source in one form, or split the source.",
+                )
+            if missing := self.form.missing(reader.row):
+                remedy = f"Add it: the rows are read as {self.form.name}."
+                raise reader.error(BadRowReason.MISSING_FIELD, missing[0], "is missing", remedy)
+        return self.form.to_rows(reader)
+
+    def _check_schema(self, row: RawRow) -> None:
+        """Raise if a row of the contract mixes strings and messages in another way than the first."""
+        if self.form.to_rows is not EXPLICIT.to_rows:
+            return
+        schema = row_schema(row.value)
+        if self.first is None:
+            self.first = row, schema
+        elif schema != self.first[1]:
+            first = self.first[0]
+            place = f"row {first.number}" if first.source == row.source else f"{first.source}, row {first.number}"
+            raise BadRowError(
+                BadRowReason.MIXED_SCHEMA,
+                source=row.source,
+                row=row.number,
+                field=None,
+                problem=f"the row has {_schema_text(schema)}, {place} has {_schema_text(self.first[1])}",
+                remedy="Write all rows of a source in one schema, or split it.",
+            )
+
+    def gathered(self, rows: Iterable[RawRow]) -> Iterator[RawRow]:
+        """Merge rows of one response each into one ranking for each prompt, which needs all rows in memory.
+
+        Bad rows are passed on with their error.
+        """
+        groups: dict[str, list[tuple[RawRow, Mapping[str, Any]]]] = {}
+        for row in rows:
+            try:
+                if row.error is not None:
+                    raise row.error
+                reader = RowReader(row.value, source=row.source, number=row.number)
+                for found in self._of_form(reader):
+                    assert not isinstance(found, Drop)
+                    prompt = parse_conversation(found, source=row.source, number=row.number).prompt
+                    groups.setdefault(json.dumps(prompt.as_row(), sort_keys=True), []).append((row, found))
+            except BadRowError as error:
+                yield replace(row, value=None, error=error)
+        for group in groups.values():
+            first, found = group[0]
+            rest = {name: value for name, value in found.items() if name not in ("response", "score")}
+            value = rest | {name: [each[name[:-1]] for _, each in group] for name in ("responses", "scores")}
+            yield replace(first, value=value, merged=len(group))
+
+
+def row_mapping(options: ReadOptions) -> Callable[[RawRow], Any]:
+    """Return a function from a raw row to the one row of the contract that it stands for, for scoring row by row.
+
+    The function raises BadRowError if a row stands for another number of rows, as a ranking does.
+    """
+    mapping, names = (user_mapping(options.mapping) if options.mapping else None), options.renamed
+
+    def read(row: RawRow) -> Any:
+        if not isinstance(row.value, Mapping):
+            return row.value
+        value = renamed(row.value, names)
+        form = mapping or form_of(value)
+        if "response" in value and mapping is None:
+            return value
+        if form is None:
+            completion = {"response": "completion"} if "completion" in value and "chosen" not in value else {}
+            return renamed(value, completion)
+        reader = RowReader(value, source=row.source, number=row.number)
+        outcomes = list(form.to_rows(reader))
+        if len(outcomes) != 1 or isinstance(outcomes[0], Drop):
+            raise reader.error(
+                BadRowReason.UNSUPPORTED,
+                None,
+                f"the row, read as {form.name}, stands for {len(outcomes)} pairs or is left out",
+                "Score rows with one pair, or with a prompt and a response.",
+            )
+        return outcomes[0]
+
+    return read
+
+
+def _schema_text(schema: tuple[str, ...]) -> str:
+    return ", ".join(f"`{name}` {kind}" for name, kind in zip(("prompt", "chosen", "rejected"), schema, strict=True))
+
+
+def _with_margin(row: Mapping[str, Any], place: RowReader) -> Mapping[str, Any]:
+    """Return a row whose margin is the difference of its scores.
+
+    Raises:
+        BadRowError: the row has no scores.
+    """
+    reader = RowReader(row, source=place.source, number=place.number)
+    return {**row, "margin": reader.required_number("score_chosen") - reader.required_number("score_rejected")}
+
+
+def user_mapping(name: str) -> Form:
+    """Return the user's function as a form.
+
+    Args:
+        name: `module:function` or `file.py:function`; see `ReadOptions.mapping`.
+
+    Raises:
+        ConfigError: it can't be imported.
+    """
+    module = mapping_module(name)
+    function = getattr(module, name.rpartition(":")[2], None)
+    if not callable(function):
+        raise ConfigError(f"data_options.mapping: {name} is not a function.")
+    return Form(name, (), lambda row: _mapped(row, function))
+
+
+def mapping_module(name: str) -> ModuleType:
+    """Import the module of `data_options.mapping`; modules of the working folder are found too.
+
+    Raises:
+        ConfigError: it can't be imported.
+    """
+    place = name.rpartition(":")[0]
+    path = list(sys.path)
+    try:
+        if not place.endswith(".py"):
+            sys.path.append(str(Path.cwd()))
+            return importlib.import_module(place)
+        spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except Exception as error:  # the module may do anything
+        problem = f"{type(error).__name__}: {first_line(error)}"
+        raise ConfigError(f"data_options.mapping: {place} can't be imported ({problem}).") from error
+    finally:
+        sys.path[:] = path
+    return module
+
+
+def mapping_digest(name: str) -> str | None:
+    """Return a digest of the user's function and its file; None if it is in no file, as in a notebook."""
+    file = getattr(mapping_module(name), "__file__", None)
+    return hashlib.sha256(name.encode() + Path(file).read_bytes()).hexdigest() if file else None
+
+
+def _mapped(row: RowReader, function: Callable[[dict[str, Any]], Any]) -> list[Outcome]:
+    """Call the user's function on a row."""
+    try:
+        made = function(dict(row.row))
+        if made is None:
+            return [Drop("mapping")]
+        made = [made] if isinstance(made, Mapping | PreferencePair) else list(made)
+    except Exception as error:  # the function may do anything
+        problem = f"data_options.mapping raised {type(error).__name__}: {first_line(error)}"
+        remedy = "Mend the function, or let it return None for such rows."
+        raise row.error(BadRowReason.WRONG_TYPE, None, problem, remedy) from error
+    if not all(isinstance(each, Mapping | PreferencePair) for each in made):
+        problem = f"data_options.mapping returned {type(made[0]).__name__} values"
+        remedy = "Return a dict with prompt, chosen and rejected, a list of such dicts, or None."
+        raise row.error(BadRowReason.WRONG_TYPE, None, problem, remedy)
+    rows = [each.as_row() if isinstance(each, PreferencePair) else each for each in made]
+    return rows or [Drop("mapping")]

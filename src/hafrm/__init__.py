@@ -11,17 +11,17 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hafrm.api import evaluate, export, score, train
     from hafrm.data import DataOptions, load_pairs
     from hafrm.evaluation.bulk import RowScorer
     from hafrm.evaluation.options import EvaluateConfig
-    from hafrm.evaluation.run import evaluate
-    from hafrm.models.export import export
+    from hafrm.losses import register_reward_loss
     from hafrm.models.loading import load_scorer
     from hafrm.models.options import ExportConfig, LoraOptions, ScoreOptions
     from hafrm.models.scorers import Scorer
     from hafrm.pairs import Conversation, Message, PreferencePair
     from hafrm.training.config import LossConfig, TrainConfig
-    from hafrm.training.run import train
+    from hafrm.training.objective import register_metric
 
 __version__ = "0.1.0"
 
@@ -47,21 +47,24 @@ __all__ = [
     "export",
     "load_pairs",
     "load_scorer",
+    "register_metric",
+    "register_reward_loss",
+    "score",
     "train",
 ]
 
 _HOMES = {
+    "hafrm.api": ("evaluate", "export", "score", "train"),
     "hafrm.data": ("DataOptions", "load_pairs"),
     "hafrm.evaluation.bulk": ("RowScorer",),
     "hafrm.evaluation.options": ("EvaluateConfig",),
-    "hafrm.evaluation.run": ("evaluate",),
-    "hafrm.models.export": ("export",),
+    "hafrm.losses": ("register_reward_loss",),
     "hafrm.models.loading": ("load_scorer",),
     "hafrm.models.options": ("ExportConfig", "LoraOptions", "ScoreOptions"),
     "hafrm.models.scorers": ("Scorer",),
     "hafrm.pairs": ("Conversation", "Message", "PreferencePair"),
     "hafrm.training.config": ("LossConfig", "TrainConfig"),
-    "hafrm.training.run": ("train",),
+    "hafrm.training.objective": ("register_metric",),
 }
 
 
@@ -73,4 +76,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])

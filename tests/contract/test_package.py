@@ -15,7 +15,7 @@ from hafrm import errors
 PUBLIC = """
 Conversation DataOptions EvaluateConfig ExportConfig LoraOptions LossConfig Message PreferencePair RowScorer
 ScoreOptions Scorer
-TrainConfig evaluate export load_pairs load_scorer train
+TrainConfig evaluate export load_pairs load_scorer register_metric register_reward_loss score train
 """.split()
 
 MODULES = [module.name for module in pkgutil.walk_packages(hafrm.__path__, "hafrm.") if "__main__" not in module.name]

@@ -12,9 +12,9 @@ import sys
 from argparse import SUPPRESS
 from collections.abc import Sequence
 from difflib import get_close_matches
+from importlib.metadata import version
 from importlib.util import find_spec
 
-import hafrm
 from hafrm.cli.parser import Parser
 from hafrm.errors import HafrmError
 
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _without_command(argv: Sequence[str]) -> int:
     """Print what was asked of hafrm itself: help, the version, or a shell's completions."""
     parser = Parser(prog="hafrm", description="Reward models by hybrid alignment.", epilog=_EPILOG)
-    parser.add_argument("--version", action="version", version=f"hafrm {hafrm.__version__}")
+    parser.add_argument("--version", action="version", version=f"hafrm {version('hafrm')}")
     parser.add_argument(
         "--completion", choices=_SHELLS, default=SUPPRESS, help="Print a script that completes commands and options."
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -55,7 +55,7 @@ def command_parser(
         lists: Fields that take several values: `--data A B`.
         flags: Fields that a bare `--name` sets.
     """
-    parser = Parser(description=options.__doc__)
+    parser = Parser(description=(options.__doc__ or "").partition("Example:")[0].strip())
     parser.add_argument(
         "--config", action=_ConfigFile, help="Read options from a YAML file; later options override it."
     )
@@ -89,6 +89,7 @@ def options_of(
     *,
     models: Sequence[str] = ("model",),
     data: Sequence[str] = (),
+    made: Mapping[str, Any] | None = None,
 ) -> Options:
     """The dataclass that a parsed command line describes; its own checks raise `ConfigError`.
 
@@ -98,6 +99,7 @@ def options_of(
         args: What it parsed.
         models: Fields that name models: folders that don't exist are refused before torch is loaded.
         data: Fields with data names, which are checked as early.
+        made: Values of fields that were not parsed.
     """
     _refuse_zero_bytes(args)
     for name in _named(args, data):
@@ -106,7 +108,7 @@ def options_of(
         if not is_server(name) and not is_simulated(name):
             require_place(name)
     values = parser.instantiate(args)
-    return options(**{field.name: values[field.name] for field in fields(options)})  # type: ignore[arg-type]
+    return options(**{field.name: values[field.name] for field in fields(options)} | dict(made or {}))  # type: ignore[arg-type]
 
 
 def _named(args: Namespace, options: Sequence[str]) -> Iterator[str]:

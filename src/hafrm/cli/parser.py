@@ -16,6 +16,8 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 
 from jsonargparse import ArgumentParser
 
+from hafrm.errors import ConfigError
+
 _BOOLEANS = ("true", "false", "yes", "no", "on", "off", "1", "0")
 
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "a mapping"}
@@ -28,7 +30,13 @@ _CHOICE = re.compile(r"argument (?P<name>\S+): invalid choice: '(?P<given>.*?)' 
 
 
 class Parser(ArgumentParser):
-    """A parser whose errors are one line each, with a suggestion for an unknown option."""
+    """A parser whose errors are one line each, with a suggestion for an unknown option.
+
+    Attributes:
+        raises: Whether errors are raised, for options from Python, rather than printed with exit status 2.
+    """
+
+    raises = False
 
     def words(self, argv: Sequence[str]) -> list[str]:
         """Prepare a command's words for parsing: underscores in names, and `true` for flags without a value.
@@ -90,6 +98,8 @@ class Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print an error as one line and exit with status 2."""
         text = self._reworded(message)
+        if self.raises:
+            raise ConfigError(f"{text.removeprefix('--')}{'' if text.endswith(('?', '.')) else '.'}") from ex
         text += "" if text.endswith(("?", ".")) else "."
         print(f"{self.prog}: {text} `{self.prog} --help` lists the options.", file=sys.stderr)  # noqa: T201
         self.exit(2)

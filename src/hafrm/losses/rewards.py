@@ -111,6 +111,12 @@ def register_reward_loss(name: str, loss: RewardLoss) -> None:
 
     Raises:
         ValueError: the name is taken by another loss, or is not a Python identifier.
+
+    Example:
+        >>> def squared(chosen, rejected, *, margin=None, label_smoothing=0.0):
+        ...     return (1 - (chosen - rejected)) ** 2
+        >>> hafrm.register_reward_loss("squared", squared)
+        >>> hafrm.train({"model": ..., "data": ..., "out": ..., "loss": hafrm.LossConfig(reward_loss="squared")})
     """
     if not name.isidentifier() or _LOSSES.get(name, loss) is not loss:
         raise ValueError(f"{name!r} can't name a reward loss: it is not a Python identifier, or it is taken")

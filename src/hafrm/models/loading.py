@@ -51,6 +51,11 @@ def load_scorer(
     Raises:
         ModelError: no scorer can be loaded from there, or the requested head was not trained.
         ConfigError: an option has no effect on the requested head.
+
+    Example:
+        >>> scorer = load_scorer("runs/mine")
+        >>> scorer.score([("Two plus two?", "Four."), ("Two plus two?", "Five.")])
+        [1.73, -0.42]
     """
     options = options or ScoreOptions()
     choice = ScorerChoice(

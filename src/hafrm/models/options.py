@@ -177,15 +177,24 @@ class ScoreOptions:
         Raises:
             ConfigError: the file can't be read.
         """
-        if self.chat_template in (None, "default"):
-            return self.chat_template and DEFAULT_CHAT_TEMPLATE
-        try:
-            return Path(self.chat_template).read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"score.chat_template: {self.chat_template} can't be read ({first_line(error)}). Give a text file that "
-                "contains a Jinja template, or `default`."
-            ) from error
+        return chat_template(self.chat_template, "score.chat_template")
+
+
+def chat_template(name: str | None, option: str) -> str | None:
+    """Return the template that an option names: a file, or `default` for hafrm's plain one; None if it is not set.
+
+    Raises:
+        ConfigError: the file can't be read.
+    """
+    if name in (None, "default"):
+        return name and DEFAULT_CHAT_TEMPLATE
+    try:
+        return Path(name).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{option}: {name} can't be read ({first_line(error)}). Give a text file that contains a Jinja template, "
+            "or `default`."
+        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)

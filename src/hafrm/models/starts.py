@@ -5,6 +5,8 @@ The models built for this have no weights, so it takes a second and no memory.
 
 from __future__ import annotations
 
+import hashlib
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
@@ -14,6 +16,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from hafrm import atomic
 from hafrm.errors import ModelError
 from hafrm.models.classifiers import stock_classifier
 from hafrm.models.heads import OPENRLHF, architectures, kept_head
@@ -23,7 +26,7 @@ from hafrm.models.options import HeadInit, LoraOptions
 from hafrm.models.places import require_place
 from hafrm.models.runinfo import require_as_saved, require_finished
 from hafrm.models.sources import SavedWeights, root_model
-from hafrm.models.stock import lm_head_names, loading
+from hafrm.models.stock import lm_head_names, loading, quiet_transformers
 
 _NO_LORA = LoraOptions()
 
@@ -37,6 +40,25 @@ class Start:
     """Description of the reward head, in one line."""
     notes: tuple[str, ...]
     """Further notes, one line each."""
+
+
+def saved_start(model: PreTrainedModel) -> str:
+    """Save a loaded model to hafrm's cache, under the digest of its files, and return the folder.
+
+    The same weights are saved once, so that a run finds its start again when it is resumed.
+    """
+    cache = atomic.cache_folder("models")
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as temporary, quiet_transformers():
+        made = Path(temporary) / "model"
+        model.save_pretrained(made)
+        digest = hashlib.sha256()
+        for path in sorted(made.iterdir()):
+            digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+        folder = cache / digest.hexdigest()[:24]
+        if not folder.exists():
+            made.rename(folder)
+    return str(folder)
 
 
 def check_start(

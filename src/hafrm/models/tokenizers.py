@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Callable
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -46,6 +47,7 @@ def load_tokenizer(
     trust_remote_code: bool = False,
     template: str | None = DEFAULT_CHAT_TEMPLATE,
     instead: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Any:
     """Load a model's tokenizer and prepare it; see `prepare_tokenizer`.
 
@@ -54,6 +56,7 @@ def load_tokenizer(
         trust_remote_code: Run code that comes with the tokenizer. Off unless you trust it.
         template: Chat template for a tokenizer without one; None raises an error for such tokenizers.
         instead: Chat template that replaces the tokenizer's own.
+        say: Called with a line if hafrm's own template is taken for lack of one.
 
     Raises:
         ModelError: the tokenizer can't be loaded, or it lacks what `prepare_tokenizer` needs.
@@ -74,6 +77,11 @@ def load_tokenizer(
             f"The tokenizer of {model} has no chat template, so the format of its training texts is unknown. "
             "Give the template with `--score.chat_template FILE`, or use hafrm's plain one with "
             "`--score.chat_template default`."
+        )
+    if not tokenizer.chat_template and template == DEFAULT_CHAT_TEMPLATE:
+        say(
+            f"{model} has no chat template, so turns are written as `Human: ...` and `Assistant: ...`; "
+            "--chat_template FILE gives another one"
         )
     _require_plain_names(tokenizer, model)
     return prepare_tokenizer(tokenizer, template=template or DEFAULT_CHAT_TEMPLATE)

@@ -24,6 +24,7 @@ from hafrm.models.checkpoints import save_merged, writing
 from hafrm.models.generating import prompt_ids
 from hafrm.models.hybrid import HybridModel
 from hafrm.models.listing import ADAPTER_FILE, require_listed, save_checksums
+from hafrm.models.options import chat_template
 from hafrm.models.stock import loading, quiet_transformers
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.pairs import Prompt
@@ -160,7 +161,8 @@ def checkpoint_answers(config: RlhfConfig, prompts: Sequence[Prompt], *, seed: i
         prompts: The prompts to answer.
         seed: Seed of the draws.
     """
-    tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
+    template = chat_template(config.chat_template, "chat_template")
+    tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code, instead=template)
     model = new_policy(config, tokenizer)
     policy = ready_policy(config, model, tokenizer)
     ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]

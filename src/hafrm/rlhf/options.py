@@ -172,6 +172,11 @@ class RlhfConfig(ScorerChoice):
     learning_rate: float = option(2e-5, above=0)
     """Learning rate (Appendix A: 2e-5)."""
 
+    chat_template: str | None = None
+    """Chat template that replaces the model's own or a missing one, and is saved with the policy: a file, or `default`
+    for hafrm's plain template.
+    """
+
     lr_scheduler_type: str = "linear"
     """Any schedule of transformers that only depends on the step; `linear`, transformers' default, falls to 0."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -13,6 +14,7 @@ import torch
 from hafrm.data import local_path
 from hafrm.errors import ConfigError
 from hafrm.models.hybrid import HybridModel
+from hafrm.models.options import chat_template
 from hafrm.models.references import weights_digest
 from hafrm.models.starts import check_start
 from hafrm.models.tokenizers import load_tokenizer
@@ -66,7 +68,8 @@ def _prepare(config: RlhfConfig, progress: Progress, say: Callable[[str], None])
     for note in start.notes:
         say(note)
     torch.manual_seed(config.seed)
-    tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
+    template = chat_template(config.chat_template, "chat_template")
+    tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code, instead=template, say=say)
     prompts = prompt_set(config.data, tokenizer, max_tokens=config.max_prompt_tokens, options=config.data_options)
     account = {"train": prompts.account}
     if before is not None:
@@ -75,6 +78,8 @@ def _prepare(config: RlhfConfig, progress: Progress, say: Callable[[str], None])
     if model.bare:
         say(model.bare)
     effective = _effective(config, model)
+    if template is not None:
+        effective["chat_template"] = hashlib.sha256(template.encode()).hexdigest()
     manifest = new_manifest(config, account, effective)
     if before is not None:
         require_same_settings(before, effective, folder)
@@ -106,7 +111,7 @@ def _forked_random() -> AbstractContextManager[None]:
 def _inputs(config: RlhfConfig) -> dict[str, Path]:
     """Return the paths that the run reads, by the options that name them."""
     named = {name: getattr(config, name) for name in ("model", "reward", "reference", "gold")}
-    named["score.chat_template"] = config.score.chat_template
+    named |= {"chat_template": config.chat_template, "score.chat_template": config.score.chat_template}
     inputs = {f"{name}: {value}": Path(value) for name, value in named.items() if value}
     return inputs | {f"data: {name}": path for name in config.data if (path := local_path(name))}
 

@@ -64,6 +64,9 @@ class SampleConfig:
     engine: Engine = "transformers"
     """Sampling engine; `vllm` must be installed separately."""
 
+    chat_template: str | None = None
+    """Chat template that replaces the model's own or a missing one: a file, or `default` for hafrm's plain template."""
+
     max_length: int | None = option(None, least=2)
     """Maximum tokens of a prompt with its response, by default the model's own limit. Longer prompts get no response.
     """

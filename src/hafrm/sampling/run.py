@@ -22,7 +22,7 @@ from hafrm.models.checkpoints import load_run
 from hafrm.models.generating import prompt_lengths
 from hafrm.models.hybrid import max_positions
 from hafrm.models.identity import model_identity
-from hafrm.models.options import ScorerChoice
+from hafrm.models.options import ScorerChoice, chat_template
 from hafrm.models.outputs import require_unread
 from hafrm.models.runinfo import RUN_FILE
 from hafrm.models.stock import load_causal_lm, loading
@@ -69,7 +69,7 @@ def sample(
     depends_on = _depends_on(config, prompts, identify=generator is None)
     samples = Samples(folder, depends_on, prompts.rows)
     if len(samples.lines) < len(prompts.rows):
-        generator, limit = _load(config) if generator is None else (generator, config.max_length)
+        generator, limit = _load(config, say) if generator is None else (generator, config.max_length)
         run = _Run(config, generator, prompts.rows, samples, limit)
         run.draw_missing(progress, say)
     samples.finish()  # even if none was missing: a killed run may have drawn the last one without sorting them
@@ -91,9 +91,9 @@ def _refuse_bare_adapters(model: str) -> None:
         )
 
 
-def _load(config: SampleConfig) -> tuple[Generator, int | None]:
+def _load(config: SampleConfig, say: Callable[[str], None]) -> tuple[Generator, int | None]:
     """Load the engine, and return the maximum tokens of a prompt with its response."""
-    tokenizer, causal_lm, model_config = _read_model(config)
+    tokenizer, causal_lm, model_config = _read_model(config, say)
     positions = max_positions(model_config)
     if config.max_length is not None and positions is not None and config.max_length > positions:
         raise ConfigError(f"max_length is {config.max_length}, but the model has {positions} positions.")
@@ -112,13 +112,16 @@ def _load(config: SampleConfig) -> tuple[Generator, int | None]:
     return made, limit
 
 
-def _read_model(config: SampleConfig) -> tuple[Any, Any, PreTrainedConfig]:
+def _read_model(config: SampleConfig, say: Callable[[str], None]) -> tuple[Any, Any, PreTrainedConfig]:
     """Return the tokenizer, the causal LM (None if vLLM loads its own), and the model's config."""
     trust, dtype = config.trust_remote_code, config.score_options.torch_dtype()
+    template = chat_template(config.chat_template, "chat_template")
     if config.engine == "transformers" and (Path(config.model) / RUN_FILE).is_file():
         run, tokenizer, _ = load_run(config.model, dtype=dtype, trust_remote_code=trust)
+        if template is not None:
+            tokenizer = load_tokenizer(config.model, trust_remote_code=trust, instead=template)
         return tokenizer, run.causal_lm, run.config
-    tokenizer = load_tokenizer(config.model, trust_remote_code=trust)
+    tokenizer = load_tokenizer(config.model, trust_remote_code=trust, instead=template, say=say)
     if config.engine == "vllm":
         with loading("causal language model", config.model):
             return tokenizer, None, AutoConfig.from_pretrained(config.model, trust_remote_code=trust)
@@ -203,6 +206,7 @@ def _depends_on(config: SampleConfig, prompts: Prompts, *, identify: bool) -> di
         "engine": config.engine,
         "n": config.n,
         "max_length": config.max_length,
+        **({"chat_template": chat_template(config.chat_template, "chat_template")} if config.chat_template else {}),
         **{f"sampling.{name}": value for name, value in asdict(config.sampling).items()},
         "set of prompts": prompts.sha256,
     }

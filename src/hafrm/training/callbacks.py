@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,7 @@ class ConsoleProgress(TrainerCallback):
         self.every_s = every_s
         self._bar: Progress | None = None
         self._last = 0.0
+        self._began, self._first_step = 0.0, 0
         self._training = False
 
     def on_train_begin(
@@ -124,6 +126,7 @@ class ConsoleProgress(TrainerCallback):
     ) -> None:
         """Start the bar."""
         self._training = True
+        self._began, self._first_step = time.monotonic(), state.global_step
         if state.is_world_process_zero and self.console.is_terminal:
             columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
             self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console)
@@ -152,7 +155,7 @@ class ConsoleProgress(TrainerCallback):
             best = best_step(state) if args.load_best_model_at_end and not self._training else None
             label = "validation" if evaluated else "training"
             of = f"step {state.global_step}/{state.max_steps}" if best is None else f"best checkpoint (step {best})"
-            self.say(f"{of} {label}: {text}")
+            self.say(f"{of} {label}: {text}{self._left(state)}")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -160,6 +163,14 @@ class ConsoleProgress(TrainerCallback):
         """Stop the bar."""
         self._training = False
         self.close()
+
+    def _left(self, state: TrainerState) -> str:
+        """Return the time left at the speed so far; empty at the end, or before there is a speed."""
+        done, left = state.global_step - self._first_step, state.max_steps - state.global_step
+        if not self._training or done <= 0 or left <= 0:
+            return ""
+        seconds = round((time.monotonic() - self._began) * left / done)
+        return f", {timedelta(seconds=seconds)} left"
 
     def say(self, text: str) -> None:
         """Print a line verbatim: paths and third-party messages may contain what rich takes for markup."""

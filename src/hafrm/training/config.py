@@ -140,7 +140,11 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Train a reward model on preference pairs."""
+    """Train a reward model on preference pairs.
+
+    Example:
+        >>> TrainConfig(model="Qwen/Qwen3-0.6B", data=["train.jsonl"], out="runs/mine", training={"max_steps": 600})
+    """
 
     model: str
     """The model to start from, a folder or a hub id: a causal language model, or any reward model on one (a run, its
@@ -174,6 +178,11 @@ class TrainConfig:
     0.025 of the steps, but at least 20; save_steps as eval_steps, save_total_limit 2. Not in the paper:
     per_device_eval_batch_size 32, logging_steps 1, report_to tensorboard if it is installed, bf16 (or fp16) on a GPU if
     the weights are float32.
+    """
+
+    chat_template: str | None = None
+    """Chat template that replaces the model's own or a missing one, and is saved with the result: a file, or `default`
+    for hafrm's plain template.
     """
 
     best_by: Literal["accuracy", "margin", "chosen_reward"] = "accuracy"

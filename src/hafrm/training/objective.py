@@ -5,7 +5,7 @@ Shape letters: B pairs, S sequences.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -33,6 +33,31 @@ class PairLosses:
 
     loss: Tensor
     metrics: dict[str, Tensor]
+
+
+Metric = Callable[[Tensor, Tensor], Tensor]
+"""A metric of the rewards of chosen and rejected responses, [B] each, to one number per pair, [B]."""
+
+_METRICS: dict[str, Metric] = {}
+
+
+def register_metric(name: str, metric: Metric) -> None:
+    """Log a metric of your own in this process, as `custom/NAME` in training and `eval_custom/NAME` in validation.
+
+    Args:
+        name: A Python identifier.
+        metric: Takes the rewards of the chosen and of the rejected responses, [B] each, and returns one number per
+            pair, [B], of which means are logged.
+
+    Raises:
+        ValueError: the name is taken by another metric, or is not a Python identifier.
+
+    Example:
+        >>> hafrm.register_metric("wide", lambda chosen, rejected: (chosen - rejected > 1).float())
+    """
+    if not name.isidentifier() or _METRICS.get(name, metric) is not metric:
+        raise ValueError(f"{name!r} can't name a metric: it is not a Python identifier, or it is taken")
+    _METRICS[name] = metric
 
 
 class Objective:
@@ -124,6 +149,8 @@ class Objective:
             reward_weight=self.config.reward_weight,
             policy_ratio=self.config.policy_ratio,
         )
+        ends = metrics["rewards/chosen"].detach(), metrics["rewards/rejected"].detach()
+        metrics |= {f"custom/{name}": metric(*ends) for name, metric in _METRICS.items()}
         lengths = batch.sequences.response_lengths
         metrics |= _length_metrics(lengths[batch.chosen] - lengths[batch.rejected], metrics["rewards/margins"])
         return PairLosses(loss, {name: value.detach() for name, value in metrics.items()})

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,8 +20,10 @@ from rich.console import Console
 from rich.status import Status
 from transformers import (
     EarlyStoppingCallback,
+    PreTrainedModel,
     PrinterCallback,
     ProgressCallback,
+    TrainerCallback,
     TrainerState,
     TrainingArguments,
     set_seed,
@@ -33,12 +37,12 @@ from hafrm.errors import ConfigError, ModelError
 from hafrm.models.checkpoints import save_run
 from hafrm.models.hybrid import HybridModel, max_positions
 from hafrm.models.layout import Layout, choose_layout
-from hafrm.models.options import HeadInit
+from hafrm.models.options import HeadInit, chat_template
 from hafrm.models.references import weights_digest
 from hafrm.models.runinfo import RunInfo, require_undamaged
-from hafrm.models.starts import Start, check_start
+from hafrm.models.starts import Start, check_start, saved_start
 from hafrm.models.stock import new_model
-from hafrm.models.tokenizers import load_tokenizer
+from hafrm.models.tokenizers import load_tokenizer, prepare_tokenizer
 from hafrm.numerics import bfloat16_speedup, cpu_tuned
 from hafrm.packing import pad_rows
 from hafrm.stats import fit_combination
@@ -62,6 +66,7 @@ from hafrm.training.preflight import check_machine, require_all_processes
 from hafrm.training.reference import ReferenceSource
 from hafrm.training.resuming import last_listed_checkpoint, list_training_state
 from hafrm.training.sharding import sharding
+from hafrm.training.trackers import one_run_each, tracker_ids
 from hafrm.training.trainer import HybridTrainer
 
 
@@ -75,41 +80,73 @@ class TrainResult:
     """Final validation metrics of the kept checkpoint; empty without validation pairs."""
 
 
-def train(config: TrainConfig) -> TrainResult:
+def train(
+    config: TrainConfig,
+    *,
+    callbacks: Sequence[TrainerCallback] = (),
+    model: PreTrainedModel | str | Path | None = None,
+    tokenizer: Any = None,
+) -> TrainResult:
     """Train a model, or resume an interrupted run in the same folder.
+
+    Args:
+        config: The options.
+        callbacks: Further callbacks of transformers' `Trainer`.
+        model: What to start from, in place of `config.model`: a folder, a hub id, or a loaded causal language model,
+            which is copied to hafrm's cache, since scoring with the policy head needs it again as the reference.
+        tokenizer: A loaded tokenizer, in place of the model's own; needed with a loaded model.
 
     Raises:
         HafrmError: options, data or model are unusable; the message says why and what to do.
+
+    Example:
+        >>> rows = [{"prompt": "Two plus two?", "chosen": "Four.", "rejected": "Five."}, ...]
+        >>> result = train(TrainConfig(model="Qwen/Qwen3-0.6B", data=rows, out="runs/mine"))
+        >>> result.folder
+        PosixPath('runs/mine')
     """
+    if isinstance(model, PreTrainedModel):
+        if tokenizer is None:
+            raise ConfigError("tokenizer: a loaded model needs its tokenizer too.")
+        model = saved_start(model)
+    if model is not None:
+        config = replace(config, model=str(model))
     with hold_folder(Path(config.out)), cpu_tuned():
-        return _train(config, Path(config.out))
+        return _train(config, Path(config.out), callbacks, tokenizer)
 
 
-def _train(config: TrainConfig, folder: Path) -> TrainResult:
+def _train(config: TrainConfig, folder: Path, callbacks: Sequence[TrainerCallback], own_tokenizer: Any) -> TrainResult:
     before = claim_folder(config, folder, _inputs(config), overwrite=config.overwrite)
     check_machine(config.training)
     loss, start = config.resolved_loss, _start(config)
     set_seed(int(config.training.get("seed", 0)))
-    data, tokenizer = _load_data(config)
+    data, tokenizer = _load_data(config, own_tokenizer)
     if before is not None:
         require_same_data(before, data.account, folder)
     args = training_arguments(config, pairs=len(data.train), started=before and before.get("effective"))
     require_all_processes(args)
     shards = sharding(args, lora=config.lora.enabled)
     make_folder(folder)
-    model = _new_model(config, start.head_init, tokenizer, args, data.train)
     progress = ConsoleProgress(Console(stderr=True, quiet=args.process_index != 0))
+    with progress.console.status("loading the model"):
+        model = _new_model(config, start.head_init, tokenizer, args, data.train)
     layout = _layout(config, model, tokenizer, progress)
     objective = Objective(loss)
     tokens = config.data_options.token_budget(args.device.type)
     info = _run_info(config, tokenizer, _base_digest(model, objective))
     effective = effective_settings(args, config, model.config, shards) | {"weights": info.base_digest}
+    if config.chat_template is not None:
+        effective["chat_template"] = hashlib.sha256(tokenizer.chat_template.encode()).hexdigest()
     if objective.couples_pairs:
         effective["part"] = [tokens, args.world_size]
-    manifest = new_manifest(config, data.account, effective) | {
-        "layout": "packed" if layout.packed else "padded",
-        "reward_head": start.head_init if loss.reward_weight else None,
-    }
+    manifest = (
+        new_manifest(config, data.account, effective)
+        | tracker_ids(args, before)
+        | {
+            "layout": "packed" if layout.packed else "padded",
+            "reward_head": start.head_init if loss.reward_weight else None,
+        }
+    )
     if before is not None:
         require_same_settings(before, effective, folder)
         manifest = resumed_manifest(before, manifest)
@@ -127,35 +164,37 @@ def _train(config: TrainConfig, folder: Path) -> TrainResult:
 
     order = pair_order(args, data.train.pairs["prompt"], batch_by=config.data_options.batch_by)
     reference = ReferenceSource(loss, model, layout, args, weights=info.base_digest, tokens=tokens)
-    trainer = HybridTrainer(
-        model,
-        args,
-        objective=objective,
-        layout=layout,
-        tokens_per_batch=tokens,
-        tokenizer=tokenizer,
-        info=info,
-        train_dataset=reference.dataset(data.train, _visited(args, order)),
-        order=order,
-        eval_dataset=reference.dataset(data.eval) if data.eval is not None else None,
-        live_reference=reference.live,
-        callbacks=[
-            MetricsFile(folder),
-            progress,
-            DoctorLines(folder, circumstances_of(manifest), progress.say),
-            *_early_stopping(config),
-        ],
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
-    try:
-        checkpoint = _last_checkpoint(folder, progress)
-        if checkpoint is not None:
-            progress.say(f"resuming from {checkpoint.name}")
-        _run_trainer(trainer, checkpoint, total_steps(args.to_dict(), len(data.train)))
-    finally:
-        progress.close()
-    return _finish(trainer, config, manifest, folder)
+    with one_run_each(args, manifest):
+        trainer = HybridTrainer(
+            model,
+            args,
+            objective=objective,
+            layout=layout,
+            tokens_per_batch=tokens,
+            tokenizer=tokenizer,
+            info=info,
+            train_dataset=reference.dataset(data.train, _visited(args, order)),
+            order=order,
+            eval_dataset=reference.dataset(data.eval) if data.eval is not None else None,
+            live_reference=reference.live,
+            callbacks=[
+                MetricsFile(folder),
+                progress,
+                DoctorLines(folder, circumstances_of(manifest), progress.say),
+                *_early_stopping(config),
+                *callbacks,
+            ],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(ProgressCallback)
+        try:
+            checkpoint = _last_checkpoint(folder, progress)
+            if checkpoint is not None:
+                progress.say(f"resuming from {checkpoint.name}")
+            _run_trainer(trainer, checkpoint, total_steps(args.to_dict(), len(data.train)))
+        finally:
+            progress.close()
+        return _finish(trainer, config, manifest, folder)
 
 
 def _visited(args: TrainingArguments, order: PairOrder) -> list[int]:
@@ -180,6 +219,8 @@ def _start(config: TrainConfig) -> Start:
 def _inputs(config: TrainConfig) -> dict[str, Path]:
     """Return the paths that the run reads, by the options that name them."""
     inputs = {f"model: {config.model}": Path(config.model)}
+    if config.chat_template not in (None, "default"):
+        inputs["chat_template"] = Path(config.chat_template)
     return inputs | {f"data: {name}": path for name in (*config.data, *config.eval_data) if (path := local_path(name))}
 
 
@@ -193,12 +234,18 @@ class _Data:
     """For the manifest: "train", "eval" and, with the latter, "shared_prompts"."""
 
 
-def _load_data(config: TrainConfig) -> tuple[_Data, Any]:
+def _load_data(config: TrainConfig, own_tokenizer: Any) -> tuple[_Data, Any]:
     options = config.data_options
-    tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
-    encoder = ConversationEncoder(tokenizer, options.max_length, options.overlong)
     console = Console(stderr=True, quiet=not PartialState().is_main_process)
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    template = chat_template(config.chat_template, "chat_template")
+    if own_tokenizer is None:
+        tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code, instead=template, say=say)
+    else:
+        tokenizer = copy.deepcopy(own_tokenizer)  # the caller's stays as it is
+        tokenizer.chat_template = template or tokenizer.chat_template
+        tokenizer = prepare_tokenizer(tokenizer)
+    encoder = ConversationEncoder(tokenizer, options.max_length, options.overlong)
     needed = pairs_needed(config, processes=PartialState().num_processes)
     tables = {}
     for name, data, split in (("train", config.data, "train"), ("eval", config.eval_data, "validation")):

@@ -1,0 +1,178 @@
+"""The Python API: the commands as functions that also take their options as a dictionary.
+
+A dictionary goes through the checks of the command line: names that don't exist, types and values raise the same
+errors, and paths that don't exist are found before torch is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from markupsafe import Markup, escape
+
+from hafrm.cli.options import command_parser, options_of
+from hafrm.evaluation.options import EvaluateConfig, ScoreConfig
+from hafrm.evaluation.results import Results
+from hafrm.models.options import ExportConfig
+from hafrm.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from hafrm.evaluation.bulk import ScoreCounts
+    from hafrm.training.run import TrainResult
+
+Config = TypeVar("Config")
+
+
+def train(config: TrainConfig | Mapping[str, Any], **options: Any) -> TrainResult:
+    """Train a model, or resume an interrupted run in the same folder: what `hafrm train` does.
+
+    Args:
+        config: The options, or a dictionary of them.
+        options: `callbacks`, `model` and `tokenizer`, as in `hafrm.training.run.train`.
+
+    Raises:
+        HafrmError: options, data or model are unusable; the message says why and what to do.
+
+    Example:
+        >>> result = hafrm.train({"model": "Qwen/Qwen3-0.6B", "data": ["train.jsonl"], "out": "runs/mine"})
+        >>> result.folder, result.metrics
+    """
+    from hafrm.training.run import train as run
+
+    if isinstance(config, Mapping) and "model" not in config and options.get("model") is not None:
+        config = {**config, "model": "."}  # replaced by the argument
+    return run(config_of(TrainConfig, config, data=("data", "eval_data")), **options)
+
+
+def evaluate(config: EvaluateConfig | Mapping[str, Any], **options: Any) -> EvaluationResults:
+    """Score models on pairs and compare them: what `hafrm evaluate` does, without its page.
+
+    Args:
+        config: The options, or a dictionary of them.
+        options: `sets`, `progress` and `say`, as in `hafrm.evaluation.run.evaluate`.
+
+    Returns:
+        The results; a notebook shows them as a table.
+
+    Raises:
+        HafrmError: options, data or a model are unusable; the message says why and what to do.
+
+    Example:
+        >>> results = hafrm.evaluate({"models": ["runs/mine"], "data": ["test.jsonl"], "out": "eval"})
+        >>> results.cells["runs/mine", "test.jsonl"].measured.accuracy
+    """
+    from hafrm.evaluation.run import evaluate as run
+
+    checked = config_of(EvaluateConfig, config, models=("models", "reference"), data=("data", "calibration_data"))
+    return EvaluationResults(**vars(run(checked, **options)))
+
+
+def score(config: ScoreConfig | Mapping[str, Any]) -> ScoreCounts:
+    """Add rewards to the rows of a file: what `hafrm score` does.
+
+    Raises:
+        HafrmError: options, data or the model are unusable; the message says why and what to do.
+
+    Example:
+        >>> hafrm.score({"model": "runs/mine", "data": "answers.jsonl", "out": "scored.jsonl"}).scored
+        1000
+    """
+    from hafrm.evaluation.bulk import score_rows
+
+    return score_rows(config_of(ScoreConfig, config, models=("model", "reference")))
+
+
+def export(config: ExportConfig | Mapping[str, Any]) -> list[Path]:
+    """Write a run's heads as plain checkpoints: what `hafrm export` does.
+
+    Returns:
+        The folders written.
+
+    Raises:
+        HafrmError: the run or the folder is unusable; the message says why and what to do.
+
+    Example:
+        >>> hafrm.export({"run": "runs/mine"})
+        [PosixPath('runs/mine/export/reward'), PosixPath('runs/mine/export/policy')]
+    """
+    from hafrm.models.export import export as run
+
+    return run(config_of(ExportConfig, config, models=("run",)))
+
+
+def config_of(
+    kind: type[Config],
+    given: Config | Mapping[str, Any],
+    *,
+    models: tuple[str, ...] = ("model",),
+    data: tuple[str, ...] = (),
+) -> Config:
+    """Return options as their dataclass, checked as on the command line if they are a dictionary.
+
+    Args:
+        kind: The dataclass.
+        given: The options. Groups of options may be dictionaries or dataclasses, and data rows in memory.
+        models: Fields that name models.
+        data: Fields with data names.
+
+    Raises:
+        ConfigError: an option does not exist or has no such value.
+    """
+    if isinstance(given, kind):
+        return given
+    if not isinstance(given, Mapping):
+        raise TypeError(f"config must be {kind.__name__} or a dictionary, got {type(given).__name__}")
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    as_they_are = {name: value for name, value in given.items() if name in names and _is_made(name, value, data)}
+    parser = command_parser(kind)
+    parser.raises = True
+    written: dict[str, Any] = {name: [] if name in data else {} for name in as_they_are}
+    for name, value in given.items():
+        if name not in as_they_are:
+            written[name] = str(value) if isinstance(value, Path) else value
+    for name in {*data} - {"calibration_data"}:  # which is a single name
+        if isinstance(written.get(name), str):
+            written[name] = [written[name]]
+    args = parser.parse_object(written)
+    return options_of(kind, parser, args, models=models, data=data, made=as_they_are)
+
+
+def _is_made(name: str, value: Any, data: tuple[str, ...]) -> bool:
+    """Return whether a value is not one that a file of options could hold: rows in memory, or a group's dataclass."""
+    if is_dataclass(value):
+        return True
+    return name in data and not isinstance(value, str) and not all(isinstance(each, str) for each in _listed(value))
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [None]
+
+
+class EvaluationResults(Results):
+    """The results of an evaluation, which notebooks show as a table."""
+
+    def _repr_html_(self) -> str:
+        from hafrm.report.loading import Evaluation
+        from hafrm.report.tables import Grid, accuracy_table, cell_text, suite_tables
+        from hafrm.report.wording import short_names
+
+        evaluation = Evaluation(results=self, scores=())
+        names = short_names(evaluation.models) | short_names(evaluation.data)
+        grids: list[tuple[str, Grid]] = [("accuracy, %", accuracy_table(evaluation))] if evaluation.data else []
+        grids += [(f"{suite.title}, %", suite.scores) for suite in suite_tables(evaluation)]
+        tables = []
+        for title, grid in grids:
+            lines = [[title, *(names.get(name, name) for name, _ in grid.columns)]]
+            lines += [
+                [names.get(row.name, row.name), *map(cell_text, row.cells)] for row in (*grid.models, *grid.baselines)
+            ]
+            rows = (Markup("<tr>{}</tr>").format(Markup().join(_cell(text) for text in line)) for line in lines)
+            tables.append(Markup("<table>{}</table>").format(Markup().join(rows)))
+        return str(Markup().join(tables))
+
+
+def _cell(text: str) -> Markup:
+    return Markup("<td>{}</td>").format(escape(text))

@@ -1,0 +1,148 @@
+"""The Python API: dictionaries as options, loaded models, callbacks, metrics, and results in notebooks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
+import hafrm
+from hafrm.errors import ConfigError, HafrmError
+from hafrm.losses import bradley_terry_loss
+from hafrm.training import objective
+from tests.tiny import save_tiny, some_pairs
+
+QUICK: dict[str, Any] = {
+    "method": "baseline",
+    "data_options": {"max_length": 256},
+    "training": {"max_steps": 2, "per_device_train_batch_size": 4, "use_cpu": True, "report_to": "none"},
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("api") / "base")
+
+
+@pytest.fixture
+def rows() -> list[dict[str, Any]]:
+    return [pair.as_row() for pair in some_pairs(8)]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(run / "model.safetensors")
+
+
+def test_dir_names_the_public_api_and_loads_nothing() -> None:
+    code = "import sys, hafrm; assert {*hafrm.__all__} <= {*dir(hafrm)}; assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert not {"os", "sys", "importlib"} & set(dir(hafrm))
+
+
+def test_every_public_name_is_documented_with_an_example_or_its_fields() -> None:
+    for name in hafrm.__all__:
+        value = getattr(hafrm, name)
+        assert value.__doc__, name
+        if not isinstance(value, type):
+            assert "Example:" in value.__doc__, name
+
+
+def test_a_dictionary_trains_evaluates_scores_and_exports(base: Path, rows: list[Any], tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = str(tmp_path / "run")
+    result = hafrm.train({"model": str(base), "data": str(file), "out": run, **QUICK})
+    assert (result.folder, result.steps) == (Path(run), 2)
+    same = hafrm.train({"model": base, "data": rows, "out": str(tmp_path / "memory"), **QUICK})
+    assert all(torch.equal(value, weights(same.folder)[name]) for name, value in weights(Path(run)).items())
+    results = hafrm.evaluate({"models": [run], "data": [str(file)], "out": str(tmp_path / "eval")})
+    measured = results.cells[run, str(file)].measured
+    assert measured is not None
+    shown = results._repr_html_()
+    assert f"{100 * measured.accuracy:.1f}" in shown
+    assert shown.count("<tr>") == 4  # a heading, the model, the longer response and random
+    counts = hafrm.score({"model": run, "data": str(file), "out": str(tmp_path / "scored.jsonl")})
+    assert counts.scored == 8
+    assert hafrm.export({"run": run}) == [Path(run) / "export" / "reward"]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"methd": "haf"}, "--method"),
+        ({"method": "rm"}, "method must be haf, baseline or dpo, got rm"),
+        ({"loss": {"betta": 1}}, "--loss.beta"),
+        ({"lora": {"rank": "many"}}, "lora.rank must be a whole number, got many"),
+        ({"training": {"max_stps": 1}}, "max_steps"),
+        ({"model": "/nowhere/at/all"}, "no such folder"),
+        ({"data": "nothing.jsonl"}, "no such file"),
+    ],
+)
+def test_a_mistake_in_a_dictionary_is_the_command_lines_error(
+    options: dict[str, Any], expected: str, base: Path, rows: list[Any], tmp_path: Path
+) -> None:
+    with pytest.raises(HafrmError, match=expected):
+        hafrm.train({"model": str(base), "data": rows, "out": str(tmp_path / "run"), **options})
+
+
+def test_groups_may_be_dataclasses_and_other_types_are_refused(base: Path, rows: list[Any], tmp_path: Path) -> None:
+    options = {"data_options": hafrm.DataOptions(max_length=256), "loss": hafrm.LossConfig(label_smoothing=0.1)}
+    run = hafrm.train({"model": base, "data": rows, "out": tmp_path / "run", **QUICK, **options})
+    assert json.loads((run.folder / "manifest.json").read_text())["config"]["loss"]["label_smoothing"] == 0.1
+    with pytest.raises(TypeError, match="TrainConfig or a dictionary"):
+        hafrm.train("runs/a")  # type: ignore[arg-type]
+
+
+def test_a_loaded_model_trains_as_its_folder_does(base: Path, rows: list[Any], tmp_path: Path) -> None:
+    by_name = hafrm.train({"model": base, "data": rows, "out": tmp_path / "a", **QUICK, "method": "haf"})
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
+    before, template = {name: value.clone() for name, value in model.state_dict().items()}, tokenizer.chat_template
+    config = {"data": rows, "out": tmp_path / "b", **QUICK, "method": "haf"}
+    loaded = hafrm.train(config, model=model, tokenizer=tokenizer)
+    assert all(torch.equal(value, weights(loaded.folder)[name]) for name, value in weights(by_name.folder).items())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert tokenizer.chat_template == template
+    scorer = hafrm.load_scorer(str(loaded.folder), head="policy")  # finds its reference again
+    assert len(scorer.score([hafrm.Conversation.of("2 + 2?", "Four.")])) == 1
+    with pytest.raises(ConfigError, match="tokenizer"):
+        hafrm.train(config, model=model)
+
+
+def test_callbacks_are_called(base: Path, rows: list[Any], tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    class Steps(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            seen.append(state.global_step)
+
+    hafrm.train({"model": base, "data": rows, "out": tmp_path / "run", **QUICK}, callbacks=[Steps()])
+    assert seen == [1, 2]
+
+
+def test_losses_and_metrics_of_ones_own(
+    base: Path, rows: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hafrm.losses import rewards as losses
+
+    monkeypatch.setattr(objective, "_METRICS", {})
+    monkeypatch.setitem(losses._LOSSES, "own", bradley_terry_loss)
+    hafrm.register_metric("level", lambda chosen, rejected: (chosen + rejected) / 2)
+    loss = hafrm.LossConfig(reward_loss="own")  # type: ignore[arg-type]
+    run = hafrm.train({"model": base, "data": rows, "eval_data": rows, "out": tmp_path / "run", **QUICK, "loss": loss})
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    trained = [line for line in lines if "loss" in line]
+    for line in trained:
+        assert line["custom/level"] == pytest.approx((line["rewards/chosen"] + line["rewards/rejected"]) / 2, abs=1e-5)
+    assert any("eval_custom/level" in line for line in lines) or "eval_custom/level" in run.metrics
+    with pytest.raises(ValueError, match="taken"):
+        hafrm.register_metric("level", lambda chosen, rejected: chosen)
+    with pytest.raises(ValueError, match="identifier"):
+        hafrm.register_metric("no name", lambda chosen, rejected: chosen)

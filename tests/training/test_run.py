@@ -155,7 +155,7 @@ def test_foreign_folders_are_left_alone(config: TrainConfig) -> None:
     keep = Path(config.out) / "thesis.tex"
     keep.write_text("years of work")
     for overwrite in (False, True):
-        with pytest.raises(ConfigError, match="not a run"):
+        with pytest.raises(ConfigError, match="no run of hafrm"):
             train(replace(config, overwrite=overwrite))
     assert keep.read_text() == "years of work"
 
@@ -332,7 +332,7 @@ def test_a_run_does_not_read_from_the_folder_that_it_may_delete(
         "linked": {"data": [str(tmp_path / "link")]},
         "split": {"data": [f"{out}#train"]},
     }[name]
-    with pytest.raises(ConfigError, match="lies in the run's own folder"):
+    with pytest.raises(ConfigError, match="is in the run's own folder"):
         train(replace(finished, overwrite=True, **changes))
     assert (out / "model.safetensors").exists()
     assert (out / "train.jsonl").exists()

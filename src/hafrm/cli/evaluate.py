@@ -12,7 +12,7 @@ from rich.table import Table
 
 from hafrm.cli.options import command_parser, options_of
 from hafrm.evaluation.results import shortfalls
-from hafrm.evaluation.run import EvaluateConfig, evaluate, load_sets
+from hafrm.evaluation.run import EvaluateConfig, evaluate, load_sets, readings
 from hafrm.report import write_page
 from hafrm.report.loading import Evaluation, read_evaluation
 from hafrm.report.tables import Grid, accuracy_table, cell_text, comparison_rows, suite_tables, write_markdown
@@ -44,6 +44,8 @@ def run_evaluation(config: EvaluateConfig, console: Console, intro: str = "") ->
     folder = Path(config.out)
     sets = load_sets(config)
     errors = Console(stderr=True)
+    for text in readings(sets):
+        errors.print(text, markup=False, highlight=False, soft_wrap=True)
     with errors.status("loading") as line:
         results = evaluate(
             config,

@@ -495,7 +495,7 @@ def test_a_run_says_what_it_leaves_out(config: TrainConfig, tmp_path: Path, capf
     said = capfd.readouterr().err
     (line,) = (line for line in said.splitlines() if "training pairs" in line and "steps" in line)
     assert line.startswith("warning: 23 of 27 training pairs (2 over 128 tokens left out: --data_options.max_length")
-    assert "1 ties" in line
+    assert "1 tied" in line
     assert "1 empty_response" in line
     assert "8 validation pairs: 4 steps" in line
     assert "ties.jsonl: read as responses with scores" in said

@@ -47,7 +47,6 @@ _DESCRIBED = (
     "malloc",
     "method",
     "steps",
-    "batch",
     "test_pairs",
     "seed",
 )

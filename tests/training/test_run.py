@@ -483,6 +483,28 @@ def test_a_run_says_what_it_will_do(config: TrainConfig, capfd) -> None:
     assert "warning" not in said
 
 
+def test_a_run_says_what_it_leaves_out(config: TrainConfig, tmp_path: Path, capfd) -> None:
+    """Two pairs are over the limit, by the prompt or by a response, one row is bad, and two responses tie."""
+    rows = [each.as_row() for each in some_pairs(21)]
+    long = [pair("a " * 200, "yes", "no").as_row(), pair("a", "yes " * 99, "no").as_row()]
+    ranking = {"prompt": "How hot?", "responses": ["a", "b", "c"], "scores": [1, 1, 2]}
+    for name, found in {"train": [*rows, *long, {**rows[0], "chosen": []}], "ties": [ranking]}.items():
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, found)))
+    options = replace(config.data_options, on_bad_row="skip")
+    train(replace(config, data=["train.jsonl", "ties.jsonl"], data_options=options))
+    said = capfd.readouterr().err
+    (line,) = (line for line in said.splitlines() if "training pairs" in line and "steps" in line)
+    assert line.startswith("warning: 23 of 27 training pairs (2 over 128 tokens left out: --data_options.max_length")
+    assert "1 tied" in line
+    assert "1 empty_response" in line
+    assert "8 validation pairs: 4 steps" in line
+    assert "ties.jsonl: read as responses with scores" in said
+    train(replace(config, data=["ties.jsonl"], out="other"))
+    assert "warning" not in next(
+        line for line in capfd.readouterr().err.splitlines() if "2 of 3 training pairs" in line
+    )
+
+
 def test_pairs_and_margins_that_teach_nothing_are_told(config: TrainConfig, tmp_path: Path, capfd) -> None:
     """Truncated to one token, "yes ..." and "yes, ..." are alike; dpo reads no margin."""
     alike = pair("a question", "yes " * 90 + "good", "yes " * 90 + "bad").as_row()

@@ -43,7 +43,7 @@ from hafrm.errors import HafrmError, first_line
 from hafrm.models.heads import find_head
 from hafrm.models.hybrid import backbone_of
 from hafrm.models.loading import load_log_prob_scorer, load_scorer
-from hafrm.models.lora import LoraOptions
+from hafrm.models.options import LoraOptions
 from hafrm.models.stock import quiet_transformers
 from hafrm.pairs import Message, PreferencePair, Prompt
 from hafrm.templates import DEFAULT_CHAT_TEMPLATE

@@ -22,7 +22,7 @@ from benchmarks.workload import SHAPES, SHARED, model_folder, real_tokenizer
 from hafrm.data import load_pairs
 from hafrm.evaluation.scoring import score_pairs
 from hafrm.models.loading import load_scorer
-from hafrm.models.scorers import ScoreOptions
+from hafrm.models.options import ScoreOptions
 from hafrm.numerics import cpu_tuned
 from hafrm.pairs import PreferencePair
 

@@ -102,7 +102,7 @@ def _loads(model: str, clients: int) -> Iterator[tuple[str, int, Sequence[str]]]
 
 def serve_command(model: str, *more: str) -> list[str]:
     """The command of a server on a free port."""
-    return [sys.executable, "-m", "hafrm.cli", "serve", model, "--port", "0", *more]
+    return [sys.executable, "-m", "hafrm", "serve", model, "--port", "0", *more]
 
 
 def make_pool(size: int) -> list[Conversation]:

@@ -110,7 +110,7 @@ def _command(name: str, options: argparse.Namespace, folder: Path, out: Path) ->
             "save_strategy": "no",
         }
         return [
-            *(sys.executable, "-m", "hafrm.cli", "train", "--model", options.model, "--out", str(out)),
+            *(sys.executable, "-m", "hafrm", "train", "--model", options.model, "--out", str(out)),
             *("--data", str(folder / "train.jsonl"), "--method", OURS[name]),
             *(f"--training.{key}={value}" for key, value in training.items()),
             f"--data_options.max_length={options.max_length}",
@@ -183,7 +183,8 @@ def _by_length(data: Any, batch: int) -> list[int]:
 
 
 def _accuracies(options: argparse.Namespace, folder: Path) -> dict[str, float]:
-    from hafrm.evaluation.run import EvaluateConfig, evaluate
+    from hafrm.evaluation.options import EvaluateConfig
+    from hafrm.evaluation.run import evaluate
 
     found = {}
     for name in options.only:

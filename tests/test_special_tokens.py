@@ -18,7 +18,7 @@ from hafrm.cli import main
 from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ModelError
 from hafrm.models.loading import load_scorer
-from hafrm.models.scorers import ScoreOptions
+from hafrm.models.options import ScoreOptions
 from hafrm.pairs import Conversation, Message, Prompt
 from hafrm.rows import parse_conversation
 from hafrm.special_tokens import SpecialTokenError

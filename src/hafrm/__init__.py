@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hafrm.data import DataOptions, load_pairs
     from hafrm.evaluation.bulk import RowScorer
-    from hafrm.evaluation.run import EvaluateConfig, evaluate
-    from hafrm.models.export import ExportConfig, export
+    from hafrm.evaluation.options import EvaluateConfig
+    from hafrm.evaluation.run import evaluate
+    from hafrm.models.export import export
     from hafrm.models.loading import load_scorer
-    from hafrm.models.lora import LoraOptions
-    from hafrm.models.scorers import ScoreOptions, Scorer
+    from hafrm.models.options import ExportConfig, LoraOptions, ScoreOptions
+    from hafrm.models.scorers import Scorer
     from hafrm.pairs import Conversation, Message, PreferencePair
     from hafrm.training.config import LossConfig, TrainConfig
     from hafrm.training.run import train
@@ -52,11 +53,12 @@ __all__ = [
 _HOMES = {
     "hafrm.data": ("DataOptions", "load_pairs"),
     "hafrm.evaluation.bulk": ("RowScorer",),
-    "hafrm.evaluation.run": ("EvaluateConfig", "evaluate"),
-    "hafrm.models.export": ("ExportConfig", "export"),
+    "hafrm.evaluation.options": ("EvaluateConfig",),
+    "hafrm.evaluation.run": ("evaluate",),
+    "hafrm.models.export": ("export",),
     "hafrm.models.loading": ("load_scorer",),
-    "hafrm.models.lora": ("LoraOptions",),
-    "hafrm.models.scorers": ("ScoreOptions", "Scorer"),
+    "hafrm.models.options": ("ExportConfig", "LoraOptions", "ScoreOptions"),
+    "hafrm.models.scorers": ("Scorer",),
     "hafrm.pairs": ("Conversation", "Message", "PreferencePair"),
     "hafrm.training.config": ("LossConfig", "TrainConfig"),
     "hafrm.training.run": ("train",),
@@ -68,3 +70,7 @@ def __getattr__(name: str) -> Any:
         if name in names:
             return getattr(importlib.import_module(module), name)
     raise AttributeError(f"module 'hafrm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from hafrm.cli import demo, main
+from hafrm.cli import main
 from hafrm.data import loading
-from hafrm.paper.world import source, world_pairs
+from hafrm.paper import scales, world
+from hafrm.paper.world import backbone, source, world_pairs
 from hafrm.training import run
 from tests.tiny import save_tiny
 
@@ -18,11 +19,11 @@ from tests.tiny import save_tiny
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A small world with a tiny backbone."""
     base = save_tiny(tmp_path / "base", max_position_embeddings=512)
-    monkeypatch.setattr(demo, "world_backbone", lambda kind, progress: base)
-    monkeypatch.setattr(demo, "WORLD_SETS", ("helpful",))
+    monkeypatch.setattr(backbone, "world_backbone", lambda kind, progress: base)
+    monkeypatch.setattr(world, "WORLD_SETS", ("helpful",))
     monkeypatch.setattr(source, "world_pairs", lambda name, split, size: world_pairs(name, split, size=24))
     monkeypatch.setattr(loading, "_drawn", loading._drawn.__wrapped__)
-    monkeypatch.setattr(demo, "MAX_LENGTH", 512)  # bytes are more tokens than the world's own
+    monkeypatch.setattr(scales, "WORLD_MAX_LENGTH", 512)  # bytes are more tokens than the world's own
 
 
 def test_the_story_is_told_to_its_end_and_not_twice(tmp_path: Path, small: None, capfd) -> None:

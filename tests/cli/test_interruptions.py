@@ -13,7 +13,8 @@ import pytest
 from hafrm.cli import main, score
 from hafrm.data import DataOptions
 from hafrm.errors import ConfigError, DataError, ModelError
-from hafrm.models.export import ExportConfig, export
+from hafrm.models.export import export
+from hafrm.models.options import ExportConfig
 from hafrm.training import run as run_module
 from hafrm.training.config import TrainConfig
 from hafrm.training.run import train

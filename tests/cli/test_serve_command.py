@@ -33,7 +33,7 @@ def test_served_rewards_are_those_of_score(tmp_path: Path) -> None:
     assert main(["score", str(model), "--data", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "o.jsonl")]) == 0
     expected = [json.loads(line)["reward"] for line in (tmp_path / "o.jsonl").read_text().splitlines()]
 
-    command = [sys.executable, "-m", "hafrm.cli", "serve", str(model), "--port", "0", "--host", "0.0.0.0"]
+    command = [sys.executable, "-m", "hafrm", "serve", str(model), "--port", "0", "--host", "0.0.0.0"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     heeded = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
     environment = os.environ | {"HAFRM_API_KEY": ""}

@@ -12,8 +12,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from hafrm.cli import main
 from hafrm.evaluation import scoring
-from hafrm.evaluation.run import EvaluateConfig, evaluate
-from hafrm.models.loading import ScorerChoice
+from hafrm.evaluation.options import EvaluateConfig
+from hafrm.evaluation.run import evaluate
+from hafrm.models.options import ScorerChoice
 from hafrm.pairs import Conversation
 from tests.evaluation.test_suites import PATHS
 from tests.tiny import save_tiny, tiny_tokenizer

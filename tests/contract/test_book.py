@@ -267,7 +267,7 @@ def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
                     program, *words = shlex.split(line)
                     assert program == "hafrm"
                     if words[0] == "serve":
-                        servers.enter_context(running([sys.executable, "-m", "hafrm.cli", *words], port))
+                        servers.enter_context(running([sys.executable, "-m", "hafrm", *words], port))
                     else:
                         assert main(words) == 0
     local, served = json.loads(Path("eval-served/results.json").read_text())["models"].values()

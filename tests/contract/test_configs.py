@@ -9,8 +9,8 @@ import pytest
 from hafrm.cli import pretrain, rlhf, train
 from hafrm.cli.options import options_of
 from hafrm.rlhf.options import RlhfConfig
-from hafrm.training.config import TrainConfig, training_arguments
-from hafrm.training.pretrain import PretrainConfig
+from hafrm.training.config import PretrainConfig, TrainConfig
+from hafrm.training.defaults import training_arguments
 
 ROOT = Path(__file__).parents[2] / "configs"
 CONFIGS = sorted((ROOT / "paper").glob("*.yaml"))

@@ -93,7 +93,7 @@ def test_a_loss_is_a_function_and_a_name_in_one_file(tmp_path: Path) -> None:
     command = f"train --model {base} --data {rows} --out {tmp_path / 'out'} --training.max_steps 1"
     command += " --loss.reward_loss squared --loss.policy_loss squared_mean"
     done = subprocess.run(
-        [sys.executable, "-m", "hafrm.cli", *command.split()],
+        [sys.executable, "-m", "hafrm", *command.split()],
         env=os.environ | {"PYTHONPATH": str(tmp_path / "src")},
         check=False,
         capture_output=True,

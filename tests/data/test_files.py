@@ -78,7 +78,7 @@ def test_no_command_waits_for_a_pipe(command: list[str], tmp_path: Path) -> None
     os.mkfifo(tmp_path / "rows.jsonl")
     words = [word.format("rows.jsonl") for word in command]
     done = subprocess.run(
-        [sys.executable, "-m", "hafrm.cli", *words], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "hafrm", *words], cwd=tmp_path, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 2
     assert "Traceback" not in done.stderr

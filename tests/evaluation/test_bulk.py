@@ -13,8 +13,9 @@ import pytest
 
 from hafrm.data import ReadOptions
 from hafrm.errors import BadRowError, ConfigError
-from hafrm.evaluation.bulk import RowScorer, ScoreConfig, score_rows
-from hafrm.models.loading import ScorerChoice
+from hafrm.evaluation.bulk import RowScorer, score_rows
+from hafrm.evaluation.options import ScoreConfig
+from hafrm.models.options import ScorerChoice
 from hafrm.pairs import Conversation
 from tests.faults.runs import saved_run
 from tests.tiny import save_tiny, some_pairs

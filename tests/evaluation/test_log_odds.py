@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from hafrm.evaluation.run import EvaluateConfig, evaluate
+from hafrm.evaluation.options import EvaluateConfig
+from hafrm.evaluation.run import evaluate
 from hafrm.models.listing import checksums
-from hafrm.models.loading import ScorerChoice
+from hafrm.models.options import ScorerChoice
 from hafrm.models.runinfo import Head
 from hafrm.pairs import Conversation
-from hafrm.report import write_page
+from hafrm.report.page import write_page
 from tests.models.test_checkpoints import info
 from tests.tiny import some_pairs
 

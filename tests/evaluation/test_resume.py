@@ -16,10 +16,10 @@ import pytest
 from hafrm import atomic
 from hafrm.errors import BadRowError, ConfigError, ModelError, RefusedError
 from hafrm.evaluation import scoring
-from hafrm.evaluation.run import EvaluateConfig, evaluate
+from hafrm.evaluation.options import EvaluateConfig
+from hafrm.evaluation.run import evaluate
 from hafrm.evaluation.scoring import read_scores
-from hafrm.models.loading import ScorerChoice
-from hafrm.models.scorers import ScoreOptions
+from hafrm.models.options import ScoreOptions, ScorerChoice
 from hafrm.pairs import Conversation
 from hafrm.report.loading import read_evaluation
 from hafrm.stats import expected_calibration_error, fit_temperature

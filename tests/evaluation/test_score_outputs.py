@@ -14,8 +14,9 @@ import pytest
 
 from hafrm import atomic
 from hafrm.errors import ConfigError
-from hafrm.evaluation.bulk import ScoreConfig, score_rows
-from hafrm.models.scorers import ScoreOptions
+from hafrm.evaluation.bulk import score_rows
+from hafrm.evaluation.options import ScoreConfig
+from hafrm.models.options import ScoreOptions
 from tests.models.test_scorers import save_classifier
 
 ROWS = [{"prompt": "a", "response": text} for text in ("b", "c")]

@@ -17,9 +17,10 @@ import torch
 from hafrm.data import DataOptions
 from hafrm.errors import ConfigError
 from hafrm.evaluation import tokens
-from hafrm.evaluation.run import EvaluateConfig, evaluate
+from hafrm.evaluation.options import EvaluateConfig
+from hafrm.evaluation.run import evaluate
 from hafrm.evaluation.scoring import read_scores
-from hafrm.models.loading import ScorerChoice
+from hafrm.models.options import ScorerChoice
 from hafrm.models.scorers import HybridScorer
 from hafrm.models.tokens import TokenRatios
 from hafrm.pairs import Conversation

@@ -11,7 +11,8 @@ import pytest
 
 from hafrm.data import NAMED_SOURCES, PairSet, ReadOptions, SourceReport
 from hafrm.errors import ConfigError
-from hafrm.evaluation.run import EvaluateConfig, evaluate
+from hafrm.evaluation.options import EvaluateConfig
+from hafrm.evaluation.run import evaluate
 from hafrm.evaluation.unseen import require_unseen
 from tests.tiny import some_pairs
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hafrm.models.checkpoints import save_run
-from hafrm.models.lora import LoraOptions
+from hafrm.models.options import LoraOptions
 from hafrm.models.stock import new_model
 from hafrm.models.tokenizers import load_tokenizer
 from tests.models.test_checkpoints import info

@@ -115,7 +115,7 @@ ROWS = [{"prompt": f"What is {i} + {i}?", "response": f"It is {2 * i}."} for i i
 @contextmanager
 def served(model: Path, log: Path, open_files: int) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """A server that may open so many files, its address, and its process."""
-    command = [sys.executable, "-m", "hafrm.cli", "serve", str(model), "--port", "0"]
+    command = [sys.executable, "-m", "hafrm", "serve", str(model), "--port", "0"]
     with log.open("wb") as errors:
         process = subprocess.Popen(
             command,

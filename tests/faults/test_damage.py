@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from hafrm.errors import DamagedError, DataError, ModelError
 from hafrm.judging.cache import ReplyCache
 from hafrm.models.checkpoints import load_run
-from hafrm.models.export import ExportConfig, export
+from hafrm.models.export import export
 from hafrm.models.loading import load_log_prob_scorer, load_scorer
-from hafrm.models.lora import LoraOptions
+from hafrm.models.options import ExportConfig, LoraOptions
 from hafrm.models.runinfo import RUN_FILE, RunInfo
 from hafrm.training.config import TrainConfig
 from hafrm.training.resuming import (

@@ -17,10 +17,10 @@ import torch
 
 from hafrm.errors import HafrmError
 from hafrm.models import references
-from hafrm.models.export import ExportConfig, export
+from hafrm.models.export import export
 from hafrm.models.identity import model_identity
-from hafrm.models.loading import ScorerChoice, load_log_prob_scorer, load_scorer
-from hafrm.models.scorers import ScoreOptions
+from hafrm.models.loading import load_log_prob_scorer, load_scorer
+from hafrm.models.options import ExportConfig, ScoreOptions, ScorerChoice
 from hafrm.models.stock import load_causal_lm
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.training.config import TrainConfig

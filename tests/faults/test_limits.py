@@ -18,7 +18,8 @@ from hafrm.memory import enough_memory
 from hafrm.models import references
 from hafrm.models.hybrid import HybridModel
 from hafrm.models.loading import load_scorer
-from hafrm.models.scorers import HybridScorer, ScoreOptions
+from hafrm.models.options import ScoreOptions
+from hafrm.models.scorers import HybridScorer
 from hafrm.training.config import TrainConfig
 from hafrm.training.resuming import last_checkpoint
 from hafrm.training.run import train

@@ -11,10 +11,12 @@ import pytest
 
 from hafrm.cli import main
 from hafrm.errors import ConfigError
-from hafrm.evaluation.bulk import ScoreConfig, score_rows
+from hafrm.evaluation.bulk import score_rows
+from hafrm.evaluation.options import ScoreConfig
 from hafrm.models.outputs import require_results
 from hafrm.models.runinfo import RUN_FILE
-from hafrm.sampling.run import SampleConfig, sample
+from hafrm.sampling.options import SampleConfig
+from hafrm.sampling.run import sample
 from tests.faults.runs import saved_run
 from tests.tiny import save_tiny
 

@@ -22,10 +22,10 @@ from hafrm import atomic
 from hafrm.cli import main
 from hafrm.errors import ConfigError, ModelError
 from hafrm.models.checkpoints import load_run
-from hafrm.models.export import ExportConfig, export
+from hafrm.models.export import export
 from hafrm.models.listing import checksums
 from hafrm.models.loading import load_scorer
-from hafrm.models.lora import LoraOptions
+from hafrm.models.options import ExportConfig, LoraOptions
 from hafrm.models.runinfo import RUN_FILE
 from hafrm.training.config import TrainConfig
 from hafrm.training.owned import remove_own

@@ -17,15 +17,15 @@ from safetensors.torch import load_file, save_file
 
 from hafrm.cli import main
 from hafrm.errors import HafrmError
-from hafrm.evaluation.bulk import ScoreConfig, score_rows
+from hafrm.evaluation.bulk import score_rows
+from hafrm.evaluation.options import ScoreConfig
 from hafrm.models.checkpoints import load_run, restore_weights, save_run
-from hafrm.models.export import ExportConfig, export
+from hafrm.models.export import export
 from hafrm.models.listing import strangers
 from hafrm.models.loading import load_scorer
-from hafrm.models.lora import LoraOptions
+from hafrm.models.options import ExportConfig, LoraOptions, ScoreOptions
 from hafrm.models.references import weights_digest
 from hafrm.models.runinfo import RUN_FILE
-from hafrm.models.scorers import ScoreOptions
 from hafrm.models.stock import new_model, quiet_transformers
 from hafrm.models.tokenizers import load_tokenizer
 from tests.faults.runs import saved_run

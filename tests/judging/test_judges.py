@@ -13,7 +13,7 @@ from hafrm.errors import ConfigError, RefusedError, UnknownDataError
 from hafrm.judging.judges import Answer, Question, Unscored, ranks_of
 from hafrm.judging.local import RewardJudge, load_local_judge
 from hafrm.judging.prompts import CHOICES, judge_messages
-from hafrm.models.scorers import ScoreOptions
+from hafrm.models.options import ScoreOptions
 from hafrm.pairs import Conversation, Message, Prompt
 from hafrm.paper.world import oracle_reward, world_pairs
 from tests.tiny import save_tiny, tiny_tokenizer

@@ -10,7 +10,8 @@ import pytest
 
 from hafrm.data import ReadOptions
 from hafrm.errors import BadRowError, DataError
-from hafrm.judging.rows import Mode, load_items
+from hafrm.judging.options import Mode
+from hafrm.judging.rows import load_items
 from hafrm.pairs import Message
 from tests.sources import harmless
 

@@ -12,11 +12,10 @@ import pytest
 from filelock import FileLock
 
 from hafrm.errors import ConfigError
-from hafrm.judging.options import JudgeOptions
-from hafrm.judging.run import JudgeConfig, judge_rows
-from hafrm.models.loading import ScorerChoice
+from hafrm.judging.options import JudgeConfig, JudgeOptions
+from hafrm.judging.run import judge_rows
+from hafrm.models.options import ScoreOptions, ScorerChoice
 from hafrm.models.remote import RemoteScorer
-from hafrm.models.scorers import ScoreOptions
 from hafrm.pairs import Conversation
 from tests.judging.server import Endpoint, serving
 from tests.models.test_identity import describe, touch

@@ -18,12 +18,11 @@ from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ConfigError, ModelError
 from hafrm.models import tokenizers
 from hafrm.models.checkpoints import load_run, restore_weights, save_adapter, save_run
-from hafrm.models.export import ExportConfig, export
+from hafrm.models.export import export
 from hafrm.models.layout import choose_layout
 from hafrm.models.loading import load_scorer
-from hafrm.models.lora import LoraOptions
+from hafrm.models.options import ExportConfig, LoraOptions, ScoreOptions
 from hafrm.models.runinfo import RunInfo
-from hafrm.models.scorers import ScoreOptions
 from hafrm.models.stock import load_causal_lm, new_model, quiet_transformers
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.packing import pad_rows

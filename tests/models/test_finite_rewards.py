@@ -15,8 +15,7 @@ from hafrm.errors import ModelError
 from hafrm.evaluation.scoring import score_conversations, score_pairs
 from hafrm.judging.judges import Question
 from hafrm.judging.local import RewardJudge
-from hafrm.models.loading import ScorerChoice
-from hafrm.models.scorers import ScoreOptions
+from hafrm.models.options import ScoreOptions, ScorerChoice
 from hafrm.pairs import Conversation, Message
 from tests.models.test_scorers import save_classifier
 from tests.tiny import save_tiny, some_pairs

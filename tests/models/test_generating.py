@@ -7,7 +7,8 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from hafrm.models.generating import continuations, prompt_ids, stop_tokens
-from hafrm.models.lora import LoraOptions, add_lora
+from hafrm.models.lora import add_lora
+from hafrm.models.options import LoraOptions
 from hafrm.pairs import Prompt
 from tests.tiny import tiny_lm, tiny_tokenizer
 

@@ -11,9 +11,8 @@ import pytest
 
 from hafrm.models.identity import model_identity
 from hafrm.models.listing import checksums
-from hafrm.models.loading import ScorerChoice
+from hafrm.models.options import ScoreOptions, ScorerChoice
 from hafrm.models.runinfo import RunInfo
-from hafrm.models.scorers import ScoreOptions
 from tests.tiny import save_tiny
 
 

@@ -16,9 +16,9 @@ from hafrm.models import hybrid, tokenizers
 from hafrm.models.checkpoints import load_run, save_adapter, save_run
 from hafrm.models.hybrid import HybridModel, logit_transform, new_reward_head
 from hafrm.models.loading import load_log_prob_scorer, load_scorer
-from hafrm.models.lora import LoraOptions
+from hafrm.models.options import LoraOptions, ScoreOptions
 from hafrm.models.references import weights_digest
-from hafrm.models.scorers import HybridScorer, ScoreOptions
+from hafrm.models.scorers import HybridScorer
 from hafrm.models.stock import new_model
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.packing import pad_rows

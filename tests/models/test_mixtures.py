@@ -16,7 +16,8 @@ from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ConfigError
 from hafrm.models.checkpoints import load_run, save_adapter, save_run
 from hafrm.models.hybrid import HybridModel
-from hafrm.models.lora import LoraOptions, find_targets, merged_state_dict, quiet_peft
+from hafrm.models.lora import find_targets, merged_state_dict, quiet_peft
+from hafrm.models.options import LoraOptions
 from hafrm.models.references import weights_digest
 from hafrm.models.starts import check_start
 from hafrm.models.stock import new_model, quiet_transformers

@@ -13,8 +13,8 @@ from torch import nn
 from hafrm.encoding import TokenGroup
 from hafrm.models.checkpoints import save_run
 from hafrm.models.layout import Layout, choose_layout
-from hafrm.models.lora import LoraOptions
 from hafrm.models.modes import disable_dropout, evaluating
+from hafrm.models.options import LoraOptions
 from hafrm.models.references import adapter_off_reference, frozen_copy_reference, precompute_reference
 from hafrm.models.stock import new_model
 from hafrm.models.tokenizers import load_tokenizer

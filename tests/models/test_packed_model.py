@@ -17,7 +17,8 @@ from hafrm.encoding import TokenGroup
 from hafrm.errors import ModelError
 from hafrm.models.hybrid import HybridModel, new_reward_head
 from hafrm.models.layout import choose_layout, probe_packing, probe_padding, random_groups
-from hafrm.models.lora import LoraOptions, add_lora
+from hafrm.models.lora import add_lora
+from hafrm.models.options import LoraOptions
 from hafrm.packing import SequenceBatch, pack_rows, pad_rows
 
 MAX_LENGTH = 64

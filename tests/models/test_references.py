@@ -15,7 +15,7 @@ import torch
 from hafrm.encoding import ConversationEncoder, TokenGroup
 from hafrm.models import references
 from hafrm.models.layout import Layout
-from hafrm.models.lora import LoraOptions
+from hafrm.models.options import LoraOptions
 from hafrm.models.references import (
     adapter_off_reference,
     frozen_copy_reference,

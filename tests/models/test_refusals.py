@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from hafrm.errors import ModelError, first_line
 from hafrm.models.checkpoints import load_run, save_adapter, save_run
-from hafrm.models.export import ExportConfig, export
+from hafrm.models.export import export
 from hafrm.models.loading import load_scorer
-from hafrm.models.lora import LoraOptions
+from hafrm.models.options import ExportConfig, LoraOptions
 from hafrm.models.runinfo import RunInfo
 from hafrm.models.tokenizers import load_tokenizer
 from tests.models.test_checkpoints import info, trained

@@ -16,13 +16,12 @@ import pytest
 
 from hafrm.cli import main
 from hafrm.errors import BadRowError, ConfigError, MissingExtraError, ModelError, RefusedError
-from hafrm.evaluation.bulk import ScoreConfig
-from hafrm.evaluation.run import EvaluateConfig
+from hafrm.evaluation.options import EvaluateConfig, ScoreConfig
 from hafrm.evaluation.scoring import score_conversations
 from hafrm.http import RetryRule, seconds_to_wait
 from hafrm.models.loading import load_scorer
+from hafrm.models.options import ScoreOptions
 from hafrm.models.remote import API_KEY, RemoteScorer
-from hafrm.models.scorers import ScoreOptions
 from hafrm.pairs import Conversation
 from tests.tiny import some_pairs
 

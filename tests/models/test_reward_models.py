@@ -21,12 +21,12 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ConfigError, ModelError
 from hafrm.models.checkpoints import save_adapter, save_run
-from hafrm.models.export import ExportConfig, export
+from hafrm.models.export import export
 from hafrm.models.heads import kept_head
 from hafrm.models.identity import model_identity
-from hafrm.models.loading import ScorerChoice, load_scorer
-from hafrm.models.lora import LoraOptions, quiet_peft
-from hafrm.models.scorers import ScoreOptions
+from hafrm.models.loading import load_scorer
+from hafrm.models.lora import quiet_peft
+from hafrm.models.options import ExportConfig, LoraOptions, ScoreOptions, ScorerChoice
 from hafrm.models.starts import check_start
 from hafrm.models.stock import new_model, quiet_transformers
 from hafrm.models.tokenizers import load_tokenizer

@@ -31,11 +31,12 @@ from transformers import (
 
 from hafrm.data import DataOptions, ReadOptions
 from hafrm.errors import BadRowError, ConfigError, ModelError, RefusedError
-from hafrm.evaluation.bulk import ScoreConfig, score_rows
-from hafrm.evaluation.run import EvaluateConfig, evaluate
-from hafrm.models.export import ExportConfig, export
+from hafrm.evaluation.bulk import score_rows
+from hafrm.evaluation.options import EvaluateConfig, ScoreConfig
+from hafrm.evaluation.run import evaluate
+from hafrm.models.export import export
 from hafrm.models.loading import load_scorer
-from hafrm.models.scorers import ScoreOptions
+from hafrm.models.options import ExportConfig, ScoreOptions
 from hafrm.models.stock import load_causal_lm, quiet_transformers
 from hafrm.pairs import Conversation, Message, PreferencePair, Prompt
 from hafrm.templates import DEFAULT_CHAT_TEMPLATE

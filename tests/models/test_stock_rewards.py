@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from hafrm.errors import ConfigError, ModelError
 from hafrm.models.loading import load_log_prob_scorer, load_scorer
-from hafrm.models.scorers import ScoreOptions, StockScorer
+from hafrm.models.options import ScoreOptions
+from hafrm.models.scorers import StockScorer
 from hafrm.templates import DEFAULT_CHAT_TEMPLATE
 from tests.tiny import save_tiny, some_pairs, tiny_tokenizer
 

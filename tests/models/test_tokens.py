@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ModelError
 from hafrm.models.loading import load_scorer
-from hafrm.models.scorers import HybridScorer, ScoreOptions
+from hafrm.models.options import ScoreOptions
+from hafrm.models.scorers import HybridScorer
 from hafrm.models.tokens import TokenRatios, lay_over_text
 from hafrm.pairs import Conversation, Message, Prompt
 from hafrm.templates import DEFAULT_CHAT_TEMPLATE

@@ -14,7 +14,7 @@ from hafrm.paper.probes import claims, consistency
 from hafrm.paper.probes.consistency import Share, share_text
 from hafrm.paper.probes.heads import FitOptions
 from hafrm.paper.runs import Run
-from hafrm.sampling.engines import SampleOptions
+from hafrm.sampling.options import SampleOptions
 from hafrm.stats import Interval
 from tests.paths import TESTS
 

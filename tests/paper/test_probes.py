@@ -12,14 +12,14 @@ import pytest
 
 from hafrm.data import DataOptions
 from hafrm.errors import ConfigError
-from hafrm.models.scorers import ScoreOptions
+from hafrm.models.options import ScoreOptions
 from hafrm.paper.probes import claims, consistency, perplexity
 from hafrm.paper.probes.agreement import run_agreement
 from hafrm.paper.probes.claims import Claim, run_claims
 from hafrm.paper.probes.consistency import run_consistency
 from hafrm.paper.probes.heads import FitOptions
 from hafrm.paper.probes.perplexity import run_perplexity
-from hafrm.sampling.engines import SampleOptions
+from hafrm.sampling.options import SampleOptions
 from hafrm.training.config import TrainConfig
 from hafrm.training.run import train
 from tests.tiny import save_tiny, some_pairs

@@ -13,7 +13,7 @@ import pytest
 
 from hafrm.evaluation.scoring import PairScore
 from hafrm.pairs import Message, PreferencePair, Prompt
-from hafrm.report import write_page
+from hafrm.report.page import write_page
 from tests.report.conftest import ATTACK, ENTER, LONG, WORST, Inspector, write_evaluation
 
 

@@ -11,7 +11,7 @@ import pytest
 from hafrm.evaluation.scoring import PairScore
 from hafrm.evaluation.tokens import write_tokens
 from hafrm.pairs import Message, PreferencePair
-from hafrm.report import write_page
+from hafrm.report.page import write_page
 from tests.report.conftest import DOWN, END, HOME, LEFT, LONG, RIGHT, TAB, UP, WORST, Inspector, write_evaluation
 
 PIECES = [

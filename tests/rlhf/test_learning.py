@@ -10,8 +10,8 @@ from statistics import fmean
 import pytest
 
 from hafrm.cli import main
-from hafrm.paper import scales
-from hafrm.paper.world import BackboneRecipe, world_backbone
+from hafrm.paper.world import backbone
+from hafrm.paper.world.backbone import BackboneRecipe, world_backbone
 from hafrm.rlhf.options import KlOptions, PpoOptions, RlhfConfig, SamplingOptions
 from hafrm.rlhf.run import rlhf
 
@@ -44,7 +44,7 @@ def test_the_true_reward_rises_on_new_prompts(tmp_path: Path, monkeypatch: pytes
     """Over three seeds, each by itself, and beyond the interval over prompts; pretraining included some minutes."""
     recipe = BackboneRecipe(hidden=64, layers=2, heads=2, intermediate=192, base_steps=300, instruct_steps=300)
     folder = world_backbone("instruct", recipe=recipe)
-    monkeypatch.setattr(scales, "world_backbone", lambda kind: folder)
+    monkeypatch.setattr(backbone, "world_backbone", lambda kind: folder)
     assert main(["reproduce", "ppo", "--seeds", "0", "1", "2", "--sets", "Helpful", "--out", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "world" / "ppo" / "results.json").read_text())["learnt"]["instruct"]
     assert found["ci95"][0] > 0

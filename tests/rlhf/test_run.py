@@ -37,9 +37,7 @@ from hafrm.errors import (
     UnwritableError,
 )
 from hafrm.models.hybrid import HybridModel
-from hafrm.models.loading import ScorerChoice
-from hafrm.models.lora import LoraOptions
-from hafrm.models.scorers import ScoreOptions
+from hafrm.models.options import LoraOptions, ScoreOptions, ScorerChoice
 from hafrm.packing import SequenceBatch
 from hafrm.pairs import Prompt
 from hafrm.rlhf import groups, ppo, run

@@ -14,8 +14,9 @@ from hafrm.errors import BadRowError, ConfigError, DataError, UnknownDataError
 from hafrm.judging import local
 from hafrm.judging.options import JudgeOptions
 from hafrm.paper.world import world_pairs
-from hafrm.sampling.best_of_n import BestOfNConfig, best_of_n
+from hafrm.sampling.best_of_n import best_of_n
 from hafrm.sampling.candidates import load_candidates
+from hafrm.sampling.options import BestOfNConfig
 from tests.judging.server import Endpoint, serving
 from tests.tiny import save_tiny
 

@@ -16,8 +16,9 @@ from hafrm.models.generating import prompt_ids
 from hafrm.models.listing import checksums
 from hafrm.models.runinfo import RunInfo
 from hafrm.pairs import Prompt
-from hafrm.sampling.engines import GumbelNoise, SampleOptions, TransformersGenerator, prompt_seed
-from hafrm.sampling.run import SampleConfig, sample
+from hafrm.sampling.engines import GumbelNoise, TransformersGenerator, prompt_seed
+from hafrm.sampling.options import SampleConfig, SampleOptions
+from hafrm.sampling.run import sample
 from tests.tiny import save_tiny, tiny_lm, tiny_tokenizer
 
 PROMPTS = [Prompt.of(text) for text in ("a", "why is it so", "b" * 20)]

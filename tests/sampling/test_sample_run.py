@@ -11,13 +11,14 @@ import pytest
 
 from hafrm.data import PromptRow, ReadOptions, load_prompts
 from hafrm.errors import BadRowError, ConfigError, DataError, ModelError
-from hafrm.models.lora import LoraOptions
+from hafrm.models.options import LoraOptions
 from hafrm.models.stock import new_model
 from hafrm.pairs import Prompt
 from hafrm.rlhf.checkpoints import save_checkpoint
 from hafrm.sampling.candidates import load_candidates
-from hafrm.sampling.engines import Draw, SampleOptions
-from hafrm.sampling.run import SampleConfig, sample
+from hafrm.sampling.engines import Draw
+from hafrm.sampling.options import SampleConfig, SampleOptions
+from hafrm.sampling.run import sample
 from hafrm.sampling.samples import Samples, sample_counts, sample_line
 from tests.sampling.scripts import ScriptedGenerator
 from tests.sources import harmless

@@ -15,7 +15,8 @@ import pytest
 from hafrm.encoding import ConversationEncoder, TokenGroup
 from hafrm.models.hybrid import HybridModel, new_reward_head
 from hafrm.models.layout import choose_layout
-from hafrm.models.scorers import HybridScorer, ScoreOptions, Scorer
+from hafrm.models.options import ScoreOptions
+from hafrm.models.scorers import HybridScorer, Scorer
 from hafrm.pairs import Conversation
 from hafrm.serving.app import build_app
 from hafrm.serving.config import ServeConfig

@@ -16,7 +16,7 @@ from accelerate import PartialState
 
 from hafrm.data import DataOptions
 from hafrm.models import references
-from hafrm.models.lora import LoraOptions
+from hafrm.models.options import LoraOptions
 from hafrm.training.config import TrainConfig
 from hafrm.training.run import train
 

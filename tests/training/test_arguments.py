@@ -13,10 +13,11 @@ from transformers import TrainingArguments
 from hafrm.cli.train import parser
 from hafrm.data import DataOptions
 from hafrm.errors import ConfigError
-from hafrm.models.lora import LoraOptions
+from hafrm.models.options import LoraOptions
 from hafrm.numerics import bfloat16_speedup
 from hafrm.training.arguments import checked_arguments, total_steps
-from hafrm.training.config import TrainConfig, training_arguments
+from hafrm.training.config import TrainConfig
+from hafrm.training.defaults import training_arguments
 from hafrm.training.run import train
 from tests.tiny import save_tiny, some_pairs
 

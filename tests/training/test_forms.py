@@ -14,9 +14,9 @@ from transformers import AutoModelForSequenceClassification
 
 from hafrm.data import DataOptions
 from hafrm.errors import ConfigError, ModelError
-from hafrm.models.export import ExportConfig, export
+from hafrm.models.export import export
 from hafrm.models.loading import load_scorer
-from hafrm.models.lora import LoraOptions
+from hafrm.models.options import ExportConfig, LoraOptions
 from hafrm.models.runinfo import RunInfo
 from hafrm.models.stock import quiet_transformers
 from hafrm.training.config import TrainConfig

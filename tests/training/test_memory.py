@@ -14,8 +14,9 @@ import pytest
 
 from hafrm.data import DataOptions, load_pairs
 from hafrm.errors import ConfigError, DataError
-from hafrm.evaluation.bulk import ScoreConfig, score_rows
-from hafrm.evaluation.run import EvaluateConfig, evaluate
+from hafrm.evaluation.bulk import score_rows
+from hafrm.evaluation.options import EvaluateConfig, ScoreConfig
+from hafrm.evaluation.run import evaluate
 from hafrm.models.loading import load_scorer
 from hafrm.pairs import Conversation
 from hafrm.training.config import TrainConfig

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from hafrm.data import DataOptions
 from hafrm.encoding import ConversationEncoder
 from hafrm.models.hybrid import HybridModel
-from hafrm.models.lora import LoraOptions
+from hafrm.models.options import LoraOptions
 from hafrm.models.stock import new_model
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.packing import SequenceBatch, pad_rows

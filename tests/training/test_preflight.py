@@ -64,7 +64,7 @@ def test_trackers_that_are_there_or_unknown_are_left_to_transformers(monkeypatch
 @pytest.mark.slow
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="with an accelerator the processes find each other")
 def test_torchrun_without_a_gpu_is_refused_and_writes_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "hafrm.cli"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "hafrm"]
     command += ["train", "--model", "none", "--data", "none.jsonl", "--out", str(tmp_path / "out")]
     done = subprocess.run(command, env={**os.environ}, capture_output=True, text=True, timeout=120)
     assert done.returncode != 0

@@ -14,10 +14,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from hafrm.cli import main
 from hafrm.errors import ConfigError, DamagedError, DataError, UnreadableError
-from hafrm.pretraining import IGNORED, Blocks, LlamaShape, document_sample, new_llama, perplexity
+from hafrm.pretraining.blocks import IGNORED, Blocks, document_sample, perplexity
+from hafrm.pretraining.llama import new_llama
+from hafrm.pretraining.shape import LlamaShape
 from hafrm.store import alone
 from hafrm.training import pretrain as pretrain_module
-from hafrm.training.pretrain import PretrainConfig, pretrain
+from hafrm.training.config import PretrainConfig
+from hafrm.training.pretrain import pretrain
 from hafrm.training.texts import read_texts, samples
 from tests.tiny import tiny_tokenizer
 

@@ -20,13 +20,14 @@ from safetensors.torch import load_file
 from hafrm.data import DataOptions
 from hafrm.errors import ConfigError, ModelError, NonFiniteLossError
 from hafrm.models.checkpoints import load_run
-from hafrm.models.lora import LoraOptions
+from hafrm.models.options import LoraOptions
 from hafrm.models.references import weights_digest
 from hafrm.models.runinfo import RunInfo
 from hafrm.models.stock import new_model
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.templates import DEFAULT_CHAT_TEMPLATE
-from hafrm.training.config import LossConfig, TrainConfig, training_arguments
+from hafrm.training.config import LossConfig, TrainConfig
+from hafrm.training.defaults import training_arguments
 from hafrm.training.manifest import git_revision
 from hafrm.training.resuming import last_checkpoint
 from hafrm.training.run import train
@@ -574,7 +575,7 @@ def test_the_description_names_losses_and_reference(method: str, config: TrainCo
 def test_a_killed_run_resumes_to_the_same_weights(config: TrainConfig, tmp_path: Path) -> None:
     """kill -9 in mid-run, the same command again: bit for bit the weights of an undisturbed run."""
     steps = {"max_steps": 16, "save_steps": 2, "eval_steps": 2, "save_total_limit": None}
-    command = [sys.executable, "-m", "hafrm.cli", "train", "--model", config.model, "--data", *config.data]
+    command = [sys.executable, "-m", "hafrm", "train", "--model", config.model, "--data", *config.data]
     command += ["--eval_data", *config.eval_data, "--data_options.max_length", "128", "--training.report_to", "[]"]
     for name, value in (FAST | steps).items():
         command += [f"--training.{name}={'null' if value is None else value}"] if name != "report_to" else []

@@ -15,7 +15,7 @@ from hafrm.encoding import ConversationEncoder
 from hafrm.errors import NonFiniteLossError
 from hafrm.losses import POLICY_LOSSES, REWARD_LOSSES
 from hafrm.models.layout import choose_layout
-from hafrm.models.lora import LoraOptions
+from hafrm.models.options import LoraOptions
 from hafrm.models.references import frozen_copy_reference, precompute_reference
 from hafrm.models.stock import new_model
 from hafrm.models.tokenizers import load_tokenizer

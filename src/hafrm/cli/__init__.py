@@ -9,10 +9,13 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from argparse import SUPPRESS
 from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib.util import find_spec
 
-from jsonargparse import ArgumentParser
-
+import hafrm
+from hafrm.cli.parser import Parser
 from hafrm.errors import HafrmError
 
 __all__ = ["main"]
@@ -32,6 +35,10 @@ COMMANDS = {
     "data": "list, show and check data sets",
     "reproduce": "reproduce a table or figure of the paper",
 }
+
+_SHELLS = ("bash", "zsh", "tcsh")
+
+_EPILOG = "`hafrm COMMAND --help` explains a command. Names of options may have dashes or underscores."
 
 STOPPED = {
     "demo": "the same command resumes from the last checkpoint",
@@ -54,19 +61,15 @@ STOPPED = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    name = next((word for word in argv if not word.startswith("-")), None)
-    parser = ArgumentParser(prog="hafrm", description="Reward models by hybrid alignment.")
-    commands = parser.add_subcommands(required=True, dest="command")
-    for command, text in COMMANDS.items():
-        if command == name:  # only import the command that runs, since the import loads torch
-            module = importlib.import_module(f"hafrm.cli.{command.replace('-', '_')}")
-            commands.add_subcommand(command, module.parser(), help=text)
-        else:
-            commands.add_subcommand(command, ArgumentParser(), help=text)
-    args = parser.parse_args(argv)  # exits with status 2 and the usage if the command line is invalid
-    command = str(args.command)
+    command = argv[0] if argv else ""
+    if command not in COMMANDS:
+        return _without_command(argv)
+    module = importlib.import_module(f"hafrm.cli.{command.replace('-', '_')}")
+    parser: Parser = module.parser()
+    parser.prog = f"hafrm {command}"
     try:
-        status: int = module.run(args[command]) or 0
+        args = parser.parse_args(parser.words(argv[1:]))  # exits with status 2 if the command line is invalid
+        status: int = module.run(args) or 0
         sys.stdout.flush()  # raises here if the reader has closed the pipe
         return status
     except HafrmError as error:
@@ -81,3 +84,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"hafrm {command}: {error}", file=sys.stderr)  # noqa: T201
         return 2
+
+
+def _without_command(argv: Sequence[str]) -> int:
+    """Print what was asked of hafrm itself: help, the version, or a shell's completions."""
+    parser = Parser(prog="hafrm", description="Reward models by hybrid alignment.", epilog=_EPILOG)
+    parser.add_argument("--version", action="version", version=f"hafrm {hafrm.__version__}")
+    parser.add_argument(
+        "--completion", choices=_SHELLS, default=SUPPRESS, help="Print a script that completes commands and options."
+    )
+    commands = parser.add_subcommands(required=False, dest="command")
+    wanted = "--completion" in " ".join(argv)
+    for command, text in COMMANDS.items():  # a command's own parser is only built if its options are printed
+        made = importlib.import_module(f"hafrm.cli.{command.replace('-', '_')}").parser() if wanted else Parser()
+        commands.add_subcommand(command, made, help=text)
+    if argv and not argv[0].startswith("-"):
+        near = get_close_matches(argv[0], COMMANDS, n=1)
+        parser.error(f"there is no command {argv[0]}.{f' Did you mean {near[0]}?' if near else ''}")
+    shell = parser.parse_args(argv).get("completion")
+    if shell is None:
+        parser.print_help()
+        return 0 if argv else 2
+    if find_spec("shtab") is None:
+        parser.error("--completion needs shtab: pip install shtab")
+    print(parser.get_completion_script(f"shtab-{shell}"))  # noqa: T201
+    return 0

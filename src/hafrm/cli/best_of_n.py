@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from rich.console import Console
 from rich.markup import escape
 
 from hafrm.cli.options import command_parser, options_of
-from hafrm.report.best_of_n import best_of_n_findings
-from hafrm.report.findings import write_findings
-from hafrm.sampling.best_of_n import BestOfNConfig, best_of_n
+from hafrm.cli.parser import Parser
+from hafrm.sampling.options import BestOfNConfig
 
 
-def parser() -> ArgumentParser:
+def parser() -> Parser:
     """Build the command's parser."""
     return command_parser(BestOfNConfig, positional="models", lists=("models",))
 
 
 def run(args: Namespace) -> None:
     """Score candidates, select, run the judge, print the tables, and write the page."""
-    config = options_of(BestOfNConfig, parser(), args)
+    config = options_of(BestOfNConfig, parser(), args, models=("models", "reference"))
+    from hafrm.cli.printing import print_findings
+    from hafrm.report.best_of_n import best_of_n_findings
+    from hafrm.report.findings import write_findings
+    from hafrm.sampling.best_of_n import best_of_n
+
     errors, console = Console(stderr=True), Console()
     with errors.status("loading") as line:
         found = best_of_n(
@@ -29,7 +33,7 @@ def run(args: Namespace) -> None:
             progress=lambda what, done: line.update(escape(f"{what}: {done} prompts done")),
             say=lambda text: errors.print(text, markup=False, highlight=False, soft_wrap=True),
         )
-    folder = Path(config.out)
-    page = write_findings(best_of_n_findings(found.results), folder)
-    console.print((folder / "table.md").read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
+    findings = best_of_n_findings(found.results)
+    page = write_findings(findings, Path(config.out))
+    print_findings(findings, console)
     console.print(f"Selections, results and a page to look at: {page}", highlight=False, soft_wrap=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
@@ -16,6 +16,7 @@ from rich.text import Text
 
 from hafrm.atomic import json_text
 from hafrm.cli.options import command_parser, options_of
+from hafrm.cli.parser import Parser
 from hafrm.data import (
     NAMED_SOURCES,
     DataOptions,
@@ -63,7 +64,7 @@ _FILES = 4
 _NAMES_HELP = "Data names (see `hafrm data list`), paths of files, or hub:OWNER/NAME; NAME#SPLIT for one split."
 
 
-def parser() -> ArgumentParser:
+def parser() -> Parser:
     """Build the parser of `hafrm data`."""
     # One parser for the three actions: jsonargparse can't nest the subcommands of a parser that is itself a subcommand.
     command = command_parser(DataCommand, lists=["against"])
@@ -76,7 +77,7 @@ def parser() -> ArgumentParser:
 
 def run(args: Namespace) -> int:
     """Carry out `hafrm data ACTION`; the exit status is 1 if `check` finds errors, or anything with `--strict`."""
-    command = options_of(DataCommand, parser(), args)
+    command = options_of(DataCommand, parser(), args, models=("tokenizer",), data=("names", "against"))
     if args.action == "list":
         _console().print(_names_table())
         return 0

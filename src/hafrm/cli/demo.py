@@ -9,22 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from rich.console import Console
 
-from hafrm.cli.evaluate import run_evaluation
 from hafrm.cli.options import command_parser, options_of
+from hafrm.cli.parser import Parser
 from hafrm.data import DataOptions
 from hafrm.errors import ConfigError
-from hafrm.evaluation.run import EvaluateConfig
+from hafrm.evaluation.options import EvaluateConfig
 from hafrm.models.runinfo import RunInfo
-from hafrm.paper.scales import MIXED_PAIRS, WORLD_MAX_LENGTH, world_training
-from hafrm.paper.world import WORLD_SETS, world_backbone
 from hafrm.training.config import Method, TrainConfig
-from hafrm.training.manifest import changed_options, is_finished, read_manifest, refuse_other_options
-from hafrm.training.run import train
-
-MAX_LENGTH = WORLD_MAX_LENGTH
 
 _INTRO = (
     "A simulated world of questions, lists, rewritings, refusals and small talk. Annotators prefer answers by hidden "
@@ -53,7 +47,7 @@ class DemoConfig:
             raise ConfigError(f"seed must be from 0 to 2^32 - 1, as numpy's seeds are, got {self.seed}")
 
 
-def parser() -> ArgumentParser:
+def parser() -> Parser:
     """Build the command's parser."""
     return command_parser(DemoConfig)
 
@@ -61,6 +55,11 @@ def parser() -> ArgumentParser:
 def run(args: Namespace) -> None:
     """Run the demo; stages that an interrupted demo has finished are not repeated."""
     config = options_of(DemoConfig, parser(), args)
+    from hafrm.cli.evaluate import run_evaluation
+    from hafrm.paper.world import WORLD_SETS
+    from hafrm.training.manifest import is_finished
+    from hafrm.training.run import train
+
     console = Console()
     out = Path(config.out)
     with _timed(console, "1/3 A small Llama learns the world's language (once; then it is cached)"):
@@ -81,6 +80,8 @@ def run(args: Namespace) -> None:
 
 def _backbone() -> Path:
     """Return the world's instruct backbone; pretrain it, with a line of progress, if it is not in the cache."""
+    from hafrm.paper.world.backbone import world_backbone
+
     with Console(stderr=True).status("reading the world's text") as line:
 
         def progress(stage: str, step: int, steps: int, loss: float) -> None:
@@ -91,19 +92,24 @@ def _backbone() -> Path:
 
 def _require_same_demo(config: TrainConfig) -> None:
     """Raise rather than present the run of a demo with other options."""
+    from hafrm.training.manifest import changed_options, read_manifest, refuse_other_options
+
     manifest = read_manifest(Path(config.out))
     if manifest is not None:
         refuse_other_options(changed_options(manifest, config), Path(config.out))
 
 
 def _training(config: DemoConfig, backbone: str, method: Method, folder: Path) -> TrainConfig:
+    from hafrm.paper.scales import MIXED_PAIRS, WORLD_MAX_LENGTH, world_training
+    from hafrm.paper.world import WORLD_SETS
+
     return TrainConfig(
         model=backbone,
         data=[f"world/{name}[:{MIXED_PAIRS['train']}]" for name in WORLD_SETS],
         eval_data=[f"world/{name}[:{MIXED_PAIRS['validation']}]" for name in WORLD_SETS],
         method=method,
         out=str(folder),
-        data_options=DataOptions(max_length=MAX_LENGTH),
+        data_options=DataOptions(max_length=WORLD_MAX_LENGTH),
         training={**world_training(config.steps), "seed": config.seed},
     )
 

@@ -8,28 +8,30 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from hafrm.cli.options import command_parser, options_of
+from hafrm.cli.parser import Parser
 from hafrm.errors import ModelError
-from hafrm.judging.judges import Unscored
-from hafrm.judging.run import RESULTS_FILE, JudgeConfig, judge_rows
-from hafrm.judging.verdicts import nothing_judged
+from hafrm.judging.options import JudgeConfig
 from hafrm.report.wording import interval, percent
 
 
-def parser() -> ArgumentParser:
+def parser() -> Parser:
     """Build the command's parser."""
     return command_parser(JudgeConfig, positional="data")
 
 
 def run(args: Namespace) -> None:
     """Judge; print the table, the unscored rows and the cost."""
-    config = options_of(JudgeConfig, parser(), args)
+    config = options_of(JudgeConfig, parser(), args, data=("data",))
+    from hafrm.judging.run import RESULTS_FILE, judge_rows
+    from hafrm.judging.verdicts import nothing_judged
+
     errors, console = Console(stderr=True), Console()
     with errors.status("judging") as line:
         results = judge_rows(
@@ -69,6 +71,8 @@ def _percent(rate: Mapping[str, Any], name: str = "value") -> str:
 
 def _lines(results: Mapping[str, Any]) -> Iterator[str]:
     """Yield lines on agreement, flips, unscored rows with reasons, and costs."""
+    from hafrm.judging.judges import Unscored
+
     if agreement := results["agreement"]:
         yield (
             f"Agreement with the labels: {_percent(agreement)} (n {agreement['n']}, ties {agreement['ties']} count "
@@ -93,6 +97,8 @@ def _lines(results: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _run_lines(run: Mapping[str, Any], not_asked: int) -> Iterator[str]:
+    from hafrm.judging.judges import Unscored
+
     if "requests_sent" in run:
         cost = "" if run["cost"] is None else f", cost {run['cost']:.4f}"
         yield f"This run: {run['requests_sent']} requests, {run['from_cache']} replies from the cache{cost}"

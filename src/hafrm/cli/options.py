@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -10,12 +10,16 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from docstring_parser import parse_from_object
 from jsonargparse import (  # type: ignore[attr-defined]
     ActionConfigFile,
-    ArgumentParser,
     Namespace,
     set_parsing_settings,
 )
 
+from hafrm.cli.parser import Parser
+from hafrm.data import require_source
+from hafrm.data.simulated import is_simulated
 from hafrm.errors import ConfigError
+from hafrm.models.places import require_place
+from hafrm.models.remote import is_server
 
 Options = TypeVar("Options")
 
@@ -42,7 +46,7 @@ def _may_wait(path: Path) -> bool:
 
 def command_parser(
     options: type[Any], *, positional: str | None = None, lists: Sequence[str] = (), flags: Sequence[str] = ()
-) -> ArgumentParser:
+) -> Parser:
     """Build the parser of a command whose options are a dataclass.
 
     Args:
@@ -51,7 +55,7 @@ def command_parser(
         lists: Fields that take several values: `--data A B`.
         flags: Fields that a bare `--name` sets.
     """
-    parser = ArgumentParser(description=options.__doc__)
+    parser = Parser(description=options.__doc__)
     parser.add_argument(
         "--config", action=_ConfigFile, help="Read options from a YAML file; later options override it."
     )
@@ -78,11 +82,38 @@ def _item_type(hint: Any) -> Any:
     return next(get_args(each)[0] for each in (hint, *get_args(hint)) if get_origin(each) is list)
 
 
-def options_of(options: type[Options], parser: ArgumentParser, args: Namespace) -> Options:
-    """The dataclass that a parsed command line describes; its own checks raise `ConfigError`."""
+def options_of(
+    options: type[Options],
+    parser: Parser,
+    args: Namespace,
+    *,
+    models: Sequence[str] = ("model",),
+    data: Sequence[str] = (),
+) -> Options:
+    """The dataclass that a parsed command line describes; its own checks raise `ConfigError`.
+
+    Args:
+        options: The dataclass.
+        parser: The command's parser.
+        args: What it parsed.
+        models: Fields that name models: folders that don't exist are refused before torch is loaded.
+        data: Fields with data names, which are checked as early.
+    """
     _refuse_zero_bytes(args)
+    for name in _named(args, data):
+        require_source(name)
+    for name in _named(args, models):
+        if not is_server(name) and not is_simulated(name):
+            require_place(name)
     values = parser.instantiate(args)
     return options(**{field.name: values[field.name] for field in fields(options)})  # type: ignore[arg-type]
+
+
+def _named(args: Namespace, options: Sequence[str]) -> Iterator[str]:
+    """Yield the names that options hold, one or several each."""
+    for option in options:
+        value = args.get(option)
+        yield from [value] if isinstance(value, str) else value or []
 
 
 def _refuse_zero_bytes(args: Namespace) -> None:

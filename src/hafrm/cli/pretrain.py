@@ -6,20 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from markupsafe import Markup
 from rich.console import Console
 
 from hafrm import atomic
 from hafrm.cli.options import command_parser, options_of
-from hafrm.report.charts import standalone
-from hafrm.report.figures import Curve, Panel, curve_panels
-from hafrm.training.pretrain import RECIPE_FILE, PretrainConfig, pretrain
+from hafrm.cli.parser import Parser
+from hafrm.training.config import PretrainConfig
 
 _LOSSES_PICTURE = "losses.svg"
 
 
-def parser() -> ArgumentParser:
+def parser() -> Parser:
     """Build the command's parser."""
     return command_parser(PretrainConfig, lists=("data",))
 
@@ -27,6 +26,9 @@ def parser() -> ArgumentParser:
 def run(args: Namespace) -> None:
     """Train, draw the losses, and print the perplexity."""
     config = options_of(PretrainConfig, parser(), args)
+    from hafrm.report.charts import standalone
+    from hafrm.training.pretrain import RECIPE_FILE, pretrain
+
     told = Console(stderr=True)
     recipe = pretrain(config, lambda line: told.print(line, highlight=False, soft_wrap=True))
     atomic.write_text(Path(config.out) / _LOSSES_PICTURE, standalone(loss_curves(recipe)))
@@ -45,6 +47,8 @@ def loss_curves(recipe: Mapping[str, Any]) -> Markup:
     Args:
         recipe: The contents of a model's `recipe.json`.
     """
+    from hafrm.report.figures import Curve, Panel, curve_panels
+
     shown = {"training": ("zero", recipe["losses"]), "held out": ("haf", recipe["validation"])}
     curves = tuple(Curve(label, kind, tuple(map(tuple, points))) for label, (kind, points) in shown.items() if points)
     return curve_panels(

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from rich.console import Console
 
 from hafrm.cli.options import command_parser, options_of
+from hafrm.cli.parser import Parser
 from hafrm.errors import ConfigError
-from hafrm.models.outputs import require_results
 from hafrm.paper.experiments import EXPERIMENTS
 from hafrm.paper.numbers import SETS
-from hafrm.paper.plans import PARTS
 from hafrm.paper.scales import (
+    MAIN_PAGE,
     Job,
     Overrides,
     Scale,
@@ -26,8 +27,11 @@ from hafrm.paper.scales import (
     small_scale,
     world_scale,
 )
-from hafrm.paper.study_page import MAIN_PAGE, publish, require_checkout
-from hafrm.report.findings import Findings, write_findings
+
+if not TYPE_CHECKING:  # jsonargparse runs the block of a plain `if TYPE_CHECKING`, which would load torch
+    pass
+else:
+    from hafrm.report.findings import Findings
 
 _TRAINED = {"trains": True}
 _SMALL = {"scales": ("small",)}
@@ -149,8 +153,7 @@ class ReproduceConfig:
             raise ConfigError(f"learning_rates must be more than 0, got {', '.join(map(str, self.learning_rates))}")
         if self.hours is not None and self.hours <= 0:
             raise ConfigError(f"hours must be more than 0, got {self.hours:g}")
-        if unknown := [part for part in self.parts if part not in PARTS]:
-            raise ConfigError(f"parts: {', '.join(unknown)} is none of {', '.join(PARTS)}.")
+        self._known_parts()
         if not re.fullmatch(rf"{MAIN_PAGE}(-[a-z0-9]+)*", self.page):
             raise ConfigError(
                 f"page: {self.page!r} is neither {MAIN_PAGE} nor {MAIN_PAGE}- and words in small letters."
@@ -159,6 +162,16 @@ class ReproduceConfig:
             values = getattr(self, option.name)
             if isinstance(values, list) and len(set(values)) < len(values):
                 raise ConfigError(f"{option.name}: {', '.join(map(str, values))} names one twice.")
+
+    def _known_parts(self) -> Collection[str]:
+        """Return the study's parts to run, of the study alone; raise for an unknown one."""
+        if self.name != "study":
+            return ()
+        from hafrm.paper.plans import PARTS
+
+        if unknown := [part for part in self.parts if part not in PARTS]:
+            raise ConfigError(f"parts: {', '.join(unknown)} is none of {', '.join(PARTS)}.")
+        return self.parts or PARTS
 
     def _check_together(self) -> None:
         """Raise for options that don't go together."""
@@ -196,7 +209,7 @@ class ReproduceConfig:
             judge=self.judge,
             rates=tuple(self.learning_rates),
             rate_seeds=self.rate_seeds,
-            parts=tuple(self.parts or PARTS),
+            parts=tuple(self._known_parts()),
             hours=self.hours,
             retry=self.retry,
         )
@@ -207,7 +220,7 @@ class ReproduceConfig:
         return world_scale(self.overrides()) if self.scale == "world" else paper_scale(self.overrides())
 
 
-def parser() -> ArgumentParser:
+def parser() -> Parser:
     """Build the command's parser."""
     lists = ("seeds", "backbones", "sets", "backbone", "learning_rates", "parts")
     made = command_parser(ReproduceConfig, positional="name", lists=lists, flags=("retry", "dry_run"))
@@ -218,6 +231,9 @@ def parser() -> ArgumentParser:
 def run(args: Namespace) -> None:
     """Train and evaluate what is missing, and write the results; or show the plan."""
     config = options_of(ReproduceConfig, parser(), args)
+    from hafrm.models.outputs import require_results
+    from hafrm.paper.study_page import require_checkout
+
     shown, said = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
     if config.publish is not None:
         require_checkout(Path(config.publish), config.page)  # fail before hours of training
@@ -237,8 +253,12 @@ def run(args: Namespace) -> None:
 
 
 def _write(findings: Findings, folder: Path, config: ReproduceConfig, shown: Console) -> None:
+    from hafrm.cli.printing import print_findings
+    from hafrm.paper.study_page import publish
+    from hafrm.report.findings import write_findings
+
     page = write_findings(findings, folder)
-    shown.print((folder / "table.md").read_text(encoding="utf-8"), markup=False)
+    print_findings(findings, shown)
     shown.print(f"Numbers, table, figures and a page: {page}")
     if config.publish is not None:
         for path in publish(dict(findings.results), Path(config.publish), config.page):

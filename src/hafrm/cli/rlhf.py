@@ -6,16 +6,14 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from rich.console import Console
 
 from hafrm import atomic
 from hafrm.cli.options import command_parser, options_of
-from hafrm.report.charts import standalone
-from hafrm.report.figures import Curve, Panel, curve_panels
+from hafrm.cli.parser import Parser
 from hafrm.rlhf.options import RlhfConfig
-from hafrm.rlhf.run import rlhf
-from hafrm.training.callbacks import METRICS_FILE
+from hafrm.training.metrics import METRICS_FILE
 
 _FIGURES: Mapping[str, Mapping[str, str]] = {
     "curves.svg": {
@@ -40,14 +38,16 @@ _FIGURES: Mapping[str, Mapping[str, str]] = {
 _SHOWN = {"reward": "reward", "gold": "gold", "kl": "KL", "kl_per_token": "KL/token", "length": "length"}
 
 
-def parser() -> ArgumentParser:
+def parser() -> Parser:
     """Build the command's parser."""
     return command_parser(RlhfConfig, positional="model", lists=("data",))
 
 
 def run(args: Namespace) -> None:
     """Train, draw the curves, and print where the results are."""
-    config = options_of(RlhfConfig, parser(), args)
+    config = options_of(RlhfConfig, parser(), args, models=("model", "reward", "gold", "reference"), data=("data",))
+    from hafrm.rlhf.run import rlhf
+
     errors = Console(stderr=True)
     with errors.status("preparing") as line:
 
@@ -78,6 +78,9 @@ def write_curves(folder: Path) -> list[str]:
     Returns:
         The names of the figures.
     """
+    from hafrm.report.charts import standalone
+    from hafrm.report.figures import Curve, Panel, curve_panels
+
     rows = [json.loads(line) for line in (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
     for name, titles in _FIGURES.items():
         panels = []

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import sys
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from rich.console import Console
 
 from hafrm.cli.options import command_parser, options_of
-from hafrm.sampling.run import SampleConfig, sample
-from hafrm.sampling.samples import SAMPLES_FILE
+from hafrm.cli.parser import Parser
+from hafrm.sampling.options import SampleConfig
 
 
-def parser() -> ArgumentParser:
+def parser() -> Parser:
     """Build the command's parser."""
     return command_parser(SampleConfig, positional="model", lists=("data",))
 
 
 def run(args: Namespace) -> None:
     """Sample, and print the numbers of drawn and missing responses."""
-    config = options_of(SampleConfig, parser(), args)
+    config = options_of(SampleConfig, parser(), args, data=("data",))
+    from hafrm.sampling.run import sample
+    from hafrm.sampling.samples import SAMPLES_FILE
+
     errors = Console(stderr=True)
     with errors.status("loading") as line:
         made = sample(

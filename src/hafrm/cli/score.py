@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import sys
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 from hafrm.cli.options import command_parser, config_files, options_of
+from hafrm.cli.parser import Parser
 from hafrm.errors import DataError
-from hafrm.evaluation.bulk import ScoreConfig, score_rows
+from hafrm.evaluation.options import ScoreConfig
 
 
-def parser() -> ArgumentParser:
+def parser() -> Parser:
     """Build the command's parser."""
     return command_parser(ScoreConfig, positional="model")
 
 
 def run(args: Namespace) -> None:
     """Score, and print how many rows have no reward, and why."""
-    config = options_of(ScoreConfig, parser(), args)
+    config = options_of(ScoreConfig, parser(), args, models=("model", "reference"))
+    from hafrm.evaluation.bulk import score_rows
+
     counts = score_rows(config, config_files=config_files(args))
     lost = ", ".join(f"{count} {reason}" for reason, count in counts.unscored.items())
     print(f"{counts.scored} rows scored" + (f"; without a reward: {lost}" if lost else ""), file=sys.stderr)  # noqa: T201

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 from hafrm.cli.options import command_parser, options_of
+from hafrm.cli.parser import Parser
 from hafrm.serving.config import ServeConfig
-from hafrm.serving.run import serve
 
 
-def parser() -> ArgumentParser:
+def parser() -> Parser:
     """Build the command's parser."""
     return command_parser(ServeConfig, positional="model")
 
 
 def run(args: Namespace) -> None:
     """Serve until interrupted."""
-    serve(options_of(ServeConfig, parser(), args))
+    config = options_of(ServeConfig, parser(), args, models=("model", "reference"))
+    from hafrm.serving.run import serve
+
+    serve(config)

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from accelerate import PartialState
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from rich.console import Console
 
 from hafrm.cli.options import command_parser, options_of
+from hafrm.cli.parser import Parser
 from hafrm.training.config import TrainConfig
-from hafrm.training.run import train
 
 
-def parser() -> ArgumentParser:
+def parser() -> Parser:
     """Build the command's parser."""
     return command_parser(TrainConfig, lists=("data", "eval_data"))
 
 
 def run(args: Namespace) -> None:
     """Train, and print where the result is and how to use it."""
-    result = train(options_of(TrainConfig, parser(), args))
+    config = options_of(TrainConfig, parser(), args, data=("data", "eval_data"))
+    from accelerate import PartialState
+
+    from hafrm.training.run import train
+
+    result = train(config)
     processes = PartialState()
     console = Console(quiet=not processes.is_main_process)
     accuracy = result.metrics.get("eval_rewards/accuracies")

@@ -7,7 +7,7 @@
 from hafrm.data.checks import Finding, check_pairs, shared_prompts
 from hafrm.data.collecting import PairSet, SourceReport, fingerprint
 from hafrm.data.encode import encode_pairs, load_tables
-from hafrm.data.loading import SPLITS, data_names, load_pairs
+from hafrm.data.loading import SPLITS, data_names, load_pairs, require_source
 from hafrm.data.memory import MemoryData, data_names_of
 from hafrm.data.names import local_path
 from hafrm.data.options import DataOptions, OnBadRow, ReadOptions
@@ -48,6 +48,7 @@ __all__ = [
     "pair_statistics",
     "read_records",
     "read_rows",
+    "require_source",
     "shared_prompts",
     "split_by_group",
 ]

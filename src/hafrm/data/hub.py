@@ -8,6 +8,7 @@ from typing import Any
 from hafrm.data.rawrows import RawRow
 from hafrm.data.tabular import arrow_row
 from hafrm.errors import UnreadableError
+from hafrm.hub import work_offline_if_unreachable
 
 
 def hub_rows(path: str, arguments: Mapping[str, Any], *, split: str, source: str, remedy: str) -> Iterator[RawRow]:
@@ -23,6 +24,7 @@ def hub_rows(path: str, arguments: Mapping[str, Any], *, split: str, source: str
     Raises:
         UnreadableError: the hub can't be reached, has no such data set or split, or refuses access.
     """
+    work_offline_if_unreachable()
     from datasets import load_dataset  # takes seconds to import and is not needed for files
 
     try:

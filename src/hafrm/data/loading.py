@@ -26,7 +26,7 @@ from typing import Any
 from hafrm.data.collecting import PairSet, SourceReport, fingerprinted
 from hafrm.data.hub import hub_call, hub_rows
 from hafrm.data.memory import MemoryData, data_names_of
-from hafrm.data.names import Selection, parsed
+from hafrm.data.names import Selection, exists, parsed
 from hafrm.data.options import ReadOptions
 from hafrm.data.rawrows import FORMATS, RawRow, files_named, has_known_suffix, read_rows
 from hafrm.data.recognition import read_pairs
@@ -163,11 +163,35 @@ def _source(name: str, split: str, options: ReadOptions, selection: Selection, *
         return _of_files([path], SourceReport(name=name, kind="file"), options, selection)
     if glob.has_magic(name):
         return _load_pattern(name, options, selection)
+    if (missing := _absent(name)) is not None:
+        raise missing
+    return _load_hub(name, split, options, selection)
+
+
+def require_source(name: str) -> None:
+    """Raise for a data name that is neither here nor can be on the hub; nothing is read.
+
+    Raises:
+        UnreadableError: there is no such file.
+        UnknownDataError: the name is unknown.
+    """
+    if isinstance(name, MemoryData):
+        return
+    found = parsed(name)
+    if is_simulated(found.base) and found.base not in simulated_names():
+        raise UnknownDataError(f"Unknown data set {name!r}. {_advice(name)}")
+    elsewhere = found.path is None or name.partition("@")[0] in NAMED_SOURCES or glob.has_magic(found.base)
+    if not elsewhere and not exists(Path(found.base)) and (missing := _absent(found.base)):
+        raise missing
+
+
+def _absent(name: str) -> DataError | None:
+    """Return the error for a path that does not exist; None if it can be the name of a hub data set."""
     if has_known_suffix(name):
-        raise UnreadableError(f"{name}: no such file. {_advice(name)}")
-    if _HUB_NAME.fullmatch(name) and not path.parent.is_dir():
-        return _load_hub(name, split, options, selection)
-    raise UnknownDataError(f"Unknown data set {name!r}. {_advice(name)}")
+        return UnreadableError(f"{name}: no such file. {_advice(name)}")
+    if _HUB_NAME.fullmatch(name) and not Path(name).parent.is_dir():
+        return None
+    return UnknownDataError(f"Unknown data set {name!r}. {_advice(name)}")
 
 
 def _load_memory(name: MemoryData, split: str, options: ReadOptions) -> PairSource:

@@ -20,16 +20,16 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from hafrm import atomic
-from hafrm.data import MemoryData, OnBadRow, RawRow, ReadOptions, data_names_of, read_rows
+from hafrm.data import MemoryData, OnBadRow, RawRow, ReadOptions, read_rows
 from hafrm.data.rawrows import FORMATS, has_known_suffix
 from hafrm.data.recognition import row_mapping, with_names
 from hafrm.data.tabular import arrow_row
-from hafrm.errors import BadRowError, ConfigError, UnreadableError
+from hafrm.errors import BadRowError, UnreadableError
+from hafrm.evaluation.options import ScoreConfig
 from hafrm.evaluation.scoring import score_conversations
-from hafrm.models.loading import ScorerChoice, load_scorer, require_server_options
+from hafrm.models.loading import load_scorer
 from hafrm.models.outputs import require_unread
-from hafrm.models.remote import is_server
-from hafrm.models.scorers import ScoreOptions, Scorer, special_tokens_met
+from hafrm.models.scorers import Scorer, special_tokens_met
 from hafrm.pairs import Conversation
 from hafrm.rows import parse_conversation, parse_pair
 
@@ -38,55 +38,6 @@ CHUNK = 1024
 
 RESULTS = ("reward", "reward_chosen", "reward_rejected", "unscored")
 """The fields that scoring writes; earlier values are replaced."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoreConfig(ScorerChoice):
-    """Give every row of a file its reward."""
-
-    model: str
-    """A run, a stock reward model, a causal model with its reference, or the address of a reward server."""
-
-    data: str
-    """The file of rows, in any format that training reads; each row is a prompt with a response, or a pair. Or a folder
-    of such files, read in the order of their paths. In Python also rows in memory; see `hafrm.load_pairs`.
-    """
-
-    out: str | None = None
-    """The output file of JSON lines, compressed if the name ends in .gz; by default standard output."""
-
-    shard: str | None = None
-    """`I/N` scores only the I-th of N equal parts of the rows, counted from 1. The concatenated outputs of all parts
-    equal the output without this option.
-    """
-
-    data_options: ReadOptions = field(default_factory=ReadOptions)
-    score: ScoreOptions = field(default_factory=ScoreOptions)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        names = data_names_of(self.data)
-        if len(names) != 1:
-            raise ConfigError(f"data: give one file, one folder or one set of rows, got {len(names)}.")
-        object.__setattr__(self, "data", names[0])
-        if is_server(self.model):
-            require_server_options(self.model, self, self.score)
-        if self.out is not None and (atomic.resolved(Path(self.out)).is_dir() or self.out.lower().endswith(".parquet")):
-            raise ConfigError(f"--out {self.out}: the output is JSON lines. Give a file such as scored.jsonl.")
-        self.shard_bounds(0)
-
-    def shard_bounds(self, rows: int) -> tuple[int, int]:
-        """Return the index of the shard's first row and of the first row after it, counted from 0.
-
-        Raises:
-            ConfigError: `shard` is not of the form I/N with 1 <= I <= N.
-        """
-        if self.shard is None:
-            return 0, rows
-        number, _, count = self.shard.partition("/")
-        if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-            raise ConfigError(f"shard must be I/N with I from 1 to N, such as 1/4, got {self.shard!r}")
-        return rows * (int(number) - 1) // int(count), rows * int(number) // int(count)
 
 
 @dataclass(frozen=True)

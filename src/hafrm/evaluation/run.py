@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from hafrm import atomic
-from hafrm.data import PairSet, ReadOptions, SourceReport, data_names_of, load_pairs
+from hafrm.data import PairSet, SourceReport, load_pairs
 from hafrm.data.collecting import left_out_of, left_out_words
 from hafrm.errors import ConfigError, HafrmError
+from hafrm.evaluation.options import EvaluateConfig
 from hafrm.evaluation.parts import PARTS, Part
 from hafrm.evaluation.results import Results, summarise, uncalibrated
 from hafrm.evaluation.scoring import RESULTS_FILE, SCORES_FILE, Kind, PairScore, RawScore, score_pairs, write_scores
@@ -24,11 +25,11 @@ from hafrm.evaluation.suites.scoring import SUITES_FILE, score_items
 from hafrm.evaluation.tokens import TOKENS_FILE, token_lines, write_tokens
 from hafrm.evaluation.unseen import require_unseen
 from hafrm.models.identity import model_identity
-from hafrm.models.loading import ScorerChoice, require_server_options
+from hafrm.models.options import ScorerChoice
 from hafrm.models.outputs import require_results
-from hafrm.models.remote import endpoint_of, is_server
+from hafrm.models.remote import is_server
 from hafrm.models.runinfo import RUN_FILE, RunInfo, require_apart
-from hafrm.models.scorers import ScoreOptions, Scorer, special_tokens_met
+from hafrm.models.scorers import Scorer, special_tokens_met
 
 CALIBRATION_FILE = "calibration.jsonl"
 
@@ -38,52 +39,6 @@ _PAGES = ("index.html", "table.md")
 """The files that the command writes next to the scores."""
 
 Progress = Callable[[str, int], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(ScorerChoice):
-    """Evaluate reward models on preference pairs, on published benchmarks, or on both."""
-
-    models: list[str]
-    """Runs, stock reward models, causal models with their reference, or addresses of reward servers."""
-
-    data: list[str] | Any = field(default_factory=list)
-    """Held-out pairs: files or names (`hafrm data list`). In Python also rows in memory; see `hafrm.load_pairs`."""
-
-    suites: list[str] = field(default_factory=list)
-    """Benchmarks: rewardbench, rewardbench-2 or rm-bench, from the hub, or as NAME@PATH for their files on disk."""
-
-    out: str
-    """The folder for scores.jsonl, results.json and the page. Scores of an earlier evaluation in it are reused."""
-
-    split: str = "test"
-    """Split to use of named sets; a file is used whole."""
-
-    calibration_data: str | None = None
-    """Pairs to fit each model's temperature for the calibrated error; of a named set, its validation split."""
-
-    token_log_ratios: int = 20
-    """Number of pairs of each model and data set, worst mistakes first, whose tokens the page colours by log pi - log
-    pi_ref. Needs a model with a policy head and its reference on this machine. 0: none.
-    """
-
-    data_options: ReadOptions = field(default_factory=ReadOptions)
-    score: ScoreOptions = field(default_factory=ScoreOptions)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "data", data_names_of(self.data))
-        for name, values in (("models", self.models), ("data", [*self.data, *self.suites])):
-            if not values:
-                raise ConfigError(f"{name}: give at least one{', or a suite' if name == 'data' else ''}.")
-            if len(set(values)) < len(values):
-                raise ConfigError(f"{name}: {', '.join(values)} contains a name twice.")
-        for model in filter(is_server, self.models):
-            endpoint_of(model)  # check the URL before the model's name, which may contain a password, is in any message
-            if all(map(is_server, self.models)):  # otherwise the options apply to the other models
-                require_server_options(model, self, self.score)
-        if self.token_log_ratios < 0:
-            raise ConfigError(f"token_log_ratios must not be negative, got {self.token_log_ratios}")
 
 
 def load_sets(config: EvaluateConfig) -> dict[str, PairSet]:

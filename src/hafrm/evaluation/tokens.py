@@ -27,10 +27,10 @@ from hafrm.evaluation.scoring import PairScore
 from hafrm.losses import USES_REFERENCE
 from hafrm.memory import enough_memory
 from hafrm.models.identity import model_identity
-from hafrm.models.loading import ScorerChoice
+from hafrm.models.options import ScoreOptions, ScorerChoice
 from hafrm.models.remote import is_server
 from hafrm.models.runinfo import RUN_FILE, RunInfo
-from hafrm.models.scorers import HybridScorer, ScoreOptions
+from hafrm.models.scorers import HybridScorer
 from hafrm.pairs import PreferencePair
 from hafrm.store import LineFile
 

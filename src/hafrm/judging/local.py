@@ -9,7 +9,8 @@ from hafrm.errors import ConfigError, ModelError, RefusedError
 from hafrm.judging.judges import Answer, FreeJudge, Question, Unscored, ranks_of
 from hafrm.judging.prompts import CHOICES, judge_messages
 from hafrm.models.loading import load_log_prob_scorer
-from hafrm.models.scorers import ScoreOptions, Scorer, rewards_of_the_rest
+from hafrm.models.options import ScoreOptions
+from hafrm.models.scorers import Scorer, rewards_of_the_rest
 from hafrm.pairs import Conversation, Message, Prompt
 
 

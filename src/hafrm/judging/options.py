@@ -1,19 +1,24 @@
-"""Options of the judge, and the budget that limits a run's spending in requests, tokens and money."""
+"""Options of `hafrm judge`, and the budget that limits a run's spending in requests, tokens and money."""
 
 from __future__ import annotations
 
 import json
 import math
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from hafrm.data import ReadOptions
 from hafrm.errors import ConfigError, first_line
 from hafrm.http import api_key, split_address
+from hafrm.models.options import ScoreOptions, ScorerChoice, require_server_options
+from hafrm.models.remote import is_server
 from hafrm.options import check, option, refuse_unread
 
 JudgeKind = Literal["openai", "local", "reward", "oracle"]
+
+Mode = Literal["pair", "rank"]
 
 _OPENAI = "https://api.openai.com/v1"
 _ENDPOINT = ("openai",)
@@ -91,6 +96,51 @@ class JudgeOptions:
                 "with `--judge.base_url`."
             )
         return key
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeConfig(ScorerChoice):
+    """Have a judge compare or rank responses."""
+
+    data: str
+    """Rows with `prompt` and `responses` (two for --mode pair, four or eight for rank; optional `models` names their
+    models), or pairs with `chosen` and `rejected`: a file or, for pairs, also the name of a data set.
+    """
+
+    out: str
+    """The folder for verdicts.jsonl and results.json. If it contains a stopped run, that run is resumed."""
+
+    judge: JudgeOptions
+    mode: Mode = "pair"
+    """`pair` compares two responses in both orders; `rank` ranks four with one question, and finds the best two of
+    eight with three (the paper's Figure 10); a judge that gives rewards ranks all eight.
+    """
+
+    split: str = "test"
+    """Split to use of a named data set; a file is used whole."""
+
+    seed: int = 0
+    """Seed for the order in which responses are shown."""
+
+    data_options: ReadOptions = field(default_factory=ReadOptions)
+    score: ScoreOptions = field(default_factory=ScoreOptions)
+    """How to run the models of `judge.kind: local` and `reward`."""
+
+    def __post_init__(self) -> None:
+        if self.mode == "rank" and self.judge.kind == "local":
+            raise ConfigError("judge.kind: local compares two responses. Use --mode pair, or another judge.")
+        self._refuse_unread_options()
+        super().__post_init__()
+        if self.judge.kind == "reward" and is_server(self.judge.model):
+            require_server_options(self.judge.model, self, self.score)
+
+    def _refuse_unread_options(self) -> None:
+        kind = self.judge.kind
+        unread = [] if kind == "reward" else self.chosen()
+        if kind not in ("local", "reward"):  # other judges don't run a model
+            unread += ["trust_remote_code"] * self.trust_remote_code + self.score.given()
+        if unread:
+            raise ConfigError(f"--{' and --'.join(unread)} has no effect with `judge.kind: {kind}`. Leave it out.")
 
 
 _PER = 1_000_000  # vendors quote prices per million tokens

@@ -9,15 +9,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from hafrm.data import ReadOptions, SourceReport, nothing_left, read_records
 from hafrm.errors import BadRowReason, DataError
 from hafrm.judging.judges import Response
+from hafrm.judging.options import Mode
 from hafrm.pairs import PreferencePair, Prompt, prompt_group
 from hafrm.rows import RowReader, parse_pair
-
-Mode = Literal["pair", "rank"]
 
 _SIZES: dict[Mode, tuple[int, ...]] = {"pair": (2,), "rank": (4, 8)}
 _LABELS = ("chosen", "rejected")

@@ -4,77 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from hafrm import atomic
-from hafrm.data import ReadOptions
 from hafrm.data.simulated import SimulatedReward, simulated_reward_name
-from hafrm.errors import ConfigError
 from hafrm.judging.cache import ReplyCache
 from hafrm.judging.judges import Judge, Unscored
-from hafrm.judging.options import Budget, JudgeOptions
+from hafrm.judging.options import Budget, JudgeConfig
 from hafrm.judging.prompts import PROMPT_VERSION
-from hafrm.judging.rows import Item, Items, Mode, load_items
+from hafrm.judging.rows import Item, Items, load_items
 from hafrm.judging.tournament import Plan, compare, play, rank_at_once, top_two_of_eight
 from hafrm.judging.verdicts import HEADER_FILE, VERDICTS_FILE, Verdict, resume_verdicts, summarise, verdict_of
 from hafrm.models.identity import model_identity
-from hafrm.models.loading import ScorerChoice, require_server_options
+from hafrm.models.options import ScorerChoice
 from hafrm.models.outputs import require_results
-from hafrm.models.remote import is_server
-from hafrm.models.scorers import ScoreOptions
 from hafrm.store import LineFile, alone
 
 RESULTS_FILE = "results.json"
 
 _CHUNK = 64  # rows judged together; their verdicts are written once all of them are judged
-
-
-@dataclass(frozen=True, kw_only=True)
-class JudgeConfig(ScorerChoice):
-    """Have a judge compare or rank responses."""
-
-    data: str
-    """Rows with `prompt` and `responses` (two for --mode pair, four or eight for rank; optional `models` names their
-    models), or pairs with `chosen` and `rejected`: a file or, for pairs, also the name of a data set.
-    """
-
-    out: str
-    """The folder for verdicts.jsonl and results.json. If it contains a stopped run, that run is resumed."""
-
-    judge: JudgeOptions
-    mode: Mode = "pair"
-    """`pair` compares two responses in both orders; `rank` ranks four with one question, and finds the best two of
-    eight with three (the paper's Figure 10); a judge that gives rewards ranks all eight.
-    """
-
-    split: str = "test"
-    """Split to use of a named data set; a file is used whole."""
-
-    seed: int = 0
-    """Seed for the order in which responses are shown."""
-
-    data_options: ReadOptions = field(default_factory=ReadOptions)
-    score: ScoreOptions = field(default_factory=ScoreOptions)
-    """How to run the models of `judge.kind: local` and `reward`."""
-
-    def __post_init__(self) -> None:
-        if self.mode == "rank" and self.judge.kind == "local":
-            raise ConfigError("judge.kind: local compares two responses. Use --mode pair, or another judge.")
-        self._refuse_unread_options()
-        super().__post_init__()
-        if self.judge.kind == "reward" and is_server(self.judge.model):
-            require_server_options(self.judge.model, self, self.score)
-
-    def _refuse_unread_options(self) -> None:
-        kind = self.judge.kind
-        unread = [] if kind == "reward" else self.chosen()
-        if kind not in ("local", "reward"):  # other judges don't run a model
-            unread += ["trust_remote_code"] * self.trust_remote_code + self.score.given()
-        if unread:
-            raise ConfigError(f"--{' and --'.join(unread)} has no effect with `judge.kind: {kind}`. Leave it out.")
 
 
 def judge_rows(

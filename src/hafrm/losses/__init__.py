@@ -11,7 +11,8 @@ Two families and their sum:
 
 Computations use at least float32: bfloat16 and float16 are widened, float64 is kept. Values and gradients stay finite
 far beyond the margins seen in training (tested to +-1e4). Shapes are checked first, because broadcasting [B] against
-[B, 1] would silently give a wrong loss.
+[B, 1] would silently give a wrong loss. torch is imported when a loss is first computed, so that options can be checked
+without it.
 """
 
 from __future__ import annotations

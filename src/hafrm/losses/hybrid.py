@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from hafrm.losses.shapes import require_pairs, wide
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def hybrid_loss(
@@ -47,4 +48,6 @@ def hybrid_loss(
     if not terms:
         raise ValueError("reward_weight and policy_ratio are both 0, so there is nothing to train")
     require_pairs(**terms)
+    import torch
+
     return torch.stack(list(terms.values())).sum(dim=0)

@@ -10,10 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from hafrm.losses.shapes import (
     hinge,
@@ -24,6 +21,9 @@ from hafrm.losses.shapes import (
     smoothed,
     wide,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -172,8 +172,8 @@ def kto_pair_loss(log_probs: PairLogProbs, *, beta: float = 0.1) -> Tensor:
     require_positive(beta=beta)
     chosen, rejected = log_probs.chosen_log_ratio, log_probs.rejected_log_ratio
     chosen_kl, rejected_kl = (ratio.detach().mean().clamp(min=0) for ratio in (chosen, rejected))
-    gain = torch.sigmoid(beta * (rejected_kl - chosen))  # = 1 - sigmoid(beta * (chosen - rejected_kl))
-    loss = torch.sigmoid(beta * (rejected - chosen_kl))
+    gain = (beta * (rejected_kl - chosen)).sigmoid()  # = 1 - sigmoid(beta * (chosen - rejected_kl))
+    loss = (beta * (rejected - chosen_kl)).sigmoid()
     return (gain + loss) / 2
 
 
@@ -207,7 +207,7 @@ class PolicyLossOptions:
             raise ValueError(f"target_margin must be 0 or a positive number, got {self.target_margin}")
 
 
-PolicyLoss = Callable[[PairLogProbs, PolicyLossOptions], Tensor]
+PolicyLoss = Callable[[PairLogProbs, PolicyLossOptions], "Tensor"]
 """A loss on the log-probs of pairs, giving one loss per pair, [B]."""
 
 PolicyLossName = Literal["dpo", "ipo", "slic", "simpo", "orpo", "kto_pair", "sft"]
@@ -261,5 +261,7 @@ def _per_token(total: Tensor, length: Tensor) -> Tensor:
 
 def _log_odds(log_prob: Tensor) -> Tensor:
     """Compute log(p / (1 - p)) for p = exp(log_prob), clamped below 1 by the dtype's epsilon to keep it finite."""
+    import torch
+
     below_zero = log_prob.clamp(max=-torch.finfo(log_prob.dtype).eps)
     return below_zero - torch.log(-torch.expm1(below_zero))

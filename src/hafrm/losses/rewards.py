@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal, Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from hafrm.losses.shapes import cauchy, hinge, logistic, probit, require_pairs, smoothed, wide
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class RewardLoss(Protocol):

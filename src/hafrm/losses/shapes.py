@@ -7,31 +7,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def logistic(z: Tensor) -> Tensor:
     """-log sigmoid(z)."""
-    return -F.logsigmoid(z)
+    from torch.nn.functional import logsigmoid
+
+    return -logsigmoid(z)
 
 
 def hinge(z: Tensor) -> Tensor:
     """max(0, 1 - z)."""
-    return torch.relu(1 - z)
+    return (1 - z).relu()
 
 
 def probit(z: Tensor) -> Tensor:
     """-log Phi(z), computed in float64: torch's float32 gradient is 6 times too large at -1e4."""
+    import torch
+
     log_probability: Tensor = torch.special.log_ndtr(z.double())
     return -log_probability.to(z.dtype)
 
 
 def cauchy(z: Tensor) -> Tensor:
     """-log(1/2 + atan(z) / pi), computed as atan2(1, -z) / pi, which stays accurate for very negative z."""
-    return -torch.log(torch.atan2(torch.ones_like(z), -z) / math.pi)
+    return -(z.new_ones(z.shape).atan2(-z) / math.pi).log()
 
 
 def smoothed(shape: Callable[[Tensor], Tensor], z: Tensor, label_smoothing: float) -> Tensor:
@@ -44,6 +48,8 @@ def smoothed(shape: Callable[[Tensor], Tensor], z: Tensor, label_smoothing: floa
 
 def wide(values: Tensor) -> Tensor:
     """Widen values to float32; keep float64."""
+    import torch
+
     return values if values.dtype == torch.float64 else values.float()
 
 

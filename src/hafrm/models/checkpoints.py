@@ -31,7 +31,8 @@ from hafrm.errors import HafrmError, ModelError, UnwritableError, first_line
 from hafrm.models.classifiers import SCORE, head_name
 from hafrm.models.hybrid import HybridModel, head_width, new_reward_head
 from hafrm.models.listing import ADAPTER_FILE, ADAPTER_FOLDER, checksums, save_checksums
-from hafrm.models.lora import LoraOptions, add_lora, merged_state_dict, targets_of, trace_text
+from hafrm.models.lora import add_lora, merged_state_dict, targets_of, trace_text
+from hafrm.models.options import LoraOptions
 from hafrm.models.references import weights_digest
 from hafrm.models.runinfo import RUN_FILE, RunInfo, require_undamaged
 from hafrm.models.sources import SavedWeights

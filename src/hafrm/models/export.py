@@ -8,7 +8,6 @@ in `checksums.json`; other programs ignore it.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,26 +29,11 @@ from hafrm.models.listing import (
     listed,
     save_checksums,
 )
+from hafrm.models.options import ExportConfig
 from hafrm.models.runinfo import RunInfo, read_manifest, require_undamaged
 from hafrm.models.stock import loading, quiet_transformers, require_whole
 
 Task = Literal["SEQ_CLS", "CAUSAL_LM"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportConfig:
-    """Write a run's heads as plain checkpoints for other programs."""
-
-    run: str
-    """The run's folder."""
-
-    out: str | None = None
-    """Folder for `reward/` and `policy/`; by default `export` in the run's folder."""
-
-    trust_remote_code: bool = False
-    """Run Python code that comes with the model. Such code can do anything that you can: leave this off unless you
-    trust it.
-    """
 
 
 def export(config: ExportConfig) -> list[Path]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,14 +21,6 @@ from hafrm.errors import ModelError, first_line
 from hafrm.models.classifiers import SCORE, stock_classifier
 from hafrm.models.runinfo import RUN_FILE, RunInfo
 from hafrm.models.sources import SavedWeights, adapter_source, find_file, root_model
-
-HeadInit = Literal["auto", "keep", "normal", "zero"]
-"""How the reward head starts.
-
-`keep` uses the head that comes with the model. `normal` draws from N(0, 1 / (H + 1)), as in Stiennon et al. (2020):
-rewards of a normalised hidden state then have about unit size. `zero` starts every reward at 0, as in the paper
-authors' code; the paper does not specify it. `auto` is `keep` if the model has a head, else `normal`.
-"""
 
 _VALUE_HEADS = ("v_head.summary.weight", "v_head.weight", "value_head.weight")
 _UNDER = "model."

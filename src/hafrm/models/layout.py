@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,8 @@ from hafrm.errors import ConfigError, ModelError, first_line
 from hafrm.models.attention import PACKED_ATTENTION
 from hafrm.models.hybrid import HybridModel
 from hafrm.models.modes import evaluating
+from hafrm.models.options import LayoutChoice
 from hafrm.packing import SequenceBatch, batches_by_length, pack_rows, pad_rows, plan_batches
-
-LayoutChoice = Literal["auto", "padded"]
-"""`auto` packs if a probe shows that the model computes packed rows correctly; `padded` never does."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,55 +18,15 @@ from hafrm.models.foreign import has_stock_class, load_classifier, pad_of_classi
 from hafrm.models.heads import OPENRLHF, SavedHead, find_head
 from hafrm.models.hybrid import HybridModel, head_width, max_positions, new_reward_head
 from hafrm.models.layout import Layout, choose_layout, random_groups
+from hafrm.models.options import ScoreOptions, ScorerChoice, require_plain
+from hafrm.models.places import require_place
 from hafrm.models.references import weights_digest
-from hafrm.models.remote import RemoteScorer, endpoint_of, is_server
+from hafrm.models.remote import RemoteScorer, is_server
 from hafrm.models.runinfo import RUN_FILE, Head, RunInfo, require_finished
-from hafrm.models.scorers import HybridScorer, LogProbScorer, ScoreOptions, Scorer, StockScorer
+from hafrm.models.scorers import HybridScorer, LogProbScorer, Scorer, StockScorer
 from hafrm.models.stock import load_causal_lm, with_lm_head
 from hafrm.models.tokenizers import load_tokenizer, require_same_tokenizer, resize_embeddings
 from hafrm.packing import pad_rows
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScorerChoice:
-    """Options of every scoring command for choosing one of a model's scores."""
-
-    head: Head | None = None
-    """Head of a run that scores: `reward`, `policy` or `combined`. Default: the trained one."""
-
-    reference: str | None = None
-    """Reference policy of implicit rewards. Default: the model from which the run was trained."""
-
-    combined_weight: float | None = None
-    """w of the combined score, reward + w * tau * log-ratio. Default: the value that the run fitted on its validation
-    pairs.
-    """
-
-    trust_remote_code: bool = False
-    """Run Python code that comes with the model. Such code can do anything that you can: leave this off unless you
-    trust it.
-    """
-
-    def __post_init__(self) -> None:
-        if self.combined_weight is not None and self.head != "combined":
-            raise ConfigError("combined_weight only affects the combined score: add --head combined.")
-        if self.reference is not None and self.head == "reward":
-            raise ConfigError("reference has no effect on the reward head: leave it out, or choose another --head.")
-
-    def chosen(self) -> list[str]:
-        """Return the names of the options that are set and choose a score."""
-        return [name for name in ("head", "reference", "combined_weight") if getattr(self, name) is not None]
-
-    def load(self, model: str, options: ScoreOptions) -> Scorer:
-        """Load a model's scorer with these options; see `load_scorer`."""
-        return load_scorer(
-            model,
-            head=self.head,
-            reference=self.reference,
-            combined_weight=self.combined_weight,
-            trust_remote_code=self.trust_remote_code,
-            options=options,
-        )
 
 
 def load_scorer(
@@ -99,6 +59,8 @@ def load_scorer(
     if is_server(model):
         require_plain(model, choice)
         return RemoteScorer(model, batch_size=options.batch_size)
+    for each in filter(None, (model, reference)):
+        require_place(each)
     require_finished(Path(model))
     if (Path(model) / RUN_FILE).is_file():
         return _load_run_scorer(Path(model), choice, options)
@@ -152,35 +114,6 @@ def load_log_prob_scorer(
     encoder = _encoder(tokenizer, policy.config, options, max_length=512 if per_token else 4096, overlong="drop")
     kind = HybridScorer if per_token else LogProbScorer
     return _hybrid_scorer(policy, None, tokenizer, encoder, options, (0.0, 1.0), kind=kind)
-
-
-def require_plain(server: str, choice: ScorerChoice) -> None:
-    """Raise if options choose a score of a server, which was chosen when it started.
-
-    Raises:
-        ModelError: a head, a reference or a weight is given.
-    """
-    if asked := choice.chosen():
-        raise ModelError(
-            f"{server} is a server, which scores as configured at its start: --{' and --'.join(asked)} can't change "
-            "that. Leave them out, or evaluate the other models in a separate command."
-        )
-
-
-def require_server_options(server: str, choice: ScorerChoice, options: ScoreOptions) -> None:
-    """Raise if all models are servers and options of local models are given.
-
-    Raises:
-        ConfigError: there is such an option, or the address is invalid.
-    """
-    endpoint, _ = endpoint_of(server)  # validated before a message names it: it may contain a password
-    asked = choice.chosen() + ["trust_remote_code"] * choice.trust_remote_code
-    asked += [name for name in options.given() if name != "score.batch_size"]
-    if asked:
-        raise ConfigError(
-            f"{endpoint} is a server, which scores as configured at its start: --{' and --'.join(asked)} can't change "
-            "that. Leave them out, or start the server with them."
-        )
 
 
 def _load_run_scorer(folder: Path, choice: ScorerChoice, options: ScoreOptions) -> Scorer:

@@ -6,8 +6,8 @@ import contextlib
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
@@ -21,6 +21,7 @@ from transformers.utils.import_utils import is_bitsandbytes_available
 
 from hafrm.errors import ConfigError, MissingExtraError, ModelError, first_line
 from hafrm.models.modes import evaluating
+from hafrm.models.options import LoraOptions
 
 _PARTS = {"gate_up_proj": ({"gate_proj", "up_proj"}, {"w1", "w3"}), "down_proj": ({"down_proj"}, {"w2"})}
 """Former names, in various families, of experts' weights that are now one tensor."""
@@ -257,49 +258,6 @@ def _leaves(output: Tensor) -> Iterator[Tensor]:
         if hasattr(node, "variable"):
             yield node.variable
         waiting += [before for before, _ in node.next_functions]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraOptions:
-    """Options of low-rank adapters on the backbone; the reward head is always trained in full."""
-
-    rank: int = 0
-    """Rank of the adapters; 0 trains all weights. The paper's Mistral runs use 64 (Table 5)."""
-
-    alpha: int = 16
-    """LoRA's scaling numerator (16 in Table 5). Not the paper's alpha, which is `loss.policy_ratio`."""
-
-    dropout: float = 0.0
-    """Dropout before the adapters. Not specified in the paper."""
-
-    targets: list[str] = field(default_factory=list)
-    """Names of the linear layers that get adapters. Empty: every linear layer of the backbone, including the experts of
-    a mixture, but not the heads or parts that text does not reach. Experts with one joint weight, `gate_up_proj`, also
-    match `gate_proj` and `up_proj`.
-    """
-
-    quantize: Literal["none", "4bit"] = "none"
-    """`4bit` freezes the backbone in 4-bit NF4 (QLoRA); needs a GPU and bitsandbytes."""
-
-    def __post_init__(self) -> None:
-        if self.rank < 0:
-            raise ConfigError(f"lora.rank must be 0 (no LoRA) or more, got {self.rank}")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"lora.dropout must be in [0, 1), got {self.dropout}")
-        if self.alpha < 1:
-            raise ConfigError(f"lora.alpha must be at least 1, got {self.alpha}")
-        heads = {"lm_head", "embed_out", "score"} & set(self.targets)
-        if heads:
-            raise ConfigError(f"lora.targets names a head ({', '.join(heads)}), but only the backbone gets adapters.")
-        for each in fields(self) if self.rank == 0 else ():
-            default = [] if each.name == "targets" else each.default
-            if getattr(self, each.name) != default:
-                raise ConfigError(f"lora.{each.name} has no effect without adapters: set lora.rank (64 in the paper).")
-
-    @property
-    def enabled(self) -> bool:
-        """Whether to train adapters."""
-        return self.rank > 0
 
 
 @contextlib.contextmanager

@@ -9,24 +9,21 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import Any, Literal, Protocol, cast, get_args, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from hafrm.encoding import ConversationEncoder, Overlong, OverlongError, TokenGroup
-from hafrm.errors import ConfigError, ModelError, RefusedError, first_line
+from hafrm.encoding import ConversationEncoder, OverlongError, TokenGroup
+from hafrm.errors import ModelError, RefusedError
 from hafrm.memory import enough_memory
 from hafrm.models.hybrid import HybridModel, SequenceScores
-from hafrm.models.layout import Layout, LayoutChoice
+from hafrm.models.layout import Layout
+from hafrm.models.options import ScoreOptions
 from hafrm.models.tokens import TokenRatios, lay_over_text
 from hafrm.packing import SequenceBatch, split_group
 from hafrm.pairs import Conversation
 from hafrm.rows import conversations_of
-from hafrm.special_tokens import SpecialTokenRule
-from hafrm.templates import DEFAULT_CHAT_TEMPLATE
 
 _LESS_MEMORY = (
     "Lower score.tokens_per_batch (or score.batch_size if rows are padded). If a single conversation is too large, set "
@@ -82,113 +79,6 @@ class TokenScorer(Scorer, Protocol):
             ModelError: a reward is not finite.
         """
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoreOptions:
-    """How scorers run.
-
-    The layout of batches changes rewards only by rounding, whose size depends on `dtype`. `max_length`, `overlong` and
-    `chat_template` change the model's input and therefore the rewards.
-    """
-
-    batch_size: int = 32
-    """Conversations per forward pass with padded rows."""
-
-    tokens_per_batch: int = 8192
-    """Tokens per forward pass with packed rows."""
-
-    layout: LayoutChoice = "auto"
-    """`auto` encodes a prompt once for all its responses if a probe shows that the model supports this; else `padded`.
-    """
-
-    padding_side: str = "right"
-    """Side on which short rows are padded: `right` or `left`. Stock classifiers are always padded on the right, because
-    many count positions, or pool, from the left.
-    """
-
-    device: str | None = None
-    """Device for the computation. Default: a GPU if there is one."""
-
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Dtype of the weights, including a reference policy's. `auto`: as the model was saved, or the run trained."""
-
-    chat_template: str | None = None
-    """Chat template that replaces the model's own or a missing one: a file, or `default` for hafrm's plain template."""
-
-    max_length: int | None = None
-    """Maximum tokens of a conversation. Default: the run's value, or 512."""
-
-    overlong: Overlong | None = None
-    """`drop` gives over-long conversations no reward, `truncate` cuts them. Default: the run's value."""
-
-    scored_at: Literal["auto", "template", "stop_token"] = "auto"
-    """Where a conversation is scored: at the end of everything the chat template writes, or at the stop token, as in
-    OpenRLHF's training. `auto`: `stop_token` for models saved by OpenRLHF, else `template`.
-    """
-
-    special_tokens: SpecialTokenRule | None = None
-    """Encoding of special tokens inside messages, such as </s> or <|im_end|>: `text` as plain characters; `token` as
-    special tokens, as in training and other programs; `refuse` gives such conversations no reward. Default: `text`, but
-    `token` in `hafrm evaluate`, which encodes pairs as in training.
-    """
-
-    def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("tokens_per_batch", 1), ("max_length", 2)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(f"score.{name} must be at least {least}, got {value}")
-        if self.padding_side not in ("left", "right"):
-            raise ConfigError(f"score.padding_side must be `left` or `right`, got {self.padding_side!r}")
-        if self.overlong not in (None, "drop", "truncate"):
-            raise ConfigError(f"score.overlong must be `drop` or `truncate`, got {self.overlong!r}")
-        if self.special_tokens not in (None, *get_args(SpecialTokenRule)):
-            raise ConfigError(f"score.special_tokens must be text, token or refuse, got {self.special_tokens!r}")
-        if self.scored_at not in ("auto", "template", "stop_token"):
-            raise ConfigError(f"score.scored_at must be auto, template or stop_token, got {self.scored_at!r}")
-        if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
-            raise ConfigError(f"score.dtype must be auto, float32, bfloat16 or float16, got {self.dtype!r}")
-
-    def as_in_training(self) -> ScoreOptions:
-        """Return these options with special tokens encoded as in training, unless set otherwise."""
-        return replace(self, special_tokens=self.special_tokens or "token")
-
-    def given(self) -> list[str]:
-        """Return the names of the options that differ from their defaults, as users write them."""
-        return [f"score.{each.name}" for each in fields(self) if getattr(self, each.name) != each.default]
-
-    def torch_device(self) -> torch.device:
-        """Return the device for the computation.
-
-        Raises:
-            ConfigError: the device does not exist here.
-        """
-        try:
-            device = torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            raise ConfigError(f"device {self.device!r} can't be used here: {first_line(error)}") from error
-        return device
-
-    def torch_dtype(self) -> torch.dtype | None:
-        """Return the dtype of the weights; None: as the model was saved."""
-        return None if self.dtype == "auto" else cast(torch.dtype, getattr(torch, self.dtype))
-
-    def template(self) -> str | None:
-        """Return the chat template that replaces the model's own; None if not set.
-
-        Raises:
-            ConfigError: the file can't be read.
-        """
-        if self.chat_template in (None, "default"):
-            return self.chat_template and DEFAULT_CHAT_TEMPLATE
-        try:
-            return Path(self.chat_template).read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"score.chat_template: {self.chat_template} can't be read ({first_line(error)}). Give a text file that "
-                "contains a Jinja template, or `default`."
-            ) from error
 
 
 def special_tokens_met(scorer: Scorer) -> str:

@@ -16,9 +16,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from hafrm.errors import ModelError
 from hafrm.models.classifiers import stock_classifier
-from hafrm.models.heads import OPENRLHF, HeadInit, architectures, kept_head
+from hafrm.models.heads import OPENRLHF, architectures, kept_head
 from hafrm.models.hybrid import backbone_of
-from hafrm.models.lora import LoraOptions, targets_of
+from hafrm.models.lora import targets_of
+from hafrm.models.options import HeadInit, LoraOptions
+from hafrm.models.places import require_place
 from hafrm.models.runinfo import require_as_saved, require_finished
 from hafrm.models.sources import SavedWeights, root_model
 from hafrm.models.stock import lm_head_names, loading
@@ -60,6 +62,7 @@ def check_start(
         ModelError: gives the reason.
         ConfigError: adapters are requested but there is nothing to adapt.
     """
+    require_place(model)
     require_finished(Path(model))
     require_as_saved(model)
     causal_lm, notes = _without_weights(model, trust_remote_code=trust_remote_code)

@@ -17,9 +17,10 @@ from hafrm.models import modes
 from hafrm.models.adapters import merged_into
 from hafrm.models.advice import advice, not_here
 from hafrm.models.finite import require_finite
-from hafrm.models.heads import HeadInit, SavedHead, kept_head
+from hafrm.models.heads import SavedHead, kept_head
 from hafrm.models.hybrid import HybridModel, head_width, new_reward_head
-from hafrm.models.lora import LoraOptions, add_lora, quantization_config, targets_of, trace_text, without_adapters
+from hafrm.models.lora import add_lora, quantization_config, targets_of, trace_text, without_adapters
+from hafrm.models.options import HeadInit, LoraOptions
 from hafrm.models.runinfo import require_as_saved
 from hafrm.models.sources import AdapterSource, adapter_source
 from hafrm.models.tokenizers import resize_embeddings

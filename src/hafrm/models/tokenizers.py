@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from hafrm.errors import ModelError, first_line
 from hafrm.models.advice import advice, not_here
+from hafrm.models.places import require_place
 from hafrm.models.runinfo import require_as_saved
 from hafrm.models.sources import adapter_source, find_file
 from hafrm.pairs import Conversation
@@ -57,6 +58,7 @@ def load_tokenizer(
     Raises:
         ModelError: the tokenizer can't be loaded, or it lacks what `prepare_tokenizer` needs.
     """
+    require_place(model)
     model = _where_it_is(model)
     require_as_saved(model)
     try:

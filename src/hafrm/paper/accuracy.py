@@ -9,7 +9,8 @@ from pathlib import Path
 from markupsafe import Markup
 
 from hafrm.errors import ConfigError, DataError
-from hafrm.evaluation.run import EvaluateConfig, evaluate
+from hafrm.evaluation.options import EvaluateConfig
+from hafrm.evaluation.run import evaluate
 from hafrm.paper import numbers
 from hafrm.paper.measures import (
     AVERAGE,

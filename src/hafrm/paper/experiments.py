@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from hafrm.paper import accuracy, policies, ratios, selections
-from hafrm.paper.executor import execute, execute_study
-from hafrm.paper.plans import Plan, described, single_sets
-from hafrm.paper.probes import agreement, claims, consistency, perplexity
-from hafrm.paper.scales import Job
-from hafrm.paper.stages import described_study, plan_study
-from hafrm.paper.study import collect
-from hafrm.paper.study_page import findings_of
-from hafrm.report.findings import Findings
+if TYPE_CHECKING:
+    from hafrm.paper.plans import Plan
+    from hafrm.paper.scales import Job
+    from hafrm.report.findings import Findings
+
+
+def _late(path: str) -> Callable[..., Any]:
+    """Return a function of this package, given as MODULE.FUNCTION, that is imported when it is first called.
+
+    So the names of experiments can be listed without torch.
+    """
+    module, _, name = path.rpartition(".")
+
+    def call(*arguments: Any) -> Any:
+        return getattr(importlib.import_module(f"hafrm.paper.{module}"), name)(*arguments)
+
+    return call
+
+
+_EXECUTE, _DESCRIBE = _late("executor.execute"), _late("plans.described")
 
 
 @dataclass(frozen=True)
@@ -25,9 +38,9 @@ class Experiment:
     """Return what must be trained and evaluated. Cheap; raises if the job's options don't suit the experiment."""
     find: Callable[[Job], Findings]
     """Return the findings, once the plan is complete."""
-    execute: Callable[[Job, Plan, Callable[[str], None]], None] = execute
+    execute: Callable[[Job, Plan, Callable[[str], None]], None] = _EXECUTE
     """Do what is missing of the plan."""
-    describe: Callable[[Job, Plan], Iterable[str]] = described
+    describe: Callable[[Job, Plan], Iterable[str]] = _DESCRIBE
     """Return the plan as lines of text."""
     trains: bool = True
     """Whether the experiment uses the seeds and the training options."""
@@ -37,40 +50,82 @@ class Experiment:
 
 def _plan_nothing(job: Job) -> Plan:
     """Plan nothing: the backbones are used untrained."""
+    from hafrm.paper.plans import Plan
+
     return Plan()
 
 
 def _find_study(job: Job) -> Findings:
     """Collect all available results into tables, figures and sentences."""
+    from hafrm.paper.study import collect
+    from hafrm.paper.study_page import findings_of
+
     return findings_of(collect(job))
 
 
 EXPERIMENTS: Mapping[str, Experiment] = {
-    "table2": Experiment("accuracy in domain, five sets by three methods", single_sets, accuracy.find_in_domain),
-    "figure3": Experiment("training on a mixture of all sets", accuracy.plan_mixture, accuracy.find_mixture),
-    "table3": Experiment("accuracy on sets that were not trained on", accuracy.plan_transfer, accuracy.find_transfer),
-    "figure6": Experiment("a sweep of the policy loss's weight", ratios.plan, ratios.find, one=("sets",)),
+    "table2": Experiment(
+        "accuracy in domain, five sets by three methods", _late("plans.single_sets"), _late("accuracy.find_in_domain")
+    ),
+    "figure3": Experiment(
+        "training on a mixture of all sets", _late("accuracy.plan_mixture"), _late("accuracy.find_mixture")
+    ),
+    "table3": Experiment(
+        "accuracy on sets that were not trained on", _late("accuracy.plan_transfer"), _late("accuracy.find_transfer")
+    ),
+    "figure6": Experiment(
+        "a sweep of the policy loss's weight", _late("ratios.plan"), _late("ratios.find"), one=("sets",)
+    ),
     "figure7": Experiment(
-        "a reward model's margins against a DPO model's", agreement.plan, agreement.find, one=("seeds",)
+        "a reward model's margins against a DPO model's",
+        _late("probes.agreement.plan"),
+        _late("probes.agreement.find"),
+        one=("seeds",),
     ),
-    "table6": Experiment("how widely perplexities spread", _plan_nothing, perplexity.find, trains=False),
-    "table7": Experiment("what that foretells of DPO", perplexity.plan_correlation, perplexity.find_correlation),
+    "table6": Experiment(
+        "how widely perplexities spread", _plan_nothing, _late("probes.perplexity.find"), trains=False
+    ),
+    "table7": Experiment(
+        "what that foretells of DPO",
+        _late("probes.perplexity.plan_correlation"),
+        _late("probes.perplexity.find_correlation"),
+    ),
     "figure2": Experiment(
-        "whether HAF favours its own responses", consistency.plan, consistency.find, one=("seeds", "sets")
+        "whether HAF favours its own responses",
+        _late("probes.consistency.plan"),
+        _late("probes.consistency.find"),
+        one=("seeds", "sets"),
     ),
-    "figure4": Experiment("whose selection of several responses is best", selections.plan, selections.find_best),
-    "table4": Experiment("recall of a judge's best responses, on average", selections.plan, selections.find_recall),
+    "figure4": Experiment(
+        "whose selection of several responses is best", _late("selections.plan"), _late("selections.find_best")
+    ),
+    "table4": Experiment(
+        "recall of a judge's best responses, on average", _late("selections.plan"), _late("selections.find_recall")
+    ),
     "table11": Experiment(
-        "recall of a judge's best responses, set by set", selections.plan, selections.find_recall_by_set
+        "recall of a judge's best responses, set by set",
+        _late("selections.plan"),
+        _late("selections.find_recall_by_set"),
     ),
     "study": Experiment(
-        "all comparisons with seeds and tests", plan_study, _find_study, execute_study, described_study
+        "all comparisons with seeds and tests",
+        _late("stages.plan_study"),
+        _find_study,
+        _late("executor.execute_study"),
+        _late("stages.described_study"),
     ),
     "figure5": Experiment(
-        "policies trained on HAF's rewards against the baseline's", policies.plan_duels, policies.find_duels
+        "policies trained on HAF's rewards against the baseline's",
+        _late("policies.plan_duels"),
+        _late("policies.find_duels"),
     ),
     "ppo": Experiment(
-        "whether PPO learns: the true reward over its steps", policies.plan_check, policies.find_check, one=("sets",)
+        "whether PPO learns: the true reward over its steps",
+        _late("policies.plan_check"),
+        _late("policies.find_check"),
+        one=("sets",),
     ),
-    "claims": Experiment("the inequality of Appendix D", claims.plan, claims.find, one=("sets",)),
+    "claims": Experiment(
+        "the inequality of Appendix D", _late("probes.claims.plan"), _late("probes.claims.find"), one=("sets",)
+    ),
 }

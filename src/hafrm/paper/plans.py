@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from hafrm.evaluation.run import EvaluateConfig, evaluate
+from hafrm.evaluation.options import EvaluateConfig
+from hafrm.evaluation.run import evaluate
 from hafrm.evaluation.scoring import RESULTS_FILE
 from hafrm.models.runinfo import Head
 from hafrm.paper.numbers import CATEGORIES, category_of

@@ -19,7 +19,7 @@ from hafrm.paper.scales import Job
 from hafrm.paper.tables import build_findings
 from hafrm.report.figures import Curve, Panel, curve_panels
 from hafrm.report.findings import Findings, Table, ranked
-from hafrm.training.callbacks import METRICS_FILE
+from hafrm.training.metrics import METRICS_FILE
 
 _METRICS = {
     "accuracy": "eval_rewards/accuracies",

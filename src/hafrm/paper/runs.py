@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hafrm.data import DataOptions
-from hafrm.models.scorers import ScoreOptions
+from hafrm.models.options import ScoreOptions
 from hafrm.paper.samples import RunData
 from hafrm.paper.scales import Job
 from hafrm.rlhf.options import KlOptions, RlhfConfig, SamplingOptions

@@ -12,16 +12,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from hafrm.errors import ConfigError
-from hafrm.models.lora import LoraOptions
+from hafrm.models.options import LoraOptions
 from hafrm.paper.numbers import SETS
-from hafrm.paper.world import BackboneKind, world_backbone
 from hafrm.training.config import Method
+
+if TYPE_CHECKING:
+    from hafrm.paper.world.backbone import BackboneKind
 
 ScaleName = Literal["world", "small", "paper"]
 Split = Literal["train", "validation", "test"]
+
+MAIN_PAGE = "study"
+"""Page of the study shown in the README."""
 
 METHODS: tuple[Method, ...] = ("haf", "baseline", "dpo")
 """The methods in the order in which they are trained and compared."""
@@ -219,9 +224,14 @@ def world_scale(overrides: Overrides) -> Scale:
     training = world_training(_or(overrides.steps, 240))
     rates = dict.fromkeys(METHODS, _or(overrides.learning_rate, training.pop("learning_rate")))
 
+    def made(kind: BackboneKind) -> str:
+        from hafrm.paper.world.backbone import world_backbone  # loads torch
+
+        return str(world_backbone(kind))
+
     def backbone(kind: BackboneKind, paper_name: str) -> Backbone:
         shown = f"world_backbone({kind!r})"
-        return Backbone(kind, paper_name, lambda: str(world_backbone(kind)), shown, LoraOptions(), rates)
+        return Backbone(kind, paper_name, partial(made, kind), shown, LoraOptions(), rates)
 
     backbones = backbone("instruct", "Mistral"), backbone("base", "Mistral-base")
     return _scale("world", overrides, backbones, _same_for_all_splits(0), training, WORLD_MAX_LENGTH, MIXED_PAIRS)

@@ -27,9 +27,9 @@ from hafrm.report.figures import overlap_circles
 from hafrm.report.findings import Cell, Findings, Rival, Table, ranked
 from hafrm.report.wording import percent
 from hafrm.sampling.analysis import LONGEST, RANDOM, ScoredPrompt, best_shares, recall_hits
-from hafrm.sampling.best_of_n import BestOfNConfig, best_of_n
-from hafrm.sampling.engines import SampleOptions
-from hafrm.sampling.run import SampleConfig, sample
+from hafrm.sampling.best_of_n import best_of_n
+from hafrm.sampling.options import BestOfNConfig, SampleConfig, SampleOptions
+from hafrm.sampling.run import sample
 
 _PROMPTS = 200
 """Test prompts per set; the paper does not state its number."""

@@ -19,6 +19,7 @@ from hafrm.errors import ConfigError, DataError
 from hafrm.paper import numbers
 from hafrm.paper.measures import AVERAGE
 from hafrm.paper.plans import PARTS, WORDS
+from hafrm.paper.scales import MAIN_PAGE
 from hafrm.paper.study import AVERAGES, ENOUGH, FORMAT
 from hafrm.paper.tables import LEGEND, METHOD_NAMES, bar_group, cell_text, lines_of, ranked_rows, template
 from hafrm.report.charts import standalone
@@ -31,9 +32,6 @@ from hafrm.store import read_json
 Results = Mapping[str, Any]
 _Grid = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """Cells by column and row."""
-
-MAIN_PAGE = "study"
-"""Page of the study shown in the README."""
 
 _FOLDER = Path("docs/results")
 _BLOCK = re.compile(r"(<!-- study: .*?-->\n).*?(<!-- end of study -->)", re.DOTALL)

@@ -93,7 +93,7 @@ def write_findings(findings: Findings, folder: Path) -> Path:
     """
     figures = [(caption_of(svg), svg) for svg in findings.figures.values()]
     page = render(
-        "findings.html.j2", style=figure_style(), findings=findings, figures=figures, tables=_all_tables(findings)
+        "findings.html.j2", style=figure_style(), findings=findings, figures=figures, tables=all_tables(findings)
     )
     for name, svg in findings.figures.items():
         atomic.write_text(folder / f"{name}.svg", standalone(svg))
@@ -138,7 +138,8 @@ def relation_table(relations: Sequence[Relation]) -> Table:
     return Table("Is HAF ahead?", tuple(header), tuple(rows))
 
 
-def _all_tables(findings: Findings) -> tuple[Table, ...]:
+def all_tables(findings: Findings) -> tuple[Table, ...]:
+    """Return the tables of an experiment, with the one of its relations last."""
     return (*findings.tables, *((relation_table(findings.relations),) if findings.relations else ()))
 
 
@@ -156,7 +157,7 @@ def findings_markdown(findings: Findings, *, pictures: str = "") -> str:
         f"![{caption}]({pictures}{name}.svg)\n\n*{caption}*\n"
         for name, caption in ((name, escape(caption_of(svg))) for name, svg in findings.figures.items())
     ]
-    parts += [f"## {table.title}\n\n{table_markdown(table)}" for table in _all_tables(findings)]
+    parts += [f"## {table.title}\n\n{table_markdown(table)}" for table in all_tables(findings)]
     if findings.notes:
         parts.append("## Notes\n\n" + "".join(f"- {note}\n" for note in findings.notes))
     return "\n".join(parts)

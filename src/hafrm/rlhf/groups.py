@@ -25,7 +25,7 @@ from hafrm.rlhf.job import RlhfJob, RlhfResult
 from hafrm.rlhf.options import RlhfConfig
 from hafrm.rlhf.prompts import deal
 from hafrm.rlhf.rewards import answered, load_reward, require_scored, scores_of
-from hafrm.training.callbacks import METRICS_FILE, add_metrics, keep_metrics
+from hafrm.training.metrics import METRICS_FILE, add_metrics, keep_metrics
 from hafrm.training.resuming import last_checkpoint, train_to_the_end
 
 _NAMES = {

@@ -1,6 +1,6 @@
 """PPO's arithmetic: pure functions from tensors to tensors.
 
-Independent of models, tokenizers, texts, devices and options. Shape letters: S sequences, T response tokens of all of
+Independent of models, tokenizers, texts and devices. Shape letters: S sequences, T response tokens of all of
 them.
 
 Tokens are concatenated, sequence after sequence, with `lengths` to split them: there is no padding that a mean,
@@ -12,21 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-KlEstimator = Literal["k1", "k3"]
-"""Estimator of KL(policy || reference) from a token, with the names of Schulman's note (2020): `k1` is the log-ratio,
-unbiased and sometimes negative; `k3` is (r - 1) - log r with r = reference / policy, unbiased, never negative, with
-less variance near the reference and much more far from it.
-"""
-
-
-ScoreScale = Literal["raw", "centred", "normalised"]
-"""The scores to learn from: unchanged, minus the mean of all so far, or also divided by their standard deviation."""
+from hafrm.rlhf.options import KlEstimator, ScoreScale
 
 
 class ClippedLoss(NamedTuple):

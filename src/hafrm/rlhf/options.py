@@ -9,21 +9,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
-
-import torch
+from typing import TYPE_CHECKING, Literal
 
 from hafrm.data import ReadOptions
 from hafrm.data.simulated import is_simulated
 from hafrm.errors import ConfigError
-from hafrm.models.loading import ScorerChoice, require_server_options
-from hafrm.models.lora import LoraOptions
+from hafrm.models.options import LoraOptions, ScoreOptions, ScorerChoice, require_server_options
 from hafrm.models.remote import is_server
-from hafrm.models.scorers import ScoreOptions
 from hafrm.options import check, option, refuse_unread
-from hafrm.rlhf.objectives import KlController, KlEstimator, ScoreScale
+
+if not TYPE_CHECKING:  # jsonargparse runs the block of a plain `if TYPE_CHECKING`, which would load torch
+    pass
+else:
+    import torch
+
+    from hafrm.rlhf.objectives import KlController
 
 Algorithm = Literal["ppo", "grpo", "rloo"]
+
+KlEstimator = Literal["k1", "k3"]
+"""Estimator of KL(policy || reference) from a token, with the names of Schulman's note (2020): `k1` is the log-ratio,
+unbiased and sometimes negative; `k3` is (r - 1) - log r with r = reference / policy, unbiased, never negative, with
+less variance near the reference and much more far from it.
+"""
+
+
+ScoreScale = Literal["raw", "centred", "normalised"]
+"""The scores to learn from: unchanged, minus the mean of all so far, or also divided by their standard deviation."""
+
 
 _PPO: tuple[Algorithm, ...] = ("ppo",)
 _GROUPS: tuple[Algorithm, ...] = ("grpo", "rloo")
@@ -259,6 +272,8 @@ class RlhfConfig(ScorerChoice):
     @property
     def controller(self) -> KlController:
         """Return PPO's initial KL controller."""
+        from hafrm.rlhf.objectives import KlController
+
         return KlController(self.kl_coefficient, self.kl.target, self.kl.horizon)
 
     @property
@@ -269,6 +284,8 @@ class RlhfConfig(ScorerChoice):
     @property
     def torch_dtype(self) -> torch.dtype:
         """Return the dtype of the weights; see `dtype`."""
+        import torch
+
         if self.dtype != "auto":
             return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.dtype]
         return torch.bfloat16 if self.lora.enabled and torch.cuda.is_available() else torch.float32
@@ -276,6 +293,8 @@ class RlhfConfig(ScorerChoice):
     @property
     def mixed(self) -> bool:
         """Return whether to use bfloat16 autocast with float32 weights: on GPUs that support it."""
+        import torch
+
         on_gpu = self.score.torch_device().type == "cuda"
         return on_gpu and self.torch_dtype == torch.float32 and torch.cuda.is_bf16_supported()
 

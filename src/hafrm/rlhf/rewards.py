@@ -9,8 +9,8 @@ from typing import Any
 from hafrm.data.simulated import SimulatedReward, is_simulated
 from hafrm.errors import ConfigError, DataError, ModelError, RefusedError
 from hafrm.models.identity import model_identity
-from hafrm.models.loading import ScorerChoice
-from hafrm.models.scorers import ScoreOptions, Scorer, rewards_of_the_rest
+from hafrm.models.options import ScoreOptions, ScorerChoice
+from hafrm.models.scorers import Scorer, rewards_of_the_rest
 from hafrm.pairs import Conversation, Message, Prompt
 
 _OF_WEIGHTS = ("the server", "its base", "the model", "its reference", "score.chat_template")

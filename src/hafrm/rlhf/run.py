@@ -25,9 +25,9 @@ from hafrm.rlhf.policy import new_policy, ready_policy
 from hafrm.rlhf.ppo import PpoTrainer
 from hafrm.rlhf.prompts import prompt_set
 from hafrm.rlhf.rewards import load_reward, reward_identity
-from hafrm.training.callbacks import METRICS_FILE, add_metrics, keep_metrics
 from hafrm.training.folders import claim_folder, hold_folder
 from hafrm.training.manifest import new_manifest, require_same_data, require_same_settings, resumed_manifest
+from hafrm.training.metrics import METRICS_FILE, add_metrics, keep_metrics
 
 
 def rlhf(

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from hafrm import atomic
-from hafrm.data import ReadOptions
 from hafrm.data.simulated import SimulatedReward, is_simulated, simulated_reward_name
-from hafrm.errors import ConfigError, DataError
+from hafrm.errors import DataError
 from hafrm.evaluation.parts import PARTS, Part
 from hafrm.evaluation.scoring import scored_chunks
 from hafrm.judging.judges import ranks_of
-from hafrm.judging.options import Budget, JudgeOptions
+from hafrm.judging.options import Budget
 from hafrm.models.identity import model_identity
-from hafrm.models.loading import ScorerChoice
+from hafrm.models.options import ScorerChoice
 from hafrm.models.outputs import require_results
 from hafrm.models.runinfo import require_apart
-from hafrm.models.scorers import ScoreOptions, Scorer
+from hafrm.models.scorers import Scorer
 from hafrm.sampling.analysis import ScoredPrompt, summarise
 from hafrm.sampling.candidates import Candidates, CandidateScore, CandidateSet, load_candidates
 from hafrm.sampling.judged import JudgeRuns, require_rankable
+from hafrm.sampling.options import BestOfNConfig
 
 RESULTS_FILE = "results.json"
 SELECTIONS_FILE = "selections.jsonl"
@@ -33,45 +33,6 @@ _JUDGE = "the judge"
 _SAMPLES = "the samples"
 
 Progress = Callable[[str, int], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class BestOfNConfig(ScorerChoice):
-    """Let scorers choose the best of several responses, and measure the gain from their choice."""
-
-    models: list[str]
-    """Scorers: runs, stock reward models, causal models with their reference, addresses of reward servers, or
-    `world/NAME`, the true reward of a set of the simulated world.
-    """
-
-    samples: str
-    """The folder of a `hafrm sample`, or a file of rows with `prompt` and `responses`."""
-
-    out: str
-    """The folder for results.json, selections.jsonl and the page. Scores of an earlier run in it are reused."""
-
-    judge: JudgeOptions | None = None
-    """The judge of the responses: `reward` and `oracle` give rewards, and so also the curve over n; `openai` ranks the
-    draws and compares what scorers selected; `local` only compares. Without a judge, only agreement is computed.
-    """
-
-    seed: int = 0
-    """Seed for the order in which a judge is shown responses."""
-
-    data_options: ReadOptions = field(default_factory=ReadOptions)
-    score: ScoreOptions = field(default_factory=ScoreOptions)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.models:
-            raise ConfigError("models: name at least one.")
-        if len(set(self.models)) < len(self.models):
-            raise ConfigError(f"models: {', '.join(self.models)} names one twice.")
-
-    @property
-    def gold(self) -> bool:
-        """Return whether the judge gives rewards."""
-        return self.judge is not None and self.judge.kind in ("reward", "oracle")
 
 
 @dataclass(frozen=True)

@@ -16,31 +16,10 @@ from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogits
 from hafrm.errors import MissingExtraError, ModelError, first_line
 from hafrm.models.generating import continuations, count_prompt_tokens, prompt_ids, stop_tokens
 from hafrm.models.runinfo import RUN_FILE
-from hafrm.options import check, option
 from hafrm.pairs import Prompt
+from hafrm.sampling.options import SampleOptions
 
 _LEAST = 2.0**-25
-
-
-@dataclass(frozen=True, kw_only=True)
-class SampleOptions:
-    """Options for drawing responses."""
-
-    top_p: float = option(0.9, above=0, most=1)
-    """Nucleus sampling: the smallest set of tokens with at least this share of the probability."""
-
-    temperature: float = option(1.0, above=0)
-    max_new_tokens: int = option(256, least=1)
-    """Maximum tokens of a response (256 in the paper's RLHF; not given for best-of-N)."""
-
-    batch_size: int = option(32, least=1)
-    """Responses drawn at a time; those of one prompt stay together. vLLM makes its own batches."""
-
-    seed: int = 0
-    """Random seed. The same seed draws the same responses to a prompt, whatever other prompts there are."""
-
-    def __post_init__(self) -> None:
-        check(self, "sampling.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,11 +17,10 @@ from typing import Any
 from hafrm import atomic
 from hafrm.errors import ConfigError, ModelError
 from hafrm.judging.endpoint import require_askable
-from hafrm.judging.options import Budget, JudgeOptions
-from hafrm.judging.rows import Mode
-from hafrm.judging.run import JudgeConfig, judge_rows
+from hafrm.judging.options import Budget, JudgeConfig, JudgeOptions, Mode
+from hafrm.judging.run import judge_rows
 from hafrm.judging.verdicts import VERDICTS_FILE, nothing_judged
-from hafrm.models.scorers import ScoreOptions
+from hafrm.models.options import ScoreOptions
 from hafrm.sampling.candidates import Candidates
 
 Places = tuple[int, int]

@@ -8,90 +8,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
 from hafrm import atomic
-from hafrm.data import PromptRow, Prompts, ReadOptions, load_prompts
+from hafrm.data import PromptRow, Prompts, load_prompts
 from hafrm.errors import BadRowReason, ConfigError, DataError, ModelError
 from hafrm.evaluation.scoring import OVERLONG
 from hafrm.models.checkpoints import load_run
 from hafrm.models.generating import prompt_lengths
 from hafrm.models.hybrid import max_positions
 from hafrm.models.identity import model_identity
-from hafrm.models.loading import ScorerChoice
+from hafrm.models.options import ScorerChoice
 from hafrm.models.outputs import require_unread
-from hafrm.models.remote import is_server
 from hafrm.models.runinfo import RUN_FILE
-from hafrm.models.scorers import ScoreOptions
 from hafrm.models.stock import load_causal_lm, loading
 from hafrm.models.tokenizers import load_tokenizer, resize_embeddings
-from hafrm.options import check, option
-from hafrm.sampling.engines import Generator, SampleOptions, TransformersGenerator, VllmGenerator, prompt_seed
+from hafrm.sampling.engines import Generator, TransformersGenerator, VllmGenerator, prompt_seed
+from hafrm.sampling.options import SampleConfig
 from hafrm.sampling.samples import MANIFEST_FILE, SAMPLES_FILE, Samples, sample_counts, sample_line, write_manifest
 
 _BATCHES_AT_ONCE = {"transformers": 1, "vllm": 64}
 """Batches per call of an engine: vLLM is only fast with much work at once."""
-
-Engine = Literal["transformers", "vllm"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SampleConfig:
-    """Sample responses to prompts from a causal language model."""
-
-    model: str
-    """A run, whose policy head generates, or a folder or hub id of a causal language model."""
-
-    data: list[str]
-    """Prompts: files whose rows have `prompt` or are pairs, or names of data sets."""
-
-    out: str
-    """The folder for samples.jsonl and manifest.json. If it contains a stopped run, that run is resumed."""
-
-    n: int = option(8, least=1)
-    """Responses per prompt (the paper: 8, and 4 for Phi-2). Equal ones are written once, with their count."""
-
-    prompts: int | None = option(None, least=1)
-    """Maximum number of distinct prompts; the first ones are used. Default: all."""
-
-    split: str = "test"
-    """Split to use of named data sets; a file is used whole."""
-
-    sampling: SampleOptions = field(default_factory=SampleOptions)
-
-    engine: Engine = "transformers"
-    """Sampling engine; `vllm` must be installed separately."""
-
-    max_length: int | None = option(None, least=2)
-    """Maximum tokens of a prompt with its response, by default the model's own limit. Longer prompts get no response.
-    """
-
-    device: str | None = None
-    """Device for transformers, by default a GPU if there is one."""
-
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Dtype of the weights. `auto`: the one that the model was saved in."""
-
-    trust_remote_code: bool = False
-    """Run Python code that comes with the model. Such code can do anything that you can, so leave this off."""
-
-    data_options: ReadOptions = field(default_factory=ReadOptions)
-
-    def __post_init__(self) -> None:
-        check(self)
-        if self.engine == "vllm" and self.device is not None:
-            raise ConfigError("device has no effect with --engine vllm, which chooses its own: leave it out.")
-        if is_server(self.model):
-            raise ConfigError(f"{self.model} is a reward server, which gives no responses. Give a causal model.")
-
-    @property
-    def score_options(self) -> ScoreOptions:
-        """Return the device, dtype and limit with which models are loaded."""
-        return ScoreOptions(device=self.device, dtype=self.dtype, max_length=self.max_length)
 
 
 def sample(

@@ -6,8 +6,7 @@ import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hafrm.models.loading import ScorerChoice
-from hafrm.models.scorers import ScoreOptions
+from hafrm.models.options import ScoreOptions, ScorerChoice
 from hafrm.options import check, option
 
 MAX_ITEMS = 2**14

@@ -16,7 +16,7 @@ from transformers import TrainingArguments
 
 from hafrm.errors import ConfigError
 
-_FIELDS = TrainingArguments.__dataclass_fields__
+FIELDS = TrainingArguments.__dataclass_fields__
 
 _REFUSED: dict[tuple[str, ...], str] = {
     ("output_dir",): "is the run's folder: set `out` instead",
@@ -101,8 +101,8 @@ def checked_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: a field is unknown, has no effect or would break the run, or its value is of another type.
     """
     for name, value in given.items():
-        if name not in _FIELDS:
-            near = get_close_matches(name, _FIELDS, n=3)
+        if name not in FIELDS:
+            near = get_close_matches(name, FIELDS, n=3)
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
             raise ConfigError(f"training.{name} is no field of transformers' TrainingArguments.{hint}")
         _refuse_without_effect(name, value)
@@ -138,14 +138,14 @@ def checked_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _refuse_without_effect(name: str, value: Any) -> None:
     for names, reason in _REFUSED.items():
-        if name in names and (name == "output_dir" or value not in _HARMLESS.get(name, (_FIELDS[name].default, None))):
+        if name in names and (name == "output_dir" or value not in _HARMLESS.get(name, (FIELDS[name].default, None))):
             raise ConfigError(f"training.{name} {reason}.")
 
 
 def _typed(name: str, value: Any) -> Any:
     if name.endswith("_strategy") and value is False:  # YAML parses a bare `no` as False
         return "no"
-    default = _FIELDS[name].default
+    default = FIELDS[name].default
     number = isinstance(value, int | float) and not isinstance(value, bool)
     wants = "a whole number" if type(default) is int else "a number" if type(default) is float else ""
     if wants and not (number and (type(default) is float or isinstance(value, int))):
@@ -163,7 +163,7 @@ def total_steps(values: Mapping[str, Any], pairs: int) -> int:
         pairs: Number of training pairs.
     """
     steps, epochs, accumulated = (
-        values.get(name, _FIELDS[name].default)
+        values.get(name, FIELDS[name].default)
         for name in ("max_steps", "num_train_epochs", "gradient_accumulation_steps")
     )
     if steps > 0:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import math
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hafrm import atomic
-
-METRICS_FILE = "metrics.jsonl"
+from hafrm.training.metrics import METRICS_FILE, add_metrics, keep_metrics
 
 
 class MetricsFile(TrainerCallback):
@@ -54,26 +49,6 @@ class MetricsFile(TrainerCallback):
     ) -> None:
         """Stop writing: what is logged after training belongs to no step."""
         self._training = False
-
-
-def keep_metrics(path: Path, step: int) -> None:
-    """Remove the lines after `step` from a metrics file, and the partial last line of a killed run."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    atomic.write_text(path, "".join(f"{line}\n" for line in lines if step and _step(line) <= step))
-
-
-def add_metrics(path: Path, step: int, values: Mapping[str, float]) -> None:
-    """Append a step's line to a metrics file as JSON; non-finite numbers become null."""
-    finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-    with atomic.naming(path), path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": step, **finite}) + "\n")
-
-
-def _step(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):  # the partial last line of a killed run
-        return float("inf")
 
 
 def best_step(state: TrainerState) -> int | None:

@@ -1,4 +1,4 @@
-"""Options of `hafrm train`, with the paper's defaults (Table 5, Appendix A).
+"""Options of `hafrm train` and `hafrm pretrain`, with the paper's defaults (Table 5, Appendix A).
 
 Where the paper is silent, the field's docstring says what was chosen. An option without effect is refused.
 """
@@ -6,14 +6,9 @@ Where the paper is silent, the field's docstring says what was chosen. An option
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, cast
-
-import torch
-from transformers import Trainer, TrainingArguments, get_scheduler
-from transformers.integrations.integration_utils import get_reporting_integration_callbacks, is_tensorboard_available
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from hafrm.data import DataOptions, MemoryData, data_names_of
 from hafrm.errors import ConfigError
@@ -26,17 +21,16 @@ from hafrm.losses import (
     PolicyLossOptions,
     RewardLossName,
 )
-from hafrm.models.heads import HeadInit
-from hafrm.models.layout import LayoutChoice
-from hafrm.models.lora import LoraOptions
+from hafrm.models.options import HeadInit, LayoutChoice, LoraOptions
 from hafrm.models.schema import Method
-from hafrm.numerics import is_bfloat16_fast
-from hafrm.training.arguments import checked_arguments, total_steps
+from hafrm.pretraining.shape import LlamaShape
 
-__all__ = ["BEST_METRICS", "LossConfig", "Method", "TrainConfig", "training_arguments"]
+if not TYPE_CHECKING:  # jsonargparse runs the block of a plain `if TYPE_CHECKING`, which would load torch
+    pass
+else:
+    import torch
 
-_NEED_A_MODEL = ("galore", "apollo", "lomo", "adalomo")
-"""Optimizers that transformers only builds for a whole model."""
+__all__ = ["BEST_METRICS", "LossConfig", "Method", "PretrainConfig", "TrainConfig"]
 
 _FIXED_WEIGHTS: dict[Method, dict[str, float]] = {
     "haf": {},
@@ -228,13 +222,10 @@ class TrainConfig:
             raise ConfigError("loss.reference: adapter_off needs LoRA: set lora.rank.")
         if self.dtype == "float16" and not self.lora.enabled:  # AdamW divides by squares that underflow to 0
             raise ConfigError("dtype: float16 weights can't be trained. Use float32, or set lora.rank.")
-        object.__setattr__(self, "training", checked_arguments(self.training))
+        object.__setattr__(self, "training", _checked(self.training))
         endless = [name for name in self.data if isinstance(name, MemoryData) and name.size is None]
-        if endless and pairs_needed(self, processes=1) is None:
-            raise ConfigError(
-                f"data: the number of rows of {endless[0].description} is unknown, so the run can't have epochs: set "
-                "training.max_steps."
-            )
+        if endless:
+            self._require_steps(endless[0].description)
         if self.early_stopping and self.training.get("eval_strategy") == "no":
             raise ConfigError("early_stopping needs evaluations: leave out training.eval_strategy.")
         for name in ("metric_for_best_model", "greater_is_better"):
@@ -243,6 +234,15 @@ class TrainConfig:
         self._require_validation_pairs()
         if self.head_init != "auto" and not self.resolved_loss.reward_weight:
             raise ConfigError("head_init has no effect without a reward loss: leave it out.")
+
+    def _require_steps(self, rows: str) -> None:
+        """Raise if the run's length is in epochs, for rows whose number is unknown."""
+        from hafrm.training.defaults import pairs_needed
+
+        if pairs_needed(self, processes=1) is None:
+            raise ConfigError(
+                f"data: the number of rows of {rows} is unknown, so the run can't have epochs: set training.max_steps."
+            )
 
     def _require_validation_pairs(self) -> None:
         """Raise if an option is set that has no effect without validation pairs."""
@@ -264,131 +264,82 @@ class TrainConfig:
     @property
     def torch_dtype(self) -> torch.dtype:
         """Return the dtype of the weights; see `dtype`."""
+        import torch
+
         if self.dtype != "auto":
             return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.dtype]
         half = self.lora.enabled and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         return torch.bfloat16 if half else torch.float32
 
 
-def training_arguments(
-    config: TrainConfig, *, pairs: int, started: Mapping[str, Any] | None = None
-) -> TrainingArguments:
-    """Build the trainer's arguments: the paper's Table 5, overridden by what the user set.
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Pretrain a small causal language model on text, or continue training one."""
 
-    The paper evaluates every 0.025 of the steps; here the interval is at least 20 steps, so that short runs don't spend
-    their time on evaluation. The learning rate is the paper's for Phi-2 (1e-5; its Mistral runs use 3e-5). The paper
-    names no schedule; transformers' default is used (linear decay).
-
-    Args:
-        config: The run.
-        pairs: Number of training pairs, which gives the number of steps for runs of whole epochs.
-        started: The settings of the interrupted run that is resumed, whose precision is kept on any machine.
-
-    Raises:
-        ConfigError: transformers refuses the arguments.
+    data: list[str]
+    """Files of rows with `text` (a document) or `messages` (a conversation, of which the last turn is learned). Rows
+    whose `split` is valid, validation, val, dev, test or eval are held out.
     """
-    precision = {name: started[name] for name in ("bf16", "fp16") if name in started} if started else {}
-    values = _defaults(config) | precision | config.training
-    try:
-        arguments = TrainingArguments(output_dir=config.out, **(_schedule(config, values, pairs) | values))
-        get_reporting_integration_callbacks(arguments.report_to)  # raises for loggers that don't exist
-        _require_optimizer(arguments)
-    except (ValueError, TypeError, ImportError) as error:
-        raise ConfigError(f"training: {error}") from error
-    _require_precision(config, arguments)
-    if arguments.n_gpu > 1:  # each process drives one device; `torchrun` or `accelerate launch` starts several
-        arguments._n_gpu = 1
-    return arguments
 
+    out: str
+    """The model's folder."""
 
-def pairs_needed(config: TrainConfig, *, processes: int) -> int | None:
-    """Return the number of pairs of all steps; None if the run's length is in epochs."""
-    values = _defaults(config) | config.training
-    sizes = ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps")
-    needed = math.prod(int(values.get(name, 1)) for name in sizes) * processes
-    return needed if needed > 0 else None
+    model: str | None = None
+    """A causal language model to continue training, with its tokenizer. Default: a new Llama of `shape`."""
 
+    shape: LlamaShape = field(default_factory=LlamaShape)
+    """Size of a new model."""
 
-def _require_optimizer(arguments: TrainingArguments) -> None:
-    """Build the optimizer and the schedule for a single weight: they refuse, for example, a negative learning rate.
+    tokenizer_texts: int = 20_000
+    """New model: number of training texts that its tokenizer is trained on."""
 
-    Raises:
-        ValueError: raised by the optimizer or the schedule, as is TypeError.
+    untie: bool = True
+    """New model: give it an LM head of its own, initially equal to its embeddings, like the paper's models."""
+
+    context: int | None = None
+    """Continued model: tokens per block. Default: the model's maximum."""
+
+    validation_blocks: int = 64
+    """Maximum number of held-out blocks to evaluate."""
+
+    training: dict[str, Any] = field(default_factory=dict)
+    """Any field of transformers' TrainingArguments. Defaults that differ from transformers': one epoch, 16 blocks per
+    step, learning_rate 2e-3 (5e-4 for a continued model) with warm-up over 5% of the steps and cosine decay to 5% of
+    the rate, AdamW with betas 0.9 and 0.95, weight_decay 0.1, max_grad_norm 1, seed 0; evaluated and saved every tenth
+    of the steps.
     """
-    if arguments.optim.startswith(_NEED_A_MODEL):
-        return
-    kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
-    optimizer = kind([torch.nn.Parameter(torch.zeros(1))], **options)
-    get_scheduler(
-        arguments.lr_scheduler_type,
-        optimizer,
-        num_warmup_steps=arguments.get_warmup_steps(1),
-        num_training_steps=1,
-        scheduler_specific_kwargs=cast(Any, arguments.lr_scheduler_kwargs),
-    )
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise ConfigError("data: name at least one file.")
+        for name in ("tokenizer_texts", "validation_blocks"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.context is not None and self.context < 1:
+            raise ConfigError(f"context must be at least 1, got {self.context}")
+        if self.model is None and self.context is not None:
+            raise ConfigError("context has no effect on a new model: set shape.context.")
+        if self.model is not None:
+            default = PretrainConfig(data=self.data, out=self.out)
+            for name in _OF_A_NEW_MODEL:
+                if getattr(self, name) != getattr(default, name):
+                    raise ConfigError(f"{name} has no effect on a model that is trained on: leave it out.")
+        object.__setattr__(self, "training", _checked(self.training))
+
+    def asked(self) -> dict[str, Any]:
+        """Return the options that determine the model: all but its folder and those that don't apply."""
+        unread = {"out", "context"} if self.model is None else {"out", *_OF_A_NEW_MODEL}
+        return {name: value for name, value in asdict(self).items() if name not in unread}
 
 
-def _require_precision(config: TrainConfig, arguments: TrainingArguments) -> None:
-    """Raise for a dtype that can't represent an optimizer step, or if policy and reference differ in precision."""
-    if config.dtype == "bfloat16" and not config.lora.enabled and arguments.deepspeed_plugin is None:
-        raise ConfigError(
-            "dtype: a step is smaller than what bfloat16 weights tell apart, so they would hardly be trained. Use "
-            "training.bf16 true, which keeps float32 weights, or set lora.rank."
-        )
-    if arguments.fp16 and arguments.device.type == "cpu":
-        raise ConfigError("training.fp16 has no effect on a CPU: leave it out.")
-    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # would override the options
-    if launched not in ("no", "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "no"):
-        raise ConfigError(
-            f"The launcher asks for mixed precision {launched}, and training's options do not. Launch without it, and "
-            f"set training.{launched} true where it is meant."
-        )
+_OF_A_NEW_MODEL = ("shape", "tokenizer_texts", "untie")
+"""Options that only apply to a new model."""
 
 
-def _defaults(config: TrainConfig) -> dict[str, Any]:
-    on_gpu = torch.cuda.is_available()
-    half = config.torch_dtype == torch.float32 and on_gpu
-    free = config.dtype == "auto" and not {"bf16", "fp16"} & config.training.keys()
-    fast = free and not on_gpu and os.environ.get("WORLD_SIZE", "1") == "1" and is_bfloat16_fast()
-    return {
-        "per_device_train_batch_size": 16,
-        "per_device_eval_batch_size": 32,
-        "learning_rate": 1e-5,
-        "optim": "adamw_torch",
-        "adam_beta1": 0.9,
-        "adam_beta2": 0.999,
-        "adam_epsilon": 1e-5,
-        "weight_decay": 0.0,
-        "max_grad_norm": 1.0,
-        "max_steps": -1 if "num_train_epochs" in config.training else 3200,
-        "seed": 0,
-        "bf16": fast or (half and torch.cuda.is_bf16_supported()),
-        "fp16": half and not torch.cuda.is_bf16_supported(),
-        "logging_steps": 1,
-        "log_level_replica": "error",  # only the first process reports
-        "ddp_find_unused_parameters": False,  # untrained parameters are frozen: see `HybridModel.freeze_unused`
-        "save_total_limit": 2,
-        "report_to": ["tensorboard"] if is_tensorboard_available() else [],
-        "disable_tqdm": True,  # replaced by our own progress line
-        "remove_unused_columns": False,
-        "dataloader_pin_memory": on_gpu,
-    }
+def _checked(given: dict[str, Any]) -> dict[str, Any]:
+    """Validate fields of TrainingArguments; only if there are any is transformers imported."""
+    if not given:
+        return {}
+    from hafrm.training.arguments import checked_arguments
 
-
-def _schedule(config: TrainConfig, values: dict[str, Any], pairs: int) -> dict[str, Any]:
-    """Schedule evaluation and saving at the same steps, so that the best checkpoint is on disk."""
-    every = max(20, math.ceil(0.025 * total_steps(values, pairs)))
-    evaluated = values.get("eval_steps") or values.get("save_steps") or every
-    saved = values.get("save_strategy")
-    strategy = values.get("eval_strategy") or (saved if saved == "epoch" else "steps")
-    evaluates = bool(config.eval_data) and strategy != "no"
-    return {
-        "eval_strategy": strategy if evaluates else "no",
-        "eval_steps": evaluated,
-        "save_strategy": strategy if evaluates else "steps",
-        "save_steps": evaluated,
-        "load_best_model_at_end": evaluates,
-        "metric_for_best_model": BEST_METRICS[config.best_by],
-        "greater_is_better": True,
-        "restore_callback_states_from_checkpoint": config.early_stopping > 0,  # restores the patience counter
-    }
+    return checked_arguments(given)

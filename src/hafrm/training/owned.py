@@ -16,8 +16,8 @@ from hafrm import atomic
 from hafrm.errors import ConfigError, HafrmError
 from hafrm.models.listing import CARD_FILE, CARD_MARK, CHECKSUMS_FILE, MODEL_FILES, listed, strangers
 from hafrm.models.runinfo import RUN_FILE, RunInfo
-from hafrm.training.callbacks import METRICS_FILE
 from hafrm.training.manifest import MANIFEST_FILE
+from hafrm.training.metrics import METRICS_FILE
 
 _OF_A_RUN = re.compile(rf"{MANIFEST_FILE}|{METRICS_FILE}|runs/(.*/)?events\.out\.tfevents\..*")
 _OF_A_CHECKPOINT = re.compile(

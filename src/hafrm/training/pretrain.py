@@ -12,7 +12,6 @@ import math
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -35,10 +34,13 @@ from hafrm.models.hybrid import max_positions
 from hafrm.models.stock import load_causal_lm
 from hafrm.models.tokenizers import load_tokenizer, resize_embeddings
 from hafrm.numerics import cpu_tuned
-from hafrm.pretraining import Blocks, LlamaShape, new_llama, no_progress_bars, perplexity, train_tokenizer, untie
+from hafrm.pretraining.blocks import Blocks, perplexity
+from hafrm.pretraining.llama import new_llama, no_progress_bars, untie
+from hafrm.pretraining.vocabulary import train_tokenizer
 from hafrm.store import alone
-from hafrm.training.arguments import checked_arguments, total_steps
+from hafrm.training.arguments import total_steps
 from hafrm.training.callbacks import ConsoleProgress
+from hafrm.training.config import PretrainConfig
 from hafrm.training.manifest import git_revision
 from hafrm.training.resuming import train_to_the_end
 from hafrm.training.texts import read_texts, samples, words_of
@@ -47,69 +49,6 @@ RECIPE_FILE = "recipe.json"
 
 _BEGUN_FILE = "begun.json"
 """Options and text fingerprints of an unfinished run; deleted once `recipe.json` is written."""
-
-_OF_A_NEW_MODEL = ("shape", "tokenizer_texts", "untie")
-"""Options that only apply to a new model."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
-    """Pretrain a small causal language model on text, or continue training one."""
-
-    data: list[str]
-    """Files of rows with `text` (a document) or `messages` (a conversation, of which the last turn is learned). Rows
-    whose `split` is valid, validation, val, dev, test or eval are held out.
-    """
-
-    out: str
-    """The model's folder."""
-
-    model: str | None = None
-    """A causal language model to continue training, with its tokenizer. Default: a new Llama of `shape`."""
-
-    shape: LlamaShape = field(default_factory=LlamaShape)
-    """Size of a new model."""
-
-    tokenizer_texts: int = 20_000
-    """New model: number of training texts that its tokenizer is trained on."""
-
-    untie: bool = True
-    """New model: give it an LM head of its own, initially equal to its embeddings, like the paper's models."""
-
-    context: int | None = None
-    """Continued model: tokens per block. Default: the model's maximum."""
-
-    validation_blocks: int = 64
-    """Maximum number of held-out blocks to evaluate."""
-
-    training: dict[str, Any] = field(default_factory=dict)
-    """Any field of transformers' TrainingArguments. Defaults that differ from transformers': one epoch, 16 blocks per
-    step, learning_rate 2e-3 (5e-4 for a continued model) with warm-up over 5% of the steps and cosine decay to 5% of
-    the rate, AdamW with betas 0.9 and 0.95, weight_decay 0.1, max_grad_norm 1, seed 0; evaluated and saved every tenth
-    of the steps.
-    """
-
-    def __post_init__(self) -> None:
-        if not self.data:
-            raise ConfigError("data: name at least one file.")
-        for name in ("tokenizer_texts", "validation_blocks"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.context is not None and self.context < 1:
-            raise ConfigError(f"context must be at least 1, got {self.context}")
-        if self.model is None and self.context is not None:
-            raise ConfigError("context has no effect on a new model: set shape.context.")
-        if self.model is not None:
-            default = PretrainConfig(data=self.data, out=self.out)
-            for name in _OF_A_NEW_MODEL:
-                if getattr(self, name) != getattr(default, name):
-                    raise ConfigError(f"{name} has no effect on a model that is trained on: leave it out.")
-        object.__setattr__(self, "training", checked_arguments(self.training))
-
-    def asked(self) -> dict[str, Any]:
-        """Return the options that determine the model: all but its folder and those that don't apply."""
-        unread = {"out", "context"} if self.model is None else {"out", *_OF_A_NEW_MODEL}
-        return {name: value for name, value in asdict(self).items() if name not in unread}
 
 
 def pretrain(config: PretrainConfig, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:

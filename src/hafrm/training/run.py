@@ -31,9 +31,9 @@ from hafrm.data.collecting import left_out_of, left_out_words
 from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ConfigError, ModelError
 from hafrm.models.checkpoints import save_run
-from hafrm.models.heads import HeadInit
 from hafrm.models.hybrid import HybridModel, max_positions
 from hafrm.models.layout import Layout, choose_layout
+from hafrm.models.options import HeadInit
 from hafrm.models.references import weights_digest
 from hafrm.models.runinfo import RunInfo, require_undamaged
 from hafrm.models.starts import Start, check_start
@@ -44,7 +44,8 @@ from hafrm.packing import pad_rows
 from hafrm.stats import fit_combination
 from hafrm.training.arguments import total_steps
 from hafrm.training.callbacks import ConsoleProgress, MetricsFile, best_step
-from hafrm.training.config import TrainConfig, pairs_needed, training_arguments
+from hafrm.training.config import TrainConfig
+from hafrm.training.defaults import pairs_needed, training_arguments
 from hafrm.training.folders import claim_folder, hold_folder, make_folder
 from hafrm.training.manifest import (
     effective_settings,

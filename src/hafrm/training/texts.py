@@ -17,7 +17,7 @@ from hafrm.data import read_rows
 from hafrm.encoding import ConversationEncoder, OverlongError
 from hafrm.errors import DataError
 from hafrm.pairs import Conversation, Message, Prompt
-from hafrm.pretraining import Sample, document_sample, response_sample
+from hafrm.pretraining.blocks import Sample, document_sample, response_sample
 
 HELD_OUT = frozenset({"valid", "validation", "val", "dev", "test", "eval"})
 """Values of a row's `split`, in lower case, that exclude it from training."""

@@ -21,7 +21,7 @@ from hafrm.paper.probes.checkpoints import (
     run_checkpoints,
 )
 from hafrm.paper.probes.consistency import consistency
-from hafrm.sampling.engines import SampleOptions
+from hafrm.sampling.options import SampleOptions
 from tests.tiny import tiny_lm, tiny_tokenizer
 
 

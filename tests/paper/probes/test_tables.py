@@ -12,7 +12,7 @@ import torch
 from hafrm.errors import DataError
 from hafrm.evaluation.scoring import PairScore, score_pairs
 from hafrm.models.loading import load_log_prob_scorer
-from hafrm.models.scorers import ScoreOptions
+from hafrm.models.options import ScoreOptions
 from hafrm.models.stock import load_causal_lm
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.paper.probes.agreement import agreement

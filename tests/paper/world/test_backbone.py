@@ -12,16 +12,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from hafrm.errors import ConfigError
 from hafrm.pairs import Conversation, Message
-from hafrm.paper.world import (
+from hafrm.paper.world import backbone, oracle_reward, qualities, split_of, world_pairs
+from hafrm.paper.world.backbone import (
     BackboneRecipe,
-    backbone,
     instruct_conversations,
-    oracle_reward,
     pretraining_documents,
-    qualities,
-    split_of,
     world_backbone,
-    world_pairs,
 )
 from hafrm.templates import DEFAULT_CHAT_TEMPLATE
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from hafrm.errors import UnknownDataError
 from hafrm.pairs import Conversation, Message, Prompt
-from hafrm.paper.world import PROFILES, WORLD_SETS, instruct_conversations, oracle_reward, qualities
+from hafrm.paper.world import PROFILES, WORLD_SETS, oracle_reward, qualities
+from hafrm.paper.world.backbone import instruct_conversations
 
 LIMA = Prompt.of("Can you help me? What is the capital of Peru?")
 

@@ -30,6 +30,7 @@ Pairs = Mapping[str, list[PreferencePair]]
 DIGEST = """
 import hashlib, json
 from hafrm.paper.world import *
+from hafrm.paper.world.backbone import instruct_conversations, pretraining_documents
 rows = [pair.as_row() for name in WORLD_SETS for pair in world_pairs(name, "test", size=40, seed=3)]
 rows += list(pretraining_documents(20)) + [repr(talk) for talk in instruct_conversations(20)]
 print(hashlib.sha256(json.dumps(rows).encode()).hexdigest())

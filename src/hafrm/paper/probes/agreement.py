@@ -12,7 +12,8 @@ from markupsafe import Markup
 
 from hafrm import atomic
 from hafrm.errors import DataError
-from hafrm.evaluation.run import EvaluateConfig, evaluate
+from hafrm.evaluation.options import EvaluateConfig
+from hafrm.evaluation.run import evaluate
 from hafrm.evaluation.scoring import SCORES_FILE, PairScore, read_scores
 from hafrm.paper.plans import Plan
 from hafrm.paper.runs import Run

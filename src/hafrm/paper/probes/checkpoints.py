@@ -16,7 +16,7 @@ from torch import nn
 from hafrm.errors import DataError, ModelError
 from hafrm.models.generating import continuations, prompt_ids
 from hafrm.pairs import Prompt
-from hafrm.sampling.engines import SampleOptions
+from hafrm.sampling.options import SampleOptions
 
 Matching = Literal["reward", "acc", "loss", "margin", "step"]
 """Criteria by which checkpoints are matched (Appendix E.1).

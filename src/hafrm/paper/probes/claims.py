@@ -33,10 +33,11 @@ from hafrm.data import DataOptions, PairTables, encode_pairs, load_pairs
 from hafrm.errors import ConfigError, ModelError
 from hafrm.losses import USES_REFERENCE
 from hafrm.models.identity import model_identity
-from hafrm.models.loading import ScorerChoice, load_scorer
+from hafrm.models.loading import load_scorer
+from hafrm.models.options import ScoreOptions, ScorerChoice
 from hafrm.models.references import precompute_reference
 from hafrm.models.runinfo import RunInfo
-from hafrm.models.scorers import HybridScorer, ScoreOptions
+from hafrm.models.scorers import HybridScorer
 from hafrm.pairs import PreferencePair
 from hafrm.paper.plans import Plan
 from hafrm.paper.probes import remembered

@@ -27,9 +27,10 @@ from hafrm.data import load_pairs
 from hafrm.errors import DataError
 from hafrm.models.checkpoints import load_run
 from hafrm.models.identity import model_identity
-from hafrm.models.loading import ScorerChoice, load_scorer
+from hafrm.models.loading import load_scorer
+from hafrm.models.options import ScoreOptions, ScorerChoice
 from hafrm.models.runinfo import RunInfo
-from hafrm.models.scorers import ScoreOptions, Scorer
+from hafrm.models.scorers import Scorer
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.pairs import Conversation, Message, Prompt
 from hafrm.paper.plans import Plan
@@ -52,7 +53,7 @@ from hafrm.report.charts import standalone
 from hafrm.report.figures import Series, StraightLine, scatter
 from hafrm.report.findings import Findings, Table
 from hafrm.report.wording import interval, percent
-from hafrm.sampling.engines import SampleOptions
+from hafrm.sampling.options import SampleOptions
 from hafrm.stats import FEWEST_GROUPS, Floats, Interval
 from hafrm.training.config import Method
 

@@ -21,8 +21,9 @@ from hafrm.errors import ConfigError, DataError
 from hafrm.evaluation.parts import Part
 from hafrm.evaluation.scoring import PairScore, score_pairs
 from hafrm.models.identity import model_identity
-from hafrm.models.loading import ScorerChoice, load_log_prob_scorer
-from hafrm.models.scorers import ScoreOptions, Scorer
+from hafrm.models.loading import load_log_prob_scorer
+from hafrm.models.options import ScoreOptions, ScorerChoice
+from hafrm.models.scorers import Scorer
 from hafrm.paper import numbers
 from hafrm.paper.accuracy import own_grid
 from hafrm.paper.plans import Plan, single_sets

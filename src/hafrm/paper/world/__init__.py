@@ -3,19 +3,11 @@
 Prompts ask for facts, sums, lists, rewritings, advice or sympathy, or for something unsafe. Answers vary in seven
 hidden qualities. Five sets differ in what their annotators value and in how they read; labels are drawn by the
 Bradley-Terry model from an oracle reward that is computed from the text alone. All of it follows from seeds: no
-network, no data files.
+network, no data files. `backbone`, which trains the world's models, is not imported here, as it loads torch.
 """
 
 from __future__ import annotations
 
-from hafrm.paper.world.backbone import (
-    BackboneKind,
-    BackboneRecipe,
-    Progress,
-    instruct_conversations,
-    pretraining_documents,
-    world_backbone,
-)
 from hafrm.paper.world.oracle import PROFILES, WORLD_SETS, Annotator, Profile, Qualities, Values, qualities
 from hafrm.paper.world.sets import oracle_reward, split_of, world_pairs
 
@@ -23,17 +15,11 @@ __all__ = [
     "PROFILES",
     "WORLD_SETS",
     "Annotator",
-    "BackboneKind",
-    "BackboneRecipe",
     "Profile",
-    "Progress",
     "Qualities",
     "Values",
-    "instruct_conversations",
     "oracle_reward",
-    "pretraining_documents",
     "qualities",
     "split_of",
-    "world_backbone",
     "world_pairs",
 ]

@@ -24,7 +24,6 @@ from filelock import FileLock
 from torch.utils.data import DataLoader
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from hafrm import pretraining
 from hafrm.atomic import cache_folder, new_folder, write_json
 from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ConfigError
@@ -36,7 +35,10 @@ from hafrm.paper.world.sets import Split, draw_prompts, draw_traits
 from hafrm.paper.world.task import Trait
 from hafrm.paper.world.words import ACQUAINTANCES, FILLERS, STYLES
 from hafrm.paper.world.writer import write_answer
-from hafrm.pretraining import Blocks, LlamaShape, Sample, document_sample, perplexity, response_sample
+from hafrm.pretraining.blocks import Blocks, Sample, document_sample, perplexity, response_sample
+from hafrm.pretraining.llama import new_llama, no_progress_bars, untie
+from hafrm.pretraining.shape import LlamaShape
+from hafrm.pretraining.vocabulary import train_tokenizer
 
 BackboneKind = Literal["base", "instruct"]
 
@@ -200,18 +202,18 @@ def _make(
     kind: BackboneKind, base: Path | None, place: Path, recipe: BackboneRecipe, progress: Progress | None
 ) -> None:
     """Train one stage and write its folder."""
-    with torch.random.fork_rng(devices=[]), pretraining.no_progress_bars(), cpu_tuned():
+    with torch.random.fork_rng(devices=[]), no_progress_bars(), cpu_tuned():
         torch.manual_seed(recipe.seed)
         if base is None:
             texts = [*_tokenizer_texts(recipe.seed), "\n\nHuman: \n\nAssistant: "]
-            tokenizer = pretraining.train_tokenizer(texts, vocabulary=recipe.vocabulary, context=recipe.context)
-            model = pretraining.new_llama(recipe, tokenizer)
+            tokenizer = train_tokenizer(texts, vocabulary=recipe.vocabulary, context=recipe.context)
+            model = new_llama(recipe, tokenizer)
         else:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(base)
             model = LlamaForCausalLM.from_pretrained(base)
         losses = _train(model, tokenizer, kind, recipe, progress)
         if kind == "base":
-            pretraining.untie(model)
+            untie(model)
         held_out = {}
         for stage in get_args(BackboneKind):
             texts_of_stage = _samples(stage, tokenizer, recipe.seed, held_out=True)

@@ -1,0 +1,162 @@
+"""The parser of a command: dashes or underscores in names, flags without values, and errors in one line.
+
+jsonargparse parses; this module prepares the words that it gets and rewords what it refuses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from types import UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+
+from jsonargparse import ArgumentParser
+
+_BOOLEANS = ("true", "false", "yes", "no", "on", "off", "1", "0")
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "a mapping"}
+
+_VALUE = re.compile(r'Parser key "(?P<key>[\w.]+)":.*(?:Got|Given) value: (?P<value>.*)', re.DOTALL)
+_UNEXPECTED = re.compile(r"(?:does not accept option|Option|[Kk]ey) '(?P<key>[\w.-]+)'")
+
+
+_CHOICE = re.compile(r"argument (?P<name>\S+): invalid choice: '(?P<given>.*?)' \(choose from (?P<known>.*)\)")
+
+
+class Parser(ArgumentParser):
+    """A parser whose errors are one line each, with a suggestion for an unknown option."""
+
+    def words(self, argv: Sequence[str]) -> list[str]:
+        """Prepare a command's words for parsing: underscores in names, and `true` for flags without a value.
+
+        Exits with status 2 if an option is unknown.
+        """
+        words: list[str] = []
+        for word, following in zip(argv, [*argv[1:], None], strict=False):
+            if not re.match(r"--[A-Za-z]", word):
+                words.append(word)
+                continue
+            name, equals, value = word.partition("=")
+            if name not in self._option_string_actions:
+                name = name.replace("-", "_").replace("__", "--", 1)
+                self._require_known(name)
+            bare = not equals and self._is_flag(name, following)
+            words.append(f"{name}=true" if bare else f"{name}{equals}{value}")
+        return words
+
+    def _is_flag(self, name: str, following: str | None) -> bool:
+        """Return whether an option has no value: a boolean, or a field of an open mapping before the next option."""
+        action = self._option_string_actions.get(name)
+        if action is not None:
+            is_boolean = bool in _choices(getattr(action, "_typehint", None))
+            return is_boolean and (following or "--").lower() not in _BOOLEANS
+        return name not in self.names() and (following is None or following.startswith("--"))
+
+    def names(self) -> dict[str, Any]:
+        """Return all options with their types, `--loss.beta`; open mappings take further names."""
+        found: dict[str, Any] = {}
+        for name, action in self._option_string_actions.items():
+            if name.startswith("--") and action.help != argparse.SUPPRESS and ".help" not in name:
+                kind = getattr(action, "_typehint", None)
+                found[name] = kind
+                for each in filter(is_dataclass, _choices(kind)):
+                    found |= _nested(each, name)
+        return found
+
+    def _require_known(self, name: str) -> None:
+        names = self.names()
+        if name in names or any(name.startswith(f"{each}.") and _is_open(kind) for each, kind in names.items()):
+            return
+        self.error(f"there is no option {name}.{self._suggestion(name.removeprefix('--'))}")
+
+    def _suggestion(self, name: str) -> str:
+        """Suggest options for an unknown one, near by the whole name or by its last part; empty if none is near."""
+        known = [each.removeprefix("--") for each in self.names()]
+        last = name.rpartition(".")[2]
+        near = [each for each in known if each.rpartition(".")[2] == last] or get_close_matches(name, known, n=3)
+        if not near and "training" in known:
+            from hafrm.training.arguments import FIELDS  # loads transformers
+
+            near = [f"training.{field}" for field in FIELDS if field == last or field.endswith(f"_train_{last}")]
+        if not near:
+            parts = {each.rpartition(".")[2]: each for each in known}
+            near = [parts[each] for each in get_close_matches(last, parts, n=2, cutoff=0.75)]
+        return f" Did you mean {' or '.join(f'--{each}' for each in near[:3])}?" if near else ""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print an error as one line and exit with status 2."""
+        text = self._reworded(message)
+        text += "" if text.endswith(("?", ".")) else "."
+        print(f"{self.prog}: {text} `{self.prog} --help` lists the options.", file=sys.stderr)  # noqa: T201
+        self.exit(2)
+
+    def _reworded(self, message: str) -> str:
+        if refused := _VALUE.search(message):
+            key, value = refused["key"], refused["value"].strip().splitlines()[0]
+            kind = self.names().get(f"--{key}")
+            if kind is not None:
+                return f"--{key} must be {_described(kind)}, got {value}{_nearest(kind, value)}"
+        if unexpected := _UNEXPECTED.search(message):
+            key = unexpected["key"]
+            return f"--config has {key}, which is not an option.{self._suggestion(key)}".rstrip(".")
+        if "required" in message:
+            return f"missing: {', '.join(self._required(message))}"
+        if message.startswith("unrecognized arguments:"):
+            left = message.removeprefix("unrecognized arguments:").strip()
+            return f"there is no option {left}" if left[0] == "-" else f"{left} is left over"
+        if choice := _CHOICE.search(message):
+            words = re.findall(r"'([^']*)'", choice["known"])
+            return f"{choice['name']} must be {_listed(words)}, got {choice['given']}"
+        message = re.sub(
+            r'in "<unicode string>", ', "at ", message.replace("Problems parsing config", "--config can't be read")
+        )
+        message = re.sub(r"^argument (\S+): expected .*argument", r"\1 needs a value", message)
+        lines = (line.strip() for line in message.removeprefix("argument ").splitlines())
+        return " ".join(filter(None, lines)).rstrip(".")
+
+    def _required(self, message: str) -> Iterator[str]:
+        """Yield the missing options as they are written."""
+        positional = {action.dest for action in self._actions if not action.option_strings}
+        for name in re.findall(r"[\w.]+", message.partition(":")[2]):
+            yield name.upper() if name in positional else f"--{name}"
+
+
+def _nested(kind: Any, name: str) -> dict[str, Any]:
+    """Return the options below an optional group of options."""
+    hints = get_type_hints(kind)
+    return {f"{name}.{each.name}": hints[each.name] for each in fields(kind)}
+
+
+def _choices(kind: Any) -> tuple[Any, ...]:
+    """Return the members of a union without None, or the type itself."""
+    members = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    return tuple(each for each in members if each is not type(None))
+
+
+def _is_open(kind: Any) -> bool:
+    return any(get_origin(each) is dict or each is dict for each in _choices(kind))
+
+
+def _literals(kind: Any) -> list[str]:
+    return [str(word) for each in _choices(kind) if get_origin(each) is Literal for word in get_args(each)]
+
+
+def _described(kind: Any) -> str:
+    """Describe an option's values: its words, or "a number"."""
+    if words := _literals(kind):
+        return _listed(words)
+    names = (_KINDS.get(get_origin(each) or each, getattr(each, "__name__", str(each))) for each in _choices(kind))
+    return " or ".join(names)
+
+
+def _listed(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
+
+
+def _nearest(kind: Any, value: str) -> str:
+    near = get_close_matches(value, _literals(kind), n=1)
+    return f". Did you mean {near[0]}?" if near else ""

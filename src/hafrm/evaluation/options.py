@@ -1,0 +1,108 @@
+"""Options of `hafrm evaluate` and `hafrm score`. They load neither torch nor transformers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hafrm import atomic
+from hafrm.data import ReadOptions, data_names_of
+from hafrm.errors import ConfigError
+from hafrm.models.options import ScoreOptions, ScorerChoice, require_server_options
+from hafrm.models.remote import endpoint_of, is_server
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(ScorerChoice):
+    """Evaluate reward models on preference pairs, on published benchmarks, or on both."""
+
+    models: list[str]
+    """Runs, stock reward models, causal models with their reference, or addresses of reward servers."""
+
+    data: list[str] | Any = field(default_factory=list)
+    """Held-out pairs: files or names (`hafrm data list`). In Python also rows in memory; see `hafrm.load_pairs`."""
+
+    suites: list[str] = field(default_factory=list)
+    """Benchmarks: rewardbench, rewardbench-2 or rm-bench, from the hub, or as NAME@PATH for their files on disk."""
+
+    out: str
+    """The folder for scores.jsonl, results.json and the page. Scores of an earlier evaluation in it are reused."""
+
+    split: str = "test"
+    """Split to use of named sets; a file is used whole."""
+
+    calibration_data: str | None = None
+    """Pairs to fit each model's temperature for the calibrated error; of a named set, its validation split."""
+
+    token_log_ratios: int = 20
+    """Number of pairs of each model and data set, worst mistakes first, whose tokens the page colours by log pi - log
+    pi_ref. Needs a model with a policy head and its reference on this machine. 0: none.
+    """
+
+    data_options: ReadOptions = field(default_factory=ReadOptions)
+    score: ScoreOptions = field(default_factory=ScoreOptions)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "data", data_names_of(self.data))
+        for name, values in (("models", self.models), ("data", [*self.data, *self.suites])):
+            if not values:
+                raise ConfigError(f"{name}: give at least one{', or a suite' if name == 'data' else ''}.")
+            if len(set(values)) < len(values):
+                raise ConfigError(f"{name}: {', '.join(values)} contains a name twice.")
+        for model in filter(is_server, self.models):
+            endpoint_of(model)  # check the URL before the model's name, which may contain a password, is in any message
+            if all(map(is_server, self.models)):  # otherwise the options apply to the other models
+                require_server_options(model, self, self.score)
+        if self.token_log_ratios < 0:
+            raise ConfigError(f"token_log_ratios must not be negative, got {self.token_log_ratios}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig(ScorerChoice):
+    """Give every row of a file its reward."""
+
+    model: str
+    """A run, a stock reward model, a causal model with its reference, or the address of a reward server."""
+
+    data: str
+    """The file of rows, in any format that training reads; each row is a prompt with a response, or a pair. Or a folder
+    of such files, read in the order of their paths. In Python also rows in memory; see `hafrm.load_pairs`.
+    """
+
+    out: str | None = None
+    """The output file of JSON lines, compressed if the name ends in .gz; by default standard output."""
+
+    shard: str | None = None
+    """`I/N` scores only the I-th of N equal parts of the rows, counted from 1. The concatenated outputs of all parts
+    equal the output without this option.
+    """
+
+    data_options: ReadOptions = field(default_factory=ReadOptions)
+    score: ScoreOptions = field(default_factory=ScoreOptions)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = data_names_of(self.data)
+        if len(names) != 1:
+            raise ConfigError(f"data: give one file, one folder or one set of rows, got {len(names)}.")
+        object.__setattr__(self, "data", names[0])
+        if is_server(self.model):
+            require_server_options(self.model, self, self.score)
+        if self.out is not None and (atomic.resolved(Path(self.out)).is_dir() or self.out.lower().endswith(".parquet")):
+            raise ConfigError(f"--out {self.out}: the output is JSON lines. Give a file such as scored.jsonl.")
+        self.shard_bounds(0)
+
+    def shard_bounds(self, rows: int) -> tuple[int, int]:
+        """Return the index of the shard's first row and of the first row after it, counted from 0.
+
+        Raises:
+            ConfigError: `shard` is not of the form I/N with 1 <= I <= N.
+        """
+        if self.shard is None:
+            return 0, rows
+        number, _, count = self.shard.partition("/")
+        if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+            raise ConfigError(f"shard must be I/N with I from 1 to N, such as 1/4, got {self.shard!r}")
+        return rows * (int(number) - 1) // int(count), rows * int(number) // int(count)

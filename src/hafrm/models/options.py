@@ -1,0 +1,277 @@
+"""Options for loading, adapting, scoring and exporting models. They load neither torch nor transformers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+from hafrm.encoding import Overlong
+from hafrm.errors import ConfigError, ModelError, first_line
+from hafrm.models.remote import endpoint_of
+from hafrm.models.runinfo import Head
+from hafrm.special_tokens import SpecialTokenRule
+from hafrm.templates import DEFAULT_CHAT_TEMPLATE
+
+if not TYPE_CHECKING:  # jsonargparse runs the block of a plain `if TYPE_CHECKING`, which would load torch
+    pass
+else:
+    import torch
+
+    from hafrm.models.scorers import Scorer
+
+HeadInit = Literal["auto", "keep", "normal", "zero"]
+"""How the reward head starts.
+
+`keep` uses the head that comes with the model. `normal` draws from N(0, 1 / (H + 1)), as in Stiennon et al. (2020):
+rewards of a normalised hidden state then have about unit size. `zero` starts every reward at 0, as in the paper
+authors' code; the paper does not specify it. `auto` is `keep` if the model has a head, else `normal`.
+"""
+
+
+LayoutChoice = Literal["auto", "padded"]
+"""`auto` packs if a probe shows that the model computes packed rows correctly; `padded` never does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraOptions:
+    """Options of low-rank adapters on the backbone; the reward head is always trained in full."""
+
+    rank: int = 0
+    """Rank of the adapters; 0 trains all weights. The paper's Mistral runs use 64 (Table 5)."""
+
+    alpha: int = 16
+    """LoRA's scaling numerator (16 in Table 5). Not the paper's alpha, which is `loss.policy_ratio`."""
+
+    dropout: float = 0.0
+    """Dropout before the adapters. Not specified in the paper."""
+
+    targets: list[str] = field(default_factory=list)
+    """Names of the linear layers that get adapters. Empty: every linear layer of the backbone, including the experts of
+    a mixture, but not the heads or parts that text does not reach. Experts with one joint weight, `gate_up_proj`, also
+    match `gate_proj` and `up_proj`.
+    """
+
+    quantize: Literal["none", "4bit"] = "none"
+    """`4bit` freezes the backbone in 4-bit NF4 (QLoRA); needs a GPU and bitsandbytes."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise ConfigError(f"lora.rank must be 0 (no LoRA) or more, got {self.rank}")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"lora.dropout must be in [0, 1), got {self.dropout}")
+        if self.alpha < 1:
+            raise ConfigError(f"lora.alpha must be at least 1, got {self.alpha}")
+        heads = {"lm_head", "embed_out", "score"} & set(self.targets)
+        if heads:
+            raise ConfigError(f"lora.targets names a head ({', '.join(heads)}), but only the backbone gets adapters.")
+        for each in fields(self) if self.rank == 0 else ():
+            default = [] if each.name == "targets" else each.default
+            if getattr(self, each.name) != default:
+                raise ConfigError(f"lora.{each.name} has no effect without adapters: set lora.rank (64 in the paper).")
+
+    @property
+    def enabled(self) -> bool:
+        """Whether to train adapters."""
+        return self.rank > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions:
+    """How scorers run.
+
+    The layout of batches changes rewards only by rounding, whose size depends on `dtype`. `max_length`, `overlong` and
+    `chat_template` change the model's input and therefore the rewards.
+    """
+
+    batch_size: int = 32
+    """Conversations per forward pass with padded rows."""
+
+    tokens_per_batch: int = 8192
+    """Tokens per forward pass with packed rows."""
+
+    layout: LayoutChoice = "auto"
+    """`auto` encodes a prompt once for all its responses if a probe shows that the model supports this; else `padded`.
+    """
+
+    padding_side: str = "right"
+    """Side on which short rows are padded: `right` or `left`. Stock classifiers are always padded on the right, because
+    many count positions, or pool, from the left.
+    """
+
+    device: str | None = None
+    """Device for the computation. Default: a GPU if there is one."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Dtype of the weights, including a reference policy's. `auto`: as the model was saved, or the run trained."""
+
+    chat_template: str | None = None
+    """Chat template that replaces the model's own or a missing one: a file, or `default` for hafrm's plain template."""
+
+    max_length: int | None = None
+    """Maximum tokens of a conversation. Default: the run's value, or 512."""
+
+    overlong: Overlong | None = None
+    """`drop` gives over-long conversations no reward, `truncate` cuts them. Default: the run's value."""
+
+    scored_at: Literal["auto", "template", "stop_token"] = "auto"
+    """Where a conversation is scored: at the end of everything the chat template writes, or at the stop token, as in
+    OpenRLHF's training. `auto`: `stop_token` for models saved by OpenRLHF, else `template`.
+    """
+
+    special_tokens: SpecialTokenRule | None = None
+    """Encoding of special tokens inside messages, such as </s> or <|im_end|>: `text` as plain characters; `token` as
+    special tokens, as in training and other programs; `refuse` gives such conversations no reward. Default: `text`, but
+    `token` in `hafrm evaluate`, which encodes pairs as in training.
+    """
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("tokens_per_batch", 1), ("max_length", 2)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"score.{name} must be at least {least}, got {value}")
+        if self.padding_side not in ("left", "right"):
+            raise ConfigError(f"score.padding_side must be `left` or `right`, got {self.padding_side!r}")
+        if self.overlong not in (None, "drop", "truncate"):
+            raise ConfigError(f"score.overlong must be `drop` or `truncate`, got {self.overlong!r}")
+        if self.special_tokens not in (None, *get_args(SpecialTokenRule)):
+            raise ConfigError(f"score.special_tokens must be text, token or refuse, got {self.special_tokens!r}")
+        if self.scored_at not in ("auto", "template", "stop_token"):
+            raise ConfigError(f"score.scored_at must be auto, template or stop_token, got {self.scored_at!r}")
+        if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
+            raise ConfigError(f"score.dtype must be auto, float32, bfloat16 or float16, got {self.dtype!r}")
+
+    def as_in_training(self) -> ScoreOptions:
+        """Return these options with special tokens encoded as in training, unless set otherwise."""
+        return replace(self, special_tokens=self.special_tokens or "token")
+
+    def given(self) -> list[str]:
+        """Return the names of the options that differ from their defaults, as users write them."""
+        return [f"score.{each.name}" for each in fields(self) if getattr(self, each.name) != each.default]
+
+    def torch_device(self) -> torch.device:
+        """Return the device for the computation.
+
+        Raises:
+            ConfigError: the device does not exist here.
+        """
+        import torch
+
+        try:
+            device = torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(f"device {self.device!r} can't be used here: {first_line(error)}") from error
+        return device
+
+    def torch_dtype(self) -> torch.dtype | None:
+        """Return the dtype of the weights; None: as the model was saved."""
+        import torch
+
+        found: torch.dtype | None = None if self.dtype == "auto" else getattr(torch, self.dtype)
+        return found
+
+    def template(self) -> str | None:
+        """Return the chat template that replaces the model's own; None if not set.
+
+        Raises:
+            ConfigError: the file can't be read.
+        """
+        if self.chat_template in (None, "default"):
+            return self.chat_template and DEFAULT_CHAT_TEMPLATE
+        try:
+            return Path(self.chat_template).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"score.chat_template: {self.chat_template} can't be read ({first_line(error)}). Give a text file that "
+                "contains a Jinja template, or `default`."
+            ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorerChoice:
+    """Options of every scoring command for choosing one of a model's scores."""
+
+    head: Head | None = None
+    """Head of a run that scores: `reward`, `policy` or `combined`. Default: the trained one."""
+
+    reference: str | None = None
+    """Reference policy of implicit rewards. Default: the model from which the run was trained."""
+
+    combined_weight: float | None = None
+    """w of the combined score, reward + w * tau * log-ratio. Default: the value that the run fitted on its validation
+    pairs.
+    """
+
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Such code can do anything that you can: leave this off unless you
+    trust it.
+    """
+
+    def __post_init__(self) -> None:
+        if self.combined_weight is not None and self.head != "combined":
+            raise ConfigError("combined_weight only affects the combined score: add --head combined.")
+        if self.reference is not None and self.head == "reward":
+            raise ConfigError("reference has no effect on the reward head: leave it out, or choose another --head.")
+
+    def chosen(self) -> list[str]:
+        """Return the names of the options that are set and choose a score."""
+        return [name for name in ("head", "reference", "combined_weight") if getattr(self, name) is not None]
+
+    def load(self, model: str, options: ScoreOptions) -> Scorer:
+        """Load a model's scorer with these options; see `load_scorer`."""
+        from hafrm.models.loading import load_scorer
+
+        return load_scorer(
+            model,
+            head=self.head,
+            reference=self.reference,
+            combined_weight=self.combined_weight,
+            trust_remote_code=self.trust_remote_code,
+            options=options,
+        )
+
+
+def require_plain(server: str, choice: ScorerChoice) -> None:
+    """Raise if options choose a score of a server, which was chosen when it started.
+
+    Raises:
+        ModelError: a head, a reference or a weight is given.
+    """
+    if asked := choice.chosen():
+        raise ModelError(
+            f"{server} is a server, which scores as configured at its start: --{' and --'.join(asked)} can't change "
+            "that. Leave them out, or evaluate the other models in a separate command."
+        )
+
+
+def require_server_options(server: str, choice: ScorerChoice, options: ScoreOptions) -> None:
+    """Raise if all models are servers and options of local models are given.
+
+    Raises:
+        ConfigError: there is such an option, or the address is invalid.
+    """
+    endpoint, _ = endpoint_of(server)  # validated before a message names it: it may contain a password
+    asked = choice.chosen() + ["trust_remote_code"] * choice.trust_remote_code
+    asked += [name for name in options.given() if name != "score.batch_size"]
+    if asked:
+        raise ConfigError(
+            f"{endpoint} is a server, which scores as configured at its start: --{' and --'.join(asked)} can't change "
+            "that. Leave them out, or start the server with them."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Write a run's heads as plain checkpoints for other programs."""
+
+    run: str
+    """The run's folder."""
+
+    out: str | None = None
+    """Folder for `reward/` and `policy/`; by default `export` in the run's folder."""
+
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Such code can do anything that you can: leave this off unless you
+    trust it.
+    """

@@ -1,0 +1,215 @@
+"""The console script: quick help, names with dashes, flags without values, and one line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hafrm
+from hafrm.cli import COMMANDS, main
+from hafrm.cli.train import parser
+from tests.tiny import save_tiny, some_pairs
+
+TRAIN = ["train", "--model", "m", "--data", "world/helpful", "--out", "o"]
+
+
+def script(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the console script in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "hafrm", *words],
+        env=os.environ | environment,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def refused(capfd: pytest.CaptureFixture[str], *words: str) -> str:
+    """Return the only line that a refused command prints."""
+    try:
+        status = main(list(words))
+    except SystemExit as stopped:
+        status = int(stopped.code or 0)
+    said = capfd.readouterr()
+    assert status == 2
+    assert said.out == ""
+    (line,) = said.err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_takes_less_than_a_second_and_no_torch(command: str) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = script(command, "--help", PYTHONPROFILEIMPORTTIME="1")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0
+    assert f"usage: hafrm {command}" in done.stdout
+    assert not [line for line in done.stderr.splitlines() if line.rstrip().endswith(("| torch", "| transformers"))]
+    assert after.ru_utime - before.ru_utime < 2  # about 0.5 on an idle machine
+
+
+def test_the_version_and_the_help_need_no_command() -> None:
+    assert script("--version").stdout == f"hafrm {hafrm.__version__}\n"
+    helped = script("--help")
+    assert helped.returncode == 0
+    assert all(text in " ".join(helped.stdout.split()) for text in COMMANDS.values())
+    assert script().returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["trian"], ["there is no command trian", "Did you mean train?"]),
+        (["--verison"], ["--verison"]),
+        (["train"], ["--data", "--model", "--out"]),
+        ([*TRAIN, "--methd", "haf"], ["--methd", "Did you mean --method?"]),
+        ([*TRAIN, "--loss.policy-rato", "1"], ["--loss.policy_ratio"]),
+        ([*TRAIN, "--learning-rate", "1e-3"], ["Did you mean --training.learning_rate?"]),
+        ([*TRAIN, "--batch_size", "8"], ["per_device_train_batch_size"]),
+        ([*TRAIN, "--max_length=64"], ["Did you mean --data_options.max_length?"]),
+        ([*TRAIN, "--method", "rm"], ["--method must be haf, baseline or dpo, got rm"]),
+        ([*TRAIN, "--lora.rank", "many"], ["--lora.rank must be a whole number, got many"]),
+        ([*TRAIN, "--loss.reward_loss", "probt"], ["Did you mean probit?"]),
+        ([*TRAIN, "--eval_data"], ["--eval_data needs a value"]),
+        ([*TRAIN, "--config", "nothing.yaml"], ["nothing.yaml"]),
+        ([*TRAIN, "left-over", "word"], ["left-over"]),
+        (["evaluate", "m", "--data", "d", "--out", "o", "--head", "rewrd"], ["--head must be", "Did you mean reward?"]),
+        (["evaluate", "--data", "d", "--out", "o"], ["MODELS"]),
+        (["judge", "d", "--out", "o", "--judge.knd", "local"], ["--judge.kind"]),
+        (["best-of-n", "m", "--samples", "s", "--out", "o", "--judge.kimd", "reward"], ["--judge.kind"]),
+        (["data", "lst"], ["must be list, show or check, got lst"]),
+        (["demo", "--setps", "3"], ["--steps"]),
+    ],
+)
+def test_a_mistake_is_one_line_with_the_nearest_option(
+    words: list[str], expected: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(capfd, *words)
+    assert all(text in line for text in expected), line
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [("methd: haf", "--method"), ("loss: {betta: 1}", "--loss.beta"), ("loss: [", "line 2"), ("method: rm", "got rm")],
+)
+def test_a_mistake_in_a_file_is_one_line_too(
+    config: str, expected: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.yaml").write_text(config)
+    assert expected in refused(capfd, *TRAIN, "--config", str(tmp_path / "c.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["evaluate", "runs/p-hff", "--data", "world/helpful", "--out", "o"], "Did you mean runs/p-haf?"),
+        (["evaluate", "runs/p-haf", "--data", "runs/pairs.jsonl", "--out", "o"], "runs/pairs.jsonl: no such file"),
+        (["train", "--model", "/nope/m", "--data", "world/helpful", "--out", "o"], "no such folder"),
+        (["train", "--model", "a/b/c", "--data", "world/helpful", "--out", "o"], "no such folder"),
+        (["train", "--model", "./m", "--data", "world/helpful", "--out", "o"], "no such folder"),
+        (["train", "--model", "~/m", "--data", "world/helpful", "--out", "o"], "no such folder"),
+        (["train", "--model", "m", "--data", "world/helpfull", "--out", "o"], "world/helpful"),
+        (["export", "runs/p-hf"], "Did you mean runs/p-haf?"),
+        (["serve", "runs/p-hf"], "Did you mean runs/p-haf?"),
+        (["sample", "runs/p-hf", "--data", "world/helpful", "--out", "o"], "Did you mean runs/p-haf?"),
+        (["rlhf", "m", "--reward", "runs/p-hf", "--data", "world/helpful", "--out", "o"], "Did you mean runs/p-haf?"),
+    ],
+)
+def test_paths_are_checked_before_torch_is_loaded_and_never_asked_of_the_hub(
+    words: list[str], expected: str, tmp_path: Path
+) -> None:
+    (tmp_path / "runs" / "p-haf").mkdir(parents=True)
+    code = (
+        "import sys; from hafrm.cli import main; status = main(sys.argv[1:]); "
+        "assert not {'torch', 'huggingface_hub'} & set(sys.modules), 'loaded'; sys.exit(status)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=tmp_path, check=False, capture_output=True, text=True, timeout=60
+    )
+    (line,) = done.stderr.splitlines()
+    assert expected in line
+    assert done.returncode == 2
+
+
+def test_a_hub_that_cant_be_reached_is_asked_once(tmp_path: Path) -> None:
+    """A closed port on this machine takes the place of the hub."""
+    words = ["train", "--model", "owner/model", "--data", "world/helpful", "--out", str(tmp_path / "out")]
+    done = script(*words, HF_HUB_OFFLINE="0", HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path))
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "owner/model" in line
+
+
+def parsed(*words: str) -> dict[str, object]:
+    made = parser()
+    return made.parse_args(made.words([*TRAIN[1:], *words])).as_dict()
+
+
+def test_names_take_dashes_and_underscores() -> None:
+    first = parsed("--data-options.max-length", "64", "--training.max-steps=3", "--eval-data", "a-b.jsonl", "c_d.jsonl")
+    assert first == parsed(
+        "--data_options.max_length", "64", "--training.max_steps=3", "--eval_data", "a-b.jsonl", "c_d.jsonl"
+    )
+    assert first["eval_data"] == ["a-b.jsonl", "c_d.jsonl"]
+
+
+@pytest.mark.parametrize("words", [["--overwrite"], ["--overwrite", "true"], ["--overwrite=true"]])
+def test_a_flag_may_come_without_a_value(words: list[str]) -> None:
+    assert parsed(*words, "--method", "dpo")["overwrite"] is True
+    assert parsed("--method", "dpo", *words)["overwrite"] is True
+    assert parsed("--overwrite", "false")["overwrite"] is False
+
+
+def test_a_field_of_the_trainer_may_be_a_flag_too() -> None:
+    found = parsed("--training.bf16", "--training.learning_rate", "-1", "--training.tf32")["training"]
+    assert found == {"bf16": True, "learning_rate": -1, "tf32": True}
+
+
+def test_a_flag_before_a_positional_argument_leaves_it_alone() -> None:
+    from hafrm.cli.evaluate import parser as evaluation
+
+    made = evaluation()
+    found = made.parse_args(made.words(["--trust-remote-code", "runs/a", "runs/b", "--data", "d", "--out", "o"]))
+    assert found.trust_remote_code is True
+    assert found.models == ["runs/a", "runs/b"]
+
+
+def test_shells_complete_every_option() -> None:
+    pytest.importorskip("shtab", reason="needs the extra `completion`")
+    done = script("--completion", "bash")
+    assert done.returncode == 0
+    assert all(name in done.stdout for name in [*COMMANDS, "--loss.policy_ratio", "--judge.kind", "bradley_terry"])
+
+
+def test_results_in_a_terminal_are_tables(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"prompt": "q", "responses": ["a", "b"]}) + "\n")
+    words = ["best-of-n", "world/helpful", "world/safe", "--samples", str(rows), "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    printed = capfd.readouterr().out
+    assert not {"<b>", "<u>", "&#39;", "![", "|---", "| --- |"} & {
+        mark for mark in ("<b>", "<u>", "&#39;", "![", "|---", "| --- |") if mark in printed
+    }
+
+
+def test_comparisons_are_one_table(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(pair.as_row()) + "\n" for pair in some_pairs(8)))
+    for seed in (0, 1):
+        words = ["train", "--model", str(save_tiny(tmp_path / "base")), "--data", str(data), "--method", "baseline"]
+        words += ["--data_options.max_length", "256"]
+        options = ["--training.max_steps", "1", "--training.seed", str(seed), "--training.use_cpu"]
+        assert main([*words, *options, "--out", str(tmp_path / f"run{seed}")]) == 0
+    models = [str(tmp_path / "run0"), str(tmp_path / "run1")]
+    capfd.readouterr()
+    assert main(["evaluate", *models, "--data", str(data), "--out", str(tmp_path / "eval")]) == 0
+    printed = capfd.readouterr().out
+    assert "Differences in accuracy" in printed
+    assert "run0 - run1" in printed

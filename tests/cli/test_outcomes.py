@@ -79,7 +79,7 @@ def test_an_optimizer_that_cant_be_built_is_refused_before_the_model_is_read(
     option: str, value: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     data = pairs_file(tmp_path / "pairs.jsonl", long=0, short=3)
-    command = ["train", "--model", str(tmp_path / "nothing"), "--data", data, "--out", str(tmp_path / "run")]
+    command = ["train", "--model", str(tmp_path), "--data", data, "--out", str(tmp_path / "run")]
     assert main([*command, f"--training.{option}", value]) == 2
     said = capfd.readouterr().err
     assert f"training.{option}" in said

@@ -21,6 +21,7 @@ COMMANDS = {
     "judge": ["d", "--judge.kind", "oracle", "--judge.model", "helpful", "--out", "o"],
     "rlhf": ["m", "--reward", "r", "--data", "d", "--out", "o"],
     "serve": ["m"],
+    "doctor": ["r"],
     "export": ["r"],
     "data": ["list"],
     "reproduce": ["table2"],

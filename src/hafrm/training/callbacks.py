@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hafrm.training.metrics import METRICS_FILE, add_metrics, keep_metrics
+from hafrm.training.doctor import Circumstances, Finding, Watch
+from hafrm.training.metrics import METRICS_FILE, add_metrics, keep_metrics, read_metrics
 
 
 class MetricsFile(TrainerCallback):
@@ -49,6 +51,53 @@ class MetricsFile(TrainerCallback):
     ) -> None:
         """Stop writing: what is logged after training belongs to no step."""
         self._training = False
+
+
+class DoctorLines(TrainerCallback):
+    """Says once for each sign that the run does not learn; see `hafrm.training.doctor`.
+
+    Args:
+        folder: The run's folder, whose metrics a resumed run reads, so that nothing is said twice.
+        circumstances: What the metrics don't say about the run.
+        say: Called with a line.
+    """
+
+    def __init__(self, folder: Path, circumstances: Circumstances, say: Callable[[str], None]) -> None:
+        self.path, self.watch, self.say = folder / METRICS_FILE, Watch(circumstances), say
+        self._training = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take in what an interrupted run has logged."""
+        self._training = True
+        if state.is_world_process_zero and state.global_step:
+            for row in read_metrics(self.path):
+                self.watch.add(row)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Say what is new."""
+        if self._training and state.is_world_process_zero and logs:
+            self._say(self.watch.add({**logs, "step": state.global_step}))
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look once more."""
+        self._training = False
+        if state.is_world_process_zero:
+            self._say(self.watch.finish())
+
+    def _say(self, found: Sequence[Finding]) -> None:
+        for each in found:
+            self.say(f"warning: step {each.step}: {each.check}: {each.text}.")
 
 
 def best_step(state: TrainerState) -> int | None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from hafrm import atomic
 
@@ -23,6 +24,13 @@ def add_metrics(path: Path, step: int, values: Mapping[str, float]) -> None:
     finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
     with atomic.naming(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"step": step, **finite}) + "\n")
+
+
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a metrics file, without the partial last line of a killed run."""
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        if math.isfinite(_step(line)):
+            yield json.loads(line)
 
 
 def _step(line: str) -> float:

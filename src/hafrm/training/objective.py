@@ -124,6 +124,8 @@ class Objective:
             reward_weight=self.config.reward_weight,
             policy_ratio=self.config.policy_ratio,
         )
+        lengths = batch.sequences.response_lengths
+        metrics |= _length_metrics(lengths[batch.chosen] - lengths[batch.rejected], metrics["rewards/margins"])
         return PairLosses(loss, {name: value.detach() for name, value in metrics.items()})
 
     def _policy_loss(self, log_probs: PairLogProbs) -> Tensor:
@@ -161,6 +163,19 @@ def _pair_log_probs(
 def _starts(sizes: Iterable[int]) -> list[int]:
     """Return where each of the adjacent parts begins, and where the last one ends."""
     return [0, *accumulate(sizes)]
+
+
+def _length_metrics(longer: Tensor, margin: Tensor) -> dict[str, Tensor]:
+    """Compute how often the longer response is the chosen one, and how often it has the higher reward; ties are half.
+
+    Args:
+        longer: Tokens of the chosen responses minus those of the rejected, [B].
+        margin: Rewards of the chosen responses minus those of the rejected, [B].
+    """
+    return {
+        "length/accuracies": 0.5 + 0.5 * longer.sign().float(),
+        "length/agreement": 0.5 + 0.5 * longer.sign().float() * margin.sign().float(),
+    }
 
 
 def _preference_metrics(name: str, chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:

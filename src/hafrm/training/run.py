@@ -43,9 +43,10 @@ from hafrm.numerics import bfloat16_speedup, cpu_tuned
 from hafrm.packing import pad_rows
 from hafrm.stats import fit_combination
 from hafrm.training.arguments import total_steps
-from hafrm.training.callbacks import ConsoleProgress, MetricsFile, best_step
+from hafrm.training.callbacks import ConsoleProgress, DoctorLines, MetricsFile, best_step
 from hafrm.training.config import TrainConfig
 from hafrm.training.defaults import pairs_needed, training_arguments
+from hafrm.training.doctor import circumstances_of
 from hafrm.training.folders import claim_folder, hold_folder, make_folder
 from hafrm.training.manifest import (
     effective_settings,
@@ -138,12 +139,19 @@ def _train(config: TrainConfig, folder: Path) -> TrainResult:
         order=order,
         eval_dataset=reference.dataset(data.eval) if data.eval is not None else None,
         live_reference=reference.live,
-        callbacks=[MetricsFile(folder), progress, *_early_stopping(config)],
+        callbacks=[
+            MetricsFile(folder),
+            progress,
+            DoctorLines(folder, circumstances_of(manifest), progress.say),
+            *_early_stopping(config),
+        ],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     try:
         checkpoint = _last_checkpoint(folder, progress)
+        if checkpoint is not None:
+            progress.say(f"resuming from {checkpoint.name}")
         _run_trainer(trainer, checkpoint, total_steps(args.to_dict(), len(data.train)))
     finally:
         progress.close()

@@ -1,0 +1,45 @@
+"""`hafrm doctor`: signs in a run's metrics that it does not learn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jsonargparse import Namespace
+from rich.console import Console
+
+from hafrm.atomic import json_text
+from hafrm.cli.options import command_parser, options_of
+from hafrm.cli.parser import Parser
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorConfig:
+    """Look for signs in a run's metrics that it does not learn, each with the likely cause and the option to try."""
+
+    run: str
+    """The run's folder, finished or not."""
+
+    json: bool = False
+    """Print the findings as JSON: a list of check, step and text."""
+
+
+def parser() -> Parser:
+    """Build the command's parser."""
+    return command_parser(DoctorConfig, positional="run", flags=("json",))
+
+
+def run(args: Namespace) -> None:
+    """Print the findings, one line each."""
+    config = options_of(DoctorConfig, parser(), args, models=("run",))
+    from hafrm.training.doctor import examine
+
+    found = examine(Path(config.run))
+    console = Console(markup=False, highlight=False, soft_wrap=True)
+    if config.json:
+        print(json_text([each.as_dict() for each in found], indent=2))  # noqa: T201
+        return
+    for each in found:
+        console.print(f"step {each.step}: {each.check}: {each.text}.")
+    if not found:
+        console.print(f"No sign in {config.run} that it does not learn.")

@@ -47,6 +47,7 @@ _DESCRIBED = (
     "malloc",
     "method",
     "steps",
+    "test_pairs",
     "seed",
 )
 
@@ -134,6 +135,7 @@ def _section(name: str, result: Mapping[str, Any]) -> Iterator[str]:
         )
     yield from _loads(result.get("loads", {}))
     yield from _engines(result)
+    yield from _runs(result)
     yield from _answers(result)
     if result.get("ratios"):
         yield from _ratios(result)
@@ -188,6 +190,17 @@ def _loads(loads: Mapping[str, Any]) -> Iterator[str]:
         memory = f"{max(load['memory']) / 2**20:.0f} | {load['memory_growth'] / 2**20:+.1f}"
         times = f"{load['answers_per_second']:.1f} | {load['p50_ms']:.0f} | {load['p99_ms']:.0f}"
         yield f"| {name} | {counts} | {times} | {memory} |"
+    yield ""
+
+
+def _runs(result: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the table of whole runs: medians over their rounds."""
+    if "runs" not in result:
+        return
+    yield "| run | seconds | peak memory, GB | accuracy on test pairs |\n|---|---|---|---|"
+    for name, run in result["runs"].items():
+        seconds, memory = statistics.median(run["seconds"]), statistics.median(run["memory"]) / 1e9
+        yield f"| {name} | {seconds:.1f} | {memory:.2f} | {_number(run['accuracy'])} |"
     yield ""
 
 

@@ -223,11 +223,11 @@ def _report(
             "environment": environment(),
             "model": Path(options.model).name,
             **{name: getattr(options, name) for name in described},
-            "seconds": dict(seconds),
-            "memory": dict(memory),
-            "accuracies": dict(accuracies),
-            "ratios": ratios,
-            "memory_ratios": of_memory,
+            "runs": {
+                name: {"seconds": taken, "memory": memory[name], "accuracy": accuracies.get(name)}
+                for name, taken in seconds.items()
+            },
+            "ratios": ratios | {f"{name}_memory": ratio for name, ratio in of_memory.items()},
         },
     )
 

@@ -311,7 +311,7 @@ class RowReader:
                 raise self.error(
                     BadRowReason.UNSUPPORTED,
                     name,
-                    "contains what is not text, and rewards are of text alone",
+                    "contains media, and only text can be scored",
                     "Remove the row, or the column if the texts say all.",
                 )
         columns = {name: self._template_column(name) for name in TEMPLATE_COLUMNS if self.has(name)}
@@ -450,7 +450,7 @@ class RowReader:
         if kind not in TEXT_PARTS or other is not None:
             name = f"{where}.type" if other is None else f"{where}.{other}"
             problem = f"is {_short(kind)}" if other is None else "is a key that hafrm would lose"
-            raise self.error(BadRowReason.UNSUPPORTED, name, problem, "Rewards are of text: keep parts of text alone.")
+            raise self.error(BadRowReason.UNSUPPORTED, name, problem, "Only text can be scored: keep the text parts.")
         text = part.get("text")
         if not isinstance(text, str):
             raise self.error(
@@ -498,7 +498,7 @@ class RowReader:
             raise self.error(
                 BadRowReason.WRONG_TYPE,
                 "prompt",
-                "holds text that the turns which `chosen` and `rejected` begin with do not",
+                "contains text that is missing from the turns with which `chosen` and `rejected` begin",
                 "Give the prompt once: in `prompt`, with `chosen` and `rejected` beginning at the assistant's turn.",
             )
 

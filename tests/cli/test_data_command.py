@@ -164,3 +164,28 @@ def test_show_stops_at_a_bad_row_unless_told_to_skip(faulty: str, capsys: pytest
     assert f"{faulty}, row 7: the line is not valid JSON" in capsys.readouterr().err
     assert main(["data", "show", faulty, "--data_options.on_bad_row", "skip"]) == 0
     assert "1 bad rows skipped: invalid_json" in capsys.readouterr().out
+
+
+def test_lengths_are_shown_against_the_limit(clean: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The longer sequences have 34, 41, 34, 41, 34, 41 tokens."""
+    tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    arguments = ["data", "check", clean, "--tokenizer", str(tmp_path / "tokenizer"), "--data_options.max_length"]
+    assert main([*arguments, "40"]) == 0
+    printed = capsys.readouterr().out
+    assert "at most 41; 3 pairs (50.0%) are over data_options.max_length 40" in printed
+    assert "overlong" in printed
+    assert main([*arguments, "41"]) == 0
+    assert "Nothing found." in capsys.readouterr().out
+
+
+def test_a_file_of_no_known_form_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"question": "a", "response_j": "b", "response_k": "c"}
+    path = write(tmp_path / "a.jsonl", row)
+    assert main(["data", "check", path]) == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    for expected in (*row, "TRL pairs", "data_options.columns"):
+        assert expected in printed
+    columns = "prompt: question, chosen: response_j, rejected: response_k"
+    assert main(["data", "check", path, "--data_options.columns", columns]) == 0
+    assert "read as TRL pairs" in capsys.readouterr().out

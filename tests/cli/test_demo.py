@@ -52,7 +52,7 @@ def test_the_story_is_told_to_its_end_and_not_twice(tmp_path: Path, small: None,
     for option in (["--seed", "1"], ["--steps", "3"]):
         assert main(["demo", "--out", str(out), "--steps", "2", *option]) == 2
         error = capfd.readouterr().err
-        assert f"{out / 'haf'} holds a run with other options: training." in error
+        assert f"{out / 'haf'} contains a run with other options: training." in error
         assert "Choose another --out." in error
     assert not (out / "dpo" / "manifest.json").exists()  # nothing was trained
 

@@ -35,14 +35,14 @@ def test_evaluate_without_one_reward_fails(run: Path, tmp_path: Path, capfd: pyt
     data = pairs_file(tmp_path / "long.jsonl", long=3, short=0)
     status, said = evaluated(run, data, tmp_path / "out", capfd)
     assert status == 2
-    assert "3 of 3 rows unscored: 3 over the length limit" in said
+    assert "3 of 3 rows unscored: 3 over the length limit (--score.max_length" in said
 
 
 def test_evaluate_says_what_share_has_no_reward(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     data = pairs_file(tmp_path / "some.jsonl", long=1, short=3)
     status, said = evaluated(run, data, tmp_path / "out", capfd)
     assert status == 0
-    assert "1 of 4 rows unscored: 1 over the length limit" in said
+    assert "1 of 4 rows unscored: 1 over the length limit (--score.max_length" in said
 
 
 def test_a_calibration_that_fits_nothing_says_so(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

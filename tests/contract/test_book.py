@@ -25,6 +25,8 @@ from transformers import TrainingArguments
 from hafrm.cli import COMMANDS, main
 from hafrm.cli.options import options_of
 from hafrm.cli.pretrain import loss_curves
+from hafrm.data.forms import FORMS
+from hafrm.data.rawrows import SUFFIXES
 from hafrm.report.charts import standalone
 from hafrm.rows import parse_pair
 
@@ -138,6 +140,7 @@ def test_a_command_is_one_that_its_parser_and_its_options_accept(
     words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)  # configs are named from here
+    monkeypatch.setattr("hafrm.cli.options.require_place", lambda model: None)  # the book's models are not there
     command, *arguments = words
     module = command_module(command)
     parser: ArgumentParser = module.parser()
@@ -222,43 +225,12 @@ def test_each_row_of_the_page_of_data_is_read() -> None:
         assert pair.chosen != pair.rejected
 
 
-LLAMA_FACTORY_ROWS = [
-    {"instruction": "Add.", "input": "2 + 2", "chosen": "Four.", "rejected": "Five."},
-    {
-        "conversations": [
-            {"from": "human", "value": "Hello."},
-            {"from": "gpt", "value": "Hello!"},
-            {"from": "human", "value": "Add.\n2 + 2"},
-        ],
-        "chosen": {"from": "gpt", "value": "Four."},
-        "rejected": {"from": "gpt", "value": "Five."},
-    },
-    {
-        "instruction": "Add.",
-        "input": "2 + 2",
-        "system": "Be brief.",
-        "history": [["Hello.", "Hello!"]],
-        "chosen": "Four.",
-        "rejected": "Five.",
-    },
-]
-
-
-def test_the_snippet_converts_each_of_llama_factorys_forms(tmp_path: Path) -> None:
-    (snippet,) = (text for language, text in blocks(DOCS / "coming-from.md") if language == "python")
-    names: dict[str, Any] = {}
-    exec(snippet, names)
-    source, target = tmp_path / "theirs.json", tmp_path / "ours.jsonl"
-    source.write_text(json.dumps(LLAMA_FACTORY_ROWS))
-    names["convert_file"](source, target)
-    rows = [json.loads(line) for line in target.read_text().splitlines()]
-    pairs = [parse_pair(row, source="theirs", number=number) for number, row in enumerate(rows, 1)]
-    roles = [[message.role for message in pair.prompt.turns] for pair in pairs]
-    assert roles == [["user"], ["user", "assistant", "user"], ["system", "user", "assistant", "user"]]
-    for pair in pairs:
-        assert pair.prompt.turns[-1].content == "Add.\n2 + 2"
-        assert [message.as_dict() for message in pair.chosen] == [{"role": "assistant", "content": "Four."}]
-        assert [message.as_dict() for message in pair.rejected] == [{"role": "assistant", "content": "Five."}]
+def test_the_page_of_data_names_every_form_and_format() -> None:
+    page = (DOCS / "data.md").read_text(encoding="utf-8")
+    for form in FORMS:
+        (row,) = (line for line in page.splitlines() if line.startswith(f"| {form.name} |"))
+        assert all(f"`{column}`" in row for column in form.columns), form.name
+    assert all(f"`.{suffix.split('.')[1]}`" in page for suffix in SUFFIXES)
 
 
 def test_there_are_commands() -> None:

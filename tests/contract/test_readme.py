@@ -28,7 +28,7 @@ RESULTS = ROOT / "docs" / "results" / "demo" / "results.json"
 
 
 def test_the_results_table_is_the_demos() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "results" / "demo.md").read_text(encoding="utf-8")
     table = re.search(r"<!-- results: .*?-->(.*?)<!-- end of results -->", text, re.DOTALL)
     assert table is not None
     rows = {line.split("|")[1].strip(): line for line in table[1].splitlines() if line.startswith("|")}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hafrm.data import DataOptions, load_pairs
+from hafrm.data import DataOptions, ReadOptions, load_pairs, load_prompts
 from hafrm.data.forms import FORMS
 from hafrm.errors import BadRowError, BadRowReason, ConfigError, DataError
 from hafrm.pairs import PreferencePair
@@ -445,3 +445,16 @@ def test_a_function_maps_rows(by: str, tmp_path: Path, monkeypatch: pytest.Monke
         DataOptions(mapping="pair")
     with pytest.raises(ConfigError, match="no effect"):
         DataOptions(mapping="a:b", columns=COLUMNS)
+
+
+def test_prompts_are_read_from_every_form_of_a_pair(tmp_path: Path) -> None:
+    """As for sampling: each prompt once, under the row's number."""
+    for name in ("LLaMA-Factory sharegpt", "LLaMA-Factory alpaca", "OpenRLHF", "hh", "TRL implicit"):
+        _, row, ((turns, _, _),) = ROWS[name]
+        path = write(tmp_path / "a.jsonl", row, row)
+        prompts = load_prompts([path], ReadOptions())
+        assert [[(turn.role, turn.content) for turn in found.prompt.turns] for found in prompts.rows] == [turns]
+        assert prompts.rows[0].id == f"{path}:1"
+    swap = ReadOptions(columns="prompt: chosen, chosen: prompt")
+    (found,) = load_prompts([write(tmp_path / "a.jsonl", ROWS["TRL explicit"][1])], swap).rows
+    assert found.prompt.turns[0].content == GOOD

@@ -77,6 +77,28 @@ def test_a_bad_response_and_a_line_that_is_no_row_have_one_reward(rescored) -> N
     assert number == {"row": 3, "reward": None, "unscored": "wrong_type"}
 
 
+def test_rows_of_one_pair_in_other_forms_are_scored(rescored) -> None:
+    """They keep their own columns."""
+    alpaca = {"instruction": "p", "chosen": "yes", "rejected": "no"}
+    completion = {"prompt": "p", "completion": "yes"}
+    ranking = {"prompt": "p", "responses": ["a", "b", "c"], "scores": [1, 2, 3]}
+    found = rescored(alpaca, completion, completion | {"label": True}, ranking)
+    assert found[0] == alpaca | {"reward_chosen": 3.0, "reward_rejected": 2.0}
+    assert found[1] == completion | {"reward": 3.0}
+    assert found[2] == completion | {"label": True, "reward": 3.0}
+    assert found[3]["unscored"] == "unsupported"
+
+
+def test_columns_and_mappings_apply_to_scoring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ScorerChoice, "load", lambda self, model, options: LengthScorer())
+    monkeypatch.chdir(tmp_path)
+    Path("answers.py").write_text("def of(row):\n    return {'prompt': row['q'], 'response': row['a']}\n")
+    row = {"q": "p", "a": "yes"}
+    for options in (ReadOptions(columns="prompt: q, response: a"), ReadOptions(mapping="answers.py:of")):
+        score_rows(ScoreConfig(model="m", data=[row, row], out="out.jsonl", data_options=options))  # type: ignore[arg-type]
+        assert [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()] == [row | {"reward": 3.0}] * 2
+
+
 def rows_of(folder: Path) -> list[dict[str, Any]]:
     """Rows in three files, of which one is in a folder below and one is empty."""
     rows = [{"prompt": f"p{i}", "response": "y" * (1 + i % 7), "id": i} for i in range(23)]

@@ -370,3 +370,23 @@ def test_encoder_classifiers_score_as_stock_on_either_side(name: str, tmp_path: 
         options = ScoreOptions(batch_size=7, padding_side=side)
         ours = load_scorer(str(tmp_path / "classifier"), options=options).score(CONVERSATIONS)
         np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
+
+
+def test_equal_conversations_are_computed_once_and_score_exactly_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise identical responses would differ by rounding, and count as right or wrong at random."""
+    scorer = load_scorer(str(save_classifier(tmp_path / "model")), options=ScoreOptions(batch_size=3, device="cpu"))
+    forward, sizes = type(scorer)._score_batch, []
+
+    def counted(self: Any, batch: Any) -> Any:
+        sizes.append(batch.num_sequences)
+        return forward(self, batch)
+
+    monkeypatch.setattr(type(scorer), "_score_batch", counted)
+    distinct = list(dict.fromkeys(CONVERSATIONS))
+    rewards = scorer.score([*distinct, *distinct[::-1], distinct[3]])
+    assert sum(sizes) == len(distinct)
+    assert rewards[len(distinct) : -1] == rewards[: len(distinct)][::-1]
+    assert rewards[-1] == rewards[3]
+    assert rewards[: len(distinct)] == pytest.approx(scorer.score(distinct), abs=1e-6)

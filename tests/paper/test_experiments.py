@@ -175,7 +175,7 @@ def test_a_killed_reproduction_goes_on(
     assert manifests(tmp_path).items() > before.items()
     assert "run 2/3" in capfd.readouterr().err
     assert main(["reproduce", "table2", "--out", str(tmp_path), *only, "--steps", "3"]) == 2
-    assert "holds a run with other options: training.max_steps" in capfd.readouterr().err
+    assert "contains a run with other options: training.max_steps" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

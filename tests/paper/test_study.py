@@ -617,7 +617,7 @@ def test_runs_of_other_options_are_not_shown_as_this_studys(
     run_study(tmp_path, *words)
     before = (tmp_path / "world" / "study" / "results.json").read_bytes()
     assert main(["reproduce", "study", "--out", str(tmp_path), *TINY, *words, *changed]) == 2
-    assert "holds a run with other options" in capfd.readouterr().err
+    assert "contains a run with other options" in capfd.readouterr().err
     assert (tmp_path / "world" / "study" / "results.json").read_bytes() == before
 
 
@@ -899,7 +899,7 @@ def test_what_is_made_of_data_is_made_anew_where_they_changed(
     assert main([*words, "--dry_run"]) == 0
     assert "[other options: data (was" in capfd.readouterr().out
     assert main(words) == 2
-    assert "holds a run with other options: data (was" in capfd.readouterr().err
+    assert "contains a run with other options: data (was" in capfd.readouterr().err
 
 
 def test_a_studys_root_and_its_data_may_be_moved(

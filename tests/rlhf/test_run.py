@@ -350,7 +350,7 @@ def test_a_reward_model_of_another_tokenizer(tiny: Config, tmp_path: Path, capfd
     assert {"reward", "gold", "kl", "length", "entropy", "loss/value", "clip_fraction"} <= metrics(plain.out)[0].keys()
     assert (Path(plain.out) / "curves.svg").read_text().startswith("<svg")
     assert main(words) == 2
-    assert "already holds a finished run" in capfd.readouterr().err
+    assert "already contains a finished run" in capfd.readouterr().err
 
 
 def test_a_run_is_not_mixed_with_another(tiny: Config, rewarded: Rewarded) -> None:
@@ -497,7 +497,7 @@ def test_what_a_run_reads_is_not_overwritten(tiny: Config, rewarded: Rewarded) -
         ("reference", {"reference": str(folder)}),
         ("score.chat_template", {"score": ScoreOptions(chat_template=str(folder / "template.jinja"))}),
     ):
-        with pytest.raises(ConfigError, match=f"{name}: .* lies in the run's own folder"):
+        with pytest.raises(ConfigError, match=f"{name}: .* is in the run's own folder"):
             rlhf(tiny(overwrite=True, **values))
 
 

@@ -112,11 +112,11 @@ def test_what_is_no_data_is_refused_before_anything_is_loaded(data: Any, base: s
 
 def test_evaluation_and_scoring_take_rows_in_memory(base: str, tmp_path: Path) -> None:
     train(config(base, tmp_path / "run", ROWS, method="baseline"))
-    run, said = str(tmp_path / "run"), []
+    run = str(tmp_path / "run")
     held = [pandas.DataFrame(ROWS[:6]), ROWS[6:]]
-    results = evaluate(EvaluateConfig(models=[run], data=held, out=str(tmp_path / "e")), say=said.append)
+    results = evaluate(EvaluateConfig(models=[run], data=held, out=str(tmp_path / "e")))
     assert [(data, cell.n) for (_, data), cell in results.cells.items()] == [("memory", 6), ("memory-2", 6)]
-    assert any("memory-2: read as TRL" in line for line in said)
+    assert results.sources["memory-2"][0]["form"] == "TRL pairs with a prompt"
     score_rows(ScoreConfig(model=run, data=ROWS, out=str(tmp_path / "scored.jsonl")))
     scored = [json.loads(line) for line in (tmp_path / "scored.jsonl").read_text().splitlines()]
     scores = [json.loads(line) for line in (tmp_path / "e/scores.jsonl").read_text().splitlines()]

@@ -214,7 +214,7 @@ def test_what_can_not_be_trained_on_is_a_named_error(prose: str, tmp_path: Path)
         pretrain(config(written(tmp_path / "all.jsonl", [{"text": "a b c " * 99}]), tmp_path / "o", shape=SHAPE))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    with pytest.raises(ConfigError, match="holds files that are no model"):
+    with pytest.raises(ConfigError, match="contains files that hafrm pretrain did not"):
         pretrain(config(prose, tmp_path / "full", shape=SHAPE))
     for name, value in {"shape": SHAPE, "tokenizer_texts": 9, "untie": False}.items():
         with pytest.raises(ConfigError, match=f"{name} has no effect"):

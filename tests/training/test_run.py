@@ -156,7 +156,7 @@ def test_foreign_folders_are_left_alone(config: TrainConfig) -> None:
     keep = Path(config.out) / "thesis.tex"
     keep.write_text("years of work")
     for overwrite in (False, True):
-        with pytest.raises(ConfigError, match="not a run"):
+        with pytest.raises(ConfigError, match="no run of hafrm"):
             train(replace(config, overwrite=overwrite))
     assert keep.read_text() == "years of work"
 
@@ -333,7 +333,7 @@ def test_a_run_does_not_read_from_the_folder_that_it_may_delete(
         "linked": {"data": [str(tmp_path / "link")]},
         "split": {"data": [f"{out}#train"]},
     }[name]
-    with pytest.raises(ConfigError, match="lies in the run's own folder"):
+    with pytest.raises(ConfigError, match="is in the run's own folder"):
         train(replace(finished, overwrite=True, **changes))
     assert (out / "model.safetensors").exists()
     assert (out / "train.jsonl").exists()
@@ -482,6 +482,28 @@ def test_a_run_says_what_it_will_do(config: TrainConfig, capfd) -> None:
     said = capfd.readouterr().err
     assert "24 training pairs: 4 steps of 4 pairs (0.667 epochs), learning rate 0.001, packed batches" in said
     assert "warning" not in said
+
+
+def test_a_run_says_what_it_leaves_out(config: TrainConfig, tmp_path: Path, capfd) -> None:
+    """Two pairs are over the limit, by the prompt or by a response, one row is bad, and two responses tie."""
+    rows = [each.as_row() for each in some_pairs(21)]
+    long = [pair("a " * 200, "yes", "no").as_row(), pair("a", "yes " * 99, "no").as_row()]
+    ranking = {"prompt": "How hot?", "responses": ["a", "b", "c"], "scores": [1, 1, 2]}
+    for name, found in {"train": [*rows, *long, {**rows[0], "chosen": []}], "ties": [ranking]}.items():
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, found)))
+    options = replace(config.data_options, on_bad_row="skip")
+    train(replace(config, data=["train.jsonl", "ties.jsonl"], data_options=options))
+    said = capfd.readouterr().err
+    (line,) = (line for line in said.splitlines() if "training pairs" in line and "steps" in line)
+    assert line.startswith("warning: 23 of 27 training pairs (2 over 128 tokens left out: --data_options.max_length")
+    assert "1 tied" in line
+    assert "1 empty_response" in line
+    assert "8 validation pairs: 4 steps" in line
+    assert "ties.jsonl: read as responses with scores" in said
+    train(replace(config, data=["ties.jsonl"], out="other"))
+    assert "warning" not in next(
+        line for line in capfd.readouterr().err.splitlines() if "2 of 3 training pairs" in line
+    )
 
 
 def test_pairs_and_margins_that_teach_nothing_are_told(config: TrainConfig, tmp_path: Path, capfd) -> None:

@@ -39,7 +39,7 @@ def run_evaluation(config: EvaluateConfig, console: Console, intro: str = "") ->
     """
     from hafrm.cli.printing import print_evaluation
     from hafrm.evaluation.results import shortfalls
-    from hafrm.evaluation.run import evaluate, load_sets
+    from hafrm.evaluation.run import evaluate, load_sets, readings
     from hafrm.report.loading import read_evaluation
     from hafrm.report.page import write_page
     from hafrm.report.tables import write_markdown
@@ -48,6 +48,8 @@ def run_evaluation(config: EvaluateConfig, console: Console, intro: str = "") ->
     errors = Console(stderr=True)
     with errors.status("reading pairs") as line:
         sets = load_sets(config)
+        for text in readings(sets):
+            errors.print(text, markup=False, highlight=False, soft_wrap=True)
         line.update("loading")
         results = evaluate(
             config,

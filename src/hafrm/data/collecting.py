@@ -97,7 +97,7 @@ def left_out_words(counts: Mapping[str, int], limit: int | None = None) -> str:
     length = f"{limit} tokens" if limit else "the length limit"
     words = {
         "overlong": f"over {length} left out: --data_options.max_length, --data_options.overlong truncate",
-        "tie": "ties",
+        "tie": "tied",
         "one_response": "prompts with one response",
         "mapping": "left out by --data_options.mapping",
     }

@@ -119,7 +119,7 @@ def open_sources(data: Any, *, split: str = "train", options: ReadOptions = _DEF
     sources = [_open(name, split, options) for name in names]
     if all(source.report.kind in ("named", "world") for source in sources):
         for option in ("columns", "mapping", "score_margins"):
-            if getattr(options, option):
+            if getattr(options, option, None):
                 raise ConfigError(f"data_options.{option} has no effect on {', '.join(names)}: leave it out.")
     return sources
 

@@ -36,11 +36,6 @@ class ReadOptions:
     with `prompt`, `chosen` and `rejected`, a list of such rows, or None to leave the row out.
     """
 
-    score_margins: bool = False
-    """Use the difference of a pair's scores as its margin (`score_chosen` and `score_rejected`, the scores of a
-    ranking, or the strength of a preference) instead of the column `margin`.
-    """
-
     def __post_init__(self) -> None:
         _ = self.renamed
         if self.columns and self.mapping:
@@ -84,6 +79,11 @@ class DataOptions(ReadOptions):
     """How training draws pairs: `pair` one by one, `prompt` all pairs of a prompt together, so that each response is
     computed once for all pairs that it is in. That is faster where prompts have several pairs, and batches are less
     varied.
+    """
+
+    score_margins: bool = False
+    """Use the difference of a pair's scores as its margin (`score_chosen` and `score_rejected`, the scores of a
+    ranking, or the strength of a preference) instead of the column `margin`.
     """
 
     tokens_per_batch: int | None = None

@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 from hafrm.data.collecting import Drop, Outcome, SourceReport, listed, outcomes_of
 from hafrm.data.forms import EXPLICIT, FORMS, Form, nearest, ranking
-from hafrm.data.options import ReadOptions
+from hafrm.data.options import DataOptions, ReadOptions
 from hafrm.data.rawrows import RawRow
 from hafrm.errors import BadRowError, BadRowReason, ConfigError, first_line
 from hafrm.pairs import PreferencePair
@@ -71,7 +71,8 @@ def _read(
     if form is None:
         form, rows = _recognised(rows)
     report.form = form.name
-    reading = _Reading(form, scores=options.score_margins, checked=mapping is None)
+    scores = isinstance(options, DataOptions) and options.score_margins
+    reading = _Reading(form, scores=scores, checked=mapping is None)
     if form.single:
         rows = reading.gathered(rows)
     try:
@@ -117,15 +118,17 @@ def renamed_rows(rows: Iterable[RawRow], options: ReadOptions) -> Iterator[RawRo
             f"{listed(list(first.value))}."
         )
     for row in rows:
-        yield replace(row, value=renamed(row.value, names)) if isinstance(row.value, Mapping) else row
+        yield with_names(row, names)
 
 
-def renamed(row: Mapping[str, Any], names: Mapping[str, str]) -> Mapping[str, Any]:
-    """Return a row with columns under other names; see `ReadOptions.columns`."""
+def with_names(row: RawRow, names: Mapping[str, str]) -> RawRow:
+    """Return a row with columns under other names; see `ReadOptions.renamed`."""
+    if not names or not isinstance(row.value, Mapping):
+        return row
     taken = set(names.values())
-    return {name: value for name, value in row.items() if name not in taken} | {
-        name: row[column] for name, column in names.items() if column in row
-    }
+    kept = {name: value for name, value in row.value.items() if name not in taken}
+    found = {name: row.value[column] for name, column in names.items() if column in row.value}
+    return replace(row, value=kept | found)
 
 
 def form_of(row: Mapping[str, Any]) -> Form | None:
@@ -260,23 +263,26 @@ class _Reading:
             yield replace(first, value=value, merged=len(group))
 
 
-def row_mapping(options: ReadOptions) -> Callable[[RawRow], Any]:
-    """Return a function from a raw row to the one row of the contract that it stands for, for scoring row by row.
+def row_mapping(options: ReadOptions, forms: Sequence[Form] = FORMS) -> Callable[[RawRow], Any]:
+    """Return a function from a row to the one row of the contract that it stands for, for work row by row.
 
-    The function raises BadRowError if a row stands for another number of rows, as a ranking does.
+    Args:
+        options: The user's mapping; the rows' columns have been renamed already.
+        forms: The forms that are recognised; rows in others are returned as they are.
+
+    Returns:
+        The function; it raises BadRowError if a row stands for another number of rows, as a ranking does.
     """
-    mapping, names = (user_mapping(options.mapping) if options.mapping else None), options.renamed
+    mapping = user_mapping(options.mapping) if options.mapping else None
 
     def read(row: RawRow) -> Any:
-        if not isinstance(row.value, Mapping):
-            return row.value
-        value = renamed(row.value, names)
-        form = mapping or form_of(value)
-        if "response" in value and mapping is None:
+        value = row.value
+        if not isinstance(value, Mapping) or ("response" in value and mapping is None):
             return value
+        form = mapping or next((form for form in forms if form.recognises(value)), None)
         if form is None:
-            completion = {"response": "completion"} if "completion" in value and "chosen" not in value else {}
-            return renamed(value, completion)
+            is_completion = "completion" in value and "chosen" not in value
+            return with_names(row, {"response": "completion"}).value if is_completion else value
         reader = RowReader(value, source=row.source, number=row.number)
         outcomes = list(form.to_rows(reader))
         if len(outcomes) != 1 or isinstance(outcomes[0], Drop):

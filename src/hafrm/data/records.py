@@ -11,15 +11,19 @@ from pathlib import Path
 from typing import TypeVar
 
 from hafrm.data.collecting import Drop, SourceReport, records_of
+from hafrm.data.forms import FORMS
 from hafrm.data.loading import open_sources
 from hafrm.data.options import ReadOptions
 from hafrm.data.rawrows import RawRow, read_rows
-from hafrm.data.recognition import renamed_rows
+from hafrm.data.recognition import renamed_rows, row_mapping
 from hafrm.errors import DataError
 from hafrm.pairs import PreferencePair, Prompt, prompt_group
 from hafrm.rows import RowReader, parse_pair
 
 Record = TypeVar("Record")
+
+_PAIR_FORMS = [form for form in FORMS if "chosen" in form.columns]
+"""Forms of rows with one pair; commands that read other records have columns of their own for several responses."""
 
 
 def read_records(
@@ -52,8 +56,10 @@ def read_records(
             setattr(report, each, getattr(source.report, each))
         return
 
+    read = row_mapping(options, _PAIR_FORMS)
+
     def parse(row: RawRow) -> Record | Drop:
-        return of_row(RowReader(row.value, source=name, number=row.number))
+        return of_row(RowReader(read(row), source=name, number=row.number))
 
     rows = renamed_rows(read_rows(Path(name)), options)
     yield from records_of(rows, report, parse, on_bad_row=options.on_bad_row)

@@ -22,7 +22,7 @@ import numpy as np
 from hafrm import atomic
 from hafrm.data import MemoryData, OnBadRow, RawRow, ReadOptions, read_rows
 from hafrm.data.rawrows import FORMATS, has_known_suffix
-from hafrm.data.recognition import row_mapping
+from hafrm.data.recognition import row_mapping, with_names
 from hafrm.data.tabular import arrow_row
 from hafrm.errors import BadRowError, UnreadableError
 from hafrm.evaluation.options import ScoreConfig
@@ -185,7 +185,7 @@ def score_chunk(scorer: Scorer, rows: Sequence[RawRow], *, options: ReadOptions)
         BadRowError: a row breaks the data contract, and bad rows are not to be skipped.
     """
     read = row_mapping(options)
-    parsed = [_parse(row, read, options.on_bad_row) for row in rows]
+    parsed = [_parse(with_names(row, options.renamed), read, options.on_bad_row) for row in rows]
     places = [(row.source, row.number) for row, (_, found, _) in zip(rows, parsed, strict=True) for _ in found]
     conversations = [conversation for _, found, _ in parsed for conversation in found]
     outcomes = iter(score_conversations(scorer, conversations, places, on_bad_row=options.on_bad_row))

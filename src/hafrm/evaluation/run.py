@@ -85,8 +85,6 @@ def evaluate(
         by="hafrm evaluate",
     )
     sets = load_sets(config) if sets is None else sets
-    for line in _readings(sets):
-        say(line)
     suites = {name: load_suite(name, config.data_options) for name in config.suites}
     calibration = _load_calibration(config, sets)
     identities = {model: _look_up(model, config, sets | calibration, say) for model in config.models}
@@ -125,7 +123,7 @@ def evaluate(
     return results
 
 
-def _readings(sets: Mapping[str, PairSet]) -> Iterator[str]:
+def readings(sets: Mapping[str, PairSet]) -> Iterator[str]:
     """Yield a line for each source that says its form, the columns that were not read, and the rows left out."""
     for name, found in sets.items():
         for report in found.reports:

@@ -127,9 +127,11 @@ class _BatchedScorer:
 
     @torch.inference_mode()
     def _score_rows(self, encoded: Mapping[int, TokenGroup]) -> dict[int, float]:
-        """Score encoded sequences; return rewards by index."""
+        """Score encoded sequences, equal ones once; return rewards by index."""
+        first: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
+        same_as = {row: first.setdefault((group.prompt, group.responses[0]), row) for row, group in encoded.items()}
         rewards: dict[int, float] = {}
-        for rows, batch in self._batches(encoded):
+        for rows, batch in self._batches({row: encoded[row] for row in first.values()}):
             with _enough_memory(batch):
                 scores = self._score_batch(batch)
             if not torch.isfinite(scores).all():
@@ -137,7 +139,7 @@ class _BatchedScorer:
                     "The model gave a reward that is not finite. Its weights are damaged, or its dtype overflows."
                 )
             rewards.update(zip(rows, scores.tolist(), strict=True))
-        return rewards
+        return {row: rewards[other] for row, other in same_as.items()}
 
     def _batches(self, encoded: Mapping[int, TokenGroup]) -> Iterator[tuple[list[int], SequenceBatch]]:
         """Yield batches, each with the indices of its sequences."""

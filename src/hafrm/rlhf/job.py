@@ -51,7 +51,7 @@ class RlhfJob:
 
     def begin(self) -> None:
         """Create the folder, which from now on contains an unfinished run."""
-        if kept := make_folder(self.folder, anew=self.config.overwrite and self.folder.exists(), more=_PICTURES):
+        if kept := make_folder(self.folder, start_over=self.config.overwrite and self.folder.exists(), more=_PICTURES):
             self.say(kept)
         save_manifest(self.manifest, self.folder)
 

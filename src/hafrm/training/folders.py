@@ -50,11 +50,11 @@ def claim_folder(
         require_own_checkpoints(folder)
         return None
     if is_finished(folder):
-        raise ConfigError(f"{folder} already holds a finished run. Choose another --out, or --overwrite true.")
+        raise ConfigError(f"{folder} already contains a finished run. Choose another --out, or --overwrite true.")
     if manifest is not None:
         require_same_config(manifest, config, folder)
     elif folder.exists() and not all(map(atomic.leftover_of, folder.iterdir())):
-        raise ConfigError(f"{folder} holds files that are not a run of hafrm. Choose another --out.")
+        raise ConfigError(f"{folder} contains files that no run of hafrm wrote. Choose another --out.")
     return manifest
 
 
@@ -62,7 +62,7 @@ def _refuse_inputs_in(folder: Path, inputs: Mapping[str, Path]) -> None:
     """Raise if an input is in the run's folder, where `overwrite` could delete it."""
     for what, path in inputs.items():
         if path.exists() and path.resolve().is_relative_to(folder.resolve()):
-            raise ConfigError(f"{what} lies in the run's own folder {folder}. Choose another --out.")
+            raise ConfigError(f"{what} is in the run's own folder {folder}. Choose another --out.")
 
 
 def hold_folder(folder: Path) -> AbstractContextManager[None]:
@@ -76,12 +76,12 @@ def hold_folder(folder: Path) -> AbstractContextManager[None]:
     return alone(folder, beside=True) if os.environ.get("RANK", "0") == "0" else nullcontext()
 
 
-def make_folder(folder: Path, *, anew: bool = False, more: Collection[str] = ()) -> str:
+def make_folder(folder: Path, *, start_over: bool = False, more: Collection[str] = ()) -> str:
     """Create the run's folder; call it once data, model and options have been checked.
 
     Args:
         folder: The folder.
-        anew: Delete what an earlier run wrote there.
+        start_over: Delete what an earlier run wrote there.
         more: Files that this kind of run writes in addition to model, checkpoints, manifest and metrics.
 
     Returns:
@@ -92,7 +92,7 @@ def make_folder(folder: Path, *, anew: bool = False, more: Collection[str] = ())
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        kept = remove_own(folder, more) if anew else []
+        kept = remove_own(folder, more) if start_over else []
     except OSError as error:
         raise unwritable(folder, error) from error
     more = f" and {len(kept) - 3} more" if len(kept) > 3 else ""

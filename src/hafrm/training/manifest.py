@@ -145,7 +145,7 @@ def refuse_other_options(changed: str, folder: Path) -> None:
         ConfigError: something differs.
     """
     if changed:
-        raise ConfigError(f"{folder} holds a run with other options: {changed}. Choose another --out.")
+        raise ConfigError(f"{folder} contains a run with other options: {changed}. Choose another --out.")
 
 
 def require_same_config(manifest: dict[str, Any], config: DataclassInstance, folder: Path) -> None:
@@ -210,7 +210,7 @@ def _is_free(name: str) -> bool:
 def _require_none(changes: str, what: str, folder: Path) -> None:
     if changes:
         raise ConfigError(
-            f"{folder} holds an unfinished run {what}: {changes}. Choose another --out, or --overwrite true."
+            f"{folder} contains an unfinished run {what}: {changes}. Choose another --out, or --overwrite true."
         )
 
 

@@ -25,7 +25,7 @@ _OF_A_CHECKPOINT = re.compile(
     r"|(optimizer|scheduler|scaler|trainer|rng_state(_\d+)?)\.(pt|pth|bin)|(optimizer_0|global_step\d+)/.*"
     r"|runs/(.*/)?events\.out\.tfevents\..*"
 )
-"""What is in a checkpoint beside the listed files, and comes after or before its list."""
+"""Files of a checkpoint that its list does not name, since they are written before or after it."""
 _OF_A_MODEL = re.compile(rf"{RUN_FILE}|{CHECKSUMS_FILE}|{MODEL_FILES.pattern}")
 """What a save that was killed leaves without a list."""
 _SAVED = re.compile(rf"files|reward|policy|checkpoint-\d+|{_OF_A_MODEL.pattern}|{_OF_A_RUN.pattern}")

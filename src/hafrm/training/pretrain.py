@@ -96,14 +96,14 @@ def _finished(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
         _require_same(folder, found, asked)
         return found if name == RECIPE_FILE else None
     if folder.exists() and not all(path.name == ".lock" or atomic.leftover_of(path) for path in folder.iterdir()):
-        raise ConfigError(f"{folder} holds files that are no model of hafrm pretrain. Choose another --out.")
+        raise ConfigError(f"{folder} contains files that hafrm pretrain did not write. Choose another --out.")
     return None
 
 
 def _require_same(folder: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     """Raise unless the model has the same options and text."""
     if found.get("config") != asked["config"]:
-        raise ConfigError(f"{folder} holds a model that was made with other options. Choose another --out.")
+        raise ConfigError(f"{folder} contains a model that was made with other options. Choose another --out.")
     texts = zip(asked["config"]["data"], found["texts"], asked["texts"], strict=True)
     changed = [file for file, old, new in texts if old != new]
     if changed:

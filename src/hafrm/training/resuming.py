@@ -171,6 +171,6 @@ def require_whole_archives(checkpoint: Path) -> None:
 def without_checkpoint(checkpoint: Path) -> str:
     """Return the remedy for a damaged checkpoint of a run that is to be resumed, as a clause."""
     return (
-        f"Delete the folder {checkpoint}: the same command then resumes from the checkpoint before it that holds an "
+        f"Delete the folder {checkpoint}: the same command then resumes from the checkpoint before it that has an "
         "optimizer's state, or begins again where there is none"
     )

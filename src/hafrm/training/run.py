@@ -153,7 +153,7 @@ def _train(config: TrainConfig, folder: Path, callbacks: Sequence[TrainerCallbac
     PartialState().wait_for_everyone()  # all processes have now read the folder's state
     with args.main_process_first(local=False):  # the others look for checkpoints in the folder
         if args.process_index == 0:
-            kept = make_folder(folder, anew=config.overwrite)
+            kept = make_folder(folder, start_over=config.overwrite)
             save_manifest(manifest, folder)
             length = config.data_options.max_length
             opening = _opening(data, args, manifest["layout"], margins=objective.needs_rewards, max_length=length)
@@ -322,7 +322,7 @@ def _opening(data: _Data, args: TrainingArguments, layout: str, *, margins: bool
     for lost in data.train.account.lost:
         yield f"warning: {lost}"
     if not margins and data.train.margins.any():
-        yield "warning: the rows' margins have no effect: the reward loss alone reads them"
+        yield "warning: the rows' margins have no effect, since only the reward loss reads them"
 
 
 def _left_out(tables: PairTables) -> Counter[str]:
@@ -459,7 +459,7 @@ def _state_here(checkpoint: Path) -> TrainerState:
     here = best and str(checkpoint.parent / Path(best).name)
     if here and not Path(here).is_dir():
         raise ModelError(
-            f"{here}, by {path} the best checkpoint so far, is not there. Put it back, or begin anew with --overwrite."
+            f"{here}, the best checkpoint according to {path}, is missing. Restore it, or start over with --overwrite."
         )
     if here and PartialState().is_main_process:
         require_undamaged(Path(here))

@@ -46,14 +46,14 @@ from hafrm.training.resuming import list_training_state
 from hafrm.training.sharding import fsdp_plugin, share_heads_with_root
 
 _LESS_MEMORY = (
-    "Lower data_options.tokens_per_batch, or set --training.activation_checkpointing true: the same command then goes "
-    "on from the last checkpoint, to the same losses. Where one pair alone is too much, a new run needs a lower "
-    "data_options.max_length, adapters (lora.rank) or a narrower dtype."
+    "Lower data_options.tokens_per_batch, or set --training.activation_checkpointing true: the same command then "
+    "resumes from the last checkpoint, with the same losses. If a single pair is too large, start a new run with a "
+    "lower data_options.max_length, adapters (lora.rank) or a narrower dtype."
 )
 _NEW_RUN = (
     "Check these rows, or start a new run (another --out, or --overwrite true) with a lower training.learning_rate, or "
-    "in bfloat16 or float32 instead of float16: a run can't go on with another rate or precision. The last checkpoint "
-    "is intact."
+    "in bfloat16 or float32 instead of float16: a run can't be resumed with another rate or precision. The last "
+    "checkpoint is intact."
 )
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
 
 from hafrm.cli import main
 from hafrm.templates import DEFAULT_CHAT_TEMPLATE
+from hafrm.training import callbacks
 from tests.tiny import save_tiny, some_pairs, tiny_tokenizer
 
 OWN = (
@@ -84,8 +86,19 @@ def test_a_template_that_cant_be_read_is_named(base: Path, rows: Path, tmp_path:
     assert "chat_template" in capfd.readouterr().err.splitlines()[-1]
 
 
-def test_a_run_does_not_go_on_with_another_template(base: Path, rows: Path, own: str, tmp_path: Path, capfd) -> None:
-    assert train(base, rows, tmp_path / "run", "--chat_template", own) == 0
+def test_a_run_does_not_go_on_with_another_template(
+    base: Path, rows: Path, own: str, tmp_path: Path, capfd, monkeypatch
+) -> None:
+    def stop(self: object, args: object, state: Any, control: object, **kwargs: object) -> None:
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+
+    options = ["--training.max_steps", "4", "--training.save_steps", "2", "--chat_template", own]
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.MetricsFile, "on_step_end", stop)
+        assert train(base, rows, tmp_path / "run", *options) == 130
     capfd.readouterr()
-    assert train(base, rows, tmp_path / "run", "--chat_template", "default") == 2
-    assert "chat_template" in capfd.readouterr().err
+    Path(own).write_text(OWN.replace("<", "["))
+    assert train(base, rows, tmp_path / "run", *options) == 2
+    Path(own).write_text(OWN)
+    assert train(base, rows, tmp_path / "run", *options) == 0

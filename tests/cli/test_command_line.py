@@ -72,6 +72,7 @@ def test_the_version_and_the_help_need_no_command() -> None:
         ([*TRAIN, "--methd", "haf"], ["--methd", "Did you mean --method?"]),
         ([*TRAIN, "--loss.policy-rato", "1"], ["--loss.policy_ratio"]),
         ([*TRAIN, "--learning-rate", "1e-3"], ["Did you mean --training.learning_rate?"]),
+        ([*TRAIN, "--lr", "1e-3"], ["Did you mean --training.learning_rate?"]),
         ([*TRAIN, "--batch_size", "8"], ["per_device_train_batch_size"]),
         ([*TRAIN, "--max_length=64"], ["Did you mean --data_options.max_length?"]),
         ([*TRAIN, "--method", "rm"], ["--method must be haf, baseline or dpo, got rm"]),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -232,8 +234,13 @@ def test_what_an_experiment_would_not_read_is_refused_before_anything_is_done(
     assert message in capfd.readouterr().err
 
 
-def test_every_experiment_says_what_it_is() -> None:
-    assert all(each.summary and each.plan.__doc__ and each.find.__doc__ for each in EXPERIMENTS.values())
+def test_every_experiment_says_what_it_is_and_its_functions_exist() -> None:
+    for each in EXPERIMENTS.values():
+        assert each.summary
+        for function in (each.plan, each.find, each.execute, each.describe):
+            assert function.__doc__
+            if late := re.fullmatch(r"Call `(.+)\.(\w+)`\.", function.__doc__):
+                assert getattr(importlib.import_module(late[1]), late[2]).__doc__
 
 
 @pytest.mark.slow

@@ -55,9 +55,15 @@ def test_a_tracker_that_is_not_installed_is_named_before_anything_is_read(
     assert not (tmp_path / "out").exists()
 
 
-def test_trackers_that_are_there_or_unknown_are_left_to_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trackers_that_are_there_are_left_to_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "get_available_reporting_integrations", lambda: ["tensorboard"])
-    for given in (None, "none", "all", [], "tensorboard", ["tensorboard"], "tensorbord"):
+    for given in (None, "none", "all", [], "tensorboard", ["tensorboard"]):
+        check_machine({"report_to": given})
+
+
+@pytest.mark.parametrize(("given", "expected"), [("tensorbord", "Did you mean tensorboard"), (["mine"], "wandb")])
+def test_a_tracker_that_does_not_exist_is_named(given: object, expected: str) -> None:
+    with pytest.raises(ConfigError, match=f"is not a tracker.*{expected}"):
         check_machine({"report_to": given})
 
 

@@ -29,6 +29,10 @@ _UNEXPECTED = re.compile(r"(?:does not accept option|Option|[Kk]ey) '(?P<key>[\w
 _CHOICE = re.compile(r"argument (?P<name>\S+): invalid choice: '(?P<given>.*?)' \(choose from (?P<known>.*)\)")
 
 
+_SHORT = {"lr": "learning_rate", "epochs": "num_train_epochs", "steps": "max_steps"}
+"""Usual short names of options."""
+
+
 class Parser(ArgumentParser):
     """A parser whose errors are one line each, with a suggestion for an unknown option.
 
@@ -85,6 +89,7 @@ class Parser(ArgumentParser):
         """Suggest options for an unknown one, near by the whole name or by its last part; empty if none is near."""
         known = [each.removeprefix("--") for each in self.names()]
         last = name.rpartition(".")[2]
+        last = _SHORT.get(last, last)
         near = [each for each in known if each.rpartition(".")[2] == last] or get_close_matches(name, known, n=3)
         if not near and "training" in known:
             from hafrm.training.arguments import FIELDS  # loads transformers
@@ -121,9 +126,10 @@ class Parser(ArgumentParser):
         if choice := _CHOICE.search(message):
             words = re.findall(r"'([^']*)'", choice["known"])
             return f"{choice['name']} must be {_listed(words)}, got {choice['given']}"
-        message = re.sub(
-            r'in "<unicode string>", ', "at ", message.replace("Problems parsing config", "--config can't be read")
-        )
+        if missing := re.search(r"File does not exist: '(.*)'", message):
+            return f"--config {missing[1]}: no such file"
+        message = message.replace("Problems parsing config", "--config can't be read")
+        message = message.replace('in "<unicode string>", ', "at ")
         message = re.sub(r"^argument (\S+): expected .*argument", r"\1 needs a value", message)
         lines = (line.strip() for line in message.removeprefix("argument ").splitlines())
         return " ".join(filter(None, lines)).rstrip(".")

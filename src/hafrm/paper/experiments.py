@@ -23,6 +23,7 @@ def _late(path: str) -> Callable[..., Any]:
     def call(*arguments: Any) -> Any:
         return getattr(importlib.import_module(f"hafrm.paper.{module}"), name)(*arguments)
 
+    call.__doc__ = f"Call `hafrm.paper.{path}`."
     return call
 
 

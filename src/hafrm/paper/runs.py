@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shlex
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -209,7 +209,7 @@ class Run(Trained):
 
     def command(self, job: Job) -> str:
         """Return the equivalent `hafrm train` command."""
-        return shlex.join(train_words(self.config(job, model=job.scale.backbone(self.backbone).shown)))
+        return shell_line(train_words(self.config(job, model=job.scale.backbone(self.backbone).shown)))
 
 
 def seed_runs(job: Job, backbone: str, sets: tuple[str, ...], method: Method) -> list[Run]:
@@ -306,7 +306,12 @@ class Policy(Trained):
 
     def command(self, job: Job) -> str:
         """Return the equivalent `hafrm rlhf` command."""
-        return shlex.join(rlhf_words(self.config(job, model=job.scale.backbone(self.backbone).shown)))
+        return shell_line(rlhf_words(self.config(job, model=job.scale.backbone(self.backbone).shown)))
+
+
+def shell_line(words: Sequence[str]) -> str:
+    """Join words to a line for a shell, which is to replace `$(COMMAND)` by what the command prints."""
+    return " ".join(f'"{word}"' if word.startswith("$(") else shlex.quote(word) for word in words)
 
 
 def rlhf_words(config: RlhfConfig) -> list[str]:

@@ -230,7 +230,7 @@ def world_scale(overrides: Overrides) -> Scale:
         return str(world_backbone(kind))
 
     def backbone(kind: BackboneKind, paper_name: str) -> Backbone:
-        shown = f"world_backbone({kind!r})"
+        shown = f"$(python -m hafrm.paper.world.backbone {kind})"  # a shell replaces it by the folder
         return Backbone(kind, paper_name, partial(made, kind), shown, LoraOptions(), rates)
 
     backbones = backbone("instruct", "Mistral"), backbone("base", "Mistral-base")

@@ -20,6 +20,7 @@ from hafrm.errors import ConfigError, MissingExtraError
 from hafrm.models.generating import stop_tokens
 from hafrm.models.listing import save_checksums
 from hafrm.models.scorers import Scorer
+from hafrm.models.stock import quiet_transformers
 from hafrm.rlhf.checkpoints import require_as_saved
 from hafrm.rlhf.job import RlhfJob, RlhfResult
 from hafrm.rlhf.options import RlhfConfig
@@ -154,16 +155,19 @@ def train_groups(job: RlhfJob) -> RlhfResult:
     causal_lm = job.model.causal_lm
     reward = GroupReward(job, scorer, set(stop_tokens(causal_lm, job.tokenizer)))
     progress = _Progress(job, reward)
-    trainer = type(trainer_class.__name__, (_Checksums, trainer_class), {})(
-        model=causal_lm,
-        reward_funcs=reward,
-        args=options(**_arguments(job.config)),
-        train_dataset=_dataset(job),
-        processing_class=job.tokenizer,
-        callbacks=[progress],
-    )
-    trainer.remove_callback(PrinterCallback)
-    train_to_the_end(trainer, job.folder)
+    with quiet_transformers(), warnings.catch_warnings():
+        # TRL reads and sets names of transformers that are deprecated
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
+        trainer = type(trainer_class.__name__, (_Checksums, trainer_class), {})(
+            model=causal_lm,
+            reward_funcs=reward,
+            args=options(**_arguments(job.config)),
+            train_dataset=_dataset(job),
+            processing_class=job.tokenizer,
+            callbacks=[progress],
+        )
+        trainer.remove_callback(PrinterCallback)
+        train_to_the_end(trainer, job.folder)
     return job.finish(progress.last)
 
 

@@ -104,7 +104,7 @@ def checked_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
         if name not in FIELDS:
             near = get_close_matches(name, FIELDS, n=3)
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
-            raise ConfigError(f"training.{name} is no field of transformers' TrainingArguments.{hint}")
+            raise ConfigError(f"training.{name} is not a field of transformers' TrainingArguments.{hint}")
         _refuse_without_effect(name, value)
     read = {name: _typed(name, value) for name, value in given.items()}
     for name, value in read.items():
@@ -147,6 +147,8 @@ def _typed(name: str, value: Any) -> Any:
         return "no"
     default = FIELDS[name].default
     number = isinstance(value, int | float) and not isinstance(value, bool)
+    if type(default) is bool and not isinstance(value, bool):
+        raise ConfigError(f"training.{name} must be true or false, got {value!r}")
     wants = "a whole number" if type(default) is int else "a number" if type(default) is float else ""
     if wants and not (number and (type(default) is float or isinstance(value, int))):
         raise ConfigError(f"training.{name} must be {wants}, got {value!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -59,7 +60,13 @@ def _require_trackers(report_to: Any) -> None:
     names = [report_to] if isinstance(report_to, str) else list(report_to or [])
     there = {*get_available_reporting_integrations(), *_UNLISTED}
     for name in names:
-        if name in INTEGRATION_TO_CALLBACK and name not in there:
+        if name in ("all", "none"):
+            continue
+        if name not in INTEGRATION_TO_CALLBACK:
+            near = get_close_matches(str(name), INTEGRATION_TO_CALLBACK, n=1)
+            known = f"Did you mean {near[0]}?" if near else f"There are {', '.join(INTEGRATION_TO_CALLBACK)}."
+            raise ConfigError(f"training.report_to: {name} is not a tracker. {known}")
+        if name not in there:
             raise ConfigError(
                 f"training.report_to: {name} is not installed here. Install it (pip install {name}), or leave it out."
             )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -274,3 +275,7 @@ def _warm_cosine(step: int, steps: int) -> float:
     if step < warm:
         return (step + 1) / warm
     return 0.05 + 0.95 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))) / 2
+
+
+if __name__ == "__main__":  # for the commands of dry runs
+    print(world_backbone(sys.argv[1]))  # type: ignore[arg-type]  # noqa: T201

@@ -233,7 +233,7 @@ def test_what_an_experiment_would_not_read_is_refused_before_anything_is_done(
 
 
 def test_every_experiment_says_what_it_is() -> None:
-    assert all(each.summary and each.plan.__doc__ and each.find.__doc__ for each in EXPERIMENTS.values())
+    assert all(each.summary for each in EXPERIMENTS.values())
 
 
 @pytest.mark.slow

@@ -170,7 +170,7 @@ def test_overwriting_never_deletes_what_is_no_run(manifest: str | None, config: 
     if manifest is not None:
         (folder / "manifest.json").write_text(manifest)
     before = contents(folder)
-    with pytest.raises(ConfigError, match="not a run of hafrm"):
+    with pytest.raises(ConfigError, match="no run of hafrm"):
         train(replace(config, overwrite=True))
     assert contents(folder) == before
 

@@ -216,7 +216,9 @@ def test_a_best_checkpoint_that_is_gone_is_said_before_training_goes_on(stopped:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"best_model_checkpoint": "run/checkpoint-1"}))
     list_training_state(path.parent)
     shutil.rmtree(Path(stopped.out) / "checkpoint-1", ignore_errors=True)
-    with pytest.raises(ModelError, match=r"checkpoint-1, by .*trainer_state.json the best checkpoint so far, is not"):
+    with pytest.raises(
+        ModelError, match=r"checkpoint-1, the best checkpoint according to .*trainer_state.json, is missing"
+    ):
         train(stopped)
     assert train(replace(stopped, overwrite=True)).steps == 3
 

@@ -233,7 +233,7 @@ def test_wrong_folders_are_named_errors(tmp_path: Path) -> None:
         load_run(tmp_path)
     with pytest.raises(ModelError, match="No causal language model"):
         load_causal_lm(str(tmp_path / "nowhere"))
-    with pytest.raises(ModelError, match="No tokenizer"):
+    with pytest.raises(ModelError, match="no such folder"):
         load_tokenizer(str(tmp_path / "nowhere"))
 
 

@@ -41,6 +41,7 @@ OPTIONS = {
     "best-of-n": "BestOfNConfig",
     "demo": "DemoConfig",
     "evaluate": "EvaluateConfig",
+    "doctor": "DoctorConfig",
     "export": "ExportConfig",
     "judge": "JudgeConfig",
     "pretrain": "PretrainConfig",

@@ -88,16 +88,17 @@ class Parser(ArgumentParser):
     def _suggestion(self, name: str) -> str:
         """Suggest options for an unknown one, near by the whole name or by its last part; empty if none is near."""
         known = [each.removeprefix("--") for each in self.names()]
+        name = _SHORT.get(name, name)
         last = name.rpartition(".")[2]
-        last = _SHORT.get(last, last)
-        near = [each for each in known if each.rpartition(".")[2] == last] or get_close_matches(name, known, n=3)
+        near = [each for each in known if each.rpartition(".")[2] == last]
+        near = near or get_close_matches(name, known, n=3, cutoff=0.75)
         if not near and "training" in known:
             from hafrm.training.arguments import FIELDS  # loads transformers
 
             near = [f"training.{field}" for field in FIELDS if field == last or field.endswith(f"_train_{last}")]
         if not near:
             parts = {each.rpartition(".")[2]: each for each in known}
-            near = [parts[each] for each in get_close_matches(last, parts, n=2, cutoff=0.75)]
+            near = [parts[each] for each in get_close_matches(last, parts, n=2, cutoff=0.7)]
         return f" Did you mean {' or '.join(f'--{each}' for each in near[:3])}?" if near else ""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

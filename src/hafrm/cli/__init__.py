@@ -39,7 +39,10 @@ COMMANDS = {
 
 _SHELLS = ("bash", "zsh", "tcsh")
 
-_EPILOG = "`hafrm COMMAND --help` explains a command. Names of options may have dashes or underscores."
+_EPILOG = (
+    "`hafrm COMMAND --help` explains a command. Names of options may have dashes or underscores. For example: "
+    "hafrm train --model MODEL --data train.jsonl --eval-data valid.jsonl --out runs/mine"
+)
 
 STOPPED = {
     "demo": "the same command resumes from the last checkpoint",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from hafrm.encoding import ConversationEncoder, Overlong
 from hafrm.errors import ConfigError, ModelError
 from hafrm.losses import USES_REFERENCE
 from hafrm.models.checkpoints import cast_weights, load_packed_start, load_run
+from hafrm.models.custom import OwnClassScorer, load_own_class, own_class, own_class_refused
 from hafrm.models.foreign import has_stock_class, load_classifier, pad_of_classifier
 from hafrm.models.heads import OPENRLHF, SavedHead, find_head
 from hafrm.models.hybrid import HybridModel, head_width, max_positions, new_reward_head
@@ -244,8 +245,15 @@ def _load_foreign_scorer(model: str, options: ScoreOptions, *, trust_remote_code
     Raises:
         ModelError: it has no reward head, or one that neither can read.
     """
-    head = find_head(model, trust_remote_code=trust_remote_code)
+    own = own_class(model)
+    if own is not None and not trust_remote_code:
+        raise own_class_refused(model)
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code, template=None, instead=options.template())
+    if own is not None:
+        return _load_own_class_scorer(model, own, tokenizer, options)
+    if options.objective is not None:
+        raise ConfigError(f"score.objective has no effect on {model}, which gives one reward: leave it out.")
+    head = find_head(model, trust_remote_code=trust_remote_code)
     if head is not None and not has_stock_class(model, head, trust_remote_code=trust_remote_code):
         policy = _policy_only(model, tokenizer, options.torch_dtype(), trust_remote_code=trust_remote_code, head=head)
         encoder = _encoder(tokenizer, policy.config, options, max_length=512, overlong="drop")
@@ -254,6 +262,13 @@ def _load_foreign_scorer(model: str, options: ScoreOptions, *, trust_remote_code
     encoder = _encoder(tokenizer, classifier.config, options, max_length=512, overlong="drop")
     layout = Layout(packed=False, pad_token_id=pad_of_classifier(classifier, tokenizer))
     return StockScorer(classifier.eval().to(options.torch_device()), encoder, layout, options)
+
+
+def _load_own_class_scorer(model: str, auto: str, tokenizer: Any, options: ScoreOptions) -> Scorer:
+    loaded = load_own_class(model, auto, tokenizer, options.torch_dtype())
+    encoder = _encoder(tokenizer, loaded.config, options, max_length=512, overlong="drop")
+    layout = Layout(packed=False, pad_token_id=tokenizer.pad_token_id)
+    return OwnClassScorer(cast(Any, loaded.eval()).to(options.torch_device()), encoder, layout, options)
 
 
 def _encoder(

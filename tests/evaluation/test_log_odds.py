@@ -10,7 +10,7 @@ import pytest
 
 from hafrm.evaluation.options import EvaluateConfig
 from hafrm.evaluation.run import evaluate
-from hafrm.models.listing import checksums
+from hafrm.models.checksums import checksums
 from hafrm.models.options import ScorerChoice
 from hafrm.models.runinfo import Head
 from hafrm.pairs import Conversation

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from hafrm.models.checksums import checksums
 from hafrm.models.identity import model_identity
-from hafrm.models.listing import checksums
 from hafrm.models.options import ScoreOptions, ScorerChoice
 from hafrm.models.runinfo import RunInfo
 from tests.tiny import save_tiny

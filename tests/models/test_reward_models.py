@@ -27,8 +27,8 @@ from hafrm.models.identity import model_identity
 from hafrm.models.loading import load_scorer
 from hafrm.models.lora import quiet_peft
 from hafrm.models.options import ExportConfig, LoraOptions, ScoreOptions, ScorerChoice
-from hafrm.models.starts import check_start
-from hafrm.models.stock import new_model, quiet_transformers
+from hafrm.models.starts import check_start, new_model
+from hafrm.models.stock import quiet_transformers
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.packing import pad_rows
 from tests.models.test_checkpoints import info, trained

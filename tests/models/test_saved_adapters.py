@@ -23,14 +23,15 @@ from hafrm.errors import ModelError
 from hafrm.models import lora as lora_module
 from hafrm.models import stock as stock_module
 from hafrm.models.checkpoints import cast_weights, load_packed_start, load_run, save_adapter, save_run
+from hafrm.models.checksums import checksums
 from hafrm.models.export import export
 from hafrm.models.hybrid import HybridModel
-from hafrm.models.listing import checksums
 from hafrm.models.loading import load_log_prob_scorer, load_scorer
 from hafrm.models.lora import merged_state_dict
 from hafrm.models.options import ExportConfig, LoraOptions, ScoreOptions
 from hafrm.models.references import weights_digest
-from hafrm.models.stock import new_model, quiet_transformers
+from hafrm.models.starts import new_model
+from hafrm.models.stock import quiet_transformers
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.packing import SequenceBatch, pad_rows
 from tests.models.test_checkpoints import info

@@ -12,8 +12,8 @@ import torch
 from scipy import stats as scipy_stats
 
 from hafrm.errors import MissingExtraError, ModelError
+from hafrm.models.checksums import checksums
 from hafrm.models.generating import prompt_ids
-from hafrm.models.listing import checksums
 from hafrm.models.runinfo import RunInfo
 from hafrm.pairs import Prompt
 from hafrm.sampling.engines import GumbelNoise, TransformersGenerator, prompt_seed

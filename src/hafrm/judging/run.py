@@ -20,7 +20,7 @@ from hafrm.judging.tournament import Plan, compare, play, rank_at_once, top_two_
 from hafrm.judging.verdicts import HEADER_FILE, VERDICTS_FILE, Verdict, resume_verdicts, summarise, verdict_of
 from hafrm.models.identity import model_identity
 from hafrm.models.options import ScorerChoice
-from hafrm.models.outputs import require_results
+from hafrm.outputs import require_results
 from hafrm.store import LineFile, alone
 
 RESULTS_FILE = "results.json"

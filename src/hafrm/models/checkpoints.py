@@ -28,15 +28,17 @@ from transformers.utils import CONFIG_NAME
 
 from hafrm import atomic
 from hafrm.errors import HafrmError, ModelError, UnwritableError, first_line
-from hafrm.models.classifiers import SCORE, head_name
+from hafrm.models.checksums import ADAPTER_FILE, ADAPTER_FOLDER, checksums, save_checksums
+from hafrm.models.heads import SCORE, head_name
 from hafrm.models.hybrid import HybridModel, head_width, new_reward_head
-from hafrm.models.listing import ADAPTER_FILE, ADAPTER_FOLDER, checksums, save_checksums
-from hafrm.models.lora import add_lora, merged_state_dict, targets_of, trace_text
+from hafrm.models.lora import add_lora, merged_state_dict, targets_of
+from hafrm.models.modules import trace_text
 from hafrm.models.options import LoraOptions
 from hafrm.models.references import weights_digest
 from hafrm.models.runinfo import RUN_FILE, RunInfo, require_undamaged
 from hafrm.models.sources import SavedWeights
-from hafrm.models.stock import lm_head_names, load_causal_lm, loading, new_model, quiet_transformers, with_lm_head
+from hafrm.models.starts import new_model
+from hafrm.models.stock import lm_head_names, load_causal_lm, loading, quiet_transformers, with_lm_head
 from hafrm.models.tokenizers import load_tokenizer
 
 _HEAD_KEY = SCORE  # name in a `HybridModel`

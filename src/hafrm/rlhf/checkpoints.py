@@ -21,9 +21,9 @@ from hafrm import atomic
 from hafrm.encoding import TokenGroup
 from hafrm.errors import TrainingError, first_line
 from hafrm.models.checkpoints import save_merged, writing
+from hafrm.models.checksums import ADAPTER_FILE, require_listed, save_checksums
 from hafrm.models.generating import prompt_ids
 from hafrm.models.hybrid import HybridModel
-from hafrm.models.listing import ADAPTER_FILE, require_listed, save_checksums
 from hafrm.models.options import chat_template
 from hafrm.models.stock import loading, quiet_transformers
 from hafrm.models.tokenizers import load_tokenizer

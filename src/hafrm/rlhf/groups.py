@@ -17,8 +17,8 @@ from datasets import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
 
 from hafrm.errors import ConfigError, MissingExtraError
+from hafrm.models.checksums import save_checksums
 from hafrm.models.generating import stop_tokens
-from hafrm.models.listing import save_checksums
 from hafrm.models.scorers import Scorer
 from hafrm.models.stock import quiet_transformers
 from hafrm.rlhf.checkpoints import require_as_saved

@@ -24,9 +24,9 @@ from hafrm.logprobs import LogitTransform, linear_log_probs
 from hafrm.models.generating import continuations, stop_tokens
 from hafrm.models.hybrid import HybridModel, max_positions
 from hafrm.models.layout import Layout, choose_layout, random_groups
-from hafrm.models.modes import evaluating
+from hafrm.models.modules import evaluating
 from hafrm.models.runinfo import require_finished
-from hafrm.models.stock import new_model
+from hafrm.models.starts import new_model
 from hafrm.packing import SequenceBatch, pad_rows
 from hafrm.rlhf.options import RlhfConfig, SamplingOptions
 

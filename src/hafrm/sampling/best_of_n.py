@@ -18,9 +18,8 @@ from hafrm.judging.judges import ranks_of
 from hafrm.judging.options import Budget
 from hafrm.models.identity import model_identity
 from hafrm.models.options import ScorerChoice
-from hafrm.models.outputs import require_results
-from hafrm.models.runinfo import require_apart
 from hafrm.models.scorers import Scorer
+from hafrm.outputs import require_apart, require_results
 from hafrm.sampling.analysis import ScoredPrompt, summarise
 from hafrm.sampling.candidates import Candidates, CandidateScore, CandidateSet, load_candidates
 from hafrm.sampling.judged import JudgeRuns, require_rankable

@@ -23,10 +23,10 @@ from hafrm.models.generating import prompt_lengths
 from hafrm.models.hybrid import max_positions
 from hafrm.models.identity import model_identity
 from hafrm.models.options import ScorerChoice, chat_template
-from hafrm.models.outputs import require_unread
 from hafrm.models.runinfo import RUN_FILE
 from hafrm.models.stock import load_causal_lm, loading
 from hafrm.models.tokenizers import load_tokenizer, resize_embeddings
+from hafrm.outputs import require_unread
 from hafrm.sampling.engines import Generator, TransformersGenerator, VllmGenerator, prompt_seed
 from hafrm.sampling.options import SampleConfig
 from hafrm.sampling.samples import MANIFEST_FILE, SAMPLES_FILE, Samples, sample_counts, sample_line, write_manifest

@@ -22,7 +22,7 @@ from hafrm.losses import (
     RewardLossName,
 )
 from hafrm.models.options import HeadInit, LayoutChoice, LoraOptions
-from hafrm.models.schema import Method
+from hafrm.models.runinfo import Method
 from hafrm.pretraining.shape import LlamaShape
 
 if not TYPE_CHECKING:  # jsonargparse runs the block of a plain `if TYPE_CHECKING`, which would load torch

@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerState
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 
 from hafrm.errors import DamagedError, HafrmError
-from hafrm.models.listing import checksums, require_checksums
+from hafrm.models.checksums import checksums, require_checksums
 from hafrm.models.runinfo import RUN_FILE, RunInfo, require_undamaged
 
 _ARCHIVES = ("*.pt", "*.pth", "optimizer*.bin")

@@ -40,8 +40,7 @@ from hafrm.models.layout import Layout, choose_layout
 from hafrm.models.options import HeadInit, chat_template
 from hafrm.models.references import weights_digest
 from hafrm.models.runinfo import RunInfo, require_undamaged
-from hafrm.models.starts import Start, check_start, saved_start
-from hafrm.models.stock import new_model
+from hafrm.models.starts import Start, check_start, new_model, saved_start
 from hafrm.models.tokenizers import load_tokenizer, prepare_tokenizer
 from hafrm.numerics import bfloat16_speedup, cpu_tuned
 from hafrm.packing import pad_rows

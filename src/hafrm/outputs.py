@@ -133,3 +133,15 @@ def _place(path: Path) -> Path:
 def _contents(folder: Path) -> set[Path]:
     """Return the targets of a folder's links."""
     return {_place(path) for path in folder.iterdir() if path.is_symlink()}
+
+
+def require_apart(out: Path) -> None:
+    """Raise if the folder for a command's results is a model's own, or not a folder.
+
+    Raises:
+        ConfigError: gives the reason.
+    """
+    atomic.require_folder(out)
+    for name in (RUN_FILE, "model.safetensors", "model.safetensors.index.json"):
+        if (out / name).exists():
+            raise ConfigError(f"out: {out} is a model's folder ({name}). Choose a separate folder for the results.")

@@ -36,6 +36,7 @@ def describe(run: Path, base: Path, policy_loss: str = "dpo") -> None:
         max_length=64,
         overlong="drop",
         pad_token="<pad>",
+        dtype="float32",
         sha256=checksums(run),
     ).save(run)
 

@@ -449,7 +449,7 @@ def test_adapters_with_embeddings_of_their_own(tmp_path: Path) -> None:
 
 def test_4bit_cant_pack_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = peft_adapter(tmp_path)
-    monkeypatch.setattr("hafrm.models.stock.quantization_config", lambda lora: object())
+    monkeypatch.setattr("hafrm.models.starts.quantization_config", lambda lora: object())
     with pytest.raises(ConfigError, match="merge them"):
         new_model(str(model), AutoTokenizer.from_pretrained(tmp_path / "base"), lora=LORA)
 

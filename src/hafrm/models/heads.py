@@ -23,7 +23,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import CONFIG_NAME
 
 from hafrm.errors import ModelError, first_line
-from hafrm.models.runinfo import RUN_FILE, RunInfo
+from hafrm.models.runinfo import RUN_FILE
 from hafrm.models.sources import SavedWeights, adapter_source, find_file, root_model
 
 SCORE = "score.weight"
@@ -125,8 +125,6 @@ def find_head(model: str, *, trust_remote_code: bool = False) -> SavedHead | Non
     Raises:
         ModelError: its files can't be read.
     """
-    if (Path(model) / RUN_FILE).is_file() and not RunInfo.load(Path(model)).reward_weight:
-        return None  # older runs saved an untrained one
     saved = SavedWeights(model)
     known = [prefix + name for prefix in ("", _UNDER) for name in (SCORE, *_VALUE_HEADS)]
     found = next((name for name in known if len(saved.shapes.get(name, ())) in (1, 2)), None)

@@ -80,7 +80,7 @@ def _base_of_half_precision(model: str, options: ScoreOptions, *, trust_remote_c
     if not (folder / RUN_FILE).is_file():
         return ""
     info = RunInfo.load(folder)
-    if not rounding_would_lose(folder, info, options.torch_dtype()):
+    if not rounding_would_lose(info, options.torch_dtype()):
         return ""
     try:
         return _checkpoint_identity(info.base_model, trust_remote_code=trust_remote_code)

@@ -19,10 +19,10 @@ from hafrm.models.checkpoints import cast_weights, load_packed_start, load_run
 from hafrm.models.heads import OPENRLHF, SCORE, SavedHead, architectures, find_head, stock_classifier, unknown_head
 from hafrm.models.hybrid import HybridModel, head_width, max_positions, new_reward_head
 from hafrm.models.layout import Layout, choose_layout, random_groups
-from hafrm.models.options import ScoreOptions, ScorerChoice, require_plain
+from hafrm.models.options import Head, ScoreOptions, ScorerChoice, require_plain
 from hafrm.models.references import weights_digest
 from hafrm.models.remote import RemoteScorer, is_server
-from hafrm.models.runinfo import RUN_FILE, Head, RunInfo, require_as_saved, require_finished
+from hafrm.models.runinfo import RUN_FILE, RunInfo, require_as_saved
 from hafrm.models.scorers import HybridScorer, LogProbScorer, Scorer, StockScorer
 from hafrm.models.sources import adapter_source, require_place, root_model
 from hafrm.models.stock import lay_on, load_causal_lm, load_whole, loading, with_lm_head
@@ -67,7 +67,7 @@ def load_scorer(
         return RemoteScorer(model, batch_size=options.batch_size)
     for each in filter(None, (model, reference)):
         require_place(each)
-    require_finished(Path(model))
+    require_as_saved(model)
     if (Path(model) / RUN_FILE).is_file():
         return _load_run_scorer(Path(model), choice, options)
     if head in (None, "reward") and reference is None:
@@ -109,7 +109,6 @@ def load_log_prob_scorer(
         ModelError: no causal LM can be loaded from there, or hafrm does not support how its logits are computed.
     """
     options = options or ScoreOptions()
-    require_finished(Path(model))
     tokenizer = load_tokenizer(
         model, trust_remote_code=trust_remote_code, template=template, instead=options.template()
     )
@@ -140,46 +139,37 @@ def _load_run_scorer(folder: Path, choice: ScorerChoice, options: ScoreOptions) 
                 "did not determine one. Give one with `--combined_weight`."
             )
         weights = (1.0, weight * info.beta)
-    reference = _run_reference(folder, info, choice, tokenizer, model, exact=options.dtype == "auto")
+    reference = _run_reference(folder, info, choice, tokenizer, model)
     return _hybrid_scorer(model, reference, tokenizer, encoder, options, weights)
 
 
 def _run_reference(
-    folder: Path, info: RunInfo, choice: ScorerChoice, tokenizer: Any, policy: HybridModel, *, exact: bool
+    folder: Path, info: RunInfo, choice: ScorerChoice, tokenizer: Any, policy: HybridModel
 ) -> HybridModel | None:
     """Load the reference policy of a run's implicit rewards, in the policy's dtype; None if its loss used none.
 
-    Args:
-        folder: The run's folder.
-        info: Its description.
-        choice: The user's options. A reference given there is used unchecked.
-        tokenizer: The run's tokenizer.
-        policy: The run's model.
-        exact: Whether an older run without a recorded dtype trained in the policy's: only then can its weights be
-            checked.
+    Training rounded the reference to the run's dtype, so the model is loaded in that dtype first. A reference that the
+    user chose is not compared with the one in training.
 
     Raises:
         ModelError: the model from which the run was trained is missing or has changed.
     """
-    trust, dtype = choice.trust_remote_code, policy.stock_lm.dtype
-    trained = getattr(torch, info.dtype) if info.dtype else None  # its reference was rounded to this dtype, too
-    quantized = (info.lora or {}).get("quantize", "none") != "none"
+    trust, dtype, trained = choice.trust_remote_code, policy.stock_lm.dtype, getattr(torch, info.dtype)
     if choice.reference is not None:
         require_same_tokenizer(tokenizer, str(folder), choice.reference, trust_remote_code=trust)
-        reference = _policy_only(choice.reference, tokenizer, trained or dtype, trust_remote_code=trust)
+        reference = _policy_only(choice.reference, tokenizer, trained, trust_remote_code=trust)
         cast_weights(reference, dtype)
         return reference
     if info.policy_loss not in USES_REFERENCE:
         return None
-    if quantized:
+    if info.quantized:
         return load_packed_start(folder, policy, info, tokenizer, trust_remote_code=trust)
     remedy = f"If the model from which {folder} was trained has moved, give its new place with `--reference`."
     try:
-        reference = _policy_only(info.base_model, tokenizer, trained or dtype, trust_remote_code=trust)
+        reference = _policy_only(info.base_model, tokenizer, trained, trust_remote_code=trust)
     except ModelError as error:
         raise ModelError(f"The reference policy of {folder} can't be loaded. {error} {remedy}") from error
-    known = exact or trained is not None
-    if known and info.base_digest and weights_digest(reference) != info.base_digest:
+    if info.base_digest and weights_digest(reference) != info.base_digest:
         raise ModelError(
             f"{info.base_model} no longer contains the weights from which {folder} was trained, so it can't be the "
             f"reference of its implicit rewards. {remedy}"

@@ -107,7 +107,7 @@ def adapter_source(model: str) -> AdapterSource | None:
 
 
 def _base_of_run(folder: Path, info: RunInfo) -> str:
-    if (info.lora or {}).get("quantize", "none") != "none":
+    if info.quantized:
         raise ModelError(
             f"{folder} is a checkpoint of adapters on a 4-bit base, from which training can't start. Train that run "
             "to its end, and give its folder."

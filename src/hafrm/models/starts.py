@@ -24,7 +24,7 @@ from hafrm.models.hybrid import HybridModel, backbone_of, head_width, new_reward
 from hafrm.models.lora import add_lora, quantization_config, targets_of, without_adapters
 from hafrm.models.modules import require_finite, trace_text
 from hafrm.models.options import HeadInit, LoraOptions
-from hafrm.models.runinfo import require_as_saved, require_finished
+from hafrm.models.runinfo import require_as_saved
 from hafrm.models.sources import SavedWeights, adapter_source, require_place, root_model
 from hafrm.models.stock import lm_head_names, load_causal_lm, loading, quiet_transformers, with_lm_head
 from hafrm.models.tokenizers import resize_embeddings
@@ -86,7 +86,6 @@ def check_start(
         ConfigError: adapters are requested but there is nothing to adapt.
     """
     require_place(model)
-    require_finished(Path(model))
     require_as_saved(model)
     causal_lm, notes = _without_weights(model, trust_remote_code=trust_remote_code)
     backbone_of(causal_lm)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from peft import get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -37,7 +37,7 @@ from hafrm.models.references import weights_digest
 from hafrm.models.runinfo import RUN_FILE, RunInfo, require_undamaged
 from hafrm.models.sources import SavedWeights
 from hafrm.models.starts import new_model
-from hafrm.models.stock import lm_head_names, load_causal_lm, loading, quiet_transformers, with_lm_head
+from hafrm.models.stock import lm_head_names, load_adapters, load_causal_lm, loading, quiet_transformers, with_lm_head
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.store import read_json
 
@@ -63,7 +63,7 @@ def save_run(
     Args:
         model: The model.
         tokenizer: Its tokenizer.
-        info: Its description.
+        info: Its description, to which dtype and checksums are added.
         folder: Where to write.
         weights: The model's state dict if its own weights are sharded; such a model has no adapters.
 
@@ -230,12 +230,7 @@ def _restore_adapters(model: HybridModel, folder: Path) -> None:
         name = _saved_head_name(folder, state, prefix=_PEFT)
         if name is not None:
             model.score.weight.data.copy_(state.pop(name))
-        report: Any = set_peft_model_state_dict(cast(Any, model.causal_lm), state)
-    strangers = [*report.unexpected_keys, *(name for name in report.missing_keys if ".lora_" in name)]
-    if strangers:
-        raise ModelError(
-            f"The adapters of {folder} do not match the model: {strangers[0]} is missing from one of them."
-        )
+        load_adapters(model.causal_lm, state, folder, "the model")
 
 
 def _read_head(folder: Path) -> Tensor | None:

@@ -187,7 +187,6 @@ class RemoteScorer:
         return found
 
     def _ask(self, conversations: Sequence[Conversation]) -> list[_Outcome]:
-        """Query a batch and validate the response."""
         response = self._response(self._dialect.request(conversations))
         if self._dialect.single and self._model is not None and response.status in _REFUSES:
             if _is_overlong(response):

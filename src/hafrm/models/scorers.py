@@ -142,7 +142,6 @@ class _BatchedScorer:
         return {row: rewards[other] for row, other in same_as.items()}
 
     def _batches(self, encoded: Mapping[int, TokenGroup]) -> Iterator[tuple[list[int], SequenceBatch]]:
-        """Yield batches, each with the indices of its sequences."""
         parts = [part for found in self._groups(encoded) for part in self._split(*found)]
         groups = [group for _, group in parts]
         plan = self.layout.plan(groups, sequences=self.options.batch_size, tokens=self.options.tokens_per_batch)

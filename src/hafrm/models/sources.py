@@ -205,7 +205,6 @@ def _weight_files(model: str) -> Iterator[Path]:
 
 
 def _parts(model: str, index: Path) -> Iterator[Path]:
-    """Yield the files named in a model's index."""
     names = read_config(index).get("weight_map")
     if not isinstance(names, dict):
         raise ModelError(f"{index} has no `weight_map`. Restore it from a copy.")

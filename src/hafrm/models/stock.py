@@ -225,13 +225,20 @@ def attach_adapters(model: PreTrainedModel, source: AdapterSource, *, head: str 
     _grow_embeddings(model, state)
     with quiet_peft():
         adapted = cast(PeftModel, get_peft_model(model, config))
-    report: Any = set_peft_model_state_dict(adapted, state)
-    lost = [name for name in report.missing_keys if ".lora_" in name or ".modules_to_save." in name]
-    if strangers := [*report.unexpected_keys, *lost]:
-        raise ModelError(
-            f"The adapters in {source.folder} do not match {source.base}: {strangers[0]} is missing from one of them."
-        )
+    load_adapters(adapted, state, source.folder, source.base)
     return adapted.eval()
+
+
+def load_adapters(model: nn.Module, state: dict[str, torch.Tensor], folder: Path, base: str) -> None:
+    """Load the weights of adapters into a model that has them, in place.
+
+    Raises:
+        ModelError: names a weight that only one of them has.
+    """
+    report: Any = set_peft_model_state_dict(model, state)
+    lost = [name for name in report.missing_keys if ".lora_" in name or ".modules_to_save." in name]
+    if unmatched := [*report.unexpected_keys, *lost]:
+        raise ModelError(f"The adapters in {folder} do not match {base}: {unmatched[0]} is missing from one of them.")
 
 
 def merged_into(model: PreTrainedModel, source: AdapterSource) -> PreTrainedModel:
@@ -249,7 +256,6 @@ def merged_into(model: PreTrainedModel, source: AdapterSource) -> PreTrainedMode
 
 
 def _module(name: str) -> str:
-    """Return the outermost module of a saved weight."""
     return name.removeprefix(_PREFIX).split(".", 1)[0]
 
 

@@ -179,7 +179,6 @@ class PpoTrainer:
         return Rollouts(groups, raw - self.config.missing_eos_penalty * cut, measured, metrics)
 
     def _watched(self, talks: Sequence[Conversation]) -> dict[str, float]:
-        """Return the mean of the monitoring reward, if there is one."""
         known = [gold for gold in scores_of(self.gold, talks) if gold is not None] if self.gold is not None else []
         return {"gold": sum(known) / len(known)} if known else {}
 

@@ -43,9 +43,8 @@ from hafrm.pairs import Prompt
 from hafrm.rlhf import groups, ppo, run
 from hafrm.rlhf.checkpoints import STATE_FILE, checkpoint_answers
 from hafrm.rlhf.groups import GroupReward
-from hafrm.rlhf.job import RlhfJob
+from hafrm.rlhf.job import RlhfJob, deal
 from hafrm.rlhf.options import GroupOptions, KlOptions, PpoOptions, RlhfConfig, SamplingOptions
-from hafrm.rlhf.prompts import deal
 from hafrm.rlhf.run import rlhf
 from hafrm.training.manifest import is_finished, read_manifest
 from tests.rlhf.conftest import Scripted

@@ -23,6 +23,7 @@ from hafrm.errors import ConfigError, NonFiniteLossError
 from hafrm.models.generating import prompt_ids
 from hafrm.models.scorers import Scorer
 from hafrm.pairs import Conversation, Prompt
+from hafrm.rlhf.job import deal
 from hafrm.rlhf.objectives import (
     ScoreStatistics,
     clipped_policy_loss,
@@ -35,7 +36,6 @@ from hafrm.rlhf.objectives import (
 )
 from hafrm.rlhf.options import RlhfConfig
 from hafrm.rlhf.policy import Measured, Policy, Response, sample_responses
-from hafrm.rlhf.prompts import deal
 from hafrm.rlhf.rewards import answered, require_scored, scores_of
 
 

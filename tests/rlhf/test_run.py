@@ -252,7 +252,7 @@ def test_the_gradients_norm_is_the_mean_over_the_steps_that_were_taken(
 
 def test_a_reward_that_is_not_finite_stops_the_run(tiny: Config, rewarded: Rewarded) -> None:
     rewarded(lambda text: float("nan"))
-    with pytest.raises(ModelError, match="4 of 4 responses no finite reward; the first is nan, of response 0"):
+    with pytest.raises(ModelError, match="4 of 4 rewards are not finite; the first is nan, of response 0"):
         rlhf(tiny())
 
 

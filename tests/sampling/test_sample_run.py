@@ -105,7 +105,7 @@ def test_an_unfinished_sampling_is_nothing_to_choose_from(tmp_path: Path) -> Non
     asked = config(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         sample(asked, generator=ScriptedGenerator(fail=lambda calls: calls == 2))
-    with pytest.raises(DataError, match=r"unfinished `hafrm sample`.*Give the same `hafrm sample` again"):
+    with pytest.raises(DataError, match=r"unfinished `hafrm sample`.*Run the same"):
         load_candidates(asked.out, ReadOptions())
     sample(asked, generator=ScriptedGenerator())
     assert len(load_candidates(asked.out, ReadOptions()).rows) == len(TEXTS)

@@ -155,7 +155,7 @@ def _one_of(*choices: str) -> tuple[Callable[[Any], bool], str]:
 
 
 def _lora(value: Any) -> bool:
-    types = {"rank": int, "alpha": int, "dropout": (int, float), "targets": list, "quantize": str}
+    types: dict[str, Any] = {"rank": int, "alpha": int, "dropout": (int, float), "targets": list, "quantize": str}
     try:
         typed = value is None or all(isinstance(each, types[name]) for name, each in value.items())
         return typed and (value is None or LoraOptions(**value).enabled)

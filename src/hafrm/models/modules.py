@@ -47,7 +47,7 @@ _TEXT = 8
 
 @dataclass(frozen=True)
 class Reach:
-    """Which parameters of a model text reaches, by name."""
+    """The parameters that a text input uses, by name."""
 
     unreached: frozenset[str]
     """Parameters that text never reaches, except experts, of which each text uses only some."""

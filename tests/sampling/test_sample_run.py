@@ -120,7 +120,7 @@ def test_an_unfinished_sampling_is_nothing_to_choose_from(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("manifest", "said"),
     [
-        ({"format": 1, "status": "finished", "config": {}, "data": {}}, "out contains a run"),
+        ({"format": 1, "status": "finished", "config": {}, "data": {}}, "out contains a training run"),
         ({"name": "a web app"}, "out contains a manifest.json that `hafrm sample` did not write"),
         ([1], "`hafrm sample` did not write"),
     ],

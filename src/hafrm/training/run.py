@@ -31,7 +31,7 @@ from transformers import (
 
 from hafrm import atomic
 from hafrm.data import PairTables, load_tables, local_path
-from hafrm.data.collecting import left_out_of, left_out_words
+from hafrm.data.reports import left_out_words
 from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ConfigError, ModelError
 from hafrm.models.checkpoints import save_run
@@ -328,7 +328,7 @@ def _opening(data: _Data, args: TrainingArguments, layout: str, *, margins: bool
 def _left_out(tables: PairTables) -> Counter[str]:
     """Return how many pairs of the data asked for were left out, by reason."""
     reports = tables.account.reports
-    return sum(map(left_out_of, reports), Counter(tables.account.dropped))
+    return sum((report.lost for report in reports), Counter(tables.account.dropped))
 
 
 def _share_lost(tables: PairTables) -> float:

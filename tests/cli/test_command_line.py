@@ -67,7 +67,7 @@ def test_the_version_and_the_help_need_no_command() -> None:
     ("words", "expected"),
     [
         (["trian"], ["there is no command trian", "Did you mean train?"]),
-        (["--verison"], ["--verison"]),
+        (["--verison"], ["--verison", "Did you mean --version?"]),
         (["train"], ["--data", "--model", "--out"]),
         ([*TRAIN, "--methd", "haf"], ["--methd", "Did you mean --method?"]),
         ([*TRAIN, "--loss.policy-rato", "1"], ["--loss.policy_ratio"]),
@@ -166,6 +166,14 @@ def test_a_flag_may_come_without_a_value(words: list[str]) -> None:
     assert parsed(*words, "--method", "dpo")["overwrite"] is True
     assert parsed("--method", "dpo", *words)["overwrite"] is True
     assert parsed("--overwrite", "false")["overwrite"] is False
+
+
+@pytest.mark.parametrize(
+    "words", [["q_proj", "v_proj"], ["q_proj,v_proj"], ["[q_proj, v_proj]"], ["q_proj", "v_proj", "--method", "dpo"]]
+)
+def test_a_list_may_come_as_words_or_with_commas(words: list[str]) -> None:
+    assert parsed("--lora.targets", *words)["lora"]["targets"] == ["q_proj", "v_proj"]  # type: ignore[index]
+    assert parsed("--lora.targets=q_proj")["lora"]["targets"] == ["q_proj"]  # type: ignore[index]
 
 
 def test_a_field_of_the_trainer_may_be_a_flag_too() -> None:

@@ -31,8 +31,11 @@ class _ConfigFile(ActionConfigFile):
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         if _may_wait(Path(values)):
-            raise TypeError(f"{values} is not a regular file. Give the path of a YAML or JSON file.")
-        super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
+            raise TypeError(f"--config {values} is not a regular file. Give the path of a YAML or JSON file.")
+        try:
+            super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
+        except UnicodeDecodeError as error:
+            raise TypeError(f"--config {values} is not a text file. Give the path of a YAML or JSON file.") from error
 
 
 def _may_wait(path: Path) -> bool:

@@ -172,6 +172,17 @@ def _typed(name: str, value: Any) -> Any:
     return value
 
 
+def pairs_per_step(values: Mapping[str, Any], processes: int) -> int:
+    """Return the number of pairs of one optimizer step.
+
+    Args:
+        values: The fields of TrainingArguments; missing ones count as 1.
+        processes: Number of processes that train.
+    """
+    sizes = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    return math.prod(int(values.get(name, 1)) for name in sizes) * processes
+
+
 def total_steps(values: Mapping[str, Any], pairs: int) -> int:
     """Return the number of optimizer steps of a run, as transformers counts them.
 

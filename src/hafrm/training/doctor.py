@@ -18,6 +18,7 @@ from typing import Any
 
 from hafrm.errors import ModelError
 from hafrm.models.runinfo import read_manifest
+from hafrm.training.arguments import pairs_per_step
 from hafrm.training.metrics import METRICS_FILE, read_metrics
 
 Row = Mapping[str, Any]
@@ -163,10 +164,9 @@ def examine(folder: Path) -> Watch:
 def circumstances_of(manifest: Mapping[str, Any]) -> Circumstances:
     """Return what a run's manifest says about its metrics."""
     effective = manifest.get("effective") or {}
-    sizes = ("per_device_train_batch_size", "gradient_accumulation_steps", "world_size")
     loss = manifest["config"].get("loss") or {}
     return Circumstances(
-        pairs_per_step=math.prod(int(effective.get(name, 1)) for name in sizes),
+        pairs_per_step=pairs_per_step(effective, int(effective.get("world_size", 1))),
         eval_pairs=int((manifest["data"].get("eval") or {}).get("pairs", 0)),
         warmup_steps=int(effective.get("warmup_steps") or 0),
         bradley_terry=loss.get("reward_loss", "bradley_terry") == "bradley_terry",

@@ -28,7 +28,7 @@ FIRST_LOOK = 400
 _SETTLED = 1600
 """Pairs after which accuracy should be above chance; earlier only at the end of a short run."""
 _CLEARLY = 4.0
-"""Standard errors from chance that count as clear; 2 count as a sign."""
+"""Standard errors from chance that count as clear, in training; 2 count as a sign, and 3 in validation."""
 _LN_2 = math.log(2)
 
 
@@ -261,7 +261,7 @@ def _flipped(seen: Seen) -> str | None:
             "`rejected` may be swapped. Look at some pairs: `hafrm data show`"
         )
     held_out = seen.evaluations[-1].get("eval_rewards/accuracies") if seen.evaluations and seen.rows else None
-    if held_out is not None and _above_chance(held_out, seen.run.eval_pairs) < -_CLEARLY:
+    if held_out is not None and _above_chance(held_out, seen.run.eval_pairs) < -3:
         return (
             f"validation accuracy is {held_out:.3f} on {seen.run.eval_pairs:,} pairs, clearly below chance: `chosen` "
             "and `rejected` are swapped in the training or in the validation pairs. Compare both: `hafrm data show`"

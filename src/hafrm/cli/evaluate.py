@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -11,6 +12,7 @@ from hafrm.cli.options import command_parser, options_of
 from hafrm.cli.parser import Parser
 from hafrm.cli.progress import ProgressLine
 from hafrm.evaluation.options import EvaluateConfig
+from hafrm.options import command_line
 
 
 def parser() -> Parser:
@@ -54,7 +56,8 @@ def run_evaluation(config: EvaluateConfig, console: Console, intro: str = "") ->
             config, sets=sets, progress=lambda what, done: line.show(f"{what}: {done:,} done"), say=line.say
         )
     texts = {pair.id: pair for pair_set in sets.values() for pair in pair_set.pairs}
-    page = write_page(folder, title="Evaluation", texts=texts, intro=intro)
+    command = command_line("hafrm evaluate", EvaluateConfig, asdict(config), positional="models")
+    page = write_page(folder, texts=texts, intro=intro, command=command)
     write_markdown(folder)
     for text in shortfalls(results):
         line.say(text)

@@ -23,7 +23,8 @@ from hafrm.models.layout import choose_layout
 from hafrm.models.loading import load_scorer
 from hafrm.models.options import ExportConfig, LoraOptions, ScoreOptions
 from hafrm.models.runinfo import RunInfo
-from hafrm.models.stock import load_causal_lm, new_model, quiet_transformers
+from hafrm.models.starts import new_model
+from hafrm.models.stock import load_causal_lm, quiet_transformers
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.packing import pad_rows
 from tests.tiny import save_tiny, some_pairs, tiny_tokenizer

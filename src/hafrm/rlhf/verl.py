@@ -75,8 +75,8 @@ def compute_scores(
         raise ModelError(
             f"{address} gave no reward to {len(missing)} of {len(scores)} responses; the first is response "
             f"{missing[0]}: empty, or over the server's limit. Set the reward of such responses with the option "
-            "`unscored` (reward_kwargs.unscored), or start the server with `--score.overlong truncate`, which truncates "
-            "long responses if the prompt leaves room."
+            "`unscored` (reward_kwargs.unscored), or start the server with `--score.overlong truncate`, which "
+            "truncates long responses if the prompt leaves room."
         )
     return [float(unscored if score is None else score) for score in scores]  # type: ignore[arg-type]
 

@@ -13,12 +13,13 @@ _CPU = "DefaultCPUAllocator"  # occurs in the plain RuntimeError that the CPU al
 
 
 @contextlib.contextmanager
-def enough_memory(what: str, remedy: str) -> Iterator[None]:
+def enough_memory(what: str, remedy: str, *, tokens: int = 0) -> Iterator[None]:
     """Raise an error with a remedy if the block runs out of memory.
 
     Args:
         what: What the block computes, and its size.
         remedy: The options that make it smaller, as a sentence.
+        tokens: The batch's tokens, if it could be split into smaller ones; set on the error.
 
     Raises:
         NoMemoryError: the GPU or the machine ran out of memory.
@@ -28,5 +29,7 @@ def enough_memory(what: str, remedy: str) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
         known = isinstance(error, MemoryError | torch.OutOfMemoryError)
         if known or (type(error) is RuntimeError and _CPU in str(error)):
-            raise NoMemoryError(f"Out of memory ({what}). {remedy}") from error
+            full = NoMemoryError(f"Out of memory ({what}). {remedy}")
+            full.tokens = tokens
+            raise full from error
         raise

@@ -12,9 +12,11 @@ refuse_unread(self, self.method, f"--method {self.method}")
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field, fields, is_dataclass
+import shlex
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from hafrm.errors import ConfigError
@@ -117,3 +119,50 @@ def _unread(options: Any, choice: str, prefix: str) -> Iterator[str]:
             yield from _unread(value, choice, f"{prefix}{each.name}.")
         elif only is not None and choice not in only and value != each.default:
             yield f"{prefix}{each.name}"
+
+
+def command_line(command: str, kind: type[Any], values: Mapping[str, Any], *, positional: str = "") -> str:
+    """Return the line for a shell that sets a command's options, without those that have their default value.
+
+    Args:
+        command: The command, such as "hafrm train".
+        kind: The dataclass of its options.
+        values: Their values, groups of them as dictionaries: what `asdict` returns.
+        positional: The option that is the positional argument.
+    """
+    words = [*command.split(), *_words(values.get(positional, []))]
+    given, plain = (json.loads(json.dumps(each)) for each in (values, _defaults(kind)))  # tuples become lists
+    for name, value in differences(given, plain):
+        if name != positional:
+            words += [f"--{name}", *(_words(value) if name in values else [_word(value)])]
+    return shlex.join(words)
+
+
+def differences(values: Mapping[str, Any], plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the options that differ between two sets of values, by their command-line names."""
+    for name, value in values.items():
+        before = plain.get(name, MISSING)
+        if isinstance(value, dict):
+            yield from differences(value, before if isinstance(before, dict) else {}, f"{prefix}{name}.")
+        elif value != before:
+            yield prefix + name, value
+
+
+def _defaults(kind: type[Any]) -> dict[str, Any]:
+    """Return the defaults of a dataclass, groups as dictionaries; without the fields that have none."""
+    made = {
+        each.name: each.default if each.default_factory is MISSING else each.default_factory() for each in fields(kind)
+    }
+    return {
+        name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+        for name, value in made.items()
+        if value is not MISSING
+    }
+
+
+def _words(value: Any) -> list[str]:
+    return [_word(each) for each in value] if isinstance(value, list | tuple) else [_word(value)]
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -32,6 +32,9 @@ from hafrm.stats import (
 
 Interval = tuple[float, float]
 
+SIGNIFICANT = 0.05
+"""The level of tests: differences whose p-value, corrected by Holm, is below it are called decided."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
@@ -145,9 +148,10 @@ class Comparison:
 
     @property
     def better(self) -> str | None:
-        """Return the model that the interval of the difference favours; None if it contains 0 or there is none."""
-        low, high = self.ci95 or (0.0, 0.0)
-        return self.a if low > 0 else self.b if high < 0 else None
+        """Return the model that is ahead by the corrected test, at the 5% level; None if neither is."""
+        if self.ci95 is None or not self.p_holm < SIGNIFICANT:
+            return None
+        return self.a if self.difference > 0 else self.b
 
 
 @dataclass(kw_only=True)

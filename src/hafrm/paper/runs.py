@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import shlex
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hafrm.data import DataOptions
 from hafrm.models.options import ScoreOptions
+from hafrm.options import differences
 from hafrm.paper.samples import RunData
 from hafrm.paper.scales import Job
 from hafrm.rlhf.options import KlOptions, RlhfConfig, SamplingOptions
@@ -147,6 +148,16 @@ class Run(Trained):
     """Whether to keep every checkpoint, for experiments that compare them."""
 
     @property
+    def recipe(self) -> str:
+        """What may have a learning rate of its own: the method, with the loss that replaces one of the paper's."""
+        return self.method if self.loss is None else f"{self.method}-{self.loss}"
+
+    def learning_rate(self, job: Job) -> float:
+        """Return the learning rate: the recipe's own, or else the method's."""
+        rates = job.scale.backbone(self.backbone).learning_rates
+        return rates.get(self.recipe, rates[self.method])
+
+    @property
     def name(self) -> str:
         """Folder relative to `runs`."""
         ratio = "" if self.policy_ratio is None else f"-ratio{self.policy_ratio:g}"
@@ -157,7 +168,7 @@ class Run(Trained):
 
     def folder(self, job: Job) -> Path:
         """Return the folder; while learning rates are being chosen, its name includes the rate."""
-        rate = f"-lr{job.scale.backbone(self.backbone).learning_rates[self.method]:g}" if job.scale.tuned else ""
+        rate = f"-lr{self.learning_rate(job):g}" if job.scale.tuned else ""
         return job.root / "runs" / f"{self.name}{rate}"
 
     def data(self, job: Job) -> RunData:
@@ -184,12 +195,18 @@ class Run(Trained):
             data_options=DataOptions(max_length=job.scale.max_length),
             training={
                 **job.scale.training,
-                "learning_rate": backbone.learning_rates[self.method],
+                "learning_rate": self.learning_rate(job),
                 "seed": self.seed,
                 **({"save_total_limit": None} if self.keep_checkpoints else {}),
             },
             early_stopping=job.scale.early_stopping,
         )
+
+    def options(self, job: Job) -> dict[str, Any]:
+        """Return what determines the run's result, without names of folders: options, and fingerprints of the pairs."""
+        options = asdict(self.config(job, model=self.backbone))
+        named = {name: value for name, value in options.items() if name not in ("data", "eval_data", "out")}
+        return named | {"pairs": list(self.data(job).digests().values())}
 
     def _train(self, job: Job) -> None:
         train(self.config(job, model=job.model(self.backbone)))
@@ -239,7 +256,7 @@ def train_words(config: TrainConfig) -> list[str]:
     """Return the words of the equivalent `hafrm train` command."""
     words = ["hafrm", "train", "--model", config.model, "--data", *config.data, "--eval_data", *config.eval_data]
     words += ["--method", config.method]
-    for name, value in _differences(asdict(config.loss), asdict(LossConfig()), "loss."):
+    for name, value in differences(asdict(config.loss), asdict(LossConfig()), "loss."):
         words += [f"--{name}={value:g}" if isinstance(value, float) else f"--{name}={value}"]
     if config.lora.enabled:
         words += ["--lora.rank", str(config.lora.rank), "--lora.alpha", str(config.lora.alpha)]
@@ -318,15 +335,6 @@ def rlhf_words(config: RlhfConfig) -> list[str]:
     """Return the words of the equivalent `hafrm rlhf` command."""
     plain = RlhfConfig(model=config.model, reward=config.reward, data=config.data, out=config.out)
     words = ["hafrm", "rlhf", config.model, "--reward", config.reward, "--data", *config.data]
-    for name, value in _differences(asdict(config), asdict(plain)):
+    for name, value in differences(asdict(config), asdict(plain)):
         words += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
     return [*words, "--out", config.out]
-
-
-def _differences(values: Mapping[str, Any], plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the options that differ between two sets of values, by their command-line names."""
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _differences(value, plain[name], f"{prefix}{name}.")
-        elif value != plain[name]:
-            yield prefix + name, value

@@ -222,7 +222,7 @@ def test_a_model_that_runs_elsewhere_is_not_served() -> None:
         def score(self, conversations: Sequence[Conversation]) -> list[float | None]:
             return [0.0] * len(conversations)
 
-    with pytest.raises(ConfigError, match="runs elsewhere"):
+    with pytest.raises(ConfigError, match="can't be served"):
         RewardService(Elsewhere(), ServeConfig(model="http://elsewhere"))
 
 

@@ -18,8 +18,8 @@ from hafrm.cli.parser import Parser
 from hafrm.data import require_source
 from hafrm.data.simulated import is_simulated
 from hafrm.errors import ConfigError
-from hafrm.models.places import require_place
 from hafrm.models.remote import is_server
+from hafrm.models.sources import require_place
 
 Options = TypeVar("Options")
 

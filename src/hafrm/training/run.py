@@ -36,8 +36,7 @@ from hafrm.models.layout import Layout
 from hafrm.models.options import HeadInit, chat_template
 from hafrm.models.references import weights_digest
 from hafrm.models.runinfo import RunInfo
-from hafrm.models.starts import Start, check_start, saved_start
-from hafrm.models.stock import new_model
+from hafrm.models.starts import Start, check_start, new_model, saved_start
 from hafrm.models.tokenizers import load_tokenizer, prepare_tokenizer
 from hafrm.numerics import cpu_tuned
 from hafrm.packing import pad_rows

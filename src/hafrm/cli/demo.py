@@ -11,6 +11,7 @@ from typing import get_args
 
 from jsonargparse import Namespace
 from rich.console import Console
+from rich.markup import escape
 
 from hafrm.cli.options import command_parser, options_of
 from hafrm.cli.parser import Parser
@@ -158,7 +159,10 @@ def _training(config: DemoConfig, backbone: str, method: Method, folder: Path) -
 
 
 def _say_next(console: Console, out: Path) -> None:
+    """Print what to do next, and at the very end the verdict and the page."""
+    from hafrm.report.loading import read_evaluation
     from hafrm.report.page import PAGE_FILE
+    from hafrm.report.verdict import verdicts
 
     weight = RunInfo.load(out / "haf").combined_weight
     combined = (
@@ -168,12 +172,17 @@ def _say_next(console: Console, out: Path) -> None:
         else ""
     )
     console.print(
-        f"\nThe page with every pair: {out / EVALUATION / PAGE_FILE}\n"
-        f"The models: {out}/haf, {out}/baseline, {out}/dpo. They load in transformers without custom code.\n"
+        f"\nThe models: {out}/haf, {out}/baseline, {out}/dpo. They load in transformers without custom code.\n"
         f"{combined}\n"
         "Your own data: files of JSON lines with prompt, chosen and rejected, whose prompts differ. Then\n"
         "  hafrm data check TRAIN --against VALID TEST\n"
         "  hafrm train --model MODEL --data TRAIN --eval_data VALID --out runs/mine\n"
         "  hafrm evaluate runs/mine --data TEST --out eval/mine\n"
-        "  hafrm export runs/mine"
+        "  hafrm export runs/mine\n"
+    )
+    for line in verdicts(read_evaluation(out / EVALUATION)):
+        console.print(f"[bold]{escape(line)}[/bold]")
+    console.print(
+        "This is one seed of one small model: another seed or processor can move each accuracy by a few points.\n"
+        f"The page with every pair: {out / EVALUATION / PAGE_FILE}"
     )

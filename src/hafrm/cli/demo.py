@@ -57,8 +57,8 @@ def run(args: Namespace) -> None:
     config = options_of(DemoConfig, parser(), args)
     from hafrm.cli.evaluate import run_evaluation
     from hafrm.paper.world import WORLD_SETS
+    from hafrm.report.training import train_with_page
     from hafrm.training.manifest import is_finished
-    from hafrm.training.run import train
 
     console = Console()
     out = Path(config.out)
@@ -71,7 +71,7 @@ def run(args: Namespace) -> None:
     for each in runs:
         with _timed(console, f"2/3 Training {each.method} on pairs of all five sets"):
             if not is_finished(Path(each.out)):
-                train(each)
+                train_with_page(each)
     models = [each.out for each in runs]
     with _timed(console, "3/3 Scoring new prompts of every set"):
         page = run_evaluation(EvaluateConfig(models=models, data=sets, out=str(out / "evaluation")), console, _INTRO)

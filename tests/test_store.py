@@ -52,6 +52,7 @@ def test_changed_names_and_values() -> None:
     assert changed_values(before, {**before, "b": {"c": [1, 2], "d": 3}}) == "b.d (was None, now 3)"
     assert changed_values(before, {**before, "a": 2, "gone": 5}, free=lambda name: name == "gone") == "a (was 1, now 2)"
     assert changed_values(dict.fromkeys("abcdefg", 1), {}).count("was") == 5
+    assert changed_values({"a": {"b": 1}}, {"a": {}}) == "a.b (was 1, now None)"
 
 
 @pytest.mark.parametrize(("before", "after"), [(b"1\n2\n3", [1, 2]), (b"1\n\n2\n", [1, 2]), (b"1", []), (b"", [])])

@@ -133,9 +133,6 @@ def config_of(
     for name, value in given.items():
         if name not in as_they_are:
             written[name] = str(value) if isinstance(value, Path) else value
-    for name in {*data} - {"calibration_data"}:  # which is a single name
-        if isinstance(written.get(name), str):
-            written[name] = [written[name]]
     args = parser.parse_object(written)
     return options_of(kind, parser, args, models=models, data=data, made=as_they_are)
 

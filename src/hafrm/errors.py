@@ -157,6 +157,9 @@ class DamagedError(ModelError):
 class NoMemoryError(HafrmError):
     """A batch does not fit into memory."""
 
+    tokens: int = 0
+    """The batch's tokens, if it could be split into smaller ones."""
+
 
 class UnwritableError(HafrmError):
     """A checkpoint can't be written."""

@@ -13,12 +13,13 @@ _CPU = "DefaultCPUAllocator"  # the CPU allocator raises a plain RuntimeError wi
 
 
 @contextlib.contextmanager
-def enough_memory(what: str, remedy: str) -> Iterator[None]:
+def enough_memory(what: str, remedy: str, *, tokens: int = 0) -> Iterator[None]:
     """Raise an error with a remedy if the block runs out of memory.
 
     Args:
         what: What is computed, and its size.
         remedy: The options that make it smaller, as a sentence.
+        tokens: The batch's tokens, if it could be split into smaller ones; set on the error.
 
     Raises:
         NoMemoryError: memory of the GPU or the machine is exhausted.
@@ -27,7 +28,9 @@ def enough_memory(what: str, remedy: str) -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
         if _is_of_memory(error):
-            raise NoMemoryError(f"Out of memory ({what}). {remedy}") from error
+            full = NoMemoryError(f"Out of memory ({what}). {remedy}")
+            full.tokens = tokens
+            raise full from error
         raise
 
 

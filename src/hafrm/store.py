@@ -94,7 +94,7 @@ def was(name: str, before: Any, now: Any) -> str:
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, item in value.items():
-        if isinstance(item, dict) and item:
+        if isinstance(item, dict):
             flat |= _flat(item, f"{prefix}{name}.")
         else:
             flat[prefix + name] = item

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from jinja2 import TemplateSyntaxError
+
 from hafrm.errors import DataError, ModelError, first_line
 from hafrm.pairs import Message, Prompt
 from hafrm.timeouts import TimedOutError, time_limit
@@ -66,7 +68,7 @@ def render(
 
     Raises:
         TemplateRefusalError: the template refuses a conversation or fails on it.
-        ModelError: the template exceeds the time limit.
+        ModelError: the template exceeds the time limit, or is not valid Jinja.
     """
     turns: Any = [[turn.as_dict() for turn in (*prompt.turns, *response)] for prompt, response in conversations]
     arguments: Any = conversations[0][0].template_arguments
@@ -80,6 +82,11 @@ def render(
     except TimedOutError as error:
         raise ModelError(
             f"The tokenizer's chat template did not finish within {_SECONDS:g} seconds. Use another template."
+        ) from error
+    except TemplateSyntaxError as error:
+        raise ModelError(
+            f"The tokenizer's chat template is not valid Jinja (line {error.lineno}: {first_line(error)}). Correct the "
+            "template, or use another one."
         ) from error
     except Exception as error:  # a template is arbitrary code and can raise anything
         raise TemplateRefusalError(

@@ -20,6 +20,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A small world with a tiny backbone."""
     base = save_tiny(tmp_path / "base", max_position_embeddings=512)
     monkeypatch.setattr(backbone, "world_backbone", lambda kind, progress: base)
+    monkeypatch.setattr(backbone, "backbone_folder", lambda kind: base)
     monkeypatch.setattr(world, "WORLD_SETS", ("helpful",))
     monkeypatch.setattr(source, "world_pairs", lambda name, split, size: world_pairs(name, split, size=24))
     monkeypatch.setattr(loading, "_drawn", loading._drawn.__wrapped__)
@@ -31,6 +32,7 @@ def test_the_story_is_told_to_its_end_and_not_twice(tmp_path: Path, small: None,
     assert main(["demo", "--out", str(out), "--steps", "2"]) == 0
     printed = capfd.readouterr().out
     for word in (
+        " left",
         "haf",
         "baseline",
         "dpo",

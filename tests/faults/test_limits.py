@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,9 +55,28 @@ def fit(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(HybridModel, "forward", allocate)
 
 
-def test_memory_runs_out_in_training(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error names the option, and the run goes on with that option changed, to the same losses."""
+def losses(folder: str) -> list[float]:
+    lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
+    return [line["loss"] for line in map(json.loads, lines) if "loss" in line]
+
+
+def test_memory_runs_out_in_training(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run resumes with smaller batches, says so, and has the same losses."""
     config = replace(config, method="baseline")
+    train(replace(config, out=config.out + "-undisturbed"))
+    fit(200, monkeypatch)
+    train(config)
+    said = capsys.readouterr().err
+    assert "step 1, a batch of 4 pairs" in said
+    assert re.search(r"batches of \d+ tokens", said)
+    assert losses(config.out) == pytest.approx(losses(config.out + "-undisturbed"), rel=1e-5)
+
+
+def test_memory_runs_out_with_a_chosen_size(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the option, and the run resumes with that option changed, to the same losses."""
+    config = replace(config, method="baseline", data_options=replace(config.data_options, tokens_per_batch=2000))
     train(replace(config, out=config.out + "-undisturbed"))
     part_step, limit = HybridTrainer._part_step, 200
 
@@ -71,22 +91,26 @@ def test_memory_runs_out_in_training(config: TrainConfig, monkeypatch: pytest.Mo
             train(config)
     fit(limit, monkeypatch)
     checkpointing = config.training | {"activation_checkpointing": True}
-    train(replace(config, data_options=DataOptions(max_length=128, tokens_per_batch=limit), training=checkpointing))
-
-    def losses(folder: str) -> list[float]:
-        lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
-        return [line["loss"] for line in map(json.loads, lines) if "loss" in line]
-
+    smaller = replace(config.data_options, tokens_per_batch=limit)
+    train(replace(config, data_options=smaller, training=checkpointing))
     assert losses(config.out) == pytest.approx(losses(config.out + "-undisturbed"), rel=1e-5)
 
 
+def test_memory_that_no_split_saves(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A single pair that does not fit is an error, not an endless series of attempts."""
+    fit(20, monkeypatch)
+    with pytest.raises(NoMemoryError):
+        train(replace(config, method="baseline"))
+
+
 def test_memory_runs_out_before_training(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The knob turns the reference's batches too, and what was computed of it is kept."""
+    """The option limits the reference's batches too, and what was computed of it is kept."""
     monkeypatch.setattr(references, "_PART", 4)
     fit(150, monkeypatch)
+    large = replace(config, data_options=replace(config.data_options, tokens_per_batch=1024))
     with pytest.raises(NoMemoryError, match=r"reference log-probs, batches of 1024 tokens.*data_options\.tokens_per"):
-        train(config)
-    train(replace(config, data_options=DataOptions(max_length=128, tokens_per_batch=150)))
+        train(large)
+    train(replace(config, data_options=replace(config.data_options, tokens_per_batch=150)))
 
 
 def test_memory_runs_out_in_scoring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,8 @@ from hafrm.cli import main
 from hafrm.errors import ConfigError
 from hafrm.evaluation.bulk import score_rows
 from hafrm.evaluation.options import ScoreConfig
-from hafrm.models.outputs import require_results
 from hafrm.models.runinfo import RUN_FILE
+from hafrm.outputs import require_results
 from hafrm.sampling.options import SampleConfig
 from hafrm.sampling.run import sample
 from tests.faults.runs import saved_run

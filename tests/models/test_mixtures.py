@@ -19,8 +19,8 @@ from hafrm.models.hybrid import HybridModel
 from hafrm.models.lora import find_targets, merged_state_dict, quiet_peft
 from hafrm.models.options import LoraOptions
 from hafrm.models.references import weights_digest
-from hafrm.models.starts import check_start
-from hafrm.models.stock import new_model, quiet_transformers
+from hafrm.models.starts import check_start, new_model
+from hafrm.models.stock import quiet_transformers
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.packing import SequenceBatch, pad_rows
 from tests.models.test_checkpoints import info

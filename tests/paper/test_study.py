@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,16 +21,17 @@ from markupsafe import Markup
 from hafrm.cli import main
 from hafrm.cli.reproduce import ReproduceConfig
 from hafrm.data import load_pairs
-from hafrm.errors import ConfigError, DataError, TrainingError
-from hafrm.evaluation.scoring import RESULTS_FILE, SCORES_FILE, PairScore, read_scores, write_scores
+from hafrm.errors import ConfigError, TrainingError
+from hafrm.evaluation.scoring import PairScore, read_scores
 from hafrm.pairs import Conversation
 from hafrm.paper import costs, executor, numbers, stages, study
-from hafrm.paper.measures import Measured, Paired, mean_compared, read_cells
+from hafrm.paper.measures import Measured, Paired, mean_compared
 from hafrm.paper.plans import PARTS, cells, shares_part
+from hafrm.paper.record import Journal, Record, journal_of, record_of
 from hafrm.paper.runs import Run, train_words
 from hafrm.paper.samples import unseen
 from hafrm.paper.scales import Job, Overrides, SetFiles, small_scale, world_scale
-from hafrm.paper.stages import Journal, stage_order, trials
+from hafrm.paper.stages import stage_order, trials
 from hafrm.paper.study_page import findings_of, page_of, publish, with_block
 from hafrm.paper.words import fit_words
 from hafrm.training import run as training_run
@@ -49,6 +51,17 @@ def job(out: Path, **values: Any) -> Job:
         "parts": tuple(PARTS),
     }
     return Job(**(asked | values))  # type: ignore[arg-type]
+
+
+def marked(asked: Job, found: Mapping[Path, float]) -> Record:
+    """Record runs, given by folder, with their validation accuracies."""
+    record = record_of(asked)
+    for folder, mark in found.items():
+        effective = {"bf16": False, "fp16": False, "dtype": "float32", "device": "cpu"}
+        manifest = {"effective": effective, "eval_metrics": {"eval_rewards/accuracies": mark}, "versions": {}}
+        made = {"started": "2026-01-01", "git_revision": None}
+        record.add_run(str(folder.relative_to(asked.root / "runs")), {}, manifest | made)
+    return record
 
 
 def test_width_comes_before_depth(tmp_path: Path) -> None:
@@ -97,7 +110,7 @@ def test_losses_and_shares_are_runs_of_hafrm_train(tmp_path: Path) -> None:
 def test_a_rates_runs_have_folders_of_their_own_and_the_best_on_validation_is_chosen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = job(tmp_path, sets=("BS", "AHP"), rates=(1e-4, 1e-3, 1e-2))
+    asked = job(tmp_path, sets=("BS", "AHP"), rates=(1e-4, 1e-3, 1e-2), parts=("table2", "losses"))
     assert len(list(stages.search(asked, "base"))) == 3 * 2 * 3
     assert stages.at_chosen_rates(asked, "base") is None
     marks = {"haf": (0.6, 0.7, 0.7), "baseline": (0.5, 0.5, 0.6), "dpo": (0.9, 0.1, 0.1)}
@@ -108,10 +121,7 @@ def test_a_rates_runs_have_folders_of_their_own_and_the_best_on_validation_is_ch
         shift = 0.1 if todo.run.sets == ("BS",) else -0.1  # the mean over sets counts
         found[todo.folder] = marks[todo.run.method][place] + shift
     assert len(found) == 18
-    monkeypatch.setattr(stages, "is_finished", found.__contains__)
-    monkeypatch.setattr(
-        stages, "read_manifest", lambda folder: {"eval_metrics": {"eval_rewards/accuracies": found[folder]}}
-    )
+    record = marked(asked, found)
     at = stages.at_chosen_rates(asked, "base")
     assert at is not None
     assert at.scale.backbone("base").learning_rates == {"haf": 1e-3, "baseline": 1e-2, "dpo": 1e-4}
@@ -119,12 +129,27 @@ def test_a_rates_runs_have_folders_of_their_own_and_the_best_on_validation_is_ch
     assert folder.name == "dpo-seed0-lr0.0001"
     assert folder in found  # the search's run of the chosen rate is the first seed's
     best = next(folder for folder in found if "dpo-seed0-lr0.0001" in str(folder))
-    del found[best]
-    stages.journal_of(asked).write(str(best.relative_to(asked.root / "runs")), "failed", reason="diverged")
+    record.path.unlink()
+    marked(asked, {folder: mark for folder, mark in found.items() if folder != best})
+    journal_of(asked).write(str(best.relative_to(asked.root / "runs")), "failed", reason="diverged")
     choice = stages.choices(asked, "base")["dpo"]
     assert choice.failed == (1e-4,)
     assert choice.complete
     assert choice.rate == 1e-3
+
+
+def test_sft_has_a_rate_of_its_own_and_some_sets_choose(tmp_path: Path) -> None:
+    asked = job(tmp_path, rates=(1e-4, 1e-3), rate_sets=("BS",), parts=("table2", "sft"), seeds=(0,))
+    found = {}
+    for todo in stages.search(asked, "base"):
+        assert todo.run.sets == ("BS",)
+        found[todo.folder] = 0.6 + (todo.run.recipe == "haf-sft") * (todo.run.learning_rate(todo.job) == 1e-3) / 10
+    assert len(found) == 2 * 4
+    marked(asked, found)
+    at = stages.at_chosen_rates(asked, "base")
+    assert at is not None
+    rates = {run.recipe: run.learning_rate(at) for run in trials(at, "sft", "base")}
+    assert rates == {"haf": 1e-4, "haf-sft": 1e-3, "baseline": 1e-4}
 
 
 def test_a_journal_keeps_all_and_survives_a_kill(tmp_path: Path) -> None:
@@ -221,6 +246,65 @@ def test_the_study_from_its_command_to_the_docs(
     assert run_study(tmp_path, *words, *parts)["counts"]["started"] == started  # all is there: nothing runs again
     assert main(["reproduce", "study", "--out", str(tmp_path), *TINY, *words, *parts, "--dry_run"]) == 0
     assert "nothing is missing" in capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_what_is_kept_is_enough_for_all_tables_and_is_not_done_again(
+    tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A study is kept, then computed again without its models and data, then extended on another machine."""
+    kept, data = tmp_path / "kept", small_files(tmp_path / "data")
+    words = ["reproduce", "study", "--scale", "small", "--backbone", str(tiny_world), "--backbones", "base"]
+    words += ["--data_folder", str(data), "--steps", "1", "--max_length", "256", "--sets", "BS", "Harmless"]
+    words += ["--test_pairs", "9", "--validation_pairs", "5", "--parts", "table2", "transfer", "--keep", str(kept)]
+    words += ["--learning_rates", "1e-4", "1e-3", "--rate_sets", "BS"]
+    assert main([*words, "--out", str(tmp_path / "o")]) == 0
+    assert not list((tmp_path / "o").rglob("*.safetensors"))
+    found = {path.name: path.read_bytes() for path in kept.iterdir()}
+    assert {"study.json", "runs.jsonl", "record.jsonl", "results.json", "table.md", "index.html"} <= set(found)
+    assert not any(str(tmp_path).encode() in text for text in found.values())
+    result = json.loads(found["results.json"])
+    assert set(result["parts"]["transfer"]["base"]) == {"BS→Harmless", "Harmless→BS"}
+    cell = result["parts"]["table2"]["base"]["BS"]["haf"]
+    assert cell["n"] + cell["unscored"] == 9
+
+    shutil.rmtree(tmp_path / "o")
+    data.rename(tmp_path / "elsewhere")
+    assert main(["reproduce", "study", "--recompute", str(kept)]) == 0
+    assert {path.name: path.read_bytes() for path in kept.iterdir()} == found
+
+    trained: list[str] = []
+    whole = Run.make
+    monkeypatch.setattr(Run, "make", lambda run, job: (trained.append(run.name), whole(run, job))[1])
+    words[words.index(str(data))] = str(tmp_path / "elsewhere")
+    assert main([*words, "--out", str(tmp_path / "p"), "--seeds", "0", "1"]) == 0
+    assert len(trained) == 2 * 4
+    assert all("seed1" in name for name in trained)
+    assert main([*words, "--out", str(tmp_path / "p"), "--steps", "2"]) == 2
+    assert "record.jsonl contains a run with other options: training.max_steps (was 1, now 2)" in capfd.readouterr().err
+
+
+def test_a_record_survives_a_kill_and_gives_back_its_scores(tmp_path: Path) -> None:
+    scores = [
+        PairScore("m", "d", f"/some/where:{row}", f"text{row % 2}", margin, None if margin is None else 0.25, row, 3)
+        for row, margin in enumerate((1.23456789, None, -0.5, 0.25))
+    ]
+    record = Record(tmp_path)
+    record.add_scores("a", "BS", scores, kept=scores[:3])
+    with record.path.open("ab") as file:
+        file.write(b'{"scores": "b", "mar')
+    record.add_scores("c", "BS", scores)
+    (found, left_out) = Record(tmp_path).scores("a") or ([], 0)
+    assert left_out == 1
+    assert [each.margin for each in found] == [0.98457, None, -0.75]  # five digits
+    assert [each.group for each in found] == ["BS:0", "BS:1", "BS:0"]
+    assert [(each.length_chosen, each.length_rejected) for each in found] == [(0, 3), (1, 3), (2, 3)]
+    assert record.has_scores("c")
+    assert not record.has_scores("b")
+    assert b"where" not in record.path.read_bytes()
+    assert b"text" not in record.path.read_bytes()
+    with pytest.raises(ConfigError, match="other test pairs"):
+        record.add_scores("d", "BS", scores[1:])
 
 
 @pytest.mark.slow
@@ -597,16 +681,10 @@ def test_prompts_that_were_trained_on_are_no_test(tmp_path: Path) -> None:
     another = replace(scores[0], group="another")
     assert unseen(scale, ("BS",), [another, scores[1]]) == [another]
 
-    asked = job(tmp_path, scale=scale, sets=("Harmless", "BS"), seeds=(0,))
-    out_of_domain = [cell for cell in cells(asked, "ood", "base") if cell.column == "BS→Harmless"]
-    for cell in out_of_domain:
-        write_scores([another, scores[1]], cell.scoring.folder(asked) / SCORES_FILE)
-        (cell.scoring.folder(asked) / RESULTS_FILE).write_text("{}")
-    found, left_out = read_cells(asked, cells(asked, "ood", "base"), partly=True)
-    assert left_out == {"BS→Harmless": [1, 2]}
-    assert found == {"BS→Harmless": {method: {0: [another]} for method in ("haf", "baseline", "dpo")}}
-    with pytest.raises((DataError, OSError)):
-        read_cells(asked, cells(asked, "table2", "base"))
+    record = Record(tmp_path)
+    record.add_scores("m", "Harmless", [another, scores[1]], kept=unseen(scale, ("BS",), [another, scores[1]]))
+    (kept,), left_out = record.scores("m") or ([], None)
+    assert (kept.margin, left_out) == (1.0, 1)
 
 
 @pytest.mark.parametrize("changed", [["--steps", "3"], ["--max_length", "250"]])
@@ -639,10 +717,7 @@ def test_more_seeds_may_choose_the_rate(tmp_path: Path, monkeypatch: pytest.Monk
         low = todo.job.scale.backbone("base").learning_rates[todo.run.method] == 1e-3
         found[todo.folder] = 0.6 if not low else 0.65 if todo.run.seed == 0 else 0.5
     assert len(found) == 2 * 3 * 2
-    monkeypatch.setattr(stages, "is_finished", found.__contains__)
-    monkeypatch.setattr(
-        stages, "read_manifest", lambda folder: {"eval_metrics": {"eval_rewards/accuracies": found[folder]}}
-    )
+    marked(asked, found)
     first = replace(asked, rate_seeds=1)
     for these, rate in ((first, 1e-3), (asked, 1e-2)):
         at = stages.at_chosen_rates(these, "base")
@@ -819,7 +894,7 @@ def test_what_another_process_tried_in_vain_is_not_tried_again(
     """A run that failed since this process began is not tried; one that failed in an earlier command is, by `retry`."""
     asked = job(tmp_path, backbones=("instruct",), sets=("BS",), seeds=(0,))
     asked = replace(asked, parts=("table2",), retry=True)
-    journal = stages.journal_of(asked)
+    journal = journal_of(asked)
     for method in ("haf", "dpo"):
         journal.write(f"instruct/BS/{method}-seed0", "failed", reason="in an earlier command")
     tried: list[str] = []
@@ -886,13 +961,17 @@ def test_what_is_made_of_data_is_made_anew_where_they_changed(
     with monkeypatch.context() as patch:
         patch.setattr(Run, "make", killed)
         assert main(words) == 130
-    (scores,) = (tmp_path / "o/small/study/scores/words").rglob("scores.jsonl")
-    before = [score.length_chosen for score in read_scores(scores)]
+
+    def lengths() -> list[int]:
+        (scores, _) = Record(tmp_path / "o/small/study").scores("words/BS-of6-256tokens") or ([], 0)
+        return [score.length_chosen for score in scores]
+
+    before = lengths()
     repaired(data, "mended")
     capfd.readouterr()
     assert main(words) == 0
     assert (tmp_path / "o/small/cuts/BS-1of1-of6.jsonl").read_text().count("mended") == 6
-    assert [score.length_chosen for score in read_scores(scores)] != before
+    assert lengths() != before
     assert main(words) == 0
     assert capfd.readouterr().err.count("bag of words: BS") == 1
     repaired(data, "again")

@@ -12,7 +12,7 @@ import pytest
 from hafrm.data import PromptRow, ReadOptions, load_prompts
 from hafrm.errors import BadRowError, ConfigError, DataError, ModelError
 from hafrm.models.options import LoraOptions
-from hafrm.models.stock import new_model
+from hafrm.models.starts import new_model
 from hafrm.pairs import Prompt
 from hafrm.rlhf.checkpoints import save_checkpoint
 from hafrm.sampling.candidates import load_candidates

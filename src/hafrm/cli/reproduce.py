@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,8 +62,8 @@ class ReproduceConfig:
     """
 
     sets: list[str] = field(default_factory=list)
-    """Data sets to use: Helpful, Harmless, CA, BS, AHP. Default: all; claims, figure2, figure6 and ppo use a single
-    one, by default Helpful.
+    """Data sets to use: Helpful, Harmless, CA, BS, AHP; study trains in the given order. Default: all; claims, figure2,
+    figure6 and ppo use a single one, by default Helpful.
     """
 
     backbone: list[str] = field(default_factory=list, metadata=_SMALL)
@@ -95,19 +95,36 @@ class ReproduceConfig:
     pairs: int | None = field(default=None, metadata=_TRAINED)
     """Maximum training pairs of a set. Default: all."""
 
+    validation_pairs: int | None = field(default=None, metadata={"trains": True, "scales": ("small",)})
+    """small: maximum validation pairs of a set. Default: all."""
+
+    test_pairs: int | None = field(default=None, metadata=_SMALL)
+    """small: maximum test pairs of a set. Default: all."""
+
     learning_rates: list[float] = field(default_factory=list, metadata=_STUDY)
     """study: the learning rates to try for each method."""
 
     rate_seeds: int = field(default=1, metadata=_STUDY)
     """study: number of seeds that select among the learning rates, the first ones; small differences need more."""
 
+    rate_sets: list[str] = field(default_factory=list, metadata=_STUDY)
+    """study: the sets that select among the learning rates. Default: all of sets."""
+
     parts: list[str] = field(default_factory=list, metadata=_STUDY)
-    """study: the parts to run, of table2, ood, heads, mixed, losses, ratios, sizes, priors. Default: all, in this
-    order.
+    """study: the parts to run, of table2, sft, ood, transfer, heads, mixed, losses, ratios, sizes, priors. Default:
+    all, in this order.
     """
 
     hours: float | None = field(default=None, metadata=_STUDY)
     """study: time limit; runs that would end later are not started, and the same command continues with them."""
+
+    keep: str | None = field(default=None, metadata=_STUDY)
+    """study: a folder, such as one in a repository, for its journal, scores and results. What is recorded there is not
+    trained again, on any machine; models are deleted once their scores are recorded.
+    """
+
+    recompute: str | None = field(default=None, metadata=_STUDY)
+    """study: a folder that --keep wrote, to compute all tables from again; it needs no models and no data."""
 
     retry: bool = field(default=False, metadata=_STUDY)
     """study: try failed runs again."""
@@ -184,8 +201,21 @@ class ReproduceConfig:
             raise ConfigError("rate_seeds must be at least 1, and chooses among two learning_rates or more.")
         if self.rate_seeds > max(1, len(self.seeds)):
             raise ConfigError(f"rate_seeds is {self.rate_seeds}, of {len(self.seeds)} seeds.")
+        if unknown := [name for name in self.rate_sets if name not in (self.sets or SETS)]:
+            raise ConfigError(f"rate_sets: {', '.join(unknown)} is not among the study's sets.")
+        if self.rate_sets and len(self.learning_rates) < 2:
+            raise ConfigError("rate_sets chooses among two learning_rates or more.")
+        if self.recompute is not None:
+            self._require_alone("recompute", {"name", "out", "recompute", "publish", "page"})
         if self.page != MAIN_PAGE and self.publish is None:
             raise ConfigError("page has no effect without publish: give --publish CHECKOUT, or leave it out.")
+
+    def _require_alone(self, option: str, beside: Collection[str]) -> None:
+        """Raise if an option is given that has no effect with another."""
+        plain = ReproduceConfig(name=self.name)
+        for name in (each.name for each in fields(self) if each.name not in beside):
+            if getattr(self, name) != getattr(plain, name):
+                raise ConfigError(f"{name} has no effect with {option}: leave it out.")
 
     def overrides(self) -> Overrides:
         """Return the options that override the scale's."""
@@ -197,18 +227,24 @@ class ReproduceConfig:
         Raises:
             ConfigError: the scale has no such backbone, set or file.
         """
+        if self.recompute is not None:
+            from hafrm.paper.record import recorded_job
+
+            return recorded_job(Path(self.recompute))
         scale = self._scale()
         default = list(scale.backbones) if self.name == "study" else [scale.backbone().name]
         return Job(
             scale=scale,
             backbones=tuple([scale.backbone(name).name for name in self.backbones] or default),
-            sets=in_paper_order(self.sets or SETS),
+            sets=in_paper_order(self.sets or SETS, sort=self.name != "study"),
             seeds=tuple(self.seeds),
             out=Path(self.out),
             rewardbench=self.rewardbench,
             judge=self.judge,
             rates=tuple(self.learning_rates),
             rate_seeds=self.rate_seeds,
+            rate_sets=tuple(self.rate_sets),
+            keep=None if self.keep is None else Path(self.keep),
             parts=tuple(self._known_parts()),
             hours=self.hours,
             retry=self.retry,
@@ -222,7 +258,7 @@ class ReproduceConfig:
 
 def parser() -> Parser:
     """Build the command's parser."""
-    lists = ("seeds", "backbones", "sets", "backbone", "learning_rates", "parts")
+    lists = ("seeds", "backbones", "sets", "backbone", "learning_rates", "rate_sets", "parts")
     made = command_parser(ReproduceConfig, positional="name", lists=lists, flags=("retry", "dry_run"))
     made.epilog = "names: " + "; ".join(f"{name}: {each.summary}" for name, each in EXPERIMENTS.items())
     return made
@@ -231,7 +267,7 @@ def parser() -> Parser:
 def run(args: Namespace) -> None:
     """Train and evaluate what is missing, and write the results; or show the plan."""
     config = options_of(ReproduceConfig, parser(), args)
-    from hafrm.models.outputs import require_results
+    from hafrm.outputs import require_results
     from hafrm.paper.study_page import require_checkout
 
     shown, said = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
@@ -246,10 +282,13 @@ def run(args: Namespace) -> None:
         for line in experiment.describe(job, plan):
             shown.print(line, markup=False)
         return
+    folder = job.study if config.name == "study" else job.root / config.name
     written, known = ("results.json", "index.html", "table.md"), ("title", "relations", "notes")
-    require_results(job.root / config.name, config, written, "results.json", known, by="hafrm reproduce")
-    experiment.execute(job, plan, lambda line: said.print(line, markup=False))
-    _write(experiment.find(job), job.root / config.name, config, shown)
+    others = replace(config, keep=None, recompute=None)  # folders that the command both reads and writes
+    require_results(folder, others, written, "results.json", known, by="hafrm reproduce")
+    if config.recompute is None:
+        experiment.execute(job, plan, lambda line: said.print(line, markup=False))
+    _write(experiment.find(job), folder, config, shown)
 
 
 def _write(findings: Findings, folder: Path, config: ReproduceConfig, shown: Console) -> None:

@@ -89,7 +89,7 @@ class DataOptions(ReadOptions):
     tokens_per_batch: int | None = None
     """Maximum tokens per forward pass in training: the pairs of a step are split into parts of this size. Smaller
     values save memory. The losses and gradients stay the same, except for kto_pair, whose means are taken per part.
-    Default: 1024 on a CPU, where more hardly helps, and 8192 on other devices.
+    Default: 1024 on a CPU, where more hardly helps, and 8192 on other devices, or fewer if memory is short of them.
     """
 
     def __post_init__(self) -> None:
@@ -100,7 +100,3 @@ class DataOptions(ReadOptions):
             raise ConfigError(f"data_options.max_length must be at least 2, got {self.max_length}")
         if self.overlong not in ("drop", "truncate"):
             raise ConfigError(f"data_options.overlong must be `drop` or `truncate`, got {self.overlong!r}")
-
-    def token_budget(self, device_type: str) -> int:
-        """Return `tokens_per_batch`, or its default for this type of device."""
-        return self.tokens_per_batch or (1024 if device_type == "cpu" else 8192)

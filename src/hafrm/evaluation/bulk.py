@@ -28,8 +28,8 @@ from hafrm.errors import BadRowError, UnreadableError
 from hafrm.evaluation.options import ScoreConfig
 from hafrm.evaluation.scoring import score_conversations
 from hafrm.models.loading import load_scorer
-from hafrm.models.outputs import require_unread
 from hafrm.models.scorers import Scorer, special_tokens_met
+from hafrm.outputs import require_unread
 from hafrm.pairs import Conversation
 from hafrm.rows import parse_conversation, parse_pair
 

@@ -26,10 +26,10 @@ from hafrm.evaluation.tokens import TOKENS_FILE, token_lines, write_tokens
 from hafrm.evaluation.unseen import require_unseen
 from hafrm.models.identity import model_identity
 from hafrm.models.options import ScorerChoice
-from hafrm.models.outputs import require_results
 from hafrm.models.remote import is_server
-from hafrm.models.runinfo import RUN_FILE, RunInfo, require_apart
+from hafrm.models.runinfo import RUN_FILE, RunInfo
 from hafrm.models.scorers import Scorer, special_tokens_met
+from hafrm.outputs import require_apart, require_results
 
 CALIBRATION_FILE = "calibration.jsonl"
 

@@ -3,9 +3,9 @@
 Replies are looked up in the cache first and stored there as they arrive. Transient failures (no connection, a timeout,
 status 408, 409, 429 or 5xx, a reply that is not a chat completion) are retried after Retry-After or a growing random
 wait; questions that still fail are unscored, and the next run asks them again. The run ends early, with the verdicts so
-far, when its budget or the account's credit is spent, or when several questions in a row fail. A refused request does
-not count as such a failure if the question is at fault: the error code says so, or the status is one that questions can
-cause (400, 413, 422) and an earlier reply has shown that the endpoint accepts requests of this form.
+far, when its budget or the account's credit is spent, or when several questions in a row fail. A refusal caused by the
+question does not count as such a failure: either its error code says so, or its status is one that questions can cause
+(400, 413, 422) and the endpoint has answered another question.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LONGEST_WAIT = 600.0
 """Maximum Retry-After, in seconds; a longer one fails the request."""
 
 _FAILURES_IN_A_ROW = 8
-"""The number of consecutive questions that fail despite retries after which the run ends."""
+"""Number of consecutive questions that fail despite retries, after which the run ends."""
 
 _OF_THE_QUESTION = ("context_length_exceeded", "content_filter")
 """Error codes of refusals that are specific to a question."""
@@ -47,8 +47,8 @@ _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _PASSING = (408, 409, 429)
 _FATAL = {
     401: "refuses the API key (HTTP 401). Check the environment variable {env}",
-    403: "forbids the request (HTTP 403). Check what the key in {env} may do",
-    **dict.fromkeys((301, 302, 303, 307, 308), "redirects to another address: give that one as `--judge.base_url`"),
+    403: "forbids the request (HTTP 403). Check the permissions of the key in {env}",
+    **dict.fromkeys((301, 302, 303, 307, 308), "redirects to another address: set `--judge.base_url` to it"),
     404: "knows no such model or address (HTTP 404). Check `--judge.model` and `--judge.base_url`",
 }
 
@@ -58,7 +58,7 @@ class EndpointJudge:
 
     Args:
         options: The endpoint, and how to ask it.
-        cache: Replies that were paid for.
+        cache: Replies of this and earlier runs.
         budget: The limits of this run.
 
     Raises:
@@ -154,7 +154,7 @@ class EndpointJudge:
         )
 
     def _request(self, messages: list[dict[str, str]]) -> Reply | Unscored:
-        """Return a reply, or why there is none after all retries."""
+        """Send a request with retries; return the reply, or why there is none."""
         found = retry(lambda: self._send(messages), _wanted_wait, self._rule, self._halted.wait)
         if isinstance(found, Response):
             return self._failed(found)
@@ -165,7 +165,7 @@ class EndpointJudge:
         return found
 
     def _send(self, messages: list[dict[str, str]]) -> Reply | Response | None:
-        """Send a request; returns a response if it is a failure, and None if the run sends no more requests."""
+        """Send a request once; return a response if it failed, and None if the run sends no more requests."""
         if self._stopped is None and (reason := self.budget.take_request()):
             self._stop(reason)
         if self._stopped is not None:
@@ -178,9 +178,7 @@ class EndpointJudge:
         return response
 
     def _read(self, body: str, messages: Sequence[Mapping[str, str]]) -> Reply | None:
-        """Parse the reply in a body. Its tokens are counted first: even a reply without a choice may have been paid
-        for.
-        """
+        """Parse the reply in a body. Its tokens are counted even if it has no text, because they may cost money."""
         found = _read_completion(body, "".join(message["content"] for message in messages))
         self.budget.add_tokens(found.prompt_tokens, found.completion_tokens)
         if found.text is None:
@@ -189,7 +187,7 @@ class EndpointJudge:
         return Reply(text, *tokens, finish_reason=found.finish_reason, thought=found.thought)
 
     def _failed(self, response: Response) -> Unscored:
-        """Classify a failure that retries can't fix. Error messages may contain the key, so they are dropped.
+        """Classify a failure that retries do not fix. Error messages are not quoted: they may contain the API key.
 
         Raises:
             ModelError: all other questions would fail too.
@@ -207,8 +205,8 @@ class EndpointJudge:
             self._failures_in_a_row += not excused
             failures = self._failures_in_a_row
         if failures >= _FAILURES_IN_A_ROW:
-            told = {"HTTP": response.status or None, "code": error.get("code"), "parameter": error.get("param")}
-            words = ", ".join(f"{name} {self._cut(value)}" for name, value in told.items() if value is not None)
+            found = {"HTTP": response.status or None, "code": error.get("code"), "parameter": error.get("param")}
+            words = ", ".join(f"{name} {self._cut(value)}" for name, value in found.items() if value is not None)
             said = f" ({words})" if words and reason is not Unscored.BAD_RESPONSE else ""
             self._stop(f"{failures} questions in a row failed, the last with {reason.value}{said}")
         return reason
@@ -235,7 +233,7 @@ def require_askable(options: JudgeOptions) -> None:
 
 
 def _wanted_wait(found: Reply | Response | None) -> float | None:
-    """Return how long to wait before the next attempt; None if there is no use in one."""
+    """Return the number of seconds until the next attempt; None if there should be none."""
     if not isinstance(found, Response):
         return None
     passing = _reason(found) is not Unscored.BAD_REQUEST and not _quota_spent(found)
@@ -255,11 +253,8 @@ def _reason(response: Response) -> Unscored:
 
 def _error(response: Response) -> Mapping[str, Any]:
     """Return the error in a body, `{"error": {"message", "code", "param"}}`; empty if there is none."""
-    try:
-        body = response.json()
-    except ValueError:
-        return {}
-    error = body.get("error", body) if isinstance(body, dict) else None
+    body = _object(response.text)
+    error = body.get("error", body)
     return error if isinstance(error, dict) else {}
 
 
@@ -282,10 +277,10 @@ class _Completion:
 
 
 def _read_completion(body: str, asked: str) -> _Completion:
-    """Read a response's body, in any format; `asked` has the request's texts, to estimate tokens without a count.
+    """Read a response's body. `asked` contains the request's texts, to estimate tokens if there is no count.
 
-    Endpoints differ: content is a string, a list of parts, or null; reasoning has a separate field
-    (`reasoning_content`, `reasoning`, parts of the type `thinking`) or none; a refusal may have one too.
+    Endpoints differ: content is a string, a list of parts, or null; reasoning and refusals may have separate fields
+    (`reasoning_content`, `reasoning`, parts of the type `thinking`, `refusal`).
     """
     values = _object(body)
     choice, message = _first_choice(values)
@@ -346,5 +341,5 @@ def _tokens(values: Mapping[str, Any], asked: str, said: str) -> list[int]:
 
 
 def _tokens_at_most(text: str) -> int:
-    """Estimate a missing count of tokens from above: one token per three bytes."""
+    """Overestimate the tokens of a text: one per three bytes."""
     return len(text.encode(errors="replace")) // 3 + 1

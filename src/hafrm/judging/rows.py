@@ -1,4 +1,4 @@
-"""Read the rows to judge: prompts with two, four or eight responses, or labelled pairs."""
+"""The rows to judge: prompts with two, four or eight responses, or labelled pairs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Item:
     """A prompt with the responses to judge."""
 
     id: str
-    """The row as `source:row`, for people; the same rows may be in another file later."""
+    """The row as `source:row`, for messages; `key` identifies the row if its file is moved."""
     group: str
     prompt: Prompt
     responses: tuple[Response, ...]
@@ -39,7 +39,7 @@ class Item:
 
     @property
     def key(self) -> str:
-        """A name computed only from its texts, so that the file may move; equal items are numbered."""
+        """Hash of the item's texts, which stays the same if the file is moved; equal items are numbered."""
         texts = [self.prompt.turns, *self.responses]
         plain = json.dumps([[message.as_dict() for message in messages] for messages in texts]) + self.prompt.arguments
         digest = hashlib.sha256(plain.encode()).hexdigest()[:16]
@@ -52,7 +52,7 @@ class Items:
 
     items: list[Item] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
-    """Rows that are not judged, by reason: they break the contract, or their source's rule or split excludes them."""
+    """Number of rows left out, by reason: they are invalid, or a rule or split of their source excludes them."""
 
     @property
     def sha256(self) -> str:
@@ -71,11 +71,11 @@ def load_items(data: str, mode: Mode, options: ReadOptions, *, split: str = "tes
         data: A file whose rows have `prompt` and `responses` (strings or chat messages; optional `models`, a name for
             each), or pairs; or the name of a data set.
         mode: `pair` takes two responses or a pair, `rank` four or eight responses.
-        options: What to do with rows that break the contract.
+        options: What to do with invalid rows.
         split: Which split of a named data set.
 
     Raises:
-        BadRowError: a row breaks the contract, and such rows are not to be skipped.
+        BadRowError: a row is invalid, and `on_bad_row` is not `skip`.
         UnreadableError: the file can't be read.
         DataError: there is nothing to judge.
     """

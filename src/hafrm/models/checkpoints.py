@@ -23,20 +23,22 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
 from hafrm import atomic
 from hafrm.errors import HafrmError, ModelError, UnwritableError, first_line
-from hafrm.models.classifiers import SCORE, head_name
+from hafrm.models.checksums import ADAPTER_FILE, ADAPTER_FOLDER, checksums, save_checksums
+from hafrm.models.heads import SCORE, head_name
 from hafrm.models.hybrid import HybridModel, head_width, new_reward_head
-from hafrm.models.listing import ADAPTER_FILE, ADAPTER_FOLDER, checksums, save_checksums
-from hafrm.models.lora import add_lora, merged_state_dict, targets_of, trace_text
+from hafrm.models.lora import add_lora, merged_state_dict, targets_of
+from hafrm.models.modules import trace_text
 from hafrm.models.options import LoraOptions
 from hafrm.models.references import weights_digest
 from hafrm.models.runinfo import RUN_FILE, RunInfo, require_undamaged
 from hafrm.models.sources import SavedWeights
-from hafrm.models.stock import lm_head_names, load_causal_lm, loading, new_model, quiet_transformers, with_lm_head
+from hafrm.models.starts import new_model
+from hafrm.models.stock import lm_head_names, load_causal_lm, loading, quiet_transformers, with_lm_head
 from hafrm.models.tokenizers import load_tokenizer
 
 _HEAD_KEY = SCORE  # name in a `HybridModel`
@@ -283,7 +285,7 @@ def load_run(
     info = require_undamaged(folder)
     tokenizer = load_tokenizer(str(folder), trust_remote_code=trust_remote_code)
     merged = info.whole
-    if not merged or rounding_would_lose(folder, info, dtype):
+    if not merged or rounding_would_lose(info, dtype):
         try:
             model = _base_of_adapters(folder, info, tokenizer, dtype=dtype, trust_remote_code=trust_remote_code)
         except HafrmError as error:
@@ -299,12 +301,12 @@ def load_run(
     return _whole(folder, dtype=dtype, trust_remote_code=trust_remote_code).eval(), tokenizer, info
 
 
-def rounding_would_lose(folder: Path, info: RunInfo, dtype: torch.dtype | None) -> bool:
+def rounding_would_lose(info: RunInfo, dtype: torch.dtype | None) -> bool:
     """Return whether merged weights in this dtype (None: the run's) would lose what adapters learnt.
 
     False for runs without the digest of their base: adapters on a changed base would be worse than rounding.
     """
-    dtype = dtype or _trained_dtype(folder, info) or torch.float32
+    dtype = dtype or getattr(torch, info.dtype)
     return bool(info.base_digest) and info.with_adapters and dtype.itemsize < torch.float32.itemsize
 
 
@@ -328,7 +330,7 @@ def _base_of_adapters(
             info.base_model,
             tokenizer,
             lora=lora,
-            dtype=_trained_dtype(folder, info),
+            dtype=getattr(torch, info.dtype),
             trust_remote_code=trust_remote_code,
             lm_head=bool(info.policy_ratio),
         )
@@ -379,13 +381,6 @@ def cast_weights(model: HybridModel, dtype: torch.dtype) -> None:
     for name, parameter in model.stock_lm.named_parameters():
         if ".lora_" not in name:
             parameter.data = parameter.data.to(dtype)
-
-
-def _trained_dtype(folder: Path, info: RunInfo) -> torch.dtype | None:
-    """Return the dtype in which a run trained; older runs only have it in their config."""
-    name = info.dtype or PreTrainedConfig.get_config_dict(folder)[0].get("dtype")
-    saved = getattr(torch, str(name), None)
-    return saved if isinstance(saved, torch.dtype) else None
 
 
 def _loaded_dtype(model: HybridModel) -> str:

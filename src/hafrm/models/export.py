@@ -19,8 +19,7 @@ from hafrm import atomic
 from hafrm.errors import ConfigError, ModelError, first_line
 from hafrm.losses import USES_REFERENCE
 from hafrm.models.checkpoints import writing
-from hafrm.models.finite import require_finite
-from hafrm.models.listing import (
+from hafrm.models.checksums import (
     ADAPTER_FILE,
     ADAPTER_FOLDER,
     CARD_FILE,
@@ -29,6 +28,7 @@ from hafrm.models.listing import (
     listed,
     save_checksums,
 )
+from hafrm.models.modules import require_finite
 from hafrm.models.options import ExportConfig
 from hafrm.models.runinfo import RunInfo, read_manifest, require_undamaged
 from hafrm.models.stock import loading, quiet_transformers, require_whole

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList
 
 from hafrm.errors import BadRowError, RefusedError
-from hafrm.models.modes import evaluating
+from hafrm.models.modules import evaluating
 from hafrm.pairs import Prompt
 from hafrm.templates import TemplateRefusalError, render
 

@@ -8,19 +8,65 @@ architecture's own stock classifier. Each may be prefixed by `model.`, and have 
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+)
 from transformers.utils import CONFIG_NAME
 
 from hafrm.errors import ModelError, first_line
-from hafrm.models.classifiers import SCORE, stock_classifier
-from hafrm.models.runinfo import RUN_FILE, RunInfo
+from hafrm.models.runinfo import RUN_FILE
 from hafrm.models.sources import SavedWeights, adapter_source, find_file, root_model
+
+SCORE = "score.weight"
+"""Name of the reward head's weight, unless a stock class uses another."""
+
+
+@dataclass(frozen=True)
+class StockClassifier:
+    """transformers' sequence classifier for an architecture."""
+
+    name: str
+    """Name of the class."""
+    head: str | None
+    """Name of its only weight, [1, H], that the causal model lacks; None if its head has a different form."""
+    width: int | None
+    """H of that weight."""
+    own: tuple[str, ...]
+    """Names of all parameters that the causal model lacks."""
+
+
+def stock_classifier(config: PreTrainedConfig) -> StockClassifier | None:
+    """Find transformers' sequence classifier for the causal LM of a config; None if there is none."""
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:  # a config with custom code
+        return None
+    with torch.device("meta"):
+        causal = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+        own_config = copy.deepcopy(causal.config)  # for a composite config some classes use only the part they need
+        if type(own_config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+            return None
+        own_config.num_labels = 1
+        classifier = AutoModelForSequenceClassification.from_config(own_config)
+    known = {name for name, _ in causal.named_parameters()}
+    own = {name: tuple(weight.shape) for name, weight in classifier.named_parameters() if name not in known}
+    plain = len(own) == 1 and all(len(shape) == 2 and shape[0] == 1 for shape in own.values())
+    name, width = next((name, shape[1]) for name, shape in own.items()) if plain else (None, None)
+    return StockClassifier(type(classifier).__name__, name, width, tuple(own))
+
+
+def head_name(config: PreTrainedConfig) -> str:
+    """Return the name for saving a reward head, under which the stock classifier, if any, finds it."""
+    found = stock_classifier(config)
+    return SCORE if found is None or found.head is None else found.head
+
 
 _VALUE_HEADS = ("v_head.summary.weight", "v_head.weight", "value_head.weight")
 _UNDER = "model."
@@ -79,8 +125,6 @@ def find_head(model: str, *, trust_remote_code: bool = False) -> SavedHead | Non
     Raises:
         ModelError: its files can't be read.
     """
-    if (Path(model) / RUN_FILE).is_file() and not RunInfo.load(Path(model)).reward_weight:
-        return None  # older runs saved an untrained one
     saved = SavedWeights(model)
     known = [prefix + name for prefix in ("", _UNDER) for name in (SCORE, *_VALUE_HEADS)]
     found = next((name for name in known if len(saved.shapes.get(name, ())) in (1, 2)), None)

@@ -18,14 +18,13 @@ from transformers import AutoConfig
 
 from hafrm.errors import ModelError, first_line
 from hafrm.losses import USES_REFERENCE
-from hafrm.models.advice import advice
 from hafrm.models.checkpoints import rounding_would_lose
-from hafrm.models.listing import ADAPTER_FOLDER
+from hafrm.models.checksums import ADAPTER_FOLDER
 from hafrm.models.options import ScoreOptions, ScorerChoice, require_plain
 from hafrm.models.remote import RemoteScorer, is_server
 from hafrm.models.runinfo import RUN_FILE, RunInfo
 from hafrm.models.sources import adapter_source
-from hafrm.models.stock import quiet_transformers
+from hafrm.models.stock import advice, quiet_transformers
 
 _WEIGHTS = ".safetensors"
 _SMALL = (".json", ".jinja", ".model", ".py", ".tiktoken", ".txt")
@@ -81,7 +80,7 @@ def _base_of_half_precision(model: str, options: ScoreOptions, *, trust_remote_c
     if not (folder / RUN_FILE).is_file():
         return ""
     info = RunInfo.load(folder)
-    if not rounding_would_lose(folder, info, options.torch_dtype()):
+    if not rounding_would_lose(info, options.torch_dtype()):
         return ""
     try:
         return _checkpoint_identity(info.base_model, trust_remote_code=trust_remote_code)

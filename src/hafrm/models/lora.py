@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
@@ -19,8 +19,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils.import_utils import is_bitsandbytes_available
 
-from hafrm.errors import ConfigError, MissingExtraError, ModelError, first_line
-from hafrm.models.modes import evaluating
+from hafrm.errors import ConfigError, MissingExtraError
 from hafrm.models.options import LoraOptions
 
 _PARTS = {"gate_up_proj": ({"gate_proj", "up_proj"}, {"w1", "w3"}), "down_proj": ({"down_proj"}, {"w2"})}
@@ -178,86 +177,6 @@ def without_adapters(causal_lm: PreTrainedModel, targets: Targets, *, but: Colle
     largest = sorted(bare, key=lambda name: -bare[name])
     kinds = list(dict.fromkeys(".".join(name.split(".")[-2:]) for name in largest))
     return f"LoRA: {share:.0%} of the backbone's weights get no adapters ({', '.join(kinds[:4])})"
-
-
-_TEXT = 8
-"""Number of tokens in the test input."""
-
-
-@dataclass(frozen=True)
-class Reach:
-    """What text reaches in a model, as names of parameters."""
-
-    unreached: frozenset[str]
-    """Parameters that text never reaches, not counting experts, of which each text uses only some."""
-    no_layers: frozenset[str]
-    """Weights of modules with several outputs, such as some routers, although their class is a linear layer."""
-
-    @property
-    def no_adapters(self) -> frozenset[str]:
-        """Parameters that get no adapters."""
-        return self.unreached | self.no_layers
-
-
-def trace_text(causal_lm: PreTrainedModel) -> Reach:
-    """Run a few tokens through a model and record what they reach.
-
-    Raises:
-        ModelError: the model can't process text alone.
-    """
-    embeddings = cast(nn.Embedding, causal_lm.get_input_embeddings())
-    ids = torch.arange(_TEXT, device=embeddings.weight.device)[None] % embeddings.num_embeddings
-    called: dict[str, bool] = {}
-
-    def note(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            called[name] = isinstance(output, Tensor)
-
-        return hook
-
-    hooks = [module.register_forward_hook(note(name)) for name, module in causal_lm.named_modules()]
-    try:
-        with torch.enable_grad(), evaluating(causal_lm):
-            logits = causal_lm(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-    except Exception as error:  # models that require images can fail in any way
-        raise ModelError(
-            f"{type(causal_lm).__name__} can't process text without other inputs ({type(error).__name__}: "
-            f"{first_line(error)}), so it can't be trained on text."
-        ) from error
-    finally:
-        for handle in hooks:
-            handle.remove()
-    reached = {id(weight) for weight in _leaves(logits)}
-    return Reach(
-        frozenset(
-            name
-            for name, weight in causal_lm.named_parameters()
-            if id(weight) not in reached and _passed_over(name, weight, called)
-        ),
-        frozenset(f"{name}.weight" for name, one_tensor in called.items() if not one_tensor),
-    )
-
-
-def _passed_over(name: str, weight: Tensor, called: Collection[str]) -> bool:
-    """Return whether a parameter outside the graph is really unused."""
-    if "expert" in name:
-        return False
-    # Weights without gradients, such as quantized ones, are in no graph: check whether their module ran.
-    return weight.requires_grad or name.rpartition(".")[0] not in called
-
-
-def _leaves(output: Tensor) -> Iterator[Tensor]:
-    """Yield the tensors with gradients from which an output was computed."""
-    seen: set[Any] = set()
-    waiting: list[Any] = [output.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            yield node.variable
-        waiting += [before for before, _ in node.next_functions]
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Literal, get_args
 from hafrm.encoding import Overlong
 from hafrm.errors import ConfigError, ModelError, first_line
 from hafrm.models.remote import endpoint_of
-from hafrm.models.runinfo import Head
 from hafrm.special_tokens import SpecialTokenRule
 from hafrm.templates import DEFAULT_CHAT_TEMPLATE
 
@@ -19,6 +18,12 @@ else:
     import torch
 
     from hafrm.models.scorers import Scorer
+
+Method = Literal["haf", "baseline", "dpo"]
+"""`haf` trains both heads (Eq. 5), `baseline` only the reward head (Eq. 2), `dpo` only the policy head (Eq. 4)."""
+
+Head = Literal["reward", "policy", "combined"]
+"""Source of a model's score: its reward head, its implicit DPO reward, or the sum of both."""
 
 HeadInit = Literal["auto", "keep", "normal", "zero"]
 """How the reward head starts.

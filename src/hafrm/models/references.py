@@ -30,7 +30,7 @@ from hafrm.errors import ConfigError, first_line
 from hafrm.models.hybrid import HybridModel, SequenceScores
 from hafrm.models.layout import Layout
 from hafrm.models.lora import plain_name
-from hafrm.models.modes import evaluating
+from hafrm.models.modules import evaluating
 from hafrm.packing import SequenceBatch, split_group
 
 LiveReference = Callable[[SequenceBatch], Tensor]
@@ -105,9 +105,7 @@ class ReferenceCache:
         self._model, self._layout, self._batch_size, self._tokens = model, layout, batch_size, tokens
         self._say = say
         self.folder = cache / fingerprint(model, weights=weights)
-        self._known = _Values.none()
-        for path in sorted(self.folder.glob("*.npz")):
-            self._known = self._known.with_more(self._read(path))
+        self._known = _Values.joined([self._read(path) for path in sorted(self.folder.glob("*.npz"))])
 
     def log_probs(
         self, groups: Sequence[TokenGroup], progress: Callable[[int], None] = lambda done: None
@@ -119,25 +117,24 @@ class ReferenceCache:
             progress: Called with an estimate of the groups done, which assumes that all processes are equally fast.
         """
         processes = PartialState()
-        share = _Values.none()
+        names = [_names(group) for group in groups]
+        computed = []
         with evaluating(self._model), self._model.adapters_disabled() if self._model.adapted else nullcontext():
             for start in range(0, len(groups), _PART)[processes.process_index :: processes.num_processes]:
-                share = share.with_more(self._of_part(groups[start : start + _PART]))
+                part = slice(start, start + _PART)
+                if missing := self._missing(groups[part], names[part]):
+                    computed.append(self._computed(missing))
                 progress(min(len(groups), (start + _PART) * processes.num_processes))
-        for found in gather_object([share]):  # not through the cache, whose folder may differ between nodes
-            self._known = self._known.with_more(found)
+        # Not shared through the cache, whose folder may differ between nodes.
+        if computed := gather_object(computed):
+            self._known = _Values.joined([self._known, *computed])
         ends = np.cumsum([len(group.responses) for group in groups])[:-1]
-        return np.split(self._known.of(np.concatenate([_names(group) for group in groups])), ends)
+        return np.split(self._known.of(np.concatenate(names)), ends)
 
-    def _of_part(self, groups: Sequence[TokenGroup]) -> _Values:
-        """Return the values of a part's responses, computing those that are not known."""
-        names = [_names(group) for group in groups]
-        values = [self._known.of(each) for each in names]
-        known = _Values.of_unsorted(np.concatenate(names), np.concatenate(values))
-        missing = [
-            _only(group, np.isnan(found)) for group, found in zip(groups, values, strict=True) if np.isnan(found).any()
-        ]
-        return known.with_more(self._computed(missing)) if missing else known
+    def _missing(self, groups: Sequence[TokenGroup], names: Sequence[np.ndarray]) -> list[TokenGroup]:
+        """Return the responses whose values are not known, by prompt."""
+        unknown = [np.isnan(self._known.of(each)) for each in names]
+        return [_only(group, wanted) for group, wanted in zip(groups, unknown, strict=True) if wanted.any()]
 
     @torch.no_grad()
     def _computed(self, groups: Sequence[TokenGroup]) -> _Values:
@@ -150,7 +147,7 @@ class ReferenceCache:
             chosen = [parts[row] for row in rows]
             values.append(_log_probs(self._model, self._layout.batch(chosen).to(device)).float().cpu().numpy())
             names += [_names(group) for group in chosen]
-        found = _Values.of_unsorted(np.concatenate(names), np.concatenate(values))
+        found = _Values.joined([_Values(np.concatenate(names), np.concatenate(values))])
         self._write(found)
         return found
 
@@ -187,18 +184,15 @@ class _Values(NamedTuple):
         return cls(np.empty((0, 2), dtype=np.uint64), np.empty(0, dtype=np.float32))
 
     @classmethod
-    def of_unsorted(cls, names: np.ndarray, values: np.ndarray) -> _Values:
-        order = np.lexsort((names[:, 1], names[:, 0]))
-        return cls(names[order], values[order])
-
-    def with_more(self, more: _Values) -> _Values:
-        """Add the values of names that have none; NaN counts as none."""
-        new = np.isnan(self.of(more.names))
-        if not new.any():
-            return self
-        held = ~np.isnan(self.values)
-        names, values = more.names[new], more.values[new]
-        return self.of_unsorted(np.concatenate([self.names[held], names]), np.concatenate([self.values[held], values]))
+    def joined(cls, parts: Sequence[_Values]) -> _Values:
+        """Sort the values of all parts by name; a name of several parts keeps the first one's value."""
+        parts = [cls.none(), *parts]
+        names, values = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        order = np.lexsort((names[:, 1], names[:, 0]))  # stable
+        names, values = names[order], values[order]
+        first = np.ones(len(names), dtype=bool)
+        first[1:] = (names[1:] != names[:-1]).any(axis=1)
+        return cls(names[first], values[first])
 
     def of(self, names: np.ndarray) -> np.ndarray:
         """Return the values of names, [S]; NaN for unknown ones."""

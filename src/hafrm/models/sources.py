@@ -8,15 +8,44 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
-from transformers.utils.hub import cached_file
 
 from hafrm.errors import ModelError, first_line
-from hafrm.models.listing import ADAPTER_FILE, ADAPTER_FOLDER
+from hafrm.hub import work_offline_if_unreachable
+from hafrm.models.checksums import ADAPTER_FILE, ADAPTER_FOLDER
 from hafrm.models.runinfo import RUN_FILE, RunInfo, require_as_saved
+
+
+def require_place(model: str) -> None:
+    """Raise for a name that can only be a folder here, and is not; such names are never sent to the hub.
+
+    Args:
+        model: Folder or hub id. An id is OWNER/NAME or NAME: names that begin with a separator, a dot or a tilde, that
+            have more parts, or whose first part is a folder here are paths.
+
+    Raises:
+        ModelError: there is no such folder; the message suggests similar ones beside it.
+    """
+    path = Path(model)
+    if path.exists():
+        return
+    parts = model.split("/")
+    is_id = len(parts) <= 2 and all(parts) and model[0] not in ".~" and "\\" not in model
+    if is_id and not (len(parts) == 2 and Path(parts[0]).is_dir()):
+        work_offline_if_unreachable()
+        return
+    beside = [str(each) for each in path.parent.iterdir() if each.is_dir()] if path.parent.is_dir() else []
+    near = get_close_matches(str(path), beside, n=2, cutoff=0.7)
+    hint = f"Did you mean {' or '.join(near)}?" if near else "Check the path; a model of the hub is OWNER/NAME."
+    raise ModelError(f"{model}: there is no such folder. {hint}")
+
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ADAPTER_CONFIG = "adapter_config.json"
 _PICKLED = ("adapter_model.bin", "value_head.bin")
@@ -42,6 +71,8 @@ def find_file(model: str, name: str) -> Path | None:
     if Path(model).is_dir():
         path = Path(model) / name
         return path if path.is_file() else None
+    from transformers.utils.hub import cached_file
+
     try:
         found = cached_file(
             model,
@@ -76,7 +107,7 @@ def adapter_source(model: str) -> AdapterSource | None:
 
 
 def _base_of_run(folder: Path, info: RunInfo) -> str:
-    if (info.lora or {}).get("quantize", "none") != "none":
+    if info.quantized:
         raise ModelError(
             f"{folder} is a checkpoint of adapters on a 4-bit base, from which training can't start. Train that run "
             "to its end, and give its folder."

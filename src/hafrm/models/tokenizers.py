@@ -19,10 +19,9 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
 from hafrm.errors import ModelError, first_line
-from hafrm.models.advice import advice, not_here
-from hafrm.models.places import require_place
 from hafrm.models.runinfo import require_as_saved
-from hafrm.models.sources import adapter_source, find_file
+from hafrm.models.sources import adapter_source, find_file, require_place
+from hafrm.models.stock import advice, not_here
 from hafrm.pairs import Conversation
 from hafrm.templates import DEFAULT_CHAT_TEMPLATE, TemplateRefusalError, render
 

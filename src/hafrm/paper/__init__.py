@@ -9,7 +9,8 @@ One pipeline, from data to pages; each module imports only those above it:
     runs         what is trained: reward models and policies, each identified by its settings
     plans        what to run, as data: parts of rows and columns, scorings, plans
     costs        estimated seconds of runs and scorings
-    stages       the study's order of work: choice of learning rates, journal, what is missing
+    record       what lasts of a study: its journal, and results without weights and texts
+    stages       the study's order of work: choice of learning rates, what is missing
     words        the bag-of-words baseline
     executor     training and scoring what is missing
     measures     accuracies, paired differences and their intervals

@@ -23,8 +23,10 @@ from hafrm.paper.plans import Scoring
 from hafrm.paper.runs import Run
 from hafrm.paper.scales import Job
 
-_SPEED = 50e9
-"""Operations per second of one thread, for backbones of a few million parameters."""
+_SPEED, _LARGE_SPEED = 50e9, 100e9
+"""Operations per second of one thread, for backbones of a few million parameters and for those of `_LARGE` or more."""
+
+_LARGE = 50_000_000
 
 _OVERHEAD = 3.0
 """Seconds to read pairs, load a model and write it."""
@@ -63,7 +65,7 @@ class Costs:
         every = scale.training.get("eval_steps", max(20, steps // 40))
         backward = 1 if scale.backbone(run.backbone).lora.enabled else 2
         policy = run.method != "baseline"
-        first = policy and run.seed == self.job.seeds[0] and run.method == "haf" and run.policy_ratio is None
+        first = run.seed == self.job.seeds[0] and run.recipe == "haf" and run.policy_ratio is None
         train = self._mean(run, "train")
         seen = (1 + backward) * steps * batch + first * train
         held_out = (steps // every + 1) * self._mean(run, "validation")
@@ -85,7 +87,8 @@ class Costs:
         body, head = self._products[run.backbone]
         sizes = [self._sets[name] for name in sets or run.sets]
         tokens, responses = fmean(each.tokens for each in sizes), fmean(each.responses for each in sizes)
-        return self.slowness * 2 * pairs * (tokens * body + policy * responses * head) / _SPEED
+        speed = _SPEED if body < _LARGE else _LARGE_SPEED
+        return self.slowness * 2 * pairs * (tokens * body + policy * responses * head) / speed
 
     @cached_property
     def _products(self) -> dict[str, tuple[int, int]]:

@@ -16,20 +16,20 @@ from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
-from hafrm import atomic
 from hafrm.data import encode_pairs, load_pairs
 from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ConfigError, HafrmError, UnwritableError, first_line
-from hafrm.evaluation.scoring import SCORES_FILE, score_pairs, write_scores
+from hafrm.evaluation.scoring import SCORES_FILE, read_scores, score_pairs
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.paper.costs import Costs, is_local
 from hafrm.paper.plans import WORDS, Plan, Scoring
+from hafrm.paper.record import journal_of, record_of, write_header
 from hafrm.paper.runs import Policy, Run
-from hafrm.paper.samples import pairs_of
+from hafrm.paper.samples import pairs_of, unseen
 from hafrm.paper.scales import Job
-from hafrm.paper.stages import SEARCH, Todo, journal_of, missing, stages
+from hafrm.paper.stages import SEARCH, Stage, Todo, at_chosen_rates, missing, stages
 from hafrm.paper.words import fit_words
-from hafrm.store import read_json
+from hafrm.training.manifest import read_manifest
 
 Say = Callable[[str], None]
 
@@ -87,6 +87,7 @@ def execute_study(job: Job, plan: Plan, say: Say) -> None:
         say(f"backbone {name}: {job.model(name)}")
     worker = Worker(job, say)
     worker.require_same_options()
+    write_header(job)
     for name in job.sets:
         _score_words(job, name, say)
     try:
@@ -97,21 +98,19 @@ def execute_study(job: Job, plan: Plan, say: Say) -> None:
         say(line)
 
 
-def words_file(job: Job, name: str) -> Path:
-    """Return the file of a set's bag-of-words scores, named by what they depend on."""
-    depends_on = f"{name}{job.scale.cap_suffix}-{job.scale.max_length}tokens"
-    return job.root / "study" / "scores" / WORDS / depends_on / SCORES_FILE
+def words_name(job: Job, name: str) -> str:
+    """Return the name in the record of a set's bag-of-words scores."""
+    return f"{WORDS}/{name}{job.scale.cap_suffix}-{job.scale.max_length}tokens"
 
 
 def _score_words(job: Job, name: str, say: Say) -> None:
     """Fit the bag-of-words model on the pairs available to the backbones for training, and score the test pairs."""
-    path = words_file(job, name)
-    header = path.with_name("depends_on.json")
+    record, known_as = record_of(job), words_name(job, name)
     data, test = Run(backbone=job.backbones[0], sets=(name,), method="baseline").data(job), job.scale.sets[name].test
     pairs = load_pairs(test, split="test")
     depends_on = {"pairs": list(data.digests().values()), "test": pairs.reports[0].sha256}
-    with FileLock(_lock_file(job, f"{WORDS}/{path.parent.name}")):
-        if path.exists() and read_json(header) == depends_on:
+    with FileLock(_lock_file(job, known_as)):
+        if record.has_scores(known_as, depends_on):
             return
         say(f"bag of words: {name}")
         data.write()
@@ -121,9 +120,8 @@ def _score_words(job: Job, name: str, say: Say) -> None:
         for split in ("train", "validation"):
             found = [pair for each in data.names(split) for pair in pairs_of(each, split)]
             fitting.append([found[index] for index in encode_pairs(found, encoder, options).kept])
-        header.unlink(missing_ok=True)
-        write_scores(score_pairs(fit_words(*fitting), pairs.pairs, model=WORDS, data=test), path)
-        atomic.write_json(header, depends_on)
+        scores = list(score_pairs(fit_words(*fitting), pairs.pairs, model=WORDS, data=test))
+        record.add_scores(known_as, name, scores, depends_on=depends_on)
 
 
 def _lock_file(job: Job, name: str) -> Path:
@@ -159,7 +157,7 @@ class Worker:
         """
         for stage in stages(self.job):
             for todo in stage.todos if stage.ready else ():
-                todo.run.require_same(todo.job)
+                todo.require_same()
 
     def work(self) -> None:
         """Do all work that is possible; wait for other processes only if the next stage needs their results.
@@ -178,6 +176,7 @@ class Worker:
                 for todo in left:
                     self._do(todo, stage.name, wait=True)
                 self.require_same_options()  # now that the choice has determined more folders
+                self._drop_other_rates(stage)
             else:
                 held += left
         for todo in held:
@@ -189,7 +188,7 @@ class Worker:
         Raises:
             ConfigError: the existing run was trained with other options.
         """
-        todo.run.require_same(todo.job)
+        todo.require_same()
         if todo.done and not todo.leftovers:
             return True
         if not self.job.retry and todo.failure(self.journal.last()):
@@ -203,9 +202,12 @@ class Worker:
         return True
 
     def _try(self, todo: Todo, stage: str) -> None:
+        record = record_of(todo.job)
         if not todo.trained:
             with self._logged(todo.name, stage, self.costs.run(todo.run) if self.costs else 0.0):
-                todo.run.make(todo.job)
+                manifest = read_manifest(todo.run.make(todo.job)) or {}
+                if not todo.recorded:
+                    record.add_run(todo.name, todo.run.options(todo.job), manifest)
         if todo.trained:
             for checkpoint in todo.leftovers:  # two checkpoints take three times the model's size
                 shutil.rmtree(checkpoint)
@@ -213,7 +215,18 @@ class Worker:
                 with self._logged(
                     todo.scoring_name(scoring), stage, self.costs.scoring(scoring) if self.costs else 0.0
                 ):
-                    scoring.make(todo.job)
+                    scores = read_scores(scoring.make(todo.job) / SCORES_FILE)
+                    kept = unseen(todo.job.scale, todo.run.sets, scores)
+                    record.add_scores(todo.scores_name(scoring), "+".join(scoring.tested_on), scores, kept=kept)
+            for folder in todo.leftovers:
+                shutil.rmtree(folder)
+
+    def _drop_other_rates(self, search: Stage) -> None:
+        """Delete the runs of rates that were not chosen, if the study keeps results alone."""
+        at = at_chosen_rates(self.job, search.backbone)
+        for todo in search.todos if self.job.keep is not None and at is not None else ():
+            if at is not None and todo.recorded and todo.folder != todo.run.folder(at):
+                shutil.rmtree(todo.folder, ignore_errors=True)
 
     @contextmanager
     def _logged(self, what: str, stage: str, foretold: float) -> Iterator[None]:
@@ -234,7 +247,8 @@ class Worker:
         except (HafrmError, RuntimeError, MemoryError) as error:
             seconds = round(time.monotonic() - begun, 2)
             ends_all = isinstance(error, ConfigError | UnwritableError)  # not the run's fault
-            self.journal.write(what, "stopped" if ends_all else "failed", reason=first_line(error), seconds=seconds)
+            reason = first_line(error).replace(f"{self.job.root}/", "")
+            self.journal.write(what, "stopped" if ends_all else "failed", reason=reason, seconds=seconds)
             if ends_all:
                 raise
             self.say(f"failed: {what}: {error}")

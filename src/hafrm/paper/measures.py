@@ -12,13 +12,14 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hafrm.errors import DataError
-from hafrm.evaluation.scoring import RESULTS_FILE, SCORES_FILE, PairScore, read_scores
-from hafrm.paper.plans import Cell, compared_cells
+from hafrm.evaluation.scoring import SCORES_FILE, PairScore, read_scores
+from hafrm.paper.plans import compared_cells
 from hafrm.paper.samples import unseen
 from hafrm.paper.scales import Job
 from hafrm.report.findings import Relation, Rival
@@ -95,48 +96,23 @@ def as_json(grid: Grid) -> dict[str, dict[str, dict[str, Any]]]:
     return {column: {name: cell.as_dict() for name, cell in row.items()} for column, row in grid.items()}
 
 
-def read_cells(job: Job, cells: Iterable[Cell], *, partly: bool = False) -> tuple[Scores, dict[str, list[int]]]:
-    """Read the raw scores of cells, without test pairs whose prompt was trained on.
-
-    Args:
-        job: The job, with the learning rates of the runs.
-        cells: The cells.
-        partly: Leave out cells that are not scored; otherwise their scores must exist.
-
-    Returns:
-        The scores, and by column [pairs left out because their prompt was trained on, all pairs].
-
-    Raises:
-        DataError: scores are missing.
-    """
-    read: dict[Any, list[PairScore]] = {}
-    found: Scores = {}
-    left_out: dict[str, list[int]] = {}
-    for cell in cells:
-        folder = cell.scoring.folder(job)
-        if partly and not (folder / RESULTS_FILE).exists():
-            continue
-        if folder not in read:
-            read[folder] = read_scores(folder / SCORES_FILE)
-        model, data = str(cell.run.folder(job)), job.scale.sets[cell.tested_on].test
-        alone = len(cell.scoring.runs) == len(cell.scoring.tested_on) == 1  # then names of moved files may differ
-        scores = [score for score in read[folder] if alone or (score.model, score.data) == (model, data)]
-        kept = unseen(job.scale, cell.run.sets, scores)
-        if len(kept) < len(scores):
-            left_out[cell.column] = [len(scores) - len(kept), len(scores)]
-        if kept or not partly:
-            found.setdefault(cell.column, {}).setdefault(cell.row, {})[cell.run.seed] = kept
-    return found, left_out
-
-
 def measure(job: Job, trained_on: tuple[str, ...], tested_on: tuple[str, ...], *, backbone: str) -> Grid:
-    """Measure each method on each test set, from the comparisons of all seeds.
+    """Measure each method on each test set, from the comparisons of all seeds, without prompts that were trained on.
 
     Raises:
         DataError: a comparison is missing, or no pair was scored by all seeds.
     """
-    scores, _ = read_cells(job, compared_cells(job, trained_on, tested_on, backbone=backbone))
-    return grid_of(scores)
+    read: dict[Path, list[PairScore]] = {}
+    found: Scores = {}
+    for cell in compared_cells(job, trained_on, tested_on, backbone=backbone):
+        folder = cell.scoring.folder(job)
+        if folder not in read:
+            read[folder] = read_scores(folder / SCORES_FILE)
+        model, data = str(cell.run.folder(job)), job.scale.sets[cell.tested_on].test
+        scores = [score for score in read[folder] if (score.model, score.data) == (model, data)]
+        of_row = found.setdefault(cell.column, {}).setdefault(cell.row, {})
+        of_row[cell.run.seed] = unseen(job.scale, cell.run.sets, scores)
+    return grid_of(found)
 
 
 def grid_of(scores: Scores) -> dict[str, dict[str, Measured]]:

@@ -16,8 +16,8 @@ from typing import Any, Literal
 from hafrm.evaluation.options import EvaluateConfig
 from hafrm.evaluation.run import evaluate
 from hafrm.evaluation.scoring import RESULTS_FILE
-from hafrm.models.runinfo import Head
-from hafrm.paper.numbers import CATEGORIES, category_of
+from hafrm.models.options import Head
+from hafrm.paper.numbers import CATEGORIES, SETS, category_of
 from hafrm.paper.runs import Policy, Run
 from hafrm.paper.scales import METHODS, Job
 
@@ -103,8 +103,8 @@ class Plan:
         return list(dict.fromkeys(each.backbone for each in (*self.runs, *self.policies)))
 
 
-Design = Literal["each set", "category", "mixture"]
-"""Each set's models are tested on it, or on the other sets of its category; or a mixture's models on all sets."""
+Design = Literal["each set", "category", "others", "mixture"]
+"""Each set's models are tested on it, on the other sets of its category, or on all others; or a mixture's on all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +123,7 @@ class Part:
 
 _BY_METHOD = {str(method): {"method": method} for method in METHODS}
 _HAF_FIRST = (("haf", "baseline"), ("haf", "dpo"))
+_SFT: Mapping[str, Any] = {"method": "haf", "loss": "sft"}
 
 
 def ratio_options(ratio: float) -> dict[str, Any]:
@@ -163,6 +164,19 @@ PARTS: dict[str, Part] = {
         design="category",
         rows=_BY_METHOD,
         rivals=_HAF_FIRST,
+    ),
+    "sft": Part(
+        title="HAF with SFT as its policy loss, as in GRM, at a learning rate of its own",
+        where="With SFT",
+        rows={"haf": {"method": "haf"}, "sft": _SFT, "baseline": {"method": "baseline"}},
+        rivals=(("sft", "baseline"), ("sft", "haf")),
+    ),
+    "transfer": Part(
+        title="Accuracy on every other set",
+        where="On other sets",
+        design="others",
+        rows={**_BY_METHOD, "sft": _SFT},
+        rivals=(*_HAF_FIRST, ("sft", "baseline"), ("sft", "haf")),
     ),
     "heads": Part(
         title="The two heads of HAF: the reward, the policy's implicit reward, and both together",
@@ -213,7 +227,12 @@ def groups(design: Design, sets: tuple[str, ...]) -> list[tuple[tuple[str, ...],
     """Return (training sets, test sets) of each group of runs."""
     if design == "mixture":
         return [(sets, sets)] if len(sets) > 1 else []
-    return [((name,), (name,) if design == "each set" else others_of(name)) for name in sets]
+    tested: Mapping[str, Callable[[str], tuple[str, ...]]] = {
+        "each set": lambda name: (name,),
+        "category": others_of,
+        "others": lambda name: tuple(other for other in SETS if other != name),
+    }
+    return [((name,), tested[design](name)) for name in sets]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +256,7 @@ def cells(job: Job, part: str, backbone: str) -> Iterator[Cell]:
                 settings = {name: value for name, value in options.items() if name != "head"}
                 run = Run(backbone=backbone, sets=trained_on, seed=seed, **settings)
                 for name in (name for name in tested_on if name in job.sets):
-                    column = f"{trained_on[0]}→{name}" if of.design == "category" else name
+                    column = f"{trained_on[0]}→{name}" if of.design in ("category", "others") else name
                     scoring = Scoring(runs=(run,), tested_on=(name,), head=head)
                     yield Cell(row=row, column=column, run=run, tested_on=name, scoring=scoring)
 

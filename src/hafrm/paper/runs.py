@@ -148,6 +148,16 @@ class Run(Trained):
     """Whether to keep every checkpoint, for experiments that compare them."""
 
     @property
+    def recipe(self) -> str:
+        """What may have a learning rate of its own: the method, with the loss that replaces one of the paper's."""
+        return self.method if self.loss is None else f"{self.method}-{self.loss}"
+
+    def learning_rate(self, job: Job) -> float:
+        """Return the learning rate: the recipe's own, or else the method's."""
+        rates = job.scale.backbone(self.backbone).learning_rates
+        return rates.get(self.recipe, rates[self.method])
+
+    @property
     def name(self) -> str:
         """Folder relative to `runs`."""
         ratio = "" if self.policy_ratio is None else f"-ratio{self.policy_ratio:g}"
@@ -158,7 +168,7 @@ class Run(Trained):
 
     def folder(self, job: Job) -> Path:
         """Return the folder; while learning rates are being chosen, its name includes the rate."""
-        rate = f"-lr{job.scale.backbone(self.backbone).learning_rates[self.method]:g}" if job.scale.tuned else ""
+        rate = f"-lr{self.learning_rate(job):g}" if job.scale.tuned else ""
         return job.root / "runs" / f"{self.name}{rate}"
 
     def data(self, job: Job) -> RunData:
@@ -185,12 +195,18 @@ class Run(Trained):
             data_options=DataOptions(max_length=job.scale.max_length),
             training={
                 **job.scale.training,
-                "learning_rate": backbone.learning_rates[self.method],
+                "learning_rate": self.learning_rate(job),
                 "seed": self.seed,
                 **({"save_total_limit": None} if self.keep_checkpoints else {}),
             },
             early_stopping=job.scale.early_stopping,
         )
+
+    def options(self, job: Job) -> dict[str, Any]:
+        """Return what determines the run's result, without names of folders: options, and fingerprints of the pairs."""
+        options = asdict(self.config(job, model=self.backbone))
+        named = {name: value for name, value in options.items() if name not in ("data", "eval_data", "out")}
+        return named | {"pairs": list(self.data(job).digests().values())}
 
     def _train(self, job: Job) -> None:
         train(self.config(job, model=job.model(self.backbone)))

@@ -7,6 +7,7 @@ paper's names of the five sets to their pairs. It loads nothing until a model or
 
 from __future__ import annotations
 
+import gzip
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -71,7 +72,8 @@ class Backbone:
     shown: str
     """Display name in plans, available without making the model."""
     lora: LoraOptions
-    learning_rates: Mapping[Method, float]
+    learning_rates: Mapping[str, float]
+    """Rates by method, and by recipe (`Run.recipe`) where a study chooses it a rate of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +85,13 @@ class Overrides:
     max_length: int | None = None
     early_stopping: int = 0
     pairs: int | None = None
+    validation_pairs: int | None = None
+    test_pairs: int | None = None
 
     def __post_init__(self) -> None:
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise ConfigError(f"learning_rate must be a finite number above 0, got {self.learning_rate}")
-        for name in ("steps", "max_length", "pairs"):
+        for name in ("steps", "max_length", "pairs", "validation_pairs", "test_pairs"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
         if self.early_stopping < 0:
@@ -118,7 +122,7 @@ class Scale:
         """Suffix that the cap adds to the names of files with pairs and of files derived from them."""
         return "" if self.cap is None else f"-of{self.cap}"
 
-    def at_rates(self, backbone: str, rates: Mapping[Method, float]) -> Scale:
+    def at_rates(self, backbone: str, rates: Mapping[str, float]) -> Scale:
         """Return this scale with the given learning rates for a backbone."""
         chosen = replace(self.backbone(backbone), learning_rates={**self.backbone(backbone).learning_rates, **rates})
         return replace(self, backbones={**self.backbones, backbone: chosen}, tuned=True)
@@ -155,6 +159,10 @@ class Job:
     """Study: learning rates that each method tries; with fewer than two there is no choice."""
     rate_seeds: int = 1
     """Study: number of seeds, counted from the first, that choose the learning rates."""
+    rate_sets: tuple[str, ...] = ()
+    """Study: sets that choose the learning rates; by default all."""
+    keep: Path | None = None
+    """Study: its folder if it is not in `root`; then runs are deleted once their results are recorded there."""
     parts: tuple[str, ...] = ()
     """Study: names of the parts to run."""
     hours: float | None = None
@@ -166,6 +174,11 @@ class Job:
     def root(self) -> Path:
         """Output folder of this scale."""
         return self.out / self.scale.name
+
+    @property
+    def study(self) -> Path:
+        """Folder of the study's journal, record and results."""
+        return self.keep or self.root / "study"
 
     @property
     def in_world(self) -> bool:
@@ -222,7 +235,7 @@ def _scale(
 def world_scale(overrides: Overrides) -> Scale:
     """Return the simulated world's scale: 2,000 training pairs per set, 240 steps of 16 pairs."""
     training = world_training(_or(overrides.steps, 240))
-    rates = dict.fromkeys(METHODS, _or(overrides.learning_rate, training.pop("learning_rate")))
+    rates: dict[str, float] = dict.fromkeys(METHODS, _or(overrides.learning_rate, training.pop("learning_rate")))
 
     def made(kind: BackboneKind) -> str:
         from hafrm.paper.world.backbone import world_backbone  # loads torch
@@ -252,7 +265,7 @@ def small_scale(overrides: Overrides, *, backbones: Sequence[str], data_folder: 
     names = {folder: Path(folder).resolve().name if folder else "" for folder in backbones}
     if nameless := [folder for folder, name in names.items() if not name]:
         raise ConfigError(f"backbone: {nameless[0]!r} has no name to keep runs by. Give a model's folder.")
-    rates = dict.fromkeys(METHODS, _or(overrides.learning_rate, 5e-5))
+    rates: dict[str, float] = dict.fromkeys(METHODS, _or(overrides.learning_rate, 5e-5))
     own = [
         Backbone(f"{names[folder]}{suffix}", None, partial(str, folder), folder, lora, rates)
         for suffix, lora in (("", LoraOptions()), ("-lora", LoraOptions(rank=8)))
@@ -262,7 +275,10 @@ def small_scale(overrides: Overrides, *, backbones: Sequence[str], data_folder: 
         raise ConfigError(f"backbone: {', '.join(backbones)} have one name. Rename a folder: runs are kept by it.")
     steps = _or(overrides.steps, 600)
     every = max(20, math.ceil(steps / 10))
-    sets = {name: _files(Path(data_folder), file) for name, (_, file, _) in _NAMES.items()}
+    sets = {
+        name: _limited(_files(Path(data_folder), file), overrides.validation_pairs, overrides.test_pairs)
+        for name, (_, file, _) in _NAMES.items()
+    }
     training = {"max_steps": steps, "eval_steps": every, "save_steps": every}
     return _scale("small", overrides, own, sets, training, 512)
 
@@ -281,6 +297,19 @@ def _files(folder: Path, name: str) -> SetFiles:
     return SetFiles(**found)
 
 
+def _limited(files: SetFiles, validation: int | None, test: int | None) -> SetFiles:
+    """Take at most so many validation and test pairs of a set, drawn at random, always the same."""
+
+    def share(name: str, most: int | None) -> str:
+        if most is None:
+            return name
+        with (gzip.open if name.endswith(".gz") else open)(name, "rb") as file:
+            rows = sum(1 for line in file if line.strip())
+        return name if rows <= most else f"{name}*{most / rows:.6f}"
+
+    return replace(files, validation=share(files.validation, validation), test=share(files.test, test))
+
+
 def paper_scale(overrides: Overrides) -> Scale:
     """Return the paper's scale: three models, five published sets, 3200 steps of 16 pairs; LoRA for the 7B models."""
     lora = LoraOptions(rank=64, alpha=16)
@@ -293,15 +322,15 @@ def paper_scale(overrides: Overrides) -> Scale:
     )
     backbones = []
     for name, paper_name, model, options, rates in described:
-        chosen = {method: _or(overrides.learning_rate, rate) for method, rate in rates.items()}
+        chosen: dict[str, float] = {method: _or(overrides.learning_rate, rate) for method, rate in rates.items()}
         backbones.append(Backbone(name, paper_name, partial(str, model), model, options, chosen))
     steps = _or(overrides.steps, 3200)
     training = {"max_steps": steps, "per_device_train_batch_size": 16, "activation_checkpointing": True}
     return _scale("paper", overrides, backbones, _same_for_all_splits(2), training, 512)
 
 
-def in_paper_order(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the paper's data sets among `names`, in Table 2's order.
+def in_paper_order(names: Sequence[str], *, sort: bool = True) -> tuple[str, ...]:
+    """Return the paper's data sets among `names`, in Table 2's order unless `sort` is false.
 
     Raises:
         ConfigError: a name is not one of the five, or `names` is empty.
@@ -309,4 +338,4 @@ def in_paper_order(names: Sequence[str]) -> tuple[str, ...]:
     unknown = [name for name in names if name not in SETS]
     if unknown or not names:
         raise ConfigError(f"sets: {', '.join(unknown) or 'none'} is none of {', '.join(SETS)}.")
-    return tuple(name for name in SETS if name in names)
+    return tuple(name for name in SETS if name in names) if sort else tuple(names)

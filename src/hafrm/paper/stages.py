@@ -7,114 +7,21 @@ over these runs; ties go to the lower rate, and a rate with a failed run is not 
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
-from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
 
-from hafrm import atomic
 from hafrm.errors import ConfigError
 from hafrm.paper.costs import Costs, is_local
 from hafrm.paper.plans import PARTS, Plan, Scoring, cells
+from hafrm.paper.record import Entry, journal_of, record_of
 from hafrm.paper.runs import OTHER_OPTIONS, Run
 from hafrm.paper.scales import METHODS, Job
-from hafrm.training.config import Method
-from hafrm.training.manifest import is_finished, read_manifest
+from hafrm.training.manifest import is_finished, refuse_other_options
 
 SEARCH = "the choice of learning rates"
 """Name of the stage that precedes all others of a backbone."""
-
-Event = Literal["started", "finished", "failed", "stopped"]
-""""failed" runs are not repeated without --retry; "stopped" ones are: an option can't work, or the disk was full."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One line of the journal."""
-
-    what: str
-    """Name of the run or scoring."""
-    event: Event
-    seconds: float = 0.0
-    foretold: float = 0.0
-    """Estimated seconds before any correction; 0 if unknown."""
-    reason: str = ""
-    """Why it failed or was stopped."""
-    at: str = ""
-
-
-class Journal:
-    """A line for every start and every end of a run or scoring. Several processes may append; lines are never removed.
-
-    Args:
-        path: The journal file, which may not exist yet.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def write(self, what: str, event: Event, **more: Any) -> None:
-        """Append a line with the fields of an `Entry`, in a single write."""
-        entry = Entry(what=what, event=event, at=datetime.now(UTC).isoformat(timespec="seconds"), **more)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        line = atomic.json_line(asdict(entry))
-        with atomic.naming(self.path), self.path.open("ab", buffering=0) as file:
-            if not self._ends_whole():
-                line = b"\n" + line  # separate it from an incomplete line before it
-            if (written := file.write(line)) < len(line):
-                file.write(line[written:])  # raises if the disk is full
-
-    @property
-    def length(self) -> int:
-        """Current size in bytes."""
-        return self.path.stat().st_size if self.path.exists() else 0
-
-    def _ends_whole(self) -> bool:
-        """Return whether the last line is complete. Two writers may both end it: readers skip the empty line."""
-        if not self.length:
-            return True
-        with self.path.open("rb") as file:
-            file.seek(-1, os.SEEK_END)
-            return file.read(1) == b"\n"
-
-    def entries(self, *, since: int = 0) -> Iterator[Entry]:
-        """Yield all entries in order, skipping lines that a kill left incomplete.
-
-        Args:
-            since: Number of bytes to skip, from an earlier `length`.
-        """
-        if not self.path.exists():
-            return
-        for line in self.path.read_bytes()[since:].split(b"\n"):  # not str.splitlines: JSON may contain U+2028
-            try:
-                yield Entry(**json.loads(line))
-            except (ValueError, TypeError):
-                continue
-
-    def last(self, *, since: int = 0) -> dict[str, Entry]:
-        """Return the latest entry of each run and scoring, overall or since an earlier `length`."""
-        return {entry.what: entry for entry in self.entries(since=since)}
-
-    def slowness(self) -> float:
-        """Return the ratio of actual to estimated time over entries that finished in one go; 1 if there are none."""
-        starts: Counter[str] = Counter()
-        taken = foretold = 0.0
-        for entry in self.entries():
-            starts[entry.what] += entry.event == "started"
-            if entry.event == "finished" and starts[entry.what] == 1 and entry.foretold:
-                taken += entry.seconds
-                foretold += entry.foretold
-        return taken / foretold if foretold else 1.0
-
-
-def journal_of(job: Job) -> Journal:
-    """Return the study's journal."""
-    return Journal(job.root / "study" / "runs.jsonl")
 
 
 @dataclass(frozen=True)
@@ -139,28 +46,53 @@ class Todo:
         return str(self.folder.relative_to(self.job.root / "runs"))
 
     @property
-    def trained(self) -> bool:
-        """Whether the run is finished."""
-        return self.chosen and is_finished(self.folder)
+    def recorded(self) -> bool:
+        """Whether the run's validation accuracy is recorded."""
+        return self.chosen and record_of(self.job).validation(self.name) is not None
 
     @property
     def unscored(self) -> tuple[Scoring, ...]:
         """Scorings that are still missing."""
-        return tuple(each for each in self.scorings if not (self.chosen and each.state(self.job) == "finished"))
+        record = record_of(self.job)
+        return tuple(each for each in self.scorings if not (self.chosen and record.has_scores(self.scores_name(each))))
+
+    @property
+    def trained(self) -> bool:
+        """Whether no training is missing: the run is recorded, and its weights exist if they are still to be scored."""
+        return self.recorded and (not self.unscored or is_finished(self.folder))
 
     @property
     def done(self) -> bool:
-        """Whether the run and all its scorings are finished."""
-        return self.trained and not self.unscored
+        """Whether the run and all its scorings are recorded."""
+        return self.recorded and not self.unscored
 
     @property
     def leftovers(self) -> list[Path]:
-        """Checkpoints of the run, which are not needed once it is finished."""
-        return [] if self.run.keep_checkpoints else list(self.folder.glob("checkpoint-*"))
+        """What is no longer needed: checkpoints of a finished run, or all of a run whose results are kept elsewhere."""
+        if self.job.keep is not None and self.scorings and self.done:
+            return [self.folder] if self.folder.exists() else []
+        return list(self.folder.glob("checkpoint-*")) if is_finished(self.folder) else []
+
+    def scores_name(self, scoring: Scoring) -> str:
+        """Return a scoring's name in the record."""
+        return str(scoring.folder(self.job).relative_to(self.job.root / "study" / "scores"))
 
     def scoring_name(self, scoring: Scoring) -> str:
         """Return a scoring's name in the journal."""
-        return f"scores of {scoring.folder(self.job).relative_to(self.job.root / 'study' / 'scores')}"
+        return f"scores of {self.scores_name(scoring)}"
+
+    def require_same(self) -> None:
+        """Raise if the run's folder or record has other options or pairs.
+
+        Raises:
+            ConfigError: names what differs.
+        """
+        self.run.require_same(self.job)
+        refuse_other_options(self._changed_record, record_of(self.job).path)
+
+    @property
+    def _changed_record(self) -> str:
+        return record_of(self.job).changes(self.name, self.run.options(self.job)) if self.recorded else ""
 
     def failure(self, journal: Mapping[str, Entry]) -> Entry | None:
         """Return the entry of the latest failure that prevents completion, or None."""
@@ -174,6 +106,8 @@ class Todo:
         state = self.run.state(self.job)
         if state.startswith(OTHER_OPTIONS):
             return state
+        if changed := self._changed_record:
+            return f"{OTHER_OPTIONS}: {changed}"
         if self.done:
             return "finished"
         failure = self.failure(journal)
@@ -200,7 +134,7 @@ def stage_order(job: Job) -> Iterator[tuple[str, str]]:
     The first backbone's single sets come first, then parts that need few more runs, then other backbones' single sets.
     """
     first, *others = job.backbones
-    early = [part for part in ("table2", "ood", "heads", "mixed") if part in job.parts]
+    early = [part for part in ("table2", "sft", "ood", "transfer", "heads", "mixed") if part in job.parts]
     late = [part for part in PARTS if part in job.parts and part not in early]
     yield from ((part, first) for part in early)
     yield from (("table2", backbone) for backbone in others if "table2" in early)
@@ -239,7 +173,9 @@ class RateChoice:
 
 def _choosing_runs(job: Job, backbone: str) -> list[Run]:
     """Return the runs of one rate that choose among the rates."""
-    return list(trials(replace(job, seeds=job.seeds[: job.rate_seeds]), "table2", backbone))
+    asked = replace(job, seeds=job.seeds[: job.rate_seeds], sets=job.rate_sets or job.sets)
+    parts = ("table2", "sft") if "sft" in job.parts else ("table2",)
+    return list(dict.fromkeys(run for part in parts for run in trials(asked, part, backbone)))
 
 
 def search(job: Job, backbone: str) -> Iterator[Todo]:
@@ -254,26 +190,25 @@ def search(job: Job, backbone: str) -> Iterator[Todo]:
 def _tries(job: Job, backbone: str, rate: float) -> Iterator[Todo]:
     """Yield the runs that try one rate, each with the job at this rate."""
     for run in _choosing_runs(job, backbone):
-        yield Todo(_at(job, backbone, {run.method: rate}), run)
+        yield Todo(_at(job, backbone, {run.recipe: rate}), run)
 
 
-def choices(job: Job, backbone: str) -> dict[Method, RateChoice]:
-    """Return the state of the search by method; empty if there is only one rate."""
-    found: dict[Method, RateChoice] = {}
+def choices(job: Job, backbone: str) -> dict[str, RateChoice]:
+    """Return the state of the search by recipe; empty if there is only one rate."""
+    found: dict[str, RateChoice] = {}
     if len(job.rates) < 2:
         return found
-    journal = journal_of(job).last()
-    for method in METHODS:
+    journal, record = journal_of(job).last(), record_of(job)
+    for recipe in dict.fromkeys(run.recipe for run in _choosing_runs(job, backbone)):
         marks: dict[float, float | None] = {}
         failed = []
         for rate in job.rates:
-            todos = [todo for todo in _tries(job, backbone, rate) if todo.run.method == method]
+            todos = [todo for todo in _tries(job, backbone, rate) if todo.run.recipe == recipe]
             if any(todo.name in journal and journal[todo.name].event == "failed" for todo in todos):
                 failed.append(rate)
-            manifests = [read_manifest(todo.folder) or {} for todo in todos if is_finished(todo.folder)]
-            scores = [manifest["eval_metrics"]["eval_rewards/accuracies"] for manifest in manifests]
+            scores = [score for todo in todos if (score := record.validation(todo.name)) is not None]
             marks[rate] = statistics.fmean(scores) if len(scores) == len(todos) else None
-        found[method] = RateChoice(marks, tuple(failed))
+        found[recipe] = RateChoice(marks, tuple(failed))
     return found
 
 
@@ -289,23 +224,25 @@ def at_chosen_rates(job: Job, backbone: str) -> Job | None:
     return _at(job, backbone, known) if len(known) == len(rates) else None
 
 
-def _at(job: Job, backbone: str, rates: Mapping[Method, float]) -> Job:
+def _at(job: Job, backbone: str, rates: Mapping[str, float]) -> Job:
     return replace(job, scale=job.scale.at_rates(backbone, rates))
 
 
 def stages(job: Job) -> Iterator[Stage]:
     """Yield the study's stages in order; reads the disk lazily, as rates are chosen on the way."""
     searched: set[str] = set()
+    scorings: dict[Run, tuple[Scoring, ...]] = {}  # all parts score a run at once, so that its weights can be deleted
+    for part, backbone in stage_order(job):
+        for run, wanted in trials(job, part, backbone).items():
+            scorings[run] = tuple(dict.fromkeys((*scorings.get(run, ()), *wanted)))
     for part, backbone in stage_order(job):
         if backbone not in searched:
             searched.add(backbone)
             if tried := tuple(search(job, backbone)):
                 yield Stage(SEARCH, backbone, tried)
         at = at_chosen_rates(job, backbone)
-        found = trials(job, part, backbone).items()
-        yield Stage(
-            part, backbone, tuple(Todo(at or job, run, scorings, chosen=at is not None) for run, scorings in found)
-        )
+        runs = trials(job, part, backbone)
+        yield Stage(part, backbone, tuple(Todo(at or job, run, scorings[run], chosen=at is not None) for run in runs))
 
 
 def plan_study(job: Job) -> Plan:
@@ -325,18 +262,24 @@ def plan_study(job: Job) -> Plan:
 
 def described_study(job: Job, plan: Plan) -> Iterator[str]:
     """Describe the study line by line: each stage with its runs and their states, and the remaining time."""
-    last, refused = journal_of(job).last(), 0
+    journal = journal_of(job)
+    last, refused = journal.last(), 0
+    clock = _Clock(Costs(job, journal.slowness()) if is_local(job) else None)
     yield f"{len(plan.runs)} training runs, and those that choose learning rates"
     for stage in stages(job):
         count = f"{stage.name}, {stage.backbone}: {len(stage.todos)} runs"
         if not stage.ready:
+            clock.skip(job, stage)
             yield f"{count} at rates that are still to be chosen"
-            yield from (f"  [missing] {todo.run.name}" for todo in stage.todos)
+            yield from (f"  [missing] {todo.run.name}{clock.after(todo)}" for todo in stage.todos)
             continue
         states = [todo.state(last) for todo in stage.todos]
         refused += sum(state.startswith(OTHER_OPTIONS) for state in states)
         yield f"{count}, of which {states.count('finished')} are finished"
-        yield from (f"  [{state}] {todo.name}" for todo, state in zip(stage.todos, states, strict=True))
+        yield from (
+            f"  [{state}] {todo.name}{clock.after(todo) if state == 'missing' else ''}"
+            for todo, state in zip(stage.todos, states, strict=True)
+        )
     if refused:
         yield f"{refused} runs were made with other options, which the command refuses. Choose another --out."
     else:
@@ -346,32 +289,54 @@ def described_study(job: Job, plan: Plan) -> Iterator[str]:
 def missing(job: Job) -> Iterator[str]:
     """Describe what is missing by stage, with estimated times; a run counts in the first stage that needs it."""
     journal = journal_of(job)
-    last, costs = journal.last(), Costs(job, journal.slowness()) if is_local(job) else None
-    counted: set[str] = set()
-    total = 0.0
+    last, clock = journal.last(), _Clock(Costs(job, journal.slowness()) if is_local(job) else None)
+    counted = clock.counted
     for stage in stages(job):
         left = [todo for todo in stage.todos if not todo.done]
         failed = [todo for todo in left if todo.failure(last) is not None]
-        if not stage.ready:  # the choice of rates trains these
-            counted.update(todo.name for todo in left if todo.run in _choosing_runs(job, stage.backbone))
+        if not stage.ready:
+            clock.skip(job, stage)
         tried = left if job.retry else [todo for todo in left if todo not in failed]
         counted.update(todo.name for todo in left if todo not in tried)
-        seconds = sum(_seconds(todo, costs, counted) for todo in tried)
-        total += seconds
+        seconds = sum(map(clock.seconds, tried))
         if left:
             again = f", {len(failed)} of which failed (--retry tries them again)" if failed else ""
             count = f"{len(left)} of {len(stage.todos)} runs"
             yield f"missing: {count} of {stage.name}, {stage.backbone}{again}{_about(seconds)}"
-    yield f"all that is missing{_about(total)}" if counted else "nothing is missing"
+    yield f"all that is missing{_about(clock.total)}" if counted else "nothing is missing"
 
 
-def _seconds(todo: Todo, costs: Costs | None, counted: set[str]) -> float:
-    new = [name for name in (todo.name, *map(todo.scoring_name, todo.unscored)) if name not in counted]
-    counted.update(new)
-    if costs is None:
-        return 0.0
-    train = costs.run(todo.run) if todo.name in new and not todo.trained else 0.0
-    return train + sum(costs.scoring(each) for each in todo.unscored if todo.scoring_name(each) in new)
+class _Clock:
+    """Adds up the estimated seconds of work, each run and scoring once.
+
+    Args:
+        costs: Estimates seconds; None if they can't be estimated.
+    """
+
+    def __init__(self, costs: Costs | None) -> None:
+        self.costs, self.total = costs, 0.0
+        self.counted: set[str] = set()
+
+    def skip(self, job: Job, stage: Stage) -> None:
+        """Don't count the stage's runs that the choice of rates trains."""
+        chosen_from = set(_choosing_runs(job, stage.backbone))
+        self.counted.update(todo.name for todo in stage.todos if todo.run in chosen_from)
+
+    def seconds(self, todo: Todo) -> float:
+        """Return the estimated seconds of what is missing and not counted yet."""
+        new = [name for name in (todo.name, *map(todo.scoring_name, todo.unscored)) if name not in self.counted]
+        self.counted.update(new)
+        if self.costs is None:
+            return 0.0
+        train = self.costs.run(todo.run) if todo.name in new and not todo.trained else 0.0
+        scored = sum(self.costs.scoring(each) for each in todo.unscored if todo.scoring_name(each) in new)
+        self.total += train + scored
+        return train + scored
+
+    def after(self, todo: Todo) -> str:
+        """Describe how long the run takes, and how long all takes up to and including it."""
+        seconds = self.seconds(todo)
+        return f": {seconds / 3600:.2f} hours, {self.total / 3600:.1f} with all above" if seconds else ""
 
 
 def _about(seconds: float) -> str:

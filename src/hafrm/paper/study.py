@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from hafrm.evaluation.scoring import PairScore, read_scores
-from hafrm.paper.executor import words_file
-from hafrm.paper.measures import AVERAGE, Paired, Scores, grid_of, mean_compared, measured, read_cells
+from hafrm.evaluation.scoring import PairScore
+from hafrm.paper.executor import words_name
+from hafrm.paper.measures import AVERAGE, Paired, Scores, grid_of, mean_compared, measured
+from hafrm.paper.numbers import SETS
 from hafrm.paper.plans import PARTS, WORDS, cells
+from hafrm.paper.record import journal_of, record_of
 from hafrm.paper.scales import METHODS, Job
-from hafrm.paper.stages import at_chosen_rates, choices, journal_of, missing, stage_order, stages
+from hafrm.paper.stages import Todo, at_chosen_rates, choices, missing, stage_order, stages
 from hafrm.stats import FEWEST_GROUPS, holm_correction
-from hafrm.training.manifest import is_finished
 
 FORMAT = 3
 
@@ -66,6 +67,7 @@ def collect(job: Job) -> dict[str, Any]:
         },
         "rates": {name: _rates(job, name) for name in job.backbones},
         "rate_seeds": job.rate_seeds,
+        "rate_sets": list(job.rate_sets or job.sets),
         "parts": parts,
         "comparisons": comparisons,
         "seen": seen,
@@ -95,7 +97,7 @@ def _done(job: Job) -> set[str]:
     """Return the journal names of what is finished, including work whose process was killed before logging it."""
     found: set[str] = set()
     for todo in (todo for stage in stages(job) for todo in stage.todos):
-        if is_finished(todo.folder):
+        if todo.recorded:
             found.add(todo.name)
         found.update(todo.scoring_name(each) for each in todo.scorings if each not in todo.unscored)
     return found
@@ -106,12 +108,27 @@ def _scores(job: Job, part: str, backbone: str) -> tuple[Scores, dict[str, list[
     at = at_chosen_rates(job, backbone)
     if at is None:
         return {}, {}
-    found, left_out = read_cells(at, cells(at, part, backbone), partly=True)
+    record = record_of(job)
+    found: Scores = {}
+    left_out: dict[str, list[int]] = {}
+    for cell in cells(at, part, backbone):
+        recorded = record.scores(Todo(at, cell.run).scores_name(cell.scoring))
+        if recorded is None:
+            continue
+        scores, seen = recorded
+        if seen:
+            left_out[cell.column] = [seen, seen + len(scores)]
+        if scores:
+            found.setdefault(cell.column, {}).setdefault(cell.row, {})[cell.run.seed] = scores
     for name, rows in found.items() if part == "table2" else ():
-        if words_file(job, name).exists():
-            words = _only(read_scores(words_file(job, name)), _scored_by_all(rows.values()))
-            rows[WORDS] = dict.fromkeys(job.seeds, words)
-    return found, left_out
+        if (words := record.scores(words_name(job, name))) is not None:
+            rows[WORDS] = dict.fromkeys(job.seeds, _only(words[0], _scored_by_all(rows.values())))
+    return {column: found[column] for column in sorted(found, key=_place)}, left_out
+
+
+def _place(column: str) -> list[int]:
+    """Return a column's place in the paper's order; `A→B` is a set's models on another set."""
+    return [SETS.index(name) for name in column.split("→")]
 
 
 def _scored_by_all(rows: Iterable[Mapping[int, Sequence[PairScore]]]) -> set[str]:

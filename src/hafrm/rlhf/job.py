@@ -1,4 +1,4 @@
-"""The prepared training of a policy: what all algorithms share."""
+"""The prepared training of a policy, which all algorithms share."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from hafrm.training.folders import make_folder
 from hafrm.training.manifest import save_manifest
 
 _PICTURES = ("curves.svg", "learning.svg")
-"""Figures that `hafrm rlhf` draws in the folder."""
+"""Charts that `hafrm rlhf` writes into the folder."""
 
 Progress = Callable[[int, Mapping[str, float]], None]
-"""Called with every finished step and its means."""
+"""Function that is called with each finished step and its metrics."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class RlhfResult:
     folder: Path
     steps: int
     last: Mapping[str, float]
-    """Means of the last step; empty if there was no step left."""
+    """Metrics of the last step; empty if no step was left to do."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class RlhfJob:
 
     config: RlhfConfig
     model: HybridModel
-    """The initial policy, with adapters if any; values begin at zero."""
+    """The initial policy, with adapters if any; its value head is zero."""
     tokenizer: Any
     prompts: PromptSet
     manifest: dict[str, Any]
@@ -50,16 +50,16 @@ class RlhfJob:
         return Path(self.config.out)
 
     def begin(self) -> None:
-        """Create the folder, which from now on contains an unfinished run."""
+        """Create the folder with the manifest of an unfinished run."""
         if kept := make_folder(self.folder, start_over=self.config.overwrite and self.folder.exists(), more=_PICTURES):
             self.say(kept)
         save_manifest(self.manifest, self.folder)
 
     def opening(self, done: int) -> str:
-        """Return what a run prints at its start.
+        """Return the line that a run prints when it starts.
 
         Args:
-            done: Number of steps done by an earlier attempt.
+            done: Number of steps that are already done.
         """
         config, overlong = self.config, self.prompts.account["overlong"]
         left_out = f" ({overlong} over {config.max_prompt_tokens} tokens left out)" if overlong else ""
@@ -69,7 +69,7 @@ class RlhfJob:
         )
 
     def finish(self, last: Mapping[str, float]) -> RlhfResult:
-        """Save the policy at the top of the folder, and complete the manifest."""
+        """Save the final policy in the folder, and mark the run as finished in the manifest."""
         save_policy(self.model, self.tokenizer, self.folder)
         save_manifest(self.manifest | {"status": "finished", "steps": self.config.steps}, self.folder)
         return RlhfResult(self.folder, self.config.steps, last)

@@ -1,4 +1,4 @@
-"""Read the prompts to answer, remove duplicates and over-long ones, and deal them in seeded batches."""
+"""The prompts of RLHF, without duplicates and over-long ones, and their order in batches."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from hafrm.pairs import Prompt
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Distinct prompts that fit, and an account of all that were read."""
+    """Distinct prompts within the limit, and an account of all prompts that were read."""
 
     prompts: tuple[Prompt, ...]
     account: dict[str, Any]
-    """For the manifest: each source with its prompts and their fingerprint, the dropped and the kept prompts."""
+    """For the manifest: each source with its fingerprint and counts, and the numbers of dropped and kept prompts."""
 
 
 def prompt_set(
@@ -35,11 +35,11 @@ def prompt_set(
             names of data sets of pairs.
         tokenizer: The policy's tokenizer, prepared.
         max_tokens: Maximum tokens of a prompt, including the template's.
-        options: What to do with bad rows.
+        options: What to do with invalid rows.
         split: Which split of a named data set; a file is read whole.
 
     Raises:
-        BadRowError: a row breaks the contract, or the chat template refuses it, and such rows are not to be skipped.
+        BadRowError: a row is invalid or refused by the chat template, and `on_bad_row` is not `skip`.
         DataError: there are no usable prompts.
     """
     options = options or ReadOptions()
@@ -72,7 +72,7 @@ def prompt_set(
 
 
 def _why_none(prompts: int, refused: int, max_tokens: int) -> str:
-    """Explain why there are no usable prompts, and what to do; the chat template can't render `refused` of them."""
+    """Explain why no prompt is usable; the chat template refuses `refused` of them."""
     template = f"the policy's chat template refuses {'all' if prompts == refused else refused} of {prompts} prompts"
     if prompts == refused > 0:
         return f"{template}. Change their roles, or use a tokenizer with another chat template."
@@ -84,9 +84,9 @@ def _why_none(prompts: int, refused: int, max_tokens: int) -> str:
 
 
 def deal(count: int, batch_size: int, step: int, seed: int) -> list[int]:
-    """Return the indices of one step's prompts: passes over the whole set, each in a new random order.
+    """Return the indices of a step's prompts, in passes over the whole set, each in a new random order.
 
-    The result has no state from earlier steps, so a resumed run is dealt the same prompts.
+    The result does not depend on earlier calls, so a resumed run gets the same prompts.
 
     Args:
         count: Number of prompts.

@@ -5,7 +5,7 @@ Shape letters: B pairs, S sequences (a prompt with one response).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -91,28 +91,21 @@ class PairBatch:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> PairBatch:
         """Return the batch on another device; `rows` stay."""
-
-        def moved(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=non_blocking)
-
-        return replace(
-            self,
-            sequences=self.sequences.to(device, non_blocking=non_blocking),
-            chosen=moved(self.chosen),
-            rejected=moved(self.rejected),
-            margin=moved(self.margin),
-            reference=None if self.reference is None else moved(self.reference),
-        )
+        sequences = self.sequences.to(device, non_blocking=non_blocking)
+        return self._with_tensors(sequences, lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> PairBatch:
         """Return the batch in pinned memory."""
+        return self._with_tensors(self.sequences.pin_memory(), Tensor.pin_memory)
+
+    def _with_tensors(self, sequences: SequenceBatch, change: Callable[[Tensor], Tensor]) -> PairBatch:
         return replace(
             self,
-            sequences=self.sequences.pin_memory(),
-            chosen=self.chosen.pin_memory(),
-            rejected=self.rejected.pin_memory(),
-            margin=self.margin.pin_memory(),
-            reference=None if self.reference is None else self.reference.pin_memory(),
+            sequences=sequences,
+            chosen=change(self.chosen),
+            rejected=change(self.rejected),
+            margin=change(self.margin),
+            reference=None if self.reference is None else change(self.reference),
         )
 
 
@@ -168,12 +161,21 @@ class _Unit:
 def units_of(items: Sequence[PairItem], tokens: int) -> list[_Unit]:
     """Gather pairs of the same prompt into units of up to `tokens` unique tokens, in order of first occurrence."""
     by_prompt: dict[tuple[int, ...], list[list[PairItem]]] = {}
+    seen: dict[tuple[int, ...], tuple[set[tuple[int, ...]], int]] = {}  # of each prompt's last unit
     for item in items:
-        found = by_prompt.setdefault(item.tokens.prompt, [[]])
-        if found[-1] and _Unit.of([*found[-1], item]).tokens.unique_tokens > tokens:
-            found.append([])
-        found[-1].append(item)
-    return [_Unit.of(pairs) for found in by_prompt.values() for pairs in found]
+        prompt = item.tokens.prompt
+        units = by_prompt.setdefault(prompt, [])
+        responses, used = seen.get(prompt, (set(), len(prompt)))
+        new = set(item.tokens.responses) - responses
+        total = used + sum(map(len, new))
+        if not units or total > tokens:
+            units.append([])
+            responses, new = set(), set(item.tokens.responses)
+            total = len(prompt) + sum(map(len, new))
+        units[-1].append(item)
+        responses |= new
+        seen[prompt] = responses, total
+    return [_Unit.of(unit) for units in by_prompt.values() for unit in units]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 
 from hafrm.errors import ConfigError
 from hafrm.numerics import is_bfloat16_fast
-from hafrm.training.arguments import total_steps
+from hafrm.training.arguments import pairs_per_step, total_steps
 from hafrm.training.config import BEST_METRICS, TrainConfig
 
 _NEED_A_MODEL = ("galore", "apollo", "lomo", "adalomo")
@@ -54,9 +54,7 @@ def training_arguments(
 def pairs_needed(config: TrainConfig, *, processes: int) -> int | None:
     """Return the number of pairs of all steps; None if the run's length is in epochs."""
     values = _defaults(config) | config.training
-    sizes = ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps")
-    needed = math.prod(int(values.get(name, 1)) for name in sizes) * processes
-    return needed if needed > 0 else None
+    return pairs_per_step(values, processes) * values["max_steps"] if values["max_steps"] > 0 else None
 
 
 def _require_optimizer(arguments: TrainingArguments) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hafrm import atomic
 from hafrm.errors import ConfigError, HafrmError
-from hafrm.models.listing import CARD_FILE, CARD_MARK, CHECKSUMS_FILE, MODEL_FILES, listed, strangers
+from hafrm.models.checksums import CARD_FILE, CARD_MARK, CHECKSUMS_FILE, MODEL_FILES, listed, strangers
 from hafrm.models.runinfo import RUN_FILE, RunInfo
 from hafrm.training.manifest import MANIFEST_FILE
 from hafrm.training.metrics import METRICS_FILE

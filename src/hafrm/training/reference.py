@@ -96,7 +96,7 @@ class ReferenceSource:
         found = np.full(tables.num_responses, np.nan, dtype=np.float32)
         prompts = responses_by_prompt(tables, rows)
         size = f"the reference log-probs, batches of {self._tokens} tokens"
-        with status, self._autocast, enough_memory(size, _LESS_MEMORY):
+        with status, self._autocast, enough_memory(size, _LESS_MEMORY, tokens=self._tokens):
             cache = ReferenceCache(
                 self._model,
                 layout=self._layout,

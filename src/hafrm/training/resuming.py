@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zipfile import ZipFile
 
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from transformers import Trainer, TrainerState
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 
-from hafrm.errors import DamagedError, HafrmError
-from hafrm.models.listing import checksums, require_checksums
+from hafrm import atomic
+from hafrm.errors import DamagedError, HafrmError, ModelError
+from hafrm.models.checksums import checksums, require_checksums
 from hafrm.models.runinfo import RUN_FILE, RunInfo, require_undamaged
+
+if TYPE_CHECKING:
+    from hafrm.training.trainer import HybridTrainer
 
 _ARCHIVES = ("*.pt", "*.pth", "optimizer*.bin")
 """Checkpoint files that torch writes as archives; the last pattern is the optimizer under FSDP."""
@@ -76,6 +83,68 @@ def last_listed_checkpoint(run: Path, say: Callable[[str], None]) -> Path | None
         DamagedError: a checkpoint is damaged, and there is no earlier one.
     """
     return _newest(run, lambda folder, step: _trainers_problem(folder, step) or _listed_problem(folder), say)
+
+
+def train_or_resume(trainer: HybridTrainer, folder: Path, steps: int, say: Callable[[str], None]) -> None:
+    """Train a hafrm run for `steps` steps in all, from its last checkpoint if there is one.
+
+    All processes must call it.
+
+    Raises:
+        DamagedError, ModelError: the checkpoint can't be resumed from; the message says why and what to do.
+    """
+    checkpoint = _last_checkpoint(folder, say)
+    if checkpoint is not None:
+        say(f"resuming from {checkpoint.name}")
+        state = _state_here(checkpoint)
+        at_its_end = state.global_step >= steps or _out_of_patience(state)
+        if at_its_end:  # killed after its last step: transformers would take one more
+            trainer.state = state
+            best = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+            trainer.restore(Path(best or checkpoint))
+            trainer.delete_old_checkpoints()
+            return
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+
+def _last_checkpoint(folder: Path, say: Callable[[str], None]) -> Path | None:
+    """Return the checkpoint to resume from, or None. The first process reads it and broadcasts the result."""
+    found = [last_listed_checkpoint(folder, say) if PartialState().is_main_process else None]
+    broadcast_object_list(found)
+    return found[0]
+
+
+def _state_here(checkpoint: Path) -> TrainerState:
+    """Return a checkpoint's state, with the best checkpoint's path updated in case the run's folder was moved.
+
+    Raises:
+        ModelError: the best checkpoint is missing, so that the run could not keep it at its end.
+        DamagedError: the best checkpoint is damaged.
+    """
+    path = checkpoint / "trainer_state.json"
+    state: TrainerState = TrainerState.load_from_json(str(path))
+    best = state.best_model_checkpoint
+    here = best and str(checkpoint.parent / Path(best).name)
+    if here and not Path(here).is_dir():
+        raise ModelError(
+            f"{here}, the best checkpoint according to {path}, is missing. Restore it, or start over with --overwrite."
+        )
+    if here and PartialState().is_main_process:
+        require_undamaged(Path(here))
+    if here != best:
+        state.best_model_checkpoint = here
+        values = json.loads(path.read_text(encoding="utf-8")) | {"best_model_checkpoint": here}
+        atomic.write_json(path, values)
+        list_training_state(checkpoint)
+    return state
+
+
+def _out_of_patience(state: TrainerState) -> bool:
+    """Return whether early stopping had ended the run at this checkpoint."""
+    callbacks: Any = state.stateful_callbacks or {}
+    saved = callbacks.get("EarlyStoppingCallback", {})
+    waited = saved.get("attributes", {}).get("early_stopping_patience_counter", 0)
+    return bool(waited >= saved.get("args", {}).get("early_stopping_patience", math.inf))
 
 
 def list_training_state(checkpoint: Path) -> None:

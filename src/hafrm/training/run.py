@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import hashlib
-import json
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -14,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
 from rich.console import Console
 from rich.status import Status
 from transformers import (
@@ -24,33 +23,30 @@ from transformers import (
     PrinterCallback,
     ProgressCallback,
     TrainerCallback,
-    TrainerState,
     TrainingArguments,
     set_seed,
 )
 
-from hafrm import atomic
 from hafrm.data import PairTables, load_tables, local_path
-from hafrm.data.collecting import left_out_of, left_out_words
 from hafrm.encoding import ConversationEncoder
-from hafrm.errors import ConfigError, ModelError
+from hafrm.errors import ConfigError, NoMemoryError, first_line
 from hafrm.models.checkpoints import save_run
 from hafrm.models.hybrid import HybridModel, max_positions
-from hafrm.models.layout import Layout, choose_layout
+from hafrm.models.layout import Layout
 from hafrm.models.options import HeadInit, chat_template
 from hafrm.models.references import weights_digest
-from hafrm.models.runinfo import RunInfo, require_undamaged
-from hafrm.models.starts import Start, check_start, saved_start
-from hafrm.models.stock import new_model
+from hafrm.models.runinfo import RunInfo
+from hafrm.models.starts import Start, check_start, new_model, saved_start
 from hafrm.models.tokenizers import load_tokenizer, prepare_tokenizer
-from hafrm.numerics import bfloat16_speedup, cpu_tuned
+from hafrm.numerics import cpu_tuned
 from hafrm.packing import pad_rows
 from hafrm.stats import fit_combination
-from hafrm.training.arguments import total_steps
+from hafrm.training.arguments import pairs_per_step, total_steps
 from hafrm.training.callbacks import ConsoleProgress, DoctorLines, MetricsFile, best_step
 from hafrm.training.config import TrainConfig
 from hafrm.training.defaults import pairs_needed, training_arguments
 from hafrm.training.doctor import circumstances_of
+from hafrm.training.fitting import fitted_layout, measure, tokens_per_batch
 from hafrm.training.folders import claim_folder, hold_folder, make_folder
 from hafrm.training.manifest import (
     effective_settings,
@@ -61,10 +57,11 @@ from hafrm.training.manifest import (
     save_manifest,
 )
 from hafrm.training.objective import Objective
-from hafrm.training.order import PairOrder, pair_order
+from hafrm.training.opening import account_of, opening_lines
+from hafrm.training.order import pair_order
 from hafrm.training.preflight import check_machine, require_all_processes
 from hafrm.training.reference import ReferenceSource
-from hafrm.training.resuming import last_listed_checkpoint, list_training_state
+from hafrm.training.resuming import train_or_resume
 from hafrm.training.sharding import sharding
 from hafrm.training.trackers import one_run_each, tracker_ids
 from hafrm.training.trainer import HybridTrainer
@@ -111,28 +108,110 @@ def train(
         model = saved_start(model)
     if model is not None:
         config = replace(config, model=str(model))
+    most: int | None = None
     with hold_folder(Path(config.out)), cpu_tuned():
-        return _train(config, Path(config.out), callbacks, tokenizer)
+        while True:
+            try:
+                return _train(config, callbacks, tokenizer, most)
+            except NoMemoryError as error:
+                most = _fewer_tokens(config, error)
+            gc.collect()  # frees the failed attempt's model
+            torch.cuda.empty_cache()
+            config = replace(config, overwrite=False)  # resumes from the failed attempt's last checkpoint
 
 
-def _train(config: TrainConfig, folder: Path, callbacks: Sequence[TrainerCallback], own_tokenizer: Any) -> TrainResult:
-    before = claim_folder(config, folder, _inputs(config), overwrite=config.overwrite)
+def _fewer_tokens(config: TrainConfig, error: NoMemoryError) -> int:
+    """Return half the tokens of the batch that did not fit into memory, and say so.
+
+    Raises:
+        NoMemoryError: smaller batches can't help, would change the losses, or the user chose their size.
+    """
+    tokens = error.tokens // 2
+    several = PartialState().num_processes > 1  # the other processes wait for this one
+    read_once = any(isinstance(source, Iterator) for source in (*config.data, *config.eval_data))
+    chosen = config.data_options.tokens_per_batch or Objective(config.resolved_loss).couples_pairs
+    if chosen or not tokens or several or read_once:
+        raise error
+    progress = ConsoleProgress(Console(stderr=True))
+    progress.say(f"warning: {first_line(error)} Training continues with batches of {tokens} tokens.")
+    progress.close()
+    return tokens
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run whose options, data and model have been checked: nothing has been written yet."""
+
+    config: TrainConfig
+    args: TrainingArguments
+    data: _Data
+    tokenizer: Any
+    model: HybridModel
+    layout: Layout
+    objective: Objective
+    tokens: int
+    """Maximum number of tokens per forward pass."""
+    info: RunInfo
+    manifest: dict[str, Any]
+    notes: list[str]
+    """What to say at the start, after the plan."""
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.out)
+
+
+def _train(
+    config: TrainConfig, callbacks: Sequence[TrainerCallback], tokenizer: Any, most_tokens: int | None
+) -> TrainResult:
+    before = claim_folder(config, Path(config.out), _inputs(config), overwrite=config.overwrite)
     check_machine(config.training)
+    progress = ConsoleProgress(Console(stderr=True, quiet=not PartialState().is_main_process))
+    run = _prepare(config, tokenizer, before, most_tokens, progress)
+    PartialState().wait_for_everyone()  # all processes have now read the folder's state
+    with run.args.main_process_first(local=False):  # the others look for checkpoints in the folder
+        if run.args.process_index == 0:
+            _begin(run, progress)
+    with one_run_each(run.args, run.manifest):
+        trainer = _trainer(run, callbacks, progress)
+        try:
+            train_or_resume(trainer, run.folder, total_steps(run.args.to_dict(), len(run.data.train)), progress.say)
+        finally:
+            progress.close()
+        return _finish(trainer, run)
+
+
+def _prepare(
+    config: TrainConfig,
+    tokenizer: Any,
+    before: dict[str, Any] | None,
+    most_tokens: int | None,
+    progress: ConsoleProgress,
+) -> _Run:
+    """Check and load everything that the run needs.
+
+    Args:
+        config: The run's options.
+        tokenizer: The caller's tokenizer, or None for the model's.
+        before: The manifest of the interrupted run that is resumed, or None.
+        most_tokens: Limit on the tokens per forward pass, after more did not fit into memory.
+        progress: Shows what is being done.
+    """
     loss, start = config.resolved_loss, _start(config)
     set_seed(int(config.training.get("seed", 0)))
-    data, tokenizer = _load_data(config, own_tokenizer)
+    data, tokenizer = _load_data(config, tokenizer)
     if before is not None:
-        require_same_data(before, data.account, folder)
+        require_same_data(before, data.account, Path(config.out))
     args = training_arguments(config, pairs=len(data.train), started=before and before.get("effective"))
     require_all_processes(args)
     shards = sharding(args, lora=config.lora.enabled)
-    make_folder(folder)
-    progress = ConsoleProgress(Console(stderr=True, quiet=args.process_index != 0))
+    make_folder(Path(config.out))
     with progress.console.status("loading the model"):
         model = _new_model(config, start.head_init, tokenizer, args, data.train)
-    layout = _layout(config, model, tokenizer, progress)
     objective = Objective(loss)
-    tokens = config.data_options.token_budget(args.device.type)
+    measured = None if shards else partial(measure, model, objective, tables=data.train, args=args)
+    layout, needs = fitted_layout(config, model, tokenizer, measured, progress.say)
+    tokens, sized = tokens_per_batch(config, needs, args, most_tokens)
     info = _run_info(config, tokenizer, _base_digest(model, objective))
     effective = effective_settings(args, config, model.config, shards) | {"weights": info.base_digest}
     if config.chat_template is not None:
@@ -148,59 +227,55 @@ def _train(config: TrainConfig, folder: Path, callbacks: Sequence[TrainerCallbac
         }
     )
     if before is not None:
-        require_same_settings(before, effective, folder)
+        require_same_settings(before, effective, Path(config.out))
         manifest = resumed_manifest(before, manifest)
-    PartialState().wait_for_everyone()  # all processes have now read the folder's state
-    with args.main_process_first(local=False):  # the others look for checkpoints in the folder
-        if args.process_index == 0:
-            kept = make_folder(folder, start_over=config.overwrite)
-            save_manifest(manifest, folder)
-            length = config.data_options.max_length
-            opening = _opening(data, args, manifest["layout"], margins=objective.needs_rewards, max_length=length)
-            bare = [model.bare] if model.bare else []
-            for line in (*opening, _precision(config, args), start.head, *start.notes, *bare, kept):
-                if line:
-                    progress.say(line)
-
-    order = pair_order(args, data.train.pairs["prompt"], batch_by=config.data_options.batch_by)
-    reference = ReferenceSource(loss, model, layout, args, weights=info.base_digest, tokens=tokens)
-    with one_run_each(args, manifest):
-        trainer = HybridTrainer(
-            model,
-            args,
-            objective=objective,
-            layout=layout,
-            tokens_per_batch=tokens,
-            tokenizer=tokenizer,
-            info=info,
-            train_dataset=reference.dataset(data.train, _visited(args, order)),
-            order=order,
-            eval_dataset=reference.dataset(data.eval) if data.eval is not None else None,
-            live_reference=reference.live,
-            callbacks=[
-                MetricsFile(folder),
-                progress,
-                DoctorLines(folder, circumstances_of(manifest), progress.say),
-                *_early_stopping(config),
-                *callbacks,
-            ],
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.remove_callback(ProgressCallback)
-        try:
-            checkpoint = _last_checkpoint(folder, progress)
-            if checkpoint is not None:
-                progress.say(f"resuming from {checkpoint.name}")
-            _run_trainer(trainer, checkpoint, total_steps(args.to_dict(), len(data.train)))
-        finally:
-            progress.close()
-        return _finish(trainer, config, manifest, folder)
+    notes = [sized, start.head, *start.notes, model.bare]
+    return _Run(
+        config, args, data, tokenizer, model, layout, objective, tokens, info, manifest, list(filter(None, notes))
+    )
 
 
-def _visited(args: TrainingArguments, order: PairOrder) -> list[int]:
-    """Return the rows of the pairs that the run trains on: not all, if its steps end before the first epoch does."""
-    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    return order.visited(total_steps(args.to_dict(), len(order)), batch)
+def _begin(run: _Run, progress: ConsoleProgress) -> None:
+    """Write the manifest, and say what the run is going to do."""
+    kept = make_folder(run.folder, start_over=run.config.overwrite)
+    save_manifest(run.manifest, run.folder)
+    data = run.data
+    opening = opening_lines(run.config, run.args, data.train, data.eval, data.account, run.manifest["layout"])
+    for line in (*opening, *run.notes, kept):
+        if line:
+            progress.say(line)
+
+
+def _trainer(run: _Run, callbacks: Sequence[TrainerCallback], progress: ConsoleProgress) -> HybridTrainer:
+    config, args, pairs = run.config, run.args, run.data.train
+    order = pair_order(args, pairs.pairs["prompt"], batch_by=config.data_options.batch_by)
+    visited = order.visited(total_steps(args.to_dict(), len(order)), pairs_per_step(args.to_dict(), args.world_size))
+    reference = ReferenceSource(
+        config.resolved_loss, run.model, run.layout, args, weights=run.info.base_digest, tokens=run.tokens
+    )
+    trainer = HybridTrainer(
+        run.model,
+        args,
+        objective=run.objective,
+        layout=run.layout,
+        tokens_per_batch=run.tokens,
+        tokenizer=run.tokenizer,
+        info=run.info,
+        train_dataset=reference.dataset(pairs, visited),
+        order=order,
+        eval_dataset=reference.dataset(run.data.eval) if run.data.eval is not None else None,
+        live_reference=reference.live,
+        callbacks=[
+            MetricsFile(run.folder),
+            progress,
+            DoctorLines(run.folder, circumstances_of(run.manifest), progress.say),
+            *([EarlyStoppingCallback(config.early_stopping)] if config.early_stopping else []),
+            *callbacks,
+        ],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    return trainer
 
 
 def _start(config: TrainConfig) -> Start:
@@ -260,101 +335,12 @@ def _load_data(config: TrainConfig, own_tokenizer: Any) -> tuple[_Data, Any]:
                     say=say,
                     progress=partial(_show_progress, status, name),
                 )
-    account: dict[str, Any] = {name: _account(table) for name, table in tables.items()}
-    if "eval" in tables:
-        account["shared_prompts"] = tables["train"].prompts_shared_with(tables["eval"])
-    return _Data(tables["train"], tables.get("eval"), account), tokenizer
-
-
-def _precision(config: TrainConfig, args: TrainingArguments) -> str:
-    """Say that products are in bfloat16 if the user did not ask for it; empty otherwise."""
-    if not args.bf16 or args.device.type != "cpu" or "bf16" in config.training:
-        return ""
-    return (
-        f"products are in bfloat16, in which this CPU multiplies {bfloat16_speedup():.1f} times as fast as in float32 "
-        "(training.bf16 false for float32)"
-    )
+    train, evaluation = tables["train"], tables.get("eval")
+    return _Data(train, evaluation, account_of(train, evaluation)), tokenizer
 
 
 def _show_progress(status: Status, name: str, done: int) -> None:
     status.update(f"reading {name} pairs: {done:,}")
-
-
-_MUCH = 0.05
-"""Share of pairs lost above which the counts are a warning."""
-
-
-def _opening(data: _Data, args: TrainingArguments, layout: str, *, margins: bool, max_length: int) -> Iterator[str]:
-    """Yield what a run prints at its start: its plan and its warnings.
-
-    Args:
-        data: The run's pairs.
-        args: The trainer's arguments.
-        layout: The layout of its batches.
-        margins: Whether it uses the rows' margins.
-        max_length: The limit on the tokens of a pair.
-    """
-    pairs = len(data.train)
-    steps = total_steps(args.to_dict(), pairs)
-    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    sets = [("training pairs", data.train)] + ([("validation pairs", data.eval)] if data.eval is not None else [])
-    counts = ", ".join(_counted(what, tables, max_length) for what, tables in sets)
-    warning = "warning: " if any(_share_lost(tables) > _MUCH for _, tables in sets) else ""
-    yield (
-        f"{warning}{counts}: {steps} steps of {batch} pairs ({steps * batch / pairs:.3g} epochs), "
-        f"learning rate {args.learning_rate:g}, {layout} batches"
-    )
-    for report in data.train.account.reports:
-        if said := "; ".join(filter(None, (report.form and f"read as {report.form}", report.unread_columns))):
-            yield f"{report.name}: {said}"
-    if shared := data.account.get("shared_prompts"):
-        yield (
-            f"warning: {shared} prompts of the validation data are in the training data too, so validation will look "
-            "better than it is"
-        )
-    if identical := data.account["train"]["identical_responses"]:
-        yield f"warning: in {identical} training pairs both responses are the same tokens, so no preference"
-    if special := data.account["train"]["with_special_tokens"]:
-        yield (
-            f"warning: {special} training pairs contain special tokens of the tokenizer, which are encoded as the chat "
-            "template's own; `hafrm data check --tokenizer` lists them"
-        )
-    for lost in data.train.account.lost:
-        yield f"warning: {lost}"
-    if not margins and data.train.margins.any():
-        yield "warning: the rows' margins have no effect, since only the reward loss reads them"
-
-
-def _left_out(tables: PairTables) -> Counter[str]:
-    """Return how many pairs of the data asked for were left out, by reason."""
-    reports = tables.account.reports
-    return sum(map(left_out_of, reports), Counter(tables.account.dropped))
-
-
-def _share_lost(tables: PairTables) -> float:
-    """Return the share of pairs that were left out and could have been kept: ties could not."""
-    left_out = _left_out(tables)
-    return 1 - (len(tables) + left_out["tie"] + left_out["mapping"]) / (len(tables) + left_out.total())
-
-
-def _counted(what: str, tables: PairTables, max_length: int) -> str:
-    """Say how many pairs there are, and why others are left out."""
-    left_out = _left_out(tables)
-    if not left_out:
-        return f"{len(tables):,} {what}"
-    return f"{len(tables):,} of {len(tables) + left_out.total():,} {what} ({left_out_words(left_out, max_length)})"
-
-
-def _account(tables: PairTables) -> dict[str, Any]:
-    """Count what happened to every row: read, dropped (by reason) and kept."""
-    return {
-        "sources": [report.as_dict() for report in tables.account.reports],
-        "dropped_in_encoding": tables.account.dropped,
-        "pairs": len(tables),
-        "identical_responses": tables.identical,
-        "with_special_tokens": len(tables.with_special_tokens),
-        "dropped_by_template": {lost.what: [lost.count, lost.of] for lost in tables.account.lost},
-    }
 
 
 def _new_model(
@@ -384,18 +370,6 @@ def _new_model(
     return model.to(args.device)
 
 
-def _layout(config: TrainConfig, model: HybridModel, tokenizer: Any, progress: ConsoleProgress) -> Layout:
-    """Choose the layout of batches, the same in all processes."""
-    layout = choose_layout(
-        model,
-        tokenizer.pad_token_id,
-        max_length=config.data_options.max_length,
-        choice=config.layout,
-        report=lambda reason: progress.say(f"batches are padded, not packed: {reason}"),
-    )
-    return replace(layout, packed=all(gather_object([layout.packed])))
-
-
 def _base_digest(model: HybridModel, objective: Objective) -> str:
     """Hash the weights under the run's reference or adapters; empty if its checkpoints contain all weights."""
     return weights_digest(model) if objective.needs_reference or model.adapted else ""
@@ -421,81 +395,23 @@ def _run_info(config: TrainConfig, tokenizer: Any, base_digest: str) -> RunInfo:
     )
 
 
-def _early_stopping(config: TrainConfig) -> list[EarlyStoppingCallback]:
-    return [EarlyStoppingCallback(config.early_stopping)] if config.early_stopping else []
-
-
-def _run_trainer(trainer: HybridTrainer, checkpoint: Path | None, steps: int) -> None:
-    """Train, from the last checkpoint if there is one."""
-    if checkpoint is not None:
-        state = _state_here(checkpoint)
-        at_its_end = state.global_step >= steps or _out_of_patience(state)
-        if at_its_end:  # killed after its last step: transformers would take one more
-            trainer.state = state
-            best = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
-            trainer.restore(Path(best or checkpoint))
-            trainer.delete_old_checkpoints()
-            return
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-
-
-def _last_checkpoint(folder: Path, progress: ConsoleProgress) -> Path | None:
-    """Return the checkpoint to resume from, or None. The first process reads it and broadcasts the result."""
-    found = [last_listed_checkpoint(folder, progress.say) if PartialState().is_main_process else None]
-    broadcast_object_list(found)
-    return found[0]
-
-
-def _state_here(checkpoint: Path) -> TrainerState:
-    """Return a checkpoint's state, with the best checkpoint's path updated in case the run's folder was moved.
-
-    Raises:
-        ModelError: the best checkpoint is missing, so that the run could not keep it at its end.
-        DamagedError: the best checkpoint is damaged.
-    """
-    path = checkpoint / "trainer_state.json"
-    state: TrainerState = TrainerState.load_from_json(str(path))
-    best = state.best_model_checkpoint
-    here = best and str(checkpoint.parent / Path(best).name)
-    if here and not Path(here).is_dir():
-        raise ModelError(
-            f"{here}, the best checkpoint according to {path}, is missing. Restore it, or start over with --overwrite."
-        )
-    if here and PartialState().is_main_process:
-        require_undamaged(Path(here))
-    if here != best:
-        state.best_model_checkpoint = here
-        values = json.loads(path.read_text(encoding="utf-8")) | {"best_model_checkpoint": here}
-        atomic.write_json(path, values)
-        list_training_state(checkpoint)
-    return state
-
-
-def _out_of_patience(state: TrainerState) -> bool:
-    """Return whether early stopping had ended the run at this checkpoint."""
-    callbacks: Any = state.stateful_callbacks or {}
-    saved = callbacks.get("EarlyStoppingCallback", {})
-    waited = saved.get("attributes", {}).get("early_stopping_patience_counter", 0)
-    return bool(waited >= saved.get("args", {}).get("early_stopping_patience", math.inf))
-
-
-def _finish(trainer: HybridTrainer, config: TrainConfig, manifest: dict[str, Any], folder: Path) -> TrainResult:
+def _finish(trainer: HybridTrainer, run: _Run) -> TrainResult:
     """Evaluate the kept model, save it at the top of the run's folder, and complete the manifest."""
     with trainer.accelerator.autocast():  # training's precision, even if there was no step left to train
-        metrics = trainer.evaluate() if config.eval_data else {}
+        metrics = trainer.evaluate() if run.data.eval is not None else {}
     info = replace(trainer.info, combined_weight=_combined_weight(trainer))
     weights = trainer.whole_weights()
     if trainer.args.should_save:
-        save_run(trainer.model, trainer.processing_class, info, folder, weights=weights)
-        manifest |= {
+        save_run(trainer.model, trainer.processing_class, info, run.folder, weights=weights)
+        manifest = run.manifest | {
             "status": "finished",
             "steps": trainer.state.global_step,
             "best_step": best_step(trainer.state) if trainer.args.load_best_model_at_end else None,
             "eval_metrics": {name: value for name, value in metrics.items() if math.isfinite(value)},
         }
-        save_manifest(manifest, folder)
+        save_manifest(manifest, run.folder)
     PartialState().wait_for_everyone()  # all processes return only once the run's folder is complete
-    return TrainResult(folder, trainer.state.global_step, metrics)
+    return TrainResult(run.folder, trainer.state.global_step, metrics)
 
 
 def _combined_weight(trainer: HybridTrainer) -> float | None:

@@ -169,7 +169,7 @@ class HybridTrainer(Trainer):
 
     def _part_step(self, model: nn.Module, part: PairBatch, num_items_in_batch: Tensor | int | None) -> Tensor:
         self._rows += part.rows.tolist() if part.counts else []
-        with enough_memory(f"step {self.state.global_step + 1}, {_size(part)}", _LESS_MEMORY):
+        with enough_memory(f"step {self.state.global_step + 1}, {_size(part)}", _LESS_MEMORY, tokens=_splits(part)):
             return super().training_step(model, cast(Any, part), cast(Any, num_items_in_batch))
 
     @contextlib.contextmanager
@@ -275,7 +275,8 @@ class HybridTrainer(Trainer):
         model.eval()
         share: list[dict[str, Tensor]] = []
         for batch in (part for batches in dataloader for part in batches.parts):
-            with self.compute_loss_context_manager(), enough_memory(f"validation, {_size(batch)}", _LESS_MEMORY):
+            enough = enough_memory(f"validation, {_size(batch)}", _LESS_MEMORY, tokens=_splits(batch))
+            with self.compute_loss_context_manager(), enough:
                 losses = self._pair_losses(model, self._prepare_inputs(batch))
             self._require_finite([(losses.loss, batch)], self.eval_dataset)
             if batch.counts:
@@ -409,6 +410,11 @@ def _in_order(batches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     columns = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
     order = columns.pop("row").argsort()
     return {name: values[order] for name, values in columns.items()}
+
+
+def _splits(batch: PairBatch) -> int:
+    """Return the tokens of a batch of several prompts; 0 for one that can't be split."""
+    return batch.sequences.input_ids.numel() if len(batch.units) > 1 else 0
 
 
 def _size(batch: PairBatch) -> str:

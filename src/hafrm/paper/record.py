@@ -1,0 +1,337 @@
+"""What lasts of a study: its journal and the results of its runs, without weights and without texts.
+
+Both are files of JSON lines in the study's folder, which a repository can keep: several processes append to them, lines
+are never changed, and a line that a kill left incomplete is skipped. The study's numbers are computed from them alone,
+and what is recorded is not done again, on this machine or on another.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import platform
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from hafrm import atomic
+from hafrm.errors import ConfigError, DataError
+from hafrm.evaluation.scoring import PairScore
+from hafrm.models.options import LoraOptions
+from hafrm.paper.scales import Backbone, Job, Scale, SetFiles
+from hafrm.store import changed_values, read_json
+
+_HEADER = "study.json"
+
+Event = Literal["started", "finished", "failed", "stopped"]
+""""failed" runs are not repeated without --retry; "stopped" ones are: an option can't work, or the disk was full."""
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """A file of JSON lines that several processes append to."""
+
+    path: Path
+
+    @property
+    def length(self) -> int:
+        """Current size in bytes."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Append a line in a single write."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        line = atomic.json_line(row)
+        with atomic.naming(self.path), self.path.open("ab", buffering=0) as file:
+            if not self._ends_whole():
+                line = b"\n" + line  # separate it from an incomplete line before it
+            if (written := file.write(line)) < len(line):
+                file.write(line[written:])  # raises if the disk is full
+
+    def _ends_whole(self) -> bool:
+        """Return whether the last line is complete. Two writers may both end it: readers skip the empty line."""
+        if not self.length:
+            return True
+        with self.path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) == b"\n"
+
+    def rows(self, since: int = 0) -> Iterator[Any]:
+        """Yield the values of all complete lines after the first `since` bytes."""
+        if not self.path.exists():
+            return
+        for line in self.path.read_bytes()[since:].split(b"\n"):  # not str.splitlines: JSON may contain U+2028
+            try:
+                yield json.loads(line)
+            except ValueError:
+                continue
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One line of the journal."""
+
+    what: str
+    """Name of the run or scoring."""
+    event: Event
+    seconds: float = 0.0
+    foretold: float = 0.0
+    """Estimated seconds before any correction; 0 if unknown."""
+    reason: str = ""
+    """Why it failed or was stopped."""
+    at: str = ""
+
+
+class Journal:
+    """A line for every start and every end of a run or scoring.
+
+    Args:
+        path: The journal file, which may not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lines = _Lines(path)
+
+    def write(self, what: str, event: Event, **more: Any) -> None:
+        """Append a line with the fields of an `Entry`."""
+        entry = Entry(what=what, event=event, at=datetime.now(UTC).isoformat(timespec="seconds"), **more)
+        self._lines.append(asdict(entry))
+
+    @property
+    def length(self) -> int:
+        """Current size in bytes."""
+        return self._lines.length
+
+    def entries(self, *, since: int = 0) -> Iterator[Entry]:
+        """Yield all entries in order.
+
+        Args:
+            since: Number of bytes to skip, from an earlier `length`.
+        """
+        for row in self._lines.rows(since):
+            try:
+                yield Entry(**row)
+            except TypeError:
+                continue
+
+    def last(self, *, since: int = 0) -> dict[str, Entry]:
+        """Return the latest entry of each run and scoring, overall or since an earlier `length`."""
+        return {entry.what: entry for entry in self.entries(since=since)}
+
+    def slowness(self) -> float:
+        """Return the ratio of actual to estimated time over entries that finished in one go; 1 if there are none."""
+        starts: Counter[str] = Counter()
+        taken = foretold = 0.0
+        for entry in self.entries():
+            starts[entry.what] += entry.event == "started"
+            if entry.event == "finished" and starts[entry.what] == 1 and entry.foretold:
+                taken += entry.seconds
+                foretold += entry.foretold
+        return taken / foretold if foretold else 1.0
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """The parsed lines of a record, by name."""
+
+    runs: dict[str, dict[str, Any]]
+    tests: dict[str, dict[str, Any]]
+    scores: dict[str, dict[str, Any]]
+
+
+@functools.lru_cache(maxsize=8)
+def _parsed(path: Path, length: int) -> _Recorded:
+    """Parse a record; its length changes with every line, so the result can be cached."""
+    found = _Recorded({}, {}, {})
+    for row in _Lines(path).rows():
+        for kind, by_name in (("run", found.runs), ("test", found.tests), ("scores", found.scores)):
+            if isinstance(row, dict) and kind in row:
+                by_name[row[kind]] = row
+    return found
+
+
+class Record:
+    """The results of a study's runs: how each was made, and its scores.
+
+    Margins, the reward of the better response minus that of the worse, are kept with five significant digits; a test
+    set is kept once, as the numbers of each pair's row and prompt, and the lengths of its responses.
+
+    Args:
+        folder: The study's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._lines = _Lines(folder / "record.jsonl")
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._lines.path
+
+    @property
+    def _found(self) -> _Recorded:
+        return _parsed(self._lines.path, self._lines.length)
+
+    def validation(self, run: str) -> float | None:
+        """Return the validation accuracy of a run's best checkpoint; None if the run is not recorded."""
+        found = self._found.runs.get(run)
+        return None if found is None else float(found["validation"]["accuracy"])
+
+    def changes(self, run: str, options: Mapping[str, Any]) -> str:
+        """Describe the options and data in which a recorded run differs; empty if it does not, or is not recorded."""
+        found = self._found.runs.get(run)
+        return "" if found is None else changed_values(found["options"], json.loads(json.dumps(options)))
+
+    def add_run(self, run: str, options: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
+        """Record a finished run.
+
+        Args:
+            run: The run's name.
+            options: What determines its result, without names of folders.
+            manifest: The manifest of its folder.
+        """
+        effective = manifest["effective"]
+        measured = {name.rpartition("/")[2]: value for name, value in manifest["eval_metrics"].items()}
+        validation = {"accuracy": measured["accuracies"]} | {
+            name: value for name, value in measured.items() if name in ("margins", "eval_loss")
+        }
+        made_by = {name: manifest[name] for name in ("started", "git_revision", "versions")}
+        precision = next((name for name in ("bf16", "fp16") if effective[name]), effective["dtype"])
+        machine = {"device": effective["device"], "processor": _processor(), "threads": torch.get_num_threads()}
+        self._lines.append(
+            {"run": run, "validation": validation, "options": options, "precision": precision, "machine": machine}
+            | made_by
+        )
+
+    def has_scores(self, name: str, depends_on: Mapping[str, Any] | None = None) -> bool:
+        """Return whether scores are recorded, and, if they are of a model without a run, depend on the same data."""
+        found = self._found.scores.get(name)
+        return found is not None and found.get("depends_on") == depends_on
+
+    def add_scores(
+        self,
+        name: str,
+        test: str,
+        scores: Sequence[PairScore],
+        *,
+        kept: Sequence[PairScore] | None = None,
+        depends_on: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Record a model's scores of a test set.
+
+        Args:
+            name: Name of the scores.
+            test: Name of the test set.
+            scores: A score for every pair.
+            kept: Those of pairs whose prompt was not trained on; None: all.
+            depends_on: What the scores of a model without a run depend on.
+
+        Raises:
+            ConfigError: the test set is recorded with other pairs.
+        """
+        groups: dict[str, int] = {}
+        pairs = {
+            "rows": [int(score.id.rpartition(":")[2]) for score in scores],
+            "prompts": [groups.setdefault(score.group, len(groups)) for score in scores],
+            "lengths": [[score.length_chosen, score.length_rejected] for score in scores],
+        }
+        before = self._found.tests.get(test)
+        if before is not None and depends_on is None and {key: before[key] for key in pairs} != pairs:
+            raise ConfigError(f"{self.path}: {test} is recorded with other test pairs. Choose another --keep or --out.")
+        if before is None or {key: before[key] for key in pairs} != pairs:
+            self._lines.append({"test": test, **pairs})
+        fair = None if kept is None else {score.id for score in kept}
+        seen = [] if fair is None else [place for place, score in enumerate(scores) if score.id not in fair]
+        margins = [None if score.margin is None else float(f"{score.margin:.5g}") for score in scores]
+        line = {"scores": name, "on": test, "margins": margins, "seen": seen}
+        self._lines.append(line if depends_on is None else line | {"depends_on": depends_on})
+
+    def scores(self, name: str) -> tuple[list[PairScore], int] | None:
+        """Return recorded scores, of pairs whose prompt was not trained on, and the number of pairs left out.
+
+        Returns:
+            The scores, with the margin as the better response's reward; None if there are none.
+        """
+        row = self._found.scores.get(name)
+        if row is None:
+            return None
+        test, seen = self._found.tests[row["on"]], set(row["seen"])
+        label, found = row["on"], []
+        for place, (number, prompt, lengths, margin) in enumerate(
+            zip(test["rows"], test["prompts"], test["lengths"], row["margins"], strict=True)
+        ):
+            if place not in seen:
+                rewards = (None, None) if margin is None else (margin, 0.0)
+                found.append(PairScore("", label, f"{label}:{number}", f"{label}:{prompt}", *rewards, *lengths))
+        return found, len(seen)
+
+
+def _processor() -> str:
+    """Return the processor's name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.machine())
+
+
+def journal_of(job: Job) -> Journal:
+    """Return the study's journal."""
+    return Journal(job.study / "runs.jsonl")
+
+
+def record_of(job: Job) -> Record:
+    """Return the study's record."""
+    return Record(job.study)
+
+
+def write_header(job: Job) -> None:
+    """Write what `recorded_job` needs to compute the study's numbers again."""
+    scale = job.scale
+    backbones = {
+        name: {"paper_name": own.paper_name, "lora": asdict(own.lora), "learning_rates": dict(own.learning_rates)}
+        for name, own in scale.backbones.items()
+        if name in job.backbones
+    }
+    of_the_scale: dict[str, Any] = {name: getattr(scale, name) for name in _OF_A_SCALE}
+    of_the_job = {name: getattr(job, name) for name in _OF_A_JOB}
+    atomic.write_json(job.study / _HEADER, of_the_scale | of_the_job | {"backbones": backbones})
+
+
+_OF_A_SCALE = ("name", "training", "max_length", "early_stopping", "cap")
+_OF_A_JOB = ("sets", "seeds", "rates", "rate_seeds", "rate_sets", "parts")
+"""What the header contains of a scale and of a job."""
+
+
+def recorded_job(folder: Path) -> Job:
+    """Rebuild a study's job from its folder, to compute its numbers from the record; nothing can be trained with it.
+
+    Raises:
+        DataError: the folder contains no study.
+    """
+    header = read_json(folder / _HEADER)
+    if header is None:
+        raise DataError(f"{folder} has no {_HEADER}, so it is not a study's folder.")
+
+    def no_model() -> str:
+        raise ConfigError(f"{folder} contains results only: a study that trains needs --scale and its options.")
+
+    backbones = {
+        name: Backbone(name, own["paper_name"], no_model, name, LoraOptions(**own["lora"]), own["learning_rates"])
+        for name, own in header["backbones"].items()
+    }
+    scale = Scale(
+        backbones=backbones,
+        sets={name: SetFiles(train=name, validation=name, test=name) for name in header["sets"]},
+        **{name: header[name] for name in _OF_A_SCALE},
+    )
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value := header[name], list) else value for name in _OF_A_JOB
+    }
+    return Job(scale=scale, backbones=tuple(backbones), out=folder, keep=folder, **values)

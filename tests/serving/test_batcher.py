@@ -172,7 +172,7 @@ def mixed(i: int) -> list[Conversation]:
     return [Conversation.of(f"question {i % 7}", f"answer {i}.{j} " + "so " * (i * j % 29)) for j in range(1 + i % 3)]
 
 
-@pytest.mark.parametrize("batch_requests", [True, False])
+@pytest.mark.parametrize("batch_requests", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_fifty_clients_get_the_rewards_of_a_lone_scorer(batch_requests: bool, scorer: HybridScorer) -> None:
     async def ask(address: str) -> list[list[float]]:
         limits = httpx.Limits(max_connections=50)

@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import shlex
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hafrm.data import DataOptions
 from hafrm.models.options import ScoreOptions
+from hafrm.options import differences
 from hafrm.paper.samples import RunData
 from hafrm.paper.scales import Job
 from hafrm.rlhf.options import KlOptions, RlhfConfig, SamplingOptions
@@ -255,7 +256,7 @@ def train_words(config: TrainConfig) -> list[str]:
     """Return the words of the equivalent `hafrm train` command."""
     words = ["hafrm", "train", "--model", config.model, "--data", *config.data, "--eval_data", *config.eval_data]
     words += ["--method", config.method]
-    for name, value in _differences(asdict(config.loss), asdict(LossConfig()), "loss."):
+    for name, value in differences(asdict(config.loss), asdict(LossConfig()), "loss."):
         words += [f"--{name}={value:g}" if isinstance(value, float) else f"--{name}={value}"]
     if config.lora.enabled:
         words += ["--lora.rank", str(config.lora.rank), "--lora.alpha", str(config.lora.alpha)]
@@ -334,15 +335,6 @@ def rlhf_words(config: RlhfConfig) -> list[str]:
     """Return the words of the equivalent `hafrm rlhf` command."""
     plain = RlhfConfig(model=config.model, reward=config.reward, data=config.data, out=config.out)
     words = ["hafrm", "rlhf", config.model, "--reward", config.reward, "--data", *config.data]
-    for name, value in _differences(asdict(config), asdict(plain)):
+    for name, value in differences(asdict(config), asdict(plain)):
         words += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
     return [*words, "--out", config.out]
-
-
-def _differences(values: Mapping[str, Any], plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the options that differ between two sets of values, by their command-line names."""
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _differences(value, plain[name], f"{prefix}{name}.")
-        elif value != plain[name]:
-            yield prefix + name, value

@@ -35,9 +35,9 @@ _PAGE_POLICY = (
     "form-action 'none'; frame-ancestors 'none'"
 )
 _PAGE = {
-    "/": ("page.html", "text/html"),
+    "/": ("serving/page.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
+    "/page.js": ("serving/page.js", "text/javascript"),
 }
 
 
@@ -58,7 +58,7 @@ def build_app(service: RewardService, *, api_key: str | None = None) -> FastAPI:
     app = FastAPI(title="hafrm reward server", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.include_router(router(service))
     _add_state(app, service)
-    _add_page(app)
+    _add_page(app, keyed=api_key is not None)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestError, _request_error)
@@ -89,9 +89,12 @@ def _add_state(app: FastAPI, service: RewardService) -> None:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _add_page(app: FastAPI) -> None:
+def _add_page(app: FastAPI, *, keyed: bool) -> None:
+    """Serve the page; its field for a key is hidden where none is wanted."""
     for path, (name, kind) in _PAGE.items():
-        content = resources.files("hafrm.serving").joinpath(name).read_bytes()
+        content = resources.files("hafrm").joinpath(name).read_bytes()
+        if keyed:
+            content = content.replace(b'class="key" hidden', b'class="key"')
         headers = {"Content-Security-Policy": _PAGE_POLICY, "Referrer-Policy": "no-referrer"}
         answer = Response(content, media_type=kind, headers=headers)
         app.add_route(path, _always(answer), include_in_schema=False)

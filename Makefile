@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Tests wait for processes and servers at times, so that one more worker than cores keeps all cores busy.
+WORKERS = $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 
 .PHONY: demo test slow chaos coverage check format clean
 
@@ -11,7 +13,7 @@ demo: $(READY)
 	$(BIN)/hafrm demo --out demo
 
 test: $(READY)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 slow: $(READY)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
@@ -21,7 +23,7 @@ chaos: $(READY)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m chaos tests/faults
 
 coverage: $(READY)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist loadfile --cov hafrm --cov-report term:skip-covered
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov hafrm --cov-report term:skip-covered
 
 check: $(READY)
 	$(BIN)/ruff check .

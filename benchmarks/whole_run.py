@@ -7,13 +7,15 @@ start, imports, reading and tokenizing, the reference policy, training and savin
 the limit of tokens), steps, batch size, learning rate and precision. TRL's trainers run without gradient checkpointing,
 which would slow them down, DPO with precomputed reference log-probs; in
 `grouped` runs, batches have pairs of similar length.
-The accuracy on the test pairs is measured by `hafrm evaluate` for every reward model.
+The accuracy on the test pairs is measured by `hafrm evaluate` for every reward model. Runs that FILE already has, of
+the same settings, stay in it: with `--only`, contestants can be measured one by one, as the machine is idle.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import shutil
@@ -204,32 +206,46 @@ def _report(
     memory: Mapping[str, list[float]],
     accuracies: Mapping[str, float],
 ) -> None:
-    rows = [
-        (name, f"{median(taken):.1f}", f"{median(memory[name]) / 1e9:.2f}", f"{accuracies.get(name, float('nan')):.3f}")
+    described = ("data", "pairs", "steps", "batch", "learning_rate", "max_length", "threads", "test_pairs")
+    settings = {"model": Path(options.model).name, **{name: getattr(options, name) for name in described}}
+    runs = _earlier_runs(options.out, settings) | {
+        name: {"seconds": taken, "memory": memory[name], "accuracy": accuracies.get(name)}
         for name, taken in seconds.items()
+    }
+    rows = [
+        (
+            name,
+            f"{median(run['seconds']):.1f}",
+            f"{median(run['memory']) / 1e9:.2f}",
+            f"{run['accuracy'] or math.nan:.3f}",
+        )
+        for name, run in runs.items()
     ]
     title = (
         f"{Path(options.model).name}, {options.pairs} pairs of {options.data}, {options.steps} steps of {options.batch}"
     )
     print_table(title, ("run", "seconds", "GB", "accuracy"), rows)
-    pairs = {name: both for name, both in RATIOS.items() if set(both) <= seconds.keys()}
-    ratios = {name: median_ratio(seconds[a], seconds[b]) for name, (a, b) in pairs.items()}
-    of_memory = {name: median_ratio(memory[a], memory[b]) for name, (a, b) in pairs.items()}
+    pairs = {name: both for name, both in RATIOS.items() if set(both) <= runs.keys()}
+    ratios = {name: median_ratio(runs[a]["seconds"], runs[b]["seconds"]) for name, (a, b) in pairs.items()}
+    of_memory = {name: median_ratio(runs[a]["memory"], runs[b]["memory"]) for name, (a, b) in pairs.items()}
     print_table("ratios", ("", "seconds", "memory"), [(n, f"{ratios[n]:.2f}", f"{of_memory[n]:.2f}") for n in ratios])
-    described = ("data", "pairs", "steps", "batch", "learning_rate", "max_length", "threads", "test_pairs")
     save(
         options.out,
         {
             "environment": environment(),
-            "model": Path(options.model).name,
-            **{name: getattr(options, name) for name in described},
-            "runs": {
-                name: {"seconds": taken, "memory": memory[name], "accuracy": accuracies.get(name)}
-                for name, taken in seconds.items()
-            },
+            **settings,
+            "runs": runs,
             "ratios": ratios | {f"{name}_memory": ratio for name, ratio in of_memory.items()},
         },
     )
+
+
+def _earlier_runs(out: str | None, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the runs of a file with the same settings."""
+    if out is None or not Path(out).exists():
+        return {}
+    saved = json.loads(Path(out).read_text())
+    return saved["runs"] if all(saved[name] == value for name, value in settings.items()) else {}
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def test_a_dictionary_trains_evaluates_scores_and_exports(base: Path, rows: list
     assert (result.folder, result.steps) == (Path(run), 2)
     same = hafrm.train({"model": base, "data": rows, "out": str(tmp_path / "memory"), **QUICK})
     assert all(torch.equal(value, weights(same.folder)[name]) for name, value in weights(Path(run)).items())
-    results = hafrm.evaluate({"models": [run], "data": [str(file)], "out": str(tmp_path / "eval")})
+    results = hafrm.evaluate({"models": run, "data": [str(file)], "out": str(tmp_path / "eval")})
     measured = results.cells[run, str(file)].measured
     assert measured is not None
     shown = results._repr_html_()

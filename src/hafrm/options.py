@@ -1,4 +1,4 @@
-"""Declare the rules of options where the options are declared, and check them: ranges, and options without effect.
+"""Declare ranges of options, and the choices for which they have an effect, with their fields; and check them.
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -12,9 +12,11 @@ refuse_unread(self, self.method, f"--method {self.method}")
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field, fields, is_dataclass
+import shlex
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from hafrm.errors import ConfigError
@@ -26,7 +28,7 @@ _RULE = "hafrm.rule"
 
 @dataclass(frozen=True)
 class _Rule:
-    """What an option's value must be, and the choices for which it has an effect."""
+    """Limits of an option's value, and the choices for which it has an effect."""
 
     least: float | None = None
     above: float | None = None
@@ -60,26 +62,26 @@ def option(
     """Declare a dataclass field with its rules.
 
     Args:
-        default: The default value. None is always valid, and so needs no rule.
+        default: The default value. None is valid with any limits.
         least: Smallest number.
         above: Number that the value must exceed.
         most: Largest number.
         below: Number that the value must stay below.
-        only: The choices for which the option has an effect, for `refuse_unread`.
+        only: The choices for which the option has an effect; see `refuse_unread`.
     """
     return field(default=default, metadata={_RULE: _Rule(least, above, most, below, only)})
 
 
 def check(options: Any, prefix: str = "") -> None:
-    """Raise unless every number is finite and within the limits that its field declares, and every `Literal` is one of
-    its words.
+    """Raise unless every number is finite and within the limits of its field, and every `Literal` has one of its
+    values.
 
     Args:
         options: A dataclass; nested ones check themselves.
-        prefix: Put before names in messages, such as "sampling.".
+        prefix: Prefix of names in messages, such as "sampling.".
 
     Raises:
-        ConfigError: names the option, its limits and its value.
+        ConfigError: a value is invalid; the message gives option, limits and value.
     """
     types = get_type_hints(type(options))
     for each in fields(options):
@@ -99,12 +101,12 @@ def refuse_unread(options: Any, choice: str, where: str, prefix: str = "") -> No
 
     Args:
         options: A dataclass; nested ones are included.
-        choice: What the user chose, such as an algorithm; fields declare for which choices they have an effect.
+        choice: The user's choice, such as an algorithm; fields declare the choices for which they have an effect.
         where: The choice in words, for messages.
-        prefix: Put before names in messages.
+        prefix: Prefix of names in messages.
 
     Raises:
-        ConfigError: names the first such option.
+        ConfigError: there is such an option; the message names the first.
     """
     for name in _unread(options, choice, prefix):
         raise ConfigError(f"{name} has no effect with {where}: leave it out.")
@@ -117,3 +119,50 @@ def _unread(options: Any, choice: str, prefix: str) -> Iterator[str]:
             yield from _unread(value, choice, f"{prefix}{each.name}.")
         elif only is not None and choice not in only and value != each.default:
             yield f"{prefix}{each.name}"
+
+
+def command_line(command: str, kind: type[Any], values: Mapping[str, Any], *, positional: str = "") -> str:
+    """Return the line for a shell that sets a command's options, without those that have their default value.
+
+    Args:
+        command: The command, such as "hafrm train".
+        kind: The dataclass of its options.
+        values: Their values, groups of them as dictionaries: what `asdict` returns.
+        positional: The option that is the positional argument.
+    """
+    words = [*command.split(), *_words(values.get(positional, []))]
+    given, plain = (json.loads(json.dumps(each)) for each in (values, _defaults(kind)))  # tuples become lists
+    for name, value in differences(given, plain):
+        if name != positional:
+            words += [f"--{name}", *(_words(value) if name in values else [_word(value)])]
+    return shlex.join(words)
+
+
+def differences(values: Mapping[str, Any], plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the options that differ between two sets of values, by their command-line names."""
+    for name, value in values.items():
+        before = plain.get(name, MISSING)
+        if isinstance(value, dict):
+            yield from differences(value, before if isinstance(before, dict) else {}, f"{prefix}{name}.")
+        elif value != before:
+            yield prefix + name, value
+
+
+def _defaults(kind: type[Any]) -> dict[str, Any]:
+    """Return the defaults of a dataclass, groups as dictionaries; without the fields that have none."""
+    made = {
+        each.name: each.default if each.default_factory is MISSING else each.default_factory() for each in fields(kind)
+    }
+    return {
+        name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+        for name, value in made.items()
+        if value is not MISSING
+    }
+
+
+def _words(value: Any) -> list[str]:
+    return [_word(each) for each in value] if isinstance(value, list | tuple) else [_word(value)]
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

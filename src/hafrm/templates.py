@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from jinja2 import TemplateSyntaxError
+
 from hafrm.errors import DataError, ModelError, first_line
 from hafrm.pairs import Message, Prompt
 from hafrm.timeouts import TimedOutError, time_limit
@@ -26,7 +28,7 @@ DEFAULT_CHAT_TEMPLATE = (
     "{% endfor %}"
     "{{ '\\n\\nAssistant:' if add_generation_prompt else '' }}"
 )
-"""Fallback template for tokenizers without one. An assistant turn ends with the end-of-sequence token."""
+"""Template for tokenizers without one; assistant turns end with the end-of-sequence token."""
 
 
 class ChatTokenizer(Protocol):
@@ -46,7 +48,7 @@ class TemplateRefusalError(DataError):
 
 
 _SECONDS = 30.0
-"""Time limit of one call of a template; 1024 long conversations take about one second."""
+"""Time limit of one call of a template in seconds; 1024 long conversations take about one second."""
 
 
 def render(
@@ -66,7 +68,7 @@ def render(
 
     Raises:
         TemplateRefusalError: the template refuses a conversation or fails on it.
-        ModelError: the template exceeds the time limit.
+        ModelError: the template exceeds the time limit, or is not valid Jinja.
     """
     turns: Any = [[turn.as_dict() for turn in (*prompt.turns, *response)] for prompt, response in conversations]
     arguments: Any = conversations[0][0].template_arguments
@@ -81,7 +83,12 @@ def render(
         raise ModelError(
             f"The tokenizer's chat template did not finish within {_SECONDS:g} seconds. Use another template."
         ) from error
-    except Exception as error:  # a template is arbitrary code and can raise anything
+    except TemplateSyntaxError as error:
+        raise ModelError(
+            f"The tokenizer's chat template is not valid Jinja (line {error.lineno}: {first_line(error)}). Correct the "
+            "template, or use another one."
+        ) from error
+    except Exception as error:  # a template can raise anything
         raise TemplateRefusalError(
             f"The tokenizer's chat template refuses the conversation: {first_line(error)}"
         ) from error

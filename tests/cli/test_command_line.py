@@ -67,7 +67,7 @@ def test_the_version_and_the_help_need_no_command() -> None:
     ("words", "expected"),
     [
         (["trian"], ["there is no command trian", "Did you mean train?"]),
-        (["--verison"], ["--verison"]),
+        (["--verison"], ["--verison", "Did you mean --version?"]),
         (["train"], ["--data", "--model", "--out"]),
         ([*TRAIN, "--methd", "haf"], ["--methd", "Did you mean --method?"]),
         ([*TRAIN, "--loss.policy-rato", "1"], ["--loss.policy_ratio"]),
@@ -85,6 +85,11 @@ def test_the_version_and_the_help_need_no_command() -> None:
         (["evaluate", "--data", "d", "--out", "o"], ["MODELS"]),
         (["judge", "d", "--out", "o", "--judge.knd", "local"], ["--judge.kind"]),
         (["best-of-n", "m", "--samples", "s", "--out", "o", "--judge.kimd", "reward"], ["--judge.kind"]),
+        ([*TRAIN, "--out", ""], ["out is empty"]),
+        ([*TRAIN, "--model", ""], ["model is empty"]),
+        ([*TRAIN, "--eval-data", "a.jsonl", ""], ["eval_data is empty"]),
+        (["evaluate", "", "--data", "d", "--out", "o"], ["models is empty"]),
+        ([*TRAIN, "--overwrite", "maybe"], ["--overwrite must be true or false, got maybe"]),
         (["data", "lst"], ["must be list, show or check, got lst"]),
         (["demo", "--setps", "3"], ["--steps"]),
     ],
@@ -98,12 +103,20 @@ def test_a_mistake_is_one_line_with_the_nearest_option(
 
 @pytest.mark.parametrize(
     ("config", "expected"),
-    [("methd: haf", "--method"), ("loss: {betta: 1}", "--loss.beta"), ("loss: [", "line 2"), ("method: rm", "got rm")],
+    [
+        ("methd: haf", "--method"),
+        ("loss: {betta: 1}", "--loss.beta"),
+        ("loss: [", "line 2"),
+        ("method: rm", "got rm"),
+        ("- a", "name: value"),
+        ("", "name: value"),
+        ("\xff", "not a text file"),
+    ],
 )
 def test_a_mistake_in_a_file_is_one_line_too(
     config: str, expected: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "c.yaml").write_text(config)
+    (tmp_path / "c.yaml").write_bytes(config.encode("latin-1"))
     assert expected in refused(capfd, *TRAIN, "--config", str(tmp_path / "c.yaml"))
 
 
@@ -166,6 +179,20 @@ def test_a_flag_may_come_without_a_value(words: list[str]) -> None:
     assert parsed(*words, "--method", "dpo")["overwrite"] is True
     assert parsed("--method", "dpo", *words)["overwrite"] is True
     assert parsed("--overwrite", "false")["overwrite"] is False
+
+
+@pytest.mark.parametrize(
+    "words", [["q_proj", "v_proj"], ["q_proj,v_proj"], ["[q_proj, v_proj]"], ["q_proj", "v_proj", "--method", "dpo"]]
+)
+def test_a_list_may_come_as_words_or_with_commas(words: list[str]) -> None:
+    assert parsed("--lora.targets", *words)["lora"]["targets"] == ["q_proj", "v_proj"]  # type: ignore[index]
+    assert parsed("--lora.targets=q_proj")["lora"]["targets"] == ["q_proj"]  # type: ignore[index]
+
+
+def test_a_file_may_give_one_name_where_several_are_taken(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("eval_data: valid.jsonl\ndata: [a, b]\n")
+    found = parser().parse_args(["--config", str(tmp_path / "c.yaml"), "--model", "m", "--out", "o"])
+    assert (found.data, found.eval_data) == (["a", "b"], ["valid.jsonl"])
 
 
 def test_a_field_of_the_trainer_may_be_a_flag_too() -> None:

@@ -102,3 +102,11 @@ def test_a_run_does_not_go_on_with_another_template(
     assert train(base, rows, tmp_path / "run", *options) == 2
     Path(own).write_text(OWN)
     assert train(base, rows, tmp_path / "run", *options) == 0
+
+
+def test_a_template_that_does_not_parse_is_the_templates_fault(base: Path, rows: Path, tmp_path: Path, capfd) -> None:
+    (tmp_path / "broken.jinja").write_text("{% for m in messages %}{{ m.content }")
+    assert train(base, rows, tmp_path / "run", "--chat_template", str(tmp_path / "broken.jinja")) == 2
+    error = capfd.readouterr().err
+    assert "not valid Jinja (line 1" in error
+    assert "on_bad_row" not in error

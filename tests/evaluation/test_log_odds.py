@@ -10,9 +10,8 @@ import pytest
 
 from hafrm.evaluation.options import EvaluateConfig
 from hafrm.evaluation.run import evaluate
-from hafrm.models.listing import checksums
-from hafrm.models.options import ScorerChoice
-from hafrm.models.runinfo import Head
+from hafrm.models.checksums import checksums
+from hafrm.models.options import Head, ScorerChoice
 from hafrm.pairs import Conversation
 from hafrm.report.page import write_page
 from tests.models.test_checkpoints import info
@@ -32,7 +31,9 @@ def run_folder(folder: Path, reward_loss: str) -> str:
     (folder / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}')
     (folder / "model.safetensors").write_text("")
     listed = checksums(folder)
-    info(Path("base"), policy_loss="simpo", max_length=64, reward_loss=reward_loss, sha256=listed).save(folder)
+    info(
+        Path("base"), policy_loss="simpo", max_length=64, reward_loss=reward_loss, dtype="float32", sha256=listed
+    ).save(folder)
     return str(folder)
 
 

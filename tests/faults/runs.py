@@ -8,7 +8,7 @@ from typing import Any
 
 from hafrm.models.checkpoints import save_run
 from hafrm.models.options import LoraOptions
-from hafrm.models.stock import new_model
+from hafrm.models.starts import new_model
 from hafrm.models.tokenizers import load_tokenizer
 from tests.models.test_checkpoints import info
 

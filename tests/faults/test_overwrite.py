@@ -22,8 +22,8 @@ from hafrm import atomic
 from hafrm.cli import main
 from hafrm.errors import ConfigError, ModelError
 from hafrm.models.checkpoints import load_run
+from hafrm.models.checksums import checksums
 from hafrm.models.export import export
-from hafrm.models.listing import checksums
 from hafrm.models.loading import load_scorer
 from hafrm.models.options import ExportConfig, LoraOptions
 from hafrm.models.runinfo import RUN_FILE

@@ -20,13 +20,14 @@ from hafrm.errors import HafrmError
 from hafrm.evaluation.bulk import score_rows
 from hafrm.evaluation.options import ScoreConfig
 from hafrm.models.checkpoints import load_run, restore_weights, save_run
+from hafrm.models.checksums import strangers
 from hafrm.models.export import export
-from hafrm.models.listing import strangers
 from hafrm.models.loading import load_scorer
 from hafrm.models.options import ExportConfig, LoraOptions, ScoreOptions
 from hafrm.models.references import weights_digest
 from hafrm.models.runinfo import RUN_FILE
-from hafrm.models.stock import new_model, quiet_transformers
+from hafrm.models.starts import new_model
+from hafrm.models.stock import quiet_transformers
 from hafrm.models.tokenizers import load_tokenizer
 from tests.faults.runs import saved_run
 from tests.models.test_checkpoints import info, trained

@@ -23,7 +23,8 @@ from hafrm.models.layout import choose_layout
 from hafrm.models.loading import load_scorer
 from hafrm.models.options import ExportConfig, LoraOptions, ScoreOptions
 from hafrm.models.runinfo import RunInfo
-from hafrm.models.stock import load_causal_lm, new_model, quiet_transformers
+from hafrm.models.starts import new_model
+from hafrm.models.stock import load_causal_lm, quiet_transformers
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.packing import pad_rows
 from tests.tiny import save_tiny, some_pairs, tiny_tokenizer
@@ -75,10 +76,10 @@ def stock_rewards(folder: Path, conversations, *, batch_size: int, side: str) ->
     return rewards
 
 
-_MORE = [pytest.param(name, marks=pytest.mark.slow) for name in ("mistral", "phi", "gpt2", "gpt_neox")]
+_MORE = [pytest.param(name, marks=pytest.mark.slow) for name in ("qwen2", "mistral", "phi", "gpt2", "gpt_neox")]
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", *_MORE])
+@pytest.mark.parametrize("name", ["llama", *_MORE])
 def test_200_rewards_equal_stock_transformers(name: str, tmp_path: Path) -> None:
     """Batch sizes 1, 7 and 32, either padding side, float32, to 1e-5."""
     base = save_tiny(tmp_path / "base", name)
@@ -197,7 +198,7 @@ def test_unknown_lora_targets_are_named_with_those_there_are(tmp_path: Path) -> 
     base = save_tiny(tmp_path / "base")
     with pytest.raises(ConfigError, match="q_proj"):
         new_model(str(base), load_tokenizer(str(base)), lora=LoraOptions(rank=4, targets=["attn_qkv"]))
-    with pytest.raises(ConfigError, match=r"lora\.targets: o_porj fit no layer"):  # beside one that fits
+    with pytest.raises(ConfigError, match=r"lora\.targets: .*matches o_porj"):  # beside one that fits
         new_model(str(base), load_tokenizer(str(base)), lora=LoraOptions(rank=4, targets=["q_proj", "o_porj"]))
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from hafrm.models.checksums import checksums
 from hafrm.models.identity import model_identity
-from hafrm.models.listing import checksums
 from hafrm.models.options import ScoreOptions, ScorerChoice
 from hafrm.models.runinfo import RunInfo
 from tests.tiny import save_tiny
@@ -36,6 +36,7 @@ def describe(run: Path, base: Path, policy_loss: str = "dpo") -> None:
         max_length=64,
         overlong="drop",
         pad_token="<pad>",
+        dtype="float32",
         sha256=checksums(run),
     ).save(run)
 

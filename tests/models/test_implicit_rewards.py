@@ -19,7 +19,7 @@ from hafrm.models.loading import load_log_prob_scorer, load_scorer
 from hafrm.models.options import LoraOptions, ScoreOptions
 from hafrm.models.references import weights_digest
 from hafrm.models.scorers import HybridScorer
-from hafrm.models.stock import new_model
+from hafrm.models.starts import new_model
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.packing import pad_rows
 from tests.models.test_checkpoints import info, trained

@@ -13,10 +13,10 @@ from torch import nn
 from hafrm.encoding import TokenGroup
 from hafrm.models.checkpoints import save_run
 from hafrm.models.layout import Layout, choose_layout
-from hafrm.models.modes import disable_dropout, evaluating
+from hafrm.models.modules import disable_dropout, evaluating
 from hafrm.models.options import LoraOptions
 from hafrm.models.references import adapter_off_reference, frozen_copy_reference, precompute_reference
-from hafrm.models.stock import new_model
+from hafrm.models.starts import new_model
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.packing import pad_rows
 from tests.models.test_checkpoints import info

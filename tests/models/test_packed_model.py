@@ -280,6 +280,7 @@ def test_bf16_autocast_is_as_good_as_on_padded_rows() -> None:
     assert 0 < worst[0] < 1.5 * worst[1]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler looks, and hides it badly
 def test_a_compiled_backbone_computes_the_same_and_is_not_compiled_for_every_layout() -> None:
     model = packing("llama", torch.float32, num_hidden_layers=1)

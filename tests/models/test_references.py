@@ -22,7 +22,7 @@ from hafrm.models.references import (
     precompute_reference,
     weights_digest,
 )
-from hafrm.models.stock import new_model
+from hafrm.models.starts import new_model
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.packing import pad_rows
 from tests.tiny import save_tiny, some_pairs

@@ -27,8 +27,8 @@ from hafrm.models.identity import model_identity
 from hafrm.models.loading import load_scorer
 from hafrm.models.lora import quiet_peft
 from hafrm.models.options import ExportConfig, LoraOptions, ScoreOptions, ScorerChoice
-from hafrm.models.starts import check_start
-from hafrm.models.stock import new_model, quiet_transformers
+from hafrm.models.starts import check_start, new_model
+from hafrm.models.stock import quiet_transformers
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.packing import pad_rows
 from tests.models.test_checkpoints import info, trained
@@ -449,7 +449,7 @@ def test_adapters_with_embeddings_of_their_own(tmp_path: Path) -> None:
 
 def test_4bit_cant_pack_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = peft_adapter(tmp_path)
-    monkeypatch.setattr("hafrm.models.stock.quantization_config", lambda lora: object())
+    monkeypatch.setattr("hafrm.models.starts.quantization_config", lambda lora: object())
     with pytest.raises(ConfigError, match="merge them"):
         new_model(str(model), AutoTokenizer.from_pretrained(tmp_path / "base"), lora=LORA)
 

@@ -21,16 +21,17 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ModelError
 from hafrm.models import lora as lora_module
-from hafrm.models import stock as stock_module
+from hafrm.models import starts as starts_module
 from hafrm.models.checkpoints import cast_weights, load_packed_start, load_run, save_adapter, save_run
+from hafrm.models.checksums import checksums
 from hafrm.models.export import export
 from hafrm.models.hybrid import HybridModel
-from hafrm.models.listing import checksums
 from hafrm.models.loading import load_log_prob_scorer, load_scorer
 from hafrm.models.lora import merged_state_dict
 from hafrm.models.options import ExportConfig, LoraOptions, ScoreOptions
 from hafrm.models.references import weights_digest
-from hafrm.models.stock import new_model, quiet_transformers
+from hafrm.models.starts import new_model
+from hafrm.models.stock import quiet_transformers
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.packing import SequenceBatch, pad_rows
 from tests.models.test_checkpoints import info
@@ -273,7 +274,7 @@ def quantized_layers(model: HybridModel) -> Iterator[tuple[str, nn.Module]]:
 @pytest.mark.parametrize("targets", [[], ["q_proj", "v_proj"]], ids=["all layers", "some layers"])
 def test_qlora_runs_load_unpacked(targets: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("bitsandbytes", reason="needs bitsandbytes, which packs weights: pip install bitsandbytes")
-    monkeypatch.setattr(stock_module, "quantization_config", pack)
+    monkeypatch.setattr(starts_module, "quantization_config", pack)
     base = tmp_path / "base"
     save_tiny(base, hidden_size=64, intermediate_size=128)
     tokenizer = load_tokenizer(str(base))
@@ -286,7 +287,7 @@ def test_qlora_runs_load_unpacked(targets: list[str], tmp_path: Path, monkeypatc
         for name, parameter in model.named_parameters():
             if ".lora_B." in name:
                 parameter.normal_(0, 1e-2)
-    description = info(base, lora=asdict(options), base_digest=weights_digest(model))
+    description = info(base, lora=asdict(options), dtype="bfloat16", base_digest=weights_digest(model))
     expected = scores(model, batch_of(tokenizer))
     save_run(model, tokenizer, description, tmp_path / "run")
     with safe_open(tmp_path / "run" / "model.safetensors", "pt") as file:

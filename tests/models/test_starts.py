@@ -20,12 +20,12 @@ from transformers import (
 from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ModelError
 from hafrm.models.checkpoints import save_run
-from hafrm.models.classifiers import head_name, stock_classifier
+from hafrm.models.heads import head_name, stock_classifier
 from hafrm.models.loading import load_scorer
-from hafrm.models.lora import trace_text
+from hafrm.models.modules import trace_text
 from hafrm.models.options import LoraOptions
-from hafrm.models.starts import check_start
-from hafrm.models.stock import new_model, quiet_transformers
+from hafrm.models.starts import check_start, new_model
+from hafrm.models.stock import quiet_transformers
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.packing import pad_rows
 from tests.models.test_checkpoints import info

@@ -107,6 +107,7 @@ def test_the_probes_share_the_runs_of_table_2(
     assert manifests(tmp_path) == runs
 
 
+@pytest.mark.slow
 def test_figure_2_keeps_its_checkpoints(tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     every = {"eval_steps": 1, "save_steps": 1}
     training = scales.world_training
@@ -154,6 +155,7 @@ def test_several_seeds_on_another_backbone(tiny_world: Path, tmp_path: Path) -> 
     assert "±" in (tmp_path / "world" / "table2" / "table.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_killed_reproduction_goes_on(
     tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

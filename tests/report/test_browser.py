@@ -103,6 +103,37 @@ def test_outcomes_and_models_filter(inspector: Inspector, shown: list[PairScore]
     assert all(-20 < margin < 0 for margin in inspector.margins())
 
 
+def test_a_number_of_changed_verdicts_shows_those_pairs(inspector: Inspector, shown: list[PairScore]):
+    """Pressing "only first" or "only second" lists the pairs whose verdict differs between the two models."""
+    right = {(s.model, s.id): (s.reward_chosen or 0) > (s.reward_rejected or 0) for s in shown}
+    ids = [s.id for s in shown if (s.data, s.model) == ("books.jsonl", "runs/haf")]
+    for outcome, one, other in (("gained", "runs/haf", "runs/dpo"), ("lost", "runs/dpo", "runs/haf")):
+        link = inspector.find(f"[data-outcome={outcome}][data-data='3'][data-model='0'][data-other='2']")
+        inspector.browser.execute_script("arguments[0].click()", link)
+        number = sum(right[one, i] and not right[other, i] for i in ids)
+        assert link.text == str(number)
+        assert f"{number} of {number} matching" in inspector.find("#shown").text
+        assert set(inspector.column(2)) == {"books.jsonl"}
+
+
+def test_long_pairs_are_found(inspector: Inspector, texts: dict[str, PreferencePair]):
+    lengths = [max(len(p.chosen[0].content), len(p.rejected[0].content)) for p in texts.values()]
+    inspector.type("longer-from", "150")
+    assert f"of {sum(each >= 150 for each in lengths)} matching" in inspector.find("#shown").text
+
+
+def test_a_table_that_does_not_fit_says_that_it_scrolls(inspector: Inspector):
+    """Words stand above the table where there is more to see, and only there."""
+    height = "return parseFloat(getComputedStyle(document.querySelector('.scroll'), '::before').height)"
+    try:
+        for width, shown in ((1440, False), (390, True)):
+            metrics = {"width": width, "height": 844, "deviceScaleFactor": 2, "mobile": False}
+            inspector.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+            assert (inspector.browser.execute_script(height) > 10) == shown
+    finally:
+        inspector.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 def test_search_finds_texts_and_names(inspector: Inspector):
     inspector.type("search", "BETTER ANSWER 17.")
     assert len(inspector.margins()) == 5

@@ -42,7 +42,7 @@ def test_pairs_are_sliced_by_how_much_longer_the_chosen_response_is(tmp_path: Pa
     heights = [y for _, y in dots(shown["Accuracy by length"])]
     assert heights == sorted(heights)
     assert heights[0] < heights[-1]
-    assert {"−400", "400"} <= set(labels(shown["Accuracy by length"]))
+    assert {"−200", "0", "200"} <= set(labels(shown["Accuracy by length"]))
 
 
 def test_pairs_are_sliced_by_the_size_of_their_margin(tmp_path: Path):

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from hafrm.evaluation.scoring import PairScore
 from hafrm.pairs import PreferencePair
+from hafrm.report.inspector import embedded_json, held_words, inspector_data
 from hafrm.report.loading import read_evaluation
-from hafrm.report.page import embedded_json, inspector_data
 from tests.report.conftest import write_evaluation
 from tests.tiny import pair
 
@@ -29,7 +29,7 @@ def held(tmp_path: Path):
 
     def ids(scores: list[PairScore], limit: int) -> list[str]:
         evaluation = read_evaluation(write_evaluation(tmp_path, scores))
-        return [pair["id"] for pair in inspector_data(evaluation, {}, limit)["pairs"]]
+        return [pair["id"] for pair in inspector_data(evaluation, {}, max_pairs=limit)["pairs"]]
 
     return ids
 
@@ -56,9 +56,31 @@ def test_a_pair_that_no_model_scored_is_not_held(held):
     assert held([score("a", 0, 1.0), score("a", 1, None)], 10) == ["set:0"]
 
 
+def test_texts_are_held_as_far_as_they_fit_worst_mistakes_first(tmp_path: Path):
+    """Every pair is listed; of texts of 8 characters each, two fit into 20."""
+    scores = [score("a", row, margin) for row, margin in enumerate([-1.0, 2.0, -3.0])]
+    texts = {each.id: replace(pair("aaaa", "bb", "cc"), source="set", row=row) for row, each in enumerate(scores)}
+    evaluation = read_evaluation(write_evaluation(tmp_path, scores))
+    data = inspector_data(evaluation, texts, max_text=20)
+    assert ["prompt" in each for each in data["pairs"]] == [True, True, False]
+    assert [each["id"] for each in data["pairs"]] == ["set:2", "set:0", "set:1"]
+    assert {"All", "3", "Texts", "2,", "20"} <= set(held_words(evaluation, data, max_text=20).split())
+    assert "Texts" not in held_words(evaluation, inspector_data(evaluation, texts))
+    assert "Texts" not in held_words(evaluation, inspector_data(evaluation, {}))
+
+
+def test_pairs_that_are_not_listed_are_counted(tmp_path: Path):
+    scores = [score("a", 0, 1.0), score("a", 1, None), score("a", 2, -1.0)]
+    evaluation = read_evaluation(write_evaluation(tmp_path, scores))
+    assert held_words(evaluation, inspector_data(evaluation, {})) == "2 pairs of 3: the others have no reward."
+    few = held_words(evaluation, inspector_data(evaluation, {}, max_pairs=1))
+    assert few.startswith("1 pair of 3")
+    assert "worst" in few
+
+
 def test_a_record_says_what_each_model_gave(tmp_path: Path):
     scores = [score("m/a", 1, -0.123456789), score("m/b", 1, None), score("m/b", 2, 1.0)]
-    data = inspector_data(read_evaluation(write_evaluation(tmp_path, scores)), {}, 10)
+    data = inspector_data(read_evaluation(write_evaluation(tmp_path, scores)), {})
     assert (data["models"], data["data"]) == (["a", "b"], ["set"])
     assert data["pairs"] == [
         {"id": "set:1", "data": 0, "lengths": [10, 20], "rewards": [[-0.123457, 0.0], None]},
@@ -68,7 +90,7 @@ def test_a_record_says_what_each_model_gave(tmp_path: Path):
 
 def test_texts_join_the_record_where_they_are_at_hand(evaluation: Path, texts: dict[str, PreferencePair]):
     pair = texts["code.jsonl:7"]
-    data = inspector_data(read_evaluation(evaluation), {pair.id: pair}, 1000)
+    data = inspector_data(read_evaluation(evaluation), {pair.id: pair})
     (record,) = [each for each in data["pairs"] if "prompt" in each]
     assert record["id"] == pair.id
     assert record["prompt"] == [["user", pair.prompt.turns[0].content]]
@@ -97,7 +119,7 @@ def test_tokens_join_the_record_as_lengths_that_a_browser_counts(tmp_path: Path)
         "chosen": {"turns": [[("a", 0.123456), ("\U0001f680", -2.0), ("b", None)]], "template": 0.5},
         "rejected": {"turns": [[("yes", 1.0)]], "template": 0.0},  # of another text
     }
-    data = inspector_data(evaluation, {"set:1": text}, 10, [{"model": "m/a", "data": "set", "id": "set:1", **sides}])
+    data = inspector_data(evaluation, {"set:1": text}, [{"model": "m/a", "data": "set", "id": "set:1", **sides}])
     records = {record["id"]: record for record in data["pairs"]}
     assert data["scales"] == [pytest.approx(1.9), None]
     chosen = {"turns": [[[1, 0.123], [2, -2.0], [1, None]]], "template": 0.5}

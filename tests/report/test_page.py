@@ -5,13 +5,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from importlib import resources
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from hafrm.evaluation.scoring import PairScore
@@ -73,11 +76,47 @@ def test_the_page_is_whole_and_has_every_part(page: str):
     assert page.startswith("<!doctype html>")
     assert found.find("title")[0] == found.find("h1")[0] == "An evaluation"
     assert found.find("p", class_="intro") == ["With an introduction."]
-    assert found.find("h2") == ["Accuracy", "Paired comparisons", "Margins and calibration", "Pairs"]
+    assert found.find("h2") == [
+        "Accuracy",
+        "Paired comparisons",
+        "Models and data",
+        "Margins and calibration",
+        "Pairs",
+    ]
     ids = [attributes["id"] for _, attributes, _ in found.elements if "id" in attributes]
     assert len(set(ids)) == len(ids)
-    targets = [attributes["href"] for tag, attributes, _ in found.elements if tag == "a"]
-    assert targets == [f"#{name}" for name in ("accuracy", "comparisons", "behaviour", "pairs")]
+    targets = [attributes["href"] for tag, attributes, _ in found.elements if tag == "a" and len(attributes) == 1]
+    assert targets == [f"#{name}" for name in ("accuracy", "comparisons", "cards", "behaviour", "pairs")]
+    assert set(targets) <= {f"#{name}" for name in ids}
+
+
+def test_the_top_says_what_was_run_when_and_how_it_went(evaluation: Path, texts: dict[str, PreferencePair]):
+    os.utime(evaluation / "results.json", (0, 86400 * 365))
+    found = Page(write_page(evaluation, texts=texts, command="hafrm evaluate <x>").read_text(encoding="utf-8"))
+    assert found.find("title")[0] == found.find("h1")[0] == "haf, baseline and dpo on 5 data sets"
+    (when,) = found.find("p", class_="kicker")
+    assert "1 January 1971" in when
+    assert version("hafrm") in when
+    results = json.loads((evaluation / "results.json").read_text())["models"]
+    (scores,) = found.find("dl", class_="scores")
+    for model in MODELS:
+        mean = np.mean([cell["accuracy"] for cell in results[model]["data"].values()])
+        assert f"{model.removeprefix('runs/')} {100 * mean:.1f} [" in scores
+    assert "the longer response" in scores
+    assert "hafrm evaluate <x>" in found.find("code")
+    assert len(found.find("p", class_="verdict")) >= 1
+
+
+def test_numbers_of_changed_verdicts_are_those_of_the_scores(page: str, scores: list[PairScore]):
+    right = {(s.model, s.id): (s.reward_chosen or 0) > (s.reward_rejected or 0) for s in scores}
+    ids = [s.id for s in scores if s.data == "books.jsonl" and s.model == "runs/haf"]
+    expected = {
+        "gained": sum(right["runs/haf", i] and not right["runs/dpo", i] for i in ids),
+        "lost": sum(right["runs/dpo", i] and not right["runs/haf", i] for i in ids),
+    }
+    wanted = {"data-data": "3", "data-model": "0", "data-other": "2"}
+    for outcome, number in expected.items():
+        assert Page(page).find("a", **wanted, **{"data-outcome": outcome}) == [str(number)]
 
 
 def test_the_table_shows_the_results(page: str, evaluation: Path):
@@ -106,7 +145,7 @@ def test_the_page_asks_the_network_for_nothing(page: str):
         assert "style" not in attributes, "the page's own policy would block it"
         assert not [name for name in attributes if name.startswith("on")]
         assert (attributes.get("href") or "#").startswith(("#", "data:,"))
-    style = resources.files("hafrm.report").joinpath("page.css").read_text(encoding="utf-8")
+    style = resources.files("hafrm").joinpath("page.css").read_text(encoding="utf-8")
     assert "url(" not in style
     assert "@import" not in style
 
@@ -161,19 +200,10 @@ def test_the_script_can_stand_in_a_page(page: str):
         assert way_in not in script
 
 
-def test_the_number_of_pairs_is_limited_and_said(evaluation: Path, texts: dict[str, PreferencePair]):
-    html = write_page(evaluation, title="t", texts=texts, max_pairs=20).read_text(encoding="utf-8")
-    (embedded,) = Page(html).find("script", type="application/json")
-    assert len(json.loads(embedded)["pairs"]) == 20
-    assert "20 pairs of 300" in html
-    with pytest.raises(ValueError, match="max_pairs"):
-        write_page(evaluation, title="t", max_pairs=-1)
-
-
 def test_a_page_needs_no_texts_and_no_second_model(tmp_path: Path, scores: list[PairScore]):
     one = [s for s in scores if (s.model, s.data) == ("runs/haf", "code.jsonl")]
     found = Page(write_page(write_evaluation(tmp_path, one), title="t").read_text(encoding="utf-8"))
-    assert found.find("h2") == ["Accuracy", "Margins and calibration", "Pairs"]
+    assert found.find("h2") == ["Accuracy", "Models and data", "Margins and calibration", "Pairs"]
     assert found.find("summary") == ["code.jsonl"]
     assert found.find("option", value="disagree") == []
 
@@ -181,8 +211,8 @@ def test_a_page_needs_no_texts_and_no_second_model(tmp_path: Path, scores: list[
 def test_an_evaluation_without_scored_pairs_has_a_page(tmp_path: Path, scores: list[PairScore]):
     none = [replace(s, reward_chosen=None, reward_rejected=None) for s in scores]
     found = Page(write_page(write_evaluation(tmp_path, none), title="t").read_text(encoding="utf-8"))
-    assert found.find("h2") == ["Accuracy", "Pairs"]
-    assert found.find("span", class_="value")[:3] == ["–", "–", "–"]
+    assert found.find("h2") == ["Accuracy", "Models and data", "Pairs"]
+    assert set(found.find("span", class_="value")) == {"–"}
 
 
 def luminance(colour: str) -> float:
@@ -196,7 +226,7 @@ def luminance(colour: str) -> float:
 @pytest.mark.parametrize("ground", ["paper", "raised"])
 def test_colours_have_enough_contrast(scheme: int, ground: str):
     """4.5 for text, 3 for the borders of controls and the marks of plots (WCAG 2.2, AA)."""
-    style = resources.files("hafrm.report").joinpath("page.css").read_text(encoding="utf-8")
+    style = resources.files("hafrm").joinpath("page.css").read_text(encoding="utf-8")
     colours = dict(re.findall(r"--([\w-]+): (#\w{6});", style.split(":root {")[1 + scheme]))
     wanted = {
         "ink": 4.5,
@@ -217,4 +247,3 @@ def test_comparisons_show_the_corrected_p_values(evaluation: Path):
     html = write_page(evaluation, title="t").read_text(encoding="utf-8")
     assert "<i>p</i>, Holm" in html
     assert "corrected for how many comparisons there are, 15" in html
-    assert "not corrected" not in html

@@ -33,6 +33,11 @@ def dots(plot: str) -> list[tuple[float, float]]:
     return [(float(dot.get("cx", "")), float(dot.get("cy", ""))) for dot in elements(plot, "circle", "dot")]
 
 
+def corners(path: ET.Element) -> list[tuple[float, float]]:
+    points = [point.split() for point in re.split("[ML]", path.get("d", ""))[1:]]
+    return [(float(x), float(y)) for x, y in points]
+
+
 def labels(plot: str) -> list[str]:
     return [each.text or "" for each in elements(plot, "text")]
 
@@ -118,9 +123,12 @@ def test_the_forest_puts_each_accuracy_on_the_axis():
     (first, second), (whisker,) = dots(plot), elements(plot, "line", "whisker")
     assert second[0] - first[0] == pytest.approx(304 * 0.4 / 0.5, abs=0.1)  # the axis is 304 wide
     assert float(whisker.get("x1", "")) < first[0] < float(whisker.get("x2", ""))
-    (random,), (length,) = elements(plot, "line", "dashed"), elements(plot, "line", "dotted")
-    assert float(random.get("x1", "")) == first[0]
-    assert float(length.get("x1", "")) == float(whisker.get("x2", ""))
+    (random,), (length,) = elements(plot, "path", "dashed"), elements(plot, "path", "dotted")
+    assert {x for x, _ in corners(random)} == {first[0]}
+    assert {x for x, _ in corners(length)} == {float(whisker.get("x2", ""))}
+    names = [float(each.get("y", "")) for each in elements(plot, "text", "strong")]
+    for (_, above), (_, below) in zip(corners(random)[::2], corners(random)[1::2], strict=True):
+        assert not any(above < y < below + 8 for y in names)  # no line crosses a label
     assert {"50.0 [40.0, 60.0]", "90.0"} <= set(labels(plot))
 
 
@@ -193,11 +201,22 @@ def test_reliability_above_the_diagonal_is_drawn_above_it():
     assert heights[0] < 0 < heights[1]  # y grows downwards
 
 
-def test_slots_are_labelled_with_the_bins_edges():
+def test_ticks_are_round_values_at_their_places_between_the_bins_edges():
     by = np.array([-2823.0, -10.4, -3.0, 0.2, 700.0, 1862.0, 0.0, 90.0])
     plot = accuracy_by("name", np.sign(by), by, "characters")
-    assert labels(plot)[5] == "−2,823"
-    assert labels(plot)[9] == "1,862"
+    edges = np.quantile(by, np.linspace(0, 1, 9))
+    shown = [(e.text or "", float(e.get("x", ""))) for e in elements(plot, "text", "middle")][:-1]  # the axis's name
+    for label, x in shown:
+        value = float(label.replace("−", "-").replace(",", ""))
+        assert label.strip("−0.,") in ("", "1", "2", "5")
+        assert x == pytest.approx(34 + 218 * np.interp(value, edges, range(9)) / 8, abs=0.1)
+    assert len(shown) >= 3
+    assert "0" in dict(shown)
     heights = [y for _, y in dots(plot)]
     assert heights == sorted(heights, reverse=True)
     assert len(elements(plot, "line", "whisker")) == len(heights) == 8
+
+
+@pytest.mark.parametrize("value", [0.0, 3.7, -1e-9])
+def test_equal_values_have_a_plot_too(value: float):
+    assert len(dots(accuracy_by("name", np.ones(9), np.full(9, value), "x"))) == 1

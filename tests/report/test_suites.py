@@ -36,7 +36,10 @@ def test_few_prompts_show_no_interval_and_why(prompts: int) -> None:
     certain = "[100.0, 100.0]"
     few = prompts == 2
     assert intervals == {"overall": "" if few else certain, "Chat": "" if few else certain, "Reasoning": certain}
-    assert {row.score: row.decided for row in table.differences} == {name: bool(intervals[name]) for name in intervals}
+    assert {row.score: row.p_holm != "–" for row in table.differences} == {n: bool(intervals[n]) for n in intervals}
+    assert {row.score: row.better is not None for row in table.differences} == {
+        n: bool(intervals[n]) for n in intervals
+    }
     assert any("fewer than six prompts" in note for note in table.notes) == few
 
 

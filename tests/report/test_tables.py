@@ -12,6 +12,7 @@ from hafrm.evaluation.scoring import PairScore
 from hafrm.report.loading import Evaluation, read_evaluation
 from hafrm.report.page import write_page
 from hafrm.report.tables import accuracy_table, comparison_rows, marked_best
+from hafrm.report.verdict import verdicts
 from tests.report.conftest import measured, unscored, write_evaluation
 
 
@@ -20,7 +21,7 @@ def cell(accuracy: float) -> Cell:
     return Cell(n=100, unscored=0, unscored_reasons={}, measured=found)
 
 
-def comparison(a: str, b: str, low: float, high: float) -> Comparison:
+def comparison(a: str, b: str, low: float, high: float, p_holm: float = 0.0012) -> Comparison:
     return Comparison(
         data="set",
         a=a,
@@ -29,7 +30,7 @@ def comparison(a: str, b: str, low: float, high: float) -> Comparison:
         difference=(low + high) / 2,
         ci95=(low, high),
         p_bootstrap=0.0004,
-        p_holm=0.0012,
+        p_holm=p_holm,
         p_mcnemar=0.25,
     )
 
@@ -44,28 +45,35 @@ def made(accuracies: dict[str, float], *comparisons: Comparison) -> Evaluation:
     [
         ([comparison("a", "b", 0.01, 0.2)], "a"),
         ([comparison("b", "a", -0.2, -0.01)], "a"),
-        ([comparison("a", "b", -0.01, 0.2)], None),
+        ([comparison("a", "b", 0.01, 0.2, p_holm=0.22)], None),
+        ([comparison("a", "b", 0.01, 0.2, p_holm=float("nan"))], None),
         ([comparison("a", "c", 0.01, 0.2)], None),
         ([comparison("b", "a", 0.01, 0.2)], None),
         ([], None),
     ],
-    ids=["decided", "decided the other way round", "holds 0", "not to the second", "favours the second", "none"],
+    ids=[
+        "decided",
+        "other way round",
+        "corrected away",
+        "never corrected",
+        "not to the second",
+        "favours the second",
+        "none",
+    ],
 )
-def test_best_is_marked_only_where_the_difference_to_the_second_is_decided(
+def test_best_is_marked_only_where_the_corrected_test_decides_against_the_second(
     comparisons: list[Comparison], best: str | None
 ):
     evaluation = made({"c": 0.6, "b": 0.75, "a": 0.8}, *comparisons)
     assert marked_best(evaluation, "set") == best
     table = accuracy_table(evaluation)
     assert [row.name for row in table.models if row.cells[0] and row.cells[0].best] == ([best] if best else [])
-    assert table.undecided == (() if best else ("set",))
 
 
-def test_one_model_alone_is_neither_best_nor_undecided():
+def test_one_model_alone_is_not_best():
     table = accuracy_table(made({"a": 0.8}))
     assert table.models[0].cells[0] is not None
     assert not table.models[0].cells[0].best
-    assert table.undecided == ()
 
 
 def test_baselines_are_always_there():
@@ -98,13 +106,13 @@ def test_few_prompts_have_no_interval_no_p_and_no_best(tmp_path: Path, scores: l
     table = accuracy_table(evaluation)
     assert {cell.interval for row in table.models for cell in row.cells if cell} == {""}
     assert not any(cell.best for row in table.models for cell in row.cells if cell)
-    assert (table.few, table.undecided) == (tuple(evaluation.data), ())
-    rows = [row for rows in comparison_rows(evaluation.results.comparisons).values() for row in rows]
+    assert table.few == tuple(evaluation.data)
+    rows = [row for rows in comparison_rows(evaluation.results.comparisons, evaluation.scores).values() for row in rows]
     stated = {(row.interval, row.p_bootstrap, row.p_holm, row.p_mcnemar, row.decided) for row in rows}
     assert stated == {("–", "–", "–", "–", False)}
     page = write_page(tmp_path, title="t").read_text(encoding="utf-8")
     assert "are of fewer than six prompts" in page
-    assert "the pairs can't tell the two best apart" not in page
+    assert "too few prompts" in " ".join(verdicts(evaluation))
 
 
 def test_six_prompts_have_intervals(tmp_path: Path, scores: list[PairScore]):
@@ -112,13 +120,13 @@ def test_six_prompts_have_intervals(tmp_path: Path, scores: list[PairScore]):
     table = accuracy_table(evaluation)
     assert table.few == ()
     assert all(cell.interval for row in table.models for cell in row.cells if cell)
-    rows = [row for rows in comparison_rows(evaluation.results.comparisons).values() for row in rows]
+    rows = [row for rows in comparison_rows(evaluation.results.comparisons, evaluation.scores).values() for row in rows]
     assert "–" not in {text for row in rows for text in (row.interval, row.p_bootstrap, row.p_holm, row.p_mcnemar)}
     assert "fewer than six prompts" not in write_page(tmp_path, title="t").read_text(encoding="utf-8")
 
 
 def test_comparisons_are_worded():
-    (rows,) = comparison_rows([comparison("a", "b", 0.01, 0.2)]).values()
+    (rows,) = comparison_rows([comparison("a", "b", 0.01, 0.2)], ()).values()
     row = rows[0]
     assert (row.a, row.b, row.n, row.difference, row.interval) == ("a", "b", "100", "+10.5", "[+1.0, +20.0]")
     assert (row.p_bootstrap, row.p_holm, row.p_mcnemar, row.decided) == ("< 0.001", "0.001", "0.250", True)
@@ -128,4 +136,18 @@ def test_a_model_that_was_not_evaluated_on_a_set_has_an_empty_cell():
     evaluation = made({"a": 0.8})
     evaluation.results.cells["b", "other"] = cell(0.7)
     table = accuracy_table(evaluation)
-    assert [[c and c.accuracy for c in row.cells] for row in table.models] == [["80.0", None], [None, "70.0"]]
+    assert [[c and c.accuracy for c in row.cells] for row in table.models] == [
+        [None, "80.0", None],
+        [None, None, "70.0"],
+    ]
+
+
+def test_the_average_is_of_all_sets_and_its_interval_of_independent_ones():
+    evaluation = made({"a": 0.8})
+    evaluation.results.cells["a", "other"] = cell(0.7)
+    table = accuracy_table(evaluation)
+    assert [name for name, _ in table.columns] == ["average", "set", "other"]
+    first = table.models[0].cells[0]
+    assert first is not None
+    assert (first.accuracy, first.interval) == ("75.0", "[73.6, 76.4]")  # 2 points / sqrt(2) on both sides
+    assert [row.cells[0] and row.cells[0].accuracy for row in table.baselines] == ["60.0", "50.0"]

@@ -14,7 +14,7 @@ from hafrm.models.generating import stop_tokens
 from hafrm.models.hybrid import HybridModel
 from hafrm.models.layout import Layout, choose_layout
 from hafrm.models.options import LoraOptions
-from hafrm.models.stock import new_model
+from hafrm.models.starts import new_model
 from hafrm.rlhf.options import SamplingOptions
 from hafrm.rlhf.policy import Policy, sample_responses
 from tests.tiny import save_tiny, tiny_lm, tiny_tokenizer

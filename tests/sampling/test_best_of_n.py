@@ -83,7 +83,7 @@ class Deaf(SimulatedReward):
 
 
 def test_prompts_without_all_rewards_are_left_out_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hafrm.sampling.best_of_n.SimulatedReward", Deaf)
+    monkeypatch.setattr("hafrm.rewards.SimulatedReward", Deaf)
     found = best_of_n(config(tmp_path))
     assert (found.results["prompts"], found.results["unscored"]) == (11, {"overlong": 1})
     one = str(rows(tmp_path / "one.jsonl", 1))

@@ -12,8 +12,8 @@ import torch
 from scipy import stats as scipy_stats
 
 from hafrm.errors import MissingExtraError, ModelError
+from hafrm.models.checksums import checksums
 from hafrm.models.generating import prompt_ids
-from hafrm.models.listing import checksums
 from hafrm.models.runinfo import RunInfo
 from hafrm.pairs import Prompt
 from hafrm.sampling.engines import GumbelNoise, TransformersGenerator, prompt_seed
@@ -181,7 +181,7 @@ def test_vllms_absence_and_failures_are_clear(tmp_path: Path, monkeypatch: pytes
         sample(by_vllm(tmp_path, model))
     info = {"method": "haf", "base_model": "b", "reward_weight": 1.0, "policy_ratio": 0.2, "policy_loss": "dpo"}
     info |= {"sha256": checksums(model)}
-    RunInfo(**info, beta=0.1, max_length=64, overlong="drop", pad_token="<pad>").save(model)
+    RunInfo(**info, dtype="float32", beta=0.1, max_length=64, overlong="drop", pad_token="<pad>").save(model)
     with pytest.raises(ModelError, match=r"hafrm export .* and give its policy/"):
         sample(by_vllm(tmp_path, model))
 

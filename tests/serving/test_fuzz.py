@@ -16,6 +16,7 @@ def served() -> Iterator[str]:
         yield address
 
 
+@pytest.mark.slow
 def test_no_drawn_request_fails(served: str) -> None:
     findings = Findings()
     assert from_document(served, 120, 0, findings) >= 60

@@ -7,7 +7,7 @@ import pytest
 
 from hafrm.models.scorers import HybridScorer
 from hafrm.pairs import Conversation
-from hafrm.serving.errors import shown, traceback_text
+from hafrm.serving.errors import traceback_text
 from tests.serving.conftest import Wrapped, body, live
 
 HOSTILE = "\x1b[2J\r\n\x00\u202e" + "x" * 10**6
@@ -21,13 +21,6 @@ def failure(causes: int) -> Exception:
         except RuntimeError as caught:
             error = caught
     return error
-
-
-def test_shown_text_is_one_bounded_line() -> None:
-    assert shown("a model, où ça") == "a model, où ça"
-    assert shown("a\x1b[1m\nb\u2028") == "a\\x1b[1m\\nb\\u2028"
-    assert shown(HOSTILE).isprintable()
-    assert len(shown(HOSTILE)) < 350
 
 
 @pytest.mark.parametrize("causes", [0, 1, 50])

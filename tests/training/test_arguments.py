@@ -52,6 +52,10 @@ def config(*, evaluated: bool = True, **training: Any) -> TrainConfig:
         ("train_sampling_strategy", "group_by_length", "how long pairs are"),
         ("train_sampling_strategy", "batch_rebalance", "how long pairs are"),
         ("max_steps", 0, "at least 1, or -1"),
+        ("max_steps", -5, "at least 1, or -1"),
+        ("optim", "adam", "Did you mean adamw_torch"),
+        ("lr_scheduler_type", "cosin", "Did you mean cosine"),
+        ("save_strategy", "sometimes", "epoch"),
         ("gradient_accumulation_steps", 0, "at least 1"),
     ],
 )

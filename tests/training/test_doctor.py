@@ -102,9 +102,21 @@ def test_a_rate_that_is_far_too_high(base: str, tmp_path: Path, capfd: pytest.Ca
     assert {"diverged", "drift", "exploding gradients"} & {*found}
 
 
-def test_a_loss_far_above_that_of_equal_rewards() -> None:
-    assert watched([row(step, **{"loss/reward": 1.5}) for step in range(1, 101)]) == ["diverged"]
-    assert watched([row(step, **{"loss/reward": 1.5}) for step in range(1, 101)], bradley_terry=False) == []
+@pytest.mark.parametrize(("loss", "kind"), [("loss/reward", "bradley_terry"), ("loss/policy", "dpo")])
+def test_a_loss_that_rises_far_above_that_of_equal_rewards(loss: str, kind: str) -> None:
+    def run(values: Sequence[float]) -> list[dict[str, Any]]:
+        rows = [row(step, **{loss: value}) for step, value in enumerate(values, 1)]
+        return [{name: value for name, value in each.items() if name in (loss, "step", "loss")} for each in rows]
+
+    assert watched(run([0.7] + 99 * [1.5])) == ["diverged"]
+    assert watched(run([0.7] + 99 * [1.5]), **{kind: False}) == []
+    assert watched(run([1.8] + 99 * [1.5])) == []  # rows with margins, or a head that was kept, begin high
+
+
+def test_a_long_warm_up_is_waited_for() -> None:
+    rows = [row(step, accuracies=0.5) for step in range(1, 301)] + [row(step) for step in range(301, 1001)]
+    assert watched(rows) == ["chance"]
+    assert watched(rows, warmup_steps=300) == []
 
 
 def test_flipped_labels_show_in_the_validation(base: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -200,6 +212,18 @@ def test_chance_is_tested_by_the_number_of_pairs() -> None:
     assert watched([row(step, accuracies=0.53) for step in range(1, 101)]) == ["chance"]
     assert watched([row(step, accuracies=0.53) for step in range(1, 401)], pairs_per_step=4096) == []
     assert watched([row(step, accuracies=0.5) for step in range(1, 20)]) == []  # too few pairs to tell
+
+
+def test_a_run_that_ends_at_once_may_still_have_diverged() -> None:
+    rows = [row(step, accuracies=0.5, **{"loss/reward": 100.0 * step}) for step in range(5)]
+    assert watched([{**rows[0], "loss/reward": 0.7}, *rows[1:]]) == ["diverged"]
+    assert watched([row(step, accuracies=0.5, **{"loss/reward": 0.693}) for step in range(1, 5)]) == []
+
+
+def test_a_run_of_few_pairs_is_not_called_healthy(base: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert checks(base, tmp_path, capfd, healthy, "--training.max_steps", "3") == []
+    assert main(["doctor", str(tmp_path / "run")]) == 0
+    assert "48 pairs" in capfd.readouterr().out
 
 
 def test_a_folder_without_metrics_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from hafrm.data import DataOptions
 from hafrm.encoding import ConversationEncoder
 from hafrm.models.hybrid import HybridModel
 from hafrm.models.options import LoraOptions
-from hafrm.models.stock import new_model
+from hafrm.models.starts import new_model
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.packing import SequenceBatch, pad_rows
 from hafrm.training.config import LossConfig, TrainConfig

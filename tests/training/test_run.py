@@ -23,7 +23,7 @@ from hafrm.models.checkpoints import load_run
 from hafrm.models.options import LoraOptions
 from hafrm.models.references import weights_digest
 from hafrm.models.runinfo import RunInfo
-from hafrm.models.stock import new_model
+from hafrm.models.starts import new_model
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.templates import DEFAULT_CHAT_TEMPLATE
 from hafrm.training.config import LossConfig, TrainConfig

@@ -17,7 +17,7 @@ from hafrm.losses import POLICY_LOSSES, REWARD_LOSSES
 from hafrm.models.layout import choose_layout
 from hafrm.models.options import LoraOptions
 from hafrm.models.references import frozen_copy_reference, precompute_reference
-from hafrm.models.stock import new_model
+from hafrm.models.starts import new_model
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.training.batches import PairDataset
 from hafrm.training.callbacks import ConsoleProgress

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 from rich.console import Console
-from rich.markup import escape
 
 from hafrm.cli.options import command_parser, options_of
 from hafrm.cli.parser import Parser
+from hafrm.cli.progress import ProgressLine
 from hafrm.sampling.options import BestOfNConfig
 
 
@@ -26,13 +26,9 @@ def run(args: Namespace) -> None:
     from hafrm.report.findings import write_findings
     from hafrm.sampling.best_of_n import best_of_n
 
-    errors, console = Console(stderr=True), Console()
-    with errors.status("loading") as line:
-        found = best_of_n(
-            config,
-            progress=lambda what, done: line.update(escape(f"{what}: {done} prompts done")),
-            say=lambda text: errors.print(text, markup=False, highlight=False, soft_wrap=True),
-        )
+    console = Console()
+    with ProgressLine("loading") as line:
+        found = best_of_n(config, progress=lambda what, done: line.show(f"{what}: {done:,} prompts done"), say=line.say)
     findings = best_of_n_findings(found.results)
     page = write_findings(findings, Path(config.out))
     print_findings(findings, console)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
 from jsonargparse import Namespace
 from rich.console import Console
+from rich.markup import escape
 
 from hafrm.cli.options import command_parser, options_of
 from hafrm.cli.parser import Parser
+from hafrm.cli.progress import ProgressLine, time_left
 from hafrm.data import DataOptions
 from hafrm.errors import ConfigError
 from hafrm.evaluation.options import EvaluateConfig
@@ -25,6 +27,12 @@ _INTRO = (
     "values, with noise. Three reward models start from one small pretrained Llama and see the same pairs of all five "
     "sets: HAF (both losses), the baseline (reward loss alone) and DPO (policy loss alone). The test prompts are new."
 )
+
+EVALUATION = "evaluation"
+"""The folder of the scores and the page in the demo's folder."""
+
+_PRETRAINING_S, _STEP_S, _SCORING_S = 100.0, 0.15, 20.0
+"""Seconds on two idle cores: of pretraining, of a training step, and of scoring."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,39 +63,76 @@ def parser() -> Parser:
 def run(args: Namespace) -> None:
     """Run the demo; stages that an interrupted demo has finished are not repeated."""
     config = options_of(DemoConfig, parser(), args)
+    console, stages = Console(highlight=False, soft_wrap=True), _stages(config)
+    left = sum(stage.seconds for stage in stages)
+    console.print(f"About {_minutes(left)} on two idle cores. Stop it whenever you like: the same command resumes.")
+    slowdown = 1.0
+    for number, stage in enumerate(stages, 1):
+        console.print(f"[bold]{number}/{len(stages)} {stage.title}[/bold]")
+        start = time.monotonic()
+        stage.work()
+        took, left = time.monotonic() - start, left - stage.seconds
+        if stage.seconds:
+            slowdown = took / stage.seconds
+        then = f"; about {_minutes(left * slowdown)} left" if left > 0 else ""
+        console.print(f"   {took:.0f} s{then}")
+    _say_next(console, Path(config.out))
+
+
+@dataclass(frozen=True)
+class _Stage:
+    title: str
+    work: Callable[[], object]
+    seconds: float
+    """Expected time on two idle cores; 0 if an earlier demo has done it."""
+
+
+def _stages(config: DemoConfig) -> list[_Stage]:
+    """Return the stages of the demo.
+
+    Raises:
+        ConfigError: the folder contains a demo with other options.
+    """
     from hafrm.cli.evaluate import run_evaluation
     from hafrm.paper.world import WORLD_SETS
+    from hafrm.paper.world.backbone import backbone_folder
+    from hafrm.report.training import train_with_page
     from hafrm.training.manifest import is_finished
-    from hafrm.training.run import train
 
-    console = Console()
-    out = Path(config.out)
-    with _timed(console, "1/3 A small Llama learns the world's language (once; then it is cached)"):
-        backbone = _backbone()
-    sets = [f"world/{name}" for name in WORLD_SETS]
+    out, backbone = Path(config.out), backbone_folder("instruct")
     runs = [_training(config, str(backbone), method, out / method) for method in get_args(Method)]
     for each in runs:
         _require_same_demo(each)
+    sets = [f"world/{name}" for name in WORLD_SETS]
+    evaluation = EvaluateConfig(models=[each.out for each in runs], data=sets, out=str(out / EVALUATION))
+    title = "Pretraining a small Llama on the world's language, once: later demos reuse it"
+    stages = [_Stage(title, _pretrain, 0 if backbone.exists() else _PRETRAINING_S)]
     for each in runs:
-        with _timed(console, f"2/3 Training {each.method} on pairs of all five sets"):
-            if not is_finished(Path(each.out)):
-                train(each)
-    models = [each.out for each in runs]
-    with _timed(console, "3/3 Scoring new prompts of every set"):
-        page = run_evaluation(EvaluateConfig(models=models, data=sets, out=str(out / "evaluation")), console, _INTRO)
-    _say_next(console, out, page)
+        title, seconds = f"Training {each.method} on pairs of all five sets", _STEP_S * config.steps
+        finished = is_finished(Path(each.out))
+        work: Callable[[], object] = (lambda: None) if finished else partial(train_with_page, each)
+        stages.append(_Stage(title, work, 0 if finished else seconds))
+    scoring = partial(run_evaluation, evaluation, Console(), _INTRO)
+    return [*stages, _Stage("Scoring new prompts of every set", scoring, _SCORING_S)]
 
 
-def _backbone() -> Path:
-    """Return the world's instruct backbone; pretrain it, with a line of progress, if it is not in the cache."""
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{max(10, round(seconds, -1)):.0f} seconds"
+
+
+def _pretrain() -> None:
+    """Pretrain the world's backbone, if it is not in the cache, with a line of progress."""
     from hafrm.paper.world.backbone import world_backbone
 
-    with Console(stderr=True).status("reading the world's text") as line:
+    began: dict[str, tuple[float, int]] = {}
+    with ProgressLine("drawing the world's text") as line:
 
         def progress(stage: str, step: int, steps: int, loss: float) -> None:
-            line.update(f"{stage}: step {step} of {steps}, loss {loss:.2f}")
+            start, first = began.setdefault(stage, (time.monotonic(), step))
+            left = time_left(start, step - first, steps - step)
+            line.show(f"{stage} model: step {step} of {steps}, loss {loss:.2f}{left}")
 
-        return world_backbone("instruct", progress=progress)
+        world_backbone("instruct", progress=progress)
 
 
 def _require_same_demo(config: TrainConfig) -> None:
@@ -114,15 +159,12 @@ def _training(config: DemoConfig, backbone: str, method: Method, folder: Path) -
     )
 
 
-@contextmanager
-def _timed(console: Console, what: str) -> Iterator[None]:
-    console.print(f"[bold]{what}[/bold]", highlight=False)
-    start = time.monotonic()
-    yield
-    console.print(f"   {time.monotonic() - start:.0f} s", highlight=False)
+def _say_next(console: Console, out: Path) -> None:
+    """Print what to do next, and at the very end the verdict and the page."""
+    from hafrm.report.loading import read_evaluation
+    from hafrm.report.page import PAGE_FILE
+    from hafrm.report.verdict import verdicts
 
-
-def _say_next(console: Console, out: Path, page: Path) -> None:
     weight = RunInfo.load(out / "haf").combined_weight
     combined = (
         f"HAF's two heads together (log-ratio weight {weight:.2f}, fitted on validation pairs): "
@@ -131,14 +173,17 @@ def _say_next(console: Console, out: Path, page: Path) -> None:
         else ""
     )
     console.print(
-        f"\nThe page with every pair: {page}\n"
-        f"The models: {out}/haf, {out}/baseline, {out}/dpo. They load in transformers with no custom code.\n"
+        f"\nThe models: {out}/haf, {out}/baseline, {out}/dpo. They load in transformers without custom code.\n"
         f"{combined}\n"
         "Your own data: files of JSON lines with prompt, chosen and rejected, whose prompts differ. Then\n"
         "  hafrm data check TRAIN --against VALID TEST\n"
         "  hafrm train --model MODEL --data TRAIN --eval_data VALID --out runs/mine\n"
         "  hafrm evaluate runs/mine --data TEST --out eval/mine\n"
-        "  hafrm export runs/mine",
-        highlight=False,
-        soft_wrap=True,
+        "  hafrm export runs/mine\n"
+    )
+    for line in verdicts(read_evaluation(out / EVALUATION)):
+        console.print(f"[bold]{escape(line)}[/bold]")
+    console.print(
+        "This is one seed of one small model: another seed or processor can move each accuracy by a few points.\n"
+        f"The page with every pair: {out / EVALUATION / PAGE_FILE}"
     )

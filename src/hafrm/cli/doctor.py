@@ -32,14 +32,18 @@ def parser() -> Parser:
 def run(args: Namespace) -> None:
     """Print the findings, one line each."""
     config = options_of(DoctorConfig, parser(), args, models=("run",))
-    from hafrm.training.doctor import examine
+    from hafrm.training.doctor import FIRST_LOOK, examine
 
-    found = examine(Path(config.run))
+    watch = examine(Path(config.run))
     console = Console(markup=False, highlight=False, soft_wrap=True)
     if config.json:
-        print(json_text([each.as_dict() for each in found], indent=2))  # noqa: T201
+        print(json_text([each.as_dict() for each in watch.found.values()], indent=2))  # noqa: T201
         return
-    for each in found:
+    for each in watch.found.values():
         console.print(f"step {each.step}: {each.check}: {each.text}.")
-    if not found:
-        console.print(f"No sign in {config.run} that it does not learn.")
+    if watch.found:
+        return
+    if watch.pairs < FIRST_LOOK:
+        console.print(f"{config.run} has trained on {watch.pairs} pairs so far: {FIRST_LOOK} are needed to tell.")
+    else:
+        console.print(f"No sign that {config.run} does not learn, in {watch.pairs:,} pairs.")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from jsonargparse import Namespace
 from rich.console import Console
-from rich.markup import escape
 
 from hafrm.cli.options import command_parser, options_of
 from hafrm.cli.parser import Parser
+from hafrm.cli.progress import ProgressLine
 from hafrm.evaluation.options import EvaluateConfig
+from hafrm.options import command_line
 
 
 def parser() -> Parser:
@@ -45,23 +47,20 @@ def run_evaluation(config: EvaluateConfig, console: Console, intro: str = "") ->
     from hafrm.report.tables import write_markdown
 
     folder = Path(config.out)
-    errors = Console(stderr=True)
-    with errors.status("reading pairs") as line:
+    with ProgressLine("reading pairs") as line:
         sets = load_sets(config)
         for text in readings(sets):
-            errors.print(text, markup=False, highlight=False, soft_wrap=True)
-        line.update("loading")
+            line.say(text)
+        line.show("loading")
         results = evaluate(
-            config,
-            sets=sets,
-            progress=lambda what, done: line.update(escape(f"{what}: {done} done")),
-            say=lambda text: errors.print(text, markup=False, highlight=False, soft_wrap=True),
+            config, sets=sets, progress=lambda what, done: line.show(f"{what}: {done:,} done"), say=line.say
         )
     texts = {pair.id: pair for pair_set in sets.values() for pair in pair_set.pairs}
-    page = write_page(folder, title="Evaluation", texts=texts, intro=intro)
+    command = command_line("hafrm evaluate", EvaluateConfig, asdict(config), positional="models")
+    page = write_page(folder, texts=texts, intro=intro, command=command)
     write_markdown(folder)
     for text in shortfalls(results):
-        errors.print(text, markup=False, highlight=False, soft_wrap=True)
+        line.say(text)
     print_evaluation(read_evaluation(folder), console)
     console.print(f"Scores, results and a page to look at: {page}", highlight=False, soft_wrap=True)
     return page

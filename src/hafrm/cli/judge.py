@@ -16,6 +16,7 @@ from rich.text import Text
 
 from hafrm.cli.options import command_parser, options_of
 from hafrm.cli.parser import Parser
+from hafrm.cli.progress import ProgressLine
 from hafrm.errors import ConfigError, ModelError
 from hafrm.judging.options import JudgeConfig
 from hafrm.report.wording import interval, percent
@@ -36,12 +37,10 @@ def run(args: Namespace) -> None:
     from hafrm.judging.run import RESULTS_FILE, judge_rows
     from hafrm.judging.verdicts import nothing_judged
 
-    errors, console = Console(stderr=True), Console()
-    with errors.status("judging") as line:
+    console = Console()
+    with ProgressLine("judging") as line:
         results = judge_rows(
-            config,
-            progress=lambda done, rows: line.update(f"judging: {done} of {rows} rows"),
-            say=lambda text: errors.print(text, markup=False, highlight=False, soft_wrap=True),
+            config, progress=lambda done, rows: line.show(f"judging: {done:,} of {rows:,} rows"), say=line.say
         )
     console.print(_table(results))
     for text in _lines(results):
@@ -86,7 +85,7 @@ def _lines(results: Mapping[str, Any]) -> Iterator[str]:
         yield f"The two orders disagree on {_percent(flips)} of the pairs, which count as ties".replace("\\[", "[")
     if lost := sum(results["unscored"].values()):
         asked = results["rows"] - results["not_asked"]
-        yield f"Not scored: {lost} of {asked} rows ({percent(lost / asked)} %), which are in no rate"
+        yield f"Not scored: {lost} of {asked} rows ({percent(lost / asked)}%), left out of all rates"
     for reason, count in results["unscored"].items():
         yield f"Unscored: {count} {reason} ({Unscored(reason).explanation})"
         if reply := results["unscored_replies"].get(reason):

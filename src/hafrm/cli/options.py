@@ -18,8 +18,8 @@ from hafrm.cli.parser import Parser
 from hafrm.data import require_source
 from hafrm.data.simulated import is_simulated
 from hafrm.errors import ConfigError
-from hafrm.models.places import require_place
 from hafrm.models.remote import is_server
+from hafrm.models.sources import require_place
 
 Options = TypeVar("Options")
 
@@ -31,8 +31,11 @@ class _ConfigFile(ActionConfigFile):
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         if _may_wait(Path(values)):
-            raise TypeError(f"{values} is not a regular file. Give the path of a YAML or JSON file.")
-        super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
+            raise TypeError(f"--config {values} is not a regular file. Give the path of a YAML or JSON file.")
+        try:
+            super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
+        except UnicodeDecodeError as error:
+            raise TypeError(f"--config {values} is not a text file. Give the path of a YAML or JSON file.") from error
 
 
 def _may_wait(path: Path) -> bool:
@@ -101,7 +104,7 @@ def options_of(
         data: Fields with data names, which are checked as early.
         made: Values of fields that were not parsed.
     """
-    _refuse_zero_bytes(args)
+    _refuse_nameless(args, [*models, *data, "out"])
     for name in _named(args, data):
         require_source(name)
     for name in _named(args, models):
@@ -118,11 +121,19 @@ def _named(args: Namespace, options: Sequence[str]) -> Iterator[str]:
         yield from [value] if isinstance(value, str) else value or []
 
 
-def _refuse_zero_bytes(args: Namespace) -> None:
-    """Refuse texts that no file name can be, and that no option means."""
+def _refuse_nameless(args: Namespace, places: Sequence[str]) -> None:
+    """Refuse texts that no file name can be: with a zero byte, which no option means, or empty.
+
+    Args:
+        args: The parsed options.
+        places: The options that name models, data or folders.
+    """
     for name, value in vars(args.as_flat()).items():
         if "\0" in str(value):
             raise ConfigError(f"--{name} contains a zero byte. Remove it.")
+    for option in places:
+        if any(not str(name).strip() for name in _named(args, [option])):
+            raise ConfigError(f"{option} is empty. Give a name or a path.")
 
 
 def config_files(args: Namespace) -> list[str]:

@@ -20,7 +20,14 @@ from hafrm.errors import ConfigError
 
 _BOOLEANS = ("true", "false", "yes", "no", "on", "off", "1", "0")
 
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "a mapping"}
+_KINDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    dict: "a mapping",
+    list: "a list",
+}
 
 _VALUE = re.compile(r'Parser key "(?P<key>[\w.]+)":.*(?:Got|Given) value: (?P<value>.*)', re.DOTALL)
 _UNEXPECTED = re.compile(r"(?:does not accept option|Option|[Kk]ey) '(?P<key>[\w.-]+)'")
@@ -48,7 +55,9 @@ class Parser(ArgumentParser):
         Exits with status 2 if an option is unknown.
         """
         words: list[str] = []
-        for word, following in zip(argv, [*argv[1:], None], strict=False):
+        rest = [*argv]
+        while rest:
+            word = rest.pop(0)
             if not re.match(r"--[A-Za-z]", word):
                 words.append(word)
                 continue
@@ -56,16 +65,37 @@ class Parser(ArgumentParser):
             if name not in self._option_string_actions:
                 name = name.replace("-", "_").replace("__", "--", 1)
                 self._require_known(name)
-            bare = not equals and self._is_flag(name, following)
-            words.append(f"{name}=true" if bare else f"{name}{equals}{value}")
+            if self._is_list(name):
+                items = [value] if equals else self._values(rest)
+                words += [name, *([_written_list(items)] if items else [])]
+            elif not equals and self._is_flag(name, rest[0] if rest else None):
+                words.append(f"{name}=true")
+            else:
+                words.append(f"{name}{equals}{value}")
         return words
+
+    def _has_positionals(self) -> bool:
+        return any(not action.option_strings for action in self._actions)
+
+    def _is_list(self, name: str) -> bool:
+        """Return whether an option's value is one word that is a list: `[a, b]`."""
+        action = self._option_string_actions.get(name)
+        return action is not None and action.nargs is None and _has_list(action)
+
+    def _values(self, rest: list[str]) -> list[str]:
+        """Take a list's words, `a b`; only the first if the next one may be a positional argument."""
+        items: list[str] = []
+        while rest and not rest[0].startswith("--") and not (items and self._has_positionals()):
+            items.append(rest.pop(0))
+        return items
 
     def _is_flag(self, name: str, following: str | None) -> bool:
         """Return whether an option has no value: a boolean, or a field of an open mapping before the next option."""
         action = self._option_string_actions.get(name)
         if action is not None:
             is_boolean = bool in _choices(getattr(action, "_typehint", None))
-            return is_boolean and (following or "--").lower() not in _BOOLEANS
+            is_alone = following is None or following.startswith("--") or self._has_positionals()
+            return is_boolean and is_alone and (following or "--").lower() not in _BOOLEANS
         return name not in self.names() and (following is None or following.startswith("--"))
 
     def names(self) -> dict[str, Any]:
@@ -87,7 +117,7 @@ class Parser(ArgumentParser):
 
     def _suggestion(self, name: str) -> str:
         """Suggest options for an unknown one, near by the whole name or by its last part; empty if none is near."""
-        known = [each.removeprefix("--") for each in self.names()]
+        known = [each.removeprefix("--") for each in self.names() if not each.endswith("+")]  # `--name+` appends
         name = _SHORT.get(name, name)
         last = name.rpartition(".")[2]
         near = [each for each in known if each.rpartition(".")[2] == last]
@@ -100,6 +130,15 @@ class Parser(ArgumentParser):
             parts = {each.rpartition(".")[2]: each for each in known}
             near = [parts[each] for each in get_close_matches(last, parts, n=2, cutoff=0.7)]
         return f" Did you mean {' or '.join(f'--{each}' for each in near[:3])}?" if near else ""
+
+    def _apply_actions(self, cfg: Any, *args: Any, **kwargs: Any) -> Any:
+        """Read a file's or dictionary's `data: train.jsonl` as a list of one, where an option takes several values."""
+        if isinstance(cfg, dict):
+            several = {action.dest for action in self._actions if action.nargs == "+" or _has_list(action)}
+            cfg = {
+                name: [value] if name in several and isinstance(value, str) else value for name, value in cfg.items()
+            }
+        return super()._apply_actions(cfg, *args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print an error as one line and exit with status 2."""
@@ -123,15 +162,20 @@ class Parser(ArgumentParser):
             return f"missing: {', '.join(self._required(message))}"
         if message.startswith("unrecognized arguments:"):
             left = message.removeprefix("unrecognized arguments:").strip()
-            return f"there is no option {left}" if left[0] == "-" else f"{left} is left over"
+            if left[0] != "-":
+                return f"{left} is left over"
+            name = left.split()[0].partition("=")[0]
+            return f"there is no option {name}.{self._suggestion(name.lstrip('-'))}".rstrip(".")
         if choice := _CHOICE.search(message):
             words = re.findall(r"'([^']*)'", choice["known"])
             return f"{choice['name']} must be {_listed(words)}, got {choice['given']}"
         if missing := re.search(r"File does not exist: '(.*)'", message):
             return f"--config {missing[1]}: no such file"
+        if "Unexpected config:" in message:
+            return "--config must contain options as `name: value`, such as `model: MODEL`"
         message = message.replace("Problems parsing config", "--config can't be read")
         message = message.replace('in "<unicode string>", ', "at ")
-        message = re.sub(r"^argument (\S+): expected .*argument", r"\1 needs a value", message)
+        message = re.sub(r"^argument ([^\s/]+)\S*: expected .*argument", r"\1 needs a value", message)
         lines = (line.strip() for line in message.removeprefix("argument ").splitlines())
         return " ".join(filter(None, lines)).rstrip(".")
 
@@ -154,8 +198,19 @@ def _choices(kind: Any) -> tuple[Any, ...]:
     return tuple(each for each in members if each is not type(None))
 
 
+def _has_list(action: argparse.Action) -> bool:
+    return any(get_origin(kind) is list for kind in _choices(getattr(action, "_typehint", None)))
+
+
 def _is_open(kind: Any) -> bool:
     return any(get_origin(each) is dict or each is dict for each in _choices(kind))
+
+
+def _written_list(items: Sequence[str]) -> str:
+    """Write words as the list that jsonargparse reads; the only word may already be one, or hold commas."""
+    if len(items) == 1 and items[0].lstrip().startswith("["):
+        return items[0]
+    return f"[{', '.join(each.strip(' ,') for each in items)}]"
 
 
 def _literals(kind: Any) -> list[str]:

@@ -14,6 +14,7 @@ from rich.text import Text
 from hafrm.report.findings import Cell, Findings, all_tables
 from hafrm.report.loading import Evaluation
 from hafrm.report.tables import Grid, accuracy_table, cell_text, comparison_rows, suite_tables
+from hafrm.report.verdict import verdicts
 from hafrm.report.wording import short_names
 from hafrm.stats import FEWEST_GROUPS
 
@@ -38,6 +39,8 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
         for row in rows:
             table.add_row(*row)
         console.print(table)
+    for line in verdicts(evaluation):
+        _say(console, line)
 
 
 def _print_accuracies(evaluation: Evaluation, console: Console) -> None:
@@ -69,7 +72,7 @@ def _grid(title: str, grid: Grid, evaluation: Evaluation) -> Table:
 
 def _comparisons(evaluation: Evaluation) -> Iterator[tuple[Text, ...]]:
     models, data = short_names(evaluation.models), short_names(evaluation.data)
-    for name, rows in comparison_rows(evaluation.results.comparisons).items():
+    for name, rows in comparison_rows(evaluation.results.comparisons, evaluation.scores).items():
         for row in rows:
             words = (data[name], f"{models[row.a]} - {models[row.b]}", f"{row.difference} {row.interval}")
             yield tuple(map(Text, (*words, row.p_holm, row.p_mcnemar, row.n)))

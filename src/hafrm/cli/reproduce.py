@@ -294,7 +294,7 @@ def parser() -> Parser:
 def run(args: Namespace) -> None:
     """Train and evaluate what is missing, and write the results; or show the plan."""
     config = options_of(ReproduceConfig, parser(), args)
-    from hafrm.models.outputs import require_results
+    from hafrm.outputs import require_results
     from hafrm.paper.study_page import require_checkout
 
     shown, said = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)

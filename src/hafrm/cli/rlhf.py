@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,25 +13,26 @@ from rich.console import Console
 from hafrm import atomic
 from hafrm.cli.options import command_parser, options_of
 from hafrm.cli.parser import Parser
+from hafrm.cli.progress import ProgressLine, time_left
 from hafrm.rlhf.options import RlhfConfig
 from hafrm.training.metrics import METRICS_FILE
 
 _FIGURES: Mapping[str, Mapping[str, str]] = {
     "curves.svg": {
         "reward": "reward",
-        "gold": "gold reward, only watched",
-        "kl": "KL of a response, nats",
-        "kl_per_token": "KL of a token, nats",
-        "length": "tokens of a response",
-        "ended": "share that came to its end",
-        "entropy": "entropy of a token, nats",
+        "gold": "gold reward, not trained on",
+        "kl": "KL per response, nats",
+        "kl_per_token": "KL per token, nats",
+        "length": "tokens per response",
+        "ended": "share of finished responses",
+        "entropy": "entropy per token, nats",
     },
     "learning.svg": {
         "loss/policy": "policy loss",
         "loss/value": "value loss",
         "clip_fraction": "share of clipped tokens",
         "explained_variance": "explained variance of returns",
-        "kl_coefficient": "price of a nat",
+        "kl_coefficient": "KL coefficient",
     },
 }
 """The figures, with the titles of the metrics in metrics.jsonl that they show."""
@@ -48,22 +50,19 @@ def run(args: Namespace) -> None:
     config = options_of(RlhfConfig, parser(), args, models=("model", "reward", "gold", "reference"), data=("data",))
     from hafrm.rlhf.run import rlhf
 
-    errors = Console(stderr=True)
-    with errors.status("preparing") as line:
+    began, first = time.monotonic(), 0
+    with ProgressLine("preparing") as line:
 
-        def progress(step: int, told: Mapping[str, float]) -> None:
-            text = f"step {step}/{config.steps} " + " ".join(
-                f"{label} {told[name]:.3g}" for name, label in _SHOWN.items() if name in told
-            )
-            line.update(text)
-            if not errors.is_terminal and (step % 10 == 0 or step == config.steps):
-                errors.print(text, highlight=False, soft_wrap=True)
+        def progress(step: int, metrics: Mapping[str, float]) -> None:
+            nonlocal began, first
+            if not first:  # loading and a resumed run's earlier steps are not part of the speed
+                began, first = time.monotonic(), step
+            shown = " ".join(f"{label} {metrics[name]:.3g}" for name, label in _SHOWN.items() if name in metrics)
+            left = time_left(began, step - first, config.steps - step)
+            tell = line.say if step == config.steps else line.show
+            tell(f"step {step}/{config.steps} {shown}{left}")
 
-        result = rlhf(
-            config,
-            progress=progress,
-            say=lambda text: errors.print(text, markup=False, highlight=False, soft_wrap=True),
-        )
+        result = rlhf(config, progress=progress, say=line.say)
     pictures = " and ".join(write_curves(result.folder))
     Console().print(
         f"The policy after {result.steps} steps is in {result.folder}, its curves in {METRICS_FILE}, {pictures}.",
@@ -89,6 +88,6 @@ def write_curves(folder: Path) -> list[str]:
             if points:
                 panels.append(Panel(title, (Curve("each step", "haf", points),)))
         atomic.write_text(
-            folder / name, standalone(curve_panels("What each step of the policy's training gave", panels))
+            folder / name, standalone(curve_panels("Metrics of the policy at each training step", panels))
         )
     return list(_FIGURES)

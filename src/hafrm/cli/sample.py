@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 
 from jsonargparse import Namespace
-from rich.console import Console
 
 from hafrm.cli.options import command_parser, options_of
 from hafrm.cli.parser import Parser
+from hafrm.cli.progress import ProgressLine
 from hafrm.sampling.options import SampleConfig
 
 
@@ -23,12 +23,11 @@ def run(args: Namespace) -> None:
     from hafrm.sampling.run import sample
     from hafrm.sampling.samples import SAMPLES_FILE
 
-    errors = Console(stderr=True)
-    with errors.status("loading") as line:
+    with ProgressLine("loading") as line:
         made = sample(
             config,
-            progress=lambda done, prompts: line.update(f"sampling: {done} of {prompts} prompts done"),
-            say=lambda text: errors.print(text, markup=False, highlight=False, soft_wrap=True),
+            progress=lambda done, prompts: line.show(f"sampling: {done:,} of {prompts:,} prompts done"),
+            say=line.say,
         )
     lost = {**made["skipped"], **made["unsampled"]}
     parts = [

@@ -1,6 +1,6 @@
-"""Store replies that were paid for in an SQLite file, which several processes may share.
+"""A cache of an endpoint's replies in an SQLite file, which several processes may share.
 
-A reply is written as soon as it has arrived, so a crash loses at most the requests in flight.
+Replies are written as they arrive, so a crash loses at most the requests in flight.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _COLUMNS = ", ".join(field.name for field in fields(Reply))
 def reply_key(
     *, model: str, messages: Sequence[Mapping[str, str]], parameters: Mapping[str, Any], prompt_version: str
 ) -> str:
-    """Return a reply's key: a hash of everything that it depends on. The parameters include the endpoint's address."""
+    """Return a reply's key: a hash of everything it depends on. The parameters include the endpoint's address."""
     text = json.dumps([model, list(messages), dict(parameters), prompt_version], sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -54,7 +54,7 @@ class ReplyCache:
     """Replies by key; threads and processes may share the cache.
 
     Args:
-        path: The file; it is created if necessary, with its folder.
+        path: The file; created with its folder if it does not exist.
 
     Raises:
         DataError: the file is not a cache, is damaged, or can't be opened.
@@ -86,7 +86,7 @@ class ReplyCache:
         return Reply(text, prompt_tokens, completion_tokens, finish_reason, bool(thought))
 
     def put(self, key: str, reply: Reply) -> None:
-        """Keep a reply, unless another process has stored one first."""
+        """Store a reply, unless another process has already stored one under this key."""
         with self._lock, self._explaining():
             self._connection.execute(
                 "INSERT OR IGNORE INTO chat_replies VALUES (?, ?, ?, ?, ?, ?)", (key, *astuple(reply))

@@ -1,13 +1,13 @@
-"""Parse which of two outputs a reply chooses. Only an explicit statement counts; nothing is inferred.
+"""Parsing of a reply that chooses one of two outputs. Only an explicit statement counts; nothing is inferred.
 
-A statement is a sentence or a line that gives the choice and, at most, the reason: the choice alone (`**Output (a)**`),
-under a label (`Answer: (b)`), or a preference (`I choose Output (a) because ...`, `Output (b) is better`). All
-statements must agree; from the last one marked as final or overall on, they outweigh earlier ones. The text after the
-last statement, and the reason in it, may say anything except prefer the other output or take the choice back.
+A statement is a sentence or line that contains the choice and at most its reason: the choice alone (`**Output (a)**`),
+after a label (`Answer: (b)`), or as a preference (`I choose Output (a) because ...`, `Output (b) is better`). All
+statements must agree; statements before the last one that is marked as final or overall are ignored. The reason, and
+the text after the last statement, must not prefer the other output or take the choice back.
 
 Texts are read in lower case, with `@a` or `@b` for an output that is named, and `@A` or `@B` for one that is identified
-by its position ("the second one"). A clause compares if it has a word such as "better" or "more helpful"; it favours
-its subject, or the other output after "not". The last comparison in a sentence counts.
+by its position ("the second one"). A clause is a comparison if it has a word such as "better" or "more helpful". It
+favours its subject, or the other output if it has a "not". The last comparison in a sentence counts.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ _NAME = re.compile(
     r"|(?<![\w'-])(?P<subject>(?-i:[AB]))(?=\s+(?:is|was|wins|would|should)\b)",
     re.IGNORECASE,
 )
-"""Names of an output in running text; a lower-case `output a` may be a verb and an article."""
+"""Names of an output in running text, except a lower-case `output a`, which may be a verb and an article."""
 _ORDINAL = re.compile(
     r"\b(?:the\s+)?(?:(?P<first>first)|second)\s+(?:one|output|option|response|answer)\b"
     r"|\bthe\s+(?:(?P<former>former|first(?=\s*(?:[.!,;]|is\b|$)))|(?:latter|second(?=\s*(?:[.!,;]|is\b|$))))"
@@ -143,7 +143,7 @@ _FLAW = (
 _PARTIAL = re.compile(
     rf"\bmo(?:re|st)\s+(?!{_FLAW}\b)\w+|\bless\s+{_FLAW}\b|\b(?:clearer|safer|cleaner|nicer|richer|closer|fewer)\b"
 )
-"""A comparison in one respect, which a sentence may concede."""
+"""A comparison in a single respect, which a sentence may concede."""
 _LESSER = re.compile(
     rf"\b(?:worse|worst|inferior|weaker|weakest|loses|loser|reject\w*|discard\w*|less\s+(?!{_FLAW}\b|than\b)\w+|least\s+\w+)\b"
 )
@@ -155,12 +155,12 @@ _TAKEN_BACK = re.compile(
 )
 _DENIED = re.compile(r"no|not|nope|wrong|(?:just )?kidding")
 _TURN = re.compile(r"(?:actually|instead|rather|no|wait|hmm+|correction|sorry|apologies|or rather)\b")
-"""Beginnings of a sentence that switches to the output that it names."""
+"""Beginnings of a sentence that changes the choice to the output that it names."""
 _NAMED_LAST = re.compile(
     r"(?:^|[,:;]\s*)(?:(?:\w+\s+){0,2}|(?:\w+\s+){0,4}(?:choice|answer|verdict|pick|decision|winner|it)\s+(?:is|was)\s+)"
     r"@(\w)$"
 )
-"""A sentence that ends in little more than a name: "or maybe @b"."""
+"""A sentence that consists of little more than a name at its end: "or maybe @b"."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class _Statement:
 
 
 def read_choice(reply: str) -> str | Unscored:
-    """Return the choice that a reply states, "a" or "b", or why it has none."""
+    """Return the choice stated in a reply, "a" or "b", or why there is none."""
     if choice := bare_choice(reply):
         return choice
     text = _plain(reply)
@@ -217,7 +217,7 @@ def _unheaded(line: str) -> str:
 
 
 def _sentences(text: str) -> Iterator[str]:
-    """Yield lines, split after each sentence; headings such as `## Output (a)`, which open a section, are left out."""
+    """Yield the sentences of each line, except headings such as `## Output (a)`."""
     for line in text.splitlines():
         heading = line.lstrip().startswith("#")
         for sentence in re.split(r"(?<=[.!?])\s+", _unheaded(line).strip()):
@@ -264,7 +264,6 @@ def _with_names(text: str) -> str:
 
 
 def _mentioned(text: str) -> set[str]:
-    """Return the outputs that a text names."""
     return {letter.lower() for letter in re.findall(r"@([abAB])", text)}
 
 
@@ -282,7 +281,7 @@ def _contradicts(sentences: Sequence[str], choice: str) -> bool:
 
 
 def _taken_back(text: str, other: str) -> bool:
-    """Return whether a sentence takes a choice back, or only names the other output."""
+    """Return whether a sentence takes the choice back, or consists of the other output's name."""
     if _TAKEN_BACK.search(text) or _DENIED.fullmatch(text) or (_TURN.match(text) and other in _mentioned(text)):
         return True
     named = _NAMED_LAST.search(_OBJECT.sub("", text))
@@ -314,7 +313,7 @@ def _clauses(sentence: str) -> Iterator[str]:
 
 
 def _compared(clause: str, subject: str) -> tuple[str | None, bool, str]:
-    """Return the output that a clause favours, whether overall, and its subject, possibly that of the clause before."""
+    """Return the output that a clause favours, whether it does so overall, and its subject (default: `subject`)."""
     if chosen := _CHOSEN.search(clause):
         favoured = chosen[1].lower()
         return _other(favoured) if _NOT.search(clause) else favoured, True, favoured

@@ -3,9 +3,9 @@
 Replies are looked up in the cache first and stored there as they arrive. Transient failures (no connection, a timeout,
 status 408, 409, 429 or 5xx, a reply that is not a chat completion) are retried after Retry-After or a growing random
 wait; questions that still fail are unscored, and the next run asks them again. The run ends early, with the verdicts so
-far, when its budget or the account's credit is spent, or when several questions in a row fail. A refused request does
-not count as such a failure if the question is at fault: the error code says so, or the status is one that questions can
-cause (400, 413, 422) and an earlier reply has shown that the endpoint accepts requests of this form.
+far, when its budget or the account's credit is spent, or when several questions in a row fail. A refusal caused by the
+question does not count as such a failure: either its error code says so, or its status is one that questions can cause
+(400, 413, 422) and the endpoint has answered another question.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 from hafrm.errors import ModelError
@@ -30,7 +30,7 @@ _LONGEST_WAIT = 600.0
 """Maximum Retry-After, in seconds; a longer one fails the request."""
 
 _FAILURES_IN_A_ROW = 8
-"""The number of consecutive questions that fail despite retries after which the run ends."""
+"""Number of consecutive questions that fail despite retries, after which the run ends."""
 
 _OF_THE_QUESTION = ("context_length_exceeded", "content_filter")
 """Error codes of refusals that are specific to a question."""
@@ -47,8 +47,8 @@ _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _PASSING = (408, 409, 429)
 _FATAL = {
     401: "refuses the API key (HTTP 401). Check the environment variable {env}",
-    403: "forbids the request (HTTP 403). Check what the key in {env} may do",
-    **dict.fromkeys((301, 302, 303, 307, 308), "redirects to another address: give that one as `--judge.base_url`"),
+    403: "forbids the request (HTTP 403). Check the permissions of the key in {env}",
+    **dict.fromkeys((301, 302, 303, 307, 308), "redirects to another address: set `--judge.base_url` to it"),
     404: "knows no such model or address (HTTP 404). Check `--judge.model` and `--judge.base_url`",
 }
 
@@ -58,7 +58,7 @@ class EndpointJudge:
 
     Args:
         options: The endpoint, and how to ask it.
-        cache: Replies that were paid for.
+        cache: Replies of this and earlier runs.
         budget: The limits of this run.
 
     Raises:
@@ -154,7 +154,7 @@ class EndpointJudge:
         )
 
     def _request(self, messages: list[dict[str, str]]) -> Reply | Unscored:
-        """Return a reply, or why there is none after all retries."""
+        """Send a request with retries; return the reply, or why there is none."""
         found = retry(lambda: self._send(messages), _wanted_wait, self._rule, self._halted.wait)
         if isinstance(found, Response):
             return self._failed(found)
@@ -165,7 +165,7 @@ class EndpointJudge:
         return found
 
     def _send(self, messages: list[dict[str, str]]) -> Reply | Response | None:
-        """Send a request; returns a response if it is a failure, and None if the run sends no more requests."""
+        """Send a request once; return a response if it failed, and None if the run sends no more requests."""
         if self._stopped is None and (reason := self.budget.take_request()):
             self._stop(reason)
         if self._stopped is not None:
@@ -178,18 +178,13 @@ class EndpointJudge:
         return response
 
     def _read(self, body: str, messages: Sequence[Mapping[str, str]]) -> Reply | None:
-        """Parse the reply in a body. Its tokens are counted first: even a reply without a choice may have been paid
-        for.
-        """
-        found = _read_completion(body, "".join(message["content"] for message in messages))
-        self.budget.add_tokens(found.prompt_tokens, found.completion_tokens)
-        if found.text is None:
-            return None
-        text, tokens = self._client.without_key(found.text), (found.prompt_tokens, found.completion_tokens)
-        return Reply(text, *tokens, finish_reason=found.finish_reason, thought=found.thought)
+        """Parse the reply in a body. Its tokens are counted even if it has no text, because they may cost money."""
+        reply, *tokens = _read_completion(body, "".join(message["content"] for message in messages))
+        self.budget.add_tokens(*tokens)
+        return None if reply is None else replace(reply, text=self._client.without_key(reply.text))
 
     def _failed(self, response: Response) -> Unscored:
-        """Classify a failure that retries can't fix. Error messages may contain the key, so they are dropped.
+        """Classify a failure that retries do not fix. Error messages are not quoted: they may contain the API key.
 
         Raises:
             ModelError: all other questions would fail too.
@@ -207,8 +202,8 @@ class EndpointJudge:
             self._failures_in_a_row += not excused
             failures = self._failures_in_a_row
         if failures >= _FAILURES_IN_A_ROW:
-            told = {"HTTP": response.status or None, "code": error.get("code"), "parameter": error.get("param")}
-            words = ", ".join(f"{name} {self._cut(value)}" for name, value in told.items() if value is not None)
+            found = {"HTTP": response.status or None, "code": error.get("code"), "parameter": error.get("param")}
+            words = ", ".join(f"{name} {self._cut(value)}" for name, value in found.items() if value is not None)
             said = f" ({words})" if words and reason is not Unscored.BAD_RESPONSE else ""
             self._stop(f"{failures} questions in a row failed, the last with {reason.value}{said}")
         return reason
@@ -235,7 +230,7 @@ def require_askable(options: JudgeOptions) -> None:
 
 
 def _wanted_wait(found: Reply | Response | None) -> float | None:
-    """Return how long to wait before the next attempt; None if there is no use in one."""
+    """Return the number of seconds until the next attempt; None if there should be none."""
     if not isinstance(found, Response):
         return None
     passing = _reason(found) is not Unscored.BAD_REQUEST and not _quota_spent(found)
@@ -255,11 +250,8 @@ def _reason(response: Response) -> Unscored:
 
 def _error(response: Response) -> Mapping[str, Any]:
     """Return the error in a body, `{"error": {"message", "code", "param"}}`; empty if there is none."""
-    try:
-        body = response.json()
-    except ValueError:
-        return {}
-    error = body.get("error", body) if isinstance(body, dict) else None
+    body = _object(response.text)
+    error = body.get("error", body)
     return error if isinstance(error, dict) else {}
 
 
@@ -268,32 +260,22 @@ def _quota_spent(response: Response) -> bool:
     return response.status == 402 or _error(response).get("code") == "insufficient_quota"
 
 
-@dataclass(frozen=True, slots=True)
-class _Completion:
-    """The first choice of a body, and its usage."""
+def _read_completion(body: str, asked: str) -> tuple[Reply | None, int, int]:
+    """Read a response's body: its reply, if any, and the tokens of the prompt and of the reply.
 
-    text: str | None
-    """The model's reply; None if the body has no choice."""
-    finish_reason: str | None
-    thought: bool
-    """Whether there is reasoning in addition to the text."""
-    prompt_tokens: int
-    completion_tokens: int
-
-
-def _read_completion(body: str, asked: str) -> _Completion:
-    """Read a response's body, in any format; `asked` has the request's texts, to estimate tokens without a count.
-
-    Endpoints differ: content is a string, a list of parts, or null; reasoning has a separate field
-    (`reasoning_content`, `reasoning`, parts of the type `thinking`) or none; a refusal may have one too.
+    Endpoints differ: content is a string, a list of parts, or null; reasoning and refusals may have separate fields
+    (`reasoning_content`, `reasoning`, parts of the type `thinking`, `refusal`). `asked` contains the request's texts,
+    to estimate tokens if there is no count.
     """
     values = _object(body)
     choice, message = _first_choice(values)
-    text = None if message is None else _text(message)
-    thoughts = _thoughts(message or {})
+    text, thoughts = _text(message or {}), _thoughts(message or {})
+    prompt, completion = _tokens(values, asked, f"{text}{thoughts}")
+    if message is None:
+        return None, prompt, completion
     reason = choice.get("finish_reason")
-    prompt, completion = _tokens(values, asked, f"{text or ''}{thoughts}")
-    return _Completion(text, reason if isinstance(reason, str) else None, bool(thoughts.strip()), prompt, completion)
+    finish_reason = reason if isinstance(reason, str) else None
+    return Reply(text, prompt, completion, finish_reason, bool(thoughts.strip())), prompt, completion
 
 
 def _object(body: str) -> dict[str, Any]:
@@ -346,5 +328,5 @@ def _tokens(values: Mapping[str, Any], asked: str, said: str) -> list[int]:
 
 
 def _tokens_at_most(text: str) -> int:
-    """Estimate a missing count of tokens from above: one token per three bytes."""
+    """Overestimate the tokens of a text: one per three bytes."""
     return len(text.encode(errors="replace")) // 3 + 1

@@ -28,13 +28,13 @@ class Question:
 
 
 class Unscored(StrEnum):
-    """Why an answer has no ranks: the key under which it is counted."""
+    """Why an answer has no ranks; results count answers by these keys."""
 
     explanation: str
     """The reason in words, for users."""
 
     def __new__(cls, value: str, explanation: str = "") -> Unscored:
-        """Make a member of a key and its explanation."""
+        """Create a member from its key and its explanation."""
         member = str.__new__(cls, value)
         member._value_, member.explanation = value, explanation
         return member
@@ -49,16 +49,16 @@ class Unscored(StrEnum):
     AMBIGUOUS = "ambiguous", "the reply names both outputs and states no clear choice, or gives rankings that differ"
     NOT_JSON = "not_json", "the reply has no ranking in JSON"
     NOT_A_RANKING = "not_a_ranking", "the reply's JSON does not give each model a whole number as its rank"
-    WRONG_MODELS = "wrong_models", "the ranking was not of exactly the models asked about"
-    NOT_A_PERMUTATION = "not_a_permutation", "the ranks were not 1 to n, each once"
-    OVERLONG = "overlong", "the texts are longer than the model takes"
+    WRONG_MODELS = "wrong_models", "the ranking does not contain exactly the models asked about"
+    NOT_A_PERMUTATION = "not_a_permutation", "the ranks are not 1 to n, each once"
+    OVERLONG = "overlong", "the texts exceed the model's limit of tokens"
     REFUSED_BY_TEMPLATE = "refused_by_template", "the model's chat template refuses the conversation"
     TIMEOUT = "timeout", "no reply within judge.timeout"
-    CONNECTION = "connection", "no connection, or it ended before the reply did"
+    CONNECTION = "connection", "no connection, or it closed before the reply was complete"
     RATE_LIMITED = "rate_limited", "the endpoint's rate limit (HTTP 429)"
     SERVER_ERROR = "server_error", "the endpoint failed (HTTP 5xx)"
     BAD_REQUEST = "bad_request", "the endpoint refused the request (HTTP 4xx): too long, or filtered"
-    BAD_RESPONSE = "bad_response", "the endpoint's answer was not a chat completion"
+    BAD_RESPONSE = "bad_response", "the endpoint's response was not a chat completion"
     STOPPED = "stopped", "not asked"
 
 
@@ -73,7 +73,7 @@ FAILURES = frozenset(
         Unscored.STOPPED,
     }
 )
-"""Failures to get an answer; a later run asks again."""
+"""Reasons that do not depend on the reply; a later run asks these questions again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +84,7 @@ class Answer:
     """In the question's order; 1 is the best, equal ranks are a tie."""
     unscored: Unscored | None = None
     reply: str | None = None
-    """A shortened reply that could not be read."""
+    """A reply that could not be parsed, shortened."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
@@ -109,7 +109,7 @@ class Judge(Protocol):
 
     @property
     def account(self) -> dict[str, Any]:
-        """What the judge spent; empty for one that costs nothing."""
+        """Requests, tokens and money spent; empty for judges that cost nothing."""
         ...
 
     def ask(self, questions: Sequence[Question]) -> list[Answer]:
@@ -121,7 +121,7 @@ class Judge(Protocol):
 
 
 class FreeJudge:
-    """Part of judges that run in this process: they never stop and cost nothing."""
+    """Base of judges that run in this process: they never stop and cost nothing."""
 
     stopped: str | None = None
 

@@ -18,18 +18,18 @@ def load_local_judge(model: str, options: ScoreOptions, *, trust_remote_code: bo
     """Load a causal LM as judge.
 
     Raises:
-        ConfigError: over-long prompts are to be truncated, which would cut off the question.
+        ConfigError: `score.overlong` is `truncate`, which would cut off the question.
         ModelError: no causal LM can be loaded from there.
     """
     if options.overlong == "truncate":
-        raise ConfigError("score.overlong: a local judge's prompt can't be cut. Leave the option out.")
+        raise ConfigError("score.overlong: the prompt of a local judge can't be truncated. Leave the option out.")
     return LocalJudge(load_log_prob_scorer(model, options, trust_remote_code=trust_remote_code))
 
 
 class LocalJudge(FreeJudge):
     """Compares two responses by the log-probabilities of the answers `Output (a)` and `Output (b)` to Table 9's prompt.
 
-    Nothing is generated, so nothing can fail to parse.
+    The model generates nothing, so no reply has to be parsed.
 
     Args:
         scorer: Computes the summed log-probability of a conversation's response.
@@ -99,7 +99,9 @@ def _reward(scores: Mapping[int, float | None], place: int) -> float | Unscored:
         return Unscored.REFUSED_BY_TEMPLATE
     reward = scores[place]
     if reward is not None and not math.isfinite(reward):
-        raise ModelError(f"The judge's reward of a response is {reward}. Look for damaged weights, or an overflow.")
+        raise ModelError(
+            f"The judge's reward of a response is {reward}. Its weights may be damaged, or its dtype overflows."
+        )
     return Unscored.OVERLONG if reward is None else reward
 
 

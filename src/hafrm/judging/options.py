@@ -75,7 +75,7 @@ class JudgeOptions:
     """A JSON file with the cost per million tokens: {"MODEL": {"prompt": 2.5, "completion": 10}}."""
 
     cache: str | None = option(None, only=_ENDPOINT)
-    """The file of replies, by default one for all runs in hafrm's cache folder. Cached questions are not asked again.
+    """File of cached replies; default: one in hafrm's cache folder for all runs. Cached questions are not asked again.
     """
 
     def __post_init__(self) -> None:
@@ -187,13 +187,13 @@ class Prices:
         return found
 
 
-_FORM = 'Write {"MODEL": {"prompt": 2.5, "completion": 10}}: what a million tokens cost.'
+_FORM = 'Write {"MODEL": {"prompt": 2.5, "completion": 10}}: the prices of a million tokens.'
 
 
 class Budget:
     """Counts spending and decides when to stop. Threads, and the runs of one command, may share a budget.
 
-    A request is allowed as long as no limit is reached, so tokens and money can exceed theirs by the requests in
+    Requests are allowed until a limit is reached, so tokens and money can exceed their limits by the requests in
     flight. Retries count as requests.
     """
 
@@ -206,7 +206,7 @@ class Budget:
         prices: Prices | None = None,
     ) -> None:
         if money is not None and prices is None:
-            raise ConfigError("judge.max_cost needs `judge.prices`, a file that says what tokens cost.")
+            raise ConfigError("judge.max_cost needs `judge.prices`, a file with the prices of tokens.")
         self.requests, self.tokens = 0, 0
         self.spent = 0.0
         self._limits = (requests, tokens, money)
@@ -228,7 +228,7 @@ class Budget:
         return self.spent if self._prices is not None else None
 
     def take_request(self) -> str | None:
-        """Count a request that is about to be sent, or return the limit that forbids it, in words."""
+        """Count a request before it is sent; if a limit forbids it, return the reason in words instead."""
         with self._lock:
             names = ("requests", "tokens", "of cost")
             for name, spent, limit in zip(names, (self.requests, self.tokens, self.spent), self._limits, strict=True):

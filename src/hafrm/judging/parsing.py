@@ -1,10 +1,10 @@
-"""Parse a judge's reply into ranks: its thinking is removed, and only explicit statements are read.
+"""Parsing of a judge's reply into ranks: its thinking is removed, and only explicit statements are read.
 
-A truncated reply only counts if it is nothing but the verdict, as the missing text could contradict the rest. Choices
-between two are parsed by `choices`. Rankings are JSON objects that name a model and its rank, in a list or on separate
-lines, in a fenced block or in running text, quoted as in Python, and possibly with more fields; a mapping from names to
-ranks is read too. Each model must be ranked once, with ranks that are a permutation of 1 to n; several rankings in a
-reply must agree. Nothing is executed.
+A truncated reply only counts if it consists of the verdict alone, because the missing text could contradict it. Choices
+between two responses are parsed by `choices`. A ranking consists of JSON objects with a model and its rank, in a list
+or on separate lines, in a fenced block or in running text, with quotes as in JSON or Python, and possibly with further
+fields; or of a mapping from names to ranks. Each model must have one rank, and the ranks must be 1 to n; several
+rankings in a reply must agree. Nothing is executed.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _read(reply: str, responses: int, *, thought: bool, cut: bool) -> tuple[int,
 
 
 def _without_thinking(reply: str) -> str | None:
-    """Remove the thinking from a reply; its opening mark may be missing. None if it never closes."""
+    """Remove the thinking from a reply, whose opening mark may be missing; None if it is not closed."""
     parts: list[str] = []
     inside, start = False, 0
     for mark in _MARK.finditer(reply):
@@ -134,7 +134,7 @@ def _is_bare_ranking(reply: str) -> bool:
 
 
 class _Fields(dict[str, Any]):
-    """A JSON object that records whether a name came twice, since `{"rank": 1, "rank": 2}` is ambiguous."""
+    """A JSON object that records whether a name is repeated: `{"rank": 1, "rank": 2}` is ambiguous."""
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__((name.strip().lower(), value) for name, value in pairs)

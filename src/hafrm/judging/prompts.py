@@ -1,8 +1,8 @@
 """The paper's two judge prompts: comparing two responses (Table 9) and ranking several (Table 10).
 
-The wording is the tables'. Inserted texts can't be mistaken for the prompt's own structure: in the ranking prompt they
-are JSON strings; in the pair prompt, where the table has them bare, a backslash is put before lines that look like one
-of the prompt's headings. Placeholders inside a text are never filled.
+The wording is that of the tables. Inserted texts can't be mistaken for parts of the prompt: in the ranking prompt they
+are JSON strings; in the pair prompt, where the table inserts them unquoted, lines that look like one of its headings
+are escaped with a backslash. Placeholders in inserted texts are not filled.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from hafrm.judging.judges import Question
 from hafrm.pairs import Message, Prompt
 
 PROMPT_VERSION = "haf-rm-tables-9-10/1"
-"""Part of every cache key; raise it with any change of wording."""
+"""Part of every cache key; increase it whenever the wording changes."""
 
 CHOICES = ("Output (a)", "Output (b)")
-"""The two valid replies of a judge of two responses."""
+"""The two valid replies about two responses."""
 
 _PAIR_SYSTEM = (
     "You are a helpful instruction-following assistant that prints the best model by selecting the best outputs for a "

@@ -1,4 +1,4 @@
-"""Read the rows to judge: prompts with two, four or eight responses, or labelled pairs."""
+"""The rows to judge: prompts with two, four or eight responses, or labelled pairs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from functools import partial
 from pathlib import Path
 
 from hafrm.data import ReadOptions, SourceReport, nothing_left, read_records
-from hafrm.data.collecting import Drop
+from hafrm.data.reports import Drop
 from hafrm.errors import BadRowReason, DataError
 from hafrm.judging.judges import Response
 from hafrm.judging.options import Mode
 from hafrm.pairs import PreferencePair, Prompt, prompt_group
-from hafrm.rows import RowReader, parse_pair
+from hafrm.rows import Row, parse_pair
 
 _SIZES: dict[Mode, tuple[int, ...]] = {"pair": (2,), "rank": (4, 8)}
 _LABELS = ("chosen", "rejected")
@@ -27,7 +27,7 @@ class Item:
     """A prompt with the responses to judge."""
 
     id: str
-    """The row as `source:row`, for people; the same rows may be in another file later."""
+    """The row as `source:row`, for messages; `key` identifies the row if its file is moved."""
     group: str
     prompt: Prompt
     responses: tuple[Response, ...]
@@ -40,7 +40,7 @@ class Item:
 
     @property
     def key(self) -> str:
-        """A name computed only from its texts, so that the file may move; equal items are numbered."""
+        """Hash of the item's texts, which stays the same if the file is moved; equal items are numbered."""
         texts = [self.prompt.turns, *self.responses]
         plain = json.dumps([[message.as_dict() for message in messages] for messages in texts]) + self.prompt.arguments
         digest = hashlib.sha256(plain.encode()).hexdigest()[:16]
@@ -53,7 +53,7 @@ class Items:
 
     items: list[Item] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
-    """Rows that are not judged, by reason: they break the contract, or their source's rule or split excludes them."""
+    """Number of rows left out, by reason: they are invalid, or a rule or split of their source excludes them."""
 
     @property
     def sha256(self) -> str:
@@ -72,11 +72,11 @@ def load_items(data: str, mode: Mode, options: ReadOptions, *, split: str = "tes
         data: A file whose rows have `prompt` and `responses` (strings or chat messages; optional `models`, a name for
             each), or pairs; or the name of a data set.
         mode: `pair` takes two responses or a pair, `rank` four or eight responses.
-        options: What to do with rows that break the contract.
+        options: What to do with invalid rows.
         split: Which split of a named data set.
 
     Raises:
-        BadRowError: a row breaks the contract, and such rows are not to be skipped.
+        BadRowError: a row is invalid, and `on_bad_row` is not `skip`.
         UnreadableError: the file can't be read.
         DataError: there is nothing to judge.
     """
@@ -126,17 +126,19 @@ def load_joined(ours: str, theirs: str, options: ReadOptions) -> Items:
 _SAMPLES = "samples.jsonl"
 
 
-def _first_of_samples(reader: RowReader) -> Item | Drop:
-    if reader.row.get("unsampled"):
-        return Drop(str(reader.row["unsampled"]))
-    responses = reader.responses("Give at least one response.", bool)
-    reader.check_response("responses[0]", responses[0])
+def _first_of_samples(reader: Row) -> Item | Drop:
+    """Read the first response of a row; prompts that were not sampled for, or got an empty response, are left out."""
+    if reader.fields.get("unsampled"):
+        return Drop(str(reader.fields["unsampled"]))
+    (first, *_) = reader.responses("Give at least one response.", bool)
+    if not any(message.text.strip() for message in first):
+        return Drop("empty_response")
     prompt = reader.prompt()
     return Item(
         id=f"{reader.source}:{reader.number}",
         group=reader.string_or_none("group") or prompt_group(prompt),
         prompt=prompt,
-        responses=(responses[0],),
+        responses=(first,),
         models=(),
     )
 
@@ -150,9 +152,9 @@ def _numbered(items: Iterable[Item]) -> Iterator[Item]:
         seen[key] += 1
 
 
-def _item(mode: Mode, reader: RowReader) -> Item:
+def _item(mode: Mode, reader: Row) -> Item:
     if mode == "pair" and not reader.has("responses"):
-        return _of_pair(parse_pair(reader.row, source=reader.source, number=reader.number))
+        return _of_pair(parse_pair(reader.fields, source=reader.source, number=reader.number))
     sizes = _SIZES[mode]
     others = ", or `chosen` and `rejected`" if mode == "pair" else ""
     responses = reader.responses(f"--mode {mode} takes {' or '.join(map(str, sizes))}{others}.", sizes.__contains__)
@@ -168,10 +170,10 @@ def _item(mode: Mode, reader: RowReader) -> Item:
     )
 
 
-def _models(reader: RowReader, count: int) -> tuple[str, ...]:
+def _models(reader: Row, count: int) -> tuple[str, ...]:
     if not reader.has("models"):
         return tuple(f"response {place}" for place in range(1, count + 1))
-    names = reader.row["models"]
+    names = reader.fields["models"]
     fit = isinstance(names, list) and all(isinstance(name, str) for name in names)
     if not fit or len(names) != count or len(set(names)) < count:
         raise reader.error(

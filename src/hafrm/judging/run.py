@@ -1,4 +1,4 @@
-"""Judge a file's rows: check, ask, write verdicts as they come, compute results."""
+"""`hafrm judge`: ask a judge about the rows of a file, write verdicts as they arrive, compute results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 from hafrm import atomic
-from hafrm.data.simulated import SimulatedReward, simulated_reward_name
+from hafrm.data.simulated import simulated_reward_name
 from hafrm.judging.cache import ReplyCache
 from hafrm.judging.judges import Judge, Unscored
 from hafrm.judging.options import Budget, JudgeConfig
@@ -20,7 +20,8 @@ from hafrm.judging.tournament import Plan, compare, play, rank_at_once, top_two_
 from hafrm.judging.verdicts import HEADER_FILE, VERDICTS_FILE, Verdict, resume_verdicts, summarise, verdict_of
 from hafrm.models.identity import model_identity
 from hafrm.models.options import ScorerChoice
-from hafrm.models.outputs import require_results
+from hafrm.outputs import require_results
+from hafrm.rewards import load_reward
 from hafrm.store import LineFile, alone
 
 RESULTS_FILE = "results.json"
@@ -38,9 +39,9 @@ def judge_rows(
     """Judge the rows that have no verdict yet, and write `verdicts.jsonl` and `results.json`.
 
     Args:
-        config: What to judge, and who judges.
+        config: The rows and the judge.
         budget: The limits at an endpoint, if several runs share them; by default those of the options.
-        progress: Called with the number of rows that have a verdict, and of all rows.
+        progress: Called with the number of rows that have a verdict, and the number of all rows.
         say: Called with a line if a stopped run is resumed.
 
     Returns:
@@ -108,7 +109,7 @@ def _judge_missing(
     budget: Budget | None,
     progress: Callable[[int], None],
 ) -> dict[str, Any]:
-    """Judge rows, append their verdicts to the file and to the list, and return the account of the judge."""
+    """Judge rows, append the verdicts to the file and to `verdicts`, and return what the judge spent."""
     file = LineFile(Path(config.out) / VERDICTS_FILE)
     with closing(_load_judge(config, budget)) as judge:
         for start in range(0, len(missing), _CHUNK):
@@ -122,7 +123,7 @@ def _judge_missing(
 
 
 def _judge_chunk(config: JudgeConfig, judge: Judge, items: Sequence[Item]) -> list[Verdict]:
-    """Return verdicts on the items that the judge could be asked about."""
+    """Return verdicts on the items about which the judge was asked."""
     orders = [Random(f"{config.seed}/{item.key}").sample(range(n := len(item.responses)), n) for item in items]
     twice = judge.order_matters and config.judge.orders == "both"
     plans = [_plan(judge, item, order, both_orders=twice) for item, order in zip(items, orders, strict=True)]
@@ -144,7 +145,6 @@ def _plan(judge: Judge, item: Item, order: Sequence[int], *, both_orders: bool) 
 
 
 def _load_judge(config: JudgeConfig, budget: Budget | None) -> Judge:
-    """Load the judge that the options ask for."""
     options = config.judge
     if options.kind == "openai":
         from hafrm.judging.endpoint import EndpointJudge
@@ -155,13 +155,12 @@ def _load_judge(config: JudgeConfig, budget: Budget | None) -> Judge:
 
     if options.kind == "local":
         return load_local_judge(options.model, config.score, trust_remote_code=config.trust_remote_code)
-    if options.kind == "oracle":
-        return RewardJudge(SimulatedReward(simulated_reward_name(options.model)))
-    return RewardJudge(config.load(options.model, config.score))
+    name = simulated_reward_name(options.model) if options.kind == "oracle" else options.model
+    return RewardJudge(load_reward(name, config, config.score))
 
 
 def _depends_on(config: JudgeConfig, found: Items, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what verdicts depend on, keyed by what messages call it."""
+    """Return what verdicts depend on, under the names that messages use."""
     return {
         "judge": identity,
         "mode": config.mode,
@@ -173,7 +172,7 @@ def _depends_on(config: JudgeConfig, found: Items, identity: Mapping[str, Any]) 
 
 
 def _judge_identity(config: JudgeConfig) -> dict[str, Any]:
-    """Describe the judge in plain values, without its key."""
+    """Describe the judge in plain values, without its API key."""
     options = config.judge
     identity: dict[str, Any] = {"kind": options.kind, "model": options.model}
     if options.kind == "openai":

@@ -1,8 +1,8 @@
-"""Plan questions to a judge and compute ranks from its answers, independently of the kind of judge.
+"""Plans of questions to a judge, and ranks from its answers; independent of the kind of judge.
 
-A plan is a generator: it yields the questions that it can ask now, is sent their answers, and returns the ranks. `play`
-advances many plans together, so that a judge sees as many questions at once as possible. If an answer has no ranks, the
-whole plan is unscored for that reason. Ties within a plan go to the response that was given first.
+A plan is a generator: it yields the next questions, is sent their answers, and returns the ranks. `play` advances many
+plans together, so that a judge gets as many questions at once as possible. If an answer has no ranks, the whole plan is
+unscored for the same reason. Ties within a plan are broken in favour of the earlier response.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ class Ranking:
     """The result of a plan."""
 
     ranks: tuple[int | None, ...] | None = None
-    """1 is the best; None for responses outside the ranked ones. None if there is no result."""
+    """1 is the best; None for responses that were not ranked. None if there is no result."""
     flipped: bool | None = None
-    """For a comparison in both orders: whether the two disagree. None if there was one order, or no verdict."""
+    """Whether the two orders of a comparison disagree; None if only one was asked, or there is no verdict."""
     unscored: Unscored | None = None
     reply: str | None = None
-    """The shortened reply that left the plan unscored."""
+    """The reply that could not be parsed, shortened."""
 
 
 Plan = Generator[list[Question], list[Answer], Ranking]
@@ -84,7 +84,7 @@ def play(judge: Judge, plans: Sequence[Plan]) -> list[Outcome]:
 
 
 def compare(prompt: Prompt, responses: Sequence[Response], *, both_orders: bool = True) -> Plan:
-    """Compare two responses: a verdict if both orders agree, otherwise a tie. Equal ones tie without a question.
+    """Compare two responses: a verdict if both orders agree, otherwise a tie. Equal responses tie without a question.
 
     The paper asks once, in a random order (Appendix F); asking twice also shows how often the order decides.
 

@@ -1,8 +1,8 @@
-"""`verdicts.jsonl`: a line per judged row, written as it comes, so that a stopped run can be resumed; and its summary.
+"""`verdicts.jsonl`, with a line per judged row, which lets stopped runs resume; and the summary of its verdicts.
 
-`judge.json` next to it records what the verdicts depend on, which later runs must match once there is an answer. When a
-run is resumed, lines whose question failed are removed, and their questions are asked again. Rows are identified by
-their texts, so their file may have moved.
+`judge.json` records what the verdicts depend on; once there is a verdict, later runs in the folder must match it. When
+a run resumes, it removes the lines of questions that failed and asks them again. Rows are identified by their texts, so
+their file may have been moved.
 """
 
 from __future__ import annotations
@@ -37,31 +37,31 @@ class Verdict:
     labelled: bool
     """Whether the first response is known to be the better one."""
     lengths: list[int]
-    """Characters of each response."""
+    """Number of characters of each response."""
     ranks: list[int | None] | None
-    """1 is the best, equal ranks are a tie; None for responses below the best two of eight, or for all of them."""
+    """1 is the best, equal ranks are a tie; None for those below the best two of eight. None without a verdict."""
     flipped: bool | None
-    """Whether the two orders of a pair disagree; None if there was one order, or no verdict."""
+    """Whether the two orders of a pair disagree; None if only one was asked, or there is no verdict."""
     unscored: str | None
     reply: str | None
-    """A shortened reply that could not be read; None if there is none."""
+    """A reply that could not be parsed, shortened."""
     requests: int
-    """Questions put to the judge, or answered from the cache of replies."""
+    """Number of questions, including those answered from the cache."""
     responses_shown: int
-    """Responses in these questions: the unit of Table 8."""
+    """Number of responses in these questions: Table 8's unit of cost."""
     prompt_tokens: int
     completion_tokens: int
     key: str
-    """The row's name computed from its texts, which identifies it on resume."""
+    """Hash of the row's texts, by which it is recognised on resume."""
 
     @property
     def failed(self) -> bool:
-        """Return whether the judge could not be asked, as opposed to an answer that can't be used."""
+        """Whether the question failed, as opposed to a reply that could not be parsed."""
         return self.unscored is not None and self.unscored in FAILURES
 
 
 def verdict_of(item: Item, outcome: Outcome, order: Iterable[int]) -> Verdict:
-    """Make the verdict on an item whose responses were judged in another order.
+    """Create the verdict on an item whose responses were judged in another order.
 
     Args:
         item: The judged item.
@@ -89,7 +89,7 @@ def verdict_of(item: Item, outcome: Outcome, order: Iterable[int]) -> Verdict:
 
 
 def resume_verdicts(folder: Path, depends_on: Mapping[str, Any], items: Iterable[Item]) -> list[Verdict]:
-    """Return the verdicts of an earlier run that can be kept, and remove all others from the file.
+    """Return the verdicts of an earlier run that can be reused, and remove all others from the file.
 
     Raises:
         ConfigError: the folder has verdicts of another judge, other rows or other options.
@@ -106,7 +106,7 @@ def resume_verdicts(folder: Path, depends_on: Mapping[str, Any], items: Iterable
     ids = {item.key: item.id for item in items}
     keys = {verdict.key for verdict in answered}
     if not keys <= ids.keys() or len(keys) < len(answered):
-        raise DataError(f"{file.path} has lines that are not of these rows, or are repeated. Choose another --out.")
+        raise DataError(f"{file.path} has lines of other rows, or repeated lines. Choose another --out.")
     kept = [replace(verdict, id=ids[verdict.key]) for verdict in answered]  # their file may have moved
     if kept != verdicts:
         file.replace([asdict(verdict) for verdict in kept])

@@ -1,4 +1,4 @@
-"""Reward heads that come with models: finding them in saved weights, and whether training can start from them.
+"""Reward heads of saved models: their names and forms, also in stock classifiers, and which ones training can keep.
 
 Known forms: `score.weight` (transformers' classifiers, TRL's and OpenRLHF's reward models, runs of hafrm),
 `value_head.weight` (older versions of OpenRLHF), `v_head.weight` (InternLM2), `v_head.summary.weight` (TRL's value
@@ -8,26 +8,71 @@ architecture's own stock classifier. Each may be prefixed by `model.`, and have 
 
 from __future__ import annotations
 
-import json
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+)
 from transformers.utils import CONFIG_NAME
 
-from hafrm.errors import ModelError, first_line
-from hafrm.models.classifiers import SCORE, stock_classifier
-from hafrm.models.runinfo import RUN_FILE, RunInfo
-from hafrm.models.sources import SavedWeights, adapter_source, find_file, root_model
+from hafrm.errors import ModelError
+from hafrm.models.runinfo import RUN_FILE
+from hafrm.models.sources import SavedWeights, adapter_source, find_file, read_config, root_model
+
+SCORE = "score.weight"
+"""Name of the reward head's weight in most models."""
+
+
+@dataclass(frozen=True)
+class StockClassifier:
+    """transformers' sequence classifier for an architecture."""
+
+    name: str
+    """Name of the class."""
+    head: str | None
+    """Name of its head's weight, [1, H]; None if its head is not a single linear layer without bias."""
+    width: int | None
+    """H of that weight."""
+    own: tuple[str, ...]
+    """Names of all parameters that the causal LM lacks."""
+
+
+def stock_classifier(config: PreTrainedConfig) -> StockClassifier | None:
+    """Find transformers' sequence classifier for the causal LM of a config; None if there is none."""
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:  # a config with custom code
+        return None
+    with torch.device("meta"):
+        causal = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+        own_config = copy.deepcopy(causal.config)  # some classes use only a part of a composite config
+        if type(own_config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+            return None
+        own_config.num_labels = 1
+        classifier = AutoModelForSequenceClassification.from_config(own_config)
+    known = {name for name, _ in causal.named_parameters()}
+    own = {name: tuple(weight.shape) for name, weight in classifier.named_parameters() if name not in known}
+    plain = len(own) == 1 and all(len(shape) == 2 and shape[0] == 1 for shape in own.values())
+    name, width = next((name, shape[1]) for name, shape in own.items()) if plain else (None, None)
+    return StockClassifier(type(classifier).__name__, name, width, tuple(own))
+
+
+def head_name(config: PreTrainedConfig) -> str:
+    """Return the name under which the stock classifier, if any, finds a saved reward head."""
+    found = stock_classifier(config)
+    return SCORE if found is None or found.head is None else found.head
+
 
 _VALUE_HEADS = ("v_head.summary.weight", "v_head.weight", "value_head.weight")
 _UNDER = "model."
 _HEAD_MODULES = ("score.", "value_head.", "v_head.", "classifier.", "classification_head.", "regression_layer.")
 
 OPENRLHF = frozenset({"RewardModel", "CriticModel"})
-"""Classes in which OpenRLHF saves reward models, which it reads at the stop token."""
+"""Classes of reward models saved by OpenRLHF, which reads them at the stop token."""
 _LIKE_A_HEAD = ("head", "score", "reward", "value", "regress")
 _OF_REWARD_MODELS = ("SequenceClassification", "Reward", "Regression")
 """Substrings of the class names of reward models."""
@@ -61,7 +106,7 @@ class SavedHead:
 
     @property
     def problem(self) -> str:
-        """Why this is not a linear layer with one label, as a clause after "it"; empty if it is."""
+        """Why this is not a linear layer with one label, as a clause after "it"; empty if it is one."""
         if self.weight is None:
             return f"is not one linear layer ({', '.join(self.names[:4])})"
         if self.labels != 1:
@@ -70,7 +115,7 @@ class SavedHead:
 
 
 def find_head(model: str, *, trust_remote_code: bool = False) -> SavedHead | None:
-    """Find the reward head that comes with a model; return None if there is none.
+    """Find the reward head of a saved model; return None if there is none.
 
     Args:
         model: Folder or hub id of a run, a classifier, a causal LM, or adapters for one.
@@ -79,8 +124,6 @@ def find_head(model: str, *, trust_remote_code: bool = False) -> SavedHead | Non
     Raises:
         ModelError: its files can't be read.
     """
-    if (Path(model) / RUN_FILE).is_file() and not RunInfo.load(Path(model)).reward_weight:
-        return None  # older runs saved an untrained one
     saved = SavedWeights(model)
     known = [prefix + name for prefix in ("", _UNDER) for name in (SCORE, *_VALUE_HEADS)]
     found = next((name for name in known if len(saved.shapes.get(name, ())) in (1, 2)), None)
@@ -114,20 +157,16 @@ def _is_classifier(model: str) -> bool:
 
 
 def architectures(model: str) -> list[str]:
-    """Return the classes named in a model's config, for adapters that of their base."""
+    """Return the classes named in a model's config; for adapters, in that of their base."""
     config = find_file(root_model(model), CONFIG_NAME)
-    try:
-        found = json.loads(config.read_text(encoding="utf-8")).get("architectures") if config else None
-    except (OSError, ValueError, AttributeError) as error:
-        raise ModelError(f"{config} can't be read ({first_line(error)}). Restore it from a copy.") from error
-    return list(found or [])
+    return list(read_config(config).get("architectures") or []) if config else []
 
 
 def kept_head(model: str, *, required: bool = False, trust_remote_code: bool = False) -> SavedHead | None:
     """Find the reward head from which training can start; return None if the model has none and none is required.
 
-    The bias of a value head is ignored: pairs never train it, since it cancels in their difference, and it shifts all
-    rewards equally. Any other bias belongs to a class of the model's own.
+    The bias of a value head is ignored: it shifts all rewards equally, and cancels in the difference of a pair. Any
+    other bias belongs to the model's own class.
 
     Raises:
         ModelError: the head is not one linear layer with one label and no bias, or is required but missing.
@@ -154,21 +193,20 @@ def kept_head(model: str, *, required: bool = False, trust_remote_code: bool = F
 def unknown_head(model: str) -> str | None:
     """Return the name and shape of a weight that may be a reward head of unknown form; None if there is none.
 
-    It has one output per token, [1, H], or [H] under a suggestive name, and is next to the backbone, not within a
-    layer.
+    Such a weight has shape [1, H], or [H] and a suggestive name, and is outside the backbone's layers.
     """
     for part in dict.fromkeys((model, root_model(model))):
         for name, shape in sorted(SavedWeights(part).shapes.items()):
             parts = name.removeprefix(_UNDER).split(".")
-            telling = any(word in parts[0] for word in _LIKE_A_HEAD)
+            suggestive = any(word in parts[0] for word in _LIKE_A_HEAD)
             row = len(shape) == 2 and shape[0] == 1 < shape[1] and len(parts) <= 3 and "embed" not in name
-            if parts[-1] == "weight" and (row or (telling and len(shape) == 1 and len(parts) == 2)):
+            if parts[-1] == "weight" and (row or (suggestive and len(shape) == 1 and len(parts) == 2)):
                 return f"{name} {list(shape)}"
     return None
 
 
 def _refuse_unknown(model: str) -> None:
-    """Raise if a model has or should have a reward head, but none of a known form."""
+    """Raise if a model seems to have a reward head, but none of a known form."""
     if (Path(model) / RUN_FILE).is_file():
         return
     remedy = "Set `--head_init normal` to start with a fresh head on its backbone."

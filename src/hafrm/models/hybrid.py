@@ -24,8 +24,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from hafrm.errors import ModelError
 from hafrm.logprobs import Foresight, LogitTransform, linear_log_probs, sum_by_sequence
 from hafrm.models.attention import PACKED_ATTENTION, packed_arguments
-from hafrm.models.finite import require_finite
-from hafrm.models.modes import evaluating
+from hafrm.models.modules import evaluating, require_finite
 from hafrm.packing import SequenceBatch
 
 

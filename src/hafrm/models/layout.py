@@ -15,7 +15,7 @@ from hafrm.encoding import TokenGroup
 from hafrm.errors import ConfigError, ModelError, first_line
 from hafrm.models.attention import PACKED_ATTENTION
 from hafrm.models.hybrid import HybridModel
-from hafrm.models.modes import evaluating
+from hafrm.models.modules import evaluating
 from hafrm.models.options import LayoutChoice
 from hafrm.packing import SequenceBatch, batches_by_length, pack_rows, pad_rows, plan_batches
 

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
 from hafrm.encoding import ConversationEncoder, Overlong
 from hafrm.errors import ConfigError, ModelError
 from hafrm.losses import USES_REFERENCE
 from hafrm.models.checkpoints import cast_weights, load_packed_start, load_run
 from hafrm.models.custom import OwnClassScorer, load_own_class, own_class, own_class_refused
-from hafrm.models.foreign import has_stock_class, load_classifier, pad_of_classifier
-from hafrm.models.heads import OPENRLHF, SavedHead, find_head
+from hafrm.models.heads import OPENRLHF, SCORE, SavedHead, architectures, find_head, stock_classifier, unknown_head
 from hafrm.models.hybrid import HybridModel, head_width, max_positions, new_reward_head
 from hafrm.models.layout import Layout, choose_layout, random_groups
-from hafrm.models.options import ScoreOptions, ScorerChoice, require_plain
-from hafrm.models.places import require_place
+from hafrm.models.options import Head, ScoreOptions, ScorerChoice, require_plain
 from hafrm.models.references import weights_digest
 from hafrm.models.remote import RemoteScorer, is_server
-from hafrm.models.runinfo import RUN_FILE, Head, RunInfo, require_finished
+from hafrm.models.runinfo import RUN_FILE, RunInfo, require_as_saved
 from hafrm.models.scorers import HybridScorer, LogProbScorer, Scorer, StockScorer
-from hafrm.models.stock import load_causal_lm, with_lm_head
+from hafrm.models.sources import adapter_source, require_place, root_model
+from hafrm.models.stock import attach_adapters, load_causal_lm, load_whole, loading, with_lm_head
 from hafrm.models.tokenizers import load_tokenizer, require_same_tokenizer, resize_embeddings
 from hafrm.packing import pad_rows
 
@@ -39,7 +40,7 @@ def load_scorer(
     trust_remote_code: bool = False,
     options: ScoreOptions | None = None,
 ) -> Scorer:
-    """Load a scorer: a run of hafrm, a stock reward model, a causal LM with its reference, or a server.
+    """Load a scorer by the name of a model.
 
     Args:
         model: A run's folder, a folder or hub id of a sequence classifier or a causal LM, or a reward server's address.
@@ -67,7 +68,7 @@ def load_scorer(
         return RemoteScorer(model, batch_size=options.batch_size)
     for each in filter(None, (model, reference)):
         require_place(each)
-    require_finished(Path(model))
+    require_as_saved(model)
     if (Path(model) / RUN_FILE).is_file():
         return _load_run_scorer(Path(model), choice, options)
     if head in (None, "reward") and reference is None:
@@ -109,7 +110,6 @@ def load_log_prob_scorer(
         ModelError: no causal LM can be loaded from there, or hafrm does not support how its logits are computed.
     """
     options = options or ScoreOptions()
-    require_finished(Path(model))
     tokenizer = load_tokenizer(
         model, trust_remote_code=trust_remote_code, template=template, instead=options.template()
     )
@@ -140,46 +140,37 @@ def _load_run_scorer(folder: Path, choice: ScorerChoice, options: ScoreOptions) 
                 "did not determine one. Give one with `--combined_weight`."
             )
         weights = (1.0, weight * info.beta)
-    reference = _run_reference(folder, info, choice, tokenizer, model, exact=options.dtype == "auto")
+    reference = _run_reference(folder, info, choice, tokenizer, model)
     return _hybrid_scorer(model, reference, tokenizer, encoder, options, weights)
 
 
 def _run_reference(
-    folder: Path, info: RunInfo, choice: ScorerChoice, tokenizer: Any, policy: HybridModel, *, exact: bool
+    folder: Path, info: RunInfo, choice: ScorerChoice, tokenizer: Any, policy: HybridModel
 ) -> HybridModel | None:
     """Load the reference policy of a run's implicit rewards, in the policy's dtype; None if its loss used none.
 
-    Args:
-        folder: The run's folder.
-        info: Its description.
-        choice: The user's options. A reference given there is used unchecked.
-        tokenizer: The run's tokenizer.
-        policy: The run's model.
-        exact: Whether an older run without a recorded dtype trained in the policy's: only then can its weights be
-            checked.
+    Training rounded the reference to the run's dtype, so the model is loaded in that dtype first. A reference that the
+    user chose is not compared with the one in training.
 
     Raises:
         ModelError: the model from which the run was trained is missing or has changed.
     """
-    trust, dtype = choice.trust_remote_code, policy.stock_lm.dtype
-    trained = getattr(torch, info.dtype) if info.dtype else None  # its reference was rounded to this dtype, too
-    quantized = (info.lora or {}).get("quantize", "none") != "none"
+    trust, dtype, trained = choice.trust_remote_code, policy.stock_lm.dtype, getattr(torch, info.dtype)
     if choice.reference is not None:
         require_same_tokenizer(tokenizer, str(folder), choice.reference, trust_remote_code=trust)
-        reference = _policy_only(choice.reference, tokenizer, trained or dtype, trust_remote_code=trust)
+        reference = _policy_only(choice.reference, tokenizer, trained, trust_remote_code=trust)
         cast_weights(reference, dtype)
         return reference
     if info.policy_loss not in USES_REFERENCE:
         return None
-    if quantized:
+    if info.quantized:
         return load_packed_start(folder, policy, info, tokenizer, trust_remote_code=trust)
     remedy = f"If the model from which {folder} was trained has moved, give its new place with `--reference`."
     try:
-        reference = _policy_only(info.base_model, tokenizer, trained or dtype, trust_remote_code=trust)
+        reference = _policy_only(info.base_model, tokenizer, trained, trust_remote_code=trust)
     except ModelError as error:
         raise ModelError(f"The reference policy of {folder} can't be loaded. {error} {remedy}") from error
-    known = exact or trained is not None
-    if known and info.base_digest and weights_digest(reference) != info.base_digest:
+    if info.base_digest and weights_digest(reference) != info.base_digest:
         raise ModelError(
             f"{info.base_model} no longer contains the weights from which {folder} was trained, so it can't be the "
             f"reference of its implicit rewards. {remedy}"
@@ -201,7 +192,7 @@ def _hybrid_scorer(
     """Build a scorer on the options' device; rows are packed if all its models support that.
 
     Raises:
-        ModelError: log-probs are needed, and ours differ from the models' own.
+        ModelError: log-probs are needed, and hafrm's differ from the model's own.
     """
     pad = tokenizer.pad_token_id
     reward_weight, ratio_weight = weights
@@ -239,11 +230,10 @@ def _require_trained(folder: Path, info: RunInfo, head: Head) -> None:
 
 
 def _load_foreign_scorer(model: str, options: ScoreOptions, *, trust_remote_code: bool) -> Scorer:
-    """Load the scorer of a reward model that hafrm did not train, by its stock class if that has its head, else by
-    ours.
+    """Load a reward model that hafrm did not train, by its stock class or, if that lacks the head, as a `HybridModel`.
 
     Raises:
-        ModelError: it has no reward head, or one that neither can read.
+        ModelError: it has no reward head, or one that neither class can load.
     """
     own = own_class(model)
     if own is not None and not trust_remote_code:
@@ -318,3 +308,92 @@ def _policy_only(
             if head.bias:
                 score.bias.fill_(head.bias)
     return HybridModel(causal_lm, score, with_lm_head=headed)
+
+
+def has_stock_class(model: str, head: SavedHead, *, trust_remote_code: bool) -> bool:
+    """Return whether a stock classifier can load this head: it has the classifier's name, or is not a linear layer.
+
+    Raises:
+        ModelError: a linear head has more than one label, or a different width than the backbone.
+    """
+    if head.weight is None:
+        return True
+    adapters = adapter_source(model)
+    if adapters is not None and adapter_source(adapters.base) is not None:
+        return False
+    if head.problem:
+        raise _unreadable(model, head)
+    with loading("reward model", model):
+        config = AutoConfig.from_pretrained(root_model(model), trust_remote_code=trust_remote_code)
+        stock = stock_classifier(config)
+    width = stock.width if stock and stock.width else getattr(config.get_text_config(), "hidden_size", None)
+    if width is not None and head.weight.shape[1] != width:
+        raise ModelError(
+            f"The reward head of {model} does not fit its backbone: {head.name} has shape {list(head.weight.shape)}, "
+            f"but hidden states have {width} values. Use the checkpoint in which the head was trained."
+        )
+    return stock is not None and stock.head == head.name and not head.bias and not head.flat
+
+
+def pad_of_classifier(classifier: PreTrainedModel | PeftModel, tokenizer: Any) -> int:
+    """Return the pad token by which a stock classifier finds the last token; set one if it has none.
+
+    A pad token that is also the end-of-sequence token is kept: such a model was trained to be read at the token before
+    it, like TRL's models whose tokenizer had no pad token.
+    """
+    stock = cast(PreTrainedModel, classifier.get_base_model() if isinstance(classifier, PeftModel) else classifier)
+    config = stock.config.get_text_config()
+    rows = cast(nn.Embedding, stock.get_input_embeddings()).num_embeddings
+    if config.pad_token_id is None or not 0 <= config.pad_token_id < rows:
+        resize_embeddings(stock, tokenizer)
+        config.pad_token_id = tokenizer.pad_token_id
+    return int(config.pad_token_id)
+
+
+def load_classifier(
+    model: str, dtype: torch.dtype | None, head: SavedHead | None, *, trust_remote_code: bool
+) -> PreTrainedModel | PeftModel:
+    """Load a stock sequence classifier with one label and a saved head, attaching adapters if any."""
+    kind = "reward model"
+    require_as_saved(model)
+    root = root_model(model)
+    with loading(kind, root):
+        config = AutoConfig.from_pretrained(root, trust_remote_code=trust_remote_code)
+    classes = architectures(model)
+    plain = head is not None and head.weight is not None
+    if not plain and not any("SequenceClassification" in name for name in classes):
+        if head is not None:
+            raise _unreadable(model, head)
+        if found := unknown_head(model):
+            raise ModelError(
+                f"{model} has {found}, which looks like a reward head but has no known form. Rename it to {SCORE} to "
+                "score with it."
+            )
+        raise ModelError(
+            f"{model} is not a reward model: {', '.join(classes) or 'unknown architecture'}. Use a run of "
+            "hafrm, a sequence classifier, or a causal model with `--head policy --reference MODEL`."
+        )
+    if not plain and config.num_labels != 1:
+        raise ModelError(f"{model} has {config.num_labels} labels. Use a reward model, which has one.")
+    load = partial(
+        load_whole,
+        AutoModelForSequenceClassification,
+        kind=kind,
+        trust_remote_code=trust_remote_code,
+        num_labels=1,  # a config may lack it: the head's weight decides
+    )
+    adapters = adapter_source(model)
+    if adapters is None:
+        return load(model, dtype=dtype)
+    own = head is not None and head.file == adapters.weights  # otherwise the base's
+    optional = {head.name} if head is not None and own else set()
+    base = load(adapters.base, dtype=dtype, optional=lambda loaded: optional)
+    with loading("adapters", str(adapters.folder)):
+        return attach_adapters(base, adapters, head=head.name.split(".", 1)[0] if head is not None and own else None)
+
+
+def _unreadable(model: str, head: SavedHead) -> ModelError:
+    return ModelError(
+        f"The reward head of {model} can't be read: it {head.problem}. Use a reward model whose head is one linear "
+        "layer with one label, or for which transformers has a class."
+    )

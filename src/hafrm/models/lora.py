@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
@@ -19,12 +19,11 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils.import_utils import is_bitsandbytes_available
 
-from hafrm.errors import ConfigError, MissingExtraError, ModelError, first_line
-from hafrm.models.modes import evaluating
+from hafrm.errors import ConfigError, MissingExtraError
 from hafrm.models.options import LoraOptions
 
 _PARTS = {"gate_up_proj": ({"gate_proj", "up_proj"}, {"w1", "w3"}), "down_proj": ({"down_proj"}, {"w2"})}
-"""Former names, in various families, of experts' weights that are now one tensor."""
+"""Names in various families of the parts of experts' weights that transformers stores as one tensor."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ def find_targets(
         causal_lm: The model, without adapters.
         wanted: Names, or ends of names; empty for all.
         but: Names of parameters that get none.
-        packed: Whether linear layers are quantized: they can't be adapted by parameter.
+        packed: Whether linear layers are quantized, and therefore can't be adapted by parameter name.
 
     Raises:
         ConfigError: a name matches nothing in the model, or only half of a weight.
@@ -79,7 +78,7 @@ def _linear_layers(causal_lm: PreTrainedModel) -> Iterator[str]:
 
 
 def expert_weights(causal_lm: PreTrainedModel) -> list[str]:
-    """Return the names of the parameters with a weight of all experts, [experts, ., .]."""
+    """Return the names of the parameters that contain a weight of all experts, [experts, ., .]."""
     counts = set(_expert_counts(causal_lm.config.to_dict()))
     return [
         name
@@ -122,7 +121,7 @@ def _fits_expert(name: str, wanted: Collection[str]) -> bool:
 
 
 def _require_known(wanted: Sequence[str], layers: Collection[str], experts: Collection[str]) -> None:
-    """Raise if a name matches nothing: PEFT ignores it if another one matches."""
+    """Raise if a name matches nothing; PEFT would ignore it if another name matches."""
     leaves = {name.removesuffix(".weight").rsplit(".", 1)[-1] for name in experts}
     parts = {part for leaf in leaves for each in _PARTS.get(leaf, ()) for part in each}
     wrong = [each for each in wanted if not any(_fits(name, [each]) for name in layers) and each not in leaves | parts]
@@ -131,7 +130,8 @@ def _require_known(wanted: Sequence[str], layers: Collection[str], experts: Coll
         there = sorted({name.rsplit(".", 1)[-1] for name in layers})
         mixed = f" Its experts: {', '.join(sorted(leaves))}." if leaves else ""
         raise ConfigError(
-            f"lora.targets: {', '.join(wrong)} fit no layer of the model. Its linear layers: {', '.join(there)}.{mixed}"
+            f"lora.targets: no layer of the model matches {', '.join(wrong)}. "
+            f"Its linear layers: {', '.join(there)}.{mixed}"
         )
 
 
@@ -180,86 +180,6 @@ def without_adapters(causal_lm: PreTrainedModel, targets: Targets, *, but: Colle
     return f"LoRA: {share:.0%} of the backbone's weights get no adapters ({', '.join(kinds[:4])})"
 
 
-_TEXT = 8
-"""Number of tokens in the test input."""
-
-
-@dataclass(frozen=True)
-class Reach:
-    """What text reaches in a model, as names of parameters."""
-
-    unreached: frozenset[str]
-    """Parameters that text never reaches, not counting experts, of which each text uses only some."""
-    no_layers: frozenset[str]
-    """Weights of modules with several outputs, such as some routers, although their class is a linear layer."""
-
-    @property
-    def no_adapters(self) -> frozenset[str]:
-        """Parameters that get no adapters."""
-        return self.unreached | self.no_layers
-
-
-def trace_text(causal_lm: PreTrainedModel) -> Reach:
-    """Run a few tokens through a model and record what they reach.
-
-    Raises:
-        ModelError: the model can't process text alone.
-    """
-    embeddings = cast(nn.Embedding, causal_lm.get_input_embeddings())
-    ids = torch.arange(_TEXT, device=embeddings.weight.device)[None] % embeddings.num_embeddings
-    called: dict[str, bool] = {}
-
-    def note(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            called[name] = isinstance(output, Tensor)
-
-        return hook
-
-    hooks = [module.register_forward_hook(note(name)) for name, module in causal_lm.named_modules()]
-    try:
-        with torch.enable_grad(), evaluating(causal_lm):
-            logits = causal_lm(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-    except Exception as error:  # models that require images can fail in any way
-        raise ModelError(
-            f"{type(causal_lm).__name__} can't process text without other inputs ({type(error).__name__}: "
-            f"{first_line(error)}), so it can't be trained on text."
-        ) from error
-    finally:
-        for handle in hooks:
-            handle.remove()
-    reached = {id(weight) for weight in _leaves(logits)}
-    return Reach(
-        frozenset(
-            name
-            for name, weight in causal_lm.named_parameters()
-            if id(weight) not in reached and _passed_over(name, weight, called)
-        ),
-        frozenset(f"{name}.weight" for name, one_tensor in called.items() if not one_tensor),
-    )
-
-
-def _passed_over(name: str, weight: Tensor, called: Collection[str]) -> bool:
-    """Return whether a parameter outside the graph is really unused."""
-    if "expert" in name:
-        return False
-    # Weights without gradients, such as quantized ones, are in no graph: check whether their module ran.
-    return weight.requires_grad or name.rpartition(".")[0] not in called
-
-
-def _leaves(output: Tensor) -> Iterator[Tensor]:
-    """Yield the tensors with gradients from which an output was computed."""
-    seen: set[Any] = set()
-    waiting: list[Any] = [output.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            yield node.variable
-        waiting += [before for before, _ in node.next_functions]
-
-
 @contextlib.contextmanager
 def quiet_peft() -> Iterator[None]:
     """Silence the warning of PEFT 0.21 reading a property that transformers 5.23 deprecates."""
@@ -284,7 +204,7 @@ def targets_of(causal_lm: PreTrainedModel, options: LoraOptions, *, but: Collect
     if options.rank > widest:
         raise ConfigError(
             f"lora.rank is {options.rank}, but no adapted layer has a rank above {widest}: adapters would be larger "
-            "than the layers themselves. Lower it, or train all weights (lora.rank 0)."
+            "than the layers. Lower it, or train all weights (lora.rank 0)."
         )
     return targets
 
@@ -349,10 +269,9 @@ def plain_name(name: str) -> str:
 def merged_state_dict(stock_lm: PreTrainedModel) -> dict[str, Tensor]:
     """Return the weights of a model with adapters, merged into those of a plain model.
 
-    They are in float32 and on the CPU. In bfloat16, adjacent values of a weight differ by up to 2^-7 of it, and most of
-    what adapters learn is smaller: rounding would erase it. On the CPU, because a second whole model would not fit on
-    the device, which holds the merged weights of one layer at a time. The model itself is left unchanged: merging in
-    place and back would change its weights by rounding.
+    The weights are in float32, because rounding to bfloat16 would erase most of what adapters learn: adjacent values
+    differ by up to 2^-7. They are on the CPU, because a second model may not fit on the device; merging needs room for
+    one layer there. The model itself is left unchanged: merging and unmerging in place would round its weights.
     """
     state = stock_lm.state_dict()
     merged: dict[str, Tensor] = {}

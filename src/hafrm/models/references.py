@@ -30,7 +30,7 @@ from hafrm.errors import ConfigError, first_line
 from hafrm.models.hybrid import HybridModel, SequenceScores
 from hafrm.models.layout import Layout
 from hafrm.models.lora import plain_name
-from hafrm.models.modes import evaluating
+from hafrm.models.modules import evaluating
 from hafrm.packing import SequenceBatch, split_group
 
 LiveReference = Callable[[SequenceBatch], Tensor]

@@ -3,40 +3,43 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from hafrm import atomic
 from hafrm.encoding import Overlong
-from hafrm.errors import ConfigError, DamagedError, ModelError
-from hafrm.models.listing import (
+from hafrm.errors import ConfigError, DamagedError, ModelError, first_line
+from hafrm.losses import POLICY_LOSSES
+from hafrm.models.checksums import (
     ADAPTER_FILE,
     ADAPTER_FOLDER,
     CARD_FILE,
     CARD_MARK,
     CHECKSUMS_FILE,
+    list_problem,
     require_checksums,
     require_listed,
     weight_files,
 )
-from hafrm.models.schema import description_problem, manifest_problem
+from hafrm.models.options import Head, LoraOptions, Method
+from hafrm.store import read_json
 
 RUN_FILE = "hafrm.json"
 _FORMAT = 1
-_ADDED_LATER = {"reward_loss", "base_digest", "dtype", "sha256", "training_sha256"}
-
-Head = Literal["reward", "policy", "combined"]
-"""Source of a model's score: its reward head, its implicit DPO reward, or the sum of both."""
+_REMEDY = "Restore it from a copy, or use another checkpoint"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunInfo:
     """Content of `hafrm.json`: how a model was trained and how it scores."""
 
-    method: str
+    method: Method
     base_model: str
     """Model from which training started: the reference policy of the implicit reward."""
     reward_weight: float
@@ -51,11 +54,10 @@ class RunInfo:
     reward_loss: str = "bradley_terry"
     """The reward loss, which defines the meaning of reward differences."""
     base_digest: str = ""
-    """`weights_digest` of the model at the start, in the run's dtype; empty if neither a reference nor adapters depend
-    on it.
+    """`weights_digest` of the initial model in the run's dtype; empty if neither a reference nor adapters depend on it.
     """
     dtype: str = ""
-    """Dtype in which training loaded the weights, such as `bfloat16`; empty in older runs."""
+    """Dtype in which training loaded the weights, such as `bfloat16`; filled in when a checkpoint is saved."""
     lora: dict[str, Any] | None = None
     combined_weight: float | None = None
     """w of the combined score r + w * beta * log-ratio, fitted on validation pairs; None if not fitted."""
@@ -76,6 +78,11 @@ class RunInfo:
     def with_adapters(self) -> bool:
         """Whether the folder contains adapters."""
         return f"{ADAPTER_FOLDER}/{ADAPTER_FILE}" in self.sha256
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the run was trained on a quantized base (QLoRA)."""
+        return self.lora is not None and self.lora.get("quantize") == "4bit"
 
     @property
     def default_head(self) -> Head:
@@ -100,30 +107,141 @@ class RunInfo:
         except FileNotFoundError:
             raise ModelError(f"{folder} is not a run of hafrm: it has no {RUN_FILE}.") from None
         except (OSError, ValueError, RecursionError) as error:
-            raise ModelError(f"{path} can't be read ({error}). It is damaged: restore it from a copy.") from error
-        known = {each.name for each in fields(cls)}
-        if problem := description_problem(values, fields=known, optional=_ADDED_LATER, format=_FORMAT):
+            raise ModelError(
+                f"{path} can't be read ({first_line(error)}). It is damaged: restore it from a copy."
+            ) from error
+        if problem := _problem(values):
             raise ModelError(f"{path}: {problem}. It is damaged or from another version: restore it from a copy.")
         return cls(**{name: value for name, value in values.items() if name != "format"})
 
 
+def _problem(values: Any) -> str:
+    """Say in a clause what is wrong with the content of a `hafrm.json`, naming the field; empty if it is valid."""
+    if not isinstance(values, dict):
+        return "it is not a JSON object"
+    if type(values.get("format")) is not int or values["format"] != _FORMAT:
+        return f"`format` is {values.get('format')!r}, but this version of hafrm reads {_FORMAT}"
+    known = [each.name for each in fields(RunInfo)]
+    for name in [*known, *values]:
+        if name not in values:
+            return f"`{name}` is missing"
+        if name not in known and name != "format":
+            return f"`{name}` is not a field that this version of hafrm knows"
+        fits, words = _CHECKS.get(name, (lambda value: True, ""))
+        if not fits(values[name]):
+            return f"`{name}` must be {words}, got {values[name]!r:.80}"
+    for name in ("sha256", "training_sha256"):
+        if problem := list_problem(values[name]):
+            return f"`{name}` {problem}"
+    if not values["reward_weight"] and not values["policy_ratio"]:
+        return "`reward_weight` and `policy_ratio` are both 0, so no head was trained"
+    untrained = {"baseline": "policy_ratio", "dpo": "reward_weight"}.get(values["method"])
+    if untrained and values[untrained]:
+        return f"`{untrained}` must be 0 if `method` is {values['method']}, got {values[untrained]}"
+    return ""
+
+
+def _number(value: Any, least: float = -math.inf) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and abs(value) < 1e300 and value >= least
+
+
+def _text(value: Any, pattern: str = r"(?s).+") -> bool:
+    return isinstance(value, str) and re.fullmatch(pattern, value) is not None
+
+
+def _one_of(*choices: str) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: isinstance(value, str) and value in choices, f"one of {', '.join(choices)}"
+
+
+def _lora(value: Any) -> bool:
+    types: dict[str, Any] = {"rank": int, "alpha": int, "dropout": (int, float), "targets": list, "quantize": str}
+    try:
+        typed = value is None or all(isinstance(each, types[name]) for name, each in value.items())
+        return typed and (value is None or LoraOptions(**value).enabled)
+    except (AttributeError, KeyError, ConfigError):
+        return False
+
+
+_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "method": _one_of(*get_args(Method)),
+    "base_model": (_text, "a folder or a hub id"),
+    "reward_weight": (lambda value: _number(value, 0), "a number of at least 0"),
+    "policy_ratio": (_number, "a finite number"),
+    "policy_loss": _one_of(*POLICY_LOSSES),
+    "beta": (lambda value: _number(value) and value > 0, "a number above 0"),
+    "max_length": (lambda value: type(value) is int and 0 < value < 2**31, "a whole number of tokens above 0"),
+    "overlong": _one_of(*get_args(Overlong)),
+    "pad_token": (_text, "a token"),
+    "scored_position": _one_of("last_token"),
+    "reward_loss": (lambda value: _text(value, r"[A-Za-z_]\w*"), "the name of a reward loss"),
+    "base_digest": (lambda value: _text(value, "[0-9a-f]*"), "hexadecimal digits"),
+    "dtype": _one_of("float32", "float64", "bfloat16", "float16"),
+    "lora": (_lora, "null or the options of adapters (rank, alpha, dropout, targets, quantize)"),
+    "combined_weight": (lambda value: value is None or _number(value, 0), "null or a number of at least 0"),
+    "versions": (
+        lambda value: isinstance(value, dict) and all(map(_text, value.values())),
+        "the versions of programs by their names",
+    ),
+}
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return a run's manifest; empty if it is missing, can't be read or lacks fields."""
-    manifest = _manifest_values(folder)
+    manifest = read_json(folder / "manifest.json") or {}
     return {} if manifest_problem(manifest) else manifest
 
 
-def _manifest_values(folder: Path) -> dict[str, Any]:
-    """Return the content of a folder's manifest, unchecked; empty if it is not a JSON object."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return manifest if isinstance(manifest, dict) else {}
+def manifest_problem(values: dict[str, Any]) -> str:
+    """Say in a clause what is wrong with the content of a `manifest.json`, naming the field; empty if it is valid.
+
+    Manifests of other programs are invalid, too: they have other fields.
+    """
+    for name, fits in _OF_A_MANIFEST.items():
+        optional = name in ("effective", "resumed", "eval_metrics")
+        if not fits(values.get(name)) and not (optional and name not in values):
+            return f"`{name}` does not have the form that a run writes"
+    return ""
+
+
+def _is_config(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(name, {}), dict) for name in ("training", "loss"))
+
+
+def _is_account(value: Any) -> bool:
+    """Return whether a value describes a run's data: sources, with their pairs, for training and validation."""
+    parts = [value.get(name) or {} for name in ("train", "eval")] if isinstance(value, dict) else [None]
+    return all(isinstance(part, dict) and _are_sources(part.get("sources", [])) for part in parts)
+
+
+def _are_sources(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(source, dict)
+        and isinstance(source.get("name"), str)
+        and isinstance(source.get("sha256"), str)
+        and type(source.get("kept")) is int
+        for source in value
+    )
+
+
+def _is_effective(value: Any) -> bool:
+    split = ("per_device_train_batch_size", "gradient_accumulation_steps", "world_size")
+    return isinstance(value, dict) and all(type(value.get(name, 1)) is int for name in split)
+
+
+_OF_A_MANIFEST: dict[str, Callable[[Any], bool]] = {
+    "format": lambda value: type(value) is int and value == 1,
+    "status": lambda value: value in ("running", "finished"),
+    "config": _is_config,
+    "data": _is_account,
+    "effective": _is_effective,
+    "resumed": lambda value: isinstance(value, list),
+    "eval_metrics": lambda value: isinstance(value, dict),
+}
 
 
 def require_finished(folder: Path) -> None:
-    """Raise if a folder is that of an unfinished run, or of a run whose list of files is lost.
+    """Raise if a folder contains an unfinished run, or a run whose list of files is missing.
 
     The weights of an unfinished run are only in its checkpoints. Without its list, a run would be read as a stock
     model, perhaps with another limit of tokens, another template or another head.
@@ -134,25 +252,23 @@ def require_finished(folder: Path) -> None:
     """
     if (folder / RUN_FILE).is_file():
         return
-    if _manifest_values(folder).get("status") != "running":
+    if (read_json(folder / "manifest.json") or {}).get("status") != "running":
         _require_list(folder)
         return
     steps = [path.parent.name.removeprefix("checkpoint-") for path in folder.glob(f"checkpoint-*/{RUN_FILE}")]
     newest = max((int(step) for step in steps if step.isdecimal()), default=None)
-    remedy = (
-        f"Use its newest checkpoint, {folder / f'checkpoint-{newest}'}, or" if newest is not None else "To finish it,"
-    )
+    remedy = "To finish it," if newest is None else f"Use its newest checkpoint, {folder / f'checkpoint-{newest}'}, or"
     raise ModelError(f"{folder} contains an unfinished run. {remedy} run the same training command again.")
 
 
 def _require_list(folder: Path) -> None:
-    """Raise if a folder was written by hafrm but has neither a `hafrm.json` nor a `checksums.json`."""
+    """Raise if hafrm wrote a folder that has neither a `hafrm.json` nor a `checksums.json`."""
     for name in (RUN_FILE, CHECKSUMS_FILE):
         if os.path.lexists(folder / name) and not (folder / name).is_file():
             raise DamagedError(f"{folder / name} can't be read as a file. {_REMEDY}.")
     if (folder / CHECKSUMS_FILE).is_file() or not (folder / "config.json").is_file():
         return
-    if mark := _mark_of_ours(folder):
+    if mark := _mark_of_hafrm(folder):
         name = CHECKSUMS_FILE if mark.name == CARD_FILE else RUN_FILE
         raise DamagedError(
             f"{folder / name} is missing, although {mark} says that hafrm wrote this folder. Restore it from a copy, "
@@ -161,46 +277,31 @@ def _require_list(folder: Path) -> None:
         )
 
 
-def _mark_of_ours(folder: Path) -> Path | None:
+def _mark_of_hafrm(folder: Path) -> Path | None:
     """Return a file that shows that hafrm wrote a model's folder; None if there is none.
 
-    A final folder has a manifest, metrics, checkpoints and maybe adapters; a checkpoint is in such a folder; an export
+    A run's folder has a manifest, metrics, checkpoints and maybe adapters; a checkpoint is in such a folder; an export
     has a card.
     """
     for run in [folder, folder.absolute().parent] if folder.absolute().name.startswith("checkpoint-") else [folder]:
-        if {"status", "config"} <= _manifest_values(run).keys():
+        if {"status", "config"} <= (read_json(run / "manifest.json") or {}).keys():
             return run / "manifest.json"
-    if '"loss/' in _opening(folder / "metrics.jsonl"):
+    if '"loss/' in _beginning(folder / "metrics.jsonl"):
         return folder / "metrics.jsonl"
     for path in (*folder.glob(f"checkpoint-*/{RUN_FILE}"), *folder.glob(f"{ADAPTER_FOLDER}/{CHECKSUMS_FILE}")):
         return path
-    card = _opening(folder / CARD_FILE)
+    card = _beginning(folder / CARD_FILE)
     tagged = "\n- hafrm\n" in card.partition("\n---")[0] + "\n"
     return folder / CARD_FILE if CARD_MARK in card or tagged else None
 
 
-def _opening(path: Path) -> str:
+def _beginning(path: Path) -> str:
     """Return the first 64 KiB of a text file; empty if there is none."""
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
             return file.read(65536)
     except OSError:
         return ""
-
-
-_REMEDY = "Restore it from a copy, or use another checkpoint"
-
-
-def require_apart(out: Path) -> None:
-    """Raise if the folder for a command's results is a model's own, or not a folder.
-
-    Raises:
-        ConfigError: gives the reason.
-    """
-    atomic.require_folder(out)
-    for name in (RUN_FILE, "model.safetensors", "model.safetensors.index.json"):
-        if (out / name).exists():
-            raise ConfigError(f"out: {out} is a model's folder ({name}). Choose a separate folder for the results.")
 
 
 def require_as_saved(model: str) -> None:
@@ -210,6 +311,7 @@ def require_as_saved(model: str) -> None:
         model: Folder or hub id; models without such a list pass.
 
     Raises:
+        ModelError: the folder contains an unfinished run.
         DamagedError: names the file.
     """
     folder = Path(model)

@@ -1,6 +1,6 @@
-"""Checks from a model's config and weight names whether it can be trained as requested, before data are read.
+"""How training starts: checks of the initial model before any data are read, and the model to train.
 
-The models built for this have no weights, so it takes a second and no memory.
+The checks only read the config and the names of weights, which takes a second and little memory.
 """
 
 from __future__ import annotations
@@ -9,31 +9,32 @@ import hashlib
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from hafrm import atomic
-from hafrm.errors import ModelError
-from hafrm.models.classifiers import stock_classifier
-from hafrm.models.heads import OPENRLHF, architectures, kept_head
-from hafrm.models.hybrid import backbone_of
-from hafrm.models.lora import targets_of
+from hafrm.errors import ConfigError, ModelError
+from hafrm.models import modules
+from hafrm.models.heads import OPENRLHF, SavedHead, architectures, kept_head, stock_classifier
+from hafrm.models.hybrid import HybridModel, backbone_of, head_width, new_reward_head
+from hafrm.models.lora import add_lora, quantization_config, targets_of, without_adapters
+from hafrm.models.modules import require_finite, trace_text
 from hafrm.models.options import HeadInit, LoraOptions
-from hafrm.models.places import require_place
-from hafrm.models.runinfo import require_as_saved, require_finished
-from hafrm.models.sources import SavedWeights, root_model
-from hafrm.models.stock import lm_head_names, loading, quiet_transformers
+from hafrm.models.runinfo import require_as_saved
+from hafrm.models.sources import SavedWeights, adapter_source, require_place, root_model
+from hafrm.models.stock import lm_head_names, load_causal_lm, loading, quiet_transformers, with_lm_head
+from hafrm.models.tokenizers import resize_embeddings
 
 _NO_LORA = LoraOptions()
 
 
 @dataclass(frozen=True)
 class Start:
-    """How training starts."""
+    """The resolved start of a training run."""
 
     head_init: Literal["keep", "normal", "zero"]
     head: str
@@ -43,9 +44,9 @@ class Start:
 
 
 def saved_start(model: PreTrainedModel) -> str:
-    """Save a loaded model to hafrm's cache, under the digest of its files, and return the folder.
+    """Save a loaded model to hafrm's cache, in a folder named by the digest of its files, and return the folder.
 
-    The same weights are saved once, so that a run finds its start again when it is resumed.
+    Equal weights have the same folder, so a resumed run finds its initial model.
     """
     cache = atomic.cache_folder("models")
     cache.mkdir(parents=True, exist_ok=True)
@@ -85,7 +86,6 @@ def check_start(
         ConfigError: adapters are requested but there is nothing to adapt.
     """
     require_place(model)
-    require_finished(Path(model))
     require_as_saved(model)
     causal_lm, notes = _without_weights(model, trust_remote_code=trust_remote_code)
     backbone_of(causal_lm)
@@ -98,7 +98,7 @@ def check_start(
     resolved, line = _head(model, head_init, trust_remote_code=trust_remote_code)
     if resolved == "keep" and OPENRLHF.intersection(architectures(model)):
         notes += (
-            "OpenRLHF trained the reward head to be read at the stop token; this run trains and reads it at the end of "
+            "OpenRLHF trained the reward head at the stop token; this run trains and scores it at the end of "
             "everything that the chat template writes",
         )
     return Start(resolved, line, (*_classifier_notes(causal_lm), *notes))
@@ -108,7 +108,7 @@ def _without_weights(model: str, *, trust_remote_code: bool) -> tuple[PreTrained
     """Build a model's causal class on the meta device; also return notes about it.
 
     Raises:
-        ModelError: there is none, or its saved form could not be loaded again.
+        ModelError: there is none, or the trained model could not be loaded after saving.
     """
     root = root_model(model)
     with loading("causal language model", root), torch.device("meta"):
@@ -158,16 +158,16 @@ def _head(model: str, init: HeadInit, *, trust_remote_code: bool) -> tuple[Liter
             raise ModelError(
                 f"head_init: {model} has no reward head to keep. Leave head_init out, or set it to normal."
             )
-        return "normal", "reward head: fresh (normal), since the model has none"
-    bias = f"; its bias of {head.bias:.3g} is left out, which shifts all rewards equally" if head.bias else ""
+        return "normal", "reward head: fresh (normal), because the model has none"
+    bias = f"; its bias of {head.bias:.3g} is dropped, which shifts all rewards equally" if head.bias else ""
     return "keep", f"reward head: kept ({head.name} of {head.file}){bias}"
 
 
 def _classifier_notes(causal_lm: PreTrainedModel) -> tuple[str, ...]:
-    """Return notes on the stock classifier that would load the run.
+    """Return notes on the stock classifier that will load the run.
 
     Raises:
-        ModelError: the classifier's head is not a linear layer: it would load the run with a random head.
+        ModelError: the classifier's head is not a linear layer, so it would be random after loading the run.
     """
     found, name = stock_classifier(causal_lm.config), type(causal_lm).__name__
     if found is None:
@@ -182,3 +182,84 @@ def _classifier_notes(causal_lm: PreTrainedModel) -> tuple[str, ...]:
             "only the policy head (--method dpo), or use another architecture."
         )
     return ()
+
+
+def new_model(
+    model: str,
+    tokenizer: Any,
+    *,
+    lora: LoraOptions,
+    head_init: HeadInit = "normal",
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+    disable_dropout: bool = True,
+    trust_remote_code: bool = False,
+    lm_head: bool = True,
+) -> HybridModel:
+    """Build a model to train: a pretrained backbone and LM head, with a new or kept reward head.
+
+    Args:
+        model: Folder or hub id of a causal LM, a classifier on one, a run, or adapters for any of these.
+        tokenizer: Its prepared tokenizer (`load_tokenizer`): the embeddings grow if it has new tokens.
+        lora: Adapters, or none.
+        head_init: How the reward head starts.
+        seed: Seed of a new reward head.
+        dtype: Dtype of the weights; None keeps the checkpoint's.
+        disable_dropout: Train the backbone without its own dropout, as in TRL: dropout makes log-ratios to a reference
+            noisy. The saved config keeps its values, and adapters have `lora.dropout`.
+        trust_remote_code: Run modelling code that comes with the model. Off unless you trust it.
+        lm_head: Whether the LM head is needed; see `load_causal_lm`.
+
+    Raises:
+        ModelError: no such model can be loaded, or its head can't be kept as requested.
+    """
+    saved = None
+    if head_init in ("auto", "keep"):
+        saved = kept_head(model, required=head_init == "keep", trust_remote_code=trust_remote_code)
+    quantization = quantization_config(lora)
+    if quantization and adapter_source(model) is not None:
+        raise ConfigError(
+            f"lora.quantize: 4bit can't quantize {model}, which consists of adapters: merge them into their base first."
+        )
+    extra = {"quantization_config": quantization} if quantization else {}
+    causal_lm = load_causal_lm(model, dtype=dtype, trust_remote_code=trust_remote_code, lm_head=lm_head, **extra)
+    headed = with_lm_head(causal_lm)
+    resize_embeddings(causal_lm, tokenizer)
+    reach = trace_text(causal_lm)
+    for name in reach.unreached:
+        causal_lm.get_parameter(name).requires_grad_(False)
+    _describe_heads(causal_lm.config, tokenizer)
+    if disable_dropout:
+        modules.disable_dropout(causal_lm)
+    head_dtype = torch.float32 if lora.enabled else causal_lm.dtype
+    head = new_reward_head(
+        head_width(causal_lm), init="zero" if head_init == "zero" else "normal", seed=seed, dtype=head_dtype
+    )
+    if saved is not None:
+        _copy_head(head, saved, model)
+    require_finite([*causal_lm.named_parameters(), ("of the reward head", head.weight)], model)
+    head = head.to(causal_lm.device)
+    if not lora.enabled:
+        return HybridModel(causal_lm, head, with_lm_head=headed)
+    targets = targets_of(causal_lm, lora, but=reach.no_adapters)
+    bare = None if lora.targets else without_adapters(causal_lm, targets, but=reach.unreached)
+    return HybridModel(add_lora(causal_lm, lora, targets), head, with_lm_head=headed, bare=bare)
+
+
+def _copy_head(head: nn.Linear, saved: SavedHead, model: str) -> None:
+    assert saved.weight is not None
+    if saved.weight.shape != head.weight.shape:
+        raise ModelError(
+            f"The reward head of {model} has shape {list(saved.weight.shape)}, but hidden states have "
+            f"{head.weight.shape[1]} values. Set `--head_init normal` to start with a fresh head."
+        )
+    with torch.no_grad():
+        head.weight.copy_(saved.weight)
+
+
+def _describe_heads(config: PreTrainedConfig, tokenizer: Any) -> None:
+    """Describe the reward head in the config for stock classes: one label, a raw score, and the pad token."""
+    config.num_labels = 1
+    config.problem_type = "regression"  # otherwise pipelines and vLLM apply a sigmoid to the reward
+    for part in {id(c): c for c in (config, config.get_text_config())}.values():
+        part.pad_token_id = tokenizer.pad_token_id

@@ -1,29 +1,44 @@
-"""Loads stock models completely or not at all, and builds models to train from them."""
+"""Stock models, loaded completely or not at all, with PEFT adapters attached to them or merged into their weights."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
+from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
-from hafrm.errors import ConfigError, HafrmError, ModelError, first_line
-from hafrm.models import modes
-from hafrm.models.adapters import merged_into
-from hafrm.models.advice import advice, not_here
-from hafrm.models.finite import require_finite
-from hafrm.models.heads import SavedHead, kept_head
-from hafrm.models.hybrid import HybridModel, head_width, new_reward_head
-from hafrm.models.lora import add_lora, quantization_config, targets_of, trace_text, without_adapters
-from hafrm.models.options import HeadInit, LoraOptions
+from hafrm.errors import HafrmError, ModelError, first_line
+from hafrm.models.lora import quiet_peft
 from hafrm.models.runinfo import require_as_saved
 from hafrm.models.sources import AdapterSource, adapter_source
-from hafrm.models.tokenizers import resize_embeddings
+
+_BY_WORD = {
+    "trust_remote_code": "It contains Python code, which `--trust_remote_code true` would run. Such code can do "
+    "anything that you can: read it first.",
+    "gated": "Its owners ask for consent: accept the terms on the model's page and run `hf auth login`.",
+    "safetensors": "Weights are only read from safetensors, because pickles can run code. If you trust this model, "
+    "load it with transformers and save it again.",
+}
+"""Advice by a word in the message of an error."""
+
+
+def advice(error: Exception) -> str:
+    """Return advice to append to an error message, with a leading space; empty if there is none."""
+    return next((f" {text}" for word, text in _BY_WORD.items() if word in str(error)), "")
+
+
+def not_here(model: str) -> str:
+    """Say that there is no such local folder, with a leading space; empty if there is one."""
+    return "" if Path(model).exists() else " There is no such folder here."
 
 
 @contextlib.contextmanager
@@ -70,7 +85,7 @@ def load_whole(
         model: Folder or hub id.
         kind: The expected kind of model, in words.
         dtype: Dtype of the weights; None keeps the checkpoint's.
-        optional: Names of the loaded model's weights that may be missing; they are set to zero.
+        optional: Returns the names of weights that may be missing from the loaded model; they are set to zero.
         **kwargs: Further arguments of `from_pretrained`.
 
     Raises:
@@ -91,10 +106,10 @@ def load_whole(
 
 
 def detach_from_files(model: nn.Module) -> None:
-    """Copy memory-mapped weights one at a time, because their file may change or shrink later.
+    """Copy memory-mapped weights, one at a time, because their file may change or shrink later.
 
-    safetensors returns views of the mapped file, so later changes of the file change the weights, and accessing a page
-    that no longer exists kills the process. Weights that share memory still share it afterwards.
+    safetensors returns views of the mapped file: changes of the file would change the weights, and accessing a page
+    that no longer exists would kill the process. Weights that share memory still share it afterwards.
     """
     copies: dict[tuple[int, torch.Size, tuple[int, ...], torch.dtype], torch.Tensor] = {}
     for tensor in (*model.parameters(), *model.buffers()):
@@ -123,7 +138,7 @@ def require_whole(loaded: Any, report: Mapping[str, Any], model: str, *, kind: s
     if lost:
         raise ModelError(
             f"{model} lacks weights of {type(loaded).__name__}: {', '.join(lost[:3])} ({len(lost)} in all). "
-            f"They would be random: give a checkpoint of a {kind}."
+            f"They would be random. Give a checkpoint of a {kind}."
         )
 
 
@@ -181,87 +196,74 @@ def lm_head_names(causal_lm: PreTrainedModel) -> list[str]:
 
 
 def with_lm_head(causal_lm: PreTrainedModel) -> bool:
-    """Return whether a loaded causal LM has an LM head; a missing one was set to zero."""
+    """Return whether a loaded causal LM has an LM head, as opposed to a missing one that was set to zero."""
     head = causal_lm.get_output_embeddings()
     return head is None or bool(cast(Any, head).weight.any())
 
 
-def new_model(
-    model: str,
-    tokenizer: Any,
-    *,
-    lora: LoraOptions,
-    head_init: HeadInit = "normal",
-    seed: int = 0,
-    dtype: torch.dtype | None = None,
-    disable_dropout: bool = True,
-    trust_remote_code: bool = False,
-    lm_head: bool = True,
-) -> HybridModel:
-    """Build a model to train: a pretrained backbone and LM head, with a new or existing reward head.
+_HEADS = ("score", "classifier", "v_head", "value_head")
+_PREFIX = "base_model.model."
+
+
+def attach_adapters(model: PreTrainedModel, source: AdapterSource, *, head: str | None = None) -> PeftModel:
+    """Attach saved adapters to the model on which they were trained.
 
     Args:
-        model: Folder or hub id of a causal LM, a classifier on one, a run, or adapters for any of these.
-        tokenizer: Its prepared tokenizer (`load_tokenizer`): the embeddings grow if it has new tokens.
-        lora: Adapters, or none.
-        head_init: How the reward head starts.
-        seed: Seed of a new reward head.
-        dtype: Dtype of the weights; None keeps the checkpoint's.
-        disable_dropout: Train the backbone without its own dropout, as in TRL: dropout makes log-ratios to a reference
-            noisy. The saved config keeps its values, and adapters have `lora.dropout`.
-        trust_remote_code: Run modelling code that comes with the model. Off unless you trust it.
-        lm_head: Whether the LM head is needed; see `load_causal_lm`.
+        model: The model, as a causal LM or classifier. Its embeddings grow to those saved with the adapters.
+        source: The adapters.
+        head: The module of the model that receives the saved reward head; None skips the head.
 
     Raises:
-        ModelError: no such model can be loaded, or its head can't be kept as requested.
+        ModelError: the adapters do not fit the model.
     """
-    saved = None
-    if head_init in ("auto", "keep"):
-        saved = kept_head(model, required=head_init == "keep", trust_remote_code=trust_remote_code)
-    quantization = quantization_config(lora)
-    if quantization and adapter_source(model) is not None:
-        raise ConfigError(
-            f"lora.quantize: 4bit can't quantize {model}, which consists of adapters: merge them into their base first."
-        )
-    extra = {"quantization_config": quantization} if quantization else {}
-    causal_lm = load_causal_lm(model, dtype=dtype, trust_remote_code=trust_remote_code, lm_head=lm_head, **extra)
-    headed = with_lm_head(causal_lm)
-    resize_embeddings(causal_lm, tokenizer)
-    reach = trace_text(causal_lm)
-    for name in reach.unreached:
-        causal_lm.get_parameter(name).requires_grad_(False)
-    _describe_heads(causal_lm.config, tokenizer)
-    if disable_dropout:
-        modes.disable_dropout(causal_lm)
-    head_dtype = torch.float32 if lora.enabled else causal_lm.dtype
-    head = new_reward_head(
-        head_width(causal_lm), init="zero" if head_init == "zero" else "normal", seed=seed, dtype=head_dtype
-    )
-    if saved is not None:
-        _take_over(head, saved, model)
-    require_finite([*causal_lm.named_parameters(), ("of the reward head", head.weight)], model)
-    head = head.to(causal_lm.device)
-    if not lora.enabled:
-        return HybridModel(causal_lm, head, with_lm_head=headed)
-    targets = targets_of(causal_lm, lora, but=reach.no_adapters)
-    bare = None if lora.targets else without_adapters(causal_lm, targets, but=reach.unreached)
-    return HybridModel(add_lora(causal_lm, lora, targets), head, with_lm_head=headed, bare=bare)
+    config = copy.deepcopy(PeftConfig.from_pretrained(str(source.folder)))
+    state = load_file(source.weights)
+    saved_whole = [name for name in getattr(config, "modules_to_save", None) or [] if name not in _HEADS]
+    config.modules_to_save = [*saved_whole, *([head] if head else [])] or None
+    config.task_type, config.inference_mode = None, True
+    if head is None:
+        state = {name: tensor for name, tensor in state.items() if _module(name) not in _HEADS}
+    _grow_embeddings(model, state)
+    with quiet_peft():
+        adapted = cast(PeftModel, get_peft_model(model, config))
+    load_adapters(adapted, state, source.folder, source.base)
+    return adapted.eval()
 
 
-def _take_over(head: nn.Linear, saved: SavedHead, model: str) -> None:
-    assert saved.weight is not None
-    if saved.weight.shape != head.weight.shape:
+def load_adapters(model: nn.Module, state: dict[str, torch.Tensor], folder: Path, base: str) -> None:
+    """Load the weights of adapters into a model that has them, in place.
+
+    Raises:
+        ModelError: names a weight that only one of them has.
+    """
+    report: Any = set_peft_model_state_dict(model, state)
+    lost = [name for name in report.missing_keys if ".lora_" in name or ".modules_to_save." in name]
+    if unmatched := [*report.unexpected_keys, *lost]:
+        raise ModelError(f"The adapters in {folder} do not match {base}: {unmatched[0]} is missing from one of them.")
+
+
+def merged_into(model: PreTrainedModel, source: AdapterSource) -> PreTrainedModel:
+    """Merge saved adapters into a model's weights, in place, ignoring their reward head.
+
+    Raises:
+        ModelError: the adapters do not fit the model, or are of a kind that can't be merged.
+    """
+    merge = getattr(attach_adapters(model, source).base_model, "merge_and_unload", None)
+    if merge is None:
         raise ModelError(
-            f"The reward head of {model} has shape {list(saved.weight.shape)}, but hidden states have "
-            f"{head.weight.shape[1]} values. Set `--head_init normal` to start with a fresh head."
+            f"The adapters in {source.folder} are of a type that can't be merged into weights. Use LoRA adapters."
         )
-    with torch.no_grad():
-        head.weight.copy_(saved.weight)
+    return cast(PreTrainedModel, merge())
 
 
-def _describe_heads(config: PreTrainedConfig, tokenizer: Any) -> None:
-    """Add what stock classes need to the config: one label, a raw score, and the pad token."""
-    config.num_labels = 1
-    config.problem_type = "regression"  # otherwise pipelines and vLLM apply a sigmoid to the reward
-    for part in {id(c): c for c in (config, config.get_text_config())}.values():
-        part.pad_token_id = tokenizer.pad_token_id
+def _module(name: str) -> str:
+    return name.removeprefix(_PREFIX).split(".", 1)[0]
+
+
+def _grow_embeddings(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> None:
+    """Grow the embeddings to those saved with adapters, which are larger if tokens were added before training."""
+    embeddings = cast(nn.Embedding, model.get_input_embeddings())
+    name = next(name for name, module in model.named_modules() if module is embeddings)
+    saved = state.get(f"{_PREFIX}{name}.weight")
+    if saved is not None and saved.shape[0] != embeddings.num_embeddings:
+        model.resize_token_embeddings(saved.shape[0], mean_resizing=False)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from hafrm.evaluation.options import EvaluateConfig
 from hafrm.evaluation.run import evaluate
 from hafrm.evaluation.scoring import RESULTS_FILE
-from hafrm.models.runinfo import Head
+from hafrm.models.options import Head
 from hafrm.paper.numbers import CATEGORIES, SETS, category_of
 from hafrm.paper.runs import Policy, Run
 from hafrm.paper.scales import METHODS, Job

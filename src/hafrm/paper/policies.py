@@ -38,9 +38,10 @@ from hafrm.paper.world import oracle_reward
 from hafrm.report.figures import Curve, Panel, curve_panels
 from hafrm.report.findings import Cell, Findings, Table
 from hafrm.report.wording import interval, percent
+from hafrm.rewards import load_reward
 from hafrm.rlhf.checkpoints import Answers, checkpoint_answers
 from hafrm.rlhf.options import RlhfConfig
-from hafrm.rlhf.rewards import answered, load_reward, scores_of
+from hafrm.rlhf.rewards import answered, scores_of
 from hafrm.sampling.candidates import Candidates
 from hafrm.sampling.judged import JudgeRuns
 from hafrm.stats import Interval, bootstrap_interval, paired_bootstrap

@@ -11,7 +11,7 @@ import json
 import shlex
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from hafrm.data import DataOptions
 from hafrm.models.options import ScoreOptions
+from hafrm.options import differences
 from hafrm.paper.samples import RunData
 from hafrm.paper.scales import Job
 from hafrm.rlhf.options import KlOptions, RlhfConfig, SamplingOptions
@@ -303,7 +304,7 @@ def train_words(config: TrainConfig) -> list[str]:
     """Return the words of the equivalent `hafrm train` command."""
     words = ["hafrm", "train", "--model", config.model, "--data", *config.data, "--eval_data", *config.eval_data]
     words += ["--method", config.method]
-    for name, value in _differences(asdict(config.loss), asdict(LossConfig()), "loss."):
+    for name, value in differences(asdict(config.loss), asdict(LossConfig()), "loss."):
         words += [f"--{name}={value:g}" if isinstance(value, float) else f"--{name}={value}"]
     if config.lora.enabled:
         words += ["--lora.rank", str(config.lora.rank), "--lora.alpha", str(config.lora.alpha)]
@@ -395,16 +396,7 @@ def rlhf_words(config: RlhfConfig) -> list[str]:
 def option_words(values: Mapping[str, Any], plain: Mapping[str, Any], but: Sequence[str] = ()) -> list[str]:
     """Return the options that differ between two sets of values as words of a command, without those named in `but`."""
     words = []
-    for name, value in _differences(values, plain):
+    for name, value in differences(values, plain):
         if name not in but:
             words += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
     return words
-
-
-def _differences(values: Mapping[str, Any], plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the options that differ between two sets of values, by their command-line names."""
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _differences(value, plain[name] or {}, f"{prefix}{name}.")
-        elif value != plain.get(name):
-            yield prefix + name, value

@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from xml.etree import ElementTree
 
 from markupsafe import Markup, escape
 
+from hafrm.report.html import stylesheet
 from hafrm.report.wording import visible
 from hafrm.stats import Floats
 
@@ -21,6 +21,9 @@ Point = tuple[float, float]
 Interval = tuple[float, float]
 Tick = tuple[float, str]
 """A position on an axis, in the units of the plotted values, and its label."""
+
+_NARROW = {"class_": "narrow"}
+"""Attributes of a picture of one plot, which is not stretched to the width that several fill."""
 
 _CHARACTER = 6.5  # the mean width of a character, in pixels
 
@@ -48,7 +51,9 @@ def _pixels(value: str | float) -> str:
 def picture(width: float, height: float, label: str, parts: Iterable[Markup]) -> Markup:
     """Build a picture; `label` describes it to screen readers."""
     extent = f"0 0 {_pixels(width)} {_pixels(height)}"
-    return element("svg", *parts, viewBox=extent, role="img", aria_label=visible(label))
+    return element(
+        "svg", *parts, viewBox=extent, role="img", aria_label=visible(label), **_NARROW if width < 420 else {}
+    )
 
 
 def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:
@@ -215,14 +220,6 @@ def line_swatch(class_: str, x: float, y: float) -> Markup:
     return path(class_, [(x, y), (x + 22, y)])
 
 
-def figure_style() -> Markup:
-    """Return the style sheet of figures: the page's, with additions."""
-    folder = resources.files(__package__)
-    return Markup("").join(
-        Markup(folder.joinpath(name).read_text(encoding="utf-8")) for name in ("page.css", "figures.css")
-    )
-
-
 def caption_of(svg: Markup) -> str:
     """Return a figure's description for screen readers, which is also its caption."""
     return ElementTree.fromstring(svg).attrib["aria-label"]
@@ -232,4 +229,4 @@ def standalone(svg: Markup) -> str:
     """Return a figure as a separate file: with its namespace, a title for the browser's tab, and its style."""
     head, _, rest = str(svg).partition(">")
     head = head.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
-    return f"{head}><title>{escape(caption_of(svg))}</title><style>{figure_style()}</style>{rest}\n"
+    return f"{head}><title>{escape(caption_of(svg))}</title><style>{stylesheet()}</style>{rest}\n"

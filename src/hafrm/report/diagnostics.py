@@ -21,6 +21,7 @@ from hafrm.evaluation.scoring import PairScore
 from hafrm.report.charts import (
     Plot,
     Scale,
+    Tick,
     bar_swatch,
     dot,
     label_of,
@@ -28,6 +29,7 @@ from hafrm.report.charts import (
     line,
     line_swatch,
     nice_step,
+    path,
     picture,
     text,
     ticks,
@@ -141,10 +143,15 @@ def forest(label: str, rows: Mapping[str, Measured], extent: Interval, length_ac
     bottom = top + row_height * len(rows)
     x = Scale(*extent, 8, width - 8)
     shown = ticks(*extent, 8, least=0.05, unit=100)
-    parts = [line(x(tick), top, x(tick), bottom, "grid") for tick, _ in shown]
+    dots = [top + row_height * number + 26 for number in range(len(rows))]
+
+    def down(value: float, class_: str) -> Markup:
+        """Draw a line beside the dots of all rows, interrupted where the labels are."""
+        return path(class_, *([(x(value), y - 8), (x(value), y + 9)] for y in dots))
+
+    parts = [down(tick, "grid") for tick, _ in shown]
     parts += [text(x(tick), bottom + 14, name, "middle") for tick, name in shown]
-    parts.append(line(x(_CHANCE), top, x(_CHANCE), bottom, "reference dashed"))
-    parts.append(line(x(length_accuracy), top, x(length_accuracy), bottom, "reference dotted"))
+    parts += [down(_CHANCE, "reference dashed"), down(length_accuracy, "reference dotted")]
     for number, (name, row) in enumerate(rows.items()):
         y = top + row_height * number
         worded = f"{percent(row.accuracy)} {interval(row.ci95, percent)}".strip()
@@ -232,9 +239,10 @@ def reliability_curve(label: str, margins: Floats) -> Markup:
 
 
 def accuracy_by(label: str, margins: Floats, by: Floats, x_label: str) -> Markup:
-    """Draw accuracy in at most eight bins of about equally many pairs, at equal distances; the ticks are their edges.
+    """Draw accuracy in at most eight bins of about equally many pairs, at equal distances; ticks are round values.
 
-    Margins and length differences have long tails, which would squeeze most bins together on a linear axis.
+    Margins and length differences have long tails, which would squeeze most bins together on a linear axis. So the axis
+    is linear within each bin only.
 
     Args:
         label: Description for screen readers.
@@ -245,12 +253,27 @@ def accuracy_by(label: str, margins: Floats, by: Floats, x_label: str) -> Markup
     bins = stats.accuracy_by_bin(margins, by, quantiles=_SLOTS)
     edges = [each.low for each in bins] + [bins[-1].high]
     plot = Plot((0.0, float(len(bins))), (0.0, 1.0), **_EDGES)
-    precision = (max(map(abs, edges)) or 1.0) / 100
-    shown = range(0, len(edges), 2 if len(edges) > 5 else 1)
-    plot.axes([(float(at), label_of(edges[at], precision)) for at in shown], _PERCENT, x_label, "accuracy, %")
+    plot.axes(_round_ticks(edges), _PERCENT, x_label, "accuracy, %")
     plot.level(_CHANCE, "reference dashed")
     found = [(at + 0.5, each.accuracy, each) for at, each in enumerate(bins) if each.accuracy]
     return _accuracies(label, plot, [(x, a.value, a.n, (each.low, each.high)) for x, a, each in found])
+
+
+def _round_ticks(edges: Sequence[float]) -> list[Tick]:
+    """Return round values between the edges, the roundest first where there is no room for all.
+
+    Places are those of the values on an axis on which the edges have equal distances.
+    """
+    largest = max(map(abs, edges)) or 1.0
+    powers = [10.0**power for power in range(math.floor(math.log10(largest)), math.floor(math.log10(largest)) - 5, -1)]
+    sizes = [factor * power for factor in (1.0, 5.0, 2.0) for power in powers]
+    found: dict[float, float] = {}
+    for value in (0.0, *(sign * size for size in sizes for sign in (1, -1))):
+        place = float(np.interp(value, edges, range(len(edges))))
+        apart = (len(edges) - 1) / 5.5
+        if edges[0] <= value <= edges[-1] and all(abs(place - other) >= apart for other in found.values()):
+            found[value] = place
+    return [(place, label_of(value, abs(value) or 1.0)) for value, place in sorted(found.items())]
 
 
 def _accuracies(label: str, plot: Plot, shown: Sequence[tuple[float, float, int, Interval]]) -> Markup:

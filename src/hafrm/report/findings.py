@@ -16,7 +16,7 @@ from typing import Any, Literal
 from markupsafe import Markup, escape
 
 from hafrm import atomic
-from hafrm.report.charts import caption_of, figure_style, standalone
+from hafrm.report.charts import caption_of, standalone
 from hafrm.report.html import render
 from hafrm.report.wording import interval, points
 
@@ -64,6 +64,8 @@ class Table:
     title: str
     header: tuple[Cell, ...]
     rows: tuple[tuple[Cell, ...], ...]
+    note: str = ""
+    """How to read it; on the page alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +94,7 @@ def write_findings(findings: Findings, folder: Path) -> Path:
         The page's path.
     """
     figures = [(caption_of(svg), svg) for svg in findings.figures.values()]
-    page = render(
-        "findings.html.j2", style=figure_style(), findings=findings, figures=figures, tables=all_tables(findings)
-    )
+    page = render("findings.html.j2", findings=findings, figures=figures, tables=all_tables(findings))
     for name, svg in findings.figures.items():
         atomic.write_text(folder / f"{name}.svg", standalone(svg))
     atomic.write_text(folder / "table.md", findings_markdown(findings))

@@ -14,16 +14,21 @@ from hafrm.report.wording import visible
 
 
 def asset(name: str) -> Markup:
-    """Return the text of a style sheet or script of this package."""
+    """Return the text of a script of this package."""
     return Markup(resources.files(__package__).joinpath(name).read_text(encoding="utf-8"))
 
 
-def render(template: str, *, style: Markup, script: Markup | None = None, **context: Any) -> str:
-    """Render a template, whose only style and script are these: others, as in the texts shown, do nothing.
+def stylesheet() -> Markup:
+    """Return the style sheet of all pages and figures."""
+    return Markup(resources.files("hafrm").joinpath("page.css").read_text(encoding="utf-8"))
+
+
+def render(template: str, *, script: Markup | None = None, **context: Any) -> str:
+    """Render a template. Its only style is the package's, and its only script this one: others, as in the texts shown,
+    do nothing.
 
     Args:
         template: The template's file name.
-        style: The page's style sheet.
         script: The page's script, if it has one.
         **context: The template's other variables, escaped unless they are `Markup`.
     """
@@ -35,6 +40,7 @@ def render(template: str, *, style: Markup, script: Markup | None = None, **cont
         lstrip_blocks=True,
     )
     environment.filters["visible"] = visible
+    style = stylesheet()
     allowed = f"script-src {_digest(script)}; " if script else ""
     policy = (
         f"default-src 'none'; {allowed}style-src {_digest(style)}; img-src data:; base-uri 'none'; form-action 'none'"

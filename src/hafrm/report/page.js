@@ -53,24 +53,32 @@
   const reward = (value) => (Math.abs(value) < 1e4 ? fixed(value, 3) : value.toExponential(3).replace("-", "−"));
   const whole = (value) => value.toLocaleString("en-US").replace("-", "−");
 
-  function marginOf(pair, model) {
-    const rewards = pair.rewards[model];
-    return rewards && rewards[0] - rewards[1];
+  for (const pair of data.pairs) {
+    pair.margins = pair.rewards.map((rewards) => rewards && rewards[0] - rewards[1]);
+    pair.known = pair.margins.filter((margin) => margin !== null);
   }
+
+  const marginOf = (pair, model) => pair.margins[model];
 
   const lengthOf = (pair) => pair.lengths[0] - pair.lengths[1];
   const asked = (pair) => pair.prompt?.at(-1)?.[1] ?? pair.id;
-  const words = (pair) =>
-    [pair.id, ...[pair.prompt, pair.chosen, pair.rejected].flatMap((turns) => (turns ?? []).map((turn) => turn[1]))]
-      .join("\n")
-      .toLowerCase();
+  const order = new Intl.Collator("en").compare;
+
+  // Return what a search looks through; made once for each pair, at the first search.
+  function words(pair) {
+    const texts = [pair.prompt, pair.chosen, pair.rejected].flatMap((turns) => (turns ?? []).map((turn) => turn[1]));
+    return (pair.words ??= [pair.id, ...texts].join("\n").toLowerCase());
+  }
 
   const OUTCOMES = {
     "": () => true,
     wrong: (margin) => margin < 0,
     right: (margin) => margin > 0,
-    disagree: (_, all) => all.some((margin) => margin > 0) && all.some((margin) => margin < 0),
-    "all-wrong": (_, all) => all.every((margin) => margin < 0),
+    tied: (margin) => margin === 0,
+    disagree: (_, pair) => pair.known.some((margin) => margin > 0) && pair.known.some((margin) => margin < 0),
+    "all-wrong": (_, pair) => pair.known.every((margin) => margin < 0),
+    gained: (margin, pair, other) => margin > 0 && pair.margins[other] !== null && pair.margins[other] <= 0,
+    lost: (margin, pair, other) => margin <= 0 && pair.margins[other] > 0,
   };
 
   function filters() {
@@ -79,9 +87,11 @@
     return {
       model: Number(fields.get("model")),
       data: fields.get("data"),
+      other: Number(fields.get("other")),
       outcome: OUTCOMES[fields.get("outcome")],
       search: fields.get("search").toLowerCase(),
       margin: [number("margin-from", -Infinity), number("margin-to", Infinity)],
+      longer: [number("longer-from", -Infinity), number("longer-to", Infinity)],
       length: [number("length-from", -Infinity), number("length-to", Infinity)],
     };
   }
@@ -89,12 +99,12 @@
   function passes(pair, wanted) {
     const margin = marginOf(pair, wanted.model);
     if (margin === null) return false;
-    const all = pair.rewards.map((_, model) => marginOf(pair, model)).filter((each) => each !== null);
     const within = (value, [low, high]) => low <= value && value <= high;
     return (
       (wanted.data === "" || pair.data === Number(wanted.data)) &&
-      wanted.outcome(margin, all) &&
+      wanted.outcome(margin, pair, wanted.other) &&
       within(margin, wanted.margin) &&
+      within(Math.max(...pair.lengths), wanted.longer) &&
       within(lengthOf(pair), wanted.length) &&
       (wanted.search === "" || words(pair).includes(wanted.search))
     );
@@ -109,7 +119,7 @@
   function update() {
     const wanted = filters();
     const keyed = data.pairs.filter((pair) => passes(pair, wanted)).map((pair) => [keyOf(pair, wanted.model), pair]);
-    keyed.sort(([a], [b]) => sort.direction * (typeof a === "number" ? a - b : a.localeCompare(b)));
+    keyed.sort(([a], [b]) => sort.direction * (typeof a === "number" ? a - b : order(a, b)));
     rows = keyed.map(([, pair]) => pair);
     count = 0;
     body.replaceChildren();
@@ -338,6 +348,14 @@
     form.reset(); // not by a reset button: its event comes before the fields are cleared
     update();
   });
+  // A number of pairs in the comparisons shows those pairs.
+  for (const link of document.querySelectorAll("a[data-outcome]")) {
+    link.addEventListener("click", () => {
+      form.reset();
+      for (const [name, value] of Object.entries(link.dataset)) form.elements[name].value = value;
+      update();
+    });
+  }
   more.addEventListener("click", () => addRows(filters().model));
   form.hidden = table.hidden = false;
   update();

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import statistics
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +14,16 @@ from markupsafe import Markup
 
 from hafrm import atomic
 from hafrm.errors import DataError
-from hafrm.evaluation.results import Cell, Comparison
+from hafrm.evaluation.results import SIGNIFICANT, Cell, Comparison, Interval
+from hafrm.evaluation.scoring import PairScore
 from hafrm.report.diagnostics import difference_bar
 from hafrm.report.loading import Evaluation, read_evaluation
 from hafrm.report.wording import count, interval, p_value, percent, points, short_names
-from hafrm.stats import FEWEST_GROUPS
+from hafrm.stats import FEWEST_GROUPS, holm_correction
 
 TABLE_FILE = "table.md"
+AVERAGE = "average"
+"""The column with the mean over the data sets, if there are several."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +57,8 @@ class Grid:
 
 @dataclass(frozen=True)
 class AccuracyTable(Grid):
-    """The accuracies on each data set."""
+    """The accuracies: their average if there are several data sets, and those on each."""
 
-    undecided: tuple[str, ...]
-    """The data sets on which no model is marked as best, although several have intervals."""
     few: tuple[str, ...]
     """The data sets with pairs from fewer than six prompts, which have no intervals."""
 
@@ -72,32 +76,42 @@ class ComparisonRow:
     p_bootstrap: str
     p_holm: str
     p_mcnemar: str
+    only_a: str
+    """Number of pairs on which only a is right; a tie is not right."""
+    only_b: str
     decided: bool
-    """Whether the interval excludes 0."""
+    """Whether the corrected test finds a difference."""
 
 
 def accuracy_table(evaluation: Evaluation) -> AccuracyTable:
-    """Format the accuracies, and mark the best model of each data set if the difference is significant."""
+    """Format the accuracies, and mark the best model of each data set, if there is one; see `marked_best`."""
     best = {data: marked_best(evaluation, data) for data in evaluation.data}
-    few = tuple(data for data in evaluation.data if 0 < _groups(evaluation, data) < FEWEST_GROUPS)
-    several = [data for data in evaluation.data if len(evaluation.measured_on(data)) > 1 and data not in few]
+    several = len(best) > 1
     return AccuracyTable(
-        columns=tuple((data, _size(evaluation, data)) for data in evaluation.data),
+        columns=(
+            *(((AVERAGE, f"{len(best)} sets"),) if several else ()),
+            *((data, _size(evaluation, data)) for data in best),
+        ),
         models=tuple(
-            TableRow(model, tuple(_worded(evaluation.on(data).get(model), best[data] == model) for data in best))
+            TableRow(
+                model,
+                (
+                    *((_average(evaluation, model),) if several else ()),
+                    *(_worded(evaluation.on(data).get(model), best[data] == model) for data in best),
+                ),
+            )
             for model in evaluation.models
         ),
         baselines=(
-            TableRow("the longer response", _baselines(evaluation, "length_accuracy")),
-            TableRow("random", _baselines(evaluation, "random_accuracy")),
+            TableRow("the longer response", _baselines(evaluation, "length_accuracy", average=several)),
+            TableRow("random", _baselines(evaluation, "random_accuracy", average=several)),
         ),
-        undecided=tuple(data for data in several if best[data] is None),
-        few=few,
+        few=tuple(data for data in evaluation.data if 0 < _groups(evaluation, data) < FEWEST_GROUPS),
     )
 
 
 def marked_best(evaluation: Evaluation, data: str) -> str | None:
-    """Return the most accurate model on a data set, if the interval of its difference to the second excludes 0."""
+    """Return the most accurate model on a data set, if it is ahead of the second by the corrected test."""
     ranked = sorted(evaluation.measured_on(data).items(), key=lambda item: item[1].accuracy, reverse=True)
     if len(ranked) < 2:
         return None
@@ -106,16 +120,32 @@ def marked_best(evaluation: Evaluation, data: str) -> str | None:
     return first if any(c.better == first for c in between) else None
 
 
-def comparison_rows(comparisons: Sequence[Comparison]) -> dict[str, tuple[ComparisonRow, ...]]:
-    """Format the comparisons, by data set; their bars share one scale, that of the widest interval."""
+def comparison_rows(
+    comparisons: Sequence[Comparison], scores: Sequence[PairScore]
+) -> dict[str, tuple[ComparisonRow, ...]]:
+    """Format the comparisons, by data set; their bars share one scale, that of the widest interval.
+
+    Args:
+        comparisons: The comparisons.
+        scores: The scores from which they were computed.
+    """
+    right: dict[tuple[str, str], dict[str, bool]] = defaultdict(dict)
+    for score in scores:
+        if score.margin is not None:
+            right[score.data, score.model][score.id] = score.margin > 0
     extent = max((abs(end) for c in comparisons for end in (c.difference, *(c.ci95 or ()))), default=0.0) or 0.01
     return {
-        data: tuple(_comparison_row(c, extent) for c in comparisons if c.data == data)
+        data: tuple(
+            _comparison_row(c, extent, right[data, c.a], right[data, c.b]) for c in comparisons if c.data == data
+        )
         for data in dict.fromkeys(c.data for c in comparisons)
     }
 
 
-def _comparison_row(comparison: Comparison, extent: float) -> ComparisonRow:
+def _comparison_row(
+    comparison: Comparison, extent: float, right_a: Mapping[str, bool], right_b: Mapping[str, bool]
+) -> ComparisonRow:
+    both = right_a.keys() & right_b.keys()
     few = comparison.ci95 is None
     return ComparisonRow(
         a=comparison.a,
@@ -127,6 +157,8 @@ def _comparison_row(comparison: Comparison, extent: float) -> ComparisonRow:
         p_bootstrap="–" if few else p_value(comparison.p_bootstrap),
         p_holm="–" if few else p_value(comparison.p_holm),
         p_mcnemar="–" if few else p_value(comparison.p_mcnemar),  # treats pairs of a prompt as independent
+        only_a=f"{sum(right_a[each] and not right_b[each] for each in both):,}",
+        only_b=f"{sum(right_b[each] and not right_a[each] for each in both):,}",
         decided=comparison.better is not None,
     )
 
@@ -149,9 +181,32 @@ def _worded(cell: Cell | None, best: bool) -> TableCell | None:
     return TableCell(percent(cell.measured.accuracy), interval(cell.measured.ci95, percent), note, best)
 
 
-def _baselines(evaluation: Evaluation, name: str) -> tuple[TableCell | None, ...]:
+def _average(evaluation: Evaluation, model: str) -> TableCell | None:
+    """Average a model's accuracies over the data sets; None unless it has one on each."""
+    cells = [evaluation.on(data).get(model) for data in evaluation.data]
+    found = [cell.measured for cell in cells if cell and cell.measured]
+    if len(found) < len(cells):
+        return None
+    mean = statistics.fmean(each.accuracy for each in found)
+    return TableCell(percent(mean), interval(_interval_of_mean(mean, [each.ci95 for each in found]), percent))
+
+
+def _interval_of_mean(mean: float, intervals: Sequence[Interval | None]) -> Interval | None:
+    """Return the 95% interval of a mean of independent accuracies; None if one of them has none."""
+    halves = [(ends[1] - ends[0]) / 2 for ends in intervals if ends]
+    if len(halves) < len(intervals):
+        return None
+    half = math.hypot(*halves) / len(halves)
+    return max(0.0, mean - half), min(1.0, mean + half)
+
+
+def _baselines(evaluation: Evaluation, name: str, *, average: bool) -> tuple[TableCell | None, ...]:
     fullest = [evaluation.fullest_on(data) for data in evaluation.data]
-    return tuple(TableCell(percent(getattr(measured, name))) if measured else None for measured in fullest)
+    shares: list[float | None] = [getattr(measured, name) if measured else None for measured in fullest]
+    if average:
+        known = [share for share in shares if share is not None]
+        shares.insert(0, statistics.fmean(known) if len(known) == len(shares) else None)
+    return tuple(None if share is None else TableCell(percent(share)) for share in shares)
 
 
 @dataclass(frozen=True)
@@ -163,8 +218,10 @@ class SuiteDifference:
     b: str
     difference: str
     interval: str
-    decided: bool
-    """Whether the interval excludes 0."""
+    p_holm: str
+    """Corrected for the comparisons within the benchmark."""
+    better: str | None
+    """The model that is ahead by the corrected test."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +258,7 @@ def _suite_table(name: str, raw: Mapping[str, Any]) -> SuiteTable:
         title=raw["title"],
         scores=_scores(raw, "overall", "sections", "pooled"),
         subsets=_scores(raw, "subsets"),
-        differences=tuple(_difference(row) for row in raw["comparisons"]),
+        differences=_differences(raw["comparisons"]),
         notes=_notes(raw),
     )
 
@@ -224,10 +281,20 @@ def _score(found: Mapping[str, Mapping[str, Any]], level: str, name: str) -> Tab
     return None if value is None else TableCell(percent(value))
 
 
-def _difference(row: Mapping[str, Any]) -> SuiteDifference:
-    low, high = row["ci95"] or (0.0, 0.0)
-    worded = {"difference": points(row["difference"]), "interval": interval(row["ci95"], points)}
-    return SuiteDifference(row["score"], row["a"], row["b"], **worded, decided=low > 0 or high < 0)
+def _differences(rows: Sequence[Mapping[str, Any]]) -> tuple[SuiteDifference, ...]:
+    corrected = holm_correction([row["p_bootstrap"] for row in rows]).tolist() if rows else list[float]()
+    return tuple(
+        SuiteDifference(
+            score=row["score"],
+            a=row["a"],
+            b=row["b"],
+            difference=points(row["difference"]),
+            interval=interval(row["ci95"], points),
+            p_holm=p_value(p) if row["ci95"] else "–",
+            better=row["a" if row["difference"] > 0 else "b"] if row["ci95"] and p < SIGNIFICANT else None,
+        )
+        for row, p in zip(rows, corrected, strict=True)
+    )
 
 
 def _notes(raw: Mapping[str, Any]) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from datetime import datetime
 
 _MINUS = "\u2212"
 
@@ -41,6 +42,16 @@ def p_value(p: float) -> str:
 def count(number: int, noun: str) -> str:
     """Format a number with its noun: "1 pair", "2,500 pairs"."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def moment(time: datetime) -> str:
+    """Format a time: "29 November 2026, 17:20 UTC"."""
+    return f"{time.day} {time:%B %Y, %H:%M} {time.tzname()}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Join names: "a", "a and b", "a, b and c"."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def visible(text: str) -> str:

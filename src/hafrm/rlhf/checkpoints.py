@@ -1,9 +1,8 @@
-"""A policy's checkpoints: folders that stock transformers loads, with the state for resuming next to the weights; and
-what each of them answers to held-out prompts.
+"""A policy's checkpoints, which stock transformers loads, and the responses of each to held-out prompts.
 
-A folder has the whole causal LM, or a LoRA run's adapters in PEFT's form, which `AutoModelForCausalLM` loads with their
-base, and their checksums in `checksums.json`. Only PPO's newest checkpoint has a `trainer.pt` (optimizer, schedule, KL
-coefficient, value head; an archive with its own checksums).
+A folder contains the whole causal LM, or a LoRA run's adapters in PEFT's format, which `AutoModelForCausalLM` loads
+with their base, and `checksums.json`. Only PPO's newest checkpoint has a `trainer.pt` (optimizer, schedule, KL
+coefficient, value head; an archive with its own checksums), from which training resumes.
 """
 
 from __future__ import annotations
@@ -14,18 +13,17 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from hafrm import atomic
 from hafrm.encoding import TokenGroup
 from hafrm.errors import TrainingError, first_line
 from hafrm.models.checkpoints import save_merged, writing
+from hafrm.models.checksums import ADAPTER_FILE, require_listed, save_checksums
 from hafrm.models.generating import prompt_ids
 from hafrm.models.hybrid import HybridModel
-from hafrm.models.listing import ADAPTER_FILE, require_listed, save_checksums
 from hafrm.models.options import chat_template
-from hafrm.models.stock import loading, quiet_transformers
+from hafrm.models.stock import load_adapters, loading, quiet_transformers
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.pairs import Prompt
 from hafrm.rlhf.objectives import kl_estimates
@@ -83,13 +81,13 @@ def checkpoint_folders(run: Path) -> dict[int, Path]:
 
 
 def newest_checkpoint(run: Path) -> tuple[int, Path] | None:
-    """Return the last step that a run can resume from, with its folder."""
+    """Return the last step from which a run can resume, and its folder; None if there is none."""
     whole = {step: path for step, path in checkpoint_folders(run).items() if (path / STATE_FILE).is_file()}
     return max(whole.items()) if whole else None
 
 
 def require_as_saved(folder: Path) -> None:
-    """Raise if a checkpoint is damaged; one of an older version has no checksums of its weights.
+    """Raise if the files of a checkpoint are not those that were saved.
 
     Raises:
         DamagedError: names the file.
@@ -111,8 +109,8 @@ def restore(model: HybridModel, folder: Path) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(folder / STATE_FILE, map_location=model.score.weight.device)
     except Exception as error:  # torch raises pickle's, zip's and other errors for a damaged file
         raise TrainingError(
-            f"{folder / STATE_FILE} can't be read ({first_line(error)}). Remove {folder} and --overwrite the run, or "
-            "choose another --out."
+            f"{folder / STATE_FILE} can't be read ({first_line(error)}). Remove {folder} and restart with "
+            "--overwrite, or choose another --out."
         ) from error
     _load_policy(model, folder)
     model.score.load_state_dict(state.pop("value_head"))
@@ -132,7 +130,7 @@ def restore_policy(model: HybridModel, folder: Path) -> None:
 def _load_policy(model: HybridModel, folder: Path) -> None:
     with loading("checkpoint", str(folder)):
         if model.adapted:
-            set_peft_model_state_dict(cast(Any, model.causal_lm), load_file(folder / ADAPTER_FILE))
+            load_adapters(model.causal_lm, load_file(folder / ADAPTER_FILE), folder, "the model")
         else:
             saved = type(model.stock_lm).from_pretrained(folder, dtype=model.stock_lm.dtype)
             model.stock_lm.load_state_dict(saved.state_dict())
@@ -140,7 +138,7 @@ def _load_policy(model: HybridModel, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Answers:
-    """One checkpoint's answers, one per prompt, in order."""
+    """A checkpoint's responses, one per prompt, in order."""
 
     step: int
     texts: list[str]
@@ -151,14 +149,14 @@ class Answers:
 
 
 def checkpoint_answers(config: RlhfConfig, prompts: Sequence[Prompt], *, seed: int) -> Iterator[Answers]:
-    """Yield each checkpoint's answers, starting with those of the initial model (step 0).
+    """Yield each checkpoint's responses, starting with those of the initial model (step 0).
 
-    All checkpoints use the same random numbers, so that their answers differ as little as possible. The program's own
-    random state is left unchanged.
+    All checkpoints use the same random numbers, so that their responses differ as little as possible. The random state
+    of the program is left unchanged.
 
     Args:
         config: The run's options.
-        prompts: The prompts to answer.
+        prompts: The prompts.
         seed: Seed of the draws.
     """
     template = chat_template(config.chat_template, "chat_template")

@@ -1,8 +1,8 @@
 """GRPO and RLOO by TRL's trainers, with the same prompts, scorer and options as PPO.
 
-TRL owns the loop: sampling, log-probs, KL (in GRPO's loss as a mean over tokens; in RLOO subtracted from each
-response's reward as a sum), and the contents of checkpoints. We supply the reward, the order of prompts and the times
-of saving, and rename its curves to match PPO's.
+TRL runs the loop: sampling, log-probs, KL (in GRPO's loss as a mean over tokens; in RLOO subtracted from each
+response's reward as a sum), and the contents of checkpoints. hafrm supplies the reward, the order of prompts and the
+steps to save, and renames the metrics to PPO's.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from datasets import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
 
 from hafrm.errors import ConfigError, MissingExtraError
+from hafrm.models.checksums import save_checksums
 from hafrm.models.generating import stop_tokens
-from hafrm.models.listing import save_checksums
 from hafrm.models.scorers import Scorer
 from hafrm.models.stock import quiet_transformers
+from hafrm.rewards import load_reward
 from hafrm.rlhf.checkpoints import require_as_saved
-from hafrm.rlhf.job import RlhfJob, RlhfResult
+from hafrm.rlhf.job import RlhfJob, RlhfResult, deal
 from hafrm.rlhf.options import RlhfConfig
-from hafrm.rlhf.prompts import deal
-from hafrm.rlhf.rewards import answered, load_reward, require_scored, scores_of
+from hafrm.rlhf.rewards import answered, require_scored, scores_of
 from hafrm.training.metrics import METRICS_FILE, add_metrics, keep_metrics
 from hafrm.training.resuming import last_checkpoint, train_to_the_end
 
@@ -40,11 +40,11 @@ _NAMES = {
     "learning_rate": "learning_rate",
     "grad_norm": "grad_norm",
 }
-"""TRL's names of the metrics that PPO's curves have, mapped to ours."""
+"""Names of metrics: TRL's, mapped to those of PPO."""
 
 
 class GroupReward:
-    """A scorer in the form of a TRL reward: takes prompt indices, completions as messages, and their token ids.
+    """A scorer as a reward function of TRL, which gets prompt indices, completions as messages, and their token ids.
 
     Args:
         job: The prompts, which the data set's column `place` indexes.
@@ -69,7 +69,7 @@ class GroupReward:
         trainer_state: TrainerState,
         **others: Any,
     ) -> list[float | None]:
-        """Return rewards in the completions' order; None if there is none, which TRL leaves out of learning.
+        """Return rewards in the order of the completions; TRL does not learn from those without one (None).
 
         Raises:
             DataError: no completion has a score.
@@ -86,7 +86,7 @@ class GroupReward:
 
 
 class _Progress(TrainerCallback):
-    """Writes metrics.jsonl with our names, reports every step, and schedules checkpoints like PPO's."""
+    """Writes metrics.jsonl with PPO's names, reports every step, and schedules checkpoints like PPO's."""
 
     def __init__(self, job: RlhfJob, reward: GroupReward) -> None:
         self.job, self.reward, self.last = job, reward, dict[str, float]()
@@ -104,30 +104,28 @@ class _Progress(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Append one line; only steps that draw responses have rewards and response statistics."""
+        """Append a line; only steps that draw responses have rewards and statistics of responses."""
         if logs and "loss" in logs:
-            told = {ours: float(logs[theirs]) for theirs, ours in _NAMES.items() if theirs in logs}
+            found = {ours: float(logs[theirs]) for theirs, ours in _NAMES.items() if theirs in logs}
             if "reward" in logs:
-                told["ended"] = 1 - float(logs["completions/clipped_ratio"])
-                told["unscored"] = float(self.reward.unscored)
-            self.last = {name: value for name, value in told.items() if math.isfinite(value)}
+                found["ended"] = 1 - float(logs["completions/clipped_ratio"])
+                found["unscored"] = float(self.reward.unscored)
+            self.last = {name: value for name, value in found.items() if math.isfinite(value)}
             add_metrics(self.job.folder / METRICS_FILE, state.global_step, self.last)
             self.job.progress(state.global_step, self.last)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Ask for a checkpoint, but never between two passes over a batch: TRL does not save drawn responses, so a run
-        resumed there would draw others.
+        """Request a checkpoint, but never between two passes over a batch: TRL does not save drawn responses, so a
+        resumed run would draw different ones.
         """
         control.should_save = self.job.config.is_checkpoint(state.global_step)
 
 
 class _Checksums(Trainer):
-    """Mixin for TRL's trainers that adds checksums of the weights to each checkpoint."""
+    """Mixin for TRL's trainers that adds checksums to each checkpoint."""
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the weights, then their checksums; the trainer's state comes later and marks the checkpoint as
-        complete.
-        """
+        """Write the weights, then their checksums; the trainer's state, written last, marks a complete checkpoint."""
         super().save_model(output_dir, _internal_call)
         save_checksums(Path(output_dir or str(self.args.output_dir)))
 
@@ -138,12 +136,12 @@ def train_groups(job: RlhfJob) -> RlhfResult:
     Raises:
         MissingExtraError: TRL is not installed.
         DamagedError: a file of the last checkpoint is not what was saved.
-        ConfigError: TRL would lose a part of the prompts.
+        ConfigError: prompts have parts that TRL does not render.
     """
     _require_plain(job)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # TRL warns about optional parts, unused here
+            warnings.simplefilter("ignore")  # TRL warns about optional parts that are not used here
             import trl
     except ImportError as error:
         raise MissingExtraError(f"--algorithm {job.config.algorithm} needs TRL: pip install 'hafrm[trl]'") from error
@@ -156,7 +154,7 @@ def train_groups(job: RlhfJob) -> RlhfResult:
     reward = GroupReward(job, scorer, set(stop_tokens(causal_lm, job.tokenizer)))
     progress = _Progress(job, reward)
     with quiet_transformers(), warnings.catch_warnings():
-        # TRL reads and sets names of transformers that are deprecated
+        # TRL uses deprecated names of transformers
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
         trainer = type(trainer_class.__name__, (_Checksums, trainer_class), {})(
             model=causal_lm,
@@ -172,7 +170,7 @@ def train_groups(job: RlhfJob) -> RlhfResult:
 
 
 def _require_plain(job: RlhfJob) -> None:
-    """Raise for prompts with tools or documents, which TRL's trainers would not render."""
+    """Raise for prompts with tools or documents, which TRL's trainers do not render."""
     rich = sum(bool(prompt.arguments or any(turn.more for turn in prompt.turns)) for prompt in job.prompts.prompts)
     if rich:
         raise ConfigError(
@@ -183,9 +181,7 @@ def _require_plain(job: RlhfJob) -> None:
 
 
 def _dataset(job: RlhfJob) -> Dataset:
-    """Return the prompts of all batches, in order; with TRL's own orders, a resumed run would start from the first
-    again.
-    """
+    """Return the prompts of all batches, in order. With TRL's own order, a resumed run would restart at the first."""
     config = job.config
     rows = [{**prompt.as_row(), "place": place} for place, prompt in enumerate(job.prompts.prompts)]
     prompts = config.batch_size // config.group.generations
@@ -196,7 +192,7 @@ def _dataset(job: RlhfJob) -> Dataset:
 
 
 def _arguments(config: RlhfConfig) -> dict[str, Any]:
-    """Translate our options to TRL's; options not named here keep TRL's defaults."""
+    """Translate the options to TRL's; others keep TRL's defaults."""
     on_gpu = config.score.torch_device().type == "cuda"
     return {
         "output_dir": config.out,

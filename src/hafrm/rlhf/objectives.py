@@ -1,10 +1,7 @@
-"""PPO's arithmetic: pure functions from tensors to tensors.
+"""PPO's arithmetic: pure functions from tensors to tensors, independent of models, tokenizers, texts and devices.
 
-Independent of models, tokenizers, texts and devices. Shape letters: S sequences, T response tokens of all of
-them.
-
-Tokens are concatenated, sequence after sequence, with `lengths` to split them: there is no padding that a mean,
-whitening or loss could count.
+Shape letters: S sequences, T response tokens of all of them. Tokens are concatenated, sequence after sequence, and
+`lengths` splits them, so no padding can enter a mean, whitening or loss.
 """
 
 from __future__ import annotations
@@ -22,7 +19,7 @@ from hafrm.rlhf.options import KlEstimator, ScoreScale
 
 
 class ClippedLoss(NamedTuple):
-    """Per-token loss, and whether clipping determined it."""
+    """Per-token loss, and whether it was clipped."""
 
     loss: Tensor
     """[T], float32."""
@@ -136,8 +133,7 @@ def clipped_policy_loss(log_probs: Tensor, old: Tensor, advantages: Tensor, clip
 
 
 def clipped_value_loss(values: Tensor, old: Tensor, returns: Tensor, clip: float) -> ClippedLoss:
-    """Return half the squared error, the larger of that of the value and of the value clipped to within `clip` of the
-    old.
+    """Return half the squared error of the value, or of the value clipped to within `clip` of the old one, if larger.
 
     Args:
         values: Current values, [T].
@@ -163,7 +159,7 @@ def explained_variance(values: Tensor, returns: Tensor) -> float:
 
 @dataclass(frozen=True)
 class ScoreStatistics:
-    """Count, mean and spread of all scores so far."""
+    """Count, mean and squared deviations of all scores so far."""
 
     count: int = 0
     mean: float = 0.0
@@ -195,7 +191,7 @@ class KlController:
     target: float | None
     """Target KL per sequence in nats; None keeps the coefficient."""
     horizon: int = 10_000
-    """Sequences over which a KL of twice the target (or more) raises the coefficient by about a fifth."""
+    """Number of sequences over which a KL of twice the target (or more) raises the coefficient by about a fifth."""
 
     def after(self, kl: float, sequences: int) -> KlController:
         """Return the controller after a batch with this mean KL per sequence; a non-finite KL changes nothing."""

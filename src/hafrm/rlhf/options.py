@@ -51,8 +51,8 @@ class SamplingOptions:
     """Maximum tokens of a response (Appendix A: 256)."""
 
     top_p: float = option(0.9, above=0, most=1)
-    """Nucleus sampling: the smallest set of tokens with at least this share of the probability (Appendix A: 0.9).
-    Log-probs still use the whole distribution; docs/rlhf.md explains the consequences.
+    """Nucleus sampling: draw from the most probable tokens that together have at least this probability (Appendix A:
+    0.9). Log-probs still use the whole distribution; docs/rlhf.md explains the consequences.
     """
 
     temperature: float = option(1.0, above=0)
@@ -228,35 +228,35 @@ class RlhfConfig(ScorerChoice):
         for name, why in self._broken():
             raise ConfigError(f"{name}: {why}")
         refuse_unread(self, self.algorithm, f"--algorithm {self.algorithm}")
-        self._refuse_unread_by_servers()
+        self._refuse_unread_by_scorers()
 
-    def _refuse_unread_by_servers(self) -> None:
-        """Raise for options that a server ignores; the other scorer may be a local model, which uses `score`."""
+    def _refuse_unread_by_scorers(self) -> None:
+        """Raise for options that a server or a simulated set ignores, unless they apply to the other scorer."""
         scorers = [name for name in (self.reward, self.gold) if name is not None]
         options = ScoreOptions()
         if all(is_server(name) or is_simulated(name) for name in scorers):
-            overlong = (
-                None if self.score.overlong == "truncate" else self.score.overlong
-            )  # the default was not chosen by the user
-            options = replace(self.score, device=None, overlong=overlong)  # `device` is for the policy
+            # `truncate` is the default of this command; `device` also applies to the policy
+            overlong = None if self.score.overlong == "truncate" else self.score.overlong
+            options = replace(self.score, device=None, overlong=overlong)
+        if is_simulated(self.reward) and (asked := self.chosen()):
+            raise ConfigError(
+                f"--{' and --'.join(asked)} has no effect on the true reward of {self.reward}: leave it out."
+            )
         for name in filter(is_server, scorers):
-            require_server_options(name, self._asked_of_reward if name == self.reward else ScorerChoice(), options)
+            # `trust_remote_code` also applies to the policy
+            choice = ScorerChoice(head=self.head, reference=self.reference, combined_weight=self.combined_weight)
+            require_server_options(name, choice if name == self.reward else ScorerChoice(), options)
 
     @property
-    def _asked_of_reward(self) -> ScorerChoice:
-        """Scorer choice for `reward`. It omits `trust_remote_code`, which is meant for the policy."""
-        return ScorerChoice(head=self.head, reference=self.reference, combined_weight=self.combined_weight)
-
-    @property
-    def asked_of_gold(self) -> ScorerChoice:
-        """Scorer choice for `gold`. It omits `head` and `reference`, which are meant for `reward`."""
+    def gold_choice(self) -> ScorerChoice:
+        """Options that choose a score of `gold`: `head` and `reference` only apply to `reward`."""
         return ScorerChoice(trust_remote_code=self.trust_remote_code)
 
     def _broken(self) -> Iterator[tuple[str, str]]:
-        """Yield options that are incompatible with each other."""
+        """Yield incompatible options, with the reason."""
         if self.lora.quantize != "none":
-            yield "lora.quantize", "a quantized policy would answer slowly and inexactly. Leave it out."
-        if self.dtype == "float16" and not self.lora.enabled:  # AdamW's epsilon, 1e-8, is 0 in it
+            yield "lora.quantize", "a quantized policy would generate slowly and inexactly. Leave it out."
+        if self.dtype == "float16" and not self.lora.enabled:  # float16 rounds AdamW's epsilon, 1e-8, to 0
             yield "dtype", "float16 weights become NaN in the first step. Use float32 or bfloat16, or set lora.rank."
         if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
             yield "lr_scheduler_type", f"{self.lr_scheduler_type} follows a validation loss, but there is none here."

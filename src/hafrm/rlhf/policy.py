@@ -1,8 +1,8 @@
-"""The policy to train, with its values and its reference, and the responses that it draws.
+"""The policy to train, with its value head and its reference, and the sampling of responses.
 
-A `HybridModel` is used as it is: the causal LM is the policy, and its second head, `Linear(H, 1)`, gives the
-value of the state before each response token instead of a reward. It works on token ids, groups and batches,
-independent of rewards. Shape letters: T response tokens of a batch, H hidden, V vocabulary.
+The policy is a `HybridModel`: its causal LM draws responses, and its second head, `Linear(H, 1)`, gives the value of
+the state before each response token instead of a reward. Works on token ids, groups and batches, independent of
+rewards. Shape letters: T response tokens of a batch, H hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from hafrm.logprobs import LogitTransform, linear_log_probs
 from hafrm.models.generating import continuations, stop_tokens
 from hafrm.models.hybrid import HybridModel, max_positions
 from hafrm.models.layout import Layout, choose_layout, random_groups
-from hafrm.models.modes import evaluating
+from hafrm.models.modules import evaluating
 from hafrm.models.runinfo import require_finished
-from hafrm.models.stock import new_model
+from hafrm.models.starts import new_model
 from hafrm.packing import SequenceBatch, pad_rows
 from hafrm.rlhf.options import RlhfConfig, SamplingOptions
 
@@ -39,13 +39,13 @@ class Measured:
     """Measurements of drawn tokens before learning from them, each [T], in the groups' order."""
 
     log_probs: Tensor
-    """Under the policy that drew them, with its whole distribution and temperature."""
+    """Log-probs under the policy that drew the tokens, of its whole distribution at its temperature."""
     reference: Tensor
-    """The same under the reference."""
+    """Log-probs of the same tokens under the reference."""
     values: Tensor
     """Output of the value head before each token."""
     entropies: Tensor
-    """Of the distribution that each token was drawn from, before top-p truncation, in nats."""
+    """Entropies of the distributions from which the tokens were drawn, before top-p truncation, in nats."""
 
 
 class Policy:
@@ -53,7 +53,7 @@ class Policy:
     model.
 
     Args:
-        model: The model, on its device, in the state that the layout needs.
+        model: The model, on its device.
         layout: How sequences become batches.
         temperature: Divides logits, in every distribution.
         tokens_per_batch: Maximum number of tokens per forward pass.
@@ -64,7 +64,7 @@ class Policy:
     ) -> None:
         self.model, self.layout, self.tokens_per_batch = model, layout, tokens_per_batch
         own = model.logit_transform
-        # Logits are divided after the cap, which equals dividing both s and t in t tanh(s x / t).
+        # Dividing capped logits t tanh(s x / t) by the temperature is the same as dividing s and t by it.
         softcap = None if own.softcap is None else own.softcap / temperature
         self.transform = LogitTransform(own.scale / temperature, softcap)
         self._frozen = None if model.adapted else copy.deepcopy(model).requires_grad_(False).eval()
@@ -120,7 +120,7 @@ class Policy:
         return log_probs
 
     def _values(self, states: Tensor) -> Tensor:
-        """Compute values in float32 even under autocast, like rewards."""
+        """Compute values in float32, also under autocast."""
         with torch.autocast(states.device.type, enabled=False):
             return F.linear(states.float(), self.model.score.weight.float()).squeeze(-1)
 
@@ -174,7 +174,7 @@ def ready_policy(
         report: Called with the reason if batches are padded.
 
     Raises:
-        ModelError: hafrm does not support the model's way of computing logits.
+        ModelError: hafrm does not support how the model computes logits.
     """
     model.to(config.score.torch_device())
     pad = tokenizer.pad_token_id
@@ -188,9 +188,9 @@ class Response:
     """A policy's response."""
 
     ids: tuple[int, ...]
-    """The drawn tokens, including the one that ends the turn."""
+    """The drawn tokens, including the one that ends the response."""
     text: str
-    """Without special tokens and surrounding white space."""
+    """The text without special tokens and surrounding white space."""
     ended: bool
     """Whether it ended within the limit."""
 
@@ -198,9 +198,9 @@ class Response:
 def sample_responses(
     causal_lm: nn.Module, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: SamplingOptions
 ) -> list[Response]:
-    """Sample one response to each prompt, in order, with the program's random numbers.
+    """Sample one response to each prompt, in order, with the global random generator.
 
-    Only `sampling` shapes the distribution; anything else would make the log-probs those of another distribution.
+    Only `sampling` shapes the distribution, so that its log-probs are those of the drawn tokens.
 
     Args:
         causal_lm: A stock causal LM, or a PEFT model around one.

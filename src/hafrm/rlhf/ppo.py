@@ -1,8 +1,8 @@
-"""Proximal policy optimisation, one batch of responses per step: answer, score, measure, learn.
+"""Proximal policy optimisation, one batch of responses per step: sample, score, measure, learn.
 
-It works on options, a `Policy`, prompts and scorers, not on files. A step's draws follow from the seed and the step's
-number, so the only state between steps is that of weights, optimizer, schedule and KL coefficient. Shape letters: S
-sequences (a prompt with one response), T response tokens of all of them.
+Works on options, a `Policy`, prompts and scorers, not on files. A step's draws only depend on the seed and the step's
+number, so the only state between steps is that of weights, optimizer, schedule, score statistics and KL coefficient.
+Shape letters: S sequences (a prompt with one response), T response tokens of all of them.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from hafrm.errors import ConfigError, NonFiniteLossError
 from hafrm.models.generating import prompt_ids
 from hafrm.models.scorers import Scorer
 from hafrm.pairs import Conversation, Prompt
+from hafrm.rlhf.job import deal
 from hafrm.rlhf.objectives import (
     ScoreStatistics,
     clipped_policy_loss,
@@ -35,19 +36,18 @@ from hafrm.rlhf.objectives import (
 )
 from hafrm.rlhf.options import RlhfConfig
 from hafrm.rlhf.policy import Measured, Policy, Response, sample_responses
-from hafrm.rlhf.prompts import deal
 from hafrm.rlhf.rewards import answered, require_scored, scores_of
 
 
 @dataclass(frozen=True)
 class Rollouts:
-    """A batch of answered prompts with scores."""
+    """A batch of responses with scores."""
 
     groups: tuple[TokenGroup, ...]
     scores: Tensor
-    """Scores minus the penalty for a missing end, [S]."""
+    """Scores minus the penalty for responses that did not end, [S]."""
     measured: Measured
-    told: dict[str, float]
+    metrics: dict[str, float]
     """Means over the batch, for the curves."""
 
     @property
@@ -58,7 +58,7 @@ class Rollouts:
 
 @dataclass(frozen=True)
 class _Lessons:
-    """What to learn from each drawn token, [T]."""
+    """Training targets of each drawn token, [T]."""
 
     log_probs: Tensor
     values: Tensor
@@ -77,9 +77,9 @@ class PpoTrainer:
 
     Args:
         config: The options.
-        policy: The policy with its values and its reference.
+        policy: The policy with its value head and its reference.
         tokenizer: The policy's tokenizer.
-        prompts: The prompts to answer.
+        prompts: The prompts.
         scorer: Gives the reward.
         gold: Scores for monitoring only.
 
@@ -110,7 +110,7 @@ class PpoTrainer:
         self.statistics = ScoreStatistics()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that a step depends on besides the policy's weights and the step's number."""
+        """Return what a step depends on in addition to the policy's weights and the step's number."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -119,7 +119,7 @@ class PpoTrainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the state."""
+        """Restore a state returned by `state_dict`."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.controller = replace(self.controller, coefficient=state["kl_coefficient"])
@@ -144,18 +144,18 @@ class PpoTrainer:
         rollouts = self.collect(number)
         sampled = time.monotonic()
         kl = kl_estimates(rollouts.measured.log_probs, rollouts.measured.reference, self.config.kl.estimator)
-        told = rollouts.told | self._learn(number, rollouts, kl)
-        told |= {"kl_coefficient": self.controller.coefficient, "learning_rate": self.schedule.get_last_lr()[0]}
-        self.controller = self.controller.after(told["kl"], len(rollouts.groups))
+        metrics = rollouts.metrics | self._learn(number, rollouts, kl)
+        metrics |= {"kl_coefficient": self.controller.coefficient, "learning_rate": self.schedule.get_last_lr()[0]}
+        self.controller = self.controller.after(metrics["kl"], len(rollouts.groups))
         self.schedule.step()
-        return told | {"seconds/sampling": sampled - start, "seconds/learning": time.monotonic() - sampled}
+        return metrics | {"seconds/sampling": sampled - start, "seconds/learning": time.monotonic() - sampled}
 
     def _autocast(self) -> torch.autocast:
-        """Autocast the policy's forward passes only: the reward model has its own dtype, and backward passes follow."""
+        """Autocast for the policy's forward passes; the reward model has its own dtype."""
         return torch.autocast(self.policy.device.type, dtype=torch.bfloat16, enabled=self.config.mixed)
 
     def collect(self, number: int) -> Rollouts:
-        """Answer a step's prompts, score the answers and measure their tokens; answers without a score are left out."""
+        """Sample responses to a step's prompts, score and measure them; those without a score are left out."""
         places = deal(len(self.prompts), self.config.batch_size, number, self.config.seed)
         prompts = [self.prompts[place] for place in places]
         ids = [prompt_ids(self.tokenizer, prompt) for prompt in prompts]
@@ -171,11 +171,14 @@ class PpoTrainer:
             measured = self.policy.measure(groups)
         raw = torch.tensor(list(known.values()), device=self.policy.device)
         cut = torch.tensor([not response.ended for response in kept], device=raw.device)
-        told = {"unscored": float(len(scores) - len(known)), **_told(raw, measured, kept), **self._watched(talks)}
-        return Rollouts(groups, raw - self.config.missing_eos_penalty * cut, measured, told)
+        metrics = {
+            "unscored": float(len(scores) - len(known)),
+            **_metrics_of(raw, measured, kept),
+            **self._watched(talks),
+        }
+        return Rollouts(groups, raw - self.config.missing_eos_penalty * cut, measured, metrics)
 
     def _watched(self, talks: Sequence[Conversation]) -> dict[str, float]:
-        """Return the mean of the monitored reward, if there is one."""
         known = [gold for gold in scores_of(self.gold, talks) if gold is not None] if self.gold is not None else []
         return {"gold": sum(known) / len(known)} if known else {}
 
@@ -210,8 +213,9 @@ class PpoTrainer:
         places: Sequence[int],
         sums: dict[str, float],
     ) -> float:
-        """Take one optimizer step, part by part; the loss is the mean over the tokens of all parts. Return the
-        gradient's norm.
+        """Take one optimizer step on some sequences and return the gradient's norm.
+
+        The loss is the mean over the tokens of all batches.
         """
         options, lengths = self.config.ppo, [len(group.responses[0]) for group in groups]
         tokens = sum(lengths[place] for place in places)
@@ -235,7 +239,7 @@ class PpoTrainer:
             ):
                 sums[name] += each.detach().sum().item()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
-        _require_finite(norm, "gradient", number)  # checked before the step would spoil the weights
+        _require_finite(norm, "gradient", number)  # before the step, which would make the weights NaN
         self.optimizer.step()
         return norm.item()
 
@@ -248,7 +252,7 @@ def _require_finite(value: Tensor, what: str, number: int) -> None:
         )
 
 
-def _told(scores: Tensor, measured: Measured, responses: Sequence[Response]) -> dict[str, float]:
+def _metrics_of(scores: Tensor, measured: Measured, responses: Sequence[Response]) -> dict[str, float]:
     lengths = [len(response.ids) for response in responses]
     return {
         "reward": scores.mean().item(),
@@ -261,5 +265,5 @@ def _told(scores: Tensor, measured: Measured, responses: Sequence[Response]) -> 
 
 
 def _seed(seed: int, number: int) -> int:
-    """Return the seed of a step's draws; neighbouring seeds and steps get independent ones."""
+    """Return the seed of a step's draws; neighbouring seeds and steps get independent seeds."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:8], "big") >> 1

@@ -1,11 +1,10 @@
-"""Train a policy, from its options to its folder: prompts, reward, policy, steps, checkpoints, curves."""
+"""`hafrm rlhf`: train a policy, from its options to its folder."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,33 +13,35 @@ import torch
 from hafrm.data import local_path
 from hafrm.errors import ConfigError
 from hafrm.models.hybrid import HybridModel
-from hafrm.models.options import chat_template
+from hafrm.models.options import ScorerChoice, chat_template
 from hafrm.models.references import weights_digest
 from hafrm.models.starts import check_start
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.numerics import cpu_tuned
+from hafrm.rewards import load_reward, reward_identity
 from hafrm.rlhf.checkpoints import newest_checkpoint, restore, save_checkpoint
 from hafrm.rlhf.groups import train_groups
-from hafrm.rlhf.job import Progress, RlhfJob, RlhfResult
+from hafrm.rlhf.job import Progress, RlhfJob, RlhfResult, prompt_set
 from hafrm.rlhf.options import RlhfConfig
 from hafrm.rlhf.policy import new_policy, ready_policy
 from hafrm.rlhf.ppo import PpoTrainer
-from hafrm.rlhf.prompts import prompt_set
-from hafrm.rlhf.rewards import load_reward, reward_identity
 from hafrm.training.folders import claim_folder, hold_folder
 from hafrm.training.manifest import new_manifest, require_same_data, require_same_settings, resumed_manifest
 from hafrm.training.metrics import METRICS_FILE, add_metrics, keep_metrics
+
+_OF_WEIGHTS = ("the server", "its base", "the model", "its reference", "score.chat_template")
+"""The parts of a scorer's identity that the options do not determine."""
 
 
 def rlhf(
     config: RlhfConfig,
     *,
-    progress: Progress = lambda step, told: None,
+    progress: Progress = lambda step, metrics: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> RlhfResult:
-    """Train a policy, or resume an interrupted run in the same folder, bit for bit.
+    """Train a policy; an interrupted run in the same folder resumes with the same results, bit for bit.
 
-    The program's random state is left unchanged.
+    The random state of the program is left unchanged.
 
     Args:
         config: The options.
@@ -52,16 +53,16 @@ def rlhf(
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError(
-            "hafrm rlhf trains in one process. For more than one device use OpenRLHF or verl with `hafrm serve` as "
-            "their reward: docs/rlhf.md says how."
+            "hafrm rlhf trains in one process. For several devices, use OpenRLHF or verl with `hafrm serve` as their "
+            "reward, as described in docs/rlhf.md."
         )
-    with hold_folder(Path(config.out)), cpu_tuned(), _forked_random():
+    with hold_folder(Path(config.out)), cpu_tuned(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         job = _prepare(config, progress, say)
         return _train_ppo(job) if config.algorithm == "ppo" else train_groups(job)
 
 
 def _prepare(config: RlhfConfig, progress: Progress, say: Callable[[str], None]) -> RlhfJob:
-    """Prepare prompts, policy and manifest, of a new or resumed run, without writing anything."""
+    """Prepare the prompts, policy and manifest of a new or resumed run, without writing anything."""
     folder = Path(config.out)
     before = claim_folder(config, folder, _inputs(config), overwrite=config.overwrite)
     start = check_start(config.model, rewards=False, lora=config.lora, trust_remote_code=config.trust_remote_code)
@@ -88,8 +89,8 @@ def _prepare(config: RlhfConfig, progress: Progress, say: Callable[[str], None])
 
 
 def _effective(config: RlhfConfig, model: HybridModel) -> dict[str, Any]:
-    """Resolve the options, as `effective_settings` does for training; the weights are those of the reference."""
-    gold = {"gold": reward_identity(config.gold, config.asked_of_gold, config.score)} if config.gold else {}
+    """Resolve the options, as `effective_settings` does for training, with the digest of the initial weights."""
+    gold = {"gold": _identity(config.gold, config.gold_choice, config)} if config.gold else {}
     return {
         "seed": config.seed,
         "dtype": str(config.torch_dtype).removeprefix("torch."),
@@ -99,13 +100,15 @@ def _effective(config: RlhfConfig, model: HybridModel) -> dict[str, Any]:
         "gradient_accumulation_steps": 1,
         "world_size": 1,
         "weights": weights_digest(model),
-        "reward": reward_identity(config.reward, config, config.score),
+        "reward": _identity(config.reward, config, config),
         **gold,
     }
 
 
-def _forked_random() -> AbstractContextManager[None]:
-    return torch.random.fork_rng(devices=range(torch.cuda.device_count()))
+def _identity(name: str, choice: ScorerChoice, config: RlhfConfig) -> dict[str, Any]:
+    """Return what a scorer's rewards depend on besides the options: contents of files, which can change."""
+    found = reward_identity(name, choice, config.score)
+    return {part: value for part, value in found.items() if part in _OF_WEIGHTS}
 
 
 def _inputs(config: RlhfConfig) -> dict[str, Path]:
@@ -122,19 +125,19 @@ def _train_ppo(job: RlhfJob) -> RlhfResult:
         config, model, tokenizer, report=lambda reason: job.say(f"batches are padded, not packed: {reason}")
     )
     scorer = load_reward(config.reward, config, config.score)
-    gold = load_reward(config.gold, config.asked_of_gold, config.score) if config.gold else None
+    gold = load_reward(config.gold, config.gold_choice, config.score) if config.gold else None
     trainer = PpoTrainer(config, policy, tokenizer, job.prompts.prompts, scorer, gold)
     job.begin()
     done = _resume(trainer, job.folder)
     job.say(job.opening(done))
-    told: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for step in range(done + 1, config.steps + 1):
-        told = trainer.step(step)
-        add_metrics(job.folder / METRICS_FILE, step, told)
+        metrics = trainer.step(step)
+        add_metrics(job.folder / METRICS_FILE, step, metrics)
         if config.is_checkpoint(step):
             save_checkpoint(model, tokenizer, trainer.state_dict(), job.folder / f"checkpoint-{step}")
-        job.progress(step, told)
-    return job.finish(told)
+        job.progress(step, metrics)
+    return job.finish(metrics)
 
 
 def _resume(trainer: PpoTrainer, folder: Path) -> int:

@@ -1,9 +1,9 @@
-"""Reward functions for verl's `custom_reward_function`, which ask a reward server: `hafrm serve`, or a compatible one.
+"""Reward functions for verl's `custom_reward_function` that query a reward server: `hafrm serve`, or a compatible one.
 
-verl loads this file by its path (or as `pkg://hafrm.rlhf.verl`) and calls a function in it by name: `compute_score` for
-the managers that score one response at a time, `compute_scores` for the batch manager, which sends far fewer requests.
-The server's address is the option `url`, or the environment variable HAFRM_REWARD_URL. The prompt is read from a row's
-`extra_info.prompt`, a string or chat messages, because verl does not pass the prompt itself.
+verl loads this file by its path (or as `pkg://hafrm.rlhf.verl`) and calls a function by name: `compute_score` in
+managers that score one response at a time, `compute_scores` in the batch manager, which sends far fewer requests. The
+server's address is the option `url`, or the environment variable HAFRM_REWARD_URL. The prompt, a string or chat
+messages, is read from a row's `extra_info.prompt`, because verl does not pass it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hafrm.errors import BadRowError, ConfigError, DataError, ModelError
 from hafrm.models.remote import RemoteScorer
 from hafrm.pairs import Conversation
 from hafrm.rlhf.rewards import answered, scores_of
-from hafrm.rows import RowReader
+from hafrm.rows import Row
 
 ADDRESS = "HAFRM_REWARD_URL"
 """The environment variable with the server's address."""
@@ -33,7 +33,7 @@ def compute_score(
     unscored: float | None = None,
     **others: Any,
 ) -> float:
-    """Return the reward of one response; see `compute_scores`, whose arguments these are in the singular."""
+    """Return the reward of one response; see `compute_scores` for the arguments."""
     (score,) = compute_scores([data_source], [solution_str], [ground_truth], [extra_info], url=url, unscored=unscored)
     return score
 
@@ -54,15 +54,15 @@ def compute_scores(
         data_sources: The source of each row, for error messages.
         solution_strs: The responses' texts.
         ground_truths: Ignored: reward models don't use it.
-        extra_infos: Each row's own fields; only `prompt` is used.
+        extra_infos: Further fields of each row; only `prompt` is used.
         url: The server's address; by default that in HAFRM_REWARD_URL.
         unscored: The reward of responses that the server can't score: empty ones, and those over its limit.
-        **others: Further arguments of verl's; ignored.
+        **others: Further arguments from verl; ignored.
 
     Raises:
         ConfigError: there is no address.
         DataError: a row has no prompt.
-        ModelError: the server can't be asked, or it can't score a response and `unscored` was not given.
+        ModelError: the server can't be reached, or it can't score a response and `unscored` was not given.
     """
     address = url or os.environ.get(ADDRESS)
     if not address:
@@ -74,9 +74,9 @@ def compute_scores(
     if missing and unscored is None:
         raise ModelError(
             f"{address} gave no reward to {len(missing)} of {len(scores)} responses; the first is response "
-            f"{missing[0]}: empty, or over the server's limit. Say what such a response is worth with the option "
-            "`unscored` (reward_kwargs.unscored). A server that was started with `--score.overlong truncate` cuts long "
-            "responses instead, as far as the prompt leaves room."
+            f"{missing[0]}: empty, or over the server's limit. Set the reward of such responses with the option "
+            "`unscored` (reward_kwargs.unscored), or start the server with `--score.overlong truncate`, which "
+            "truncates long responses if the prompt leaves room."
         )
     return [float(unscored if score is None else score) for score in scores]  # type: ignore[arg-type]
 
@@ -88,10 +88,10 @@ def _scorer(url: str) -> RemoteScorer:
 
 def _conversation(source: str, text: str, extra: Mapping[str, Any] | None) -> Conversation:
     value: Any = (extra or {}).get("prompt")
-    if hasattr(value, "tolist"):  # a list that went through Parquet comes as an array
+    if hasattr(value, "tolist"):  # Parquet turns lists into arrays
         value = value.tolist()
     try:
-        prompt = RowReader({"prompt": value}, source=str(source), number=1).prompt()
+        prompt = Row({"prompt": value}, str(source)).prompt()
     except BadRowError as error:
         raise DataError(
             f"{source}: a row's extra_info.prompt can't be read ({error.reason.value}). Put the prompt there when you "

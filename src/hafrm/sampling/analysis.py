@@ -1,8 +1,8 @@
-"""Compute results from scored candidates: agreement, wins, recall, and the gain from a larger n.
+"""Results of scored candidates: agreement, wins, recall, and the gain from a larger n.
 
-Equal responses are one candidate. Rates are computed over prompts with at least two distinct responses, and a recall of
-the best k over those with more than k, since other prompts can't distinguish scorers. If a scorer gives two responses
-the same highest reward, recall breaks the tie at random, and the selection is the one that was drawn first.
+Equal responses are one candidate. Rates are over prompts with at least two distinct responses, and recall of the best k
+is over those with more than k, because other prompts do not distinguish scorers. If two responses share a scorer's
+highest reward, recall breaks the tie at random, and the scorer selects the one that was drawn first.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from hafrm.stats import Floats, bootstrap_interval, top_k_hits
 __all__ = ["LONGEST", "RANDOM", "ScoredPrompt", "best_shares", "recall_hits", "summarise"]
 
 RANDOM, LONGEST = "random", "the longest response"
-"""Baselines: any response, and the one with the most characters."""
+"""Names of the baselines: a random response, and the one with the most characters."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredPrompt:
-    """A prompt's candidates with everything known of them; one value per distinct response."""
+    """A prompt's candidates with all rewards and judgements; one value per distinct response."""
 
     id: str
     group: str
@@ -38,12 +38,12 @@ class ScoredPrompt:
     rewards: Mapping[str, tuple[float, ...]]
     """By scorer."""
     gold: tuple[float, ...] | None = None
-    """The judge's rewards, if it gives rewards."""
+    """The judge's rewards; None if it gives none."""
     ranks: tuple[float, ...] | None = None
-    """The judge's ranks, 1 the best, infinity for those that it left unranked; None if it did not rank them."""
+    """The judge's ranks, 1 for the best, infinity for unranked responses; None if it did not rank this prompt."""
     preferred: Mapping[tuple[int, int], float] | None = None
-    """By two indices, the lower one first: 1 if the judge prefers the first response, 0 if the second, else 1/2. None
-    if a judge without rewards was not asked, or did not answer a question about the prompt.
+    """By pair of indices, the lower one first: 1 if the judge prefers the first response, 0 if the second, 1/2 for a
+    tie. None if the judge gives rewards, or did not compare all pairs.
     """
 
     def selected(self, model: str) -> int:
@@ -69,12 +69,12 @@ def summarise(prompts: Sequence[ScoredPrompt], models: Sequence[str]) -> dict[st
     """Summarise the selections of each scorer.
 
     Args:
-        prompts: Prompts whose responses all have a reward from every scorer.
+        prompts: Prompts of which every scorer has rewarded all responses.
         models: The scorers.
 
     Returns:
         Rates are in [0, 1], each with `n` and a 95% bootstrap interval over prompt groups in `ci95` (null if there are
-        fewer than six groups); null if no prompt is informative. `models` has each scorer's recall of the judge's best
+        fewer than six groups); null if there is no such prompt. `models` has each scorer's recall of the judge's best
         (`top_1`, `top_2`), the judge's mean reward of its selections (`gold`) and how often they beat a random draw
         (`against_random`); `baselines` the same of a random response, of the longest, and of the best. `agreement`: how
         often all scorers, and each two, select the same. `best`: whose selections are the best of all selected
@@ -82,24 +82,25 @@ def summarise(prompts: Sequence[ScoredPrompt], models: Sequence[str]) -> dict[st
         `curve`: the expected `gold` and `reward` of the best of n draws, and `kl`, the upper bound on the policy's
         change by selection, in nats.
     """
-    telling = [prompt for prompt in prompts if len(prompt.counts) > 1]
+    varied = [prompt for prompt in prompts if len(prompt.counts) > 1]
     return {
         "prompts": len(prompts),
-        "alike": len(prompts) - len(telling),
+        "alike": len(prompts) - len(varied),
         "draws": sum(sum(prompt.counts) for prompt in prompts),
         "distinct": sum(len(prompt.counts) for prompt in prompts),
-        "models": {model: _of_model(telling, model) for model in models},
-        "baselines": _baselines(telling),
-        "agreement": _agreement(telling, models),
-        "best": _best(telling, models),
-        "wins": [_wins(telling, a, b) for a, b in combinations(models, 2)],
+        "models": {model: _of_model(varied, model) for model in models},
+        "baselines": _baselines(varied),
+        "agreement": _agreement(varied, models),
+        "best": _best(varied, models),
+        "wins": [_wins(varied, a, b) for a, b in combinations(models, 2)],
         "curve": _curve(prompts, models),
     }
 
 
 def recall_hits(prompts: Sequence[ScoredPrompt], scores: Scores, k: int) -> dict[str, float]:
-    """Return, per prompt with ranks and more than k distinct responses, whether the highest score is among the judge's
-    best k.
+    """Return whether the highest score is among the judge's best k, by the prompt's id.
+
+    Only prompts with ranks and more than k distinct responses are included.
     """
     return {
         prompt.id: float(top_k_hits([scores(prompt)], [prompt.ranks], k)[0])
@@ -138,7 +139,7 @@ def _mean_gold(prompt: ScoredPrompt) -> float | None:
 
 
 def _against_random(prompt: ScoredPrompt, place: int) -> float | None:
-    """Return the probability that a response is better than one draw, which may be the same response."""
+    """Return the probability that a response beats a random draw, which may be the same response."""
     if prompt.gold is None:
         return None
     better = [prompt.preference(place, other) for other in range(len(prompt.counts))]
@@ -193,8 +194,8 @@ def best_shares(prompts: Sequence[ScoredPrompt], models: Sequence[str]) -> dict[
     """Return whose selections are the best of all selected responses to a prompt (Figure 4), by the prompt's id.
 
     Returns:
-        For each judged prompt the scorers that selected the best response; several equally good responses share the
-        prompt equally.
+        For each judged prompt, the scorers that selected the best response, with a share of 1; equally good responses
+        have equal shares.
     """
     return {prompt.id: found for prompt in prompts if (found := _best_selections(prompt, models)) is not None}
 

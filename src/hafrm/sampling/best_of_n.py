@@ -1,26 +1,24 @@
-"""Best-of-N: score candidates with every scorer, run the judge, and write the results of selection."""
+"""`hafrm best-of-n`: score candidates with every scorer, run the judge, and write the results of selection."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from hafrm import atomic
-from hafrm.data.simulated import SimulatedReward, is_simulated, simulated_reward_name
+from hafrm.data.simulated import simulated_reward_name
 from hafrm.errors import DataError
 from hafrm.evaluation.parts import PARTS, Part
 from hafrm.evaluation.scoring import scored_chunks
 from hafrm.judging.judges import ranks_of
 from hafrm.judging.options import Budget
-from hafrm.models.identity import model_identity
 from hafrm.models.options import ScorerChoice
-from hafrm.models.outputs import require_results
-from hafrm.models.runinfo import require_apart
 from hafrm.models.scorers import Scorer
+from hafrm.outputs import require_apart, require_results
+from hafrm.rewards import load_reward, reward_identity
 from hafrm.sampling.analysis import ScoredPrompt, summarise
 from hafrm.sampling.candidates import Candidates, CandidateScore, CandidateSet, load_candidates
 from hafrm.sampling.judged import JudgeRuns, require_rankable
@@ -59,7 +57,7 @@ def best_of_n(
         say: Called with a line if earlier scoring is resumed or discarded.
 
     Raises:
-        ConfigError: the judge can't rank that many draws, the folder is a model's, or an option can't work.
+        ConfigError: the judge can't rank that many draws, the folder is a model's, or options are incompatible.
         MissingExtraError: a library that the judge needs is not installed.
         ModelError: a model does not exist, or can't be scored.
         DataError: there are no candidates, or none with a reward from every scorer.
@@ -96,7 +94,7 @@ def best_of_n(
 
 @dataclass(frozen=True)
 class _Job:
-    """The scores of all scorers, kept as they are computed."""
+    """The scoring of candidates by all scorers, which writes scores as they are computed."""
 
     config: BestOfNConfig
     found: CandidateSet
@@ -112,14 +110,8 @@ class _Job:
             oracle = config.judge.kind == "oracle"
             name = simulated_reward_name(config.judge.model) if oracle else config.judge.model
             named[_JUDGE] = (name, ScorerChoice(trust_remote_code=config.trust_remote_code))
-        identities = {name: self._identity(*chosen) for name, chosen in named.items()}
+        identities = {name: reward_identity(*chosen, config.score) for name, chosen in named.items()}
         return {name: self._scored(name, *chosen, identities[name]) for name, chosen in named.items()}
-
-    def _identity(self, model: str, choice: ScorerChoice) -> dict[str, Any]:
-        if is_simulated(model):
-            name = SimulatedReward(model).name
-            return {"the world's set": name, "hafrm": version("hafrm")}
-        return model_identity(model, choice, self.config.score)
 
     def _scored(
         self, name: str, model: str, choice: ScorerChoice, identity: Mapping[str, Any]
@@ -130,15 +122,10 @@ class _Job:
         scores = part.resume(self.say, on_bad_row=self.config.data_options.on_bad_row)
         if missing := self.found.rows[len(scores) :]:
             if self.judge_runs is not None:
-                self.judge_runs.require_askable()  # report a missing key before hours of scoring
-            scorer = self._load(model, choice)
+                self.judge_runs.require_askable()  # reports a missing key before hours of scoring
+            scorer = load_reward(model, choice, self.config.score)
             scores = scores + part.extend(self._score(name, scorer, missing, len(scores)))
         return {score.id: score for score in scores}
-
-    def _load(self, model: str, choice: ScorerChoice) -> Scorer:
-        if is_simulated(model):
-            return SimulatedReward(model)
-        return choice.load(model, self.config.score)
 
     def _score(self, name: str, scorer: Scorer, rows: Sequence[Candidates], before: int) -> Iterator[CandidateScore]:
         on_bad_row = self.config.data_options.on_bad_row
@@ -169,7 +156,7 @@ def _scored_rows(
             kept.append(row)
     if not kept:
         lost = ", ".join(f"{count} {reason}" for reason, count in unscored.items())
-        raise DataError(f"No prompt has responses that every scorer gives a reward ({lost}).")
+        raise DataError(f"There is no prompt of which every scorer rewards all responses ({lost}).")
     return kept, dict(unscored)
 
 
@@ -191,7 +178,7 @@ def _prompt(
 
 
 def _judge_runs(config: BestOfNConfig, say: Callable[[str], None]) -> JudgeRuns | None:
-    """Return the runs of a judge that gives no rewards."""
+    """Prepare the runs of a judge that gives no rewards; None if there is no such judge."""
     if config.judge is None or config.gold:
         return None
     return JudgeRuns(
@@ -208,19 +195,19 @@ def _judge_runs(config: BestOfNConfig, say: Callable[[str], None]) -> JudgeRuns 
 def _judged(
     runs: JudgeRuns | None, rows: Sequence[Candidates], prompts: list[ScoredPrompt], models: Sequence[str]
 ) -> tuple[list[ScoredPrompt], dict[str, Any]]:
-    """Add the answers of a judge that gives no rewards to the prompts; also return the results of its runs."""
+    """Add the verdicts of a judge that gives no rewards to the prompts; also return the results of its runs."""
     if runs is None:
         return prompts, {}
-    telling = [row for row in rows if len(row.counts) > 1]
-    ranks, results = runs.rank(telling) if runs.judge.kind == "openai" else ({}, {})
+    varied = [row for row in rows if len(row.counts) > 1]
+    ranks, results = runs.rank(varied) if runs.judge.kind == "openai" else ({}, {})
     selections = {prompt.id: {prompt.selected(model) for model in models} for prompt in prompts}
-    preferred, compared = runs.compare(telling, selections)
+    preferred, compared = runs.compare(varied, selections)
     judged = [replace(prompt, ranks=ranks.get(prompt.id), preferred=preferred.get(prompt.id)) for prompt in prompts]
     return judged, {"ranking": results, "comparisons": compared}
 
 
 def _selection(row: Candidates, prompt: ScoredPrompt) -> dict[str, Any]:
-    """Return a line of `selections.jsonl`: each scorer's selection, and everything known of the candidates."""
+    """Return a line of `selections.jsonl`: each scorer's selection, and all rewards and ranks."""
     return {
         "id": row.id,
         "group": row.group,

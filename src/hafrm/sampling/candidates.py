@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hafrm.data import ReadOptions, SourceReport, fingerprint, nothing_left, read_records
-from hafrm.data.collecting import Drop
+from hafrm.data.reports import Drop
 from hafrm.errors import BadRowReason, DataError
 from hafrm.pairs import Conversation, Message, Prompt, prompt_group
-from hafrm.rows import RowReader
+from hafrm.rows import Row
 from hafrm.sampling.samples import MANIFEST_FILE, SAMPLES_FILE
+from hafrm.store import read_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +35,7 @@ class Candidates:
 
     @property
     def conversations(self) -> tuple[Conversation, ...]:
-        """One conversation per response; all of them are scored in one call, so that their prompt is encoded once."""
+        """One conversation per response. Scored in one call, they share the computation of the prompt."""
         return tuple(Conversation(self.prompt, response) for response in self.responses)
 
     @property
@@ -62,22 +62,22 @@ class CandidateScore:
     rewards: list[float | None]
     """One per distinct response; None if it could not be scored."""
     unscored: str = ""
-    """Why a response has no reward: "overlong", or "refused_by_template"."""
+    """Why a response has no reward, such as "overlong"; empty if all have one."""
 
     @property
     def complete(self) -> tuple[float, ...]:
-        """Return the rewards as numbers, for a prompt whose responses all have one."""
+        """The rewards, if all responses have one."""
         assert not self.unscored
         return tuple(reward for reward in self.rewards if reward is not None)
 
 
 @dataclass
 class CandidateSet:
-    """The candidates of a file, and the number of rows without any."""
+    """The candidates of a file, and the number of rows left out."""
 
     rows: list[Candidates] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
-    """Rows that were not sampled for, or that break the contract, by reason."""
+    """Number of rows that are invalid, or for which nothing was sampled, by reason."""
 
     @property
     def sha256(self) -> str:
@@ -91,12 +91,12 @@ def load_candidates(samples: str, options: ReadOptions) -> CandidateSet:
     Args:
         samples: The folder of a `hafrm sample`, or a file whose rows have `prompt` and `responses` (strings or chat
             messages; optional `counts`, and `group`). Equal responses are merged.
-        options: What to do with rows that break the contract.
+        options: What to do with invalid rows.
 
     Raises:
-        BadRowError: a row breaks the contract, and such rows are not to be skipped.
+        BadRowError: a row is invalid, and `on_bad_row` is not `skip`.
         UnreadableError: the file can't be read.
-        DataError: there is no row with responses, or the folder's `hafrm sample` has not finished.
+        DataError: no row has responses, or the `hafrm sample` of the folder is unfinished.
     """
     path = Path(samples)
     if path.is_dir():
@@ -110,33 +110,32 @@ def load_candidates(samples: str, options: ReadOptions) -> CandidateSet:
 
 
 def _require_finished(folder: Path) -> None:
-    """Raise if sampling is unfinished: it starts with the longest prompts, so a part of them is not representative.
+    """Raise if sampling is unfinished: it starts with the longest prompts, which are not representative.
 
-    A folder without a manifest contains samples of the user's own.
+    A folder without a manifest contains samples from elsewhere.
     """
     path = folder / MANIFEST_FILE
     if not path.exists():
         return
-    try:
-        status = json.loads(path.read_text(encoding="utf-8"))["status"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    manifest = read_json(path)
+    if manifest is None or "status" not in manifest:
         raise DataError(
-            f"{path} is damaged, so nobody knows whether the samples are whole. Sample again into another folder."
-        ) from error
-    if status != "finished":
+            f"{path} is damaged, so whether the samples are complete is unknown. Sample again into another folder."
+        )
+    if manifest["status"] != "finished":
         raise DataError(
-            f"{folder} holds an unfinished `hafrm sample`, and the prompts that it has drawn for are the longest ones. "
-            "Give the same `hafrm sample` again: it resumes from what is there."
+            f"{folder} contains an unfinished `hafrm sample`, which has only sampled for the longest prompts so far. "
+            "Run the same `hafrm sample` again to finish it."
         )
 
 
-def _candidates(reader: RowReader) -> Candidates | Drop:
-    """Read a prompt with its responses; an empty response is one too, since a model may end at once."""
-    if reader.row.get("unsampled"):
-        return Drop(str(reader.row["unsampled"]))
+def _candidates(reader: Row) -> Candidates | Drop:
+    """Read a prompt with its responses, which may be empty because a model may stop at once."""
+    if reader.fields.get("unsampled"):
+        return Drop(str(reader.fields["unsampled"]))
     prompt = reader.prompt()
     responses = reader.responses("Give at least one response.", bool)
-    counts = reader.row.get("counts", [1] * len(responses))
+    counts = reader.fields.get("counts", [1] * len(responses))
     whole = isinstance(counts, list) and all(type(count) is int and count > 0 for count in counts)
     if not whole or len(counts) != len(responses):
         problem, remedy = "does not contain a number above 0 for each response", "Correct it, or leave the field out."

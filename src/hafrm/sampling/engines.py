@@ -27,7 +27,7 @@ class Draw:
     """One sampled response."""
 
     text: str
-    """Without special tokens and surrounding white space; may be empty."""
+    """The text without special tokens and surrounding white space; may be empty."""
     tokens: int
     """Number of drawn tokens, including the one that ends the response."""
     finished: bool
@@ -38,10 +38,10 @@ class Generator(Protocol):
     """Samples responses."""
 
     def count_tokens(self, prompts: Sequence[Prompt]) -> list[int]:
-        """Count the tokens of each prompt, for laying out batches and finding over-long prompts.
+        """Count the tokens of each prompt, to form batches and find over-long prompts.
 
         Raises:
-            RefusedError: some prompts can't be rendered; names them, so that a caller can leave them out.
+            RefusedError: some prompts can't be rendered; lists them, so that callers can leave them out.
         """
         ...
 
@@ -51,7 +51,7 @@ class Generator(Protocol):
 
 
 def prompt_seed(seed: int, prompt: Prompt) -> int:
-    """Return a prompt's seed, which depends only on the run's seed and the prompt's text."""
+    """Return a prompt's seed, which only depends on the run's seed and the prompt."""
     turns = (f"{turn.role}\x1f{turn.content}{turn.more}" for turn in prompt.turns)
     text = "\x1e".join([str(seed), *turns]) + prompt.arguments
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6])  # 48 bits: seed + j fits every engine
@@ -60,7 +60,7 @@ def prompt_seed(seed: int, prompt: Prompt) -> int:
 class GumbelNoise(LogitsProcessor):
     """Adds standard Gumbel noise to log-probabilities, seeded per row.
 
-    Greedy search then takes the highest sum, which is a draw from the softmax (the Gumbel-max trick).
+    The token with the highest sum is then a draw from the softmax (the Gumbel-max trick), so greedy search samples.
 
     Args:
         seeds: One per row.
@@ -75,16 +75,16 @@ class GumbelNoise(LogitsProcessor):
         noise = torch.empty_like(scores, dtype=torch.float32)
         for row, stream in zip(noise, self.streams, strict=True):
             row.exponential_(generator=stream)
-        # If uniform numbers have 24 bits, one exponential draw in 2^24 is 0, which is infinite noise; with a large
-        # vocabulary that affects one token in hundreds. Replace it by 2^-25, the mean of the draws below 2^-24.
+        # With uniform numbers of 24 bits, one exponential draw in 2^24 is 0, that is infinite noise; with a large
+        # vocabulary this happens every few hundred steps. Replace 0 by 2^-25, the mean of the draws below 2^-24.
         return scores.float() - noise.clamp_min_(_LEAST).log_()
 
 
 class TransformersGenerator:
-    """A stock causal LM as `Generator`, with separate random numbers for each response.
+    """A stock causal LM as `Generator`, with a separate stream of random numbers for each response.
 
-    `generate` would draw a whole batch from one stream of random numbers, so that a response would depend on its batch.
-    With `GumbelNoise` only rounding depends on the batch.
+    `generate` itself draws a whole batch from one stream, so that a response depends on its batch. With `GumbelNoise`,
+    only rounding depends on the batch.
 
     Args:
         causal_lm: The model, on its device.
@@ -109,7 +109,6 @@ class TransformersGenerator:
         return [draws[start : start + n] for start in range(0, len(draws), n)]
 
     def _generate(self, rows: Sequence[Sequence[int]], seeds: Sequence[int]) -> Tensor:
-        """Generate the new tokens of each row, [S, T]."""
         noise = GumbelNoise(seeds, next(self.causal_lm.parameters()).device)
         return continuations(
             self.causal_lm,
@@ -143,14 +142,14 @@ class VllmGenerator:
     Args:
         model: Folder or hub id of a causal LM.
         tokenizer: Its prepared tokenizer, with a chat template.
-        options: How to draw; vLLM makes its own batches.
+        options: How to draw; `batch_size` has no effect.
         dtype: Dtype of the weights, by vLLM's name.
         max_length: Maximum tokens of a prompt with its response; None: the model's own limit.
         trust_remote_code: Run modelling code that comes with the model.
 
     Raises:
         MissingExtraError: vLLM is not installed.
-        ModelError: the folder is a run, which vLLM does not load, or nothing loads from there.
+        ModelError: the folder is a run, which vLLM does not load, or vLLM can't load the model.
     """
 
     def __init__(

@@ -1,7 +1,6 @@
-"""Ask a judge that gives no rewards about candidates: to rank all draws, and to compare what scorers selected.
+"""Verdicts on candidates of a judge that gives no rewards: it ranks all draws, and compares what scorers selected.
 
-Both use runs of `hafrm judge`, in folders next to the results, so that they resume and ask nothing twice. They share
-one budget.
+Both are runs of `hafrm judge` in folders next to the results, so they resume and never ask twice. They share a budget.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from hafrm.judging.run import judge_rows
 from hafrm.judging.verdicts import VERDICTS_FILE, nothing_judged
 from hafrm.models.options import ScoreOptions
 from hafrm.sampling.candidates import Candidates
+from hafrm.store import LineFile
 
 Places = tuple[int, int]
 
@@ -51,7 +51,7 @@ class JudgeRuns:
         score: How to run a local judge.
         trust_remote_code: Run modelling code that comes with a local judge.
         seed: Seed for the order in which responses are shown.
-        budget: The common limits at an endpoint.
+        budget: The shared limits at an endpoint.
         say: Called with a line if a stopped run is resumed.
     """
 
@@ -74,7 +74,7 @@ class JudgeRuns:
             require_askable(self.judge)
 
     def rank(self, rows: Sequence[Candidates]) -> tuple[dict[str, tuple[float, ...]], dict[str, Any]]:
-        """Return the ranks of each row's distinct responses, infinity if the judge left them unranked.
+        """Return the ranks of each row's distinct responses, infinity for unranked ones.
 
         Every draw is shown, duplicates included. Rows with an empty response are not asked about.
 
@@ -95,7 +95,7 @@ class JudgeRuns:
     def compare(
         self, rows: Sequence[Candidates], selections: Mapping[str, set[int]]
     ) -> tuple[dict[str, dict[Places, float]], dict[str, Any]]:
-        """Return the judge's preference between each two of the responses that scorers selected.
+        """Return the judge's preference for each pair of responses that scorers selected.
 
         Args:
             rows: The candidates.
@@ -106,7 +106,7 @@ class JudgeRuns:
             row with a missing answer is left out. Also the contents of the run's `results.json`.
 
         Raises:
-            ModelError: the judge gave no verdict at all.
+            ModelError: the judge gave no verdict.
         """
         pairs = {row.id: [(a, b) for a in selections[row.id] for b in selections[row.id] if a < b] for row in rows}
         shown = [row for row in rows if all(row.texts[place].strip() for place in selections[row.id])]
@@ -124,7 +124,7 @@ class JudgeRuns:
         if not rows:
             return [], {}
         digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]
-        folder = self.folder / f"{mode}-{digest}"  # rows of another set of scorers, for example, need a separate run
+        folder = self.folder / f"{mode}-{digest}"  # other scorers select other rows, which need a run of their own
         data = folder / "rows.jsonl"
         if not data.exists():
             with atomic.new_file(data) as file:
@@ -142,8 +142,7 @@ class JudgeRuns:
         results = judge_rows(config, budget=self.budget, say=self.say)
         if not results["judged"] and results["run"]["stopped"] is None:  # a stopped run may have no verdict yet
             raise ModelError(f"The judge: {nothing_judged(results)}")
-        lines = [json.loads(line) for line in (folder / VERDICTS_FILE).read_bytes().split(b"\n") if line]
-        ranks = {line["id"]: line["ranks"] for line in lines}
+        ranks = dict(LineFile(folder / VERDICTS_FILE).read(lambda line: (line["id"], line["ranks"])))
         return [ranks.get(f"{data}:{number}") for number in range(1, len(rows) + 1)], results
 
 

@@ -20,7 +20,7 @@ class SampleOptions:
     """Options for drawing responses."""
 
     top_p: float = option(0.9, above=0, most=1)
-    """Nucleus sampling: the smallest set of tokens with at least this share of the probability."""
+    """Nucleus sampling: draw from the most probable tokens that together have at least this probability."""
 
     temperature: float = option(1.0, above=0)
     max_new_tokens: int = option(256, least=1)
@@ -30,7 +30,7 @@ class SampleOptions:
     """Responses drawn at a time; those of one prompt stay together. vLLM makes its own batches."""
 
     seed: int = 0
-    """Random seed. The same seed draws the same responses to a prompt, whatever other prompts there are."""
+    """Random seed. The responses to a prompt do not depend on the other prompts."""
 
     def __post_init__(self) -> None:
         check(self, "sampling.")
@@ -82,7 +82,9 @@ class SampleConfig:
     """Dtype of the weights. `auto`: the one that the model was saved in."""
 
     trust_remote_code: bool = False
-    """Run Python code that comes with the model. Such code can do anything that you can, so leave this off."""
+    """Run Python code that comes with the model. Such code can do anything that you can: leave this off unless you
+    trust it.
+    """
 
     data_options: ReadOptions = field(default_factory=ReadOptions)
 
@@ -91,7 +93,7 @@ class SampleConfig:
         if self.engine == "vllm" and self.device is not None:
             raise ConfigError("device has no effect with --engine vllm, which chooses its own: leave it out.")
         if is_server(self.model):
-            raise ConfigError(f"{self.model} is a reward server, which gives no responses. Give a causal model.")
+            raise ConfigError(f"{self.model} is a reward server, which generates no responses. Give a causal model.")
 
     @property
     def chosen_engine(self) -> Literal["transformers", "vllm"]:
@@ -129,7 +131,7 @@ class BestOfNConfig(ScorerChoice):
     """The folder for results.json, selections.jsonl and the page. Scores of an earlier run in it are reused."""
 
     judge: JudgeOptions | None = None
-    """The judge of the responses: `reward` and `oracle` give rewards, and so also the curve over n; `openai` ranks the
+    """The judge of the responses. `reward` and `oracle` give rewards, needed for the curve over n; `openai` ranks the
     draws and compares what scorers selected; `local` only compares. Without a judge, only agreement is computed.
     """
 
@@ -148,5 +150,5 @@ class BestOfNConfig(ScorerChoice):
 
     @property
     def gold(self) -> bool:
-        """Return whether the judge gives rewards."""
+        """Whether the judge gives rewards."""
         return self.judge is not None and self.judge.kind in ("reward", "oracle")

@@ -1,7 +1,7 @@
-"""Sample N responses per prompt: lay out batches, draw what is missing, write each batch when it is drawn.
+"""`hafrm sample`: form batches of prompts, draw the missing responses, and write each batch as it is drawn.
 
-Batches are laid out over all prompts, including finished ones, and a half-written batch is drawn again, so that a
-resumed run ends with the same file as an uninterrupted one.
+Batches are formed of all prompts, including finished ones, and a half-written batch is drawn again, so that a resumed
+run writes the same file as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from hafrm.models.generating import prompt_lengths
 from hafrm.models.hybrid import max_positions
 from hafrm.models.identity import model_identity
 from hafrm.models.options import ScorerChoice, chat_template
-from hafrm.models.outputs import require_unread
 from hafrm.models.runinfo import RUN_FILE
 from hafrm.models.stock import load_causal_lm, loading
 from hafrm.models.tokenizers import load_tokenizer, resize_embeddings
+from hafrm.outputs import require_unread
 from hafrm.sampling.engines import Generator, TransformersGenerator, VllmGenerator, prompt_seed
 from hafrm.sampling.options import SampleConfig
 from hafrm.sampling.samples import MANIFEST_FILE, SAMPLES_FILE, Samples, sample_counts, sample_line, write_manifest
 
 _BATCHES_AT_ONCE = {"transformers": 1, "vllm": 64}
-"""Batches per call of an engine: vLLM is only fast with much work at once."""
+"""Batches per call of an engine: vLLM is only fast with many prompts at once."""
 
 
 def sample(
@@ -46,17 +46,17 @@ def sample(
 
     Args:
         config: What to sample.
-        generator: Generates in place of the model, whose name is only recorded.
-        progress: Called with the number of finished prompts, and of all.
+        generator: Generates instead of the model, whose name is only recorded.
+        progress: Called with the number of finished prompts, and the number of all prompts.
         say: Called with a line if a stopped run is resumed.
 
     Returns:
         The manifest: what the samples depend on, and counts.
 
     Raises:
-        ConfigError: the folder has other samples, or an option can't work.
+        ConfigError: the folder has other samples, or options are incompatible.
         ModelError: the model can't be loaded, or consists only of adapters, which vLLM does not take.
-        BadRowError: the chat template refuses a prompt, and such rows are not to be skipped.
+        BadRowError: the chat template refuses a prompt, and `on_bad_row` is not `skip`.
     """
     atomic.require_folder(Path(config.out))
     for name in (SAMPLES_FILE, MANIFEST_FILE):
@@ -72,7 +72,7 @@ def sample(
         generator, limit = _load(config, say) if generator is None else (generator, config.max_length)
         run = _Run(config, generator, prompts.rows, samples, limit)
         run.draw_missing(progress, say)
-    samples.finish()  # even if none was missing: a killed run may have drawn the last one without sorting them
+    samples.finish()  # even if none was missing: a killed run may have drawn the last batch without sorting
     read = {"model": config.model, "rows": prompts.read, "repeated": prompts.repeated, "skipped": dict(prompts.skipped)}
     return write_manifest(folder, depends_on, "finished", **read, **sample_counts(samples.lines))
 
@@ -179,13 +179,13 @@ class _Run:
 
 
 def _nothing_fits(config: SampleConfig, limit: int | None, *, refused: int, overlong: int) -> DataError:
-    """Explain why no prompt can be answered: the chat template refuses it, or it is too long."""
+    """Explain why nothing can be sampled: the chat template refuses all prompts, or they are too long."""
     if not overlong:
         return DataError(
             f"The chat template of {config.model} refuses every prompt ({refused} of {refused}). Give another model or "
-            "other prompts; `--data_options.on_bad_row error` says what is wrong with the first."
+            "other prompts; `--data_options.on_bad_row error` shows what is wrong with the first."
         )
-    besides = f" (and the chat template refuses {refused} of {refused + overlong})" if refused else ""
+    besides = f" (the chat template refuses {refused} of {refused + overlong} prompts)" if refused else ""
     return DataError(
         f"No prompt leaves room for {config.sampling.max_new_tokens} new tokens within {limit}{besides}. Lower "
         "sampling.max_new_tokens."
@@ -193,12 +193,12 @@ def _nothing_fits(config: SampleConfig, limit: int | None, *, refused: int, over
 
 
 def _depends_on(config: SampleConfig, prompts: Prompts, *, identify: bool) -> dict[str, Any]:
-    """Return what samples depend on, keyed by what messages call it."""
-    choice = ScorerChoice(head="reward", trust_remote_code=config.trust_remote_code)  # without the loss's reference
+    """Return what samples depend on, under the names that messages use."""
+    choice = ScorerChoice(head="reward", trust_remote_code=config.trust_remote_code)  # needs no reference
     identity: dict[str, Any] = {"generator": config.model}
     if identify:
         found = model_identity(config.model, choice, config.score_options)
-        parts = ("its base", "the model", "its reference", "hafrm")  # the base: of adapters in half precision
+        parts = ("its base", "the model", "its reference", "hafrm")  # "its base": of adapters in half precision
         identity = {name: found[name] for name in parts if name in found} | {"dtype": config.dtype}
     return {
         **identity,

@@ -1,8 +1,8 @@
-"""`samples.jsonl` and its manifest, written batch by batch, so that a stopped run can be resumed.
+"""`samples.jsonl` and its manifest, written batch by batch, so that a stopped run can resume.
 
-A line is a prompt with its distinct responses, how often each was drawn, and its length. Equal texts may have been
-drawn as different tokens (surrounding white space is stripped), so the tokens of all draws of a text are summed too.
-`manifest.json` records what the lines depend on before the first of them, and counts after the last.
+A line has a prompt and its distinct responses, each with its number of draws and its length. Equal texts may have been
+drawn as different tokens (surrounding white space is stripped), so the tokens of all draws of a text are also summed.
+`manifest.json` records what the lines depend on before the first is written, and counts after the last.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MANIFEST_FILE = "manifest.json"
 
 
 def sample_line(row: PromptRow, draws: Sequence[Draw], unsampled: str = "") -> dict[str, Any]:
-    """Return a line of `samples.jsonl`: each distinct response once, in the order of first occurrence."""
+    """Return a line of `samples.jsonl`: each distinct response once, in the order of its first draw."""
     alike: dict[str, list[Draw]] = {}
     for draw in draws:
         alike.setdefault(draw.text, []).append(draw)
@@ -50,7 +50,7 @@ class Samples:
 
     Args:
         folder: The folder.
-        depends_on: What the lines depend on, keyed by what messages call it.
+        depends_on: What the lines depend on, under the names that messages use.
         rows: The prompts, in the final order of their lines.
 
     Raises:
@@ -61,7 +61,7 @@ class Samples:
     def __init__(self, folder: Path, depends_on: dict[str, Any], rows: Sequence[PromptRow]) -> None:
         self._file = LineFile(folder / SAMPLES_FILE)
         self._place = {row.id: place for place, row in enumerate(rows)}
-        if self._file.empty:  # an empty run may be reused with any options
+        if self._file.empty:  # without samples, nothing is lost
             _refuse_other_manifests(folder)
             write_manifest(folder, depends_on, "sampling")
             self._rewrite([])
@@ -69,9 +69,7 @@ class Samples:
         RunFolder(folder, MANIFEST_FILE, "samples").require_same(depends_on)
         self.lines: list[dict[str, Any]] = self._file.read(_line)
         if not self.ids <= self._place.keys() or len(self.ids) < len(self.lines):
-            raise DataError(
-                f"{self._file.path} has lines that are not of these prompts, or are repeated. Choose another --out."
-            )
+            raise DataError(f"{self._file.path} has lines of other prompts, or repeated lines. Choose another --out.")
 
     @property
     def ids(self) -> set[str]:
@@ -105,14 +103,14 @@ def _line(value: Any) -> dict[str, Any]:
 
 
 def _refuse_other_manifests(folder: Path) -> None:
-    """Raise rather than overwrite another command's manifest, which identifies its run.
+    """Raise if the folder contains the manifest of another command, which must not be overwritten.
 
     Raises:
-        ConfigError: there is one.
+        ConfigError: there is such a manifest.
     """
     path = folder / MANIFEST_FILE
     if path.exists() and "depends_on" not in (read_json(path) or {}):
-        found = "a run" if read_manifest(folder) else f"a {MANIFEST_FILE} that `hafrm sample` did not write"
+        found = "a training run" if read_manifest(folder) else f"a {MANIFEST_FILE} that `hafrm sample` did not write"
         raise ConfigError(f"{folder} contains {found}. Choose another --out.")
 
 

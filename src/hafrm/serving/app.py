@@ -1,4 +1,4 @@
-"""Assemble the web application: protocols, health checks, metrics and the page, behind a gate."""
+"""The web application: protocols, health checks, metrics and the page, behind a middleware that checks requests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from hafrm.serving.requests import invalid
 from hafrm.serving.service import Metrics, RewardService
 
 OPEN_PATHS = frozenset({"/", "/page.css", "/page.js", "/health", "/ready"})
-"""Paths that need no key, as they reveal nothing about the model."""
+"""Paths that need no key, because they reveal nothing about the model."""
 
 log = logging.getLogger("hafrm.serving")
 
@@ -35,9 +35,9 @@ _PAGE_POLICY = (
     "form-action 'none'; frame-ancestors 'none'"
 )
 _PAGE = {
-    "/": ("page.html", "text/html"),
+    "/": ("serving/page.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
+    "/page.js": ("serving/page.js", "text/javascript"),
 }
 
 
@@ -58,7 +58,7 @@ def build_app(service: RewardService, *, api_key: str | None = None) -> FastAPI:
     app = FastAPI(title="hafrm reward server", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.include_router(router(service))
     _add_state(app, service)
-    _add_page(app)
+    _add_page(app, keyed=api_key is not None)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestError, _request_error)
@@ -70,14 +70,14 @@ def build_app(service: RewardService, *, api_key: str | None = None) -> FastAPI:
 def _add_state(app: FastAPI, service: RewardService) -> None:
     @app.get("/health", tags=["state"])
     async def health() -> dict[str, str]:
-        """Return whether the process answers."""
+        """Report that the process is running."""
         return {"status": "ok"}
 
     @app.get("/ready", tags=["state"])
     async def ready() -> JSONResponse:
-        """Return whether requests can be scored: 200, or 503 once the thread that runs the model has died.
+        """Report whether requests can be scored: 200, or 503 once the thread that runs the model has ended.
 
-        During shutdown the server accepts no connections at all, including those of this check.
+        During shutdown the server accepts no connections, including those of this check.
         """
         if not service.batcher.ready:
             return not_ready()
@@ -89,9 +89,12 @@ def _add_state(app: FastAPI, service: RewardService) -> None:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _add_page(app: FastAPI) -> None:
+def _add_page(app: FastAPI, *, keyed: bool) -> None:
+    """Serve the page; its field for a key is hidden where none is wanted."""
     for path, (name, kind) in _PAGE.items():
-        content = resources.files("hafrm.serving").joinpath(name).read_bytes()
+        content = resources.files("hafrm").joinpath(name).read_bytes()
+        if keyed:
+            content = content.replace(b'class="key" hidden', b'class="key"')
         headers = {"Content-Security-Policy": _PAGE_POLICY, "Referrer-Policy": "no-referrer"}
         answer = Response(content, media_type=kind, headers=headers)
         app.add_route(path, _always(answer), include_in_schema=False)
@@ -120,14 +123,14 @@ async def _request_error(request: Request, error: Exception) -> JSONResponse:
 
 
 class Gate:
-    """ASGI middleware that admits requests, counts their answers, and catches errors of the app.
+    """ASGI middleware that admits requests, counts responses, and catches errors of the app.
 
     Args:
         app: The application.
         config: Where the server listens.
-        metrics: Counts every answer.
+        metrics: Counts every response.
         api_key: The bearer token that clients must send; None: no token is required.
-        paths: The app's paths; all others are counted as one.
+        paths: The app's paths; all others are counted together as "other".
     """
 
     def __init__(
@@ -169,13 +172,13 @@ class Gate:
         headers = dict(scope["headers"])
         names = [name for name, _ in scope["headers"]]
         if names.count(b"authorization") > 1 or {b"content-length", b"transfer-encoding"} <= headers.keys():
-            # A proxy on the way may have used the other of the two.
+            # A proxy in front of the server may have used the other one.
             raise RequestError(400, "ambiguous", "Send one Authorization header, and one form of the body's length.")
         if self._key is None:
-            # DNS rebinding: a page whose host name resolves to this machine must not read answers through a visitor's
-            # browser.
+            # DNS rebinding: a web page whose host name resolves to this machine must not read responses through the
+            # browser of a visitor.
             if is_loopback(self.config.host) and not is_loopback(_host(headers.get(b"host", b""))):
-                raise RequestError(403, "wrong_host", "This server answers to localhost alone.")
+                raise RequestError(403, "wrong_host", "This server only answers requests to localhost.")
         elif scope["path"] not in OPEN_PATHS:
             scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
             if not (hmac.compare_digest(given.strip(), self._key) and scheme.lower() == b"bearer"):
@@ -183,7 +186,6 @@ class Gate:
 
 
 def _refusal(error: Exception) -> ASGIApp:
-    """Return the response to a request that raised an error."""
     if isinstance(error, RequestError):
         return error.response()
     if isinstance(error, ClosedError):

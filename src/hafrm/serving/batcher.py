@@ -1,9 +1,8 @@
-"""Micro-batches across requests: one thread owns the model, and requests that arrive while it is busy run together.
+"""Batches across requests: one thread runs the model, and requests that arrive while it is busy run together.
 
-It works on token groups and a function that scores them, independent of protocols and event loops. There is no timer: a
-request that finds the model idle runs at once, and under load batches form by themselves. Requests take turns: one with
-more tokens than fit in a batch is split, and others run between its parts. The caller limits how many requests can wait
-(`Gate`).
+Works on token groups and a function that scores them, independent of protocols and event loops. There is no timer: if
+the model is idle, a request runs at once, and under load batches form by themselves. Requests take turns: one with more
+tokens than fit into a batch is split, and others run between its parts. The caller limits how many requests can wait.
 """
 
 from __future__ import annotations
@@ -21,17 +20,17 @@ Score = Callable[[Sequence[TokenGroup]], list[float]]
 
 
 class ClosedError(Exception):
-    """The batcher accepts no more work."""
+    """The batcher no longer accepts requests."""
 
 
 class Job:
     """One request's sequences, the progress of their scoring, and the future of their rewards.
 
-    Creating a job takes time if there are many sequences; `Batcher.submit` does not.
+    Creating a job with many sequences takes time; submitting it does not.
 
     Args:
         groups: The sequences, at least one.
-        share_prompts: Whether sequences with a common prompt compute it once if they run together.
+        share_prompts: Whether the model encodes a common prompt only once for sequences that run together.
     """
 
     def __init__(self, groups: Sequence[TokenGroup], *, share_prompts: bool = False) -> None:
@@ -47,7 +46,7 @@ class Job:
 
     @property
     def waits(self) -> bool:
-        """Return whether there is more to score, for a client that is still connected."""
+        """Whether there is more to score for a client that is still connected."""
         return bool(self._rest) and not self.future.cancelled()
 
     def _order(self, place: int) -> tuple[int, int, int]:
@@ -55,8 +54,11 @@ class Job:
         return len(group.prompt), self._prompts[place], group.unique_tokens
 
     def take(self, share: int, most: float) -> tuple[Part, int]:
-        """Take the next sequences, and return them with their number of tokens: the first within `most`, more within
-        `share`.
+        """Take the next sequences and return them with their number of tokens.
+
+        Args:
+            share: Maximum tokens of all sequences together.
+            most: Maximum tokens of the first sequence, which may exceed `share`.
         """
         places: list[int] = []
         taken = 0
@@ -71,7 +73,7 @@ class Job:
         return Part(self, places), taken
 
     def add(self, rewards: dict[int, float]) -> None:
-        """Record rewards by index, and deliver all of them once complete."""
+        """Record rewards by index; deliver them once there are rewards for all sequences."""
         self._rewards |= rewards
         if len(self._rewards) == len(self.groups) and self.future.set_running_or_notify_cancel():
             self.future.set_result([self._rewards[place] for place in range(len(self.groups))])
@@ -102,7 +104,7 @@ class Batcher:
     Args:
         score: Returns the reward of each group; only called by the batcher's thread.
         tokens_per_batch: Maximum tokens that run together; a longer sequence runs by itself.
-        batch_requests: Whether requests may run together at all.
+        batch_requests: Whether requests may run together.
         observe: Called before each batch with its numbers of conversations and tokens.
     """
 
@@ -130,15 +132,14 @@ class Batcher:
 
     @property
     def ready(self) -> bool:
-        """Whether work is accepted."""
+        """Whether requests are accepted."""
         return not self._closing and self._thread.is_alive()
 
     def submit(self, job: Job) -> Future[list[float]]:
         """Queue a request's sequences.
 
         Returns:
-            Their rewards, in order, or the error that scoring them raised. Cancelling the future drops what has not
-            run.
+            A future of their rewards, in order. If it is cancelled, sequences that have not run are dropped.
 
         Raises:
             ClosedError: the batcher is closing.
@@ -166,7 +167,7 @@ class Batcher:
             self._answer(parts)
 
     def _next(self) -> list[Part]:
-        """Return the next parts to run together; none once the batcher is closed and has answered all."""
+        """Wait for the next parts to run together; return none once the batcher is closed and no request waits."""
         with self._changed:
             while True:
                 self._changed.wait_for(lambda: self._waiting or self._closing)
@@ -177,8 +178,9 @@ class Batcher:
                     return []
 
     def _turns(self) -> list[Part]:
-        """Make a batch: an equal share per request, then the rest for those that have more. A different request is
-        first each time.
+        """Form a batch: an equal share per request, then the remaining room for requests that have more sequences.
+
+        Each batch starts with a different request.
         """
         parts: list[Part] = []
         left = self._tokens_per_batch
@@ -193,7 +195,7 @@ class Batcher:
         return parts
 
     def _answer(self, parts: Sequence[Part]) -> None:
-        """Score parts together; if that fails, score them one by one, so that only the faulty one gets an error."""
+        """Score parts together; if that fails, score them one by one, so that only the failing one gets the error."""
         try:
             rewards = iter(self._score([group for part in parts for group in part.groups]))
             found = [{place: next(rewards) for place in part.places} for part in parts]

@@ -1,4 +1,4 @@
-"""Options of the server, separate from the web framework, so that `hafrm serve --help` does not need it."""
+"""Options of `hafrm serve`. They do not load the web framework, so `--help` works without it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hafrm.models.options import ScoreOptions, ScorerChoice
 from hafrm.options import check, option
 
 MAX_ITEMS = 2**14
-"""Maximum entries of any list in a request; `max_conversations` limits conversations more tightly."""
+"""Maximum length of any list in a request; `max_conversations` is the lower limit for conversations."""
 
 
 def is_loopback(host: str) -> bool:
@@ -50,8 +50,8 @@ class ServeConfig(ScorerChoice):
     """Maximum number of conversations per request."""
 
     body_timeout: float = option(30.0, above=0)
-    """Seconds for a request's body to arrive, and for the client to read the answer; a head, or the first byte of a new
-    connection, has at most five of them. Slower connections are closed.
+    """Seconds for a request's body to arrive, and for the client to read the response. The head of a request, or the
+    first byte of a new connection, must arrive within five seconds. Slower connections are closed.
     """
 
     batch_requests: bool = True

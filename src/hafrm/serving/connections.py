@@ -1,9 +1,8 @@
-"""Limit connections: their number, how long one may be silent, and what happens at its end. Works on HTTP, not on
-paths.
+"""Limits of connections: how many there are, how long each may be silent, and what happens when a client closes one.
 
-Uvicorn's server accepts every connection that the system offers; `Server` here accepts one only if it has a free slot,
-so that neither files nor memory run out, and others wait in the system's queue. Uvicorn treats the end of a client's
-data as a disconnect; `Connection` here still answers complete requests.
+Uvicorn's server accepts every connection; `Server` accepts one only if it has a free slot, so that neither files nor
+memory run out, and the others wait in the system's queue. Uvicorn treats the end of a client's data as a disconnect;
+`Connection` still answers complete requests.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ from hafrm.serving.config import ServeConfig
 
 _FILES = 2**16  # open files, if the system sets no limit
 _GRACE = 30  # seconds for requests in flight on shutdown
-_HEAD = 5.0  # seconds for a request's head, which clients send at once
-_LOOK = 0.5  # seconds between checks of whether a client that sends no more is still connected
-_PAUSE = 0.2  # seconds until the next try, if the system is out of files or memory
-_SELDOM = 60.0  # seconds between equal lines in the log
+_HEAD = 5.0  # seconds for a request's head, which clients send in one piece
+_LOOK = 0.5  # seconds between checks whether a client that has finished sending is still connected
+_PAUSE = 0.2  # seconds until the next attempt if the system is out of files or memory
+_SELDOM = 60.0  # seconds between warnings in the log
 
 log = logging.getLogger("hafrm.serving")
 
 
 def raise_file_limit() -> int:
-    """Raise the limit of open files of this process as far as allowed; return it."""
+    """Raise this process's limit of open files as far as allowed, and return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if resource.RLIM_INFINITY in (soft, hard):
         most = _FILES if soft == resource.RLIM_INFINITY else max(soft, _FILES)
@@ -86,13 +85,13 @@ class Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         while True:
             if self._places.locked():
-                self._say(f"all {self._most} connections are taken; others wait")
+                self._say(f"all {self._most} connections are in use; others wait")
             await self._places.acquire()
             try:
                 accepted, _ = await loop.sock_accept(self._listener)
             except OSError as error:  # the client left at once, or the system is out of files or memory
                 self._places.release()
-                self._say(f"a connection can't be taken ({error.strerror})")
+                self._say(f"a connection can't be accepted ({error.strerror})")
                 await asyncio.sleep(_PAUSE)
                 continue
             await loop.connect_accepted_socket(self._connection, accepted)
@@ -114,27 +113,27 @@ class Server(uvicorn.Server):
 
 
 class Connection(H11Protocol):
-    """One connection, which is closed if a request's head, or the client's reading of an answer, takes too long.
+    """A connection that is closed if a request's head arrives too slowly, or the client reads a response too slowly.
 
     Args:
-        patience: Seconds for each of them; a head has no more than five.
+        patience: Seconds for either; at most five for a head.
         on_lost: Called once the connection has ended.
-        **uvicorns: Arguments of uvicorn's connections.
+        **arguments: Arguments of uvicorn's class.
     """
 
-    def __init__(self, *, patience: float, on_lost: Callable[[], None], **uvicorns: Any) -> None:
-        super().__init__(**uvicorns)
+    def __init__(self, *, patience: float, on_lost: Callable[[], None], **arguments: Any) -> None:
+        super().__init__(**arguments)
         self._patience, self._on_lost = patience, on_lost
         self._head_due: asyncio.TimerHandle | None = None
         self._ended = False
 
     @property
     def _idle(self) -> bool:
-        """Return whether no request is being read or answered."""
+        """Whether no request is being read or answered."""
         return self.cycle is None or self.cycle.response_complete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for the first head."""
+        """Start the timeout of the first head."""
         super().connection_made(transport)
         self._watch()
 
@@ -145,7 +144,7 @@ class Connection(H11Protocol):
         self._on_lost()
 
     def data_received(self, data: bytes) -> None:
-        """Read on; a head's timeout starts at its first byte, not its last."""
+        """Read more of a request; the timeout of its head starts at the first byte."""
         super().data_received(data)
         if self._idle:
             self._watch()
@@ -153,7 +152,7 @@ class Connection(H11Protocol):
             self._unwatch()
 
     def on_response_complete(self) -> None:
-        """Read the next request, or close if the client sends no more or does not read."""
+        """Read the next request; close the connection if the client has finished sending or does not read."""
         super().on_response_complete()
         if self._ended and (self._idle or self.cycle.more_body):
             self.transport.close()
@@ -161,7 +160,7 @@ class Connection(H11Protocol):
             self.loop.call_later(self._patience, self._abort_unread)
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Answer a complete request; return whether there is one."""
+        """Keep the connection open (True) if a complete request is still to be answered."""
         if self._idle or self.cycle.more_body:
             return False
         if not self._ended:
@@ -170,10 +169,10 @@ class Connection(H11Protocol):
         return True
 
     def _look(self) -> None:
-        """Check whether a client that sends no more still waits for its answer, or has left.
+        """Check whether a client that has finished sending still waits for the response.
 
-        The two only differ once something is sent, so an interim response is sent, which every HTTP 1.1 client skips.
-        The system of a client that has left answers it with a reset, at which the next one fails.
+        This can only be found out by sending something: an interim response, which every HTTP 1.1 client skips. If the
+        client has left, its system answers with a reset, and the next write fails.
         """
         if self.transport.is_closing():
             return

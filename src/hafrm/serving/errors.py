@@ -1,4 +1,4 @@
-"""Error responses: one JSON shape, without tracebacks and without echoing the body; and untrusted text in the log."""
+"""Error responses, in one JSON form without tracebacks or text of the request, and bounded tracebacks for the log."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from traceback import TracebackException
 
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+
+from hafrm.errors import printable
 
 _HEADERS: dict[int | str, dict[str, str]] = {
     401: {"WWW-Authenticate": "Bearer"},
@@ -21,8 +23,8 @@ class RequestError(HTTPException):
 
     Args:
         status: The HTTP status.
-        kind: A word for programs.
-        message: A sentence for people.
+        kind: The error's type, for programs.
+        message: The error in words, for people.
     """
 
     def __init__(self, status: int, kind: str, message: str) -> None:
@@ -36,29 +38,23 @@ class RequestError(HTTPException):
 
 def error_response(status: int, kind: str, message: str, *, request_id: str | None = None) -> JSONResponse:
     """Return an error as `{"error": {"type", "message", "code", "id"}}`; the id is also in the server's log."""
-    sayable = message.encode("utf-8", "replace").decode("utf-8")  # names of fields can contain lone surrogates
-    body = {"error": {"type": kind, "message": sayable, "code": status, "id": request_id}}
+    valid = message.encode("utf-8", "replace").decode("utf-8")  # field names may contain lone surrogates
+    body = {"error": {"type": kind, "message": valid, "code": status, "id": request_id}}
     return JSONResponse(body, status_code=status, headers=_HEADERS.get(kind) or _HEADERS.get(status))
 
 
 def not_ready() -> JSONResponse:
-    """Return the response after the model's thread has died; it is not restarted."""
-    return error_response(503, "not_ready", "The thread that runs the model has ended: start the server again.")
+    """Return the response if the thread that runs the model has ended; it is not restarted."""
+    return error_response(503, "not_ready", "The thread that runs the model has ended. Restart the server.")
 
 
 _LINES, _CHARACTERS = 60, 300
 
 
-def shown(text: str, most: int = _CHARACTERS) -> str:
-    """Return a text's beginning as one line, with unprintable characters escaped."""
-    cut = text if len(text) <= most else f"{text[:most]}..."
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
-
-
 def traceback_text(error: BaseException) -> str:
     """Return an error's traceback in a bounded number of bounded lines, with as many of its causes as fit."""
     lines = (line for part in TracebackException.from_exception(error, limit=-20).format() for line in _split(part))
-    return "\n".join(shown(line) for line in islice(lines, _LINES))
+    return "\n".join(printable(line, _CHARACTERS) for line in islice(lines, _LINES))
 
 
 def _split(part: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the protocols' requests share: texts, token ids, turns, and the further input of chat templates."""
+"""Parts of requests that several protocols share: texts, token ids, turns, and further input of chat templates."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Values = Annotated[list[_Values], Field(max_length=MAX_ITEMS, fail_fast=True)]
 
 
 class StrictBody(BaseModel):
-    """A body that refuses unknown fields. Only the first is named, as one is enough to refuse."""
+    """A body that refuses unknown fields. Only the first of them is reported."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -62,8 +62,8 @@ class Turn(StrictBody):
             kind = part.get("type") if isinstance(part, dict) else None
             if isinstance(kind, str) and kind not in TEXT_PARTS:
                 raise ValueError(
-                    f"a content part is of type {printable(kind, 40)!r}: images, audio and video are not read, as "
-                    "rewards are of text. Leave out the conversation, or the part."
+                    f"a content part is of type {printable(kind, 40)!r}: only text is "
+                    "scored, not images, audio or video. Leave out the conversation, or the part."
                 )
         return {key: value for key, value in sent.items() if value is not None}
 
@@ -106,7 +106,7 @@ class Columns(Tools):
 
 
 class ConsumerRequest(BaseModel):
-    """A request in another program's format: unknown fields are ignored."""
+    """A request in another program's format, whose unknown fields are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
@@ -122,7 +122,7 @@ class ConsumerRequest(BaseModel):
 
 
 _OF_CONVERSATIONS = {"system", *UNRENDERED_COLUMNS, *MEDIA_COLUMNS}
-"""Fields that would change a conversation."""
+"""Fields that are part of a conversation, and must not be ignored."""
 
 AnyForm = Text | Ids | Turns
 """A conversation as rendered text, as token ids, or as messages that end in the response."""
@@ -132,15 +132,13 @@ def input_of(form: str | list[int] | list[Turn], columns: Mapping[str, Any]) -> 
     """Convert any form of a conversation to the input to score.
 
     Raises:
-        RequestError: there are columns, which rendered text has no use for.
+        RequestError: there are columns, which have no effect on rendered text.
     """
     turns = [] if isinstance(form, str) else [turn for turn in form if isinstance(turn, Turn)]
     if form and len(turns) == len(form):
         return conversation(turns[:-1], turns[-1:], columns)
     if given := [name for name, value in columns.items() if value]:
-        raise RequestError(
-            400, "unsupported", f"`{given[0]}` has no effect on text that is rendered already: send messages."
-        )
+        raise RequestError(400, "unsupported", f"`{given[0]}` has no effect on rendered text. Send messages instead.")
     if isinstance(form, str):
         return form
     return TokenIds(tuple(token for token in form if isinstance(token, int)))

@@ -1,13 +1,13 @@
-"""The protocols: each has requests, responses and routes.
+"""The protocols, each with its requests, responses and routes.
 
-- hafrm's own, `/v1/rewards`: conversations in; rewards, tokens, and reasons for missing rewards out.
-- OpenRLHF's remote reward model (`--remote_rm_url http://HOST:PORT/get_reward`): rendered texts in.
-- LLaMA-Factory's (`reward_model_type: api`, `reward_model: http://HOST:PORT/v1/score/evaluation`): it posts to the
-  exact URL that it is given, and the path is that of its own server.
-- vLLM's `/classify`, `/pooling` and `/rerank`, as verl and rerankers call them. `/classify` and `/rerank` return
+- hafrm's own, `/v1/rewards`: takes conversations, returns rewards, tokens, and reasons for missing rewards.
+- OpenRLHF's remote reward model (`--remote_rm_url http://HOST:PORT/get_reward`): takes rendered texts.
+- LLaMA-Factory's (`reward_model_type: api`, `reward_model: http://HOST:PORT/v1/score/evaluation`): LLaMA-Factory posts
+  to exactly this URL, whose path is that of its own server.
+- vLLM's `/classify`, `/pooling` and `/rerank`, as called by verl and rerankers. `/classify` and `/rerank` return
   sigma(reward), or the reward itself if the request has `use_activation: false`; `/pooling` returns the reward unless
-  the field is true. vLLM's own defaults differ, also between models (one whose config has `problem_type: regression`,
-  like hafrm's exports, is not activated), so clients should always send the field.
+  the field is true. The defaults of vLLM depend on its version and on the model (it does not activate models whose
+  config has `problem_type: regression`, such as hafrm's exports), so clients should always send the field.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import math
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
@@ -39,7 +40,7 @@ from hafrm.serving.messages import (
 )
 from hafrm.serving.reading import Input, PromptedText
 from hafrm.serving.requests import route_class
-from hafrm.serving.service import RewardService
+from hafrm.serving.service import Outcome, RewardService
 
 Activation = Annotated[bool | None, Field(validation_alias=AliasChoices("use_activation", "activation", "softmax"))]
 
@@ -54,7 +55,7 @@ class ConversationBody(StrictBody, Columns):
 
 
 class RewardsRequest(StrictBody):
-    """Conversations to score. Those with the same prompt share its computation."""
+    """Conversations to score. A prompt that several of them share is encoded once."""
 
     conversations: Annotated[list[ConversationBody], Field(max_length=MAX_ITEMS, fail_fast=True)]
 
@@ -91,7 +92,7 @@ class RewardsResponse(BaseModel):
 class GetRewardRequest(ConsumerRequest, Columns):
     """Whole rendered conversations; token ids and messages are accepted too. Labels are ignored.
 
-    A prompt shows where its response begins, if the text begins with the prompt or its decoded form.
+    If a text begins with its prompt, rendered or decoded, the prompt shows where the response begins.
     """
 
     query: Annotated[list[AnyForm], Field(max_length=MAX_ITEMS, fail_fast=True)]
@@ -137,9 +138,7 @@ class ScoreResponse(BaseModel):
 
 
 class _Request(ConsumerRequest):
-    """Common fields of the requests. Unsupported fields that would change a reward are read so that they can be
-    refused.
-    """
+    """Common fields of vLLM's requests. Unsupported fields that would change a reward are declared to be refused."""
 
     model: Name | None = None
     use_activation: Activation = None
@@ -172,8 +171,8 @@ _UNSUPPORTED = (
     "chat_template",
 )
 _INSTEAD = {
-    "truncate_prompt_tokens": "Leave it out: `--score.overlong truncate` lets the server cut what is too long.",
-    "chat_template": "Leave it out: `--score.chat_template` gives the server another one.",
+    "truncate_prompt_tokens": "Leave it out: with `--score.overlong truncate`, the server truncates.",
+    "chat_template": "Leave it out: start the server with `--score.chat_template` to use another one.",
 }
 
 
@@ -191,7 +190,7 @@ class PoolingRequest(_Request, Columns):
         """
         self.require_supported()
         if (self.input is None) == (self.messages is None):
-            raise RequestError(400, "bad_request", "Give either `input` or `messages`.")
+            raise RequestError(400, "bad_request", "Send either `input` or `messages`.")
         columns = self.columns()
         if self.messages is not None:
             return [conversation(self.messages[:-1], self.messages[-1:], columns)]
@@ -208,7 +207,10 @@ class RerankRequest(_Request, Tools):
     """Number of responses to return; 0: all."""
 
     def inputs(self, bare: Callable[[str], str]) -> list[Input]:
-        """Return each document as an answer to the query; `bare` strips the stop token from generated text.
+        """Return each document as a response to the query.
+
+        Args:
+            bare: Strips the stop token from generated text.
 
         Raises:
             RequestError: there is an unsupported field.
@@ -290,29 +292,13 @@ class RerankResponse(_Answer):
 def router(service: RewardService) -> APIRouter:
     """Return the routes of all protocols."""
     routes = APIRouter(route_class=route_class(service))
+    scored = partial(_scored, service)
 
     @routes.post("/v1/rewards", tags=["hafrm"])
     async def rewards(request: RewardsRequest) -> RewardsResponse:
         """Score conversations."""
         found = await service.outcomes(request.inputs)
-        return RewardsResponse(
-            model=service.name,
-            rewards=[
-                RewardBody(
-                    reward=outcome.reward,
-                    tokens=outcome.reading.tokens,
-                    truncated=outcome.reading.truncated,
-                    unscored=outcome.reading.unscored,
-                    fault=outcome.reading.fault or None,
-                )
-                for outcome in found
-            ],
-        )
-
-    async def scored(inputs: Callable[[], list[Input]]) -> tuple[list[float], Usage]:
-        found = await service.scored(inputs)
-        tokens = sum(reading.tokens for _, reading in found)
-        return [reward for reward, _ in found], Usage(prompt_tokens=tokens, total_tokens=tokens)
+        return RewardsResponse(model=service.name, rewards=[_reward_body(outcome) for outcome in found])
 
     @routes.post("/get_reward", tags=["OpenRLHF"])
     async def get_reward(request: GetRewardRequest) -> GetRewardResponse:
@@ -325,6 +311,13 @@ def router(service: RewardService) -> APIRouter:
         """Score rendered texts."""
         found, _ = await scored(request.inputs)
         return ScoreResponse(model=service.name, scores=found)
+
+    _add_vllm(routes, service)
+    return routes
+
+
+def _add_vllm(routes: APIRouter, service: RewardService) -> None:
+    scored = partial(_scored, service)
 
     @routes.post("/classify", tags=["vLLM"])
     async def classify(request: PoolingRequest) -> ClassifyResponse:
@@ -356,7 +349,23 @@ def router(service: RewardService) -> APIRouter:
         ]
         return RerankResponse(model=service.name, usage=usage, results=items)
 
-    return routes
+
+async def _scored(service: RewardService, inputs: Callable[[], list[Input]]) -> tuple[list[float], Usage]:
+    """Score inputs, all of which must have a reward; also return their tokens."""
+    found = await service.scored(inputs)
+    tokens = sum(reading.tokens for _, reading in found)
+    return [reward for reward, _ in found], Usage(prompt_tokens=tokens, total_tokens=tokens)
+
+
+def _reward_body(outcome: Outcome) -> RewardBody:
+    reading = outcome.reading
+    return RewardBody(
+        reward=outcome.reward,
+        tokens=reading.tokens,
+        truncated=reading.truncated,
+        unscored=reading.unscored,
+        fault=reading.fault or None,
+    )
 
 
 def _shown(rewards: list[float], *, activated: bool) -> list[float]:

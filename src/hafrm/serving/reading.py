@@ -1,8 +1,8 @@
-"""Convert a request's content to token ids: conversations with the encoder, texts and token ids with the frame.
+"""From the inputs of a request to token ids: conversations by the encoder, rendered texts and token ids by the frame.
 
-A rendered text is restored to the form that the tokenizer's chat template writes (`hafrm.frame`), so that its reward is
-that of the same conversation as messages: with the template's beginning, the ending that generated text lacks, and
-without the spaces that decoding adds.
+A rendered text is first restored to the form that the tokenizer's chat template writes (`hafrm.frame`), so that it gets
+the reward of the same conversation sent as messages: the template's beginning and the ending that generated text lacks
+are added, and spaces that decoding added are removed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ OVERLONG = "overlong"
 
 @dataclass(frozen=True)
 class Unfit:
-    """An invalid conversation and the reason: a word for `unscored` in responses, and a sentence for people."""
+    """Why a conversation is invalid: the value of `unscored` in responses, and an explanation."""
 
     reason: str
     fault: str = ""
@@ -30,7 +30,7 @@ class Unfit:
 
 @dataclass(frozen=True)
 class PromptedText:
-    """A rendered text with the rendered prompt that it begins with."""
+    """A rendered text, and the rendered prompt with which it begins."""
 
     text: str
     prompt: str
@@ -38,13 +38,13 @@ class PromptedText:
 
 @dataclass(frozen=True)
 class TokenIds:
-    """A conversation as the token ids of this model's tokenizer."""
+    """A conversation as token ids of this model's tokenizer."""
 
     ids: tuple[int, ...]
 
 
 Input = Conversation | str | PromptedText | TokenIds | Unfit
-"""An input from a protocol: a conversation, a rendered text, its token ids, or the reason why there is none."""
+"""An input of a request: a conversation, a rendered text, its token ids, or the reason why it is invalid."""
 
 
 def characters(item: Input) -> int:
@@ -75,7 +75,7 @@ def pieces(inputs: Sequence[Input], size: int) -> Iterator[Sequence[Input]]:
         yield inputs[start:]
 
 
-_TURN = 256  # an input's fixed cost, in characters
+_TURN = 256  # fixed cost of an input, in characters
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,9 @@ class Reading:
     tokens: int = 0
     """Its tokens before truncation; 0 if it has none."""
     truncated: bool = False
-    """Whether its end was cut off here."""
+    """Whether its end was cut off to fit the limit."""
     unfinished: bool = False
-    """Whether it arrived without a stop token at its end, and is scored as it is."""
+    """Whether it had no stop token at its end, and is scored unchanged."""
     special_tokens: bool = False
     """Whether its messages contain special tokens; see `ScoreOptions.special_tokens`."""
     bordered: bool = True
@@ -97,15 +97,15 @@ class Reading:
     unscored: str | None = None
     """Why it can't be scored."""
     fault: str = ""
-    """What is wrong with it and how to fix it, if there is more to say than `unscored`."""
+    """What is wrong with it and how to fix it, in addition to `unscored`; may be empty."""
 
 
 class Reader:
-    """Reads inputs with a scorer's encoder; for one thread at a time, as tokenizers modify themselves while they work.
+    """Reads inputs with a scorer's encoder; for one thread at a time, because tokenizers are not thread-safe.
 
     Args:
         encoder: The scorer's encoder.
-        stops: Ids of the tokens at which the model stops, according to its config.
+        stops: Ids of the model's stop tokens, according to its config.
     """
 
     def __init__(self, encoder: ConversationEncoder, stops: Sequence[int] = ()) -> None:

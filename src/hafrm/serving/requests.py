@@ -1,4 +1,4 @@
-"""Read a request within its limits, parse it off the event loop, and answer it unless the client leaves."""
+"""Reading of requests: within limits, parsed outside the event loop, and cancelled if the client disconnects."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hafrm.serving.service import RewardService
 
 
 def route_class(service: RewardService) -> type[APIRoute]:
-    """Return a route class whose parameter `request` is read within the service's limits and parsed on its threads."""
+    """Return a route class that reads `request` within the service's limits and parses it on its threads."""
     places = _Places(service)
 
     class Route(APIRoute):
@@ -41,7 +41,7 @@ def route_class(service: RewardService) -> type[APIRoute]:
 
 
 class _Places:
-    """The places for requests that are being read, waiting or running."""
+    """Counts the requests that are being read, waiting or running, and refuses those over the limit."""
 
     def __init__(self, service: RewardService) -> None:
         self._most, self._gauge, self._taken = service.config.max_requests, service.metrics.open_requests, 0
@@ -49,7 +49,9 @@ class _Places:
     @contextmanager
     def taken(self) -> Iterator[None]:
         if self._taken >= self._most:
-            raise RequestError(429, "queue_full", "The server has as many requests as it takes. Try again later.")
+            raise RequestError(
+                429, "queue_full", "The server is handling the maximum number of requests. Try again later."
+            )
         self._taken += 1
         self._gauge.set(self._taken)
         try:
@@ -78,7 +80,7 @@ async def _body(request: Request, config: ServeConfig) -> bytes:
 
     Raises:
         RequestError: it is too large, or does not arrive in time.
-        ClientDisconnect: the client has left.
+        ClientDisconnect: the client has disconnected.
     """
     most = config.max_request_bytes
     too_large = RequestError(413, "too_large", f"The request's body is over {most} bytes.")
@@ -118,7 +120,7 @@ async def _disconnected(receive: Receive) -> None:
 
 
 def invalid(fault: Mapping[str, Any]) -> RequestError:
-    """Convert pydantic's description of a fault to a refusal that gives the place, without the body's own text."""
+    """Convert pydantic's description of a fault to an error that names the field but quotes nothing of the body."""
     place = ".".join(str(part)[:100] for part in fault["loc"][:12])
     return RequestError(422, "invalid", f"{place}: {fault['msg'][:300]}")
 

@@ -8,7 +8,7 @@ import socket
 import sys
 from pathlib import Path
 
-from hafrm.errors import ConfigError, MissingExtraError
+from hafrm.errors import ConfigError, MissingExtraError, printable
 from hafrm.http import api_key
 from hafrm.serving.config import ServeConfig, is_loopback
 
@@ -42,7 +42,6 @@ def serve(config: ServeConfig) -> None:
 def _serve(config: ServeConfig, listener: socket.socket, key: str | None) -> None:
     from hafrm.serving.app import build_app
     from hafrm.serving.connections import Server, raise_file_limit
-    from hafrm.serving.errors import shown
     from hafrm.serving.service import RewardService
 
     service = RewardService(config.load(config.model, config.score), config)
@@ -51,9 +50,10 @@ def _serve(config: ServeConfig, listener: socket.socket, key: str | None) -> Non
     most = _connections(config, raise_file_limit())
     host = f"[{config.host}]" if ":" in config.host else config.host
     if key is None and not is_loopback(config.host):
-        print(f"hafrm serve: anybody who reaches {host} can use this server: set {API_KEY}.", file=sys.stderr)  # noqa: T201
-    print(f"{shown(config.name)} at http://{host}:{listener.getsockname()[1]}", flush=True)  # noqa: T201
-    _be_prompt()
+        warning = f"hafrm serve: anyone who can reach {host} can use this server. Set {API_KEY} to require a key."
+        print(warning, file=sys.stderr)  # noqa: T201
+    print(f"{printable(config.name)} at http://{host}:{listener.getsockname()[1]}", flush=True)  # noqa: T201
+    _tune_runtime()
     Server(app, listener, config, most).run()
 
 
@@ -63,27 +63,27 @@ def _connections(config: ServeConfig, files: int) -> int:
     room = files - sum(1 for _ in Path("/dev/fd").iterdir()) - _FILES_RESERVED
     if room < 1:
         raise ConfigError(
-            f"This process may have {files} open files, which leaves none for connections: ulimit -n 1024."
+            f"This process may open only {files} files, which leaves none for connections. Raise it: ulimit -n 1024."
         )
     if room < wanted:
         print(  # noqa: T201
-            f"hafrm serve: at most {room} connections at one time, as this process may have {files} open files; more "
-            f"wait. For {wanted}: ulimit -n {wanted + files - room}.",
+            f"hafrm serve: at most {room} connections at a time, because this process may open only {files} files; "
+            f"others wait. For {wanted}: ulimit -n {wanted + files - room}.",
             file=sys.stderr,
         )
     return min(wanted, room)
 
 
-def _be_prompt() -> None:
+def _tune_runtime() -> None:
     """Keep threads and garbage collection from blocking the event loop for long."""
     sys.setswitchinterval(0.001)
     gc.collect()
     gc.freeze()  # the model and the libraries are never freed
-    gc.set_threshold(20_000, 50, 100)  # a large body has a million values without reference cycles
+    gc.set_threshold(20_000, 50, 100)  # a large body creates a million objects without reference cycles
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket, before the model is loaded, so that a taken port is reported at once.
+    """Return a listening socket. It is opened before the model is loaded, to report a port in use at once.
 
     Its connections disable Nagle's algorithm: an answer is sent as head and body, and the body would wait 40 ms for the
     head's acknowledgement. asyncio only does this for sockets with an explicit protocol, which `create_server` does not

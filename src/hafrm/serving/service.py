@@ -1,4 +1,4 @@
-"""The scoring service that all protocols share: takes inputs, returns outcomes, and counts them for Prometheus."""
+"""The scoring service that all protocols share: from inputs to rewards, counted for Prometheus."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TOKENS = tuple(2**i for i in range(5, 18))
 
 
 class Metrics:
-    """The counters of one server; clients can't choose the values of any label."""
+    """Counters of a server; clients cannot influence the values of labels."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -73,14 +73,14 @@ class Outcome:
 
 
 LARGE = 2**16
-"""Characters of a body above which it is read on the thread for large ones, so that small ones never wait for it."""
+"""Size of a body, in characters, above which it is read on a separate thread, so that small ones need not wait."""
 
 _T = TypeVar("_T")
 _large: ContextVar[bool] = ContextVar("large", default=False)
 
 
 class _Lane(ThreadPoolExecutor):
-    """A thread that reads requests, with its own tokenizer, as tokenizers modify themselves while they work."""
+    """A thread that reads requests, with its own tokenizer, because tokenizers are not thread-safe."""
 
     def __init__(self, name: str, reader: Reader) -> None:
         super().__init__(1, thread_name_prefix=f"hafrm-{name}")
@@ -88,8 +88,8 @@ class _Lane(ThreadPoolExecutor):
 
 
 class RewardService:
-    """A scorer with a batcher and two threads that read requests: one for small ones, which never wait for large ones,
-    and one for large ones, which take turns piece by piece.
+    """A scorer with a batcher, and two threads that read requests: one for small requests, which never wait for large
+    ones, and one for large requests, which take turns piece by piece.
 
     Raises:
         ConfigError: the scorer's model does not run in this process.
@@ -97,7 +97,7 @@ class RewardService:
 
     def __init__(self, scorer: Scorer, config: ServeConfig) -> None:
         if not isinstance(scorer, TokenScorer):
-            raise ConfigError(f"{config.model} can't be served: its model runs elsewhere. Give a folder or a hub id.")
+            raise ConfigError(f"{config.model} is a server, which can't be served again. Give a folder or a hub id.")
         self.scorer, self.config, self.name = scorer, config, config.name
         self.metrics = Metrics()
         self.batcher = Batcher(
@@ -113,7 +113,7 @@ class RewardService:
         self._small, self._large = _Lane("small", reader), _Lane("large", reader.copy())
 
     def try_out(self) -> None:
-        """Score one text.
+        """Score a text, to find out before the first request whether the model works.
 
         Raises:
             ModelError: its reward is not finite.
@@ -123,11 +123,11 @@ class RewardService:
             self.scorer.score_tokens([TokenGroup((ids[0],), (tuple(ids[1:]),))])
 
     async def aside(self, function: Callable[[], _T], *, size: int | None = None) -> _T:
-        """Call a function of a request on a thread, off the event loop.
+        """Call a function on the request's thread, outside the event loop.
 
         Args:
             function: The function.
-            size: The length of the request's body, if it is known; it also applies to later calls of the request.
+            size: Length of the request's body; only needed in the request's first call, which selects the thread.
         """
         if size is not None:
             _large.set(size > LARGE)
@@ -135,22 +135,23 @@ class RewardService:
 
     @property
     def _lane(self) -> _Lane:
-        """The lane of the request whose task this is."""
         return self._large if _large.get() else self._small
 
     async def outcomes(self, make: Callable[[], Sequence[Input]]) -> list[Outcome]:
         """Score a request's inputs, in order.
 
         Args:
-            make: Returns the inputs; called off the event loop.
+            make: Returns the inputs; called outside the event loop.
 
         Raises:
-            RequestError: there are too many, or the model's score can't be computed for rendered text.
+            RequestError: there are too many, or the score depends on where a response begins, which is unknown.
         """
         inputs = await self.aside(make)
         most = self.config.max_conversations
         if len(inputs) > most:
-            raise RequestError(400, "too_many", f"{len(inputs)} conversations in one request; the most is {most}.")
+            raise RequestError(
+                400, "too_many", f"{len(inputs)} conversations in one request; at most {most} are allowed."
+            )
         cut = await self.aside(lambda: list(pieces(inputs, LARGE)))
         read = self._lane.reader.read
         readings = [reading for piece in cut for reading in await self.aside(partial(read, piece))]
@@ -180,7 +181,7 @@ class RewardService:
         return self._small.reader.bare_response(text)
 
     async def scored(self, make: Callable[[], Sequence[Input]]) -> list[tuple[float, Reading]]:
-        """Score inputs, like `outcomes`, for a protocol that has no missing rewards.
+        """Score inputs like `outcomes`, for a protocol without missing rewards.
 
         Raises:
             RequestError: an input has no reward; says which and why.
@@ -197,14 +198,16 @@ class RewardService:
         if reading.unscored != OVERLONG:
             why = f"{reading.unscored}: {reading.fault}" if reading.fault else f"{reading.unscored}."
             return RequestError(400, reading.unscored or "unscored", f"Input {number} has no reward: {why}")
-        remedy = "The prompt alone fills the limit, so that no cut leaves any of the response: shorten the prompt."
+        remedy = (
+            "The prompt alone fills the limit, so truncation would leave nothing of the response. Shorten the prompt."
+        )
         if encoder.overlong == "drop":
-            remedy = "Over-long inputs are cut if the server is started with `--score.overlong truncate`."
+            remedy = "The server truncates over-long inputs if it is started with `--score.overlong truncate`."
         problem = f"{reading.tokens} tokens; the model's limit is {encoder.max_length}"
         return RequestError(400, OVERLONG, f"Input {number} has no reward: {OVERLONG} ({problem}). {remedy}")
 
     def close(self) -> None:
-        """Answer waiting requests, then stop."""
+        """Answer the requests that wait, then stop."""
         for lane in (self._small, self._large):
             lane.shutdown()
         self.batcher.close()

@@ -10,9 +10,12 @@ import math
 import os
 from collections.abc import Mapping
 from difflib import get_close_matches
+from enum import Enum
 from typing import Any
 
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+from transformers.training_args import OptimizerNames
 
 from hafrm.errors import ConfigError
 
@@ -92,6 +95,14 @@ _NOT_BELOW_ZERO = (
     *("seed", "data_seed", "dataloader_num_workers"),
 )
 _SEEDS = ("seed", "data_seed")
+_WORDS: Mapping[str, type[Enum]] = {
+    "optim": OptimizerNames,
+    "lr_scheduler_type": SchedulerType,
+    "eval_strategy": IntervalStrategy,
+    "save_strategy": SaveStrategy,
+    "logging_strategy": IntervalStrategy,
+}
+"""Fields whose values are words, which transformers would check only after the data were read."""
 
 
 def checked_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,8 +129,8 @@ def checked_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"training.{name} must be at least 0 and less than 1, got {value}")
     if read.get("num_train_epochs", 1) <= 0:
         raise ConfigError(f"training.num_train_epochs must be more than 0, got {read['num_train_epochs']}")
-    if read.get("max_steps") == 0:
-        raise ConfigError("training.max_steps must be at least 1, or -1 for training.num_train_epochs; got 0")
+    if (steps := read.get("max_steps", -1)) < 1 and steps != -1:
+        raise ConfigError(f"training.max_steps must be at least 1, or -1 for training.num_train_epochs; got {steps}")
     for name in ("eval_steps", "save_steps"):
         if (steps := read.get(name)) is not None and steps <= 0:
             raise ConfigError(f"training.{name} must be more than 0, got {steps}")
@@ -145,6 +156,10 @@ def _refuse_without_effect(name: str, value: Any) -> None:
 def _typed(name: str, value: Any) -> Any:
     if name.endswith("_strategy") and value is False:  # YAML parses a bare `no` as False
         return "no"
+    if name in _WORDS and value not in (words := [word.value for word in _WORDS[name]]):
+        near = [word for word in words if word.startswith(str(value))][:3] or get_close_matches(str(value), words, n=3)
+        hint = f"Did you mean {' or '.join(near)}?" if near else f"Choose one of {', '.join(words)}."
+        raise ConfigError(f"training.{name} can't be {value}. {hint}")
     default = FIELDS[name].default
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if type(default) is bool and not isinstance(value, bool):

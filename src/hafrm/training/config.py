@@ -21,8 +21,7 @@ from hafrm.losses import (
     PolicyLossOptions,
     RewardLossName,
 )
-from hafrm.models.options import HeadInit, LayoutChoice, LoraOptions
-from hafrm.models.schema import Method
+from hafrm.models.options import HeadInit, LayoutChoice, LoraOptions, Method
 from hafrm.pretraining.shape import LlamaShape
 
 if not TYPE_CHECKING:  # jsonargparse runs the block of a plain `if TYPE_CHECKING`, which would load torch

@@ -1,15 +1,17 @@
 """Signs that a run does not learn, found in its metrics: each with the likely cause and the option to try.
 
 `Watch` takes the lines of `metrics.jsonl` one by one, while a run trains or afterwards (`hafrm doctor`). Nothing here
-loads torch. Accuracies are tested against chance by the number of pairs behind them; looks at a run become rarer as it
-goes on, so that a healthy run is not called ill because it was looked at often.
+loads torch. Accuracies are tested against chance by the number of pairs behind them. The run is looked at less and less
+often, because every look is another chance of a false alarm.
+
+To add a check, write a function that returns its text or None, and name it in `CHECKS`.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,12 @@ from hafrm.training.metrics import METRICS_FILE, read_metrics
 
 Row = Mapping[str, Any]
 
-_FIRST_LOOK = 400
+FIRST_LOOK = 400
 """Pairs before the first look at a run; the next ones are at twice as many each."""
 _SETTLED = 1600
 """Pairs after which accuracy should be above chance; earlier only at the end of a short run."""
 _CLEARLY = 4.0
-"""Standard errors from chance that count as clear; 2 count as a sign."""
+"""Standard errors from chance that count as clear, in training; 2 count as a sign, and 3 in validation."""
 _LN_2 = math.log(2)
 
 
@@ -35,6 +37,7 @@ class Finding:
     """A sign that a run does not learn."""
 
     check: str
+    """Its name in `CHECKS`."""
     step: int
     text: str
     """What was seen, the likely cause, and the option to try, in one line."""
@@ -50,29 +53,41 @@ class Circumstances:
 
     pairs_per_step: int
     eval_pairs: int = 0
+    warmup_steps: int = 0
     bradley_terry: bool = True
     """Whether the reward loss is Bradley-Terry's, which is ln 2 for equal rewards."""
+    dpo: bool = True
+    """Whether the policy loss is DPO's, which begins at ln 2."""
 
 
 @dataclass(frozen=True)
-class _Stretch:
-    """The later half of the pairs seen so far: what a run has come to."""
+class Seen:
+    """What the checks see of a run at one look."""
 
-    rows: Sequence[Row]
-    pairs: int
+    run: Circumstances
     step: int
-    settled: bool
+    rows: Sequence[Row]
+    """The training lines so far."""
+    evaluations: Sequence[Row]
+    """The validation lines so far."""
+    late: Sequence[Row] = ()
+    """The training lines of the later half; none at a look right after a validation."""
+    pairs: int = 0
+    """The number of pairs behind the later half."""
+    settled: bool = False
     """Whether a run that learns would be above chance by now."""
 
+    def values(self, name: str) -> list[float]:
+        """Return a metric's values in the later half."""
+        return [row[name] for row in self.late if row.get(name) is not None]
+
     def mean(self, name: str) -> float | None:
-        """Return a metric's mean over the rows that have it; None if there are none."""
-        values = [row[name] for row in self.rows if row.get(name) is not None]
-        return statistics.fmean(values) if values else None
+        """Return a metric's mean over the later half; None without values."""
+        return statistics.fmean(values) if (values := self.values(name)) else None
 
     def median(self, name: str) -> float | None:
-        """Return a metric's median over the rows that have it."""
-        values = [row[name] for row in self.rows if row.get(name) is not None]
-        return statistics.median(values) if values else None
+        """Return a metric's median over the later half; None without values."""
+        return statistics.median(values) if (values := self.values(name)) else None
 
 
 class Watch:
@@ -89,45 +104,48 @@ class Watch:
     def __init__(self, circumstances: Circumstances) -> None:
         self.circumstances = circumstances
         self.found: dict[str, Finding] = {}
+        """The signs so far, by the name of their check."""
         self._rows: list[Row] = []
         self._evaluations: list[Row] = []
-        self._pairs = 0
-        self._next_look = _FIRST_LOOK
+        self.pairs = 0
+        """The number of pairs trained on so far."""
+        self._next_look = FIRST_LOOK
 
     def add(self, row: Row) -> list[Finding]:
         """Take the next line of metrics and return the signs that are new with it."""
         if "eval_loss" in row:
             self._evaluations.append(row)
-            return self._new(_evaluation_checks(self._evaluations, self._rows, self.circumstances))
+            return self._new(Seen(self.circumstances, row["step"], self._rows, self._evaluations))
         if "loss" not in row:
             return []
         steps = row["step"] - (self._rows[-1]["step"] if self._rows else 0)
-        self._pairs += max(1, steps) * self.circumstances.pairs_per_step
+        self.pairs += max(1, steps) * self.circumstances.pairs_per_step
         self._rows.append(row)
-        if self._pairs < self._next_look:
+        if self.pairs < self._next_look:
             return []
         self._next_look *= 2
         return self._look()
 
     def finish(self) -> list[Finding]:
-        """Look once more at the end of the run, if it was long enough to tell anything."""
-        return self._look(at_end=True) if self._pairs >= _FIRST_LOOK else []
+        """Look once more at the end of the run."""
+        return self._look(at_end=self.pairs >= FIRST_LOOK) if self._rows else []
 
     def _look(self, *, at_end: bool = False) -> list[Finding]:
-        half = len(self._rows) // 2
-        pairs = self._pairs - self._pairs * half // len(self._rows)
-        settled = at_end or self._pairs >= _SETTLED
-        late = _Stretch(self._rows[half:], pairs, self._rows[-1]["step"], settled)
-        return self._new(found for check in _CHECKS if (found := check(self._rows, late, self.circumstances)))
+        run, half = self.circumstances, len(self._rows) // 2
+        pairs = self.pairs - self.pairs * half // len(self._rows)
+        settled = at_end or self.pairs >= max(_SETTLED, 2 * run.warmup_steps * run.pairs_per_step)
+        step, late = self._rows[-1]["step"], self._rows[half:]
+        return self._new(Seen(run, step, self._rows, self._evaluations, late, pairs, settled))
 
-    def _new(self, findings: Iterator[Finding]) -> list[Finding]:
-        new = [finding for finding in findings if finding.check not in self.found]
-        self.found |= {finding.check: finding for finding in new}
-        return new
+    def _new(self, seen: Seen) -> list[Finding]:
+        left = {name: check for name, check in CHECKS.items() if name not in self.found}
+        new = {name: Finding(name, seen.step, text) for name, check in left.items() if (text := check(seen))}
+        self.found |= new
+        return list(new.values())
 
 
-def examine(folder: Path) -> list[Finding]:
-    """Find the signs in the metrics of a run, finished or not.
+def examine(folder: Path) -> Watch:
+    """Find the signs in the metrics of a run, finished or not: they are in the result's `found`, by name.
 
     Raises:
         ModelError: the folder has no metrics or no manifest of a training run.
@@ -140,7 +158,7 @@ def examine(folder: Path) -> list[Finding]:
     for row in read_metrics(path):
         watch.add(row)
     watch.finish()
-    return list(watch.found.values())
+    return watch
 
 
 def circumstances_of(manifest: Mapping[str, Any]) -> Circumstances:
@@ -150,7 +168,9 @@ def circumstances_of(manifest: Mapping[str, Any]) -> Circumstances:
     return Circumstances(
         pairs_per_step=pairs_per_step(effective, int(effective.get("world_size", 1))),
         eval_pairs=int((manifest["data"].get("eval") or {}).get("pairs", 0)),
+        warmup_steps=int(effective.get("warmup_steps") or 0),
         bradley_terry=loss.get("reward_loss", "bradley_terry") == "bradley_terry",
+        dpo=loss.get("policy_loss", "dpo") == "dpo",
     )
 
 
@@ -159,149 +179,145 @@ def _above_chance(accuracy: float, pairs: int) -> float:
     return (accuracy - 0.5) * 2 * math.sqrt(pairs)
 
 
-def _chance(rows: Sequence[Row], late: _Stretch, run: Circumstances) -> Finding | None:
-    accuracy = late.mean("rewards/accuracies")
-    if accuracy is None or not late.settled or not -_CLEARLY < _above_chance(accuracy, late.pairs) < 2:
+def _chance(seen: Seen) -> str | None:
+    accuracy = seen.mean("rewards/accuracies")
+    if accuracy is None or not seen.settled or not -_CLEARLY < _above_chance(accuracy, seen.pairs) < 2:
         return None
-    rate = max((row.get("learning_rate") or 0.0 for row in rows), default=0.0)
-    return Finding(
-        "chance",
-        late.step,
-        f"accuracy is {accuracy:.3f} over the last {late.pairs:,} pairs, not above chance: the labels may be random "
+    rate = max((row.get("learning_rate") or 0.0 for row in seen.rows), default=0.0)
+    return (
+        f"accuracy is {accuracy:.3f} over the last {seen.pairs:,} pairs, not above chance: the labels may be random "
         f"(`hafrm data check`), or the learning rate, at most {rate:.3g}, does not fit: try training.learning_rate 10 "
-        "times higher, or lower if the loss is above 0.7",
+        "times higher, or lower if the loss is above 0.7"
     )
 
 
-def _constant(rows: Sequence[Row], late: _Stretch, run: Circumstances) -> Finding | None:
-    losses = [row["loss/reward"] for row in late.rows if row.get("loss/reward") is not None]
-    if not run.bradley_terry or not losses or statistics.fmean(abs(loss - _LN_2) for loss in losses) > 0.01:
+def _constant(seen: Seen) -> str | None:
+    losses = seen.values("loss/reward")
+    if not seen.run.bradley_terry or not losses or 2 * seen.pairs < FIRST_LOOK:
         return None
-    return Finding(
-        "constant rewards",
-        late.step,
+    if statistics.fmean(abs(loss - _LN_2) for loss in losses) > 0.01:
+        return None
+    return (
         "the reward loss stays at ln 2 (0.693), as if all rewards were equal: the reward head hardly moves. Raise "
-        "training.learning_rate, train longer, or leave out head_init zero",
+        "training.learning_rate, train longer, or leave out head_init zero"
     )
 
 
-def _diverged(rows: Sequence[Row], late: _Stretch, run: Circumstances) -> Finding | None:
-    loss = late.mean("loss/reward")
-    if not run.bradley_terry or loss is None or loss < 1.0:
+def _diverged(seen: Seen) -> str | None:
+    """Find a loss far above ln 2 that has also risen; with margins, or a head that was kept, it may begin high."""
+    kind = "reward" if seen.values("loss/reward") else "policy"
+    loss, starts_at_ln_2 = seen.mean(f"loss/{kind}"), seen.run.bradley_terry if kind == "reward" else seen.run.dpo
+    if not starts_at_ln_2 or loss is None or loss < 1.0:
         return None
-    return Finding(
-        "diverged",
-        late.step,
-        f"the reward loss is {loss:.3g}, far above the 0.693 of equal rewards: steps overshoot. Lower "
-        "training.learning_rate (by 10 or more), or add training.warmup_steps",
+    if loss <= (seen.rows[0].get(f"loss/{kind}") or 0.0):
+        return None
+    return (
+        f"the {kind} loss is {loss:.3g}, far above the 0.693 of equal rewards: steps overshoot. Lower "
+        "training.learning_rate (by 10 or more), or add training.warmup_steps"
     )
 
 
-def _drift(rows: Sequence[Row], late: _Stretch, run: Circumstances) -> Finding | None:
-    ends = late.mean("rewards/chosen"), late.mean("rewards/rejected")
-    if late.mean("loss/reward") is None or ends[0] is None or ends[1] is None:
+def _drift(seen: Seen) -> str | None:
+    chosen, rejected = seen.mean("rewards/chosen"), seen.mean("rewards/rejected")
+    if not seen.values("loss/reward") or chosen is None or rejected is None or _diverged(seen):
         return None
-    level, margin = (ends[0] + ends[1]) / 2, abs(ends[0] - ends[1])
-    first = ((rows[0].get("rewards/chosen") or 0.0) + (rows[0].get("rewards/rejected") or 0.0)) / 2
+    level, margin = (chosen + rejected) / 2, abs(chosen - rejected)
+    first = sum(seen.rows[0].get(f"rewards/{name}") or 0.0 for name in ("chosen", "rejected")) / 2
     if abs(level) < 5 * max(margin, 1.0) or abs(level - first) < 3 * max(margin, 1.0):
         return None
-    return Finding(
-        "drift",
-        late.step,
+    return (
         f"rewards of both responses have moved to about {level:.1f}, with {margin:.2f} between them: only differences "
-        "are trained, so the level is free to drift. Set loss.centering 0.01",
+        "are trained, so the level is free to drift. Set loss.centering 0.01"
     )
 
 
-def _vanished(rows: Sequence[Row], late: _Stretch, run: Circumstances) -> Finding | None:
-    norm, accuracy = late.median("grad_norm"), late.mean("rewards/accuracies")
+def _vanished(seen: Seen) -> str | None:
+    norm, accuracy = seen.median("grad_norm"), seen.mean("rewards/accuracies")
     if norm is None or norm > 1e-5 or (accuracy or 0.0) > 0.9:
         return None
-    return Finding(
-        "vanishing gradients",
-        late.step,
+    return (
         f"the gradient norm is {norm:.1e} although pairs are ranked wrongly: rewards are saturated or the trained "
-        "weights don't reach the loss. Lower training.learning_rate, and check lora.targets and head_init",
+        "weights don't reach the loss. Lower training.learning_rate, and check lora.targets and head_init"
     )
 
 
-def _exploded(rows: Sequence[Row], late: _Stretch, run: Circumstances) -> Finding | None:
-    norms = [row["grad_norm"] for row in rows[: max(5, len(rows) // 10)] if row.get("grad_norm") is not None]
-    norm = late.median("grad_norm")
+def _exploded(seen: Seen) -> str | None:
+    early = seen.rows[: max(5, len(seen.rows) // 10)]
+    norms = [row["grad_norm"] for row in early if row.get("grad_norm") is not None]
+    norm = seen.median("grad_norm")
     if not norms or norm is None or norm < 30 or norm < 10 * statistics.median(norms):
         return None
-    return Finding(
-        "exploding gradients",
-        late.step,
+    return (
         f"the gradient norm grew from {statistics.median(norms):.3g} to {norm:.3g}: training is unstable. Lower "
-        "training.learning_rate, add training.warmup_steps, or lower training.max_grad_norm",
+        "training.learning_rate, add training.warmup_steps, or lower training.max_grad_norm"
     )
 
 
-def _flipped(rows: Sequence[Row], late: _Stretch, run: Circumstances) -> Finding | None:
-    accuracy = late.mean("rewards/accuracies")
-    if accuracy is None or _above_chance(accuracy, late.pairs) > -_CLEARLY:
-        return None
-    return Finding(
-        "flipped labels",
-        late.step,
-        f"accuracy is {accuracy:.3f} over the last {late.pairs:,} pairs, clearly below chance: `chosen` and `rejected` "
-        "may be swapped. Look at some pairs: `hafrm data show`",
-    )
+def _flipped(seen: Seen) -> str | None:
+    accuracy = seen.mean("rewards/accuracies")
+    if accuracy is not None and _above_chance(accuracy, seen.pairs) < -_CLEARLY:
+        return (
+            f"accuracy is {accuracy:.3f} over the last {seen.pairs:,} pairs, clearly below chance: `chosen` and "
+            "`rejected` may be swapped. Look at some pairs: `hafrm data show`"
+        )
+    held_out = seen.evaluations[-1].get("eval_rewards/accuracies") if seen.evaluations and seen.rows else None
+    if held_out is not None and _above_chance(held_out, seen.run.eval_pairs) < -3:
+        return (
+            f"validation accuracy is {held_out:.3f} on {seen.run.eval_pairs:,} pairs, clearly below chance: `chosen` "
+            "and `rejected` are swapped in the training or in the validation pairs. Compare both: `hafrm data show`"
+        )
+    return None
 
 
-def _length(rows: Sequence[Row], late: _Stretch, run: Circumstances) -> Finding | None:
-    longer, agreement = late.mean("length/accuracies"), late.mean("length/agreement")
-    accuracy = late.mean("rewards/accuracies")
+def _length(seen: Seen) -> str | None:
+    longer, agreement = seen.mean("length/accuracies"), seen.mean("length/agreement")
+    accuracy = seen.mean("rewards/accuracies")
     if longer is None or agreement is None or accuracy is None:
         return None
     rule = max(longer, 1 - longer)
     followed = agreement if longer >= 0.5 else 1 - agreement
     word = "longer" if longer >= 0.5 else "shorter"
-    if followed >= max(0.8, accuracy) and _above_chance(followed, late.pairs) > _CLEARLY:
+    if followed >= max(0.8, accuracy) and _above_chance(followed, seen.pairs) > _CLEARLY:
         what = f"the model prefers the {word} response in {followed:.0%} of the pairs, and the labels in {rule:.0%}"
-    elif rule >= 0.8 and _above_chance(rule, late.pairs) > _CLEARLY:
+    elif rule >= 0.8 and _above_chance(rule, seen.pairs) > _CLEARLY:
         what = f"the {word} response is the better one in {rule:.0%} of the pairs"
     else:
         return None
-    return Finding(
-        "length",
-        late.step,
+    return (
         f"{what}: length alone may decide. Balance the lengths of the training pairs, and compare with `the longer "
-        "response` of `hafrm evaluate`",
+        "response` of `hafrm evaluate`"
     )
 
 
-_Check = Callable[[Sequence[Row], _Stretch, Circumstances], Finding | None]
-
-_CHECKS: tuple[_Check, ...] = (_chance, _constant, _diverged, _drift, _vanished, _exploded, _flipped, _length)
-
-
-def _evaluation_checks(evaluations: Sequence[Row], rows: Sequence[Row], run: Circumstances) -> Iterator[Finding]:
-    last = evaluations[-1]
-    accuracy = last.get("eval_rewards/accuracies")
-    if accuracy is not None and run.eval_pairs and rows and _above_chance(accuracy, run.eval_pairs) < -_CLEARLY:
-        yield Finding(
-            "flipped labels",
-            last["step"],
-            f"validation accuracy is {accuracy:.3f} on {run.eval_pairs:,} pairs, clearly below chance: `chosen` and "
-            "`rejected` are swapped in the training or in the validation pairs. Compare both: `hafrm data show`",
-        )
-    losses = [row["eval_loss"] for row in evaluations if row.get("eval_loss") is not None]
-    best = min(range(len(losses)), key=losses.__getitem__) if losses else 0
-    worse = losses[best:]
-    if len(worse) < 4 or worse != sorted(worse) or worse[-1] < 1.05 * worse[0] or len(losses) < len(evaluations):
-        return
-    turn = evaluations[best]["step"]
-    before, after = (
-        [row["loss"] for row in rows if row.get("loss") is not None and (row["step"] > turn) is late]
-        for late in (False, True)
+def _overfitting(seen: Seen) -> str | None:
+    losses = [row["eval_loss"] for row in seen.evaluations if row.get("eval_loss") is not None]
+    if len(losses) < len(seen.evaluations) or not losses:
+        return None
+    best = min(range(len(losses)), key=losses.__getitem__)
+    worse, turn = losses[best:], seen.evaluations[best]["step"]
+    if len(worse) < 4 or worse != sorted(worse) or worse[-1] < 1.05 * worse[0]:
+        return None
+    trained = [row for row in seen.rows if row.get("loss") is not None]
+    before = [row["loss"] for row in trained if row["step"] <= turn]
+    after = [row["loss"] for row in trained if row["step"] > turn]
+    if not before or not after or statistics.fmean(after) >= statistics.fmean(before[-len(after) :]):
+        return None
+    return (
+        f"validation loss rose from {worse[0]:.3g} (step {turn}) to {worse[-1]:.3g} while training loss fell: the "
+        "model memorizes the training pairs. Set early_stopping 3, fewer steps (training.max_steps) or a lower "
+        "training.learning_rate, or add pairs"
     )
-    if before and after and statistics.fmean(after) < statistics.fmean(before[-len(after) :]):
-        yield Finding(
-            "overfitting",
-            last["step"],
-            f"validation loss rose from {worse[0]:.3g} (step {turn}) to {worse[-1]:.3g} while training loss fell: the "
-            "run learns its pairs by heart. Set early_stopping 3, fewer steps (training.max_steps) or a lower "
-            "training.learning_rate, or add pairs",
-        )
+
+
+CHECKS: Mapping[str, Callable[[Seen], str | None]] = {
+    "chance": _chance,
+    "constant rewards": _constant,
+    "diverged": _diverged,
+    "drift": _drift,
+    "vanishing gradients": _vanished,
+    "exploding gradients": _exploded,
+    "flipped labels": _flipped,
+    "length": _length,
+    "overfitting": _overfitting,
+}
+"""The checks by name; each returns what it found, the likely cause and the option to try, or None."""

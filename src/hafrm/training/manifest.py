@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, TrainingArguments
 
 from hafrm import atomic
 from hafrm.errors import ConfigError
-from hafrm.models.schema import manifest_problem
+from hafrm.models.runinfo import manifest_problem
 from hafrm.store import changed_values, read_json, was
 from hafrm.training.arguments import free_on_resume
 

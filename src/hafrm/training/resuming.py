@@ -19,7 +19,7 @@ from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 
 from hafrm import atomic
 from hafrm.errors import DamagedError, HafrmError, ModelError
-from hafrm.models.listing import checksums, require_checksums
+from hafrm.models.checksums import checksums, require_checksums
 from hafrm.models.runinfo import RUN_FILE, RunInfo, require_undamaged
 
 if TYPE_CHECKING:

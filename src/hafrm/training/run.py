@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from rich.console import Console
 from rich.status import Status
 from transformers import (
@@ -33,12 +32,11 @@ from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ConfigError, NoMemoryError, first_line
 from hafrm.models.checkpoints import save_run
 from hafrm.models.hybrid import HybridModel, max_positions
-from hafrm.models.layout import Layout, choose_layout
+from hafrm.models.layout import Layout
 from hafrm.models.options import HeadInit, chat_template
 from hafrm.models.references import weights_digest
 from hafrm.models.runinfo import RunInfo
-from hafrm.models.starts import Start, check_start, saved_start
-from hafrm.models.stock import new_model
+from hafrm.models.starts import Start, check_start, new_model, saved_start
 from hafrm.models.tokenizers import load_tokenizer, prepare_tokenizer
 from hafrm.numerics import cpu_tuned
 from hafrm.packing import pad_rows
@@ -48,8 +46,8 @@ from hafrm.training.callbacks import ConsoleProgress, DoctorLines, MetricsFile, 
 from hafrm.training.config import TrainConfig
 from hafrm.training.defaults import pairs_needed, training_arguments
 from hafrm.training.doctor import circumstances_of
+from hafrm.training.fitting import fitted_layout, measure, tokens_per_batch
 from hafrm.training.folders import claim_folder, hold_folder, make_folder
-from hafrm.training.footprint import tokens_that_fit
 from hafrm.training.manifest import (
     effective_settings,
     new_manifest,
@@ -210,10 +208,10 @@ def _prepare(
     make_folder(Path(config.out))
     with progress.console.status("loading the model"):
         model = _new_model(config, start.head_init, tokenizer, args, data.train)
-    layout, objective = _layout(config, model, tokenizer, progress), Objective(loss)
-    tokens, sized = config.data_options.tokens_per_batch or most_tokens, ""
-    if tokens is None:
-        tokens, sized = tokens_that_fit(model, objective, layout, data.train, args, sharded=shards is not None)
+    objective = Objective(loss)
+    measured = None if shards else partial(measure, model, objective, tables=data.train, args=args)
+    layout, needs = fitted_layout(config, model, tokenizer, measured, progress.say)
+    tokens, sized = tokens_per_batch(config, needs, args, most_tokens)
     info = _run_info(config, tokenizer, _base_digest(model, objective))
     effective = effective_settings(args, config, model.config, shards) | {"weights": info.base_digest}
     if config.chat_template is not None:
@@ -370,18 +368,6 @@ def _new_model(
         model.check_policy_head(pad_rows(pairs[:1], pad_token_id=tokenizer.pad_token_id))
     model.freeze_unused(rewards=loss.reward_weight != 0, log_probs=loss.policy_ratio != 0)
     return model.to(args.device)
-
-
-def _layout(config: TrainConfig, model: HybridModel, tokenizer: Any, progress: ConsoleProgress) -> Layout:
-    """Choose the layout of batches, the same in all processes."""
-    layout = choose_layout(
-        model,
-        tokenizer.pad_token_id,
-        max_length=config.data_options.max_length,
-        choice=config.layout,
-        report=lambda reason: progress.say(f"batches are padded, not packed: {reason}"),
-    )
-    return replace(layout, packed=all(gather_object([layout.packed])))
 
 
 def _base_digest(model: HybridModel, objective: Objective) -> str:

@@ -97,6 +97,29 @@ def test_the_same_recipe_gives_the_same_weights_and_another_another_folder(cache
     assert world_backbone("base", tmp_path, recipe=replace(TINY, base_steps=1)) != again
 
 
+@pytest.mark.parametrize("kind", ["base", "instruct"])
+def test_a_stopped_stage_resumes_and_ends_with_the_same_weights(
+    kind: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backbone, "_STEPS_PER_CHECKPOINT", 2)
+    steps: list[int] = []
+
+    def progress(stage: str, step: int, of: int, loss: float) -> None:
+        if stage == kind:
+            steps.append(step)
+            if steps == [1, 2, 3, 4, 5]:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        world_backbone(kind, tmp_path, recipe=TINY, progress=progress)
+    again = world_backbone(kind, tmp_path, recipe=TINY, progress=progress)
+    assert steps[5:7] == [5, 6]
+    whole = world_backbone(kind, cache, recipe=TINY)
+    for name in ("model.safetensors", "recipe.json"):
+        assert (again / name).read_bytes() == (whole / name).read_bytes()
+    assert not [*tmp_path.glob(".*.checkpoint")]
+
+
 def test_a_backbone_is_made_again_only_if_its_text_changes(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = world_backbone("base", cache, recipe=TINY)
     monkeypatch.setattr(backbone, "_ACTS", ("steal the show",))

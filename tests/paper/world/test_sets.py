@@ -56,6 +56,7 @@ def test_another_seed_gives_other_pairs_and_a_smaller_size_the_beginning() -> No
     assert world_pairs("helpful", size=60, seed=1) != pairs
 
 
+@pytest.mark.slow
 def test_default_sizes_and_names(train_pairs: Pairs, test_pairs: Pairs) -> None:
     assert WORLD_SETS == ("helpful", "harmless", "arena", "safe", "human-pref")
     for name in WORLD_SETS:

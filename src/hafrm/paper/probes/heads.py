@@ -22,7 +22,7 @@ from hafrm.logprobs import LogitTransform, linear_log_probs, sum_by_sequence
 from hafrm.losses import POLICY_LOSSES, PairLogProbs, PolicyLossOptions
 from hafrm.models.hybrid import HybridModel
 from hafrm.models.layout import Layout
-from hafrm.models.modes import evaluating
+from hafrm.models.modules import evaluating
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,13 @@
-"""How much memory a training step needs, and how many tokens per forward pass fit into what is free."""
+"""Fit batches to the model and the machine: their layout, and the tokens per forward pass that memory has room for."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -14,10 +16,12 @@ from torch import Tensor
 from transformers import TrainingArguments
 
 from hafrm.data import PairTables
+from hafrm.errors import NoMemoryError, first_line
 from hafrm.memory import enough_memory
 from hafrm.models.hybrid import HybridModel
-from hafrm.models.layout import Layout
+from hafrm.models.layout import Layout, choose_layout
 from hafrm.training.batches import PairCollator, PairDataset
+from hafrm.training.config import TrainConfig
 from hafrm.training.objective import Objective
 
 _ADAM = 8
@@ -30,44 +34,66 @@ _LEAST = 256
 """Smallest number of tokens per forward pass that is chosen: fewer hardly save memory and cost much time."""
 
 
-def tokens_that_fit(
+def fitted_layout(
+    config: TrainConfig,
     model: HybridModel,
-    objective: Objective,
-    layout: Layout,
-    tables: PairTables,
-    args: TrainingArguments,
-    *,
-    sharded: bool,
-) -> tuple[int, str]:
-    """Choose the tokens per forward pass by the free memory: 1,024 on a CPU, where more hardly helps, else 8,192.
-
-    All processes must call it.
+    tokenizer: Any,
+    measured: Callable[[Layout], Footprint] | None,
+    say: Callable[[str], None],
+) -> tuple[Layout, Footprint | None]:
+    """Choose the layout of batches, the same in all processes, and measure a step of it.
 
     Args:
+        config: The run's options.
         model: The model on its device.
-        objective: The losses.
-        layout: How pairs become batches.
-        tables: The training pairs.
-        args: The trainer's arguments.
-        sharded: Whether weights are sharded over processes, whose memory is not predicted.
-
-    Returns:
-        The number of tokens, the same in all processes, and a line that says why it is lower than usual, or "".
+        tokenizer: Its tokenizer.
+        measured: `measure` for a layout: it runs the model as in training, where a kernel can fail that passed the
+            probe without gradients. None for sharded models, which can't run before the trainer has wrapped them.
+        say: Called with the reason if batches are padded.
     """
-    usual = 1024 if args.device.type == "cpu" else 8192
-    # What one recomputed layer takes under checkpointing is not seen in a forward pass.
-    free = None if sharded or args.activation_checkpointing else free_bytes(args.device)
-    if free is None:
-        return usual, ""
-    needs = measure(model, objective, layout, tables, args)
-    tokens: int = min(gather_object([fitting_tokens(needs, free, usual)]))
-    if tokens == usual:
-        return usual, ""
-    short = "warning: " if needs.peak(tokens) > free else ""
-    return tokens, (
-        f"{short}batches of up to {tokens} tokens instead of {usual}, since {free / 2**30:.1f} GiB of memory are free "
-        f"and a step needs about {needs.peak(tokens) / 2**30:.1f} GiB (data_options.tokens_per_batch)"
+
+    def report(reason: str) -> None:
+        say(f"batches are padded, not packed: {reason}")
+
+    layout = choose_layout(
+        model,
+        tokenizer.pad_token_id,
+        max_length=config.data_options.max_length,
+        choice=config.layout,
+        report=report,
     )
+    needs, packed = None, layout.packed
+    if packed and measured:
+        try:
+            needs = measured(layout)
+        except NoMemoryError:
+            raise
+        except Exception as error:  # kernels and compilers raise many types
+            packed = False
+            report(f"a training step fails with {type(error).__name__}: {first_line(error)}")
+    if not all(gather_object([packed])):
+        layout, needs = replace(layout, packed=False), None
+    return layout, measured(layout) if measured and needs is None else needs
+
+
+def tokens_per_batch(
+    config: TrainConfig, needs: Footprint | None, args: TrainingArguments, most: int | None
+) -> tuple[int, str]:
+    """Return the tokens per forward pass, the same in all processes, and why they are fewer than usual, or "".
+
+    Args:
+        config: The run's options; they decide if they name a number.
+        needs: The footprint of a step, if known.
+        args: The trainer's arguments.
+        most: The number to use after a batch did not fit into memory.
+    """
+    usual = 1024 if args.device.type == "cpu" else 8192  # more hardly helps on a CPU
+    if config.data_options.tokens_per_batch:
+        return config.data_options.tokens_per_batch, ""
+    if most or needs is None or args.activation_checkpointing:  # needs don't include what checkpointing recomputes
+        return most or usual, ""
+    fitted: tuple[int, str] = min(gather_object([fitting_tokens(needs, free_bytes(args.device), usual)]))
+    return fitted
 
 
 @dataclass(frozen=True)
@@ -91,7 +117,20 @@ class Footprint:
 def measure(
     model: HybridModel, objective: Objective, layout: Layout, tables: PairTables, args: TrainingArguments
 ) -> Footprint:
-    """Run the longest pair forward and count what is kept for the backward pass; see `tokens_that_fit`."""
+    """Run the longest pair forward as in training, and count what is kept for the backward pass.
+
+    On a GPU the backward pass runs too, since a kernel that works forward may still fail there.
+
+    Args:
+        model: The model on its device, not sharded.
+        objective: The losses.
+        layout: How pairs become batches.
+        tables: The training pairs.
+        args: The trainer's arguments.
+
+    Raises:
+        NoMemoryError: not even this pair fits into memory.
+    """
     longest = PairDataset(tables)[int(tables.longest().argmax())]
     (batch,) = PairCollator(layout, longest.tokens.unique_tokens)([longest]).parts
     batch = batch.to(args.device)
@@ -117,6 +156,9 @@ def measure(
     ):
         losses = objective.pair_losses(model.train(), batch)  # kept until counted: freed storage would be reused
         model.train(training)
+        if args.device.type != "cpu":
+            losses.loss.sum().backward()
+            model.zero_grad(set_to_none=True)
     del losses
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     state = sum(weight.numel() * (weight.element_size() + _ADAM) for weight in trained)
@@ -139,8 +181,22 @@ def free_bytes(device: torch.device) -> int | None:
     return free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def fitting_tokens(footprint: Footprint, free: int | None, wanted: int) -> int:
-    """Return the wanted number of tokens per forward pass, or fewer if the free memory is short of it."""
-    if free is None or footprint.peak(wanted) <= free:
-        return wanted
-    return max(_LEAST, min(wanted, footprint.tokens(free)))
+def fitting_tokens(needs: Footprint, free: int | None, usual: int) -> tuple[int, str]:
+    """Choose the tokens per forward pass by the free memory.
+
+    Args:
+        needs: The footprint of a step.
+        free: Free bytes, if known.
+        usual: The number of tokens if memory is plentiful.
+
+    Returns:
+        The number of tokens, and a line that says why it is lower than usual, or "".
+    """
+    if free is None or needs.peak(usual) <= free:
+        return usual, ""
+    tokens = max(_LEAST, min(usual, needs.tokens(free)))
+    short = "warning: " if needs.peak(tokens) > free else ""
+    return tokens, (
+        f"{short}batches of up to {tokens} tokens instead of {usual}, since {free / 2**30:.1f} GiB of memory are free "
+        f"and a step needs about {needs.peak(tokens) / 2**30:.1f} GiB (data_options.tokens_per_batch)"
+    )

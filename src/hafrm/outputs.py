@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import json
+import glob
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from hafrm import atomic
+from hafrm.data.names import local_path, parsed
 from hafrm.errors import ConfigError, HafrmError
 from hafrm.models.runinfo import RUN_FILE, RunInfo
 from hafrm.models.sources import adapter_source
+from hafrm.store import read_json
 
 _MODELS = frozenset({"model", "models", "reference"})
-_FILES = frozenset({"data", "calibration_data", "suites", "samples", "chat_template", "prices", "cache"})
+_DATA = frozenset({"data", "calibration_data"})
+_FILES = frozenset({"config", "suites", "samples", "chat_template", "prices", "cache"})
 
 
 def require_unread(out: Path, options: Any, config_files: Iterable[str] = ()) -> None:
@@ -32,20 +35,17 @@ def require_unread(out: Path, options: Any, config_files: Iterable[str] = ()) ->
         ConfigError: `out` is read by an option, which is named, or can't be a file.
     """
     place = atomic.resolved(out)
-    files = [("config", str(file)) for file in config_files]
-    files += [(name, value) for name, value in _named(options) if name.rsplit(".", 1)[-1] in _FILES]
-    for name, value in files:
-        path = Path(value.rpartition("@")[2] if name == "suites" else value)
-        within = name == "data" and path.is_dir() and place.is_file() and place.is_relative_to(_place(path))
-        if within or place == _place(path):
-            raise ConfigError(f"--out {out} would overwrite what `{name}` reads ({value}). Give another path.")
+    for name, value in [*(("config", str(file)) for file in config_files), *_named(options)]:
+        for path in map(_real, _files_of(name.rpartition(".")[2], value)):
+            within = name == "data" and path.is_dir() and place.is_file() and place.is_relative_to(path)
+            if within or place == path:
+                raise ConfigError(f"--out {out} would overwrite what `{name}` reads ({value}). Give another path.")
     for name, value in _named(options):
-        if name.rsplit(".", 1)[-1] in _MODELS:
-            for folder in _folders_of(value):
-                if place.is_relative_to(_place(folder)) or place in _contents(folder):
-                    raise ConfigError(
-                        f"--out {out} is in a model's folder ({folder}), which `{name}` reads. Give another path."
-                    )
+        for folder in _folders_of(value) if name.rpartition(".")[2] in _MODELS else ():
+            if place.is_relative_to(_real(folder)) or place in map(_real, filter(Path.is_symlink, folder.iterdir())):
+                raise ConfigError(
+                    f"--out {out} is in a model's folder ({folder}), which `{name}` reads. Give another path."
+                )
 
 
 def require_results(
@@ -79,22 +79,26 @@ def require_results(
         require_unread(path, options)
     there = [folder / name for name in written if (folder / name).exists()]
     if (folder / results).exists():
-        theirs = [] if set(fields) <= _keys(folder / results) else [folder / results]
+        foreign = [] if set(fields) <= (read_json(folder / results) or {}).keys() else [folder / results]
     else:
-        theirs = [] if begun else there
-    if theirs:
+        foreign = [] if begun else there
+    if foreign:
         raise ConfigError(
-            f"{theirs[0]} was not written by an earlier `{by}` and would be overwritten. Move it away, or choose "
+            f"{foreign[0]} was not written by an earlier `{by}` and would be overwritten. Move it away, or choose "
             "another --out."
         )
 
 
-def _keys(path: Path) -> set[str]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return set()
-    return set(found) if isinstance(found, Mapping) else set()
+def require_apart(out: Path) -> None:
+    """Raise if the folder for a command's results is a model's own, or not a folder.
+
+    Raises:
+        ConfigError: gives the reason.
+    """
+    atomic.require_folder(out)
+    for name in (RUN_FILE, "model.safetensors", "model.safetensors.index.json"):
+        if (out / name).exists():
+            raise ConfigError(f"out: {out} is a model's folder ({name}). Choose a separate folder for the results.")
 
 
 def _named(options: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -106,6 +110,17 @@ def _named(options: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         for each in value if isinstance(value, list | tuple) else [value]:
             if isinstance(each, str):
                 yield f"{prefix}{field.name}", each
+
+
+def _files_of(option: str, value: str) -> Iterator[Path]:
+    """Yield the files and folders that an option reads; for data names without their split, slice and share."""
+    if option in _DATA:
+        if path := local_path(value):
+            yield path
+        elif path := parsed(value).path:  # a pattern
+            yield from map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207 - pathlib takes no absolute ones
+    elif option in _FILES:
+        yield Path(value.rpartition("@")[2] if option == "suites" else value)
 
 
 def _folders_of(model: str) -> Iterator[Path]:
@@ -126,10 +141,5 @@ def _folders_of(model: str) -> Iterator[Path]:
             return
 
 
-def _place(path: Path) -> Path:
+def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))
-
-
-def _contents(folder: Path) -> set[Path]:
-    """Return the targets of a folder's links."""
-    return {_place(path) for path in folder.iterdir() if path.is_symlink()}

@@ -179,14 +179,14 @@ def test_two_models_samples_are_joined_by_prompt(
     """The longer answer wins; each model's first answer counts."""
     monkeypatch.setattr(ScorerChoice, "load", lambda self, model, options: Lengths())
     save_tiny(tmp_path / "judge")
-    ours = samples(tmp_path / "haf", {"a": ["xxx", "y"], "b": ["x"], "c": ["xx"], "only ours": ["x"]})
-    theirs = samples(tmp_path / "baseline", {"c": ["yy"], "b": ["yyy"], "a": ["y", "xxxxxx"]})
+    ours = samples(tmp_path / "haf", {"a": ["xxx", "y"], "b": ["x"], "c": ["xx"], "only ours": ["x"], "d": [""]})
+    theirs = samples(tmp_path / "baseline", {"c": ["yy"], "b": ["yyy"], "a": ["y", "xxxxxx"], "d": ["z"]})
     words = ["--judge.kind", "reward", "--judge.model", str(tmp_path / "judge"), "--out", str(tmp_path / "o")]
     assert main(["judge", str(ours / "samples.jsonl"), str(theirs), *words]) == 0
     results = json.loads((tmp_path / "o" / "results.json").read_text())
     won = {name: (each["wins"], each["ties"], each["losses"]) for name, each in results["responses"].items()}
     assert won == {"haf": (1, 1, 1), "baseline": (1, 1, 1)}
-    assert results["skipped"] == {"overlong": 2, "answered_by_one": 1}
+    assert results["skipped"] == {"overlong": 2, "empty_response": 1, "answered_by_one": 2}
     assert main(["judge", str(ours), str(theirs), str(theirs), *words]) == 2
     assert "compare two models' samples" in capfd.readouterr().err
     with pytest.raises(ConfigError, match="--mode pair"):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hafrm.cli import main
+from hafrm.cli import best_of_n, evaluate, main, rlhf, sample, train
 from hafrm.paper import numbers
+from hafrm.paper.experiments import EXPERIMENTS
 from tests.paper.test_plans import small_files
 
 
@@ -41,6 +43,29 @@ def test_table_1_counts_pairs_before_and_after_the_draw(tiny_world: Path, tmp_pa
         ]
         assert size["words"] == pytest.approx(sum(counts) / len(counts))
         assert size["tokens"] > size["words"]
+
+
+@pytest.mark.parametrize("name", sorted(EXPERIMENTS))
+def test_every_name_has_a_dry_run_at_the_papers_scale(name: str, tmp_path: Path, capfd: Any) -> None:
+    """Without a network: commands that run, with hours, disk and memory where something is trained."""
+    judged = ["--judge.kind", "reward", "--judge.model", "m"] * (name in JUDGED)
+    sets = ["--sets", "BS"] * (name in ("figure2", "figure6", "claims", "ppo"))
+    words = ["reproduce", name, "--scale", "paper", "--out", str(tmp_path / "o"), *judged, *sets, "--dry_run"]
+    assert main(words) == 0
+    printed = capfd.readouterr().out
+    trains = EXPERIMENTS[name].trains
+    assert ("GiB" in printed and "memory:" in printed) is trains
+    assert ("hours" in printed) is trains
+    parsers = {"train": train.parser(), "rlhf": rlhf.parser(), "evaluate": evaluate.parser(), "sample": sample.parser()}
+    parsers["best-of-n"] = best_of_n.parser()
+    for line in printed.splitlines():
+        words = shlex.split(line.replace('"$(', "'$(").replace(')"', ")'"))
+        if words[:1] == ["hafrm"] and words[1] in parsers:
+            parsers[words[1]].parse_args(words[2:])
+    assert not (tmp_path / "o").exists()
+
+
+JUDGED = {"figure4", "figure5", "figure8", "figure9", "table4", "table11", "ppo"}
 
 
 @pytest.mark.parametrize("backbone", ["phi-2", "mistral-base", "mistral-instruct"])

@@ -37,16 +37,20 @@ Say = Callable[[str], None]
 
 def described(job: Job, plan: Plan) -> Iterator[str]:
     """Describe the plan line by line: what there is to do, with its state and the equivalent command, and its needs."""
-    finished = sum(run.state(job) == "finished" for run in plan.runs)
-    yield f"{len(plan.runs)} training runs, of which {finished} are finished:"
-    yield from (line for run in plan.runs for line in _described(job, run))
-    yield f"{len(plan.scorings)} evaluations:"
-    yield from (line for scoring in plan.scorings for line in _described(job, scoring))
+    if plan == Plan():
+        yield "There is nothing to train: the command itself computes the numbers."
+        return
+    if plan.runs:
+        finished = sum(run.state(job) == "finished" for run in plan.runs)
+        yield f"{len(plan.runs)} training runs, of which {finished} are finished:"
+        yield from (line for run in plan.runs for line in _described(job, run))
+        yield f"{len(plan.scorings)} evaluations:"
+        yield from (line for scoring in plan.scorings for line in _described(job, scoring))
     if plan.policies:
         yield f"{len(plan.policies)} policies:"
         yield from (line for policy in plan.policies for line in _described(job, policy))
     if plan.commands:
-        yield "then, for each:" if len(plan.commands) > 1 else "then:"
+        yield "then:" if plan.runs else "nothing to train; the numbers are those of:"
         yield from (f"    {command}" for command in plan.commands)
     yield from costs_of(job, plan)
 

@@ -67,7 +67,7 @@ def _find_study(job: Job) -> Findings:
 EXPERIMENTS: Mapping[str, Experiment] = {
     "table1": Experiment(
         "sizes of the sets, before and after the draw of validation pairs",
-        _plan_nothing,
+        _late("settings.plan_sets"),
         _late("settings.find_sets"),
         trains=False,
     ),

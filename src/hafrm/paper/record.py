@@ -90,26 +90,13 @@ class Entry:
     at: str = ""
 
 
-class Journal:
-    """A line for every start and every end of a run or scoring.
-
-    Args:
-        path: The journal file, which may not exist yet.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._lines = _Lines(path)
+class Journal(_Lines):
+    """A line for every start and every end of a run or scoring."""
 
     def write(self, what: str, event: Event, **more: Any) -> None:
         """Append a line with the fields of an `Entry`."""
         entry = Entry(what=what, event=event, at=datetime.now(UTC).isoformat(timespec="seconds"), **more)
-        self._lines.append(asdict(entry))
-
-    @property
-    def length(self) -> int:
-        """Current size in bytes."""
-        return self._lines.length
+        self.append(asdict(entry))
 
     def entries(self, *, since: int = 0) -> Iterator[Entry]:
         """Yield all entries in order.
@@ -117,7 +104,7 @@ class Journal:
         Args:
             since: Number of bytes to skip, from an earlier `length`.
         """
-        for row in self._lines.rows(since):
+        for row in self.rows(since):
             try:
                 yield Entry(**row)
             except TypeError:

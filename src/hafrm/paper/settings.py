@@ -13,11 +13,13 @@ from typing import Any
 from hafrm.data import load_pairs
 from hafrm.judging.judges import Answer, FreeJudge, Question, Response
 from hafrm.judging.prompts import judge_messages
-from hafrm.judging.tournament import Plan, compare, play, rank_at_once, top_two_of_eight
+from hafrm.judging.tournament import Plan as Tournament
+from hafrm.judging.tournament import compare, play, rank_at_once, top_two_of_eight
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.pairs import Message, PreferencePair, Prompt
 from hafrm.paper import numbers
-from hafrm.paper.runs import Policy, Run
+from hafrm.paper.plans import Plan
+from hafrm.paper.runs import Policy, Run, shell_line
 from hafrm.paper.scales import Job
 from hafrm.paper.tables import build_findings
 from hafrm.report.findings import Cell, Findings, Table
@@ -25,6 +27,13 @@ from hafrm.training.defaults import training_arguments
 
 _SAMPLE = 2000
 """Training pairs per set whose words and tokens are counted."""
+
+
+def plan_sets(job: Job) -> Plan:
+    """Plan nothing to train; `hafrm data show` counts the same pairs."""
+    shown = job.scale.backbone(job.backbones[0]).shown
+    words = (["hafrm", "data", "show", job.scale.sets[name].train, "--tokenizer", shown] for name in job.sets)
+    return Plan(commands=tuple(map(shell_line, words)))
 
 
 def find_sets(job: Job) -> Findings:
@@ -158,7 +167,7 @@ def _responses(numbers_of: Iterable[int]) -> list[Response]:
 _PROMPT = Prompt((Message("user", "?"),))
 
 
-def _played(plan: Plan) -> tuple[list[tuple[str, ...]], tuple[int | None, ...]]:
+def _played(plan: Tournament) -> tuple[list[tuple[str, ...]], tuple[int | None, ...]]:
     """Return the questions that a plan asks, and its ranks."""
     judge = _ByNumber()
     (outcome,) = play(judge, [plan])

@@ -103,7 +103,11 @@ def write_training_page(folder: Path, *, steps: int | None = None) -> Path:
     Raises:
         ModelError: the folder has no metrics or no manifest of a training run.
     """
-    found, manifest, rows = examine(folder), read_manifest(folder), list(read_metrics(folder / METRICS_FILE))
+    found, manifest, rows = (
+        list(examine(folder).found.values()),
+        read_manifest(folder),
+        list(read_metrics(folder / METRICS_FILE)),
+    )
     name = "/".join(folder.absolute().parts[-2:])
     now = datetime.now(UTC)
     html = render(

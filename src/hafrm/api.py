@@ -40,7 +40,7 @@ def train(config: TrainConfig | Mapping[str, Any], **options: Any) -> TrainResul
         >>> result = hafrm.train({"model": "Qwen/Qwen3-0.6B", "data": ["train.jsonl"], "out": "runs/mine"})
         >>> result.folder, result.metrics
     """
-    from hafrm.training.run import train as run
+    from hafrm.report.training import train_with_page as run
 
     if isinstance(config, Mapping) and "model" not in config and options.get("model") is not None:
         config = {**config, "model": "."}  # replaced by the argument

@@ -11,6 +11,7 @@ from typing import get_args
 
 from jsonargparse import Namespace
 from rich.console import Console
+from rich.markup import escape
 
 from hafrm.cli.options import command_parser, options_of
 from hafrm.cli.parser import Parser
@@ -95,8 +96,8 @@ def _stages(config: DemoConfig) -> list[_Stage]:
     from hafrm.cli.evaluate import run_evaluation
     from hafrm.paper.world import WORLD_SETS
     from hafrm.paper.world.backbone import backbone_folder
+    from hafrm.report.training import train_with_page
     from hafrm.training.manifest import is_finished
-    from hafrm.training.run import train
 
     out, backbone = Path(config.out), backbone_folder("instruct")
     runs = [_training(config, str(backbone), method, out / method) for method in get_args(Method)]
@@ -109,7 +110,8 @@ def _stages(config: DemoConfig) -> list[_Stage]:
     for each in runs:
         title, seconds = f"Training {each.method} on pairs of all five sets", _STEP_S * config.steps
         finished = is_finished(Path(each.out))
-        stages.append(_Stage(title, (lambda: None) if finished else partial(train, each), 0 if finished else seconds))
+        work: Callable[[], object] = (lambda: None) if finished else partial(train_with_page, each)
+        stages.append(_Stage(title, work, 0 if finished else seconds))
     scoring = partial(run_evaluation, evaluation, Console(), _INTRO)
     return [*stages, _Stage("Scoring new prompts of every set", scoring, _SCORING_S)]
 
@@ -158,7 +160,10 @@ def _training(config: DemoConfig, backbone: str, method: Method, folder: Path) -
 
 
 def _say_next(console: Console, out: Path) -> None:
+    """Print what to do next, and at the very end the verdict and the page."""
+    from hafrm.report.loading import read_evaluation
     from hafrm.report.page import PAGE_FILE
+    from hafrm.report.verdict import verdicts
 
     weight = RunInfo.load(out / "haf").combined_weight
     combined = (
@@ -168,12 +173,17 @@ def _say_next(console: Console, out: Path) -> None:
         else ""
     )
     console.print(
-        f"\nThe page with every pair: {out / EVALUATION / PAGE_FILE}\n"
-        f"The models: {out}/haf, {out}/baseline, {out}/dpo. They load in transformers without custom code.\n"
+        f"\nThe models: {out}/haf, {out}/baseline, {out}/dpo. They load in transformers without custom code.\n"
         f"{combined}\n"
         "Your own data: files of JSON lines with prompt, chosen and rejected, whose prompts differ. Then\n"
         "  hafrm data check TRAIN --against VALID TEST\n"
         "  hafrm train --model MODEL --data TRAIN --eval_data VALID --out runs/mine\n"
         "  hafrm evaluate runs/mine --data TEST --out eval/mine\n"
-        "  hafrm export runs/mine"
+        "  hafrm export runs/mine\n"
+    )
+    for line in verdicts(read_evaluation(out / EVALUATION)):
+        console.print(f"[bold]{escape(line)}[/bold]")
+    console.print(
+        "This is one seed of one small model: another seed or processor can move each accuracy by a few points.\n"
+        f"The page with every pair: {out / EVALUATION / PAGE_FILE}"
     )

@@ -1,7 +1,7 @@
-"""The Python API: the commands as functions that also take their options as a dictionary.
+"""The Python API: the commands as functions, which take their options as a dataclass or as a dictionary.
 
-A dictionary goes through the checks of the command line: names that don't exist, types and values raise the same
-errors, and paths that don't exist are found before torch is loaded.
+A dictionary is checked like the command line: unknown names and wrong types or values raise the same errors, and
+missing paths are found before torch is loaded.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def train(config: TrainConfig | Mapping[str, Any], **options: Any) -> TrainResul
         >>> result = hafrm.train({"model": "Qwen/Qwen3-0.6B", "data": ["train.jsonl"], "out": "runs/mine"})
         >>> result.folder, result.metrics
     """
-    from hafrm.training.run import train as run
+    from hafrm.report.training import train_with_page as run
 
     if isinstance(config, Mapping) and "model" not in config and options.get("model") is not None:
         config = {**config, "model": "."}  # replaced by the argument
@@ -122,7 +122,7 @@ def config_of(
         data: Fields with data names.
 
     Raises:
-        ConfigError: an option does not exist or has no such value.
+        ConfigError: an option does not exist, or its value is invalid.
     """
     if isinstance(given, kind):
         return given
@@ -142,7 +142,7 @@ def config_of(
 
 
 def _is_made(name: str, value: Any, data: tuple[str, ...]) -> bool:
-    """Return whether a value is not one that a file of options could hold: rows in memory, or a group's dataclass."""
+    """Return whether an options file can't contain a value, which is a dataclass or rows in memory."""
     if is_dataclass(value):
         return True
     return name in data and not isinstance(value, str) and not all(isinstance(each, str) for each in _listed(value))

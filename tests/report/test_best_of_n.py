@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
+from markupsafe import Markup
+from scipy.stats import binomtest
 
+from hafrm.report.best_of_n import best_of_n_findings
 from hafrm.report.figures import Curve, growth_curves, overlap_circles
 
 NAMES = {"h": "HAF", "b": "Baseline", "d": "<DPO>"}
@@ -60,10 +64,54 @@ def test_curves_lie_at_their_values_with_their_intervals() -> None:
     x, y = zip(*(map(float, pair.split(" ")) for pair in re.split("[ML]", line[1])[1:]), strict=True)
     assert x[2] - x[1] == pytest.approx(x[1] - x[0], abs=0.2)
     assert (y[1] - y[2]) == pytest.approx(2 * (y[0] - y[1]), abs=0.2)
-    assert svg.count('class="series haf"') == 1 + 3 + 1  # the curve, three intervals, the legend
+    assert svg.count('class="series haf"') == 1 + 1  # the curve, the legend
+    assert svg.count('class="series haf interval"') == 3
     assert "0.43" in svg
 
 
 def test_one_point_and_equal_values_are_drawn() -> None:
     assert "path" in str(growth_curves("label", [Curve("a", "haf", ((1.0, 1.0),))], [0.0], "reward"))
     assert "nan" not in str(growth_curves("label", [Curve("a", "haf", ((1.0, 0.0), (2.0, 0.0)))], [0.0, 0.2], "reward"))
+
+
+def results(wins: dict[tuple[str, str], tuple[int, int, int]]) -> dict[str, Any]:
+    """Results of `hafrm best-of-n` in which scorers win, tie and lose so often."""
+    names = list(dict.fromkeys(name for pair in wins for name in pair))
+    rate = {"value": 0.5, "ci95": (0.4, 0.6)}
+    return {
+        "models": {name: dict.fromkeys(("top_1", "top_2", "gold", "against_random"), rate) for name in names},
+        "judge": {"model": "j", "kind": "reward"},
+        "draws": 400,
+        "prompts": 100,
+        "distinct": 390,
+        "alike": 0,
+        "baselines": {"random": {"top_1": rate, "top_2": rate, "gold": rate}},
+        "agreement": {"pairs": [], "all": rate},
+        "best": {"regions": []},
+        "wins": [
+            {"a": a, "b": b, "win_rate": rate, "wins": won, "ties": tied, "losses": lost, "same": 0}
+            for (a, b), (won, tied, lost) in wins.items()
+        ],
+        "curve": {"gold": {}, "n": [1]},
+        "left_out": {},
+        "unscored": {},
+        "judge_runs": {},
+    }
+
+
+def test_only_what_the_corrected_sign_test_decides_is_bold_and_stated() -> None:
+    """61 to 39 is significant alone (p .035), but not among three comparisons; 70 to 30 is."""
+    assert binomtest(61, 100).pvalue < 0.05
+    found = best_of_n_findings(results({("a", "b"): (30, 0, 70), ("a", "c"): (61, 0, 39), ("b", "c"): (5, 90, 5)}))
+    (table,) = [table for table in found.tables if "each other" in table.title]
+    assert [isinstance(row[1], Markup) for row in table.rows] == [True, False, False]
+    assert [row[2] for row in table.rows[1:]] == [f"{2 * binomtest(61, 100).pvalue:.3f}", "1.000"]
+    assert "what b chooses to what a chooses" in found.statements[0]
+    assert "a and c" in found.statements[1]
+    assert "b and c" in found.statements[1]
+    assert not any(isinstance(cell, Markup) for row in found.tables[0].rows for cell in row)
+
+
+def test_without_a_judge_nothing_is_stated() -> None:
+    found = best_of_n_findings(results({("a", "b"): (30, 0, 70)}) | {"judge": None})
+    assert found.statements == ()

@@ -99,8 +99,8 @@ def _stages(config: DemoConfig) -> list[_Stage]:
     from hafrm.cli.evaluate import run_evaluation
     from hafrm.paper.world import WORLD_SETS
     from hafrm.paper.world.backbone import BackboneRecipe, backbone_folder, world_backbone
+    from hafrm.report.training import train_with_page
     from hafrm.training.manifest import is_finished
-    from hafrm.training.run import train
 
     recipe = BackboneRecipe(**_PRETRAINING_STEPS)
     out, backbone = Path(config.out), backbone_folder("instruct", recipe=recipe)
@@ -120,7 +120,8 @@ def _stages(config: DemoConfig) -> list[_Stage]:
     for each in runs:
         title, seconds = f"Training {each.method} on pairs of all five sets", _STEP_S * config.steps
         finished = is_finished(Path(each.out))
-        stages.append(_Stage(title, (lambda: None) if finished else partial(train, each), 0 if finished else seconds))
+        work: Callable[[], object] = (lambda: None) if finished else partial(train_with_page, each)
+        stages.append(_Stage(title, work, 0 if finished else seconds))
     scoring = partial(run_evaluation, evaluation, Console(), _INTRO)
     return [*stages, _Stage("Scoring new prompts of every set", scoring, _SCORING_S)]
 

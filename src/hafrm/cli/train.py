@@ -20,13 +20,15 @@ def run(args: Namespace) -> None:
     config = options_of(TrainConfig, parser(), args, data=("data", "eval_data"))
     from accelerate import PartialState
 
-    from hafrm.training.run import train
+    from hafrm.report.training import train_with_page
+    from hafrm.training.owned import PAGE_FILE
 
-    result = train(config)
+    result = train_with_page(config)
     processes = PartialState()
     console = Console(quiet=not processes.is_main_process)
     accuracy = result.metrics.get("eval_rewards/accuracies")
     validation = f", validation accuracy {accuracy:.3f}" if accuracy is not None else ""
     console.print(f"Trained {result.steps} steps{validation}. The model is in {result.folder}.", highlight=False)
+    console.print(f"Its curves: {result.folder / PAGE_FILE}", highlight=False)
     console.print(f"Next: hafrm evaluate {result.folder} --data TEST --out eval", highlight=False)
     processes.destroy_process_group()

@@ -1,7 +1,7 @@
-"""From sources of pairs to tables of token ids, made in one pass and kept for later runs.
+"""Encode sources of pairs as tables of token ids, in one pass, and keep the tables for later runs.
 
-`ConversationEncoder` does the encoding; this module counts what is left out, raises errors for it, and keeps the tables
-of large files in the cache folder, by the content of everything that they depend on.
+`ConversationEncoder` does the encoding. This module counts the pairs that are left out or raises errors for them, and
+keeps the tables of large files in the cache folder under a hash of everything that they depend on.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from typing import Any, cast
 from filelock import FileLock
 
 from hafrm import atomic
-from hafrm.data.collecting import SourceReport
 from hafrm.data.loading import PairSource, open_sources
+from hafrm.data.mappings import mapping_digest
 from hafrm.data.options import DataOptions
-from hafrm.data.recognition import mapping_digest
+from hafrm.data.reports import SourceReport
 from hafrm.data.tables import Account, LostText, PairTables, TableWriter
 from hafrm.encoding import ConversationEncoder, Encoded, OverlongError, TokenGroup
 from hafrm.errors import CHANGE_ROLES, BadRowError, BadRowReason, DataError, UnwritableError
@@ -40,16 +40,16 @@ _CHUNK = 1024
 """Pairs encoded at a time."""
 
 _ALONE = 8
-"""Chunks that are encoded by one process in the time in which several would start."""
+"""Number of chunks that one process encodes in the time that starting several takes."""
 
 _EXAMPLES = 5
-"""Number of pairs that a `LostText` names."""
+"""Number of pairs that a `LostText` lists."""
 
 _WORTH_KEEPING = 8 * 2**20
-"""Bytes of the files above which their tables are kept: smaller ones are encoded again in seconds."""
+"""Bytes of the files from which their tables are kept; encoding smaller ones again takes seconds."""
 
 _ENCODING = 2
-"""Part of every cache key: increase it when hafrm makes other token ids from the same rows and tokenizer."""
+"""Part of every cache key; increase it when hafrm computes other token ids from the same rows and tokenizer."""
 
 
 def encode_pairs(
@@ -62,16 +62,16 @@ def encode_pairs(
     limit: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> PairTables:
-    """Encode pairs, leaving out and counting those that do not fit.
+    """Encode pairs; those that do not fit are left out and counted.
 
     Args:
-        pairs: The pairs; they are read once and not held.
-        encoder: Provides the tokenizer, the limit and the rule for over-long pairs.
-        options: Determines what happens to pairs that can't be encoded (`on_bad_row`).
-        folder: An empty folder for the tables; without one they are in memory.
+        pairs: The pairs, which are read once and not kept in memory.
+        encoder: The encoder, with the tokenizer, the limit and the rule for over-long pairs.
+        options: The options, whose `on_bad_row` applies to pairs that can't be encoded.
+        folder: An empty folder for the tables; None keeps them in memory.
         reports: Reports of the pairs' sources, which are complete once all pairs have been read.
-        limit: Number of pairs after which no more are read.
-        progress: Called with the number of pairs that were read.
+        limit: Maximum number of encoded pairs.
+        progress: Called with the number of pairs read so far.
 
     Raises:
         BadRowError: under `overlong: truncate` a prompt alone fills the limit, or the chat template refuses a
@@ -112,9 +112,9 @@ def _chunks(pairs: Iterable[PreferencePair]) -> Iterator[list[PreferencePair]]:
 def _encoded_chunks(
     chunks: Iterator[list[PreferencePair]], encoder: ConversationEncoder
 ) -> Generator[tuple[list[PreferencePair], list[Encoded]]]:
-    """Yield chunks with their outcomes, in order; encode them in as many processes as there are CPUs if they are many.
+    """Yield chunks with their outcomes, in order; many chunks are encoded by as many processes as there are CPUs.
 
-    The processes are forked, as in the datasets library: scripts need no main guard, and the tokenizer is not copied.
+    The processes are forked, as in the datasets library, so scripts need no main guard and the tokenizer is not copied.
     """
     first = list(islice(chunks, _ALONE))
     processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
@@ -161,7 +161,7 @@ def _encode_in_worker(chunk: list[PreferencePair]) -> list[Encoded]:
 
 
 class _Count:
-    """Counts the pairs that are encoded, those that are left out, and the text that the chat template drops."""
+    """Counts encoded pairs, pairs that are left out, and text that the chat template drops."""
 
     def __init__(self, encoder: ConversationEncoder, options: DataOptions) -> None:
         self.encoder, self.options = encoder, options
@@ -214,7 +214,7 @@ class _Count:
 
 
 def _droppable(pair: PreferencePair) -> Iterator[str]:
-    """Yield the kinds of text of a pair that a template may drop, as in `TokenGroup.lost`: one per turn or column."""
+    """Yield the kinds of text of a pair that a template may drop, one per turn or column; see `TokenGroup.lost`."""
     for column, value in pair.prompt.columns.items():
         if column == "chat_template_kwargs":
             yield from (f"{column}.{argument}" for argument in value)
@@ -235,7 +235,7 @@ def _bad_row(pair: PreferencePair, fault: OverlongError | DataError) -> BadRowEr
             source=pair.source,
             row=pair.row,
             field="prompt",
-            problem=f"alone fills the limit of {fault.limit} tokens, so that truncating leaves no response to score",
+            problem=f"alone fills the limit of {fault.limit} tokens, so truncation leaves no response to score",
             remedy="Shorten it, or raise `data_options.max_length`.",
         )
     return BadRowError.refused(str(fault), source=pair.source, row=pair.row)
@@ -251,20 +251,20 @@ def load_tables(
     say: Callable[[str], None] = lambda line: None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> PairTables:
-    """Read and encode sources of pairs, or open the tables that an earlier run made of the same content.
+    """Read and encode sources of pairs, or open the tables that an earlier run kept for the same content.
 
     Args:
         data: Data names or rows in memory, as for `load_pairs`.
         encoder: As for `encode_pairs`.
         options: Options for reading and encoding.
         split: The split, as for `load_pairs`.
-        limit: Number of encoded pairs after which no more are read, if a source has an unknown number of rows.
-        say: Called with a warning if kept tables are damaged or none can be kept; the tables are then made again.
-        progress: Called with the number of pairs that were read.
+        limit: Maximum number of encoded pairs, if a source has an unknown number of rows.
+        say: Called with a warning if kept tables are damaged, or can't be kept.
+        progress: Called with the number of pairs read so far.
 
     Raises:
         BadRowError, ConfigError, DataError, UnknownDataError, UnreadableError: see `load_pairs` and `encode_pairs`.
-        UnwritableError: there is no room for the tables, in the cache folder or elsewhere.
+        UnwritableError: neither the cache folder nor the folder for temporary files has room for the tables.
     """
     sources = open_sources(data, split=split, options=options)
     if any(source.endless for source in sources):
@@ -281,7 +281,8 @@ def load_tables(
         with lock:
             return _kept(folder, sources, encoder, options, say, progress)
     except OSError as error:
-        say(f"warning: {folder.parent} can't be written to ({error.strerror or error}), so the next run encodes again")
+        problem = f"{folder.parent} can't be written to ({error.strerror or error})"
+        say(f"warning: {problem}, so the next run will encode the rows again")
         return _in_temporary_folder(open_sources(data, split=split, options=options), encoder, options, progress)
 
 
@@ -293,12 +294,12 @@ def _kept(
     say: Callable[[str], None],
     progress: Callable[[int], None],
 ) -> PairTables:
-    """Open the tables in a folder of the cache, or make them."""
+    """Open the tables in a folder of the cache, or write them."""
     if folder.exists():
         try:
             tables = PairTables.open(folder)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            say(f"warning: {folder} is damaged ({error}), so its rows are encoded again")
+            say(f"warning: {folder} is damaged ({error}), so the rows are encoded again")
         else:
             for report, source in zip(tables.account.reports, sources, strict=True):
                 report.name, report.read_from = source.report.name, source.report.read_from
@@ -314,7 +315,7 @@ def _in_temporary_folder(
     options: DataOptions,
     progress: Callable[[int], None],
 ) -> PairTables:
-    """Make tables in a folder that is deleted with them."""
+    """Write tables to a folder that is deleted when they are no longer used."""
     try:
         folder = Path(tempfile.mkdtemp(prefix="hafrm-tables-"))
         tables = _encoded(sources, encoder, options, folder, progress)
@@ -350,7 +351,7 @@ def _pairs(sources: Sequence[PairSource]) -> Iterator[PreferencePair]:
 
 
 def _key(sources: Sequence[PairSource], split: str, encoder: ConversationEncoder, options: DataOptions) -> str | None:
-    """Name everything that tables depend on; None if that can't be told without reading the rows."""
+    """Return a hash of everything that tables depend on; None if finding out would require reading the rows."""
     backend: Any = getattr(encoder.tokenizer, "backend_tokenizer", None)
     mapping = mapping_digest(options.mapping) if options.mapping else ""
     if backend is None or mapping is None or any(source.key is None for source in sources):

@@ -1,7 +1,7 @@
 """Preference losses: pure functions from tensors to one loss per pair.
 
-They take rewards and log-probabilities of pairs, are independent of models, tokenizers, devices and configs, and leave
-averaging to the caller. Equation numbers are those of the HAF-RM paper. Shape letters: B pairs.
+They take rewards and log-probabilities of pairs. They are independent of models, tokenizers, devices and configs, and
+leave averaging to the caller. Equation numbers are those of the HAF-RM paper. Shape letters: B pairs.
 
 Two families and their sum:
 

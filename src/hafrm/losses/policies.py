@@ -80,7 +80,7 @@ class PairLogProbs:
 
 
 def dpo_loss(log_probs: PairLogProbs, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Tensor:
-    """Direct preference optimization: -log sigmoid(beta * (pd_win - pd_lose)) (Eq. 4).
+    """Compute direct preference optimization: -log sigmoid(beta * (pd_win - pd_lose)) (Eq. 4).
 
     Args:
         log_probs: Response log-probs of policy and reference.
@@ -98,10 +98,10 @@ def dpo_loss(log_probs: PairLogProbs, *, beta: float = 0.1, label_smoothing: flo
 
 
 def ipo_loss(log_probs: PairLogProbs, *, beta: float = 0.1) -> Tensor:
-    """Identity preference optimization: (margin - 1 / (2 beta))^2 (arXiv:2310.12036, Eq. 17).
+    """Compute identity preference optimization: (margin - 1 / (2 beta))^2 (arXiv:2310.12036, Eq. 17).
 
-    The log-ratios are averaged over tokens, not summed, as in TRL 1.16 on the advice of the method's authors: with sums
-    the square would grow with the responses' lengths.
+    The log-ratios are averaged over tokens, as in TRL 1.16 on the advice of the method's authors: with sums, the square
+    would grow with the lengths of the responses.
 
     Args:
         log_probs: Response log-probs of policy and reference.
@@ -116,9 +116,9 @@ def ipo_loss(log_probs: PairLogProbs, *, beta: float = 0.1) -> Tensor:
 
 
 def slic_loss(log_probs: PairLogProbs, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Tensor:
-    """Sequence likelihood calibration: max(0, 1 - beta * (pd_win - pd_lose)) (arXiv:2305.10425).
+    """Compute sequence likelihood calibration: max(0, 1 - beta * (pd_win - pd_lose)) (arXiv:2305.10425).
 
-    This is TRL's `hinge`: the source's hinge with a margin of 1 / beta, times beta, on log-ratios to the reference.
+    This is TRL's `hinge`: beta times the source's hinge with a margin of 1 / beta, on log-ratios to the reference.
     Arguments, result and errors are those of `dpo_loss`.
     """
     require_positive(beta=beta)
@@ -128,12 +128,12 @@ def slic_loss(log_probs: PairLogProbs, *, beta: float = 0.1, label_smoothing: fl
 def simpo_loss(
     log_probs: PairLogProbs, *, beta: float = 0.1, target_margin: float = 0.5, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Simple preference optimization: DPO on log-probs per token, without a reference (arXiv:2405.14734, Eq. 6).
+    """Compute simple preference optimization: DPO on log-probs per token without a reference (arXiv:2405.14734, Eq. 6).
 
     Args:
         log_probs: Response log-probs; the reference is not used.
         beta: Scale of the log-probs per token, which are small: the source uses beta from 2 to 10.
-        target_margin: The source's gamma, by which `chosen` should win, in units of beta times a log-prob per token.
+        target_margin: The source's gamma: by how much beta times the log-prob per token of `chosen` should be larger.
         label_smoothing: Probability, 0 to .5, that a label is wrong.
 
     Result and errors are those of `dpo_loss`.
@@ -144,7 +144,7 @@ def simpo_loss(
 
 
 def orpo_loss(log_probs: PairLogProbs, *, beta: float = 0.1) -> Tensor:
-    """Odds-ratio preference optimization: NLL - beta * log sigmoid(log odds ratio) (arXiv:2403.07691, Eq. 6).
+    """Compute odds-ratio preference optimization: NLL - beta * log sigmoid(log odds ratio) (arXiv:2403.07691, Eq. 6).
 
     The NLL is the mean over the tokens of `chosen`. TRL's includes the prompt's tokens and weights all tokens of a
     batch equally.
@@ -161,11 +161,11 @@ def orpo_loss(log_probs: PairLogProbs, *, beta: float = 0.1) -> Tensor:
 
 
 def kto_pair_loss(log_probs: PairLogProbs, *, beta: float = 0.1) -> Tensor:
-    """Kahneman-Tversky optimization on pairs: each response against the batch's mean log-ratio of the other side.
+    """Compute Kahneman-Tversky optimization on pairs: each response against the other side's mean log-ratio.
 
-    The mean log-ratio of the rejected responses, clamped at 0 and without gradient, replaces the KL divergence to which
-    a chosen response is compared, and vice versa (arXiv:2402.01306, in the paired form of DPO's implementations). The
-    pairs of a batch therefore depend on each other.
+    The mean log-ratio of the batch's rejected responses, clamped at 0 and without gradient, replaces the KL divergence
+    with which a chosen response is compared, and vice versa (arXiv:2402.01306, in the paired form of DPO's
+    implementations). The pairs of a batch therefore depend on each other.
 
     The result is the mean of a pair's two losses, between 0 and 1. Arguments and errors are those of `dpo_loss`.
     """
@@ -178,16 +178,16 @@ def kto_pair_loss(log_probs: PairLogProbs, *, beta: float = 0.1) -> Tensor:
 
 
 def sft_loss(log_probs: PairLogProbs) -> Tensor:
-    """Supervised fine-tuning: the mean NLL of the tokens of `chosen`, [B]. Other fields are not used.
+    """Compute supervised fine-tuning: the mean NLL of the tokens of `chosen`, [B].
 
-    Its mean over a batch weights all pairs equally, whereas TRL weights all tokens equally.
+    The mean over a batch weights all pairs equally, whereas TRL weights all tokens equally.
     """
     return -log_probs.chosen_mean
 
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyLossOptions:
-    """Options of all policy losses; see `OPTIONS_READ` for which loss uses which.
+    """Options of all policy losses; `OPTIONS_READ` lists those that each loss uses.
 
     Raises:
         ValueError: an option is out of range.
@@ -255,7 +255,7 @@ def _log_ratio(log_prob: Tensor, reference: Tensor | None) -> Tensor:
 
 
 def _per_token(total: Tensor, length: Tensor) -> Tensor:
-    """Average over tokens; an empty response, whose total is 0, counts as one token to avoid 0 / 0."""
+    """Average over tokens; an empty response counts as one token to avoid 0 / 0."""
     return wide(total) / length.clamp(min=1)
 
 

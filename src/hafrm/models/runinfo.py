@@ -155,9 +155,11 @@ def _one_of(*choices: str) -> tuple[Callable[[Any], bool], str]:
 
 
 def _lora(value: Any) -> bool:
+    types: dict[str, Any] = {"rank": int, "alpha": int, "dropout": (int, float), "targets": list, "quantize": str}
     try:
-        return value is None or LoraOptions(**value).enabled
-    except (ConfigError, TypeError):
+        typed = value is None or all(isinstance(each, types[name]) for name, each in value.items())
+        return typed and (value is None or LoraOptions(**value).enabled)
+    except (AttributeError, KeyError, ConfigError):
         return False
 
 

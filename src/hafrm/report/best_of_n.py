@@ -6,11 +6,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from markupsafe import Markup
+from scipy.stats import binomtest
 
+from hafrm.evaluation.results import SIGNIFICANT
 from hafrm.report.figures import MOST_CIRCLES, Curve, growth_curves, overlap_circles
-from hafrm.report.findings import Findings, Table, ranked
-from hafrm.report.wording import interval, percent, short_names
+from hafrm.report.findings import Cell, Findings, Table
+from hafrm.report.wording import count, interval, listed, p_value, percent, short_names
 from hafrm.sampling.analysis import RANDOM
+from hafrm.stats import holm_correction
 
 CURVE_KINDS = ("haf", "baseline", "dpo", "haf dash1", "baseline dash2", "dpo dash3")
 """Curve styles of the scorers, in turn."""
@@ -24,14 +27,15 @@ def best_of_n_findings(results: Mapping[str, Any]) -> Findings:
     """
     models = short_names(list(results["models"]))
     judge = results["judge"]
-    by = f"Judged by {judge['model']} ({judge['kind']})." if judge else "Nobody judged: agreement alone."
+    by = f"Judged by {judge['model']} ({judge['kind']})." if judge else "Without a judge, only agreement is measured."
     draws = results["draws"] / results["prompts"]
     return Findings(
-        title="Best of N",
+        title=f"Best of N: {listed(list(models.values())) if len(models) < 5 else count(len(models), 'scorer')}",
         intro=(
             f"{len(models)} scorers chose among {draws:.3g} responses a prompt ({results['distinct']:,} distinct ones "
             f"of {results['draws']:,}) to {results['prompts']:,} prompts. {by} In brackets 95% intervals over prompts."
         ),
+        statements=tuple(_statements(results, models)),
         results=results,
         tables=tuple(_tables(results, models)),
         figures=dict(_figures(results, models)),
@@ -64,13 +68,16 @@ def _known_pairs(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _selection_table(results: Mapping[str, Any], models: Mapping[str, str]) -> Table:
     """Tabulate how often the judge's best is recalled (Table 4), its reward, and wins over a random draw."""
-    rows: list[tuple[Any, ...]] = []
-    columns = []
-    for name in ("top_1", "top_2", "gold", "against_random"):
-        rates = [results["models"][model][name] for model in models]
-        cells = [rate_cell(rate, share=name != "gold") for rate in rates]
-        columns.append(ranked([rate and rate["value"] for rate in rates], cells))
-    rows += [(short, *cells) for short, *cells in zip(models.values(), *columns, strict=True)]
+    rows: list[tuple[Any, ...]] = [
+        (
+            short,
+            *(
+                rate_cell(results["models"][model][name], share=name != "gold")
+                for name in ("top_1", "top_2", "gold", "against_random")
+            ),
+        )
+        for model, short in models.items()
+    ]
     for name, rates in results["baselines"].items():
         cells = [rate_cell(rates.get("top_1")), rate_cell(rates.get("top_2")), rate_cell(rates["gold"], share=False)]
         rows.append((name, *cells, "50.0" if name == RANDOM and rates["gold"] else "–"))
@@ -79,16 +86,36 @@ def _selection_table(results: Mapping[str, Any], models: Mapping[str, str]) -> T
 
 
 def _wins_table(results: Mapping[str, Any], models: Mapping[str, str]) -> Table:
-    rows = [
-        (
-            f"{models[each['a']]} over {models[each['b']]}",
-            rate_cell(each["win_rate"]),
-            *(str(each[name]) for name in ("wins", "ties", "losses", "same")),
-        )
-        for each in results["wins"]
-    ]
-    header = ("scorers", "win rate, %", "wins", "ties", "losses", "chose the same")
-    return Table("Against each other (a tie counts one half)", header, tuple(rows))
+    rows = []
+    for each, p in zip(results["wins"], _corrected(results), strict=True):
+        cells: list[Cell] = [rate_cell(each["win_rate"]), p_value(p)]
+        if p < SIGNIFICANT:
+            cells = [Markup("<b>{}</b>").format(cell) for cell in cells]
+        counts = (str(each[name]) for name in ("wins", "ties", "losses", "same"))
+        rows.append((f"{models[each['a']]} over {models[each['b']]}", *cells, *counts))
+    header = ("scorers", "win rate, %", "p, Holm", "wins", "ties", "losses", "chose the same")
+    note = "p: exact sign test of wins against losses, corrected by Holm for all rows. In bold: p is below 5%."
+    return Table("Against each other (a tie counts one half)", header, tuple(rows), note)
+
+
+def _corrected(results: Mapping[str, Any]) -> list[float]:
+    """Return each comparison's p-value of the sign test, which leaves ties out, corrected by Holm."""
+    counts = [(each["wins"], each["wins"] + each["losses"]) for each in results["wins"]]
+    p = [binomtest(won, decided).pvalue if decided else 1.0 for won, decided in counts]
+    return [float(each) for each in holm_correction(p)] if p else []
+
+
+def _statements(results: Mapping[str, Any], models: Mapping[str, str]) -> Iterator[str]:
+    """Say whose choices the judge prefers, as far as the corrected test decides."""
+    tests = list(zip(results["wins"], _corrected(results), strict=True)) if results["judge"] else []
+    for each, p in tests:
+        a, b = models[each["a"]], models[each["b"]]
+        if p < SIGNIFICANT:
+            better, worse = (a, b) if each["wins"] > each["losses"] else (b, a)
+            yield f"The judge prefers what {better} chooses to what {worse} chooses."
+    open_ = [f"{models[each['a']]} and {models[each['b']]}" for each, p in tests if not p < SIGNIFICANT]
+    if open_:
+        yield f"The choices of {'; of '.join(open_)} can't be told apart."
 
 
 def _figures(results: Mapping[str, Any], models: Mapping[str, str]) -> Iterator[tuple[str, Markup]]:
@@ -119,12 +146,12 @@ def _notes(results: Mapping[str, Any]) -> Iterator[str]:
         )
     yield "A random choice among k of R distinct responses is right k / R of the time; with no response twice, k / N."
     for name in ("left_out", "unscored"):
-        for reason, count in results[name].items():
+        for reason, number in results[name].items():
             what = "were left out" if name == "left_out" else "have a response without reward"
-            yield f"{count} prompts {what}: {reason}."
+            yield f"{number} prompts {what}: {reason}."
     for name, run in results["judge_runs"].items():
         if run:
-            lost = ", ".join(f"{count} {reason}" for reason, count in run["unscored"].items())
+            lost = ", ".join(f"{number} {reason}" for reason, number in run["unscored"].items())
             yield (
                 f"The judge's {name}: {run['judged']} of {run['rows']} questions answered"
                 + (f" ({lost})" if lost else "")

@@ -22,6 +22,9 @@ Interval = tuple[float, float]
 Tick = tuple[float, str]
 """A position on an axis, in the units of the plotted values, and its label."""
 
+_NARROW = {"class_": "narrow"}
+"""Attributes of a picture of one plot, which is not stretched to the width that several fill."""
+
 _CHARACTER = 6.5  # the mean width of a character, in pixels
 
 
@@ -48,7 +51,9 @@ def _pixels(value: str | float) -> str:
 def picture(width: float, height: float, label: str, parts: Iterable[Markup]) -> Markup:
     """Build a picture; `label` describes it to screen readers."""
     extent = f"0 0 {_pixels(width)} {_pixels(height)}"
-    return element("svg", *parts, viewBox=extent, role="img", aria_label=visible(label))
+    return element(
+        "svg", *parts, viewBox=extent, role="img", aria_label=visible(label), **_NARROW if width < 420 else {}
+    )
 
 
 def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:

@@ -137,7 +137,7 @@ def curve_panels(label: str, panels: Sequence[Panel]) -> Markup:
         plot.parts.append(text(left, 14, panel.title, "strong"))
         parts += plot.parts
     key, (end, y) = _curve_legend(panels[0].curves, bottom + 50, width * len(panels))
-    return picture(max(width * len(panels), end), y + 14, label, parts + key)
+    return picture(max(width * len(panels), end - 20), y + 14, label, parts + key)
 
 
 def growth_curves(label: str, curves: Sequence[Curve], kl: Sequence[float], y_label: str) -> Markup:
@@ -168,11 +168,13 @@ def _curves(curves: Sequence[Curve], x: Interval, title: str, left: float, right
     plot = Plot(
         x, (math.floor(low / step) * step, math.ceil(high / step) * step), left=left, right=right, top=26, bottom=bottom
     )
-    for curve in curves:
+    for number, curve in enumerate(curves):
+        beside = 4 * (number - (len(curves) - 1) / 2)  # pixels, so that intervals at one x can be told apart
         plot.curve(curve.points, f"series {curve.kind}", f"{title}: {curve.label}" if title else curve.label)
         for (at, _), ci95 in zip(curve.points, curve.ci95, strict=False):
             if ci95:
-                plot.curve([(at, ci95[0]), (at, ci95[1])], f"series {curve.kind}")
+                span = [(plot.x(at) + beside, plot.y(end)) for end in ci95]
+                plot.parts.append(path(f"series {curve.kind.split()[0]} interval", span))
     return plot
 
 
@@ -278,7 +280,6 @@ MOST_CIRCLES = 3
 """Maximum number of circles whose overlaps can all be drawn."""
 
 _RADIUS, _APART = 76.0, 46.0
-_MIDDLE = (190.0, 158.0)
 
 
 def overlap_circles(label: str, names: Mapping[str, str], regions: Mapping[frozenset[str], float]) -> Markup:
@@ -296,8 +297,9 @@ def overlap_circles(label: str, names: Mapping[str, str], regions: Mapping[froze
         raise ValueError(f"circles are drawn for two or three scorers, got {len(names)}")
     first = math.pi if len(names) == 2 else -math.pi / 2  # two are next to each other; the first of three is on top
     angles = [first + 2 * math.pi * number / len(names) for number in range(len(names))]
+    middle = 190.0, 84.0 if len(names) == 2 else 152.0
     centres = {
-        name: (_MIDDLE[0] + _APART * math.cos(angle), _MIDDLE[1] + _APART * math.sin(angle))
+        name: (middle[0] + _APART * math.cos(angle), middle[1] + _APART * math.sin(angle))
         for name, angle in zip(names, angles, strict=True)
     }
     parts = []
@@ -305,16 +307,22 @@ def overlap_circles(label: str, names: Mapping[str, str], regions: Mapping[froze
         whole = percent(sum(share for whose, share in regions.items() if name in whose))
         title = element("title", visible(f"{names[name]}: {whole}%"))
         parts.append(element("circle", title, cx=x, cy=y, r=_RADIUS, class_=f"s{number} many"))
-        above = y < _MIDDLE[1] - 1
-        at = (x, y - _RADIUS - 8) if above else (x + 0.5 * (x - _MIDDLE[0]), y + _RADIUS + 16)
+        above = y < middle[1] - 1
+        at = (x, y - _RADIUS - 8) if above else (x + 0.5 * (x - middle[0]), y + _RADIUS + 16)
         parts.append(text(*at, f"{shortened(names[name], 22)} {whole}", "middle strong"))
     for whose, share in regions.items():
         parts.append(text(*_inside(centres, whose), percent(share), "middle"))
-    return picture(2 * _MIDDLE[0], 2 * _MIDDLE[1] + 14, label, parts)
+    lowest = max(y for _, y in centres.values())
+    return picture(2 * middle[0], lowest + _RADIUS + 24, label, parts)
 
 
 def _inside(centres: Mapping[str, Point], whose: Collection[str]) -> Point:
     """Return the middle of the region of exactly these circles."""
-    x, y = (sum(centres[name][axis] for name in whose) / len(whose) - _MIDDLE[axis] for axis in (0, 1))
+    middle_x, middle_y = _mean(list(centres.values()))
+    x, y = _mean([centres[name] for name in whose])
     stretch = 1.0 if len(whose) == len(centres) else 1.85
-    return _MIDDLE[0] + stretch * x, _MIDDLE[1] + stretch * y + 4
+    return middle_x + stretch * (x - middle_x), middle_y + stretch * (y - middle_y) + 4
+
+
+def _mean(points: Sequence[Point]) -> Point:
+    return sum(x for x, _ in points) / len(points), sum(y for _, y in points) / len(points)

@@ -101,6 +101,42 @@ class DoctorLines(TrainerCallback):
             self.say(f"warning: step {each.step}: {each.check}: {each.text}.")
 
 
+class LivePage(TrainerCallback):
+    """Rewrites a page of the run while it trains, so rarely that training does not notice.
+
+    Args:
+        write: Writes the page, given the number of steps of the run.
+        every_s: Least time between two writings, in seconds; a page that takes long to write is written more rarely.
+    """
+
+    def __init__(self, write: Callable[[int], object], *, every_s: float = 5.0) -> None:
+        self.write, self.every_s = write, every_s
+        self.began = False
+        """Whether this process trains and writes the page."""
+        self._next = 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Begin."""
+        self.began = state.is_world_process_zero
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write the page if it is time."""
+        now = time.monotonic()
+        if self.began and now >= self._next:
+            self.write(state.max_steps)
+            taken = time.monotonic() - now
+            self._next = now + max(self.every_s, 100 * taken)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write the page with the last step."""
+        if self.began:
+            self.write(state.max_steps)
+
+
 def best_step(state: TrainerState) -> int | None:
     """Return the step of the best checkpoint so far, or None."""
     best = state.best_model_checkpoint

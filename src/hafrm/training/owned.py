@@ -19,7 +19,9 @@ from hafrm.models.runinfo import RUN_FILE, RunInfo
 from hafrm.training.manifest import MANIFEST_FILE
 from hafrm.training.metrics import METRICS_FILE
 
-_OF_A_RUN = re.compile(rf"{MANIFEST_FILE}|{METRICS_FILE}|runs/(.*/)?events\.out\.tfevents\..*")
+PAGE_FILE = "training.html"
+
+_OF_A_RUN = re.compile(rf"{MANIFEST_FILE}|{METRICS_FILE}|{PAGE_FILE}|runs/(.*/)?events\.out\.tfevents\..*")
 _OF_A_CHECKPOINT = re.compile(
     r"trainer_state\.json|training_args\.bin|latest|README\.md|zero_to_fp32\.py"
     r"|(optimizer|scheduler|scaler|trainer|rng_state(_\d+)?)\.(pt|pth|bin)|(optimizer_0|global_step\d+)/.*"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hafrm.data.collecting import SourceReport
+from hafrm.data.reports import SourceReport
 
 from hafrm import atomic
 from hafrm.cli import evaluate as evaluate_command

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 Config = TypeVar("Config")
 
+_IN_MEMORY = "rows in memory"
+"""What is parsed in place of rows."""
+
 
 def train(config: TrainConfig | Mapping[str, Any], **options: Any) -> TrainResult:
     """Train a model, or resume an interrupted run in the same folder: what `hafrm train` does.
@@ -82,7 +85,7 @@ def score(config: ScoreConfig | Mapping[str, Any]) -> ScoreCounts:
     """
     from hafrm.evaluation.bulk import score_rows
 
-    return score_rows(config_of(ScoreConfig, config, models=("model", "reference")))
+    return score_rows(config_of(ScoreConfig, config, models=("model", "reference"), data=("data",)))
 
 
 def export(config: ExportConfig | Mapping[str, Any]) -> list[Path]:
@@ -129,12 +132,13 @@ def config_of(
     as_they_are = {name: value for name, value in given.items() if name in names and _is_made(name, value, data)}
     parser = command_parser(kind)
     parser.raises = True
-    written: dict[str, Any] = {name: [] if name in data else {} for name in as_they_are}
+    written: dict[str, Any] = {name: (_IN_MEMORY if name in data else {}) for name in as_they_are}
     for name, value in given.items():
         if name not in as_they_are:
             written[name] = str(value) if isinstance(value, Path) else value
     args = parser.parse_object(written)
-    return options_of(kind, parser, args, models=models, data=data, made=as_they_are)
+    named = [name for name in data if name not in as_they_are]
+    return options_of(kind, parser, args, models=models, data=named, made=as_they_are)
 
 
 def _is_made(name: str, value: Any, data: tuple[str, ...]) -> bool:

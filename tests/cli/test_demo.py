@@ -21,8 +21,8 @@ from tests.tiny import save_tiny
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A small world with a tiny backbone."""
     base = save_tiny(tmp_path / "base", max_position_embeddings=512)
-    monkeypatch.setattr(backbone, "world_backbone", lambda kind, progress: base)
-    monkeypatch.setattr(backbone, "backbone_folder", lambda kind: base)
+    monkeypatch.setattr(backbone, "world_backbone", lambda kind, recipe, progress: base)
+    monkeypatch.setattr(backbone, "backbone_folder", lambda kind, recipe: base)
     monkeypatch.setattr(world, "WORLD_SETS", ("helpful",))
     monkeypatch.setattr(source, "world_pairs", lambda name, split, size: world_pairs(name, split, size=24))
     monkeypatch.setattr(loading, "_drawn", loading._drawn.__wrapped__)

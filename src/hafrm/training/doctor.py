@@ -144,8 +144,12 @@ class Watch:
         return list(new.values())
 
 
-def examine(folder: Path) -> Watch:
+def examine(folder: Path, *, ended: bool = True) -> Watch:
     """Find the signs in the metrics of a run, finished or not: they are in the result's `found`, by name.
+
+    Args:
+        folder: The run's folder.
+        ended: Whether to judge the run as it is; otherwise only what its own lines say while it trains.
 
     Raises:
         ModelError: the folder has no metrics or no manifest of a training run.
@@ -157,7 +161,8 @@ def examine(folder: Path) -> Watch:
     watch = Watch(circumstances_of(manifest))
     for row in read_metrics(path):
         watch.add(row)
-    watch.finish()
+    if ended:
+        watch.finish()
     return watch
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,14 @@ FORMS = {
     "grm": ("TinyGRMRewardModel", "(states, None, score)"),
 }
 TALKS = [Conversation.of("Who?", "I."), Conversation.of("Who is there, at the door?", "Nobody that you know.")]
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    """Other tests ask whether any model's own code was imported."""
+    yield
+    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+        del sys.modules[name]
 
 
 def look_alike(folder: Path, form: str) -> Path:

@@ -112,7 +112,7 @@ def test_rankings_at_an_endpoint(size: int, questions: int, tmp_path: Path, capf
         (500, "server_error (the endpoint failed (HTTP 5xx))"),
         (400, "bad_request (the endpoint refused the request"),
         ("garbage", "bad_response (the endpoint's response was not a chat completion)"),
-        ("half", "connection (no connection, or it ended before the reply did)"),
+        ("half", "connection (no connection, or it closed before the reply was complete)"),
         ("hang", "timeout (no reply within judge.timeout)"),
     ],
     ids=str,

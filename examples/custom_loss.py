@@ -1,9 +1,9 @@
-"""Train with a loss of your own: a focal Bradley-Terry loss, which weighs pairs down that are already ordered well.
+"""Train with a loss of your own: a focal Bradley-Terry loss, which gives less weight to well-ranked pairs.
 
     python examples/custom_loss.py MODEL train.jsonl runs/focal
 
-A loss is a function of the two rewards, [B] each, that returns one number per pair, [B]. It is registered under a name
-before the options are read; from then on `reward_loss="focal"` works like the names that hafrm comes with.
+A loss is a function of the two rewards, [B] each, that returns one number per pair, [B]. Register it under a name
+before you create the options; from then on `reward_loss="focal"` works like hafrm's own names.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Bring data of another form: rows of a forum with votes become preference pairs with margins.
+"""Convert data of your own: forum answers with votes become preference pairs with margins.
 
     python examples/own_data.py posts.jsonl pairs.jsonl
 
 Each row has a `question` and `answers` with `text` and `votes`. Every two answers whose votes differ become a pair; the
-margin is the difference of the votes' logarithms. `hafrm data check` then looks at the result as at any file.
+margin is the difference of the votes' logarithms. Check the result with `hafrm data check pairs.jsonl`.
 """
 
 from __future__ import annotations

@@ -71,6 +71,8 @@ def test_a_dictionary_trains_evaluates_scores_and_exports(base: Path, rows: list
     assert shown.count("<tr>") == 4  # a heading, the model, the longer response and random
     counts = hafrm.score({"model": run, "data": str(file), "out": str(tmp_path / "scored.jsonl")})
     assert counts.scored == 8
+    assert hafrm.score({"model": run, "data": rows, "out": str(tmp_path / "memory.jsonl")}).scored == 8
+    assert (tmp_path / "memory.jsonl").read_bytes() == (tmp_path / "scored.jsonl").read_bytes()
     assert hafrm.export({"run": run}) == [Path(run) / "export" / "reward"]
 
 

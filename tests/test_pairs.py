@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hafrm.errors import BadRowError, BadRowReason
 from hafrm.pairs import Conversation, Message, PreferencePair, Prompt, text_group
-from hafrm.rows import RowReader, parse_conversation, parse_pair, row_schema, transcript_turns
+from hafrm.rows import Row, parse_conversation, parse_pair, row_schema, transcript_turns
 
 USER, OTHER = Message("user", "Why is the sky blue?"), Message("user", "And at night?")
 GOOD, BAD = Message("assistant", "Because of scattering."), Message("assistant", "It is not.")
@@ -265,7 +265,7 @@ def test_conversations_are_chosen_before_rejected() -> None:
     ("value", "reason"), [(None, R.MISSING_FIELD), (1, R.WRONG_TYPE), ("yes", R.WRONG_TYPE)], ids=str
 )
 def test_reader_wants_booleans_where_it_says_so(value: Any, reason: BadRowReason) -> None:
-    reader = RowReader({"safe": value, "other": False}, source="s", number=1)
+    reader = Row({"safe": value, "other": False}, "s")
     assert reader.boolean("other") is False
     with pytest.raises(BadRowError) as caught:
         reader.boolean("safe")

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 if "torch" not in sys.modules and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
-    # Threads of OpenMP that spin while they wait slow down everything else on the machine, and each other: a run of 40
-    # steps took 372 s beside another process, and 56 s with threads that sleep. Read when torch is first imported.
+    # OpenMP threads that spin while they wait slow down each other and everything else on the machine: next to another
+    # process, a run of 40 steps took 372 s, and 56 s with threads that sleep. torch reads this when it is imported.
     os.environ["OMP_WAIT_POLICY"] = "passive"
 
 __all__ = [

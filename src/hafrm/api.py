@@ -1,7 +1,7 @@
-"""The Python API: the commands as functions that also take their options as a dictionary.
+"""The Python API: the commands as functions, which take their options as a dataclass or as a dictionary.
 
-A dictionary goes through the checks of the command line: names that don't exist, types and values raise the same
-errors, and paths that don't exist are found before torch is loaded.
+A dictionary is checked like the command line: unknown names and wrong types or values raise the same errors, and
+missing paths are found before torch is loaded.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from hafrm.training.run import TrainResult
 
 Config = TypeVar("Config")
+
+_IN_MEMORY = "rows in memory"
+"""What is parsed in place of rows."""
 
 
 def train(config: TrainConfig | Mapping[str, Any], **options: Any) -> TrainResult:
@@ -82,7 +85,7 @@ def score(config: ScoreConfig | Mapping[str, Any]) -> ScoreCounts:
     """
     from hafrm.evaluation.bulk import score_rows
 
-    return score_rows(config_of(ScoreConfig, config, models=("model", "reference")))
+    return score_rows(config_of(ScoreConfig, config, models=("model", "reference"), data=("data",)))
 
 
 def export(config: ExportConfig | Mapping[str, Any]) -> list[Path]:
@@ -119,7 +122,7 @@ def config_of(
         data: Fields with data names.
 
     Raises:
-        ConfigError: an option does not exist or has no such value.
+        ConfigError: an option does not exist, or its value is invalid.
     """
     if isinstance(given, kind):
         return given
@@ -129,16 +132,17 @@ def config_of(
     as_they_are = {name: value for name, value in given.items() if name in names and _is_made(name, value, data)}
     parser = command_parser(kind)
     parser.raises = True
-    written: dict[str, Any] = {name: [] if name in data else {} for name in as_they_are}
+    written: dict[str, Any] = {name: (_IN_MEMORY if name in data else {}) for name in as_they_are}
     for name, value in given.items():
         if name not in as_they_are:
             written[name] = str(value) if isinstance(value, Path) else value
     args = parser.parse_object(written)
-    return options_of(kind, parser, args, models=models, data=data, made=as_they_are)
+    named = [name for name in data if name not in as_they_are]
+    return options_of(kind, parser, args, models=models, data=named, made=as_they_are)
 
 
 def _is_made(name: str, value: Any, data: tuple[str, ...]) -> bool:
-    """Return whether a value is not one that a file of options could hold: rows in memory, or a group's dataclass."""
+    """Return whether an options file can't contain a value, which is a dataclass or rows in memory."""
     if is_dataclass(value):
         return True
     return name in data and not isinstance(value, str) and not all(isinstance(each, str) for each in _listed(value))

@@ -27,7 +27,7 @@ from typing import Any, BinaryIO
 from hafrm.errors import ConfigError, first_line, printable
 
 _READER_WAIT = 5.0
-"""Seconds to wait for a reader to open a pipe."""
+"""Seconds to wait until a reader opens a pipe."""
 
 
 @contextlib.contextmanager
@@ -67,7 +67,7 @@ def resolved(path: Path) -> Path:
         return place
     except (RuntimeError, OSError, ValueError) as error:  # Python before 3.13 raises RuntimeError for a loop
         if isinstance(error, OSError) and error.errno not in (errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG):
-            return place  # writing will say why not
+            return place  # writing will raise a clearer error
         raise ConfigError(f"{_shown(path)} can't be a file ({first_line(error)}). Give another path.") from error
     return place
 
@@ -129,10 +129,10 @@ def new_files(folder: Path, *, last: str) -> Iterator[Path]:
 
 
 def require_plain(path: Path) -> None:
-    """Raise if something other than a regular file is in a file's place: writing would follow a link, or replace it.
+    """Raise if a path exists and is not a regular file, since writing would follow a link or replace it.
 
     Raises:
-        ConfigError: names the file.
+        ConfigError: the path is a link, a folder or a device.
     """
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise ConfigError(
@@ -151,7 +151,7 @@ def json_text(value: Any, **form: Any) -> str:
 
     Args:
         value: The value to serialize.
-        form: Further arguments of `json.dumps`.
+        form: Further arguments for `json.dumps`.
     """
     try:
         return json.dumps(value, allow_nan=False, **form)
@@ -165,7 +165,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def json_line(row: Mapping[str, Any]) -> bytes:
-    """Serialize a row as one line of JSON; values without a JSON form, such as dates of a Parquet file, become text.
+    """Serialize a row as one line of JSON; values without a JSON form, such as dates in a Parquet file, become text.
 
     Non-finite numbers become null; see `json_text`.
     """
@@ -210,10 +210,10 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def require_folder(path: Path) -> None:
-    """Raise unless `path` can be a command's output folder; files, devices and broken links cannot.
+    """Raise unless `path` can be a command's output folder.
 
     Raises:
-        ConfigError: names the path that is in the way.
+        ConfigError: the path or one of its parents is a file, a device or a broken link.
     """
     for place in (path, *path.parents):
         if "\0" in str(place):
@@ -228,7 +228,7 @@ def require_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Add a file name to operating-system errors that lack one, such as those of a write to a full disk."""
+    """Add the file name to operating-system errors that lack one, such as that of a full disk."""
     try:
         yield
     except OSError as error:
@@ -286,7 +286,7 @@ _LEFTOVER = re.compile(rf"(?s)\.(?P<name>.+){re.escape(_MARK)}[a-z0-9_]{{8}}")
 
 
 def leftover_of(path: Path) -> str:
-    """Return the final name of a temporary file or folder, in use or left by a killed writer; else ""."""
+    """Return the final name of a temporary file or folder, in use or left by a killed writer; "" for other paths."""
     found = _LEFTOVER.fullmatch(path.name)
     return found["name"] if found and not path.is_symlink() else ""
 
@@ -305,7 +305,7 @@ def _remove_leftovers(path: Path) -> None:
     """Delete temporary files and folders that killed writers of a path left next to it."""
     found = path.parent.glob(f"{glob.escape(_prefix(path))}*")
     for leftover in (each for each in found if leftover_of(each) == path.name):
-        with contextlib.suppress(OSError):  # locked by its writer, or renamed to its final name meanwhile
+        with contextlib.suppress(OSError):  # still locked by its writer, or just renamed to its final name
             lock = _lock(leftover)
             _remove(leftover)
             os.close(lock)
@@ -319,7 +319,7 @@ def _remove(path: Path) -> None:
 
 
 def _lock(path: Path) -> int:
-    """Lock a file or folder and return the handle; the lock ends with the handle or the process.
+    """Lock a file or folder and return the handle; closing the handle or ending the process releases the lock.
 
     Raises:
         BlockingIOError: another handle has locked it.

@@ -1,7 +1,7 @@
-"""From messages to token ids: chat template, shared prompt, and the limit on length.
+"""Encode messages as token ids: chat template, shared prompt, and length limit.
 
 Uses the public methods of tokenizers; independent of files, models and tensors. Training, evaluation, export and
-serving all encode through `ConversationEncoder`, so a reward is the same number in each of them.
+serving all encode with `ConversationEncoder`, so a conversation has the same reward in each of them.
 
 A conversation's token ids are *exactly* those of `tokenizer.apply_chat_template(prompt + response)`, with the row's
 `tools`, `documents` and `chat_template_kwargs`, so other programs see the same input. The prompt's ids are the leading
@@ -30,16 +30,16 @@ Item = tuple[Prompt, Sequence[Sequence[Message]]]
 """A prompt and its responses."""
 
 _CHUNK = 1024
-"""Prompts rendered and tokenized per call; bounds the memory used for text."""
+"""Number of prompts rendered and tokenized per call, which limits the memory used for text."""
 
 ScoredAt = Literal["template", "stop_token"]
-"""Where a conversation ends: `template` after everything the chat template writes, as in other programs and in hafrm's
-training; `stop_token` at the end-of-sequence token, as in OpenRLHF: line breaks after it are dropped, and it is
-appended to texts that lack it.
+"""Where a conversation ends: `template` after everything that the chat template writes, as in hafrm's training and in
+other programs; `stop_token` at the end-of-sequence token, as in OpenRLHF, which drops line breaks after it and appends
+it to texts that lack it.
 """
 
 Overlong = Literal["drop", "truncate"]
-"""What happens to text over the limit: `drop` skips and counts it, `truncate` cuts the end of responses."""
+"""Treatment of conversations over the limit: `drop` skips and counts them, `truncate` cuts off the end of responses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class TokenGroup:
     prompt: tuple[int, ...]
     responses: tuple[tuple[int, ...], ...]
     lost: tuple[str, ...] = field(default=(), compare=False)
-    """What the chat template left out, one entry per turn ("tool text"), column ("tools") or template argument."""
+    """What the chat template drops, one entry per turn ("tool text"), column ("tools") or template argument."""
     special_tokens: int = field(default=0, compare=False)
     """Number of special tokens in the messages."""
 
@@ -87,7 +87,7 @@ class OverlongError(Exception):
 
 
 Encoded = TokenGroup | OverlongError | DataError
-"""The outcome of encoding: token ids, or the reason why there are none."""
+"""Outcome of encoding: token ids, or the reason why there are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +97,11 @@ class ConversationEncoder:
     Args:
         tokenizer: A transformers tokenizer with a chat template.
         max_length: Maximum tokens of a prompt with one response (512 in the paper's Table 5).
-        overlong: What to do above that: `drop` raises `OverlongError`, for the caller to count; `truncate` cuts the end
-            of responses and raises only if the prompt alone fills the limit.
+        overlong: What to do above that: `drop` raises `OverlongError`, for the caller to count; `truncate` cuts off the
+            end of responses, and raises only if the prompt alone fills the limit.
         scored_at: Where a conversation ends, which is where its reward is read.
         special_tokens: How to encode special tokens inside messages; other programs and training use `token`.
-        find_lost: Whether to find what the template leaves out; see `TokenGroup.lost`.
+        find_lost: Whether to find what the template drops; see `TokenGroup.lost`.
     """
 
     tokenizer: ChatTokenizer
@@ -155,12 +155,12 @@ class ConversationEncoder:
 
     def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenize rendered texts without adding anything."""
-        # `verbose=False`: callers report over-long texts, not the tokenizer.
+        # `verbose=False`: callers report over-long texts themselves.
         ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         return ids
 
     def ended(self, text: str) -> str:
-        """Cut a rendered conversation at the place where it is scored; see `ScoredAt`."""
+        """End a rendered conversation where it is scored; see `ScoredAt`."""
         if self.scored_at == "template":
             return text
         bare, eos = text.rstrip("\n"), str(getattr(self.tokenizer, "eos_token", None) or "")
@@ -217,14 +217,14 @@ class ConversationEncoder:
         return outcomes
 
     def _border(self, key: _Key, opening: _Rendered, whole: _Rendered) -> int:
-        """Count the leading tokens that belong to the prompt, leaving at least one for the response."""
+        """Count the leading tokens that belong to the prompt; at least one remains for the response."""
         shared = common_prefix([opening.ids, whole.ids])
         if shared < len(opening.ids) - 1 and not self._appends(key[0], whole):
             shared = common_prefix([rendered.ids for rendered in (whole, *self._probes(key))])
         return min(shared, len(whole.ids) - 1)
 
     def _appends(self, prompt: Prompt, whole: _Rendered) -> bool:
-        """Return whether the prompt renders the same without a response, apart from the opening of the response."""
+        """Return whether the rendering starts with that of the prompt alone."""
         try:
             (text,) = render(self.tokenizer, [(prompt, ())])
         except TemplateRefusalError:  # this template requires a response
@@ -232,13 +232,13 @@ class ConversationEncoder:
         return whole.text.startswith(text)
 
     def _probes(self, key: _Key) -> list[_Rendered]:
-        """Render the conversation with two different response texts, which differ from the start of the response."""
+        """Render the conversation with two responses that differ from their first character on."""
         prompt, (first, *rest) = key
         probes = [(prompt, (replace(first, content=letter, more=""), *rest)) for letter in ("a", "b")]
         return list(self._rendered(probes).values())
 
     def _lost(self, keys: Sequence[_Key], wholes: Sequence[_Rendered]) -> Iterable[str]:
-        """Yield what the template left out: once for the prompt, and per response."""
+        """Yield what the template drops from the prompt and from each response."""
         prompt = keys[0][0]
         yield from self._lost_columns(keys, wholes)
         yield from self._lost_turns(keys[0], wholes[0], range(len(prompt.turns)))
@@ -257,7 +257,7 @@ class ConversationEncoder:
             return self._renders_as((prompt, (*turns[:place], changed, *turns[place + 1 :])), whole)
 
         def lost(place: int, what: str, value: str) -> bool:
-            """Return whether a part of a turn is left out; text that occurs elsewhere too is doubled to find out."""
+            """Return whether the template drops a part of a turn; text that occurs elsewhere too is doubled to tell."""
             turn = turns[place]
             if what in _OTHER_KEYS:
                 return silent(place, replace(turn, more=_without(turn.more, what)))
@@ -280,7 +280,7 @@ class ConversationEncoder:
                     yield f"{turn.role} {what}"
 
     def _around(self, key: _Key) -> str:
-        """Return what the template writes around such turns: its own marks, tools, calls and arguments."""
+        """Return what the template writes around turns like these: its own marks, tools, calls and arguments."""
         prompt, response = key
         turns = (*prompt.turns, *response)
         shape = prompt.arguments, tuple((turn.role, bool(turn.content), turn.with_reasoning("").more) for turn in turns)
@@ -296,7 +296,7 @@ class ConversationEncoder:
         return self._surroundings[shape]
 
     def _lost_columns(self, keys: Sequence[_Key], wholes: Sequence[_Rendered]) -> Iterable[str]:
-        """Yield tools, documents and template arguments whose removal changes the rendering of no response."""
+        """Yield the tools, documents and template arguments whose removal does not change any rendering."""
         prompt = keys[0][0]
         columns = prompt.columns
         less = {name: {**columns, name: None} for name in ("tools", "documents") if columns.get(name)}
@@ -313,7 +313,7 @@ class ConversationEncoder:
                 yield what
 
     def _renders_as(self, changed: tuple[Prompt, Sequence[Message]], whole: _Rendered) -> bool:
-        """Return whether these turns, with the prompt's arguments, render to the text of `whole`."""
+        """Return whether these turns, with the prompt's arguments, render as the text of `whole`."""
         prompt, turns = changed
         try:
             (text,) = render(self.tokenizer, [(replace(prompt, turns=()), turns)])
@@ -324,10 +324,10 @@ class ConversationEncoder:
     def _cut(self, borders: Sequence[int], whole: Sequence[Sequence[int]]) -> Encoded:
         """Split sequences at the longest common prompt and apply the length limit."""
         shared = min(common_prefix(whole), *borders) if len(whole) > 1 else borders[0]
-        if shared < min(borders) - 1:  # a difference of one token can be a merge with a response's beginning
+        if shared < min(borders) - 1:  # the last token may be merged with the beginning of a response
             return TemplateRefusalError(
-                "The tokenizer's chat template renders the prompt differently for each response, as can happen if they "
-                "differ in their number of turns, so they can't be compared. Use a template that only appends turns."
+                "The tokenizer's chat template renders the prompt differently for each response, for example because "
+                "they differ in the number of turns, so they can't be compared. Use a template that only appends turns."
             )
         if shared < 1:
             return TemplateRefusalError(
@@ -351,7 +351,7 @@ class _Rendered:
     text: str
     ids: list[int]
     special_tokens: int
-    """How many special tokens the messages contain."""
+    """Number of special tokens in the messages."""
 
 
 _OTHER_KEYS = tuple(key for key in MESSAGE_KEYS if key not in REASONING_KEYS)
@@ -380,8 +380,8 @@ def common_prefix(sequences: Sequence[Sequence[object]]) -> int:
     """Return the number of leading items that all sequences share."""
     first, *others = sequences
     shared, most = 0, min(map(len, sequences))
-    guess = most  # one sequence often begins with the other
-    while shared < most:  # halving, as slices compare fast
+    guess = most  # often, one sequence begins with the other
+    while shared < most:  # bisection, because comparing slices is fast
         if all(other[shared:guess] == first[shared:guess] for other in others):
             shared = guess
         else:

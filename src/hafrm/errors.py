@@ -3,20 +3,20 @@
     HafrmError
     ├── ConfigError          an invalid option or combination of options
     ├── DataError            something is wrong with a data set as a whole
-    │   ├── BadRowError      one row breaks the data contract: names file, row, field and remedy
-    │   ├── RefusedError     conversations that the chat template can't render, or that a server refuses
-    │   ├── UnknownDataError an unknown data set name; suggests similar ones
-    │   └── UnreadableError  a file that can't be opened or decoded
+    │   ├── BadRowError      a row breaks the data contract; names file, row, field and remedy
+    │   ├── RefusedError     the chat template can't render conversations, or a server refuses them
+    │   ├── UnknownDataError the name of a data set is unknown; suggests similar ones
+    │   └── UnreadableError  a file can't be opened or decoded
     ├── ModelError           the model or tokenizer is unusable for this task
-    │   └── DamagedError     checkpoint files that are missing or differ from what was saved
-    ├── TrainingError        a run that can't continue
+    │   └── DamagedError     checkpoint files are missing or differ from what was saved
+    ├── TrainingError        a run can't continue
     │   └── NonFiniteLossError  the loss or its gradient is NaN or infinite; names the rows of the batch
-    ├── NoMemoryError        a batch that does not fit into memory; names the options that shrink it
-    ├── UnwritableError      a checkpoint that can't be written, usually because the disk is full
-    └── MissingExtraError    an optional dependency that is not installed; gives the install command
+    ├── NoMemoryError        a batch does not fit into memory; names the options that make it smaller
+    ├── UnwritableError      a checkpoint can't be written, usually because the disk is full
+    └── MissingExtraError    an optional dependency is not installed; gives the install command
 
-Every message says where, what, and the remedy. `ValueError` is reserved for wrong arguments to pure functions and
-`AssertionError` for hafrm's own invariants: users of the command line should see neither.
+Every message says where, what, and the remedy. `ValueError` is reserved for wrong arguments of pure functions and
+`AssertionError` for hafrm's own invariants; users of the command line should see neither.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from enum import StrEnum
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of another program's error message, or the error's type if empty; see `printable`."""
+    """Return the first line of another program's error message, or the error's type if the message is empty."""
     return printable((str(error).strip() or type(error).__name__).splitlines()[0])
 
 
 def printable(text: str, limit: int = 300) -> str:
-    """Make foreign text safe for a terminal or log: escape control characters and cut it at `limit` characters."""
+    """Make foreign text safe for a terminal or log: escape control characters, and cut it off at `limit` characters."""
     shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text[:limit])
     return shown + ("..." if len(text) > limit else "")
 
@@ -78,7 +78,7 @@ class BadRowError(DataError):
         field: The faulty field, or None if the row as a whole is at fault.
         problem: What is wrong, as a clause: "is empty, so there are no response tokens to score".
         remedy: What the user can do about it, as a sentence.
-        skippable: Whether skipping such rows would leave others.
+        skippable: Whether the message should suggest skipping such rows.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class BadRowError(DataError):
 
     @classmethod
     def refused(cls, problem: str, *, source: str, row: int, remedy: str = CHANGE_ROLES) -> BadRowError:
-        """Create the error for a row whose conversation is refused by the chat template or by a server."""
+        """Create the error for a row whose conversation the chat template or a server refuses."""
         return cls(
             BadRowReason.REFUSED_BY_TEMPLATE,
             source=source,

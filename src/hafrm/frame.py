@@ -1,9 +1,9 @@
-r"""What a chat template writes around conversations, and how to restore that form from clients' texts.
+r"""The text that a chat template writes around conversations, and how to restore it in clients' texts.
 
 Clients send text in three forms: as the template renders a conversation; as a policy generated it, ending *at* the stop
-token although the template may write more (a line break, for ChatML); and as `tokenizer.decode(ids)`, which with
-SentencePiece-like tokenizers adds spaces next to special tokens. `Frame` converts all of them into the first form, so
-that the reward is read at the position used in training. Uses the public methods of tokenizers; independent of models.
+token although the template may write more (a line break, for ChatML); and as `tokenizer.decode(ids)`, which adds spaces
+next to special tokens with SentencePiece-like tokenizers. `Frame` converts all of them to the first form, so that the
+reward is read at the same position as in training. Uses the public methods of tokenizers; independent of models.
 """
 
 from __future__ import annotations
@@ -26,44 +26,44 @@ _TALK = Conversation(Prompt((*_SAMPLES[0].turns, Message("user", "Another"))), _
 
 @dataclass(frozen=True)
 class Frame:
-    """The marks written by a tokenizer's chat template, and how decoding changes them."""
+    """The marks that a tokenizer's chat template writes, and how decoding changes them."""
 
     tokenizer: Any
     bos: str
     """Text of the beginning-of-sequence token if the template starts with it, else ""."""
     ending: str
-    """What the template writes after the text of a final assistant turn."""
+    """Text that the template writes after a final assistant turn."""
     ending_ids: tuple[int, ...]
     """Token ids of the ending when it follows a text."""
     stop: str
-    """First special token of the ending, where a policy stops; "" if the ending has none."""
+    """First special token of the ending, at which a policy stops; "" if there is none."""
     stops: tuple[str, ...]
-    """Other stop tokens: those of the model, and the opening of the next turn if nothing ends a turn."""
+    """Other stop tokens: those of the model, and the one that opens the next turn if turns have no ending."""
     trims: bool
     """Whether the template strips white space from the end of a turn."""
     opening: str
-    """What the template writes before the first user's text."""
+    """Text that the template writes before the first user's text."""
     opening_ids: tuple[int, ...]
     """Token ids of the opening."""
     decoded_opening: str
     """The opening after tokenizing and decoding."""
     lossless: bool
-    """Whether decoding returns exactly the text that was tokenized."""
+    """Whether decoding exactly restores the tokenized text."""
     special: re.Pattern[str]
     """Matches any added token."""
     pads: tuple[str, ...]
     """Tokens that clients may pad with: the pad token and the end-of-sequence token."""
 
     def restored(self, text: str, prompt: str | None = None) -> tuple[str, str | None, bool]:
-        """Restore a client's text to the form that the template would have written.
+        """Convert a client's text to the form that the template writes.
 
         Args:
             text: A rendered conversation, in any of the module's three forms.
             prompt: The rendered prompt with which the text starts, according to the client.
 
         Returns:
-            The text; the prompt, None if the text does not start with it; and whether the response is complete, False
-            if it was cut off before a stop token.
+            The text; the prompt, or None if the text does not start with it; and whether the response is complete, that
+            is, not cut off before a stop token.
         """
         text = self._without_leading_pads(text)
         prompt = None if prompt is None else self._with_bos(prompt)
@@ -72,11 +72,11 @@ class Frame:
         return text, prompt if prompt is not None and len(prompt) < len(text) else None, ended
 
     def restored_ids(self, ids: Sequence[int]) -> tuple[list[int], bool]:
-        """Add the template's beginning and ending to token ids; also return whether they had an end. See `restored`."""
+        """Add the template's beginning and ending to token ids; return them and whether the response is complete."""
         return self._ended_ids(self._begun_ids(ids))
 
     def without_stop(self, content: str) -> str:
-        """Remove the final stop token and any padding after it from a response's content."""
+        """Remove the final stop token, and any padding after it, from the text of a response."""
         end, _ = self._end(content)
         return content if end == len(content) else content[:end].removesuffix(self._before_stop)
 
@@ -87,7 +87,7 @@ class Frame:
 
     @property
     def _before_stop(self) -> str:
-        """What the template writes between a response's text and the stop token; the whole ending if it has none."""
+        """Text between a response and its stop token; the whole ending if there is no stop token."""
         return self.ending.partition(self.stop)[0] if self.stop else self.ending
 
     @property
@@ -111,7 +111,7 @@ class Frame:
         place = ending.index(marks[0]) if self.stop else len(ending)
         before, after = ending[:place], set(ending[place:]) - set(marks)
         length, ended = len(ids), False
-        # As in `_end`: what the ending writes between and after marks is removed with the mark before it.
+        # As in `_end`: other tokens of the ending between and after marks are removed with the mark before them.
         while (end := _length_without(ids, after, length)) and ids[end - 1] in marks:
             ended = ended or ids[end - 1] != self.tokenizer.pad_token_id
             length = end - 1
@@ -128,7 +128,7 @@ class Frame:
     def _with_bos(self, text: str) -> str:
         if text.startswith(self.bos):
             return text
-        # Decoding adds a space after a special token, except at the start of a text.
+        # Decoding adds a space after a special token, but not at the start of a text.
         decoded = f"{self.bos} {text}"
         source = None if self.lossless else self._source(decoded, _forms(decoded, self.special))
         return source or self.bos + text
@@ -142,13 +142,13 @@ class Frame:
         return self._with_bos(text)
 
     def _bare(self, text: str) -> str:
-        start = 0  # an index instead of a copy per pad: there can be a million
+        start = 0  # not a copy of the text per pad: there can be a million
         while pad := next((pad for pad in self.pads if text.startswith(pad, start)), None):
             start += len(pad)
         return text[start:]
 
     def _undecoded(self, text: str, prompt: str | None) -> tuple[str, str | None]:
-        """Undo the effects of tokenizing and decoding; also return the prompt if the text starts with it."""
+        """Undo the effects of tokenizing and decoding, and return the prompt if the text starts with it."""
         if self.lossless:
             return text, prompt if prompt is not None and text.startswith(prompt) else None
         if prompt is None:
@@ -175,7 +175,7 @@ class Frame:
         return next((candidate for candidate in candidates if self._decoded(candidate) == text), None)
 
     def _ended(self, text: str) -> tuple[str, bool]:
-        """Complete the template's ending; also return whether the text had an end."""
+        """Complete the template's ending, and return whether the response is complete."""
         if not self.stop and self.ending and text.endswith(self.ending):
             return text, True
         end, ended = self._end(text)
@@ -186,7 +186,7 @@ class Frame:
         return (core.rstrip() if self.trims else core) + self.ending, True
 
     def _end(self, text: str) -> tuple[int, bool]:
-        """Return where the text ends without trailing marks, and whether one of them shows that it is complete."""
+        """Return where the text ends without trailing marks, and whether one of the marks shows that it is complete."""
         marks, end, ended = self._marks, len(text), False
         while True:
             bare = next((place for place in range(end, 0, -1) if not text[place - 1].isspace()), 0)
@@ -205,9 +205,9 @@ class Frame:
 
 
 def frame_of(tokenizer: Any, stops: Sequence[int] = ()) -> Frame:
-    """Find what a tokenizer's chat template writes around a conversation, by rendering examples.
+    """Find what a tokenizer's chat template writes around conversations, by rendering examples.
 
-    If the template refuses a plain question and answer, nothing is known about it, and texts are used unchanged.
+    If the template refuses a plain question and answer, texts are used unchanged.
 
     Args:
         tokenizer: A transformers tokenizer with a chat template.
@@ -265,7 +265,7 @@ def _length_without(ids: Sequence[int], trailing: set[int], length: int) -> int:
 
 
 def _forms(text: str, special: re.Pattern[str]) -> Iterator[str]:
-    """Yield texts that decoding may have turned into this one by adding spaces next to special tokens."""
+    """Yield texts from which decoding may have made this one by adding spaces next to special tokens."""
     after = re.sub(rf"({special.pattern}) ", r"\1", text)
     yield after
     yield re.sub(rf" ({special.pattern})", r"\1", after)

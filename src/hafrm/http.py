@@ -1,6 +1,6 @@
-"""Ask untrusted servers over HTTP: retries, and answers of bounded size and time; no redirects, no proxies.
+"""Send requests to untrusted servers: with retries and limits on size and time, without redirects or proxies.
 
-httpx is imported only when a client is created. API keys come from the environment and appear in no message.
+httpx is imported only when a client is created. API keys come from the environment and never appear in messages.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ _PARTS = 5
 """Time limit for a whole response, as a multiple of the timeout for its next byte."""
 
 _LONGEST_OWN_WAIT = 30.0
-"""Maximum seconds to wait for a server that does not say how long."""
+"""Maximum seconds to wait if the server does not say how long."""
 
 _SECRET_LENGTH = 8
-"""Minimum length of a key that is treated as a secret; local servers are given `none`, `EMPTY` or `x`."""
+"""Minimum length of a key that is treated as a secret; local servers get keys such as `none`, `EMPTY` or `x`."""
 
 Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetryRule:
-    """How often and how long to wait for a server."""
+    """Number of attempts, and waits between them."""
 
     attempts: int = 5
     """Maximum number of attempts per request."""
     timeout: float = 120.0
-    """Seconds without a byte after which a request counts as lost; a whole response may take five times as long."""
+    """Seconds without data after which a request fails; a whole response may take five times as long."""
     first_wait: float = 0.5
-    """Seconds before the second attempt; doubled before each further one up to 30, times a random number in [.5, 1]."""
+    """Seconds before the second attempt; doubled for each further one up to 30, times a random number in [.5, 1]."""
     longest_wait: float = 60.0
-    """Maximum seconds to wait; a server that asks for more (Retry-After) is given up."""
+    """Maximum seconds to wait; if a server asks for more (Retry-After), there is no further attempt."""
 
     def wait(self, attempt: int, asked: float) -> float:
-        """Return the seconds to wait after an attempt, counted from 1: slightly more than what the server asked for."""
+        """Return the seconds to wait after an attempt, counted from 1; slightly more than the server asked for."""
         own = min(self.first_wait * 2.0 ** (attempt - 1), _LONGEST_OWN_WAIT) * random.uniform(0.5, 1.0)
         return max(own, asked + random.uniform(0.0, 0.25) if asked else 0.0)
 
@@ -59,14 +59,14 @@ def retry(
     rule: RetryRule,
     sleep: Callable[[float], Any] = time.sleep,
 ) -> Found:
-    """Send a request until its outcome is final or the attempts are used up, and return the last outcome.
+    """Send a request until the outcome is final or the attempts are used up, and return the last outcome.
 
     Args:
         send: Sends the request.
-        wanted_wait: The seconds that the server wants to be left alone after a transient failure; None if the outcome
-            is final.
-        rule: How often and how long to wait.
-        sleep: Waits.
+        wanted_wait: Returns the seconds that the server asks to wait after a transient failure; None if the outcome is
+            final.
+        rule: Number of attempts, and waits between them.
+        sleep: Function that waits.
     """
     for attempt in range(1, rule.attempts):
         found = send()
@@ -85,10 +85,10 @@ class Response:
     """The status; 0 if there is no complete response."""
     body: bytes = b""
     retry_after: float = 0.0
-    """Seconds that the server asks to be left alone."""
+    """Seconds that the server asks to wait."""
     trouble: Literal["", "timeout", "connection"] = ""
     detail: str = ""
-    """What the trouble is, in words."""
+    """Description of the trouble."""
 
     @property
     def text(self) -> str:
@@ -96,7 +96,7 @@ class Response:
         return self.body.decode(errors="replace")
 
     def json(self) -> Any:
-        """Return the body's value.
+        """Parse the body as JSON.
 
         Raises:
             ValueError: it is not JSON.
@@ -111,9 +111,9 @@ class Client:
     """Posts JSON to servers, from any number of threads.
 
     Args:
-        timeout: Seconds without a byte after which a request fails; a whole response may take five times as long.
+        timeout: Seconds without data after which a request fails; a whole response may take five times as long.
         extra: The extra of hafrm that installs httpx.
-        key: The API key, sent as a bearer token if it is not empty.
+        key: The API key, sent as a bearer token; "" for none.
 
     Raises:
         MissingExtraError: httpx is not installed.
@@ -127,12 +127,12 @@ class Client:
         self._timeout, self._key = timeout, key
 
     def post(self, url: str, value: Mapping[str, Any]) -> Response:
-        """Send one request; never raises for what the server does."""
+        """Send one request; errors of the server and the network are returned as a response."""
         try:
             with time_limit(_PARTS * self._timeout), self._client.stream("POST", url, json=value) as response:
                 headers, body = response.headers, bytearray()
                 if headers.get("content-encoding", "identity") != "identity":  # a small body can unpack to a huge one
-                    return Response(trouble="connection", detail="the answer is compressed although not asked for")
+                    return Response(trouble="connection", detail="the server sent a compressed answer unasked")
                 for part in response.iter_raw():
                     body += part
                     if len(body) > LARGEST_ANSWER:
@@ -140,7 +140,7 @@ class Client:
                         return Response(trouble="connection", detail=detail)
                 asked = seconds_to_wait(headers.get("retry-after")) or 0.0
                 return Response(status=response.status_code, body=bytes(body), retry_after=asked)
-        except TimedOutError:  # bytes trickle in
+        except TimedOutError:  # the server sends bytes too slowly
             detail = f"no complete answer within {_PARTS * self._timeout:g} seconds"
             return Response(trouble="timeout", detail=detail)
         except (OSError, self._httpx.RequestError) as error:
@@ -149,7 +149,7 @@ class Client:
             return Response(trouble="timeout" if timed_out else "connection", detail=detail)
 
     def without_key(self, text: str) -> str:
-        """Remove the key from a text of the server's, which could echo its request's headers."""
+        """Remove the key from a server's text, which may echo the request's headers."""
         return text.replace(self._key, "[API key]") if len(self._key) >= _SECRET_LENGTH else text
 
     def close(self) -> None:
@@ -158,11 +158,11 @@ class Client:
 
 
 def import_httpx(extra: str) -> Any:
-    """Import httpx, or raise MissingExtraError with the name of the extra that installs it."""
+    """Import httpx; raise MissingExtraError with the extra that installs it if it is missing."""
     try:
         import httpx
     except ImportError as error:
-        raise MissingExtraError(f"Asking a server needs httpx. Install it: pip install 'hafrm[{extra}]'.") from error
+        raise MissingExtraError(f"Servers need httpx. Install it: pip install 'hafrm[{extra}]'.") from error
     return httpx
 
 
@@ -181,10 +181,10 @@ def seconds_to_wait(header: str | None) -> float | None:
 
 
 def api_key(variable: str) -> str:
-    """Return the API key in an environment variable; empty if there is none.
+    """Return the API key in an environment variable; "" if there is none.
 
     Raises:
-        ConfigError: the value can't be a key.
+        ConfigError: the value is not printable ASCII.
     """
     key = os.environ.get(variable, "").strip()
     if not (key.isascii() and key.isprintable()):
@@ -197,7 +197,7 @@ def split_address(url: str, *, name: str, example: str, key_variable: str) -> Sp
 
     Args:
         url: The address.
-        name: What the address is called in errors.
+        name: What error messages call the address.
         example: A valid address.
         key_variable: The environment variable for API keys.
 
@@ -209,7 +209,7 @@ def split_address(url: str, *, name: str, example: str, key_variable: str) -> Sp
         valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:  # an invalid port or bracket
         valid = False
-    if not valid or not url.isprintable() or {" ", "\\"} & set(url):  # `urlsplit` drops or passes over these
+    if not valid or not url.isprintable() or {" ", "\\"} & set(url):  # `urlsplit` silently accepts these
         raise ConfigError(
             f"{name} must be an address such as {example}, without spaces, backslashes or control characters."
         )

@@ -1,4 +1,4 @@
-"""Whether the Hugging Face hub can be reached: without it, only cached files are looked at, and nothing is retried."""
+"""Fall back to cached files when the Hugging Face hub can't be reached."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from urllib.request import getproxies
 _SECONDS = 5.0
 _PORTS = {"http": 80, "https": 443}
 _SWITCHES = {"huggingface_hub.constants": ("HF_HUB_OFFLINE",), "datasets.config": ("HF_HUB_OFFLINE",)}
-"""Where libraries keep the environment variable, which they read when they are imported."""
+"""Where libraries store the environment variable, which they read only at import."""
 
 
 @functools.cache
 def work_offline_if_unreachable() -> None:
     """Switch this process to cached files if the hub can't be reached within a few seconds.
 
-    Otherwise every file of a model would be asked for six times, with waits, before the error: almost a minute.
+    Otherwise libraries request every file of a model six times, with waits, which takes almost a minute per error.
     """
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
         return

@@ -1,20 +1,20 @@
-"""Log-probabilities of response tokens from hidden states, without materialising all logits.
+"""Compute log-probabilities of response tokens from hidden states, without materialising all logits.
 
 Works on hidden states, the weight of an LM head and token ids; independent of models, batch layouts and losses.
 Shape letters: T response tokens, H hidden, V vocabulary, S sequences.
 
-The T x V logits of a stock model are the largest tensors of a training step, several times over. Here they exist for a
-few rows at a time, in buffers reused for every chunk (on a CPU, allocating that much memory costs more than the
-softmax). The cost of a step, in matrix products of T x H x V:
+The T x V logits of a stock model, of which it needs several copies, are the largest tensors of a training step. Here
+they exist only for a few rows at a time, in buffers that all chunks share (on a CPU, allocating that much memory takes
+longer than the softmax). The cost of a step, in matrix products of T x H x V:
 
 * no gradients: 1;
-* frozen head (LoRA): 2, with no V-wide work in the backward pass. The gradient of a token's state is known up to the
-  token's incoming gradient, a single number, so the forward pass computes the rest while it has the softmax;
+* frozen head (LoRA): 2, with no V-wide work in the backward pass. The gradient of a token's state is known up to one
+  factor, the token's incoming gradient, so the forward pass computes the rest while it has the softmax;
 * trained head: 4. The weight's gradient needs the incoming gradients, so the backward pass recomputes the logits;
-* trained head with predicted incoming gradients (`Foresight`): 3, the minimum, if a chunk has room for a pair's tokens;
-  the logits of longer pairs are computed twice, which makes 4. The forward pass also computes the weight's gradient,
-  and the backward pass only checks that the incoming gradients match the prediction up to a common factor. If they
-  don't, it recomputes the logits: a wrong prediction costs time but never changes a result.
+* trained head with predicted incoming gradients (`Foresight`): 3, the minimum, if a pair's tokens fit into a chunk, and
+  4 for longer pairs, whose logits are computed twice. The forward pass also computes the weight's gradient, and the
+  backward pass only checks that the incoming gradients match the prediction up to a common factor. If they don't, it
+  recomputes the logits: a wrong prediction costs time but never changes a result.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class LogitTransform:
     scale: float = 1.0
     """Factor of the product (Cohere's logit_scale; the inverse of Granite's logits_scaling)."""
     softcap: float | None = None
-    """Bound that logits approach (Gemma 2's final_logit_softcapping), or None."""
+    """Bound of the logits (Gemma 2's final_logit_softcapping), or None."""
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.scale) or self.scale == 0:
@@ -56,23 +56,23 @@ _PLAIN = LogitTransform()
 
 @dataclass(frozen=True)
 class Foresight:
-    """Prediction of a loss's gradient in the log-probs, available in the forward pass.
+    """Prediction, in the forward pass, of a loss's gradient with respect to the log-probs.
 
-    If pairs don't interact, the derivative in a pair's two log-probs follows from these two alone. Tokens must be
-    sorted by sequence, and the sequences of a unit must be adjacent.
+    If pairs don't interact, the derivatives with respect to a pair's two log-probs depend on these two alone. Tokens
+    must be sorted by sequence, and the sequences of a unit must be adjacent.
     """
 
     lengths: Sequence[int]
     """Tokens of each sequence, [S], summing to T."""
     units: Sequence[int]
-    """Numbers of adjacent sequences whose derivatives depend only on each other, summing to S: 2 for each pair."""
+    """Sizes of groups of adjacent sequences whose derivatives depend on each other, summing to S; 2 for a pair."""
     slopes: Callable[[Tensor, int], Tensor]
-    """Function from the summed log-probs of whole units, [n], and the index of the first among the S sequences, to the
-    loss's derivative in them, [n]. A factor common to all S is arbitrary.
+    """Function from the summed log-probs of whole units, [n], and the index of their first sequence to the derivatives
+    of the loss with respect to them, [n], up to a factor common to all S sequences.
     """
 
     def blocks(self, rows: int) -> Iterator[tuple[range, slice]]:
-        """Yield the sequences and tokens of runs of whole units: as many as fit into `rows` tokens, at least one."""
+        """Yield the sequences and tokens of blocks of units: as many as fit into `rows` tokens, but at least one."""
         first, start, place, stop = 0, 0, 0, 0
         for unit in self.units:
             tokens = sum(self.lengths[place : place + unit])
@@ -84,7 +84,7 @@ class Foresight:
         yield range(first, place), slice(start, stop)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # gains nothing from compilation; shapes always change
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # compilation does not help because shapes always change
 def linear_log_probs(
     states: Tensor,
     weight: Tensor,
@@ -97,20 +97,20 @@ def linear_log_probs(
 ) -> Tensor:
     """Compute log-probabilities of tokens: log_softmax(transform(states @ weight.T + bias))[targets].
 
-    Differentiable once in states, weight and bias; inputs that don't require a gradient cost nothing. Matrix products
-    use the states' dtype (under autocast, autocast's); softmax and sums use float32. A weight's gradient is summed over
-    chunks in float32 whatever the weight's dtype.
+    Differentiable once with respect to states, weight and bias; gradients that are not required are not computed.
+    Matrix products use the dtype of the states (under autocast, that of autocast); softmax and sums use float32. The
+    weight's gradient is summed over chunks in float32, whatever the weight's dtype.
 
     Args:
         states: Hidden states that predict the tokens, [T, H].
         weight: The LM head's weight, [V, H], in the dtype of `states` unless autocast is on.
-        targets: Token ids, int64, [T]. Ids outside the vocabulary fail in PyTorch's gather (on a GPU as a device-side
-            assertion): checking them here would synchronise with the device at every step.
+        targets: Token ids, int64, [T]. Ids outside the vocabulary fail in PyTorch's gather (on a GPU with a device-side
+            assertion), because checking them here would synchronise with the device at every step.
         bias: The LM head's bias, [V], or None.
-        transform: What happens between products and logits; by default nothing.
-        foresight: Prediction of the incoming gradients; saves a trained head the fourth product.
+        transform: How logits are computed from products; by default they are equal.
+        foresight: Prediction of the incoming gradients, with which a trained head needs only three products.
         chunk_bytes: Bytes of one chunk's logits in float32; peak use is up to 2.5 times as much. Default: 64 MiB on a
-            CPU, elsewhere 256 MiB, which is 500 tokens with a vocabulary of 128,000.
+            CPU, elsewhere 256 MiB, that is 500 tokens with a vocabulary of 128,000.
 
     Returns:
         Log-probabilities, [T], in float32 (float64 for float64 states).
@@ -225,7 +225,8 @@ class _Head:
         return torch.log_softmax(logits, dim=1, out=self._log_probs[:n])
 
     def slopes(self, targets: Tensor) -> Tensor:
-        """Compute the gradient of -log p(target) in the scaled products, [n, V], overwriting log-probs and logits.
+        """Compute the gradient of -log p(target) with respect to the scaled products, [n, V]. Overwrites log-probs and
+        logits.
 
         For plain logits that is p - onehot(target). The difference is taken in float32 because it vanishes in bfloat16
         near p(target) = 1.
@@ -298,7 +299,7 @@ class _LinearLogProbs(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _Foretold:
-    """The head's gradients for the incoming gradients `expected`, correct for any multiple of them."""
+    """The head's gradients for the incoming gradients `expected`; for a multiple of them, they are scaled."""
 
     expected: Tensor
     """Predicted incoming gradients, [T]."""
@@ -308,7 +309,7 @@ class _Foretold:
     """[V], in the wide dtype."""
 
     def factor(self, grad: Tensor) -> float | None:
-        """Return f such that `grad` = f * `expected` up to rounding; None if there is no such f."""
+        """Return f for which `grad` = f * `expected` up to rounding; None if there is none."""
         expected, came = self.expected.double(), grad.double()
         norm = expected.dot(expected)
         factor = came.dot(expected) / norm if norm > 0 else norm
@@ -325,7 +326,7 @@ def _foretell(
 ) -> _Foretold:
     """Fill log_probs and state_slopes in one pass over the tokens, and sum the head's gradients.
 
-    A block of whole units larger than a chunk is processed twice: the first time for its log-probs.
+    A block that is larger than a chunk is processed twice, the first time only for its log-probs.
     """
     wide = log_probs.dtype
     grad_weight = torch.zeros_like(head.weight, dtype=wide)
@@ -361,7 +362,7 @@ def _head_gradients(
     product_grad: Tensor,
     needed: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Compute gradients of weight and bias in the wide dtype from recomputed logits.
+    """Compute the gradients of weight and bias, in the wide dtype, from recomputed logits.
 
     Args:
         plan: As in the forward pass, like states, weight, bias and targets.

@@ -1,4 +1,4 @@
-"""Temporary settings for faster arithmetic and memory use on CPUs."""
+"""Temporary CPU settings for faster arithmetic and memory allocation."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _M_MMAP_MAX, _MMAP_MAX = -4, 65536
 
 @contextlib.contextmanager
 def cpu_tuned() -> Iterator[None]:
-    """Flush subnormals and keep freed memory: together they speed up training on a CPU noticeably."""
+    """Flush subnormals and keep freed memory, which together speed up training on a CPU noticeably."""
     with subnormals_flushed(), freed_memory_kept():
         yield
 
 
 @functools.cache
 def bfloat16_speedup() -> float:
-    """Measure how many times as fast as in float32 this machine's CPU multiplies matrices in bfloat16.
+    """Measure how much faster than float32 this machine's CPU multiplies matrices in bfloat16, as a ratio.
 
-    About 6 with AMX, and below 1 where bfloat16 is emulated; takes some 50 ms once per process.
+    About 6 with AMX, and below 1 where bfloat16 is emulated. Takes about 50 ms, once per process.
     """
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
@@ -43,7 +43,7 @@ def bfloat16_speedup() -> float:
 
 
 def is_bfloat16_fast() -> bool:
-    """Return whether products in bfloat16 pay for their casts: only with matrix units such as AMX."""
+    """Return whether bfloat16 is faster even with its casts, which takes matrix units such as AMX."""
     return bfloat16_speedup() >= 3
 
 
@@ -51,7 +51,7 @@ def is_bfloat16_fast() -> bool:
 def subnormals_flushed() -> Iterator[None]:
     """Flush subnormal numbers to zero in this thread and PyTorch's worker threads; restore the setting afterwards.
 
-    Gradients of saturated pairs are as small as 1e-39, and x86 CPUs are several times slower with such numbers.
+    Gradients of saturated pairs can be as small as 1e-39, and x86 CPUs are several times slower with such numbers.
     """
     before = sys.float_info.min / 2 == 0.0
     threads = torch.get_num_threads()
@@ -65,8 +65,8 @@ def subnormals_flushed() -> Iterator[None]:
 def _flush_subnormals(on: bool, threads: int) -> None:
     """Call `torch.set_flush_denormal` on each OpenMP worker.
 
-    PyTorch's function only affects the calling thread, and workers keep the state they started with. A parallel region
-    of PyTorch's OpenMP runtime reaches them; workers started later inherit the state of the thread that starts them.
+    PyTorch's function only affects the calling thread, and workers keep the state with which they started. A parallel
+    region of PyTorch's OpenMP runtime reaches them; later workers inherit the state of the thread that starts them.
     """
     torch.set_flush_denormal(on)
     openmp = _openmp()
@@ -76,9 +76,9 @@ def _flush_subnormals(on: bool, threads: int) -> None:
 
 
 def _openmp() -> ctypes.CDLL | None:
-    """Return PyTorch's OpenMP runtime if it implements GCC's interface (LLVM's and Intel's do too), else None.
+    """Return PyTorch's OpenMP runtime if it has GCC's interface, as LLVM's and Intel's do too; otherwise None.
 
-    Other libraries may have loaded runtimes of their own; PyTorch's is in its package folder or is the system's.
+    Other libraries may have loaded other runtimes; PyTorch's is in its package folder or belongs to the system.
     """
     maps = Path("/proc/self/maps")
     if not maps.exists():
@@ -95,8 +95,8 @@ def _openmp() -> ctypes.CDLL | None:
 def freed_memory_kept() -> Iterator[None]:
     """Keep freed memory in the process for the next step; restore glibc's defaults afterwards.
 
-    By default glibc returns large freed tensors to the system, and the next allocation of that size is fresh memory,
-    which the kernel zeroes page by page: 5% of a training step. Does nothing with other C libraries.
+    By default glibc returns large freed tensors to the system, and the kernel zeroes the memory of the next allocation
+    page by page, which takes 5% of a training step. Does nothing with other C libraries.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:

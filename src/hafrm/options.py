@@ -1,4 +1,4 @@
-"""Declare the rules of options where the options are declared, and check them: ranges, and options without effect.
+"""Declare ranges of options, and the choices for which they have an effect, with their fields; and check them.
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -28,7 +28,7 @@ _RULE = "hafrm.rule"
 
 @dataclass(frozen=True)
 class _Rule:
-    """What an option's value must be, and the choices for which it has an effect."""
+    """Limits of an option's value, and the choices for which it has an effect."""
 
     least: float | None = None
     above: float | None = None
@@ -62,26 +62,26 @@ def option(
     """Declare a dataclass field with its rules.
 
     Args:
-        default: The default value. None is always valid, and so needs no rule.
+        default: The default value. None is valid with any limits.
         least: Smallest number.
         above: Number that the value must exceed.
         most: Largest number.
         below: Number that the value must stay below.
-        only: The choices for which the option has an effect, for `refuse_unread`.
+        only: The choices for which the option has an effect; see `refuse_unread`.
     """
     return field(default=default, metadata={_RULE: _Rule(least, above, most, below, only)})
 
 
 def check(options: Any, prefix: str = "") -> None:
-    """Raise unless every number is finite and within the limits that its field declares, and every `Literal` is one of
-    its words.
+    """Raise unless every number is finite and within the limits of its field, and every `Literal` has one of its
+    values.
 
     Args:
         options: A dataclass; nested ones check themselves.
-        prefix: Put before names in messages, such as "sampling.".
+        prefix: Prefix of names in messages, such as "sampling.".
 
     Raises:
-        ConfigError: names the option, its limits and its value.
+        ConfigError: a value is invalid; the message gives option, limits and value.
     """
     types = get_type_hints(type(options))
     for each in fields(options):
@@ -101,12 +101,12 @@ def refuse_unread(options: Any, choice: str, where: str, prefix: str = "") -> No
 
     Args:
         options: A dataclass; nested ones are included.
-        choice: What the user chose, such as an algorithm; fields declare for which choices they have an effect.
+        choice: The user's choice, such as an algorithm; fields declare the choices for which they have an effect.
         where: The choice in words, for messages.
-        prefix: Put before names in messages.
+        prefix: Prefix of names in messages.
 
     Raises:
-        ConfigError: names the first such option.
+        ConfigError: there is such an option; the message names the first.
     """
     for name in _unread(options, choice, prefix):
         raise ConfigError(f"{name} has no effect with {where}: leave it out.")

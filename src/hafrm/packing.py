@@ -1,14 +1,13 @@
-"""From token groups to the tensors of one forward pass.
+"""Lay out token groups as the tensors of one forward pass.
 
 Works on token ids and tensors; independent of models and tokenizers.
 Shape letters: R rows, L columns of a row, S sequences (a prompt with one response), T response tokens, B pairs.
 
 There are two layouts. `pad_rows` puts each sequence in its own row, padded to the longest: this works with any model.
 `pack_rows` concatenates all groups in *one* row, [prompt | response 1 | ... | response N], so that a prompt is encoded
-once and there is no padding; each response's positions continue from the end of the prompt. The attention
+once and there is no padding. The positions of each response continue from the end of the prompt, and attention
 (`hafrm.models.attention`) restricts a response to its own prompt and itself, using `SequenceBatch.segments`. One row is
-enough: everything except attention works per token, attention works per group, and a second row would only bring
-padding back.
+enough: attention works per group and everything else per token, so a second row would only bring back padding.
 
 A `SequenceBatch` locates states by *flat* indices into the R x L hidden states: the state from which a sequence's
 reward is read, and the state that predicts each response token. Losses and scores only see these gathered states, so
@@ -31,7 +30,7 @@ from hafrm.encoding import TokenGroup
 
 @dataclass(frozen=True, slots=True)
 class PackedGroup:
-    """The lengths of one group's prompt and responses."""
+    """Lengths of one group's prompt and responses."""
 
     prompt: int
     responses: tuple[int, ...]
@@ -44,10 +43,9 @@ class PackedGroup:
 
 @dataclass(frozen=True, slots=True)
 class Segments:
-    """The groups of a packed row: end to end, each as [prompt | response 1 | ... | response N].
+    """The groups of a packed row, one after the other, each as [prompt | response 1 | ... | response N].
 
-    Plain numbers, hashable and the same on every device: attention splits its tensors by them without waiting for a
-    copy.
+    Plain numbers, so attention can split its tensors without waiting for a copy from the device.
     """
 
     groups: tuple[PackedGroup, ...]
@@ -58,7 +56,7 @@ class Segments:
         return sum(group.tokens for group in self.groups)
 
     def coordinates(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the place of each token of the row.
+        """Return the coordinates of each token of the row.
 
         Returns:
             Three int64 tensors, [L]: the token's group; its response within the group, from 1, with 0 for the prompt;
@@ -78,7 +76,7 @@ class Segments:
 
 @dataclass(frozen=True)
 class SequenceBatch:
-    """Sequences laid out in rows, with the indices that losses and scores use.
+    """Sequences laid out in rows, with the indices that losses and scores need.
 
     Sequences follow the order of the groups and of each group's responses: for pairs, `rewards.view(-1, 2)` gives
     chosen and rejected as columns.
@@ -91,9 +89,9 @@ class SequenceBatch:
     position_ids: Tensor
     """Position of each token in its own sequence, [R, L]; 0 at padding."""
     score_index: Tensor
-    """Flat index of the state that gives each sequence's reward, that of its last token, [S]."""
+    """Flat index of the state of each sequence's last token, which gives its reward, [S]."""
     predictor_index: Tensor
-    """Flat index of the state that predicts each response token, that of the previous token, [T].
+    """Flat index of the state of the token before each response token, which predicts it, [T].
 
     In a packed row the prompt's last state predicts the first token of every response.
     """
@@ -102,7 +100,7 @@ class SequenceBatch:
     sequence_index: Tensor
     """The sequence of each response token, [T], in ascending order."""
     lengths: tuple[int, ...]
-    """Response tokens of each sequence, [S], as plain numbers, so reading them needs no device synchronisation."""
+    """Response tokens of each sequence, [S], as plain numbers, so reading them does not synchronise with the device."""
     segments: Segments | None = None
     """The groups of a packed row; None in the padded layout."""
 
@@ -121,7 +119,7 @@ class SequenceBatch:
         return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> SequenceBatch:
-        """Copy the batch to pinned memory, for fast copies to a GPU."""
+        """Copy the batch to pinned memory, from which copies to a GPU are fast."""
         return self._with_tensors(lambda tensor: tensor.pin_memory())
 
     def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> SequenceBatch:
@@ -131,11 +129,11 @@ class SequenceBatch:
 
 
 def pad_rows(groups: Sequence[TokenGroup], *, pad_token_id: int, padding_side: str = "right") -> SequenceBatch:
-    """Lay out one sequence per row, padded to the longest: the plain layout for any model.
+    """Lay out one sequence per row, padded to the longest, as any model accepts.
 
     Args:
-        groups: Prompts with their responses; every response becomes one row that repeats its prompt.
-        pad_token_id: Fills the rest of a row.
+        groups: Prompts with their responses; every response becomes one row, which repeats its prompt.
+        pad_token_id: Token id that fills the rest of a row.
         padding_side: "right" or "left"; rewards and log-probs are the same for both.
 
     Raises:
@@ -228,13 +226,13 @@ def _sequence_index(groups: Sequence[TokenGroup]) -> Tensor:
 def batches_by_length(lengths: Sequence[int], batch_size: int, tokens_per_batch: int) -> list[list[int]]:
     """Group row indices into batches of similar length to keep padding low.
 
-    The longest batch comes first, so a batch too large for memory fails at once instead of at the end.
+    The longest rows come first, so a batch that is too large for memory fails at once instead of at the end.
 
     Args:
         lengths: Row length of each group.
         batch_size: Maximum groups per batch.
-        tokens_per_batch: Maximum tokens per batch with one row per group, padding included; a longer row gets its own
-            batch.
+        tokens_per_batch: Maximum tokens per batch, padding included, with one row per group; a longer row gets a batch
+            of its own.
 
     Raises:
         ValueError: a limit is not positive.
@@ -254,19 +252,19 @@ def batches_by_length(lengths: Sequence[int], batch_size: int, tokens_per_batch:
 
 
 def plan_batches(tokens: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
-    """Spread packed groups over few batches of similar size within the token budget.
+    """Distribute packed groups over few batches of similar size within the token budget.
 
-    Best-fit decreasing gives the number of batches; groups are then dealt evenly over that many if the budget allows:
-    two batches of 1,500 tokens need less memory than one of 2,048 and one of 952. A group larger than the budget gets
-    its own batch: see `split_group`. The fullest batches come first, so a budget too large for memory fails at once
-    instead of at the end.
+    Best-fit decreasing gives the number of batches, over which groups are distributed evenly if the budget allows: two
+    batches of 1,500 tokens need less memory than one of 2,048 and one of 952. A group larger than the budget gets a
+    batch of its own; see `split_group`. The fullest batches come first, so a budget that is too large for memory fails
+    at once instead of at the end.
 
     Args:
         tokens: Unique tokens of each group.
         tokens_per_batch: The budget: tokens of one packed row.
 
     Returns:
-        Batches of indices into `tokens`, every index once, in ascending order within a batch.
+        Batches of indices into `tokens`, each in ascending order; every index occurs once.
 
     Raises:
         ValueError: the budget is not positive.
@@ -280,14 +278,14 @@ def plan_batches(tokens: Sequence[int], tokens_per_batch: int) -> list[list[int]
 
 
 def even_shares(sizes: Sequence[int], count: int) -> list[list[int]]:
-    """Split things into shares of similar total size: the largest first, each to the smallest share so far.
+    """Split items into shares of similar total size: the largest first, each to the smallest share so far.
 
     Args:
-        sizes: Size of each thing.
+        sizes: Size of each item.
         count: Number of shares.
 
     Returns:
-        Indices into `sizes` per share, in ascending order; shares are empty if there are fewer things than shares.
+        Indices into `sizes` per share, in ascending order; some shares are empty if there are fewer items than shares.
     """
     shares: list[list[int]] = [[] for _ in range(count)]
     sums = [(0, share) for share in range(count)]  # a heap of (sum, share)
@@ -299,7 +297,7 @@ def even_shares(sizes: Sequence[int], count: int) -> list[list[int]]:
 
 
 def _best_fit(tokens: Sequence[int], budget: int) -> list[list[int]]:
-    """Pack by best-fit decreasing: the longest first, each into the fullest batch with room for it."""
+    """Pack by best-fit decreasing: the longest first, each into the fullest batch that has room for it."""
     batches: list[list[int]] = []
     rooms: list[tuple[int, int]] = []  # (tokens left, batch), in ascending order
     for index in _longest_first(tokens):
@@ -326,7 +324,7 @@ def split_group(group: TokenGroup, tokens_per_batch: int) -> list[TokenGroup]:
         tokens_per_batch: Maximum unique tokens per part. A part with a single response may exceed it.
 
     Returns:
-        Groups with the original responses in order.
+        Groups with the same responses, in order.
 
     Raises:
         ValueError: the budget is not positive.

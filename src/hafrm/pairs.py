@@ -17,10 +17,10 @@ MESSAGE_KEYS = ("tool_calls", "tool_call_id", "name", "reasoning_content", "reas
 """Keys of a message, besides `role` and `content`, that chat templates read."""
 
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
-"""Keys of a message's reasoning; transformers passes each of them to templates as the first."""
+"""Keys under which a message may have its reasoning; transformers renames them to the first."""
 
 TEMPLATE_COLUMNS = ("tools", "documents", "chat_template_kwargs")
-"""Columns of a row that chat templates read: tools, documents, and further arguments by name."""
+"""Columns of a row that chat templates read: tools, documents and further named arguments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """The turns to respond to and the chat template's other inputs (the paper's x)."""
+    """The turns to respond to, with the chat template's other inputs (the paper's x)."""
 
     turns: tuple[Message, ...]
     arguments: str = ""
@@ -94,17 +94,17 @@ class Prompt:
         return {**columns.pop("chat_template_kwargs", {}), **columns}
 
     def as_row(self) -> dict[str, Any]:
-        """Return the prompt as columns of a raw row, the inverse of `RowReader.prompt`."""
+        """Return the prompt as columns of a raw row, the inverse of `Row.prompt`."""
         return {"prompt": [message.as_dict() for message in self.turns], **self.columns}
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A prompt and one response: what a reward model scores (the paper's (x, y))."""
+    """A prompt with one response, which a reward model scores (the paper's (x, y))."""
 
     prompt: Prompt
     response: tuple[Message, ...]
-    """Usually one assistant turn; always ends with one."""
+    """Usually one assistant turn; if there are more turns, the last one is an assistant turn."""
 
     @classmethod
     def of(cls, prompt: str, response: str) -> Conversation:
@@ -137,7 +137,7 @@ class PreferencePair:
     row: int = field(default=0, compare=False)
     """The row's number in its source, from 1."""
     part: int = field(default=0, compare=False)
-    """The pair's place among several of one row, from 1; 0 for the only one."""
+    """The pair's number among several pairs of one row, from 1; 0 if it is the only one."""
 
     def __post_init__(self) -> None:
         if not self.group:
@@ -168,7 +168,7 @@ class PreferencePair:
 
 
 def pair_id(source: str, row: int, part: int = 0) -> str:
-    """Return the name of a pair by its place; see `PreferencePair.id`."""
+    """Return the id of a pair; see `PreferencePair.id`."""
     return f"{source}:{row}.{part}" if part else f"{source}:{row}"
 
 

@@ -20,7 +20,8 @@ import math
 import re
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeGuard
 
 from hafrm.errors import BadRowError, BadRowReason, DataError
 from hafrm.pairs import (
@@ -44,19 +45,19 @@ UNRENDERED_COLUMNS = {
     "system_prompt": "Rename it to `system`",
     "system_message": "Rename it to `system`",
 }
-"""Columns in which other programs' data sets keep a part of the prompt, with the remedy for each."""
+"""Columns in which data sets of other programs keep part of the prompt, with the remedy for each."""
 
 _READ_COLUMNS = frozenset({"prompt", "chosen", "rejected", "response", "system", "margin", "group", *TEMPLATE_COLUMNS})
 
 _SPECIAL_TOKEN = re.compile(r"(?!add_)\w+_token|additional_special_tokens")
-"""Names that a tokenizer gives its special tokens by: in a template they are the row's if its arguments set them."""
+"""Matches the names of a tokenizer's special tokens, which a row's template arguments must not replace."""
 
 _RESERVED_ARGUMENTS = frozenset(
     "conversation messages tools documents chat_template add_generation_prompt continue_final_message tokenize padding "
     "truncation max_length return_tensors return_dict return_assistant_tokens_mask tokenizer_kwargs "
     "sanitize_control_tokens".split()
 )
-"""Names in `chat_template_kwargs` that would change how hafrm renders instead of what the template writes."""
+"""Names in `chat_template_kwargs` that would change how hafrm calls the template rather than what it writes."""
 
 TEXT_PARTS = ("text", "input_text", "output_text")
 """Types of text parts in a message's content, as in chat and responses APIs."""
@@ -75,7 +76,7 @@ class Cell(str):
 
     @property
     def value(self) -> Any:
-        """What the text says as JSON or as a Python literal; None if empty, the text itself if it is neither."""
+        """The text parsed as JSON or as a Python literal; None if empty, the text itself if it is neither."""
         text = self.strip()
         if not text:
             return None
@@ -86,7 +87,7 @@ class Cell(str):
 
     @property
     def turns(self) -> Any:
-        """The chat messages that the text says as JSON or as a Python literal; otherwise the text."""
+        """The chat messages that the text contains as JSON or as a Python literal; otherwise the text."""
         found = self.value if self.startswith(("[", "{")) else None
         turns = [found] if isinstance(found, Mapping) else found
         if isinstance(turns, list) and turns and all(isinstance(turn, Mapping) for turn in turns):
@@ -95,16 +96,17 @@ class Cell(str):
 
 
 def typed(value: Any) -> Any:
-    """Return the value of a cell; any other value as it is."""
+    """Return the value of a cell; any other value unchanged."""
     return value.value if isinstance(value, Cell) else value
 
 
-def row_schema(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the shape of a row, by which loaders detect files of mixed schemas.
+def is_list(value: object) -> TypeGuard[Sequence[Any]]:
+    """Return whether a value is a sequence other than text or bytes."""
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
-    Returns:
-        For `prompt`, `chosen` and `rejected` each "messages", "string", or "absent".
-    """
+
+def row_schema(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return "messages", "string" or "absent" for each of `prompt`, `chosen` and `rejected`."""
 
     def kind(value: object) -> str:
         if isinstance(value, str):
@@ -126,17 +128,16 @@ def parse_pair(row: Mapping[str, Any], *, source: str, number: int, part: int = 
         row: The raw row; see the module's docstring.
         source: The file or data set, for error messages and the pair's id.
         number: The row's number in its source, from 1.
-        part: The pair's place among several of the source's row; see `PreferencePair.part`.
+        part: The pair's number among several pairs of one row; see `PreferencePair.part`.
 
     Raises:
         BadRowError: the row breaks the contract; the message gives field, reason and remedy.
     """
-    reader = RowReader(row, source=source, number=number)
+    reader = Row(row, source=source, number=number)
     arguments = reader.template_columns()
     chosen, rejected = reader.messages("chosen", "assistant"), reader.messages("rejected", "assistant")
-    if _holds_prompt(chosen) and _holds_prompt(rejected):
+    if all(turns and turns[0].role != "assistant" for turns in (chosen, rejected)):  # both begin with the prompt
         turns, chosen, rejected = reader.split_common_turns(chosen, rejected)
-        reader.check_stated_prompt(turns)
     elif reader.has("prompt"):
         turns = reader.messages("prompt", "user")
     else:
@@ -167,7 +168,7 @@ def parse_conversation(row: Mapping[str, Any], *, source: str, number: int) -> C
     Raises:
         BadRowError: the row breaks the contract.
     """
-    reader = RowReader(row, source=source, number=number)
+    reader = Row(row, source=source, number=number)
     prompt = reader.prompt()
     response = reader.messages("response", "assistant")
     for turns in (prompt.turns, reader.messages("prompt", "user")):  # with and without the column `system`
@@ -196,7 +197,7 @@ def conversations_of(items: Sequence[Any]) -> list[Conversation]:
 
 def _conversation(item: Any, number: int) -> Conversation:
     row = item
-    if isinstance(item, Sequence) and not isinstance(item, str | bytes) and item:
+    if is_list(item) and item:
         if all(isinstance(each, Mapping) for each in item):
             row = {"prompt": list(item[:-1]), "response": [item[-1]]}
         elif len(item) == 2:
@@ -228,20 +229,12 @@ def transcript_turns(text: str) -> tuple[Message, ...]:
     )
 
 
-def _holds_prompt(messages: Sequence[Message]) -> bool:
-    return bool(messages) and messages[0].role != "assistant"
-
-
 def _begins_with(turns: Sequence[Message], beginning: Sequence[Message]) -> bool:
     """Return whether `turns` start with `beginning`, up to white space, and continue after it."""
     repeated = zip(turns, beginning, strict=False)
     return len(turns) > len(beginning) and all(
         (ours.role, plain(ours.content)) == (theirs.role, plain(theirs.content)) for ours, theirs in repeated
     )
-
-
-def _answers(turns: Sequence[Message]) -> bool:
-    return bool(turns) and turns[0].role == "assistant"
 
 
 def _prompt_turns(text: str) -> tuple[Message, ...]:
@@ -255,28 +248,55 @@ def _prompt_turns(text: str) -> tuple[Message, ...]:
     return turns
 
 
-class RowReader:
-    """Reads the fields of one raw row; every error names source, row and field, after `prefix` for nested objects."""
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row as found in its source; the methods read its fields, and their errors name source, row and field."""
 
-    def __init__(self, row: Mapping[str, Any], *, source: str, number: int, prefix: str = "") -> None:
-        self.source, self.number, self.prefix = source, number, prefix
-        if not isinstance(row, Mapping):
+    value: Any = None
+    """The content: a mapping from field names to values, or whatever is there instead."""
+    source: str = ""
+    """The file or data set."""
+    number: int = 1
+    """The row's number from 1; in JSON-lines files the line's number."""
+    fault: BadRowError | None = None
+    """Why the content could not be read."""
+    merged: int = 1
+    """Number of rows of the source that this row was made from."""
+    prefix: str = ""
+    """The path of an object nested in a row, which precedes field names in errors."""
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """The row's values by field.
+
+        Raises:
+            BadRowError: the row could not be read, or is not an object.
+        """
+        if self.fault is not None:
+            raise self.fault
+        if not isinstance(self.value, Mapping):
             raise self.error(
                 BadRowReason.WRONG_TYPE,
                 None,
-                f"the row is of type {type(row).__name__}, not an object",
+                f"the row is of type {type(self.value).__name__}, not an object",
                 'Write each row as an object: {"prompt": ..., "chosen": ..., "rejected": ...}.',
             )
-        self.row = row
+        return self.value
 
     def error(self, reason: BadRowReason, name: str | None, problem: str, remedy: str) -> BadRowError:
         """Create the error for a problem with field `name` of this row."""
         field = name and self.prefix + name
         return BadRowError(reason, source=self.source, row=self.number, field=field, problem=problem, remedy=remedy)
 
+    def unfit(self, name: str, value: object, wanted: str) -> BadRowError:
+        """Create the error for a field that is missing or has another value than wanted."""
+        if value is None:
+            return self.error(BadRowReason.MISSING_FIELD, name, "is missing", f"Give {wanted}.")
+        return self.error(BadRowReason.WRONG_TYPE, name, f"is {_short(value)}", f"Give {wanted}.")
+
     def has(self, name: str) -> bool:
         """Return whether the row has a value for `name` other than null or an empty cell."""
-        value = self.row.get(name)
+        value = self.fields.get(name)
         return value is not None and not (isinstance(value, Cell) and not value)
 
     def prompt(self) -> Prompt:
@@ -285,8 +305,13 @@ class RowReader:
         return Prompt(turns, self.template_columns())
 
     def complete_prompt(self, turns: tuple[Message, ...]) -> tuple[Message, ...]:
-        """Prepend the column `system` to the prompt's turns, and raise if other columns contain text of the prompt."""
-        self.check_prompt(turns)
+        """Prepend the column `system` to the prompt's turns.
+
+        Raises:
+            BadRowError: no turn has text, there are two system turns, or another column contains text of the prompt.
+        """
+        if not any(message.text.strip() for message in turns):
+            raise self.error(BadRowReason.EMPTY_PROMPT, "prompt", "is empty", "Give the prompt's text.")
         system = self.string("system") if self.has("system") else ""
         if system.strip() and turns[0].role in ("system", "developer"):
             if plain(turns[0].content) != plain(system):
@@ -294,46 +319,36 @@ class RowReader:
                 raise self.error(BadRowReason.UNSUPPORTED, "system", problem, "Give the system turn once.")
         elif system.strip():
             turns = (Message("system", system), *turns)
-        self._check_rendered(turns)
-        return turns
-
-    def _check_rendered(self, turns: Sequence[Message]) -> None:
-        """Raise if a column contains a part of the prompt that is missing from the prompt's turns."""
         for name, remedy in UNRENDERED_COLUMNS.items():
-            if not all(_begins_or_ends(turns, text) for text in _strings(self.row.get(name))):
-                problem = "contains text that the prompt does not, and it would be lost"
+            if not all(_begins_or_ends(turns, text) for text in _strings(self.fields.get(name))):
+                problem = "contains text that is missing from the prompt, so it would be lost"
                 raise self.error(BadRowReason.UNSUPPORTED, name, problem, f"{remedy}, or remove the column.")
+        return turns
 
     def template_columns(self) -> str:
         """Return the columns that the chat template reads, as `Prompt.arguments`; raise on media columns."""
         for name in MEDIA_COLUMNS:
-            if self.row.get(name):
-                raise self.error(
-                    BadRowReason.UNSUPPORTED,
-                    name,
-                    "contains media, and only text can be scored",
-                    "Remove the row, or the column if the texts say all.",
-                )
+            if self.fields.get(name):
+                remedy = "Remove the row, or only the column if the text is complete without it."
+                raise self.error(BadRowReason.UNSUPPORTED, name, "contains media, but only text can be scored", remedy)
         columns = {name: self._template_column(name) for name in TEMPLATE_COLUMNS if self.has(name)}
         return json.dumps(columns, ensure_ascii=False) if columns else ""
 
     def _template_column(self, name: str) -> Any:
         """Return one of `TEMPLATE_COLUMNS`, given as a value or as JSON text."""
-        value = self.row[name]
+        value = self.fields[name]
         with contextlib.suppress(ValueError, RecursionError):
             value = json.loads(value) if isinstance(value, str) else value
         if name == "chat_template_kwargs":
-            fits, wanted = isinstance(value, Mapping), "an object of argument names and values"
-            names = [str(each) for each in value] if fits else []
+            if not isinstance(value, Mapping):
+                raise self.unfit(name, value, "an object of argument names and values")
+            names = map(str, value)
             reserved = sorted(each for each in names if each in _RESERVED_ARGUMENTS or _SPECIAL_TOKEN.fullmatch(each))
             if reserved:
                 remedy = "Put `tools` and `documents` into columns of their own, and leave the others out."
                 raise self.error(BadRowReason.UNSUPPORTED, name, f"sets {', '.join(reserved)}", remedy)
-        else:
-            fits = isinstance(value, Sequence) and all(isinstance(item, Mapping) for item in value)
-            wanted = "a list of objects"
-        if not fits:
-            raise self.error(BadRowReason.WRONG_TYPE, name, f"is {_short(value)}", f"Give {wanted}, or leave it out.")
+        elif not _is_list_of_objects(value):
+            raise self.unfit(name, value, "a list of objects")
         self._check_json(name, value)
         return value
 
@@ -342,15 +357,12 @@ class RowReader:
         try:
             self.check_text(name, json.dumps(value, ensure_ascii=False, allow_nan=False))
         except (TypeError, ValueError, RecursionError) as error:
-            raise self.error(
-                BadRowReason.WRONG_TYPE, name, f"has no JSON form ({error})", "Write plain JSON values."
-            ) from None
+            problem = f"has no JSON form ({error})"
+            raise self.error(BadRowReason.WRONG_TYPE, name, problem, "Write plain JSON values.") from None
 
     def messages(self, name: str, role: str) -> tuple[Message, ...]:
         """Return a field as messages; a plain string becomes one turn of `role`, a transcript its turns."""
-        if not self.has(name):
-            raise self.error(BadRowReason.MISSING_FIELD, name, "is missing", "Add it, as a string or as chat messages.")
-        value = self.row[name]
+        value = self.fields.get(name) if self.has(name) else None
         if isinstance(value, Cell):
             value = value.turns
         if isinstance(value, str):
@@ -359,19 +371,14 @@ class RowReader:
             return turns or (Message(role, value),)
         if isinstance(value, Mapping):
             value = [value]
-        if not isinstance(value, Sequence) or isinstance(value, bytes):
-            raise self.error(
-                BadRowReason.WRONG_TYPE,
-                name,
-                f"is of type {type(value).__name__}",
-                'Write it as a string or as chat messages: [{"role": "user", "content": "..."}].',
-            )
+        if not is_list(value):
+            raise self.unfit(name, value, 'a string or chat messages: [{"role": "user", "content": "..."}]')
         return tuple(self._message(f"{name}[{i}]", item) for i, item in enumerate(value))
 
     def _transcript(self, text: str) -> tuple[Message, ...]:
         """Split a response that is a transcript into turns, if the row has no prompt or the transcript repeats it.
 
-        Any other text only looks like a transcript, for example a dialogue that the prompt asked for.
+        Other text may look like a transcript too, for example a dialogue that the prompt asked for.
         """
         turns = transcript_turns(text)
         if not turns or not self.has("prompt") or _begins_with(turns, self.messages("prompt", "user")):
@@ -380,20 +387,10 @@ class RowReader:
 
     def _message(self, where: str, item: object) -> Message:
         if not isinstance(item, Mapping):
-            raise self.error(
-                BadRowReason.WRONG_TYPE,
-                where,
-                f"is of type {type(item).__name__}",
-                'A chat message is an object: {"role": "user", "content": "..."}.',
-            )
+            raise self.unfit(where, item, 'a chat message: {"role": "user", "content": "..."}')
         role = item.get("role")
         if role not in ROLES:
-            raise self.error(
-                BadRowReason.MISSING_FIELD if role is None else BadRowReason.WRONG_TYPE,
-                f"{where}.role",
-                "is missing" if role is None else f"is {_short(role)}",
-                f"Use one of {', '.join(ROLES)}.",
-            )
+            raise self.unfit(f"{where}.role", role, f"one of {', '.join(ROLES)}")
         more = self._extras(where, item)
         content = self._content(f"{where}.content", item.get("content"), optional=bool(more))
         return Message(str(role), content, more)
@@ -402,83 +399,62 @@ class RowReader:
         """Return a message's further keys as `Message.more`; null counts as absent, as in transformers."""
         extras = {key: value for key, value in item.items() if value is not None and key not in ("role", "content")}
         for key, value in extras.items():
+            place, calls = f"{where}.{key}", key in ("tool_calls", "tool_responses")
             if key not in MESSAGE_KEYS:
-                raise self.error(
-                    BadRowReason.UNSUPPORTED,
-                    f"{where}.{key}",
-                    "is a key that hafrm would lose",
-                    f"Remove it; a message may have role, content, {', '.join(MESSAGE_KEYS)}.",
-                )
-            self._check_extra(f"{where}.{key}", key, value)
+                remedy = f"Remove it; a message may have role, content, {', '.join(MESSAGE_KEYS)}."
+                raise self.error(BadRowReason.UNSUPPORTED, place, "is a key that hafrm would ignore", remedy)
+            if not (_is_list_of_objects(value) if calls else isinstance(value, str)):
+                raise self.unfit(place, value, "a list of objects" if calls else "a string")
+            self._check_json(place, value)
         return json.dumps(extras, ensure_ascii=False) if extras else ""
-
-    def _check_extra(self, where: str, key: str, value: Any) -> None:
-        """Raise unless the value of a message's key has the type that chat templates expect."""
-        listed = key in ("tool_calls", "tool_responses")
-        if listed and not (isinstance(value, Sequence) and all(isinstance(call, Mapping) for call in value)):
-            raise self.error(BadRowReason.WRONG_TYPE, where, f"is {_short(value)}", "Give a list of objects.")
-        if not listed and not isinstance(value, str):
-            raise self.error(BadRowReason.WRONG_TYPE, where, f"is {_short(value)}", "Give a string.")
-        self._check_json(where, value)
 
     def _content(self, where: str, content: object, *, optional: bool) -> str:
         """Return a turn's text; text parts are joined by line breaks, as in vLLM."""
         if content is None and optional:
             return ""
-        if isinstance(content, Sequence) and not isinstance(content, str | bytes):
+        if is_list(content):
             return "\n".join(self._part(f"{where}[{i}]", part) for i, part in enumerate(content))
-        if not isinstance(content, str):
-            raise self.error(
-                BadRowReason.MISSING_FIELD if content is None else BadRowReason.WRONG_TYPE,
-                where,
-                "is missing" if content is None else f"is of type {type(content).__name__}",
-                "Give the turn's text as a string.",
-            )
-        self.check_text(where, content)
-        return content
+        return self._text(where, content, "the turn's text as a string")
 
     def _part(self, where: str, part: object) -> str:
         if not isinstance(part, Mapping):
-            raise self.error(
-                BadRowReason.WRONG_TYPE,
-                where,
-                f"is of type {type(part).__name__}",
-                'A part of a turn is an object: {"type": "text", "text": "..."}.',
-            )
+            raise self.unfit(where, part, 'a part of a message: {"type": "text", "text": "..."}')
         kind = part.get("type", "text")
         other = next((key for key, value in part.items() if value is not None and key not in ("type", "text")), None)
         if kind not in TEXT_PARTS or other is not None:
-            name = f"{where}.type" if other is None else f"{where}.{other}"
-            problem = f"is {_short(kind)}" if other is None else "is a key that hafrm would lose"
+            name = f"{where}.{'type' if other is None else other}"
+            problem = f"is {_short(kind)}" if other is None else "is a key that hafrm would ignore"
             raise self.error(BadRowReason.UNSUPPORTED, name, problem, "Only text can be scored: keep the text parts.")
-        text = part.get("text")
-        if not isinstance(text, str):
-            raise self.error(
-                BadRowReason.WRONG_TYPE, f"{where}.text", f"is {_short(text)}", "Give the part's text as a string."
-            )
-        self.check_text(f"{where}.text", text)
-        return text
+        return self._text(f"{where}.text", part.get("text"), "the part's text as a string")
+
+    def _text(self, where: str, value: object, wanted: str) -> str:
+        if not isinstance(value, str):
+            raise self.unfit(where, value, wanted)
+        self.check_text(where, value)
+        return value
 
     def check_text(self, name: str, text: str) -> None:
         """Raise if a text contains lone surrogates, which tokenizers can't encode."""
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise self.error(
-                BadRowReason.INVALID_TEXT,
-                name,
-                f"is not valid Unicode (lone surrogate at character {error.start})",
-                "Repair the file's encoding.",
-            ) from None
+            problem = f"is not valid Unicode (lone surrogate at character {error.start})"
+            raise self.error(BadRowReason.INVALID_TEXT, name, problem, "Repair the file's encoding.") from None
 
     def split_common_turns(
         self, chosen: tuple[Message, ...], rejected: tuple[Message, ...]
     ) -> tuple[tuple[Message, ...], tuple[Message, ...], tuple[Message, ...]]:
-        """Find the implicit prompt: the leading turns that both share, up to an assistant turn."""
+        """Find the implicit prompt, that is the leading turns that both share up to an assistant turn.
+
+        Raises:
+            BadRowError: there are none, or the field `prompt` contains text that is missing from them.
+        """
         shared = 0
         while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
             shared += 1
-        while shared and not (_answers(chosen[shared:]) and _answers(rejected[shared:])):
+        while shared and not all(
+            len(turns) > shared and turns[shared].role == "assistant" for turns in (chosen, rejected)
+        ):
             shared -= 1
         if not shared:
             raise self.error(
@@ -487,36 +463,23 @@ class RowReader:
                 "is missing, and `chosen` and `rejected` share no leading turns that an assistant turn follows",
                 "Add a `prompt` field, or make both conversations begin with the same turns.",
             )
-        return chosen[:shared], chosen[shared:], rejected[shared:]
-
-    def check_stated_prompt(self, found: Sequence[Message]) -> None:
-        """Raise if `prompt` contains text that is missing from the prompt within the conversations."""
-        if not self.has("prompt"):
-            return
-        known = {plain(message.text) for message in found} | {""}
-        if any(plain(message.text) not in known for message in self.messages("prompt", "user")):
+        known = {plain(message.text) for message in chosen[:shared]} | {""}
+        stated = self.messages("prompt", "user") if self.has("prompt") else ()
+        if any(plain(message.text) not in known for message in stated):
             raise self.error(
                 BadRowReason.WRONG_TYPE,
                 "prompt",
                 "contains text that is missing from the turns with which `chosen` and `rejected` begin",
                 "Give the prompt once: in `prompt`, with `chosen` and `rejected` beginning at the assistant's turn.",
             )
-
-    def check_prompt(self, prompt: Sequence[Message]) -> None:
-        """Raise unless a turn of the prompt has text."""
-        if not any(message.text.strip() for message in prompt):
-            raise self.error(BadRowReason.EMPTY_PROMPT, "prompt", "is empty", "Give the prompt's text.")
+        return chosen[:shared], chosen[shared:], rejected[shared:]
 
     def check_response(self, name: str, response: Sequence[Message]) -> None:
         """Raise unless a response starts and ends with assistant turns, each with text or tool calls."""
         empty = next((m for m in response if m.role == "assistant" and not m.text.strip()), None)
         if not response or empty is not None:
-            raise self.error(
-                BadRowReason.EMPTY_RESPONSE,
-                name,
-                "is empty, so there are no response tokens to score",
-                "Remove the row, or fill the response in.",
-            )
+            problem = "is empty, so there are no response tokens to score"
+            raise self.error(BadRowReason.EMPTY_RESPONSE, name, problem, "Remove the row, or fill the response in.")
         for place, message in (("begins", response[0]), ("ends", response[-1])):
             if message.role != "assistant":
                 raise self.error(
@@ -533,66 +496,55 @@ class RowReader:
             sizes: How many responses there must be, as a sentence that says what to give.
             fits: Whether a number of responses is acceptable.
         """
-        values = self.row.get("responses")
+        values = self.fields.get("responses")
         if not isinstance(values, list) or not fits(len(values)):
             reason = BadRowReason.WRONG_TYPE if self.has("responses") else BadRowReason.MISSING_FIELD
             problem = f"contains {len(values)} responses" if isinstance(values, list) else "is not a list"
             problem = problem if self.has("responses") else "is missing"
             raise self.error(reason, "responses", problem, sizes)
         named = {f"responses[{place}]": value for place, value in enumerate(values)}
-        reader = RowReader({"prompt": self.row.get("prompt"), **named}, source=self.source, number=self.number)
+        reader = replace(self, value={"prompt": self.fields.get("prompt"), **named})
         return [reader.messages(name, "assistant") for name in named]
 
     def string(self, name: str) -> str:
         """Return a field that must be a string."""
-        value = self.row.get(name)
-        if not isinstance(value, str):
-            raise self._unfit(name, value, "a string")
-        self.check_text(name, value)
-        return value
+        return self._text(name, self.fields.get(name), "a string")
 
     def boolean(self, name: str) -> bool:
         """Return a field that must be true or false."""
-        value = typed(self.row.get(name))
+        value = typed(self.fields.get(name))
         if not isinstance(value, bool):
-            raise self._unfit(name, value, "true or false")
+            raise self.unfit(name, value, "true or false")
         return value
 
     def sequence(self, name: str) -> Sequence[Any]:
         """Return a field that must be a list."""
-        value = typed(self.row.get(name))
-        if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-            raise self._unfit(name, value, "a list")
+        value = typed(self.fields.get(name))
+        if not is_list(value):
+            raise self.unfit(name, value, "a list")
         return value
 
     def one_of(self, name: str, values: Sequence[Any]) -> Any:
         """Return a field that must equal one of some values: 0 and 1 also match false and true."""
-        value = typed(self.row.get(name))
+        value = typed(self.fields.get(name))
         if value not in values:
-            raise self._unfit(name, value, "one of " + ", ".join(map(str, values)))
+            raise self.unfit(name, value, "one of " + ", ".join(map(str, values)))
         return value
 
     def required_number(self, name: str) -> float:
         """Return a field that must be a finite number."""
         value = self.number_or_none(name)
         if value is None:
-            raise self._unfit(name, None, "a finite number")
+            raise self.unfit(name, None, "a finite number")
         return value
-
-    def _unfit(self, name: str, value: object, wanted: str) -> BadRowError:
-        if value is None:
-            return self.error(BadRowReason.MISSING_FIELD, name, "is missing", f"Give {wanted}.")
-        return self.error(BadRowReason.WRONG_TYPE, name, f"is {_short(value)}", f"Give {wanted}.")
 
     def number_or_none(self, name: str) -> float | None:
         """Return an optional field that must be a finite number."""
-        value = typed(self.row.get(name))
+        value = typed(self.fields.get(name))
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
-            raise self.error(
-                BadRowReason.WRONG_TYPE, name, f"is {_short(value)}", "Give a finite number, or leave the field out."
-            )
+            raise self.unfit(name, value, "a finite number, or leave the field out")
         return float(value)
 
     def margin(self) -> float | None:
@@ -605,20 +557,20 @@ class RowReader:
 
     def string_or_none(self, name: str) -> str | None:
         """Return an optional string; integers are converted to their digits."""
-        value = self.row.get(name)
-        if value is None or isinstance(value, str):
-            if value:
-                self.check_text(name, value)
-            return value
+        value = self.fields.get(name)
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
-        raise self.error(BadRowReason.WRONG_TYPE, name, f"is {_short(value)}", "Give a string, or leave the field out.")
+        return None if value is None else self._text(name, value, "a string, or leave the field out")
 
 
 def _begins_or_ends(turns: Sequence[Message], text: str) -> bool:
     """Return whether a turn equals, starts with or ends with a text, up to white space."""
     padded = [f" {plain(turn.content)} " for turn in turns]
     return any(turn.startswith(f" {text} ") or turn.endswith(f" {text} ") for turn in padded)
+
+
+def _is_list_of_objects(value: object) -> bool:
+    return isinstance(value, Sequence) and all(isinstance(item, Mapping) for item in value)
 
 
 def _strings(value: object) -> list[str]:
@@ -628,7 +580,7 @@ def _strings(value: object) -> list[str]:
         item = waiting.pop()
         if isinstance(item, Mapping):
             waiting += item.values()
-        elif isinstance(item, Sequence) and not isinstance(item, str | bytes):
+        elif is_list(item):
             waiting += item
         elif item is not None and (text := plain(str(item))):
             found.append(text)

@@ -1,7 +1,7 @@
 """Find special tokens in messages and encode them as plain characters.
 
-A stock tokenizer turns `</s>` or `<|im_end|>` inside a message into the same token that the chat template writes, so
-the author of a message can end their turn in it and forge the turns that follow.
+A tokenizer turns `</s>` or `<|im_end|>` inside a message into the same token that the chat template writes, so the
+author of a message can end their own turn and forge the turns that follow.
 
 Uses messages and the public methods of tokenizers; independent of files, models and tensors.
 """
@@ -20,12 +20,12 @@ from hafrm.templates import TemplateRefusalError, render
 SpecialTokenRule = Literal["text", "token", "refuse"]
 """Treatment of special tokens in messages.
 
-`text` encodes them as plain characters; `token` as the tokenizer's own tokens, as stock programs and training do;
+`text` encodes them as plain characters, `token` as the tokenizer's own tokens, as other programs and training do;
 `refuse` gives the conversation no reward.
 """
 
 _BEGIN, _END = "\ufdd0", "\ufdd1"
-"""Markers around special tokens of messages while a template is rendered: code points that don't occur in text."""
+"""Markers around special tokens of messages during rendering: code points that don't occur in text."""
 
 _LAST = "Another question"
 _USER, _ANSWER, _MORE = Message("user", "Question"), Message("assistant", "Answer"), Message("user", _LAST)
@@ -35,7 +35,7 @@ _TALKS = [
     for system in ((), (_SYSTEM,))
     for turns in ((_USER, _ANSWER), (_USER, _ANSWER, _TOOL, _ANSWER))
 ]
-"""Conversations whose renderings show which tokens open and close turns; a template may refuse some of them."""
+"""Conversations whose renderings show which tokens open and close turns; templates may refuse some of them."""
 
 _SAFE_FILTERS = frozenset(
     "trim tojson length count default d first last list int string safe items map select selectattr reject "
@@ -49,7 +49,7 @@ _SAFE_METHODS = frozenset(
 
 
 class SpecialTokenError(TemplateRefusalError):
-    """A message contains a special token that can't or must not be encoded."""
+    """A message contains a special token that can't be encoded or is not allowed."""
 
 
 class SpecialTokens:
@@ -90,7 +90,7 @@ class SpecialTokens:
         return len(self._normalized.findall(self._normalize(text)))
 
     def hide(self, value: Any) -> Any:
-        """Mark the special tokens in all strings of a JSON value, so that `encode` can tell them from the template's.
+        """Mark the special tokens in all strings of a JSON value, so `encode` can tell them from the template's own.
 
         Raises:
             SpecialTokenError: a string contains the markers' code points, or a special token in another spelling.
@@ -112,14 +112,14 @@ class SpecialTokens:
         return text.replace(_BEGIN, "").replace(_END, "")
 
     def check(self, conversations: Sequence[tuple[Prompt, Sequence[Message]]], texts: Sequence[str]) -> None:
-        """Check that the template created no special tokens from messages, e.g. by removing a word inside one.
+        """Check that the template did not create special tokens from messages, for example by removing a word.
 
         Args:
             conversations: The conversations, all with the same template arguments.
             texts: Their renderings from marked values.
 
         Raises:
-            SpecialTokenError: a text has more special tokens than its conversation rendered without special characters.
+            SpecialTokenError: a text has more special tokens than the rendering without special characters.
         """
         if not self._rewrites:
             return
@@ -137,7 +137,7 @@ class SpecialTokens:
         """Encode a text rendered from marked values: marked tokens as their characters, everything else as usual.
 
         Raises:
-            SpecialTokenError: the tokenizer creates a special token even from the characters.
+            SpecialTokenError: the tokenizer creates a special token even from plain characters.
         """
         pieces = self._hidden.split(text)
         ids = self._usual(pieces[0]) if pieces[0] else []
@@ -147,7 +147,7 @@ class SpecialTokens:
         return ids
 
     def _in_the_middle(self, text: str, *, hidden: bool) -> list[int]:
-        """Encode a text that follows others: SentencePiece-like tokenizers add a space at the beginning of a text."""
+        """Encode a text that follows other text; SentencePiece-like tokenizers add a space only at the beginning."""
         if (key := (text, hidden)) not in self._known or len(text) > 64:
             encode = self._without_added_tokens if hidden else self._usual
             before, ids = encode("\n"), encode("\n" + text)

@@ -1,12 +1,12 @@
-"""A command's output folder: one writer at a time, what its files depend on, and files that grow line by line.
+"""Output folders of commands: locks, records of what the results depend on, and files that grow line by line.
 
-A command that can be stopped and run again keeps three rules, which this module has once:
+Commands that can be interrupted and run again share these:
 
 - `alone` locks the folder, so that two commands never write into it.
 - `RunFolder` records in a header file what the folder's results depend on (options, fingerprints of data and weights).
-  A later command reuses the results only if nothing of that changed, and names what did.
-- `LineFile` is a JSON-lines file whose complete lines are on disk after each `extend`; a killed writer leaves at most
-  one partial line, which the next one drops.
+  A later command reuses the results only if nothing has changed, and otherwise names what changed.
+- `LineFile` is a JSON-lines file whose complete lines are on disk after each `extend`. A killed writer leaves at most
+  one partial line, which the next writer drops.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def alone(folder: Path, *, beside: bool = False, wait: bool = False) -> Iterator
 
     Args:
         folder: The folder; it is created unless the lock is beside it.
-        beside: Keep the lock file next to the folder instead of inside, for commands that may delete what the folder
-            contains. Such a lock is re-entrant.
+        beside: Put the lock file next to the folder instead of inside, for commands that may delete the folder's
+            contents. Such a lock is re-entrant.
         wait: Wait for the other command instead of raising.
 
     Raises:
@@ -64,7 +64,7 @@ def unwritable(folder: Path, error: OSError) -> ConfigError:
 
 
 def changed_names(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return the top-level names whose values differ after a round trip through JSON; absent is different from null."""
+    """Return the top-level names whose values differ after a round trip through JSON; absent differs from null."""
     now = json.loads(json.dumps(now))
     missing = object()
     return [name for name in {**before, **now} if before.get(name, missing) != now.get(name, missing)]
@@ -73,12 +73,12 @@ def changed_names(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
 def changed_values(
     before: Mapping[str, Any], now: Mapping[str, Any], *, free: Callable[[str], bool] = lambda name: False
 ) -> str:
-    """Describe up to five nested values that differ as "a.b (was 1, now 2)"; empty if none does.
+    """Describe up to five nested values that differ as "a.b (was 1, now 2)"; "" if there are none.
 
     Args:
         before: The recorded values.
         now: The current values.
-        free: Whether a value, by its dotted name, may differ.
+        free: Returns whether the value with a dotted name may differ.
     """
     before, now = _flat(before), _flat(now)
     changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
@@ -102,7 +102,7 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Return a file's JSON object; None if there is none, or it is damaged."""
+    """Return the JSON object in a file; None if the file is missing or damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -117,7 +117,7 @@ class RunFolder:
     Args:
         path: The folder.
         header: Name of the header file.
-        what: The results in messages, such as "verdicts".
+        what: What messages call the results, such as "verdicts".
     """
 
     path: Path
@@ -136,12 +136,12 @@ class RunFolder:
         before = values and values.get("depends_on")
         if not isinstance(before, dict):
             raise DataError(
-                f"{header} is missing or damaged, so what the {self.what} in {self.path} depend on is unknown. Choose "
-                "another --out."
+                f"{header} is missing or damaged, so it is unknown what the {self.what} in {self.path} depend on. "
+                "Choose another --out."
             )
         if changed := changed_names(before, depends_on):
             raise ConfigError(
-                f"{self.path} contains {self.what} with another {', '.join(changed)}. Choose another --out."
+                f"{self.path} contains {self.what} with different {', '.join(changed)}. Choose another --out."
             )
 
     def write_header(self, depends_on: Mapping[str, Any], **more: Any) -> dict[str, Any]:
@@ -163,7 +163,7 @@ class LineFile:
 
     @property
     def empty(self) -> bool:
-        """Whether the file is missing or has no content."""
+        """Whether the file is missing or empty."""
         return not self.path.exists() or not self.path.stat().st_size
 
     def drop_half_line(self) -> None:
@@ -172,10 +172,10 @@ class LineFile:
             os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
 
     def read(self, parse: Callable[[Any], T]) -> list[T]:
-        """Drop a partial last line, and return the lines as parsed.
+        """Drop a partial last line, and return the parsed lines.
 
         Args:
-            parse: Turns a line's JSON value into a result; ValueError, KeyError or TypeError mark a bad line.
+            parse: Converts a line's JSON value; a ValueError, KeyError or TypeError means that the line is bad.
 
         Raises:
             DataError: a line can't be parsed; the message gives its number.
@@ -192,11 +192,11 @@ class LineFile:
         return found
 
     def extend(self, rows: Iterable[Mapping[str, Any]], *, at_once: bool = False) -> None:
-        """Append rows; they are on disk when this returns.
+        """Append rows, which are on disk when this returns.
 
         Args:
-            rows: The rows, which may be computed while they are written.
-            at_once: Hand each row to the operating system before the next is computed.
+            rows: The rows; an iterator may compute them while they are written.
+            at_once: Write each row to the file before the next one is computed.
         """
         with atomic.naming(self.path), self.path.open("ab") as file:
             for row in rows:

@@ -28,7 +28,7 @@ DEFAULT_CHAT_TEMPLATE = (
     "{% endfor %}"
     "{{ '\\n\\nAssistant:' if add_generation_prompt else '' }}"
 )
-"""Fallback template for tokenizers without one. An assistant turn ends with the end-of-sequence token."""
+"""Template for tokenizers without one; assistant turns end with the end-of-sequence token."""
 
 
 class ChatTokenizer(Protocol):
@@ -48,7 +48,7 @@ class TemplateRefusalError(DataError):
 
 
 _SECONDS = 30.0
-"""Time limit of one call of a template; 1024 long conversations take about one second."""
+"""Time limit of one call of a template in seconds; 1024 long conversations take about one second."""
 
 
 def render(
@@ -88,7 +88,7 @@ def render(
             f"The tokenizer's chat template is not valid Jinja (line {error.lineno}: {first_line(error)}). Correct the "
             "template, or use another one."
         ) from error
-    except Exception as error:  # a template is arbitrary code and can raise anything
+    except Exception as error:  # a template can raise anything
         raise TemplateRefusalError(
             f"The tokenizer's chat template refuses the conversation: {first_line(error)}"
         ) from error

@@ -21,7 +21,7 @@ _watcher: threading.Thread | None = None
 
 
 class TimedOutError(Exception):
-    """The code under a time limit took too long."""
+    """Code exceeded its time limit."""
 
 
 @contextmanager
@@ -61,6 +61,6 @@ def _watch() -> None:
 
 
 def _deliver() -> None:
-    """Let the interpreter raise a pending error within the limit's block."""
+    """Give the interpreter a chance to raise a pending error inside the block."""
     for _ in range(2):  # pending errors are raised at the end of a loop iteration
         pass

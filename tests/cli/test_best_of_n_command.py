@@ -132,7 +132,7 @@ def test_a_killed_sampling_ends_with_the_same_file(tmp_path: Path) -> None:
     ("words", "said"),
     [
         (["sample", "nowhere", "--data", "world/helpful[:4]"], "nowhere"),
-        (["sample", "http://localhost:1", "--data", "world/helpful[:4]"], "gives no responses"),
+        (["sample", "http://localhost:1", "--data", "world/helpful[:4]"], "generates no responses"),
         (["sample", "m", "--data", "world/helpful[:4]", "--n", "0"], "n must be at least 1"),
         (["sample", "m", "--data", "world/nothing"], "world/nothing"),
         (["best-of-n", "world/helpful", "--samples", "nowhere.jsonl"], "nowhere.jsonl"),

@@ -130,6 +130,8 @@ def test_a_mistake_in_a_file_is_one_line_too(
         (["train", "--model", "./m", "--data", "world/helpful", "--out", "o"], "no such folder"),
         (["train", "--model", "~/m", "--data", "world/helpful", "--out", "o"], "no such folder"),
         (["train", "--model", "m", "--data", "world/helpfull", "--out", "o"], "world/helpful"),
+        (["evaluate", "localhost:8000", "--data", "world/helpful", "--out", "o"], "http://localhost:8000"),
+        (["score", "runs/p-haf", "--data", "runs/rows.jsonl"], "no such file"),
         (["export", "runs/p-hf"], "Did you mean runs/p-haf?"),
         (["serve", "runs/p-hf"], "Did you mean runs/p-haf?"),
         (["sample", "runs/p-hf", "--data", "world/helpful", "--out", "o"], "Did you mean runs/p-haf?"),

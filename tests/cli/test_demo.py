@@ -11,6 +11,8 @@ from hafrm.cli import main
 from hafrm.data import loading
 from hafrm.paper import scales, world
 from hafrm.paper.world import backbone, source, world_pairs
+from hafrm.report.loading import read_evaluation
+from hafrm.report.verdict import verdicts
 from hafrm.training import run
 from tests.tiny import save_tiny
 
@@ -19,8 +21,8 @@ from tests.tiny import save_tiny
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A small world with a tiny backbone."""
     base = save_tiny(tmp_path / "base", max_position_embeddings=512)
-    monkeypatch.setattr(backbone, "world_backbone", lambda kind, progress: base)
-    monkeypatch.setattr(backbone, "backbone_folder", lambda kind: base)
+    monkeypatch.setattr(backbone, "world_backbone", lambda kind, recipe, progress: base)
+    monkeypatch.setattr(backbone, "backbone_folder", lambda kind, recipe: base)
     monkeypatch.setattr(world, "WORLD_SETS", ("helpful",))
     monkeypatch.setattr(source, "world_pairs", lambda name, split, size: world_pairs(name, split, size=24))
     monkeypatch.setattr(loading, "_drawn", loading._drawn.__wrapped__)
@@ -41,6 +43,10 @@ def test_the_story_is_told_to_its_end_and_not_twice(tmp_path: Path, small: None,
     ):
         assert word in printed
     results = json.loads((out / "evaluation" / "results.json").read_text())
+    conclusions = verdicts(read_evaluation(out / "evaluation"))
+    ending = printed.splitlines()[-2 - len(conclusions) :]
+    assert ending[: len(conclusions)] == conclusions
+    assert ending[-1].endswith(str(out / "evaluation" / "index.html"))
     assert len(results["models"]) == 3
     assert len(results["comparisons"]) == 3
     assert (out / "evaluation" / "index.html").exists()

@@ -26,7 +26,7 @@ from hafrm.cli import COMMANDS, main
 from hafrm.cli.options import options_of
 from hafrm.cli.pretrain import loss_curves
 from hafrm.data.forms import FORMS
-from hafrm.data.rawrows import SUFFIXES
+from hafrm.data.rowfiles import SUFFIXES
 from hafrm.report.charts import standalone
 from hafrm.rows import parse_pair
 

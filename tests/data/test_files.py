@@ -53,7 +53,7 @@ def test_what_is_no_file_is_refused_at_once(
     make, said = SPECIAL[kind]
     make(path)
     if kind == "folder" and not suffix:
-        said = "ends in none"
+        said = "must end in"
     with pytest.raises(UnreadableError, match=said) as caught:
         list(read_rows(path))
     assert str(path) in str(caught.value)

@@ -435,7 +435,7 @@ def test_a_function_maps_rows(by: str, tmp_path: Path, monkeypatch: pytest.Monke
     assert loaded.reports[0].form == f"{place}:pair"
     pairs = load_pairs(write(tmp_path / "b.jsonl", STACK), options=DataOptions(mapping=f"{place}:several")).pairs
     assert [pair.id for pair in pairs] == [f"{tmp_path}/b.jsonl:1.1", f"{tmp_path}/b.jsonl:1.2"]
-    for function, message in (("fails", "KeyError"), ("wrong", "str values")):
+    for function, message in (("fails", "KeyError"), ("wrong", "type str")):
         with pytest.raises(BadRowError, match=rf"row 1: .*mapping.*{message}"):
             load_pairs(path, options=DataOptions(mapping=f"{place}:{function}"))
     for name in (f"{place}:constant", f"{place}:missing", "no_such_module:pair", f"{tmp_path}/none.py:pair"):

@@ -97,7 +97,7 @@ def test_names_and_rows_can_be_given_together(tmp_path: Any) -> None:
 def test_splits_of_a_dict_of_data_sets() -> None:
     held = HOLDERS["DatasetDict"](STRINGS)
     assert len(load_pairs(held, split="test").pairs) == 1
-    with pytest.raises(ConfigError, match="no split 'validation', but train, test"):
+    with pytest.raises(ConfigError, match=r"no split 'validation'.*train, test"):
         load_pairs(held, split="validation")
 
 
@@ -126,7 +126,7 @@ def test_rows_that_are_not_rows_are_named(rows: Any) -> None:
 
 @pytest.mark.parametrize("data", [[], (), pandas.DataFrame()], ids=["list", "tuple", "frame"])
 def test_nothing_is_no_data(data: Any) -> None:
-    with pytest.raises((ConfigError, DataError), match=r"No data given|holds no row"):
+    with pytest.raises((ConfigError, DataError), match=r"No data given|contains no rows"):
         load_pairs(data)
 
 

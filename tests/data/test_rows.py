@@ -66,10 +66,10 @@ def test_a_bad_line_is_a_row_with_an_error(tmp_path: Path, line: str, problem: s
     path.write_text(f'{{"a": 1}}\n{line}\n{{"a": 2}}\n')
     good, bad, after = read_rows(path)
     assert (good.value, after.value, after.number) == ({"a": 1}, {"a": 2}, 3)
-    assert bad.error is not None
-    assert bad.error.reason == BadRowReason.INVALID_JSON
-    assert problem in str(bad.error)
-    assert str(bad.error).startswith(f"{path}, row 2: ")
+    assert bad.fault is not None
+    assert bad.fault.reason == BadRowReason.INVALID_JSON
+    assert problem in str(bad.fault)
+    assert str(bad.fault).startswith(f"{path}, row 2: ")
 
 
 DAMAGED: dict[str, tuple[str, bytes, str]] = {
@@ -84,7 +84,7 @@ DAMAGED: dict[str, tuple[str, bytes, str]] = {
     "JSON lines in .json": ("a.json", LINES, "rename it to .jsonl"),
     "JSON object": ("a.json", b'{"train": []}', "of type dict, not an array"),
     "deep JSON": ("a.json", b"[" * 100_000, "nested too deeply"),
-    "other suffix": ("a.xlsx", b"a,b", r"ends in none of \.jsonl"),
+    "other suffix": ("a.xlsx", b"a,b", r"must end in .*\.jsonl"),
 }
 
 

@@ -111,8 +111,8 @@ def test_cells_are_numbers_and_lists_where_a_form_wants_them(tmp_path: Path) -> 
         (b"prompt,,rejected\na,b,c\n", "without a name"),
         (b'prompt,chosen,rejected\na,"b,c\n', "line"),
         (b"prompt,chosen,rejected\na,b,\xff\n", "UTF-8"),
-        (b"prompt,chosen,rejected\n", "holds no row"),
-        (b"", "holds no row"),
+        (b"prompt,chosen,rejected\n", "contains no rows"),
+        (b"", "contains no rows"),
         (b"question;answer\na;b\n", "question;answer"),
     ],
     ids=["twice", "nameless", "quote", "encoding", "header", "empty", "separator"],
@@ -151,7 +151,7 @@ def test_saved_data_sets_have_splits(tmp_path: Path) -> None:
     assert len(load_pairs(str(tmp_path / "saved")).pairs) == 4
     assert len(load_pairs(f"{tmp_path}/saved#test").pairs) == 2
     assert len(load_pairs(str(tmp_path / "saved"), split="test").pairs) == 2
-    with pytest.raises(UnreadableError, match="no split 'validation', but train, test"):
+    with pytest.raises(UnreadableError, match=r"no split 'validation'.*train, test"):
         load_pairs(str(tmp_path / "saved"), split="validation")
     (tmp_path / "saved/train/data-00000-of-00001.arrow").unlink()
     with pytest.raises(UnreadableError, match="data-00000-of-00001"):
@@ -228,7 +228,7 @@ def test_shares_are_drawn_without_replacement_by_the_seed(tmp_path: Path) -> Non
 
 
 def test_a_slice_without_rows_and_a_wrong_one(shards: Path) -> None:
-    with pytest.raises(DataError, match="holds no row"):
+    with pytest.raises(DataError, match="contains no rows"):
         load_pairs(f"{shards}[6:]")
     with pytest.raises(DataError, match="Unknown data set"):
         load_pairs("nothing[:2]")

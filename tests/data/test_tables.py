@@ -37,7 +37,7 @@ def test_equal_texts_are_one_row_and_every_pair_is_as_encoded_alone(tmp_path: Pa
         tables = encode_pairs(PAIRS, encoder(), DataOptions(), folder=folder)
         assert tables[:] == one_by_one()
         assert tables.num_responses == 3 + 2 + 2  # a, b, c to Hi; a, c to Bye; a, b to hi
-        assert len(set(tables.response_prompts.tolist())) == 3
+        assert len(set(tables.pairs["prompt"].tolist())) == 3
         assert tables.identical == 1
         assert tables.names([4, 0]) == ["test:5", "test:1"]
         assert tables.longest().tolist() == [max(group.lengths) for group in one_by_one()]

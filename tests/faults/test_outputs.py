@@ -164,8 +164,9 @@ def test_samples_are_not_written_through_a_link_or_over_their_prompts(made: Path
         sample(config)
     (tmp_path / "samples.jsonl").unlink()
     (tmp_path / "samples.jsonl").write_text((made / "rows.jsonl").read_text())
-    with pytest.raises(ConfigError, match="what `data` reads"):
-        sample(SampleConfig(model=str(made / "base"), data=[str(tmp_path / "samples.jsonl")], out=str(tmp_path)))
+    for data in ("samples.jsonl", "samples.jsonl[:1]", "samples.jsonl*0.5", "samples.jsonl#test[:10%]", "sam*.jsonl"):
+        with pytest.raises(ConfigError, match="what `data` reads"):
+            sample(SampleConfig(model=str(made / "base"), data=[str(tmp_path / data)], out=str(tmp_path)))
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 

@@ -96,7 +96,7 @@ def test_options_that_nothing_reads(kind: Any, options: dict[str, Any], said: st
 def test_a_server_judges_as_it_was_started() -> None:
     judge = JudgeOptions(kind="reward", model="http://127.0.0.1:1")
     JudgeConfig(data="d", out="o", judge=judge, score=ScoreOptions(batch_size=3))
-    with pytest.raises(ConfigError, match=r"--score\.overlong can't change that"):
+    with pytest.raises(ConfigError, match=r"--score\.overlong has no effect"):
         JudgeConfig(data="d", out="o", judge=judge, score=ScoreOptions(overlong="drop"))
 
 

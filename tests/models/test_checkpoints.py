@@ -198,7 +198,7 @@ def test_unknown_lora_targets_are_named_with_those_there_are(tmp_path: Path) -> 
     base = save_tiny(tmp_path / "base")
     with pytest.raises(ConfigError, match="q_proj"):
         new_model(str(base), load_tokenizer(str(base)), lora=LoraOptions(rank=4, targets=["attn_qkv"]))
-    with pytest.raises(ConfigError, match=r"lora\.targets: o_porj fit no layer"):  # beside one that fits
+    with pytest.raises(ConfigError, match=r"lora\.targets: .*matches o_porj"):  # beside one that fits
         new_model(str(base), load_tokenizer(str(base)), lora=LoraOptions(rank=4, targets=["q_proj", "o_porj"]))
 
 

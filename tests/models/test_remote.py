@@ -209,7 +209,7 @@ def test_what_a_server_refuses_is_asked_once_and_the_servers_words_stand(server:
     expected[4], expected[6] = "refused_by_template", "overlong"
     assert found == expected
     assert len(server.requests) == 1 + len(CONVERSATIONS)
-    with pytest.raises(BadRowError, match=r"rows\.jsonl, row 5: .*roles must alternate.*the server takes it") as error:
+    with pytest.raises(BadRowError, match=r"rows\.jsonl, row 5: .*roles must alternate") as error:
         score_conversations(scorer(server, "/classify"), CONVERSATIONS, rows, on_bad_row="error")
     assert "tokenizer" not in str(error.value)
 
@@ -250,7 +250,7 @@ def test_lasting_trouble_ends_in_an_error(server: Server, trouble: Any) -> None:
 @pytest.mark.parametrize("asked", ["3600", formatdate(time.time() + 7200, usegmt=True)], ids=["seconds", "date"])
 def test_a_server_that_asks_for_an_hour_is_given_up(server: Server, asked: str) -> None:
     server.first = [(503, {"Retry-After": asked}, b"")]
-    with pytest.raises(ModelError, match=r"left alone for \d{4} seconds"):
+    with pytest.raises(ModelError, match=r"wait for \d{4} seconds"):
         scorer(server).score(CONVERSATIONS)
 
 
@@ -294,7 +294,7 @@ WRONG = {
 @pytest.mark.parametrize("answer", WRONG.values(), ids=WRONG)
 def test_wrong_answers_are_named(server: Server, answer: Any) -> None:
     server.answer = answer
-    with pytest.raises(ModelError, match=r"127.0.0.1.* not in its protocol \(.+\)\. Give the address"):
+    with pytest.raises(ModelError, match=r"127.0.0.1.* protocol \(.+\)\. Give the address"):
         scorer(server).score(CONVERSATIONS)
 
 
@@ -323,7 +323,7 @@ def test_a_model_that_changes_midway_is_noticed(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "remedy"), [(401, API_KEY), (404, "no path is for hafrm"), (500, "log says why"), (302, "status 302")]
+    ("status", "remedy"), [(401, API_KEY), (404, "no path for"), (500, "log says why"), (302, "status 302")]
 )
 def test_refusals_say_what_to_do(server: Server, status: int, remedy: str) -> None:
     server.answer = lambda path, request: (status, {"Location": "http://127.0.0.1:9/"}, b"the server's words")
@@ -386,7 +386,7 @@ def test_options_that_a_server_does_not_read_are_refused(options: dict[str, Any]
         lambda: ScoreConfig(model=server, **scoring, **options),
         lambda: EvaluateConfig(models=[server, f"{server}/classify"], data=["d"], out="o", **options),
     ):
-        with pytest.raises(ConfigError, match=f"{said} can't change that"):
+        with pytest.raises(ConfigError, match=f"{said} has no effect"):
             refused()
     EvaluateConfig(models=[server, "m"], data=["d"], out="o", **options)
 

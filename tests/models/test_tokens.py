@@ -18,7 +18,7 @@ from hafrm.errors import ModelError
 from hafrm.models.loading import load_scorer
 from hafrm.models.options import ScoreOptions
 from hafrm.models.scorers import HybridScorer
-from hafrm.models.tokens import TokenRatios, lay_over_text
+from hafrm.models.tokens import TokenRatios, align_with_text
 from hafrm.pairs import Conversation, Message, Prompt
 from hafrm.templates import DEFAULT_CHAT_TEMPLATE
 from tests.tiny import save_tiny, tiny_tokenizer
@@ -77,7 +77,7 @@ def laid(tokenizer: Any, conversation: Conversation, limit: int = 10**6) -> tupl
     encoder = ConversationEncoder(tokenizer, limit, "truncate")
     group = encoder.encode(conversation.prompt, [conversation.response])
     values = [float(number) for number in range(1, len(group.responses[0]) + 1)]
-    return lay_over_text(tokenizer, conversation, len(group.prompt), group.responses[0], values), values
+    return align_with_text(tokenizer, conversation, len(group.prompt), group.responses[0], values), values
 
 
 def joined(ratios: TokenRatios) -> list[str]:

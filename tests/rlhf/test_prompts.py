@@ -10,7 +10,7 @@ import pytest
 from hafrm.data import ReadOptions
 from hafrm.errors import BadRowError, DataError
 from hafrm.pairs import Message, Prompt
-from hafrm.rlhf.prompts import deal, prompt_set
+from hafrm.rlhf.job import deal, prompt_set
 from tests.tiny import tiny_tokenizer
 
 NO_SYSTEM = (

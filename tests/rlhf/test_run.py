@@ -43,9 +43,8 @@ from hafrm.pairs import Prompt
 from hafrm.rlhf import groups, ppo, run
 from hafrm.rlhf.checkpoints import STATE_FILE, checkpoint_answers
 from hafrm.rlhf.groups import GroupReward
-from hafrm.rlhf.job import RlhfJob
+from hafrm.rlhf.job import RlhfJob, deal
 from hafrm.rlhf.options import GroupOptions, KlOptions, PpoOptions, RlhfConfig, SamplingOptions
-from hafrm.rlhf.prompts import deal
 from hafrm.rlhf.run import rlhf
 from hafrm.training.manifest import is_finished, read_manifest
 from tests.rlhf.conftest import Scripted
@@ -253,7 +252,7 @@ def test_the_gradients_norm_is_the_mean_over_the_steps_that_were_taken(
 
 def test_a_reward_that_is_not_finite_stops_the_run(tiny: Config, rewarded: Rewarded) -> None:
     rewarded(lambda text: float("nan"))
-    with pytest.raises(ModelError, match="4 of 4 responses no finite reward; the first is nan, of response 0"):
+    with pytest.raises(ModelError, match="4 of 4 rewards are not finite; the first is nan, of response 0"):
         rlhf(tiny())
 
 

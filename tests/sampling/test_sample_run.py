@@ -105,7 +105,7 @@ def test_an_unfinished_sampling_is_nothing_to_choose_from(tmp_path: Path) -> Non
     asked = config(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         sample(asked, generator=ScriptedGenerator(fail=lambda calls: calls == 2))
-    with pytest.raises(DataError, match=r"unfinished `hafrm sample`.*Give the same `hafrm sample` again"):
+    with pytest.raises(DataError, match=r"unfinished `hafrm sample`.*Run the same"):
         load_candidates(asked.out, ReadOptions())
     sample(asked, generator=ScriptedGenerator())
     assert len(load_candidates(asked.out, ReadOptions()).rows) == len(TEXTS)
@@ -120,7 +120,7 @@ def test_an_unfinished_sampling_is_nothing_to_choose_from(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("manifest", "said"),
     [
-        ({"format": 1, "status": "finished", "config": {}, "data": {}}, "out contains a run"),
+        ({"format": 1, "status": "finished", "config": {}, "data": {}}, "out contains a training run"),
         ({"name": "a web app"}, "out contains a manifest.json that `hafrm sample` did not write"),
         ([1], "`hafrm sample` did not write"),
     ],
@@ -173,7 +173,7 @@ def test_a_template_that_refuses_every_prompt_is_named(tmp_path: Path) -> None:
     skip = ReadOptions(on_bad_row="skip")
     with pytest.raises(DataError, match=r"chat template of scripted refuses every prompt \(6 of 6\)"):
         sample(config(tmp_path, data_options=skip), generator=ScriptedGenerator(refuse="a"))
-    with pytest.raises(DataError, match=r"within 6 \(and the chat template refuses 1 of 7\). Lower"):
+    with pytest.raises(DataError, match=r"within 6 \(the chat template refuses 1 of 7 prompts\). Lower"):
         mixed = config(tmp_path, [*("b" * len(text) * 2 for text in TEXTS), "x"], max_length=6, data_options=skip)
         sample(mixed, generator=ScriptedGenerator(refuse="x"))
 

@@ -221,7 +221,7 @@ def test_a_server_whose_models_thread_has_died_is_not_ready(scorer: HybridScorer
     service.batcher._thread.join(10)
     for answer in (client.get("/ready"), client.post("/v1/rewards", json=body(Conversation.of("a", "b")))):
         assert (answer.status_code, answer.json()["error"]["type"]) == (503, "not_ready")
-        assert "start the server again" in answer.json()["error"]["message"]
+        assert "Restart" in answer.json()["error"]["message"]
     assert client.get("/health").status_code == 200
 
 

@@ -222,7 +222,7 @@ def test_a_model_that_runs_elsewhere_is_not_served() -> None:
         def score(self, conversations: Sequence[Conversation]) -> list[float | None]:
             return [0.0] * len(conversations)
 
-    with pytest.raises(ConfigError, match="runs elsewhere"):
+    with pytest.raises(ConfigError, match="can't be served"):
         RewardService(Elsewhere(), ServeConfig(model="http://elsewhere"))
 
 
@@ -255,7 +255,7 @@ def test_a_cut_that_leaves_nothing_of_the_response_gives_no_reward() -> None:
         messages = [turn.as_dict() for turn in fills.turns]
         for answer in (texts, client.post("/classify", json={"messages": messages})):
             assert (answer.status_code, answer.json()["error"]["type"]) == (400, "overlong")
-            assert "shorten the prompt" in answer.json()["error"]["message"]
+            assert "Shorten the prompt" in answer.json()["error"]["message"]
             assert "--score.overlong" not in answer.json()["error"]["message"]
         assert "Input 1 " in texts.json()["error"]["message"]
         kept = client.post("/get_reward", json={"query": [rendered(fits)], "prompts": prompts[:1]})

@@ -178,11 +178,11 @@ def _console() -> Console:
 def _names_table() -> Table:
     table = Table(title="Data sets with names", show_lines=True)
     table.caption = (
-        "NAME@PATH reads a copy of a set's files; any other file or folder of pairs goes by its path, a hub set as "
-        "hub:OWNER/NAME; NAME#SPLIT is one split of any but a file: hh-harmless#test"
+        "NAME@PATH reads a copy of a set's files. Give other files and folders by their path, and hub sets as "
+        "hub:OWNER/NAME. NAME#SPLIT selects a split, as in hh-harmless#test; files have none."
     )
     table.add_column("name", no_wrap=True)
-    table.add_column("holds, licence, citation, source", overflow="fold")
+    table.add_column("contents, licence, citation, source", overflow="fold")
     for source in NAMED_SOURCES.values():
         table.add_row(source.name, f"{source.title}. {source.licence}\n{source.citation}\n{source.homepage}")
     for name in data_names():
@@ -194,11 +194,15 @@ def _names_table() -> Table:
 def _print_summary(loaded: _Loaded, console: Console) -> None:
     report, numbers = loaded.report, loaded.statistics
     table = Table(
-        "size", "prompts", "#word/QA", title=escape(report.name), caption="a QA is a prompt with one response"
+        "pairs",
+        "prompts",
+        "words",
+        title=escape(report.name),
+        caption="words and tokens per prompt + response",
     )
     cells = [str(numbers.size), str(numbers.prompts), f"{numbers.words_per_qa:.1f}"]
     if numbers.tokens_per_qa is not None:
-        table.add_column("#token/QA")
+        table.add_column("tokens")
         cells.append(f"{numbers.tokens_per_qa:.1f}")
     for column in ("words chosen", "words rejected", "pick the longer"):
         table.add_column(column)

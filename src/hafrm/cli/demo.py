@@ -11,6 +11,7 @@ from typing import get_args
 
 from jsonargparse import Namespace
 from rich.console import Console
+from rich.markup import escape
 
 from hafrm.cli.options import command_parser, options_of
 from hafrm.cli.parser import Parser
@@ -30,7 +31,10 @@ _INTRO = (
 EVALUATION = "evaluation"
 """The folder of the scores and the page in the demo's folder."""
 
-_PRETRAINING_S, _STEP_S, _SCORING_S = 100.0, 0.15, 20.0
+_PRETRAINING_STEPS = {"base_steps": 320, "instruct_steps": 280}
+"""Half of those of `hafrm reproduce --scale world`, to save time."""
+
+_PRETRAINING_S, _STEP_S, _SCORING_S = 60.0, 0.2, 40.0
 """Seconds on two idle cores: of pretraining, of a training step, and of scoring."""
 
 
@@ -41,7 +45,7 @@ class DemoConfig:
     out: str = "demo"
     """The folder for runs, scores and the page."""
 
-    steps: int = 240
+    steps: int = 180
     """Training steps of each method, with 16 pairs per step."""
 
     seed: int = 0
@@ -94,18 +98,25 @@ def _stages(config: DemoConfig) -> list[_Stage]:
     """
     from hafrm.cli.evaluate import run_evaluation
     from hafrm.paper.world import WORLD_SETS
-    from hafrm.paper.world.backbone import backbone_folder
+    from hafrm.paper.world.backbone import BackboneRecipe, backbone_folder, world_backbone
     from hafrm.report.training import train_with_page
     from hafrm.training.manifest import is_finished
 
-    out, backbone = Path(config.out), backbone_folder("instruct")
+    recipe = BackboneRecipe(**_PRETRAINING_STEPS)
+    out, backbone = Path(config.out), backbone_folder("instruct", recipe=recipe)
     runs = [_training(config, str(backbone), method, out / method) for method in get_args(Method)]
     for each in runs:
         _require_same_demo(each)
     sets = [f"world/{name}" for name in WORLD_SETS]
     evaluation = EvaluateConfig(models=[each.out for each in runs], data=sets, out=str(out / EVALUATION))
     title = "Pretraining a small Llama on the world's language, once: later demos reuse it"
-    stages = [_Stage(title, _pretrain, 0 if backbone.exists() else _PRETRAINING_S)]
+    stages = [
+        _Stage(
+            title,
+            partial(_pretrain, partial(world_backbone, "instruct", recipe=recipe)),
+            0 if backbone.exists() else _PRETRAINING_S,
+        )
+    ]
     for each in runs:
         title, seconds = f"Training {each.method} on pairs of all five sets", _STEP_S * config.steps
         finished = is_finished(Path(each.out))
@@ -119,10 +130,8 @@ def _minutes(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{max(10, round(seconds, -1)):.0f} seconds"
 
 
-def _pretrain() -> None:
+def _pretrain(make: Callable[..., Path]) -> None:
     """Pretrain the world's backbone, if it is not in the cache, with a line of progress."""
-    from hafrm.paper.world.backbone import world_backbone
-
     began: dict[str, tuple[float, int]] = {}
     with ProgressLine("drawing the world's text") as line:
 
@@ -131,7 +140,7 @@ def _pretrain() -> None:
             left = time_left(start, step - first, steps - step)
             line.show(f"{stage} model: step {step} of {steps}, loss {loss:.2f}{left}")
 
-        world_backbone("instruct", progress=progress)
+        make(progress=progress)
 
 
 def _require_same_demo(config: TrainConfig) -> None:
@@ -159,7 +168,10 @@ def _training(config: DemoConfig, backbone: str, method: Method, folder: Path) -
 
 
 def _say_next(console: Console, out: Path) -> None:
+    """Print what to do next, and at the very end the verdict and the page."""
+    from hafrm.report.loading import read_evaluation
     from hafrm.report.page import PAGE_FILE
+    from hafrm.report.verdict import verdicts
 
     weight = RunInfo.load(out / "haf").combined_weight
     combined = (
@@ -169,12 +181,17 @@ def _say_next(console: Console, out: Path) -> None:
         else ""
     )
     console.print(
-        f"\nThe page with every pair: {out / EVALUATION / PAGE_FILE}\n"
-        f"The models: {out}/haf, {out}/baseline, {out}/dpo. They load in transformers without custom code.\n"
+        f"\nThe models: {out}/haf, {out}/baseline, {out}/dpo. They load in transformers without custom code.\n"
         f"{combined}\n"
         "Your own data: files of JSON lines with prompt, chosen and rejected, whose prompts differ. Then\n"
         "  hafrm data check TRAIN --against VALID TEST\n"
         "  hafrm train --model MODEL --data TRAIN --eval_data VALID --out runs/mine\n"
         "  hafrm evaluate runs/mine --data TEST --out eval/mine\n"
-        "  hafrm export runs/mine"
+        "  hafrm export runs/mine\n"
+    )
+    for line in verdicts(read_evaluation(out / EVALUATION)):
+        console.print(f"[bold]{escape(line)}[/bold]")
+    console.print(
+        "This is one seed of one small model: another seed or processor can move each accuracy by a few points.\n"
+        f"The page with every pair: {out / EVALUATION / PAGE_FILE}"
     )

@@ -81,7 +81,7 @@ def _lines(results: Mapping[str, Any]) -> Iterator[str]:
         yield f"The two orders disagree on {_percent(flips)} of the pairs, which count as ties".replace("\\[", "[")
     if lost := sum(results["unscored"].values()):
         asked = results["rows"] - results["not_asked"]
-        yield f"Not scored: {lost} of {asked} rows ({percent(lost / asked)} %), which are in no rate"
+        yield f"Not scored: {lost} of {asked} rows ({percent(lost / asked)} %), left out of all rates"
     for reason, count in results["unscored"].items():
         yield f"Unscored: {count} {reason} ({Unscored(reason).explanation})"
         if reply := results["unscored_replies"].get(reason):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
@@ -22,6 +23,9 @@ from hafrm.models.remote import is_server
 from hafrm.models.sources import require_place
 
 Options = TypeVar("Options")
+
+_ADDRESS = re.compile(r"[\w.-]+:\d+(/.*)?")
+"""The address of a server without its protocol, `localhost:8000`, which no model's name can be."""
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -108,6 +112,8 @@ def options_of(
     for name in _named(args, data):
         require_source(name)
     for name in _named(args, models):
+        if _ADDRESS.fullmatch(name) and not Path(name).exists():
+            raise ConfigError(f"{name} is neither a folder nor a hub id. For a server, write http://{name}.")
         if not is_server(name) and not is_simulated(name):
             require_place(name)
     values = parser.instantiate(args)

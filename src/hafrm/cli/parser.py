@@ -117,7 +117,7 @@ class Parser(ArgumentParser):
 
     def _suggestion(self, name: str) -> str:
         """Suggest options for an unknown one, near by the whole name or by its last part; empty if none is near."""
-        known = [each.removeprefix("--") for each in self.names()]
+        known = [each.removeprefix("--") for each in self.names() if not each.endswith("+")]  # `--name+` appends
         name = _SHORT.get(name, name)
         last = name.rpartition(".")[2]
         near = [each for each in known if each.rpartition(".")[2] == last]

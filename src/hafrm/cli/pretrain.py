@@ -29,8 +29,8 @@ def run(args: Namespace) -> None:
     from hafrm.report.charts import standalone
     from hafrm.training.pretrain import RECIPE_FILE, pretrain
 
-    told = Console(stderr=True)
-    recipe = pretrain(config, lambda line: told.print(line, highlight=False, soft_wrap=True))
+    errors = Console(stderr=True)
+    recipe = pretrain(config, lambda line: errors.print(line, markup=False, highlight=False, soft_wrap=True))
     atomic.write_text(Path(config.out) / _LOSSES_PICTURE, standalone(loss_curves(recipe)))
     Console().print(
         f"{recipe['parameters']:,} parameters, {recipe['tokens']:,} tokens, perplexity {recipe['perplexity']:.2f} on "

@@ -19,7 +19,7 @@ def parser() -> Parser:
 
 def run(args: Namespace) -> None:
     """Score, and print how many rows have no reward, and why."""
-    config = options_of(ScoreConfig, parser(), args, models=("model", "reference"))
+    config = options_of(ScoreConfig, parser(), args, models=("model", "reference"), data=("data",))
     from hafrm.evaluation.bulk import score_rows
 
     counts = score_rows(config, config_files=config_files(args))

@@ -29,8 +29,8 @@ def array_values(file: IO[bytes], source: str) -> Iterator[Any]:
         if text.next():
             raise text.unexpected("Extra data")
         raise UnreadableError(
-            f"{source}: holds a JSON value of type {type(value).__name__}, not an array of rows. Put the rows into one "
-            "array, or one object a line into a .jsonl file."
+            f"{source}: contains a JSON value of type {type(value).__name__}, not an array of rows. Write one array, "
+            "or one object per line into a .jsonl file."
         )
     text.skip()
     number = 0
@@ -48,14 +48,14 @@ def array_values(file: IO[bytes], source: str) -> Iterator[Any]:
 
 
 def json_problem(error: Exception) -> str:
-    """Describe what is wrong with a text that is not JSON, and where."""
+    """Describe where and why a text is not valid JSON."""
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg} at line {error.lineno}, character {error.colno}".replace("at line 1, ", "at ")
     return "nested too deeply" if isinstance(error, RecursionError) else str(error).split(";")[0]
 
 
 class _Text:
-    """A buffer with a piece of a file's text and the position in it."""
+    """A piece of a file's text, with the position of the next character to read."""
 
     def __init__(self, file: IO[bytes], source: str) -> None:
         self._file, self._source = file, source
@@ -71,7 +71,9 @@ class _Text:
     def next(self) -> str:
         """Return the next character that is not white space; "" at the end."""
         while True:
-            self._at = self._behind_space(self._at)
+            match = _SPACE.match(self._held, self._at)
+            assert match is not None
+            self._at = match.end()
             if self._at < len(self._held) or not self._more(_PIECE):
                 return self._held[self._at : self._at + 1]
 
@@ -86,7 +88,8 @@ class _Text:
             try:
                 value, end = self._json.raw_decode(self._held, self._at)
             except json.JSONDecodeError as error:
-                if not self._may_be_cut(error) or not self._more(len(self._held) - self._at):
+                cut = error.msg.startswith("Unterminated") or error.pos > len(self._held) - _UNDECIDED
+                if not cut or not self._more(len(self._held) - self._at):  # not just the end of the buffer
                     raise self._error(error) from None
             except (ValueError, RecursionError) as error:  # ValueError: an integer of thousands of digits
                 raise self._error(error) from None
@@ -108,34 +111,15 @@ class _Text:
             problem = f"{error.msg} at line {self._line + error.lineno}, character {column}"
         return UnreadableError(
             f"{self._source}: not valid JSON ({problem}). "
-            "Repair the file; if it holds one object a line, rename it to .jsonl."
+            "Repair the file; if it has one object per line, rename it to .jsonl."
         )
 
-    def _behind_space(self, place: int) -> int:
-        match = _SPACE.match(self._held, place)
-        return match.end() if match else place
-
-    def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
-        """Return whether an error may be due to the end of the buffer."""
-        return error.msg.startswith("Unterminated") or error.pos > len(self._held) - _UNDECIDED
-
     def _more(self, size: int) -> bool:
-        """Read on and discard consumed text; return whether there was more."""
+        """Read more text and discard what was consumed; return whether there was more."""
         if self._ended:
             return False
         piece = self._file.read(max(size, _PIECE))
         self._ended = not piece
-        text = self._decoded(piece)
-        if self._ended:
-            return False
-        used = self._held[: self._at]
-        breaks = used.count("\n")
-        self._line += breaks
-        self._column = len(used) - used.rfind("\n") - 1 if breaks else self._column + len(used)
-        self._held, self._at = self._held[self._at :] + text, 0
-        return True
-
-    def _decoded(self, piece: bytes) -> str:
         try:
             text = self._decoder.decode(piece, final=self._ended)
         except UnicodeDecodeError as error:
@@ -144,5 +128,12 @@ class _Text:
                 f"{self._source}: not UTF-8 (byte {place} is 0x{error.object[error.start]:02x}). "
                 "Convert the file to UTF-8."
             ) from None
+        if self._ended:
+            return False
         self._bytes += len(piece)
-        return text
+        used = self._held[: self._at]
+        breaks = used.count("\n")
+        self._line += breaks
+        self._column = len(used) - used.rfind("\n") - 1 if breaks else self._column + len(used)
+        self._held, self._at = self._held[self._at :] + text, 0
+        return True

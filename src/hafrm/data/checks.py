@@ -1,7 +1,7 @@
-"""Checks for problems in a set of pairs.
+"""Find problems in a set of pairs.
 
 Pure functions from pairs and their loading report to findings. The severity is "error" if pairs are unusable as labels
-or tests (no preference in them, a test prompt among them), and "warning" if they may mislead.
+or for tests (they express no preference, or contain a test prompt), and "warning" if they may mislead.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from hafrm.data.collecting import SourceReport
+from hafrm.data.reports import SourceReport
 from hafrm.data.statistics import length_accuracy
 from hafrm.data.tables import PairTables
 from hafrm.errors import CHANGE_ROLES
@@ -22,10 +22,10 @@ from hafrm.pairs import PreferencePair, prompt_group, text_group
 Severity = Literal["error", "warning"]
 
 _EXAMPLES = 5
-"""Number of rows that a finding names."""
+"""Number of rows that a finding lists."""
 
 _LENGTH_BIAS = 0.1
-"""Distance from 0.5 at which the accuracy of "pick the longer" becomes a finding."""
+"""Distance from 0.5 at which the accuracy of picking the longer response becomes a finding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +33,14 @@ class Finding:
     """One problem of a set of pairs."""
 
     check: str
-    """Stable name, such as "identical_answers"."""
+    """Stable name of the check, such as "identical_answers"."""
     severity: Severity
     count: int
     """Number of affected rows."""
     examples: list[str]
     """Ids of the first few affected rows."""
     explanation: str
-    """What it means, and what to do about it."""
+    """Meaning and remedy."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the finding as plain values for JSON."""
@@ -65,15 +65,16 @@ def check_pairs(
     Returns:
         The findings, errors first; empty if there are no problems.
     """
+    identical = [pair for pair in pairs if text_group(pair.chosen) == text_group(pair.rejected)]
     findings = [
         *(_bad_rows(report) if report else ()),
-        *_found("identical_answers", "error", _identical_answers(pairs), _IDENTICAL),
+        *_found("identical_answers", "error", identical, _IDENTICAL),
         *(found for name, test in (against or {}).items() for found in _overlap(pairs, name, test)),
         *(_of_tokens(pairs, encoded) if encoded else ()),
         *_found("duplicate_pairs", "warning", _duplicates(pairs), _DUPLICATES),
         *_found("conflicting_labels", "warning", _conflicts(pairs), _CONFLICTS),
-        *_found("template_in_text", "warning", _rendered(pairs), _TEMPLATE_IN_TEXT),
-        *_found("json_in_text", "warning", _json_messages(pairs), _JSON_IN_TEXT),
+        *_found("template_in_text", "warning", _with_turn(pairs, _MARKS.search), _TEMPLATE_IN_TEXT),
+        *_found("json_in_text", "warning", _with_turn(pairs, _is_json_messages), _JSON_IN_TEXT),
         *_found("large_margins", "warning", [pair for pair in pairs if abs(pair.margin or 0) > 50], _LARGE_MARGINS),
         *_found("negative_margins", "warning", [pair for pair in pairs if (pair.margin or 0) < 0], _NEGATIVE_MARGINS),
         *_length_bias(pairs),
@@ -82,37 +83,37 @@ def check_pairs(
 
 
 _IDENTICAL = (
-    "chosen and rejected are the same text up to case and white space, so the label says nothing. Remove the rows."
+    "chosen and rejected are the same text up to case and white space, so they express no preference. Remove the rows."
 )
-_DUPLICATES = "the same pair stands there once more and counts double. Remove the copies."
+_DUPLICATES = "the same pair occurs earlier, so it counts twice. Remove the copies."
 _CONFLICTS = (
     "the same two answers to the same prompt are labelled both ways. Human labels are noisy, and training on both "
-    "pulls towards a margin of 0; drop both, or keep the majority's."
+    "labels pulls the margin towards 0. Remove both, or keep the more frequent label."
 )
 
 _TEMPLATE_IN_TEXT = (
-    "the text contains a chat template's own marks, such as <|im_start|> or [INST], so the template will be written "
-    "twice. Give messages, or the bare text."
+    "the text contains marks of a chat template, such as <|im_start|> or [INST], so the template would be applied "
+    "twice. Give messages, or text without the marks."
 )
 _LARGE_MARGINS = (
-    "the margin is over 50 units of reward, which no reward difference reaches: such pairs outweigh all others. Scale "
-    "the margins down, or leave the field out."
+    "the margin is over 50 units of reward, which reward differences don't reach, so such pairs outweigh all others. "
+    "Scale the margins down, or leave the field out."
 )
-_NEGATIVE_MARGINS = "the margin is below 0, so it says that `rejected` is the better response. Swap the two."
+_NEGATIVE_MARGINS = "the margin is negative, which means that `rejected` is better. Swap the two responses."
 _SPECIAL_TOKENS = (
     "the text contains special tokens of the tokenizer, such as </s>. Training and `hafrm evaluate` encode them as the "
-    "template's own, as stock programs do, so one message can pass for several turns; scoring encodes them as plain "
+    "template's own, as other programs do, so one message can look like several turns; scoring encodes them as plain "
     "characters unless `--score.special_tokens token` is given. Remove them."
 )
 _JSON_IN_TEXT = (
-    "the text is a JSON list of messages, which will be read as one turn's text. Write the messages as JSON values, "
-    "not as a string."
+    "the text is a JSON list of messages, but will be read as the text of one turn. Write the messages as JSON values "
+    "instead of a string."
 )
 _MARKS = re.compile(
     r"<\|(?:im_start|im_end|start_header_id|end_header_id|eot_id|begin_of_text|endoftext|user|assistant|system|end)\|>"
     r"|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<｜[^｜\n]{1,40}｜>|<\|(?:START|END)_OF_TURN_TOKEN\|>"
 )
-"""Marks that common chat templates write around turns."""
+"""Matches marks that common chat templates write around turns."""
 
 
 def shared_prompts(pairs: Sequence[PreferencePair], others: Sequence[PreferencePair]) -> set[str]:
@@ -137,7 +138,7 @@ def _bad_rows(report: SourceReport) -> list[Finding]:
             severity="error",
             count=count,
             examples=report.examples.get(reason, []),
-            explanation="the rows break the data contract; loading stops at the first unless "
+            explanation="the rows break the data contract, and loading stops at the first unless "
             "`data_options.on_bad_row: skip` is set. Repair or remove them.",
         )
         for reason, count in report.skipped.items()
@@ -145,15 +146,15 @@ def _bad_rows(report: SourceReport) -> list[Finding]:
 
 
 def _of_tokens(pairs: Sequence[PreferencePair], encoded: PairTables) -> Iterator[Finding]:
-    """Find problems visible only in tokens: refused or dropped text, and pairs that become identical."""
+    """Find problems that only tokens show: refused or dropped text, and pairs that become identical."""
     for reason, count in encoded.account.dropped.items():
-        explanation = "the tokenizer's chat template can't render the rows. " + CHANGE_ROLES
+        explanation = f"the tokenizer's chat template can't render the rows. {CHANGE_ROLES}"
         yield Finding(check=reason, severity="error", count=count, examples=[], explanation=explanation)
     kept = [pairs[index] for index in encoded.kept]
     equal = encoded.pairs["chosen"] == encoded.pairs["rejected"]
     same = [kept[row] for row in equal.nonzero()[0] if text_group(kept[row].chosen) != text_group(kept[row].rejected)]
     yield from _found(
-        "identical_tokens", "error", same, "both responses become the same tokens, so the label says nothing."
+        "identical_tokens", "error", same, "both responses have the same tokens, so they express no preference."
     )
     yield from _found("special_tokens", "warning", [kept[row] for row in encoded.with_special_tokens], _SPECIAL_TOKENS)
     for lost in encoded.account.lost:
@@ -167,14 +168,9 @@ def _of_tokens(pairs: Sequence[PreferencePair], encoded: PairTables) -> Iterator
         )
 
 
-def _rendered(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
-    """Return pairs with a turn that contains a template's marks."""
-    return [pair for pair in pairs if any(_MARKS.search(turn.content) for turn in pair.turns)]
-
-
-def _json_messages(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
-    """Return pairs with a turn whose text is a JSON list of messages."""
-    return [pair for pair in pairs if any(_is_json_messages(turn.content) for turn in pair.turns)]
+def _with_turn(pairs: Sequence[PreferencePair], fits: Callable[[str], object]) -> list[PreferencePair]:
+    """Return the pairs that have a turn with such a text."""
+    return [pair for pair in pairs if any(fits(turn.content) for turn in pair.turns)]
 
 
 def _is_json_messages(text: str) -> bool:
@@ -186,10 +182,6 @@ def _is_json_messages(text: str) -> bool:
         return False
     messages = value if isinstance(value, list) else [value]
     return bool(messages) and all(isinstance(each, dict) and {"role", "content"} <= each.keys() for each in messages)
-
-
-def _identical_answers(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
-    return [pair for pair in pairs if text_group(pair.chosen) == text_group(pair.rejected)]
 
 
 def _duplicates(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
@@ -206,18 +198,18 @@ def _duplicates(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
 
 def _conflicts(pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
     keys = [(prompt_group(pair.prompt), text_group(pair.chosen), text_group(pair.rejected)) for pair in pairs]
-    held = set(keys)
+    all_keys = set(keys)
     return [
         pair
         for pair, (prompt, chosen, rejected) in zip(pairs, keys, strict=True)
-        if chosen != rejected and (prompt, rejected, chosen) in held
+        if chosen != rejected and (prompt, rejected, chosen) in all_keys
     ]
 
 
 def _overlap(pairs: Sequence[PreferencePair], name: str, test: Sequence[PreferencePair]) -> list[Finding]:
     prompts = shared_prompts(pairs, test)
     shared = [pair for pair in pairs if prompt_group(pair.prompt) in prompts]
-    explanation = f"the prompt also stands in {name}, so an accuracy there would be too good. Remove the rows."
+    explanation = f"the prompt also occurs in {name}, so the accuracy there would be too high. Remove the rows."
     return _found("overlap", "error", shared, explanation)
 
 
@@ -228,7 +220,7 @@ def _length_bias(pairs: Sequence[PreferencePair]) -> list[Finding]:
         return []
     which = "longer" if accuracy > 0.5 else "shorter"
     explanation = (
-        f"picking the {which} response is right {max(accuracy, 1 - accuracy):.1%} of the time: a model can score that "
-        "well by length alone. Report this number beside every accuracy."
+        f"picking the {which} response is right {max(accuracy, 1 - accuracy):.1%} of the time, so a model can reach "
+        "this accuracy by length alone. Report this number with every accuracy."
     )
     return [Finding(check="length_bias", severity="warning", count=len(pairs), examples=[], explanation=explanation)]

@@ -1,7 +1,7 @@
-"""From sources of pairs to tables of token ids, made in one pass and kept for later runs.
+"""Encode sources of pairs as tables of token ids, in one pass, and keep the tables for later runs.
 
-`ConversationEncoder` does the encoding; this module counts what is left out, raises errors for it, and keeps the tables
-of large files in the cache folder, by the content of everything that they depend on.
+`ConversationEncoder` does the encoding. This module counts the pairs that are left out or raises errors for them, and
+keeps the tables of large files in the cache folder under a hash of everything that they depend on.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from itertools import chain, islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,10 +28,10 @@ from typing import Any, cast
 from filelock import FileLock
 
 from hafrm import atomic
-from hafrm.data.collecting import SourceReport
 from hafrm.data.loading import PairSource, open_sources
+from hafrm.data.mappings import mapping_digest
 from hafrm.data.options import DataOptions
-from hafrm.data.recognition import mapping_digest
+from hafrm.data.reports import SourceReport
 from hafrm.data.tables import Account, LostText, PairTables, TableWriter
 from hafrm.encoding import ConversationEncoder, Encoded, OverlongError, TokenGroup
 from hafrm.errors import CHANGE_ROLES, BadRowError, BadRowReason, DataError, UnwritableError
@@ -40,16 +41,16 @@ _CHUNK = 1024
 """Pairs encoded at a time."""
 
 _ALONE = 8
-"""Chunks that are encoded by one process in the time in which several would start."""
+"""Number of chunks that one process encodes in the time that starting several takes."""
 
 _EXAMPLES = 5
-"""Number of pairs that a `LostText` names."""
+"""Number of pairs that a `LostText` lists."""
 
 _WORTH_KEEPING = 8 * 2**20
-"""Bytes of the files above which their tables are kept: smaller ones are encoded again in seconds."""
+"""Bytes of the files from which their tables are kept; encoding smaller ones again takes seconds."""
 
 _ENCODING = 2
-"""Part of every cache key: increase it when hafrm makes other token ids from the same rows and tokenizer."""
+"""Part of every cache key; increase it when hafrm computes other token ids from the same rows and tokenizer."""
 
 
 def encode_pairs(
@@ -62,16 +63,16 @@ def encode_pairs(
     limit: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> PairTables:
-    """Encode pairs, leaving out and counting those that do not fit.
+    """Encode pairs; those that do not fit are left out and counted.
 
     Args:
-        pairs: The pairs; they are read once and not held.
-        encoder: Provides the tokenizer, the limit and the rule for over-long pairs.
-        options: Determines what happens to pairs that can't be encoded (`on_bad_row`).
-        folder: An empty folder for the tables; without one they are in memory.
+        pairs: The pairs, which are read once and not kept in memory.
+        encoder: The encoder, with the tokenizer, the limit and the rule for over-long pairs.
+        options: The options, whose `on_bad_row` applies to pairs that can't be encoded.
+        folder: An empty folder for the tables; None keeps them in memory.
         reports: Reports of the pairs' sources, which are complete once all pairs have been read.
-        limit: Number of pairs after which no more are read.
-        progress: Called with the number of pairs that were read.
+        limit: Maximum number of encoded pairs.
+        progress: Called with the number of pairs read so far.
 
     Raises:
         BadRowError: under `overlong: truncate` a prompt alone fills the limit, or the chat template refuses a
@@ -112,9 +113,9 @@ def _chunks(pairs: Iterable[PreferencePair]) -> Iterator[list[PreferencePair]]:
 def _encoded_chunks(
     chunks: Iterator[list[PreferencePair]], encoder: ConversationEncoder
 ) -> Generator[tuple[list[PreferencePair], list[Encoded]]]:
-    """Yield chunks with their outcomes, in order; encode them in as many processes as there are CPUs if they are many.
+    """Yield chunks with their outcomes, in order; many chunks are encoded by as many processes as there are CPUs.
 
-    The processes are forked, as in the datasets library: scripts need no main guard, and the tokenizer is not copied.
+    The processes are forked, as in the datasets library, so scripts need no main guard and the tokenizer is not copied.
     """
     first = list(islice(chunks, _ALONE))
     processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
@@ -161,7 +162,7 @@ def _encode_in_worker(chunk: list[PreferencePair]) -> list[Encoded]:
 
 
 class _Count:
-    """Counts the pairs that are encoded, those that are left out, and the text that the chat template drops."""
+    """Counts encoded pairs, pairs that are left out, and text that the chat template drops."""
 
     def __init__(self, encoder: ConversationEncoder, options: DataOptions) -> None:
         self.encoder, self.options = encoder, options
@@ -214,7 +215,7 @@ class _Count:
 
 
 def _droppable(pair: PreferencePair) -> Iterator[str]:
-    """Yield the kinds of text of a pair that a template may drop, as in `TokenGroup.lost`: one per turn or column."""
+    """Yield the kinds of text of a pair that a template may drop, one per turn or column; see `TokenGroup.lost`."""
     for column, value in pair.prompt.columns.items():
         if column == "chat_template_kwargs":
             yield from (f"{column}.{argument}" for argument in value)
@@ -235,7 +236,7 @@ def _bad_row(pair: PreferencePair, fault: OverlongError | DataError) -> BadRowEr
             source=pair.source,
             row=pair.row,
             field="prompt",
-            problem=f"alone fills the limit of {fault.limit} tokens, so that truncating leaves no response to score",
+            problem=f"alone fills the limit of {fault.limit} tokens, so truncation leaves no response to score",
             remedy="Shorten it, or raise `data_options.max_length`.",
         )
     return BadRowError.refused(str(fault), source=pair.source, row=pair.row)
@@ -251,92 +252,74 @@ def load_tables(
     say: Callable[[str], None] = lambda line: None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> PairTables:
-    """Read and encode sources of pairs, or open the tables that an earlier run made of the same content.
+    """Read and encode sources of pairs, or open the tables that an earlier run kept for the same content.
 
     Args:
         data: Data names or rows in memory, as for `load_pairs`.
         encoder: As for `encode_pairs`.
         options: Options for reading and encoding.
         split: The split, as for `load_pairs`.
-        limit: Number of encoded pairs after which no more are read, if a source has an unknown number of rows.
-        say: Called with a warning if kept tables are damaged or none can be kept; the tables are then made again.
-        progress: Called with the number of pairs that were read.
+        limit: Maximum number of encoded pairs, if a source has an unknown number of rows.
+        say: Called with a warning if kept tables are damaged, or can't be kept.
+        progress: Called with the number of pairs read so far.
 
     Raises:
         BadRowError, ConfigError, DataError, UnknownDataError, UnreadableError: see `load_pairs` and `encode_pairs`.
-        UnwritableError: there is no room for the tables, in the cache folder or elsewhere.
+        UnwritableError: neither the cache folder nor the folder for temporary files has room for the tables.
     """
+
+    def encoded(sources: Sequence[PairSource], folder: Path | None = None, limit: int | None = None) -> PairTables:
+        reports, pairs = [source.report for source in sources], _pairs(sources)
+        return encode_pairs(pairs, encoder, options, folder=folder, reports=reports, limit=limit, progress=progress)
+
     sources = open_sources(data, split=split, options=options)
     if any(source.endless for source in sources):
-        return _encoded(sources, encoder, options, None, progress, limit)
+        return encoded(sources, limit=limit)
     if sum(source.bytes for source in sources) < _WORTH_KEEPING:
-        return _encoded(sources, encoder, options, None, progress)
+        return encoded(sources)
     key = _key(sources, split, encoder, options)
     if key is None:
-        return _in_temporary_folder(sources, encoder, options, progress)
+        return _in_temporary_folder(partial(encoded, sources))
     folder = atomic.cache_folder("tables") / key
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.with_suffix(".lock"))
-        with lock:
-            return _kept(folder, sources, encoder, options, say, progress)
+        with FileLock(folder.with_suffix(".lock")):
+            if (kept := _kept_tables(folder, sources, say)) is not None:
+                return kept
+            with atomic.new_folder(folder) as temporary:
+                encoded(sources, temporary)
+            return PairTables.open(folder)
     except OSError as error:
-        say(f"warning: {folder.parent} can't be written to ({error.strerror or error}), so the next run encodes again")
-        return _in_temporary_folder(open_sources(data, split=split, options=options), encoder, options, progress)
+        problem = f"{folder.parent} can't be written to ({error.strerror or error})"
+        say(f"warning: {problem}, so the next run will encode the rows again")
+        sources = open_sources(data, split=split, options=options)
+        return _in_temporary_folder(partial(encoded, sources))
 
 
-def _kept(
-    folder: Path,
-    sources: Sequence[PairSource],
-    encoder: ConversationEncoder,
-    options: DataOptions,
-    say: Callable[[str], None],
-    progress: Callable[[int], None],
-) -> PairTables:
-    """Open the tables in a folder of the cache, or make them."""
-    if folder.exists():
-        try:
-            tables = PairTables.open(folder)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            say(f"warning: {folder} is damaged ({error}), so its rows are encoded again")
-        else:
-            for report, source in zip(tables.account.reports, sources, strict=True):
-                report.name, report.read_from = source.report.name, source.report.read_from
-            return tables
-    with atomic.new_folder(folder) as temporary:
-        _encoded(sources, encoder, options, temporary, progress)
-    return PairTables.open(folder)
+def _kept_tables(folder: Path, sources: Sequence[PairSource], say: Callable[[str], None]) -> PairTables | None:
+    """Open tables in the cache; return None if there are none, or they are damaged."""
+    if not folder.exists():
+        return None
+    try:
+        tables = PairTables.open(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        say(f"warning: {folder} is damaged ({error}), so the rows are encoded again")
+        return None
+    for report, source in zip(tables.account.reports, sources, strict=True):
+        report.name, report.read_from = source.report.name, source.report.read_from
+    return tables
 
 
-def _in_temporary_folder(
-    sources: Sequence[PairSource],
-    encoder: ConversationEncoder,
-    options: DataOptions,
-    progress: Callable[[int], None],
-) -> PairTables:
-    """Make tables in a folder that is deleted with them."""
+def _in_temporary_folder(encoded: Callable[[Path], PairTables]) -> PairTables:
+    """Write tables to a folder that is deleted when they are no longer used."""
     try:
         folder = Path(tempfile.mkdtemp(prefix="hafrm-tables-"))
-        tables = _encoded(sources, encoder, options, folder, progress)
+        tables = encoded(folder)
     except OSError as error:
         place = f"{atomic.cache_folder('tables')} and {tempfile.gettempdir()}"
         raise UnwritableError(f"There is no room for token ids in {place} ({error.strerror or error}).") from error
     weakref.finalize(tables, shutil.rmtree, folder, ignore_errors=True)
     return tables
-
-
-def _encoded(
-    sources: Sequence[PairSource],
-    encoder: ConversationEncoder,
-    options: DataOptions,
-    folder: Path | None,
-    progress: Callable[[int], None],
-    limit: int | None = None,
-) -> PairTables:
-    reports = [source.report for source in sources]
-    return encode_pairs(
-        _pairs(sources), encoder, options, folder=folder, reports=reports, limit=limit, progress=progress
-    )
 
 
 def _pairs(sources: Sequence[PairSource]) -> Iterator[PreferencePair]:
@@ -350,7 +333,7 @@ def _pairs(sources: Sequence[PairSource]) -> Iterator[PreferencePair]:
 
 
 def _key(sources: Sequence[PairSource], split: str, encoder: ConversationEncoder, options: DataOptions) -> str | None:
-    """Name everything that tables depend on; None if that can't be told without reading the rows."""
+    """Return a hash of everything that tables depend on; None if finding out would require reading the rows."""
     backend: Any = getattr(encoder.tokenizer, "backend_tokenizer", None)
     mapping = mapping_digest(options.mapping) if options.mapping else ""
     if backend is None or mapping is None or any(source.key is None for source in sources):

@@ -56,7 +56,9 @@ def require_regular(path: Path) -> None:
         kind = _KINDS.get(stat.S_IFMT(path.stat().st_mode))
     except FileNotFoundError:
         if path.is_symlink():
-            raise UnreadableError(f"{path}: is a link to {path.readlink()}, which is missing. Mend the link.") from None
+            raise UnreadableError(
+                f"{path}: is a link to {path.readlink()}, which is missing. Repair or remove the link."
+            ) from None
         return
     if kind is not None:
         raise UnreadableError(
@@ -75,28 +77,18 @@ def opened(path: Path) -> IO[bytes]:
     if path.suffix == ".gz":
         return io.BufferedReader(_GzipBytes(path), _BUFFER)
     if path.suffix == ".zst":
-        return io.BufferedReader(_zstandard(path), _BUFFER)
+        packed: Any = pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd")
+        return io.BufferedReader(packed, _BUFFER)
     return path.open("rb")
 
 
-def _zstandard(path: Path) -> Any:
-    if not pyarrow.Codec.is_available("zstd"):
-        raise UnreadableError(f"{path}: this build of pyarrow can't read .zst. Unpack it, or `pip install pyarrow`.")
-    return pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd")
-
-
-def lines(file: IO[bytes], source: str, *, first: int = 1) -> Iterator[bytes]:
-    """Yield a file's lines from its current position.
-
-    Args:
-        file: The open file.
-        source: Name of the file in errors.
-        first: Number of the next line, for errors.
+def lines(file: IO[bytes], source: str) -> Iterator[bytes]:
+    """Yield a file's lines.
 
     Raises:
         UnreadableError: a line is longer than `LONGEST_ROW`.
     """
-    number = first
+    number = 1
     while line := file.readline(LONGEST_ROW + 1):
         if len(line) > LONGEST_ROW:
             raise too_long(source, f"line {number}")
@@ -108,7 +100,7 @@ def too_long(source: str, where: str) -> UnreadableError:
     """Create the error for a row over the size limit."""
     return UnreadableError(
         f"{source}, {where}: is longer than {LONGEST_ROW // 2**20} MiB, which is the limit for a row. "
-        "Write one row a line into a .jsonl file, and check that the file is what its name says."
+        "Write one row per line into a .jsonl file, and check that the file's name matches its format."
     )
 
 
@@ -137,8 +129,7 @@ class _GzipBytes(io.RawIOBase):
         try:
             return self._gzip.read1(size)
         except gzip.BadGzipFile as error:
-            # gzip raises this for bytes that start no member; at the file's start it means that this is not a gzip
-            # file.
+            # Raised for bytes that don't start a member. At the start of the file it means that it is not gzip at all.
             if not self._begins_well or not str(error).startswith("Not a gzipped file"):
                 raise
             self._ended = True
@@ -162,17 +153,17 @@ class _GzipBytes(io.RawIOBase):
 def _warn_of_rest(path: Path) -> None:
     """Warn once per file that its trailing bytes were not read."""
     logging.getLogger("hafrm").warning(
-        "%s: the bytes behind its gzip data are no gzip data and were not read; the rows before them were.", path
+        "%s: ignored the bytes after its gzip data, which are not gzip data; all rows before them were read.", path
     )
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"can't be opened ({error.strerror})"
-    return f"can't be read, it seems damaged ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+    return f"can't be read and seems damaged ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
 
 
 def _remedy(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return "Check the path and its permissions."
-    return "Fetch or write the file again, and check that its name says its format."
+    return "Download or write the file again, and check that its name matches its format."

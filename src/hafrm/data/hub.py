@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hafrm.data.rawrows import RawRow
-from hafrm.data.tabular import arrow_row
+from hafrm.data.rowfiles import arrow_row
 from hafrm.errors import UnreadableError
 from hafrm.hub import work_offline_if_unreachable
+from hafrm.rows import Row
 
 
-def hub_rows(path: str, arguments: Mapping[str, Any], *, split: str, source: str, remedy: str) -> Iterator[RawRow]:
+def hub_rows(path: str, arguments: Mapping[str, Any], *, split: str, source: str, remedy: str) -> Iterator[Row]:
     """Load the rows of one split of a hub data set (downloaded once, then cached).
 
     Args:
         path: The data set, as in `datasets.load_dataset`.
         arguments: Further arguments of `load_dataset`.
         split: The split's name on the hub.
-        source: The rows' source in ids and errors.
-        remedy: Ends the error message: what to do if the hub fails.
+        source: Source of the rows, for ids and errors.
+        remedy: What to do if the hub fails, for the error message.
 
     Raises:
         UnreadableError: the hub can't be reached, has no such data set or split, or refuses access.
@@ -34,7 +34,7 @@ def hub_rows(path: str, arguments: Mapping[str, Any], *, split: str, source: str
         raise UnreadableError(
             f"{hub_call(path, arguments, split=split)} failed: {reason.rstrip('.')}. {remedy}"
         ) from error
-    return (RawRow(number, arrow_row(row), source=source) for number, row in enumerate(dataset, start=1))
+    return (Row(arrow_row(row), source, number) for number, row in enumerate(dataset, start=1))
 
 
 def hub_call(path: str, arguments: Mapping[str, Any], *, split: str) -> str:

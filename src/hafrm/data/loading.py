@@ -1,14 +1,15 @@
 """From data names to pairs: files, folders, named sets, the simulated world, the hub, and rows in memory.
 
-A data name is, in this order: `world/NAME`; `hub:OWNER/NAME[:CONFIG][@REVISION]`; a name of the registry, or NAME@PATH
-for a copy of that set's files on disk; a path to a file, or to a folder; a pattern of paths such as `parts/*.jsonl`; a
-plain `OWNER/NAME[:CONFIG][@REVISION]`, which is looked up on the hub. A folder is one that `save_to_disk` of the
-`datasets` library wrote, has files for each split, or has any files of rows, which are read in the order of their
-names. Splits are drawn only from named sets; files are read whole, and folders and hub sets have their own splits.
+A data name is the first of these that fits: `world/NAME`; `hub:OWNER/NAME[:CONFIG][@REVISION]`; a name of the registry,
+or NAME@PATH for a copy of that set's files on disk; a path of a file or folder; a pattern of paths such as
+`parts/*.jsonl`; a plain `OWNER/NAME[:CONFIG][@REVISION]`, which is looked up on the hub. A folder was written by
+`save_to_disk` of the `datasets` library, has files for each split, or has any files of rows, which are read in the
+order of their names. Splits are drawn only from named sets; files are read whole, and folders and hub sets have their
+own splits.
 
-Every name except a file's may end in #SPLIT, which overrides the split that a command asks for:
+Every name except a file's may end in #SPLIT, which overrides the command's split:
 `hub:HuggingFaceH4/ultrafeedback_binarized#test_prefs`, `folder#test`, `hh-harmless#test`. Every name may end in a slice
-and a share (`hafrm.data.names`): of rows, or of the pairs of named sets and the world.
+and a share (`hafrm.data.names`), which select rows, or pairs of named sets and the world.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hafrm.data.collecting import PairSet, SourceReport, fingerprinted
 from hafrm.data.hub import hub_call, hub_rows
+from hafrm.data.mappings import read_pairs
 from hafrm.data.memory import MemoryData, data_names_of
 from hafrm.data.names import Selection, exists, parsed
 from hafrm.data.options import ReadOptions
-from hafrm.data.rawrows import FORMATS, RawRow, files_named, has_known_suffix, read_rows
-from hafrm.data.recognition import read_pairs
 from hafrm.data.registry import NAMED_SOURCES, TEST_SHARE, VALIDATION_SHARE, NamedSource
+from hafrm.data.reports import PairSet, SourceReport, fingerprinted
+from hafrm.data.rowfiles import FORMATS, files_named, has_known_suffix, read_rows, saved_files
 from hafrm.data.simulated import is_simulated, simulated_names, simulated_source
 from hafrm.data.splits import split_by_group
-from hafrm.data.tabular import saved_files
 from hafrm.errors import ConfigError, DataError, UnknownDataError, UnreadableError
 from hafrm.pairs import PreferencePair
+from hafrm.rows import Row
 
 SPLITS = ("train", "validation", "test")
 """Splits of named sets and of the world."""
@@ -50,28 +51,28 @@ _DEFAULTS = ReadOptions()
 
 @dataclass
 class PairSource:
-    """A source of pairs that is read once, from beginning to end."""
+    """A source of pairs, which can be read once."""
 
     pairs: Iterator[PreferencePair]
     report: SourceReport
-    """Account of its rows, complete after the last pair."""
+    """Report on its rows, complete after the last pair."""
     reads: Sequence[Path] = ()
-    """The files that are read; empty if the source has none on this machine."""
+    """The files that are read; empty for sources without local files."""
     key: Sequence[str] | None = None
-    """What the pairs depend on besides the content of these files; None if they can't be known without reading them."""
+    """What the pairs depend on besides the content of these files; None if only reading the rows can tell."""
     held: int = 0
-    """Bytes of the data in memory, where `key` identifies them."""
+    """Bytes of data in memory that `key` identifies."""
     endless: bool = False
-    """Whether the number of rows is unknown, as of a generator."""
+    """Whether the number of rows is unknown, as for a generator."""
 
     @property
     def bytes(self) -> int:
-        """Bytes of the files and of the data in memory."""
+        """Size of the source: bytes of the files and of the data in memory."""
         return self.held + sum(path.stat().st_size for path in self.reads)
 
 
 def data_names() -> list[str]:
-    """Return the names that need no path: the registry's and the simulated ones."""
+    """Return the names of data sets that need no path: those of the registry and the simulated ones."""
     return [*NAMED_SOURCES, *simulated_names()]
 
 
@@ -86,7 +87,7 @@ def load_pairs(data: Any, *, split: str = "train", options: ReadOptions = _DEFAU
         options: How to read rows and treat bad ones, and the seed of drawn splits.
 
     Returns:
-        The pairs, and one report per name that accounts for its rows.
+        The pairs, and one report per name.
 
     Raises:
         UnknownDataError: the name is unknown; the message suggests similar ones.
@@ -107,11 +108,10 @@ def load_pairs(data: Any, *, split: str = "train", options: ReadOptions = _DEFAU
 
 
 def open_sources(data: Any, *, split: str = "train", options: ReadOptions = _DEFAULTS) -> list[PairSource]:
-    """Open sources of preference pairs without reading their rows, for pairs that need not all be in memory.
+    """Open sources of preference pairs that are read one pair at a time.
 
-    Named sets whose splits are drawn are the exception: a draw needs the prompts of all rows, so they are read here.
-
-    Args and errors are those of `load_pairs`; errors in rows are raised while pairs are read.
+    Only named sets whose splits are drawn are read at once, because a draw needs the prompts of all rows. Arguments and
+    errors are those of `load_pairs`; errors in rows are raised while the pairs are read.
     """
     names = data_names_of(data)
     if not names:
@@ -127,23 +127,23 @@ def open_sources(data: Any, *, split: str = "train", options: ReadOptions = _DEF
 def _open(name: str, split: str, options: ReadOptions) -> PairSource:
     found = parsed(name)
     if found.selection and isinstance(name, MemoryData):
-        raise ConfigError(f"{name}: select the rows before you give them.")
+        raise ConfigError(f"{name}: names of data in memory can't select rows. Select them before the call.")
     source = _source(found.base, found.split or split, options, found.selection, given=found.split is not None)
     if found.split and not source.report.split:
         raise ConfigError(f"{name}: a file is read whole and has no splits. Leave out #{found.split}.")
     source.report.name = name
-    return replace(source, pairs=_complete(source))
+    return replace(source, pairs=_completed(source))
 
 
-def _complete(source: PairSource) -> Iterator[PreferencePair]:
-    """Yield a source's pairs, add their fingerprint to the report, and raise if there is none."""
+def _completed(source: PairSource) -> Iterator[PreferencePair]:
+    """Yield a source's pairs, add their fingerprint to the report, and raise if there are none."""
     yield from fingerprinted(source.pairs, source.report)
     if not source.report.kept:
         raise DataError(f"{source.report.name}: {_account(source.report)}")
 
 
 def _source(name: str, split: str, options: ReadOptions, selection: Selection, *, given: bool) -> PairSource:
-    """Open a source; `given` says whether its name asks for the split."""
+    """Open a source; `given` means that its name ends in #SPLIT."""
     if isinstance(name, MemoryData):
         return _load_memory(name, split, options)
     if is_simulated(name):
@@ -169,10 +169,10 @@ def _source(name: str, split: str, options: ReadOptions, selection: Selection, *
 
 
 def require_source(name: str) -> None:
-    """Raise for a data name that is neither here nor can be on the hub; nothing is read.
+    """Raise unless a data name exists locally or could be on the hub, without reading anything.
 
     Raises:
-        UnreadableError: there is no such file.
+        UnreadableError: the file does not exist.
         UnknownDataError: the name is unknown.
     """
     if isinstance(name, MemoryData):
@@ -186,7 +186,7 @@ def require_source(name: str) -> None:
 
 
 def _absent(name: str) -> DataError | None:
-    """Return the error for a path that does not exist; None if it can be the name of a hub data set."""
+    """Return the error for a path that does not exist; None if it could be the name of a hub data set."""
     if has_known_suffix(name):
         return UnreadableError(f"{name}: no such file. {_advice(name)}")
     if _HUB_NAME.fullmatch(name) and not Path(name).parent.is_dir():
@@ -207,7 +207,7 @@ def _load_pattern(name: str, options: ReadOptions, selection: Selection) -> Pair
     matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 - pathlib takes no absolute patterns
     paths = [Path(match) for match in matches if has_known_suffix(match)]
     if not paths:
-        raise UnreadableError(f"{name}: no file of rows ({FORMATS}) matches the pattern. Check it.")
+        raise UnreadableError(f"{name}: no file of rows ({FORMATS}) matches the pattern. Check the pattern.")
     return _of_files(paths, SourceReport(name=name, kind="file"), options, selection)
 
 
@@ -220,19 +220,13 @@ def _load_folder(name: str, split: str, options: ReadOptions, selection: Selecti
         if given or not files or any(_SPLIT_NAMES.fullmatch(path.name.split(".")[0]) for path in files):
             files = _split_files(folder, split)
         else:
-            report.split = ""
-            _require_one_format(folder, files)
+            report.split, kinds = "", {path.name.partition(".")[2] for path in files}
+            if len(kinds) > 1:  # parts of one data set have one format
+                raise UnreadableError(
+                    f"{folder}: the folder has files of several formats ({', '.join(sorted(kinds))}), so it is unclear "
+                    f"which are the data. Give a pattern, such as '{folder}/*.{min(kinds)}', or the path of one file."
+                )
     return _of_files(files, report, options, selection)
-
-
-def _require_one_format(folder: Path, files: Sequence[Path]) -> None:
-    """Raise unless all files have the same ending, as parts of one data set have."""
-    kinds = {path.name.partition(".")[2] for path in files}
-    if len(kinds) > 1:
-        raise UnreadableError(
-            f"{folder}: the folder has files of several formats ({', '.join(sorted(kinds))}), so which of them are the "
-            f"data is unclear. Give a pattern, such as '{folder}/*.{min(kinds)}', or the path of one file."
-        )
 
 
 def _of_files(
@@ -242,20 +236,20 @@ def _of_files(
     selection: Selection,
     named: NamedSource | None = None,
 ) -> PairSource:
-    def rows() -> Iterator[RawRow]:
+    def rows() -> Iterator[Row]:
         for path in paths:
             yield from read_rows(path)
 
     report.read_from += map(str, paths)
     if named is None:
         pairs = _pairs(rows, report, options, selection)
-    else:  # the selection is of its pairs
+    else:  # `_load_named` selects from its pairs
         pairs = read_pairs(rows(), report, options, named=named.mapping)
     return PairSource(pairs, report, paths, ["" if named is None else named.name, str(selection)])
 
 
 def _pairs(
-    rows: Callable[[], Iterable[RawRow]],
+    rows: Callable[[], Iterable[Row]],
     report: SourceReport,
     options: ReadOptions,
     selection: Selection,
@@ -265,7 +259,7 @@ def _pairs(
     def count() -> int:
         return sum(1 for _ in rows())
 
-    def selected() -> Iterator[RawRow]:  # rows are counted, if at all, when the first is read
+    def selected() -> Iterator[Row]:  # rows are counted, if at all, when the first is read
         yield from selection.of(rows(), count, options.split_seed)
 
     return read_pairs(selected(), report, options)
@@ -283,11 +277,11 @@ def _split_files(folder: Path, split: str) -> list[Path]:
     files = _data_files(folder)
     found = files_named(files, re.escape(split))
     if not found:
-        held = ", ".join(path.name for path in files[:8]) or "no data file"
+        names = ", ".join(path.name for path in files[:8]) or "no data file"
         raise UnreadableError(
-            f"{folder}: the folder has no file of the split {split!r}; it holds {held}. Add a file named "
-            f"{split}.jsonl (or {FORMATS}), name a split that is there as {folder}#SPLIT, or give the path of one "
-            "file, which is read whole."
+            f"{folder}: the folder has no file of the split {split!r}; it contains {names}. Add a file named "
+            f"{split}.jsonl (or {FORMATS}), name an existing split as {folder}#SPLIT, or give the path of one file, "
+            "which is read whole."
         )
     return found
 
@@ -296,21 +290,21 @@ def _load_hub(name: str, split: str, options: ReadOptions, selection: Selection)
     match = _HUB_NAME.fullmatch(name.removeprefix("hub:"))
     if match is None:
         raise UnknownDataError(
-            f"{name!r} is not the name of a hub data set. Write hub:OWNER/NAME, with :CONFIG, @REVISION and #SPLIT "
-            "after it where needed."
+            f"{name!r} is not the name of a hub data set. Write hub:OWNER/NAME, followed by :CONFIG, @REVISION and "
+            "#SPLIT if needed."
         )
     arguments = {"name": match["config"], "revision": match["revision"]}
     arguments = {argument: value for argument, value in arguments.items() if value}
     call = hub_call(match["path"], arguments, split=split)
     report = SourceReport(name=name, kind="hub", split=split, read_from=[call])
     remedy = (
-        f"Check the name and the network. If the set has no split {split!r}, name one that it has: {name}#SPLIT. Or "
+        f"Check the name and the network. If the set has no split {split!r}, name another one as {name}#SPLIT. Or "
         "download the data elsewhere and give the file's path."
     )
     if not name.startswith("hub:"):
-        remedy = f"There is no file or folder {name} either. {remedy}"
+        remedy = f"There is also no file or folder {name}. {remedy}"
 
-    def rows() -> Iterator[RawRow]:
+    def rows() -> Iterator[Row]:
         return hub_rows(path, arguments, split=split, source=f"{name}/{split}", remedy=remedy)
 
     path = match["path"]
@@ -339,11 +333,11 @@ def _selected_pairs(
     """Return the selected pairs of a split, and count the others as dropped."""
     if not selection:
         return iter(pairs)
-    held = list(pairs)
-    kept = list(selection.of(held, lambda: len(held), options.split_seed))
+    found = list(pairs)
+    kept = list(selection.of(found, lambda: len(found), options.split_seed))
     report.kept = len(kept)
-    if len(kept) < len(held):
-        report.dropped["not_selected"] = len(held) - len(kept)
+    if len(kept) < len(found):
+        report.dropped["not_selected"] = len(found) - len(kept)
     return iter(kept)
 
 
@@ -363,14 +357,14 @@ def _copied_files(name: str, location: Path, split: str) -> list[Path]:
     if location.is_dir():
         return _split_files(location, split)
     if split == "test":
-        raise ConfigError(f"{name} is one file, which counts as training split. Give a folder with a test file too.")
+        raise ConfigError(f"{name} is one file, which is used for training. Give a folder with a test file too.")
     return [location]
 
 
 def _draw(
     pairs: list[PreferencePair], split: str, report: SourceReport, *, has_test: bool, seed: int
 ) -> list[PreferencePair]:
-    """Draw one split from a source's training data; record the sizes of the others in the report."""
+    """Draw one split from a source's training data, and record the sizes of the others in the report."""
     rest, test = (pairs, []) if has_test else split_by_group(pairs, TEST_SHARE, seed)
     train, validation = split_by_group(rest, VALIDATION_SHARE, seed)
     parts = {"train": train, "validation": validation, "test": test}
@@ -408,16 +402,16 @@ def _require_split(name: str, split: str) -> None:
 
 
 def _advice(name: str) -> str:
-    """Suggest similar data sets and nearby files, and how to list them."""
+    """Suggest similar data sets and files, and how to list them."""
     folder = Path(name).parent
-    near_by: list[str] = []
+    nearby: list[str] = []
     with contextlib.suppress(OSError):
-        near_by = [str(path) for path in folder.iterdir() if has_known_suffix(path)]
-    nearest = difflib.get_close_matches(name.lower(), [*data_names(), *near_by], n=3, cutoff=0.5)
+        nearby = [str(path) for path in folder.iterdir() if has_known_suffix(path)]
+    nearest = difflib.get_close_matches(name.lower(), [*data_names(), *nearby], n=3, cutoff=0.5)
     did_you_mean = f"Did you mean {' or '.join(nearest)}? " if nearest else ""
     return (
-        f"{did_you_mean}`hafrm data list` lists the known names; the path of a file ({FORMATS}), of a folder, or a hub "
-        "data set as hub:OWNER/NAME will do as well, with #SPLIT behind it for another split than the command's own."
+        f"{did_you_mean}`hafrm data list` lists the known names. You can also give the path of a file ({FORMATS}) or "
+        "of a folder, or hub:OWNER/NAME; #SPLIT after a name selects another split than the command's default."
     )
 
 
@@ -425,13 +419,13 @@ _REMEDIES = {
     "one_response": "A pair needs two responses to a prompt, with different labels or scores.",
     "tie": "A pair needs responses with different labels or scores.",
 }
-"""Remedies for sources of which nothing is left, by the reason for the most rows."""
+"""Remedies for sources without usable rows, by the most frequent reason."""
 
 
 def _account(report: SourceReport) -> str:
     """Explain why a source has no pairs."""
     if not report.rows:
-        return "holds no row. Give data with at least one pair."
+        return "contains no rows. Give data with at least one pair."
     left_out = report.left_out
     counts = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
     form = f", read as {report.form}" if report.form else ""

@@ -1,21 +1,21 @@
-"""Rows in memory: lists, DataFrames, Arrow tables, data sets of the `datasets` library, generators.
+"""Rows in memory: lists, DataFrames, Arrow tables, data sets of the `datasets` library and generators.
 
-`data_names_of` turns what the Python API takes as data into data names. A name of data in memory is a `MemoryData`: a
-string, so that options stay plain values in manifests and copies, that also holds the rows.
+`data_names_of` turns what the Python API takes as data into data names. The name of data in memory is a `MemoryData`, a
+string that also refers to the rows, so that options remain plain values in manifests and copies.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from os import PathLike, fspath
 from typing import Any
 
 import numpy as np
 
-from hafrm.data.rawrows import RawRow
-from hafrm.data.tabular import arrow_row
+from hafrm.data.rowfiles import arrow_row
 from hafrm.errors import ConfigError, DataError
 from hafrm.pairs import PreferencePair
+from hafrm.rows import Row, is_list
 
 _BATCH = 1000
 """Rows converted at a time."""
@@ -68,13 +68,13 @@ class MemoryData(str):
 
     @property
     def description(self) -> str:
-        """What the data are, in a few words."""
+        """Type, size and fingerprint of the data, for reports."""
         size = "" if self.size is None else f" of {self.size:,} rows"
         mark = f", fingerprint {self.fingerprint}" if self.fingerprint else ""
         return f"{_kind(self.held)}{size}{mark}"
 
     def of_split(self, split: str) -> MemoryData:
-        """Return one split of data that have splits, such as a DatasetDict; other data as they are.
+        """Return one split of data with splits, such as a DatasetDict; other data unchanged.
 
         Raises:
             ConfigError: there is no such split.
@@ -84,35 +84,35 @@ class MemoryData(str):
         if split not in self.held:
             splits = ", ".join(map(str, self.held))
             raise ConfigError(
-                f"{self}: {_kind(self.held)} has no split {split!r}, but {splits}. Give the split itself."
+                f"{self}: {_kind(self.held)} has no split {split!r}, only {splits}. Give the split itself."
             )
         return MemoryData(self, self.held[split])
 
-    def rows(self) -> Iterator[RawRow]:
+    def rows(self) -> Iterator[Row]:
         """Yield the rows.
 
         Raises:
-            DataError: a generator was read before.
+            DataError: the data is a generator that was read before.
         """
         if isinstance(self.held, Iterator):
             if self._begun:
                 raise DataError(
-                    f"{self}: the rows of {_kind(self.held)} were read before, and can be read once. Give a list, or a "
-                    "new one."
+                    f"{self}: the rows of {_kind(self.held)} were read before and can be read only once. Give a list, "
+                    "or a new generator."
                 )
             self._begun = True
         for number, value in enumerate(_values(self.held), start=1):
-            yield RawRow(number, value.as_row() if isinstance(value, PreferencePair) else value, source=self)
+            yield Row(value.as_row() if isinstance(value, PreferencePair) else value, self, number)
 
 
 def data_names_of(data: Any) -> list[str]:
     """Return the data names of what the Python API takes as data.
 
     Args:
-        data: A name or a path; rows in memory (see `MemoryData`); or a list of names and rows.
+        data: A name, a path, rows in memory, or a list of these.
 
     Raises:
-        ConfigError: it is none of these.
+        ConfigError: the argument is none of these.
     """
     several = isinstance(data, list | tuple) and not (data and _is_row(data[0]))
     names: list[str] = []
@@ -150,7 +150,8 @@ def _values(held: Any) -> Iterator[Any]:
         yield from held.iter_rows(named=True)
     elif hasattr(held, "iloc"):  # pandas
         for start in range(0, len(held), _BATCH):
-            yield from map(plain_row, held.iloc[start : start + _BATCH].to_dict("records"))
+            for row in held.iloc[start : start + _BATCH].to_dict("records"):
+                yield arrow_row({str(name): _plain(value) for name, value in row.items()})
     elif hasattr(held, "to_batches"):  # pyarrow
         for batch in held.to_batches(max_chunksize=_BATCH):
             yield from map(arrow_row, batch.to_pylist())
@@ -162,17 +163,13 @@ def _values(held: Any) -> Iterator[Any]:
             yield arrow_row(value) if hasattr(held, "column_names") and isinstance(value, Mapping) else value
 
 
-def plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row of a DataFrame with lists for arrays, and None for missing values."""
-    return arrow_row({str(name): _plain(value) for name, value in row.items()})
-
-
 def _plain(value: Any) -> Any:
+    """Return a cell of a DataFrame with lists for arrays, and None for missing values."""
     if isinstance(value, np.ndarray):
         return [_plain(each) for each in value.tolist()]
     if isinstance(value, Mapping):
         return {name: _plain(each) for name, each in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+    if is_list(value):
         return [_plain(each) for each in value]
     if isinstance(value, np.generic):
         value = value.item()

@@ -1,7 +1,7 @@
-"""Data names: what a name consists of, and which rows of its source it selects.
+"""Data names: their parts, and the rows of a source that they select.
 
 A name may end in #SPLIT, in a slice such as [:1000], [100:200] or [:10%], and in a share such as *0.3, in this order:
-`hub:OWNER/NAME#test[:1000]*0.5`. A path that exists is used as it is, whatever its last characters.
+`hub:OWNER/NAME#test[:1000]*0.5`. A path that exists is used as it is, whatever characters it ends in.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Selection:
     """The rows of a source that a name selects."""
 
     start: str = ""
-    """Number or percentage of rows before the first; counted from the end if below 0."""
+    """Number or percentage of rows to skip; negative to count from the end."""
     stop: str = ""
-    """Number or percentage of rows up to the last; empty for all."""
+    """Number or percentage of rows at which to stop; empty for all."""
     share: float = 1.0
     """Share of these rows, drawn at random."""
 
@@ -50,8 +50,8 @@ class Selection:
 
         Args:
             rows: All rows.
-            count: Counts all rows; it is called only if the selection depends on their number.
-            seed: Seed of the draw of a share, which is without replacement.
+            count: Returns the number of rows; only called if the selection depends on it.
+            seed: Seed for drawing a share, without replacement.
         """
         absolute = all(not edge or edge.isdecimal() for edge in (self.start, self.stop))
         if absolute and self.share == 1:
@@ -66,7 +66,7 @@ class Selection:
 
 
 def _place(edge: str, count: int) -> int | None:
-    """Return the number of rows that an edge of a slice means."""
+    """Return an edge of a slice as a number of rows."""
     if edge.endswith("%"):
         return round(count * int(edge[:-1]) / 100)
     return int(edge) if edge else None
@@ -74,7 +74,7 @@ def _place(edge: str, count: int) -> int | None:
 
 @dataclass(frozen=True)
 class DataName:
-    """A data name taken apart."""
+    """The parts of a data name."""
 
     base: str
     """The source's name: a path, a pattern, a registry name, `world/SET` or a hub name."""
@@ -83,12 +83,12 @@ class DataName:
 
     @property
     def path(self) -> Path | None:
-        """The path in the name, existing or not; None for the world, the hub and data in memory."""
+        """The path in the name, whether it exists or not; None for the world, the hub and data in memory."""
         return _path_in(self.base)
 
 
 def parsed(name: str) -> DataName:
-    """Take a data name apart.
+    """Split a data name into its parts.
 
     Raises:
         ConfigError: the split's name is missing, or a share is not above 0 and below 1.
@@ -128,7 +128,7 @@ def _share(name: str, text: str) -> float:
 
 
 def _is_whole(name: str) -> bool:
-    """Return whether a name is not to be taken apart: data in memory, or an existing path."""
+    """Return whether a name has no further parts: data in memory, or an existing path."""
     path = _path_in(name)
     return isinstance(name, MemoryData) or (path is not None and exists(path))
 

@@ -27,19 +27,19 @@ class ReadOptions:
     """Seed for drawing splits by prompt from sources without their own, and the rows of a share such as FILE*0.3."""
 
     columns: str | None = None
-    """Columns with other names, as `prompt: question, chosen: response_j, rejected: response_k`: the name that hafrm
-    reads, then the column's.
+    """Columns with other names, as `prompt: question, chosen: response_j, rejected: response_k`: each name that hafrm
+    reads, followed by the column's name in the data.
     """
 
     mapping: str | None = None
-    """A Python function, as `module:function` or `file.py:function`, that gets each row as a dict and returns a row
+    """A Python function, as `module:function` or `file.py:function`, that takes each row as a dict and returns a row
     with `prompt`, `chosen` and `rejected`, a list of such rows, or None to leave the row out.
     """
 
     def __post_init__(self) -> None:
         _ = self.renamed
         if self.columns and self.mapping:
-            raise ConfigError("data_options.columns has no effect with data_options.mapping: let the function rename.")
+            raise ConfigError("data_options.columns has no effect with data_options.mapping: rename in the function.")
         if self.mapping is not None and not all(self.mapping.rpartition(":")):
             raise ConfigError(f"data_options.mapping must be module:function or file.py:function, got {self.mapping!r}")
         if self.on_bad_row not in ("error", "skip"):
@@ -47,7 +47,7 @@ class ReadOptions:
 
     @property
     def renamed(self) -> dict[str, str]:
-        """Return the columns by the names under which they are read; see `columns`.
+        """Return the names in the data by the names that hafrm reads; see `columns`.
 
         Raises:
             ConfigError: `columns` does not have the form "name: column, ...", or a name occurs twice.
@@ -58,7 +58,7 @@ class ReadOptions:
             if not (name and colon and column) or name in found:
                 problem = f"{name} twice" if name in found else repr(part.strip())
                 raise ConfigError(
-                    f"data_options.columns contains {problem}. Write the name that hafrm reads and the column's, as "
+                    f"data_options.columns contains {problem}. Write names that hafrm reads with those in the data, as "
                     "`prompt: question, chosen: response_j, rejected: response_k`."
                 )
             found[name] = column
@@ -73,12 +73,11 @@ class DataOptions(ReadOptions):
     """Maximum tokens of a prompt with one response (512 in the paper's Table 5)."""
 
     overlong: Overlong = "drop"
-    """Pairs over `max_length`: `drop` leaves them out, as the authors do; `truncate` cuts the end of responses."""
+    """Pairs over `max_length`: `drop` leaves them out, as the authors do; `truncate` cuts off the end of responses."""
 
     batch_by: Literal["pair", "prompt"] = "pair"
     """How training draws pairs: `pair` one by one, `prompt` all pairs of a prompt together, so that each response is
-    computed once for all pairs that it is in. That is faster where prompts have several pairs, and batches are less
-    varied.
+    computed only once for all of its pairs. This is faster if prompts have several pairs, but batches are less varied.
     """
 
     score_margins: bool = False
@@ -89,7 +88,7 @@ class DataOptions(ReadOptions):
     tokens_per_batch: int | None = None
     """Maximum tokens per forward pass in training: the pairs of a step are split into parts of this size. Smaller
     values save memory. The losses and gradients stay the same, except for kto_pair, whose means are taken per part.
-    Default: 1024 on a CPU, where more hardly helps, and 8192 on other devices, or fewer if memory is short of them.
+    Default: 1024 on a CPU, where larger values hardly help, and 8192 on other devices; less if memory is short.
     """
 
     def __post_init__(self) -> None:

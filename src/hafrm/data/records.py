@@ -1,4 +1,4 @@
-"""Records other than pairs, read from the same sources: prompts to answer, prompts with responses, rows to judge."""
+"""Records other than pairs, from the same sources: prompts to answer, prompts with responses, rows to judge."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
-from hafrm.data.collecting import Drop, SourceReport, records_of
 from hafrm.data.forms import FORMS
 from hafrm.data.loading import open_sources
+from hafrm.data.mappings import renamed_rows, row_mapping
 from hafrm.data.options import ReadOptions
-from hafrm.data.rawrows import RawRow, read_rows
-from hafrm.data.recognition import renamed_rows, row_mapping
+from hafrm.data.reports import Drop, SourceReport, records_of
+from hafrm.data.rowfiles import read_rows
 from hafrm.errors import DataError
 from hafrm.pairs import PreferencePair, Prompt, prompt_group
-from hafrm.rows import RowReader, parse_pair
+from hafrm.rows import Row, parse_pair
 
 Record = TypeVar("Record")
 
 _PAIR_FORMS = [form for form in FORMS if "chosen" in form.columns]
-"""Forms of rows with one pair; commands that read other records have columns of their own for several responses."""
+"""Forms of rows with one pair; other records with several responses have their own columns."""
 
 
 def read_records(
     name: str,
     report: SourceReport,
     options: ReadOptions,
-    of_row: Callable[[RowReader], Record | Drop],
+    of_row: Callable[[Row], Record | Drop],
     *,
     of_pair: Callable[[PreferencePair], Record] | None = None,
     split: str = "test",
@@ -39,10 +39,10 @@ def read_records(
 
     Args:
         name: A file of rows; or the name of a data set of pairs, if `of_pair` is given.
-        report: Receives the counts of rows, kept and left out.
+        report: Receives the numbers of rows read, kept and left out.
         options: What to do with rows that break the contract.
-        of_row: Turns a row of a file into a record, or drops it.
-        of_pair: Turns a pair of a data set into a record.
+        of_row: Converts a row of a file to a record, or drops it.
+        of_pair: Converts a pair of a data set to a record.
         split: Split of a named data set; files are read whole.
 
     Raises:
@@ -58,8 +58,8 @@ def read_records(
 
     read = row_mapping(options, _PAIR_FORMS)
 
-    def parse(row: RawRow) -> Record | Drop:
-        return of_row(RowReader(read(row), source=name, number=row.number))
+    def parse(row: Row) -> Iterator[Record | Drop]:
+        yield of_row(replace(row, value=read(row), source=name))
 
     rows = renamed_rows(read_rows(Path(name)), options)
     yield from records_of(rows, report, parse, on_bad_row=options.on_bad_row)
@@ -87,18 +87,18 @@ class PromptRow:
         return cls(id=pair.id, group=pair.group, prompt=pair.prompt)
 
     @classmethod
-    def of_row(cls, reader: RowReader) -> PromptRow:
+    def of_row(cls, row: Row) -> PromptRow:
         """Read a row with `prompt`, or a pair."""
-        if reader.has("chosen"):
-            return cls.of_pair(parse_pair(reader.row, source=reader.source, number=reader.number))
-        prompt = reader.prompt()
-        group = reader.string_or_none("group") or prompt_group(prompt)
-        return cls(id=f"{reader.source}:{reader.number}", group=group, prompt=prompt)
+        if row.has("chosen"):
+            return cls.of_pair(parse_pair(row.fields, source=row.source, number=row.number))
+        prompt = row.prompt()
+        group = row.string_or_none("group") or prompt_group(prompt)
+        return cls(id=f"{row.source}:{row.number}", group=group, prompt=prompt)
 
 
 @dataclass
 class Prompts:
-    """Distinct prompts, and an account of the rows that they came from."""
+    """Distinct prompts, and reports on the rows that they came from."""
 
     rows: list[PromptRow] = field(default_factory=list)
     read: int = 0
@@ -124,16 +124,16 @@ class Prompts:
 def load_prompts(
     data: Sequence[str], options: ReadOptions, *, split: str = "test", limit: int | None = None
 ) -> Prompts:
-    """Read prompts, each distinct one once.
+    """Read the distinct prompts of some sources.
 
     Args:
         data: Files whose rows have `prompt` (a string or chat messages) or are pairs; or names of data sets.
         options: What to do with rows that break the contract.
-        split: Which split of named data sets.
+        split: Split of named data sets.
         limit: Maximum number of distinct prompts; the first ones are used.
 
     Raises:
-        BadRowError: a row breaks the contract, and such rows are not to be skipped.
+        BadRowError: a row breaks the contract, and bad rows are not skipped.
         UnreadableError: a file can't be read.
         DataError: there is no prompt.
     """

@@ -1,8 +1,8 @@
 """The named data sets: the paper's five, as described in its section 3.1 and Table 1.
 
-A set is a `NamedSource` and a pure function from a reader of one row in the source's own schema to a pair's row (see
-`hafrm.rows`), or to a `Drop` for rows that the paper's preprocessing leaves out. A missing or mistyped field is a bad
-row.
+A set is a `NamedSource` with a pure function from a row in the source's own schema to a row of the contract (see
+`hafrm.rows`), or to a `Drop` if the paper's preprocessing leaves the row out. A missing or mistyped field makes a row
+bad.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hafrm.data.collecting import Drop, Outcome
-from hafrm.data.forms import alpaca_farm, answers, chatbot_arena, hh_transcripts
-from hafrm.rows import RowReader, transcript_turns
+from hafrm.data.forms import alpaca_farm, answers, chatbot_arena
+from hafrm.data.reports import Drop, Outcome
+from hafrm.rows import Row, transcript_turns
 
 TEST_SHARE = 0.10
 """Share of pairs drawn as the test split for sources without one (section 3.1 of the paper)."""
 
 VALIDATION_SHARE = 0.05
-"""Share of the training data drawn as the validation split: no source has one, and the paper does not give its size."""
+"""Share of the training data drawn as the validation split; sources have none, and the paper does not give its size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +34,8 @@ class NamedSource:
     """First argument of `datasets.load_dataset`."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of `load_dataset`."""
-    mapping: Callable[[RowReader], Outcome]
-    """Turns a row in the source's schema into a pair's row, or drops it."""
+    mapping: Callable[[Row], Outcome]
+    """Converts a row in the source's schema to a row of the contract, or drops it."""
     has_test: bool
     """Whether the source has a test split; if not, `TEST_SHARE` of its prompts are drawn."""
     homepage: str
@@ -44,11 +44,16 @@ class NamedSource:
     access: str = ""
     """How to get access on the hub."""
     notes: tuple[str, ...] = ()
-    """What a user of the data should know."""
+    """Facts that users of the data should know."""
 
 
-def hh_single_turn(row: RowReader) -> Mapping[str, Any] | Drop:
-    """Map Anthropic hh-rlhf, keeping only pairs with one question and one answer.
+def hh_transcripts(row: Row) -> dict[str, Any]:
+    """Convert Anthropic hh-rlhf: two transcripts with a common beginning."""
+    return answers(row, "chosen", "rejected")
+
+
+def hh_single_turn(row: Row) -> Outcome:
+    """Convert Anthropic hh-rlhf, keeping only pairs with one question and one answer.
 
     The paper does not mention this, but its Table 1 implies it: 12,915 Harmless pairs of 42.9 words per QA.
     `harmless-base` has 42,537 pairs; in a sample of 1,484, the average is 109 words per QA, and 42 for the 30% with a
@@ -60,8 +65,8 @@ def hh_single_turn(row: RowReader) -> Mapping[str, Any] | Drop:
     return pair
 
 
-def beaver_safe(row: RowReader) -> Mapping[str, Any] | Drop:
-    """Map PKU-SafeRLHF: keep pairs with exactly one safe response, which is the chosen one."""
+def beaver_safe(row: Row) -> Outcome:
+    """Convert PKU-SafeRLHF: keep pairs with exactly one safe response, which is the chosen one."""
     safe = [row.boolean(f"is_response_{i}_safe") for i in (0, 1)]
     if safe[0] == safe[1]:
         return Drop("both_safe" if safe[0] else "both_unsafe")
@@ -73,7 +78,7 @@ _HH_CITATION = (
     "Bai et al. (2022), Training a Helpful and Harmless Assistant with Reinforcement Learning from Human Feedback, "
     "arXiv:2204.05862"
 )
-_SINGLE_TURN_NOTE = "single-turn pairs only, as the sizes of the paper's Table 1 imply; `{}-full` has them all"
+_SINGLE_TURN_NOTE = "single-turn pairs only, as the sizes in the paper's Table 1 imply; `{}-full` has all pairs"
 
 
 def _hh(name: str, title: str, folder: str, *, full: bool) -> NamedSource:

@@ -1,4 +1,4 @@
-"""Statistics of a set of pairs: the paper's Table 1, and how far length predicts the label.
+"""Statistics of a set of pairs: the paper's Table 1, and how well length predicts the label.
 
 Pure functions from pairs (and their token ids) to numbers. A "QA" is one prompt with one response; a pair has two, and
 the paper's "per QA" is the mean over both.
@@ -44,7 +44,7 @@ def pair_statistics(pairs: Sequence[PreferencePair], groups: Sequence[TokenGroup
 
     Args:
         pairs: The pairs.
-        groups: Their token ids, for token statistics; may cover fewer pairs if some do not fit.
+        groups: Their token ids, for token statistics; pairs that do not fit may be missing.
 
     Raises:
         ValueError: there are no pairs.

@@ -1,14 +1,13 @@
 """Encoded pairs as three tables: prompts, responses to them, and pairs of responses.
 
-A prompt or response that occurs in several pairs is one row, so that pairs of one prompt can share its computation.
-The tables are numpy arrays, memory-mapped where they are kept in a folder: opening a million pairs reads none of them.
+A prompt or response that occurs in several pairs is one row, so that pairs with the same prompt can share its
+computation. The tables are numpy arrays; in a folder they are memory-mapped, so opening a million pairs reads none.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,9 +16,10 @@ from typing import Any, overload
 import numpy as np
 
 from hafrm import atomic
-from hafrm.data.collecting import SourceReport
+from hafrm.data.reports import SourceReport
 from hafrm.encoding import TokenGroup
 from hafrm.pairs import PreferencePair, pair_id, prompt_group
+from hafrm.store import read_json
 
 TABLES_FILE = "tables.json"
 _FORMAT = 2
@@ -47,7 +47,7 @@ _PAIR = np.dtype(
 
 @dataclass(frozen=True)
 class LostText:
-    """Text that the chat template drops: a part of one role's turns, or tools, documents or template arguments."""
+    """Text that the chat template drops: part of one role's turns, tools, documents or template arguments."""
 
     what: str
     """Kind of text, as in `TokenGroup.lost`: "tool text", "assistant reasoning", "tools"."""
@@ -67,13 +67,13 @@ class LostText:
 
 @dataclass
 class Account:
-    """What happened to the rows that a table was made from."""
+    """What happened to the rows and pairs that were read for a table."""
 
     reports: list[SourceReport] = field(default_factory=list)
     """One report per source; empty if pairs were given rather than sources."""
     dropped: dict[str, int] = field(default_factory=dict)
     """Number of pairs left out, by reason: "overlong" (a response exceeds the limit), "overlong_prompt" (the prompt
-    alone fills it), and under `on_bad_row: skip` the `BadRowReason` of pairs that can't be encoded.
+    alone fills it), or with `on_bad_row: skip` the `BadRowReason` of pairs that can't be encoded.
     """
     lost: list[LostText] = field(default_factory=list)
     """Text of the pairs that the chat template drops."""
@@ -82,7 +82,7 @@ class Account:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Account:
-        """Return the account that `asdict` turned into plain values."""
+        """Restore an account from the plain values of `asdict`."""
         reports = [SourceReport(**report) for report in values["reports"]]
         return cls(reports, values["dropped"], [LostText(**lost) for lost in values["lost"]], values["sources"])
 
@@ -92,11 +92,11 @@ class PairTables(Sequence[TokenGroup]):
 
     Args:
         tokens: All token ids, [T].
-        prompts: Places of the P prompts in `tokens`.
-        responses: Places of the R responses in `tokens`, and their prompts.
-        pairs: The N pairs, as rows of the other tables, with their margins and sources.
+        prompts: Start and length of the P prompts in `tokens`.
+        responses: Start and length of the R responses in `tokens`, and their prompts.
+        pairs: The N pairs as indices into the other tables, with their margins and sources.
         account: What happened to the rows that were read.
-        folder: The folder of the tables, if they are in one.
+        folder: The folder that contains the tables, if any.
     """
 
     def __init__(
@@ -116,21 +116,21 @@ class PairTables(Sequence[TokenGroup]):
         """Open the tables in a folder.
 
         Raises:
-            OSError, ValueError: a file is missing, cut off or not what `TableWriter` wrote.
+            OSError, ValueError: a file is missing, truncated or not written by `TableWriter`.
         """
-        values = json.loads((folder / TABLES_FILE).read_text(encoding="utf-8"))
-        if not isinstance(values, dict) or values.get("format") != _FORMAT:
-            raise ValueError(f"{TABLES_FILE} is damaged or of another version")
+        values = read_json(folder / TABLES_FILE)
+        if values is None or values.get("format") != _FORMAT:
+            raise ValueError(f"{TABLES_FILE} is missing, damaged or of another version")
         account = Account.from_json(values["account"])
         tables = [np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _TABLES]
         tokens = np.memmap(folder / _TOKENS_FILE, dtype=values["tokens"]["dtype"], mode="r")
         prompts, responses, pairs = tables
         if [len(tokens), *map(len, tables)] != values["tokens"]["lengths"]:
-            raise ValueError("a file is cut off")
+            raise ValueError("a file is truncated")
         return cls(tokens, prompts, responses, pairs, account, folder)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Let worker processes open the folder by themselves instead of receiving a copy of the arrays."""
+        """Let worker processes open the folder themselves instead of receiving a copy of the arrays."""
         if self.folder is not None:
             return PairTables.open, (self.folder,)
         return PairTables, (self._tokens, self._prompts, self._responses, self._pairs, self.account)
@@ -152,11 +152,11 @@ class PairTables(Sequence[TokenGroup]):
         return TokenGroup(self._ids(self._prompts[pair["prompt"]]), responses)
 
     def prompt(self, row: int) -> tuple[int, ...]:
-        """Return the token ids of a prompt, by its row among the prompts."""
+        """Return the token ids of the prompt in a row of the prompts."""
         return self._ids(self._prompts[row])
 
     def response(self, row: int) -> tuple[int, ...]:
-        """Return the token ids of a response, by its row among the responses."""
+        """Return the token ids of the response in a row of the responses."""
         return self._ids(self._responses[row])
 
     def _ids(self, span: Any) -> tuple[int, ...]:
@@ -166,8 +166,8 @@ class PairTables(Sequence[TokenGroup]):
     @property
     def pairs(self) -> np.ndarray:
         """The table of pairs, [N], with the fields prompt, chosen, rejected (rows of the other tables), margin (NaN if
-        the data has none), source, row, part (see `PreferencePair`), index (place among the pairs that were read) and
-        special_tokens.
+        the data has none), source, row, part (see `PreferencePair`), index (number among the pairs that were read),
+        text (of the prompt, hashed) and special_tokens.
         """
         return self._pairs
 
@@ -177,44 +177,38 @@ class PairTables(Sequence[TokenGroup]):
         return len(self._responses)
 
     @property
-    def response_prompts(self) -> np.ndarray:
-        """The prompt of each response, [R]."""
-        prompts: np.ndarray = self._responses["prompt"]
-        return prompts
-
-    @property
     def margins(self) -> np.ndarray:
-        """How much better chosen is, [N], float32; 0 where the data does not say."""
+        """The margins, [N], float32; 0 where the data has none."""
         margins: np.ndarray = np.nan_to_num(self._pairs["margin"], nan=0.0)
         return margins
 
     @property
     def kept(self) -> np.ndarray:
-        """Place of each pair among those that were read, [N]."""
+        """Index of each pair among those that were read, [N]."""
         index: np.ndarray = self._pairs["index"]
         return index
 
     @property
     def identical(self) -> int:
-        """Number of pairs with identical response tokens, which express no preference; truncation can cause them."""
+        """Number of pairs whose responses have the same tokens, for example because of truncation."""
         return int((self._pairs["chosen"] == self._pairs["rejected"]).sum())
 
     @property
     def with_special_tokens(self) -> np.ndarray:
-        """Rows of pairs whose messages contain special tokens, which are encoded like the chat template's own."""
+        """Rows of the pairs whose messages contain special tokens, which are encoded like the chat template's own."""
         return np.flatnonzero(self._pairs["special_tokens"])
 
     def prompts_shared_with(self, other: PairTables) -> int:
-        """Count the prompts that both contain, by their text; see `hafrm.pairs.prompt_group`."""
+        """Count the prompts that occur in both tables, by their text; see `hafrm.pairs.prompt_group`."""
         return len(np.intersect1d(self._pairs["text"], other._pairs["text"]))
 
     def names(self, rows: Sequence[int]) -> list[str]:
-        """Return the ids of pairs; see `PreferencePair.id`."""
+        """Return the ids of the pairs in some rows; see `PreferencePair.id`."""
         found = self._pairs[list(rows)]
         return [pair_id(self.account.sources[pair["source"]], pair["row"], pair["part"]) for pair in found]
 
     def longest(self) -> np.ndarray:
-        """Tokens of the longer sequence of each pair, prompt included, [N]."""
+        """Return the tokens of the longer sequence of each pair, prompt included, [N]."""
         responses = self._responses["length"]
         longer = np.maximum(responses[self._pairs["chosen"]], responses[self._pairs["rejected"]])
         longest: np.ndarray = self._prompts["length"][self._pairs["prompt"]] + longer
@@ -225,8 +219,8 @@ class TableWriter:
     """Writes tables pair by pair.
 
     Args:
-        folder: An empty folder for the tables; without one they are in memory.
-        vocabulary: Number of token ids, which decides their type.
+        folder: An empty folder for the tables; None keeps them in memory.
+        vocabulary: Number of token ids, which determines the integer type.
     """
 
     def __init__(self, folder: Path | None, vocabulary: int) -> None:
@@ -242,7 +236,7 @@ class TableWriter:
         self._file.close()
 
     def add(self, pair: PreferencePair, group: TokenGroup, index: int) -> None:
-        """Add an encoded pair; `index` is its place among the pairs that were read."""
+        """Add an encoded pair; `index` is its number among the pairs that were read."""
         prompt = self._text(self._prompts, group.prompt, b"")
         digest = self._prompts.digests[-16:]
         chosen, rejected = (self._text(self._responses, ids, bytes(digest), prompt) for ids in group.responses)
@@ -291,7 +285,7 @@ class TableWriter:
 
 
 class _Rows:
-    """Rows of a table in compact form while it grows, each with a digest of its content where rows may be equal."""
+    """A growing table in compact form, with a digest of each row's content if equal rows are to be merged."""
 
     _PIECE = 4096
 
@@ -315,7 +309,7 @@ class _Rows:
         return np.concatenate([*self._pieces, np.array(self._recent, dtype=self._dtype)])
 
     def merged(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the distinct rows in order of first occurrence, and the new place of every row."""
+        """Return the distinct rows in order of first occurrence, and the new index of every row."""
         digests = np.frombuffer(bytes(self.digests), dtype="V16")
         _, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
         order = np.argsort(first)

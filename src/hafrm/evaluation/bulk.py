@@ -1,7 +1,7 @@
-"""Reward rows in bulk: `{"prompt", "response"}` rows get `reward`, pairs `reward_chosen` and `reward_rejected`.
+"""Add rewards to rows: prompt and response get `reward`, pairs get `reward_chosen` and `reward_rejected`.
 
-Every row is written, in order, with all its fields except those of an earlier scoring. A row without a reward says why
-in `unscored`.
+Every row is written, in order, with all its fields except the results of an earlier scoring. If a row has no reward,
+`unscored` says why.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from hafrm import atomic
-from hafrm.data import MemoryData, OnBadRow, RawRow, ReadOptions, read_rows
-from hafrm.data.rawrows import FORMATS, has_known_suffix
-from hafrm.data.recognition import row_mapping, with_names
-from hafrm.data.tabular import arrow_row
+from hafrm.data import MemoryData, OnBadRow, ReadOptions, read_rows
+from hafrm.data.mappings import row_mapping, with_names
+from hafrm.data.rowfiles import FORMATS, arrow_row, has_known_suffix
 from hafrm.errors import BadRowError, UnreadableError
 from hafrm.evaluation.options import ScoreConfig
 from hafrm.evaluation.scoring import score_conversations
@@ -31,20 +30,20 @@ from hafrm.models.loading import load_scorer
 from hafrm.models.scorers import Scorer, special_tokens_met
 from hafrm.outputs import require_unread
 from hafrm.pairs import Conversation
-from hafrm.rows import parse_conversation, parse_pair
+from hafrm.rows import Row, parse_conversation, parse_pair
 
 CHUNK = 1024
-"""Rows scored at a time: a scorer orders them by length, and computes equal prompts once."""
+"""Rows scored at a time. A scorer orders them by length and encodes equal prompts once."""
 
 RESULTS = ("reward", "reward_chosen", "reward_rejected", "unscored")
-"""The fields that scoring writes; earlier values are replaced."""
+"""Fields that scoring writes, replacing earlier values."""
 
 
 @dataclass(frozen=True)
 class ScoredRow:
     """The result of scoring a row."""
 
-    row: RawRow
+    row: Row
     rewards: Mapping[str, float | None]
     """Rewards by output field: `reward`, or `reward_chosen` and `reward_rejected`."""
     unscored: str | None = None
@@ -62,7 +61,7 @@ class ScoredRow:
 
 @dataclass
 class ScoreCounts:
-    """Number of rows with a reward, and of those without by reason."""
+    """Number of rows with a reward, and number of rows without one by reason."""
 
     scored: int = 0
     unscored: Counter[str] = field(default_factory=Counter)
@@ -82,10 +81,10 @@ def score_rows(config: ScoreConfig, *, config_files: Iterable[str] = ()) -> Scor
 
     Args:
         config: What to score.
-        config_files: The files from which the options were read; they are never overwritten.
+        config_files: The files from which the options were read, which must not be overwritten.
 
     Raises:
-        BadRowError: a row breaks the data contract, and bad rows are not to be skipped.
+        BadRowError: a row breaks the data contract, and bad rows are not skipped.
         ConfigError: the output would overwrite what is read.
         UnreadableError: the file can't be read.
     """
@@ -105,11 +104,11 @@ def score_rows(config: ScoreConfig, *, config_files: Iterable[str] = ()) -> Scor
     return counts
 
 
-def _rows(data: str) -> Iterator[RawRow]:
+def _rows(data: str) -> Iterator[Row]:
     """Yield the rows of a file, of a folder's files, or in memory.
 
     Raises:
-        UnreadableError: there is no such file, or no file of rows in the folder.
+        UnreadableError: the file does not exist, or the folder contains no file of rows.
     """
     if isinstance(data, MemoryData):
         yield from data.rows()
@@ -143,7 +142,7 @@ class RowScorer:
         """Return the batch's columns with `reward`, or `reward_chosen` and `reward_rejected`, and `unscored` added."""
         columns = {name: _values(values) for name, values in batch.items() if name not in RESULTS}
         rows = [
-            RawRow(number, arrow_row(dict(zip(columns, values, strict=True))), source="batch")
+            Row(arrow_row(dict(zip(columns, values, strict=True))), "batch", number)
             for number, values in enumerate(zip(*columns.values(), strict=True), 1)
         ]
         scored = list(score_chunk(self.scorer, rows, options=ReadOptions(on_bad_row="skip")))
@@ -172,17 +171,17 @@ def _output(out: str | None) -> Iterator[BinaryIO]:
             yield file
 
 
-def score_chunk(scorer: Scorer, rows: Sequence[RawRow], *, options: ReadOptions) -> Iterator[ScoredRow]:
+def score_chunk(scorer: Scorer, rows: Sequence[Row], *, options: ReadOptions) -> Iterator[ScoredRow]:
     """Score some rows together.
 
     Args:
-        scorer: Gives the rewards.
-        rows: The rows, each a prompt with a response, or a pair, in any form of one pair.
-        options: How rows are read, and whether a row that breaks the data contract raises, or gets a reason in place of
-            rewards.
+        scorer: The scorer.
+        rows: The rows, each a prompt with a response, or a pair in any known form.
+        options: How rows are read, and whether a row that breaks the data contract raises an error or gets a reason
+            instead of rewards.
 
     Raises:
-        BadRowError: a row breaks the data contract, and bad rows are not to be skipped.
+        BadRowError: a row breaks the data contract, and bad rows are not skipped.
     """
     read = row_mapping(options)
     parsed = [_parse(with_names(row, options.renamed), read, options.on_bad_row) for row in rows]
@@ -209,13 +208,13 @@ def _is_pair(value: object) -> bool:
 
 
 def _parse(
-    row: RawRow, read: Callable[[RawRow], Any], on_bad_row: OnBadRow
+    row: Row, read: Callable[[Row], Any], on_bad_row: OnBadRow
 ) -> tuple[tuple[str, ...], tuple[Conversation, ...], BadRowError | None]:
-    """Return the row's reward fields with its conversations, or with none and the error."""
+    """Return the names of the row's reward fields, its conversations, and the error if it has none."""
     names = reward_names(row.value)
     try:
-        if row.error is not None:
-            raise row.error
+        if row.fault is not None:
+            raise row.fault
         value = read(row)
         names = reward_names(value)
         if not _is_pair(value):

@@ -1,4 +1,4 @@
-"""Options of `hafrm evaluate` and `hafrm score`. They load neither torch nor transformers."""
+"""Options of `hafrm evaluate` and `hafrm score`, without importing torch or transformers."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ class EvaluateConfig(ScorerChoice):
     """Held-out pairs: files or names (`hafrm data list`). In Python also rows in memory; see `hafrm.load_pairs`."""
 
     suites: list[str] = field(default_factory=list)
-    """Benchmarks: rewardbench, rewardbench-2 or rm-bench, from the hub, or as NAME@PATH for their files on disk."""
+    """Benchmarks: rewardbench, rewardbench-2 or rm-bench from the hub, or NAME@PATH for their files on disk."""
 
     out: str
     """The folder for scores.jsonl, results.json and the page. Scores of an earlier evaluation in it are reused."""
 
     split: str = "test"
-    """Split to use of named sets; a file is used whole."""
+    """Split of named sets; files are used whole."""
 
     calibration_data: str | None = None
-    """Pairs to fit each model's temperature for the calibrated error; of a named set, its validation split."""
+    """Pairs to fit each model's temperature on, for the calibrated error; a named set's validation split is used."""
 
     token_log_ratios: int = 20
-    """Number of pairs of each model and data set, worst mistakes first, whose tokens the page colours by log pi - log
-    pi_ref. Needs a model with a policy head and its reference on this machine. 0: none.
+    """Number of pairs per model and data set, worst mistakes first, whose tokens the page colours by log pi - log
+    pi_ref. Needs a model with a policy head, and its reference on this machine. 0 turns it off.
     """
 
     data_options: ReadOptions = field(default_factory=ReadOptions)
@@ -67,12 +67,12 @@ class ScoreConfig(ScorerChoice):
     """A run, a stock reward model, a causal model with its reference, or the address of a reward server."""
 
     data: str
-    """The file of rows, in any format that training reads; each row is a prompt with a response, or a pair. Or a folder
-    of such files, read in the order of their paths. In Python also rows in memory; see `hafrm.load_pairs`.
+    """The file of rows, in any format that training reads; each row is a prompt with a response, or a pair. A folder
+    of such files is read in the order of their paths. In Python also rows in memory; see `hafrm.load_pairs`.
     """
 
     out: str | None = None
-    """The output file of JSON lines, compressed if the name ends in .gz; by default standard output."""
+    """The output file of JSON lines, compressed if its name ends in .gz. Default: standard output."""
 
     shard: str | None = None
     """`I/N` scores only the I-th of N equal parts of the rows, counted from 1. The concatenated outputs of all parts
@@ -86,7 +86,7 @@ class ScoreConfig(ScorerChoice):
         super().__post_init__()
         names = data_names_of(self.data)
         if len(names) != 1:
-            raise ConfigError(f"data: give one file, one folder or one set of rows, got {len(names)}.")
+            raise ConfigError(f"data: give one file, one folder or one list of rows, got {len(names)}.")
         object.__setattr__(self, "data", names[0])
         if is_server(self.model):
             require_server_options(self.model, self, self.score)

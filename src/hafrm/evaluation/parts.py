@@ -1,8 +1,8 @@
-"""Keep the scores of one model on one data set or suite as they are computed, so that a killed evaluation can resume.
+"""Write the scores of one model on one data set or suite as they are computed, so a killed evaluation can resume.
 
-A part is two files in the evaluation's folder: `parts/NAME.jsonl` grows by a line per pair, and `parts/NAME.json`
-records what its lines depend on. The latter is written before the first line, so lines without a matching one are
-ignored. Only whole chunks are kept: a pair scored together with other pairs could differ in its last bits.
+A part is two files in the evaluation's folder: `parts/NAME.jsonl` grows by one line per pair, and `parts/NAME.json`
+records what its lines depend on. The latter is written first; if it does not match, the lines are ignored. Only whole
+chunks are kept, because the last bits of a reward depend on the pairs that it was computed with.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from hafrm.store import LineFile, changed_names, read_json
 
 PARTS_FOLDER = "parts"
 PARTS = f"{PARTS_FOLDER}/{'[0-9a-f]' * 16}.json*"
-"""A pattern of the files of parts in a folder."""
+"""Pattern that matches the files of parts in an evaluation's folder."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Part(Generic[Kind]):
         folder: The evaluation's folder.
         model: The model's name in the results.
         data: The data set's name in the results.
-        depends_on: Plain values that the scores depend on, keyed by what messages call them.
+        depends_on: Plain values that the scores depend on, by their names in messages.
         ids: The rows to score, in order.
         kind: The class of the scores.
         what: The noun for rows in messages.
@@ -75,11 +75,11 @@ class Part(Generic[Kind]):
 
         Args:
             say: Called with one line if scores are discarded, or if a stopped evaluation is resumed.
-            on_bad_row: Under `error`, scores with refused conversations are discarded, to raise the error again.
+            on_bad_row: With `error`, scores with refused conversations are discarded, so the error is raised again.
         """
         scores, why_not = self._usable(on_bad_row)
         if why_not:
-            say(f"{self.name}: {why_not} since it was scored, so it is scored again.")
+            say(f"{self.name}: {why_not} since the last evaluation, so it is scored again.")
         if not scores:
             self.path.unlink(missing_ok=True)
             described = {"model": self.model, "data": self.data, "depends_on": dict(self.depends_on)}
@@ -126,7 +126,7 @@ class Part(Generic[Kind]):
 
 
 def _possible(score: RawScore) -> bool:
-    """Return whether fields have their types, numbers are finite, and only unscored responses lack a reward."""
+    """Return whether all fields have their types, numbers are finite, and only unscored responses lack a reward."""
     fields = asdict(score)  # type: ignore[call-overload]
     hints = get_type_hints(type(score))
     if not all(_is_a(value, hints[name]) for name, value in fields.items()):

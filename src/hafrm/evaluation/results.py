@@ -14,6 +14,7 @@ import numpy as np
 from hafrm.errors import ModelError
 from hafrm.evaluation.scoring import PairScore
 from hafrm.stats import (
+    Correlation,
     Floats,
     accuracy,
     accuracy_by_bin,
@@ -36,16 +37,8 @@ SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
-class Correlation:
-    """Spearman's correlation and its p-value."""
-
-    value: float
-    p_value: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class Slice:
-    """The accuracy on the pairs with a value from `low` to `high`."""
+    """Accuracy on the pairs with a value from `low` to `high`."""
 
     low: float
     high: float
@@ -55,30 +48,30 @@ class Slice:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """The temperature that fits validation pairs best, and the calibration error of margins divided by it."""
+    """The temperature that fits the calibration pairs best, and the calibration error of margins divided by it."""
 
     temperature: float | None
-    """None if no finite one above 0 is best, or margins are not log-odds."""
+    """None if no positive finite temperature is best, or margins are not log-odds."""
     ece_calibrated: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A model's results on the pairs of a data set that it scored.
+    """A model's results on the pairs of a data set that have both rewards.
 
-    Accuracy is the share of pairs whose better response is scored higher; a tie counts one half.
+    Accuracy is the share of pairs whose better response has the higher reward; a tie counts one half.
     """
 
     groups: int
     """Number of prompts."""
     accuracy: float
     ci95: Interval | None
-    """Interval of the accuracy, resampling whole prompt groups; None if there are fewer than six."""
+    """Interval of the accuracy from resampling whole prompt groups; None if there are fewer than six."""
     ties: int
     length_accuracy: float
     """Accuracy of picking the longer response, on the same pairs."""
     random_accuracy: float = 0.5
-    """Accuracy of a coin."""
+    """Accuracy of guessing."""
     ece: float | None
     """Expected calibration error of sigmoid(margin); None if margins are not log-odds."""
     brier: float | None
@@ -89,16 +82,16 @@ class Measured:
     spearman_length: Correlation | None
     """Correlation of all rewards with lengths in characters; its p-value treats responses as independent."""
     accuracy_by_margin: tuple[Slice, ...]
-    """Quarters of the pairs by the size of the margin."""
+    """Accuracy by quarters of the absolute margin."""
     accuracy_by_length_difference: tuple[Slice, ...]
-    """Quarters of the pairs by how much longer the better response is, in characters."""
+    """Accuracy by quarters of how much longer the better response is, in characters."""
     calibration: Calibration | None = None
-    """None without calibration pairs."""
+    """None if there are no calibration pairs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One model on one data set."""
+    """Results of one model on one data set."""
 
     n: int
     """Number of scored pairs."""
@@ -109,7 +102,7 @@ class Cell:
     """None if no pair was scored."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the cell as in `results.json`: one flat object, without `calibration` where there is none."""
+        """Return the cell as in `results.json`: one flat object, without `calibration` if that is None."""
         counts = {"n": self.n, "unscored": self.unscored, "unscored_reasons": dict(self.unscored_reasons)}
         if self.measured is None:
             return counts
@@ -138,15 +131,16 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Two models on the pairs of one data set that both scored; the difference is a's accuracy minus b's."""
+    """Comparison of two models on the pairs of one data set that both scored."""
 
     data: str
     a: str
     b: str
     n: int
     difference: float
+    """Accuracy of a minus accuracy of b."""
     ci95: Interval | None
-    """None if there are too few prompts."""
+    """None if there are fewer than six prompt groups."""
     p_bootstrap: float
     p_mcnemar: float
     p_holm: float = math.nan
@@ -172,7 +166,7 @@ class Results:
     suites: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Results of `summarise_suite`, by suite."""
     servers: dict[str, dict[str, str]] = field(default_factory=dict)
-    """The model that each reward server names, with a note on what is not known of it."""
+    """The model that each reward server reports, with a note on what is unknown about it."""
     sources: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """Reports of the sources of each data set and suite."""
 
@@ -218,8 +212,8 @@ def summarise(
 
     Args:
         scores: The scores of all models on all data sets.
-        calibration: The models' scores on validation pairs, which set each model's temperature.
-        no_log_odds: The models whose margins are not log-odds because their loss was not Bradley-Terry's.
+        calibration: The models' scores on calibration pairs, to which each model's temperature is fitted.
+        no_log_odds: The models whose margins are not log-odds, because their loss was not the Bradley-Terry loss.
     """
     table = _cells(scores)
     temperatures = {model: _temperature(rows) for (model, _), rows in _cells(calibration).items()}
@@ -246,11 +240,11 @@ def summarise(
 
 
 _REASONS = {"overlong": "over the length limit (--score.max_length, --score.overlong truncate)"}
-"""Words for reasons of missing rewards."""
+"""Reasons for missing rewards in words."""
 
 
 def shortfalls(results: Results) -> Iterator[str]:
-    """Yield one line for each model and data set or suite in which some rows have no reward, with the reasons.
+    """Yield a line with the reasons for each model and data set, or suite, with rows that have no reward.
 
     Raises:
         ModelError: no row has a reward from any model.
@@ -265,17 +259,17 @@ def shortfalls(results: Results) -> Iterator[str]:
             yield f"{model} on {data}: {cell['unscored']} of {cell['n'] + cell['unscored']} rows unscored: {reasons}"
     if cells and not any(cell["n"] for _, _, cell in cells):
         raise ModelError(
-            "No row has a reward. If rows are overlong, raise `--score.max_length` or set `--score.overlong truncate`."
+            "No row has a reward. If rows are too long, raise `--score.max_length` or set `--score.overlong truncate`."
         )
 
 
 def uncalibrated(calibration: Sequence[PairScore]) -> Iterator[str]:
-    """Yield one line for each model whose temperature can't be fitted to the calibration scores, with the reason."""
+    """Yield a line with the reason for each model whose temperature can't be fitted to the calibration scores."""
     for (model, _), rows in _cells(calibration).items():
         if _temperature(rows) is None:
             scored = len(_scored(rows))
             why = "the best one is 0 or infinite" if scored else "no pair has a reward"
-            yield f"{model}: no temperature was fitted to {len(rows)} calibration pairs: {why}"
+            yield f"{model}: could not fit a temperature to {len(rows)} calibration pairs: {why}"
 
 
 def _cells(scores: Sequence[PairScore]) -> dict[tuple[str, str], list[PairScore]]:
@@ -315,17 +309,16 @@ def _measured(scored: Sequence[PairScore]) -> Measured:
 
 
 def _length_correlation(rows: Sequence[PairScore]) -> Correlation | None:
-    """Correlate rewards with length; None if all rewards or all lengths are equal, or for a single pair."""
+    """Correlate rewards with length; None if all rewards or all lengths are equal, or there is a single pair."""
     rewards = [reward for row in rows for reward in (row.reward_chosen, row.reward_rejected)]
     lengths = [length for row in rows for length in (row.length_chosen, row.length_rejected)]
     if len(rows) < 2 or len(set(rewards)) == 1 or len(set(lengths)) == 1:
         return None
-    found = spearman(np.array(rewards, dtype=np.float64), lengths)
-    return Correlation(value=found.value, p_value=found.p_value)
+    return spearman(np.array(rewards, dtype=np.float64), lengths)
 
 
 def _quarters(margins: Floats, by: Floats) -> tuple[Slice, ...]:
-    """Return the accuracy in slices of about a quarter of the pairs; fewer slices if many values are equal."""
+    """Return the accuracy on each quarter of the pairs; there are fewer slices if many values are equal."""
     return tuple(
         Slice(low=each.low, high=each.high, n=each.accuracy.n, accuracy=each.accuracy.value)
         for each in accuracy_by_bin(margins, by, quantiles=4)
@@ -334,7 +327,7 @@ def _quarters(margins: Floats, by: Floats) -> tuple[Slice, ...]:
 
 
 def _temperature(rows: Sequence[PairScore]) -> float | None:
-    """Fit the temperature to calibration scores; None if no finite one above 0 is best, or no pair is scored."""
+    """Fit the temperature to calibration scores; None if no positive finite one is best, or no pair is scored."""
     scored = _scored(rows)
     found = fit_temperature(_margins(scored)) if scored else math.inf
     return found if 0 < found < math.inf else None
@@ -370,7 +363,7 @@ def _comparison(
 
 
 def _mcnemar(margins_a: Floats, margins_b: Floats) -> float:
-    """Return the p-value of McNemar's test. Pairs on which a model ties are neither right nor wrong and don't count."""
+    """Return the p-value of McNemar's test; pairs on which a model ties are neither right nor wrong and don't count."""
     untied = (margins_a != 0) & (margins_b != 0)
     return mcnemar_test(margins_a[untied] > 0, margins_b[untied] > 0) if untied.any() else 1.0
 

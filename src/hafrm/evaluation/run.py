@@ -1,6 +1,6 @@
 """Evaluate models on data sets: check, load, score, write raw scores, compute results.
 
-A stopped evaluation resumes where it stopped, and a repeated one scores nothing twice: see `parts`.
+An interrupted evaluation resumes where it stopped, and a repeated one reuses all scores: see `parts`.
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 from hafrm import atomic
 from hafrm.data import PairSet, SourceReport, load_pairs
-from hafrm.data.collecting import left_out_of, left_out_words
+from hafrm.data.reports import left_out_words
 from hafrm.errors import ConfigError, HafrmError
 from hafrm.evaluation.options import EvaluateConfig
 from hafrm.evaluation.parts import PARTS, Part
@@ -33,7 +33,7 @@ from hafrm.outputs import require_apart, require_results
 
 CALIBRATION_FILE = "calibration.jsonl"
 
-SERVER_NOTE = "These rewards come from a server: its weights can't be fingerprinted, and it decides how texts are read."
+SERVER_NOTE = "These rewards come from a server: its weights can't be fingerprinted, and it tokenizes the texts itself."
 
 _PAGES = ("index.html", "table.md")
 """The files that the command writes next to the scores."""
@@ -55,22 +55,22 @@ def evaluate(
 ) -> Results:
     """Score every model on every data set and write `scores.jsonl` and, last, `results.json`.
 
-    All models are checked before any is loaded. Scores of an earlier evaluation in the folder are reused if model,
-    options and pairs are the same.
+    All models are checked before any is loaded. Scores of an earlier evaluation in the folder are reused if the model,
+    the options and the pairs are the same.
 
     Args:
         config: What to evaluate.
         sets: The result of `load_sets` for these options, if it was called before.
         progress: Called with "MODEL on DATA" and the number of finished pairs.
         say: Called with a line if an earlier evaluation is resumed or discarded, if a model was trained on the pairs of
-            a file, and if its tokens can't be shown.
+            a file, or if its tokens can't be shown.
 
     Returns:
         The results, whose `as_dict` is the content of `results.json`.
 
     Raises:
-        ConfigError: a model was trained on pairs of a split, the calibration pairs are the evaluated ones, or the
-            folder is a model's.
+        ConfigError: a model was trained on pairs of a split, the calibration pairs are evaluated too, or the folder is
+            a model's.
         ModelError: a model does not exist, or can't be scored.
     """
     folder = Path(config.out)
@@ -91,7 +91,7 @@ def evaluate(
     scores: list[PairScore] = []
     lists: list[ListScore] = []
     for model, identity in identities.items():
-        # Create the job in the call, so that its model is freed before the next one is loaded.
+        # Create the job inside the call, so that its model is freed before the next one is loaded.
         of_pairs, of_lists = _score(_Job(model, identity, config, progress, say), sets | calibration, suites)
         scores += of_pairs
         lists += of_lists
@@ -114,7 +114,7 @@ def evaluate(
         results.servers[model] = {"model": served, "note": SERVER_NOTE}
     read: dict[str, PairSet | ItemSet] = {**sets, **calibration, **suites}
     results.sources = {name: [report.as_dict() for report in found.reports] for name, found in read.items()}
-    (folder / RESULTS_FILE).unlink(missing_ok=True)  # so that stale results never accompany new scores
+    (folder / RESULTS_FILE).unlink(missing_ok=True)  # stale results must not appear next to new scores
     write_scores(evaluated, folder / SCORES_FILE)
     write_tokens(folder, tokens)
     _write_or_remove(calibrating, folder / CALIBRATION_FILE)
@@ -124,10 +124,10 @@ def evaluate(
 
 
 def readings(sets: Mapping[str, PairSet]) -> Iterator[str]:
-    """Yield a line for each source that says its form, the columns that were not read, and the rows left out."""
+    """Yield a line for each source with its form, the columns that were not read, and the rows left out."""
     for name, found in sets.items():
         for report in found.reports:
-            left_out = left_out_words(left_out_of(report))
+            left_out = left_out_words(report.lost)
             parts = (report.form and f"read as {report.form}", report.unread_columns, left_out)
             if said := "; ".join(filter(None, parts)):
                 yield f"{name}: {said}"
@@ -154,7 +154,7 @@ def _write_or_remove(scores: Sequence[RawScore], path: Path) -> None:
 
 
 def _load_calibration(config: EvaluateConfig, sets: Mapping[str, PairSet]) -> dict[str, PairSet]:
-    """Read the validation pairs, under a separate name; empty if none are requested."""
+    """Read the calibration pairs, under a separate name; return {} if none are requested."""
     name = config.calibration_data
     if name is None:
         return {}
@@ -162,8 +162,8 @@ def _load_calibration(config: EvaluateConfig, sets: Mapping[str, PairSet]) -> di
     for data, pair_set in sets.items():
         if _digest(pair_set.reports) == _digest(found.reports):
             raise ConfigError(
-                f"calibration_data: {name} contains the same pairs as {data}. A temperature fitted on the pairs on "
-                "which it is judged means nothing: give validation pairs."
+                f"calibration_data: {name} contains the same pairs as {data}. The calibrated error is meaningful only "
+                "on other pairs than those used for the fit: give validation pairs."
             )
     return {f"{name} (calibration)": found}
 
@@ -171,7 +171,7 @@ def _load_calibration(config: EvaluateConfig, sets: Mapping[str, PairSet]) -> di
 def _look_up(
     model: str, config: EvaluateConfig, sets: Mapping[str, PairSet], say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Return what a model's rewards depend on; raise if the model does not exist or was trained on the pairs."""
+    """Return what a model's rewards depend on; raise if the model is missing or was trained on the pairs."""
     with _naming(model):
         reports = [report for pair_set in sets.values() for report in pair_set.reports]
         require_unseen(model, reports, config.data_options.split_seed, say)
@@ -188,7 +188,7 @@ def _states_log_odds(model: str, choice: ScorerChoice) -> bool:
 
 @contextmanager
 def _naming(model: str) -> Iterator[None]:
-    """Prefix errors with the model's name if they lack it, since several models are evaluated."""
+    """Prefix errors with the model's name if they lack it, since several models may be evaluated."""
     try:
         yield
     except HafrmError as error:
@@ -204,7 +204,7 @@ class _Row(Protocol):
 
 @dataclass
 class _Job:
-    """A model to score; it is only loaded if scores are missing."""
+    """A model to evaluate; it is only loaded if scores are missing."""
 
     model: str
     identity: Mapping[str, Any]
@@ -233,16 +233,15 @@ class _Job:
         missing = rows[len(kept) :]
         if not missing:
             return list(kept)
-        told = partial(_tell, self.progress, part.name, len(kept))
-        new = score_rows(self.scorer, missing, model=self.model, data=name, on_bad_row=on_bad_row, progress=told)
+
+        def progress(done: int) -> None:
+            self.progress(part.name, len(kept) + done)
+
+        new = score_rows(self.scorer, missing, model=self.model, data=name, on_bad_row=on_bad_row, progress=progress)
         found = part.extend(new)
         if met := special_tokens_met(self.scorer):
             self.say(f"{part.name}: {met}.")
         return [*kept, *found]
-
-
-def _tell(progress: Progress, what: str, before: int, done: int) -> None:
-    progress(what, before + done)
 
 
 def _digest(reports: Iterable[SourceReport]) -> str:

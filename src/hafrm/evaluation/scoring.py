@@ -1,4 +1,4 @@
-"""Score pairs: raw scores are written as a JSON line per pair, and all statistics are computed from them later."""
+"""Score pairs. Raw scores are written as one JSON line per pair; all statistics are computed from them later."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ SCORES_FILE = "scores.jsonl"
 RESULTS_FILE = "results.json"
 
 OVERLONG = "overlong"
-"""The reason for a missing reward of a conversation over the model's limit."""
+"""Why a conversation over the model's limit has no reward."""
 
 CHUNK = 512
-"""Pairs scored at a time. A scorer orders them by length, so a reward's last bits depend on its chunk."""
+"""Pairs scored at a time. A scorer orders them by length, so the last bits of a reward depend on its chunk."""
 
 
 class RawScore(Protocol):
-    """A line of a file of scores: a dataclass of plain values."""
+    """One line of a file of scores: a dataclass of plain values."""
 
     @property
     def id(self) -> str:
-        """Where the scored row came from: `source:row`."""
+        """Id of the scored row: `source:row`."""
         ...
 
     @property
@@ -50,7 +50,7 @@ class Scorable(Protocol):
 
     @property
     def source(self) -> str:
-        """The file or data set that the row came from."""
+        """File or data set of the row."""
         ...
 
     @property
@@ -70,11 +70,11 @@ class PairScore:
     model: str
     data: str
     id: str
-    """Where the pair came from: `source:row`."""
+    """Id of the pair: `source:row`."""
     group: str
     """The pair's prompt group."""
     reward_chosen: float | None
-    """The reward of the better response; None if it could not be scored."""
+    """Reward of the better response; None if it could not be scored."""
     reward_rejected: float | None
     length_chosen: int
     """Characters of the better response."""
@@ -84,7 +84,7 @@ class PairScore:
 
     @property
     def margin(self) -> float | None:
-        """Return the reward of the better response minus that of the worse; None if a reward is missing."""
+        """Reward of the better response minus that of the worse; None if a reward is missing."""
         if self.reward_chosen is None or self.reward_rejected is None:
             return None
         return self.reward_chosen - self.reward_rejected
@@ -96,13 +96,13 @@ def score_conversations(
     """Return each conversation's reward, or the reason why it has none.
 
     Args:
-        scorer: Gives the rewards.
+        scorer: The scorer.
         conversations: The conversations.
-        rows: The source and row number of each.
+        rows: Source and row number of each conversation.
         on_bad_row: What to do with conversations that the scorer's chat template, or its server, refuses.
 
     Raises:
-        BadRowError: a conversation is refused, and bad rows are not to be skipped.
+        BadRowError: a conversation is refused, and bad rows are not skipped.
         ModelError: a reward is not finite.
     """
     try:
@@ -116,7 +116,7 @@ def score_conversations(
     for place, reward in scores.items():
         if reward is not None and not math.isfinite(reward):
             source, row = rows[place]
-            raise ModelError(f"{source}, row {row}: the reward is {reward}. The weights are damaged, or overflow.")
+            raise ModelError(f"{source}, row {row}: the reward is {reward}. The weights are damaged or too large.")
     found = {place: OVERLONG if reward is None else reward for place, reward in scores.items()}
     return [found.get(place, BadRowReason.REFUSED_BY_TEMPLATE.value) for place in range(len(conversations))]
 
@@ -133,7 +133,7 @@ def score_pairs(
     """Score both responses of every pair.
 
     Args:
-        scorer: Gives the rewards.
+        scorer: The scorer.
         pairs: The pairs.
         model: The model's name in the results.
         data: The data set's name in the results.
@@ -144,7 +144,7 @@ def score_pairs(
         One score per pair, in order.
 
     Raises:
-        BadRowError: the template refuses a pair, and bad rows are not to be skipped.
+        BadRowError: the template refuses a pair, and bad rows are not skipped.
     """
     for pair, (chosen, rejected) in scored_chunks(scorer, pairs, on_bad_row=on_bad_row, progress=progress):
         yield PairScore(
@@ -163,10 +163,10 @@ def score_pairs(
 def scored_chunks(
     scorer: Scorer, rows: Sequence[Row], *, on_bad_row: OnBadRow, progress: Callable[[int], None]
 ) -> Iterator[tuple[Row, list[float | str]]]:
-    """Score rows of any number of responses, one chunk per call; see `score_pairs`.
+    """Score rows with any number of responses, one chunk of rows per call; see `score_pairs`.
 
     Yields:
-        Each row with one reward per response, or the reason why there is none.
+        Each row with one reward per response, or the reason why it has none.
     """
     for start in range(0, len(rows), CHUNK):
         chunk = rows[start : start + CHUNK]

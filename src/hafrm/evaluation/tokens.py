@@ -1,7 +1,7 @@
 """Compute per-token log-ratios of each model's worst mistakes, for models with a policy head and a reference policy.
 
-They are appended to `parts/tokens.jsonl` as they are computed, a line per pair, each with a digest of what it depends
-on; a later evaluation computes those that are missing. `tokens.jsonl` has those of the current scores, a line per pair:
+They are appended to `parts/tokens.jsonl` as they are computed, one line per pair with a digest of what it depends on; a
+later evaluation only computes the missing ones. `tokens.jsonl` has one line per pair of the current scores:
 
     {"model", "data", "id", "chosen": {"turns": [[[text, log-ratio or null], ...], ...], "template": log-ratio} or null,
      "rejected": the same}
@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from hafrm.data import PairSet
 from hafrm.errors import ModelError, NoMemoryError, first_line
 from hafrm.evaluation.parts import PARTS_FOLDER
 from hafrm.evaluation.scoring import PairScore
-from hafrm.losses import USES_REFERENCE
+from hafrm.losses import uses_reference
 from hafrm.memory import enough_memory
 from hafrm.models.identity import model_identity
 from hafrm.models.options import ScoreOptions, ScorerChoice
@@ -58,7 +58,7 @@ def token_lines(
     say: Callable[[str], None] = lambda line: None,
     progress: Callable[[str, int], None] = lambda what, done: None,
 ) -> list[Line]:
-    """Return the log-ratios of the worst mistakes' tokens, computing those that the folder lacks.
+    """Return the log-ratios of the tokens of the worst mistakes, computing those that the folder lacks.
 
     Args:
         folder: The evaluation's folder.
@@ -66,7 +66,7 @@ def token_lines(
         sets: The pairs, by data set.
         choice: Which of a model's scores is evaluated.
         options: How to run; special tokens are read as in training unless set otherwise.
-        most: Number of pairs for each model and data set.
+        most: Maximum number of pairs for each model and data set.
         say: Called with a line if a model should have log-ratios but they can't be computed.
         progress: Called with "MODEL, tokens on DATA" and the number of finished pairs.
     """
@@ -83,38 +83,29 @@ def token_lines(
                 lines += _model_lines(folder, model, policy, options, worst, kept, progress)
         except (ModelError, NoMemoryError) as error:  # keep the finished scores even if colouring fails
             remedy = f" {_NO_TOKENS}" if isinstance(error, NoMemoryError) else ""
-            say(f"{model}: no log-ratios of tokens can be shown. {first_line(error)}{remedy}")
+            say(f"{model}: log-ratios of tokens can't be shown. {first_line(error)}{remedy}")
     if lines:
-        _write(folder / PARTS_FOLDER / TOKENS_FILE, lines)
+        LineFile(folder / PARTS_FOLDER / TOKENS_FILE).replace(lines)
     return lines
 
 
 def _policy_choice(model: str, choice: ScorerChoice) -> ScorerChoice | None:
-    """Return the choice of a model's policy head; None for models without a trained one or without a reference."""
-    policy = replace(_plain(choice), head="policy", combined_weight=None)
+    """Return the options that select a model's policy head; None if it has no trained one or no reference."""
+    # a plain ScorerChoice, without the fields that a command's options add
+    policy = ScorerChoice(head="policy", reference=choice.reference, trust_remote_code=choice.trust_remote_code)
     if is_server(model):
         return None
     if not (Path(model) / RUN_FILE).is_file():
         return policy if choice.reference is not None and choice.head != "reward" else None
     info = RunInfo.load(Path(model))
-    referenced = choice.reference is not None or info.policy_loss in USES_REFERENCE
+    referenced = choice.reference is not None or uses_reference(info.policy_loss)
     return policy if info.policy_ratio and referenced else None
-
-
-def _plain(choice: ScorerChoice) -> ScorerChoice:
-    """Return the bare choice, without what a command's options add to it."""
-    return ScorerChoice(
-        head=choice.head,
-        reference=choice.reference,
-        combined_weight=choice.combined_weight,
-        trust_remote_code=choice.trust_remote_code,
-    )
 
 
 def _worst(
     scores: Sequence[PairScore], sets: Mapping[str, PairSet], most: int
 ) -> list[tuple[str, str, PreferencePair]]:
-    """Return the pairs with the lowest margins of each data set: its name, a digest of all its pairs, and the pair."""
+    """Return the pairs with the lowest margins as (name of the data set, digest of all its pairs, pair)."""
     found = []
     for data, pair_set in sets.items():
         pairs = {pair.id: pair for pair in pair_set.pairs}
@@ -133,14 +124,14 @@ def _model_lines(
     kept: dict[_Key, Line],
     progress: Callable[[str, int], None],
 ) -> list[Line]:
-    """Return one model's lines; it is only loaded if some are missing."""
+    """Return one model's lines; the model is only loaded if some are missing."""
     _require_here(model, choice)
     identity = model_identity(model, choice, options)
     wanted = [((_digest(identity, of_set), model, data, pair.id), pair) for data, of_set, pair in worst]
     missing = [(key, pair) for key, pair in wanted if key not in kept]
     if missing:
         scorer = choice.load(model, options)
-        if not isinstance(scorer, HybridScorer):  # without a policy head there are no log-ratios
+        if not isinstance(scorer, HybridScorer):  # log-ratios need a policy head
             return []
         (folder / PARTS_FOLDER).mkdir(parents=True, exist_ok=True)
         path = folder / PARTS_FOLDER / TOKENS_FILE
@@ -165,7 +156,7 @@ def _computed(scorer: HybridScorer, wanted: Sequence[tuple[_Key, PreferencePair]
 
 
 def _require_here(model: str, choice: ScorerChoice) -> None:
-    """Raise unless a run's reference is on this machine: coloured text does not justify a download."""
+    """Raise unless a run's reference is on this machine, since coloured text does not justify a download."""
     if choice.reference is not None or not (Path(model) / RUN_FILE).is_file():
         return
     base = RunInfo.load(Path(model)).base_model
@@ -175,7 +166,7 @@ def _require_here(model: str, choice: ScorerChoice) -> None:
         snapshot = Path(snapshot_download(base, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError, OSError, ValueError) as error:
         raise ModelError(
-            f"{base}, from which it was trained, is not on this machine. Give its place with `--reference`."
+            f"{base}, from which it was trained, is not on this machine. Give its path with `--reference`."
         ) from error
     if not any(path.suffix in (".safetensors", ".bin") for path in snapshot.iterdir()):
         raise ModelError(f"The weights of {base}, from which it was trained, are not on this machine.")
@@ -198,13 +189,7 @@ def write_tokens(folder: Path, lines: Sequence[Line]) -> None:
     if not lines:
         path.unlink(missing_ok=True)
         return
-    _write(path, [{name: value for name, value in line.items() if name != "depends_on"} for line in lines])
-
-
-def _write(path: Path, lines: Sequence[Line]) -> None:
-    with atomic.new_file(path) as file:
-        for line in lines:
-            file.write(atomic.json_line(line))
+    LineFile(path).replace({name: value for name, value in line.items() if name != "depends_on"} for line in lines)
 
 
 def read_tokens(path: Path) -> list[Line]:

@@ -1,12 +1,11 @@
 """Ensure that a model is not evaluated on held-out pairs that it was trained on.
 
-A run's manifest records the fingerprints of its training pairs, and the splits of named sets with the seed of those
-that hafrm draws. Two names of one source, and copies of it, contain the same pairs.
+A run's manifest records the fingerprints of its training pairs, the splits of named sets, and the seed of those that
+hafrm draws. Two names of one source contain the same pairs, as do copies of it.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 from hafrm.data import NAMED_SOURCES, NamedSource, SourceReport
 from hafrm.errors import ConfigError
 from hafrm.models.runinfo import RUN_FILE
+from hafrm.store import read_json
 
 _MANIFEST_FILE = "manifest.json"
 
@@ -31,13 +31,13 @@ class _Split:
 
     @property
     def brought(self) -> bool:
-        """Return whether the source defines the split; the others are drawn from its training side, with a seed."""
+        """Return whether the source comes with this split; others are drawn from its training data, with a seed."""
         return self.split == "test" and self.source.has_test
 
     def shares_pairs(self, other: _Split, *, one_seed: bool) -> bool:
-        """Return whether this split and another can share pairs, if both are drawn with one seed or with two.
+        """Return whether this split and another can share pairs; `one_seed` means that both are drawn with equal seeds.
 
-        Two names of one source select different pairs, so that even one seed does not draw the same prompts for both.
+        Two names of one source select different pairs, so even equal seeds don't draw the same prompts for both.
         """
         if _data(self.source) != _data(other.source) or self.brought != other.brought:
             return False
@@ -59,13 +59,13 @@ def require_unseen(
 ) -> None:
     """Raise if a held-out split contains pairs that a model was trained on.
 
-    Evaluating on a training split or file on purpose is allowed, and is reported in a line.
+    Evaluating on a training split or file on purpose is allowed, but reported.
 
     Args:
-        model: A model's name; only runs of hafrm record their training data.
-        reports: The accounts of the evaluation data.
+        model: The model's name; only runs of hafrm record their training data.
+        reports: The reports on the evaluation data.
         split_seed: The seed of its splits.
-        say: Called with a line if the model was trained on all the pairs of a source.
+        say: Called with a line if the model was trained on all pairs of a source.
 
     Raises:
         ConfigError: a split contains pairs that the model was trained on.
@@ -79,8 +79,8 @@ def require_unseen(
             _require_held_out(model, report, training, split_seed, trained_on=trained_on)
         elif trained_on:
             say(
-                f"{model} was trained on the pairs of {report.name}, so its results there say nothing about other "
-                "pairs. Evaluate it on held-out ones too."
+                f"{model} was trained on the pairs of {report.name}, so its results on them don't show how well it "
+                "does on other pairs. Evaluate it on held-out pairs too."
             )
 
 
@@ -99,13 +99,13 @@ def _require_held_out(
     shared = [split for split in training.splits if split.shares_pairs(held_out, one_seed=one_seed)]
     if not shared:
         return
-    helps = not any(split.shares_pairs(held_out, one_seed=True) for split in training.splits)
+    seed_helps = not any(split.shares_pairs(held_out, one_seed=True) for split in training.splits)
     drawn = "" if held_out.brought else f" with data_options.split_seed {seed}"
     of_seed = "" if held_out.brought else f" of seed {split_seed}"
     raise ConfigError(
         f"{model} was trained on {shared[0].name}, {shared[0].split} split,{drawn}; the {report.split} split{of_seed} "
         f"of {report.name} contains pairs that it was trained on. "
-        f"{f'Use --data_options.split_seed {seed}.' if helps else elsewhere}"
+        f"{f'Use --data_options.split_seed {seed}.' if seed_helps else elsewhere}"
     )
 
 
@@ -126,7 +126,7 @@ def _training(folder: Path) -> _Training | None:
         return None
     for path in (folder / _MANIFEST_FILE, folder.absolute().parent / _MANIFEST_FILE):
         try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
+            manifest = read_json(path) or {}
             sources = manifest["data"]["train"]["sources"]
             named = [
                 _named_split(each["name"], each.get("split") or "train") for each in sources if each["kind"] == "named"
@@ -136,6 +136,6 @@ def _training(folder: Path) -> _Training | None:
                 splits=tuple(split for split in named if split),
                 digests=frozenset(each.get("sha256", "") for each in sources),
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing, or another program's
+        except (LookupError, TypeError, AttributeError):  # missing, or another program's
             continue
     return None

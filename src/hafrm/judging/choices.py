@@ -264,7 +264,6 @@ def _with_names(text: str) -> str:
 
 
 def _mentioned(text: str) -> set[str]:
-    """Return the outputs that a text names."""
     return {letter.lower() for letter in re.findall(r"@([abAB])", text)}
 
 

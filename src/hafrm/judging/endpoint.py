@@ -15,7 +15,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 from hafrm.errors import ModelError
@@ -179,12 +179,9 @@ class EndpointJudge:
 
     def _read(self, body: str, messages: Sequence[Mapping[str, str]]) -> Reply | None:
         """Parse the reply in a body. Its tokens are counted even if it has no text, because they may cost money."""
-        found = _read_completion(body, "".join(message["content"] for message in messages))
-        self.budget.add_tokens(found.prompt_tokens, found.completion_tokens)
-        if found.text is None:
-            return None
-        text, tokens = self._client.without_key(found.text), (found.prompt_tokens, found.completion_tokens)
-        return Reply(text, *tokens, finish_reason=found.finish_reason, thought=found.thought)
+        reply, *tokens = _read_completion(body, "".join(message["content"] for message in messages))
+        self.budget.add_tokens(*tokens)
+        return None if reply is None else replace(reply, text=self._client.without_key(reply.text))
 
     def _failed(self, response: Response) -> Unscored:
         """Classify a failure that retries do not fix. Error messages are not quoted: they may contain the API key.
@@ -263,32 +260,22 @@ def _quota_spent(response: Response) -> bool:
     return response.status == 402 or _error(response).get("code") == "insufficient_quota"
 
 
-@dataclass(frozen=True, slots=True)
-class _Completion:
-    """The first choice of a body, and its usage."""
-
-    text: str | None
-    """The model's reply; None if the body has no choice."""
-    finish_reason: str | None
-    thought: bool
-    """Whether there is reasoning in addition to the text."""
-    prompt_tokens: int
-    completion_tokens: int
-
-
-def _read_completion(body: str, asked: str) -> _Completion:
-    """Read a response's body. `asked` contains the request's texts, to estimate tokens if there is no count.
+def _read_completion(body: str, asked: str) -> tuple[Reply | None, int, int]:
+    """Read a response's body: its reply, if any, and the tokens of the prompt and of the reply.
 
     Endpoints differ: content is a string, a list of parts, or null; reasoning and refusals may have separate fields
-    (`reasoning_content`, `reasoning`, parts of the type `thinking`, `refusal`).
+    (`reasoning_content`, `reasoning`, parts of the type `thinking`, `refusal`). `asked` contains the request's texts,
+    to estimate tokens if there is no count.
     """
     values = _object(body)
     choice, message = _first_choice(values)
-    text = None if message is None else _text(message)
-    thoughts = _thoughts(message or {})
+    text, thoughts = _text(message or {}), _thoughts(message or {})
+    prompt, completion = _tokens(values, asked, f"{text}{thoughts}")
+    if message is None:
+        return None, prompt, completion
     reason = choice.get("finish_reason")
-    prompt, completion = _tokens(values, asked, f"{text or ''}{thoughts}")
-    return _Completion(text, reason if isinstance(reason, str) else None, bool(thoughts.strip()), prompt, completion)
+    finish_reason = reason if isinstance(reason, str) else None
+    return Reply(text, prompt, completion, finish_reason, bool(thoughts.strip())), prompt, completion
 
 
 def _object(body: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from hafrm.errors import BadRowReason, DataError
 from hafrm.judging.judges import Response
 from hafrm.judging.options import Mode
 from hafrm.pairs import PreferencePair, Prompt, prompt_group
-from hafrm.rows import RowReader, parse_pair
+from hafrm.rows import Row, parse_pair
 
 _SIZES: dict[Mode, tuple[int, ...]] = {"pair": (2,), "rank": (4, 8)}
 _LABELS = ("chosen", "rejected")
@@ -98,9 +98,9 @@ def _numbered(items: Iterable[Item]) -> Iterator[Item]:
         seen[key] += 1
 
 
-def _item(mode: Mode, reader: RowReader) -> Item:
+def _item(mode: Mode, reader: Row) -> Item:
     if mode == "pair" and not reader.has("responses"):
-        return _of_pair(parse_pair(reader.row, source=reader.source, number=reader.number))
+        return _of_pair(parse_pair(reader.fields, source=reader.source, number=reader.number))
     sizes = _SIZES[mode]
     others = ", or `chosen` and `rejected`" if mode == "pair" else ""
     responses = reader.responses(f"--mode {mode} takes {' or '.join(map(str, sizes))}{others}.", sizes.__contains__)
@@ -116,10 +116,10 @@ def _item(mode: Mode, reader: RowReader) -> Item:
     )
 
 
-def _models(reader: RowReader, count: int) -> tuple[str, ...]:
+def _models(reader: Row, count: int) -> tuple[str, ...]:
     if not reader.has("models"):
         return tuple(f"response {place}" for place in range(1, count + 1))
-    names = reader.row["models"]
+    names = reader.fields["models"]
     fit = isinstance(names, list) and all(isinstance(name, str) for name in names)
     if not fit or len(names) != count or len(set(names)) < count:
         raise reader.error(

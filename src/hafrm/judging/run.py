@@ -140,7 +140,6 @@ def _plan(judge: Judge, item: Item, order: Sequence[int]) -> Plan:
 
 
 def _load_judge(config: JudgeConfig, budget: Budget | None) -> Judge:
-    """Load the judge that the options ask for."""
     options = config.judge
     if options.kind == "openai":
         from hafrm.judging.endpoint import EndpointJudge

@@ -1,7 +1,7 @@
 """Preference losses: pure functions from tensors to one loss per pair.
 
-They take rewards and log-probabilities of pairs, are independent of models, tokenizers, devices and configs, and leave
-averaging to the caller. Equation numbers are those of the HAF-RM paper. Shape letters: B pairs.
+They take rewards and log-probabilities of pairs. They are independent of models, tokenizers, devices and configs, and
+leave averaging to the caller. Equation numbers are those of the HAF-RM paper. Shape letters: B pairs.
 
 Two families and their sum:
 
@@ -18,22 +18,35 @@ without it.
 from __future__ import annotations
 
 from hafrm.losses.hybrid import hybrid_loss
-from hafrm.losses.policies import (
-    COUPLES_PAIRS,
-    OPTIONS_READ,
+from hafrm.losses.log_probs import PairLogProbs
+from hafrm.losses.named import (
     POLICY_LOSSES,
-    USES_REFERENCE,
-    PairLogProbs,
     PolicyLoss,
-    PolicyLossName,
     PolicyLossOptions,
+    couples_pairs,
+    loss_terms,
+    named_policy_loss,
+    options_read,
+    uses_reference,
+)
+from hafrm.losses.policies import (
+    aot_loss,
+    aot_unpaired_loss,
+    apo_down_loss,
+    apo_zero_loss,
+    bco_pair_loss,
+    discopop_loss,
     dpo_loss,
+    exo_pair_loss,
     ipo_loss,
     kto_pair_loss,
+    nca_pair_loss,
     orpo_loss,
+    robust_dpo_loss,
     sft_loss,
     simpo_loss,
     slic_loss,
+    sppo_hard_loss,
 )
 from hafrm.losses.rewards import (
     REWARD_LOSSES,
@@ -48,29 +61,40 @@ from hafrm.losses.rewards import (
 )
 
 __all__ = [
-    "COUPLES_PAIRS",
-    "OPTIONS_READ",
     "POLICY_LOSSES",
     "REWARD_LOSSES",
-    "USES_REFERENCE",
     "PairLogProbs",
     "PolicyLoss",
-    "PolicyLossName",
     "PolicyLossOptions",
     "RewardLoss",
     "RewardLossName",
+    "aot_loss",
+    "aot_unpaired_loss",
+    "apo_down_loss",
+    "apo_zero_loss",
+    "bco_pair_loss",
     "bradley_terry_loss",
     "cauchy_loss",
+    "couples_pairs",
+    "discopop_loss",
     "dpo_loss",
+    "exo_pair_loss",
     "hinge_reward_loss",
     "hybrid_loss",
     "ipo_loss",
     "kto_pair_loss",
+    "loss_terms",
+    "named_policy_loss",
+    "nca_pair_loss",
+    "options_read",
     "orpo_loss",
     "probit_loss",
     "register_reward_loss",
     "reward_centering_penalty",
+    "robust_dpo_loss",
     "sft_loss",
     "simpo_loss",
     "slic_loss",
+    "sppo_hard_loss",
+    "uses_reference",
 ]

@@ -28,14 +28,14 @@ class RewardLoss(Protocol):
 def bradley_terry_loss(
     chosen: Tensor, rejected: Tensor, *, margin: Tensor | None = None, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Negative log-probability that the chosen reward wins, with a logistic prior (Eq. 2).
+    """Compute the negative log-probability that the chosen reward wins, with a logistic prior (Eq. 2).
 
     Args:
         chosen: Rewards of the preferred responses, [B].
         rejected: Rewards of the other responses, [B].
-        margin: How far `chosen` should win, [B], in units of reward: subtracted from the difference before the sigmoid
-            (Llama 2, arXiv:2307.09288, Eq. 2). None means 0.
-        label_smoothing: Probability, 0 to .5, that a label is wrong: the loss is the cross-entropy against the target
+        margin: The reward difference by which `chosen` should win, [B], which is subtracted from the actual difference
+            before the sigmoid (Llama 2, arXiv:2307.09288, Eq. 2). None means 0.
+        label_smoothing: Probability, 0 to .5, that a label is wrong. The loss is the cross-entropy with the target
             (1 - label_smoothing, label_smoothing), with the margin included in the model's logit.
 
     Returns:
@@ -50,7 +50,7 @@ def bradley_terry_loss(
 def hinge_reward_loss(
     chosen: Tensor, rejected: Tensor, *, margin: Tensor | None = None, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Large-margin ranking loss without a probabilistic model: max(0, 1 + margin - difference).
+    """Compute a large-margin ranking loss without a probabilistic model: max(0, 1 + margin - difference).
 
     Arguments, result and errors are those of `bradley_terry_loss`.
     """
@@ -60,9 +60,10 @@ def hinge_reward_loss(
 def probit_loss(
     chosen: Tensor, rejected: Tensor, *, margin: Tensor | None = None, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Negative log-probability that the chosen reward wins, with a normal prior (Thurstone's model, case V).
+    """Compute the negative log-probability that the chosen reward wins, with a normal prior (Thurstone's case V).
 
-    Its tail is lighter than the logistic's: a confident mistake costs quadratically, so wrong labels weigh more.
+    Its tail is lighter than the logistic's: the loss of a confident mistake grows quadratically, so wrong labels weigh
+    more.
     Arguments, result and errors are those of `bradley_terry_loss`.
     """
     return smoothed(probit, _reward_difference(chosen, rejected, margin), label_smoothing)
@@ -71,19 +72,19 @@ def probit_loss(
 def cauchy_loss(
     chosen: Tensor, rejected: Tensor, *, margin: Tensor | None = None, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Negative log-probability that the chosen reward wins, with a Cauchy prior.
+    """Compute the negative log-probability that the chosen reward wins, with a Cauchy prior.
 
-    Its tail is heavier than the logistic's: a confident mistake costs only logarithmically and its gradient vanishes,
-    so wrong labels weigh less. Arguments, result and errors are those of `bradley_terry_loss`.
+    Its tail is heavier than the logistic's: the loss of a confident mistake grows only logarithmically and its gradient
+    vanishes, so wrong labels weigh less. Arguments, result and errors are those of `bradley_terry_loss`.
     """
     return smoothed(cauchy, _reward_difference(chosen, rejected, margin), label_smoothing)
 
 
 def reward_centering_penalty(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """Penalty (chosen + rejected)^2, which pulls rewards towards mean zero (arXiv:2312.09244, Eq. 2).
+    """Compute the penalty (chosen + rejected)^2, which pulls rewards towards mean zero (arXiv:2312.09244, Eq. 2).
 
-    Preference losses only depend on differences, so the level of the rewards may drift. Add this with a small weight
-    (.01 in the source).
+    Preference losses only depend on differences, so the level of the rewards may drift. Add the penalty with a small
+    weight (.01 in the source).
 
     Returns:
         Per-pair penalty, [B].

@@ -1,4 +1,4 @@
-"""Shared parts of the losses: decreasing functions of z, the (margin-adjusted) difference, and input checks.
+"""Parts that losses share: decreasing functions of a difference z, and checks of inputs.
 
 Shape letters: B pairs.
 """
@@ -39,7 +39,7 @@ def cauchy(z: Tensor) -> Tensor:
 
 
 def smoothed(shape: Callable[[Tensor], Tensor], z: Tensor, label_smoothing: float) -> Tensor:
-    """Return the loss `shape` at z, averaged over labels that are wrong with probability label_smoothing."""
+    """Return the loss `shape` at z, averaged over labels that are wrong with probability `label_smoothing`."""
     require_label_smoothing(label_smoothing)
     if label_smoothing == 0:
         return shape(z)

@@ -12,14 +12,13 @@ checkpoints contain only the adapters.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from peft import get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -38,8 +37,9 @@ from hafrm.models.references import weights_digest
 from hafrm.models.runinfo import RUN_FILE, RunInfo, require_undamaged
 from hafrm.models.sources import SavedWeights
 from hafrm.models.starts import new_model
-from hafrm.models.stock import lm_head_names, load_causal_lm, loading, quiet_transformers, with_lm_head
+from hafrm.models.stock import lm_head_names, load_adapters, load_causal_lm, loading, quiet_transformers, with_lm_head
 from hafrm.models.tokenizers import load_tokenizer
+from hafrm.store import read_json
 
 _HEAD_KEY = SCORE  # name in a `HybridModel`
 _STOCK = "causal_lm."  # prefix of the stock model's tensors in a `HybridModel`
@@ -52,7 +52,7 @@ _WRITERS = (
     "Parent directory",
     "cannot be opened",
 )
-"""Words by which to recognise errors of safetensors' and torch's writers, which have no type of their own."""
+"""Words in the errors of safetensors' and torch's writers, which have no type of their own."""
 
 
 def save_run(
@@ -63,7 +63,7 @@ def save_run(
     Args:
         model: The model.
         tokenizer: Its tokenizer.
-        info: Its description.
+        info: Its description, to which dtype and checksums are added.
         folder: Where to write.
         weights: The model's state dict if its own weights are sharded; such a model has no adapters.
 
@@ -73,7 +73,7 @@ def save_run(
     with _checkpoint(model, tokenizer, info, folder) as temporary:
         lost = [] if model.with_lm_head else lm_head_names(model.stock_lm)
         if model.adapted:
-            save_merged(model.stock_lm, temporary, more=_head(model, info, model.score.weight), but=lost)
+            save_merged(model.stock_lm, temporary, more=_head(model, info, model.score.weight), without=lost)
             _save_adapter_tensors(model, info, temporary / ADAPTER_FOLDER)
             return
         whole = model.state_dict() if weights is None else weights
@@ -91,7 +91,7 @@ def _head(model: HybridModel, info: RunInfo, weight: Tensor) -> dict[str, Tensor
 
 
 def save_merged(
-    stock_lm: PreTrainedModel, folder: Path, *, more: Mapping[str, Tensor] | None = None, but: Collection[str] = ()
+    stock_lm: PreTrainedModel, folder: Path, *, more: Mapping[str, Tensor] | None = None, without: Collection[str] = ()
 ) -> None:
     """Write a model with adapters as a plain stock model: merged, unquantized, in float32, with a matching config.
 
@@ -99,23 +99,22 @@ def save_merged(
         stock_lm: The transformers model, with adapters in its layers. It is left unchanged.
         folder: Where to write.
         more: Further tensors for the file, by name.
-        but: Tensors of the model to leave out.
+        without: Tensors of the model to leave out.
     """
     dtype = torch.promote_types(stock_lm.dtype, torch.float32)
-    merged = {name: tensor for name, tensor in merged_state_dict(stock_lm).items() if name not in but}
+    merged = {name: tensor for name, tensor in merged_state_dict(stock_lm).items() if name not in without}
     state = merged | {name: tensor.detach().to("cpu", dtype) for name, tensor in (more or {}).items()}
     with _unquantized(stock_lm), quiet_transformers():
         stock_lm.save_pretrained(folder, state_dict=state)
     path = folder / CONFIG_NAME
-    config = json.loads(path.read_text(encoding="utf-8"))
-    atomic.write_json(path, _with_dtype(config, str(dtype).removeprefix("torch.")))
+    atomic.write_json(path, _with_dtype(read_json(path) or {}, str(dtype).removeprefix("torch.")))
 
 
 @contextlib.contextmanager
 def _unquantized(stock_lm: PreTrainedModel) -> Iterator[None]:
-    """Hide within the context that the model is quantized; otherwise transformers would write the packed weights.
+    """Hide from transformers that the model is quantized; otherwise it would write the packed weights.
 
-    The config's dtype is restored too: it describes the model's own weights, not the written ones.
+    Afterwards the config also gets its dtype back, which is that of the model's weights, not of the written ones.
     """
     stock: Any = stock_lm
     config, quantizer = stock.config, getattr(stock, "hf_quantizer", None)
@@ -173,7 +172,7 @@ def _save_adapter_tensors(model: HybridModel, info: RunInfo, folder: Path) -> No
     """Write adapters as PEFT does for a sequence classifier: the head is among the saved modules."""
     folder.mkdir(parents=True, exist_ok=True)
     peft_model = cast(Any, model.causal_lm)
-    # Without embeddings: the rows of new tokens are reproducible (`resize_embeddings`).
+    # Embeddings are left out: `resize_embeddings` computes the rows of new tokens again.
     adapters = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
     state = {name: tensor.contiguous() for name, tensor in adapters.items()}
     head = _head(model, info, model.score.weight)
@@ -231,12 +230,7 @@ def _restore_adapters(model: HybridModel, folder: Path) -> None:
         name = _saved_head_name(folder, state, prefix=_PEFT)
         if name is not None:
             model.score.weight.data.copy_(state.pop(name))
-        report: Any = set_peft_model_state_dict(cast(Any, model.causal_lm), state)
-    strangers = [*report.unexpected_keys, *(name for name in report.missing_keys if ".lora_" in name)]
-    if strangers:
-        raise ModelError(
-            f"The adapters of {folder} do not match the model: {strangers[0]} is missing from one of them."
-        )
+        load_adapters(model.causal_lm, state, folder, "the model")
 
 
 def _read_head(folder: Path) -> Tensor | None:
@@ -268,9 +262,9 @@ def load_run(
     """Load a run's folder, or one of its checkpoints, for scoring.
 
     Args:
-        folder: The folder. A LoRA run in half precision is loaded from its base and adapters, whose rewards are those
-            that were validated. If the base is missing or changed, the merged float32 weights are loaded instead,
-            unless the requested dtype would round them.
+        folder: The folder. A LoRA run in half precision is loaded from its base and adapters, because these gave the
+            rewards that were validated. If the base is missing or changed, the merged float32 weights are loaded
+            instead, unless the requested dtype would round them.
         dtype: Dtype of the weights; None keeps the run's.
         trust_remote_code: Run modelling code that comes with the model. Off unless you trust it.
 
@@ -302,7 +296,7 @@ def load_run(
 
 
 def rounding_would_lose(info: RunInfo, dtype: torch.dtype | None) -> bool:
-    """Return whether merged weights in this dtype (None: the run's) would lose what adapters learnt.
+    """Return whether merged weights in this dtype (None: the run's) would lose what the adapters learnt.
 
     False for runs without the digest of their base: adapters on a changed base would be worse than rounding.
     """
@@ -322,9 +316,9 @@ def _whole(folder: Path, *, dtype: torch.dtype | None, trust_remote_code: bool) 
 def _base_of_adapters(
     folder: Path, info: RunInfo, tokenizer: Any, *, dtype: torch.dtype | None, trust_remote_code: bool
 ) -> HybridModel:
-    """Build the model from which a run started, with fresh adapters, ready for the saved ones."""
+    """Build the model from which a run started, with new adapters into which the saved ones can be loaded."""
     lora = LoraOptions(**(info.lora or {}))
-    remedy = f"Put it back, or set `base_model` in {folder / RUN_FILE} to its new place."
+    remedy = f"Put it back, or set `base_model` in {folder / RUN_FILE} to its new location."
     try:
         model = new_model(
             info.base_model,

@@ -1,6 +1,6 @@
-"""Checks a folder against its list of files: unchanged, and without unlisted files that transformers would read.
+"""A model folder's list of files: none may change, and none that transformers would read may be added.
 
-The list is part of `hafrm.json`, or of `checksums.json` in exports and in a policy's checkpoints.
+The list is part of `hafrm.json`; exports and checkpoints of policies have it in `checksums.json`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CHECKSUMS_FILE = "checksums.json"
 
 CARD_FILE = "README.md"
 CARD_MARK = "Trained with hafrm"
-"""Text in the card of every export, by which exports are recognised."""
+"""Text in the card of every export, by which `hafrm export` recognises them."""
 
 ADAPTER_FOLDER = "adapter"
 """Subfolder of a run's folder with its adapters."""
@@ -38,7 +38,7 @@ _READ_BY_NAME = frozenset(
     word_shape.json
     """.split()
 )
-"""Files that transformers, PEFT or hafrm read by name if they are in a model's folder."""
+"""Files in a model's folder that transformers, PEFT or hafrm read by their names."""
 _READ_BY_FORM = re.compile(
     r"tokenizer\..*"  # tokenizer.json, versioned files (tokenizer.4.0.0.json), tokenizer.model.v3
     r"|.*\.(jinja|model|spm|tiktoken)"
@@ -65,7 +65,7 @@ def checksums(folder: Path, *, but: Iterable[str] = ()) -> dict[str, str]:
 
 
 def list_problem(sha256: object) -> str:
-    """Return why a value read from a file is not a list of checksums, as a clause; empty if it is valid."""
+    """Say in a clause why a value is not a valid list of checksums; empty if it is one."""
     if not isinstance(sha256, dict):
         return "is not a list of files with their checksums"
     for name, digest in sha256.items():
@@ -88,15 +88,14 @@ def weight_files(sha256: Mapping[str, str]) -> list[str]:
 def require_checksums(
     folder: Path, sha256: Mapping[str, str], *, kept_in: str, remedy: str, complete: bool = True
 ) -> None:
-    """Raise unless a folder's files are those that were saved, without others that would be read. Reads all files.
+    """Raise unless a folder contains the files that were saved, and no others that would be read. Reads all files.
 
     Args:
         folder: The folder.
         sha256: Result of `checksums` when it was saved.
         kept_in: The file of the folder that contains them.
         remedy: What to do about a damaged file, as a clause.
-        complete: Whether the list covers all files of the model, so that unlisted files are refused if they would be
-            read.
+        complete: Whether the list covers all files of the model, so that other files that would be read are refused.
 
     Raises:
         DamagedError: names the file.
@@ -107,7 +106,7 @@ def require_checksums(
             raise DamagedError(f"{path} is missing. {remedy}.")
         if (found := _file_digest(path)) != digest:
             raise DamagedError(
-                f"{path} has changed since it was saved: its checksum differs. {remedy}; if it was changed on "
+                f"{path} has changed since it was saved: its checksum differs. {remedy}; if you changed it on "
                 f"purpose, set its checksum in {folder / kept_in} to {found}."
             )
     for name in strangers(folder) if complete else ():
@@ -153,7 +152,7 @@ def listed(folder: Path, *, remedy: str = "Delete it") -> dict[str, str]:
 
 
 def strangers(folder: Path) -> Iterator[str]:
-    """Yield the relative paths of files that would be read by their names, listed or not."""
+    """Yield the relative paths of all files that would be read by their names."""
     for pattern in ("*", "additional_chat_templates/*", "custom_generate/*"):
         for path in sorted(folder.glob(pattern)):
             name = path.relative_to(folder).as_posix()
@@ -162,7 +161,7 @@ def strangers(folder: Path) -> Iterator[str]:
 
 
 def _file_digest(path: Path) -> str:
-    """Return a file's SHA-256, cached while the file is unchanged: a command opens a model's folder several times."""
+    """Return a file's SHA-256, cached while the file is unchanged, because commands check a folder several times."""
     stat = path.stat()
     return _digest_of_state(path.resolve(), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 

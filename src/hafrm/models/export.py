@@ -1,4 +1,4 @@
-"""Export: a run's two heads as two plain checkpoints for any program, with model cards.
+"""`hafrm export`: a run's two heads as two plain checkpoints for any program, with model cards.
 
 `reward/` is a stock sequence classifier and `policy/` a stock causal LM, without extra keys or custom code. A LoRA run
 also gets separate adapters for its base model, `reward/adapter` and `policy/adapter`. hafrm only reads the files listed
@@ -7,7 +7,6 @@ in `checksums.json`; other programs ignore it.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from hafrm import atomic
 from hafrm.errors import ConfigError, ModelError, first_line
-from hafrm.losses import USES_REFERENCE
+from hafrm.losses import uses_reference
 from hafrm.models.checkpoints import writing
 from hafrm.models.checksums import (
     ADAPTER_FILE,
@@ -31,6 +30,7 @@ from hafrm.models.checksums import (
 from hafrm.models.modules import require_finite
 from hafrm.models.options import ExportConfig
 from hafrm.models.runinfo import RunInfo, read_manifest, require_undamaged
+from hafrm.models.sources import ADAPTER_CONFIG, read_config
 from hafrm.models.stock import loading, quiet_transformers, require_whole
 
 Task = Literal["SEQ_CLS", "CAUSAL_LM"]
@@ -43,8 +43,8 @@ def export(config: ExportConfig) -> list[Path]:
         The folders written: `reward`, unless the run was pure DPO, and `policy`, unless it was the baseline.
 
     Raises:
-        ModelError: the folder is not a finished run, a weight is not finite, or a head has no stock class; the other
-            head is exported.
+        ModelError: the folder is not a finished run, a weight is not finite, or a head has no stock class. The other
+            head may have been exported.
         ConfigError: the target contains files that are not an export's.
         DamagedError: the run's files have changed.
         UnwritableError: the disk is full, or the folder can't be written to.
@@ -96,7 +96,7 @@ def _export_head(config: ExportConfig, info: RunInfo, folder: Path, stock_class:
 
 
 def _require_own(folder: Path) -> None:
-    """Raise unless the folder is free or contains an earlier export and nothing else.
+    """Raise unless the folder does not exist, or only contains an earlier export.
 
     Raises:
         ConfigError: names the other files.
@@ -123,14 +123,14 @@ def _export_adapter(source: Path, folder: Path, task: Task) -> None:
     folder.mkdir()
     with loading("adapters", str(source)):  # otherwise `writing` would report read errors as write errors
         tensors = load_file(source / ADAPTER_FILE)
-        description = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
+        description = read_config(source / ADAPTER_CONFIG)
     description |= {"task_type": task}
     if task == "CAUSAL_LM":
         tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("score.weight")}
         description |= {"modules_to_save": None}
     require_finite(tensors.items(), source)
     save_file(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
-    atomic.write_json(folder / "adapter_config.json", description)
+    atomic.write_json(folder / ADAPTER_CONFIG, description)
     save_checksums(folder)
 
 
@@ -262,7 +262,7 @@ def policy_card(info: RunInfo, manifest: dict[str, Any]) -> str:
         kind="preference-optimization",
         title="Policy model",
         opening="The policy head of a preference-trained model: a stock causal language model.",
-        meaning=f"{info.beta} * {ratio if info.policy_loss in USES_REFERENCE else mean}",
+        meaning=f"{info.beta} * {ratio if uses_reference(info.policy_loss) else mean}",
     )
 
 
@@ -285,7 +285,7 @@ def _render(use: str, info: RunInfo, manifest: dict[str, Any], **words: str) -> 
         losses=_losses(info),
         info=info,
         manifest=manifest,
-        # Use only the name of a local folder: its path reveals details of the machine.
+        # only the name of a local folder: its path would reveal details of the machine
         base_model=Path(info.base_model).name if Path(info.base_model).is_absolute() else info.base_model,
         lora=f"rank {info.lora['rank']}, alpha {info.lora['alpha']}" if info.lora else "none, all weights were trained",
         sources=manifest.get("data", {}).get("train", {}).get("sources", []),

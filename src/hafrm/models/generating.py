@@ -1,6 +1,5 @@
-"""Continuations of prompts by stock transformers' `generate`: from left-padded token ids to new token ids.
+"""Generation with stock transformers: prompts as token ids, their lengths, and continuations of them.
 
-Works on a causal LM, its tokenizer and prompts; independent of commands and of how responses are used.
 Shape letters: S prompts, T tokens of the longest continuation.
 """
 
@@ -27,11 +26,11 @@ def continuations(
     prompts: Sequence[Sequence[int]],
     *,
     processors: LogitsProcessorList | None = None,
-    **asked: Any,
+    **options: Any,
 ) -> Tensor:
-    """Generate new tokens for each prompt, [S, T], filled with the pad token after each end.
+    """Generate new tokens for each prompt, [S, T], with pad tokens after the end of each.
 
-    Only the given arguments shape the distribution: the model's own generation config (top-k, repetition penalty) is
+    Only the given arguments shape the distribution: the model's generation config (top-k, repetition penalty) is
     ignored.
 
     Args:
@@ -39,15 +38,15 @@ def continuations(
         tokenizer: Its prepared tokenizer.
         prompts: Token ids.
         processors: Applied to the logits, in order.
-        **asked: Fields of a generation config: the sampling method, and `max_new_tokens`.
+        **options: Fields of a generation config: the sampling method, and `max_new_tokens`.
     """
     wrapped: Any = causal_lm
     stock = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
     pad, width = tokenizer.pad_token_id, max(map(len, prompts))
     ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=stock.device)
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=stock.device)
-    config = GenerationConfig(**asked, pad_token_id=pad, eos_token_id=stop_tokens(stock, tokenizer))
-    with evaluating(stock), _own_habits_aside(stock):
+    config = GenerationConfig(**options, pad_token_id=pad, eos_token_id=stop_tokens(stock, tokenizer))
+    with evaluating(stock), _without_defaults(stock):
         output: Tensor = stock.generate(
             input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=processors
         )
@@ -98,7 +97,7 @@ def prompt_lengths(
     """Count the tokens of each prompt that the chat template renders.
 
     Args:
-        prompts: The prompts by their place, `source:row`.
+        prompts: The prompts, by `source:row`.
         count: Counts the tokens of prompts, as `count_prompt_tokens` does.
         skip: Whether to leave out prompts that the template refuses; otherwise they raise an error.
 
@@ -119,10 +118,10 @@ def prompt_lengths(
 
 
 @contextlib.contextmanager
-def _own_habits_aside(stock: Any) -> Iterator[None]:
-    """Remove the model's own generation config temporarily: `generate` would take missing options from it."""
-    habits, stock.generation_config = stock.generation_config, GenerationConfig()
+def _without_defaults(stock: Any) -> Iterator[None]:
+    """Remove the model's generation config temporarily: `generate` would take missing options from it."""
+    saved, stock.generation_config = stock.generation_config, GenerationConfig()
     try:
         yield
     finally:
-        stock.generation_config = habits
+        stock.generation_config = saved

@@ -1,4 +1,4 @@
-"""Reward heads that come with models: finding them in saved weights, and whether training can start from them.
+"""Reward heads of saved models: their names and forms, also in stock classifiers, and which ones training can keep.
 
 Known forms: `score.weight` (transformers' classifiers, TRL's and OpenRLHF's reward models, runs of hafrm),
 `value_head.weight` (older versions of OpenRLHF), `v_head.weight` (InternLM2), `v_head.summary.weight` (TRL's value
@@ -9,7 +9,6 @@ architecture's own stock classifier. Each may be prefixed by `model.`, and have 
 from __future__ import annotations
 
 import copy
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,12 +21,12 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import CONFIG_NAME
 
-from hafrm.errors import ModelError, first_line
+from hafrm.errors import ModelError
 from hafrm.models.runinfo import RUN_FILE
-from hafrm.models.sources import SavedWeights, adapter_source, find_file, root_model
+from hafrm.models.sources import SavedWeights, adapter_source, find_file, read_config, root_model
 
 SCORE = "score.weight"
-"""Name of the reward head's weight, unless a stock class uses another."""
+"""Name of the reward head's weight in most models."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +36,11 @@ class StockClassifier:
     name: str
     """Name of the class."""
     head: str | None
-    """Name of its only weight, [1, H], that the causal model lacks; None if its head has a different form."""
+    """Name of its head's weight, [1, H]; None if its head is not a single linear layer without bias."""
     width: int | None
     """H of that weight."""
     own: tuple[str, ...]
-    """Names of all parameters that the causal model lacks."""
+    """Names of all parameters that the causal LM lacks."""
 
 
 def stock_classifier(config: PreTrainedConfig) -> StockClassifier | None:
@@ -50,7 +49,7 @@ def stock_classifier(config: PreTrainedConfig) -> StockClassifier | None:
         return None
     with torch.device("meta"):
         causal = AutoModelForCausalLM.from_config(copy.deepcopy(config))
-        own_config = copy.deepcopy(causal.config)  # for a composite config some classes use only the part they need
+        own_config = copy.deepcopy(causal.config)  # some classes use only a part of a composite config
         if type(own_config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
             return None
         own_config.num_labels = 1
@@ -63,7 +62,7 @@ def stock_classifier(config: PreTrainedConfig) -> StockClassifier | None:
 
 
 def head_name(config: PreTrainedConfig) -> str:
-    """Return the name for saving a reward head, under which the stock classifier, if any, finds it."""
+    """Return the name under which the stock classifier, if any, finds a saved reward head."""
     found = stock_classifier(config)
     return SCORE if found is None or found.head is None else found.head
 
@@ -73,7 +72,7 @@ _UNDER = "model."
 _HEAD_MODULES = ("score.", "value_head.", "v_head.", "classifier.", "classification_head.", "regression_layer.")
 
 OPENRLHF = frozenset({"RewardModel", "CriticModel"})
-"""Classes in which OpenRLHF saves reward models, which it reads at the stop token."""
+"""Classes of reward models saved by OpenRLHF, which reads them at the stop token."""
 _LIKE_A_HEAD = ("head", "score", "reward", "value", "regress")
 _OF_REWARD_MODELS = ("SequenceClassification", "Reward", "Regression")
 """Substrings of the class names of reward models."""
@@ -107,7 +106,7 @@ class SavedHead:
 
     @property
     def problem(self) -> str:
-        """Why this is not a linear layer with one label, as a clause after "it"; empty if it is."""
+        """Why this is not a linear layer with one label, as a clause after "it"; empty if it is one."""
         if self.weight is None:
             return f"is not one linear layer ({', '.join(self.names[:4])})"
         if self.labels != 1:
@@ -116,7 +115,7 @@ class SavedHead:
 
 
 def find_head(model: str, *, trust_remote_code: bool = False) -> SavedHead | None:
-    """Find the reward head that comes with a model; return None if there is none.
+    """Find the reward head of a saved model; return None if there is none.
 
     Args:
         model: Folder or hub id of a run, a classifier, a causal LM, or adapters for one.
@@ -158,20 +157,16 @@ def _is_classifier(model: str) -> bool:
 
 
 def architectures(model: str) -> list[str]:
-    """Return the classes named in a model's config, for adapters that of their base."""
+    """Return the classes named in a model's config; for adapters, in that of their base."""
     config = find_file(root_model(model), CONFIG_NAME)
-    try:
-        found = json.loads(config.read_text(encoding="utf-8")).get("architectures") if config else None
-    except (OSError, ValueError, AttributeError) as error:
-        raise ModelError(f"{config} can't be read ({first_line(error)}). Restore it from a copy.") from error
-    return list(found or [])
+    return list(read_config(config).get("architectures") or []) if config else []
 
 
 def kept_head(model: str, *, required: bool = False, trust_remote_code: bool = False) -> SavedHead | None:
     """Find the reward head from which training can start; return None if the model has none and none is required.
 
-    The bias of a value head is ignored: pairs never train it, since it cancels in their difference, and it shifts all
-    rewards equally. Any other bias belongs to a class of the model's own.
+    The bias of a value head is ignored: it shifts all rewards equally, and cancels in the difference of a pair. Any
+    other bias belongs to the model's own class.
 
     Raises:
         ModelError: the head is not one linear layer with one label and no bias, or is required but missing.
@@ -198,21 +193,20 @@ def kept_head(model: str, *, required: bool = False, trust_remote_code: bool = F
 def unknown_head(model: str) -> str | None:
     """Return the name and shape of a weight that may be a reward head of unknown form; None if there is none.
 
-    It has one output per token, [1, H], or [H] under a suggestive name, and is next to the backbone, not within a
-    layer.
+    Such a weight has shape [1, H], or [H] and a suggestive name, and is outside the backbone's layers.
     """
     for part in dict.fromkeys((model, root_model(model))):
         for name, shape in sorted(SavedWeights(part).shapes.items()):
             parts = name.removeprefix(_UNDER).split(".")
-            telling = any(word in parts[0] for word in _LIKE_A_HEAD)
+            suggestive = any(word in parts[0] for word in _LIKE_A_HEAD)
             row = len(shape) == 2 and shape[0] == 1 < shape[1] and len(parts) <= 3 and "embed" not in name
-            if parts[-1] == "weight" and (row or (telling and len(shape) == 1 and len(parts) == 2)):
+            if parts[-1] == "weight" and (row or (suggestive and len(shape) == 1 and len(parts) == 2)):
                 return f"{name} {list(shape)}"
     return None
 
 
 def _refuse_unknown(model: str) -> None:
-    """Raise if a model has or should have a reward head, but none of a known form."""
+    """Raise if a model seems to have a reward head, but none of a known form."""
     if (Path(model) / RUN_FILE).is_file():
         return
     remedy = "Set `--head_init normal` to start with a fresh head on its backbone."

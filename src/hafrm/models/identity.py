@@ -1,8 +1,8 @@
-"""What a model's rewards depend on, determined before scoring: its files, its reference's, and the options.
+"""What a model's rewards depend on, determined before scoring: its files, those of its reference, and the options.
 
 A folder is identified by the names, sizes and times of its weight files and the contents of its small files; a hub
-model by its commit; a server by its address and the name of its model, because its weights are not visible. This also
-detects missing models before another model is scored.
+model by its commit; a server by its address and the name of its model, because its weights are not visible. Missing
+models are thus found before any model is scored.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from uuid import uuid4
 
 from transformers import AutoConfig
 
-from hafrm.errors import ModelError, first_line
-from hafrm.losses import USES_REFERENCE
+from hafrm.errors import ModelError
+from hafrm.losses import uses_reference
 from hafrm.models.checkpoints import rounding_would_lose
 from hafrm.models.checksums import ADAPTER_FOLDER
 from hafrm.models.options import ScoreOptions, ScorerChoice, require_plain
 from hafrm.models.remote import RemoteScorer, is_server
 from hafrm.models.runinfo import RUN_FILE, RunInfo
 from hafrm.models.sources import adapter_source
-from hafrm.models.stock import advice, quiet_transformers
+from hafrm.models.stock import loading
 
 _WEIGHTS = ".safetensors"
 _SMALL = (".json", ".jinja", ".model", ".py", ".tiktoken", ".txt")
@@ -33,7 +33,7 @@ _OF_TRAINING = {"manifest.json", "trainer_state.json"}
 
 
 def model_identity(model: str, choice: ScorerChoice, options: ScoreOptions) -> dict[str, Any]:
-    """Return what a model's rewards depend on, as plain values by their names in messages.
+    """Return what a model's rewards depend on, as plain values under the names that messages use.
 
     Options that change rewards only by rounding (device, batches, layout) are left out.
 
@@ -45,8 +45,8 @@ def model_identity(model: str, choice: ScorerChoice, options: ScoreOptions) -> d
         scorer = RemoteScorer(model)
         return {"the server": [scorer.endpoint, scorer.model_name()], "hafrm": version("hafrm")}
     trust = choice.trust_remote_code
-    stands_on = _base_of_half_precision(model, options, trust_remote_code=trust)
-    return ({"its base": stands_on} if stands_on else {}) | {
+    base = _base_in_half_precision(model, options, trust_remote_code=trust)
+    return ({"its base": base} if base else {}) | {
         "the model": _checkpoint_identity(model, trust_remote_code=trust),
         "its reference": [_checkpoint_identity(name, trust_remote_code=trust) for name in _references(model, choice)],
         "head": choice.head,
@@ -70,11 +70,10 @@ def _template_identity(template: str | None) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else template
 
 
-def _base_of_half_precision(model: str, options: ScoreOptions, *, trust_remote_code: bool) -> str:
-    """Return the identity of the base from which a LoRA run is computed in half precision; empty if merged weights are
-    used.
+def _base_in_half_precision(model: str, options: ScoreOptions, *, trust_remote_code: bool) -> str:
+    """Return the identity of a LoRA run's base if the run is computed from it; empty if merged weights are used.
 
-    The two differ by the rounding of activations, which is large relative to a small log-ratio.
+    The results differ by the rounding of activations, which is large relative to a small log-ratio.
     """
     folder = Path(model)
     if not (folder / RUN_FILE).is_file():
@@ -95,7 +94,7 @@ def _references(model: str, choice: ScorerChoice) -> list[str]:
     if not (folder / RUN_FILE).is_file():
         return named
     info = RunInfo.load(folder)
-    implicit = (choice.head or info.default_head) != "reward" and info.policy_loss in USES_REFERENCE
+    implicit = (choice.head or info.default_head) != "reward" and uses_reference(info.policy_loss)
     return named + ([info.base_model] if not info.whole or (implicit and not named) else [])
 
 
@@ -104,17 +103,11 @@ def _checkpoint_identity(model: str, *, trust_remote_code: bool) -> str:
     if not (Path(model) / RUN_FILE).is_file() and (adapters := adapter_source(model)) is not None:
         base = _checkpoint_identity(adapters.base, trust_remote_code=trust_remote_code)
         return f"{_folder_digest(adapters.folder)} on {base}"
-    try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
-    except Exception as error:  # transformers raises many types: OSError, ValueError, ...
-        here = "" if Path(model).exists() else " There is no such folder here."
-        raise ModelError(
-            f"No model could be loaded from {model}.{here} ({first_line(error)}){advice(error)}"
-        ) from error
+    with loading("model", model):
+        config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
     if Path(model).is_dir():
         return _folder_digest(Path(model))
-    # Without a commit the model can't be recognised, so it is scored again each time.
+    # Without a commit, the model can't be recognised later, so it is scored each time.
     return getattr(config, "_commit_hash", None) or uuid4().hex
 
 

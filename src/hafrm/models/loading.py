@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from hafrm.encoding import ConversationEncoder, Overlong
 from hafrm.errors import ConfigError, ModelError
-from hafrm.losses import USES_REFERENCE
+from hafrm.losses import uses_reference
 from hafrm.models.checkpoints import cast_weights, load_packed_start, load_run
 from hafrm.models.heads import OPENRLHF, SCORE, SavedHead, architectures, find_head, stock_classifier, unknown_head
 from hafrm.models.hybrid import HybridModel, head_width, max_positions, new_reward_head
@@ -25,7 +25,7 @@ from hafrm.models.remote import RemoteScorer, is_server
 from hafrm.models.runinfo import RUN_FILE, RunInfo, require_as_saved
 from hafrm.models.scorers import HybridScorer, LogProbScorer, Scorer, StockScorer
 from hafrm.models.sources import adapter_source, require_place, root_model
-from hafrm.models.stock import lay_on, load_causal_lm, load_whole, loading, with_lm_head
+from hafrm.models.stock import attach_adapters, load_causal_lm, load_whole, loading, with_lm_head
 from hafrm.models.tokenizers import load_tokenizer, require_same_tokenizer, resize_embeddings
 from hafrm.packing import pad_rows
 
@@ -39,7 +39,7 @@ def load_scorer(
     trust_remote_code: bool = False,
     options: ScoreOptions | None = None,
 ) -> Scorer:
-    """Load a scorer: a run of hafrm, a stock reward model, a causal LM with its reference, or a server.
+    """Load a scorer by the name of a model.
 
     Args:
         model: A run's folder, a folder or hub id of a sequence classifier or a causal LM, or a reward server's address.
@@ -160,7 +160,7 @@ def _run_reference(
         reference = _policy_only(choice.reference, tokenizer, trained, trust_remote_code=trust)
         cast_weights(reference, dtype)
         return reference
-    if info.policy_loss not in USES_REFERENCE:
+    if not uses_reference(info.policy_loss):
         return None
     if info.quantized:
         return load_packed_start(folder, policy, info, tokenizer, trust_remote_code=trust)
@@ -191,7 +191,7 @@ def _hybrid_scorer(
     """Build a scorer on the options' device; rows are packed if all its models support that.
 
     Raises:
-        ModelError: log-probs are needed, and ours differ from the models' own.
+        ModelError: log-probs are needed, and hafrm's differ from the model's own.
     """
     pad = tokenizer.pad_token_id
     reward_weight, ratio_weight = weights
@@ -229,11 +229,10 @@ def _require_trained(folder: Path, info: RunInfo, head: Head) -> None:
 
 
 def _load_foreign_scorer(model: str, options: ScoreOptions, *, trust_remote_code: bool) -> Scorer:
-    """Load the scorer of a reward model that hafrm did not train, by its stock class if that has its head, else by
-    ours.
+    """Load a reward model that hafrm did not train, by its stock class or, if that lacks the head, as a `HybridModel`.
 
     Raises:
-        ModelError: it has no reward head, or one that neither can read.
+        ModelError: it has no reward head, or one that neither class can load.
     """
     head = find_head(model, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code, template=None, instead=options.template())
@@ -297,7 +296,7 @@ def _policy_only(
 
 
 def has_stock_class(model: str, head: SavedHead, *, trust_remote_code: bool) -> bool:
-    """Return whether a stock classifier can load this head: it has the same name, or no plain linear form.
+    """Return whether a stock classifier can load this head: it has the classifier's name, or is not a linear layer.
 
     Raises:
         ModelError: a linear head has more than one label, or a different width than the backbone.
@@ -324,8 +323,8 @@ def has_stock_class(model: str, head: SavedHead, *, trust_remote_code: bool) -> 
 def pad_of_classifier(classifier: PreTrainedModel | PeftModel, tokenizer: Any) -> int:
     """Return the pad token by which a stock classifier finds the last token; set one if it has none.
 
-    A pad token that is also the end-of-sequence token is kept: the model was then trained to be read at the token
-    before it, like TRL's models whose tokenizer had no pad token.
+    A pad token that is also the end-of-sequence token is kept: such a model was trained to be read at the token before
+    it, like TRL's models whose tokenizer had no pad token.
     """
     stock = cast(PreTrainedModel, classifier.get_base_model() if isinstance(classifier, PeftModel) else classifier)
     config = stock.config.get_text_config()
@@ -375,7 +374,7 @@ def load_classifier(
     optional = {head.name} if head is not None and own else set()
     base = load(adapters.base, dtype=dtype, optional=lambda loaded: optional)
     with loading("adapters", str(adapters.folder)):
-        return lay_on(base, adapters, head=head.name.split(".", 1)[0] if head is not None and own else None)
+        return attach_adapters(base, adapters, head=head.name.split(".", 1)[0] if head is not None and own else None)
 
 
 def _unreadable(model: str, head: SavedHead) -> ModelError:

@@ -23,7 +23,7 @@ from hafrm.errors import ConfigError, MissingExtraError
 from hafrm.models.options import LoraOptions
 
 _PARTS = {"gate_up_proj": ({"gate_proj", "up_proj"}, {"w1", "w3"}), "down_proj": ({"down_proj"}, {"w2"})}
-"""Former names, in various families, of experts' weights that are now one tensor."""
+"""Names in various families of the parts of experts' weights that transformers stores as one tensor."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def find_targets(
         causal_lm: The model, without adapters.
         wanted: Names, or ends of names; empty for all.
         but: Names of parameters that get none.
-        packed: Whether linear layers are quantized: they can't be adapted by parameter.
+        packed: Whether linear layers are quantized, and therefore can't be adapted by parameter name.
 
     Raises:
         ConfigError: a name matches nothing in the model, or only half of a weight.
@@ -78,7 +78,7 @@ def _linear_layers(causal_lm: PreTrainedModel) -> Iterator[str]:
 
 
 def expert_weights(causal_lm: PreTrainedModel) -> list[str]:
-    """Return the names of the parameters with a weight of all experts, [experts, ., .]."""
+    """Return the names of the parameters that contain a weight of all experts, [experts, ., .]."""
     counts = set(_expert_counts(causal_lm.config.to_dict()))
     return [
         name
@@ -121,7 +121,7 @@ def _fits_expert(name: str, wanted: Collection[str]) -> bool:
 
 
 def _require_known(wanted: Sequence[str], layers: Collection[str], experts: Collection[str]) -> None:
-    """Raise if a name matches nothing: PEFT ignores it if another one matches."""
+    """Raise if a name matches nothing; PEFT would ignore it if another name matches."""
     leaves = {name.removesuffix(".weight").rsplit(".", 1)[-1] for name in experts}
     parts = {part for leaf in leaves for each in _PARTS.get(leaf, ()) for part in each}
     wrong = [each for each in wanted if not any(_fits(name, [each]) for name in layers) and each not in leaves | parts]
@@ -130,7 +130,8 @@ def _require_known(wanted: Sequence[str], layers: Collection[str], experts: Coll
         there = sorted({name.rsplit(".", 1)[-1] for name in layers})
         mixed = f" Its experts: {', '.join(sorted(leaves))}." if leaves else ""
         raise ConfigError(
-            f"lora.targets: {', '.join(wrong)} fit no layer of the model. Its linear layers: {', '.join(there)}.{mixed}"
+            f"lora.targets: no layer of the model matches {', '.join(wrong)}. "
+            f"Its linear layers: {', '.join(there)}.{mixed}"
         )
 
 
@@ -203,7 +204,7 @@ def targets_of(causal_lm: PreTrainedModel, options: LoraOptions, *, but: Collect
     if options.rank > widest:
         raise ConfigError(
             f"lora.rank is {options.rank}, but no adapted layer has a rank above {widest}: adapters would be larger "
-            "than the layers themselves. Lower it, or train all weights (lora.rank 0)."
+            "than the layers. Lower it, or train all weights (lora.rank 0)."
         )
     return targets
 
@@ -268,10 +269,9 @@ def plain_name(name: str) -> str:
 def merged_state_dict(stock_lm: PreTrainedModel) -> dict[str, Tensor]:
     """Return the weights of a model with adapters, merged into those of a plain model.
 
-    They are in float32 and on the CPU. In bfloat16, adjacent values of a weight differ by up to 2^-7 of it, and most of
-    what adapters learn is smaller: rounding would erase it. On the CPU, because a second whole model would not fit on
-    the device, which holds the merged weights of one layer at a time. The model itself is left unchanged: merging in
-    place and back would change its weights by rounding.
+    The weights are in float32, because rounding to bfloat16 would erase most of what adapters learn: adjacent values
+    differ by up to 2^-7. They are on the CPU, because a second model may not fit on the device; merging needs room for
+    one layer there. The model itself is left unchanged: merging and unmerging in place would round its weights.
     """
     state = stock_lm.state_dict()
     merged: dict[str, Tensor] = {}

@@ -32,7 +32,7 @@ def disable_dropout(model: nn.Module) -> None:
 
     In addition to dropout modules, transformers' layers keep probabilities as plain numbers, for their attention
     function (`attention_dropout`, OPT's `dropout`) or for skipping themselves (`layerdrop`). All of these become 0. The
-    few models that read their config at each call instead (Persimmon's attention) are not covered.
+    few models that read their config in each call instead (Persimmon's attention) are not covered.
     """
     for module in model.modules():
         if isinstance(module, _DropoutNd):
@@ -42,17 +42,17 @@ def disable_dropout(model: nn.Module) -> None:
 
 
 _TEXT = 8
-"""Number of tokens in the test input."""
+"""Number of tokens of the test input."""
 
 
 @dataclass(frozen=True)
 class Reach:
-    """What text reaches in a model, as names of parameters."""
+    """The parameters that a text input uses, by name."""
 
     unreached: frozenset[str]
-    """Parameters that text never reaches, not counting experts, of which each text uses only some."""
+    """Parameters that text never reaches, except experts, of which each text uses only some."""
     no_layers: frozenset[str]
-    """Weights of modules with several outputs, such as some routers, although their class is a linear layer."""
+    """Weights of linear layers that return several tensors, such as some routers."""
 
     @property
     def no_adapters(self) -> frozenset[str]:
@@ -61,7 +61,7 @@ class Reach:
 
 
 def trace_text(causal_lm: PreTrainedModel) -> Reach:
-    """Run a few tokens through a model and record what they reach.
+    """Run a few tokens through a model and record which parameters they reach.
 
     Raises:
         ModelError: the model can't process text alone.
@@ -100,10 +100,10 @@ def trace_text(causal_lm: PreTrainedModel) -> Reach:
 
 
 def _passed_over(name: str, weight: Tensor, called: Collection[str]) -> bool:
-    """Return whether a parameter outside the graph is really unused."""
+    """Return whether a parameter outside the autograd graph is really unused."""
     if "expert" in name:
         return False
-    # Weights without gradients, such as quantized ones, are in no graph: check whether their module ran.
+    # Weights without gradients, such as quantized ones, are never in the graph: check whether their module ran.
     return weight.requires_grad or name.rpartition(".")[0] not in called
 
 

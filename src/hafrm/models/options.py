@@ -1,4 +1,4 @@
-"""Options for loading, adapting, scoring and exporting models. They load neither torch nor transformers."""
+"""Options for loading, adapting, scoring and exporting models; this module loads neither torch nor transformers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from hafrm.encoding import Overlong
 from hafrm.errors import ConfigError, ModelError, first_line
 from hafrm.models.remote import endpoint_of
+from hafrm.options import check, option
 from hafrm.special_tokens import SpecialTokenRule
 from hafrm.templates import DEFAULT_CHAT_TEMPLATE
 
@@ -28,7 +29,7 @@ Head = Literal["reward", "policy", "combined"]
 HeadInit = Literal["auto", "keep", "normal", "zero"]
 """How the reward head starts.
 
-`keep` uses the head that comes with the model. `normal` draws from N(0, 1 / (H + 1)), as in Stiennon et al. (2020):
+`keep` uses the model's own head. `normal` draws from N(0, 1 / (H + 1)), as in Stiennon et al. (2020):
 rewards of a normalised hidden state then have about unit size. `zero` starts every reward at 0, as in the paper
 authors' code; the paper does not specify it. `auto` is `keep` if the model has a head, else `normal`.
 """
@@ -42,13 +43,13 @@ LayoutChoice = Literal["auto", "padded"]
 class LoraOptions:
     """Options of low-rank adapters on the backbone; the reward head is always trained in full."""
 
-    rank: int = 0
-    """Rank of the adapters; 0 trains all weights. The paper's Mistral runs use 64 (Table 5)."""
+    rank: int = option(0, least=0)
+    """Rank of the adapters; 0 trains all weights without adapters. The paper's Mistral runs use 64 (Table 5)."""
 
-    alpha: int = 16
+    alpha: int = option(16, least=1)
     """LoRA's scaling numerator (16 in Table 5). Not the paper's alpha, which is `loss.policy_ratio`."""
 
-    dropout: float = 0.0
+    dropout: float = option(0.0, least=0, below=1)
     """Dropout before the adapters. Not specified in the paper."""
 
     targets: list[str] = field(default_factory=list)
@@ -61,12 +62,7 @@ class LoraOptions:
     """`4bit` freezes the backbone in 4-bit NF4 (QLoRA); needs a GPU and bitsandbytes."""
 
     def __post_init__(self) -> None:
-        if self.rank < 0:
-            raise ConfigError(f"lora.rank must be 0 (no LoRA) or more, got {self.rank}")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"lora.dropout must be in [0, 1), got {self.dropout}")
-        if self.alpha < 1:
-            raise ConfigError(f"lora.alpha must be at least 1, got {self.alpha}")
+        check(self, "lora.")
         heads = {"lm_head", "embed_out", "score"} & set(self.targets)
         if heads:
             raise ConfigError(f"lora.targets names a head ({', '.join(heads)}), but only the backbone gets adapters.")
@@ -85,21 +81,21 @@ class LoraOptions:
 class ScoreOptions:
     """How scorers run.
 
-    The layout of batches changes rewards only by rounding, whose size depends on `dtype`. `max_length`, `overlong` and
+    The layout of batches changes rewards only by rounding, which depends on `dtype`. `max_length`, `overlong` and
     `chat_template` change the model's input and therefore the rewards.
     """
 
-    batch_size: int = 32
+    batch_size: int = option(32, least=1)
     """Conversations per forward pass with padded rows."""
 
-    tokens_per_batch: int = 8192
+    tokens_per_batch: int = option(8192, least=1)
     """Tokens per forward pass with packed rows."""
 
     layout: LayoutChoice = "auto"
-    """`auto` encodes a prompt once for all its responses if a probe shows that the model supports this; else `padded`.
+    """`auto` encodes a prompt once for all its responses, if a probe shows that the model supports this; else `padded`.
     """
 
-    padding_side: str = "right"
+    padding_side: Literal["right", "left"] = "right"
     """Side on which short rows are padded: `right` or `left`. Stock classifiers are always padded on the right, because
     many count positions, or pool, from the left.
     """
@@ -113,7 +109,7 @@ class ScoreOptions:
     chat_template: str | None = None
     """Chat template that replaces the model's own or a missing one: a file, or `default` for hafrm's plain template."""
 
-    max_length: int | None = None
+    max_length: int | None = option(None, least=2)
     """Maximum tokens of a conversation. Default: the run's value, or 512."""
 
     overlong: Overlong | None = None
@@ -125,26 +121,16 @@ class ScoreOptions:
     """
 
     special_tokens: SpecialTokenRule | None = None
-    """Encoding of special tokens inside messages, such as </s> or <|im_end|>: `text` as plain characters; `token` as
+    """Encoding of special tokens in messages, such as </s> or <|im_end|>: `text` as plain characters; `token` as
     special tokens, as in training and other programs; `refuse` gives such conversations no reward. Default: `text`, but
     `token` in `hafrm evaluate`, which encodes pairs as in training.
     """
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("tokens_per_batch", 1), ("max_length", 2)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(f"score.{name} must be at least {least}, got {value}")
-        if self.padding_side not in ("left", "right"):
-            raise ConfigError(f"score.padding_side must be `left` or `right`, got {self.padding_side!r}")
-        if self.overlong not in (None, "drop", "truncate"):
-            raise ConfigError(f"score.overlong must be `drop` or `truncate`, got {self.overlong!r}")
-        if self.special_tokens not in (None, *get_args(SpecialTokenRule)):
-            raise ConfigError(f"score.special_tokens must be text, token or refuse, got {self.special_tokens!r}")
-        if self.scored_at not in ("auto", "template", "stop_token"):
-            raise ConfigError(f"score.scored_at must be auto, template or stop_token, got {self.scored_at!r}")
-        if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
-            raise ConfigError(f"score.dtype must be auto, float32, bfloat16 or float16, got {self.dtype!r}")
+        check(self, "score.")
+        for name, words in (("overlong", get_args(Overlong)), ("special_tokens", get_args(SpecialTokenRule))):
+            if getattr(self, name) not in (None, *words):
+                raise ConfigError(f"score.{name} must be {' or '.join(words)}, got {getattr(self, name)!r}")
 
     def as_in_training(self) -> ScoreOptions:
         """Return these options with special tokens encoded as in training, unless set otherwise."""
@@ -185,7 +171,7 @@ class ScoreOptions:
         return chat_template(self.chat_template, "score.chat_template")
 
 
-def chat_template(name: str | None, option: str) -> str | None:
+def chat_template(name: str | None, setting: str) -> str | None:
     """Return the template that an option names: a file, or `default` for hafrm's plain one; None if it is not set.
 
     Raises:
@@ -197,14 +183,14 @@ def chat_template(name: str | None, option: str) -> str | None:
         return Path(name).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{option}: {name} can't be read ({first_line(error)}). Give a text file that contains a Jinja template, "
+            f"{setting}: {name} can't be read ({first_line(error)}). Give a text file that contains a Jinja template, "
             "or `default`."
         ) from error
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScorerChoice:
-    """Options of every scoring command for choosing one of a model's scores."""
+    """Options of every scoring command that choose one of a model's scores."""
 
     head: Head | None = None
     """Head of a run that scores: `reward`, `policy` or `combined`. Default: the trained one."""
@@ -247,20 +233,20 @@ class ScorerChoice:
 
 
 def require_plain(server: str, choice: ScorerChoice) -> None:
-    """Raise if options choose a score of a server, which was chosen when it started.
+    """Raise if options choose one of a server's scores, which depend on how it was started.
 
     Raises:
         ModelError: a head, a reference or a weight is given.
     """
     if asked := choice.chosen():
         raise ModelError(
-            f"{server} is a server, which scores as configured at its start: --{' and --'.join(asked)} can't change "
-            "that. Leave them out, or evaluate the other models in a separate command."
+            f"{server} is a server, which was configured at its start: --{' and --'.join(asked)} has no effect. "
+            "Leave it out, or evaluate the other models in a separate command."
         )
 
 
 def require_server_options(server: str, choice: ScorerChoice, options: ScoreOptions) -> None:
-    """Raise if all models are servers and options of local models are given.
+    """Raise if options of local models are given although all models are servers.
 
     Raises:
         ConfigError: there is such an option, or the address is invalid.
@@ -270,8 +256,8 @@ def require_server_options(server: str, choice: ScorerChoice, options: ScoreOpti
     asked += [name for name in options.given() if name != "score.batch_size"]
     if asked:
         raise ConfigError(
-            f"{endpoint} is a server, which scores as configured at its start: --{' and --'.join(asked)} can't change "
-            "that. Leave them out, or start the server with them."
+            f"{endpoint} is a server, which was configured at its start: --{' and --'.join(asked)} has no effect. "
+            "Leave it out, or restart the server with it."
         )
 
 

@@ -1,7 +1,6 @@
-"""A scorer that queries a reward server over HTTP, so that its model is evaluated like any other.
+"""A scorer that queries a reward server over HTTP, so that its model can be used like any other.
 
-Works on conversations, addresses and three protocols, selected by the address's path; independent of tokenizers and
-tensors. The server decides how much of a conversation is read. httpx is imported only when a server is used.
+The address's path selects one of three protocols. The server tokenizes conversations and decides about over-long ones.
 
 No path, or `/v1/rewards`: hafrm's own protocol. The request is
 
@@ -41,11 +40,11 @@ API_KEY = "HAFRM_API_KEY"
 """Environment variable with a server's API key."""
 
 _BUSY = (408, 429, 502, 503, 504)
-"""Temporary statuses: of an overloaded server, or of a proxy while its server restarts."""
+"""Temporary statuses of an overloaded server, or of a proxy while its server restarts."""
 _REFUSES = (400, 413, 422)
-"""vLLM's statuses for a conversation that is too long for its model or that its template can't render."""
+"""Statuses of vLLM for a conversation that is over-long, or that its chat template can't render."""
 _OVERLONG = "overlong"
-"""Outcome of a conversation over the server's limit, which is not an error."""
+"""Outcome of a conversation over the server's limit; not an error."""
 _TOO_LONG = ("maximum context length", "max_model_len")
 """Phrases in vLLM's messages about a conversation over its model's limit."""
 _SAID = 200
@@ -82,7 +81,7 @@ class _Native:
 
 @dataclass(frozen=True)
 class _Vllm:
-    """vLLM's protocols, which name the field of rewards differently."""
+    """vLLM's protocols, which differ in the name of the reward's field."""
 
     field_name: str
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -183,12 +182,11 @@ class RemoteScorer:
         found = [None if isinstance(outcome, str) else outcome for outcome in outcomes]
         if refused:
             finished = {place: reward for place, reward in enumerate(found) if place not in refused}
-            remedy = "Change the row so that the server takes it, or ask one that does."
+            remedy = "Change the row so that the server accepts it, or use another server."
             raise RefusedError(refused, remedy=remedy, finished=finished)
         return found
 
     def _ask(self, conversations: Sequence[Conversation]) -> list[_Outcome]:
-        """Query a batch and validate the response."""
         response = self._response(self._dialect.request(conversations))
         if self._dialect.single and self._model is not None and response.status in _REFUSES:
             if _is_overlong(response):
@@ -210,16 +208,16 @@ class RemoteScorer:
             raise self._wrong_answer(f"{len(outcomes)} rewards for {len(conversations)} conversations")
         if self._model not in (None, model):
             raise ModelError(
-                f"{self.endpoint} answered as {self._model} and now as {model}: its model has changed meanwhile. "
-                "Start again, with a server that keeps its model."
+                f"{self.endpoint} answered as {self._model} and now as {model}: its model has changed. Start again "
+                "with a server that keeps its model."
             )
         self._model = model
         return outcomes
 
     def _wrong_answer(self, problem: str) -> ModelError:
         return ModelError(
-            f"{self.endpoint} answers what is not in its protocol ({problem}). Give the address of a reward server of "
-            "hafrm or vLLM whose model has one label; the path selects the protocol."
+            f"The response of {self.endpoint} does not follow its protocol ({problem}). Give the address of a reward "
+            "server of hafrm or vLLM whose model has one label; the path selects the protocol."
         )
 
     def _response(self, request: Mapping[str, Any]) -> Response:
@@ -229,8 +227,8 @@ class RemoteScorer:
             return response
         if response.retry_after > self.retries.longest_wait:
             raise ModelError(
-                f"{self.endpoint} is busy and asks to be left alone for {response.retry_after:.0f} seconds. Repeat "
-                "the command then."
+                f"{self.endpoint} is busy and asks clients to wait for {response.retry_after:.0f} seconds. Repeat the "
+                "command then."
             )
         raise ModelError(
             f"{self.endpoint} gave no answer in {self.retries.attempts} attempts "
@@ -242,8 +240,8 @@ class RemoteScorer:
         remedy = {
             401: f"Put its API key into the environment variable {API_KEY}.",
             403: f"Its API key ({API_KEY}) does not allow this.",
-            **dict.fromkeys((301, 302, 303, 307, 308), "It redirects to another address: give that one."),
-            404: "Nothing is at this path: no path is for hafrm's own server, `/classify` or `/pooling` for vLLM.",
+            **dict.fromkeys((301, 302, 303, 307, 308), "It redirects to another address: use that one."),
+            404: "Nothing is at this path. Use no path for `hafrm serve`, `/classify` or `/pooling` for vLLM.",
         }.get(response.status, "The server's own log says why.")
         return f"{remedy} {self._said(response)}".strip()
 
@@ -268,14 +266,14 @@ def endpoint_of(url: str) -> tuple[str, _Dialect]:
     dialect = next((found for ending, found in _DIALECTS.items() if path.endswith(ending)), None)
     if dialect is None:
         raise ConfigError(
-            f"{url}: a reward server is asked at http://HOST:PORT with no path or one that ends in "
+            f"{url}: a reward server's address is http://HOST:PORT, with no path or one that ends in "
             f"{', '.join(_DIALECTS)}."
         )
     return f"{parts.scheme}://{parts.netloc}{path}", dialect
 
 
 def _is_overlong(response: Response) -> bool:
-    """Return whether a server refuses a conversation for its length, in hafrm's or vLLM's form."""
+    """Return whether a server of hafrm or vLLM refuses a conversation because of its length."""
     if any(words in response.text for words in _TOO_LONG):
         return True
     try:

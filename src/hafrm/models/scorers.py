@@ -1,7 +1,7 @@
 """Scorers: from text to rewards, whatever the model.
 
-All downstream code (accuracy, out-of-domain tests, best-of-N, RLHF, serving) takes a `Scorer`, so HAF, the baseline and
-DPO can be compared by changing one argument.
+Everything downstream (evaluation, best-of-N, RLHF, serving) takes a `Scorer`, so HAF, the baseline and DPO are compared
+by changing one argument.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hafrm.memory import enough_memory
 from hafrm.models.hybrid import HybridModel, SequenceScores
 from hafrm.models.layout import Layout
 from hafrm.models.options import ScoreOptions
-from hafrm.models.tokens import TokenRatios, lay_over_text
+from hafrm.models.tokens import TokenRatios, align_with_text
 from hafrm.packing import SequenceBatch, split_group
 from hafrm.pairs import Conversation
 from hafrm.rows import conversations_of
@@ -46,12 +46,12 @@ class Scorer(Protocol):
 def rewards_of_the_rest(
     scorer: Scorer, conversations: Sequence[Conversation], error: RefusedError
 ) -> dict[int, float | None]:
-    """Return the rewards of all conversations that were not refused, by index; None if over-long.
+    """Return the rewards of conversations that a scorer did not refuse, by index; None if over-long.
 
     Args:
-        scorer: The scorer that refused some.
+        scorer: The scorer.
         conversations: All conversations passed to it.
-        error: The error that it raised; rewards in it are not computed again.
+        error: The error that it raised. If it contains the rewards, they are not computed again.
     """
     if error.finished is not None:
         return dict(error.finished)
@@ -62,7 +62,7 @@ def rewards_of_the_rest(
 
 @runtime_checkable
 class TokenScorer(Scorer, Protocol):
-    """A scorer whose model runs in this process: also accepts token ids, as used by the server."""
+    """A scorer whose model runs in this process, which also accepts token ids; used by the server."""
 
     encoder: ConversationEncoder
     options: ScoreOptions
@@ -82,11 +82,11 @@ class TokenScorer(Scorer, Protocol):
 
 
 def special_tokens_met(scorer: Scorer) -> str:
-    """Summarise in one line the scored conversations with special tokens; empty if there were none."""
+    """Say in one line how many scored conversations contain special tokens; empty if none does."""
     if not isinstance(scorer, _BatchedScorer) or not scorer.with_special_tokens:
         return ""
     rule = scorer.encoder.special_tokens
-    read = "plain characters" if rule == "text" else "tokens, so a response can pass for several turns"
+    read = "plain characters" if rule == "text" else "tokens, so a response can imitate further turns"
     return (
         f"{scorer.with_special_tokens} conversations contain special tokens of the tokenizer, read as {read} "
         "(score.special_tokens)"
@@ -142,7 +142,6 @@ class _BatchedScorer:
         return {row: rewards[other] for row, other in same_as.items()}
 
     def _batches(self, encoded: Mapping[int, TokenGroup]) -> Iterator[tuple[list[int], SequenceBatch]]:
-        """Yield batches, each with the indices of its sequences."""
         parts = [part for found in self._groups(encoded) for part in self._split(*found)]
         groups = [group for _, group in parts]
         plan = self.layout.plan(groups, sequences=self.options.batch_size, tokens=self.options.tokens_per_batch)
@@ -188,8 +187,8 @@ class _BatchedScorer:
 class HybridScorer(_BatchedScorer):
     """Score of a two-headed model: reward_weight * F(phi(x, y)) + ratio_weight * log(pi(y | x) / pi_ref(y | x)).
 
-    (1, 0) is the reward head; (0, beta) the implicit reward of the policy head (Appendix C.2); (1, w * beta) combines
-    both, which the paper's limitations section leaves open.
+    The weights (1, 0) give the reward head, (0, beta) the implicit reward of the policy head (Appendix C.2), and
+    (1, w * beta) a combination of both, which the paper's limitations section leaves open.
 
     Args:
         model: The two-headed model.
@@ -198,8 +197,8 @@ class HybridScorer(_BatchedScorer):
         options: How to run.
         reward_weight: Weight of the reward head.
         ratio_weight: Weight of the log-ratio.
-        reference: The reference policy. None: the mean log-prob of the response's tokens replaces the log-ratio, as the
-            implicit reward of policy losses without a reference (SimPO, ORPO, SFT).
+        reference: The reference policy. None: the mean log-prob of the response's tokens replaces the log-ratio, which
+            is the implicit reward of policy losses without a reference (SimPO, ORPO, SFT).
     """
 
     def __init__(
@@ -259,7 +258,7 @@ class HybridScorer(_BatchedScorer):
             starts = batch.position_ids.flatten()[batch.score_index] + 1 - batch.response_lengths
             parts = (starts.tolist(), batch.target_ids.split(batch.lengths), ratios.split(batch.lengths))
             for row, start, ids, values in zip(rows, *parts, strict=True):
-                found[row] = lay_over_text(
+                found[row] = align_with_text(
                     self.encoder.tokenizer, conversations[row], start, ids.tolist(), values.tolist()
                 )
         return found

@@ -1,16 +1,15 @@
-"""Finds the parts of a model: its weights, adapters on another model, a value head in a separate file.
+"""The files of a model, a folder or hub id: weights, adapters on another model, a value head in a separate file.
 
-Reads JSON and the headers of safetensors files without loading models. A model is a folder or a hub id.
+Only reads JSON and the headers of safetensors files; loads neither models nor torch.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -18,17 +17,25 @@ from hafrm.errors import ModelError, first_line
 from hafrm.hub import work_offline_if_unreachable
 from hafrm.models.checksums import ADAPTER_FILE, ADAPTER_FOLDER
 from hafrm.models.runinfo import RUN_FILE, RunInfo, require_as_saved
+from hafrm.store import read_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ADAPTER_CONFIG = "adapter_config.json"
+_PICKLED = ("adapter_model.bin", "value_head.bin")
+_WHOLE = ("model.safetensors", "model.safetensors.index.json")
 
 
 def require_place(model: str) -> None:
-    """Raise for a name that can only be a folder here, and is not; such names are never sent to the hub.
+    """Raise if a name can only be a local folder, and there is none; such names are not sent to the hub.
 
     Args:
         model: Folder or hub id. An id is OWNER/NAME or NAME: names that begin with a separator, a dot or a tilde, that
-            have more parts, or whose first part is a folder here are paths.
+            have more parts, or whose first part is a local folder are paths.
 
     Raises:
-        ModelError: there is no such folder; the message suggests similar ones beside it.
+        ModelError: there is no such folder; the message suggests similar ones in the same place.
     """
     path = Path(model)
     if path.exists():
@@ -38,18 +45,10 @@ def require_place(model: str) -> None:
     if is_id and not (len(parts) == 2 and Path(parts[0]).is_dir()):
         work_offline_if_unreachable()
         return
-    beside = [str(each) for each in path.parent.iterdir() if each.is_dir()] if path.parent.is_dir() else []
-    near = get_close_matches(str(path), beside, n=2, cutoff=0.7)
-    hint = f"Did you mean {' or '.join(near)}?" if near else "Check the path; a model of the hub is OWNER/NAME."
+    others = [str(each) for each in path.parent.iterdir() if each.is_dir()] if path.parent.is_dir() else []
+    near = get_close_matches(str(path), others, n=2, cutoff=0.7)
+    hint = f"Did you mean {' or '.join(near)}?" if near else "Check the path; hub models are named OWNER/NAME."
     raise ModelError(f"{model}: there is no such folder. {hint}")
-
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-ADAPTER_CONFIG = "adapter_config.json"
-_PICKLED = ("adapter_model.bin", "value_head.bin")
-_WHOLE = ("model.safetensors", "model.safetensors.index.json")
 
 
 @dataclass(frozen=True)
@@ -86,8 +85,20 @@ def find_file(model: str, name: str) -> Path | None:
     return None if found is None else Path(found)
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a JSON file of a model.
+
+    Raises:
+        ModelError: the file is not a JSON object.
+    """
+    values = read_json(path)
+    if values is None:
+        raise ModelError(f"{path} can't be read. Restore it from a copy.")
+    return values
+
+
 def adapter_source(model: str) -> AdapterSource | None:
-    """Find the adapters of which a model consists, in PEFT's format or a LoRA run's checkpoint; None for a whole model.
+    """Find the adapters of a model that consists of them, in PEFT's format or a LoRA run's checkpoint; else None.
 
     Raises:
         ModelError: the adapters do not name their base, or are pickled.
@@ -109,17 +120,14 @@ def adapter_source(model: str) -> AdapterSource | None:
 def _base_of_run(folder: Path, info: RunInfo) -> str:
     if info.quantized:
         raise ModelError(
-            f"{folder} is a checkpoint of adapters on a 4-bit base, from which training can't start. Train that run "
-            "to its end, and give its folder."
+            f"{folder} is a checkpoint of adapters on a 4-bit base, from which training can't start. Finish that run, "
+            "and give its folder."
         )
     return info.base_model
 
 
 def _base_of_peft(model: str, description: Path) -> str:
-    try:
-        base = json.loads(description.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{description} can't be read ({first_line(error)}). Restore it from a copy.") from error
+    base = read_config(description).get("base_model_name_or_path")
     remedy = f"Set `base_model_name_or_path` in {description} to the model on which the adapters were trained."
     if not base:
         raise ModelError(f"{model} consists of adapters but does not name their base model. {remedy}")
@@ -144,7 +152,7 @@ def root_model(model: str) -> str:
         if adapters is None:
             return model
         model = adapters.base
-    raise ModelError(f"{model} consists of adapters on adapters on adapters: no whole model was found.")
+    raise ModelError(f"{model} consists of adapters on adapters on adapters, without a whole model as their base.")
 
 
 class SavedWeights:
@@ -197,12 +205,10 @@ def _weight_files(model: str) -> Iterator[Path]:
 
 
 def _parts(model: str, index: Path) -> Iterator[Path]:
-    """Yield the files named in a model's index."""
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ModelError(f"{index} can't be read ({first_line(error)}). Restore it from a copy.") from error
-    for name in names:
+    names = read_config(index).get("weight_map")
+    if not isinstance(names, dict):
+        raise ModelError(f"{index} has no `weight_map`. Restore it from a copy.")
+    for name in sorted(set(names.values())):
         if (path := find_file(model, name)) is None:
             raise ModelError(f"{index} names {name}, which is missing. Restore it from a copy.")
         yield path
@@ -219,7 +225,7 @@ def stop_tokens(model: str) -> list[int]:
     found: dict[int, None] = {}
     for name in ("generation_config.json", "config.json"):
         path = find_file(model, name)
-        values = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path else None
+        values = read_config(path).get("eos_token_id") if path else None
         ids = values if isinstance(values, list) else [values]
         found |= dict.fromkeys(token for token in ids if isinstance(token, int))
     return list(found)

@@ -1,6 +1,6 @@
-"""Checks from a model's config and weight names whether it can be trained as requested, before data are read.
+"""How training starts: checks of the initial model before any data are read, and the model to train.
 
-The models built for this have no weights, so it takes a second and no memory.
+The checks only read the config and the names of weights, which takes a second and little memory.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _NO_LORA = LoraOptions()
 
 @dataclass(frozen=True)
 class Start:
-    """How training starts."""
+    """The resolved start of a training run."""
 
     head_init: Literal["keep", "normal", "zero"]
     head: str
@@ -44,9 +44,9 @@ class Start:
 
 
 def saved_start(model: PreTrainedModel) -> str:
-    """Save a loaded model to hafrm's cache, under the digest of its files, and return the folder.
+    """Save a loaded model to hafrm's cache, in a folder named by the digest of its files, and return the folder.
 
-    The same weights are saved once, so that a run finds its start again when it is resumed.
+    Equal weights have the same folder, so a resumed run finds its initial model.
     """
     cache = atomic.cache_folder("models")
     cache.mkdir(parents=True, exist_ok=True)
@@ -98,7 +98,7 @@ def check_start(
     resolved, line = _head(model, head_init, trust_remote_code=trust_remote_code)
     if resolved == "keep" and OPENRLHF.intersection(architectures(model)):
         notes += (
-            "OpenRLHF trained the reward head to be read at the stop token; this run trains and reads it at the end of "
+            "OpenRLHF trained the reward head at the stop token; this run trains and scores it at the end of "
             "everything that the chat template writes",
         )
     return Start(resolved, line, (*_classifier_notes(causal_lm), *notes))
@@ -108,7 +108,7 @@ def _without_weights(model: str, *, trust_remote_code: bool) -> tuple[PreTrained
     """Build a model's causal class on the meta device; also return notes about it.
 
     Raises:
-        ModelError: there is none, or its saved form could not be loaded again.
+        ModelError: there is none, or the trained model could not be loaded after saving.
     """
     root = root_model(model)
     with loading("causal language model", root), torch.device("meta"):
@@ -158,16 +158,16 @@ def _head(model: str, init: HeadInit, *, trust_remote_code: bool) -> tuple[Liter
             raise ModelError(
                 f"head_init: {model} has no reward head to keep. Leave head_init out, or set it to normal."
             )
-        return "normal", "reward head: fresh (normal), since the model has none"
-    bias = f"; its bias of {head.bias:.3g} is left out, which shifts all rewards equally" if head.bias else ""
+        return "normal", "reward head: fresh (normal), because the model has none"
+    bias = f"; its bias of {head.bias:.3g} is dropped, which shifts all rewards equally" if head.bias else ""
     return "keep", f"reward head: kept ({head.name} of {head.file}){bias}"
 
 
 def _classifier_notes(causal_lm: PreTrainedModel) -> tuple[str, ...]:
-    """Return notes on the stock classifier that would load the run.
+    """Return notes on the stock classifier that will load the run.
 
     Raises:
-        ModelError: the classifier's head is not a linear layer: it would load the run with a random head.
+        ModelError: the classifier's head is not a linear layer, so it would be random after loading the run.
     """
     found, name = stock_classifier(causal_lm.config), type(causal_lm).__name__
     if found is None:
@@ -196,7 +196,7 @@ def new_model(
     trust_remote_code: bool = False,
     lm_head: bool = True,
 ) -> HybridModel:
-    """Build a model to train: a pretrained backbone and LM head, with a new or existing reward head.
+    """Build a model to train: a pretrained backbone and LM head, with a new or kept reward head.
 
     Args:
         model: Folder or hub id of a causal LM, a classifier on one, a run, or adapters for any of these.
@@ -236,7 +236,7 @@ def new_model(
         head_width(causal_lm), init="zero" if head_init == "zero" else "normal", seed=seed, dtype=head_dtype
     )
     if saved is not None:
-        _take_over(head, saved, model)
+        _copy_head(head, saved, model)
     require_finite([*causal_lm.named_parameters(), ("of the reward head", head.weight)], model)
     head = head.to(causal_lm.device)
     if not lora.enabled:
@@ -246,7 +246,7 @@ def new_model(
     return HybridModel(add_lora(causal_lm, lora, targets), head, with_lm_head=headed, bare=bare)
 
 
-def _take_over(head: nn.Linear, saved: SavedHead, model: str) -> None:
+def _copy_head(head: nn.Linear, saved: SavedHead, model: str) -> None:
     assert saved.weight is not None
     if saved.weight.shape != head.weight.shape:
         raise ModelError(
@@ -258,7 +258,7 @@ def _take_over(head: nn.Linear, saved: SavedHead, model: str) -> None:
 
 
 def _describe_heads(config: PreTrainedConfig, tokenizer: Any) -> None:
-    """Add what stock classes need to the config: one label, a raw score, and the pad token."""
+    """Describe the reward head in the config for stock classes: one label, a raw score, and the pad token."""
     config.num_labels = 1
     config.problem_type = "regression"  # otherwise pipelines and vLLM apply a sigmoid to the reward
     for part in {id(c): c for c in (config, config.get_text_config())}.values():

@@ -27,7 +27,7 @@ _BY_WORD = {
     "safetensors": "Weights are only read from safetensors, because pickles can run code. If you trust this model, "
     "load it with transformers and save it again.",
 }
-"""Advice by a word in transformers' message."""
+"""Advice by a word in the message of an error."""
 
 
 def advice(error: Exception) -> str:
@@ -36,7 +36,7 @@ def advice(error: Exception) -> str:
 
 
 def not_here(model: str) -> str:
-    """Return a sentence saying that there is no such local folder, with a leading space; empty if there is one."""
+    """Say that there is no such local folder, with a leading space; empty if there is one."""
     return "" if Path(model).exists() else " There is no such folder here."
 
 
@@ -84,7 +84,7 @@ def load_whole(
         model: Folder or hub id.
         kind: The expected kind of model, in words.
         dtype: Dtype of the weights; None keeps the checkpoint's.
-        optional: Names of the loaded model's weights that may be missing; they are set to zero.
+        optional: Returns the names of weights that may be missing from the loaded model; they are set to zero.
         **kwargs: Further arguments of `from_pretrained`.
 
     Raises:
@@ -105,10 +105,10 @@ def load_whole(
 
 
 def detach_from_files(model: nn.Module) -> None:
-    """Copy memory-mapped weights one at a time, because their file may change or shrink later.
+    """Copy memory-mapped weights, one at a time, because their file may change or shrink later.
 
-    safetensors returns views of the mapped file, so later changes of the file change the weights, and accessing a page
-    that no longer exists kills the process. Weights that share memory still share it afterwards.
+    safetensors returns views of the mapped file: changes of the file would change the weights, and accessing a page
+    that no longer exists would kill the process. Weights that share memory still share it afterwards.
     """
     copies: dict[tuple[int, torch.Size, tuple[int, ...], torch.dtype], torch.Tensor] = {}
     for tensor in (*model.parameters(), *model.buffers()):
@@ -137,7 +137,7 @@ def require_whole(loaded: Any, report: Mapping[str, Any], model: str, *, kind: s
     if lost:
         raise ModelError(
             f"{model} lacks weights of {type(loaded).__name__}: {', '.join(lost[:3])} ({len(lost)} in all). "
-            f"They would be random: give a checkpoint of a {kind}."
+            f"They would be random. Give a checkpoint of a {kind}."
         )
 
 
@@ -195,7 +195,7 @@ def lm_head_names(causal_lm: PreTrainedModel) -> list[str]:
 
 
 def with_lm_head(causal_lm: PreTrainedModel) -> bool:
-    """Return whether a loaded causal LM has an LM head; a missing one was set to zero."""
+    """Return whether a loaded causal LM has an LM head, as opposed to a missing one that was set to zero."""
     head = causal_lm.get_output_embeddings()
     return head is None or bool(cast(Any, head).weight.any())
 
@@ -204,12 +204,11 @@ _HEADS = ("score", "classifier", "v_head", "value_head")
 _PREFIX = "base_model.model."
 
 
-def lay_on(model: PreTrainedModel, source: AdapterSource, *, head: str | None = None) -> PeftModel:
+def attach_adapters(model: PreTrainedModel, source: AdapterSource, *, head: str | None = None) -> PeftModel:
     """Attach saved adapters to the model on which they were trained.
 
     Args:
-        model: That model, as a causal LM or classifier. Its embeddings grow to the size of those saved with the
-            adapters.
+        model: The model, as a causal LM or classifier. Its embeddings grow to those saved with the adapters.
         source: The adapters.
         head: The module of the model that receives the saved reward head; None skips the head.
 
@@ -226,13 +225,20 @@ def lay_on(model: PreTrainedModel, source: AdapterSource, *, head: str | None = 
     _grow_embeddings(model, state)
     with quiet_peft():
         adapted = cast(PeftModel, get_peft_model(model, config))
-    report: Any = set_peft_model_state_dict(adapted, state)
-    lost = [name for name in report.missing_keys if ".lora_" in name or ".modules_to_save." in name]
-    if strangers := [*report.unexpected_keys, *lost]:
-        raise ModelError(
-            f"The adapters in {source.folder} do not match {source.base}: {strangers[0]} is missing from one of them."
-        )
+    load_adapters(adapted, state, source.folder, source.base)
     return adapted.eval()
+
+
+def load_adapters(model: nn.Module, state: dict[str, torch.Tensor], folder: Path, base: str) -> None:
+    """Load the weights of adapters into a model that has them, in place.
+
+    Raises:
+        ModelError: names a weight that only one of them has.
+    """
+    report: Any = set_peft_model_state_dict(model, state)
+    lost = [name for name in report.missing_keys if ".lora_" in name or ".modules_to_save." in name]
+    if unmatched := [*report.unexpected_keys, *lost]:
+        raise ModelError(f"The adapters in {folder} do not match {base}: {unmatched[0]} is missing from one of them.")
 
 
 def merged_into(model: PreTrainedModel, source: AdapterSource) -> PreTrainedModel:
@@ -241,7 +247,7 @@ def merged_into(model: PreTrainedModel, source: AdapterSource) -> PreTrainedMode
     Raises:
         ModelError: the adapters do not fit the model, or are of a kind that can't be merged.
     """
-    merge = getattr(lay_on(model, source).base_model, "merge_and_unload", None)
+    merge = getattr(attach_adapters(model, source).base_model, "merge_and_unload", None)
     if merge is None:
         raise ModelError(
             f"The adapters in {source.folder} are of a type that can't be merged into weights. Use LoRA adapters."
@@ -250,12 +256,11 @@ def merged_into(model: PreTrainedModel, source: AdapterSource) -> PreTrainedMode
 
 
 def _module(name: str) -> str:
-    """Return the outermost module of a saved weight."""
     return name.removeprefix(_PREFIX).split(".", 1)[0]
 
 
 def _grow_embeddings(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> None:
-    """Grow the embeddings to those saved with adapters: tokens had been added before training."""
+    """Grow the embeddings to those saved with adapters, which are larger if tokens were added before training."""
     embeddings = cast(nn.Embedding, model.get_input_embeddings())
     name = next(name for name, module in model.named_modules() if module is embeddings)
     saved = state.get(f"{_PREFIX}{name}.weight")

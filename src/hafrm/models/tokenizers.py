@@ -1,8 +1,8 @@
 """Tokenizers prepared for reward models: with a chat template, and a pad token distinct from end-of-sequence.
 
-Stock sequence classifiers read the reward at the last token that is not padding. If pad and end-of-sequence are one
-token, a text's own final token counts as padding there and the reward moves to the token before it. So every tokenizer
-gets a distinct pad token, which is saved with the model.
+Stock sequence classifiers read the reward at the last token that is not padding. If the pad token is also the
+end-of-sequence token, a text's final token counts as padding, and the reward is read at the token before it. So every
+tokenizer gets a distinct pad token, which is saved with the model.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PAD_TOKEN = "<|pad|>"
 """Pad token added if a tokenizer has no suitable one."""
 
 FIXED_DATE = date(2024, 7, 26)
-"""Date that chat templates write as today's: the fallback of Llama 3's template without a clock."""
+"""Date that chat templates write as today's: the one that Llama 3's template uses without a clock."""
 
 _TODAY = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<format>[^"'\\{}]*)(?P=quote)\s*\)""")
 """A chat template's call for the date, with its format."""
@@ -37,7 +37,7 @@ _TODAY = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<format>[^"'\\{}]*)(?
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 _KNOWN_PADS = ("<pad>", "[PAD]", PAD_TOKEN, "<|finetune_right_pad_id|>", "<|padding|>", "<|endoftext|>", "<unk>")
-"""Tokens reserved for padding, or at which text never ends, best first."""
+"""Tokens that are reserved for padding, or that never end a text, best first."""
 
 
 def load_tokenizer(
@@ -55,13 +55,13 @@ def load_tokenizer(
         trust_remote_code: Run code that comes with the tokenizer. Off unless you trust it.
         template: Chat template for a tokenizer without one; None raises an error for such tokenizers.
         instead: Chat template that replaces the tokenizer's own.
-        say: Called with a line if hafrm's own template is taken for lack of one.
+        say: Called with a line if hafrm's plain template is used because the tokenizer has none.
 
     Raises:
         ModelError: the tokenizer can't be loaded, or it lacks what `prepare_tokenizer` needs.
     """
     require_place(model)
-    model = _where_it_is(model)
+    model = _owner(model)
     require_as_saved(model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
@@ -80,21 +80,21 @@ def load_tokenizer(
     if not tokenizer.chat_template and template == DEFAULT_CHAT_TEMPLATE:
         say(
             f"{model} has no chat template, so turns are written as `Human: ...` and `Assistant: ...`; "
-            "--chat_template FILE gives another one"
+            "use --chat_template FILE for another one"
         )
     _require_plain_names(tokenizer, model)
     return prepare_tokenizer(tokenizer, template=template or DEFAULT_CHAT_TEMPLATE)
 
 
-def _where_it_is(model: str) -> str:
-    """Return the model with the tokenizer: adapters saved without one use that of their base."""
+def _owner(model: str) -> str:
+    """Return the model that contains the tokenizer: adapters saved without one use that of their base."""
     while (adapters := adapter_source(model)) is not None and find_file(model, "tokenizer_config.json") is None:
         model = adapters.base
     return model
 
 
 def _require_plain_names(tokenizer: Any, model: str) -> None:
-    """Raise if the name of a chat template, which becomes a file name when saved, is a path."""
+    """Raise if a chat template's name, which becomes a file name when it is saved, is a path."""
     templates = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
     for name in templates:
         if Path(name).name != name:
@@ -113,7 +113,7 @@ def prepare_tokenizer(tokenizer: Any, *, template: str = DEFAULT_CHAT_TEMPLATE) 
     """
     if not tokenizer.chat_template:
         if tokenizer.eos_token is None and template == DEFAULT_CHAT_TEMPLATE:
-            raise ModelError("The tokenizer has neither a chat template nor an end-of-sequence token. Set one of them.")
+            raise ModelError("The tokenizer has neither a chat template nor an end-of-sequence token. Add one of them.")
         tokenizer.chat_template = template
     _fix_date(tokenizer)
     taken = {tokenizer.eos_token, tokenizer.bos_token}
@@ -126,7 +126,7 @@ def prepare_tokenizer(tokenizer: Any, *, template: str = DEFAULT_CHAT_TEMPLATE) 
 
 
 def _fix_date(tokenizer: Any) -> None:
-    """Replace the current date in a tokenizer's chat templates by `FIXED_DATE`, if its format is a literal."""
+    """Replace the current date in a tokenizer's chat templates by `FIXED_DATE` if its format is a literal."""
     fixed = partial(_TODAY.sub, lambda found: f'"{FIXED_DATE.strftime(found["format"])}"')
     templates = tokenizer.chat_template
     tokenizer.chat_template = (
@@ -137,8 +137,8 @@ def _fix_date(tokenizer: Any) -> None:
 def resize_embeddings(model: PreTrainedModel, tokenizer: Any) -> None:
     """Grow the model's embeddings if they have fewer rows than the tokenizer has tokens; never shrink them.
 
-    New rows, also of the LM head, are the mean of the old ones. transformers would draw them at random, and a policy
-    and its reference, loaded separately, would then give different log-probs with the same weights.
+    New rows, also of the LM head, are the mean of the old ones. transformers would draw them at random, so a policy and
+    its reference, which are loaded separately, would give different log-probs with the same weights.
     """
     embeddings: Any = model.get_input_embeddings()
     rows = embeddings.weight.shape[0]
@@ -159,8 +159,8 @@ _PROBE = "Is 12,345 > 6.7? Yes:  it's\n\tdef f(x):\n    return x**2  # naïve ca
 def require_same_tokenizer(tokenizer: Any, model: str, reference: str, *, trust_remote_code: bool = False) -> None:
     """Raise if a reference's own tokenizer gives different ids, since it would then score a different text.
 
-    A token missing from one of them matters only if the probe or the chat template writes it; pad tokens never matter.
-    A reference without a tokenizer is accepted.
+    Tokens that one of them lacks only matter if the probe or the chat template contains them; pad tokens never matter.
+    References without a tokenizer are accepted.
 
     Args:
         tokenizer: The policy's, which encodes for both.
@@ -171,7 +171,7 @@ def require_same_tokenizer(tokenizer: Any, model: str, reference: str, *, trust_
     Raises:
         ModelError: names both, and the difference.
     """
-    place = _where_it_is(reference)
+    place = _owner(reference)
     if not any(find_file(place, name) for name in _TOKENIZER_FILES):
         return
     require_as_saved(place)
@@ -179,8 +179,7 @@ def require_same_tokenizer(tokenizer: Any, model: str, reference: str, *, trust_
     ours, theirs = tokenizer.get_vocab(), other.get_vocab()
     probe = Conversation.of(_PROBE, _PROBE)
     texts = [_PROBE]
-    # the template needs other roles or keys: compare only the plain text
-    with contextlib.suppress(TemplateRefusalError):
+    with contextlib.suppress(TemplateRefusalError):  # the template needs other roles or keys: compare the plain text
         texts += render(tokenizer, [(probe.prompt, probe.response)])
     moved = min((token for token, place in ours.items() if theirs.get(token, place) != place), default=None)
     if moved is not None:

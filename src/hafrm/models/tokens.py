@@ -1,9 +1,7 @@
-"""Aligns per-token numbers with a response's text: splits it into pieces, each with the number of its token.
+"""Per-token numbers aligned with a response's text, which is split into pieces, each with the number of its token.
 
-Uses the public methods of tokenizers, and messages; independent of models and tensors.
-
-Tokens are not simply pieces of text: a multi-byte character may be split over tokens, a tokenizer may exclude spaces
-from a token's offsets, and a chat template adds its own marks. Therefore a token's text extends from the end of the
+Tokens are not simply pieces of text: a character may be split over several tokens, a tokenizer may exclude spaces from
+a token's offsets, and a chat template adds text of its own. Therefore a token's text extends from the end of the
 previous token to its own end; a token without remaining text, because it completes a character, adds its number to the
 previous piece; and everything outside the messages belongs to the template.
 """
@@ -19,7 +17,7 @@ from hafrm.pairs import Conversation, Message, Prompt
 from hafrm.templates import TemplateRefusalError, render
 
 Piece = tuple[str, float | None]
-"""A piece of text and its number; None if the model read no token of it."""
+"""A piece of text and its number; None if it contains no token that the model read."""
 
 _Span = tuple[int, int, float]
 """Start and end of a token's text in the rendered conversation, and its number."""
@@ -35,7 +33,7 @@ class TokenRatios:
     """Sum over the chat template's tokens, such as the end of a turn."""
 
 
-def lay_over_text(
+def align_with_text(
     tokenizer: Any, conversation: Conversation, start: int, ids: Sequence[int], values: Sequence[float]
 ) -> TokenRatios | None:
     """Align the numbers of a response's tokens with its messages.
@@ -86,7 +84,7 @@ def _places(tokenizer: Any, conversation: Conversation, rendered: str) -> list[t
 
 
 def _openings(tokenizer: Any, before: tuple[Prompt, Sequence[Message]], rendered: str) -> Iterator[int]:
-    """Yield where the next message may start: after an assistant turn's opening, else after the previous turns."""
+    """Yield where the next message may start: after the opening of an assistant turn, or after the previous turns."""
     for opening in (True, False):
         try:
             (text,) = render(tokenizer, [before], opening=opening)
@@ -111,7 +109,7 @@ def _spans(begin: int, ends: Sequence[int], values: Sequence[float]) -> Iterator
 
 
 def _pieces(spans: Sequence[_Span], place: tuple[int, int], content: str, rendered: str) -> Iterator[Piece]:
-    """Yield a message's text in pieces; text without a token has no number."""
+    """Yield a message's text in pieces; those without a token have no number."""
     low, high = place
     stripped = content.find(rendered[low:high])
     at = low

@@ -1,5 +1,5 @@
-"""Pieces of pretraining a small causal language model: its shape, its tokenizer, its blocks of text.
+"""Pretraining small causal language models: shape, tokenizer and blocks of text.
 
-They work on token ids and stock transformers models, independent of files and training loops, and are shared by the
-simulated world's backbones and `hafrm pretrain`.
+Works on token ids and stock transformers models, and is independent of files and training loops. Used by
+`hafrm pretrain` and for the backbones of the simulated world.
 """

@@ -1,4 +1,4 @@
-"""Blocks of tokens: documents and conversations concatenated and cut to one length, without padding.
+"""Blocks of tokens: documents and conversations, concatenated and cut into equal lengths without padding.
 
 Shape letters: B blocks, T tokens per block.
 """
@@ -20,14 +20,14 @@ from hafrm.encoding import ConversationEncoder
 from hafrm.pairs import Conversation
 
 IGNORED = -100
-"""The label of tokens that are not to be predicted, as in transformers."""
+"""Label of tokens that are not predicted, as in transformers."""
 
 Sample = tuple[Sequence[int], Sequence[int]]
 """The token ids of a text, and the labels to predict."""
 
 
 def document_sample(document: str, tokenizer: PreTrainedTokenizerFast) -> Sample:
-    """Encode a plain document between the tokenizer's first and last token, if any; every token is predicted."""
+    """Encode a document between the tokenizer's BOS and EOS tokens, if it has them; every token is predicted."""
     text = f"{tokenizer.bos_token or ''}{document}{tokenizer.eos_token or ''}"
     ids = tokenizer.encode(text, add_special_tokens=False, verbose=False)
     return ids, ids
@@ -51,7 +51,7 @@ class Blocks(Dataset[dict[str, Tensor]]):
     Args:
         samples: The texts.
         length: Tokens per block.
-        count: Maximum number of blocks; None: as many as the samples fill.
+        count: Maximum number of blocks; None for as many as the samples fill.
     """
 
     def __init__(self, samples: Iterable[Sample], length: int, count: int | None = None) -> None:
@@ -76,7 +76,7 @@ class Blocks(Dataset[dict[str, Tensor]]):
 
 @torch.no_grad()
 def perplexity(model: PreTrainedModel, blocks: Blocks) -> float:
-    """Compute the perplexity per predicted token, over all such tokens of the blocks; NaN if there are none."""
+    """Compute the perplexity over all predicted tokens of the blocks; NaN if there are none."""
     model.eval()
     nats, tokens = 0.0, 0
     for batch in DataLoader(blocks, 8):

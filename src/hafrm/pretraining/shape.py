@@ -20,11 +20,13 @@ class LlamaShape:
     vocabulary: int = 4096
     """Tokens of the byte-level BPE, including the four special ones."""
     context: int = 512
-    """Tokens of a training block, and the model's maximum."""
+    """Tokens per training block, which is also the model's maximum."""
 
     def __post_init__(self) -> None:
         if self.vocabulary < 300:
-            raise ConfigError(f"vocabulary must hold 256 bytes, 4 special tokens and some words, got {self.vocabulary}")
+            raise ConfigError(
+                f"vocabulary must have room for 256 bytes, 4 special tokens and some words, got {self.vocabulary}"
+            )
         for name in ("hidden", "heads", "layers", "intermediate", "context"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -173,8 +173,8 @@ def _curves(curves: Sequence[Curve], x: Interval, title: str, left: float, right
         plot.curve(curve.points, f"series {curve.kind}", f"{title}: {curve.label}" if title else curve.label)
         for (at, _), ci95 in zip(curve.points, curve.ci95, strict=False):
             if ci95:
-                whisker = [(plot.x(at) + beside, plot.y(end)) for end in ci95]
-                plot.parts.append(path(f"series {curve.kind.split()[0]} interval", whisker))
+                span = [(plot.x(at) + beside, plot.y(end)) for end in ci95]
+                plot.parts.append(path(f"series {curve.kind.split()[0]} interval", span))
     return plot
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from hafrm import atomic
@@ -24,7 +23,7 @@ from hafrm.models.checksums import ADAPTER_FILE, require_listed, save_checksums
 from hafrm.models.generating import prompt_ids
 from hafrm.models.hybrid import HybridModel
 from hafrm.models.options import chat_template
-from hafrm.models.stock import loading, quiet_transformers
+from hafrm.models.stock import load_adapters, loading, quiet_transformers
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.pairs import Prompt
 from hafrm.rlhf.objectives import kl_estimates
@@ -131,7 +130,7 @@ def restore_policy(model: HybridModel, folder: Path) -> None:
 def _load_policy(model: HybridModel, folder: Path) -> None:
     with loading("checkpoint", str(folder)):
         if model.adapted:
-            set_peft_model_state_dict(cast(Any, model.causal_lm), load_file(folder / ADAPTER_FILE))
+            load_adapters(model.causal_lm, load_file(folder / ADAPTER_FILE), folder, "the model")
         else:
             saved = type(model.stock_lm).from_pretrained(folder, dtype=model.stock_lm.dtype)
             model.stock_lm.load_state_dict(saved.state_dict())

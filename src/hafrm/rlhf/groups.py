@@ -23,9 +23,8 @@ from hafrm.models.scorers import Scorer
 from hafrm.models.stock import quiet_transformers
 from hafrm.rewards import load_reward
 from hafrm.rlhf.checkpoints import require_as_saved
-from hafrm.rlhf.job import RlhfJob, RlhfResult
+from hafrm.rlhf.job import RlhfJob, RlhfResult, deal
 from hafrm.rlhf.options import RlhfConfig
-from hafrm.rlhf.prompts import deal
 from hafrm.rlhf.rewards import answered, require_scored, scores_of
 from hafrm.training.metrics import METRICS_FILE, add_metrics, keep_metrics
 from hafrm.training.resuming import last_checkpoint, train_to_the_end

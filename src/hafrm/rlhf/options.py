@@ -256,7 +256,7 @@ class RlhfConfig(ScorerChoice):
         """Yield incompatible options, with the reason."""
         if self.lora.quantize != "none":
             yield "lora.quantize", "a quantized policy would generate slowly and inexactly. Leave it out."
-        if self.dtype == "float16" and not self.lora.enabled:  # AdamW's epsilon, 1e-8, is 0 in it
+        if self.dtype == "float16" and not self.lora.enabled:  # float16 rounds AdamW's epsilon, 1e-8, to 0
             yield "dtype", "float16 weights become NaN in the first step. Use float32 or bfloat16, or set lora.rank."
         if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
             yield "lr_scheduler_type", f"{self.lr_scheduler_type} follows a validation loss, but there is none here."

@@ -23,6 +23,7 @@ from hafrm.errors import ConfigError, NonFiniteLossError
 from hafrm.models.generating import prompt_ids
 from hafrm.models.scorers import Scorer
 from hafrm.pairs import Conversation, Prompt
+from hafrm.rlhf.job import deal
 from hafrm.rlhf.objectives import (
     ScoreStatistics,
     clipped_policy_loss,
@@ -35,7 +36,6 @@ from hafrm.rlhf.objectives import (
 )
 from hafrm.rlhf.options import RlhfConfig
 from hafrm.rlhf.policy import Measured, Policy, Response, sample_responses
-from hafrm.rlhf.prompts import deal
 from hafrm.rlhf.rewards import answered, require_scored, scores_of
 
 
@@ -179,7 +179,6 @@ class PpoTrainer:
         return Rollouts(groups, raw - self.config.missing_eos_penalty * cut, measured, metrics)
 
     def _watched(self, talks: Sequence[Conversation]) -> dict[str, float]:
-        """Return the mean of the monitoring reward, if there is one."""
         known = [gold for gold in scores_of(self.gold, talks) if gold is not None] if self.gold is not None else []
         return {"gold": sum(known) / len(known)} if known else {}
 

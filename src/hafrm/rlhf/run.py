@@ -21,11 +21,10 @@ from hafrm.numerics import cpu_tuned
 from hafrm.rewards import load_reward, reward_identity
 from hafrm.rlhf.checkpoints import newest_checkpoint, restore, save_checkpoint
 from hafrm.rlhf.groups import train_groups
-from hafrm.rlhf.job import Progress, RlhfJob, RlhfResult
+from hafrm.rlhf.job import Progress, RlhfJob, RlhfResult, prompt_set
 from hafrm.rlhf.options import RlhfConfig
 from hafrm.rlhf.policy import new_policy, ready_policy
 from hafrm.rlhf.ppo import PpoTrainer
-from hafrm.rlhf.prompts import prompt_set
 from hafrm.training.folders import claim_folder, hold_folder
 from hafrm.training.manifest import new_manifest, require_same_data, require_same_settings, resumed_manifest
 from hafrm.training.metrics import METRICS_FILE, add_metrics, keep_metrics

@@ -17,7 +17,7 @@ from hafrm.errors import BadRowError, ConfigError, DataError, ModelError
 from hafrm.models.remote import RemoteScorer
 from hafrm.pairs import Conversation
 from hafrm.rlhf.rewards import answered, scores_of
-from hafrm.rows import RowReader
+from hafrm.rows import Row
 
 ADDRESS = "HAFRM_REWARD_URL"
 """The environment variable with the server's address."""
@@ -91,7 +91,7 @@ def _conversation(source: str, text: str, extra: Mapping[str, Any] | None) -> Co
     if hasattr(value, "tolist"):  # Parquet turns lists into arrays
         value = value.tolist()
     try:
-        prompt = RowReader({"prompt": value}, source=str(source), number=1).prompt()
+        prompt = Row({"prompt": value}, str(source)).prompt()
     except BadRowError as error:
         raise DataError(
             f"{source}: a row's extra_info.prompt can't be read ({error.reason.value}). Put the prompt there when you "

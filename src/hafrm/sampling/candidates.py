@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from hafrm.data import ReadOptions, SourceReport, fingerprint, nothing_left, read_records
-from hafrm.data.collecting import Drop
+from hafrm.data.reports import Drop
 from hafrm.errors import BadRowReason, DataError
 from hafrm.pairs import Conversation, Message, Prompt, prompt_group
-from hafrm.rows import RowReader
+from hafrm.rows import Row
 from hafrm.sampling.samples import MANIFEST_FILE, SAMPLES_FILE
 from hafrm.store import read_json
 
@@ -129,13 +129,13 @@ def _require_finished(folder: Path) -> None:
         )
 
 
-def _candidates(reader: RowReader) -> Candidates | Drop:
+def _candidates(reader: Row) -> Candidates | Drop:
     """Read a prompt with its responses, which may be empty because a model may stop at once."""
-    if reader.row.get("unsampled"):
-        return Drop(str(reader.row["unsampled"]))
+    if reader.fields.get("unsampled"):
+        return Drop(str(reader.fields["unsampled"]))
     prompt = reader.prompt()
     responses = reader.responses("Give at least one response.", bool)
-    counts = reader.row.get("counts", [1] * len(responses))
+    counts = reader.fields.get("counts", [1] * len(responses))
     whole = isinstance(counts, list) and all(type(count) is int and count > 0 for count in counts)
     if not whole or len(counts) != len(responses):
         problem, remedy = "does not contain a number above 0 for each response", "Correct it, or leave the field out."

@@ -109,7 +109,6 @@ class TransformersGenerator:
         return [draws[start : start + n] for start in range(0, len(draws), n)]
 
     def _generate(self, rows: Sequence[Sequence[int]], seeds: Sequence[int]) -> Tensor:
-        """Generate the new tokens of each row, [S, T]."""
         noise = GumbelNoise(seeds, next(self.causal_lm.parameters()).device)
         return continuations(
             self.causal_lm,

@@ -21,6 +21,7 @@ from hafrm.judging.run import judge_rows
 from hafrm.judging.verdicts import VERDICTS_FILE, nothing_judged
 from hafrm.models.options import ScoreOptions
 from hafrm.sampling.candidates import Candidates
+from hafrm.store import LineFile
 
 Places = tuple[int, int]
 
@@ -141,8 +142,7 @@ class JudgeRuns:
         results = judge_rows(config, budget=self.budget, say=self.say)
         if not results["judged"] and results["run"]["stopped"] is None:  # a stopped run may have no verdict yet
             raise ModelError(f"The judge: {nothing_judged(results)}")
-        lines = [json.loads(line) for line in (folder / VERDICTS_FILE).read_bytes().split(b"\n") if line]
-        ranks = {line["id"]: line["ranks"] for line in lines}
+        ranks = dict(LineFile(folder / VERDICTS_FILE).read(lambda line: (line["id"], line["ranks"])))
         return [ranks.get(f"{data}:{number}") for number in range(1, len(rows) + 1)], results
 
 

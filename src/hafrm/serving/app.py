@@ -186,7 +186,6 @@ class Gate:
 
 
 def _refusal(error: Exception) -> ASGIApp:
-    """Return the response to a request that raised an error."""
     if isinstance(error, RequestError):
         return error.response()
     if isinstance(error, ClosedError):

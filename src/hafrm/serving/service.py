@@ -135,7 +135,6 @@ class RewardService:
 
     @property
     def _lane(self) -> _Lane:
-        """The lane of the current request."""
         return self._large if _large.get() else self._small
 
     async def outcomes(self, make: Callable[[], Sequence[Input]]) -> list[Outcome]:

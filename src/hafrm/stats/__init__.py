@@ -1,15 +1,15 @@
 """Statistics of preference models: pure functions on NumPy arrays.
 
-They take margins, probabilities, groups, scores and ranks; independent of models, files and plots.
-Shape letters: N pairs (or any values), G groups, Q prompts.
+They take margins, probabilities, groups, scores and ranks, and are independent of models, files and plots.
+Shape letters: N pairs (or other values), G groups, R resamples, Q prompts.
 
 A margin is the reward of `chosen` minus that of `rejected`; the label is always "chosen wins". A margin of 0 is a tie
 and counts one half, so constant and random scorers both have an accuracy of .5.
 
-Intervals resample whole groups, that is all pairs of a prompt, because those are not independent. They are percentile
-intervals: if all groups agree (always true for a single group), they shrink to a point, which means that resampling
-found no spread, not that there is none. Interpret them together with the number of groups; with fewer than
-`FEWEST_GROUPS` none is given.
+Intervals resample whole groups, that is all pairs of a prompt, because these are not independent. They are percentile
+intervals: if all groups agree, as a single group always does, they shrink to a point, which means that resampling found
+no spread, not that there is none. Interpret them together with the number of groups; with fewer than `FEWEST_GROUPS`
+there is no interval.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from hafrm.stats.calibration import (
 )
 from hafrm.stats.checks import Floats
 from hafrm.stats.relations import Correlation, LinearFit, linear_fit, pearson, pearson_interval, spearman
-from hafrm.stats.selection import random_recall, top_k_hits, top_k_recall
+from hafrm.stats.selection import random_recall, top_k_hits
 from hafrm.stats.significance import (
     FEWEST_GROUPS,
     Interval,
@@ -35,6 +35,7 @@ from hafrm.stats.significance import (
     few_groups,
     holm_correction,
     mcnemar_test,
+    p_of_draws,
     paired_bootstrap,
     resampled_means,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "holm_correction",
     "linear_fit",
     "mcnemar_test",
+    "p_of_draws",
     "paired_bootstrap",
     "pearson",
     "pearson_interval",
@@ -70,5 +72,4 @@ __all__ = [
     "spearman",
     "stated_probability",
     "top_k_hits",
-    "top_k_recall",
 ]

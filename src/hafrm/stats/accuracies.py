@@ -1,4 +1,4 @@
-"""Accuracy of margins, overall and by bins."""
+"""Accuracy of margins, overall and in bins."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def accuracy_by_bin(
         margins: Margins, [N].
         by: The value to bin by, [N].
         edges: Increasing edges of the bins; may start at -inf and end at inf.
-        quantiles: Instead of edges: number of bins of about equal size. There may be fewer if many values are equal.
+        quantiles: Number of bins of about equal size, instead of edges; there are fewer if many values are equal.
 
     Raises:
         ValueError: not exactly one of edges and quantiles is given, the edges don't increase, a value is outside them,

@@ -29,7 +29,7 @@ class CalibrationBin:
     high: float
     """Confidence is in [low, high); in the last bin in [low, high]."""
     n: int
-    """Number of pairs; empty bins are left out."""
+    """Number of pairs, at least 1."""
     confidence: float
     """Mean confidence of the pairs."""
     accuracy: float
@@ -39,13 +39,12 @@ class CalibrationBin:
 def calibration_bins(probabilities_of_chosen: ArrayLike, *, bins: int = 10) -> tuple[CalibrationBin, ...]:
     """Compare confidence and accuracy.
 
-    A pair's label is always "chosen wins", so calibrating P(chosen wins) itself would only see one class. Instead, a
-    model predicts a winner with confidence max(p, 1 - p), and is right if p > .5 (half right at .5). Bins have equal
-    width from .5 to 1.
+    A pair's label is always "chosen wins", so P(chosen wins) itself can't be calibrated: there is only one class.
+    Instead, a model predicts a winner with confidence max(p, 1 - p), and is right if p > .5 (half right at .5).
 
     Args:
         probabilities_of_chosen: P(chosen wins) of each pair, [N].
-        bins: Number of bins.
+        bins: Number of bins of equal width from .5 to 1; empty ones are left out.
 
     Raises:
         ValueError: there are no probabilities, one is not between 0 and 1, or bins is not positive.
@@ -92,8 +91,8 @@ def fit_temperature(margins: ArrayLike) -> float:
     """Fit the temperature T > 0 that maximises the likelihood sigmoid(margin / T) of "chosen wins".
 
     Returns:
-        T; or its limit as the likelihood grows: inf if the mean margin is not positive (no confidence is best), else 0
-        if no margin is negative (more confidence is always better).
+        T, or its limit if there is no best one: inf if the mean margin is not positive (no confidence is best), 0 if no
+        margin is negative (more confidence is always better).
 
     Raises:
         ValueError: there are no margins, or one is not finite.
@@ -121,8 +120,8 @@ def fit_combination(margins: ArrayLike) -> float | None:
     """Fit the weight w >= 0 for which first margin + w * second margin best predicts that chosen wins.
 
     This is a logistic regression through the origin on both margins, with non-negative coefficients; w is their ratio.
-    A standard normal prior on the coefficients of margins scaled to unit root mean square keeps w finite if the pairs
-    are separable; it weighs about as much as one pair.
+    A standard normal prior on the coefficients, with margins scaled to unit root mean square, keeps w finite if the
+    pairs are separable; it has about as much weight as one pair.
 
     Args:
         margins: Two margins per pair, [N, 2].

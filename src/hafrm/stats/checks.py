@@ -1,4 +1,4 @@
-"""Argument checks for the statistics. Every function raises ValueError with the argument's name."""
+"""Check arguments of statistics; every function raises a ValueError that names the argument."""
 
 from __future__ import annotations
 
@@ -37,5 +37,5 @@ def probabilities(**named: ArrayLike) -> Floats:
 
 
 def bin_index(values: Floats, edges: Floats) -> NDArray[np.int64]:
-    """Return the bin [edge, next edge) of each value, the last one closed; values outside get the nearest bin."""
+    """Return the bin [edge, next edge) of each value; the last bin is closed, values outside get the nearest."""
     return np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)

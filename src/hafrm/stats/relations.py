@@ -9,9 +9,7 @@ from numpy.typing import ArrayLike
 from scipy import stats as scipy_stats
 
 from hafrm.stats.checks import Floats, arrays
-from hafrm.stats.significance import Interval
-
-_DRAWS_AT_ONCE = 2**20  # group draws in memory while resampling
+from hafrm.stats.significance import Interval, group_draws, group_index
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ def pearson_interval(
         y: Second variable, [N].
         groups: Group of each point, [N], of any sortable type.
         level: Confidence level.
-        resamples: Number of draws of as many groups as there are, with replacement.
+        resamples: Number of resamples, each of as many groups as there are, with replacement.
         seed: Seed of the draws.
 
     Raises:
@@ -51,19 +49,14 @@ def pearson_interval(
             range.
     """
     first, second = _variables(x, y)
-    names, index = np.unique(np.asarray(groups), return_inverse=True)
-    if index.shape != first.shape:
-        raise ValueError(f"there are {len(first)} points, but groups has shape {list(index.shape)}")
-    if len(names) < 2 or not 0 < level < 1 or resamples < 1:
+    index, size = group_index(first, groups)
+    if size < 2 or not 0 < level < 1 or resamples < 1:
         raise ValueError("an interval needs at least two groups and one resample, and a level between 0 and 1")
     a, b = ((values - values.mean()) / values.std() for values in (first, second))
     powers = (np.ones_like(a), a, b, a * a, b * b, a * b)
     sums = np.stack([np.bincount(index, weights=values) for values in powers], axis=1)  # [G, 6]
-    generator = np.random.default_rng(seed)
     found: list[Floats] = []
-    at_once = max(1, _DRAWS_AT_ONCE // len(names))
-    for start in range(0, resamples, at_once):
-        drawn = generator.integers(len(names), size=(min(at_once, resamples - start), len(names)))
+    for drawn in group_draws(size, resamples, seed):
         count, sx, sy, sxx, syy, sxy = sums[drawn].sum(axis=1).T
         spread = (count * sxx - sx**2) * (count * syy - sy**2)
         some = spread > 1e-12 * count**4

@@ -11,9 +11,9 @@ from hafrm.stats.checks import Floats
 def top_k_hits(scores: ArrayLike, ranks: ArrayLike, k: int) -> Floats:
     """Compute for each prompt the chance that the selected response is among the judge's best k (Tables 4 and 11).
 
-    The response with the highest score is selected. Ties are broken at random, and the result is the expectation: equal
-    highest scores are selected with equal probability, and responses with equal ranks around place k share the
-    remaining places equally. If all scores are equal, the recall is therefore exactly k / N.
+    The mean over prompts is the top-k recall. The response with the highest score is selected. The result is the
+    expectation under random tie-breaking: equal highest scores are selected with equal probability, and responses with
+    equal ranks around place k share the remaining places equally. If all scores are equal, it is exactly k / N.
 
     Args:
         scores: Scores of N responses to each prompt, [Q, N].
@@ -37,15 +37,6 @@ def top_k_hits(scores: ArrayLike, ranks: ArrayLike, k: int) -> Floats:
     equal = (ranks[:, None, :] == ranks[:, :, None]).sum(axis=2)
     in_top_k = np.clip((k - better) / equal, 0, 1)
     return np.asarray((selected * in_top_k).sum(axis=1) / selected.sum(axis=1))
-
-
-def top_k_recall(scores: ArrayLike, ranks: ArrayLike, k: int) -> float:
-    """Compute the share of prompts whose selected response is among the judge's best k: the mean of `top_k_hits`.
-
-    Raises:
-        ValueError: as in `top_k_hits`.
-    """
-    return float(top_k_hits(scores, ranks, k).mean())
 
 
 def random_recall(n: int, k: int) -> float:

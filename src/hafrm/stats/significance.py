@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats as scipy_stats
 
 from hafrm.stats.checks import Floats, arrays, probabilities
 
 FEWEST_GROUPS = 6
-"""Minimum number of groups for an interval: with five, all differ in the same direction by chance once in 16 times
-(two-sided sign test), so nothing is significant, yet resampling would still give an interval, often a narrow one.
+"""Minimum number of groups for an interval. Five groups all differ in the same direction by chance in 1 of 16 cases
+(two-sided sign test), so nothing is significant, but resampling would still give an interval, often a narrow one.
 """
 
-_DRAWS_AT_ONCE = 2**20  # group draws in memory while resampling: 8 MiB of indices
+_DRAWS_AT_ONCE = 2**20
+"""Number of drawn groups in memory while resampling: 8 MiB of indices."""
 
 
 def few_groups(groups: ArrayLike) -> bool:
@@ -37,14 +39,14 @@ def bootstrap_interval(
     """Compute a percentile bootstrap interval of the mean, resampling whole groups.
 
     Args:
-        values: The values, [N]: for an accuracy `hits(margins)`.
-        groups: Group of each value, [N], of any sortable type: for pairs the name of their prompt.
+        values: The values, [N]; for an accuracy `hits(margins)`.
+        groups: Group of each value, [N], of any sortable type; for pairs the name of their prompt.
         level: Confidence level.
-        resamples: Number of draws of as many groups as there are, with replacement.
-        seed: Seed of the draws: the same arguments give the same interval.
+        resamples: Number of resamples, each of as many groups as there are, with replacement.
+        seed: Seed of the draws; the same arguments give the same interval.
 
     Returns:
-        The interval, or None with fewer than `FEWEST_GROUPS` groups.
+        The interval, or None if there are fewer than `FEWEST_GROUPS` groups.
 
     Raises:
         ValueError: there are no values, the lengths differ, a value is NaN, or level or resamples is out of range.
@@ -61,9 +63,9 @@ class PairedDifference:
     difference: float
     """Mean of a minus mean of b."""
     interval: Interval | None
-    """None with fewer than `FEWEST_GROUPS` groups."""
+    """None if there are fewer than `FEWEST_GROUPS` groups."""
     p_value: float
-    """Two-sided p-value; below 1 - level if the interval excludes 0, up to the resolution of the resamples."""
+    """Two-sided p-value; below 1 - level if the interval excludes 0, up to rounding by the number of resamples."""
 
 
 def paired_bootstrap(
@@ -78,14 +80,14 @@ def paired_bootstrap(
     """Compare two models on the same pairs, resampling whole groups.
 
     The p-value is twice the share of resampled differences on the rarer side of 0. Zeros count on both sides, and the
-    observed data count as one more resample, so it is never 0. With fewer than `FEWEST_GROUPS` groups it is 1.
+    observed data count as one more resample, so the p-value is never 0. With fewer than `FEWEST_GROUPS` groups it is 1.
 
     Args:
-        values_a: Values of the first model, [N]: for accuracies `hits(margins)`.
+        values_a: Values of the first model, [N]; for accuracies `hits(margins)`.
         values_b: Values of the second model on the same pairs, [N].
         groups: Group of each pair, [N].
         level: Confidence level.
-        resamples: Number of draws of as many groups as there are, with replacement.
+        resamples: Number of resamples, each of as many groups as there are, with replacement.
         seed: Seed of the draws.
 
     Raises:
@@ -94,20 +96,25 @@ def paired_bootstrap(
     values_a, values_b = arrays(values_a=values_a, values_b=values_b)
     difference = values_a - values_b
     means = resampled_means(difference, groups, level=level, resamples=resamples, seed=seed)
-    rarer = min((means <= 0).sum(), (means >= 0).sum())
     few = few_groups(groups)
     return PairedDifference(
         difference=float(difference.mean()),
         interval=None if few else _percentiles(means, level),
-        p_value=1.0 if few else min(1.0, float(2 * (rarer + 1) / (resamples + 1))),
+        p_value=1.0 if few else p_of_draws(means),
     )
+
+
+def p_of_draws(differences: Floats) -> float:
+    """Return the two-sided p-value of resampled differences, [R]; see `paired_bootstrap`."""
+    rarer = min(int((differences <= 0).sum()), int((differences >= 0).sum()))
+    return min(1.0, 2 * (rarer + 1) / (len(differences) + 1))
 
 
 def mcnemar_test(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
     """Return the exact two-sided p-value of McNemar's test for equal accuracy of two models on the same pairs.
 
-    Only pairs that exactly one model gets right count, and they are assumed independent: if prompts repeat, use
-    `paired_bootstrap`.
+    Only pairs that exactly one model gets right count. They are assumed to be independent; if prompts repeat, use
+    `paired_bootstrap` instead.
 
     Args:
         correct_a: Whether the first model is right, boolean, [N].
@@ -143,14 +150,14 @@ def holm_correction(p_values: ArrayLike) -> Floats:
 def resampled_means(
     values: Floats, groups: ArrayLike, *, resamples: int = 2000, seed: int = 0, level: float = 0.95
 ) -> Floats:
-    """Compute the means of `resamples` draws of whole groups, [R], from each group's sum and count.
+    """Compute the means of resamples of whole groups, [R].
 
     The same groups, number and seed give the same draws, so two statistics of the same items can be paired.
 
     Args:
         values: The values, [N].
         groups: Group of each value, [N], of any sortable type.
-        resamples: Number of draws of as many groups as there are, with replacement.
+        resamples: R, the number of resamples, each of as many groups as there are, with replacement.
         seed: Seed of the draws.
         level: Confidence level; only validated.
 
@@ -161,17 +168,30 @@ def resampled_means(
         raise ValueError(f"level must be between 0 and 1, got {level}")
     if resamples < 1:
         raise ValueError(f"resamples must be positive, got {resamples}")
+    index, size = group_index(values, groups)
+    sums, counts = np.bincount(index, weights=values), np.bincount(index)
+    means = [sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1) for drawn in group_draws(size, resamples, seed)]
+    return np.concatenate(means)
+
+
+def group_index(values: Floats, groups: ArrayLike) -> tuple[NDArray[np.int64], int]:
+    """Return the number of each value's group, [N], and the number of groups, G.
+
+    Raises:
+        ValueError: there is not one group per value.
+    """
     names, index = np.unique(np.asarray(groups), return_inverse=True)
     if index.shape != values.shape:
         raise ValueError(f"there are {len(values)} values, but groups has shape {list(index.shape)}")
-    sums, counts = np.bincount(index, weights=values), np.bincount(index)
+    return index, len(names)
+
+
+def group_draws(size: int, resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """Yield resamples of group numbers, [R, G], as many at a time as fit into memory."""
     generator = np.random.default_rng(seed)
-    means: list[Floats] = []
-    at_once = max(1, _DRAWS_AT_ONCE // len(names))
+    at_once = max(1, _DRAWS_AT_ONCE // size)
     for start in range(0, resamples, at_once):
-        drawn = generator.integers(len(names), size=(min(at_once, resamples - start), len(names)))
-        means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
-    return np.concatenate(means)
+        yield generator.integers(size, size=(min(at_once, resamples - start), size))
 
 
 def _percentiles(means: Floats, level: float) -> Interval:

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from hafrm.data import PairTables
-from hafrm.data.collecting import left_out_of, left_out_words
+from hafrm.data.reports import left_out_words
 from hafrm.numerics import bfloat16_speedup
 from hafrm.training.arguments import pairs_per_step, total_steps
 from hafrm.training.config import TrainConfig
@@ -75,7 +75,7 @@ def opening_lines(
 def _left_out(tables: PairTables) -> Counter[str]:
     """Return how many pairs of the data asked for were left out, by reason."""
     reports = tables.account.reports
-    return sum(map(left_out_of, reports), Counter(tables.account.dropped))
+    return sum((report.lost for report in reports), Counter(tables.account.dropped))
 
 
 def _share_lost(tables: PairTables) -> float:

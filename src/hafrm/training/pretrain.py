@@ -28,15 +28,14 @@ from transformers import (
 )
 
 from hafrm import atomic
-from hafrm.data.rawrows import reading
+from hafrm.data.files import reading
 from hafrm.errors import ConfigError, DataError, first_line
 from hafrm.models.hybrid import max_positions
 from hafrm.models.stock import load_causal_lm
 from hafrm.models.tokenizers import load_tokenizer, resize_embeddings
 from hafrm.numerics import cpu_tuned
 from hafrm.pretraining.blocks import Blocks, perplexity
-from hafrm.pretraining.llama import new_llama, no_progress_bars, untie
-from hafrm.pretraining.vocabulary import train_tokenizer
+from hafrm.pretraining.llama import new_llama, no_progress_bars, train_tokenizer, untie
 from hafrm.store import alone
 from hafrm.training.arguments import total_steps
 from hafrm.training.callbacks import ConsoleProgress

@@ -35,8 +35,8 @@ def read_texts(files: Sequence[str], *, held_out: bool) -> Iterator[Text]:
     """
     for file in files:
         for row in read_rows(Path(file)):
-            if row.error is not None:
-                raise row.error
+            if row.fault is not None:
+                raise row.fault
             where = f"{file}, row {row.number}"
             if isinstance(row.value, dict) and _is_held_out(row.value, where) != held_out:
                 continue

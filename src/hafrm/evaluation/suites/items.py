@@ -1,7 +1,7 @@
 """Types of suites: items (a prompt with N responses), their raw scores, and the definition of a suite.
 
-Every number of a suite is a weighted sum of means: an item gives one value to each of some strata, a stratum is one
-measure on one subset, and a score weighs the strata's means. So one bootstrap serves all suites.
+Every score of a suite is a weighted sum of means: each item contributes one value to some strata, a stratum is one
+measure on one subset, and a score weights the means of strata. Therefore one bootstrap serves all suites.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Literal
 from hafrm.data import SourceReport
 from hafrm.errors import BadRowReason
 from hafrm.pairs import Conversation, Message, Prompt, prompt_group
-from hafrm.rows import RowReader
+from hafrm.rows import Row
 
 Stratum = tuple[str, str]
 """A subset and a measure on it."""
@@ -32,18 +32,18 @@ class Item:
     """The number of correct responses."""
     subset: str
     key: str
-    """The row's id in the suite."""
+    """Id of the row in the suite."""
     source: str = field(default="", compare=False)
     row: int = field(default=0, compare=False)
 
     @property
     def id(self) -> str:
-        """Where the item came from: `source:row`."""
+        """Id of the item: `source:row`."""
         return f"{self.source}:{self.row}"
 
     @property
     def conversations(self) -> tuple[Conversation, ...]:
-        """One conversation per response; all of them are scored in one call."""
+        """One conversation per response, which are scored in one call."""
         return tuple(Conversation(self.prompt, response) for response in self.responses)
 
     @property
@@ -70,7 +70,7 @@ class ListScore:
     data: str
     """The suite's name as given."""
     id: str
-    """Where the item came from: `source:row`."""
+    """Id of the item: `source:row`."""
     key: str
     subset: str
     group: str
@@ -105,7 +105,7 @@ class Score:
 
 @dataclass
 class ItemSet:
-    """The items of a suite, and an account of the rows that were read."""
+    """The items of a suite, and the report on its rows."""
 
     suite: Suite
     items: list[Item]
@@ -114,7 +114,7 @@ class ItemSet:
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """A published benchmark: how to read its rows, and how to compute its scores from rewards."""
+    """A published benchmark: how to read its rows and how to compute its scores from rewards."""
 
     name: str
     """The name used in `--suites`."""
@@ -123,20 +123,20 @@ class Suite:
     """First argument of `datasets.load_dataset`."""
     split: str
     files: tuple[str, ...]
-    """Regular expressions of the names, without endings, of the suite's files in a folder. The first that matches a
-    file decides: the others match alternative forms of the same rows.
+    """Regular expressions for the names, without endings, of the suite's files in a folder. Only the first one that
+    matches a file is used, since the others match alternative forms of the same rows.
     """
     homepage: str
     licence: str
     citation: str
-    parse: Callable[[RowReader, str], Item]
+    parse: Callable[[Row, str], Item]
     """Parse a row, given the name of its file or split, into an item."""
     observe: Callable[[Sequence[ListScore]], list[Observation]]
-    """Compute values from rewards; every response has its reward."""
+    """Compute values from rewards; all responses have one."""
     chance: Callable[[Sequence[ListScore]], list[Observation]]
     """Compute the expected values of random rewards; NaN if they depend on the distribution of rewards."""
     scores: Callable[[Mapping[Stratum, int]], tuple[list[Score], list[str]]]
-    """Return the scores for the given numbers of values per stratum, and the names of missing subsets."""
+    """Return the scores for given numbers of values per stratum, and the names of missing subsets."""
 
 
 def win(better: float | None, worse: float | None) -> float:
@@ -146,7 +146,7 @@ def win(better: float | None, worse: float | None) -> float:
     return 0.5 if better == worse else float(better > worse)
 
 
-def response_list(reader: RowReader, name: str, *, size: int | None = None) -> tuple[tuple[Message, ...], ...]:
+def response_list(reader: Row, name: str, *, size: int | None = None) -> tuple[tuple[Message, ...], ...]:
     """Return a field that is a list of responses, each a string.
 
     Args:
@@ -157,7 +157,7 @@ def response_list(reader: RowReader, name: str, *, size: int | None = None) -> t
     Raises:
         BadRowError: the field is missing, is not such a list, or has an empty response.
     """
-    value = reader.row.get(name)
+    value = reader.fields.get(name)
     if value is None:
         raise reader.error(BadRowReason.MISSING_FIELD, name, "is missing", "Give a list of responses.")
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):

@@ -1,25 +1,26 @@
-"""Load the items of suites by name: NAME is fetched from the hub, NAME@PATH is a file or a folder on disk."""
+"""Load the items of suites: NAME is downloaded from the hub, NAME@PATH is a file or a folder on disk."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from hafrm.data import RawRow, ReadOptions, SourceReport, fingerprint, read_rows
-from hafrm.data.collecting import records_of
+from hafrm.data import ReadOptions, SourceReport, fingerprint, read_rows
 from hafrm.data.hub import hub_call, hub_rows
-from hafrm.data.rawrows import SUFFIXES, files_named, has_known_suffix
+from hafrm.data.reports import records_of
+from hafrm.data.rowfiles import SUFFIXES, files_named, has_known_suffix
 from hafrm.errors import DataError, UnknownDataError, UnreadableError
 from hafrm.evaluation.suites.items import Item, ItemSet, Suite
-from hafrm.rows import RowReader
+from hafrm.rows import Row
 
 _NO_SUITES = {"items", "loading", "scoring", "summary"}
 _MODULES = (info.name for info in pkgutil.iter_modules([str(Path(__file__).parent)]) if info.name not in _NO_SUITES)
 _FOUND = (importlib.import_module(f"hafrm.evaluation.suites.{name}").SUITE for name in _MODULES)
 SUITES: dict[str, Suite] = {suite.name: suite for suite in _FOUND}
-"""The suites, by name: the `SUITE` of every other module of this package."""
+"""Suites by name: the `SUITE` of every other module of this package."""
 
 _DEFAULTS = ReadOptions()
 
@@ -28,15 +29,15 @@ def load_suite(name: str, options: ReadOptions = _DEFAULTS) -> ItemSet:
     """Load a suite's items.
 
     Args:
-        name: NAME or NAME@PATH. In a folder, the files with the names of the suite's own are read (for RewardBench also
-            those of the Prior Sets, which are not fetched from the hub), or all files if there are none.
+        name: NAME or NAME@PATH. In a folder, files with the names of the suite's own files are read (for RewardBench
+            also those of the Prior Sets, which are not downloaded from the hub), or all files if there are none.
         options: How to treat bad rows.
 
     Raises:
         UnknownDataError: there is no such suite.
         UnreadableError: the hub, a file or a folder can't be read.
-        ConfigError: a folder contains a file twice, with two endings or whole and in parts.
-        BadRowError: a row is not in the suite's format, and bad rows are not to be skipped.
+        ConfigError: a folder contains a file twice, with two endings or both whole and in parts.
+        BadRowError: a row is not in the suite's format, and bad rows are not skipped.
         DataError: there are no usable rows.
     """
     suite_name, _, location = name.partition("@")
@@ -56,7 +57,7 @@ def _read(suite: Suite, path: Path, report: SourceReport, options: ReadOptions) 
     items: list[Item] = []
     for file in _files(suite, path):
         report.read_from.append(str(file))
-        parse = partial(_item, suite, str(file), file.name)
+        parse = partial(_item, suite, file.name)
         items += records_of(read_rows(file), report, parse, on_bad_row=options.on_bad_row)
     return items
 
@@ -66,14 +67,12 @@ def _fetch(suite: Suite, report: SourceReport, options: ReadOptions) -> list[Ite
     remedy = f"Check the network, or download the files of {suite.homepage} and name them as {suite.name}@PATH."
     source = f"{suite.name}/{suite.split}"
     rows = hub_rows(suite.path, {}, split=suite.split, source=source, remedy=remedy)
-    parse = partial(_item, suite, source, suite.split)
+    parse = partial(_item, suite, suite.split)
     return list(records_of(rows, report, parse, on_bad_row=options.on_bad_row))
 
 
-def _item(suite: Suite, source: str, part: str, row: RawRow) -> Item:
-    if row.error is not None:
-        raise row.error
-    return suite.parse(RowReader(row.value, source=source, number=row.number), part)
+def _item(suite: Suite, part: str, row: Row) -> Iterator[Item]:
+    yield suite.parse(row, part)
 
 
 def _files(suite: Suite, path: Path) -> list[Path]:

@@ -25,7 +25,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from hafrm.errors import BadRowReason
 from hafrm.evaluation.suites.items import Item, ListScore, Observation, Score, Stratum, Suite, win
 from hafrm.evaluation.suites.summary import model_summary
-from hafrm.rows import RowReader
+from hafrm.rows import Row
 
 SECTIONS: Mapping[str, Mapping[str, int]] = {
     "Chat": {
@@ -66,7 +66,7 @@ _SUBSETS = {subset for subsets in _ALL_SECTIONS.values() for subset in subsets}
 _MEASURE = "accuracy"
 
 
-def _parse(reader: RowReader, part: str) -> Item:
+def _parse(reader: Row, part: str) -> Item:
     """Parse a row; the file or split gives the subset of the Prior Sets."""
     prior = next((name for name in PRIOR_SETS if part.startswith(name)), None)
     subset = prior or reader.string("subset")

@@ -22,7 +22,7 @@ from dataclasses import replace
 
 from hafrm.errors import BadRowReason
 from hafrm.evaluation.suites.items import Item, ListScore, Observation, Score, Stratum, Suite, response_list
-from hafrm.rows import RowReader
+from hafrm.rows import Row
 
 TIES = "Ties"
 _SUBSETS = ("Factuality", "Precise IF", "Math", "Safety", "Focus", TIES)
@@ -30,7 +30,7 @@ _BEST = "best of N"
 _TIES_WEIGHTS = {"tied accuracy": 0.30, "ref accuracy": 0.30, "preferred": 0.20, "preferred hard": 0.20, "margin": 0.01}
 
 
-def _parse(reader: RowReader, part: str) -> Item:
+def _parse(reader: Row, part: str) -> Item:
     subset, key = reader.string("subset"), reader.string_or_none("id") or ""
     if subset not in _SUBSETS:
         raise reader.error(

@@ -28,7 +28,7 @@ from hafrm.evaluation.suites.items import (
     response_list,
     win,
 )
-from hafrm.rows import RowReader
+from hafrm.rows import Row
 
 STYLES = ("concise", "detailed", "markdown")
 DIFFICULTIES: Mapping[str, tuple[tuple[int, int], ...]] = {
@@ -43,7 +43,7 @@ _FILTERED = r"(?P<domain>chat|code|math|safety-refuse|safety-response)_filtered"
 _CELLS = [(chosen, rejected) for chosen in range(3) for rejected in range(3)]
 
 
-def _parse(reader: RowReader, part: str) -> Item:
+def _parse(reader: Row, part: str) -> Item:
     in_name = re.match(_FILTERED, part)
     domain = in_name["domain"] if in_name and not reader.has("domain") else reader.string("domain")
     if not domain.startswith(tuple(_DOMAINS)):

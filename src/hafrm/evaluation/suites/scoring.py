@@ -1,4 +1,4 @@
-"""Score a suite's items, each of which becomes one JSON line."""
+"""Score the items of a suite, each of which becomes one JSON line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def score_items(
     on_bad_row: OnBadRow = "error",
     progress: Callable[[int], None] = lambda done: None,
 ) -> Iterator[ListScore]:
-    """Score all responses of every item, those of one prompt in one call; see `score_pairs`."""
+    """Score all responses of every item; see `score_pairs`."""
     for item, outcomes in scored_chunks(scorer, items, on_bad_row=on_bad_row, progress=progress):
         yield ListScore(
             model=model,

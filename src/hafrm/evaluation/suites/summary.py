@@ -1,4 +1,4 @@
-"""Compute a suite's numbers from raw scores: values with intervals, baselines, and paired differences."""
+"""Compute the results of a suite from raw scores: scores with intervals, baselines, and paired differences."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from hafrm.evaluation.suites.items import ListScore, Observation, Score, Stratum, Suite
-from hafrm.stats import Floats, few_groups, resampled_means
+from hafrm.stats import Floats, few_groups, p_of_draws, resampled_means
 
 _RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
 class _Means:
-    """The mean of every stratum, as observed and in each resample, [R]."""
+    """Means of all strata, as observed and in each resample, [R]."""
 
     observed: Mapping[Stratum, float]
     drawn: Mapping[Stratum, Floats] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class _Means:
 
 
 def summarise_suite(suite: Suite, scores: Sequence[ListScore]) -> dict[str, Any]:
-    """Compute one suite's part of `results.json`.
+    """Compute the part of `results.json` about one suite.
 
     Args:
         suite: The suite.
@@ -55,10 +55,10 @@ def summarise_suite(suite: Suite, scores: Sequence[ListScore]) -> dict[str, Any]
         `{"suite", "title", "licence", "citation", "missing", "models": {MODEL: ...}, "baselines": {"length", "random"},
         "comparisons": [{"score", "a", "b", "n", "difference", "ci95", "p_bootstrap"}]}`; `missing` names the subsets
         without items. A model has `n`, `unscored`, `unscored_reasons`, `missing`, and by level (`overall`, `sections`,
-        `pooled`, `subsets`) `{NAME: {"value", "ci95"}}`. Items with a response without reward are left out. If that
-        leaves nothing of a subset, the model's `missing` names it, and scores that include it are left out, as they
-        would not be comparable with those of other models. Intervals resample prompts within each subset; `ci95` is
-        null, and `p_bootstrap` 1, if a subset of a score has fewer than six. The baselines are computed on the items of
+        `pooled`, `subsets`) `{NAME: {"value", "ci95"}}`. Items with an unscored response are left out. If a subset has
+        no other items, the model's `missing` names it, and scores that include it are left out, because they would not
+        be comparable with those of other models. Intervals resample prompts within each subset; `ci95` is null, and
+        `p_bootstrap` 1, if a subset of a score has fewer than six prompts. The baselines are computed on the items of
         the first model; values without an expectation under random rewards are null.
     """
     by_model: dict[str, list[ListScore]] = defaultdict(list)
@@ -86,7 +86,7 @@ def summarise_suite(suite: Suite, scores: Sequence[ListScore]) -> dict[str, Any]
 
 
 def model_summary(suite: Suite, scores: Sequence[ListScore]) -> dict[str, Any]:
-    """Return one model's numbers on a suite; see `summarise_suite`."""
+    """Return one model's scores on a suite; see `summarise_suite`."""
     scored = _scored(scores)
     found = suite.observe(scored)
     means = _means(found)
@@ -108,7 +108,7 @@ def model_summary(suite: Suite, scores: Sequence[ListScore]) -> dict[str, Any]:
 
 
 def _whole_scores(suite: Suite, scores: Sequence[ListScore], means: _Means) -> list[Score]:
-    """Return the scores of all items' subsets, except those that include an entirely unscored subset."""
+    """Return all scores except those that include a subset without scored items."""
     counts = {stratum: means.counts.get(stratum, 0) for stratum in _counts(suite.chance(scores))}
     every = suite.scores(counts)[0] if counts else []
     return [score for score in every if score.weights.keys() <= means.observed.keys()]
@@ -167,7 +167,6 @@ def _comparisons(
             continue
         draws = means_a.draws(score) - means_b.draws(score)
         interval = means_a.ci95(score, draws)
-        rarer = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
         results.append(
             {
                 "score": score.name,
@@ -176,7 +175,7 @@ def _comparisons(
                 "n": len(ids),
                 "difference": means_a.value(score) - means_b.value(score),
                 "ci95": interval,
-                "p_bootstrap": min(1.0, 2 * (rarer + 1) / (len(draws) + 1)) if interval else 1.0,
+                "p_bootstrap": p_of_draws(draws) if interval else 1.0,
             }
         )
     return results

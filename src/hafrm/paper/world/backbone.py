@@ -37,9 +37,8 @@ from hafrm.paper.world.task import Trait
 from hafrm.paper.world.words import ACQUAINTANCES, FILLERS, STYLES
 from hafrm.paper.world.writer import write_answer
 from hafrm.pretraining.blocks import Blocks, Sample, document_sample, perplexity, response_sample
-from hafrm.pretraining.llama import new_llama, no_progress_bars, untie
+from hafrm.pretraining.llama import new_llama, no_progress_bars, train_tokenizer, untie
 from hafrm.pretraining.shape import LlamaShape
-from hafrm.pretraining.vocabulary import train_tokenizer
 
 BackboneKind = Literal["base", "instruct"]
 

@@ -1,4 +1,4 @@
-"""Reads the rows of one source as pairs: chooses the form from its first rows, or applies the user's own mapping."""
+"""Map the rows of one source to pairs: detect the form from its first rows, or apply the user's own mapping."""
 
 from __future__ import annotations
 
@@ -14,29 +14,28 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from hafrm.data.collecting import Drop, Outcome, SourceReport, listed, outcomes_of
 from hafrm.data.forms import EXPLICIT, FORMS, Form, nearest, ranking
 from hafrm.data.options import DataOptions, ReadOptions
-from hafrm.data.rawrows import RawRow
+from hafrm.data.reports import Drop, Outcome, SourceReport, listed, records_of
 from hafrm.errors import BadRowError, BadRowReason, ConfigError, first_line
 from hafrm.pairs import PreferencePair
-from hafrm.rows import RowReader, parse_conversation, parse_pair, row_schema, unread_columns
+from hafrm.rows import Row, parse_conversation, parse_pair, row_schema, unread_columns
 
 _EXAMINED = 16
-"""Rows among which the first in a known form decides."""
+"""Maximum number of rows that are examined to detect a source's form."""
 
 
 def read_pairs(
-    rows: Iterable[RawRow],
+    rows: Iterable[Row],
     report: SourceReport,
     options: ReadOptions,
     *,
-    named: Callable[[RowReader], Outcome] | None = None,
+    named: Callable[[Row], Outcome] | None = None,
 ) -> Iterator[PreferencePair]:
     """Turn the rows of a source into pairs one at a time, and count every row in the report.
 
     Args:
-        rows: The raw rows.
+        rows: The rows.
         report: Receives the counts, the form and the unread columns; complete after the last pair.
         options: What to do with bad rows, and the user's columns or mapping.
         named: The mapping of a published set; the user's columns and mapping do not apply to it. Such sets have a few
@@ -48,13 +47,13 @@ def read_pairs(
         ConfigError: a column of `columns` does not exist, or the mapping can't be imported.
     """
     if named is not None:
-        return outcomes_of(rows, report, lambda row: [_named_pair(row, named)], on_bad_row=options.on_bad_row)
+        return records_of(rows, report, lambda row: [_named_pair(row, named)], on_bad_row=options.on_bad_row)
     mapping = user_mapping(options.mapping) if options.mapping else None
     return _read(rows, report, options, mapping)
 
 
-def _named_pair(row: RawRow, named: Callable[[RowReader], Outcome]) -> PreferencePair | Drop:
-    outcome = named(RowReader(row.value, source=row.source, number=row.number))
+def _named_pair(row: Row, named: Callable[[Row], Outcome]) -> PreferencePair | Drop:
+    outcome = named(row)
     if isinstance(outcome, Drop):
         return outcome
     try:
@@ -64,7 +63,7 @@ def _named_pair(row: RawRow, named: Callable[[RowReader], Outcome]) -> Preferenc
 
 
 def _read(
-    rows: Iterable[RawRow], report: SourceReport, options: ReadOptions, mapping: Form | None
+    rows: Iterable[Row], report: SourceReport, options: ReadOptions, mapping: Form | None
 ) -> Iterator[PreferencePair]:
     rows = renamed_rows(rows, options)
     form = mapping
@@ -72,29 +71,27 @@ def _read(
         form, rows = _recognised(rows)
     report.form = form.name
     scores = isinstance(options, DataOptions) and options.score_margins
-    reading = _Reading(form, scores=scores, checked=mapping is None)
+    reader = _Reader(form, scores=scores, checked=mapping is None)
     if form.single:
-        rows = reading.gathered(rows)
+        rows = reader.gathered(rows)
     try:
-        yield from outcomes_of(rows, report, reading.pairs, on_bad_row=options.on_bad_row)
+        yield from records_of(rows, report, reader.pairs, on_bad_row=options.on_bad_row)
     finally:
-        report.unread = sorted(reading.unread.union(report.unread))
+        report.unread = sorted(reader.unread.union(report.unread))
 
 
-def _peeked(
-    rows: Iterable[RawRow], enough: Callable[[Mapping[str, Any]], bool]
-) -> tuple[list[RawRow], Iterator[RawRow]]:
-    """Read rows until one is enough, at most `_EXAMINED`; return them, and all rows from the first."""
+def _peeked(rows: Iterable[Row], enough: Callable[[Mapping[str, Any]], bool]) -> tuple[list[Row], Iterator[Row]]:
+    """Read rows until one is enough, at most `_EXAMINED`; return the objects among them, and all rows."""
     waiting = iter(rows)
-    seen: list[RawRow] = []
+    seen: list[Row] = []
     for row in waiting:
         seen.append(row)
         if len(seen) == _EXAMINED or (isinstance(row.value, Mapping) and enough(row.value)):
             break
-    return seen, chain(seen, waiting)
+    return [row for row in seen if isinstance(row.value, Mapping)], chain(seen, waiting)
 
 
-def renamed_rows(rows: Iterable[RawRow], options: ReadOptions) -> Iterator[RawRow]:
+def renamed_rows(rows: Iterable[Row], options: ReadOptions) -> Iterator[Row]:
     """Yield rows with the columns under the names that `data_options.columns` gives them.
 
     Raises:
@@ -111,17 +108,16 @@ def renamed_rows(rows: Iterable[RawRow], options: ReadOptions) -> Iterator[RawRo
         return not wanted
 
     seen, rows = _peeked(rows, found)
-    first = next((row for row in seen if isinstance(row.value, Mapping)), None)
-    if wanted and first is not None:
+    if wanted and seen:
         raise ConfigError(
-            f"data_options.columns: {first.source} has no column {', '.join(sorted(wanted))}. Its first row has "
-            f"{listed(list(first.value))}."
+            f"data_options.columns: {seen[0].source} has no column {', '.join(sorted(wanted))}. Its first row has "
+            f"{listed(list(seen[0].value))}."
         )
     for row in rows:
         yield with_names(row, names)
 
 
-def with_names(row: RawRow, names: Mapping[str, str]) -> RawRow:
+def with_names(row: Row, names: Mapping[str, str]) -> Row:
     """Return a row with columns under other names; see `ReadOptions.renamed`."""
     if not names or not isinstance(row.value, Mapping):
         return row
@@ -131,36 +127,35 @@ def with_names(row: RawRow, names: Mapping[str, str]) -> RawRow:
     return replace(row, value=kept | found)
 
 
-def form_of(row: Mapping[str, Any]) -> Form | None:
+def form_of(row: Mapping[str, Any], forms: Sequence[Form] = FORMS) -> Form | None:
     """Return the form of a row, or None if it is in none of the known ones."""
-    return next((form for form in FORMS if form.recognises(row)), None)
+    return next((form for form in forms if form.recognises(row)), None)
 
 
-def _recognised(rows: Iterable[RawRow]) -> tuple[Form, Iterator[RawRow]]:
-    """Return the form of a source and all its rows; a form that says what is missing if it is in no known one."""
+def _recognised(rows: Iterable[Row]) -> tuple[Form, Iterator[Row]]:
+    """Return the form of a source and all its rows; if the form is unknown, one that raises for every row."""
     seen, rows = _peeked(rows, lambda row: form_of(row) is not None)
-    found = [form_of(row.value) for row in seen if isinstance(row.value, Mapping)]
-    if found and found[-1] is not None:
-        return found[-1], rows
-    first = next((row.value for row in seen if isinstance(row.value, Mapping)), None)
-    if not first:
+    form = form_of(seen[-1].value) if seen else None
+    if form is not None:
+        return form, rows
+    if not seen or not seen[0].value:
         return EXPLICIT, rows
-    return _unknown(nearest(first), [str(name) for name in first]), rows
+    return _unknown(nearest(seen[0].value), [str(name) for name in seen[0].value]), rows
 
 
 def _unknown(near: Form, columns: list[str]) -> Form:
     """Return a stand-in for a form that says which columns a row has, and which the nearest known form has."""
 
-    def refuse(row: RowReader) -> Iterable[Outcome]:
-        missing = near.missing(row.row)
+    def refuse(row: Row) -> Iterable[Outcome]:
+        missing = near.missing(row.fields)
         if not missing:  # a column has another type: let the form say which
-            return near.to_rows(row)
+            return near.rows(row)
         raise BadRowError(
             BadRowReason.MISSING_FIELD,
             source=row.source,
             row=row.number,
             field=missing[0],
-            problem=f"is missing: the row has {listed(columns)}, which is none of the known forms; the nearest, "
+            problem=f"is missing: the columns {listed(columns)} match none of the known forms; the nearest, "
             f"{near.name}, has {', '.join(near.columns)}",
             remedy="Name the columns with `data_options.columns`, such as `prompt: question, chosen: better, rejected: "
             "worse`, or convert rows with `data_options.mapping`.",
@@ -171,7 +166,7 @@ def _unknown(near: Form, columns: list[str]) -> Form:
 
 
 @dataclass
-class _Reading:
+class _Reader:
     """Turns the rows of one source, all in one form, into pairs."""
 
     form: Form
@@ -180,82 +175,71 @@ class _Reading:
     checked: bool
     """Whether rows of other forms are refused."""
     unread: set[str] = field(default_factory=set)
-    first: tuple[RawRow, tuple[str, ...]] | None = None
+    first: tuple[Row, tuple[str, ...]] | None = None
     """The first good row, and its schema."""
 
-    def pairs(self, row: RawRow) -> Iterator[PreferencePair | Drop]:
+    def pairs(self, row: Row) -> Iterator[PreferencePair | Drop]:
         """Yield the pairs of a row."""
-        reader = RowReader(row.value, source=row.source, number=row.number)
-        outcomes = list(self._outcomes(reader))
+        outcomes = list(self._outcomes(row))
         for part, outcome in enumerate(outcomes, start=1 if len(outcomes) > 1 else 0):
             if isinstance(outcome, Drop):
                 yield outcome
                 continue
+            used: set[str] = set()
             if self.scores:
-                outcome = _with_margin(outcome, reader)
+                scored, used = replace(row, value=outcome), {"score_chosen", "score_rejected"}
+                margin = scored.required_number("score_chosen") - scored.required_number("score_rejected")
+                outcome = {**outcome, "margin": margin}
             yield parse_pair(outcome, source=row.source, number=row.number, part=part)
-            used = {"score_chosen", "score_rejected"} if self.scores else set()
-            self.unread |= (unread_columns(outcome) & reader.row.keys()) - used
+            self.unread |= (unread_columns(outcome) & row.fields.keys()) - used
         self._check_schema(row)
 
-    def _outcomes(self, reader: RowReader) -> Iterable[Outcome]:
+    def _outcomes(self, row: Row) -> Iterable[Outcome]:
         if self.form.single:  # the row is a ranking that `gathered` made
-            rest = {name: value for name, value in reader.row.items() if name not in ("responses", "scores")}
-            return ranking(rest, reader.row["responses"], reader.row["scores"])
-        return self._of_form(reader)
+            made = Form("", ("responses", "scores"), lambda row: ranking(row.fields["responses"], row.fields["scores"]))
+            return made.rows(row)
+        return self._of_form(row)
 
-    def _of_form(self, reader: RowReader) -> Iterable[Outcome]:
+    def _of_form(self, row: Row) -> Iterable[Outcome]:
         """Apply the form to a row, and raise if the row is in another form."""
-        if self.checked and self.form.columns and not self.form.recognises(reader.row):
-            other = form_of(reader.row)
+        if self.checked and self.form.columns and not self.form.recognises(row.fields):
+            other = form_of(row.fields)
             if other is not None and other.to_rows is not self.form.to_rows:
-                raise reader.error(
-                    BadRowReason.MIXED_SCHEMA,
-                    None,
-                    f"the row is in the form {other.name}, but earlier rows are in the form {self.form.name}",
-                    "Write all rows of a source in one form, or split the source.",
-                )
-            if missing := self.form.missing(reader.row):
+                problem = f"the row is in the form {other.name}, but earlier rows are in the form {self.form.name}"
+                remedy = "Write all rows of a source in one form, or split the source."
+                raise row.error(BadRowReason.MIXED_SCHEMA, None, problem, remedy)
+            if missing := self.form.missing(row.fields):
                 remedy = f"Add it: the rows are read as {self.form.name}."
-                raise reader.error(BadRowReason.MISSING_FIELD, missing[0], "is missing", remedy)
-        return self.form.to_rows(reader)
+                raise row.error(BadRowReason.MISSING_FIELD, missing[0], "is missing", remedy)
+        return self.form.rows(row)
 
-    def _check_schema(self, row: RawRow) -> None:
+    def _check_schema(self, row: Row) -> None:
         """Raise if a row of the contract mixes strings and messages in another way than the first."""
         if self.form.to_rows is not EXPLICIT.to_rows:
             return
-        schema = row_schema(row.value)
-        if self.first is None:
-            self.first = row, schema
-        elif schema != self.first[1]:
-            first = self.first[0]
+        schema = row_schema(row.fields)
+        self.first = self.first or (row, schema)
+        first, expected = self.first
+        if schema != expected:
             place = f"row {first.number}" if first.source == row.source else f"{first.source}, row {first.number}"
-            raise BadRowError(
-                BadRowReason.MIXED_SCHEMA,
-                source=row.source,
-                row=row.number,
-                field=None,
-                problem=f"the row has {_schema_text(schema)}, {place} has {_schema_text(self.first[1])}",
-                remedy="Write all rows of a source in one schema, or split it.",
-            )
+            problem = f"the row has {_schema_text(schema)}, but {place} has {_schema_text(expected)}"
+            remedy = "Write all rows of a source in one schema, or split it."
+            raise row.error(BadRowReason.MIXED_SCHEMA, None, problem, remedy)
 
-    def gathered(self, rows: Iterable[RawRow]) -> Iterator[RawRow]:
-        """Merge rows of one response each into one ranking for each prompt, which needs all rows in memory.
+    def gathered(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """Merge rows of one response each into one ranking per prompt, which needs all rows in memory.
 
-        Bad rows are passed on with their error.
+        Bad rows are passed on with their fault.
         """
-        groups: dict[str, list[tuple[RawRow, Mapping[str, Any]]]] = {}
+        groups: dict[str, list[tuple[Row, Mapping[str, Any]]]] = {}
         for row in rows:
             try:
-                if row.error is not None:
-                    raise row.error
-                reader = RowReader(row.value, source=row.source, number=row.number)
-                for found in self._of_form(reader):
+                for found in self._of_form(row):
                     assert not isinstance(found, Drop)
                     prompt = parse_conversation(found, source=row.source, number=row.number).prompt
                     groups.setdefault(json.dumps(prompt.as_row(), sort_keys=True), []).append((row, found))
             except BadRowError as error:
-                yield replace(row, value=None, error=error)
+                yield replace(row, value=None, fault=error)
         for group in groups.values():
             first, found = group[0]
             rest = {name: value for name, value in found.items() if name not in ("response", "score")}
@@ -263,8 +247,8 @@ class _Reading:
             yield replace(first, value=value, merged=len(group))
 
 
-def row_mapping(options: ReadOptions, forms: Sequence[Form] = FORMS) -> Callable[[RawRow], Any]:
-    """Return a function from a row to the one row of the contract that it stands for, for work row by row.
+def row_mapping(options: ReadOptions, forms: Sequence[Form] = FORMS) -> Callable[[Row], Any]:
+    """Return a function that converts a row to the single row of the contract for which it stands.
 
     Args:
         options: The user's mapping; the rows' columns have been renamed already.
@@ -275,23 +259,19 @@ def row_mapping(options: ReadOptions, forms: Sequence[Form] = FORMS) -> Callable
     """
     mapping = user_mapping(options.mapping) if options.mapping else None
 
-    def read(row: RawRow) -> Any:
+    def read(row: Row) -> Any:
         value = row.value
         if not isinstance(value, Mapping) or ("response" in value and mapping is None):
             return value
-        form = mapping or next((form for form in forms if form.recognises(value)), None)
+        form = mapping or form_of(value, forms)
         if form is None:
             is_completion = "completion" in value and "chosen" not in value
             return with_names(row, {"response": "completion"}).value if is_completion else value
-        reader = RowReader(value, source=row.source, number=row.number)
-        outcomes = list(form.to_rows(reader))
+        outcomes = list(form.rows(row))
         if len(outcomes) != 1 or isinstance(outcomes[0], Drop):
-            raise reader.error(
-                BadRowReason.UNSUPPORTED,
-                None,
-                f"the row, read as {form.name}, stands for {len(outcomes)} pairs or is left out",
-                "Score rows with one pair, or with a prompt and a response.",
-            )
+            problem = f"the row, read as {form.name}, yields {len(outcomes)} pairs or is left out"
+            remedy = "Give rows with one pair, or with a prompt and a response."
+            raise row.error(BadRowReason.UNSUPPORTED, None, problem, remedy)
         return outcomes[0]
 
     return read
@@ -299,16 +279,6 @@ def row_mapping(options: ReadOptions, forms: Sequence[Form] = FORMS) -> Callable
 
 def _schema_text(schema: tuple[str, ...]) -> str:
     return ", ".join(f"`{name}` {kind}" for name, kind in zip(("prompt", "chosen", "rejected"), schema, strict=True))
-
-
-def _with_margin(row: Mapping[str, Any], place: RowReader) -> Mapping[str, Any]:
-    """Return a row whose margin is the difference of its scores.
-
-    Raises:
-        BadRowError: the row has no scores.
-    """
-    reader = RowReader(row, source=place.source, number=place.number)
-    return {**row, "margin": reader.required_number("score_chosen") - reader.required_number("score_rejected")}
 
 
 def user_mapping(name: str) -> Form:
@@ -353,24 +323,24 @@ def mapping_module(name: str) -> ModuleType:
 
 
 def mapping_digest(name: str) -> str | None:
-    """Return a digest of the user's function and its file; None if it is in no file, as in a notebook."""
+    """Return a digest of the user's function and its file; None if it has no file, as in a notebook."""
     file = getattr(mapping_module(name), "__file__", None)
     return hashlib.sha256(name.encode() + Path(file).read_bytes()).hexdigest() if file else None
 
 
-def _mapped(row: RowReader, function: Callable[[dict[str, Any]], Any]) -> list[Outcome]:
+def _mapped(row: Row, function: Callable[[dict[str, Any]], Any]) -> list[Outcome]:
     """Call the user's function on a row."""
     try:
-        made = function(dict(row.row))
+        made = function(dict(row.fields))
         if made is None:
             return [Drop("mapping")]
         made = [made] if isinstance(made, Mapping | PreferencePair) else list(made)
     except Exception as error:  # the function may do anything
         problem = f"data_options.mapping raised {type(error).__name__}: {first_line(error)}"
-        remedy = "Mend the function, or let it return None for such rows."
+        remedy = "Repair the function, or let it return None for such rows."
         raise row.error(BadRowReason.WRONG_TYPE, None, problem, remedy) from error
     if not all(isinstance(each, Mapping | PreferencePair) for each in made):
-        problem = f"data_options.mapping returned {type(made[0]).__name__} values"
+        problem = f"data_options.mapping returned values of type {type(made[0]).__name__}"
         remedy = "Return a dict with prompt, chosen and rejected, a list of such dicts, or None."
         raise row.error(BadRowReason.WRONG_TYPE, None, problem, remedy)
     rows = [each.as_row() if isinstance(each, PreferencePair) else each for each in made]

@@ -1,4 +1,4 @@
-"""From raw rows to pairs and other records, with a report per source that accounts for every row.
+"""Reports on sources, which account for every row, and the step from rows to records that fills them in.
 
 For every source, `rows + expanded == kept + skipped + dropped`.
 """
@@ -13,15 +13,17 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from hafrm.data.options import OnBadRow
-from hafrm.data.rawrows import RawRow
 from hafrm.errors import BadRowError, printable
 from hafrm.pairs import PreferencePair
-from hafrm.rows import RowReader
+from hafrm.rows import Row
 
 Record = TypeVar("Record")
 
 _SHOWN = 12
 """Number of columns that a message names."""
+
+_EXAMPLES = 3
+"""Number of skipped rows that a report names per reason."""
 
 
 class _HasRow(Protocol):
@@ -37,7 +39,7 @@ class SourceReport:
     kind: str
     """Kind of source: "file", "folder", "named", "world", "hub", "memory" or "suite"."""
     form: str = ""
-    """How the rows were read: a form's name, or the mapping that the user named; empty for sets with names."""
+    """How the rows were read: a form's name, or the user's mapping; empty for named sets."""
     split: str = ""
     """The requested split; empty for a file, which is read whole."""
     read_from: list[str] = field(default_factory=list)
@@ -45,19 +47,19 @@ class SourceReport:
     rows: int = 0
     """Rows read."""
     expanded: int = 0
-    """Pairs that rows gave beyond one each: a ranking of four gives six. Below 0 if several rows make one pair."""
+    """Pairs beyond one per row: a ranking of four responses adds five. Negative if several rows make one pair."""
     kept: int = 0
     """Pairs kept."""
     skipped: dict[str, int] = field(default_factory=dict)
     """Number of bad rows skipped, by `BadRowReason`."""
     dropped: dict[str, int] = field(default_factory=dict)
-    """Number of valid rows or pairs of rankings left out by the source's rule, such as ties, by reason."""
+    """Number of valid rows, or pairs of rankings, left out by a rule of the source, by reason, such as "tie"."""
     examples: dict[str, list[str]] = field(default_factory=dict)
-    """The first few skipped rows and their faulty fields, by `BadRowReason`."""
+    """The first skipped rows and their faulty fields, by `BadRowReason`."""
     first_fault: str = ""
     """Problem and remedy of the first skipped row."""
     unread: list[str] = field(default_factory=list)
-    """Columns with values that pairs do not use, sorted by name."""
+    """Names of columns with values that pairs do not use, sorted."""
     sha256: str = ""
     """`fingerprint` of the pairs kept."""
     licence: str = ""
@@ -75,24 +77,29 @@ class SourceReport:
         """Number of rows left out, skipped or dropped, by reason."""
         return Counter(self.skipped) + Counter(self.dropped)
 
+    @property
+    def lost(self) -> Counter[str]:
+        """`left_out` without what the rules and splits of named sets leave out, since the user asked for these."""
+        return Counter(self.skipped) if self.kind in ("named", "world") else self.left_out
+
     def as_dict(self) -> dict[str, Any]:
         """Return the report as plain values for JSON."""
         return asdict(self)
 
 
 def listed(columns: Sequence[str]) -> str:
-    """Return names of columns for a message, which shows the first few."""
+    """Return the names of the first few columns, for a message."""
     shown = [printable(name, 60) for name in columns[:_SHOWN]]
     more = f" and {len(columns) - _SHOWN} more" if len(columns) > _SHOWN else ""
     return ", ".join(shown) + more
 
 
 def left_out_words(counts: Mapping[str, int], limit: int | None = None) -> str:
-    """Say how many pairs are left out for which reason, and which options change it; empty if there are none.
+    """Describe how many pairs are left out and why, and which options change that; "" if there are none.
 
     Args:
-        counts: Number of pairs by reason: as in `SourceReport` and `Account`, and "overlong".
-        limit: Largest number of tokens of a pair, if known.
+        counts: Number of pairs by reason, as in `SourceReport.left_out` and `Account.dropped`.
+        limit: Maximum tokens of a pair, if known.
     """
     length = f"{limit} tokens" if limit else "the length limit"
     words = {
@@ -106,25 +113,12 @@ def left_out_words(counts: Mapping[str, int], limit: int | None = None) -> str:
     return "; ".join(f"{count:,} {words.get(reason, reason)}" for reason, count in merged.most_common() if count)
 
 
-def left_out_of(report: SourceReport) -> Counter[str]:
-    """Return how many pairs of a source were left out, by reason.
-
-    The rules and splits of named sets don't count: they say what the user asked for.
-    """
-    return Counter(report.skipped) if report.kind in ("named", "world") else report.left_out
-
-
 @dataclass
 class PairSet:
     """Pairs, with one report per source."""
 
     pairs: list[PreferencePair]
     reports: list[SourceReport]
-
-    @property
-    def left_out(self) -> Counter[str]:
-        """Number of rows left out, skipped or dropped, over all sources, by reason."""
-        return sum((report.left_out for report in self.reports), Counter[str]())
 
 
 def fingerprint(pairs: Iterable[_HasRow]) -> str:
@@ -153,66 +147,51 @@ def _canonical(pair: _HasRow) -> bytes:
     return json.dumps(pair.as_row(), sort_keys=True, separators=(",", ":")).encode() + b"\n"
 
 
-_EXAMPLES = 3
-"""Number of skipped rows that a report names per reason."""
-
-
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """A mapping's decision to leave out a valid row."""
+    """The decision of a source's rule or of the user's mapping to leave out a valid row."""
 
     reason: str
-    """Key by which such rows are counted."""
+    """Key under which such rows are counted."""
 
 
 Outcome = Mapping[str, Any] | Drop
-"""A row of the contract (see `hafrm.rows`), or the decision to leave it out."""
-
-ToRows = Callable[[RowReader], Iterable[Outcome]]
-"""Turns a row in a source's own columns into any number of rows of the contract."""
+"""A row of the contract (see `hafrm.rows`), or the decision to leave the row out."""
 
 
 def records_of(
-    rows: Iterable[RawRow],
+    rows: Iterable[Row],
     report: SourceReport,
-    parse: Callable[[RawRow], Record | Drop],
+    parse: Callable[[Row], Iterable[Record | Drop]],
     *,
     on_bad_row: OnBadRow,
 ) -> Iterator[Record]:
-    """Turn rows into records of any kind one at a time, and count every row in the report.
+    """Turn rows into pairs or other records, one row at a time, and count every row in the report.
 
     Args:
-        rows: The raw rows.
-        report: Receives the counts, in addition to those of earlier files.
-        parse: Turns a row into a record, or drops it.
+        rows: The rows.
+        report: The counts are added to its own.
+        parse: Turns a row into any number of records, or drops it.
         on_bad_row: What to do with rows for which `parse` raises a BadRowError.
 
     Raises:
         BadRowError: a row is bad, and `on_bad_row` is "error".
     """
-    return outcomes_of(rows, report, lambda row: [parse(row)], on_bad_row=on_bad_row)
-
-
-def outcomes_of(
-    rows: Iterable[RawRow],
-    report: SourceReport,
-    parse: Callable[[RawRow], Iterable[Record | Drop]],
-    *,
-    on_bad_row: OnBadRow,
-) -> Iterator[Record]:
-    """Turn each row into any number of records; see `records_of`."""
     for row in rows:
         report.rows += row.merged
         try:
-            if row.error is not None:
-                raise row.error
+            if row.fault is not None:
+                raise row.fault
             outcomes = list(parse(row))
         except BadRowError as error:
             if on_bad_row == "error":
                 raise
-            report.skipped[error.reason.value] = report.skipped.get(error.reason.value, 0) + row.merged
+            reason = error.reason.value
+            report.skipped[reason] = report.skipped.get(reason, 0) + row.merged
             report.first_fault = report.first_fault or f"{error.source}, row {error.row}: {error.fault}"
-            _keep_example(report, error)
+            examples = report.examples.setdefault(reason, [])
+            if len(examples) < _EXAMPLES:
+                examples.append(f"{error.source}:{error.row}" + (f" `{error.field}`" if error.field else ""))
             continue
         report.expanded += len(outcomes) - row.merged
         for outcome in outcomes:
@@ -221,9 +200,3 @@ def outcomes_of(
             else:
                 report.kept += 1
                 yield outcome
-
-
-def _keep_example(report: SourceReport, error: BadRowError) -> None:
-    examples = report.examples.setdefault(error.reason.value, [])
-    if len(examples) < _EXAMPLES:
-        examples.append(f"{error.source}:{error.row}" + (f" `{error.field}`" if error.field else ""))

@@ -144,8 +144,17 @@ class Watch:
         return list(new.values())
 
 
-def examine(folder: Path) -> Watch:
-    """Find the signs in the metrics of a run, finished or not: they are in the result's `found`, by name.
+def examine(folder: Path) -> list[Finding]:
+    """Find the signs in the metrics of a run, finished or not.
+
+    Raises:
+        ModelError: the folder has no metrics or no manifest of a training run.
+    """
+    return list(watch_of(folder).found.values())
+
+
+def watch_of(folder: Path) -> Watch:
+    """Return the watch that has seen all metrics of a run, finished or not.
 
     Raises:
         ModelError: the folder has no metrics or no manifest of a training run.

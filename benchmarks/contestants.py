@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from transformers import LlamaForSequenceClassification
 
 from benchmarks.workload import VOCABULARY, Shape, new_causal_lm, real_tokenizer
-from hafrm.data import DataOptions
 from hafrm.encoding import TokenGroup
 from hafrm.losses import PairLogProbs, bradley_terry_loss, dpo_loss, hybrid_loss
 from hafrm.models.hybrid import HybridModel, new_reward_head
@@ -89,7 +88,7 @@ def _ours(reward_weight: float, policy_ratio: float, *, layout: str = "auto") ->
         model.freeze_unused(rewards=objective.needs_rewards, log_probs=objective.needs_log_probs)
         rows = choose_layout(model, 3, max_length=512, choice=layout)
         assert rows.packed == (layout == "auto")
-        collate = PairCollator(rows, DataOptions().token_budget("cpu"))
+        collate = PairCollator(rows, 1024)
 
         def losses(groups: Sequence[TokenGroup]) -> Iterator[Tensor]:
             items = [PairItem(i, group, 0.0, reference(group)) for i, group in enumerate(groups)]

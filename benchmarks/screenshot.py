@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import shutil
 from pathlib import Path
 
 from PIL import Image
@@ -28,7 +29,8 @@ def photograph(page: Path, *, width: int, height: int, scheme: str) -> bytes:
     options = webdriver.ChromeOptions()
     for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"):
         options.add_argument(flag)
-    browser = webdriver.Chrome(options=options)
+    service = webdriver.ChromeService(shutil.which("chromedriver"))  # else selenium asks the network for one
+    browser = webdriver.Chrome(options=options, service=service)
     try:
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)

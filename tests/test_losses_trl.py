@@ -9,14 +9,26 @@ import torch
 
 from hafrm.losses import (
     PairLogProbs,
+    PolicyLossOptions,
+    aot_loss,
+    aot_unpaired_loss,
+    apo_down_loss,
+    apo_zero_loss,
+    bco_pair_loss,
     bradley_terry_loss,
+    discopop_loss,
     dpo_loss,
+    exo_pair_loss,
     ipo_loss,
+    named_policy_loss,
+    nca_pair_loss,
     orpo_loss,
     reward_centering_penalty,
+    robust_dpo_loss,
     sft_loss,
     simpo_loss,
     slic_loss,
+    sppo_hard_loss,
 )
 
 pytest.importorskip("trl", reason="TRL is an optional dependency")
@@ -70,7 +82,15 @@ def test_reward_trainer(margin, centering):
     torch.testing.assert_close(ours.mean(), theirs)
 
 
-def trl_dpo(token_log_probs: torch.Tensor, pairs: PairLogProbs, loss_type: str, beta: float) -> torch.Tensor:
+def trl_dpo(
+    token_log_probs: torch.Tensor,
+    pairs: PairLogProbs,
+    loss_types: str | list[str],
+    beta: float,
+    *,
+    weights: tuple[float, ...] = (1.0,),
+    label_smoothing: float = 0.0,
+) -> torch.Tensor:
     """The batch loss of TRL's DPOTrainer, for a model that gives these log-probs."""
     trainer = SimpleNamespace(
         model=SimpleNamespace(training=False),
@@ -79,11 +99,12 @@ def trl_dpo(token_log_probs: torch.Tensor, pairs: PairLogProbs, loss_type: str, 
         ld_alpha=None,
         precompute_ref_logps=True,
         f_divergence_type="reverse_kl",
-        loss_types=[loss_type],
-        loss_weights=[1.0],
+        loss_types=[loss_types] if isinstance(loss_types, str) else loss_types,
+        loss_weights=list(weights),
         beta=beta,
-        label_smoothing=0.0,
+        label_smoothing=label_smoothing,
         use_weighting=False,
+        args=SimpleNamespace(discopop_tau=0.05),
         _metrics=defaultdict(lambda: defaultdict(list)),
         _total_train_tokens=0,
     )
@@ -106,6 +127,39 @@ def trl_dpo(token_log_probs: torch.Tensor, pairs: PairLogProbs, loss_type: str, 
 def test_dpo_trainer(token_log_probs, pairs, loss_type, ours, beta):
     theirs = trl_dpo(token_log_probs, pairs, loss_type, beta)
     torch.testing.assert_close(ours(pairs, beta=beta).mean(), theirs)
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "ours"),
+    [
+        ("nca_pair", nca_pair_loss),
+        ("bco_pair", bco_pair_loss),
+        ("sppo_hard", sppo_hard_loss),
+        ("apo_zero", apo_zero_loss),
+        ("apo_down", apo_down_loss),
+        ("discopop", discopop_loss),
+    ],
+)
+@pytest.mark.parametrize("beta", [0.1, 0.7])
+def test_further_losses_of_the_dpo_trainer(token_log_probs, pairs, loss_type, ours, beta):
+    theirs = trl_dpo(token_log_probs, pairs, loss_type, beta)
+    torch.testing.assert_close(ours(pairs, beta=beta).mean(), theirs)
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "ours"),
+    [("robust", robust_dpo_loss), ("exo_pair", exo_pair_loss), ("aot", aot_loss), ("aot_unpaired", aot_unpaired_loss)],
+)
+@pytest.mark.parametrize("label_smoothing", [0.01, 0.2])
+def test_losses_of_the_dpo_trainer_with_label_smoothing(token_log_probs, pairs, loss_type, ours, label_smoothing):
+    theirs = trl_dpo(token_log_probs, pairs, loss_type, 0.3, label_smoothing=label_smoothing)
+    torch.testing.assert_close(ours(pairs, beta=0.3, label_smoothing=label_smoothing).mean(), theirs)
+
+
+def test_a_sum_of_losses(token_log_probs, pairs):
+    theirs = trl_dpo(token_log_probs, pairs, ["sigmoid", "bco_pair"], 0.3, weights=(1.0, 0.25))
+    ours = named_policy_loss("dpo + 0.25*bco_pair")(pairs, PolicyLossOptions(beta=0.3))
+    torch.testing.assert_close(ours.mean(), theirs)
 
 
 def test_dpo_trainer_sft_weighs_tokens_alike(token_log_probs, pairs):

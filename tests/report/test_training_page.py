@@ -85,6 +85,18 @@ def test_the_doctors_findings_are_there(tmp_path: Path) -> None:
     assert "training.learning_rate" in found
 
 
+def test_a_run_is_not_judged_before_it_has_seen_enough_pairs(tmp_path: Path) -> None:
+    page, _ = shown(run_folder(tmp_path / "run", 0.5, lines=24))
+    assert page.find("li") == []
+    assert any("384 pairs" in text and "400" in text for text in page.find("p"))
+
+
+def test_a_run_that_trains_is_given_the_time_that_its_own_lines_give_it(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run", 0.5, lines=60)
+    assert shown(folder, steps=400)[0].find("li") == []
+    assert len(shown(folder)[0].find("li")) == 1
+
+
 @pytest.mark.parametrize(("status", "steps"), [("running", 400), ("running", None), ("finished", None)])
 def test_only_the_page_of_a_run_that_trains_reloads_itself(tmp_path: Path, status: str, steps: int | None) -> None:
     page, _ = shown(run_folder(tmp_path / "run", 0.8, status=status), steps=steps)

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from hafrm.data import load_pairs
-from hafrm.losses import POLICY_LOSSES, REWARD_LOSSES
+from hafrm.errors import ConfigError
+from hafrm.losses import REWARD_LOSSES
 from hafrm.models.hybrid import SequenceScores
 from hafrm.models.layout import choose_layout
 from hafrm.training.batches import PairBatch, PairCollator, PairDataset
@@ -59,7 +60,25 @@ def test_a_rows_margin_is_taken_off_its_reward_difference(name: Any, weight: flo
     assert losses.loss.tolist() == pytest.approx([weight * loss for loss in BY_HAND[name]], rel=1e-12)
 
 
-@pytest.mark.parametrize(("option", "registry"), [("reward_loss", REWARD_LOSSES), ("policy_loss", POLICY_LOSSES)])
-def test_the_choices_are_those_of_the_registry(option: str, registry: Any) -> None:
+def test_the_choices_are_those_of_the_registry() -> None:
     """A loss that is registered can be chosen, and what can be chosen is registered."""
-    assert set(get_args(get_type_hints(LossConfig)[option])) == set(registry)
+    assert set(get_args(get_type_hints(LossConfig)["reward_loss"])) == set(REWARD_LOSSES)
+
+
+@pytest.mark.parametrize("name", ["dop", "dpo+dpo", "0*dpo", "-1*dpo", "dpo+", "x*dpo", "dpo sft", ""])
+def test_policy_losses_that_are_none(name: str) -> None:
+    with pytest.raises(ConfigError, match="policy_loss"):
+        LossConfig(policy_loss=name)
+
+
+def test_a_sum_of_policy_losses_reads_what_its_terms_read() -> None:
+    assert LossConfig(policy_loss="dpo + 0.2*simpo", target_margin=0.7, reference="precomputed")
+    with pytest.raises(ConfigError, match="target_margin"):
+        LossConfig(policy_loss="dpo+0.2*sft", target_margin=0.7)
+    with pytest.raises(ConfigError, match="reference"):
+        LossConfig(policy_loss="simpo+0.2*sft", reference="precomputed")
+
+
+def test_a_certain_label_has_no_exact_optimization() -> None:
+    with pytest.raises(ConfigError, match="policy_label_smoothing"):
+        LossConfig(policy_loss="exo_pair")

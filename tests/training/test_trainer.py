@@ -170,7 +170,10 @@ def test_a_live_reference_gives_the_same_run(base: Path, tmp_path: Path) -> None
     torch.testing.assert_close(weights(precomputed), weights(live), rtol=1e-4, atol=1e-5)
 
 
-POLICY = [LossConfig(policy_loss=kind, policy_ratio=1.0) for kind in POLICY_LOSSES]
+POLICY = [
+    LossConfig(policy_loss=kind, policy_ratio=1.0, policy_label_smoothing=0.1 if kind == "exo_pair" else 0.0)
+    for kind in POLICY_LOSSES
+]
 REWARD = [LossConfig(reward_loss=kind, policy_ratio=0.0, centering=0.01) for kind in REWARD_LOSSES]
 
 

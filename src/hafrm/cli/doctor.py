@@ -32,9 +32,9 @@ def parser() -> Parser:
 def run(args: Namespace) -> None:
     """Print the findings, one line each."""
     config = options_of(DoctorConfig, parser(), args, models=("run",))
-    from hafrm.training.doctor import FIRST_LOOK, watch_of
+    from hafrm.training.doctor import FIRST_LOOK, examine
 
-    watch = watch_of(Path(config.run))
+    watch = examine(Path(config.run))
     console = Console(markup=False, highlight=False, soft_wrap=True)
     if config.json:
         print(json_text([each.as_dict() for each in watch.found.values()], indent=2))  # noqa: T201

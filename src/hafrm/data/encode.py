@@ -19,6 +19,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from itertools import chain, islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -266,78 +267,59 @@ def load_tables(
         BadRowError, ConfigError, DataError, UnknownDataError, UnreadableError: see `load_pairs` and `encode_pairs`.
         UnwritableError: neither the cache folder nor the folder for temporary files has room for the tables.
     """
+
+    def encoded(sources: Sequence[PairSource], folder: Path | None = None, limit: int | None = None) -> PairTables:
+        reports, pairs = [source.report for source in sources], _pairs(sources)
+        return encode_pairs(pairs, encoder, options, folder=folder, reports=reports, limit=limit, progress=progress)
+
     sources = open_sources(data, split=split, options=options)
     if any(source.endless for source in sources):
-        return _encoded(sources, encoder, options, None, progress, limit)
+        return encoded(sources, limit=limit)
     if sum(source.bytes for source in sources) < _WORTH_KEEPING:
-        return _encoded(sources, encoder, options, None, progress)
+        return encoded(sources)
     key = _key(sources, split, encoder, options)
     if key is None:
-        return _in_temporary_folder(sources, encoder, options, progress)
+        return _in_temporary_folder(partial(encoded, sources))
     folder = atomic.cache_folder("tables") / key
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.with_suffix(".lock"))
-        with lock:
-            return _kept(folder, sources, encoder, options, say, progress)
+        with FileLock(folder.with_suffix(".lock")):
+            if (kept := _kept_tables(folder, sources, say)) is not None:
+                return kept
+            with atomic.new_folder(folder) as temporary:
+                encoded(sources, temporary)
+            return PairTables.open(folder)
     except OSError as error:
         problem = f"{folder.parent} can't be written to ({error.strerror or error})"
         say(f"warning: {problem}, so the next run will encode the rows again")
-        return _in_temporary_folder(open_sources(data, split=split, options=options), encoder, options, progress)
+        sources = open_sources(data, split=split, options=options)
+        return _in_temporary_folder(partial(encoded, sources))
 
 
-def _kept(
-    folder: Path,
-    sources: Sequence[PairSource],
-    encoder: ConversationEncoder,
-    options: DataOptions,
-    say: Callable[[str], None],
-    progress: Callable[[int], None],
-) -> PairTables:
-    """Open the tables in a folder of the cache, or write them."""
-    if folder.exists():
-        try:
-            tables = PairTables.open(folder)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            say(f"warning: {folder} is damaged ({error}), so the rows are encoded again")
-        else:
-            for report, source in zip(tables.account.reports, sources, strict=True):
-                report.name, report.read_from = source.report.name, source.report.read_from
-            return tables
-    with atomic.new_folder(folder) as temporary:
-        _encoded(sources, encoder, options, temporary, progress)
-    return PairTables.open(folder)
+def _kept_tables(folder: Path, sources: Sequence[PairSource], say: Callable[[str], None]) -> PairTables | None:
+    """Open tables in the cache; return None if there are none, or they are damaged."""
+    if not folder.exists():
+        return None
+    try:
+        tables = PairTables.open(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        say(f"warning: {folder} is damaged ({error}), so the rows are encoded again")
+        return None
+    for report, source in zip(tables.account.reports, sources, strict=True):
+        report.name, report.read_from = source.report.name, source.report.read_from
+    return tables
 
 
-def _in_temporary_folder(
-    sources: Sequence[PairSource],
-    encoder: ConversationEncoder,
-    options: DataOptions,
-    progress: Callable[[int], None],
-) -> PairTables:
+def _in_temporary_folder(encoded: Callable[[Path], PairTables]) -> PairTables:
     """Write tables to a folder that is deleted when they are no longer used."""
     try:
         folder = Path(tempfile.mkdtemp(prefix="hafrm-tables-"))
-        tables = _encoded(sources, encoder, options, folder, progress)
+        tables = encoded(folder)
     except OSError as error:
         place = f"{atomic.cache_folder('tables')} and {tempfile.gettempdir()}"
         raise UnwritableError(f"There is no room for token ids in {place} ({error.strerror or error}).") from error
     weakref.finalize(tables, shutil.rmtree, folder, ignore_errors=True)
     return tables
-
-
-def _encoded(
-    sources: Sequence[PairSource],
-    encoder: ConversationEncoder,
-    options: DataOptions,
-    folder: Path | None,
-    progress: Callable[[int], None],
-    limit: int | None = None,
-) -> PairTables:
-    reports = [source.report for source in sources]
-    return encode_pairs(
-        _pairs(sources), encoder, options, folder=folder, reports=reports, limit=limit, progress=progress
-    )
 
 
 def _pairs(sources: Sequence[PairSource]) -> Iterator[PreferencePair]:

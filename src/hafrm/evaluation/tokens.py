@@ -24,7 +24,7 @@ from hafrm.data import PairSet
 from hafrm.errors import ModelError, NoMemoryError, first_line
 from hafrm.evaluation.parts import PARTS_FOLDER
 from hafrm.evaluation.scoring import PairScore
-from hafrm.losses import USES_REFERENCE
+from hafrm.losses import uses_reference
 from hafrm.memory import enough_memory
 from hafrm.models.identity import model_identity
 from hafrm.models.options import ScoreOptions, ScorerChoice
@@ -98,7 +98,7 @@ def _policy_choice(model: str, choice: ScorerChoice) -> ScorerChoice | None:
     if not (Path(model) / RUN_FILE).is_file():
         return policy if choice.reference is not None and choice.head != "reward" else None
     info = RunInfo.load(Path(model))
-    referenced = choice.reference is not None or info.policy_loss in USES_REFERENCE
+    referenced = choice.reference is not None or uses_reference(info.policy_loss)
     return policy if info.policy_ratio and referenced else None
 
 

@@ -5,78 +5,14 @@ They take the log-probabilities of pairs, summed over response tokens. Shape let
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from hafrm.losses.shapes import (
-    hinge,
-    logistic,
-    require_label_smoothing,
-    require_pairs,
-    require_positive,
-    smoothed,
-    wide,
-)
+from hafrm.losses.log_probs import PairLogProbs, per_token
+from hafrm.losses.shapes import hinge, logistic, require_label_smoothing, require_positive, smoothed, wide
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-@dataclass(frozen=True)
-class PairLogProbs:
-    """Log-probabilities of the responses of B pairs, each summed over the response's tokens.
-
-    Raises:
-        ValueError: the tensors do not share one shape [B], or only one of the two references is given.
-    """
-
-    chosen: Tensor
-    """log pi(y | x) under the policy, [B]."""
-    rejected: Tensor
-    """log pi(y' | x) under the policy, [B]."""
-    reference_chosen: Tensor | None
-    """log pi_ref(y | x), [B]. None: no reference; counts as 0, as if the reference found all responses equally likely.
-    """
-    reference_rejected: Tensor | None
-    """log pi_ref(y' | x), [B], or None."""
-    chosen_length: Tensor
-    """Tokens of y, [B]."""
-    rejected_length: Tensor
-    """Tokens of y', [B]."""
-
-    def __post_init__(self) -> None:
-        if (self.reference_chosen is None) != (self.reference_rejected is None):
-            raise ValueError("give both of reference_chosen and reference_rejected, or neither")
-        require_pairs(**{name: value for name, value in vars(self).items() if value is not None})
-
-    @property
-    def chosen_log_ratio(self) -> Tensor:
-        """pd_win of Eq. 4: log pi(y | x) / pi_ref(y | x), [B]."""
-        return _log_ratio(self.chosen, self.reference_chosen)
-
-    @property
-    def rejected_log_ratio(self) -> Tensor:
-        """pd_lose of Eq. 4: log pi(y' | x) / pi_ref(y' | x), [B]."""
-        return _log_ratio(self.rejected, self.reference_rejected)
-
-    @property
-    def margin(self) -> Tensor:
-        """pd_win - pd_lose of Eq. 4, [B]; times beta, the margin of DPO's implicit rewards."""
-        return self.chosen_log_ratio - self.rejected_log_ratio
-
-    @property
-    def chosen_mean(self) -> Tensor:
-        """Mean log-prob of the tokens of y, [B]."""
-        return _per_token(self.chosen, self.chosen_length)
-
-    @property
-    def rejected_mean(self) -> Tensor:
-        """Mean log-prob of the tokens of y', [B]."""
-        return _per_token(self.rejected, self.rejected_length)
 
 
 def dpo_loss(log_probs: PairLogProbs, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Tensor:
@@ -110,8 +46,8 @@ def ipo_loss(log_probs: PairLogProbs, *, beta: float = 0.1) -> Tensor:
     Result and errors are those of `dpo_loss`.
     """
     require_positive(beta=beta)
-    chosen = _per_token(log_probs.chosen_log_ratio, log_probs.chosen_length)
-    rejected = _per_token(log_probs.rejected_log_ratio, log_probs.rejected_length)
+    chosen = per_token(log_probs.chosen_log_ratio, log_probs.chosen_length)
+    rejected = per_token(log_probs.rejected_log_ratio, log_probs.rejected_length)
     return (chosen - rejected - 1 / (2 * beta)).square()
 
 
@@ -185,78 +121,135 @@ def sft_loss(log_probs: PairLogProbs) -> Tensor:
     return -log_probs.chosen_mean
 
 
-@dataclass(frozen=True, kw_only=True)
-class PolicyLossOptions:
-    """Options of all policy losses; `OPTIONS_READ` lists those that each loss uses.
+def robust_dpo_loss(log_probs: PairLogProbs, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Tensor:
+    """Compute robust DPO: an unbiased estimate of DPO's loss on labels without errors (arXiv:2403.00409, Eq. 11).
 
-    Raises:
-        ValueError: an option is out of range.
+    Args:
+        log_probs: Response log-probs of policy and reference.
+        beta: As for `dpo_loss`.
+        label_smoothing: Probability, below .5, that a label is wrong.
+
+    Result and errors are those of `dpo_loss`.
     """
-
-    beta: float = 0.1
-    """Scale of the log-ratios: the paper's tau (Eq. 4); for `orpo` the weight of the odds ratio."""
-    label_smoothing: float = 0.0
-    """Probability, 0 to .5, that a label is wrong."""
-    target_margin: float = 0.5
-    """Margin required by `simpo`, its gamma."""
-
-    def __post_init__(self) -> None:
-        require_positive(beta=self.beta)
-        require_label_smoothing(self.label_smoothing)
-        if not (math.isfinite(self.target_margin) and self.target_margin >= 0):
-            raise ValueError(f"target_margin must be 0 or a positive number, got {self.target_margin}")
+    require_positive(beta=beta)
+    require_label_smoothing(label_smoothing)
+    if label_smoothing == 0.5:
+        raise ValueError("label_smoothing must be below 0.5 for the robust loss, got 0.5")
+    margin = beta * log_probs.margin
+    right, wrong = (1 - label_smoothing) * logistic(margin), label_smoothing * logistic(-margin)
+    return (right - wrong) / (1 - 2 * label_smoothing)
 
 
-PolicyLoss = Callable[[PairLogProbs, PolicyLossOptions], "Tensor"]
-"""A loss on the log-probs of pairs, giving one loss per pair, [B]."""
+def exo_pair_loss(log_probs: PairLogProbs, *, beta: float = 0.1, label_smoothing: float = 0.001) -> Tensor:
+    """Compute efficient exact optimization on pairs (arXiv:2402.00856, Eq. 16).
 
-PolicyLossName = Literal["dpo", "ipo", "slic", "simpo", "orpo", "kto_pair", "sft"]
-_POLICY_FUNCTIONS: dict[PolicyLossName, Callable[..., Tensor]] = {
-    "dpo": dpo_loss,
-    "ipo": ipo_loss,
-    "slic": slic_loss,
-    "simpo": simpo_loss,
-    "orpo": orpo_loss,
-    "kto_pair": kto_pair_loss,
-    "sft": sft_loss,
-}
+    It is the KL divergence of the policy's preference, sigmoid(beta * margin), from the label's, which is
+    (1 - label_smoothing, label_smoothing).
 
-OPTIONS_READ: Mapping[str, frozenset[str]] = MappingProxyType(
-    {
-        name: frozenset(inspect.signature(function).parameters) - {"log_probs"}
-        for name, function in _POLICY_FUNCTIONS.items()
-    }
-)
-"""Fields of `PolicyLossOptions` used by each policy loss, so that configs can reject options without effect."""
+    Args:
+        log_probs: Response log-probs of policy and reference.
+        beta: As for `dpo_loss`.
+        label_smoothing: Probability, above 0, that a label is wrong: the divergence from a certain label is infinite.
 
-
-def _with_options(name: PolicyLossName) -> PolicyLoss:
-    """Adapt the policy loss `name` to take log-probs and options."""
-    function, read = _POLICY_FUNCTIONS[name], OPTIONS_READ[name]
-
-    def loss(log_probs: PairLogProbs, options: PolicyLossOptions) -> Tensor:
-        return function(log_probs, **{key: value for key, value in asdict(options).items() if key in read})
-
-    return loss
+    Result and errors are those of `dpo_loss`.
+    """
+    require_positive(beta=beta)
+    require_label_smoothing(label_smoothing)
+    if label_smoothing == 0:
+        raise ValueError("label_smoothing must be above 0 for exo_pair: its paper uses 0.001")
+    margin = beta * log_probs.margin
+    wins, loses = margin.sigmoid(), (-margin).sigmoid()
+    log_wins, log_loses = -logistic(margin), -logistic(-margin)
+    return wins * (log_wins - math.log1p(-label_smoothing)) + loses * (log_loses - math.log(label_smoothing))
 
 
-POLICY_LOSSES: Mapping[str, PolicyLoss] = MappingProxyType({name: _with_options(name) for name in _POLICY_FUNCTIONS})
-"""Policy losses by their names in configs."""
+def nca_pair_loss(log_probs: PairLogProbs, *, beta: float = 0.1) -> Tensor:
+    """Compute noise contrastive alignment on pairs (arXiv:2402.05369): raises the likelihood of `chosen` itself.
 
-COUPLES_PAIRS: frozenset[str] = frozenset({"kto_pair"})
-"""Policy losses in which a pair's loss depends on other pairs of its batch."""
-
-USES_REFERENCE: frozenset[str] = frozenset({"dpo", "ipo", "slic", "kto_pair"})
-"""Policy losses that use the reference's log-probs; the others run without a reference."""
-
-
-def _log_ratio(log_prob: Tensor, reference: Tensor | None) -> Tensor:
-    return wide(log_prob) if reference is None else wide(log_prob) - wide(reference)
+    Arguments, result and errors are those of `dpo_loss`.
+    """
+    chosen, rejected = _implicit_rewards(log_probs, beta)
+    return logistic(chosen) + (logistic(-chosen) + logistic(-rejected)) / 2
 
 
-def _per_token(total: Tensor, length: Tensor) -> Tensor:
-    """Average over tokens; an empty response counts as one token to avoid 0 / 0."""
-    return wide(total) / length.clamp(min=1)
+def bco_pair_loss(log_probs: PairLogProbs, *, beta: float = 0.1) -> Tensor:
+    """Compute binary classifier optimization on pairs, without its shift of rewards (arXiv:2404.04656).
+
+    A classifier of implicit rewards: `chosen` should be above 0, `rejected` below. Arguments, result and errors are
+    those of `dpo_loss`.
+    """
+    chosen, rejected = _implicit_rewards(log_probs, beta)
+    return logistic(chosen) + logistic(-rejected)
+
+
+def sppo_hard_loss(log_probs: PairLogProbs, *, beta: float = 0.1) -> Tensor:
+    """Compute self-play preference optimization with certain labels (arXiv:2405.00675, Eq. 4.7 with P = 1 and 0).
+
+    The log-ratio of `chosen` should be 1 / (2 beta), that of `rejected` -1 / (2 beta). Arguments, result and errors are
+    those of `dpo_loss`.
+    """
+    require_positive(beta=beta)
+    target = 1 / (2 * beta)
+    return (log_probs.chosen_log_ratio - target).square() + (log_probs.rejected_log_ratio + target).square()
+
+
+def aot_loss(log_probs: PairLogProbs, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Tensor:
+    """Compute alignment by optimal transport on pairs (arXiv:2406.05882).
+
+    DPO on the sorted differences of a batch: the distribution of the policy's differences should dominate that of the
+    reference's. The pairs of a batch therefore depend on each other, and the i-th loss belongs to the i-th smallest
+    difference. Arguments, result and errors are those of `dpo_loss`.
+    """
+    require_positive(beta=beta)
+    policy = wide(log_probs.chosen) - wide(log_probs.rejected)
+    reference = policy - log_probs.margin
+    return smoothed(logistic, beta * (policy.sort().values - reference.sort().values), label_smoothing)
+
+
+def aot_unpaired_loss(log_probs: PairLogProbs, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Tensor:
+    """Compute alignment by optimal transport of chosen and rejected responses as two sets (arXiv:2406.05882).
+
+    DPO on the sorted log-ratios of each side; see `aot_loss`, whose arguments, result and errors it shares.
+    """
+    require_positive(beta=beta)
+    chosen, rejected = log_probs.chosen_log_ratio.sort().values, log_probs.rejected_log_ratio.sort().values
+    return smoothed(logistic, beta * (chosen - rejected), label_smoothing)
+
+
+def apo_zero_loss(log_probs: PairLogProbs, *, beta: float = 0.1) -> Tensor:
+    """Compute anchored preference optimization for `chosen` better than the policy's own (arXiv:2408.06266, Eq. 7).
+
+    Arguments, result and errors are those of `dpo_loss`.
+    """
+    chosen, rejected = _implicit_rewards(log_probs, beta)
+    return (-chosen).sigmoid() + rejected.sigmoid()
+
+
+def apo_down_loss(log_probs: PairLogProbs, *, beta: float = 0.1) -> Tensor:
+    """Compute anchored preference optimization for `chosen` worse than the policy's own (arXiv:2408.06266, Eq. 8).
+
+    Arguments, result and errors are those of `dpo_loss`.
+    """
+    chosen, rejected = _implicit_rewards(log_probs, beta)
+    return chosen.sigmoid() + (rejected - chosen).sigmoid()
+
+
+def discopop_loss(log_probs: PairLogProbs, *, beta: float = 0.1) -> Tensor:
+    """Compute the loss that a language model discovered: logistic and exponential, mixed (arXiv:2406.08414, Eq. 5).
+
+    The source's temperature tau is fixed at its value 0.05. Arguments, result and errors are those of `dpo_loss`.
+    """
+    require_positive(beta=beta)
+    margin = beta * log_probs.margin
+    share = (margin / 0.05).sigmoid()
+    exponential = (-logistic(margin / 0.05) - margin).exp()  # share * exp(-margin), which alone would overflow
+    return (1 - share) * logistic(margin) + exponential
+
+
+def _implicit_rewards(log_probs: PairLogProbs, beta: float) -> tuple[Tensor, Tensor]:
+    """Return beta times the log-ratios of chosen and rejected, [B] each."""
+    require_positive(beta=beta)
+    return beta * log_probs.chosen_log_ratio, beta * log_probs.rejected_log_ratio
 
 
 def _log_odds(log_prob: Tensor) -> Tensor:

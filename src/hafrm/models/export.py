@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from hafrm import atomic
 from hafrm.errors import ConfigError, ModelError, first_line
-from hafrm.losses import USES_REFERENCE
+from hafrm.losses import uses_reference
 from hafrm.models.checkpoints import writing
 from hafrm.models.checksums import (
     ADAPTER_FILE,
@@ -262,7 +262,7 @@ def policy_card(info: RunInfo, manifest: dict[str, Any]) -> str:
         kind="preference-optimization",
         title="Policy model",
         opening="The policy head of a preference-trained model: a stock causal language model.",
-        meaning=f"{info.beta} * {ratio if info.policy_loss in USES_REFERENCE else mean}",
+        meaning=f"{info.beta} * {ratio if uses_reference(info.policy_loss) else mean}",
     )
 
 

@@ -17,7 +17,7 @@ from uuid import uuid4
 from transformers import AutoConfig
 
 from hafrm.errors import ModelError
-from hafrm.losses import USES_REFERENCE
+from hafrm.losses import uses_reference
 from hafrm.models.checkpoints import rounding_would_lose
 from hafrm.models.checksums import ADAPTER_FOLDER
 from hafrm.models.options import ScoreOptions, ScorerChoice, require_plain
@@ -94,7 +94,7 @@ def _references(model: str, choice: ScorerChoice) -> list[str]:
     if not (folder / RUN_FILE).is_file():
         return named
     info = RunInfo.load(folder)
-    implicit = (choice.head or info.default_head) != "reward" and info.policy_loss in USES_REFERENCE
+    implicit = (choice.head or info.default_head) != "reward" and uses_reference(info.policy_loss)
     return named + ([info.base_model] if not info.whole or (implicit and not named) else [])
 
 

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from hafrm.encoding import ConversationEncoder, Overlong
 from hafrm.errors import ConfigError, ModelError
-from hafrm.losses import USES_REFERENCE
+from hafrm.losses import uses_reference
 from hafrm.models.checkpoints import cast_weights, load_packed_start, load_run
 from hafrm.models.heads import OPENRLHF, SCORE, SavedHead, architectures, find_head, stock_classifier, unknown_head
 from hafrm.models.hybrid import HybridModel, head_width, max_positions, new_reward_head
@@ -160,7 +160,7 @@ def _run_reference(
         reference = _policy_only(choice.reference, tokenizer, trained, trust_remote_code=trust)
         cast_weights(reference, dtype)
         return reference
-    if info.policy_loss not in USES_REFERENCE:
+    if not uses_reference(info.policy_loss):
         return None
     if info.quantized:
         return load_packed_start(folder, policy, info, tokenizer, trust_remote_code=trust)

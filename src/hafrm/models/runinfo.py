@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 from hafrm import atomic
 from hafrm.encoding import Overlong
 from hafrm.errors import ConfigError, DamagedError, ModelError, first_line
-from hafrm.losses import POLICY_LOSSES
+from hafrm.losses import loss_terms
 from hafrm.models.checksums import (
     ADAPTER_FILE,
     ADAPTER_FOLDER,
@@ -154,6 +154,13 @@ def _one_of(*choices: str) -> tuple[Callable[[Any], bool], str]:
     return lambda value: isinstance(value, str) and value in choices, f"one of {', '.join(choices)}"
 
 
+def _policy_loss(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and bool(loss_terms(value))
+    except ValueError:
+        return False
+
+
 def _lora(value: Any) -> bool:
     types: dict[str, Any] = {"rank": int, "alpha": int, "dropout": (int, float), "targets": list, "quantize": str}
     try:
@@ -168,7 +175,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "base_model": (_text, "a folder or a hub id"),
     "reward_weight": (lambda value: _number(value, 0), "a number of at least 0"),
     "policy_ratio": (_number, "a finite number"),
-    "policy_loss": _one_of(*POLICY_LOSSES),
+    "policy_loss": (_policy_loss, "a policy loss"),
     "beta": (lambda value: _number(value) and value > 0, "a number above 0"),
     "max_length": (lambda value: type(value) is int and 0 < value < 2**31, "a whole number of tokens above 0"),
     "overlong": _one_of(*get_args(Overlong)),

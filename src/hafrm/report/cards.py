@@ -41,7 +41,7 @@ def model_card(model: str, name: str, server: Mapping[str, str] | None = None) -
     if server:
         return Card(name, model, (("server of", server["model"]), ("note", server["note"])))
     if not (folder / RUN_FILE).is_file():
-        return Card(name, model, (("model", model), ("trained by", "another program")))
+        return Card(name, model, (("model", model), ("training", f"unknown: it has no {RUN_FILE}")))
     try:
         info = RunInfo.load(folder)
     except HafrmError as error:  # the page is of scores that exist, whatever became of the model since

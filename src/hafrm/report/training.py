@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup
+from rich.console import Console
 
 from hafrm import atomic
 from hafrm.models.runinfo import read_manifest
@@ -20,8 +22,8 @@ from hafrm.report.cards import Card, run_facts, train_command
 from hafrm.report.charts import Point
 from hafrm.report.figures import Curve, Panel, curve_panels
 from hafrm.report.html import asset, render
-from hafrm.report.wording import moment, percent
-from hafrm.training.doctor import examine
+from hafrm.report.wording import count, moment, percent
+from hafrm.training.doctor import FIRST_LOOK, examine
 from hafrm.training.metrics import METRICS_FILE, read_metrics
 from hafrm.training.owned import PAGE_FILE
 
@@ -77,16 +79,16 @@ def train_with_page(config: TrainConfig, **options: Any) -> TrainResult:
     from hafrm.training.callbacks import LivePage
     from hafrm.training.run import train
 
-    folder = Path(config.out)
-    page = LivePage(lambda steps: write_training_page(folder, steps=steps))
+    say = partial(Console(stderr=True).print, highlight=False, markup=False, soft_wrap=True)
+    page = LivePage(lambda steps: write_training_page(Path(config.out), steps=steps), say)
     try:
         result = train(config, **options | {"callbacks": [*options.get("callbacks", ()), page]})
     except BaseException:
         if page.began:
-            write_training_page(folder)
+            page.update()
         raise
     if PartialState().is_main_process:
-        write_training_page(folder)
+        page.update()
     return result
 
 
@@ -103,7 +105,8 @@ def write_training_page(folder: Path, *, steps: int | None = None) -> Path:
     Raises:
         ModelError: the folder has no metrics or no manifest of a training run.
     """
-    found, manifest, rows = examine(folder), read_manifest(folder), list(read_metrics(folder / METRICS_FILE))
+    watch = examine(folder, ended=steps is None)
+    manifest, rows = read_manifest(folder), list(read_metrics(folder / METRICS_FILE))
     name = "/".join(folder.absolute().parts[-2:])
     now = datetime.now(UTC)
     html = render(
@@ -117,7 +120,9 @@ def write_training_page(folder: Path, *, steps: int | None = None) -> Path:
         reload=_RELOAD_S if steps else 0,
         figures=_figures(rows),
         latest=_latest(rows),
-        found=found,
+        found=list(watch.found.values()),
+        seen=count(watch.pairs, "pair"),
+        needed=0 if watch.pairs >= FIRST_LOOK else FIRST_LOOK,
         card=Card(name, str(folder), (("method", manifest["config"]["method"]), *run_facts(manifest))),
         base=manifest["config"]["model"],
         command=train_command(manifest),

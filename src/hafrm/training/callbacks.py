@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hafrm.errors import HafrmError, first_line
 from hafrm.training.doctor import Circumstances, Finding, Watch
 from hafrm.training.metrics import METRICS_FILE, add_metrics, keep_metrics, read_metrics
 
@@ -104,16 +105,32 @@ class DoctorLines(TrainerCallback):
 class LivePage(TrainerCallback):
     """Rewrites a page of the run while it trains, so rarely that training does not notice.
 
+    A page that can't be written is given up with a warning: it is no reason to stop a run.
+
     Args:
-        write: Writes the page, given the number of steps of the run.
+        write: Writes the page, given the number of steps of the run, or None if it does not train any more.
+        say: Called with the warning.
         every_s: Least time between two writings, in seconds; a page that takes long to write is written more rarely.
     """
 
-    def __init__(self, write: Callable[[int], object], *, every_s: float = 5.0) -> None:
-        self.write, self.every_s = write, every_s
+    def __init__(
+        self, write: Callable[[int | None], object], say: Callable[[str], None], *, every_s: float = 5.0
+    ) -> None:
+        self.write, self.say, self.every_s = write, say, every_s
         self.began = False
-        """Whether this process trains and writes the page."""
+        """Whether training began in this process, and it is the one that writes."""
+        self._given_up = False
         self._next = 0.0
+
+    def update(self, steps: int | None = None) -> None:
+        """Write the page now."""
+        if self._given_up:
+            return
+        try:
+            self.write(steps)
+        except (OSError, HafrmError) as error:
+            self._given_up = True
+            self.say(f"warning: the run's page is not written any more: {first_line(error)}")
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -125,7 +142,7 @@ class LivePage(TrainerCallback):
         """Write the page if it is time."""
         now = time.monotonic()
         if self.began and now >= self._next:
-            self.write(state.max_steps)
+            self.update(state.max_steps)
             taken = time.monotonic() - now
             self._next = now + max(self.every_s, 100 * taken)
 
@@ -134,7 +151,7 @@ class LivePage(TrainerCallback):
     ) -> None:
         """Write the page with the last step."""
         if self.began:
-            self.write(state.max_steps)
+            self.update(state.max_steps)
 
 
 def best_step(state: TrainerState) -> int | None:

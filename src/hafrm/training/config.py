@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from hafrm.data import DataOptions, MemoryData, data_names_of
 from hafrm.errors import ConfigError
 from hafrm.losses import (
-    OPTIONS_READ,
-    POLICY_LOSSES,
     REWARD_LOSSES,
-    USES_REFERENCE,
-    PolicyLossName,
     PolicyLossOptions,
     RewardLossName,
+    loss_terms,
+    options_read,
+    uses_reference,
 )
 from hafrm.models.options import HeadInit, LayoutChoice, LoraOptions, Method
 from hafrm.pretraining.shape import LlamaShape
@@ -54,8 +53,10 @@ class LossConfig:
     reward_loss: RewardLossName = "bradley_terry"
     """Loss on reward differences. Bradley-Terry is Eq. 2; probit and Cauchy assume other noise distributions."""
 
-    policy_loss: PolicyLossName = "dpo"
-    """Loss on response log-probs. DPO is Eq. 4."""
+    policy_loss: str = "dpo"
+    """Loss on response log-probs: dpo (Eq. 4), ipo, slic, simpo, orpo, kto_pair, sft, robust, exo_pair, nca_pair,
+    bco_pair, sppo_hard, aot, aot_unpaired, apo_zero, apo_down or discopop, or a sum of them such as `dpo+0.2*sft`.
+    """
 
     beta: float = 0.1
     """Sharpness of the policy loss: the paper's tau (section 2.2)."""
@@ -88,9 +89,17 @@ class LossConfig:
                 raise ConfigError(f"loss.{name} must be in [0, 0.5), got {getattr(self, name)}")
         if self.reward_weight == 0 and self.policy_ratio == 0:
             raise ConfigError("loss.reward_weight and loss.policy_ratio are both 0, so nothing would be trained.")
-        for name, known in (("reward_loss", REWARD_LOSSES), ("policy_loss", POLICY_LOSSES)):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"loss.{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.reward_loss not in REWARD_LOSSES:
+            raise ConfigError(f"loss.reward_loss must be one of {', '.join(REWARD_LOSSES)}, got {self.reward_loss!r}")
+        try:
+            terms = loss_terms(self.policy_loss)
+        except ValueError as error:
+            raise ConfigError(f"loss.policy_loss {error}") from error
+        if "exo_pair" in terms and self.policy_ratio and not self.policy_label_smoothing:
+            raise ConfigError(
+                "loss.policy_loss exo_pair needs loss.policy_label_smoothing above 0, such as 0.001: its loss is "
+                "infinite for labels that are certain."
+            )
         try:
             _ = self.policy_options
         except ValueError as error:
@@ -115,11 +124,11 @@ class LossConfig:
             for name in ("policy_loss", "beta", "policy_label_smoothing", "target_margin", "reference"):
                 yield name, "without a policy loss (loss.policy_ratio is 0, as under --method baseline)"
             return
-        read = OPTIONS_READ[self.policy_loss]  # beta scales the implicit reward of every policy loss
+        read = options_read(self.policy_loss)  # beta scales the implicit reward of every policy loss
         for name, option in (("policy_label_smoothing", "label_smoothing"), ("target_margin", "target_margin")):
             if option not in read:
                 yield name, f"on {self.policy_loss}"
-        if self.policy_loss not in USES_REFERENCE:
+        if not uses_reference(self.policy_loss):
             yield "reference", f"on {self.policy_loss}, which has no reference"
 
     def for_method(self, method: Method) -> LossConfig:

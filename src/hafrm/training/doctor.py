@@ -144,17 +144,12 @@ class Watch:
         return list(new.values())
 
 
-def examine(folder: Path) -> list[Finding]:
-    """Find the signs in the metrics of a run, finished or not.
+def examine(folder: Path, *, ended: bool = True) -> Watch:
+    """Find the signs in the metrics of a run, finished or not: they are in the result's `found`, by name.
 
-    Raises:
-        ModelError: the folder has no metrics or no manifest of a training run.
-    """
-    return list(watch_of(folder).found.values())
-
-
-def watch_of(folder: Path) -> Watch:
-    """Return the watch that has seen all metrics of a run, finished or not.
+    Args:
+        folder: The run's folder.
+        ended: Whether to judge the run as it is; otherwise only what its own lines say while it trains.
 
     Raises:
         ModelError: the folder has no metrics or no manifest of a training run.
@@ -166,7 +161,8 @@ def watch_of(folder: Path) -> Watch:
     watch = Watch(circumstances_of(manifest))
     for row in read_metrics(path):
         watch.add(row)
-    watch.finish()
+    if ended:
+        watch.finish()
     return watch
 
 

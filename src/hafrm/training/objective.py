@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from hafrm.logprobs import Foresight
 from hafrm.losses import (
-    COUPLES_PAIRS,
-    POLICY_LOSSES,
     REWARD_LOSSES,
-    USES_REFERENCE,
     PairLogProbs,
+    couples_pairs,
     hybrid_loss,
+    named_policy_loss,
     reward_centering_penalty,
+    uses_reference,
 )
 from hafrm.models.hybrid import SequenceScores
 from hafrm.training.batches import PairBatch
@@ -71,8 +71,8 @@ class Objective:
         self.config = config
         self.needs_rewards = config.reward_weight != 0
         self.needs_log_probs = config.policy_ratio != 0
-        self.needs_reference = self.needs_log_probs and config.policy_loss in USES_REFERENCE
-        self.couples_pairs = self.needs_log_probs and config.policy_loss in COUPLES_PAIRS
+        self.needs_reference = self.needs_log_probs and uses_reference(config.policy_loss)
+        self.couples_pairs = self.needs_log_probs and couples_pairs(config.policy_loss)
         """Whether a pair's loss depends on the other pairs in its part, so that splitting a step into parts changes it.
         """
         self._options = config.policy_options
@@ -156,7 +156,7 @@ class Objective:
         return PairLosses(loss, {name: value.detach() for name, value in metrics.items()})
 
     def _policy_loss(self, log_probs: PairLogProbs) -> Tensor:
-        return POLICY_LOSSES[self.config.policy_loss](log_probs, self._options)
+        return named_policy_loss(self.config.policy_loss)(log_probs, self._options)
 
     def _implicit_rewards(self, log_probs: PairLogProbs) -> tuple[Tensor, Tensor]:
         """Return the policy head's rewards: beta * log-ratio, or beta * mean log-prob if the loss has no reference."""

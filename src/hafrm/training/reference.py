@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 from hafrm.atomic import cache_folder
 from hafrm.data import PairTables
 from hafrm.encoding import TokenGroup
-from hafrm.losses import USES_REFERENCE
+from hafrm.losses import uses_reference
 from hafrm.memory import enough_memory
 from hafrm.models.hybrid import HybridModel
 from hafrm.models.layout import Layout
@@ -57,7 +57,7 @@ class ReferenceSource:
         weights: str,
         tokens: int,
     ) -> None:
-        needed = loss.policy_ratio != 0 and loss.policy_loss in USES_REFERENCE
+        needed = loss.policy_ratio != 0 and uses_reference(loss.policy_loss)
         self.precomputed = needed and loss.reference in ("auto", "precomputed")
         self.live: LiveReference | None = None
         if needed and not self.precomputed:

@@ -31,7 +31,7 @@ from torch import Tensor
 from hafrm import atomic
 from hafrm.data import DataOptions, PairTables, encode_pairs, load_pairs
 from hafrm.errors import ConfigError, ModelError
-from hafrm.losses import USES_REFERENCE
+from hafrm.losses import uses_reference
 from hafrm.models.identity import model_identity
 from hafrm.models.loading import load_scorer
 from hafrm.models.options import ScoreOptions, ScorerChoice
@@ -323,7 +323,7 @@ def run_claims(
 def _require_mates(hybrid: str, baseline: str) -> RunInfo:
     """Return the hybrid's run info; raise if the runs do not fit the claim."""
     first, second = RunInfo.load(Path(hybrid)), RunInfo.load(Path(baseline))
-    if not (first.reward_weight and first.policy_ratio) or first.policy_loss not in USES_REFERENCE:
+    if not (first.reward_weight and first.policy_ratio) or not uses_reference(first.policy_loss):
         raise ConfigError(
             f"{hybrid} is not a hybrid run whose policy loss reads a reference. Train it with --method haf."
         )

@@ -19,7 +19,7 @@ from torch import Tensor
 from hafrm.encoding import TokenGroup
 from hafrm.errors import ConfigError, TrainingError
 from hafrm.logprobs import LogitTransform, linear_log_probs, sum_by_sequence
-from hafrm.losses import POLICY_LOSSES, PairLogProbs, PolicyLossOptions
+from hafrm.losses import PairLogProbs, PolicyLossOptions, named_policy_loss
 from hafrm.models.hybrid import HybridModel
 from hafrm.models.layout import Layout
 from hafrm.models.modules import evaluating
@@ -145,7 +145,7 @@ def head_losses(frozen: FrozenStates, head: PolicyHead, reference: Tensor, *, po
     chosen, rejected = sum_by_sequence(tokens, index, sequences).view(-1, 2).unbind(1)
     chosen_length, rejected_length = frozen.lengths.view(-1, 2).unbind(1)
     pairs = PairLogProbs(chosen, rejected, reference[:, 0], reference[:, 1], chosen_length, rejected_length)
-    return POLICY_LOSSES[policy_loss](pairs, PolicyLossOptions(beta=beta))
+    return named_policy_loss(policy_loss)(pairs, PolicyLossOptions(beta=beta))
 
 
 def fit_policy_head(

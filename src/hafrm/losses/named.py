@@ -1,0 +1,132 @@
+"""Policy losses by their names in configs, and sums of them such as `dpo + 0.2*sft`."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from hafrm.losses import policies
+from hafrm.losses.log_probs import PairLogProbs
+from hafrm.losses.shapes import require_label_smoothing, require_positive
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyLossOptions:
+    """Options of all policy losses; `options_read` returns those that a loss uses.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+
+    beta: float = 0.1
+    """Scale of the log-ratios: the paper's tau (Eq. 4); for `orpo` the weight of the odds ratio."""
+    label_smoothing: float = 0.0
+    """Probability, 0 to .5, that a label is wrong."""
+    target_margin: float = 0.5
+    """Margin required by `simpo`, its gamma."""
+
+    def __post_init__(self) -> None:
+        require_positive(beta=self.beta)
+        require_label_smoothing(self.label_smoothing)
+        if not (math.isfinite(self.target_margin) and self.target_margin >= 0):
+            raise ValueError(f"target_margin must be 0 or a positive number, got {self.target_margin}")
+
+
+PolicyLoss = Callable[[PairLogProbs, PolicyLossOptions], "Tensor"]
+"""A loss on the log-probs of pairs, giving one loss per pair, [B]."""
+
+_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    "dpo": policies.dpo_loss,
+    "ipo": policies.ipo_loss,
+    "slic": policies.slic_loss,
+    "simpo": policies.simpo_loss,
+    "orpo": policies.orpo_loss,
+    "kto_pair": policies.kto_pair_loss,
+    "sft": policies.sft_loss,
+    "robust": policies.robust_dpo_loss,
+    "exo_pair": policies.exo_pair_loss,
+    "nca_pair": policies.nca_pair_loss,
+    "bco_pair": policies.bco_pair_loss,
+    "sppo_hard": policies.sppo_hard_loss,
+    "aot": policies.aot_loss,
+    "aot_unpaired": policies.aot_unpaired_loss,
+    "apo_zero": policies.apo_zero_loss,
+    "apo_down": policies.apo_down_loss,
+    "discopop": policies.discopop_loss,
+}
+
+POLICY_LOSSES: tuple[str, ...] = tuple(_FUNCTIONS)
+"""Names of the policy losses; sums of them are names too."""
+
+_COUPLES_PAIRS = frozenset({"kto_pair", "aot", "aot_unpaired"})
+_WITHOUT_REFERENCE = frozenset({"simpo", "orpo", "sft"})
+
+_TERM = re.compile(r"(?:([0-9.e-]+)\s*\*\s*)?([a-z_]+)")
+
+
+def loss_terms(name: str) -> Mapping[str, float]:
+    """Return the weights of the losses in a name such as `dpo` or `dpo + 0.2*sft`.
+
+    Raises:
+        ValueError: a term is not a known loss with a positive weight, or a loss occurs twice.
+    """
+    terms: dict[str, float] = {}
+    for part in name.replace(" ", "").split("+"):
+        found = _TERM.fullmatch(part)
+        if found is None or found[2] not in _FUNCTIONS or found[2] in terms:
+            raise ValueError(
+                f"must be one of {', '.join(_FUNCTIONS)}, or a sum of them such as dpo+0.2*sft, got {name!r}"
+            )
+        try:
+            weight = float(found[1] or 1.0)
+        except ValueError:
+            weight = math.nan
+        if not (math.isfinite(weight) and weight > 0):
+            raise ValueError(f"has a weight that is not a positive number: {part!r}")
+        terms[found[2]] = weight
+    return terms
+
+
+def named_policy_loss(name: str) -> PolicyLoss:
+    """Return the policy loss, or the weighted sum of losses, of a name; see `loss_terms`."""
+    terms = loss_terms(name)
+
+    def loss(log_probs: PairLogProbs, options: PolicyLossOptions) -> Tensor:
+        given = asdict(options)
+        parts = (
+            weight * _FUNCTIONS[term](log_probs, **{option: given[option] for option in options_read(term)})
+            for term, weight in terms.items()
+        )
+        total = next(parts)
+        for part in parts:
+            total = total + part
+        return total
+
+    return loss
+
+
+def options_read(name: str) -> frozenset[str]:
+    """Return the fields of `PolicyLossOptions` that a loss uses, so that configs can reject options without effect."""
+    return frozenset(_options(name))
+
+
+def _options(name: str) -> Iterator[str]:
+    for term in loss_terms(name):
+        yield from inspect.signature(_FUNCTIONS[term]).parameters.keys() - {"log_probs"}
+
+
+def couples_pairs(name: str) -> bool:
+    """Return whether a pair's loss depends on other pairs of its batch."""
+    return not _COUPLES_PAIRS.isdisjoint(loss_terms(name))
+
+
+def uses_reference(name: str) -> bool:
+    """Return whether a policy loss uses the reference's log-probs; some run without a reference."""
+    return not loss_terms(name).keys() <= _WITHOUT_REFERENCE

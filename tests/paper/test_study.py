@@ -637,6 +637,9 @@ def test_a_column_without_p_value_takes_no_part_in_the_correction() -> None:
     found = [{"part": "ood", "column": column, "p": p} for column, p in {"A": 0.02, "B": 0.5, "CA": None}.items()]
     study.correct(found)
     assert [each.get("p_holm") for each in found] == [0.04, 0.5, None]
+    none = [{"part": "ood", "column": "CA", "p": None}]  # a part of sets with few prompts alone
+    study.correct(none)
+    assert "p_holm" not in none[0]
 
 
 def test_two_rows_are_compared_on_the_pairs_that_both_scored() -> None:

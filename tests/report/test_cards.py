@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hafrm.data.reports import SourceReport
 
 from hafrm import atomic
 from hafrm.cli import evaluate as evaluate_command
 from hafrm.cli import train as train_command
 from hafrm.cli.options import options_of
+from hafrm.data.reports import SourceReport
 from hafrm.evaluation.options import EvaluateConfig
 from hafrm.models.options import ScoreOptions
 from hafrm.models.runinfo import RunInfo

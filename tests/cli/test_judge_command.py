@@ -253,7 +253,7 @@ def test_verdicts_are_taken_up_where_they_end(tmp_path: Path, capfd) -> None:
         capfd.readouterr()
         for more, said in (
             (["--seed", "1"], "seed"),
-            (["--judge.temperature", "1"], "another judge"),
+            (["--judge.temperature", "1"], "settings: judge"),
             (["--mode", "rank"], "responses"),
         ):
             assert main([*arguments, str(tmp_path / "one.sqlite"), *more]) == 2

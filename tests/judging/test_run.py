@@ -56,7 +56,7 @@ def test_verdicts_of_another_judge_are_refused(name: str, job: dict[str, Any], t
         (tmp_path / name).write_text("{{ messages[1].content }}")
     else:
         touch(tmp_path / name)
-    with pytest.raises(ConfigError, match="different judge"):
+    with pytest.raises(ConfigError, match=r"other settings: .*judge"):
         judge_rows(JudgeConfig(**job))
 
 
@@ -74,7 +74,7 @@ def test_a_server_with_another_model_is_another_judge(job: dict[str, Any], monke
     judge_rows(JudgeConfig(**job))
     assert judge_rows(JudgeConfig(**job))["judged"] == 1
     monkeypatch.setattr(RemoteScorer, "model_name", lambda self: "other")
-    with pytest.raises(ConfigError, match="different judge"):
+    with pytest.raises(ConfigError, match=r"other settings: .*judge"):
         judge_rows(JudgeConfig(**job))
 
 
@@ -160,7 +160,7 @@ def test_a_folder_without_an_answer_binds_nobody(tmp_path: Path) -> None:
         endpoint.always = None
         config = asked(endpoint, tmp_path / "rows", tmp_path / "out", max_requests=1)
         assert judge_rows(config)["judged"] == 1
-        with pytest.raises(ConfigError, match="different judge"):
+        with pytest.raises(ConfigError, match=r"other settings: .*judge"):
             judge_rows(replace(config, judge=failing.judge))
 
 

@@ -137,6 +137,7 @@ def test_the_papers_learning_rates() -> None:
     assert set(paper_scale(Overrides()).backbones) == {path.stem for path in CONFIGS.glob("*.yaml")}
 
 
+@pytest.mark.slow
 def test_a_dry_run_shows_every_run_and_makes_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     for scale, count in (("world", 18), ("paper", 18)):

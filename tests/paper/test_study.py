@@ -203,6 +203,7 @@ def checkout(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_the_study_from_its_command_to_the_docs(
     tiny_world: Path,
     tmp_path: Path,
@@ -412,6 +413,7 @@ def test_a_killed_study_lists_what_was_begun(tiny_world: Path, tmp_path: Path, m
     assert run_study(tmp_path, "--parts", "table2")["unfinished"] == []
 
 
+@pytest.mark.slow
 def test_what_another_process_holds_is_left_to_it(tiny_world: Path, tmp_path: Path) -> None:
     asked = job(tmp_path, backbones=("instruct",), sets=("BS",), seeds=(0,), parts=("table2",))
     order: list[str] = []
@@ -854,6 +856,7 @@ def test_options_that_can_not_work_take_no_rate_out_of_the_choice(tiny_world: Pa
     assert found["missing"] == ["nothing is missing"]
 
 
+@pytest.mark.slow
 def test_options_are_compared_before_anything_is_done(
     tiny_world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -870,6 +873,7 @@ def test_options_are_compared_before_anything_is_done(
     assert "nothing is missing" not in printed
 
 
+@pytest.mark.slow
 def test_runs_at_rates_that_are_not_chosen_are_not_finished(
     tiny_world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

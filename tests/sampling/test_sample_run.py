@@ -218,7 +218,7 @@ def test_vllm_is_used_where_it_is_installed_and_there_is_a_gpu(tmp_path: Path, m
 def test_a_folder_of_other_samples_is_refused(tmp_path: Path) -> None:
     sample(config(tmp_path), generator=ScriptedGenerator())
     for more, said in (
-        ({"n": 3}, "different n"),
+        ({"n": 3}, "settings: n"),
         ({"sampling": SampleOptions(temperature=2)}, "sampling.temperature"),
         ({"texts": TEXTS[1:]}, "set of prompts"),
     ):

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from hafrm.losses import policies
 from hafrm.losses.log_probs import PairLogProbs
+from hafrm.losses.policies import COUPLES_PAIRS, POLICY_FUNCTIONS, WITHOUT_REFERENCE
 from hafrm.losses.shapes import require_label_smoothing, require_positive
 
 if TYPE_CHECKING:
@@ -42,31 +42,8 @@ class PolicyLossOptions:
 PolicyLoss = Callable[[PairLogProbs, PolicyLossOptions], "Tensor"]
 """A loss on the log-probs of pairs, giving one loss per pair, [B]."""
 
-_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
-    "dpo": policies.dpo_loss,
-    "ipo": policies.ipo_loss,
-    "slic": policies.slic_loss,
-    "simpo": policies.simpo_loss,
-    "orpo": policies.orpo_loss,
-    "kto_pair": policies.kto_pair_loss,
-    "sft": policies.sft_loss,
-    "robust": policies.robust_dpo_loss,
-    "exo_pair": policies.exo_pair_loss,
-    "nca_pair": policies.nca_pair_loss,
-    "bco_pair": policies.bco_pair_loss,
-    "sppo_hard": policies.sppo_hard_loss,
-    "aot": policies.aot_loss,
-    "aot_unpaired": policies.aot_unpaired_loss,
-    "apo_zero": policies.apo_zero_loss,
-    "apo_down": policies.apo_down_loss,
-    "discopop": policies.discopop_loss,
-}
-
-POLICY_LOSSES: tuple[str, ...] = tuple(_FUNCTIONS)
+POLICY_LOSSES: tuple[str, ...] = tuple(POLICY_FUNCTIONS)
 """Names of the policy losses; sums of them are names too."""
-
-_COUPLES_PAIRS = frozenset({"kto_pair", "aot", "aot_unpaired"})
-_WITHOUT_REFERENCE = frozenset({"simpo", "orpo", "sft"})
 
 _TERM = re.compile(r"(?:([0-9.e-]+)\s*\*\s*)?([a-z_]+)")
 
@@ -80,9 +57,9 @@ def loss_terms(name: str) -> Mapping[str, float]:
     terms: dict[str, float] = {}
     for part in name.replace(" ", "").split("+"):
         found = _TERM.fullmatch(part)
-        if found is None or found[2] not in _FUNCTIONS or found[2] in terms:
+        if found is None or found[2] not in POLICY_FUNCTIONS or found[2] in terms:
             raise ValueError(
-                f"must be one of {', '.join(_FUNCTIONS)}, or a sum of them such as dpo+0.2*sft, got {name!r}"
+                f"must be one of {', '.join(POLICY_FUNCTIONS)}, or a sum of them such as dpo+0.2*sft, got {name!r}"
             )
         try:
             weight = float(found[1] or 1.0)
@@ -101,7 +78,7 @@ def named_policy_loss(name: str) -> PolicyLoss:
     def loss(log_probs: PairLogProbs, options: PolicyLossOptions) -> Tensor:
         given = asdict(options)
         parts = (
-            weight * _FUNCTIONS[term](log_probs, **{option: given[option] for option in options_read(term)})
+            weight * POLICY_FUNCTIONS[term](log_probs, **{option: given[option] for option in options_read(term)})
             for term, weight in terms.items()
         )
         total = next(parts)
@@ -119,14 +96,14 @@ def options_read(name: str) -> frozenset[str]:
 
 def _options(name: str) -> Iterator[str]:
     for term in loss_terms(name):
-        yield from inspect.signature(_FUNCTIONS[term]).parameters.keys() - {"log_probs"}
+        yield from inspect.signature(POLICY_FUNCTIONS[term]).parameters.keys() - {"log_probs"}
 
 
 def couples_pairs(name: str) -> bool:
     """Return whether a pair's loss depends on other pairs of its batch."""
-    return not _COUPLES_PAIRS.isdisjoint(loss_terms(name))
+    return not COUPLES_PAIRS.isdisjoint(loss_terms(name))
 
 
 def uses_reference(name: str) -> bool:
     """Return whether a policy loss uses the reference's log-probs; some run without a reference."""
-    return not loss_terms(name).keys() <= _WITHOUT_REFERENCE
+    return not loss_terms(name).keys() <= WITHOUT_REFERENCE

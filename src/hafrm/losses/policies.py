@@ -6,6 +6,7 @@ They take the log-probabilities of pairs, summed over response tokens. Shape let
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from hafrm.losses.log_probs import PairLogProbs, per_token
@@ -258,3 +259,31 @@ def _log_odds(log_prob: Tensor) -> Tensor:
 
     below_zero = log_prob.clamp(max=-torch.finfo(log_prob.dtype).eps)
     return below_zero - torch.log(-torch.expm1(below_zero))
+
+
+POLICY_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    "dpo": dpo_loss,
+    "ipo": ipo_loss,
+    "slic": slic_loss,
+    "simpo": simpo_loss,
+    "orpo": orpo_loss,
+    "kto_pair": kto_pair_loss,
+    "sft": sft_loss,
+    "robust": robust_dpo_loss,
+    "exo_pair": exo_pair_loss,
+    "nca_pair": nca_pair_loss,
+    "bco_pair": bco_pair_loss,
+    "sppo_hard": sppo_hard_loss,
+    "aot": aot_loss,
+    "aot_unpaired": aot_unpaired_loss,
+    "apo_zero": apo_zero_loss,
+    "apo_down": apo_down_loss,
+    "discopop": discopop_loss,
+}
+"""The policy losses by their names in configs. A function's further arguments are fields of `PolicyLossOptions`."""
+
+COUPLES_PAIRS = frozenset({"kto_pair", "aot", "aot_unpaired"})
+"""Policy losses in which a pair's loss depends on the other pairs of its batch."""
+
+WITHOUT_REFERENCE = frozenset({"simpo", "orpo", "sft"})
+"""Policy losses that don't use the reference's log-probs, so that runs need no reference."""

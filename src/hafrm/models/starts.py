@@ -20,7 +20,7 @@ from hafrm import atomic
 from hafrm.errors import ConfigError, ModelError
 from hafrm.models import modules
 from hafrm.models.heads import OPENRLHF, SavedHead, architectures, kept_head, stock_classifier
-from hafrm.models.hybrid import HybridModel, backbone_of, head_width, new_reward_head
+from hafrm.models.hybrid import HybridModel, backbone_of, head_width, max_positions, new_reward_head
 from hafrm.models.lora import add_lora, quantization_config, targets_of, without_adapters
 from hafrm.models.modules import require_finite, trace_text
 from hafrm.models.options import HeadInit, LoraOptions
@@ -41,6 +41,8 @@ class Start:
     """Description of the reward head, in one line."""
     notes: tuple[str, ...]
     """Further notes, one line each."""
+    positions: int | None
+    """Maximum number of tokens of a sequence; None if the model sets no limit."""
 
 
 def saved_start(model: PreTrainedModel) -> str:
@@ -91,17 +93,19 @@ def check_start(
     backbone_of(causal_lm)
     if log_probs:
         _require_lm_head(model, causal_lm)
+    positions = max_positions(causal_lm.config)
     if lora.enabled:
         targets_of(causal_lm, lora)
+        quantization_config(lora)
     if not rewards:
-        return Start("normal", "reward head: neither trained nor saved", notes)
+        return Start("normal", "reward head: neither trained nor saved", notes, positions)
     resolved, line = _head(model, head_init, trust_remote_code=trust_remote_code)
     if resolved == "keep" and OPENRLHF.intersection(architectures(model)):
         notes += (
             "OpenRLHF trained the reward head at the stop token; this run trains and scores it at the end of "
             "everything that the chat template writes",
         )
-    return Start(resolved, line, (*_classifier_notes(causal_lm), *notes))
+    return Start(resolved, line, (*_classifier_notes(causal_lm), *notes), positions)
 
 
 def _without_weights(model: str, *, trust_remote_code: bool) -> tuple[PreTrainedModel, tuple[str, ...]]:

@@ -31,7 +31,7 @@ from hafrm.data import PairTables, load_tables, local_path
 from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ConfigError, NoMemoryError, first_line
 from hafrm.models.checkpoints import save_run
-from hafrm.models.hybrid import HybridModel, max_positions
+from hafrm.models.hybrid import HybridModel
 from hafrm.models.layout import Layout
 from hafrm.models.options import HeadInit, chat_template
 from hafrm.models.references import weights_digest
@@ -197,12 +197,14 @@ def _prepare(
         most_tokens: Limit on the tokens per forward pass, after more did not fit into memory.
         progress: Shows what is being done.
     """
+    started = before and before.get("effective")
+    training_arguments(config, pairs=1, started=started)  # raises for options that don't fit, before anything is read
     loss, start = config.resolved_loss, _start(config)
     set_seed(int(config.training.get("seed", 0)))
     data, tokenizer = _load_data(config, tokenizer)
     if before is not None:
         require_same_data(before, data.account, Path(config.out))
-    args = training_arguments(config, pairs=len(data.train), started=before and before.get("effective"))
+    args = training_arguments(config, pairs=len(data.train), started=started)
     require_all_processes(args)
     shards = sharding(args, lora=config.lora.enabled)
     make_folder(Path(config.out))
@@ -281,7 +283,7 @@ def _trainer(run: _Run, callbacks: Sequence[TrainerCallback], progress: ConsoleP
 def _start(config: TrainConfig) -> Start:
     """Check and load what training needs before data are read."""
     loss = config.resolved_loss
-    return check_start(
+    start = check_start(
         config.model,
         head_init=config.head_init,
         rewards=loss.reward_weight != 0,
@@ -289,6 +291,12 @@ def _start(config: TrainConfig) -> Start:
         lora=config.lora,
         trust_remote_code=config.trust_remote_code,
     )
+    if start.positions is not None and config.data_options.max_length > start.positions:
+        raise ConfigError(
+            f"data_options.max_length is {config.data_options.max_length}, but {config.model} has {start.positions} "
+            f"positions. Set data_options.max_length to {start.positions} or less."
+        )
+    return start
 
 
 def _inputs(config: TrainConfig) -> dict[str, Path]:
@@ -358,12 +366,6 @@ def _new_model(
         disable_dropout=config.disable_dropout,
         lm_head=loss.policy_ratio != 0,
     )
-    limit = max_positions(model.config)
-    if limit is not None and config.data_options.max_length > limit:
-        raise ConfigError(
-            f"data_options.max_length is {config.data_options.max_length}, but {config.model} has {limit} positions. "
-            f"Set data_options.max_length to {limit} or less."
-        )
     if loss.policy_ratio:
         model.check_policy_head(pad_rows(pairs[:1], pad_token_id=tokenizer.pad_token_id))
     model.freeze_unused(rewards=loss.reward_weight != 0, log_probs=loss.policy_ratio != 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from hafrm.training import preflight
 from hafrm.training.config import TrainConfig
 from hafrm.training.preflight import check_machine, require_all_processes
 from hafrm.training.run import train
+from tests.tiny import save_tiny, some_pairs
 
 
 @pytest.fixture
@@ -70,8 +72,11 @@ def test_a_tracker_that_does_not_exist_is_named(given: object, expected: str) ->
 @pytest.mark.slow
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="with an accelerator the processes find each other")
 def test_torchrun_without_a_gpu_is_refused_and_writes_nothing(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(pair.as_row()) + "\n" for pair in some_pairs(4)))
+    base = save_tiny(tmp_path / "base", max_position_embeddings=512)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "hafrm"]
-    command += ["train", "--model", "none", "--data", "none.jsonl", "--out", str(tmp_path / "out")]
+    command += ["train", "--model", str(base), "--data", str(rows), "--out", str(tmp_path / "out")]
     done = subprocess.run(command, env={**os.environ}, capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
     assert "training.use_cpu true" in done.stderr

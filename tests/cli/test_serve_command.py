@@ -51,7 +51,7 @@ def test_served_rewards_are_those_of_score(tmp_path: Path) -> None:
     assert answer["model"] == "model"
     assert [item["reward"] for item in answer["rewards"]] == pytest.approx(expected, abs=1e-5)
     assert server.returncode == 130
-    assert "set HAFRM_API_KEY" in said
+    assert "HAFRM_API_KEY" in said
     assert "requests in flight were answered" in said
     assert "Traceback" not in said
 

@@ -141,7 +141,8 @@ class RunFolder:
             )
         if changed := changed_names(before, depends_on):
             raise ConfigError(
-                f"{self.path} contains {self.what} with different {', '.join(changed)}. Choose another --out."
+                f"{self.path} contains {self.what} made with other settings: {', '.join(changed)}. "
+                "Choose another --out."
             )
 
     def write_header(self, depends_on: Mapping[str, Any], **more: Any) -> dict[str, Any]:

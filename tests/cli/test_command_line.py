@@ -154,6 +154,7 @@ def test_paths_are_checked_before_torch_is_loaded_and_never_asked_of_the_hub(
     assert done.returncode == 2
 
 
+@pytest.mark.slow
 def test_a_hub_that_cant_be_reached_is_asked_once(tmp_path: Path) -> None:
     """A closed port on this machine takes the place of the hub."""
     words = ["train", "--model", "owner/model", "--data", "world/helpful", "--out", str(tmp_path / "out")]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hafrm.cli import main
-from hafrm.data import NAMED_SOURCES
+from hafrm.data import NAMED_SOURCES, loading
 from tests.tiny import pair, tiny_tokenizer
 
 ROWS = [
@@ -23,13 +24,16 @@ ROWS = [
 
 
 @pytest.fixture(autouse=True)
-def world(monkeypatch: pytest.MonkeyPatch) -> None:
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A small stand-in for the simulated world, and a terminal wide enough to print cells whole."""
     monkeypatch.setattr("hafrm.paper.world.source.WORLD_SETS", ("helpful", "arena"), raising=False)
     monkeypatch.setattr(
         "hafrm.paper.world.source.world_pairs", lambda name, split, size: [pair("w", "yes", "no")], raising=False
     )
     monkeypatch.setenv("COLUMNS", "300")
+    loading._drawn.cache_clear()  # sets are drawn once per process
+    yield
+    loading._drawn.cache_clear()
 
 
 def write(path: Path, *rows: Any) -> str:

@@ -108,12 +108,12 @@ def test_rankings_at_an_endpoint(size: int, questions: int, tmp_path: Path, capf
 @pytest.mark.parametrize(
     ("fault", "line"),
     [
-        (429, "rate_limited (the endpoint's rate limit (HTTP 429))"),
-        (500, "server_error (the endpoint failed (HTTP 5xx))"),
-        (400, "bad_request (the endpoint refused the request"),
-        ("garbage", "bad_response (the endpoint's response was not a chat completion)"),
-        ("half", "connection (no connection, or it ended before the reply did)"),
-        ("hang", "timeout (no reply within judge.timeout)"),
+        (429, "rate_limited ("),
+        (500, "server_error ("),
+        (400, "bad_request ("),
+        ("garbage", "bad_response ("),
+        ("half", "connection ("),
+        ("hang", "timeout ("),
     ],
     ids=str,
 )
@@ -252,8 +252,8 @@ def test_verdicts_are_taken_up_where_they_end(tmp_path: Path, capfd) -> None:
         assert 0 < results(out)["run"]["requests_sent"] < 12
         capfd.readouterr()
         for more, said in (
-            (["--seed", "1"], "another seed"),
-            (["--judge.temperature", "1"], "another judge"),
+            (["--seed", "1"], "seed"),
+            (["--judge.temperature", "1"], "settings: judge"),
             (["--mode", "rank"], "responses"),
         ):
             assert main([*arguments, str(tmp_path / "one.sqlite"), *more]) == 2

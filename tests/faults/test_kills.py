@@ -12,7 +12,7 @@ import pytest
 
 from hafrm.training.manifest import is_finished
 from tests.faults.processes import Kill, draw_kills
-from tests.faults.stages import STAGES, Stage
+from tests.faults.stages import STAGES, Stage, slow
 
 
 def killed(stage: Stage, kill: Kill) -> bool:
@@ -26,7 +26,7 @@ def killed(stage: Stage, kill: Kill) -> bool:
     return ended.killed and not is_finished(stage.work / "out")
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", ["train", slow("precompute"), *STAGES[2:]])
 def test_killed_thrice_it_goes_on(name: str, stage_of: Callable[[str], Stage]) -> None:
     stage = stage_of(name)
     kills = draw_kills(stage.undisturbed, stage.sizes, 3, seed=name)

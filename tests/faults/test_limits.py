@@ -74,6 +74,7 @@ def test_memory_runs_out_in_training(
     assert losses(config.out) == pytest.approx(losses(config.out + "-undisturbed"), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_memory_runs_out_with_a_chosen_size(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error names the option, and the run resumes with that option changed, to the same losses."""
     config = replace(config, method="baseline", data_options=replace(config.data_options, tokens_per_batch=2000))

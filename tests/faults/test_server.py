@@ -157,7 +157,7 @@ def test_connections_beyond_the_open_files_wait_and_are_logged_once(run: Path, t
     said = (tmp_path / "log").read_text().splitlines()
     assert len(said) == 3, said
     assert "ulimit -n" in said[0]
-    assert "taken" in said[2]
+    assert "in use" in said[2]
 
 
 def test_too_few_open_files_for_any_connection_are_refused(run: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from hafrm.errors import ModelError
 from hafrm.models.runinfo import RUN_FILE, require_undamaged
 
+_MOMENT = re.compile(rb"\d+ [A-Z][a-z]+ \d{4}, \d\d:\d\d UTC")
 _OF_TIME = re.compile(r"runtime|per_second|^started$|^run$|^git_revision$|^resumed$|^training_sha256$")
 """What differs between two runs of one command: times (in the trainer's state, so its checksum too), what a judge's
 last run took, that it was resumed, and edits in between."""
@@ -81,6 +82,8 @@ def _content(path: Path) -> Any:
     if path.suffix in (".pt", ".pth", ".npz"):
         with ZipFile(path) as archive:
             return {Path(name).name: archive.read(name) for name in archive.namelist()}
+    if path.suffix == ".html":  # a page says when it was written, and a run's page shows how fast it was
+        return b"" if path.name == "training.html" else _MOMENT.sub(b"", path.read_bytes())
     return path.read_bytes()
 
 

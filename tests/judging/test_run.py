@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+from hafrm.cli import main
 from hafrm.errors import ConfigError
 from hafrm.judging.options import JudgeConfig, JudgeOptions
 from hafrm.judging.run import judge_rows
@@ -55,7 +56,7 @@ def test_verdicts_of_another_judge_are_refused(name: str, job: dict[str, Any], t
         (tmp_path / name).write_text("{{ messages[1].content }}")
     else:
         touch(tmp_path / name)
-    with pytest.raises(ConfigError, match="another judge"):
+    with pytest.raises(ConfigError, match=r"other settings: .*judge"):
         judge_rows(JudgeConfig(**job))
 
 
@@ -73,7 +74,7 @@ def test_a_server_with_another_model_is_another_judge(job: dict[str, Any], monke
     judge_rows(JudgeConfig(**job))
     assert judge_rows(JudgeConfig(**job))["judged"] == 1
     monkeypatch.setattr(RemoteScorer, "model_name", lambda self: "other")
-    with pytest.raises(ConfigError, match="another judge"):
+    with pytest.raises(ConfigError, match=r"other settings: .*judge"):
         judge_rows(JudgeConfig(**job))
 
 
@@ -159,5 +160,57 @@ def test_a_folder_without_an_answer_binds_nobody(tmp_path: Path) -> None:
         endpoint.always = None
         config = asked(endpoint, tmp_path / "rows", tmp_path / "out", max_requests=1)
         assert judge_rows(config)["judged"] == 1
-        with pytest.raises(ConfigError, match="another judge"):
+        with pytest.raises(ConfigError, match=r"other settings: .*judge"):
             judge_rows(replace(config, judge=failing.judge))
+
+
+def samples(folder: Path, answers: dict[str, list[str]]) -> Path:
+    """A folder as `hafrm sample` writes it."""
+    folder.mkdir()
+    rows = [{"prompt": prompt, "responses": found, "counts": [1] * len(found)} for prompt, found in answers.items()]
+    rows.append({"prompt": "long", "responses": [], "counts": [], "unsampled": "overlong"})
+    (folder / "samples.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return folder
+
+
+def test_two_models_samples_are_joined_by_prompt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The longer answer wins; each model's first answer counts."""
+    monkeypatch.setattr(ScorerChoice, "load", lambda self, model, options: Lengths())
+    save_tiny(tmp_path / "judge")
+    ours = samples(tmp_path / "haf", {"a": ["xxx", "y"], "b": ["x"], "c": ["xx"], "only ours": ["x"], "d": [""]})
+    theirs = samples(tmp_path / "baseline", {"c": ["yy"], "b": ["yyy"], "a": ["y", "xxxxxx"], "d": ["z"]})
+    words = ["--judge.kind", "reward", "--judge.model", str(tmp_path / "judge"), "--out", str(tmp_path / "o")]
+    assert main(["judge", str(ours / "samples.jsonl"), str(theirs), *words]) == 0
+    results = json.loads((tmp_path / "o" / "results.json").read_text())
+    won = {name: (each["wins"], each["ties"], each["losses"]) for name, each in results["responses"].items()}
+    assert won == {"haf": (1, 1, 1), "baseline": (1, 1, 1)}
+    assert results["skipped"] == {"overlong": 2, "empty_response": 1, "answered_by_one": 2}
+    assert main(["judge", str(ours), str(theirs), str(theirs), *words]) == 2
+    assert "compare two models' samples" in capfd.readouterr().err
+    with pytest.raises(ConfigError, match="--mode pair"):
+        judge = JudgeOptions(kind="reward", model="m")
+        JudgeConfig(data="a", against="b", out="o", judge=judge, mode="rank")
+
+
+def test_the_papers_protocol_asks_once_in_a_random_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A judge that always says (a) disagrees with itself in both orders; asked once, it picks the first one shown."""
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    rows = [{"prompt": f"p{number}", "chosen": "yes", "rejected": "no"} for number in range(40)]
+    (tmp_path / "pairs.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    with serving(lambda user: "Output (a)") as endpoint:
+        found = {}
+        for orders in ("both", "one"):
+            judge = JudgeOptions(
+                kind="openai", model="m", base_url=endpoint.url, orders=orders, cache=str(tmp_path / f"{orders}.sqlite")
+            )
+            config = JudgeConfig(data=str(tmp_path / "pairs.jsonl"), out=str(tmp_path / orders), judge=judge)
+            found[orders] = judge_rows(config)
+    assert (found["both"]["requests"], found["one"]["requests"]) == (80, 40)
+    assert found["both"]["responses"]["chosen"]["ties"] == 40
+    assert found["one"]["responses"]["chosen"]["ties"] == 0
+    assert found["one"]["flip_rate"] is None
+    assert 8 < found["one"]["responses"]["chosen"]["wins"] < 32  # the order is drawn at random
+    with pytest.raises(ConfigError, match="orders"):  # verdicts of the other protocol
+        judge_rows(replace(config, judge=replace(config.judge, orders="both")))

@@ -8,14 +8,19 @@ from pathlib import Path
 import pytest
 
 from hafrm.cli import main
+from hafrm.errors import ConfigError
+from hafrm.judging.options import JudgeOptions
 from hafrm.paper import policies, runs
+from hafrm.paper.experiments import EXPERIMENTS
 from hafrm.paper.policies import Duel, Judged, duel_hits, learnt, mean_over_seeds, points_of
 from hafrm.paper.runs import Policy, rlhf_words
 from hafrm.paper.scales import Overrides, paper_scale, world_scale
 from hafrm.rlhf.checkpoints import Answers
 from hafrm.rlhf.options import KlOptions, RlhfConfig, SamplingOptions
 from hafrm.training.manifest import is_finished
-from tests.paper.test_plans import job
+from tests.judging.server import serving
+from tests.models.test_reward_models import classifier
+from tests.paper.test_plans import job, small_files
 
 TINY = ["--scale", "world", "--steps", "2", "--sets", "Harmless", "AHP"]
 
@@ -81,15 +86,10 @@ def test_the_planned_command_makes_the_same_run(tmp_path: Path) -> None:
 
 def test_the_paper_scale_has_the_papers_settings(tmp_path: Path) -> None:
     policy = Policy(backbone="mistral-instruct", sets=("BS", "Harmless"), rewarded_by="haf", seed=0)
-    config = policy.config(job(paper_scale(Overrides()), out=tmp_path))
+    config = policy.config(job(paper_scale(Overrides()), out=tmp_path), model="m")
     assert (config.batch_size, config.learning_rate, config.steps * config.batch_size) == (16, 2e-5, 100_000)
     assert (config.sampling.max_new_tokens, config.sampling.top_p, config.lora.rank) == (256, 0.9, 64)
     assert config.kl == KlOptions()
-
-
-def test_figure_5_needs_an_oracle(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["reproduce", "figure5", "--scale", "paper", "--out", str(tmp_path), "--dry_run"]) == 2
-    assert "hafrm judge" in capfd.readouterr().err
 
 
 def test_win_rates_and_gains_by_hand() -> None:
@@ -120,3 +120,44 @@ def test_ppo_alone_from_its_command_to_its_files(tiny_world: Path, short: None, 
     assert found["ci95"][0] <= found["gain"] <= found["ci95"][1]
     assert list(results["steps"]["instruct"]) == ["0", "1", "2"]
     assert (tmp_path / "world" / "policies" / "instruct" / "Helpful" / "oracle-seed1" / "metrics.jsonl").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["openai", "reward"])
+def test_figure_5_on_files_with_a_judge(
+    kind: str, short: None, tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An endpoint that prefers the longer answer; or a reward model, which also shows whether its reward rises."""
+    monkeypatch.setattr(runs, "SMALL_PPO", runs.WORLD_PPO)
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    words = ["reproduce", "figure5", "--scale", "small", "--backbone", str(tiny_world), "--backbones", "base"]
+    words += ["--data_folder", str(small_files(tmp_path / "data")), "--sets", "AHP", "--steps", "1"]
+    words += ["--max_length", "256", "--out", str(tmp_path / "o")]
+    with serving() as endpoint:
+        judge = ["--judge.kind", kind, "--judge.model", "m" if kind == "openai" else str(classifier(tmp_path / "rm"))]
+        if kind == "openai":
+            judge += ["--judge.base_url", endpoint.url, "--judge.cache", str(tmp_path / "replies.sqlite")]
+        assert main([*words, *judge]) == 0
+        asked = sum(endpoint.asked.values())
+        assert main([*words, *judge]) == 0  # everything is there
+        assert sum(endpoint.asked.values()) == asked
+    found = json.loads((tmp_path / "o/small/figure5/results.json").read_text())["duels"]["base"]["Chat"]
+    assert found["win_rate"]["0"]["value"] == 0.5
+    drawn = {path.name for path in (tmp_path / "o/small/figure5").glob("*.svg")}
+    assert ("figure5-gold-base.svg" in drawn) is (kind == "reward")
+    assert "figure5-base.svg" in drawn
+
+
+def test_figure_5_and_ppo_outside_the_world_need_a_judge(tmp_path: Path) -> None:
+    scale = paper_scale(Overrides())
+    for name, kinds in (("figure5", ("openai", "local", "reward")), ("ppo", ("reward",))):
+        for kind in (None, "openai", "local", "reward", "oracle"):
+            judge = kind and JudgeOptions(kind=kind, model="m")  # type: ignore[arg-type]
+            asked = job(scale, judge=judge, ppo_steps=7)
+            if kind in kinds:
+                plan = EXPERIMENTS[name].plan(asked)
+                assert plan.policies[0].config(asked, model="m").steps == 7
+                assert (plan.policies[0].config(asked, model="m").reward == "m") is (name == "ppo")
+            else:
+                with pytest.raises(ConfigError, match="true reward is unknown"):
+                    EXPERIMENTS[name].plan(asked)

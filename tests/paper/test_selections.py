@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hafrm.errors import ConfigError, DataError
+from hafrm.judging.options import JudgeOptions
 from hafrm.paper import selections
 from hafrm.paper.scales import Job, Overrides, paper_scale
 from hafrm.paper.selections import Selections, agreements, draws_of, recalls, regions, win_rates
 from hafrm.sampling.analysis import ScoredPrompt
 from tests.paper.test_experiments import manifests, reproduce
+
+GPT = JudgeOptions(kind="openai", model="gpt-4-turbo-2024-04-09")
 
 
 def prompt(name: str, haf: int, baseline: int, dpo: int, gold: tuple[float, ...] = (4, 3, 2, 1)) -> ScoredPrompt:
@@ -66,9 +70,17 @@ def test_circles_and_regions_by_hand() -> None:
 
 def test_the_paper_samples_four_from_phi_2() -> None:
     scale = paper_scale(Overrides())
-    job = Job(scale=scale, backbones=("phi-2",), sets=("BS",), seeds=(0,), out=Path("o"), judge="m")
+    job = Job(scale=scale, backbones=("phi-2",), sets=("BS",), seeds=(0,), out=Path("o"), judge=GPT)
     assert (draws_of(job, "phi-2"), draws_of(job, "mistral-instruct")) == (4, 8)
     assert len(selections.plan(job).runs) == 3
+    sampled, chosen = selections.plan(job).commands
+    assert "--n 4" in sampled
+    assert "phi-2.jinja" in sampled
+    assert "--judge.kind openai --judge.model gpt-4-turbo-2024-04-09" in chosen
+    with pytest.raises(ConfigError, match="figure9 is judged by a reward model"):
+        selections.plan_rewards(job)
+    with pytest.raises(ConfigError, match="local can't rank"):
+        selections.plan(replace(job, judge=JudgeOptions(kind="local", model="m")))
     with pytest.raises(ConfigError, match="--judge"):
         selections.plan(Job(scale=scale, backbones=("phi-2",), sets=("BS",), seeds=(0,), out=Path("o")))
 
@@ -97,6 +109,10 @@ def test_all_three_share_samples_and_runs(tiny_world: Path, tmp_path: Path, monk
     printed = {(each["tested_on"], each["over"]): each["paper"] for each in relations}
     assert printed["BS, top-1", "baseline"] == pytest.approx(0.0154)
     assert printed["All, top-1", "dpo"] is None
+    figure8 = reproduce("figure8", tmp_path, *words)["best"]["instruct"]
+    assert figure8 == found
+    drawn = {path.name for path in (tmp_path / "world" / "figure8").glob("*.svg")}
+    assert drawn == {"figure8-instruct-Helpful.svg", "figure8-instruct-BS.svg"}
     assert manifests(tmp_path) == runs
     assert [sum(json.loads(line)["counts"]) for line in samples.read_text().splitlines()] == [8] * 4
     assert samples.stat().st_ino == written  # a file that is written anew is another one
@@ -106,5 +122,6 @@ def test_a_judge_has_no_effect_where_the_oracle_judges(tmp_path: Path, capfd: py
     from hafrm.cli import main
 
     for words in (["figure4"], ["table2", "--scale", "paper"]):
-        assert main(["reproduce", *words, "--judge", "m", "--out", str(tmp_path)]) == 2
+        judge = ["--judge.kind", "reward", "--judge.model", "m"]
+        assert main(["reproduce", *words, *judge, "--out", str(tmp_path)]) == 2
         assert "judge has no effect" in capfd.readouterr().err

@@ -24,7 +24,7 @@ from hafrm.data import load_pairs
 from hafrm.errors import ConfigError, TrainingError
 from hafrm.evaluation.scoring import PairScore, read_scores
 from hafrm.pairs import Conversation
-from hafrm.paper import costs, executor, numbers, stages, study
+from hafrm.paper import costs, executor, numbers, runs, stages, study
 from hafrm.paper.measures import Measured, Paired, mean_compared
 from hafrm.paper.plans import PARTS, cells, shares_part
 from hafrm.paper.record import Journal, Record, journal_of, record_of
@@ -203,6 +203,7 @@ def checkout(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_the_study_from_its_command_to_the_docs(
     tiny_world: Path,
     tmp_path: Path,
@@ -282,6 +283,19 @@ def test_what_is_kept_is_enough_for_all_tables_and_is_not_done_again(
     assert all("seed1" in name for name in trained)
     assert main([*words, "--out", str(tmp_path / "p"), "--steps", "2"]) == 2
     assert "record.jsonl contains a run with other options: training.max_steps (was 1, now 2)" in capfd.readouterr().err
+
+
+def test_a_record_outlives_options_and_notices_changes(tmp_path: Path) -> None:
+    """Options that a later version adds or drops say nothing; those that both have must agree."""
+    record = Record(tmp_path)
+    before = {"training": {"max_steps": 3}, "loss": {"beta": 0.1, "dropped": 1}, "lora": {}}
+    manifest = {"effective": {"bf16": True, "fp16": False, "dtype": "float32", "device": "cpu"}, "versions": {}}
+    manifest |= {"eval_metrics": {"eval_rewards/accuracies": 0.5}, "started": "", "git_revision": None}
+    record.add_run("a", before, manifest)
+    assert record.changes("a", {"training": {"max_steps": 3}, "loss": {"beta": 0.1, "added": 2}, "new": True}) == ""
+    assert record.changes("a", {"training": {"max_steps": 4}}) == "training.max_steps (was 3, now 4)"
+    assert record.changes("b", {"training": {"max_steps": 4}}) == ""
+    assert json.loads(record.path.read_text())["precision"] == "bf16"
 
 
 def test_a_record_survives_a_kill_and_gives_back_its_scores(tmp_path: Path) -> None:
@@ -399,6 +413,7 @@ def test_a_killed_study_lists_what_was_begun(tiny_world: Path, tmp_path: Path, m
     assert run_study(tmp_path, "--parts", "table2")["unfinished"] == []
 
 
+@pytest.mark.slow
 def test_what_another_process_holds_is_left_to_it(tiny_world: Path, tmp_path: Path) -> None:
     asked = job(tmp_path, backbones=("instruct",), sets=("BS",), seeds=(0,), parts=("table2",))
     order: list[str] = []
@@ -624,6 +639,9 @@ def test_a_column_without_p_value_takes_no_part_in_the_correction() -> None:
     found = [{"part": "ood", "column": column, "p": p} for column, p in {"A": 0.02, "B": 0.5, "CA": None}.items()]
     study.correct(found)
     assert [each.get("p_holm") for each in found] == [0.04, 0.5, None]
+    none = [{"part": "ood", "column": "CA", "p": None}]  # a part of sets with few prompts alone
+    study.correct(none)
+    assert "p_holm" not in none[0]
 
 
 def test_two_rows_are_compared_on_the_pairs_that_both_scored() -> None:
@@ -838,6 +856,7 @@ def test_options_that_can_not_work_take_no_rate_out_of_the_choice(tiny_world: Pa
     assert found["missing"] == ["nothing is missing"]
 
 
+@pytest.mark.slow
 def test_options_are_compared_before_anything_is_done(
     tiny_world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -854,6 +873,7 @@ def test_options_are_compared_before_anything_is_done(
     assert "nothing is missing" not in printed
 
 
+@pytest.mark.slow
 def test_runs_at_rates_that_are_not_chosen_are_not_finished(
     tiny_world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -918,7 +938,7 @@ def test_a_kill_after_training_leaves_no_checkpoints(
 
     words = ["--sets", "BS", "--parts", "table2"]
     with monkeypatch.context() as patch:
-        patch.setattr(executor, "shutil", SimpleNamespace(rmtree=killed))
+        patch.setattr(runs, "shutil", SimpleNamespace(rmtree=killed))
         assert main(["reproduce", "study", "--out", str(tmp_path), *TINY, *words]) == 130
     assert list((tmp_path / "world/runs").rglob("checkpoint-*"))
     run_study(tmp_path, *words)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hafrm.data.reports import SourceReport
 
 from hafrm import atomic
 from hafrm.cli import evaluate as evaluate_command
 from hafrm.cli import train as train_command
 from hafrm.cli.options import options_of
+from hafrm.data.reports import SourceReport
 from hafrm.evaluation.options import EvaluateConfig
 from hafrm.models.options import ScoreOptions
 from hafrm.models.runinfo import RunInfo
@@ -62,6 +62,7 @@ def test_a_runs_card_has_its_method_base_steps_and_command(tmp_path: Path) -> No
         max_length=512,
         overlong="drop",
         pad_token="<pad>",
+        dtype="float32",
     )
     info.save(tmp_path)
     sizes = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, "world_size": 2}

@@ -16,6 +16,7 @@ from hafrm.rlhf.options import KlOptions, PpoOptions, RlhfConfig, SamplingOption
 from hafrm.rlhf.run import rlhf
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_policy_learns_what_it_is_rewarded_for(
     sign: int,

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from hafrm.data import PromptRow, ReadOptions, load_prompts
 from hafrm.errors import BadRowError, ConfigError, DataError, ModelError
 from hafrm.models.options import LoraOptions
 from hafrm.models.starts import new_model
 from hafrm.pairs import Prompt
-from hafrm.rlhf.checkpoints import save_checkpoint
+from hafrm.rlhf.checkpoints import save_checkpoint, save_policy
 from hafrm.sampling.candidates import load_candidates
 from hafrm.sampling.engines import Draw
 from hafrm.sampling.options import SampleConfig, SampleOptions
@@ -178,19 +179,46 @@ def test_a_template_that_refuses_every_prompt_is_named(tmp_path: Path) -> None:
         sample(mixed, generator=ScriptedGenerator(refuse="x"))
 
 
-def test_adapters_alone_are_refused_by_name(tmp_path: Path) -> None:
-    """As they lie in the checkpoints of a policy that was trained with LoRA."""
+def test_adapters_alone_are_merged_into_their_base_but_not_for_vllm(tmp_path: Path) -> None:
+    """As they are in the checkpoints of a policy that was trained with LoRA; the merged model draws the same."""
     policy = new_model(str(save_tiny(tmp_path / "base")), tiny_tokenizer(), lora=LoraOptions(rank=2))
+    with torch.no_grad():
+        for name, weight in policy.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.5)
     save_checkpoint(policy, tiny_tokenizer(), {}, tmp_path / "checkpoint-1")
-    with pytest.raises(ModelError, match=r"checkpoint-1 contains only LoRA adapters.*merge_and_unload"):
-        sample(replace(config(tmp_path), model=str(tmp_path / "checkpoint-1")))
+    save_policy(policy, tiny_tokenizer(), tmp_path / "merged")
+    for model in ("base", "checkpoint-1", "merged"):
+        sample(replace(config(tmp_path, out=f"{model}-out"), model=str(tmp_path / model)))
+    base, adapted, merged = (lines(str(tmp_path / f"{name}-out")) for name in ("base", "checkpoint-1", "merged"))
+    assert adapted == merged
+    assert adapted != base
+    with pytest.raises(ModelError, match=r"checkpoint-1 contains only LoRA adapters.*--engine transformers"):
+        sample(replace(config(tmp_path), model=str(tmp_path / "checkpoint-1"), engine="vllm"))
     assert not (tmp_path / "out").exists()
+
+
+def test_vllm_is_used_where_it_is_installed_and_there_is_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for installed, gpu, device, engine in (
+        (True, True, None, "vllm"),
+        (True, True, "cuda", "transformers"),
+        (True, False, None, "transformers"),
+        (False, True, None, "transformers"),
+    ):
+        monkeypatch.setattr("hafrm.sampling.options.find_spec", lambda name, found=installed: found or None)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda found=gpu: found)
+        assert config(tmp_path, device=device).chosen_engine == engine
+    assert config(tmp_path, engine="vllm").chosen_engine == "vllm"
+    monkeypatch.setattr("hafrm.sampling.options.find_spec", lambda name: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    (tmp_path / "adapter_config.json").touch()
+    assert replace(config(tmp_path), model=str(tmp_path)).chosen_engine == "transformers"
 
 
 def test_a_folder_of_other_samples_is_refused(tmp_path: Path) -> None:
     sample(config(tmp_path), generator=ScriptedGenerator())
     for more, said in (
-        ({"n": 3}, "another n"),
+        ({"n": 3}, "settings: n"),
         ({"sampling": SampleOptions(temperature=2)}, "sampling.temperature"),
         ({"texts": TEXTS[1:]}, "set of prompts"),
     ):

@@ -75,7 +75,9 @@ def checks(
     return [each["check"] for each in found]
 
 
-@pytest.mark.parametrize("method", ["baseline", "haf", "dpo"])
+@pytest.mark.parametrize(
+    "method", ["haf", *(pytest.param(name, marks=pytest.mark.slow) for name in ("baseline", "dpo"))]
+)
 def test_a_healthy_run_is_silent(base: str, method: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert checks(base, tmp_path, capfd, healthy, "--method", method, validation=healthy) == []
     main(["doctor", str(tmp_path / "run")])
@@ -88,11 +90,13 @@ def test_a_run_that_takes_no_steps(base: str, rate: str, tmp_path: Path, capfd: 
     assert "chance" in found
 
 
+@pytest.mark.slow
 def test_a_head_that_stays_zero(base: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     found = checks(base, tmp_path, capfd, healthy, "--training.learning_rate", "1e-12", "--head_init", "zero")
     assert "constant rewards" in found
 
 
+@pytest.mark.slow
 def test_labels_at_random(base: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert "chance" in checks(base, tmp_path, capfd, random_labels)
 
@@ -119,10 +123,12 @@ def test_a_long_warm_up_is_waited_for() -> None:
     assert watched(rows, warmup_steps=300) == []
 
 
+@pytest.mark.slow
 def test_flipped_labels_show_in_the_validation(base: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert "flipped labels" in checks(base, tmp_path, capfd, flipped, validation=healthy)
 
 
+@pytest.mark.slow
 def test_flipped_labels_show_in_training_from_a_trained_head(
     base: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,6 +144,7 @@ def test_pairs_that_length_decides(base: str, tmp_path: Path, capfd: pytest.Capt
     assert checks(base, tmp_path, capfd, longer) == ["length"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_says_nothing_twice(base: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     from transformers import TrainerCallback
 

@@ -111,6 +111,7 @@ def test_perplexity_is_over_tokens_alike_however_they_are_spread_over_blocks() -
     assert math.isnan(perplexity(model, Blocks([(ids, (IGNORED,) * len(ids))], 8)))
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_weights_of_a_whole_one(
     prose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,7 +243,7 @@ def test_what_can_not_begin_claims_no_folder(prose: str, tmp_path: Path) -> None
     for data, error in ((str(tmp_path / "typo.jsonl"), UnreadableError), (few, DataError)):
         with pytest.raises(error):
             pretrain(replace(right, data=[data]))
-    with pytest.raises(ConfigError, match="training:"):
+    with pytest.raises(ConfigError, match="training"):
         pretrain(replace(right, training={"optim": "none"}))
     assert pretrain(right)["steps"] == 1
 

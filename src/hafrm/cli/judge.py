@@ -17,18 +17,22 @@ from rich.text import Text
 from hafrm.cli.options import command_parser, options_of
 from hafrm.cli.parser import Parser
 from hafrm.cli.progress import ProgressLine
-from hafrm.errors import ModelError
+from hafrm.errors import ConfigError, ModelError
 from hafrm.judging.options import JudgeConfig
 from hafrm.report.wording import interval, percent
 
 
 def parser() -> Parser:
     """Build the command's parser."""
-    return command_parser(JudgeConfig, positional="data")
+    return command_parser(JudgeConfig, positional="data", lists=("data",))
 
 
 def run(args: Namespace) -> None:
     """Judge; print the table, the unscored rows and the cost."""
+    files = [args.data] if isinstance(args.data, str) else args.data
+    if len(files) > 2 or (len(files) == 2 and args.against is not None):
+        raise ConfigError(f"data: {', '.join(files)}: judge a file, or compare two models' samples.")
+    args.data, args.against = files[0], files[1] if len(files) == 2 else args.against
     config = options_of(JudgeConfig, parser(), args, data=("data",))
     from hafrm.judging.run import RESULTS_FILE, judge_rows
     from hafrm.judging.verdicts import nothing_judged

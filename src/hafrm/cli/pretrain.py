@@ -54,5 +54,5 @@ def loss_curves(recipe: Mapping[str, Any]) -> Markup:
     return curve_panels(
         f"Pretraining {recipe['parameters']:,} parameters on {recipe['tokens']:,} tokens, to perplexity "
         f"{recipe['perplexity']:.1f} on held-out text",
-        [Panel("loss, nats a token", curves)],
+        [Panel("loss, nats per token", curves)],
     )

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import Namespace
 from rich.console import Console
@@ -14,6 +14,7 @@ from rich.console import Console
 from hafrm.cli.options import command_parser, options_of
 from hafrm.cli.parser import Parser
 from hafrm.errors import ConfigError
+from hafrm.judging.options import JudgeOptions
 from hafrm.paper.experiments import EXPERIMENTS
 from hafrm.paper.numbers import SETS
 from hafrm.paper.scales import (
@@ -36,7 +37,11 @@ else:
 _TRAINED = {"trains": True}
 _SMALL = {"scales": ("small",)}
 _STUDY = {"experiments": ("study",)}
-_JUDGED = {"experiments": ("figure4", "table4", "table11"), "scales": ("small", "paper")}
+_POLICIES = ("figure5", "ppo")
+_JUDGED = {
+    "experiments": ("figure4", "figure8", "figure9", "table4", "table11", *_POLICIES),
+    "scales": ("small", "paper"),
+}
 """What an option applies to: experiments, scales, and whether only experiments that train something."""
 
 
@@ -48,7 +53,9 @@ class ReproduceConfig:
     """The table, figure or study: see the list below."""
 
     scale: ScaleName = "world"
-    """`world` needs nothing, `small` a backbone and files, `paper` the paper's models, sets and a 48 GB GPU."""
+    """`world` needs nothing, `small` a backbone and files, `paper` the paper's models, sets and a GPU: 80 GB for Phi-2,
+    48 GB for the others.
+    """
 
     out: str = "reproduction"
     """The root folder for runs, evaluations and results; experiments in the same folder share their runs."""
@@ -71,17 +78,30 @@ class ReproduceConfig:
     NAME-lora.
     """
 
-    data_folder: str | None = field(default=None, metadata=_SMALL)
-    """small: the folder of NAME-train, NAME-validation and NAME-test (.jsonl or .jsonl.gz)."""
+    data_folder: str | None = field(default=None, metadata={"scales": ("small", "paper")})
+    """small: the folder of NAME-train, NAME-validation and NAME-test (.jsonl or .jsonl.gz). paper: a folder with a copy
+    of each set, in a folder of its name (`hafrm data list`); default: they are downloaded.
+    """
+
+    precision: Literal["fp16", "bf16"] = field(default="fp16", metadata=_TRAINED | {"scales": ("paper",)})
+    """paper: precision of products (Table 5: fp16); trained weights are float32 in both."""
 
     rewardbench: str | None = field(default=None, metadata={"experiments": ("table3",)})
     """table3: RewardBench's pairs, for the external half of the table."""
 
-    judge: str | None = field(default=None, metadata=_JUDGED)
-    """figure4, table4, table11: the reward model that judges outside the world (ArmoRM in the paper's Figure 9)."""
+    judge: JudgeOptions | None = field(default=None, metadata=_JUDGED)
+    """The judge of best-of-N and of policies outside the world: an endpoint (the paper's is gpt-4-turbo-2024-04-09) or
+    a reward model (ArmoRM in Figure 9); for ppo, the reward model to train with.
+    """
+
+    trust_remote_code: bool = field(default=False, metadata=_JUDGED)
+    """Run Python code that comes with the judge. Such code can do anything that you can, so leave this off."""
 
     steps: int | None = field(default=None, metadata=_TRAINED)
     """Training steps of each run, in place of the scale's (world 240, small 600, paper 3200)."""
+
+    ppo_steps: int | None = field(default=None, metadata={"experiments": _POLICIES})
+    """figure5, ppo: steps of PPO, in place of the scale's (world 90, small 200, paper 6250)."""
 
     learning_rate: float | None = field(default=None, metadata=_TRAINED)
     """Learning rate of every method, in place of the scale's (world 5e-4, small 5e-5, paper: Appendix A)."""
@@ -170,6 +190,8 @@ class ReproduceConfig:
             raise ConfigError(f"learning_rates must be more than 0, got {', '.join(map(str, self.learning_rates))}")
         if self.hours is not None and self.hours <= 0:
             raise ConfigError(f"hours must be more than 0, got {self.hours:g}")
+        if self.ppo_steps is not None and self.ppo_steps < 1:
+            raise ConfigError(f"ppo_steps must be at least 1, got {self.ppo_steps}")
         self._known_parts()
         if not re.fullmatch(rf"{MAIN_PAGE}(-[a-z0-9]+)*", self.page):
             raise ConfigError(
@@ -241,6 +263,8 @@ class ReproduceConfig:
             out=Path(self.out),
             rewardbench=self.rewardbench,
             judge=self.judge,
+            trust_remote_code=self.trust_remote_code,
+            ppo_steps=self.ppo_steps,
             rates=tuple(self.learning_rates),
             rate_seeds=self.rate_seeds,
             rate_sets=tuple(self.rate_sets),
@@ -253,13 +277,16 @@ class ReproduceConfig:
     def _scale(self) -> Scale:
         if self.scale == "small":
             return small_scale(self.overrides(), backbones=self.backbone, data_folder=self.data_folder)
-        return world_scale(self.overrides()) if self.scale == "world" else paper_scale(self.overrides())
+        if self.scale == "world":
+            return world_scale(self.overrides())
+        return paper_scale(self.overrides(), data_folder=self.data_folder)
 
 
 def parser() -> Parser:
     """Build the command's parser."""
     lists = ("seeds", "backbones", "sets", "backbone", "learning_rates", "rate_sets", "parts")
-    made = command_parser(ReproduceConfig, positional="name", lists=lists, flags=("retry", "dry_run"))
+    flags = ("retry", "dry_run", "trust_remote_code")
+    made = command_parser(ReproduceConfig, positional="name", lists=lists, flags=flags)
     made.epilog = "names: " + "; ".join(f"{name}: {each.summary}" for name, each in EXPERIMENTS.items())
     return made
 

@@ -86,7 +86,7 @@ def _hh(name: str, title: str, folder: str, *, full: bool) -> NamedSource:
         name=f"{name}-full" if full else name,
         title=f"{title}, all turns" if full else title,
         path="Anthropic/hh-rlhf",
-        arguments={"data_dir": folder},
+        arguments={"data_dir": folder, "revision": "09be8c5bbc57cb3887f3a9732ad6aa7ec602a1fa"},
         mapping=hh_transcripts if full else hh_single_turn,
         has_test=True,
         homepage="https://huggingface.co/datasets/Anthropic/hh-rlhf",
@@ -105,6 +105,8 @@ _SOURCES = (
         name="beaver-safe",
         title="Beaver Safe (BS)",
         path="PKU-Alignment/PKU-SafeRLHF",
+        # The set of Ji et al. (2023), which the paper cites; `main` was replaced by another in June 2024.
+        arguments={"revision": "v0"},
         mapping=beaver_safe,
         has_test=True,
         homepage="https://huggingface.co/datasets/PKU-Alignment/PKU-SafeRLHF",
@@ -113,7 +115,11 @@ _SOURCES = (
             "Ji et al. (2023), BeaverTails: Towards Improved Safety Alignment of LLM via a Human-Preference Dataset, "
             "arXiv:2307.04657"
         ),
-        notes=("pairs with exactly one safe response, which is the chosen one",),
+        notes=(
+            "pairs with exactly one safe response, which is the chosen one",
+            "revision v0, by inference: the paper cites this set, and the later one can hardly have Table 1's "
+            "47,625 pairs",
+        ),
     ),
     NamedSource(
         name="alpaca-human-pref",

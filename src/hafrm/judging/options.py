@@ -42,6 +42,11 @@ class JudgeOptions:
     api_key_env: str = option("OPENAI_API_KEY", only=_ENDPOINT)
     """The environment variable with the API key; the key itself is never an option and never written."""
 
+    orders: Literal["both", "one"] = option("both", only=("openai", "local"))
+    """Ask about two responses in both orders, where a disagreement is a tie, or once in a random order, as the paper
+    does.
+    """
+
     temperature: float | None = option(0.0, least=0, only=_ENDPOINT)
     """Sampling temperature; `null` omits it from requests, for models that don't accept it."""
 
@@ -103,9 +108,13 @@ class JudgeConfig(ScorerChoice):
     """Have a judge compare or rank responses."""
 
     data: str
-    """Rows with `prompt` and `responses` (two for --mode pair, four or eight for rank; optional `models` names their
+    """What to judge; two files or folders of `hafrm sample` are joined by prompt, and their responses compared. Rows
+    with `prompt` and `responses` (two for --mode pair, four or eight for rank; optional `models` names their
     models), or pairs with `chosen` and `rejected`: a file or, for pairs, also the name of a data set.
     """
+
+    against: str | None = None
+    """The samples of another model, to compare with those of data; on the command line, the second file."""
 
     out: str
     """The folder for verdicts.jsonl and results.json. If it contains a stopped run, that run is resumed."""
@@ -127,6 +136,8 @@ class JudgeConfig(ScorerChoice):
     """How to run the models of `judge.kind: local` and `reward`."""
 
     def __post_init__(self) -> None:
+        if self.against is not None and self.mode != "pair":
+            raise ConfigError("against: two models' responses are compared in pairs: use --mode pair.")
         if self.mode == "rank" and self.judge.kind == "local":
             raise ConfigError("judge.kind: local compares two responses. Use --mode pair, or another judge.")
         self._refuse_unread_options()

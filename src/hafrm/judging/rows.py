@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from hafrm.data import ReadOptions, SourceReport, nothing_left, read_records
+from hafrm.data.reports import Drop
 from hafrm.errors import BadRowReason, DataError
 from hafrm.judging.judges import Response
 from hafrm.judging.options import Mode
@@ -87,6 +88,59 @@ def load_items(data: str, mode: Mode, options: ReadOptions, *, split: str = "tes
     if not found.items:
         raise nothing_left(data, "is nothing to judge", [report])
     return found
+
+
+def load_joined(ours: str, theirs: str, options: ReadOptions) -> Items:
+    """Join two models' samples by prompt: an item for each prompt that both answered, with the first response of each.
+
+    Args:
+        ours: A file of rows with `prompt` and `responses`, or a folder of `hafrm sample`.
+        theirs: Another one.
+        options: What to do with rows that break the contract.
+
+    Raises:
+        DataError: there is no prompt that both answered.
+    """
+    places = [Path(name) / _SAMPLES if Path(name).is_dir() else Path(name) for name in (ours, theirs)]
+    names = [path.parent.name or str(path) for path in places]
+    if names[0] == names[1]:
+        names = list(map(str, places))
+    reports = [SourceReport(name=str(path), kind="file") for path in places]
+    sides = [
+        {item.prompt: item for item in read_records(str(path), report, options, _first_of_samples)}
+        for path, report in zip(places, reports, strict=True)
+    ]
+    joined = [
+        replace(item, responses=(item.responses[0], sides[1][prompt].responses[0]), models=tuple(names))
+        for prompt, item in sides[0].items()
+        if prompt in sides[1]
+    ]
+    found = Items(list(_numbered(joined)), reports[0].left_out + reports[1].left_out)
+    alone = len(sides[0].keys() ^ sides[1].keys())
+    found.skipped += Counter({"answered_by_one": alone} if alone else {})
+    if not found.items:
+        raise nothing_left(f"{ours} and {theirs}", "is no prompt that both answer", reports)
+    return found
+
+
+_SAMPLES = "samples.jsonl"
+
+
+def _first_of_samples(reader: Row) -> Item | Drop:
+    """Read the first response of a row; prompts that were not sampled for, or got an empty response, are left out."""
+    if reader.fields.get("unsampled"):
+        return Drop(str(reader.fields["unsampled"]))
+    (first, *_) = reader.responses("Give at least one response.", bool)
+    if not any(message.text.strip() for message in first):
+        return Drop("empty_response")
+    prompt = reader.prompt()
+    return Item(
+        id=f"{reader.source}:{reader.number}",
+        group=reader.string_or_none("group") or prompt_group(prompt),
+        prompt=prompt,
+        responses=(first,),
+        models=(),
+    )
 
 
 def _numbered(items: Iterable[Item]) -> Iterator[Item]:

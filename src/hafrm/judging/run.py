@@ -15,7 +15,7 @@ from hafrm.judging.cache import ReplyCache
 from hafrm.judging.judges import Judge, Unscored
 from hafrm.judging.options import Budget, JudgeConfig
 from hafrm.judging.prompts import PROMPT_VERSION
-from hafrm.judging.rows import Item, Items, load_items
+from hafrm.judging.rows import Item, Items, load_items, load_joined
 from hafrm.judging.tournament import Plan, compare, play, rank_at_once, top_two_of_eight
 from hafrm.judging.verdicts import HEADER_FILE, VERDICTS_FILE, Verdict, resume_verdicts, summarise, verdict_of
 from hafrm.models.identity import model_identity
@@ -61,7 +61,10 @@ def judge_rows(
         parts=HEADER_FILE,
         by="hafrm judge",
     )
-    found = load_items(config.data, config.mode, config.data_options, split=config.split)
+    if config.against is None:
+        found = load_items(config.data, config.mode, config.data_options, split=config.split)
+    else:
+        found = load_joined(config.data, config.against, config.data_options)
     identity = _judge_identity(config)
     with alone(Path(config.out)):
         return _judge_items(config, found, identity, budget, progress, say)
@@ -88,6 +91,7 @@ def _judge_items(
     verdicts.sort(key=lambda verdict: place[verdict.key])
     results = {
         "data": config.data,
+        **({} if config.against is None else {"against": config.against}),
         "mode": config.mode,
         "judge": identity,
         **summarise(verdicts, rows=len(found.items)),
@@ -121,7 +125,8 @@ def _judge_missing(
 def _judge_chunk(config: JudgeConfig, judge: Judge, items: Sequence[Item]) -> list[Verdict]:
     """Return verdicts on the items about which the judge was asked."""
     orders = [Random(f"{config.seed}/{item.key}").sample(range(n := len(item.responses)), n) for item in items]
-    plans = [_plan(judge, item, order) for item, order in zip(items, orders, strict=True)]
+    twice = judge.order_matters and config.judge.orders == "both"
+    plans = [_plan(judge, item, order, both_orders=twice) for item, order in zip(items, orders, strict=True)]
     outcomes = play(judge, plans)
     return [
         verdict_of(item, outcome, order)
@@ -130,10 +135,10 @@ def _judge_chunk(config: JudgeConfig, judge: Judge, items: Sequence[Item]) -> li
     ]
 
 
-def _plan(judge: Judge, item: Item, order: Sequence[int]) -> Plan:
+def _plan(judge: Judge, item: Item, order: Sequence[int], *, both_orders: bool) -> Plan:
     responses = [item.responses[place] for place in order]
     if len(responses) == 2:
-        return compare(item.prompt, responses, both_orders=judge.order_matters)
+        return compare(item.prompt, responses, both_orders=both_orders)
     if len(responses) > judge.most_responses:
         return top_two_of_eight(item.prompt, responses)
     return rank_at_once(item.prompt, responses)
@@ -162,6 +167,7 @@ def _depends_on(config: JudgeConfig, found: Items, identity: Mapping[str, Any]) 
         "seed": config.seed,
         "set of rows": found.sha256,
         "version of the prompts": PROMPT_VERSION,
+        **({} if config.judge.orders == "both" else {"orders": config.judge.orders}),
     }
 
 

@@ -58,6 +58,7 @@ def model_identity(model: str, choice: ScorerChoice, options: ScoreOptions) -> d
         "score.scored_at": options.scored_at,
         "score.special_tokens": options.special_tokens,
         "score.chat_template": _template_identity(options.chat_template),
+        **({} if options.objective is None else {"score.objective": options.objective}),
         "hafrm": version("hafrm"),
     }
 

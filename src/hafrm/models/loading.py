@@ -16,6 +16,7 @@ from hafrm.encoding import ConversationEncoder, Overlong
 from hafrm.errors import ConfigError, ModelError
 from hafrm.losses import uses_reference
 from hafrm.models.checkpoints import cast_weights, load_packed_start, load_run
+from hafrm.models.custom import OwnClassScorer, load_own_class, own_class, own_class_refused
 from hafrm.models.heads import OPENRLHF, SCORE, SavedHead, architectures, find_head, stock_classifier, unknown_head
 from hafrm.models.hybrid import HybridModel, head_width, max_positions, new_reward_head
 from hafrm.models.layout import Layout, choose_layout, random_groups
@@ -234,8 +235,15 @@ def _load_foreign_scorer(model: str, options: ScoreOptions, *, trust_remote_code
     Raises:
         ModelError: it has no reward head, or one that neither class can load.
     """
-    head = find_head(model, trust_remote_code=trust_remote_code)
+    own = own_class(model)
+    if own is not None and not trust_remote_code:
+        raise own_class_refused(model)
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code, template=None, instead=options.template())
+    if own is not None:
+        return _load_own_class_scorer(model, own, tokenizer, options)
+    if options.objective is not None:
+        raise ConfigError(f"score.objective has no effect on {model}, which gives one reward: leave it out.")
+    head = find_head(model, trust_remote_code=trust_remote_code)
     if head is not None and not has_stock_class(model, head, trust_remote_code=trust_remote_code):
         policy = _policy_only(model, tokenizer, options.torch_dtype(), trust_remote_code=trust_remote_code, head=head)
         encoder = _encoder(tokenizer, policy.config, options, max_length=512, overlong="drop")
@@ -244,6 +252,13 @@ def _load_foreign_scorer(model: str, options: ScoreOptions, *, trust_remote_code
     encoder = _encoder(tokenizer, classifier.config, options, max_length=512, overlong="drop")
     layout = Layout(packed=False, pad_token_id=pad_of_classifier(classifier, tokenizer))
     return StockScorer(classifier.eval().to(options.torch_device()), encoder, layout, options)
+
+
+def _load_own_class_scorer(model: str, auto: str, tokenizer: Any, options: ScoreOptions) -> Scorer:
+    loaded = load_own_class(model, auto, tokenizer, options.torch_dtype())
+    encoder = _encoder(tokenizer, loaded.config, options, max_length=512, overlong="drop")
+    layout = Layout(packed=False, pad_token_id=tokenizer.pad_token_id)
+    return OwnClassScorer(cast(Any, loaded.eval()).to(options.torch_device()), encoder, layout, options)
 
 
 def _encoder(

@@ -115,6 +115,9 @@ class ScoreOptions:
     overlong: Overlong | None = None
     """`drop` gives over-long conversations no reward, `truncate` cuts them. Default: the run's value."""
 
+    objective: int | None = None
+    """For a reward model of several objectives with a class of its own: the one to score with, counted from 0."""
+
     scored_at: Literal["auto", "template", "stop_token"] = "auto"
     """Where a conversation is scored: at the end of everything the chat template writes, or at the stop token, as in
     OpenRLHF's training. `auto`: `stop_token` for models saved by OpenRLHF, else `template`.

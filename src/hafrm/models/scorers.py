@@ -83,7 +83,7 @@ class TokenScorer(Scorer, Protocol):
 
 def special_tokens_met(scorer: Scorer) -> str:
     """Say in one line how many scored conversations contain special tokens; empty if none does."""
-    if not isinstance(scorer, _BatchedScorer) or not scorer.with_special_tokens:
+    if not isinstance(scorer, BatchedScorer) or not scorer.with_special_tokens:
         return ""
     rule = scorer.encoder.special_tokens
     read = "plain characters" if rule == "text" else "tokens, so a response can imitate further turns"
@@ -98,7 +98,7 @@ def _enough_memory(batch: SequenceBatch) -> AbstractContextManager[None]:
     return enough_memory(size, _LESS_MEMORY)
 
 
-class _BatchedScorer:
+class BatchedScorer:
     """Encodes conversations, batches them by length, and returns the rewards in the original order."""
 
     def __init__(self, encoder: ConversationEncoder, layout: Layout, options: ScoreOptions) -> None:
@@ -184,7 +184,7 @@ class _BatchedScorer:
         raise AssertionError("a scorer computes its own batches")
 
 
-class HybridScorer(_BatchedScorer):
+class HybridScorer(BatchedScorer):
     """Score of a two-headed model: reward_weight * F(phi(x, y)) + ratio_weight * log(pi(y | x) / pi_ref(y | x)).
 
     The weights (1, 0) give the reward head, (0, beta) the implicit reward of the policy head (Appendix C.2), and
@@ -283,7 +283,7 @@ class LogProbScorer(HybridScorer):
         return log_probs
 
 
-class StockScorer(_BatchedScorer):
+class StockScorer(BatchedScorer):
     """Raw logit of any stock sequence-classification model with one label, as computed by transformers."""
 
     def __init__(self, model: nn.Module, encoder: ConversationEncoder, layout: Layout, options: ScoreOptions) -> None:

@@ -24,6 +24,7 @@ from hafrm.models.sources import AdapterSource, adapter_source
 _BY_WORD = {
     "trust_remote_code": "It contains Python code, which `--trust_remote_code true` would run. Such code can do "
     "anything that you can: read it first.",
+    "gated": "Its owners ask for consent: accept the terms on the model's page and run `hf auth login`.",
     "safetensors": "Weights are only read from safetensors, because pickles can run code. If you trust this model, "
     "load it with transformers and save it again.",
 }

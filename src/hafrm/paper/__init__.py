@@ -8,6 +8,7 @@ One pipeline, from data to pages; each module imports only those above it:
     samples      the pairs that a run reads, with fingerprints
     runs         what is trained: reward models and policies, each identified by its settings
     plans        what to run, as data: parts of rows and columns, scorings, plans
+    resources    disk and memory of runs, from the architecture of backbones
     costs        estimated seconds of runs and scorings
     record       what lasts of a study: its journal, and results without weights and texts
     stages       the study's order of work: choice of learning rates, what is missing
@@ -15,9 +16,10 @@ One pipeline, from data to pages; each module imports only those above it:
     executor     training and scoring what is missing
     measures     accuracies, paired differences and their intervals
     tables       what pages share: names, sentences, tables and bars of accuracies
+    settings     Tables 1, 5, 8, 9 and 10, Figure 10
     accuracy     Tables 2 and 3, Figure 3
     ratios       Figure 6
-    selections   Figure 4, Tables 4 and 11
+    selections   Figures 4, 8 and 9, Tables 4 and 11
     probes/      Figures 2 and 7, Tables 6 and 7, Appendix D
     policies     Figure 5, and whether PPO learns
     study        the study's numbers

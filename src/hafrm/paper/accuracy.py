@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -69,7 +70,14 @@ def _papers_in_domain() -> Table:
         values = zip(*([*row.accuracy.values(), row.average] for row in printed), strict=True)
         names = [f"{METHOD_NAMES[row.method]} ({backbone})" for row in printed]
         rows += ranked_rows(names, [[(value, f"{value:.2f}") for value in column] for column in values])
+        reach = (_reach(statistics.fmean(row.accuracy[name] for row in printed)) for name in numbers.SETS)
+        rows.append((f"95%, {numbers.TEST_PAIRS:,} pairs ({backbone})", *(f"±{each:.1f}" for each in reach), "–"))
     return Table("The paper's", ("accuracy, %", *numbers.SETS, AVERAGE), tuple(rows))
+
+
+def _reach(accuracy: float) -> float:
+    """Return half of a 95% interval of an accuracy in percent, for the paper's number of test pairs."""
+    return 1.96 * math.sqrt(accuracy * (100 - accuracy) / numbers.TEST_PAIRS)
 
 
 def _printed_gains(job: Job, backbone: str) -> Callable[[Rival, str], float | None]:
@@ -154,7 +162,7 @@ def find_transfer(job: Job) -> Findings:
     return build_findings(
         job,
         "table3",
-        results={"seeds": list(job.seeds), "internal": internal, "external": external},
+        results={"seeds": list(job.seeds), "internal": internal, **external},
         tables=(_ours_transfer(job, tables, external), _papers_transfer()),
         relations=[each for backbone, grids in tables.items() for each in _transfer_relations(job, backbone, grids)],
     )
@@ -183,7 +191,7 @@ def _transfer_row(name: str, columns: Sequence[Mapping[str, float]]) -> tuple[Ce
 
 
 def _ours_transfer(
-    job: Job, tables: Mapping[str, Mapping[str, Grid]], external: Mapping[str, Mapping[str, Mapping[str, float]]]
+    job: Job, tables: Mapping[str, Mapping[str, Grid]], external: Mapping[str, Mapping[str, _Transfers]]
 ) -> Table:
     rows = []
     for backbone, grids in tables.items():
@@ -192,8 +200,8 @@ def _ours_transfer(
             for grid in grids.values()
         ]
         rows.append(_transfer_row(f"{backbone}, internal", columns))
-        if backbone in external:
-            rows.append(_transfer_row(f"{backbone}, external", list(external[backbone].values())))
+        for how, label in _SECTIONS.items() if external else ():
+            rows.append(_transfer_row(f"{backbone}, {label}", list(external[how][backbone].values())))
     return Table("Ours", _transfer_header(_transfer_sets(job)), tuple(rows))
 
 
@@ -240,24 +248,37 @@ def _transfer_relations(job: Job, backbone: str, grids: Mapping[str, Grid]) -> l
     return found
 
 
-def _external(job: Job) -> dict[str, dict[str, dict[str, float]]]:
-    """Measure accuracies on RewardBench's section of each training set's category, by backbone, set and method."""
+def _external(job: Job) -> dict[str, dict[str, _Transfers]]:
+    """Measure accuracies on RewardBench's section of each training set's category.
+
+    Returns:
+        By key of `_SECTIONS`, then backbone, set and method.
+    """
     assert job.rewardbench is not None
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    found: dict[str, dict[str, _Transfers]] = {how: {} for how in _SECTIONS}
     for backbone in job.backbones:
         for name in _transfer_sets(job):
             folders = {m: [run.folder(job) for run in seed_runs(job, backbone, (name,), m)] for m in METHODS}
             out = job.root / "evaluations" / backbone / f"{name}-rewardbench"
             every = [folder for some in folders.values() for folder in some]
-            section = _section_accuracies(job.rewardbench, numbers.category_of(name), every, out)
-            found.setdefault(backbone, {})[name] = {
-                method: statistics.fmean(section[folder] for folder in some) for method, some in folders.items()
-            }
+            for how, section in _section_accuracies(job.rewardbench, numbers.category_of(name), every, out).items():
+                found[how].setdefault(backbone, {})[name] = {
+                    method: statistics.fmean(section[folder] for folder in some) for method, some in folders.items()
+                }
     return found
 
 
-def _section_accuracies(rewardbench: str, section: str, runs: Sequence[Path], out: Path) -> Mapping[Path, float]:
-    """Return each run's pooled accuracy (0 to 1) on one section of RewardBench.
+_Transfers = dict[str, dict[str, float]]
+"""Accuracies by training set and method."""
+
+_SECTIONS: Mapping[str, str] = {"external": "external", "external_weighted": "external, weighted as RewardBench does"}
+"""Ways to average a section, with their labels: over its pairs, as the paper's digits imply, or over its subsets."""
+
+
+def _section_accuracies(
+    rewardbench: str, section: str, runs: Sequence[Path], out: Path
+) -> Mapping[str, Mapping[Path, float]]:
+    """Return each run's accuracy (0 to 1) on one section of RewardBench, by key of `_SECTIONS`.
 
     Args:
         rewardbench: Path to RewardBench's pairs, or "hub".
@@ -272,7 +293,10 @@ def _section_accuracies(rewardbench: str, section: str, runs: Sequence[Path], ou
     config = EvaluateConfig(models=[str(run) for run in runs], suites=[suite], out=str(out), token_log_ratios=0)
     models = evaluate(config).suites[suite]["models"]
     try:
-        return {run: models[str(run)]["pooled"][section]["value"] for run in runs}
+        return {
+            how: {run: models[str(run)][scores][section]["value"] for run in runs}
+            for how, scores in zip(_SECTIONS, ("pooled", "sections"), strict=True)
+        }
     except KeyError as error:
         raise DataError(
             f"{rewardbench} contains no pair of RewardBench's section {section}, or a run could not score any pair of "

@@ -1,26 +1,26 @@
 """Estimate how long runs will take by counting operations, corrected by finished runs of the same study.
 
 Counts the operations of matrix products: training pairs three times (one forward pass, and a backward pass that costs
-two; with adapters only, it costs one), validation and test pairs once, the reference once per set. The estimate is
-accurate to about a third until the journal has times of finished runs.
+two; with adapters only, it costs one; with activation checkpointing one more), validation and test pairs once, the
+reference once per set. The estimate is accurate to about a third until the journal has times of finished runs.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from statistics import fmean
-
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from hafrm.data import DataOptions, encode_pairs, load_pairs
 from hafrm.encoding import ConversationEncoder
 from hafrm.models.tokenizers import load_tokenizer
+from hafrm.pairs import Message, PreferencePair
+from hafrm.paper.numbers import TABLE_1
 from hafrm.paper.plans import Scoring
-from hafrm.paper.runs import Run
+from hafrm.paper.resources import shape_of
+from hafrm.paper.runs import Policy, Run
 from hafrm.paper.scales import Job
 
 _SPEED, _LARGE_SPEED = 50e9, 100e9
@@ -28,11 +28,20 @@ _SPEED, _LARGE_SPEED = 50e9, 100e9
 
 _LARGE = 50_000_000
 
+_GPU_SPEED, _GPU_MEMORY = 0.4 * 312e12, 2.0e12
+"""Operations and bytes of memory per second of an A100 of 80 GB: 40% of its products in half precision."""
+
 _OVERHEAD = 3.0
 """Seconds to read pairs, load a model and write it."""
 
 _SAMPLE = 64
 """Pairs per set that are encoded to estimate lengths."""
+
+_VALIDATION, _TEST = 0.05, 1000
+"""The paper's validation pairs, as a share of the training pairs, and its test pairs per set."""
+
+_PROMPT = 64
+"""Tokens of a prompt for PPO, roughly."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +59,23 @@ class Costs:
     """Estimates the seconds of runs and scorings.
 
     Args:
-        job: The reproduction job; its backbones must be local folders.
+        job: The reproduction job; see `can_estimate`.
         slowness: Factor that multiplies all estimates.
     """
 
     def __init__(self, job: Job, slowness: float = 1.0) -> None:
         self.job, self.slowness = job, slowness
+
+    @property
+    def machine(self) -> str:
+        """The machine that the estimates are for."""
+        return "an A100 of 80 GB" if self.job.scale.name == "paper" else "one thread of a CPU"
+
+    def seconds(self, work: Run | Scoring | Policy) -> float:
+        """Estimate the seconds of a training run, a scoring or a policy."""
+        if isinstance(work, Run):
+            return self.run(work)
+        return self.scoring(work) if isinstance(work, Scoring) else self.policy(work)
 
     def run(self, run: Run) -> float:
         """Estimate the seconds of a training run."""
@@ -64,6 +84,7 @@ class Costs:
         batch = scale.training.get("per_device_train_batch_size", 16)
         every = scale.training.get("eval_steps", max(20, steps // 40))
         backward = 1 if scale.backbone(run.backbone).lora.enabled else 2
+        backward += bool(scale.training.get("activation_checkpointing"))
         policy = run.method != "baseline"
         first = run.seed == self.job.seeds[0] and run.recipe == "haf" and run.policy_ratio is None
         train = self._mean(run, "train")
@@ -73,10 +94,23 @@ class Costs:
 
     def scoring(self, scoring: Scoring) -> float:
         """Estimate the seconds of a scoring; a policy's rewards also need the reference."""
-        (run,) = scoring.runs
-        policy = run.method == "dpo" or scoring.head in ("policy", "combined")
-        pairs = sum(self._sets[name].pairs["test"] for name in scoring.tested_on)
-        return self._seconds(run, pairs * (1 + policy), policy=policy, sets=scoring.tested_on) + self.slowness
+        total = 0.0
+        for run in scoring.runs:
+            policy = run.method == "dpo" or scoring.head in ("policy", "combined")
+            pairs = sum(self._sets[name].pairs["test"] for name in scoring.tested_on)
+            total += self._seconds(run, pairs * (1 + policy), policy=policy, sets=scoring.tested_on) + self.slowness
+        return total
+
+    def policy(self, policy: Policy) -> float:
+        """Estimate the seconds of PPO: sampling, which reads all weights for each token, rewards, and four epochs."""
+        config, shape = policy.config(self.job, model=policy.backbone), shape_of(self.job, policy.backbone)
+        if shape is None:
+            return 0.0
+        new = config.sampling.max_new_tokens
+        tokens = config.steps * config.batch_size * (_PROMPT + new)
+        products = 2 * tokens * shape.body * (3 + 3 * config.ppo.epochs)  # sampling, reference, reward; the epochs
+        read = config.steps * new * 2 * shape.weights / _GPU_MEMORY if self.job.scale.name == "paper" else 0.0
+        return self.slowness * (products / self._speed(shape.body) + read)
 
     def _mean(self, run: Run, split: str) -> float:
         """Return the pairs in a run's split; a mixture has as many from each set as the smallest has."""
@@ -84,48 +118,61 @@ class Costs:
         return min(counts) * len(counts) / (run.share if split == "train" else 1)
 
     def _seconds(self, run: Run, pairs: float, *, policy: bool, sets: tuple[str, ...] | None = None) -> float:
-        body, head = self._products[run.backbone]
+        shape = shape_of(self.job, run.backbone)
+        if shape is None:
+            return 0.0
         sizes = [self._sets[name] for name in sets or run.sets]
         tokens, responses = fmean(each.tokens for each in sizes), fmean(each.responses for each in sizes)
-        speed = _SPEED if body < _LARGE else _LARGE_SPEED
-        return self.slowness * 2 * pairs * (tokens * body + policy * responses * head) / speed
+        products = 2 * pairs * (tokens * shape.body + policy * responses * shape.head)
+        return self.slowness * products / self._speed(shape.body)
 
-    @cached_property
-    def _products(self) -> dict[str, tuple[int, int]]:
-        """Parameters that every token is multiplied with, and parameters of the LM head, by backbone."""
-        found = {}
-        for name in self.job.backbones:
-            config = AutoConfig.from_pretrained(self.job.model(name))
-            with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(config)
-            head = model.get_output_embeddings().weight.numel()
-            held = {id(weight): weight.numel() for weight in model.parameters()}
-            embeddings = {id(part.weight) for part in (model.get_input_embeddings(), model.get_output_embeddings())}
-            found[name] = sum(count for key, count in held.items() if key not in embeddings), head
-        return found
+    def _speed(self, body: int) -> float:
+        if self.job.scale.name == "paper":
+            return _GPU_SPEED
+        return _SPEED if body < _LARGE else _LARGE_SPEED
 
     @cached_property
     def _sets(self) -> dict[str, _SetSize]:
-        scale = self.job.scale
-        tokenizer = load_tokenizer(self.job.model(self.job.backbones[0]))
-        encoder = ConversationEncoder(tokenizer, scale.max_length)
-        sizes = {}
-        for name in self.job.sets:
-            pairs = {
-                split: load_pairs(getattr(scale.sets[name], split), split=split).pairs
-                for split in ("train", "validation", "test")
-            }
-            groups = encode_pairs(pairs["train"][:_SAMPLE], encoder, DataOptions(max_length=scale.max_length))
-            counts = {split: len(each) for split, each in pairs.items()}
-            counts["train"] = min(counts["train"], scale.cap or counts["train"])
-            sizes[name] = _SetSize(
-                counts,
-                fmean(group.unique_tokens for group in groups),
-                fmean(sum(map(len, group.responses)) for group in groups),
-            )
-        return sizes
+        of = {"paper": self._printed, "world": self._counted, "small": self._encoded}[self.job.scale.name]
+        return {name: of(name) for name in self.job.sets}
+
+    def _printed(self, name: str) -> _SetSize:
+        """Return the size that Table 1 prints; its tokens are of a question with one answer."""
+        printed, cap = TABLE_1[name], self.job.scale.cap
+        train = min(printed.size, cap or printed.size)
+        pairs = {"train": train, "validation": round(printed.size * _VALIDATION), "test": _TEST}
+        return _SetSize(pairs, 2 * printed.tokens, 2 * printed.tokens)
+
+    def _counted(self, name: str) -> _SetSize:
+        """Return a simulated set's size, with words for tokens: its tokenizer may not exist yet."""
+        pairs = self._pairs(name)
+        sample = pairs["train"][:_SAMPLE]
+        responses = fmean(_words((*pair.chosen, *pair.rejected)) for pair in sample)
+        return self._sized(pairs, responses + fmean(_words(pair.prompt.turns) for pair in sample), responses)
+
+    def _encoded(self, name: str) -> _SetSize:
+        scale, backbone = self.job.scale, self.job.backbones[0]
+        encoder = ConversationEncoder(load_tokenizer(self.job.model(backbone)), scale.max_length)
+        pairs = self._pairs(name)
+        groups = encode_pairs(pairs["train"][:_SAMPLE], encoder, DataOptions(max_length=scale.max_length))
+        tokens = fmean(group.unique_tokens for group in groups)
+        return self._sized(pairs, tokens, fmean(sum(map(len, group.responses)) for group in groups))
+
+    def _pairs(self, name: str) -> dict[str, tuple[PreferencePair, ...]]:
+        files = self.job.scale.sets[name]
+        splits = ("train", "validation", "test")
+        return {split: tuple(load_pairs(getattr(files, split), split=split).pairs) for split in splits}
+
+    def _sized(self, pairs: Mapping[str, tuple[PreferencePair, ...]], tokens: float, responses: float) -> _SetSize:
+        counts = {split: len(each) for split, each in pairs.items()}
+        counts["train"] = min(counts["train"], self.job.scale.cap or counts["train"])
+        return _SetSize(counts, tokens, responses)
 
 
-def is_local(job: Job) -> bool:
-    """Return whether all backbones are local folders, so that costs can be estimated without downloads."""
-    return all(Path(job.scale.backbone(name).shown).is_dir() for name in job.backbones)
+def _words(turns: tuple[Message, ...]) -> int:
+    return sum(len(re.findall(r"\w+|[^\w\s]", turn.text)) for turn in turns)
+
+
+def can_estimate(job: Job) -> bool:
+    """Return whether the architectures of all backbones are known here, without downloads."""
+    return all(shape_of(job, name) is not None for name in job.backbones)

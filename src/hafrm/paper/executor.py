@@ -21,9 +21,10 @@ from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ConfigError, HafrmError, UnwritableError, first_line
 from hafrm.evaluation.scoring import SCORES_FILE, read_scores, score_pairs
 from hafrm.models.tokenizers import load_tokenizer
-from hafrm.paper.costs import Costs, is_local
+from hafrm.paper.costs import Costs, can_estimate
 from hafrm.paper.plans import WORDS, Plan, Scoring
 from hafrm.paper.record import journal_of, record_of, write_header
+from hafrm.paper.resources import needs, require_disk
 from hafrm.paper.runs import Policy, Run
 from hafrm.paper.samples import pairs_of, unseen
 from hafrm.paper.scales import Job
@@ -32,6 +33,41 @@ from hafrm.paper.words import fit_words
 from hafrm.training.manifest import read_manifest
 
 Say = Callable[[str], None]
+
+
+def described(job: Job, plan: Plan) -> Iterator[str]:
+    """Describe the plan line by line: what there is to do, with its state and the equivalent command, and its needs."""
+    if plan == Plan():
+        yield "There is nothing to train: the command itself computes the numbers."
+        return
+    if plan.runs:
+        finished = sum(run.state(job) == "finished" for run in plan.runs)
+        yield f"{len(plan.runs)} training runs, of which {finished} are finished:"
+        yield from (line for run in plan.runs for line in _described(job, run))
+        yield f"{len(plan.scorings)} evaluations:"
+        yield from (line for scoring in plan.scorings for line in _described(job, scoring))
+    if plan.policies:
+        yield f"{len(plan.policies)} policies:"
+        yield from (line for policy in plan.policies for line in _described(job, policy))
+    if plan.commands:
+        yield "then:" if plan.runs else "nothing to train; the numbers are those of:"
+        yield from (f"    {command}" for command in plan.commands)
+    yield from costs_of(job, plan)
+
+
+def _described(job: Job, work: Run | Scoring | Policy) -> tuple[str, str]:
+    return f"  [{work.state(job)}] {work.name}", f"    {work.command(job)}"
+
+
+def costs_of(job: Job, plan: Plan) -> Iterator[str]:
+    """Describe the time, disk and memory of what is not finished, as far as they can be estimated here."""
+    if can_estimate(job):
+        costs = Costs(job)
+        every: tuple[Run | Scoring | Policy, ...] = (*plan.runs, *plan.scorings, *plan.policies)
+        works = [work for work in every if work.state(job) != "finished"]
+        if seconds := sum(map(costs.seconds, works)):
+            yield f"time: about {seconds / 3600:.2g} hours of training and evaluation on {costs.machine}"
+    yield from needs(job, (*plan.runs, *plan.policies))
 
 
 def execute(job: Job, plan: Plan, say: Say) -> None:
@@ -43,9 +79,10 @@ def execute(job: Job, plan: Plan, say: Say) -> None:
         say: Called with a progress line before each missing run and scoring.
 
     Raises:
-        ConfigError: a folder contains a run with other options; raised before any training.
+        ConfigError: a folder contains a run with other options, or the disk is too small; raised before any training.
         HafrmError: a run or a scoring failed.
     """
+    require_disk(job, (*plan.runs, *plan.policies))
     for name in plan.backbones:
         if job.in_world:
             say(f"backbone {name}: taken from the cache, or pretrained first (some minutes)")
@@ -81,8 +118,9 @@ def execute_study(job: Job, plan: Plan, say: Say) -> None:
 
     Raises:
         ConfigError: a run's folder contains a run with other options (raised before any training at the chosen rates),
-            or its options can't work.
+            its options can't work, or the disk is too small.
     """
+    require_disk(job, plan.runs, keeps_weights=job.keep is None)
     for name in plan.backbones:
         say(f"backbone {name}: {job.model(name)}")
     worker = Worker(job, say)
@@ -147,7 +185,7 @@ class Worker:
         self.journal = journal_of(job)
         self.known = self.journal.length
         self.start = time.monotonic()
-        self.costs = Costs(job) if is_local(job) else None
+        self.costs = Costs(job) if can_estimate(job) else None
 
     def require_same_options(self) -> None:
         """Check all runs with known rates up front: if time runs out, results include runs that were never reached.

@@ -27,7 +27,7 @@ def _late(path: str) -> Callable[..., Any]:
     return call
 
 
-_EXECUTE, _DESCRIBE = _late("executor.execute"), _late("plans.described")
+_EXECUTE, _DESCRIBE = _late("executor.execute"), _late("executor.described")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Experiment:
 
 
 def _plan_nothing(job: Job) -> Plan:
-    """Plan nothing: the backbones are used untrained."""
+    """Plan nothing: no model is trained."""
     from hafrm.paper.plans import Plan
 
     return Plan()
@@ -65,6 +65,12 @@ def _find_study(job: Job) -> Findings:
 
 
 EXPERIMENTS: Mapping[str, Experiment] = {
+    "table1": Experiment(
+        "sizes of the sets, before and after the draw of validation pairs",
+        _late("settings.plan_sets"),
+        _late("settings.find_sets"),
+        trains=False,
+    ),
     "table2": Experiment(
         "accuracy in domain, five sets by three methods", _late("plans.single_sets"), _late("accuracy.find_in_domain")
     ),
@@ -82,6 +88,9 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         _late("probes.agreement.plan"),
         _late("probes.agreement.find"),
         one=("seeds",),
+    ),
+    "table5": Experiment(
+        "settings of the runs, beside the paper's", _plan_nothing, _late("settings.find_setup"), trains=False
     ),
     "table6": Experiment(
         "how widely perplexities spread", _plan_nothing, _late("probes.perplexity.find"), trains=False
@@ -102,6 +111,31 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     ),
     "table4": Experiment(
         "recall of a judge's best responses, on average", _late("selections.plan"), _late("selections.find_recall")
+    ),
+    "figure8": Experiment(
+        "whose selection of several responses is best, set by set",
+        _late("selections.plan"),
+        _late("selections.find_best_by_set"),
+    ),
+    "figure9": Experiment(
+        "the selections of figure8, judged by a reward model",
+        _late("selections.plan_rewards"),
+        _late("selections.find_best_by_rewards"),
+    ),
+    "table8": Experiment(
+        "what it costs to rank responses", _plan_nothing, _late("settings.find_ranking_costs"), trains=False
+    ),
+    "table9": Experiment(
+        "the judge's prompt for two responses", _plan_nothing, _late("settings.find_pair_prompt"), trains=False
+    ),
+    "table10": Experiment(
+        "the judge's prompt for four responses", _plan_nothing, _late("settings.find_ranking_prompt"), trains=False
+    ),
+    "figure10": Experiment(
+        "the three questions that find the best two of eight",
+        _plan_nothing,
+        _late("settings.find_tournament"),
+        trains=False,
     ),
     "table11": Experiment(
         "recall of a judge's best responses, set by set",

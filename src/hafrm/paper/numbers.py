@@ -17,6 +17,9 @@ PaperMethod = Literal["dpo", "baseline", "haf"]
 SETS = ("Helpful", "Harmless", "CA", "BS", "AHP")
 """The five data sets in Table 2's order (section 3.1)."""
 
+TEST_PAIRS = 1000
+"""Test pairs per set in Table 2, inferred from its digits (see `NOTES`)."""
+
 METHODS: tuple[PaperMethod, ...] = ("dpo", "baseline", "haf")
 """The methods in Table 2's order (section 3.2)."""
 
@@ -156,6 +159,9 @@ TABLE_2 = tuple(
 TABLE_3 = tuple(TransferRow(backbone, source, *_transfers(cells)) for backbone, source, *cells in _PRINTED["table_3"])
 
 TABLE_4 = tuple(SummaryRecall(*row) for row in _PRINTED["table_4"])
+
+TABLE_5: Mapping[str, str] = _PRINTED["table_5"]
+"""Settings by name, from Table 5 and Appendix A."""
 
 TABLE_6: Mapping[str, Mapping[str, PerplexityVariance]] = {
     backbone: {name: PerplexityVariance(*values) for name, values in row.items()}

@@ -89,12 +89,15 @@ class Plan:
     runs: tuple[Run, ...] = ()
     scorings: tuple[Scoring, ...] = ()
     policies: tuple[Policy, ...] = ()
+    commands: tuple[str, ...] = ()
+    """Further commands whose work is done when the findings are built."""
 
     def __add__(self, other: Plan) -> Plan:
         return Plan(
             tuple(dict.fromkeys(self.runs + other.runs)),
             tuple(dict.fromkeys(self.scorings + other.scorings)),
             tuple(dict.fromkeys(self.policies + other.policies)),
+            tuple(dict.fromkeys(self.commands + other.commands)),
         )
 
     @property
@@ -287,19 +290,3 @@ def comparison_plan(job: Job, pairs: Iterable[tuple[tuple[str, ...], tuple[str, 
 def single_sets(job: Job) -> Plan:
     """Plan the three methods on each set, tested on the same set: the runs of Table 2."""
     return comparison_plan(job, groups("each set", job.sets))
-
-
-def described(job: Job, plan: Plan) -> Iterator[str]:
-    """Describe the plan line by line: what there is to do, with its state and the equivalent command."""
-    finished = sum(run.state(job) == "finished" for run in plan.runs)
-    yield f"{len(plan.runs)} training runs, of which {finished} are finished:"
-    yield from (line for run in plan.runs for line in _described(job, run))
-    yield f"{len(plan.scorings)} evaluations:"
-    yield from (line for scoring in plan.scorings for line in _described(job, scoring))
-    if plan.policies:
-        yield f"{len(plan.policies)} policies:"
-        yield from (line for policy in plan.policies for line in _described(job, policy))
-
-
-def _described(job: Job, work: Run | Scoring | Policy) -> tuple[str, str]:
-    return f"  [{work.state(job)}] {work.name}", f"    {work.command(job)}"

@@ -1,10 +1,11 @@
 """Policies trained by PPO: Figure 5, and a check that PPO learns.
 
 Section 4.2.2 trains a Safety reward model (BS and Harmless) and a Chat one (AHP, CA and Helpful), and GPT-4 compares
-the policies' answers. Here the world's oracle compares them by the true reward of the prompt's own set. Knowing the
-true reward also shows over-optimisation: how it diverges from the trained reward as a policy leaves its start.
+the policies' answers. In the world its oracle compares them, by the true reward of the prompt's own set; elsewhere a
+judge does. A judge that gives rewards, like the oracle, also shows over-optimisation: how its reward diverges from the
+trained one as a policy leaves its start.
 
-The check is not in the paper: trained on the world's true reward, does PPO raise the true reward on new prompts?
+The check is not in the paper: trained on the judge's own reward, does PPO raise that reward on new prompts?
 Differences between reward models mean nothing if the trainer does not learn.
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -21,9 +22,12 @@ from markupsafe import Markup
 
 from hafrm.data import load_pairs
 from hafrm.errors import ConfigError, DataError
+from hafrm.judging.options import Budget
 from hafrm.models.generating import prompt_ids
+from hafrm.models.options import ScoreOptions, ScorerChoice
+from hafrm.models.scorers import Scorer
 from hafrm.models.tokenizers import load_tokenizer
-from hafrm.pairs import Prompt
+from hafrm.pairs import Conversation, Message, Prompt
 from hafrm.paper.numbers import CATEGORIES
 from hafrm.paper.plans import Plan
 from hafrm.paper.probes import remembered
@@ -38,6 +42,8 @@ from hafrm.rewards import load_reward
 from hafrm.rlhf.checkpoints import Answers, checkpoint_answers
 from hafrm.rlhf.options import RlhfConfig
 from hafrm.rlhf.rewards import answered, scores_of
+from hafrm.sampling.candidates import Candidates
+from hafrm.sampling.judged import JudgeRuns
 from hafrm.stats import Interval, bootstrap_interval, paired_bootstrap
 from hafrm.training.manifest import read_manifest
 
@@ -58,7 +64,7 @@ class Judged:
 
     answers: Answers
     gold: list[float]
-    """True reward according to the annotators of the prompt's own set."""
+    """The judge's reward; for a judge that only compares, the result of each duel: 1 won, 0 lost, 1/2 undecided."""
     proxy: list[float]
     """Reward used in training."""
 
@@ -121,13 +127,29 @@ def judged_answers(job: Job, policy: Policy, prompts: Mapping[Prompt, str]) -> l
     judged = []
     for answers in _answers(job, config, policy, list(prompts)):
         talks = [answered(prompt, text) for prompt, text in zip(prompts, answers.texts, strict=True)]
-        names = (data.removeprefix("world/") for data in prompts.values())
-        gold = [oracle_reward(talk, name) for talk, name in zip(talks, names, strict=True)]
-        proxy = [score for score in scores_of(scorer, talks) if score is not None]
-        if len(proxy) < len(talks):
-            raise DataError(f"{config.reward} can't score {len(talks) - len(proxy)} answers. Raise --max_length.")
-        judged.append(Judged(answers, gold, proxy))
+        gold = _rewards(job, talks, prompts) if gives_rewards(job) else [0.5] * len(talks)
+        judged.append(Judged(answers, gold, _all_scores(config.reward, scorer, talks)))
     return judged
+
+
+def gives_rewards(job: Job) -> bool:
+    """Return whether the judge gives rewards, and does not only compare."""
+    return job.judge is None or job.judge.kind in ("reward", "oracle")
+
+
+def _rewards(job: Job, talks: Sequence[Conversation], prompts: Mapping[Prompt, str]) -> list[float]:
+    if job.judge is None:
+        names = (data.removeprefix("world/") for data in prompts.values())
+        return [oracle_reward(talk, name) for talk, name in zip(talks, names, strict=True)]
+    choice = ScorerChoice(trust_remote_code=job.trust_remote_code)
+    return _all_scores(job.judge.model, choice.load(job.judge.model, ScoreOptions(overlong="truncate")), talks)
+
+
+def _all_scores(model: str, scorer: Scorer, talks: Sequence[Conversation]) -> list[float]:
+    scores = [score for score in scores_of(scorer, talks) if score is not None]
+    if len(scores) < len(talks):
+        raise DataError(f"{model} can't score {len(talks) - len(scores)} answers. Raise --max_length.")
+    return scores
 
 
 def _answers(job: Job, config: RlhfConfig, policy: Policy, prompts: Sequence[Prompt]) -> list[Answers]:
@@ -194,7 +216,7 @@ def _learning_table(title: str, policies: Mapping[str, Sequence[Point]]) -> Tabl
                 ", ".join(f"{each:+.2f}" for each in gain["by_seed"]),
             )
         )
-    columns = ("policy", "true reward at the start", "at the end", "gain, 95% interval", "by seed")
+    columns = ("policy", "judge's reward at the start", "at the end", "gain, 95% interval", "by seed")
     return Table(title, columns, tuple(rows))
 
 
@@ -210,10 +232,13 @@ def plan_check(job: Job) -> Plan:
     """Plan one policy per backbone and seed, trained on the true reward of the first set (by default Helpful).
 
     Raises:
-        ConfigError: the scale has no true reward.
+        ConfigError: outside the world, no reward model is given as judge.
     """
-    if not job.in_world:
-        raise ConfigError("ppo is trained on the world's true reward: use --scale world.")
+    if not job.in_world and (job.judge is None or job.judge.kind != "reward"):
+        raise ConfigError(
+            f"ppo: at scale {job.scale.name} the true reward is unknown. Name a reward model to train with, such as a "
+            "run or a server's address, by --judge.kind reward and --judge.model."
+        )
     return Plan(policies=tuple(policy for backbone in job.backbones for policy in _checked(job, backbone)))
 
 
@@ -230,7 +255,7 @@ def find_check(job: Job) -> Findings:
     points = {backbone: points_of(seeds) for backbone, seeds in judged.items()}
     panels = {
         backbone: Panel(
-            f"{job.sets[0]}: true reward",
+            f"{job.sets[0]}: judge's reward",
             tuple(
                 _reward_curve(f"seed {seed}", _LINES[place % len(_LINES)], points_of([each]), "gold", "step")
                 for place, (seed, each) in enumerate(zip(job.seeds, seeds, strict=True))
@@ -248,9 +273,9 @@ def find_check(job: Job) -> Findings:
             "learnt": {backbone: learnt(each) for backbone, each in points.items()},
             "steps": steps,
         },
-        tables=[_learning_table("True reward of answers to new prompts", points)],
+        tables=[_learning_table("Judge's reward of answers to new prompts", points)],
         figures={
-            f"ppo-{backbone}": curve_panels(f"True reward over PPO steps, {backbone}", [panel])
+            f"ppo-{backbone}": curve_panels(f"Judge's reward over PPO steps, {backbone}", [panel])
             for backbone, panel in panels.items()
         },
         prompts=_PROMPTS,
@@ -288,13 +313,12 @@ def plan_duels(job: Job) -> Plan:
     """Plan HAF and the baseline for each category and seed, and a policy for each.
 
     Raises:
-        ConfigError: the scale is not `world`, so there is no oracle.
+        ConfigError: outside the world, no judge is given.
     """
-    if not job.in_world:
+    if not job.in_world and (job.judge is None or job.judge.kind == "oracle"):
         raise ConfigError(
-            "figure5 is judged by the world's oracle: use --scale world. Elsewhere train policies with `hafrm rlhf` on "
-            "two reward models, sample from checkpoints of the same step and compare with `hafrm judge`; docs/rlhf.md "
-            "has the commands."
+            f"judge: at scale {job.scale.name} the true reward is unknown. Name a judge with --judge.kind "
+            "(openai, local or reward) and --judge.model."
         )
     policies = tuple(
         Policy(backbone=backbone, sets=sets, rewarded_by=rival, seed=seed)
@@ -323,8 +347,17 @@ def find_duels(job: Job) -> Findings:
         job,
         "figure5",
         results={"seeds": list(job.seeds), "duels": shown},
-        tables=[table for backbone, each in duels.items() for table in _duel_tables(backbone, each)],
-        figures={name: figure for backbone, each in duels.items() for name, figure in _figures(backbone, each)},
+        tables=[
+            table
+            for backbone, each in duels.items()
+            for table in _duel_tables(backbone, each, rewards=gives_rewards(job))
+        ],
+        figures={
+            name: figure
+            for backbone, each in duels.items()
+            for name, figure in _figures(backbone, each)
+            if gives_rewards(job) or name == f"figure5-{backbone}"
+        },
         prompts=_PROMPTS,
     )
 
@@ -338,6 +371,8 @@ def _duel(job: Job, backbone: str, sets: tuple[str, ...]) -> Duel:
         ]
         for rival in _RIVALS
     }
+    if not gives_rewards(job):
+        seeds = _compared(job, backbone, sets, seeds, list(prompts))
     points = {rival: points_of(found) for rival, found in seeds.items()}
     pairs = [list(zip(ours, theirs, strict=True)) for ours, theirs in zip(*seeds.values(), strict=True)]
     wins = {
@@ -347,22 +382,73 @@ def _duel(job: Job, backbone: str, sets: tuple[str, ...]) -> Duel:
     return Duel(points, wins)
 
 
+def _compared(
+    job: Job,
+    backbone: str,
+    sets: Sequence[str],
+    seeds: Mapping[_Rival, list[list[Judged]]],
+    prompts: Sequence[Prompt],
+) -> dict[_Rival, list[list[Judged]]]:
+    """Have a judge compare both policies' answers at each step; answers without a verdict count as undecided."""
+    assert job.judge is not None
+    found: dict[_Rival, list[list[Judged]]] = {rival: [] for rival in seeds}
+    budget = Budget.of(job.judge)
+    for seed, ours, theirs in zip(job.seeds, seeds["haf"], seeds["baseline"], strict=True):
+        sides: dict[_Rival, list[Judged]] = {rival: [] for rival in seeds}
+        for haf, baseline in zip(ours, theirs, strict=True):
+            folder = job.root / "duels" / backbone / "+".join(sets) / f"seed{seed}-step{haf.answers.step}"
+            runs = JudgeRuns(
+                judge=job.judge,
+                folder=folder,
+                score=ScoreOptions(),
+                trust_remote_code=job.trust_remote_code,
+                seed=seed,
+                budget=budget,
+                say=lambda line: None,
+            )
+            won = _won(runs, prompts, haf.answers.texts, baseline.answers.texts)
+            sides["haf"].append(replace(haf, gold=won))
+            sides["baseline"].append(replace(baseline, gold=[1 - value for value in won]))
+        for rival, judged in sides.items():
+            found[rival].append(judged)
+    return found
+
+
+def _won(runs: JudgeRuns, prompts: Sequence[Prompt], ours: Sequence[str], theirs: Sequence[str]) -> list[float]:
+    """Return for each prompt 1 if the judge prefers our answer, 0 if theirs, otherwise one half."""
+    rows = [
+        Candidates(
+            group=str(number),
+            prompt=prompt,
+            responses=tuple((Message("assistant", text),) for text in pair),
+            counts=(1, 1),
+            source=str(runs.folder),
+            row=number,
+        )
+        for number, (prompt, *pair) in enumerate(zip(prompts, ours, theirs, strict=True))
+    ]
+    verdicts, _ = runs.compare(rows, {row.id: {0, 1} for row in rows})
+    return [verdicts.get(row.id, {}).get((0, 1), 0.5) for row in rows]
+
+
 def duel_hits(ours: Judged, theirs: Judged) -> list[float]:
     """Return for each prompt 1 if our answer has the larger true reward, one half for a tie, otherwise 0."""
     return [0.5 if a == b else float(a > b) for a, b in zip(ours.gold, theirs.gold, strict=True)]
 
 
-def _duel_tables(backbone: str, duels: Mapping[str, Duel]) -> Iterator[Table]:
-    """Tabulate whether the policies learn, and each category's policies by step."""
-    yield _learning_table(
-        f"Does PPO learn? ({backbone})",
-        {
-            f"{category}, {label}": duel.points[rival]
-            for category, duel in duels.items()
-            for rival, label in _RIVALS.items()
-        },
-    )
-    columns = [f"{what}, {label}" for what in ("true reward", "reward", "KL", "tokens") for label in _RIVALS.values()]
+def _duel_tables(backbone: str, duels: Mapping[str, Duel], *, rewards: bool) -> Iterator[Table]:
+    """Tabulate whether the policies learn, if the judge gives rewards, and each category's policies by step."""
+    if rewards:
+        yield _learning_table(
+            f"Does PPO learn? ({backbone})",
+            {
+                f"{category}, {label}": duel.points[rival]
+                for category, duel in duels.items()
+                for rival, label in _RIVALS.items()
+            },
+        )
+    gold = "judge's reward" if rewards else "duels won"
+    columns = [f"{what}, {label}" for what in (gold, "reward", "KL", "tokens") for label in _RIVALS.values()]
     for category, duel in duels.items():
         rows: list[tuple[Cell, ...]] = []
         for place, (step, (rate, ends)) in enumerate(duel.win_rates.items()):
@@ -386,9 +472,9 @@ def _figures(backbone: str, duels: Mapping[str, Duel]) -> Iterator[tuple[str, Ma
         f"figure5-{backbone}",
         curve_panels(f"Share of prompts that HAF's policy answers better, {backbone}", wins),
     )
-    gold = [Panel(f"{category}: true reward", curves(duel, "gold", "step")) for category, duel in duels.items()]
-    yield f"figure5-gold-{backbone}", curve_panels(f"True reward over steps, {backbone}", gold)
-    rewards: Mapping[Literal["proxy", "gold"], str] = {"proxy": "reward trained on", "gold": "true reward"}
+    gold = [Panel(f"{category}: judge's reward", curves(duel, "gold", "step")) for category, duel in duels.items()]
+    yield f"figure5-gold-{backbone}", curve_panels(f"Judge's reward over steps, {backbone}", gold)
+    rewards: Mapping[Literal["proxy", "gold"], str] = {"proxy": "reward trained on", "gold": "judge's reward"}
     both = [
         Panel(f"{category}: {title}", curves(duel, reward, "kl"), "KL from the start, nats")
         for category, duel in duels.items()
@@ -396,7 +482,7 @@ def _figures(backbone: str, duels: Mapping[str, Duel]) -> Iterator[tuple[str, Ma
     ]
     yield (
         f"figure5-over-optimisation-{backbone}",
-        curve_panels(f"The reward that is trained on and the true one over KL, {backbone}", both),
+        curve_panels(f"The reward that is trained on and the judge's over KL, {backbone}", both),
     )
 
 

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from hafrm.evaluation.scoring import PairScore
 from hafrm.models.options import LoraOptions
 from hafrm.paper.scales import Backbone, Job, Scale, SetFiles
 from hafrm.store import changed_values, read_json
+from hafrm.training.manifest import git_revision
 
 _HEADER = "study.json"
 
@@ -88,26 +90,13 @@ class Entry:
     at: str = ""
 
 
-class Journal:
-    """A line for every start and every end of a run or scoring.
-
-    Args:
-        path: The journal file, which may not exist yet.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._lines = _Lines(path)
+class Journal(_Lines):
+    """A line for every start and every end of a run or scoring."""
 
     def write(self, what: str, event: Event, **more: Any) -> None:
         """Append a line with the fields of an `Entry`."""
         entry = Entry(what=what, event=event, at=datetime.now(UTC).isoformat(timespec="seconds"), **more)
-        self._lines.append(asdict(entry))
-
-    @property
-    def length(self) -> int:
-        """Current size in bytes."""
-        return self._lines.length
+        self.append(asdict(entry))
 
     def entries(self, *, since: int = 0) -> Iterator[Entry]:
         """Yield all entries in order.
@@ -115,7 +104,7 @@ class Journal:
         Args:
             since: Number of bytes to skip, from an earlier `length`.
         """
-        for row in self._lines.rows(since):
+        for row in self.rows(since):
             try:
                 yield Entry(**row)
             except TypeError:
@@ -185,9 +174,15 @@ class Record:
         return None if found is None else float(found["validation"]["accuracy"])
 
     def changes(self, run: str, options: Mapping[str, Any]) -> str:
-        """Describe the options and data in which a recorded run differs; empty if it does not, or is not recorded."""
+        """Describe the options and data in which a recorded run differs; empty if it does not, or is not recorded.
+
+        Options that only one of the two versions of hafrm has are ignored: a record outlives versions.
+        """
         found = self._found.runs.get(run)
-        return "" if found is None else changed_values(found["options"], json.loads(json.dumps(options)))
+        if found is None:
+            return ""
+        before, now = found["options"], json.loads(json.dumps(options))
+        return changed_values(before, now, free=lambda name: not (_has(before, name) and _has(now, name)))
 
     def add_run(self, run: str, options: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
         """Record a finished run.
@@ -271,6 +266,26 @@ class Record:
                 rewards = (None, None) if margin is None else (margin, 0.0)
                 found.append(PairScore("", label, f"{label}:{number}", f"{label}:{prompt}", *rewards, *lengths))
         return found, len(seen)
+
+
+def _has(values: Any, name: str) -> bool:
+    """Return whether nested values have a dotted name."""
+    for part in name.split("."):
+        if not isinstance(values, dict) or part not in values:
+            return False
+        values = values[part]
+    return True
+
+
+def environment() -> dict[str, Any]:
+    """Return what results were computed with: program versions, the code's revision and the machine."""
+    names = ("hafrm", "torch", "transformers")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in names},
+        "git_revision": git_revision(),
+        "machine": {"device": device, "processor": _processor(), "threads": torch.get_num_threads()},
+    }
 
 
 def _processor() -> str:

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hafrm.data import DataOptions
 from hafrm.models.options import ScoreOptions
@@ -54,6 +57,20 @@ WORLD_PPO: Mapping[str, Any] = {
 So small a model needs a larger learning rate, and a low KL coefficient lets a policy move far enough to show
 over-optimisation.
 """
+
+
+SMALL_PPO: Mapping[str, Any] = {
+    "steps": 200,
+    "max_prompt_tokens": 256,
+    "checkpoints": 5,
+    "sampling": SamplingOptions(max_new_tokens=128),
+}
+"""PPO options of the scale `small` that differ from the paper's, whose 6,250 steps take days there."""
+
+
+def _ppo(job: Job) -> dict[str, Any]:
+    own = {"world": WORLD_PPO, "small": SMALL_PPO, "paper": {}}[job.scale.name]
+    return {**own, **({} if job.ppo_steps is None else {"steps": job.ppo_steps})}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,13 +131,12 @@ class Trained(ABC):
         """
         folder = self.folder(job)
         self.require_same(job)
-        if is_finished(folder):
-            return folder
-        with alone(folder, beside=True, wait=True):
-            self.require_same(job)
-            if not is_finished(folder):
-                self.data(job).write()
-                self._train(job)
+        if not is_finished(folder):
+            with alone(folder, beside=True, wait=True):
+                self.require_same(job)
+                if not is_finished(folder):
+                    self.data(job).write()
+                    self._train(job)
         return folder
 
     def state(self, job: Job) -> str:
@@ -200,16 +216,29 @@ class Run(Trained):
                 **({"save_total_limit": None} if self.keep_checkpoints else {}),
             },
             early_stopping=job.scale.early_stopping,
+            chat_template=backbone.chat_template,
+            dtype=backbone.dtype,
         )
 
     def options(self, job: Job) -> dict[str, Any]:
         """Return what determines the run's result, without names of folders: options, and fingerprints of the pairs."""
         options = asdict(self.config(job, model=self.backbone))
         named = {name: value for name, value in options.items() if name not in ("data", "eval_data", "out")}
-        return named | {"pairs": list(self.data(job).digests().values())}
+        template = options["chat_template"] and Path(options["chat_template"]).name
+        return named | {"chat_template": template, "pairs": list(self.data(job).digests().values())}
 
     def _train(self, job: Job) -> None:
-        train(self.config(job, model=job.model(self.backbone)))
+        train(self.config(job, model=job.model(self.backbone)), callbacks=[_WeightsAlone()] * self.keep_checkpoints)
+
+    def make(self, job: Job) -> Path:
+        """Return the folder, after training it if it is unfinished, without what only a run that resumes needs."""
+        folder = super().make(job)
+        for checkpoint in folder.glob("checkpoint-*"):
+            if self.keep_checkpoints:
+                _drop_optimizer(checkpoint)
+            else:
+                shutil.rmtree(checkpoint)
+        return folder
 
     def changed(self, job: Job, *, shown: bool = False) -> str:
         """Describe the differences; files may have moved if their pairs are the same."""
@@ -217,11 +246,15 @@ class Run(Trained):
         if manifest is None:
             return ""
         model = job.scale.backbone(self.backbone).shown if shown else job.model(self.backbone)
-        if shown and job.in_world:  # world backbones have other names in manifests
+        if shown and job.scale.name != "small":  # the folder's name is known only once it is made or downloaded
             model = manifest["config"]["model"]
         config = self.config(job, model=model)
         data = _changed_data(manifest, config, self.data(job).digests())
         held = {name: manifest["config"][name] for name in ("data", "eval_data")}
+        for name in ("model", "chat_template"):  # may be in another folder here
+            before, now = manifest["config"][name], getattr(config, name)
+            if before and now and Path(before).name == Path(now).name:
+                held[name] = before
         return ", ".join(filter(None, (changed_options(manifest, replace(config, **held)), data)))
 
     def command(self, job: Job) -> str:
@@ -252,6 +285,21 @@ def _changed_data(manifest: dict[str, Any], config: TrainConfig, digests: Mappin
     return ", ".join(changes)
 
 
+class _WeightsAlone(TrainerCallback):
+    """Keeps the optimizer's states of the last two checkpoints only, which are enough to resume."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Delete older states."""
+        checkpoints = Path(str(args.output_dir)).glob("checkpoint-*")
+        for checkpoint in sorted(checkpoints, key=lambda path: int(path.name.partition("-")[2]))[:-2]:
+            _drop_optimizer(checkpoint)
+
+
+def _drop_optimizer(checkpoint: Path) -> None:
+    for name in ("optimizer.pt", "optimizer.bin"):
+        (checkpoint / name).unlink(missing_ok=True)
+
+
 def train_words(config: TrainConfig) -> list[str]:
     """Return the words of the equivalent `hafrm train` command."""
     words = ["hafrm", "train", "--model", config.model, "--data", *config.data, "--eval_data", *config.eval_data]
@@ -263,6 +311,9 @@ def train_words(config: TrainConfig) -> list[str]:
     words += ["--data_options.max_length", str(config.data_options.max_length)]
     for name, value in config.training.items():
         words += [f"--training.{name}", value if isinstance(value, str) else json.dumps(value)]
+    for name in ("chat_template", "dtype"):
+        if (value := getattr(config, name)) not in (None, "auto"):
+            words += [f"--{name}", value]
     if config.early_stopping:
         words += ["--early_stopping", str(config.early_stopping)]
     return [*words, "--out", config.out]
@@ -273,7 +324,8 @@ class Policy(Trained):
     """One policy, trained by PPO from its reward model's backbone, on the prompts of its reward model."""
 
     rewarded_by: Method | None
-    """Training method of its reward model; None: the true reward of its single set, available only in the world."""
+    """Training method of its reward model; None: the true reward of its single set, or outside the world the judge's.
+    """
     seed: int
 
     @property
@@ -299,15 +351,18 @@ class Policy(Trained):
             job: The job.
             model: The backbone's name to use; by default its folder or hub id, which may train a small model first.
         """
+        judge = job.scale.sets[self.sets[0]].train if job.judge is None else job.judge.model
         return RlhfConfig(
             model=model or job.model(self.backbone),
-            reward=str(self.reward.folder(job)) if self.reward else job.scale.sets[self.sets[0]].train,
+            reward=str(self.reward.folder(job)) if self.reward else judge,
             data=self.data(job).names("train"),
             out=str(self.folder(job)),
             lora=job.scale.backbone(self.backbone).lora,
             score=ScoreOptions(overlong="truncate"),
             seed=self.seed,
-            **(WORLD_PPO if job.in_world else {}),
+            chat_template=job.scale.backbone(self.backbone).chat_template,
+            trust_remote_code=job.trust_remote_code and self.reward is None,
+            **_ppo(job),
         )
 
     def _train(self, job: Job) -> None:
@@ -335,6 +390,13 @@ def rlhf_words(config: RlhfConfig) -> list[str]:
     """Return the words of the equivalent `hafrm rlhf` command."""
     plain = RlhfConfig(model=config.model, reward=config.reward, data=config.data, out=config.out)
     words = ["hafrm", "rlhf", config.model, "--reward", config.reward, "--data", *config.data]
-    for name, value in differences(asdict(config), asdict(plain)):
-        words += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
-    return [*words, "--out", config.out]
+    return [*words, *option_words(asdict(config), asdict(plain)), "--out", config.out]
+
+
+def option_words(values: Mapping[str, Any], plain: Mapping[str, Any], but: Sequence[str] = ()) -> list[str]:
+    """Return the options that differ between two sets of values as words of a command, without those named in `but`."""
+    words = []
+    for name, value in differences(values, plain):
+        if name not in but:
+            words += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
+    return words

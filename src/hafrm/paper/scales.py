@@ -15,7 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
-from hafrm.errors import ConfigError
+from hafrm.errors import ConfigError, ModelError, first_line
+from hafrm.hub import work_offline_if_unreachable
+from hafrm.judging.options import JudgeOptions
 from hafrm.models.options import LoraOptions
 from hafrm.paper.numbers import SETS
 from hafrm.training.config import Method
@@ -74,6 +76,10 @@ class Backbone:
     lora: LoraOptions
     learning_rates: Mapping[str, float]
     """Rates by method, and by recipe (`Run.recipe`) where a study chooses it a rate of its own."""
+    chat_template: str | None = None
+    """Template file that replaces the model's own or a missing one."""
+    dtype: Literal["auto", "float16", "bfloat16"] = "auto"
+    """Dtype of the weights while training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +93,7 @@ class Overrides:
     pairs: int | None = None
     validation_pairs: int | None = None
     test_pairs: int | None = None
+    precision: Literal["fp16", "bf16"] = "fp16"
 
     def __post_init__(self) -> None:
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
@@ -153,8 +160,12 @@ class Job:
     """Output root shared by experiments."""
     rewardbench: str | None = None
     """RewardBench's pairs, for the external half of Table 3."""
-    judge: str | None = None
-    """Reward model that judges best-of-N at scales other than `world`."""
+    judge: JudgeOptions | None = None
+    """Judge of best-of-N and of policies at scales other than `world`."""
+    trust_remote_code: bool = False
+    """Whether to run code that comes with the judge."""
+    ppo_steps: int | None = None
+    """Steps of PPO, in place of the scale's."""
     rates: tuple[float, ...] = ()
     """Study: learning rates that each method tries; with fewer than two there is no choice."""
     rate_seeds: int = 1
@@ -310,23 +321,96 @@ def _limited(files: SetFiles, validation: int | None, test: int | None) -> SetFi
     return replace(files, validation=share(files.validation, validation), test=share(files.test, test))
 
 
-def paper_scale(overrides: Overrides) -> Scale:
-    """Return the paper's scale: three models, five published sets, 3200 steps of 16 pairs; LoRA for the 7B models."""
+PAPER_MODELS: Mapping[str, tuple[str, str]] = {
+    "phi-2": ("microsoft/phi-2", "ef382358ec9e382308935a992d908de099b64c23"),
+    "mistral-base": ("mistralai/Mistral-7B-v0.3", "d8cadc02ac76bd617a919d50b092e59d2d110aff"),
+    "mistral-instruct": ("mistralai/Mistral-7B-Instruct-v0.2", "3ad372fc79158a2148299e3318516c786aeded6c"),
+}
+"""The paper's models on the hub, each with the revision that is used."""
+
+_FILES = ["*.json", "tokenizer*", "model*.safetensors"]
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def _snapshot(model: str, revision: str) -> str:
+    """Return the folder of a hub model's revision, after downloading what is missing.
+
+    Raises:
+        ModelError: the hub can't be reached, or refuses access.
+    """
+    work_offline_if_unreachable()
+    from huggingface_hub import snapshot_download
+
+    try:
+        return snapshot_download(model, revision=revision, allow_patterns=_FILES)
+    except Exception as error:  # errors of the hub and of the network share no base class
+        raise ModelError(
+            f"{model} at revision {revision[:8]} could not be downloaded ({first_line(error)}). Check the network; if "
+            f"the model is gated, accept its terms on https://huggingface.co/{model} and run `hf auth login`."
+        ) from error
+
+
+def paper_scale(overrides: Overrides, *, data_folder: str | None = None) -> Scale:
+    """Return the paper's scale: three models, five published sets, 3200 steps of 16 pairs; LoRA for the 7B models.
+
+    Phi-2 and Mistral-base have no chat template, so they get the formats of their families, as in the authors' code:
+    `Instruct: ... Output: ...` and `[INST] ... [/INST]`. Products are float16, as in Table 5, and trained weights
+    float32; a frozen base under adapters is float16. Fused AdamW saves one copy of the trained weights.
+
+    Args:
+        overrides: The user's settings.
+        data_folder: Folder with a copy of each set, a folder named like the set; by default sets are downloaded.
+    """
     lora = LoraOptions(rank=64, alpha=16)
+    half: Literal["float16", "bfloat16"] = "float16" if overrides.precision == "fp16" else "bfloat16"
     slow, fast = (dict.fromkeys(METHODS, rate) for rate in (_PHI_LR, _MISTRAL_LR))
     described = (
-        ("phi-2", "Phi-2", "microsoft/phi-2", LoraOptions(), slow),
-        ("mistral-base", "Mistral-base", "mistralai/Mistral-7B-v0.3", lora, fast),
+        ("phi-2", "Phi-2", "phi-2.jinja", LoraOptions(), slow),
+        ("mistral-base", "Mistral-base", "mistral.jinja", lora, fast),
         # Appendix A: this backbone's baseline uses the lower rate.
-        ("mistral-instruct", "Mistral", "mistralai/Mistral-7B-Instruct-v0.2", lora, fast | {"baseline": _PHI_LR}),
+        ("mistral-instruct", "Mistral", None, lora, fast | {"baseline": _PHI_LR}),
     )
     backbones = []
-    for name, paper_name, model, options, rates in described:
+    for name, paper_name, template, options, rates in described:
         chosen: dict[str, float] = {method: _or(overrides.learning_rate, rate) for method, rate in rates.items()}
-        backbones.append(Backbone(name, paper_name, partial(str, model), model, options, chosen))
-    steps = _or(overrides.steps, 3200)
-    training = {"max_steps": steps, "per_device_train_batch_size": 16, "activation_checkpointing": True}
-    return _scale("paper", overrides, backbones, _same_for_all_splits(2), training, 512)
+        model, revision = PAPER_MODELS[name]
+        backbones.append(
+            Backbone(
+                name,
+                paper_name,
+                partial(_snapshot, model, revision),
+                f"$(hf download {model} --revision {revision} --quiet)",
+                options,
+                chosen,
+                chat_template=str(_TEMPLATES / template) if template else None,
+                dtype=half if options.enabled else "auto",
+            )
+        )
+    training = {
+        "max_steps": _or(overrides.steps, 3200),
+        "per_device_train_batch_size": 16,
+        "activation_checkpointing": True,
+        "optim": "adamw_torch_fused",
+        overrides.precision: True,
+    }
+    sets = _same_for_all_splits(2)
+    if data_folder is not None:
+        sets = {name: _copies(Path(data_folder), _NAMES[name][2]) for name in sets}
+    return _scale("paper", overrides, backbones, sets, training, 512)
+
+
+def _copies(folder: Path, name: str) -> SetFiles:
+    """Return the data name of a set's copy on disk.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    if not (folder / name).is_dir():
+        raise ConfigError(
+            f"data_folder: {folder / name} is missing. At scale paper the folder needs a copy of each set, in a folder "
+            f"of its name: {', '.join(each for _, _, each in _NAMES.values())}."
+        )
+    return SetFiles(**dict.fromkeys(get_args(Split), f"{name}@{folder / name}"))
 
 
 def in_paper_order(names: Sequence[str], *, sort: bool = True) -> tuple[str, ...]:

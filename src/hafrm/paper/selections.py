@@ -8,8 +8,9 @@ test prompts. In the world, its oracle judges.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Literal
 
@@ -20,7 +21,7 @@ from hafrm.judging.options import JudgeOptions
 from hafrm.paper import numbers
 from hafrm.paper.measures import AVERAGE, Grid, Measured, Row, as_json, average_of, relations
 from hafrm.paper.plans import Plan
-from hafrm.paper.runs import seed_runs
+from hafrm.paper.runs import option_words, seed_runs, shell_line
 from hafrm.paper.scales import METHODS, Job
 from hafrm.paper.tables import METHOD_NAMES, build_findings, cell_text, method_rows, with_average
 from hafrm.report.figures import overlap_circles
@@ -68,18 +69,44 @@ def plan(job: Job) -> Plan:
     """
     if not job.in_world and job.judge is None:
         raise ConfigError(
-            f"judge: at scale {job.scale.name} the true reward is unknown. Name a reward model with --judge, or use "
-            "`hafrm sample` and `hafrm best-of-n` with a judge of another kind."
+            f"judge: at scale {job.scale.name} the true reward is unknown. Name a judge with --judge.kind openai (or "
+            "reward) and --judge.model."
         )
+    if job.judge is not None and job.judge.kind not in ("openai", "reward"):
+        raise ConfigError(f"judge.kind: {job.judge.kind} can't rank several responses. Use openai or reward.")
+    pairs = [(backbone, name) for name in job.sets for backbone in job.backbones]
     return Plan(
-        tuple(
-            run
-            for name in job.sets
-            for backbone in job.backbones
-            for method in METHODS
-            for run in seed_runs(job, backbone, (name,), method)
-        )
+        tuple(run for pair in pairs for method in METHODS for run in seed_runs(job, pair[0], (pair[1],), method)),
+        commands=tuple(command for pair in pairs for command in _commands(job, *pair)),
     )
+
+
+def plan_rewards(job: Job) -> Plan:
+    """Plan the runs of Table 2, for a judge that is a reward model.
+
+    Raises:
+        ConfigError: no reward model is given as judge.
+    """
+    if job.judge is not None and job.judge.kind != "reward":
+        raise ConfigError("judge.kind: figure9 is judged by a reward model: use --judge.kind reward.")
+    return plan(job)
+
+
+def _commands(job: Job, backbone: str, name: str) -> tuple[str, str]:
+    """Return the equivalent commands that sample responses, and that let a set's models choose."""
+    sampling, choosing = _sampling(job, backbone, name), _choosing(job, backbone, name)
+    sampled = option_words(asdict(sampling), asdict(SampleConfig(model="m", data=["d"], out="o")), but=_NAMED)
+    judge = choosing.judge or JudgeOptions(kind="reward", model="m")
+    plain = BestOfNConfig(models=["m"], samples="s", out="o", judge=JudgeOptions(kind=judge.kind, model=" "))
+    chosen = ["--judge.kind", judge.kind, *option_words(asdict(choosing), asdict(plain), but=_NAMED)]
+    shown = job.scale.backbone(backbone).shown
+    sample_words = ["hafrm", "sample", shown, "--data", *sampling.data, *sampled, "--out", sampling.out]
+    choose_words = ["hafrm", "best-of-n", *choosing.models, "--samples", choosing.samples, *chosen]
+    return shell_line(sample_words), shell_line([*choose_words, "--out", choosing.out])
+
+
+_NAMED = ("model", "models", "data", "samples", "out")
+"""Options that are written apart."""
 
 
 def draws_of(job: Job, backbone: str) -> int:
@@ -93,36 +120,43 @@ def select(job: Job, backbone: str, name: str) -> Selections:
     Raises:
         HafrmError: a model can't be loaded, or nothing could be sampled or scored.
     """
-    test = job.scale.sets[name].test
-    samples = job.root / "samples" / backbone / name
-    sample(
-        SampleConfig(
-            model=job.model(backbone),
-            data=[test],
-            out=str(samples),
-            n=draws_of(job, backbone),
-            prompts=_PROMPTS,
-            max_length=job.scale.max_length,
-            sampling=SampleOptions(max_new_tokens=job.scale.max_length // 2),  # as in the paper's RLHF: 256 of 512
-        )
+    sample(replace(_sampling(job, backbone, name), model=job.model(backbone)))
+    return Selections(best_of_n(_choosing(job, backbone, name)).prompts, _models(job, backbone, name))
+
+
+def _sampling(job: Job, backbone: str, name: str) -> SampleConfig:
+    return SampleConfig(
+        model=backbone,
+        data=[job.scale.sets[name].test],
+        out=str(job.root / "samples" / backbone / name),
+        n=draws_of(job, backbone),
+        prompts=_PROMPTS,
+        max_length=job.scale.max_length,
+        chat_template=job.scale.backbone(backbone).chat_template,
+        sampling=SampleOptions(max_new_tokens=job.scale.max_length // 2),  # as in the paper's RLHF: 256 of 512
     )
-    models = {
+
+
+def _models(job: Job, backbone: str, name: str) -> dict[str, tuple[str, ...]]:
+    """Return each method's run folders, one per seed."""
+    return {
         str(method): tuple(str(run.folder(job)) for run in seed_runs(job, backbone, (name,), method))
         for method in METHODS
     }
-    if job.in_world:
-        judge = JudgeOptions(kind="oracle", model=test.removeprefix("world/"))
-    else:
-        judge = JudgeOptions(kind="reward", model=job.judge or "")
-    found = best_of_n(
-        BestOfNConfig(
-            models=[run for runs in models.values() for run in runs],
-            samples=str(samples),
-            out=str(job.root / "best-of-n" / backbone / name),
-            judge=judge,
-        )
+
+
+def _choosing(job: Job, backbone: str, name: str) -> BestOfNConfig:
+    judge = job.judge
+    if judge is None:
+        judge = JudgeOptions(kind="oracle", model=job.scale.sets[name].test.removeprefix("world/"))
+    place = "best-of-n" if job.judge is None else f"best-of-n-{re.sub(r'[^A-Za-z0-9._-]+', '-', judge.model)}"
+    return BestOfNConfig(
+        models=[run for runs in _models(job, backbone, name).values() for run in runs],
+        samples=str(job.root / "samples" / backbone / name),
+        out=str(job.root / place / backbone / name),
+        judge=judge,
+        trust_remote_code=job.trust_remote_code,
     )
-    return Selections(found.prompts, models)
 
 
 def recalls(selections: Selections, k: int, what: str) -> dict[str, Measured]:
@@ -207,15 +241,31 @@ def _measured(
 
 
 def find_best(job: Job) -> Findings:
-    """Draw Figure 4's circles for each backbone, averaged over sets and for each set."""
+    """Draw Figure 4's circles for each backbone, averaged over sets."""
+    return _best(job, "figure4", [AVERAGE] if len(job.sets) > 1 else [])
+
+
+def find_best_by_set(job: Job) -> Findings:
+    """Draw Figure 8's circles for each backbone and set."""
+    return _best(job, "figure8", job.sets)
+
+
+def find_best_by_rewards(job: Job) -> Findings:
+    """Draw Figure 9's circles for each backbone and set, as judged by a reward model."""
+    return _best(job, "figure9", job.sets)
+
+
+def _best(job: Job, figure: str, shown: Sequence[str]) -> Findings:
+    """Measure win rates, and draw circles of the given sets, or of their mean; of a single set if none is given."""
     chosen = {backbone: {name: select(job, backbone, name) for name in job.sets} for backbone in job.backbones}
     wins = {backbone: {name: win_rates(each) for name, each in by_set.items()} for backbone, by_set in chosen.items()}
     overlaps = {backbone: {name: regions(each) for name, each in by_set.items()} for backbone, by_set in chosen.items()}
     figures = {}
     for backbone, by_set in overlaps.items():
-        for name, found in ({AVERAGE: _mean(by_set), **by_set} if len(by_set) > 1 else by_set).items():
+        for name in shown or by_set:
             label = f"How often each method's choice is the best of the three, {backbone}, {name}"
-            figures[f"figure4-{backbone}-{name}"] = overlap_circles(label, METHOD_NAMES, found)
+            found = _mean(by_set) if name == AVERAGE else by_set[name]
+            figures[f"{figure}-{backbone}-{name}"] = overlap_circles(label, METHOD_NAMES, found)
     best = {
         backbone: {
             name: {
@@ -238,7 +288,7 @@ def find_best(job: Job) -> Findings:
     columns = ("% of prompts", *job.sets, AVERAGE)
     return build_findings(
         job,
-        "figure4",
+        figure,
         results={"seeds": list(job.seeds), "best": best},
         tables=(
             Table("How often each one's choice is the best", columns, tuple(win_rows)),
@@ -268,12 +318,15 @@ def _agreement_rows(chosen: Mapping[str, Mapping[str, Selections]]) -> list[tupl
 
 
 def _printed_gains(job: Job, backbone: str, k: K) -> Callable[[Rival, str], float | None]:
-    """Return HAF's printed lead in recall over a rival on a set (Table 11), as a share."""
+    """Return HAF's printed lead in recall over a rival on a set (Table 11), or over all (Table 4), as a share."""
     name_in_paper = job.scale.backbone(backbone).paper_name or ""
+    means = {row.method: row.all_sets for row in numbers.TABLE_4 if (row.backbone, row.k) == (name_in_paper, k)}
 
     def gain(over: Rival, name: str) -> float | None:
-        if (name_in_paper, "haf") not in numbers.TABLE_11 or name == AVERAGE:
+        if (name_in_paper, "haf") not in numbers.TABLE_11:
             return None
+        if name == AVERAGE:
+            return round(means["haf"] - means[over], 2) / 100 if len(job.sets) == len(numbers.SETS) else None
         ours, theirs = numbers.TABLE_11[name_in_paper, "haf"][name], numbers.TABLE_11[name_in_paper, over][name]
         return round(ours.top_1 - theirs.top_1 if k == 1 else ours.top_2 - theirs.top_2, 2) / 100
 

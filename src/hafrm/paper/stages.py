@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hafrm.errors import ConfigError
-from hafrm.paper.costs import Costs, is_local
+from hafrm.paper.costs import Costs, can_estimate
 from hafrm.paper.plans import PARTS, Plan, Scoring, cells
 from hafrm.paper.record import Entry, journal_of, record_of
+from hafrm.paper.resources import needs
 from hafrm.paper.runs import OTHER_OPTIONS, Run
 from hafrm.paper.scales import METHODS, Job
 from hafrm.training.manifest import is_finished, refuse_other_options
@@ -264,7 +265,7 @@ def described_study(job: Job, plan: Plan) -> Iterator[str]:
     """Describe the study line by line: each stage with its runs and their states, and the remaining time."""
     journal = journal_of(job)
     last, refused = journal.last(), 0
-    clock = _Clock(Costs(job, journal.slowness()) if is_local(job) else None)
+    clock = _Clock(Costs(job, journal.slowness()) if can_estimate(job) else None)
     yield f"{len(plan.runs)} training runs, and those that choose learning rates"
     for stage in stages(job):
         count = f"{stage.name}, {stage.backbone}: {len(stage.todos)} runs"
@@ -284,12 +285,13 @@ def described_study(job: Job, plan: Plan) -> Iterator[str]:
         yield f"{refused} runs were made with other options, which the command refuses. Choose another --out."
     else:
         yield from missing(job)
+        yield from needs(job, plan.runs, keeps_weights=job.keep is None)
 
 
 def missing(job: Job) -> Iterator[str]:
     """Describe what is missing by stage, with estimated times; a run counts in the first stage that needs it."""
     journal = journal_of(job)
-    last, clock = journal.last(), _Clock(Costs(job, journal.slowness()) if is_local(job) else None)
+    last, clock = journal.last(), _Clock(Costs(job, journal.slowness()) if can_estimate(job) else None)
     counted = clock.counted
     for stage in stages(job):
         left = [todo for todo in stage.todos if not todo.done]

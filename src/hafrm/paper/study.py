@@ -190,5 +190,6 @@ def correct(comparisons: Sequence[dict[str, Any]]) -> None:
     for part in dict.fromkeys(each["part"] for each in comparisons):
         of_part = [each for each in comparisons if each["part"] == part and each["column"] not in AVERAGES]
         single = [each for each in of_part if each["p"] is not None]
-        for each, p in zip(single, holm_correction([each["p"] for each in single]), strict=True):
-            each["p_holm"] = float(p)
+        if single:
+            for each, p in zip(single, holm_correction([each["p"] for each in single]), strict=True):
+                each["p_holm"] = float(p)

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from hafrm.paper.measures import AVERAGE, Grid, Measured, Row, average_of
 from hafrm.paper.numbers import NOTES
+from hafrm.paper.record import environment
 from hafrm.paper.scales import Job
 from hafrm.report.figures import Bar, BarGroup
 from hafrm.report.findings import Cell, Findings, Relation, Table, ranked
@@ -80,7 +81,7 @@ def build_findings(
     return Findings(
         title=title.removeprefix("# "),
         intro=" ".join(line for line in lines if not line.startswith("- ")),
-        results={"scale": job.scale.name, **results},
+        results={"scale": job.scale.name, "environment": environment(), **results},
         tables=tuple(tables),
         figures=figures or {},
         relations=tuple(relations),

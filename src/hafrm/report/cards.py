@@ -12,7 +12,7 @@ from typing import Any
 from hafrm.errors import HafrmError
 from hafrm.models.runinfo import RUN_FILE, RunInfo, read_manifest
 from hafrm.options import command_line
-from hafrm.report.wording import listed, moment, percent
+from hafrm.report.wording import listed, moment, percent, short_names
 from hafrm.training.config import TrainConfig
 
 Facts = tuple[tuple[str, str], ...]
@@ -67,7 +67,10 @@ def run_facts(manifest: Mapping[str, Any]) -> Facts:
     batch = 1
     for size in sizes:
         batch *= int(effective.get(size, 1))
-    facts = [("pairs", f"{train['pairs']:,} ({listed(manifest['config']['data'])})")] if "pairs" in train else []
+    facts = []
+    if "pairs" in train:
+        names = short_names(manifest["config"]["data"]).values()
+        facts.append(("pairs", f"{train['pairs']:,} ({listed(list(names))})"))
     if "steps" in manifest:
         facts.append(("steps", f"{manifest['steps']:,} of {batch} pairs"))
     if manifest.get("best_step"):

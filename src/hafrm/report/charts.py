@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup, escape
 
-from hafrm.report.html import stylesheet
+from hafrm.report.html import figure_style
 from hafrm.report.wording import visible
 from hafrm.stats import Floats
 
@@ -229,4 +229,4 @@ def standalone(svg: Markup) -> str:
     """Return a figure as a separate file: with its namespace, a title for the browser's tab, and its style."""
     head, _, rest = str(svg).partition(">")
     head = head.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
-    return f"{head}><title>{escape(caption_of(svg))}</title><style>{stylesheet()}</style>{rest}\n"
+    return f"{head}><title>{escape(caption_of(svg))}</title><style>{figure_style()}</style>{rest}\n"

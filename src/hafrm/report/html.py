@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from importlib import resources
 from typing import Any
 
@@ -21,6 +22,13 @@ def asset(name: str) -> Markup:
 def stylesheet() -> Markup:
     """Return the style sheet of all pages and figures."""
     return Markup(resources.files("hafrm").joinpath("page.css").read_text(encoding="utf-8"))
+
+
+def figure_style() -> Markup:
+    """Return the part of the style sheet that figures use, so that other changes to it don't change stored figures."""
+    used = ("Colours of", "Plots", "Figures of", "Scatter plots")
+    sections = re.split(r"^(?=/\* )", stylesheet(), flags=re.MULTILINE)
+    return Markup("".join(part for part in sections if part.startswith(tuple(f"/* {name}" for name in used))))
 
 
 def render(template: str, *, script: Markup | None = None, **context: Any) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal
 
 from hafrm.data import ReadOptions
@@ -34,7 +36,7 @@ class SampleOptions:
         check(self, "sampling.")
 
 
-Engine = Literal["transformers", "vllm"]
+Engine = Literal["auto", "transformers", "vllm"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +63,10 @@ class SampleConfig:
 
     sampling: SampleOptions = field(default_factory=SampleOptions)
 
-    engine: Engine = "transformers"
-    """Sampling engine; `vllm` must be installed separately."""
+    engine: Engine = "auto"
+    """Sampling engine. `auto`: vLLM if it is installed, there is a GPU, no device is named, and the model is neither a
+    run nor adapters, which vLLM can't load; else transformers.
+    """
 
     chat_template: str | None = None
     """Chat template that replaces the model's own or a missing one: a file, or `default` for hafrm's plain template."""
@@ -90,6 +94,20 @@ class SampleConfig:
             raise ConfigError("device has no effect with --engine vllm, which chooses its own: leave it out.")
         if is_server(self.model):
             raise ConfigError(f"{self.model} is a reward server, which generates no responses. Give a causal model.")
+
+    @property
+    def chosen_engine(self) -> Literal["transformers", "vllm"]:
+        """Return the engine that is used on this machine; see `engine`."""
+        if self.engine != "auto":
+            return self.engine
+        if self.device is not None or find_spec("vllm") is None:
+            return "transformers"
+        import torch
+
+        from hafrm.models.runinfo import RUN_FILE
+
+        whole = not any((Path(self.model) / name).exists() for name in (RUN_FILE, "adapter_config.json"))
+        return "vllm" if whole and torch.cuda.is_available() else "transformers"
 
     @property
     def score_options(self) -> ScoreOptions:

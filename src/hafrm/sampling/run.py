@@ -55,7 +55,7 @@ def sample(
 
     Raises:
         ConfigError: the folder has other samples, or options are incompatible.
-        ModelError: the model can't be loaded, or consists only of adapters.
+        ModelError: the model can't be loaded, or consists only of adapters, which vLLM does not take.
         BadRowError: the chat template refuses a prompt, and `on_bad_row` is not `skip`.
     """
     atomic.require_folder(Path(config.out))
@@ -64,7 +64,7 @@ def sample(
         require_unread(Path(config.out) / name, config)
     prompts = load_prompts(config.data, config.data_options, split=config.split, limit=config.prompts)
     folder = Path(config.out)
-    if generator is None:
+    if generator is None and config.chosen_engine == "vllm":
         _refuse_bare_adapters(config.model)
     depends_on = _depends_on(config, prompts, identify=generator is None)
     samples = Samples(folder, depends_on, prompts.rows)
@@ -78,16 +78,15 @@ def sample(
 
 
 def _refuse_bare_adapters(model: str) -> None:
-    """Raise for a LoRA checkpoint of `hafrm rlhf`, which contains only PEFT adapters.
+    """Raise for a LoRA checkpoint, such as those of `hafrm rlhf`: vLLM is given whole models.
 
     Raises:
         ModelError: says how to merge them.
     """
     if (Path(model) / "adapter_config.json").is_file() and not (Path(model) / "config.json").is_file():
         raise ModelError(
-            f"{model} contains only LoRA adapters. Give the run's own folder, which has the whole policy, or merge "
-            f"them into another folder, with the tokenizer: `AutoPeftModelForCausalLM.from_pretrained({model!r})"
-            ".merge_and_unload().save_pretrained(...)`."
+            f"{model} contains only LoRA adapters, which are not given to vLLM. Use --engine transformers, or the "
+            "run's own folder, which has the whole policy."
         )
 
 
@@ -116,13 +115,13 @@ def _read_model(config: SampleConfig, say: Callable[[str], None]) -> tuple[Any, 
     """Return the tokenizer, the causal LM (None if vLLM loads its own), and the model's config."""
     trust, dtype = config.trust_remote_code, config.score_options.torch_dtype()
     template = chat_template(config.chat_template, "chat_template")
-    if config.engine == "transformers" and (Path(config.model) / RUN_FILE).is_file():
+    if config.chosen_engine == "transformers" and (Path(config.model) / RUN_FILE).is_file():
         run, tokenizer, _ = load_run(config.model, dtype=dtype, trust_remote_code=trust)
         if template is not None:
             tokenizer = load_tokenizer(config.model, trust_remote_code=trust, instead=template)
         return tokenizer, run.causal_lm, run.config
     tokenizer = load_tokenizer(config.model, trust_remote_code=trust, instead=template, say=say)
-    if config.engine == "vllm":
+    if config.chosen_engine == "vllm":
         with loading("causal language model", config.model):
             return tokenizer, None, AutoConfig.from_pretrained(config.model, trust_remote_code=trust)
     causal_lm = load_causal_lm(config.model, dtype=dtype, trust_remote_code=trust)
@@ -152,7 +151,7 @@ class _Run:
         answered = {row.id for row in fit}
         unfit = [row for row in rows if row.id not in answered]
         self.unfit = [(row, OVERLONG if row.id in lengths else refused) for row in unfit]
-        size = max(1, config.sampling.batch_size // config.n) * _BATCHES_AT_ONCE[config.engine]
+        size = max(1, config.sampling.batch_size // config.n) * _BATCHES_AT_ONCE[config.chosen_engine]
         fit.sort(key=lambda row: -lengths[row.id])  # longest first, to fail early if memory is short
         self.batches = [fit[start : start + size] for start in range(0, len(fit), size)]
 
@@ -203,7 +202,7 @@ def _depends_on(config: SampleConfig, prompts: Prompts, *, identify: bool) -> di
         identity = {name: found[name] for name in parts if name in found} | {"dtype": config.dtype}
     return {
         **identity,
-        "engine": config.engine,
+        "engine": config.chosen_engine,
         "n": config.n,
         "max_length": config.max_length,
         **({"chat_template": chat_template(config.chat_template, "chat_template")} if config.chat_template else {}),

@@ -183,9 +183,9 @@ class TrainConfig:
     Defaults that differ from transformers' (from the paper's Table 5): max_steps 3200 (unless num_train_epochs is set),
     per_device_train_batch_size 16, learning_rate 1e-5 (Phi-2's; Mistral's is 3e-5) falling linearly without warm-up,
     optim adamw_torch with betas 0.9 and 0.999, adam_epsilon 1e-5, weight_decay 0, max_grad_norm 1, seed 0. eval_steps
-    0.025 of the steps, but at least 20; save_steps as eval_steps, save_total_limit 2. Not in the paper:
-    per_device_eval_batch_size 32, logging_steps 1, report_to tensorboard if it is installed, bf16 (or fp16) on a GPU if
-    the weights are float32.
+    0.025 of the steps, but at least 20; save_steps as eval_steps, save_total_limit 2. On a GPU, products of float32
+    weights are in bf16, or in fp16 where there is no bf16; the paper's are in fp16 (`--training.fp16 true`). Not in the
+    paper: per_device_eval_batch_size 32, logging_steps 1, report_to tensorboard if it is installed.
     """
 
     chat_template: str | None = None

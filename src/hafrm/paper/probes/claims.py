@@ -18,7 +18,7 @@ T tokens, H hidden.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -128,6 +128,8 @@ class Claim:
     seeds: list[Seed]
     train: SplitSummary
     held_out: SplitSummary
+    representations: list[dict[str, Any]] = field(default_factory=list)
+    """For claim 2, by seed and split: `representation_change` of both backbones."""
 
 
 def claim_of_seed(
@@ -313,9 +315,9 @@ def run_claims(
         value = remembered(out / "claims", "pair", depends_on, measure)
         seeds.append(TypeAdapter(Seed).validate_python(value["seed"]))
         changes.append({"name": seeds[-1].name} | value["representations"])
-    claim = summarise_claim(seeds)
-    written = {"source": "Appendix D, claim 1"} | asdict(claim)
+    claim = replace(summarise_claim(seeds), representations=changes)
     note = "Ours: distances to the starting backbone. The paper's phi* is unknown."
+    written = {"source": "Appendix D"} | asdict(claim)
     atomic.write_json(out / "claims.json", written | {"representations": {"note": note, "seeds": changes}})
     return claim
 
@@ -395,7 +397,9 @@ def find(job: Job) -> Findings:
     """Test the inequality on training and on held-out pairs, for each seed."""
     found = {backbone: _claim(job, backbone) for backbone in job.backbones}
     results = {"claims": {name: asdict(each) for name, each in found.items()}}
-    return build_findings(job, "claims", results, tables=(_table(found), _over_seeds(found)), pairs=_PAIRS)
+    return build_findings(
+        job, "claims", results, tables=(_table(found), _over_seeds(found), _claim_2(found)), pairs=_PAIRS
+    )
 
 
 def _claim(job: Job, backbone: str) -> Claim:
@@ -445,6 +449,27 @@ def _over_seeds(found: Mapping[str, Claim]) -> Table:
         for split, each in (("training", claim.train), ("held out", claim.held_out))
     ]
     return Table("Over seeds", ("pairs", "hybrid - fitted, 95%", "holds"), tuple(rows))
+
+
+def _claim_2(found: Mapping[str, Claim]) -> Table:
+    rows = [
+        (
+            f"{backbone}, pair {number}",
+            "training" if split == "train" else "held out",
+            {"hybrid": "HAF", "baseline": "Baseline"}[side],
+            f"{change['relative_change']:.3f}",
+            f"{change['effective_rank']:.1f}",
+            f"{change['effective_rank_start']:.1f}",
+        )
+        for backbone, claim in found.items()
+        for number, seed in enumerate(claim.representations, 1)
+        for split in ("train", "held_out")
+        for side, change in seed[split].items()
+    ]
+    columns = ("runs", "pairs", "backbone of", "change from the start", "effective rank", "effective rank at the start")
+    return Table(
+        "Claim 2: how far training moved the hidden states, and how many directions they use", columns, tuple(rows)
+    )
 
 
 def _ends(ends: Interval | None) -> str:

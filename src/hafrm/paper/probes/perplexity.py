@@ -231,7 +231,8 @@ def find(job: Job) -> Findings:
 def _variances(job: Job, backbone: str) -> dict[str, PerplexityVariance]:
     """Compute the perplexity variances of each set under a backbone."""
     data = [job.scale.sets[name].test for name in job.sets]
-    found = run_perplexity([job.model(backbone)], data, job.root / "perplexity" / backbone)
+    score = ScoreOptions(chat_template=job.scale.backbone(backbone).chat_template)
+    found = run_perplexity([job.model(backbone)], data, job.root / "perplexity" / backbone, score=score)
     return dict(zip(job.sets, found, strict=True))
 
 

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import httpx
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from hafrm.encoding import TokenGroup
 from hafrm.errors import ConfigError
 from hafrm.models.hybrid import HybridModel, new_reward_head
+from hafrm.models.remote import RemoteScorer
 from hafrm.models.scorers import HybridScorer
 from hafrm.pairs import Conversation
 from hafrm.serving.config import ServeConfig
@@ -172,13 +174,15 @@ def test_a_server_has_several_models_by_name(two: tuple[httpx.Client, dict[str, 
         (reward,) = scorer.score(CONVERSATIONS[:1])
         answers = [
             posted(client, "/v1/rewards", body(CONVERSATIONS[0]) | {"model": name})["rewards"][0]["reward"],
-            posted(client, f"/get_reward?model={name}", {"query": [text]})["rewards"][0],
-            posted(client, f"/v1/score/evaluation?model={name}", {"model": "model", "messages": [text]})["scores"][0],
+            posted(client, f"/{name}/get_reward", {"query": [text]})["rewards"][0],
+            posted(client, f"/{name}/v1/score/evaluation", {"model": "model", "messages": [text]})["scores"][0],
             posted(client, "/pooling", {"model": name, "input": text})["data"][0]["data"][0],
         ]
         assert answers == pytest.approx([reward] * 4, abs=1e-5)
-    for path, status in (("/get_reward", 400), ("/get_reward?model=third", 404)):
-        answer = client.post(path, json={"query": [text]})
+        with closing(RemoteScorer(f"{str(client.base_url).rstrip('/')}/{name}/v1/rewards")) as remote:
+            assert remote.score(CONVERSATIONS[:1]) == pytest.approx([reward], abs=1e-5)
+    for asked, status in (({}, 400), ({"model": "third"}, 404)):
+        answer = client.post("/get_reward", json={"query": [text], **asked})
         assert (answer.status_code, answer.json()["error"]["type"]) == (status, "unknown_model")
         assert "first, second" in answer.json()["error"]["message"]
 

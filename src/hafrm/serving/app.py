@@ -66,13 +66,9 @@ def build_app(service: RewardService, *, api_key: str | None = None) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestError, _request_error)
-    paths = [
-        *app.openapi()["paths"],
-        *_PAGE,
-        "/docs",
-        "/openapi.json",
-        *(path for each in PROTOCOLS for path in each.paths),
-    ]
+    own = [path for each in PROTOCOLS for path in each.paths]
+    of_models = (f"/{name}{path}" for name in service.models for path in own)
+    paths = [*app.openapi()["paths"], *_PAGE, "/docs", "/openapi.json", *own, *of_models]
     app.add_middleware(Gate, config=service.config, metrics=service.metrics, api_key=api_key, paths=paths)
     return app
 

@@ -35,7 +35,7 @@ class ServeConfig(ScorerChoice):
     models: list[str]
     """Runs, stock reward models, or causal models with their reference, each as FOLDER or NAME=FOLDER. Responses show
     the name, by default the last part of the folder, or the hub id. Requests to a server with several models choose one
-    by its name, in the field `model` or in the address: http://HOST:PORT/get_reward?model=NAME.
+    by its name, in the field `model` or at the start of the path: http://HOST:PORT/NAME/get_reward.
     """
 
     host: str = "127.0.0.1"

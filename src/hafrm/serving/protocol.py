@@ -6,15 +6,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, get_type_hints
+from typing import Any, get_type_hints
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter
 from pydantic import BaseModel
 
-from hafrm.serving.messages import Name
 from hafrm.serving.service import RewardService
-
-ModelQuery = Annotated[Name | None, Query()]
 
 
 @dataclass(frozen=True)
@@ -32,18 +29,18 @@ class Protocol:
     scores: bool = True
     """Whether the request's inputs are scored."""
 
-    def add(self, routes: APIRouter, path: str, service: RewardService) -> None:
-        """Add the route of a path."""
+    def add(self, routes: APIRouter, path: str, service: RewardService, name: str | None = None) -> None:
+        """Add the route of a path, for the model of this name, or for the one that a request names."""
 
-        async def endpoint(request, model=None):  # type: ignore[no-untyped-def]
-            served = service.model(model, request.model)
+        async def endpoint(request):  # type: ignore[no-untyped-def]
+            served = service.model(name or request.model)
             if not self.scores:
                 return await service.read(served, partial(self.answer, request))
             inputs = partial(request.inputs, served.bare_response)
             return self.answer(request, await service.score(served, inputs, limit=request.limit))
 
         hints = get_type_hints(self.answer)
-        endpoint.__annotations__ = {"request": hints["request"], "model": ModelQuery}
+        endpoint.__annotations__ = {"request": hints["request"]}
         routes.add_api_route(
             path,
             endpoint,

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter
@@ -167,9 +168,16 @@ PROTOCOLS = (
 
 
 def router(service: RewardService) -> APIRouter:
-    """Return the routes of all protocols."""
+    """Return the routes of all protocols, and those of each model, whose paths begin with its name."""
     routes = APIRouter(route_class=route_class(service))
     for protocol in PROTOCOLS:
         for path in protocol.paths:
             protocol.add(routes, path, service)
+            for name in service.models:
+                if _PLAIN.fullmatch(name):
+                    protocol.add(routes, f"/{name}{path}", service, name)
     return routes
+
+
+_PLAIN = re.compile(r"[\w./-]+")
+"""Names that can begin a path."""

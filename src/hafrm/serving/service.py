@@ -201,8 +201,8 @@ class RewardService:
         """Whether requests can be scored by every model."""
         return all(model.batcher.ready for model in self.models.values())
 
-    def model(self, *names: str | None) -> ServedModel:
-        """Return the model of a request, by the first name that is given.
+    def model(self, name: str | None) -> ServedModel:
+        """Return the model of a request by its name.
 
         A server with one model accepts any name: trainers send a path of their own, or a fixed word.
 
@@ -212,14 +212,13 @@ class RewardService:
         first, *others = self.models.values()
         if not others:
             return first
-        asked = next((name for name in names if name), "")
-        if asked in self.models:
-            return self.models[asked]
+        if name in self.models:
+            return self.models[name]
         known = ", ".join(self.models)
         raise RequestError(
-            404 if asked else 400,
+            404 if name else 400,
             "unknown_model",
-            f"Name one of the models: {known}. Send the name as `model`, or add ?model=NAME to the address.",
+            f"Name one of the models: {known}. Send the name as `model`, or begin the path with it: /NAME/v1/rewards.",
         )
 
     def try_out(self) -> None:

@@ -114,8 +114,8 @@ def _token_ids() -> Any:
 
 
 def _openapi() -> Any:
-    config = ServeConfig(model="none", served_name="tiny")
-    return build_app(RewardService(tiny_scorer(), config)).openapi()
+    config = ServeConfig(models=["tiny=none"])
+    return build_app(RewardService({"tiny": tiny_scorer()}, config)).openapi()
 
 
 def _worlds() -> Any:

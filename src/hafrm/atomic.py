@@ -197,7 +197,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     path = path.resolve()
     with _temporary(path, tempfile.mkdtemp) as temporary, _temporary(path, tempfile.mkdtemp) as aside:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
+        for place in (temporary, *temporary.rglob("*")):  # some writers make files that only their owner can read
+            place.chmod((0o777 if place.is_dir() else 0o666) & ~_umask())
         if path.exists():
             path.replace(aside / path.name)
         try:

@@ -166,6 +166,15 @@ class ConversationEncoder:
         bare, eos = text.rstrip("\n"), str(getattr(self.tokenizer, "eos_token", None) or "")
         return bare if bare.endswith(eos) else f"{bare} {eos}"
 
+    def encode_prompt(self, prompt: Prompt) -> tuple[list[int], int]:
+        """Return the token ids of a prompt without a response, and the number of special tokens in its messages.
+
+        Raises:
+            TemplateRefusalError: the chat template refuses it.
+        """
+        (rendered,) = self._rendered([(prompt, ())]).values()
+        return rendered.ids, rendered.special_tokens
+
     def _encode_chunk(self, items: Sequence[Item]) -> list[Encoded]:
         try:
             openings = self._rendered(((prompt, ()) for prompt, _ in items), opening=True)

@@ -57,7 +57,7 @@ OPTIONS = {
 
 OTHERS_OPTIONS = {
     "README.md": "--reward.remote_url --remote_rm_url",
-    "recipes.md": "--reward.remote_url --remote_rm_url",
+    "clients.md": "--reward.remote_url --reward.model_name_or_path",
     "comparison.md": "--packing_samples",
     "distributed.md": "--machine_rank",
     "log.md": "--only",

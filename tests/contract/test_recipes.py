@@ -204,33 +204,35 @@ def test_a_suite_is_a_loader_and_its_scores(tmp_path: Path, monkeypatch: pytest.
 
 
 PROTOCOL_BODIES = """
-class PairRequest(StrictBody):
+class PairRequest(StrictBody, ScoringRequest):
     question: Text
     answers: list[Text]
 
-    def inputs(self) -> list[Input]:
-        prompt = [Turn(role="user", content=self.question)]
-        return [conversation(prompt, [Turn(role="assistant", content=answer)], {}) for answer in self.answers]
+    def inputs(self, bare: Bare) -> list[Input]:
+        return [answered(self.question, answer, bare) for answer in self.answers]
 
 
 class PairResponse(BaseModel):
     best: int
 
 
-"""
+def _best(request: PairRequest, scored: Scored) -> PairResponse:
+    return PairResponse(best=scored.rewards.index(max(scored.rewards)))
 
-PROTOCOL_ROUTE = """
-    @routes.post("/best_answer", tags=["quiz"])
-    async def best_answer(request: PairRequest) -> PairResponse:
-        found, _ = await scored(request.inputs)
-        return PairResponse(best=found.index(max(found)))
 
 """
 
+PROTOCOL_ENTRY = """    Protocol("quiz", ["/best_answer"], _best, {"question": "a", "answers": ["b"]}),
 
-def test_a_protocol_is_a_request_a_response_and_a_route(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+"""
+
+
+def test_a_protocol_is_a_request_a_response_and_an_entry_of_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = (PACKAGE / "serving" / "protocols.py").read_text()
-    for before, added in (("def router(", PROTOCOL_BODIES), ("    return routes\n", PROTOCOL_ROUTE)):
+    text = text.replace("    answered,\n", "").replace("    Bare,\n", "    Bare,\n    answered,\n")
+    for before, added in (("PROTOCOLS = (", PROTOCOL_BODIES), ("    *VLLM,\n", PROTOCOL_ENTRY)):
         assert text.count(before) == 1
         text = text.replace(before, added + before)
     (tmp_path / "protocols.py").write_text(text)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import re
+import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from types import ModuleType
 from typing import Any
 
@@ -16,10 +21,10 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from hafrm.errors import ConfigError, DataError, ModelError
 from hafrm.models.scorers import HybridScorer
 from hafrm.pairs import Conversation
 from hafrm.rlhf import verl
+from tests.overlays import overlay, told
 from tests.serving.conftest import LIMIT, live, tiny_scorer
 from tests.tiny import tiny_tokenizer
 
@@ -44,7 +49,7 @@ def expected(scorer: HybridScorer) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def loaded(address: str) -> Iterator[ModuleType]:
+def loaded() -> Iterator[ModuleType]:
     """The module as verl has it: run from its path, under a name of verl's."""
     spec = importlib.util.spec_from_file_location("custom_module", Path(verl.__file__))
     assert spec is not None
@@ -54,8 +59,6 @@ def loaded(address: str) -> Iterator[ModuleType]:
     try:
         spec.loader.exec_module(module)
         yield module
-        for asked in (module, verl):  # both keep their connections for the whole of a training run
-            asked._scorer(address)._client.close()
     finally:
         del sys.modules["custom_module"]
 
@@ -137,7 +140,7 @@ def test_what_has_no_reward_is_named_or_has_the_stated_worth(
 ) -> None:
     answers = ["", "word " * LIMIT, ANSWERS[0]]
     extras: list[dict[str, Any]] = [{"prompt": QUESTION}] * 3
-    with pytest.raises(ModelError, match="no reward to 2 of 3"):
+    with pytest.raises(RuntimeError, match=r"no reward to 2 of 3.*empty_response"):
         verl.compute_scores(["chat"] * 3, answers, [None] * 3, extras, url=address)
     found = verl.compute_scores(["chat"] * 3, answers, [None] * 3, extras, url=address, unscored=-5)
     assert found == pytest.approx([-5, -5, expected[0]], abs=1e-5)
@@ -145,8 +148,124 @@ def test_what_has_no_reward_is_named_or_has_the_stated_worth(
 
 def test_what_is_missing_is_said(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(verl.ADDRESS, raising=False)
-    with pytest.raises(ConfigError, match=r"reward_kwargs\.url"):
+    with pytest.raises(ValueError, match=r"reward_kwargs\.url"):
         verl.compute_score("chat", "x", extra_info={"prompt": QUESTION})
     for extra in (None, {}, {"prompt": 3}):
-        with pytest.raises(DataError, match=r"chat: a row's extra_info.prompt"):
+        with pytest.raises(ValueError, match=r"chat: .*extra_info\.prompt"):
             verl.compute_score("chat", "x", extra_info=extra, url=address)
+
+
+def test_the_file_imports_only_the_standard_library() -> None:
+    """Without the folder of installed packages, in which verl's environment has no hafrm."""
+    script = "import runpy, sys; runpy.run_path(sys.argv[1]); print('hafrm' in sys.modules)"
+    found = subprocess.run([sys.executable, "-I", "-S", "-c", script, verl.__file__], capture_output=True, text=True)
+    assert found.stdout.strip() == "False", found.stderr
+
+
+def test_async_calls_run_together(loaded: ModuleType, address: str, expected: list[float]) -> None:
+    async def ask() -> list[float]:
+        calls = (
+            loaded.compute_score_async(
+                data_source="chat", solution_str=answer, ground_truth="", extra_info={"prompt": QUESTION}, url=address
+            )
+            for answer in ANSWERS * 4
+        )
+        return list(await asyncio.gather(*calls))
+
+    assert asyncio.run(ask()) == pytest.approx(expected * 4, abs=1e-5)
+
+
+def test_a_busy_server_is_asked_again(loaded: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the statuses of a proxy, but not after a refusal."""
+    statuses = [503, 429, 200, 422]
+
+    class Busy(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            status = statuses.pop(0)
+            self.rfile.read(int(self.headers["Content-Length"]))
+            body = json.dumps({"rewards": [{"reward": 1.5}]}).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    monkeypatch.setattr(loaded, "_PAUSES", (0.01,) * 3)
+    with HTTPServer(("127.0.0.1", 0), Busy) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        assert loaded.compute_score("chat", "x", extra_info={"prompt": QUESTION}, url=url) == 1.5
+        with pytest.raises(RuntimeError, match="answers 422"):
+            loaded.compute_score("chat", "x", extra_info={"prompt": QUESTION}, url=url)
+        server.shutdown()
+    assert statuses == []
+    with pytest.raises(RuntimeError, match="can't be reached"):
+        loaded.compute_score("chat", "x", extra_info={"prompt": QUESTION}, url=url)
+
+
+VERL = """
+import asyncio, json, sys
+import numpy as np, torch
+from hydra import compose, initialize_config_module
+from transformers import PreTrainedTokenizerFast
+from verl import DataProto
+from verl.trainer.ppo.reward import load_reward_manager
+
+tokenizer = PreTrainedTokenizerFast.from_pretrained(sys.argv[1])
+question, answers, several = json.loads(sys.argv[2])
+
+async def score(manager, answer):
+    ids = torch.tensor([tokenizer(answer, add_special_tokens=False)["input_ids"]])
+    prompt = [{"role": "user", "content": question}]
+    row = {"data_source": "chat", "reward_model": {"ground_truth": ""}}
+    row["extra_info"] = {"prompt": np.array(prompt, object)}
+    data = DataProto.from_dict(
+        tensors={"responses": ids, "prompts": ids[:, :1], "attention_mask": torch.ones(1, ids.shape[1] + 1).long()},
+        non_tensors={name: np.array([value], dtype=object) for name, value in row.items()},
+    )
+    return float((await manager.run_single(data))["reward_score"])
+
+async def scores(config):
+    manager = load_reward_manager(config, tokenizer)
+    return await asyncio.gather(*(score(manager, answer) for answer in answers))
+
+found = []
+with initialize_config_module("verl.trainer.config", version_base=None):
+    for overrides in several:
+        found.append(asyncio.run(scores(compose("ppo_trainer", overrides))))
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["0.7.1", "0.8.0", "0.9.1"])
+def test_verls_managers_give_the_rewards_of_the_server(
+    version: str, address: str, expected: list[float], tmp_path: Path
+) -> None:
+    """verl's own configuration with the book's options, its loader of functions, and its managers."""
+    tiny_tokenizer().save_pretrained(tmp_path)
+    packages = overlay(
+        tmp_path / "packages", f"verl=={version}", "tensordict<=0.10.0", "pyvers", "cloudpickle", "codetiming", "orjson"
+    )
+    overlay(packages, "hydra-core", "aiohttp", with_dependencies=True)
+    (command,) = re.findall(r"python3 -m verl\.trainer\.main_ppo.*?\n```", BOOK.read_text(), re.S)
+    options = [word for word in shlex.split(command.removesuffix("```").replace("\\\n", " ")) if "reward" in word]
+    several = [
+        _changed(options, {".path": verl.__file__, ".url": address, "function.name": function, "manager.name": manager})
+        for manager in ("naive", "dapo")
+        for function in ("compute_score", "compute_score_async")
+    ]
+    found = told(VERL, tmp_path, json.dumps([QUESTION, ANSWERS, several]), path=packages)
+    assert found == [pytest.approx(expected, abs=1e-5)] * 4
+
+
+def _changed(options: list[str], values: dict[str, str]) -> list[str]:
+    """The options, with the values of those whose names end so."""
+    ends = [next((end for end in values if option.partition("=")[0].endswith(end)), None) for option in options]
+    assert {*ends} >= values.keys()
+    return [
+        option if end is None else f"{option.partition('=')[0]}={values[end]}"
+        for option, end in zip(options, ends, strict=True)
+    ]

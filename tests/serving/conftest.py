@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,16 +51,17 @@ class Wrapped:
 
 @contextmanager
 def live(
-    scorer: Scorer,
+    scorer: Scorer | None = None,
     *,
+    scorers: Mapping[str, Scorer] | None = None,
     api_key: str | None = None,
     connections: int = 1088,
     send_buffer: int | None = None,
     **values: Any,
 ) -> Iterator[str]:
     """A server on a free port of loopback; gives its address."""
-    config = ServeConfig(**({"model": "none", "served_name": "tiny"} | values))
-    service = RewardService(scorer, config)
+    config = ServeConfig(**({"models": ["tiny=none"]} | values))
+    service = RewardService(dict.fromkeys(config.sources, scorer) if scorers is None else scorers, config)
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     port = listener.getsockname()[1]
     if send_buffer is not None:

@@ -110,6 +110,41 @@ def test_every_one_of_many_long_requests_gets_its_turn() -> None:
         assert set(order[start : start + 30]) == set(range(10))
 
 
+def test_requests_with_one_prompt_run_together_and_count_it_once() -> None:
+    """Ten tokens a batch: four responses of two tokens after a prompt of two, each in a request of its own."""
+    held, batches = threading.Event(), list[int]()
+
+    def score(groups: list[TokenGroup]) -> list[float]:
+        batches.append(len(groups))
+        held.wait(10)
+        return total(groups)
+
+    batcher = Batcher(score, tokens_per_batch=10, share_prompts=True)
+    sent = [TokenGroup((7, 8), ((i, i),)) for i in range(9)]
+    futures = [batcher.submit(Job([each])) for each in sent[:1]]
+    until(lambda: bool(batches))
+    futures += [batcher.submit(Job([each])) for each in sent[1:]]
+    held.set()
+    assert [future.result(10)[0] for future in futures] == total(sent)
+    batcher.close()
+    assert batches == [1, 4, 4]
+
+
+@pytest.mark.parametrize(("tokens", "sizes"), [(100, [3]), (4, [2, 1])], ids=["time", "full"])
+def test_an_idle_model_may_wait_for_more_requests(tokens: int, sizes: list[int]) -> None:
+    """Until the time is over, or two requests of two tokens fill a batch of four."""
+    batches: list[int] = []
+    batcher = Batcher(lambda groups: (batches.append(len(groups)), total(groups))[1], tokens_per_batch=tokens, wait=0.4)
+    start = time.monotonic()
+    first = [batcher.submit(Job([group(0, i)])) for i in range(2)]
+    time.sleep(0.05)
+    last = batcher.submit(Job([group(0, 2)]))
+    assert [future.result(10) for future in (*first, last)] == [total([group(0, i)]) for i in range(3)]
+    assert time.monotonic() - start > 0.35
+    assert batches == sizes
+    batcher.close()
+
+
 def test_sequences_of_one_prompt_run_together_and_count_it_once() -> None:
     jobs = [group(7, *[i] * 2) for i in range(6)] + [group(8, 1, 1) for _ in range(6)]
     mixed = [jobs[i] for i in (0, 6, 1, 7, 2, 8, 3, 9, 4, 10, 5, 11)]
@@ -118,8 +153,9 @@ def test_sequences_of_one_prompt_run_together_and_count_it_once() -> None:
         batcher = Batcher(
             lambda groups, found=batches: (found.append([g.prompt[0] for g in groups]), total(groups))[1],
             tokens_per_batch=13,
+            share_prompts=share,
         )
-        assert batcher.submit(Job(mixed, share_prompts=share)).result(10) == total(mixed)
+        assert batcher.submit(Job(mixed)).result(10) == total(mixed)
         batcher.close()
         assert [len(batch) for batch in batches] == sizes
         assert [n for batch in batches for n in batch] == [7] * 6 + [8] * 6
@@ -214,11 +250,11 @@ def test_a_server_whose_models_thread_has_died_is_not_ready(scorer: HybridScorer
     def deadly(groups: Any) -> list[float]:
         raise SystemExit
 
-    service = RewardService(Wrapped(scorer, deadly), ServeConfig(model="none"))
+    service = RewardService({"tiny": Wrapped(scorer, deadly)}, ServeConfig(models=["tiny=none"]))
     client = TestClient(build_app(service), base_url="http://localhost")
     assert client.get("/ready").status_code == 200
-    service.batcher.submit(Job([group(0, 1)]))
-    service.batcher._thread.join(10)
+    service.models["tiny"].batcher.submit(Job([group(0, 1)]))
+    service.models["tiny"].batcher._thread.join(10)
     for answer in (client.get("/ready"), client.post("/v1/rewards", json=body(Conversation.of("a", "b")))):
         assert (answer.status_code, answer.json()["error"]["type"]) == (503, "not_ready")
         assert "Restart" in answer.json()["error"]["message"]

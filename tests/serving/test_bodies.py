@@ -10,7 +10,9 @@ import httpx
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from hafrm.serving.protocols import GetRewardRequest, PoolingRequest, RerankRequest, RewardsRequest, ScoreRequest
+from hafrm.serving.protocols import EvaluationRequest, GetRewardRequest, RewardsRequest
+from hafrm.serving.tei import PredictRequest
+from hafrm.serving.vllm import PoolingRequest, RerankRequest, ScoreRequest
 from tests.serving.conftest import live, tiny_scorer
 
 MANY = 200_000
@@ -33,7 +35,9 @@ STRANGERS = {f"k{i}": i for i in range(MANY)}
         (GetRewardRequest, {"query": [[1, "a"] * ITEMS]}),
         (GetRewardRequest, {"query": [[{}] * ITEMS] * 9}),
         (GetRewardRequest, {"query": [{}] * ITEMS, "documents": ["a", 1] * ITEMS, "tools": [None] * ITEMS}),
-        (ScoreRequest, {"messages": [[[]] * ITEMS, *[{}] * ITEMS]}),
+        (PredictRequest, {"inputs": [[1] * ITEMS, *[None] * ITEMS]}),
+        (ScoreRequest, {"queries": [1] * ITEMS, "documents": [{}] * ITEMS}),
+        (EvaluationRequest, {"messages": [[[]] * ITEMS, *[{}] * ITEMS]}),
         (PoolingRequest, {"input": [[None] * ITEMS] * 9, "messages": [STRANGERS] * 9}),
         (PoolingRequest, {"messages": [TURN | {"content": [1] * ITEMS}] * 9}),
         (RerankRequest, {"query": [1] * ITEMS, "documents": [1] * ITEMS, "tools": [1] * ITEMS}),

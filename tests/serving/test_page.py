@@ -18,7 +18,7 @@ from tests.serving.conftest import live
 @pytest.fixture(scope="module", params=[None, "s3cret"], ids=["open", "key"])
 def site(request: pytest.FixtureRequest, scorer: HybridScorer) -> Iterator[tuple[str, str | None]]:
     """An address and its key, of a server whose model has a hostile name."""
-    with live(scorer, served_name=ATTACK, api_key=request.param) as address:
+    with live(scorer, models=[ATTACK], api_key=request.param) as address:
         yield address, request.param
 
 

@@ -110,9 +110,10 @@ def test_vllm_pooling(client: httpx.Client, expected: list[float]) -> None:
 @pytest.mark.parametrize(
     ("change", "default"),
     [
-        ({"truncate_prompt_tokens": 5}, {"truncate_prompt_tokens": None}),
-        ({"truncate_prompt_tokens": -1}, {}),
-        ({"truncate_prompt_tokens": 0}, {}),
+        ({"truncate_prompt_tokens": 0}, {"truncate_prompt_tokens": None}),
+        ({"truncate_prompt_tokens": LIMIT + 1}, {"truncate_prompt_tokens": -1}),
+        ({"normalize": True}, {"normalize": False}),
+        ({"dimensions": 1}, {}),
         ({"add_generation_prompt": True}, {"add_generation_prompt": False}),
         ({"continue_final_message": True}, {"continue_final_message": False}),
         ({"chat_template": "{{ 'x' }}"}, {"chat_template": None}),
@@ -223,7 +224,7 @@ def test_a_model_that_runs_elsewhere_is_not_served() -> None:
             return [0.0] * len(conversations)
 
     with pytest.raises(ConfigError, match="can't be served"):
-        RewardService(Elsewhere(), ServeConfig(model="http://elsewhere"))
+        RewardService({"http://elsewhere": Elsewhere()}, ServeConfig(models=["http://elsewhere"]))
 
 
 def test_overlong_texts_are_cut_where_the_rule_is_to_cut() -> None:

@@ -1,4 +1,4 @@
-"""`hafrm serve`: serve a model with the protocols of trainers and rerankers."""
+"""`hafrm serve`: serve models with the protocols of trainers and rerankers."""
 
 from __future__ import annotations
 
@@ -6,17 +6,22 @@ from jsonargparse import Namespace
 
 from hafrm.cli.options import command_parser, options_of
 from hafrm.cli.parser import Parser
+from hafrm.models.remote import is_server
+from hafrm.models.sources import require_place
 from hafrm.serving.config import ServeConfig
 
 
 def parser() -> Parser:
     """Build the command's parser."""
-    return command_parser(ServeConfig, positional="model")
+    return command_parser(ServeConfig, positional="models", lists=("models",))
 
 
 def run(args: Namespace) -> None:
     """Serve until interrupted."""
-    config = options_of(ServeConfig, parser(), args, models=("model", "reference"))
+    config = options_of(ServeConfig, parser(), args, models=("reference",))
+    for source in config.sources.values():
+        if not is_server(source):  # the service has a better error for these
+            require_place(source)
     from hafrm.serving.run import serve
 
     serve(config)

@@ -1,8 +1,9 @@
 """`hafrm export`: a run's two heads as two plain checkpoints for any program, with model cards.
 
-`reward/` is a stock sequence classifier and `policy/` a stock causal LM, without extra keys or custom code. A LoRA run
-also gets separate adapters for its base model, `reward/adapter` and `policy/adapter`. hafrm only reads the files listed
-in `checksums.json`; other programs ignore it.
+`reward/` is a stock sequence classifier and `policy/` a stock causal LM, without extra keys or custom code; `reward/`
+also has LLaMA-Factory's form of the head (see `interchange`). A LoRA run also gets separate adapters for its base
+model, `reward/adapter` and `policy/adapter`. hafrm only reads the files listed in `checksums.json`; other programs
+ignore it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from hafrm.models.checksums import (
     listed,
     save_checksums,
 )
+from hafrm.models.heads import SCORE, head_name
+from hafrm.models.interchange import add_older_names, add_plain_activation, add_value_head
 from hafrm.models.modules import require_finite
 from hafrm.models.options import ExportConfig
 from hafrm.models.runinfo import RunInfo, read_manifest, require_undamaged
@@ -88,6 +91,10 @@ def _export_head(config: ExportConfig, info: RunInfo, folder: Path, stock_class:
         with writing(folder), atomic.new_folder(folder) as temporary:
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
+            add_older_names(temporary)
+            if task == "SEQ_CLS":
+                add_plain_activation(temporary)
+                add_value_head(temporary, model.get_parameter(head_name(model.config)).detach())
             if info.with_adapters:
                 _export_adapter(run / ADAPTER_FOLDER, temporary / ADAPTER_FOLDER, task)
             save_checksums(temporary)
@@ -125,9 +132,12 @@ def _export_adapter(source: Path, folder: Path, task: Task) -> None:
         tensors = load_file(source / ADAPTER_FILE)
         description = read_config(source / ADAPTER_CONFIG)
     description |= {"task_type": task}
+    heads = [name for name in tensors if name.endswith(SCORE)]
     if task == "CAUSAL_LM":
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("score.weight")}
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in heads}
         description |= {"modules_to_save": None}
+    for name in heads if task == "SEQ_CLS" else ():
+        add_value_head(folder, tensors[name])
     require_finite(tensors.items(), source)
     save_file(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
     atomic.write_json(folder / ADAPTER_CONFIG, description)
@@ -199,7 +209,9 @@ optimistic; measure on other data with `hafrm evaluate`).
 
 {% endif -%}
 {% if info.lora -%}
-`adapter/` contains only the adapters, for the base model. To use them, give the base the tokenizer of this folder, an
+`adapter/` contains only the adapters, for the base model
+{%- if pipeline == "text-classification" %}, loaded as a classifier with `num_labels=1`{% endif %}.
+To use them, give the base the tokenizer of this folder, an
 embedding for each of its tokens, and its pad token:
 
 ```python

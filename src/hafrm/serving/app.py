@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hmac
+import json
 import logging
 import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from importlib import resources
+from importlib import metadata, resources
+from typing import Literal
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from jinja2 import Environment, StrictUndefined
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,11 +25,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from hafrm.serving.batcher import ClosedError
 from hafrm.serving.config import ServeConfig, is_loopback
 from hafrm.serving.errors import RequestError, error_response, not_ready, traceback_text
-from hafrm.serving.protocols import router
+from hafrm.serving.protocols import PROTOCOLS, router
 from hafrm.serving.requests import invalid
 from hafrm.serving.service import Metrics, RewardService
 
-OPEN_PATHS = frozenset({"/", "/page.css", "/page.js", "/health", "/ready"})
+OPEN_PATHS = frozenset({"/", "/page.css", "/page.js", "/docs", "/health", "/ping", "/ready"})
 """Paths that need no key, because they reveal nothing about the model."""
 
 log = logging.getLogger("hafrm.serving")
@@ -54,7 +58,7 @@ def build_app(service: RewardService, *, api_key: str | None = None) -> FastAPI:
         yield
         service.close()
 
-    # FastAPI's documentation pages load scripts from other sites, so only the OpenAPI document itself is served.
+    # FastAPI's documentation pages load scripts from other sites.
     app = FastAPI(title="hafrm reward server", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.include_router(router(service))
     _add_state(app, service)
@@ -62,13 +66,33 @@ def build_app(service: RewardService, *, api_key: str | None = None) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestError, _request_error)
-    paths = [*app.openapi()["paths"], *_PAGE, "/v1/rerank", "/v2/rerank", "/openapi.json"]
+    own = [path for each in PROTOCOLS for path in each.paths]
+    of_models = (f"/{name}{path}" for name in service.models for path in own)
+    paths = [*app.openapi()["paths"], *_PAGE, "/docs", "/openapi.json", *own, *of_models]
     app.add_middleware(Gate, config=service.config, metrics=service.metrics, api_key=api_key, paths=paths)
     return app
 
 
+class ModelCard(BaseModel):
+    """One model, in OpenAI's format with vLLM's limit."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = Field(default_factory=lambda: int(time.time()))
+    owned_by: Literal["hafrm"] = "hafrm"
+    max_model_len: int
+
+
+class ModelList(BaseModel):
+    """The server's models."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
 def _add_state(app: FastAPI, service: RewardService) -> None:
     @app.get("/health", tags=["state"])
+    @app.get("/ping", tags=["state"])
     async def health() -> dict[str, str]:
         """Report that the process is running."""
         return {"status": "ok"}
@@ -79,9 +103,19 @@ def _add_state(app: FastAPI, service: RewardService) -> None:
 
         During shutdown the server accepts no connections, including those of this check.
         """
-        if not service.batcher.ready:
+        if not service.ready:
             return not_ready()
         return JSONResponse({"status": "ready"})
+
+    @app.get("/v1/models", tags=["state"])
+    async def models() -> ModelList:
+        """List the models, in OpenAI's format."""
+        return ModelList(data=[ModelCard(id=name, max_model_len=m.max_length) for name, m in service.models.items()])
+
+    @app.get("/version", tags=["state"])
+    async def version() -> dict[str, str]:
+        """Return hafrm's version."""
+        return {"version": metadata.version("hafrm")}
 
     @app.get("/metrics", tags=["state"])
     async def metrics() -> Response:
@@ -91,13 +125,31 @@ def _add_state(app: FastAPI, service: RewardService) -> None:
 
 def _add_page(app: FastAPI, *, keyed: bool) -> None:
     """Serve the page; its field for a key is hidden where none is wanted."""
-    for path, (name, kind) in _PAGE.items():
-        content = resources.files("hafrm").joinpath(name).read_bytes()
+    contents = {
+        path: (resources.files("hafrm").joinpath(name).read_bytes(), kind) for path, (name, kind) in _PAGE.items()
+    }
+    for path, (content, kind) in (contents | {"/docs": (_reference(), "text/html")}).items():
         if keyed:
             content = content.replace(b'class="key" hidden', b'class="key"')
         headers = {"Content-Security-Policy": _PAGE_POLICY, "Referrer-Policy": "no-referrer"}
         answer = Response(content, media_type=kind, headers=headers)
         app.add_route(path, _always(answer), include_in_schema=False)
+
+
+def _reference() -> bytes:
+    """Render the page that describes the protocols."""
+    template = resources.files("hafrm").joinpath("serving/docs.html").read_text(encoding="utf-8")
+    page = Environment(undefined=StrictUndefined, autoescape=True).from_string(template)
+    rows = [
+        {
+            "paths": each.paths,
+            "client": each.client,
+            "summary": each.answer.__doc__,
+            "example": json.dumps(each.example),
+        }
+        for each in PROTOCOLS
+    ]
+    return page.render(protocols=rows).encode()
 
 
 def _always(answer: Response):  # type: ignore[no-untyped-def]

@@ -1,7 +1,8 @@
 """Batches across requests: one thread runs the model, and requests that arrive while it is busy run together.
 
-Works on token groups and a function that scores them, independent of protocols and event loops. There is no timer: if
-the model is idle, a request runs at once, and under load batches form by themselves. Requests take turns: one with more
+Works on token groups and a function that scores them, independent of protocols and event loops. If the model is idle, a
+request runs at once, or after a set time in which others can join it; under load batches form by themselves, and a
+request that has waited longer than this time delays none. Requests take turns: one with more
 tokens than fit into a batch is split, and others run between its parts. The caller limits how many requests can wait.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -30,16 +32,16 @@ class Job:
 
     Args:
         groups: The sequences, at least one.
-        share_prompts: Whether the model encodes a common prompt only once for sequences that run together.
     """
 
-    def __init__(self, groups: Sequence[TokenGroup], *, share_prompts: bool = False) -> None:
+    def __init__(self, groups: Sequence[TokenGroup]) -> None:
         self.groups = groups
         self.future: Future[list[float]] = Future()
+        self.tokens = sum(group.unique_tokens for group in groups)
+        self.arrival = 0.0
         self._rewards: dict[int, float] = {}
         prompts: dict[tuple[int, ...], int] = {}
         self._prompts = [prompts.setdefault(group.prompt, place) for place, group in enumerate(groups)]
-        self._share_prompts = share_prompts
         # Put sequences of one prompt next to each other to share it within a part, and similar lengths to reduce
         # padding.
         self._rest = deque(sorted(range(len(groups)), key=self._order))
@@ -53,21 +55,25 @@ class Job:
         group = self.groups[place]
         return len(group.prompt), self._prompts[place], group.unique_tokens
 
-    def take(self, share: int, most: float) -> tuple[Part, int]:
+    def take(self, share: int, most: float, prompts: set[tuple[int, ...]] | None = None) -> tuple[Part, int]:
         """Take the next sequences and return them with their number of tokens.
 
         Args:
             share: Maximum tokens of all sequences together.
             most: Maximum tokens of the first sequence, which may exceed `share`.
+            prompts: Prompts that the batch contains, whose tokens don't count again; those taken are added. None:
+                the model encodes a prompt for each of its sequences.
         """
         places: list[int] = []
         taken = 0
         while self._rest:
             group = self.groups[self._rest[0]]
-            shared = self._share_prompts and places and self._prompts[places[-1]] == self._prompts[self._rest[0]]
+            shared = prompts is not None and group.prompt in prompts
             cost = group.unique_tokens - (len(group.prompt) if shared else 0)
             if taken + cost > (share if places else most):
                 break
+            if prompts is not None:
+                prompts.add(group.prompt)
             places.append(self._rest.popleft())
             taken += cost
         return Part(self, places), taken
@@ -105,6 +111,8 @@ class Batcher:
         score: Returns the reward of each group; only called by the batcher's thread.
         tokens_per_batch: Maximum tokens that run together; a longer sequence runs by itself.
         batch_requests: Whether requests may run together.
+        wait: Seconds after its arrival in which a request waits for others, unless a batch is full.
+        share_prompts: Whether the model encodes a common prompt once for all sequences that run together.
         observe: Called before each batch with its numbers of conversations and tokens.
     """
 
@@ -114,10 +122,13 @@ class Batcher:
         *,
         tokens_per_batch: int,
         batch_requests: bool = True,
+        wait: float = 0.0,
+        share_prompts: bool = False,
         observe: Callable[[int, int], None] = lambda conversations, tokens: None,
     ) -> None:
         self._score, self._observe = score, observe
         self._tokens_per_batch, self._batch_requests = tokens_per_batch, batch_requests
+        self._share_prompts, self._wait = share_prompts, wait if batch_requests else 0.0
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closing = False
@@ -147,6 +158,7 @@ class Batcher:
         with self._changed:
             if not self.ready:
                 raise ClosedError
+            job.arrival = time.monotonic()
             self._waiting.append(job)
             self._changed.notify()
         return job.future
@@ -171,11 +183,21 @@ class Batcher:
         with self._changed:
             while True:
                 self._changed.wait_for(lambda: self._waiting or self._closing)
+                self._wait_for_others()
                 self._waiting = deque(job for job in self._waiting if job.waits)
                 if self._waiting:
                     return self._turns()
                 if self._closing:
                     return []
+
+    def _wait_for_others(self) -> None:
+        """Wait until the first request has waited long enough, or the waiting ones fill a batch."""
+        if self._wait and self._waiting:
+            rest = min(job.arrival for job in self._waiting) + self._wait - time.monotonic()
+            self._changed.wait_for(
+                lambda: self._closing or sum(job.tokens for job in self._waiting) >= self._tokens_per_batch,
+                timeout=max(rest, 0),
+            )
 
     def _turns(self) -> list[Part]:
         """Form a batch: an equal share per request, then the remaining room for requests that have more sequences.
@@ -184,10 +206,11 @@ class Batcher:
         """
         parts: list[Part] = []
         left = self._tokens_per_batch
+        prompts: set[tuple[int, ...]] | None = set() if self._share_prompts else None
         jobs = list(self._waiting)[: None if self._batch_requests else 1]
         for share in (left // len(jobs), left):
             for job in jobs:
-                part, taken = job.take(min(share, left), left if parts else math.inf)
+                part, taken = job.take(min(share, left), left if parts else math.inf, prompts)
                 if part.places:
                     parts.append(part)
                     left -= taken

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hafrm.errors import ConfigError
 from hafrm.models.options import ScoreOptions, ScorerChoice
 from hafrm.options import check, option
 
 MAX_ITEMS = 2**14
 """Maximum length of any list in a request; `max_conversations` is the lower limit for conversations."""
+
+_NAMED = re.compile(r"([\w.-]+)=(.+)")
 
 
 def is_loopback(host: str) -> bool:
@@ -23,22 +27,22 @@ def is_loopback(host: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig(ScorerChoice):
-    """Serve a model's rewards over HTTP.
+    """Serve the rewards of one or several models over HTTP.
 
     If the environment variable HAFRM_API_KEY is set, every scoring request needs `Authorization: Bearer KEY`.
     """
 
-    model: str
-    """A run, a stock reward model, or a causal model with its reference."""
+    models: list[str]
+    """Runs, stock reward models, or causal models with their reference, each as FOLDER or NAME=FOLDER. Responses show
+    the name, by default the last part of the folder, or the hub id. Requests to a server with several models choose one
+    by its name, in the field `model` or at the start of the path: http://HOST:PORT/NAME/get_reward.
+    """
 
     host: str = "127.0.0.1"
     """Address to listen on; by default only this machine can connect."""
 
     port: int = option(8000, least=0, most=2**16 - 1)
     """Port to listen on; 0 picks a free one."""
-
-    served_name: str | None = None
-    """The model's name in responses; by default the last part of its folder, or its hub id."""
 
     max_requests: int = option(256, least=1)
     """Maximum number of requests being read, waiting or running; further ones are answered with 429."""
@@ -57,15 +61,37 @@ class ServeConfig(ScorerChoice):
     batch_requests: bool = True
     """Let waiting requests share forward passes. If off, each request runs separately, for comparison."""
 
+    batch_wait: float = option(0.0, least=0)
+    """Seconds that a request waits for others to share its forward pass if the model is idle: the latency that you
+    accept for it. Useful if clients send the responses to one prompt at about the same time, each in its own request.
+    """
+
     score: ScoreOptions = field(default_factory=ScoreOptions)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self)
+        _ = self.sources
 
     @property
-    def name(self) -> str:
-        """The model's name in responses."""
-        if self.served_name:
-            return self.served_name
-        return Path(self.model).resolve().name if Path(self.model).exists() else self.model
+    def sources(self) -> dict[str, str]:
+        """Return the models' folders or hub ids by their names.
+
+        Raises:
+            ConfigError: two models have the same name.
+        """
+        found: dict[str, str] = {}
+        for given in self.models:
+            name, source = _named(given)
+            if name in found:
+                raise ConfigError(f"{found[name]} and {source} are both named {name}. Name them: NAME={source}.")
+            found[name] = source
+        return found
+
+
+def _named(given: str) -> tuple[str, str]:
+    """Split NAME=FOLDER; existing folders may contain an equals sign."""
+    found = _NAMED.fullmatch(given)
+    if found and not Path(given).exists():
+        return found[1], found[2]
+    return Path(given).resolve().name if Path(given).exists() else given, given

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hafrm.errors import BadRowError, printable
-from hafrm.pairs import TEMPLATE_COLUMNS
-from hafrm.rows import MEDIA_COLUMNS, TEXT_PARTS, UNRENDERED_COLUMNS, parse_conversation
+from hafrm.pairs import TEMPLATE_COLUMNS, Prompt
+from hafrm.rows import MEDIA_COLUMNS, TEXT_PARTS, UNRENDERED_COLUMNS, Row, parse_conversation
 from hafrm.serving.config import MAX_ITEMS
 from hafrm.serving.errors import RequestError
 from hafrm.serving.reading import Input, TokenIds, Unfit
@@ -18,9 +18,12 @@ MAX_CHARACTERS = 2**24
 
 Text = Annotated[str, Field(max_length=MAX_CHARACTERS)]
 Name = Annotated[str, Field(max_length=1024)]
-"""A model's name in a request; it is ignored because the server has one model."""
+"""A model's name in a request; only a server with several models reads it."""
 Ids = Annotated[list[int], Field(max_length=2**20, fail_fast=True)]
 """A conversation as token ids of the served model's tokenizer."""
+
+Bare = Callable[[str], str]
+"""Strips the stop token from generated text."""
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 _Values = dict[str, Any]
@@ -39,6 +42,28 @@ class StrictBody(BaseModel):
             return sent
         first = next(name for name in sent if name not in cls.model_fields)
         return {name: value for name, value in sent.items() if name == first or name in cls.model_fields}
+
+
+class ScoringRequest(BaseModel):
+    """A request of any protocol that scores."""
+
+    model: Name | None = None
+
+    @property
+    def limit(self) -> int | None:
+        """Number of tokens to which conversations are truncated, -1: the model's limit; None: the server's rule."""
+        return None
+
+    def inputs(self, bare: Bare) -> list[Input]:
+        """Return the inputs to score.
+
+        Args:
+            bare: Strips the stop token from generated text.
+
+        Raises:
+            RequestError: the request can't be answered.
+        """
+        raise NotImplementedError
 
 
 class TextPart(StrictBody):
@@ -105,7 +130,7 @@ class Columns(Tools):
         return {name: getattr(self, name) for name in TEMPLATE_COLUMNS}
 
 
-class ConsumerRequest(BaseModel):
+class ConsumerRequest(ScoringRequest):
     """A request in another program's format, whose unknown fields are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
@@ -142,6 +167,20 @@ def input_of(form: str | list[int] | list[Turn], columns: Mapping[str, Any]) -> 
     if isinstance(form, str):
         return form
     return TokenIds(tuple(token for token in form if isinstance(token, int)))
+
+
+def answered(query: str | Sequence[Turn], text: str, bare: Bare, columns: Mapping[str, Any] | None = None) -> Input:
+    """Build the conversation of a query, as text or messages, and a generated response."""
+    prompt = [Turn(role="user", content=query)] if isinstance(query, str) else query
+    return conversation(prompt, [Turn(role="assistant", content=bare(text))], columns)
+
+
+def prompt_alone(turns: Sequence[Turn], columns: Mapping[str, Any]) -> Prompt | Unfit:
+    """Build a prompt to score without a response, or return why it is invalid."""
+    try:
+        return Row({"prompt": [turn.as_row() for turn in turns], **columns}, "request").prompt()
+    except BadRowError as error:
+        return Unfit(error.reason.value, printable(error.fault))
 
 
 def conversation(prompt: Sequence[Turn], response: Sequence[Turn], columns: Mapping[str, Any] | None = None) -> Input:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from hafrm.encoding import ConversationEncoder, OverlongError, TokenGroup, common_prefix
 from hafrm.errors import BadRowReason, printable
 from hafrm.frame import frame_of
-from hafrm.pairs import Conversation
+from hafrm.pairs import Conversation, Prompt
+from hafrm.templates import TemplateRefusalError
 
 OVERLONG = "overlong"
 """Why a text over the model's limit has no reward."""
@@ -43,8 +44,10 @@ class TokenIds:
     ids: tuple[int, ...]
 
 
-Input = Conversation | str | PromptedText | TokenIds | Unfit
-"""An input of a request: a conversation, a rendered text, its token ids, or the reason why it is invalid."""
+Input = Conversation | Prompt | str | PromptedText | TokenIds | Unfit
+"""An input of a request: a conversation, a prompt to score by itself, a rendered text, its token ids, or the reason why
+it is invalid.
+"""
 
 
 def characters(item: Input) -> int:
@@ -57,8 +60,9 @@ def characters(item: Input) -> int:
         case TokenIds():
             return len(item.ids)
         case Conversation():
-            turns = (*item.prompt.turns, *item.response)
-            return len(item.prompt.arguments) + sum(len(turn.content) + len(turn.more) for turn in turns)
+            return characters(item.prompt) + sum(len(turn.content) + len(turn.more) for turn in item.response)
+        case Prompt():
+            return len(item.arguments) + sum(len(turn.content) + len(turn.more) for turn in item.turns)
     return 0
 
 
@@ -88,6 +92,8 @@ class Reading:
     """Its tokens before truncation; 0 if it has none."""
     truncated: bool = False
     """Whether its end was cut off to fit the limit."""
+    dropped: bool = False
+    """Whether it is over the limit, and the server is not set to truncate it."""
     unfinished: bool = False
     """Whether it had no stop token at its end, and is scored unchanged."""
     special_tokens: bool = False
@@ -117,6 +123,13 @@ class Reader:
         """Return a reader for another thread, with a separate tokenizer."""
         return Reader(replace(self.encoder, tokenizer=copy.deepcopy(self.encoder.tokenizer)), self._stops)
 
+    def truncating(self, limit: int) -> Reader:
+        """Return a reader for the same thread that truncates conversations to a number of tokens."""
+        other = copy.copy(self)
+        other.encoder = replace(self.encoder, max_length=limit, overlong="truncate")
+        other._strict = replace(other.encoder, overlong="drop")
+        return other
+
     def read(self, inputs: Sequence[Input]) -> list[Reading]:
         """Read a request's inputs, in order."""
         conversations = {i: item for i, item in enumerate(inputs) if isinstance(item, Conversation)}
@@ -131,9 +144,11 @@ class Reader:
         """Return a response's text without the stop token that ended its generation."""
         return self._frame.without_stop(text)
 
-    def _read(self, item: str | PromptedText | TokenIds | Unfit) -> Reading:
+    def _read(self, item: Prompt | str | PromptedText | TokenIds | Unfit) -> Reading:
         if isinstance(item, Unfit):
             return Reading(unscored=item.reason, fault=item.fault)
+        if isinstance(item, Prompt):
+            return self._read_prompt(item)
         if isinstance(item, TokenIds):
             rows = len(self.encoder.tokenizer)  # type: ignore[arg-type]
             if not all(0 <= token < rows for token in item.ids):
@@ -149,15 +164,28 @@ class Reader:
         border = common_prefix([ids[:-1], *self.encoder.text_ids([prompt])]) if prompt else None
         return self._of_ids(ids, ended, border=border)
 
+    def _read_prompt(self, prompt: Prompt) -> Reading:
+        try:
+            ids, special_tokens = self.encoder.encode_prompt(prompt)
+        except TemplateRefusalError as error:
+            return self._refused(error)
+        return replace(self._of_ids(ids, True, border=None), special_tokens=special_tokens > 0)
+
+    def _refused(self, error: object) -> Reading:
+        return Reading(unscored=BadRowReason.REFUSED_BY_TEMPLATE.value, fault=printable(str(error)))
+
     def _read_outcome(self, conversation: Conversation, outcome: object) -> Reading:
         if isinstance(outcome, TokenGroup):
             return Reading(outcome, outcome.unique_tokens, special_tokens=outcome.special_tokens > 0)
         if not isinstance(outcome, OverlongError):
-            return Reading(unscored=BadRowReason.REFUSED_BY_TEMPLATE.value, fault=printable(str(outcome)))
+            return self._refused(outcome)
         if self.encoder.overlong == "drop" or outcome.prompt_alone:
-            return Reading(tokens=outcome.tokens, unscored=OVERLONG)
+            return self._overlong(outcome.tokens)
         cut = self.encoder.encode(conversation.prompt, [conversation.response])
         return Reading(cut, outcome.tokens, truncated=True, special_tokens=cut.special_tokens > 0)
+
+    def _overlong(self, tokens: int) -> Reading:
+        return Reading(tokens=tokens, unscored=OVERLONG, dropped=self.encoder.overlong == "drop")
 
     def _of_ids(self, ids: list[int], ended: bool, *, border: int | None) -> Reading:
         """Read a whole conversation's ids, of which the first `border` are the prompt's; None if unknown."""
@@ -166,7 +194,7 @@ class Reader:
             return Reading(tokens=tokens, unscored=BadRowReason.EMPTY_RESPONSE.value)
         truncated = tokens > limit
         if truncated and (self.encoder.overlong == "drop" or (border or 0) >= limit):
-            return Reading(tokens=tokens, unscored=OVERLONG)
+            return self._overlong(tokens)
         kept = tuple(ids[:limit])
         start = border or len(kept) - 1
         group = TokenGroup(kept[:start], (kept[start:],))

@@ -1,4 +1,4 @@
-"""Load a model and serve it until interrupted."""
+"""Load models and serve them until interrupted."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _FILES_RESERVED = 64  # open files for everything except connections
 
 
 def serve(config: ServeConfig) -> None:
-    """Serve a model until interrupted; requests in flight are then answered.
+    """Serve models until interrupted; requests in flight are then answered.
 
     Raises:
         MissingExtraError: the web framework is not installed.
-        ConfigError: the key can't be sent in a header, or the model runs elsewhere.
+        ConfigError: the key can't be sent in a header, or a model runs elsewhere.
         ModelError: no scorer can be loaded from there.
         OSError: the address can't be listened on.
     """
@@ -44,7 +44,9 @@ def _serve(config: ServeConfig, listener: socket.socket, key: str | None) -> Non
     from hafrm.serving.connections import Server, raise_file_limit
     from hafrm.serving.service import RewardService
 
-    service = RewardService(config.load(config.model, config.score), config)
+    service = RewardService(
+        {name: config.load(source, config.score) for name, source in config.sources.items()}, config
+    )
     service.try_out()
     app = build_app(service, api_key=key)
     most = _connections(config, raise_file_limit())
@@ -52,7 +54,7 @@ def _serve(config: ServeConfig, listener: socket.socket, key: str | None) -> Non
     if key is None and not is_loopback(config.host):
         warning = f"hafrm serve: anyone who can reach {host} can use this server. Set {API_KEY} to require a key."
         print(warning, file=sys.stderr)  # noqa: T201
-    print(f"{printable(config.name)} at http://{host}:{listener.getsockname()[1]}", flush=True)  # noqa: T201
+    print(f"{printable(', '.join(config.sources))} at http://{host}:{listener.getsockname()[1]}", flush=True)  # noqa: T201
     _tune_runtime()
     Server(app, listener, config, most).run()
 

@@ -1,9 +1,9 @@
-"""The scoring service that all protocols share: from inputs to rewards, counted for Prometheus."""
+"""The scoring service that all protocols share: from inputs to a model's rewards, counted for Prometheus."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from hafrm.serving.batcher import Batcher, Job
 from hafrm.serving.config import ServeConfig
 from hafrm.serving.errors import RequestError
 from hafrm.serving.reading import OVERLONG, Input, Reader, Reading, pieces
+from hafrm.serving.sharing import regrouped
 
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _TOKENS = tuple(2**i for i in range(5, 18))
@@ -72,45 +73,45 @@ class Outcome:
     reading: Reading
 
 
-LARGE = 2**16
-"""Size of a body, in characters, above which it is read on a separate thread, so that small ones need not wait."""
+class ServedModel:
+    """A scorer with its name, the batcher that runs it, and its readers.
 
-_T = TypeVar("_T")
-_large: ContextVar[bool] = ContextVar("large", default=False)
-
-
-class _Lane(ThreadPoolExecutor):
-    """A thread that reads requests, with its own tokenizer, because tokenizers are not thread-safe."""
-
-    def __init__(self, name: str, reader: Reader) -> None:
-        super().__init__(1, thread_name_prefix=f"hafrm-{name}")
-        self.reader = reader
-
-
-class RewardService:
-    """A scorer with a batcher, and two threads that read requests: one for small requests, which never wait for large
-    ones, and one for large requests, which take turns piece by piece.
+    Args:
+        name: The name in requests and responses.
+        source: Its folder or hub id.
+        scorer: The scorer.
+        config: The server's options.
+        metrics: Counts the batches.
 
     Raises:
         ConfigError: the scorer's model does not run in this process.
     """
 
-    def __init__(self, scorer: Scorer, config: ServeConfig) -> None:
+    def __init__(self, name: str, source: str, scorer: Scorer, config: ServeConfig, metrics: Metrics) -> None:
         if not isinstance(scorer, TokenScorer):
-            raise ConfigError(f"{config.model} is a server, which can't be served again. Give a folder or a hub id.")
-        self.scorer, self.config, self.name = scorer, config, config.name
-        self.metrics = Metrics()
+            raise ConfigError(f"{source} is a server, which can't be served again. Give a folder or a hub id.")
+        self.name, self.scorer = name, scorer
+        layout = getattr(scorer, "layout", None)
+        self._shares = layout is not None and layout.packed
         self.batcher = Batcher(
-            scorer.score_tokens,
+            self._score,
             tokens_per_batch=scorer.options.tokens_per_batch,
             batch_requests=config.batch_requests,
-            observe=self.metrics.batch,
+            wait=config.batch_wait,
+            share_prompts=self._shares,
+            observe=metrics.batch,
         )
-        self.metrics.queue.set_function(lambda: self.batcher.waiting)
-        layout = getattr(scorer, "layout", None)
-        self._job = partial(Job, share_prompts=layout is not None and layout.packed)
-        reader = Reader(scorer.encoder, stop_tokens(config.model))
-        self._small, self._large = _Lane("small", reader), _Lane("large", reader.copy())
+        reader = Reader(scorer.encoder, stop_tokens(source))
+        self.readers = {"small": reader, "large": reader.copy()}
+
+    @property
+    def max_length(self) -> int:
+        """Maximum tokens of a conversation."""
+        return self.scorer.encoder.max_length
+
+    def bare_response(self, text: str) -> str:
+        """Return a response's text without the stop token that ended its generation."""
+        return self.readers["small"].bare_response(text)
 
     def try_out(self) -> None:
         """Score a text, to find out before the first request whether the model works.
@@ -118,9 +119,112 @@ class RewardService:
         Raises:
             ModelError: its reward is not finite.
         """
-        ids = self.scorer.encoder.text_ids(["How are you? Fine, thank you."])[0][: self.scorer.encoder.max_length]
+        ids = self.scorer.encoder.text_ids(["How are you? Fine, thank you."])[0][: self.max_length]
         if len(ids) > 1:
             self.scorer.score_tokens([TokenGroup((ids[0],), (tuple(ids[1:]),))])
+
+    def _score(self, groups: Sequence[TokenGroup]) -> list[float]:
+        """Score groups; where it changes no reward, a beginning that several have in common is encoded once."""
+        if self._shares and not self.scorer.reads_responses:
+            groups = regrouped(groups)
+        return self.scorer.score_tokens(groups)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The outcomes of a request, one per input, in order."""
+
+    model: ServedModel
+    outcomes: list[Outcome]
+
+    @property
+    def rewards(self) -> list[float]:
+        """The rewards, for protocols without missing ones.
+
+        Raises:
+            RequestError: an input has no reward; says which and why.
+        """
+        for i, outcome in enumerate(self.outcomes):
+            if outcome.reward is None:
+                raise self._no_reward(i, outcome.reading)
+        return [outcome.reward for outcome in self.outcomes if outcome.reward is not None]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all inputs, before truncation."""
+        return sum(outcome.reading.tokens for outcome in self.outcomes)
+
+    def _no_reward(self, number: int, reading: Reading) -> RequestError:
+        if reading.unscored != OVERLONG:
+            why = f"{reading.unscored}: {reading.fault}" if reading.fault else f"{reading.unscored}."
+            return RequestError(400, reading.unscored or "unscored", f"Input {number} has no reward: {why}")
+        remedy = (
+            "The prompt alone fills the limit, so truncation would leave nothing of the response. Shorten the prompt."
+        )
+        if reading.dropped:
+            remedy = "The server truncates over-long inputs if it is started with `--score.overlong truncate`."
+        problem = f"{reading.tokens} tokens; the model's limit is {self.model.max_length}"
+        return RequestError(400, OVERLONG, f"Input {number} has no reward: {OVERLONG} ({problem}). {remedy}")
+
+
+LARGE = 2**16
+"""Size of a body, in characters, above which it is read on a separate thread, so that small ones need not wait."""
+
+_T = TypeVar("_T")
+_lane: ContextVar[str] = ContextVar("lane", default="small")
+
+
+class RewardService:
+    """Models with their batchers, and two threads that read requests: one for small requests, which never wait for
+    large ones, and one for large requests, which take turns piece by piece. Each has its own tokenizers, because
+    tokenizers are not thread-safe.
+
+    Args:
+        scorers: The models by their names, as in the config's `sources`.
+        config: The server's options.
+
+    Raises:
+        ConfigError: a model does not run in this process.
+    """
+
+    def __init__(self, scorers: Mapping[str, Scorer], config: ServeConfig) -> None:
+        self.config, self.metrics = config, Metrics()
+        self.models = {
+            name: ServedModel(name, source, scorers[name], config, self.metrics)
+            for name, source in config.sources.items()
+        }
+        self.metrics.queue.set_function(lambda: sum(model.batcher.waiting for model in self.models.values()))
+        self._lanes = {name: ThreadPoolExecutor(1, f"hafrm-{name}") for name in ("small", "large")}
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests can be scored by every model."""
+        return all(model.batcher.ready for model in self.models.values())
+
+    def model(self, name: str | None) -> ServedModel:
+        """Return the model of a request by its name.
+
+        A server with one model accepts any name: trainers send a path of their own, or a fixed word.
+
+        Raises:
+            RequestError: there are several models, and the name is missing or unknown.
+        """
+        first, *others = self.models.values()
+        if not others:
+            return first
+        if name in self.models:
+            return self.models[name]
+        known = ", ".join(self.models)
+        raise RequestError(
+            404 if name else 400,
+            "unknown_model",
+            f"Name one of the models: {known}. Send the name as `model`, or begin the path with it: /NAME/v1/rewards.",
+        )
+
+    def try_out(self) -> None:
+        """Score a text with every model; see `ServedModel.try_out`."""
+        for model in self.models.values():
+            model.try_out()
 
     async def aside(self, function: Callable[[], _T], *, size: int | None = None) -> _T:
         """Call a function on the request's thread, outside the event loop.
@@ -130,21 +234,26 @@ class RewardService:
             size: Length of the request's body; only needed in the request's first call, which selects the thread.
         """
         if size is not None:
-            _large.set(size > LARGE)
-        return await asyncio.get_running_loop().run_in_executor(self._lane, function)
+            _lane.set("large" if size > LARGE else "small")
+        return await asyncio.get_running_loop().run_in_executor(self._lanes[_lane.get()], function)
 
-    @property
-    def _lane(self) -> _Lane:
-        return self._large if _large.get() else self._small
+    async def read(self, model: ServedModel, function: Callable[[Reader], _T]) -> _T:
+        """Call a function with the reader of the request's thread, on that thread."""
+        return await self.aside(partial(function, model.readers[_lane.get()]))
 
-    async def outcomes(self, make: Callable[[], Sequence[Input]]) -> list[Outcome]:
+    async def score(
+        self, model: ServedModel, make: Callable[[], Sequence[Input]], *, limit: int | None = None
+    ) -> Scored:
         """Score a request's inputs, in order.
 
         Args:
+            model: The model.
             make: Returns the inputs; called outside the event loop.
+            limit: Truncate conversations to this number of tokens, -1 for the model's limit; None: the server's rule.
 
         Raises:
-            RequestError: there are too many, or the score depends on where a response begins, which is unknown.
+            RequestError: there are too many inputs, the limit is not one, or the score depends on where a response
+                begins, which is unknown.
         """
         inputs = await self.aside(make)
         most = self.config.max_conversations
@@ -153,9 +262,11 @@ class RewardService:
                 400, "too_many", f"{len(inputs)} conversations in one request; at most {most} are allowed."
             )
         cut = await self.aside(lambda: list(pieces(inputs, LARGE)))
-        read = self._lane.reader.read
-        readings = [reading for piece in cut for reading in await self.aside(partial(read, piece))]
-        if self.scorer.reads_responses and not all(reading.bordered for reading in readings):
+        limit = None if limit is None else _checked(limit, model.max_length)
+        readings = [
+            reading for piece in cut for reading in await self.read(model, partial(_read, piece=piece, limit=limit))
+        ]
+        if model.scorer.reads_responses and not all(reading.bordered for reading in readings):
             raise RequestError(
                 400,
                 "needs_messages",
@@ -165,49 +276,42 @@ class RewardService:
         groups = [reading.group for reading in readings if reading.group is not None]
         rewards: Iterator[float] = iter(())
         if groups:
-            job = await self.aside(partial(self._job, groups))
-            found = await asyncio.wrap_future(self.batcher.submit(job))
+            job = await self.aside(partial(Job, groups))
+            found = await asyncio.wrap_future(model.batcher.submit(job))
             rewards = iter(found)
+        self._count(readings)
+        return Scored(model, [Outcome(next(rewards) if reading.group else None, reading) for reading in readings])
+
+    def _count(self, readings: Sequence[Reading]) -> None:
         for reading in readings:
             if reading.unscored:
                 self.metrics.unscored.labels(reading.unscored).inc()
             self.metrics.truncated.inc(reading.truncated)
             self.metrics.unfinished.inc(reading.unfinished)
             self.metrics.special_tokens.inc(reading.special_tokens)
-        return [Outcome(next(rewards) if reading.group else None, reading) for reading in readings]
-
-    def bare_response(self, text: str) -> str:
-        """Return a response's text without the stop token that ended its generation."""
-        return self._small.reader.bare_response(text)
-
-    async def scored(self, make: Callable[[], Sequence[Input]]) -> list[tuple[float, Reading]]:
-        """Score inputs like `outcomes`, for a protocol without missing rewards.
-
-        Raises:
-            RequestError: an input has no reward; says which and why.
-        """
-        found = []
-        for i, outcome in enumerate(await self.outcomes(make)):
-            if outcome.reward is None:
-                raise self._no_reward(i, outcome.reading)
-            found.append((outcome.reward, outcome.reading))
-        return found
-
-    def _no_reward(self, number: int, reading: Reading) -> RequestError:
-        encoder = self.scorer.encoder
-        if reading.unscored != OVERLONG:
-            why = f"{reading.unscored}: {reading.fault}" if reading.fault else f"{reading.unscored}."
-            return RequestError(400, reading.unscored or "unscored", f"Input {number} has no reward: {why}")
-        remedy = (
-            "The prompt alone fills the limit, so truncation would leave nothing of the response. Shorten the prompt."
-        )
-        if encoder.overlong == "drop":
-            remedy = "The server truncates over-long inputs if it is started with `--score.overlong truncate`."
-        problem = f"{reading.tokens} tokens; the model's limit is {encoder.max_length}"
-        return RequestError(400, OVERLONG, f"Input {number} has no reward: {OVERLONG} ({problem}). {remedy}")
 
     def close(self) -> None:
         """Answer the requests that wait, then stop."""
-        for lane in (self._small, self._large):
+        for lane in self._lanes.values():
             lane.shutdown()
-        self.batcher.close()
+        for model in self.models.values():
+            model.batcher.close()
+
+
+def _read(reader: Reader, piece: Sequence[Input], limit: int | None) -> list[Reading]:
+    return (reader if limit is None else reader.truncating(limit)).read(piece)
+
+
+def _checked(limit: int, most: int) -> int:
+    """Return a request's limit in tokens.
+
+    Raises:
+        RequestError: it is over the model's limit, or leaves no response.
+    """
+    if limit == -1:
+        return most
+    if not 2 <= limit <= most:
+        raise RequestError(
+            400, "unsupported", f"`truncate_prompt_tokens` must be -1, for the model's limit, or 2 to {most}."
+        )
+    return limit

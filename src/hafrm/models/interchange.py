@@ -33,6 +33,8 @@ def add_older_names(folder: Path) -> None:
     tokenizer = read_config(path)
     if tokenizer.get("tokenizer_class") == "TokenizersBackend":
         tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
+        # By default transformers 4 adds token types, which most causal models don't accept.
+        tokenizer.setdefault("model_input_names", ["input_ids", "attention_mask"])
     if isinstance(tokenizer.get("extra_special_tokens"), list):
         tokenizer["additional_special_tokens"] = tokenizer.pop("extra_special_tokens")
     atomic.write_json(path, tokenizer)

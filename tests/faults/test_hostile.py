@@ -68,7 +68,7 @@ def test_the_bomb_works(mark: Path) -> None:
 @pytest.mark.parametrize("bomb", BOMBS)
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.bin", "pytorch_model.pt"])
 def test_pickled_weights_are_refused(name: str, bomb: Callable[[Path], bytes], tmp_path: Path, mark: Path) -> None:
-    base = save_tiny(tmp_path / "base")
+    base = save_tiny(tmp_path / "base", max_position_embeddings=512)
     (base / "model.safetensors").unlink()
     (base / name).write_bytes(bomb(mark))
     config = json.loads((base / "config.json").read_text())

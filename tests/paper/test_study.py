@@ -58,7 +58,9 @@ def marked(asked: Job, found: Mapping[Path, float]) -> Record:
     record = record_of(asked)
     for folder, mark in found.items():
         effective = {"bf16": False, "fp16": False, "dtype": "float32", "device": "cpu"}
-        manifest = {"effective": effective, "eval_metrics": {"eval_rewards/accuracies": mark}, "versions": {}}
+        others = {"eval_policy/accuracies": 1 - mark, "eval_length/accuracies": 0.5}
+        metrics = {"eval_rewards/accuracies": mark} | others
+        manifest = {"effective": effective, "eval_metrics": metrics, "versions": {}}
         made = {"started": "2026-01-01", "git_revision": None}
         record.add_run(str(folder.relative_to(asked.root / "runs")), {}, manifest | made)
     return record

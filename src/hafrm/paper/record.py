@@ -193,10 +193,10 @@ class Record:
             manifest: The manifest of its folder.
         """
         effective = manifest["effective"]
-        measured = {name.rpartition("/")[2]: value for name, value in manifest["eval_metrics"].items()}
-        validation = {"accuracy": measured["accuracies"]} | {
-            name: value for name, value in measured.items() if name in ("margins", "eval_loss")
-        }
+        measured = manifest["eval_metrics"]
+        validation = {"accuracy": measured["eval_rewards/accuracies"]}  # of the head that scores
+        more = {"margins": "eval_rewards/margins", "eval_loss": "eval_loss"}
+        validation |= {name: measured[metric] for name, metric in more.items() if metric in measured}
         made_by = {name: manifest[name] for name in ("started", "git_revision", "versions")}
         precision = next((name for name in ("bf16", "fp16") if effective[name]), effective["dtype"])
         machine = {"device": effective["device"], "processor": _processor(), "threads": torch.get_num_threads()}

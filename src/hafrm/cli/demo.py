@@ -34,7 +34,7 @@ EVALUATION = "evaluation"
 _PRETRAINING_STEPS = {"base_steps": 320, "instruct_steps": 280}
 """Half of those of `hafrm reproduce --scale world`, to save time."""
 
-_PRETRAINING_S, _STEP_S, _SCORING_S = 60.0, 0.2, 40.0
+_PRETRAINING_S, _STEP_S, _SCORING_S = 80.0, 0.37, 60.0
 """Seconds on two idle cores: of pretraining, of a training step, and of scoring."""
 
 

@@ -26,7 +26,7 @@ def reward_identity(name: str, choice: ScorerChoice, options: ScoreOptions) -> d
 
     Raises:
         UnknownDataError: there is no such simulated set.
-        ModelError: there is no such model, or no such server answers.
+        ModelError: the model does not exist, or the server does not answer.
     """
     if is_simulated(name):
         return {"the world's set": SimulatedReward(name).name, "hafrm": version("hafrm")}

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 EVERY_S = 30.0
-"""Seconds between the lines that are printed where there is no terminal."""
+"""Seconds between printed lines without a terminal."""
 
 
 class ProgressLine:

@@ -99,7 +99,7 @@ def reward_of(output: Any, sequences: int, objective: int | None = None) -> Tens
         objective: The objective to read from `logits` of shape [S, K]; None if there is only one.
 
     Raises:
-        ModelError: there is no reward of a known form.
+        ModelError: the model returns no reward of a known form.
     """
     for found in _candidates(output):
         if found.shape in ((sequences,), (sequences, 1)):

@@ -15,11 +15,11 @@ from rich.markup import escape
 
 from hafrm.cli.options import command_parser, options_of
 from hafrm.cli.parser import Parser
-from hafrm.cli.progress import ProgressLine, time_left
 from hafrm.data import DataOptions
 from hafrm.errors import ConfigError
 from hafrm.evaluation.options import EvaluateConfig
 from hafrm.models.runinfo import RunInfo
+from hafrm.progress import ProgressLine, time_left
 from hafrm.training.config import Method, TrainConfig
 
 _INTRO = (

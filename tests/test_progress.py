@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from hafrm.cli import progress
+from hafrm import progress
 from hafrm.progress import ProgressLine, time_left
 
 

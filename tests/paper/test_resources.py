@@ -12,10 +12,13 @@ from transformers import AutoTokenizer
 
 from hafrm.cli import main
 from hafrm.errors import ConfigError
+from hafrm.judging.options import JudgeOptions
 from hafrm.models.options import LoraOptions
 from hafrm.pairs import Message, Prompt
 from hafrm.paper import resources
 from hafrm.paper.costs import Costs
+from hafrm.paper.executor import costs_of
+from hafrm.paper.experiments import EXPERIMENTS
 from hafrm.paper.resources import GIB, bytes_of, memory_bytes, peak_bytes, require_disk, shape_of
 from hafrm.paper.runs import Run
 from hafrm.paper.scales import Job, Overrides, Scale, paper_scale, small_scale
@@ -130,6 +133,44 @@ def test_the_papers_time_is_a_count_of_products() -> None:
     pairs = 4 * 3200 * 16 + 8722 + 41 * round(0.05 * 8722)
     seconds = 2 * pairs * 2 * 81.9 * (shape.body + shape.head) / (0.4 * 312e12)
     assert Costs(asked).run(run) == pytest.approx(seconds, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "judge", "readers", "questions"),
+    [
+        ("figure4", JudgeOptions(kind="openai", model="m"), 4, 200 * (1 + 2 * 3)),
+        ("figure4", JudgeOptions(kind="openai", model="m", orders="one"), 4, 200 * (1 + 3)),
+        ("figure9", JudgeOptions(kind="reward", model="m"), 5, 0),
+    ],
+)
+def test_the_time_of_samples_and_of_their_judge(
+    name: str, judge: JudgeOptions, readers: int, questions: int, tmp_path: Path
+) -> None:
+    """Phi-2 answers 200 prompts of AHP four times; three models, one with a reference, read that; by hand."""
+    asked = job(paper_scale(Overrides()), tmp_path, sets=("AHP",), backbones=("phi-2",), judge=judge)
+    plan = EXPERIMENTS[name].plan(asked)
+    (each,), shape = plan.responses, shape_of(asked, "phi-2")
+    assert shape is not None
+    products = 2 * 800 * (64 + 256) * shape.body * (1 + readers) / (0.4 * 312e12)
+    weights_read = 25 * 256 * 2 * shape.weights / 2e12
+    assert Costs(asked).responses(each) == pytest.approx(products + weights_read)
+    assert Costs(asked).questions(each) == questions
+    told = list(costs_of(asked, plan))
+    assert any(f"{(products + weights_read) / 3600:.2g} hours of sampling" in line for line in told)
+    assert any(f"{questions:,} questions" in line for line in told) is (questions > 0)
+    made = tmp_path / "paper" / each.made
+    made.parent.mkdir(parents=True)
+    made.touch()
+    assert not any("sampling" in line or "questions" in line for line in costs_of(asked, plan))
+
+
+def test_the_time_of_a_policys_answers() -> None:
+    """Each of 10 checkpoints and the start answers 240 prompts; an endpoint sees each pair of answers twice."""
+    asked = job(paper_scale(Overrides()), backbones=("phi-2",), judge=JudgeOptions(kind="openai", model="m"))
+    ours, theirs = EXPERIMENTS["figure5"].plan(asked).responses
+    costs = Costs(asked)
+    assert (costs.questions(ours), costs.questions(theirs)) == (240 * 11 * 2, 0)
+    assert (ours.draws, ours.readers) == (11, 3)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from hafrm.models.scorers import Scorer
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.pairs import Conversation, Message, Prompt
 from hafrm.paper.numbers import CATEGORIES
-from hafrm.paper.plans import Plan
+from hafrm.paper.plans import Plan, Responses
 from hafrm.paper.probes import remembered
 from hafrm.paper.runs import Policy
 from hafrm.paper.scales import Job, in_paper_order
@@ -239,7 +239,33 @@ def plan_check(job: Job) -> Plan:
             f"ppo: at scale {job.scale.name} the true reward is unknown. Name a reward model to train with, such as a "
             "run or a server's address, by --judge.kind reward and --judge.model."
         )
-    return Plan(policies=tuple(policy for backbone in job.backbones for policy in _checked(job, backbone)))
+    return _with_answers(job, [policy for backbone in job.backbones for policy in _checked(job, backbone)])
+
+
+def _with_answers(job: Job, policies: Sequence[Policy]) -> Plan:
+    """Plan policies, and the answers of their checkpoints: read by policy, reference, reward and a judge's own reward.
+
+    A judge that only compares is asked once about both policies' answers, or once in each order.
+    """
+    compared = job.judge if job.judge is not None and job.judge.kind == "openai" else None
+    orders = 0 if compared is None else 2 if compared.orders == "both" else 1
+    answers = []
+    for policy in policies:
+        config = policy.config(job, model=policy.backbone)
+        draws = 1 + min(config.checkpoints, config.steps)
+        answers.append(
+            Responses(
+                made=f"answers/{policy.name}/*.json",
+                backbone=policy.backbone,
+                sets=policy.sets,
+                prompts=_PROMPTS,
+                draws=draws,
+                new_tokens=config.sampling.max_new_tokens,
+                readers=3 + (job.judge is not None and job.judge.kind == "reward"),
+                questions=orders * draws if policy.rewarded_by == "haf" else 0,
+            )
+        )
+    return Plan(policies=tuple(policies), responses=tuple(answers))
 
 
 def _checked(job: Job, backbone: str) -> list[Policy]:
@@ -320,14 +346,14 @@ def plan_duels(job: Job) -> Plan:
             f"judge: at scale {job.scale.name} the true reward is unknown. Name a judge with --judge.kind "
             "(openai, local or reward) and --judge.model."
         )
-    policies = tuple(
+    policies = [
         Policy(backbone=backbone, sets=sets, rewarded_by=rival, seed=seed)
         for backbone in job.backbones
         for sets in _categories(job).values()
         for seed in job.seeds
         for rival in _RIVALS
-    )
-    return Plan(tuple(policy.reward for policy in policies if policy.reward), policies=policies)
+    ]
+    return Plan(tuple(policy.reward for policy in policies if policy.reward)) + _with_answers(job, policies)
 
 
 def _categories(job: Job) -> dict[str, tuple[str, ...]]:

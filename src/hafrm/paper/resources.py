@@ -119,9 +119,7 @@ def bytes_of(job: Job, run: Run | Policy, shape: Shape) -> Bytes:
     if isinstance(run, Policy):
         return Bytes(finished + checkpoint * run.config(job, model=run.backbone).checkpoints, 2 * 3 * checkpoint)
     if run.keep_checkpoints:
-        steps = job.scale.training["max_steps"]
-        evaluations = -(-steps // job.scale.training.get("eval_steps", max(20, -(-steps // 40))))
-        return Bytes(finished + evaluations * checkpoint, _KEPT * 2 * checkpoint)
+        return Bytes(finished + job.scale.evaluations * checkpoint, _KEPT * 2 * checkpoint)
     return Bytes(finished, _KEPT * 3 * checkpoint)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections import namedtuple
 from dataclasses import replace
@@ -20,11 +21,13 @@ from hafrm.paper.costs import Costs
 from hafrm.paper.executor import costs_of
 from hafrm.paper.experiments import EXPERIMENTS
 from hafrm.paper.resources import GIB, bytes_of, memory_bytes, peak_bytes, require_disk, shape_of
-from hafrm.paper.runs import Run
+from hafrm.paper.runs import Policy, Run
 from hafrm.paper.scales import Job, Overrides, Scale, paper_scale, small_scale
 from hafrm.templates import render
 from tests.paper.test_plans import small_files
 from tests.tiny import save_tiny
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def job(scale: Scale, out: Path = Path("o"), **values: object) -> Job:
@@ -55,6 +58,37 @@ def test_the_papers_models_have_their_published_sizes_and_memory() -> None:
     # rank 64 on q, k, v, o, gate, up, down of 32 layers, and the reward head
     by_layer = 2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336)
     assert mistral.adapters == 32 * 64 * by_layer + 4096
+
+
+def test_ppo_also_has_a_reward_model_and_a_reference(tmp_path: Path) -> None:
+    """By hand: three Phi-2 in float32, gradients, two states and a copy; a Mistral shares its base."""
+    asked, runs = job(paper_scale(Overrides())), {}
+    for name in asked.backbones:
+        policy = Policy(backbone=name, sets=("BS",), rewarded_by="haf", seed=0)
+        shape = shape_of(asked, name)
+        assert shape is not None
+        runs[name] = memory_bytes(asked, policy, shape), shape
+    phi, shape = runs["phi-2"]
+    assert phi == 4 * 2_779_686_400 * (1 + 1 + 1 + 1 + 2 + 1)
+    mistral, shape = runs["mistral-base"]
+    assert mistral == 2 * shape.weights * 2 + shape.adapters * 4 * (1 + 1 + 2 + 1)
+
+
+def test_memory_that_files_state_is_the_arithmetics() -> None:
+    asked, stated = job(paper_scale(Overrides())), {}
+    for name in asked.backbones:
+        shape = shape_of(asked, name)
+        assert shape is not None
+        policy = Policy(backbone=name, sets=("BS",), rewarded_by="haf", seed=0)
+        for kind, run in (("paper", run_of(name)), ("rlhf", policy)):
+            stated[f"{kind}/{name}"] = f"{memory_bytes(asked, run, shape) / GIB:.0f}"
+    for path in (each for each in CONFIGS.rglob("*.yaml") if each.parent.name in ("paper", "rlhf")):
+        opening = path.read_text().partition("hafrm ")[0]
+        assert re.findall(r"(\d+) Gi?B", opening) == [stated[str(path.relative_to(CONFIGS).with_suffix(""))]]
+    (row,) = re.findall(r"\| memory before .*", (CONFIGS.parent / "docs" / "paper-map.md").read_text())
+    phi, mistral = stated["paper/phi-2"], stated["paper/mistral-base"]
+    ours = row.rpartition("|")[0].rpartition("|")[0]
+    assert re.findall(r"(\d+) GiB", ours) == [phi, "52", mistral, stated["rlhf/phi-2"], stated["rlhf/mistral-base"]]
 
 
 def small_like(scale: Scale) -> Scale:

@@ -131,8 +131,8 @@ class Scale:
 
     @property
     def evaluations(self) -> int:
+        """Number of evaluations of a run, the last at its end."""
         steps: int = self.training["max_steps"]
-        steps = self.training["max_steps"]
         every: int = self.training.get("eval_steps", max(20, math.ceil(steps / 40)))
         return math.ceil(steps / every)
 

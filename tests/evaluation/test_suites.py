@@ -89,12 +89,9 @@ def test_judgebench_counts_every_pair_alike() -> None:
 
 
 def test_ppe_leaves_ties_out() -> None:
-    decided = [
-        score("English", (2.0, 1.0)),
-        score("German, code", (1.0, 2.0), row=2),
-        score("English", (3.0, 1.0), row=3),
-    ]
-    found = summary("ppe", [*decided, score("English", (1.0, 2.0), correct=2, row=4)])
+    scores = [score("English", (2.0, 1.0)), score("German, code", (1.0, 2.0), row=2)]
+    scores += [score("English", (3.0, 1.0), row=3), score("English", (1.0, 2.0), correct=2, row=4)]
+    found = summary("ppe", scores)
     assert values(found, "overall") == {"overall": pytest.approx(2 / 3)}
     assert values(found, "sections") == {"English": 1.0, "other languages": 0.0, "code": 0.0}
     items = load_suite(f"ppe@{PATHS['ppe']}").items
@@ -298,7 +295,7 @@ def test_a_model_that_scored_nothing_has_no_score() -> None:
 def test_every_file_format_gives_the_same_items(name: str, ending: str, tmp_path: Path) -> None:
     path = PATHS[name] / "filtered.jsonl" if PATHS[name].is_dir() else PATHS[name]
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    rows = [row for row in rows if isinstance(row["prompt"], str)]
+    rows = [row for row in rows if isinstance(row.get("prompt", ""), str)]
     copy = tmp_path / f"copy{ending}"
     if ending == ".parquet":
         import pyarrow as pa

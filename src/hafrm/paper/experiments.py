@@ -160,6 +160,12 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         _late("policies.find_check"),
         one=("sets",),
     ),
+    "gradients": Experiment(
+        "how the two losses pull on the backbone",
+        _late("probes.gradients.plan"),
+        _late("probes.gradients.find"),
+        one=("sets",),
+    ),
     "claims": Experiment(
         "the inequality of Appendix D", _late("probes.claims.plan"), _late("probes.claims.find"), one=("sets",)
     ),

@@ -132,8 +132,9 @@ class Scale:
     @property
     def evaluations(self) -> int:
         """Number of evaluations of a run, the last at its end."""
-        steps = self.training["max_steps"]
-        return math.ceil(steps / self.training.get("eval_steps", max(20, math.ceil(steps / 40))))
+        steps: int = self.training["max_steps"]
+        every: int = self.training.get("eval_steps", max(20, math.ceil(steps / 40)))
+        return math.ceil(steps / every)
 
     def at_rates(self, backbone: str, rates: Mapping[str, float]) -> Scale:
         """Return this scale with the given learning rates for a backbone."""

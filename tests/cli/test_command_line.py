@@ -132,6 +132,8 @@ def test_a_mistake_in_a_file_is_one_line_too(
         (["train", "--model", "m", "--data", "world/helpfull", "--out", "o"], "world/helpful"),
         (["evaluate", "localhost:8000", "--data", "world/helpful", "--out", "o"], "http://localhost:8000"),
         (["score", "runs/p-haf", "--data", "runs/rows.jsonl"], "no such file"),
+        (["evaluate", "runs", "--data", "world/helpful", "--out", "o"], "folder of models: runs/p-haf"),
+        (["evaluate", "runs/p-haf", "--data", "runs/rows.jsonl[:x]", "--out", "o"], "[START:STOP]"),
         (["export", "runs/p-hf"], "Did you mean runs/p-haf?"),
         (["serve", "runs/p-hf"], "Did you mean runs/p-haf?"),
         (["sample", "runs/p-hf", "--data", "world/helpful", "--out", "o"], "Did you mean runs/p-haf?"),
@@ -142,6 +144,7 @@ def test_paths_are_checked_before_torch_is_loaded_and_never_asked_of_the_hub(
     words: list[str], expected: str, tmp_path: Path
 ) -> None:
     (tmp_path / "runs" / "p-haf").mkdir(parents=True)
+    (tmp_path / "runs" / "p-haf" / "hafrm.json").touch()
     code = (
         "import sys; from hafrm.cli import main; status = main(sys.argv[1:]); "
         "assert not {'torch', 'huggingface_hub'} & set(sys.modules), 'loaded'; sys.exit(status)"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from hafrm.atomic import require_folder
 from hafrm.data import ReadOptions
 from hafrm.errors import BadRowError, ConfigError
 from hafrm.evaluation.bulk import RowScorer, score_rows
@@ -68,6 +70,27 @@ def test_a_bad_pair_has_a_pairs_fields(rescored, bad: dict[str, Any]) -> None:
     (line,) = rescored(bad)
     assert line == bad | {"reward_chosen": None, "reward_rejected": None, "unscored": line["unscored"]}
     assert line["unscored"] in ("empty_response", "missing_field")
+
+
+def test_a_row_with_nothing_to_score_says_so(rescored, tmp_path: Path) -> None:
+    assert rescored({"prompt": "p"})[0]["unscored"] == "missing_field"
+    (tmp_path / "in.jsonl").write_text('{"prompt": "p", "answer": "yes"}\n')
+    for columns, problem in ((None, r"row 1.*`response` is missing.*prompt, answer"), ("response: answer", None)):
+        options = ReadOptions(columns=columns)
+        config = ScoreConfig(model="m", data=str(tmp_path / "in.jsonl"), out=str(tmp_path / "o"), data_options=options)
+        with pytest.raises(BadRowError, match=problem) if problem else nullcontext():
+            score_rows(config)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="/proc is Linux's")
+def test_a_file_that_can_not_be_written_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text(json.dumps(PAIR))
+    with pytest.raises(ConfigError, match=r"/proc/x.jsonl can't be created.*--out"):
+        score_rows(ScoreConfig(model="m", data=str(tmp_path / "in.jsonl"), out="/proc/x.jsonl"))
+    with pytest.raises(ConfigError, match=r"/proc/x/y can't be created.*--out"):
+        require_folder(Path("/proc/x/y"))
+    require_folder(tmp_path / "a" / "b")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl"]
 
 
 def test_a_bad_response_and_a_line_that_is_no_row_have_one_reward(rescored) -> None:

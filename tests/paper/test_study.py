@@ -501,7 +501,7 @@ def test_small_foretells_its_hours_and_cuts_its_sets(
 
 
 def test_costs_are_counts_of_products(tiny_world: Path, tmp_path: Path) -> None:
-    """By hand: 16 pairs forward and twice backward, and 14 validation pairs at the end, through the body alone."""
+    """By hand: 16 pairs forward and twice backward, and 14 validation pairs at the end and for the best checkpoint."""
     data = small_files(tmp_path / "data")
     scale = small_scale(Overrides(steps=1), backbones=[str(tiny_world)], data_folder=str(data))
     asked = job(tmp_path, scale=scale, backbones=("base", "base-lora"), sets=("BS",))
@@ -510,7 +510,7 @@ def test_costs_are_counts_of_products(tiny_world: Path, tmp_path: Path) -> None:
     head = 260 * 32
     tokens, responses = counted._sets["BS"].tokens, counted._sets["BS"].responses
     run = {name: Run(backbone="base", sets=("BS",), method=name, seed=1) for name in ("baseline", "haf")}
-    pairs = 3 * 16 + 14
+    pairs = 3 * 16 + 2 * 14
     expected = 2 * pairs * tokens * body / costs._SPEED + costs._OVERHEAD
     assert counted.run(run["baseline"]) == pytest.approx(expected)
     more = counted.run(run["haf"]) - counted.run(run["baseline"])

@@ -22,8 +22,9 @@ import numpy as np
 from hafrm import atomic
 from hafrm.data import MemoryData, OnBadRow, ReadOptions, read_rows
 from hafrm.data.mappings import row_mapping, with_names
+from hafrm.data.reports import listed
 from hafrm.data.rowfiles import FORMATS, arrow_row, has_known_suffix
-from hafrm.errors import BadRowError, UnreadableError
+from hafrm.errors import BadRowError, BadRowReason, UnreadableError
 from hafrm.evaluation.options import ScoreConfig
 from hafrm.evaluation.scoring import score_conversations
 from hafrm.models.loading import load_scorer
@@ -89,6 +90,7 @@ def score_rows(config: ScoreConfig, *, config_files: Iterable[str] = ()) -> Scor
         UnreadableError: the file can't be read.
     """
     if config.out is not None:
+        atomic.require_place(Path(config.out))
         require_unread(Path(config.out), config, config_files)
     bounds = config.shard_bounds(sum(1 for _ in _rows(config.data)) if config.shard else sys.maxsize)
     scorer = config.load(config.model, config.score)
@@ -207,6 +209,12 @@ def _is_pair(value: object) -> bool:
     return isinstance(value, Mapping) and "response" not in value
 
 
+def _nothing_to_score(row: Row) -> BadRowError:
+    problem = f"is missing, as are `chosen` and `rejected` (columns: {listed([*row.fields]) or 'none'})"
+    remedy = 'Give a response, or a pair; other names by `--data_options.columns "response: COLUMN"`.'
+    return row.error(BadRowReason.MISSING_FIELD, "response", problem, remedy)
+
+
 def _parse(
     row: Row, read: Callable[[Row], Any], on_bad_row: OnBadRow
 ) -> tuple[tuple[str, ...], tuple[Conversation, ...], BadRowError | None]:
@@ -217,6 +225,8 @@ def _parse(
             raise row.fault
         value = read(row)
         names = reward_names(value)
+        if isinstance(value, Mapping) and not {"response", "chosen", "rejected"} & value.keys():
+            raise _nothing_to_score(row)
         if not _is_pair(value):
             return names, (parse_conversation(value, source=row.source, number=row.number),), None
         return names, parse_pair(value, source=row.source, number=row.number).conversations, None

@@ -77,7 +77,7 @@ def build_findings(
     """
     words, made_with = template("pages"), environment()
     title, *lines = lines_of(getattr(words, name)(job, **facts))
-    more = (*lines_of(words.scale_notes(job)), *lines_of(words.made_with(made_with)))
+    more = (*lines_of(words.scale_notes(job, name)), *lines_of(words.made_with(made_with)))
     return Findings(
         title=title.removeprefix("# "),
         intro=" ".join(line for line in lines if not line.startswith("- ")),

@@ -225,13 +225,21 @@ def find(job: Job) -> Findings:
     variances = {backbone: {name: each.as_dict() for name, each in table.items()} for backbone, table in cells.items()}
     ours = Table("Ours", ("sample variance", *job.sets), tuple(rows))
     papers = Table("The paper's", ("variance", *job.sets), printed)
-    return build_findings(job, "table6", results={"variances": variances}, tables=(ours, papers))
+    return build_findings(
+        job, "table6", results={"variances": variances}, tables=(ours, papers), left_out=_left_out(variances)
+    )
+
+
+def _left_out(variances: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, int]]:
+    """Return the pairs without a perplexity by backbone and set, and by reason."""
+    every = {f"{backbone}, {name}": each for backbone, table in variances.items() for name, each in table.items()}
+    return {name: each["unscored"] for name, each in every.items() if each["unscored"]}
 
 
 def _variances(job: Job, backbone: str) -> dict[str, PerplexityVariance]:
     """Compute the perplexity variances of each set under a backbone."""
     data = [job.scale.sets[name].test for name in job.sets]
-    score = ScoreOptions(chat_template=job.scale.backbone(backbone).chat_template)
+    score = ScoreOptions(chat_template=job.scale.backbone(backbone).chat_template, max_length=job.scale.max_length)
     found = run_perplexity([job.model(backbone)], data, job.root / "perplexity" / backbone, score=score)
     return dict(zip(job.sets, found, strict=True))
 
@@ -270,4 +278,5 @@ def find_correlation(job: Job) -> Findings:
         results={"correlations": {name: each.as_dict() for name, each in found.items()}},
         tables=(Table("Ours", columns, tuple(rows)), Table("The paper's, Mistral-Instruct", columns, tuple(printed))),
         warnings=list(dict.fromkeys(each.warning for each in found.values() if each.warning)),
+        left_out=_left_out({name: dict(zip(each.data, each.variances, strict=True)) for name, each in found.items()}),
     )

@@ -36,7 +36,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
         "sampling": SamplingOptions(max_new_tokens=6),
     }
     monkeypatch.setattr(runs, "WORLD_PPO", {**runs.WORLD_PPO, **shorter})
-    monkeypatch.setattr(policies, "_PROMPTS", 6)
+    monkeypatch.setattr(policies, "PROMPTS", 6)
 
 
 @pytest.mark.slow
@@ -161,3 +161,26 @@ def test_figure_5_and_ppo_outside_the_world_need_a_judge(tmp_path: Path) -> None
             else:
                 with pytest.raises(ConfigError, match="true reward is unknown"):
                     EXPERIMENTS[name].plan(asked)
+
+
+def test_dense_rewards_from_their_command_to_their_files(tiny_world: Path, short: None, tmp_path: Path) -> None:
+    """Five ways to be rewarded by the same run, whose first checkpoints are the same model."""
+    words = ["reproduce", "dense", "--out", str(tmp_path), "--steps", "2", "--sets", "Helpful"]
+    assert main(words) == 0
+    root = tmp_path / "world"
+    results = json.loads((root / "dense" / "results.json").read_text())
+    ways = results["steps"]
+    assert len(ways) == 5
+    assert len({way["0"]["gold"] for way in ways.values()}) == 1
+    runs_of = root / "policies" / "instruct" / "Helpful"
+    heads = {path.name: json.loads((path / "manifest.json").read_text())["config"] for path in runs_of.glob("haf*")}
+    assert {(each["head"], each["dense"]) for each in heads.values()} == {
+        ("reward", "none"),
+        *((head, dense) for head in ("policy", "combined") for dense in ("none", "token")),
+    }
+    for name, found in results["differences"].items():
+        one, other = name.split(" - ")
+        after = [
+            sum(way[step]["gold"] for step in way if step != "0") / (len(way) - 1) for way in (ways[one], ways[other])
+        ]
+        assert found["mean"] == pytest.approx(after[0] - after[1])

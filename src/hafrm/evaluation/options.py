@@ -74,6 +74,11 @@ class ScoreConfig(ScorerChoice):
     out: str | None = None
     """The output file of JSON lines, compressed if its name ends in .gz. Default: standard output."""
 
+    tokens: bool = False
+    """Add `token_rewards` to each row: the reward divided among the response's tokens. Needs `--head policy`, or
+    `combined`. docs/bulk-scoring.md describes the format.
+    """
+
     shard: str | None = None
     """`I/N` scores only the I-th of N equal parts of the rows, counted from 1. The concatenated outputs of all parts
     equal the output without this option.
@@ -92,6 +97,8 @@ class ScoreConfig(ScorerChoice):
             require_server_options(self.model, self, self.score)
         if self.out is not None and (atomic.resolved(Path(self.out)).is_dir() or self.out.lower().endswith(".parquet")):
             raise ConfigError(f"--out {self.out}: the output is JSON lines. Give a file such as scored.jsonl.")
+        if self.tokens and (is_server(self.model) or self.head == "reward"):
+            raise ConfigError("tokens: rewards of tokens need --head policy or combined, and a run with a policy head.")
         self.shard_bounds(0)
 
     def shard_bounds(self, rows: int) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from hafrm import atomic
 from hafrm.errors import ConfigError, ModelError, first_line
-from hafrm.losses import uses_reference
+from hafrm.losses import PLACKETT_LUCE, uses_reference
 from hafrm.models.checkpoints import writing
 from hafrm.models.checksums import (
     ADAPTER_FILE,
@@ -239,8 +239,10 @@ length-only baseline and check it on your own data before you optimise anything 
 """
 
 
+_LOG_ODDS = ": sigma(r1 - r2) is the probability that the first is preferred"
 _DIFFERENCE = {
-    "bradley_terry": ": sigma(r1 - r2) is the probability that the first is preferred",
+    "bradley_terry": _LOG_ODDS,
+    PLACKETT_LUCE: _LOG_ODDS,
     "probit": ": Phi(r1 - r2), the normal distribution function, is the probability that the first is preferred",
     "cauchy": ": 1/2 + atan(r1 - r2) / pi is the probability that the first is preferred",
 }

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from hafrm.logprobs import Foresight
 from hafrm.losses import (
+    PLACKETT_LUCE,
     REWARD_LOSSES,
     PairLogProbs,
     couples_pairs,
     hybrid_loss,
     named_policy_loss,
+    plackett_luce_loss,
     reward_centering_penalty,
     uses_reference,
 )
@@ -132,7 +134,7 @@ class Objective:
         metrics: dict[str, Tensor] = {}
         if scores.rewards is not None:
             chosen, rejected = scores.rewards[batch.chosen], scores.rewards[batch.rejected]
-            reward_loss = self._reward_loss(chosen, rejected, batch.margin)
+            reward_loss = self._reward_loss(chosen, rejected, batch)
             metrics |= {"loss/reward": reward_loss} | _preference_metrics("rewards", chosen, rejected)
         if scores.log_probs is not None:
             lengths = batch.sequences.response_lengths
@@ -164,10 +166,13 @@ class Objective:
             return self.config.beta * log_probs.chosen_log_ratio, self.config.beta * log_probs.rejected_log_ratio
         return self.config.beta * log_probs.chosen_mean, self.config.beta * log_probs.rejected_mean
 
-    def _reward_loss(self, chosen: Tensor, rejected: Tensor, margin: Tensor) -> Tensor:
-        loss = REWARD_LOSSES[self.config.reward_loss](
-            chosen, rejected, margin=margin, label_smoothing=self.config.label_smoothing
-        )
+    def _reward_loss(self, chosen: Tensor, rejected: Tensor, batch: PairBatch) -> Tensor:
+        if self.config.reward_loss == PLACKETT_LUCE:
+            loss = plackett_luce_loss(chosen, rejected, batch.chosen, margin=batch.margin)
+        else:
+            loss = REWARD_LOSSES[self.config.reward_loss](
+                chosen, rejected, margin=batch.margin, label_smoothing=self.config.label_smoothing
+            )
         if self.config.centering:
             loss = loss + self.config.centering * reward_centering_penalty(chosen, rejected)
         return loss

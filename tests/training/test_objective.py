@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args, get_type_hints
 
 import pytest
@@ -61,6 +62,31 @@ def test_a_rows_margin_is_taken_off_its_reward_difference(name: Any, weight: flo
     rewards = torch.tensor(REWARDS, dtype=torch.float64).flatten()
     losses = objective(SequenceScores(rewards, None, None), batch_of_rows(tmp_path), None)
     assert losses.loss.tolist() == pytest.approx([weight * loss for loss in BY_HAND[name]], rel=1e-12)
+
+
+def test_each_head_weighs_pairs_at_random_and_alike_in_every_epoch() -> None:
+    """In training by an exponential draw of mean 1, of which a validation takes none."""
+    pairs, heads = 3000, 3
+    rewards = torch.zeros(2 * pairs, heads, requires_grad=True)
+    batch: Any = SimpleNamespace(
+        chosen=torch.arange(pairs),
+        rejected=torch.arange(pairs) + pairs,
+        rows=torch.arange(pairs).flip(0),
+        margin=torch.zeros(pairs),
+        sequences=SimpleNamespace(response_lengths=torch.ones(2 * pairs)),
+    )
+    objective = Objective(LossConfig(heads=heads, policy_ratio=0.0))
+    scores = SequenceScores(rewards.mean(1), None, None, rewards)
+    (slopes,) = torch.autograd.grad(objective(scores, batch, None).loss.sum(), rewards)
+    weights = -slopes[:pairs] * 2 * heads  # Bradley-Terry's slope at 0 is 1/2
+    assert (weights > 0).all()
+    assert weights.mean(0).tolist() == pytest.approx([1] * heads, abs=0.08)
+    assert weights.std(0).tolist() == pytest.approx([1] * heads, abs=0.1)
+    assert torch.corrcoef(weights.T).triu(1).abs().max() < 0.08
+    (again,) = torch.autograd.grad(objective(scores, batch, None).loss.sum(), rewards)
+    assert torch.equal(again, slopes)
+    with torch.no_grad():
+        assert objective(scores, batch, None).loss.tolist() == pytest.approx([math.log(2)] * pairs)
 
 
 SCORES = [3.0, 1.0, 2.0, 2.0]

@@ -39,7 +39,7 @@ _SMALL = {"scales": ("small",)}
 _STUDY = {"experiments": ("study",)}
 _POLICIES = ("figure5", "ppo", "dense")
 _JUDGED = {
-    "experiments": ("figure4", "figure8", "figure9", "table4", "table11", *_POLICIES),
+    "experiments": ("figure4", "figure8", "figure9", "table4", "table11", "pessimism", *_POLICIES),
     "scales": ("small", "paper"),
 }
 """What an option applies to: experiments, scales, and whether only experiments that train something."""
@@ -70,7 +70,7 @@ class ReproduceConfig:
 
     sets: list[str] = field(default_factory=list)
     """Data sets to use: Helpful, Harmless, CA, BS, AHP; study trains in the given order. Default: all; claims, figure2,
-    figure6, ppo and dense use a single one, by default Helpful.
+    figure6, ppo, dense and pessimism use a single one, by default Helpful.
     """
 
     backbone: list[str] = field(default_factory=list, metadata=_SMALL)

@@ -28,7 +28,7 @@ from hafrm.models.checksums import (
     listed,
     save_checksums,
 )
-from hafrm.models.heads import SCORE, head_name
+from hafrm.models.heads import HEADS, SCORE, head_name
 from hafrm.models.interchange import add_older_names, add_plain_activation, add_value_head
 from hafrm.models.modules import require_finite
 from hafrm.models.options import ExportConfig
@@ -132,6 +132,7 @@ def _export_adapter(source: Path, folder: Path, task: Task) -> None:
         tensors = load_file(source / ADAPTER_FILE)
         description = read_config(source / ADAPTER_CONFIG)
     description |= {"task_type": task}
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(HEADS)}
     heads = [name for name in tensors if name.endswith(SCORE)]
     if task == "CAUSAL_LM":
         tensors = {name: tensor for name, tensor in tensors.items() if name not in heads}

@@ -251,6 +251,8 @@ class HybridScorer(BatchedScorer):
         terms = total[:0]
         if scores.rewards is not None:
             total += self.reward_weight * scores.rewards
+        if scores.of_heads is not None and self.options.pessimism:
+            total -= self.reward_weight * self.options.pessimism * scores.of_heads.std(1)
         if scores.token_log_probs is not None:
             terms = self._terms(scores.token_log_probs, batch)
             total += self.ratio_weight * sum_by_sequence(terms, batch.sequence_index, batch.num_sequences)

@@ -166,6 +166,12 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         _late("dense.find"),
         one=("sets", "backbones"),
     ),
+    "pessimism": Experiment(
+        "over-optimisation by best-of-n, and lower confidence bounds",
+        _late("pessimism.plan"),
+        _late("pessimism.find"),
+        one=("sets", "backbones"),
+    ),
     "claims": Experiment(
         "the inequality of Appendix D", _late("probes.claims.plan"), _late("probes.claims.find"), one=("sets",)
     ),

@@ -40,6 +40,7 @@ LOSSES: Mapping[str, LossConfig] = {
     "probit": LossConfig(reward_loss="probit"),
     "cauchy": LossConfig(reward_loss="cauchy"),
     "hinge": LossConfig(reward_loss="hinge"),
+    "heads": LossConfig(heads=5),
 }
 """Losses that can replace DPO or Bradley-Terry in a HAF run, by name."""
 

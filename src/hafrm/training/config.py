@@ -56,6 +56,11 @@ class LossConfig:
     Plackett-Luce is the likelihood of whole rankings instead of their pairs (needs `data_options.batch_by: prompt`).
     """
 
+    heads: int = 1
+    """Number of reward heads on the backbone, which start differently and weigh the pairs at random (a Bayesian
+    bootstrap). The reward is their mean; their spread is its standard error (`score.pessimism`).
+    """
+
     policy_loss: str = "dpo"
     """Loss on response log-probs: dpo (Eq. 4), ipo, slic, simpo, orpo, kto_pair, sft, robust, exo_pair, nca_pair,
     bco_pair, sppo_hard, aot, aot_unpaired, apo_zero, apo_down or discopop, or a sum of them such as `dpo+0.2*sft`.
@@ -83,6 +88,8 @@ class LossConfig:
         for name in ("reward_weight", "policy_ratio", "centering"):
             if not math.isfinite(getattr(self, name)):
                 raise ConfigError(f"loss.{name} must be a finite number, got {getattr(self, name)}")
+        if self.heads < 1:
+            raise ConfigError(f"loss.heads must be 1 or more, got {self.heads}")
         if self.reward_weight < 0:
             raise ConfigError(f"loss.reward_weight must be 0 or more, got {self.reward_weight}")
         if self.centering < 0:
@@ -121,7 +128,7 @@ class LossConfig:
     def _unread(self) -> Iterator[tuple[str, str]]:
         """Yield the fields that have no effect with these weights and losses, each with the reason."""
         if self.reward_weight == 0:
-            for name in ("reward_loss", "label_smoothing", "centering"):
+            for name in ("reward_loss", "heads", "label_smoothing", "centering"):
                 yield name, "without a reward loss (loss.reward_weight is 0, as under --method dpo)"
         elif self.reward_loss == PLACKETT_LUCE:
             yield "label_smoothing", "on plackett_luce"

@@ -119,6 +119,18 @@ def test_figure_2_keeps_its_checkpoints(tiny_world: Path, tmp_path: Path, monkey
     assert {path.name for path in folder.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2"}
 
 
+@pytest.mark.slow
+def test_gradients_of_each_checkpoint_are_measured(
+    tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = scales.world_training
+    monkeypatch.setattr(scales, "world_training", lambda steps: training(steps) | {"eval_steps": 1, "save_steps": 1})
+    found = reproduce("gradients", tmp_path, "--sets", "Harmless", "--seeds", "0")["gradients"]["instruct"]
+    assert list(found["seed 0"]) == ["0", "1", "2"]
+    assert {"backbone", "embeddings", "layer 1", "norm"} <= set(found["seed 0"]["2"])
+    assert (tmp_path / "world" / "gradients" / "gradients-instruct.svg").exists()
+
+
 def test_figure_2_states_a_share_with_its_interval_if_it_has_one() -> None:
     assert share_text(Share(0.5, Interval(0.25, 0.75))) == "50.0 [25.0, 75.0]"
     assert share_text(Share(0.5, None)) == "50.0"

@@ -21,7 +21,7 @@ from hafrm.errors import HafrmError
 __all__ = ["main"]
 
 COMMANDS = {
-    "demo": "end-to-end demo on built-in simulated data (about 6 minutes)",
+    "demo": "end-to-end demo on built-in simulated data (about 4 minutes)",
     "pretrain": "train a small causal language model from scratch, as a base model",
     "train": "train one model: --method haf, baseline or dpo",
     "evaluate": "accuracy of reward models, with confidence intervals",

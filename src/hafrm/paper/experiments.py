@@ -172,6 +172,12 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         _late("pessimism.find"),
         one=("sets", "backbones"),
     ),
+    "gradients": Experiment(
+        "how the two losses pull on the backbone",
+        _late("probes.gradients.plan"),
+        _late("probes.gradients.find"),
+        one=("sets",),
+    ),
     "claims": Experiment(
         "the inequality of Appendix D", _late("probes.claims.plan"), _late("probes.claims.find"), one=("sets",)
     ),

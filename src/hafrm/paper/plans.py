@@ -24,6 +24,9 @@ from hafrm.paper.scales import METHODS, Job
 WORDS = "words"
 """Row, and model name, of the bag-of-words baseline."""
 
+FROZEN = "frozen"
+"""Row, and model name, of the backbone whose reward head alone is fitted."""
+
 RATIOS = (-0.2, 0.0, 0.1, 0.2, 0.5, 1.0, 2.0)
 """Policy-loss weights of Figure 6; 0 is the baseline, 0.2 the HAF of all other experiments."""
 
@@ -159,7 +162,7 @@ PARTS: dict[str, Part] = {
         title="Accuracy in domain",
         where="In domain",
         rows=_BY_METHOD,
-        rivals=(*_HAF_FIRST, *((method, WORDS) for method in METHODS)),
+        rivals=(*_HAF_FIRST, *((method, WORDS) for method in METHODS), ("haf", FROZEN), ("baseline", FROZEN)),
     ),
     "ood": Part(
         title="Accuracy out of domain: trained on one set, tested on another of its category",

@@ -19,6 +19,7 @@ class ProgressLine:
 
     Args:
         first: The first text.
+        console: Where to show it, by default on standard error.
 
     Example:
         >>> with ProgressLine("loading") as line:
@@ -26,8 +27,8 @@ class ProgressLine:
         ...     line.say("1 row was skipped")
     """
 
-    def __init__(self, first: str) -> None:
-        self.console = Console(stderr=True)
+    def __init__(self, first: str, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
         self._status = self.console.status(escape(first))
         self._printed = time.monotonic()
 

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from hafrm.cli import progress
-from hafrm.cli.progress import ProgressLine, time_left
+from hafrm import progress
+from hafrm.progress import ProgressLine, time_left
 
 
 def test_a_log_file_gets_a_line_now_and_then(

@@ -26,6 +26,7 @@ from hafrm.cli import COMMANDS, main
 from hafrm.cli.options import options_of
 from hafrm.data.forms import FORMS
 from hafrm.data.rowfiles import SUFFIXES
+from hafrm.paper.tables import lines_of, template
 from hafrm.rows import parse_pair
 
 ROOT = Path(__file__).parents[2]
@@ -319,6 +320,17 @@ def test_what_is_said_of_a_result_stands_on_its_page(title: str, page: Path, sai
     said = re.sub(r"Table \d|Figure \d|Appendix \w", "", said)
     numbers = re.findall(r"\d[\d.,]*\d|\d", said)
     assert [number for number in numbers if not re.search(rf"(?<![\d.]){re.escape(number)}(?!\d)", text)] == []
+
+
+@pytest.mark.parametrize(
+    "page", sorted((DOCS / "results" / "world").glob("*/table.md")), ids=lambda path: path.parent.name
+)
+def test_a_page_says_what_it_was_computed_with(page: Path) -> None:
+    """Figure 7 has no results.json beside it: its points are many."""
+    results = page.with_name("results.json")
+    found = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
+    (line,) = lines_of(template("pages").made_with(found.get("environment")))
+    assert line in page.read_text(encoding="utf-8").splitlines()
 
 
 SELF_MADE = DOCS / "results" / "self-made.md"

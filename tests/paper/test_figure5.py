@@ -19,7 +19,7 @@ from hafrm.rlhf.checkpoints import Answers
 from hafrm.rlhf.options import KlOptions, RlhfConfig, SamplingOptions
 from hafrm.sampling.options import SampleOptions
 from hafrm.training.manifest import is_finished
-from tests.judging.server import serving
+from tests.judging.server import longer_wins, serving
 from tests.models.test_reward_models import classifier
 from tests.paper.test_plans import job, small_files
 
@@ -104,7 +104,7 @@ def test_win_rates_and_gains_by_hand() -> None:
     assert mean_over_seeds(hits) == (1.0, 0.5, 0.5)
     first, last = points_of([[judged(before), judged(after)] for before, after in zip(theirs, ours, strict=True)])
     assert (first.kl, first.length, last.gold_by_seed) == (2.0, 5.0, (2.0, 1.0))
-    duel = Duel({"haf": (first, last), "baseline": (first, first)}, {0: (1.0, 0.5, 0.5)})
+    duel = Duel({"haf": (first, last), "baseline": (first, first)}, {0: (1.0, 0.5, 0.5)}, {0: (2, 0)})
     assert duel.win_rates[0][0] == pytest.approx(2 / 3)
     gain = learnt((first, last))
     assert gain["gain"] == pytest.approx((1 + 0 - 0.5) / 3)
@@ -128,13 +128,18 @@ def test_ppo_alone_from_its_command_to_its_files(tiny_world: Path, short: None, 
 def test_figure_5_on_files_with_a_judge(
     kind: str, short: None, tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An endpoint that prefers the longer answer; or a reward model, which also shows whether its reward rises."""
-    monkeypatch.setattr(runs, "SMALL_PPO", runs.WORLD_PPO)
+    """An endpoint that prefers the longer answer, and once says nothing; or a reward model, which shows its reward."""
+    apart = {"learning_rate": 0.1}  # equal answers are a tie that no endpoint is asked about
+    monkeypatch.setattr(runs, "SMALL_PPO", {**runs.WORLD_PPO, **apart})
     monkeypatch.setenv("OPENAI_API_KEY", "k")
     words = ["reproduce", "figure5", "--scale", "small", "--backbone", str(tiny_world), "--backbones", "base"]
     words += ["--data_folder", str(small_files(tmp_path / "data")), "--sets", "AHP", "--steps", "1"]
     words += ["--max_length", "256", "--out", str(tmp_path / "o")]
-    with serving() as endpoint:
+
+    def reply(user: str) -> str:
+        return "I can't say." if "question 2 " in user else longer_wins(user)
+
+    with serving(reply) as endpoint:
         judge = ["--judge.kind", kind, "--judge.model", "m" if kind == "openai" else str(classifier(tmp_path / "rm"))]
         if kind == "openai":
             judge += ["--judge.base_url", endpoint.url, "--judge.cache", str(tmp_path / "replies.sqlite")]
@@ -142,8 +147,15 @@ def test_figure_5_on_files_with_a_judge(
         asked = sum(endpoint.asked.values())
         assert main([*words, *judge]) == 0  # everything is there
         assert sum(endpoint.asked.values()) == asked
+        assert bool(asked) is (kind == "openai")
     found = json.loads((tmp_path / "o/small/figure5/results.json").read_text())["duels"]["base"]["Chat"]
     assert found["win_rate"]["0"]["value"] == 0.5
+    assert found["win_rate"]["0"]["undecided"] == 6
+    missing = [cell["no_verdict"] for cell in found["win_rate"].values()]
+    assert missing == ([0, 1, 1] if kind == "openai" else [0, 0, 0])
+    assert all(cell["undecided"] >= cell["no_verdict"] for cell in found["win_rate"].values())
+    table = (tmp_path / "o/small/figure5/table.md").read_text()
+    assert ("1 without a verdict" in table) is (kind == "openai")
     drawn = {path.name for path in (tmp_path / "o/small/figure5").glob("*.svg")}
     assert ("figure5-gold-base.svg" in drawn) is (kind == "reward")
     assert "figure5-base.svg" in drawn

@@ -73,6 +73,7 @@ def forbid(monkeypatch: pytest.MonkeyPatch, module: Any, *names: str) -> None:
         monkeypatch.setattr(module, name, fail)
 
 
+@pytest.mark.slow
 def test_perplexities_are_computed_once(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     halves = []
     for number, part in enumerate((slice(0, 5), slice(4, 9), slice(8, 14))):

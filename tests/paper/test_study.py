@@ -100,6 +100,7 @@ def test_parts_share_their_runs(tmp_path: Path) -> None:
     assert len(set(names)) == len(stages.plan_study(asked).runs)
 
 
+@pytest.mark.slow
 def test_losses_and_shares_are_runs_of_hafrm_train(tmp_path: Path) -> None:
     from hafrm.cli import train
     from hafrm.cli.options import options_of
@@ -735,7 +736,7 @@ def test_prompts_that_were_trained_on_are_no_test(tmp_path: Path) -> None:
     assert (kept.margin, left_out) == (1.0, 1)
 
 
-@pytest.mark.parametrize("changed", [["--steps", "3"], ["--max_length", "250"]])
+@pytest.mark.parametrize("changed", [["--steps", "3"], pytest.param(["--max_length", "250"], marks=pytest.mark.slow)])
 def test_runs_of_other_options_are_not_shown_as_this_studys(
     changed: list[str], tiny_world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -53,8 +53,8 @@ class ReproduceConfig:
     """The table, figure or study: see the list below."""
 
     scale: ScaleName = "world"
-    """`world` needs nothing, `small` a backbone and files, `paper` the paper's models, sets and a GPU: 80 GB for Phi-2,
-    48 GB for the others.
+    """`world` needs nothing, `small` a backbone and files, `paper` the paper's models, sets and a GPU; --dry_run says
+    of what memory.
     """
 
     out: str = "reproduction"

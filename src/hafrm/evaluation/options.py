@@ -28,7 +28,9 @@ class EvaluateConfig(ScorerChoice):
     """Held-out pairs: files or names (`hafrm data list`). In Python also rows in memory; see `hafrm.load_pairs`."""
 
     suites: list[str] = field(default_factory=list)
-    """Benchmarks: rewardbench, rewardbench-2 or rm-bench from the hub, or NAME@PATH for their files on disk."""
+    """Benchmarks: rewardbench, rewardbench-2, rm-bench, judgebench or ppe from the hub, or NAME@PATH for their files on
+    disk.
+    """
 
     out: str
     """The folder for scores.jsonl, results.json and the page. Scores of an earlier evaluation in it are reused."""

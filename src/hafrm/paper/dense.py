@@ -65,8 +65,9 @@ def plan(job: Job) -> Plan:
         ConfigError: outside the world, no reward model is given as judge.
     """
     policies.require_rewards(job, "dense")
-    planned = tuple(policy for way in _WAYS.values() for policy in _policies(job, way))
-    return Plan(tuple(dict.fromkeys(policy.reward for policy in planned if policy.reward)), policies=planned)
+    planned = [policy for way in _WAYS.values() for policy in _policies(job, way)]
+    runs = dict.fromkeys(policy.reward for policy in planned if policy.reward)
+    return Plan(tuple(runs)) + policies.with_answers(job, planned)
 
 
 def find(job: Job) -> Findings:

@@ -23,7 +23,7 @@ from hafrm.evaluation.scoring import SCORES_FILE, read_scores, score_pairs
 from hafrm.models.scorers import Scorer
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.pairs import PreferencePair
-from hafrm.paper.costs import Costs, can_estimate
+from hafrm.paper.costs import QUESTION, Costs, can_estimate
 from hafrm.paper.frozen import fit_frozen
 from hafrm.paper.plans import FROZEN, WORDS, Plan, Scoring
 from hafrm.paper.record import journal_of, record_of, write_header
@@ -47,6 +47,7 @@ def described(job: Job, plan: Plan) -> Iterator[str]:
         finished = sum(run.state(job) == "finished" for run in plan.runs)
         yield f"{len(plan.runs)} training runs, of which {finished} are finished:"
         yield from (line for run in plan.runs for line in _described(job, run))
+    if plan.scorings:
         yield f"{len(plan.scorings)} evaluations:"
         yield from (line for scoring in plan.scorings for line in _described(job, scoring))
     if plan.policies:
@@ -70,6 +71,14 @@ def costs_of(job: Job, plan: Plan) -> Iterator[str]:
         works = [work for work in every if work.state(job) != "finished"]
         if seconds := sum(map(costs.seconds, works)):
             yield f"time: about {seconds / 3600:.2g} hours of training and evaluation on {costs.machine}"
+        left = [each for each in plan.responses if not any(job.root.glob(each.made))]
+        if seconds := sum(map(costs.responses, left)):
+            yield f"      about {seconds / 3600:.2g} hours of sampling and scoring responses"
+        if questions := sum(map(costs.questions, left)):
+            at_once = 1 if job.judge is None else job.judge.concurrency
+            hours = QUESTION * questions / at_once / 3600
+            rate = f"{questions:,} questions of {QUESTION:g} s, {at_once} at once"
+            yield f"      up to {hours:.2g} hours of judging: {rate}"
     yield from needs(job, (*plan.runs, *plan.policies))
 
 

@@ -8,14 +8,13 @@ reward is, so it can choose by a lower confidence bound. Compared are one head, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hafrm.judging.options import JudgeOptions
 from hafrm.models.options import ScoreOptions
-from hafrm.paper.plans import Plan
+from hafrm.paper.plans import Plan, Responses
 from hafrm.paper.policies import require_rewards
 from hafrm.paper.runs import Run
 from hafrm.paper.scales import Job
@@ -24,7 +23,7 @@ from hafrm.report.figures import Curve, Panel, curve_panels
 from hafrm.report.findings import Findings, Table
 from hafrm.report.wording import interval
 from hafrm.sampling.analysis import ScoredPrompt, best_of_n_curve
-from hafrm.sampling.best_of_n import best_of_n
+from hafrm.sampling.best_of_n import RESULTS_FILE, best_of_n
 from hafrm.sampling.options import BestOfNConfig, SampleConfig, SampleOptions
 from hafrm.sampling.run import sample
 from hafrm.stats import bootstrap_interval, paired_bootstrap
@@ -57,7 +56,16 @@ def plan(job: Job) -> Plan:
         ConfigError: outside the world, no reward model is given as judge.
     """
     require_rewards(job, "pessimism")
-    return Plan((*_runs(job, None), *_runs(job, "heads")))
+    responses = Responses(
+        made=f"{_folder(job, 'heads', 2.0)}/{RESULTS_FILE}",
+        backbone=job.backbones[0],
+        sets=job.sets[:1],
+        prompts=_PROMPTS,
+        draws=_DRAWS,
+        new_tokens=job.scale.max_length // 2,
+        readers=len(_WAYS) * len(job.seeds) + (job.judge is not None),
+    )
+    return Plan((*_runs(job, None), *_runs(job, "heads")), responses=(responses,))
 
 
 def find(job: Job) -> Findings:
@@ -96,18 +104,23 @@ def _sampling(job: Job) -> SampleConfig:
 def _curves(job: Job, loss: str | None, pessimism: float) -> np.ndarray:
     """Let a way's runs choose; return the expected true reward of the best of n, [seeds, prompts, n]."""
     runs = [str(run.folder(job)) for run in _runs(job, loss)]
-    place = Path("-".join(filter(None, ("best-of", str(_DRAWS), loss, f"{pessimism:g}"))))
     true = job.scale.sets[job.sets[0]].test.removeprefix("world/")
     config = BestOfNConfig(
         models=runs,
         samples=_sampling(job).out,
-        out=str(job.root / place / job.backbones[0] / job.sets[0]),
+        out=str(job.root / _folder(job, loss, pessimism)),
         judge=job.judge or JudgeOptions(kind="oracle", model=true),
         trust_remote_code=job.trust_remote_code,
         score=ScoreOptions(pessimism=pessimism),
     )
     prompts = best_of_n(config).prompts
     return np.array([[_curve(prompt, run) for prompt in prompts] for run in runs])
+
+
+def _folder(job: Job, loss: str | None, pessimism: float) -> str:
+    """Return the folder of a way's choices, relative to the job's root."""
+    way = "-".join(filter(None, ("best-of", str(_DRAWS), loss, f"{pessimism:g}")))
+    return f"{way}/{job.backbones[0]}/{job.sets[0]}"
 
 
 def _curve(prompt: ScoredPrompt, run: str) -> np.ndarray:

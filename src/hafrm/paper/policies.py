@@ -12,6 +12,7 @@ Differences between reward models mean nothing if the trainer does not learn.
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -29,7 +30,7 @@ from hafrm.models.scorers import Scorer
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.pairs import Conversation, Message, Prompt
 from hafrm.paper.numbers import CATEGORIES
-from hafrm.paper.plans import Plan
+from hafrm.paper.plans import Plan, Responses
 from hafrm.paper.probes import remembered
 from hafrm.paper.runs import Policy
 from hafrm.paper.scales import Job, in_paper_order
@@ -235,7 +236,7 @@ def plan_check(job: Job) -> Plan:
         ConfigError: outside the world, no reward model is given as judge.
     """
     require_rewards(job, "ppo")
-    return Plan(policies=tuple(policy for backbone in job.backbones for policy in _checked(job, backbone)))
+    return with_answers(job, [policy for backbone in job.backbones for policy in _checked(job, backbone)])
 
 
 def require_rewards(job: Job, name: str) -> None:
@@ -249,6 +250,32 @@ def require_rewards(job: Job, name: str) -> None:
             f"{name}: at scale {job.scale.name} the true reward is unknown. Name a reward model instead, such as a run "
             "or a server's address, by --judge.kind reward and --judge.model."
         )
+
+
+def with_answers(job: Job, policies: Sequence[Policy]) -> Plan:
+    """Plan policies, and the answers of their checkpoints: read by policy, reference, reward and a judge's own reward.
+
+    A judge that only compares is asked once about both policies' answers, or once in each order.
+    """
+    compared = job.judge if job.judge is not None and job.judge.kind == "openai" else None
+    orders = 0 if compared is None else 2 if compared.orders == "both" else 1
+    answers = []
+    for policy in policies:
+        config = policy.config(job, model=policy.backbone)
+        draws = 1 + min(config.checkpoints, config.steps)
+        answers.append(
+            Responses(
+                made=f"answers/{policy.name}/*.json",
+                backbone=policy.backbone,
+                sets=policy.sets,
+                prompts=PROMPTS,
+                draws=draws,
+                new_tokens=config.sampling.max_new_tokens,
+                readers=3 + (job.judge is not None and job.judge.kind == "reward"),
+                questions=orders * draws if policy.rewarded_by == "haf" else 0,
+            )
+        )
+    return Plan(policies=tuple(policies), responses=tuple(answers))
 
 
 def _checked(job: Job, backbone: str) -> list[Policy]:
@@ -298,6 +325,8 @@ class Duel:
     points: Mapping[_Rival, tuple[Point, ...]]
     wins: Mapping[int, tuple[float, ...]]
     """By step: per prompt, the share of seeds in which HAF's answer has the larger true reward; ties count one half."""
+    undecided: Mapping[int, tuple[int, int]]
+    """By step, over prompts and seeds: duels that count one half, and those of them without a verdict."""
 
     @cached_property
     def win_rates(self) -> dict[int, tuple[float, Interval | None]]:
@@ -310,7 +339,14 @@ class Duel:
     def as_dict(self) -> dict[str, Any]:
         """Return the duel as a JSON-serialisable dict."""
         return {
-            "win_rate": {str(step): {"value": value, "ci95": ends} for step, (value, ends) in self.win_rates.items()},
+            "win_rate": {
+                str(step): {
+                    "value": value,
+                    "ci95": ends,
+                    **dict(zip(("undecided", "no_verdict"), self.undecided[step], strict=True)),
+                }
+                for step, (value, ends) in self.win_rates.items()
+            },
             "policies": {
                 rival: {str(point.step): point.as_dict() for point in points} for rival, points in self.points.items()
             },
@@ -329,14 +365,14 @@ def plan_duels(job: Job) -> Plan:
             f"judge: at scale {job.scale.name} the true reward is unknown. Name a judge with --judge.kind "
             "(openai, local or reward) and --judge.model."
         )
-    policies = tuple(
+    policies = [
         Policy(backbone=backbone, sets=sets, rewarded_by=rival, seed=seed)
         for backbone in job.backbones
         for sets in _categories(job).values()
         for seed in job.seeds
         for rival in _RIVALS
-    )
-    return Plan(tuple(policy.reward for policy in policies if policy.reward), policies=policies)
+    ]
+    return Plan(tuple(policy.reward for policy in policies if policy.reward)) + with_answers(job, policies)
 
 
 def _categories(job: Job) -> dict[str, tuple[str, ...]]:
@@ -380,15 +416,19 @@ def _duel(job: Job, backbone: str, sets: tuple[str, ...]) -> Duel:
         ]
         for rival in _RIVALS
     }
+    missing: Counter[int] = Counter()
     if not gives_rewards(job):
-        seeds = _compared(job, backbone, sets, seeds, list(prompts))
+        seeds = _compared(job, backbone, sets, seeds, list(prompts), missing)
     points = {rival: points_of(found) for rival, found in seeds.items()}
     pairs = [list(zip(ours, theirs, strict=True)) for ours, theirs in zip(*seeds.values(), strict=True)]
-    wins = {
-        point.step: mean_over_seeds([duel_hits(*pair[place]) for pair in pairs])
-        for place, point in enumerate(points["haf"])
-    }
-    return Duel(points, wins)
+    hits = {
+        point.step: [duel_hits(*pair[place]) for pair in pairs] for place, point in enumerate(points["haf"])
+    }  # of each seed
+    return Duel(
+        points,
+        {step: mean_over_seeds(each) for step, each in hits.items()},
+        {step: (sum(row.count(0.5) for row in each), missing[step]) for step, each in hits.items()},
+    )
 
 
 def _compared(
@@ -397,8 +437,12 @@ def _compared(
     sets: Sequence[str],
     seeds: Mapping[_Rival, list[list[Judged]]],
     prompts: Sequence[Prompt],
+    missing: Counter[int],
 ) -> dict[_Rival, list[list[Judged]]]:
-    """Have a judge compare both policies' answers at each step; answers without a verdict count as undecided."""
+    """Have a judge compare both policies' answers at each step.
+
+    Answers without a verdict count as undecided, and are added to `missing` by step.
+    """
     assert job.judge is not None
     found: dict[_Rival, list[list[Judged]]] = {rival: [] for rival in seeds}
     budget = Budget.of(job.judge)
@@ -415,7 +459,9 @@ def _compared(
                 budget=budget,
                 say=lambda line: None,
             )
-            won = _won(runs, prompts, haf.answers.texts, baseline.answers.texts)
+            verdicts = _won(runs, prompts, haf.answers.texts, baseline.answers.texts)
+            missing[haf.answers.step] += verdicts.count(None)
+            won = [0.5 if verdict is None else verdict for verdict in verdicts]
             sides["haf"].append(replace(haf, gold=won))
             sides["baseline"].append(replace(baseline, gold=[1 - value for value in won]))
         for rival, judged in sides.items():
@@ -423,8 +469,8 @@ def _compared(
     return found
 
 
-def _won(runs: JudgeRuns, prompts: Sequence[Prompt], ours: Sequence[str], theirs: Sequence[str]) -> list[float]:
-    """Return for each prompt 1 if the judge prefers our answer, 0 if theirs, otherwise one half."""
+def _won(runs: JudgeRuns, prompts: Sequence[Prompt], ours: Sequence[str], theirs: Sequence[str]) -> list[float | None]:
+    """Return for each prompt 1 if our answer wins, 0 if theirs, one half for a tie, and None without a verdict."""
     rows = [
         Candidates(
             group=str(number),
@@ -437,7 +483,7 @@ def _won(runs: JudgeRuns, prompts: Sequence[Prompt], ours: Sequence[str], theirs
         for number, (prompt, *pair) in enumerate(zip(prompts, ours, theirs, strict=True))
     ]
     verdicts, _ = runs.compare(rows, {row.id: {0, 1} for row in rows})
-    return [verdicts.get(row.id, {}).get((0, 1), 0.5) for row in rows]
+    return [verdicts.get(row.id, {}).get((0, 1)) for row in rows]
 
 
 def duel_hits(ours: Judged, theirs: Judged) -> list[float]:
@@ -468,8 +514,10 @@ def _duel_tables(backbone: str, duels: Mapping[str, Duel], *, rewards: bool) -> 
                 *(f"{point.kl:.1f}" for point in pair),
                 *(f"{point.length:.1f}" for point in pair),
             )
-            rows.append((str(step), f"{percent(rate)} {interval(ends, percent)}".strip(), *cells))
-        yield Table(f"{category}, {backbone}", ("step", "HAF wins, %", *columns), tuple(rows))
+            equal, missing = duel.undecided[step]
+            undecided = f"{equal}, {missing} without a verdict" if missing else str(equal)
+            rows.append((str(step), f"{percent(rate)} {interval(ends, percent)}".strip(), undecided, *cells))
+        yield Table(f"{category}, {backbone}", ("step", "HAF wins, %", "undecided", *columns), tuple(rows))
 
 
 def _figures(backbone: str, duels: Mapping[str, Duel]) -> Iterator[tuple[str, Markup]]:

@@ -129,6 +129,13 @@ class Scale:
         """Suffix that the cap adds to the names of files with pairs and of files derived from them."""
         return "" if self.cap is None else f"-of{self.cap}"
 
+    @property
+    def evaluations(self) -> int:
+        """Number of evaluations of a run, the last at its end."""
+        steps: int = self.training["max_steps"]
+        every: int = self.training.get("eval_steps", max(20, math.ceil(steps / 40)))
+        return math.ceil(steps / every)
+
     def at_rates(self, backbone: str, rates: Mapping[str, float]) -> Scale:
         """Return this scale with the given learning rates for a backbone."""
         chosen = replace(self.backbone(backbone), learning_rates={**self.backbone(backbone).learning_rates, **rates})

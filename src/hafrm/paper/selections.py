@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ from hafrm.errors import ConfigError, DataError
 from hafrm.judging.options import JudgeOptions
 from hafrm.paper import numbers
 from hafrm.paper.measures import AVERAGE, Grid, Measured, Row, as_json, average_of, relations
-from hafrm.paper.plans import Plan
+from hafrm.paper.plans import Plan, Responses
 from hafrm.paper.runs import option_words, seed_runs, shell_line
 from hafrm.paper.scales import METHODS, Job
 from hafrm.paper.tables import METHOD_NAMES, build_findings, cell_text, method_rows, with_average
@@ -28,7 +29,7 @@ from hafrm.report.figures import overlap_circles
 from hafrm.report.findings import Cell, Findings, Rival, Table, ranked
 from hafrm.report.wording import percent
 from hafrm.sampling.analysis import LONGEST, RANDOM, ScoredPrompt, best_shares, recall_hits
-from hafrm.sampling.best_of_n import best_of_n
+from hafrm.sampling.best_of_n import RESULTS_FILE, best_of_n
 from hafrm.sampling.options import BestOfNConfig, SampleConfig, SampleOptions
 from hafrm.sampling.run import sample
 
@@ -78,6 +79,27 @@ def plan(job: Job) -> Plan:
     return Plan(
         tuple(run for pair in pairs for method in METHODS for run in seed_runs(job, pair[0], (pair[1],), method)),
         commands=tuple(command for pair in pairs for command in _commands(job, *pair)),
+        responses=tuple(_responses(job, *pair) for pair in pairs),
+    )
+
+
+def _responses(job: Job, backbone: str, name: str) -> Responses:
+    """Return the responses that a set's models choose from; DPO's models read them with a reference too."""
+    draws, seeds, judge = draws_of(job, backbone), len(job.seeds), job.judge
+    questions = 0
+    if judge is not None and judge.kind == "openai":
+        orders = 2 if judge.orders == "both" else 1
+        rankings = {4: 1, 8: 3}[draws]
+        questions = rankings + orders * math.comb(min(draws, len(METHODS) * seeds), 2)
+    return Responses(
+        made=str(Path(_choosing(job, backbone, name).out).relative_to(job.root) / RESULTS_FILE),
+        backbone=backbone,
+        sets=(name,),
+        prompts=_PROMPTS,
+        draws=draws,
+        new_tokens=_sampling(job, backbone, name).sampling.max_new_tokens,
+        readers=(len(METHODS) + 1) * seeds + (judge is not None and judge.kind == "reward"),
+        questions=questions,
     )
 
 

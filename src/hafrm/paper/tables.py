@@ -75,17 +75,17 @@ def build_findings(
         relations: Comparisons of HAF with the other methods.
         facts: Further values for the template.
     """
-    words = template("pages")
+    words, made_with = template("pages"), environment()
     title, *lines = lines_of(getattr(words, name)(job, **facts))
-    notes = [line.removeprefix("- ") for line in (*lines, *lines_of(words.scale_notes(job))) if line.startswith("- ")]
+    more = (*lines_of(words.scale_notes(job)), *lines_of(words.made_with(made_with)))
     return Findings(
         title=title.removeprefix("# "),
         intro=" ".join(line for line in lines if not line.startswith("- ")),
-        results={"scale": job.scale.name, "environment": environment(), **results},
+        results={"scale": job.scale.name, "environment": made_with, **results},
         tables=tuple(tables),
         figures=figures or {},
         relations=tuple(relations),
-        notes=tuple(notes),
+        notes=tuple(line.removeprefix("- ") for line in (*lines, *more) if line.startswith("- ")),
     )
 
 

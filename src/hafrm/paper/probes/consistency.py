@@ -33,7 +33,7 @@ from hafrm.models.runinfo import RunInfo
 from hafrm.models.scorers import Scorer
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.pairs import Conversation, Message, Prompt
-from hafrm.paper.plans import Plan
+from hafrm.paper.plans import Plan, Responses
 from hafrm.paper.probes import remembered
 from hafrm.paper.probes.checkpoints import (
     MATCHINGS,
@@ -58,6 +58,8 @@ from hafrm.stats import FEWEST_GROUPS, Floats, Interval
 from hafrm.training.config import Method
 
 Rewards = Sequence[float | None]
+
+_PROMPTS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +206,14 @@ def _share(here: Floats, means: Sequence[Floats], scales: tuple[float, float]) -
 
 
 def run_consistency(
-    haf: str, dpo: str, data: str, oracle: str, out: Path, *, prompts: int = 200, sampling: SampleOptions | None = None
+    haf: str,
+    dpo: str,
+    data: str,
+    oracle: str,
+    out: Path,
+    *,
+    prompts: int = _PROMPTS,
+    sampling: SampleOptions | None = None,
 ) -> Consistency:
     """Answer prompts with all checkpoints, score, match, and write `consistency.json` and `consistency.svg`.
 
@@ -321,7 +330,22 @@ _SAMPLING = SampleOptions(max_new_tokens=128)
 
 def plan(job: Job) -> Plan:
     """Plan HAF and DPO with all checkpoints, and a baseline as oracle at scales other than `world`."""
-    return Plan(tuple(run for backbone in job.backbones for run in _runs(job, backbone).values()))
+    answers = (
+        Responses(
+            made=f"consistency/{backbone}/consistency.json",
+            backbone=backbone,
+            sets=job.sets[:1],
+            prompts=_PROMPTS,
+            draws=2 * job.scale.evaluations,
+            new_tokens=_SAMPLING.max_new_tokens,
+            # the oracle reads all; each of HAF's checkpoints reads its own answers and those of its matches
+            readers=1 + (1 + len(MATCHINGS)) // 2,
+        )
+        for backbone in job.backbones
+    )
+    return Plan(
+        tuple(run for backbone in job.backbones for run in _runs(job, backbone).values()), responses=tuple(answers)
+    )
 
 
 def _runs(job: Job, backbone: str) -> dict[Method, Run]:

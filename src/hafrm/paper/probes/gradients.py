@@ -165,12 +165,13 @@ def _measured(job: Job, run: Run) -> _Steps:
 def _steps(job: Job, run: Run) -> Iterator[tuple[int, dict[str, Pull]]]:
     """Yield the steps of a run with the pulls at each."""
     folder, options = run.folder(job), DataOptions(max_length=job.scale.max_length)
-    config = run.config(job)
-    tokenizer = load_tokenizer(config.model)
+    model_name = job.model(run.backbone)
+    config = run.config(job, model=model_name)
+    tokenizer = load_tokenizer(model_name)
     encoder = ConversationEncoder(tokenizer, options.max_length)
     pairs = [pair for name in run.data(job).names("train") for pair in load_pairs(name, split="train").pairs]
     tables = encode_pairs(pairs[: 2 * _PAIRS], encoder, options, limit=_PAIRS)
-    start = new_model(config.model, tokenizer, lora=config.lora, seed=run.seed, dtype=torch.float32)
+    start = new_model(model_name, tokenizer, lora=config.lora, seed=run.seed, dtype=torch.float32)
     layout = choose_layout(start, tokenizer.pad_token_id, max_length=options.max_length)
     cache = ReferenceCache(start, layout=layout, batch_size=16, tokens=_TOKENS, cache=cache_folder("references"))
     values = cache.log_probs([tables[row] for row in range(len(tables))])

@@ -63,7 +63,7 @@ from hafrm.training.preflight import check_machine, require_all_processes
 from hafrm.training.reference import ReferenceSource
 from hafrm.training.resuming import train_or_resume
 from hafrm.training.sharding import load_whole_weights, sharding
-from hafrm.training.trackers import one_run_each, tracker_ids
+from hafrm.training.trackers import one_run_each, open_to_the_end, tracker_ids
 from hafrm.training.trainer import HybridTrainer
 
 
@@ -174,11 +174,12 @@ def _train(
             _begin(run, progress)
     with one_run_each(run.args, run.manifest):
         trainer = _trainer(run, callbacks, progress)
-        try:
-            train_or_resume(trainer, run.folder, total_steps(run.args.to_dict(), len(run.data.train)), progress.say)
-        finally:
-            progress.close()
-        return _finish(trainer, run)
+        with open_to_the_end(trainer):
+            try:
+                train_or_resume(trainer, run.folder, total_steps(run.args.to_dict(), len(run.data.train)), progress.say)
+            finally:
+                progress.close()
+            return _finish(trainer, run)
 
 
 def _prepare(

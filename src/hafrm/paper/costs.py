@@ -9,21 +9,22 @@ accurate to about a third until the journal has times of finished runs.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
 
 from hafrm.data import DataOptions, encode_pairs, load_pairs
+from hafrm.data.registry import VALIDATION_SHARE
 from hafrm.encoding import ConversationEncoder
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.pairs import Message, PreferencePair
-from hafrm.paper.numbers import TABLE_1
+from hafrm.paper.numbers import TABLE_1, TEST_PAIRS
 from hafrm.paper.plans import Responses, Scoring
 from hafrm.paper.resources import shape_of
 from hafrm.paper.runs import Policy, Run
 from hafrm.paper.scales import Job
+from hafrm.paper.words import WORD
 
 _SPEED, _LARGE_SPEED = 50e9, 100e9
 """Operations per second of one thread, for backbones of a few million parameters and for those of `_LARGE` or more."""
@@ -38,9 +39,6 @@ _OVERHEAD = 3.0
 
 _SAMPLE = 64
 """Pairs per set that are encoded to estimate lengths."""
-
-_VALIDATION, _TEST = 0.05, 1000
-"""The paper's validation pairs, as a share of the training pairs, and its test pairs per set."""
 
 _PROMPT = 64
 """Tokens of a prompt that is answered, roughly."""
@@ -173,7 +171,7 @@ class Costs:
         """Return the size that Table 1 prints; its tokens are of a question with one answer."""
         printed, cap = TABLE_1[name], self.job.scale.cap
         train = min(printed.size, cap or printed.size)
-        pairs = {"train": train, "validation": round(printed.size * _VALIDATION), "test": _TEST}
+        pairs = {"train": train, "validation": round(printed.size * VALIDATION_SHARE), "test": TEST_PAIRS}
         return _SetSize(pairs, 2 * printed.tokens, 2 * printed.tokens)
 
     def _counted(self, name: str) -> _SetSize:
@@ -203,7 +201,7 @@ class Costs:
 
 
 def _words(turns: tuple[Message, ...]) -> int:
-    return sum(len(re.findall(r"\w+|[^\w\s]", turn.text)) for turn in turns)
+    return sum(len(WORD.findall(turn.text)) for turn in turns)
 
 
 def can_estimate(job: Job) -> bool:

@@ -44,6 +44,7 @@ OPTIONS = {
     "export": "ExportConfig",
     "judge": "JudgeConfig",
     "pretrain": "PretrainConfig",
+    "probe": "ProbeConfig",
     "reproduce": "ReproduceConfig",
     "rlhf": "RlhfConfig",
     "sample": "SampleConfig",

@@ -10,13 +10,14 @@ import pytest
 from hafrm.cli import main
 from hafrm.errors import ConfigError
 from hafrm.judging.options import JudgeOptions
-from hafrm.paper import policies, runs
+from hafrm.paper import pessimism, policies, runs
 from hafrm.paper.experiments import EXPERIMENTS
 from hafrm.paper.policies import Duel, Judged, duel_hits, learnt, mean_over_seeds, points_of
 from hafrm.paper.runs import Policy, rlhf_words
 from hafrm.paper.scales import Overrides, paper_scale, world_scale
 from hafrm.rlhf.checkpoints import Answers
 from hafrm.rlhf.options import KlOptions, RlhfConfig, SamplingOptions
+from hafrm.sampling.options import SampleOptions
 from hafrm.training.manifest import is_finished
 from tests.judging.server import longer_wins, serving
 from tests.models.test_reward_models import classifier
@@ -36,7 +37,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
         "sampling": SamplingOptions(max_new_tokens=6),
     }
     monkeypatch.setattr(runs, "WORLD_PPO", {**runs.WORLD_PPO, **shorter})
-    monkeypatch.setattr(policies, "_PROMPTS", 6)
+    monkeypatch.setattr(policies, "PROMPTS", 6)
 
 
 @pytest.mark.slow
@@ -173,3 +174,47 @@ def test_figure_5_and_ppo_outside_the_world_need_a_judge(tmp_path: Path) -> None
             else:
                 with pytest.raises(ConfigError, match="true reward is unknown"):
                     EXPERIMENTS[name].plan(asked)
+
+
+def test_lower_bounds_from_their_command_to_their_files(
+    tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At n = 1 all ways have the mean of the draws; at the largest n, the true reward of what each selected."""
+    for name, value in (("_PROMPTS", 6), ("_DRAWS", 4), ("_SHOWN", (1, 4))):
+        monkeypatch.setattr(pessimism, name, value)
+    monkeypatch.setattr(pessimism, "SampleOptions", lambda **_: SampleOptions(max_new_tokens=6))
+    words = ["reproduce", "pessimism", "--out", str(tmp_path), "--steps", "2", "--sets", "Helpful"]
+    assert main(words) == 0
+    root = tmp_path / "world"
+    results = json.loads((root / "pessimism" / "results.json").read_text())
+    assert [len(curve) for curve in results["gold"].values()] == [4] * 4
+    assert len({round(curve[0], 9) for curve in results["gold"].values()}) == 1
+    for name, folder in (("one head", "best-of-4-0"), ("mean - 2 standard errors", "best-of-4-heads-2")):
+        found = json.loads((root / folder / "instruct" / "Helpful" / "results.json").read_text())
+        (curve,) = [each for way, each in found["curve"]["gold"].items() if way != "the best"]
+        assert results["gold"][name] == pytest.approx([point["value"] for point in curve])
+    gap = results["gold"]["mean - 1 standard error"][-1] - results["gold"]["one head"][-1]
+    assert results["differences"]["mean - 1 standard error - one head"]["mean"] == pytest.approx(gap)
+
+
+def test_dense_rewards_from_their_command_to_their_files(tiny_world: Path, short: None, tmp_path: Path) -> None:
+    """Five ways to be rewarded by the same run, whose first checkpoints are the same model."""
+    words = ["reproduce", "dense", "--out", str(tmp_path), "--steps", "2", "--sets", "Helpful"]
+    assert main(words) == 0
+    root = tmp_path / "world"
+    results = json.loads((root / "dense" / "results.json").read_text())
+    ways = results["steps"]
+    assert len(ways) == 5
+    assert len({way["0"]["gold"] for way in ways.values()}) == 1
+    runs_of = root / "policies" / "instruct" / "Helpful"
+    heads = {path.name: json.loads((path / "manifest.json").read_text())["config"] for path in runs_of.glob("haf*")}
+    assert {(each["head"], each["dense"]) for each in heads.values()} == {
+        ("reward", "none"),
+        *((head, dense) for head in ("policy", "combined") for dense in ("none", "token")),
+    }
+    for name, found in results["differences"].items():
+        one, other = name.split(" - ")
+        after = [
+            sum(way[step]["gold"] for step in way if step != "0") / (len(way) - 1) for way in (ways[one], ways[other])
+        ]
+        assert found["mean"] == pytest.approx(after[0] - after[1])

@@ -38,9 +38,9 @@ else:
 _TRAINED = {"trains": True}
 _SMALL = {"scales": ("small",)}
 _STUDY = {"experiments": ("study",)}
-_POLICIES = ("figure5", "ppo")
+_POLICIES = ("figure5", "ppo", "dense")
 _JUDGED = {
-    "experiments": ("figure4", "figure8", "figure9", "table4", "table11", *_POLICIES),
+    "experiments": ("figure4", "figure8", "figure9", "table4", "table11", "pessimism", *_POLICIES),
     "scales": ("small", "paper"),
 }
 """What an option applies to: experiments, scales, and whether only experiments that train something."""
@@ -71,7 +71,7 @@ class ReproduceConfig:
 
     sets: list[str] = field(default_factory=list)
     """Data sets to use: Helpful, Harmless, CA, BS, AHP; study trains in the given order. Default: all; claims, figure2,
-    figure6, gradients and ppo use a single one, by default Helpful.
+    figure6, gradients, ppo, dense and pessimism use a single one, by default Helpful.
     """
 
     backbone: list[str] = field(default_factory=list, metadata=_SMALL)
@@ -102,7 +102,7 @@ class ReproduceConfig:
     """Training steps of each run, in place of the scale's (world 240, small 600, paper 3200)."""
 
     ppo_steps: int | None = field(default=None, metadata={"experiments": _POLICIES})
-    """figure5, ppo: steps of PPO, in place of the scale's (world 90, small 200, paper 6250)."""
+    """figure5, ppo, dense: steps of PPO, in place of the scale's (world 90, small 200, paper 6250)."""
 
     learning_rate: float | None = field(default=None, metadata=_TRAINED)
     """Learning rate of every method, in place of the scale's (world 5e-4, small 5e-5, paper: Appendix A)."""

@@ -52,7 +52,7 @@ _Rival = Literal["haf", "baseline"]
 _RIVALS: Mapping[_Rival, str] = {"haf": "HAF", "baseline": "baseline"}
 """Methods whose rewards train policies, with their display names."""
 
-_PROMPTS = 240
+PROMPTS = 240
 """Test prompts that each checkpoint answers once, divided evenly among the sets."""
 
 _LINES = ("haf", "baseline", "dpo", "zero", "haf dash1", "baseline dash1")
@@ -203,7 +203,7 @@ def learnt(points: Sequence[Point]) -> dict[str, Any]:
     return {"gain": found.difference, "ci95": found.interval, "by_seed": by_seed}
 
 
-def _learning_table(title: str, policies: Mapping[str, Sequence[Point]]) -> Table:
+def learning_table(title: str, policies: Mapping[str, Sequence[Point]]) -> Table:
     """Tabulate the true reward at the start and at the end, one row per policy."""
     rows = []
     for name, points in policies.items():
@@ -221,7 +221,7 @@ def _learning_table(title: str, policies: Mapping[str, Sequence[Point]]) -> Tabl
     return Table(title, columns, tuple(rows))
 
 
-def _reward_curve(
+def reward_curve(
     label: str, kind: str, points: Sequence[Point], reward: Literal["gold", "proxy"], by: Literal["step", "kl"]
 ) -> Curve:
     """Return the curve of a mean reward over steps or over KL."""
@@ -235,15 +235,24 @@ def plan_check(job: Job) -> Plan:
     Raises:
         ConfigError: outside the world, no reward model is given as judge.
     """
+    require_rewards(job, "ppo")
+    return with_answers(job, [policy for backbone in job.backbones for policy in _checked(job, backbone)])
+
+
+def require_rewards(job: Job, name: str) -> None:
+    """Raise if the judge of an experiment gives no rewards.
+
+    Raises:
+        ConfigError: outside the world, no reward model is given as judge.
+    """
     if not job.in_world and (job.judge is None or job.judge.kind != "reward"):
         raise ConfigError(
-            f"ppo: at scale {job.scale.name} the true reward is unknown. Name a reward model to train with, such as a "
-            "run or a server's address, by --judge.kind reward and --judge.model."
+            f"{name}: at scale {job.scale.name} the true reward is unknown. Name a reward model instead, such as a run "
+            "or a server's address, by --judge.kind reward and --judge.model."
         )
-    return _with_answers(job, [policy for backbone in job.backbones for policy in _checked(job, backbone)])
 
 
-def _with_answers(job: Job, policies: Sequence[Policy]) -> Plan:
+def with_answers(job: Job, policies: Sequence[Policy]) -> Plan:
     """Plan policies, and the answers of their checkpoints: read by policy, reference, reward and a judge's own reward.
 
     A judge that only compares is asked once about both policies' answers, or once in each order.
@@ -259,7 +268,7 @@ def _with_answers(job: Job, policies: Sequence[Policy]) -> Plan:
                 made=f"answers/{policy.name}/*.json",
                 backbone=policy.backbone,
                 sets=policy.sets,
-                prompts=_PROMPTS,
+                prompts=PROMPTS,
                 draws=draws,
                 new_tokens=config.sampling.max_new_tokens,
                 readers=3 + (job.judge is not None and job.judge.kind == "reward"),
@@ -277,14 +286,14 @@ def find_check(job: Job) -> Findings:
     """Report the true reward before and after training, its gain, and its curve for each seed."""
     judged = {}
     for backbone in job.backbones:
-        prompts = held_out_prompts(job, backbone, job.sets[:1], _PROMPTS)
+        prompts = held_out_prompts(job, backbone, job.sets[:1], PROMPTS)
         judged[backbone] = [judged_answers(job, policy, prompts) for policy in _checked(job, backbone)]
     points = {backbone: points_of(seeds) for backbone, seeds in judged.items()}
     panels = {
         backbone: Panel(
             f"{job.sets[0]}: judge's reward",
             tuple(
-                _reward_curve(f"seed {seed}", _LINES[place % len(_LINES)], points_of([each]), "gold", "step")
+                reward_curve(f"seed {seed}", _LINES[place % len(_LINES)], points_of([each]), "gold", "step")
                 for place, (seed, each) in enumerate(zip(job.seeds, seeds, strict=True))
             ),
         )
@@ -301,7 +310,7 @@ def find_check(job: Job) -> Findings:
             "steps": steps,
         },
         tables=[
-            _learning_table(
+            learning_table(
                 "Judge's reward of answers to new prompts",
                 {f"{name}, {count(len(each[0].gold), 'prompt')}": each for name, each in points.items()},
             )
@@ -310,7 +319,7 @@ def find_check(job: Job) -> Findings:
             f"ppo-{backbone}": curve_panels(f"Judge's reward over PPO steps, {backbone}", [panel])
             for backbone, panel in panels.items()
         },
-        prompts=_PROMPTS,
+        prompts=PROMPTS,
     )
 
 
@@ -368,7 +377,7 @@ def plan_duels(job: Job) -> Plan:
         for seed in job.seeds
         for rival in _RIVALS
     ]
-    return Plan(tuple(policy.reward for policy in policies if policy.reward)) + _with_answers(job, policies)
+    return Plan(tuple(policy.reward for policy in policies if policy.reward)) + with_answers(job, policies)
 
 
 def _categories(job: Job) -> dict[str, tuple[str, ...]]:
@@ -399,12 +408,12 @@ def find_duels(job: Job) -> Findings:
             for name, figure in _figures(backbone, each)
             if gives_rewards(job) or name == f"figure5-{backbone}"
         },
-        prompts=_PROMPTS,
+        prompts=PROMPTS,
     )
 
 
 def _duel(job: Job, backbone: str, sets: tuple[str, ...]) -> Duel:
-    prompts = held_out_prompts(job, backbone, sets, _PROMPTS)
+    prompts = held_out_prompts(job, backbone, sets, PROMPTS)
     seeds: dict[_Rival, list[list[Judged]]] = {
         rival: [
             judged_answers(job, Policy(backbone=backbone, sets=sets, rewarded_by=rival, seed=seed), prompts)
@@ -490,7 +499,7 @@ def duel_hits(ours: Judged, theirs: Judged) -> list[float]:
 def _duel_tables(backbone: str, duels: Mapping[str, Duel], *, rewards: bool) -> Iterator[Table]:
     """Tabulate whether the policies learn, if the judge gives rewards, and each category's policies by step."""
     if rewards:
-        yield _learning_table(
+        yield learning_table(
             f"Does PPO learn? ({backbone})",
             {
                 f"{category}, {label}": duel.points[rival]
@@ -519,7 +528,7 @@ def _duel_tables(backbone: str, duels: Mapping[str, Duel], *, rewards: bool) -> 
 
 def _figures(backbone: str, duels: Mapping[str, Duel]) -> Iterator[tuple[str, Markup]]:
     def curves(duel: Duel, reward: Literal["gold", "proxy"], by: Literal["step", "kl"]) -> tuple[Curve, ...]:
-        return tuple(_reward_curve(label, rival, duel.points[rival], reward, by) for rival, label in _RIVALS.items())
+        return tuple(reward_curve(label, rival, duel.points[rival], reward, by) for rival, label in _RIVALS.items())
 
     wins = [Panel(f"{category}: HAF wins, %", tuple(_win_curves(duel))) for category, duel in duels.items()]
     yield (

@@ -101,6 +101,19 @@ def cell_text(cell: Mapping[str, Any] | Measured, more: str = "") -> str:
     return " ".join(filter(None, (percent(cell["accuracy"]), spread, interval(cell["ci95"], percent), more)))
 
 
+def differences_table(title: str, differences: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Tabulate differences in the judge's reward, each with `mean`, `ci95` and `by_seed`."""
+    rows = tuple(
+        (
+            name,
+            f"{each['mean']:+.2f} {interval(each['ci95'], '{:+.2f}'.format)}".strip(),
+            ", ".join(f"{seed:+.2f}" for seed in each["by_seed"]),
+        )
+        for name, each in differences.items()
+    )
+    return Table(title, ("ways", "judge's reward, 95% interval", "by seed"), rows)
+
+
 def ranked_rows(names: Sequence[str], columns: Sequence[Sequence[tuple[float | None, str]]]) -> list[tuple[Cell, ...]]:
     """Return named rows from columns of values with their texts; the best value is bold, the second underlined."""
     marked = [ranked([value for value, _ in column], [text for _, text in column]) for column in columns]

@@ -365,6 +365,7 @@ def _new_model(
         trust_remote_code=config.trust_remote_code,
         disable_dropout=config.disable_dropout,
         lm_head=loss.policy_ratio != 0,
+        heads=loss.heads,
     )
     if loss.policy_ratio:
         model.check_policy_head(pad_rows(pairs[:1], pad_token_id=tokenizer.pad_token_id))
@@ -388,6 +389,7 @@ def _run_info(config: TrainConfig, tokenizer: Any, base_digest: str) -> RunInfo:
         reward_weight=loss.reward_weight,
         policy_ratio=loss.policy_ratio,
         reward_loss=loss.reward_loss,
+        heads=loss.heads,
         policy_loss=loss.policy_loss,
         beta=loss.beta,
         max_length=config.data_options.max_length,

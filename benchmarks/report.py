@@ -20,6 +20,13 @@ __all__ = ["PAGES", "page", "with_table"]
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 
+_SHORT_PAIRS = {
+    "haf / trl reward": (0.45, 0.37),
+    "haf / trl reward grouped": (1.0, None),
+    "haf / trl dpo": (0.35, 0.37),
+    "haf / trl dpo grouped": (0.75, None),
+}
+
 GOALS = {
     ("small", "hh_harmless"): {
         "hybrid_vs_trl_reward": (0.27, 0.38),
@@ -31,12 +38,16 @@ GOALS = {
         "hybrid_grouped_vs_trl_dpo_grouped": (0.65, None),
     },
     ("small", "pku_safe"): {"hybrid_vs_trl_reward": (0.6, None)},
-    ("whole run", "pku_safe"): {
-        "haf / trl reward": (0.45, 0.37),
-        "haf / trl reward grouped": (1.0, None),
-        "haf / trl dpo": (0.35, 0.37),
-        "haf / trl dpo grouped": (0.75, None),
+    ("smollm2-135m", "hh_harmless"): {
+        "hybrid_vs_reward_only": (1.35, None),
+        "hybrid_grouped_vs_trl_reward_grouped": (1.0, None),
     },
+    ("gemma-3-270m", "hh_harmless"): {
+        "hybrid_vs_reward_only": (1.6, None),
+        "hybrid_grouped_vs_trl_reward_grouped": (1.0, None),
+    },
+    ("whole run", "pku_safe"): _SHORT_PAIRS,
+    ("whole run", "alpaca_gpt4"): _SHORT_PAIRS,
     ("whole run", "hh_harmless"): {
         "haf / trl reward": (0.30, 0.37),
         "haf / trl reward grouped": (0.80, None),

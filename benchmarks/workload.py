@@ -67,7 +67,6 @@ class Shape:
 
 SHAPES = {
     "small": Shape(hidden=512, layers=8, vocabulary=32_768),
-    "wide-vocabulary": Shape(hidden=512, layers=4, vocabulary=65_536),
     "tiny": Shape(hidden=64, layers=2, vocabulary=32_768, heads=2),
     "smollm2-135m": Shape(hidden=576, layers=30, vocabulary=49_152, heads=9),
     "gemma-3-270m": Shape(hidden=640, layers=18, vocabulary=262_144, heads=4),

@@ -224,7 +224,25 @@ def require_folder(path: Path) -> None:
         if place.exists():
             if not place.is_dir():
                 raise ConfigError(f"{place} is not a folder. Choose another --out, or move it away.")
+            if place != path:
+                require_place(path)
             return
+
+
+def require_place(path: Path) -> None:
+    """Raise unless a file or folder that does not exist could be created.
+
+    Raises:
+        ConfigError: the nearest folder that exists can't be written to.
+    """
+    if path.exists():
+        return
+    nearest = next(each for each in path.resolve().parents if each.exists())
+    try:
+        tempfile.TemporaryDirectory(dir=nearest).cleanup()  # permissions alone don't tell, as in /proc
+    except OSError as error:
+        problem = f"{nearest} can't be written to: {error.strerror}"
+        raise ConfigError(f"{_shown(path)} can't be created ({problem}). Choose another --out.") from error
 
 
 @contextlib.contextmanager

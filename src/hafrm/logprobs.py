@@ -53,6 +53,11 @@ class LogitTransform:
 
 _PLAIN = LogitTransform()
 
+_ROWS = 512
+"""Tokens of a chunk, at least. With 64, products with a vocabulary of 262,000 take twice as long: each chunk reads the
+head's weight, and reads and writes its gradient, and pairs that are longer than a chunk are computed twice.
+"""
+
 
 @dataclass(frozen=True)
 class Foresight:
@@ -109,8 +114,8 @@ def linear_log_probs(
         bias: The LM head's bias, [V], or None.
         transform: How logits are computed from products; by default they are equal.
         foresight: Prediction of the incoming gradients, with which a trained head needs only three products.
-        chunk_bytes: Bytes of one chunk's logits in float32; peak use is up to 2.5 times as much. Default: 64 MiB on a
-            CPU, elsewhere 256 MiB, that is 500 tokens with a vocabulary of 128,000.
+        chunk_bytes: Bytes of one chunk's logits in float32; peak use is up to 2.5 times as much. Default: those of 512
+            tokens, but at least 64 MiB on a CPU and 256 MiB elsewhere.
 
     Returns:
         Log-probabilities, [T], in float32 (float64 for float64 states).
@@ -119,7 +124,7 @@ def linear_log_probs(
         ValueError: shapes or dtypes don't fit together, or chunk_bytes is not positive.
     """
     if chunk_bytes is None:
-        chunk_bytes = 2**26 if states.device.type == "cpu" else 2**28
+        chunk_bytes = usual_chunk(weight.shape[0], states.device.type)
     _check(states, weight, targets, bias, chunk_bytes)
     if foresight is not None and sum(foresight.lengths) != len(targets):
         raise ValueError(f"foresight covers {sum(foresight.lengths)} tokens, but there are {len(targets)} targets")
@@ -135,6 +140,11 @@ def linear_log_probs(
         foresight = None
     log_probs: Tensor = _LinearLogProbs.apply(states, weight, bias, targets, plan, keep_slopes, foresight)  # type: ignore[no-untyped-call]
     return log_probs
+
+
+def usual_chunk(vocabulary: int, device_type: str) -> int:
+    """Return the bytes of one chunk's logits by default; see `linear_log_probs`."""
+    return max(2**26 if device_type == "cpu" else 2**28, _ROWS * 4 * vocabulary)
 
 
 def sum_by_sequence(token_log_probs: Tensor, sequence_index: Tensor, num_sequences: int) -> Tensor:

@@ -1,14 +1,18 @@
-"""Rewards by name: of a model, or the true rewards of a simulated set such as `world/NAME`."""
+"""Rewards by name: of a model, or the true rewards of a simulated set such as `world/NAME`; whole or by token."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
 from hafrm.data.simulated import SimulatedReward, is_simulated
+from hafrm.errors import ModelError
 from hafrm.models.identity import model_identity
 from hafrm.models.options import ScoreOptions, ScorerChoice
-from hafrm.models.scorers import Scorer
+from hafrm.models.scorers import POLICY_HEAD, DenseScorer, Scorer
+from hafrm.models.tokens import TokenRewards
+from hafrm.pairs import Conversation
 
 
 def load_reward(name: str, choice: ScorerChoice, options: ScoreOptions) -> Scorer:
@@ -31,3 +35,29 @@ def reward_identity(name: str, choice: ScorerChoice, options: ScoreOptions) -> d
     if is_simulated(name):
         return {"the world's set": SimulatedReward(name).name, "hafrm": version("hafrm")}
     return model_identity(name, choice, options)
+
+
+class DividedScorer:
+    """Scorer that also keeps how each reward is divided.
+
+    Args:
+        scorer: The scorer.
+        name: What users call it, for messages.
+
+    Raises:
+        ModelError: its rewards can't be divided.
+    """
+
+    def __init__(self, scorer: Scorer, name: str) -> None:
+        if not isinstance(scorer, DenseScorer):
+            raise ModelError(f"{name} gives whole rewards only. Rewards of tokens need {POLICY_HEAD}.")
+        scorer.token_rewards([])
+        self.scorer = scorer
+        self.divided: dict[Conversation, TokenRewards] = {}
+        """The divided rewards of the last call of `score`."""
+
+    def score(self, conversations: Sequence[Conversation]) -> list[float | None]:
+        """Return rewards in the order of the conversations; see `Scorer.score`."""
+        found = self.scorer.token_rewards(conversations)
+        self.divided = {talk: each for talk, each in zip(conversations, found, strict=True) if each is not None}
+        return [None if each is None else each.reward for each in found]

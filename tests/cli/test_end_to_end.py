@@ -36,7 +36,10 @@ def train(rows: Path, out: Path, *more: str) -> None:
     assert main([*command, *FAST, *more]) == 0
 
 
-@pytest.mark.parametrize("more", [[], ["--method", "baseline"], ["--method", "dpo"], ["--lora.rank", "4"]], ids=str)
+SLOW = [pytest.param(["--method", method], marks=pytest.mark.slow) for method in ("baseline", "dpo")]
+
+
+@pytest.mark.parametrize("more", [[], ["--lora.rank", "4"], *SLOW], ids=str)
 def test_train_evaluate_score_export(more: list[str], rows: Path, tmp_path: Path, capfd) -> None:
     run = tmp_path / "run"
     train(rows, run, *more)
@@ -157,6 +160,7 @@ def test_a_missing_interval_is_explained(prompts: int, said: bool, rows: Path, t
     assert ("No interval and no p on few.jsonl" in capfd.readouterr().out) == said
 
 
+@pytest.mark.slow
 def test_the_combined_head(rows: Path, tmp_path: Path) -> None:
     """r + w * beta * log-ratio: between the heads, and equal to the reward head at w = 0."""
     run = tmp_path / "run"

@@ -86,6 +86,7 @@ def test_a_template_that_cant_be_read_is_named(base: Path, rows: Path, tmp_path:
     assert "chat_template" in capfd.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_with_another_template(
     base: Path, rows: Path, own: str, tmp_path: Path, capfd, monkeypatch
 ) -> None:

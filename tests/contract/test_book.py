@@ -24,10 +24,9 @@ from transformers import TrainingArguments
 
 from hafrm.cli import COMMANDS, main
 from hafrm.cli.options import options_of
-from hafrm.cli.pretrain import loss_curves
 from hafrm.data.forms import FORMS
 from hafrm.data.rowfiles import SUFFIXES
-from hafrm.report.charts import standalone
+from hafrm.paper.tables import lines_of, template
 from hafrm.rows import parse_pair
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +44,7 @@ OPTIONS = {
     "export": "ExportConfig",
     "judge": "JudgeConfig",
     "pretrain": "PretrainConfig",
+    "probe": "ProbeConfig",
     "reproduce": "ReproduceConfig",
     "rlhf": "RlhfConfig",
     "sample": "SampleConfig",
@@ -322,78 +322,79 @@ def test_what_is_said_of_a_result_stands_on_its_page(title: str, page: Path, sai
     assert [number for number in numbers if not re.search(rf"(?<![\d.]){re.escape(number)}(?!\d)", text)] == []
 
 
-def claimed() -> list[tuple[Path, str]]:
-    """Each difference of the table of claims, with the page that its column is of."""
-    text = RESULTS.read_text(encoding="utf-8")
-    (header,) = re.findall(r"^\| claim \| (.+) \|$", text, re.MULTILINE)
-    pages = [RESULTS.parent / page for page in re.findall(r"\((.+?)\)", header)]
-    rows = re.findall(r"^\| [^|]+ \| ([^|]+(?: \| [^|]+)+) \|$", text.split(header)[1], re.MULTILINE)
-    cells = [dict(zip(pages, row.split(" | "), strict=True)) for row in rows]
-    return [(page, cell) for row in cells for page, cell in row.items() if cell != "not run"]
+@pytest.mark.parametrize(
+    "page", sorted((DOCS / "results" / "world").glob("*/table.md")), ids=lambda path: path.parent.name
+)
+def test_a_page_says_what_it_was_computed_with(page: Path) -> None:
+    """Figure 7 has no results.json beside it: its points are many."""
+    results = page.with_name("results.json")
+    found = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
+    (line,) = lines_of(template("pages").made_with(found.get("environment")))
+    assert line in page.read_text(encoding="utf-8").splitlines()
 
 
-@pytest.mark.parametrize(("page", "cell"), claimed(), ids=lambda value: str(value)[-30:])
-def test_a_claims_difference_stands_on_its_page(page: Path, cell: str) -> None:
-    assert f"| {cell} |" in page.read_text(encoding="utf-8")
+SELF_MADE = DOCS / "results" / "self-made.md"
+COMPARED = (
+    ("table2", "haf", "baseline"),
+    ("table2", "haf", "dpo"),
+    ("ood", "haf", "baseline"),
+    ("ood", "haf", "dpo"),
+    ("mixed", "haf", "baseline"),
+    ("mixed", "haf", "dpo"),
+    ("heads", "both heads", "reward head"),
+)
+"""The comparisons of the columns of the table of self-made backbones."""
 
 
-BY_RATES = ("study.md", "study-all-seeds.md")
-ADAPTERS = ("study-lora.md", "study-instruct-lora.md")
-STUDIES = ("study.md", "study-mini.md", "study-mini-instruct.md", "study-instruct.md", *ADAPTERS, "study-world.md")
-CONCLUSIONS = [
-    (
-        "with rates chosen by all seeds HAF is ahead, by 2.3 points",
-        "the baseline in domain",
-        ("study-all-seeds.md",),
-        1,
-    ),
-    ("In the other six columns HAF can't be told from the baseline", "the baseline in domain", STUDIES[1:], 0),
-    ("chosen by the first seed, by 0.5", "the baseline in domain", ("study.md",), 0),
-    (
-        "Out of domain HAF is behind the baseline on real data",
-        "baseline out of domain",
-        (*BY_RATES, "study-instruct.md"),
-        -1,
-    ),
-    ("On a mixture HAF is ahead of the baseline in the world", "the baseline on a mixture", ("study-world.md",), 1),
-    ("real data that can't be told from nothing", "HAF above the baseline on a mixture", ("study.md",), 0),
-    ("DPO is the best method in the world", "HAF above DPO", ("study-world.md",), -1),
-    (
-        "On real data DPO and HAF can't be told apart",
-        "HAF above DPO in domain",
-        ("study.md", "study-mini.md", "study-mini-instruct.md", "study-instruct.md", "study-lora.md"),
-        0,
-    ),
-    ("but on micro-instruct with adapters, where HAF is ahead", "above DPO in domain", ("study-instruct-lora.md",), 1),
-    ("in the world the two heads together are above either", "both heads", ("study-world.md",), 1),
-]
-"""Words of the bullets below the table of claims, the row and the columns that they are of, and the intervals' side."""
+def study_rows() -> list[tuple[Path, list[str]]]:
+    """The file and the cells of each study of the page."""
+    rows = re.findall(
+        r"^\| \[[\w-]+\]\(([^)]+\.json)\)((?: \|[^|\n]*){8})$", SELF_MADE.read_text(encoding="utf-8"), re.M
+    )
+    return [(SELF_MADE.parent / path, [cell.strip() for cell in cells.split("|")[1:8]]) for path, cells in rows]
 
 
-@pytest.mark.parametrize(("said", "claim", "columns", "side"), CONCLUSIONS, ids=[row[0] for row in CONCLUSIONS])
-def test_a_conclusion_follows_from_the_table_of_claims(
-    said: str, claim: str, columns: tuple[str, ...], side: int
-) -> None:
-    text = RESULTS.read_text(encoding="utf-8")
-    (header,) = re.findall(r"^\| claim \| (.+) \|$", text, re.MULTILINE)
-    table, conclusions = text.split(header)[1].split("\n\n", 1)
-    assert said in " ".join(conclusions.split())
-    pages = re.findall(r"\((.+?)\)", header)
-    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if claim in line]
-    cells = [row[1 + pages.index(page)] for row in rows for page in columns]
-    found = [re.findall(r"\[(\S+), (\S+)\]", cell.replace("\N{MINUS SIGN}", "-")) for cell in cells]
-    intervals = [(float(low), float(high)) for each in found for low, high in each]
-    assert len(intervals) == len(cells) > 0
-    assert {(low > 0) - (high < 0) for low, high in intervals} == {side}
+@pytest.mark.parametrize(("path", "cells"), study_rows(), ids=lambda value: getattr(value, "stem", ""))
+def test_the_differences_of_a_study_are_those_of_its_file(path: Path, cells: list[str]) -> None:
+    comparisons = json.loads(path.read_text(encoding="utf-8"))["comparisons"]
+    for compared, cell in zip(COMPARED, cells, strict=True):
+        averages = {
+            len(each["column"]): [
+                each["difference"],
+                *each["ci95"],
+            ]  # the average of 6 prompts or more, if there is one
+            for each in comparisons
+            if (each["part"], each["a"], each["b"]) == compared and each["column"].startswith("Avg")
+        }
+        found = [float(number) for number in re.findall(r"[+-]?[\d.]+", cell.replace("\N{MINUS SIGN}", "-"))]
+        expected = [100 * number for number in averages[max(averages)]] if averages else []
+        assert found == pytest.approx(expected, abs=0.0501)
 
 
-@pytest.mark.parametrize("path", sorted((DOCS / "results" / "backbones").glob("*.json")), ids=lambda path: path.stem)
-def test_a_backbones_numbers_and_curves_are_its_recipes(path: Path) -> None:
+def test_what_is_said_of_the_studies_follows_from_their_differences() -> None:
+    """How many studies have HAF ahead of the baseline in domain, behind it, or neither."""
+    assert len(study_rows()) == 10
+    signs = []
+    for path, _ in study_rows():
+        (interval,) = [
+            each["ci95"]
+            for each in json.loads(path.read_text(encoding="utf-8"))["comparisons"]
+            if (each["part"], each["a"], each["b"]) == COMPARED[0]
+            and each["column"] == ("Avg" if path.stem == "world" else "Avg of 6 prompts or more")
+        ]
+        signs.append((interval[0] > 0) - (interval[1] < 0))
+    assert (signs.count(1), signs.count(0), signs.count(-1)) == (2, 7, 1)
+    assert "seven of the ten" in SELF_MADE.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "path", sorted((DOCS / "results" / "self-made" / "backbones").glob("*.json")), ids=lambda path: path.stem
+)
+def test_a_backbones_numbers_are_its_recipes(path: Path) -> None:
     recipe = json.loads(path.read_text(encoding="utf-8"))
-    page = (DOCS / "results" / "backbones.md").read_text(encoding="utf-8")
     sizes = " | ".join(f"{recipe[name]:,}" for name in ("parameters", "steps", "tokens"))
-    assert f"| [{path.stem}](backbones/{path.name}) | {sizes} | {recipe['perplexity']:.1f} |" in page
-    assert path.with_suffix(".svg").read_text(encoding="utf-8") == standalone(loss_curves(recipe))
+    row = f"| [{path.stem}](self-made/backbones/{path.name}) | {sizes} | {recipe['perplexity']:.1f} |"
+    assert row in SELF_MADE.read_text(encoding="utf-8")
 
 
 def test_every_page_of_results_is_linked() -> None:
@@ -404,7 +405,7 @@ def test_every_page_of_results_is_linked() -> None:
 def test_figures_of_the_comparison_are_those_of_the_measurements() -> None:
     measured = (DOCS / "results" / "speed.md").read_text(encoding="utf-8")
     said = re.findall(r"\b\d\.\d{3}\b", (DOCS / "comparison.md").read_text(encoding="utf-8"))
-    assert len(said) == 8
+    assert len(said) == 9
     assert all(f"| {number} |" in measured for number in said)
 
 

@@ -232,6 +232,14 @@ def test_a_slice_without_rows_and_a_wrong_one(shards: Path) -> None:
         load_pairs(f"{shards}[6:]")
     with pytest.raises(DataError, match="Unknown data set"):
         load_pairs("nothing[:2]")
+    for wrong in ("[:x]", "[1:2:3]", "[:10%%]", "[:1_000]"):
+        with pytest.raises(ConfigError, match=r"slice can't be read.*\[START:STOP\]"):
+            load_pairs(f"{shards}/part-*.jsonl{wrong}")
+
+
+def test_a_set_of_pairs_is_one_line_in_a_notebook(shards: Path) -> None:
+    (shards / "a.jsonl").write_bytes(json_lines(STRINGS))
+    assert repr(load_pairs(f"{shards / 'a.jsonl'}[:2]")) == f"PairSet(2 pairs of {shards / 'a.jsonl'}[:2])"
 
 
 def test_an_existing_path_is_not_taken_apart(tmp_path: Path) -> None:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from hafrm.atomic import require_folder
 from hafrm.data import ReadOptions
-from hafrm.errors import BadRowError, ConfigError
+from hafrm.errors import BadRowError, ConfigError, ModelError
 from hafrm.evaluation.bulk import RowScorer, score_rows
 from hafrm.evaluation.options import ScoreConfig
 from hafrm.models.options import ScorerChoice
+from hafrm.models.tokens import TokenRewards
 from hafrm.pairs import Conversation
 from tests.faults.runs import saved_run
 from tests.tiny import save_tiny, some_pairs
@@ -70,11 +73,81 @@ def test_a_bad_pair_has_a_pairs_fields(rescored, bad: dict[str, Any]) -> None:
     assert line["unscored"] in ("empty_response", "missing_field")
 
 
+def test_a_row_with_nothing_to_score_says_so(rescored, tmp_path: Path) -> None:
+    assert rescored({"prompt": "p"})[0]["unscored"] == "missing_field"
+    (tmp_path / "in.jsonl").write_text('{"prompt": "p", "answer": "yes"}\n')
+    for columns, problem in ((None, r"row 1.*`response` is missing.*prompt, answer"), ("response: answer", None)):
+        options = ReadOptions(columns=columns)
+        config = ScoreConfig(model="m", data=str(tmp_path / "in.jsonl"), out=str(tmp_path / "o"), data_options=options)
+        with pytest.raises(BadRowError, match=problem) if problem else nullcontext():
+            score_rows(config)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="/proc is Linux's")
+def test_a_file_that_can_not_be_written_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text(json.dumps(PAIR))
+    with pytest.raises(ConfigError, match=r"/proc/x.jsonl can't be created.*--out"):
+        score_rows(ScoreConfig(model="m", data=str(tmp_path / "in.jsonl"), out="/proc/x.jsonl"))
+    with pytest.raises(ConfigError, match=r"/proc/x/y can't be created.*--out"):
+        require_folder(Path("/proc/x/y"))
+    require_folder(tmp_path / "a" / "b")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl"]
+
+
 def test_a_bad_response_and_a_line_that_is_no_row_have_one_reward(rescored) -> None:
     empty, broken, number = rescored(RESPONSE | {"response": ""}, "{broken", "5")
     assert empty == RESPONSE | {"response": "", "reward": None, "unscored": "empty_response"}
     assert broken == {"row": 2, "reward": None, "unscored": "invalid_json"}
     assert number == {"row": 3, "reward": None, "unscored": "wrong_type"}
+
+
+class HalfByToken(LengthScorer):
+    """A reward for each character, and as much again that belongs to none."""
+
+    def token_rewards(self, conversations: Sequence[Conversation]) -> list[TokenRewards | None]:
+        texts = [c.response[0].content for c in conversations]
+        return [
+            None if len(text) >= 20 else TokenRewards((tuple((c, 1.0) for c in text),), 0.0, 2.0 * len(text))
+            for text in texts
+        ]
+
+
+def test_tokens_are_added_to_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside rewards and in their names; replaced when scored again, and dropped when scored without."""
+    monkeypatch.setattr(ScorerChoice, "load", lambda self, model, options: HalfByToken())
+    path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    rows = [RESPONSE, PAIR | {"chosen": "y" * 30}, PAIR | {"chosen": ""}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def scored(data: Path, tokens: bool) -> list[dict[str, Any]]:
+        options = ReadOptions(on_bad_row="skip")
+        score_rows(ScoreConfig(model="m", data=str(data), out=str(out), data_options=options, tokens=tokens))
+        return [json.loads(line) for line in out.read_text().splitlines()]
+
+    first, second, third = scored(path, True)
+    pieces = [[letter, 1.0] for letter in "yes"]
+    assert first == RESPONSE | {
+        "reward": 6.0,
+        "token_rewards": {"turns": [pieces], "template": 0.0, "reward": 6.0},
+    }
+    assert second["token_rewards_chosen"] is None
+    assert second["token_rewards_rejected"]["reward"] == second["reward_rejected"] == 4.0
+    assert third["token_rewards_chosen"] is third["token_rewards_rejected"] is third["reward_chosen"] is None
+    again = tmp_path / "again.jsonl"
+    again.write_text("".join(json.dumps(row) + "\n" for row in (first, second, third)))
+    assert scored(again, True) == [first, second, third]
+    assert not any("token_rewards" in name for row in scored(again, False) for name in row)
+
+
+def test_tokens_need_a_policy_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ScorerChoice, "load", lambda self, model, options: LengthScorer())
+    path = tmp_path / "in.jsonl"
+    path.write_text(json.dumps(RESPONSE) + "\n")
+    with pytest.raises(ModelError, match="--head policy"):
+        score_rows(ScoreConfig(model="m", data=str(path), out=str(tmp_path / "out.jsonl"), tokens=True))
+    for model, head in (("http://localhost:1", None), ("m", "reward")):
+        with pytest.raises(ConfigError, match="tokens"):
+            ScoreConfig(model=model, head=head, data=str(path), tokens=True)
 
 
 def test_rows_of_one_pair_in_other_forms_are_scored(rescored) -> None:

@@ -23,6 +23,8 @@ PATHS = {
     "rewardbench": FIXTURES / "rewardbench",
     "rewardbench-2": FIXTURES / "rewardbench-2.jsonl",
     "rm-bench": FIXTURES / "rm-bench.jsonl",
+    "judgebench": FIXTURES / "judgebench.jsonl",
+    "ppe": FIXTURES / "ppe.jsonl",
 }
 
 
@@ -73,6 +75,31 @@ def test_pooled_accuracies_count_what_was_scored() -> None:
     model = summary("rewardbench", scores[:2] + unscored + scores[4:])["models"]["m"]
     assert model["pooled"]["Chat"]["value"] == pytest.approx(6 / 16)
     assert model["sections"]["Chat"]["value"] == pytest.approx((100 * 5 / 8 + 28 / 8) / 128)
+
+
+def test_judgebench_counts_every_pair_alike() -> None:
+    scores = [score("mmlu-pro-law", (2.0, 1.0)), score("mmlu-pro-physics", (1.0, 2.0), row=2)]
+    scores += [score("mmlu-pro-physics", (1.0, 1.0), row=3), score("livecodebench", (3.0, 1.0), row=4)]
+    found = summary("judgebench", scores)
+    assert values(found, "overall") == {"overall": pytest.approx(2.5 / 4)}
+    assert values(found, "sections") == pytest.approx({"Knowledge": 1.5 / 3, "Coding": 1.0})
+    assert found["missing"] == ["Reasoning", "Math"]
+    items = load_suite(f"judgebench@{PATHS['judgebench']}").items
+    assert [item.responses[0][0].content for item in items] == ["Yes, it may.", "4", "print(1)"]
+
+
+def test_ppe_leaves_ties_out() -> None:
+    scores = [score("English", (2.0, 1.0)), score("German, code", (1.0, 2.0), row=2)]
+    scores += [score("English", (3.0, 1.0), row=3), score("English", (1.0, 2.0), correct=2, row=4)]
+    found = summary("ppe", scores)
+    assert values(found, "overall") == {"overall": pytest.approx(2 / 3)}
+    assert values(found, "sections") == {"English": 1.0, "other languages": 0.0, "code": 0.0}
+    items = load_suite(f"ppe@{PATHS['ppe']}").items
+    assert [(item.correct, item.responses[0][0].content) for item in items] == [
+        (1, "The Rhine."),
+        (1, "print(1)"),
+        (2, "Hi"),
+    ]
 
 
 def test_rewardbench_has_the_published_counts() -> None:
@@ -268,7 +295,7 @@ def test_a_model_that_scored_nothing_has_no_score() -> None:
 def test_every_file_format_gives_the_same_items(name: str, ending: str, tmp_path: Path) -> None:
     path = PATHS[name] / "filtered.jsonl" if PATHS[name].is_dir() else PATHS[name]
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    rows = [row for row in rows if isinstance(row["prompt"], str)]
+    rows = [row for row in rows if isinstance(row.get("prompt", ""), str)]
     copy = tmp_path / f"copy{ending}"
     if ending == ".parquet":
         import pyarrow as pa
@@ -312,6 +339,11 @@ def test_files_beside_a_suites_own_are_not_read_and_none_is_read_twice(tmp_path:
         ("rm-bench", {"chosen": ["a", "b"]}, "Give 3 responses"),
         ("rm-bench", {"domain": 4}, "`domain` is 4"),
         ("rm-bench", {"rejected": ["a", "\ud800", "c"]}, "lone surrogate"),
+        ("judgebench", {"label": "A"}, "`label` is 'A'"),
+        ("judgebench", {"question": " "}, "is empty"),
+        ("judgebench", {"response_B": ""}, "`response_B` is empty"),
+        ("ppe", {"winner": "both"}, "`winner` is 'both'"),
+        ("ppe", {"is_code": "perhaps"}, "`is_code` is 'perhaps'"),
     ],
     ids=str,
 )

@@ -52,9 +52,7 @@ def require_one_line(ended: Ended, stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("share", [slow(0.0), 0.5, slow(1.0)])
-@pytest.mark.parametrize(
-    "name", [slow("train"), slow("precompute"), *(name for name in STAGES if name not in ("train", "precompute"))]
-)
+@pytest.mark.parametrize("name", [*map(slow, STAGES[:3]), *STAGES[3:]])
 def test_files_that_can_not_grow(name: str, share: float, stage_of: Callable[[str], Stage]) -> None:
     """A write in the middle of a file fails: of the first that is longer than the limit, in the end the longest."""
     stage = stage_of(name)

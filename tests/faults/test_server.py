@@ -141,6 +141,7 @@ def test_a_large_body_does_not_hold_the_server(path: str, sent: Any, status: int
     assert server.memory() - before < 200
 
 
+@pytest.mark.slow
 def test_connections_beyond_the_open_files_wait_and_are_logged_once(run: Path, tmp_path: Path) -> None:
     with served(run, tmp_path, "--body_timeout", "1", files=256) as server, ExitStack() as stack:
         expected = server.reward()

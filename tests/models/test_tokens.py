@@ -184,6 +184,57 @@ def test_log_ratios_are_the_stock_models_own(layout: Any, models_on_disk: tuple[
         assert 0.1 * (sum(numbers(ratios)) + ratios.template) == pytest.approx(reward, abs=1e-4)
 
 
+@torch.no_grad()
+def test_parts_of_rewards_sum_to_them(models_on_disk: tuple[str, str]) -> None:
+    """tau times the log-ratios, and for both heads the rest; without a reference the mean log-prob, cut into tokens."""
+    policy, base = models_on_disk
+    scorer = load_scorer(policy, head="policy", reference=base)
+    assert isinstance(scorer, HybridScorer)
+    scorer.model.score.weight.fill_(0.5)
+    conversations = [Conversation.of("Why? " * (1 + i % 2), f"word {i} " * (i + 1)) for i in range(4)]
+    conversations.append(Conversation.of("Why?", "x" * 2000))
+    for reward_weight, reference in ((0.0, scorer.reference), (1.0, scorer.reference), (0.0, None)):
+        scorer.reward_weight, scorer.reference = reward_weight, reference
+        *found, overlong = scorer.token_rewards(conversations)
+        assert overlong is None
+        for each, conversation in zip(found, conversations, strict=False):
+            assert each is not None
+            assert each.divided
+            (whole,) = scorer.score([conversation])
+            assert each.reward == pytest.approx(whole, abs=1e-5)
+            head = each.reward - sum(numbers(each)) - each.template
+            (rewards,) = load_scorer_of_head(scorer).score([conversation])
+            assert head == pytest.approx(reward_weight * rewards, abs=1e-4)
+            if reference is not None:
+                expected = 0.1 * stock_log_ratios(policy, base, conversation)
+                text = conversation.response[0].content
+                end = len(expected) - 1
+                np.testing.assert_allclose(numbers(each), expected[end - len(text) : end], rtol=0, atol=1e-5)
+    scorer.ratio_weight = 0.0
+    with pytest.raises(ModelError, match="--head policy"):
+        scorer.token_rewards([])
+
+
+def load_scorer_of_head(scorer: HybridScorer) -> HybridScorer:
+    return HybridScorer(scorer.model, scorer.encoder, scorer.layout, scorer.options)
+
+
+@torch.no_grad()
+def test_what_can_not_be_aligned_is_whole(models_on_disk: tuple[str, str], tmp_path: Path) -> None:
+    policy, base = models_on_disk
+    scorer = load_scorer(policy, head="policy", reference=base)
+    assert isinstance(scorer, HybridScorer)
+    scorer.encoder.tokenizer.chat_template = DEFAULT_CHAT_TEMPLATE.replace(
+        "message['content']", "message['content'] | upper"
+    )
+    conversation = Conversation.of("Why?", "words")
+    (found,) = scorer.token_rewards([conversation])
+    assert found is not None
+    assert not found.divided
+    assert found.turns == ((("words", None),),)
+    assert found.reward == pytest.approx(scorer.score([conversation])[0], abs=1e-6)
+
+
 def test_there_are_none_without_a_reference(models_on_disk: tuple[str, str], tmp_path: Path) -> None:
     policy, base = models_on_disk
     scorer = load_scorer(policy, head="policy", reference=base)

@@ -102,6 +102,7 @@ def test_the_probes_share_the_runs_of_table_2(
         assert said.endswith(f"Scale world, backbones instruct{seeds}.")  # no word on accuracies: there are none
     assert -1 <= figure7["agreement"]["instruct/BS"]["pearson"]["value"] <= 1
     assert (tmp_path / "world" / "figure7" / "figure7-instruct-AHP.svg").exists()
+    assert "![AHP, instruct: Pearson" in (tmp_path / "world" / "figure7" / "table.md").read_text()
     claim = reproduce("claims", tmp_path, *three[:4], "--sets", "Harmless")["claims"]["instruct"]
     assert len(claim["seeds"]) == 1
     assert manifests(tmp_path) == runs
@@ -117,6 +118,18 @@ def test_figure_2_keeps_its_checkpoints(tiny_world: Path, tmp_path: Path, monkey
     assert set(found["by_matching"]) == {"reward", "acc", "loss", "margin", "step"}
     folder = tmp_path / "world" / "runs" / "instruct" / "Harmless" / "haf-seed0-checkpoints"
     assert {path.name for path in folder.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2"}
+
+
+@pytest.mark.slow
+def test_gradients_of_each_checkpoint_are_measured(
+    tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = scales.world_training
+    monkeypatch.setattr(scales, "world_training", lambda steps: training(steps) | {"eval_steps": 1, "save_steps": 1})
+    found = reproduce("gradients", tmp_path, "--sets", "Harmless", "--seeds", "0")["gradients"]["instruct"]
+    assert list(found["seed 0"]) == ["0", "1", "2"]
+    assert {"backbone", "embeddings", "layer 1", "norm"} <= set(found["seed 0"]["2"])
+    assert (tmp_path / "world" / "gradients" / "gradients-instruct.svg").exists()
 
 
 def test_figure_2_states_a_share_with_its_interval_if_it_has_one() -> None:
@@ -216,7 +229,7 @@ def test_options_that_can_not_work_are_refused(
         (["table6", "--early_stopping", "1"], "early_stopping has no effect on table6"),
         (["figure2", "--seeds", "1", "2"], "seeds: figure2 uses a single one"),
         (["figure7", "--seeds", "1", "2"], "seeds: figure7 uses a single one"),
-        *(([name, "--sets", "BS", "CA"], f"sets: {name} uses a single one") for name in ("figure2", "figure6", "ppo")),
+        *(([name, "--sets", "BS", "CA"], f"sets: {name} uses a single one") for name in ("figure2", "ppo", "dense")),
         (["claims", "--sets", "BS", "CA"], "sets: claims uses a single one"),
         (["table7", "--sets", "BS", "CA"], "table7 correlates over sets"),
         (["study", "--learning_rate", "1", "--learning_rates", "1", "2"], "learning_rate has no effect beside"),

@@ -10,15 +10,16 @@ import pytest
 from hafrm.cli import main
 from hafrm.errors import ConfigError
 from hafrm.judging.options import JudgeOptions
-from hafrm.paper import policies, runs
+from hafrm.paper import pessimism, policies, runs
 from hafrm.paper.experiments import EXPERIMENTS
 from hafrm.paper.policies import Duel, Judged, duel_hits, learnt, mean_over_seeds, points_of
 from hafrm.paper.runs import Policy, rlhf_words
 from hafrm.paper.scales import Overrides, paper_scale, world_scale
 from hafrm.rlhf.checkpoints import Answers
 from hafrm.rlhf.options import KlOptions, RlhfConfig, SamplingOptions
+from hafrm.sampling.options import SampleOptions
 from hafrm.training.manifest import is_finished
-from tests.judging.server import serving
+from tests.judging.server import longer_wins, serving
 from tests.models.test_reward_models import classifier
 from tests.paper.test_plans import job, small_files
 
@@ -36,7 +37,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
         "sampling": SamplingOptions(max_new_tokens=6),
     }
     monkeypatch.setattr(runs, "WORLD_PPO", {**runs.WORLD_PPO, **shorter})
-    monkeypatch.setattr(policies, "_PROMPTS", 6)
+    monkeypatch.setattr(policies, "PROMPTS", 6)
 
 
 @pytest.mark.slow
@@ -103,7 +104,7 @@ def test_win_rates_and_gains_by_hand() -> None:
     assert mean_over_seeds(hits) == (1.0, 0.5, 0.5)
     first, last = points_of([[judged(before), judged(after)] for before, after in zip(theirs, ours, strict=True)])
     assert (first.kl, first.length, last.gold_by_seed) == (2.0, 5.0, (2.0, 1.0))
-    duel = Duel({"haf": (first, last), "baseline": (first, first)}, {0: (1.0, 0.5, 0.5)})
+    duel = Duel({"haf": (first, last), "baseline": (first, first)}, {0: (1.0, 0.5, 0.5)}, {0: (2, 0)})
     assert duel.win_rates[0][0] == pytest.approx(2 / 3)
     gain = learnt((first, last))
     assert gain["gain"] == pytest.approx((1 + 0 - 0.5) / 3)
@@ -127,13 +128,18 @@ def test_ppo_alone_from_its_command_to_its_files(tiny_world: Path, short: None, 
 def test_figure_5_on_files_with_a_judge(
     kind: str, short: None, tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An endpoint that prefers the longer answer; or a reward model, which also shows whether its reward rises."""
-    monkeypatch.setattr(runs, "SMALL_PPO", runs.WORLD_PPO)
+    """An endpoint that prefers the longer answer, and once says nothing; or a reward model, which shows its reward."""
+    apart = {"learning_rate": 0.1}  # equal answers are a tie that no endpoint is asked about
+    monkeypatch.setattr(runs, "SMALL_PPO", {**runs.WORLD_PPO, **apart})
     monkeypatch.setenv("OPENAI_API_KEY", "k")
     words = ["reproduce", "figure5", "--scale", "small", "--backbone", str(tiny_world), "--backbones", "base"]
     words += ["--data_folder", str(small_files(tmp_path / "data")), "--sets", "AHP", "--steps", "1"]
     words += ["--max_length", "256", "--out", str(tmp_path / "o")]
-    with serving() as endpoint:
+
+    def reply(user: str) -> str:
+        return "I can't say." if "question 2 " in user else longer_wins(user)
+
+    with serving(reply) as endpoint:
         judge = ["--judge.kind", kind, "--judge.model", "m" if kind == "openai" else str(classifier(tmp_path / "rm"))]
         if kind == "openai":
             judge += ["--judge.base_url", endpoint.url, "--judge.cache", str(tmp_path / "replies.sqlite")]
@@ -141,8 +147,15 @@ def test_figure_5_on_files_with_a_judge(
         asked = sum(endpoint.asked.values())
         assert main([*words, *judge]) == 0  # everything is there
         assert sum(endpoint.asked.values()) == asked
+        assert bool(asked) is (kind == "openai")
     found = json.loads((tmp_path / "o/small/figure5/results.json").read_text())["duels"]["base"]["Chat"]
     assert found["win_rate"]["0"]["value"] == 0.5
+    assert found["win_rate"]["0"]["undecided"] == 6
+    missing = [cell["no_verdict"] for cell in found["win_rate"].values()]
+    assert missing == ([0, 1, 1] if kind == "openai" else [0, 0, 0])
+    assert all(cell["undecided"] >= cell["no_verdict"] for cell in found["win_rate"].values())
+    table = (tmp_path / "o/small/figure5/table.md").read_text()
+    assert ("1 without a verdict" in table) is (kind == "openai")
     drawn = {path.name for path in (tmp_path / "o/small/figure5").glob("*.svg")}
     assert ("figure5-gold-base.svg" in drawn) is (kind == "reward")
     assert "figure5-base.svg" in drawn
@@ -161,3 +174,47 @@ def test_figure_5_and_ppo_outside_the_world_need_a_judge(tmp_path: Path) -> None
             else:
                 with pytest.raises(ConfigError, match="true reward is unknown"):
                     EXPERIMENTS[name].plan(asked)
+
+
+def test_lower_bounds_from_their_command_to_their_files(
+    tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At n = 1 all ways have the mean of the draws; at the largest n, the true reward of what each selected."""
+    for name, value in (("_PROMPTS", 6), ("_DRAWS", 4), ("_SHOWN", (1, 4))):
+        monkeypatch.setattr(pessimism, name, value)
+    monkeypatch.setattr(pessimism, "SampleOptions", lambda **_: SampleOptions(max_new_tokens=6))
+    words = ["reproduce", "pessimism", "--out", str(tmp_path), "--steps", "2", "--sets", "Helpful"]
+    assert main(words) == 0
+    root = tmp_path / "world"
+    results = json.loads((root / "pessimism" / "results.json").read_text())
+    assert [len(curve) for curve in results["gold"].values()] == [4] * 4
+    assert len({round(curve[0], 9) for curve in results["gold"].values()}) == 1
+    for name, folder in (("one head", "best-of-4-0"), ("mean - 2 standard errors", "best-of-4-heads-2")):
+        found = json.loads((root / folder / "instruct" / "Helpful" / "results.json").read_text())
+        (curve,) = [each for way, each in found["curve"]["gold"].items() if way != "the best"]
+        assert results["gold"][name] == pytest.approx([point["value"] for point in curve])
+    gap = results["gold"]["mean - 1 standard error"][-1] - results["gold"]["one head"][-1]
+    assert results["differences"]["mean - 1 standard error - one head"]["mean"] == pytest.approx(gap)
+
+
+def test_dense_rewards_from_their_command_to_their_files(tiny_world: Path, short: None, tmp_path: Path) -> None:
+    """Five ways to be rewarded by the same run, whose first checkpoints are the same model."""
+    words = ["reproduce", "dense", "--out", str(tmp_path), "--steps", "2", "--sets", "Helpful"]
+    assert main(words) == 0
+    root = tmp_path / "world"
+    results = json.loads((root / "dense" / "results.json").read_text())
+    ways = results["steps"]
+    assert len(ways) == 5
+    assert len({way["0"]["gold"] for way in ways.values()}) == 1
+    runs_of = root / "policies" / "instruct" / "Helpful"
+    heads = {path.name: json.loads((path / "manifest.json").read_text())["config"] for path in runs_of.glob("haf*")}
+    assert {(each["head"], each["dense"]) for each in heads.values()} == {
+        ("reward", "none"),
+        *((head, dense) for head in ("policy", "combined") for dense in ("none", "token")),
+    }
+    for name, found in results["differences"].items():
+        one, other = name.split(" - ")
+        after = [
+            sum(way[step]["gold"] for step in way if step != "0") / (len(way) - 1) for way in (ways[one], ways[other])
+        ]
+        assert found["mean"] == pytest.approx(after[0] - after[1])

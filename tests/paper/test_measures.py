@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+from pathlib import Path
+
 import pytest
 
+from hafrm.data import load_pairs
 from hafrm.errors import DataError
-from hafrm.evaluation.scoring import PairScore
+from hafrm.evaluation.scoring import SCORES_FILE, PairScore
 from hafrm.paper import measures
+from hafrm.paper.plans import single_sets
+from hafrm.paper.scales import Overrides, small_scale
+from hafrm.paper.tables import lines_of, template
+from tests.paper.test_plans import job, small_files
 
 
 def test_scores_of_a_file_and_of_what_it_became_are_not_put_together() -> None:
@@ -20,3 +29,26 @@ def test_scores_of_a_file_and_of_what_it_became_are_not_put_together() -> None:
         measures.measured([scores("old"), scores("new")], "BS, haf")
     with pytest.raises(DataError, match="not have the same prompt"):
         measures.relation({"haf": old, "baseline": new}, "baseline", backbone="b", trained_on="BS", tested_on="BS")
+
+
+def test_pairs_that_are_left_out_are_counted_by_reason(tmp_path: Path) -> None:
+    """Of six test pairs one is too long, and the prompts of two were trained on."""
+    data = small_files(tmp_path / "data")
+    scale = small_scale(Overrides(), backbones=["m"], data_folder=str(data))
+    asked = job(scale, sets=("BS",), out=tmp_path / "o")
+    (scoring,), test = single_sets(asked).scorings, scale.sets["BS"].test
+    trained = [pair.group for pair in load_pairs(scale.sets["BS"].train, split="train").pairs[:2]]
+    rows = []
+    for run in scoring.runs:
+        for number, group in enumerate(["a", "b", "c", "d", *trained]):
+            rewards = (None, None, 5, 5, "overlong") if group == "c" else (1.0, 0.0, 5, 5)
+            rows.append(PairScore(str(run.folder(asked)), test, f"{test}:{number}", group, *rewards))
+    folder = scoring.folder(asked)
+    folder.mkdir(parents=True)
+    (folder / SCORES_FILE).write_text("".join(f"{json.dumps(asdict(row))}\n" for row in rows))
+    grid = measures.measure(asked, ("BS",), ("BS",), backbone="m")
+    assert len(grid["BS"]["haf"].pair_hits) == 3
+    expected = {"overlong": 1, "with a prompt that was trained on": 2}
+    assert measures.left_out_of({"m": grid}) == {"BS (m)": expected}
+    (line,) = lines_of(template("pages").left_out_notes(measures.left_out_of({"m": grid})))
+    assert all(words in line for words in ("BS (m)", "1 overlong", "2 with a prompt"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections import namedtuple
 from dataclasses import replace
@@ -12,16 +13,21 @@ from transformers import AutoTokenizer
 
 from hafrm.cli import main
 from hafrm.errors import ConfigError
+from hafrm.judging.options import JudgeOptions
 from hafrm.models.options import LoraOptions
 from hafrm.pairs import Message, Prompt
 from hafrm.paper import resources
 from hafrm.paper.costs import Costs
+from hafrm.paper.executor import costs_of
+from hafrm.paper.experiments import EXPERIMENTS
 from hafrm.paper.resources import GIB, bytes_of, memory_bytes, peak_bytes, require_disk, shape_of
-from hafrm.paper.runs import Run
+from hafrm.paper.runs import Policy, Run
 from hafrm.paper.scales import Job, Overrides, Scale, paper_scale, small_scale
 from hafrm.templates import render
 from tests.paper.test_plans import small_files
 from tests.tiny import save_tiny
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def job(scale: Scale, out: Path = Path("o"), **values: object) -> Job:
@@ -52,6 +58,37 @@ def test_the_papers_models_have_their_published_sizes_and_memory() -> None:
     # rank 64 on q, k, v, o, gate, up, down of 32 layers, and the reward head
     by_layer = 2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336)
     assert mistral.adapters == 32 * 64 * by_layer + 4096
+
+
+def test_ppo_also_has_a_reward_model_and_a_reference(tmp_path: Path) -> None:
+    """By hand: three Phi-2 in float32, gradients, two states and a copy; a Mistral shares its base."""
+    asked, runs = job(paper_scale(Overrides())), {}
+    for name in asked.backbones:
+        policy = Policy(backbone=name, sets=("BS",), rewarded_by="haf", seed=0)
+        shape = shape_of(asked, name)
+        assert shape is not None
+        runs[name] = memory_bytes(asked, policy, shape), shape
+    phi, shape = runs["phi-2"]
+    assert phi == 4 * 2_779_686_400 * (1 + 1 + 1 + 1 + 2 + 1)
+    mistral, shape = runs["mistral-base"]
+    assert mistral == 2 * shape.weights * 2 + shape.adapters * 4 * (1 + 1 + 2 + 1)
+
+
+def test_memory_that_files_state_is_the_arithmetics() -> None:
+    asked, stated = job(paper_scale(Overrides())), {}
+    for name in asked.backbones:
+        shape = shape_of(asked, name)
+        assert shape is not None
+        policy = Policy(backbone=name, sets=("BS",), rewarded_by="haf", seed=0)
+        for kind, run in (("paper", run_of(name)), ("rlhf", policy)):
+            stated[f"{kind}/{name}"] = f"{memory_bytes(asked, run, shape) / GIB:.0f}"
+    for path in (each for each in CONFIGS.rglob("*.yaml") if each.parent.name in ("paper", "rlhf")):
+        opening = path.read_text().partition("hafrm ")[0]
+        assert re.findall(r"(\d+) Gi?B", opening) == [stated[str(path.relative_to(CONFIGS).with_suffix(""))]]
+    (row,) = re.findall(r"\| memory before .*", (CONFIGS.parent / "docs" / "paper-map.md").read_text())
+    phi, mistral = stated["paper/phi-2"], stated["paper/mistral-base"]
+    ours = row.rpartition("|")[0].rpartition("|")[0]
+    assert re.findall(r"(\d+) GiB", ours) == [phi, "52", mistral, stated["rlhf/phi-2"], stated["rlhf/mistral-base"]]
 
 
 def small_like(scale: Scale) -> Scale:
@@ -130,6 +167,44 @@ def test_the_papers_time_is_a_count_of_products() -> None:
     pairs = 4 * 3200 * 16 + 8722 + 41 * round(0.05 * 8722)
     seconds = 2 * pairs * 2 * 81.9 * (shape.body + shape.head) / (0.4 * 312e12)
     assert Costs(asked).run(run) == pytest.approx(seconds, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "judge", "readers", "questions"),
+    [
+        ("figure4", JudgeOptions(kind="openai", model="m"), 4, 200 * (1 + 2 * 3)),
+        ("figure4", JudgeOptions(kind="openai", model="m", orders="one"), 4, 200 * (1 + 3)),
+        ("figure9", JudgeOptions(kind="reward", model="m"), 5, 0),
+    ],
+)
+def test_the_time_of_samples_and_of_their_judge(
+    name: str, judge: JudgeOptions, readers: int, questions: int, tmp_path: Path
+) -> None:
+    """Phi-2 answers 200 prompts of AHP four times; three models, one with a reference, read that; by hand."""
+    asked = job(paper_scale(Overrides()), tmp_path, sets=("AHP",), backbones=("phi-2",), judge=judge)
+    plan = EXPERIMENTS[name].plan(asked)
+    (each,), shape = plan.responses, shape_of(asked, "phi-2")
+    assert shape is not None
+    products = 2 * 800 * (64 + 256) * shape.body * (1 + readers) / (0.4 * 312e12)
+    weights_read = 25 * 256 * 2 * shape.weights / 2e12
+    assert Costs(asked).responses(each) == pytest.approx(products + weights_read)
+    assert Costs(asked).questions(each) == questions
+    told = list(costs_of(asked, plan))
+    assert any(f"{(products + weights_read) / 3600:.2g} hours of sampling" in line for line in told)
+    assert any(f"{questions:,} questions" in line for line in told) is (questions > 0)
+    made = tmp_path / "paper" / each.made
+    made.parent.mkdir(parents=True)
+    made.touch()
+    assert not any("sampling" in line or "questions" in line for line in costs_of(asked, plan))
+
+
+def test_the_time_of_a_policys_answers() -> None:
+    """Each of 10 checkpoints and the start answers 240 prompts; an endpoint sees each pair of answers twice."""
+    asked = job(paper_scale(Overrides()), backbones=("phi-2",), judge=JudgeOptions(kind="openai", model="m"))
+    ours, theirs = EXPERIMENTS["figure5"].plan(asked).responses
+    costs = Costs(asked)
+    assert (costs.questions(ours), costs.questions(theirs)) == (240 * 11 * 2, 0)
+    assert (ours.draws, ours.readers) == (11, 3)
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,8 @@ def test_table_1_counts_pairs_before_and_after_the_draw(tiny_world: Path, tmp_pa
 def test_every_name_has_a_dry_run_at_the_papers_scale(name: str, tmp_path: Path, capfd: Any) -> None:
     """Without a network: commands that run, with hours, disk and memory where something is trained."""
     judged = ["--judge.kind", "reward", "--judge.model", "m"] * (name in JUDGED)
-    sets = ["--sets", "BS"] * (name in ("figure2", "figure6", "claims", "ppo"))
+    single = ("figure2", "figure6", "gradients", "claims", "ppo", "dense", "pessimism")
+    sets = ["--sets", "BS"] * (name in single)
     words = ["reproduce", name, "--scale", "paper", "--out", str(tmp_path / "o"), *judged, *sets, "--dry_run"]
     assert main(words) == 0
     printed = capfd.readouterr().out
@@ -65,7 +66,7 @@ def test_every_name_has_a_dry_run_at_the_papers_scale(name: str, tmp_path: Path,
     assert not (tmp_path / "o").exists()
 
 
-JUDGED = {"figure4", "figure5", "figure8", "figure9", "table4", "table11", "ppo"}
+JUDGED = {"figure4", "figure5", "figure8", "figure9", "table4", "table11", "ppo", "dense", "pessimism"}
 
 
 @pytest.mark.parametrize("backbone", ["phi-2", "mistral-base", "mistral-instruct"])

@@ -15,16 +15,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from filelock import FileLock
 from markupsafe import Markup
+from transformers import AutoModel
 
 from hafrm.cli import main
 from hafrm.cli.reproduce import ReproduceConfig
-from hafrm.data import load_pairs
+from hafrm.data import DataOptions, encode_pairs, load_pairs
+from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ConfigError, TrainingError
 from hafrm.evaluation.scoring import PairScore, read_scores
+from hafrm.models.tokenizers import load_tokenizer
 from hafrm.pairs import Conversation
 from hafrm.paper import costs, executor, numbers, runs, stages, study
+from hafrm.paper.frozen import fit_frozen
 from hafrm.paper.measures import Measured, Paired, mean_compared
 from hafrm.paper.plans import PARTS, cells, shares_part
 from hafrm.paper.record import Journal, Record, journal_of, record_of
@@ -36,7 +41,7 @@ from hafrm.paper.study_page import findings_of, page_of, publish, with_block
 from hafrm.paper.words import fit_words
 from hafrm.training import run as training_run
 from tests.paper.test_plans import small_files
-from tests.tiny import pair
+from tests.tiny import pair, save_tiny, some_pairs
 
 ROOT = Path(__file__).parents[2]
 
@@ -95,6 +100,7 @@ def test_parts_share_their_runs(tmp_path: Path) -> None:
     assert len(set(names)) == len(stages.plan_study(asked).runs)
 
 
+@pytest.mark.slow
 def test_losses_and_shares_are_runs_of_hafrm_train(tmp_path: Path) -> None:
     from hafrm.cli import train
     from hafrm.cli.options import options_of
@@ -206,6 +212,29 @@ def checkout(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
+def test_a_frozen_backbones_head_is_a_logistic_regression_on_the_stock_models_states(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "base")
+    encoder = ConversationEncoder(load_tokenizer(str(folder)), 128)
+    groups = list(encode_pairs(some_pairs(40), encoder, DataOptions(max_length=128)))
+    scorer = fit_frozen(str(folder), encoder, groups[:30], groups[30:])
+    stock = AutoModel.from_pretrained(folder)
+
+    def state(tokens: Sequence[int]) -> np.ndarray:
+        with torch.no_grad():
+            return stock(torch.tensor([tokens])).last_hidden_state[0, -1].double().numpy()
+
+    states = np.array([[state(group.prompt + response) for response in group.responses] for group in groups])
+    weights = scorer.model.score.weight.detach().double().numpy()[0]
+    scored = scorer.score([conversation for each in some_pairs(40) for conversation in each.conversations])
+    assert np.reshape(scored, (40, 2)) == pytest.approx(states @ weights, rel=1e-3, abs=1e-4)
+    x = states[:30, 0] - states[:30, 1]
+    scale = x.std(axis=0) + 1e-6
+    slope = (x / scale).T @ (1 / (1 + np.exp(x @ weights)))  # at the optimum: the penalty times the weights
+    penalties = slope / (weights * scale)
+    assert penalties == pytest.approx(np.full(len(weights), np.median(penalties)), rel=0.05)
+    assert np.log10(np.median(penalties)) == pytest.approx(round(np.log10(np.median(penalties))), abs=0.01)
+
+
 def test_the_study_from_its_command_to_the_docs(
     tiny_world: Path,
     tmp_path: Path,
@@ -472,7 +501,7 @@ def test_small_foretells_its_hours_and_cuts_its_sets(
 
 
 def test_costs_are_counts_of_products(tiny_world: Path, tmp_path: Path) -> None:
-    """By hand: 16 pairs forward and twice backward, and 14 validation pairs at the end, through the body alone."""
+    """By hand: 16 pairs forward and twice backward, and 14 validation pairs at the end and for the best checkpoint."""
     data = small_files(tmp_path / "data")
     scale = small_scale(Overrides(steps=1), backbones=[str(tiny_world)], data_folder=str(data))
     asked = job(tmp_path, scale=scale, backbones=("base", "base-lora"), sets=("BS",))
@@ -481,7 +510,7 @@ def test_costs_are_counts_of_products(tiny_world: Path, tmp_path: Path) -> None:
     head = 260 * 32
     tokens, responses = counted._sets["BS"].tokens, counted._sets["BS"].responses
     run = {name: Run(backbone="base", sets=("BS",), method=name, seed=1) for name in ("baseline", "haf")}
-    pairs = 3 * 16 + 14
+    pairs = 3 * 16 + 2 * 14
     expected = 2 * pairs * tokens * body / costs._SPEED + costs._OVERHEAD
     assert counted.run(run["baseline"]) == pytest.approx(expected)
     more = counted.run(run["haf"]) - counted.run(run["baseline"])
@@ -707,7 +736,7 @@ def test_prompts_that_were_trained_on_are_no_test(tmp_path: Path) -> None:
     assert (kept.margin, left_out) == (1.0, 1)
 
 
-@pytest.mark.parametrize("changed", [["--steps", "3"], ["--max_length", "250"]])
+@pytest.mark.parametrize("changed", [["--steps", "3"], pytest.param(["--max_length", "250"], marks=pytest.mark.slow)])
 def test_runs_of_other_options_are_not_shown_as_this_studys(
     changed: list[str], tiny_world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -995,7 +1024,7 @@ def test_what_is_made_of_data_is_made_anew_where_they_changed(
     assert (tmp_path / "o/small/cuts/BS-1of1-of6.jsonl").read_text().count("mended") == 6
     assert lengths() != before
     assert main(words) == 0
-    assert capfd.readouterr().err.count("bag of words: BS") == 1
+    assert capfd.readouterr().err.count("fitting words/BS") == 1
     repaired(data, "again")
     assert main([*words, "--dry_run"]) == 0
     assert "[other options: data (was" in capfd.readouterr().out

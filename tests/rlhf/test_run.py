@@ -163,7 +163,7 @@ def test_a_killed_run_goes_on_bit_for_bit(
         pytest.param(2, 14, 4, 11, 8, marks=pytest.mark.slow),
     ],  # of 4 equal steps of 14 the second is 7, one pass into the fourth batch
 )
-@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+@pytest.mark.parametrize("algorithm", ["grpo", pytest.param("rloo", marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore")
 def test_a_killed_run_of_trl_goes_on_bit_for_bit(
     algorithm: str,
@@ -724,7 +724,8 @@ def test_what_the_policy_or_another_scorer_reads_is_taken_beside_a_server(tiny: 
 def test_trl_is_told_scores_less_what_a_missing_end_costs() -> None:
     """By the prompts' places, whatever order TRL hands completions over in; what has no score has none."""
     prompts = SimpleNamespace(prompts=(Prompt.of("a"), Prompt.of("b")))
-    job: Any = SimpleNamespace(prompts=prompts, config=SimpleNamespace(missing_eos_penalty=3.0, reward="r"))
+    config = SimpleNamespace(missing_eos_penalty=3.0, reward="r", dense="none")
+    job: Any = SimpleNamespace(prompts=prompts, config=config, tokenizer=None)
     scorer = SimpleNamespace(
         score=lambda talks: [
             None if talk.prompt.turns[0].content == "a" else float(len(talk.response[0].content)) for talk in talks
@@ -736,7 +737,7 @@ def test_trl_is_told_scores_less_what_a_missing_end_costs() -> None:
     given: dict[str, Any] = {"prompts": [], "trainer_state": state, "other": 1}
     ids = [[5, 2], [5, 6], [7, 2]]
     assert reward(completions=turns, completion_ids=ids, place=[1, 1, 0], **given) == [2.0, 4.0 - 3.0, None]
-    assert reward.unscored == 1
+    assert reward.rewards == [2.0, 1.0, None]
     with pytest.raises(DataError, match="step 4: r scored none of 3 responses"):
         reward(completions=turns, completion_ids=ids, place=[0, 0, 0], **given)
 

@@ -75,16 +75,15 @@ def checks(
     return [each["check"] for each in found]
 
 
-@pytest.mark.parametrize(
-    "method", ["haf", *(pytest.param(name, marks=pytest.mark.slow) for name in ("baseline", "dpo"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["haf", "baseline", "dpo"])
 def test_a_healthy_run_is_silent(base: str, method: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert checks(base, tmp_path, capfd, healthy, "--method", method, validation=healthy) == []
     main(["doctor", str(tmp_path / "run")])
     assert "No sign" in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("rate", ["0", "1e-12"])
+@pytest.mark.parametrize("rate", ["0", pytest.param("1e-12", marks=pytest.mark.slow)])
 def test_a_run_that_takes_no_steps(base: str, rate: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     found = checks(base, tmp_path, capfd, random_labels, "--training.learning_rate", rate)
     assert "chance" in found

@@ -5,21 +5,25 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
 
-from hafrm.data import load_pairs
+from hafrm.data import DataOptions, load_pairs
+from hafrm.data.encode import encode_pairs
+from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ConfigError
-from hafrm.losses import REWARD_LOSSES
+from hafrm.losses import PLACKETT_LUCE, REWARD_LOSSES
 from hafrm.models.hybrid import SequenceScores
 from hafrm.models.layout import choose_layout
 from hafrm.training.batches import PairBatch, PairCollator, PairDataset
-from hafrm.training.config import LossConfig
+from hafrm.training.config import LossConfig, TrainConfig
 from hafrm.training.objective import Objective
+from hafrm.training.run import train
 from tests.models.test_packed_model import MAX_LENGTH, hybrid, random_group
-from tests.tiny import tables_of
+from tests.tiny import save_tiny, tables_of, tiny_tokenizer
 
 ROWS = [
     {"prompt": "a", "chosen": "b", "rejected": "c", "margin": 1.5},
@@ -60,9 +64,93 @@ def test_a_rows_margin_is_taken_off_its_reward_difference(name: Any, weight: flo
     assert losses.loss.tolist() == pytest.approx([weight * loss for loss in BY_HAND[name]], rel=1e-12)
 
 
+def test_each_head_weighs_pairs_at_random_and_alike_in_every_epoch() -> None:
+    """In training by an exponential draw of mean 1, of which a validation takes none."""
+    pairs, heads = 3000, 3
+    rewards = torch.zeros(2 * pairs, heads, requires_grad=True)
+    batch: Any = SimpleNamespace(
+        chosen=torch.arange(pairs),
+        rejected=torch.arange(pairs) + pairs,
+        rows=torch.arange(pairs).flip(0),
+        margin=torch.zeros(pairs),
+        sequences=SimpleNamespace(response_lengths=torch.ones(2 * pairs)),
+    )
+    objective = Objective(LossConfig(heads=heads, policy_ratio=0.0))
+    scores = SequenceScores(rewards.mean(1), None, None, rewards)
+    (slopes,) = torch.autograd.grad(objective(scores, batch, None).loss.sum(), rewards)
+    weights = -slopes[:pairs] * 2 * heads  # Bradley-Terry's slope at 0 is 1/2
+    assert (weights > 0).all()
+    assert weights.mean(0).tolist() == pytest.approx([1] * heads, abs=0.08)
+    assert weights.std(0).tolist() == pytest.approx([1] * heads, abs=0.1)
+    assert torch.corrcoef(weights.T).triu(1).abs().max() < 0.08
+    (again,) = torch.autograd.grad(objective(scores, batch, None).loss.sum(), rewards)
+    assert torch.equal(again, slopes)
+    with torch.no_grad():
+        assert objective(scores, batch, None).loss.tolist() == pytest.approx([math.log(2)] * pairs)
+
+
+SCORES = [3.0, 1.0, 2.0, 2.0]
+RANKINGS = [{"prompt": prompt, "responses": [c * 4 for c in "abcd"], "scores": SCORES} for prompt in "xy"]
+
+
+def rankings(folder: Path) -> str:
+    path = folder / "rankings.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in RANKINGS))
+    return str(path)
+
+
+@pytest.mark.parametrize("margins", [False, True])
+def test_rankings_reach_plackett_luce(margins: bool, tmp_path: Path) -> None:
+    """From the file to the loss, in whatever order the pairs are drawn: a is best of all, c and d beat b, and tie."""
+    options = DataOptions(max_length=64, score_margins=margins)
+    encoder = ConversationEncoder(tiny_tokenizer(), 64, "drop")
+    dataset = PairDataset(encode_pairs(load_pairs(rankings(tmp_path), options=options).pairs, encoder, options))
+    layout = choose_layout(hybrid("llama"), 3, max_length=64)
+    (batch,) = PairCollator(layout, 10_000)([dataset[row] for row in (3, 9, 0, 5, 7, 1, 4, 8, 2, 6)]).parts
+    value = dict(zip("abcd", (0.5, -1.0, 0.25, 2.0), strict=True))
+    texts = map(encoder.tokenizer.decode, batch.sequences.target_ids.split(batch.sequences.lengths))
+    rewards = torch.tensor([value[text.strip()[0]] for text in texts])
+    objective = Objective(LossConfig(reward_loss="plackett_luce", policy_ratio=0.0))
+    losses = objective(SequenceScores(rewards.double(), None, None), batch, None)
+    scores = dict(zip("abcd", SCORES, strict=True))
+
+    def choice(best: str, others: str) -> float:
+        gaps = [value[o] - value[best] + margins * (scores[best] - scores[o]) for o in others]
+        return math.log1p(sum(map(math.exp, gaps)))
+
+    expected = choice("a", "bcd") + choice("c", "b") + choice("d", "b")
+    assert losses.loss.sum().item() == pytest.approx(2 * expected)
+    assert batch.sequences.num_sequences == 8
+
+
+def test_a_run_learns_from_rankings(tmp_path: Path) -> None:
+    """Rewards that are all 0 leave chance: 1 in 4, then twice 1 in 2, over the five pairs of each ranking."""
+    config = {
+        "model": str(save_tiny(tmp_path / "model")),
+        "data": [rankings(tmp_path)],
+        "method": "baseline",
+        "out": str(tmp_path / "run"),
+        "head_init": "zero",
+        "loss": LossConfig(reward_loss="plackett_luce"),
+        "training": {"max_steps": 8, "per_device_train_batch_size": 10, "learning_rate": 1e-2, "use_cpu": True},
+    }
+    with pytest.raises(ConfigError, match="batch_by"):
+        TrainConfig(**config)
+    train(TrainConfig(**config, data_options=DataOptions(max_length=64, batch_by="prompt")))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    found = [line["loss/reward"] for line in lines if "loss/reward" in line]
+    assert found[0] == pytest.approx(math.log(4 * 2 * 2) / 5, rel=1e-5)
+    assert found[-1] < found[0] / 2
+
+
 def test_the_choices_are_those_of_the_registry() -> None:
     """A loss that is registered can be chosen, and what can be chosen is registered."""
-    assert set(get_args(get_type_hints(LossConfig)["reward_loss"])) == set(REWARD_LOSSES)
+    assert set(get_args(get_type_hints(LossConfig)["reward_loss"])) == {*REWARD_LOSSES, PLACKETT_LUCE}
+
+
+def test_what_plackett_luce_does_not_read_is_refused() -> None:
+    with pytest.raises(ConfigError, match="label_smoothing"):
+        LossConfig(reward_loss="plackett_luce", label_smoothing=0.1)
 
 
 @pytest.mark.parametrize("name", ["dop", "dpo+dpo", "0*dpo", "-1*dpo", "dpo+", "x*dpo", "dpo sft", ""])

@@ -21,11 +21,12 @@ from hafrm.errors import HafrmError
 __all__ = ["main"]
 
 COMMANDS = {
-    "demo": "end-to-end demo on built-in simulated data (about 6 minutes)",
+    "demo": "end-to-end demo on built-in simulated data (about 4 minutes)",
     "pretrain": "train a small causal language model from scratch, as a base model",
     "train": "train one model: --method haf, baseline or dpo",
     "evaluate": "accuracy of reward models, with confidence intervals",
     "score": "add rewards to a file of responses or pairs",
+    "probe": "biases of reward models: length, markdown, flattery, self-praise, refusals, rewrites",
     "sample": "sample several responses per prompt from a causal language model",
     "best-of-n": "select the best of several responses with each reward model, and measure the gain",
     "judge": "ask a judge which of two, four or eight responses is better",
@@ -50,6 +51,7 @@ STOPPED = {
     "train": "the same command resumes from the last checkpoint",
     "evaluate": "the same command resumes after the last scored pairs",
     "score": "no --out file was written, and the same command starts over",
+    "probe": "nothing was written, and the same command starts over",
     "sample": "the same command resumes after the last batch",
     "best-of-n": "the same command resumes after the last scored prompts",
     "judge": "the same command resumes after the last verdict, and asks nothing that was answered",

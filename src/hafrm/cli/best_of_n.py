@@ -9,7 +9,7 @@ from rich.console import Console
 
 from hafrm.cli.options import command_parser, options_of
 from hafrm.cli.parser import Parser
-from hafrm.cli.progress import ProgressLine
+from hafrm.progress import ProgressLine
 from hafrm.sampling.options import BestOfNConfig
 
 

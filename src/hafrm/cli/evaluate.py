@@ -10,9 +10,9 @@ from rich.console import Console
 
 from hafrm.cli.options import command_parser, options_of
 from hafrm.cli.parser import Parser
-from hafrm.cli.progress import ProgressLine
 from hafrm.evaluation.options import EvaluateConfig
 from hafrm.options import command_line
+from hafrm.progress import ProgressLine
 
 
 def parser() -> Parser:

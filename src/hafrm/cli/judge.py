@@ -16,9 +16,9 @@ from rich.text import Text
 
 from hafrm.cli.options import command_parser, options_of
 from hafrm.cli.parser import Parser
-from hafrm.cli.progress import ProgressLine
 from hafrm.errors import ConfigError, ModelError
 from hafrm.judging.options import JudgeConfig
+from hafrm.progress import ProgressLine
 from hafrm.report.wording import interval, percent
 
 

@@ -87,7 +87,7 @@ def print_findings(findings: Findings, console: Console) -> None:
         console.print(Text(f"\n{found.title}", style="italic"), soft_wrap=True)
         table = Table()
         for name in found.header:
-            table.add_column(_styled(name))
+            table.add_column(_styled(name), overflow="fold")
         for row in found.rows:
             table.add_row(*map(_styled, row))
         console.print(table)
@@ -102,6 +102,8 @@ def _styled(cell: Cell) -> Text:
     text, styles = Text(), list[str]()
     for part in re.split(r"(</?\w+>)", str(cell)):
         if tag := re.fullmatch(r"<(/?)(\w+)>", part):
+            if part in ("<sup>", "<sub>") and text and not text.plain.endswith(" "):
+                text.append(" ")  # a terminal has only one height of letters
             styles = styles[:-1] if tag[1] else [*styles, _STYLES.get(tag[2], "")]
         else:
             text.append(unescape(part), style=" ".join(filter(None, styles)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Collection
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
@@ -37,9 +38,9 @@ else:
 _TRAINED = {"trains": True}
 _SMALL = {"scales": ("small",)}
 _STUDY = {"experiments": ("study",)}
-_POLICIES = ("figure5", "ppo")
+_POLICIES = ("figure5", "ppo", "dense")
 _JUDGED = {
-    "experiments": ("figure4", "figure8", "figure9", "table4", "table11", *_POLICIES),
+    "experiments": ("figure4", "figure8", "figure9", "table4", "table11", "pessimism", *_POLICIES),
     "scales": ("small", "paper"),
 }
 """What an option applies to: experiments, scales, and whether only experiments that train something."""
@@ -53,8 +54,8 @@ class ReproduceConfig:
     """The table, figure or study: see the list below."""
 
     scale: ScaleName = "world"
-    """`world` needs nothing, `small` a backbone and files, `paper` the paper's models, sets and a GPU: 80 GB for Phi-2,
-    48 GB for the others.
+    """`world` needs nothing, `small` a backbone and files, `paper` the paper's models, sets and a GPU; --dry_run says
+    of what memory.
     """
 
     out: str = "reproduction"
@@ -70,7 +71,7 @@ class ReproduceConfig:
 
     sets: list[str] = field(default_factory=list)
     """Data sets to use: Helpful, Harmless, CA, BS, AHP; study trains in the given order. Default: all; claims, figure2,
-    figure6 and ppo use a single one, by default Helpful.
+    figure6, gradients, ppo, dense and pessimism use a single one, by default Helpful.
     """
 
     backbone: list[str] = field(default_factory=list, metadata=_SMALL)
@@ -101,7 +102,7 @@ class ReproduceConfig:
     """Training steps of each run, in place of the scale's (world 240, small 600, paper 3200)."""
 
     ppo_steps: int | None = field(default=None, metadata={"experiments": _POLICIES})
-    """figure5, ppo: steps of PPO, in place of the scale's (world 90, small 200, paper 6250)."""
+    """figure5, ppo, dense: steps of PPO, in place of the scale's (world 90, small 200, paper 6250)."""
 
     learning_rate: float | None = field(default=None, metadata=_TRAINED)
     """Learning rate of every method, in place of the scale's (world 5e-4, small 5e-5, paper: Appendix A)."""
@@ -297,7 +298,9 @@ def run(args: Namespace) -> None:
     from hafrm.outputs import require_results
     from hafrm.paper.study_page import require_checkout
 
-    shown, said = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
+    wide = None if sys.stdout.isatty() else 160  # tables of many columns: a file has no width
+    shown = Console(highlight=False, soft_wrap=True, width=wide)
+    said = Console(stderr=True, highlight=False, soft_wrap=True)
     if config.publish is not None:
         require_checkout(Path(config.publish), config.page)  # fail before hours of training
     job, experiment = config.job(), EXPERIMENTS[config.name]

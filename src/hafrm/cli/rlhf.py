@@ -13,7 +13,7 @@ from rich.console import Console
 from hafrm import atomic
 from hafrm.cli.options import command_parser, options_of
 from hafrm.cli.parser import Parser
-from hafrm.cli.progress import ProgressLine, time_left
+from hafrm.progress import ProgressLine, time_left
 from hafrm.rlhf.options import RlhfConfig
 from hafrm.training.metrics import METRICS_FILE
 

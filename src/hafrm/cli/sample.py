@@ -8,7 +8,7 @@ from jsonargparse import Namespace
 
 from hafrm.cli.options import command_parser, options_of
 from hafrm.cli.parser import Parser
-from hafrm.cli.progress import ProgressLine
+from hafrm.progress import ProgressLine
 from hafrm.sampling.options import SampleConfig
 
 

@@ -14,7 +14,7 @@ from hafrm.evaluation.options import ScoreConfig
 
 def parser() -> Parser:
     """Build the command's parser."""
-    return command_parser(ScoreConfig, positional="model")
+    return command_parser(ScoreConfig, positional="model", flags=("tokens",))
 
 
 def run(args: Namespace) -> None:

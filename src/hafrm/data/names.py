@@ -23,6 +23,8 @@ T = TypeVar("T")
 
 _SPLIT = re.compile(r"(?P<name>[^#].*)#(?P<split>[\w-]*)")
 _SLICE = re.compile(r"(?P<name>.+)\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\]")
+_NO_SLICE = re.compile(r".+\[[^\[\]/]*:[^\[\]/]*\]")
+"""What looks like a slice; in a pattern of files, brackets have no colon."""
 _SHARE = re.compile(r"(?P<name>.+)\*(?P<share>\d*\.?\d+)")
 
 
@@ -91,7 +93,7 @@ def parsed(name: str) -> DataName:
     """Split a data name into its parts.
 
     Raises:
-        ConfigError: the split's name is missing, or a share is not above 0 and below 1.
+        ConfigError: the split's name is missing, a slice can't be read, or a share is not above 0 and below 1.
     """
     if _is_whole(name):
         return DataName(name)
@@ -114,6 +116,11 @@ def parsed(name: str) -> DataName:
 def _sliced(base: str, selection: Selection) -> tuple[str, Selection]:
     found = None if _is_whole(base) else _SLICE.fullmatch(base)
     if found is None:
+        if _NO_SLICE.fullmatch(base) and not _is_whole(base):
+            raise ConfigError(
+                f"{base}: the slice can't be read. Write [START:STOP] with whole numbers or percentages, such as "
+                "[:1000], [100:200], [-50:] or [:10%]."
+            )
         return base, selection
     return found["name"], replace(selection, start=found["start"] or "", stop=found["stop"] or "")
 

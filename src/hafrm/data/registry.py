@@ -81,6 +81,11 @@ _HH_CITATION = (
 _SINGLE_TURN_NOTE = "single-turn pairs only, as the sizes in the paper's Table 1 imply; `{}-full` has all pairs"
 
 
+_UNPINNED_NOTE = (
+    "read at the hub's `main`, which may change; to hold it fixed, download a revision and name it as {}@PATH"
+)
+
+
 def _hh(name: str, title: str, folder: str, *, full: bool) -> NamedSource:
     return NamedSource(
         name=f"{name}-full" if full else name,
@@ -135,6 +140,7 @@ _SOURCES = (
             "Dubois et al. (2023), AlpacaFarm: A Simulation Framework for Methods that Learn from Human Feedback, "
             "arXiv:2305.14387"
         ),
+        notes=(_UNPINNED_NOTE.format("alpaca-human-pref"),),
     ),
     NamedSource(
         name="chatbot-arena",
@@ -146,7 +152,7 @@ _SOURCES = (
         licence="CC-BY-4.0 (prompts), CC-BY-NC-4.0 (responses)",
         citation="Zheng et al. (2023), Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena, arXiv:2306.05685",
         access="The set is gated: accept its terms on its page and run `hf auth login`. ",
-        notes=("ties dropped",),
+        notes=("ties dropped", _UNPINNED_NOTE.format("chatbot-arena")),
     ),
 )
 

@@ -120,6 +120,10 @@ class PairSet:
     pairs: list[PreferencePair]
     reports: list[SourceReport]
 
+    def __repr__(self) -> str:
+        names = ", ".join(str(report.name) for report in self.reports)
+        return f"PairSet({len(self.pairs):,} pairs of {names})"
+
 
 def fingerprint(pairs: Iterable[_HasRow]) -> str:
     """Compute the SHA-256 of the pairs as canonical JSON, in order.

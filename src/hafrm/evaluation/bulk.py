@@ -1,5 +1,9 @@
 """Add rewards to rows: prompt and response get `reward`, pairs get `reward_chosen` and `reward_rejected`.
 
+Divided rewards are in `token_rewards`, or `token_rewards_chosen` and `token_rewards_rejected`: an object with `turns`,
+for each message of the response its text in pieces, each with its part of the reward or null; `template`, the part of
+the chat template's tokens; and `reward`, the whole reward. What is missing to it is the reward head's part.
+
 Every row is written, in order, with all its fields except the results of an earlier scoring. If a row has no reward,
 `unscored` says why.
 """
@@ -11,8 +15,8 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import groupby, islice
+from dataclasses import asdict, dataclass, field
+from itertools import groupby, islice, repeat
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -22,20 +26,30 @@ import numpy as np
 from hafrm import atomic
 from hafrm.data import MemoryData, OnBadRow, ReadOptions, read_rows
 from hafrm.data.mappings import row_mapping, with_names
+from hafrm.data.reports import listed
 from hafrm.data.rowfiles import FORMATS, arrow_row, has_known_suffix
-from hafrm.errors import BadRowError, UnreadableError
+from hafrm.errors import BadRowError, BadRowReason, UnreadableError
 from hafrm.evaluation.options import ScoreConfig
 from hafrm.evaluation.scoring import score_conversations
 from hafrm.models.loading import load_scorer
 from hafrm.models.scorers import Scorer, special_tokens_met
+from hafrm.models.tokens import TokenRewards
 from hafrm.outputs import require_unread
 from hafrm.pairs import Conversation
+from hafrm.rewards import DividedScorer
 from hafrm.rows import Row, parse_conversation, parse_pair
 
 CHUNK = 1024
 """Rows scored at a time. A scorer orders them by length and encodes equal prompts once."""
 
-RESULTS = ("reward", "reward_chosen", "reward_rejected", "unscored")
+_DIVIDED = {
+    "reward": "token_rewards",
+    "reward_chosen": "token_rewards_chosen",
+    "reward_rejected": "token_rewards_rejected",
+}
+"""Fields of divided rewards, by those of rewards."""
+
+RESULTS = (*_DIVIDED, *_DIVIDED.values(), "unscored")
 """Fields that scoring writes, replacing earlier values."""
 
 
@@ -46,6 +60,8 @@ class ScoredRow:
     row: Row
     rewards: Mapping[str, float | None]
     """Rewards by output field: `reward`, or `reward_chosen` and `reward_rejected`."""
+    divided: Mapping[str, TokenRewards | None] = field(default_factory=dict)
+    """Divided rewards by output field, if they are wanted."""
     unscored: str | None = None
     """Why a reward is missing."""
     detail: str | None = None
@@ -56,6 +72,7 @@ class ScoredRow:
         """Return the row with its rewards and without the fields of an earlier scoring."""
         fields = self.row.value if isinstance(self.row.value, Mapping) else {"row": self.row.number}
         line = {name: value for name, value in fields.items() if name not in RESULTS} | dict(self.rewards)
+        line |= {name: None if each is None else asdict(each) for name, each in self.divided.items()}
         return line if self.unscored is None else line | {"unscored": self.unscored}
 
 
@@ -87,11 +104,15 @@ def score_rows(config: ScoreConfig, *, config_files: Iterable[str] = ()) -> Scor
         BadRowError: a row breaks the data contract, and bad rows are not skipped.
         ConfigError: the output would overwrite what is read.
         UnreadableError: the file can't be read.
+        ModelError: rewards of tokens are wanted, but the model has none.
     """
     if config.out is not None:
+        atomic.require_place(Path(config.out))
         require_unread(Path(config.out), config, config_files)
     bounds = config.shard_bounds(sum(1 for _ in _rows(config.data)) if config.shard else sys.maxsize)
-    scorer = config.load(config.model, config.score)
+    scorer = loaded = config.load(config.model, config.score)
+    if config.tokens:
+        scorer = DividedScorer(loaded, config.model)
     counts = ScoreCounts()
     rows = islice(_rows(config.data), *bounds)
     with _output(config.out) as file:
@@ -100,7 +121,7 @@ def score_rows(config: ScoreConfig, *, config_files: Iterable[str] = ()) -> Scor
                 for row in score_chunk(scorer, list(of_file), options=config.data_options):
                     counts.add(row)
                     file.write(atomic.json_line(row.line))
-    counts.note = special_tokens_met(scorer)
+    counts.note = special_tokens_met(loaded)
     return counts
 
 
@@ -189,13 +210,17 @@ def score_chunk(scorer: Scorer, rows: Sequence[Row], *, options: ReadOptions) ->
     conversations = [conversation for _, found, _ in parsed for conversation in found]
     outcomes = iter(score_conversations(scorer, conversations, places, on_bad_row=options.on_bad_row))
     for row, (names, found, error) in zip(rows, parsed, strict=True):
+        divided: dict[str, TokenRewards | None] = {}
+        if isinstance(scorer, DividedScorer):
+            each = map(scorer.divided.get, found) if found else repeat(None)
+            divided = dict(zip((_DIVIDED[name] for name in names), each, strict=False))
         if error is not None:
-            yield ScoredRow(row, dict.fromkeys(names), error.reason.value, error.field)
+            yield ScoredRow(row, dict.fromkeys(names), divided, error.reason.value, error.field)
             continue
         values = list(islice(outcomes, len(found)))
         rewards = [None if isinstance(value, str) else value for value in values]
         problem = next((value for value in values if isinstance(value, str)), None)
-        yield ScoredRow(row, dict(zip(names, rewards, strict=True)), problem)
+        yield ScoredRow(row, dict(zip(names, rewards, strict=True)), divided, problem)
 
 
 def reward_names(value: object) -> tuple[str, ...]:
@@ -205,6 +230,12 @@ def reward_names(value: object) -> tuple[str, ...]:
 
 def _is_pair(value: object) -> bool:
     return isinstance(value, Mapping) and "response" not in value
+
+
+def _nothing_to_score(row: Row) -> BadRowError:
+    problem = f"is missing, as are `chosen` and `rejected` (columns: {listed([*row.fields]) or 'none'})"
+    remedy = 'Give a response, or a pair; other names by `--data_options.columns "response: COLUMN"`.'
+    return row.error(BadRowReason.MISSING_FIELD, "response", problem, remedy)
 
 
 def _parse(
@@ -217,6 +248,8 @@ def _parse(
             raise row.fault
         value = read(row)
         names = reward_names(value)
+        if isinstance(value, Mapping) and not {"response", "chosen", "rejected"} & value.keys():
+            raise _nothing_to_score(row)
         if not _is_pair(value):
             return names, (parse_conversation(value, source=row.source, number=row.number),), None
         return names, parse_pair(value, source=row.source, number=row.number).conversations, None

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from hafrm import atomic
 from hafrm.data import ReadOptions, data_names_of
 from hafrm.errors import ConfigError
 from hafrm.models.options import ScoreOptions, ScorerChoice, require_server_options
 from hafrm.models.remote import endpoint_of, is_server
+from hafrm.options import check, option
+
+Probe = Literal["length", "list", "bold", "flattery", "self-praise", "refusal", "contractions", "line break"]
+"""Changes of responses; see `hafrm.evaluation.probes`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +28,9 @@ class EvaluateConfig(ScorerChoice):
     """Held-out pairs: files or names (`hafrm data list`). In Python also rows in memory; see `hafrm.load_pairs`."""
 
     suites: list[str] = field(default_factory=list)
-    """Benchmarks: rewardbench, rewardbench-2 or rm-bench from the hub, or NAME@PATH for their files on disk."""
+    """Benchmarks: rewardbench, rewardbench-2, rm-bench, judgebench or ppe from the hub, or NAME@PATH for their files on
+    disk.
+    """
 
     out: str
     """The folder for scores.jsonl, results.json and the page. Scores of an earlier evaluation in it are reused."""
@@ -60,6 +66,44 @@ class EvaluateConfig(ScorerChoice):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProbeConfig(ScorerChoice):
+    """Find out whether reward models like length, markdown, flattery, self-praise or refusals, or react to rewrites."""
+
+    models: list[str]
+    """What to probe: anything that `hafrm evaluate` accepts, or `world/NAME`, the true reward of a simulated set."""
+
+    data: list[str] | Any
+    """Pairs, whose worse responses are changed: files or names (`hafrm data list`)."""
+
+    probes: list[Probe] = field(default_factory=list)
+    """The probes to run. Default: all."""
+
+    out: str | None = None
+    """A folder for results.json, table.md and a page."""
+
+    pairs: int = option(500, least=1)
+    """Number of pairs to use, the first ones."""
+
+    split: str = "test"
+    """Split of named sets; files are used whole."""
+
+    data_options: ReadOptions = field(default_factory=ReadOptions)
+    score: ScoreOptions = field(default_factory=ScoreOptions)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self)
+        object.__setattr__(self, "data", data_names_of(self.data))
+        for name in ("models", "data"):
+            if not getattr(self, name):
+                raise ConfigError(f"{name}: give at least one.")
+        if unknown := [name for name in self.probes if name not in get_args(Probe)]:
+            raise ConfigError(f"probes: {', '.join(unknown)} is not one of {', '.join(get_args(Probe))}.")
+        for model in filter(is_server, self.models):
+            require_server_options(model, self, self.score)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScoreConfig(ScorerChoice):
     """Give every row of a file its reward."""
 
@@ -73,6 +117,11 @@ class ScoreConfig(ScorerChoice):
 
     out: str | None = None
     """The output file of JSON lines, compressed if its name ends in .gz. Default: standard output."""
+
+    tokens: bool = False
+    """Add `token_rewards` to each row: the reward divided among the response's tokens. Needs `--head policy`, or
+    `combined`. docs/bulk-scoring.md describes the format.
+    """
 
     shard: str | None = None
     """`I/N` scores only the I-th of N equal parts of the rows, counted from 1. The concatenated outputs of all parts
@@ -92,6 +141,8 @@ class ScoreConfig(ScorerChoice):
             require_server_options(self.model, self, self.score)
         if self.out is not None and (atomic.resolved(Path(self.out)).is_dir() or self.out.lower().endswith(".parquet")):
             raise ConfigError(f"--out {self.out}: the output is JSON lines. Give a file such as scored.jsonl.")
+        if self.tokens and (is_server(self.model) or self.head == "reward"):
+            raise ConfigError("tokens: rewards of tokens need --head policy or combined, and a run with a policy head.")
         self.shard_bounds(0)
 
     def shard_bounds(self, rows: int) -> tuple[int, int]:

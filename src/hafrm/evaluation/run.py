@@ -24,6 +24,7 @@ from hafrm.evaluation.suites import ItemSet, ListScore, load_suite, summarise_su
 from hafrm.evaluation.suites.scoring import SUITES_FILE, score_items
 from hafrm.evaluation.tokens import TOKENS_FILE, token_lines, write_tokens
 from hafrm.evaluation.unseen import require_unseen
+from hafrm.losses import PLACKETT_LUCE
 from hafrm.models.identity import model_identity
 from hafrm.models.options import ScorerChoice
 from hafrm.models.remote import is_server
@@ -183,7 +184,7 @@ def _states_log_odds(model: str, choice: ScorerChoice) -> bool:
     if is_server(model) or not (Path(model) / RUN_FILE).is_file():
         return True
     info = RunInfo.load(Path(model))
-    return (choice.head or info.default_head) == "policy" or info.reward_loss == "bradley_terry"
+    return (choice.head or info.default_head) == "policy" or info.reward_loss in ("bradley_terry", PLACKETT_LUCE)
 
 
 @contextmanager

@@ -5,7 +5,8 @@ leave averaging to the caller. Equation numbers are those of the HAF-RM paper. S
 
 Two families and their sum:
 
-* reward losses use the rewards of `chosen` and `rejected` (Eq. 2, and variants with other priors than the logistic);
+* reward losses use the rewards of `chosen` and `rejected` (Eq. 2, variants with other priors than the logistic, and
+  Plackett-Luce for rankings);
 * policy losses use the log-probs of both responses under the policy and the reference (Eq. 4 and alternatives);
 * `hybrid_loss` adds the two (Eq. 5).
 
@@ -18,6 +19,7 @@ without it.
 from __future__ import annotations
 
 from hafrm.losses.hybrid import hybrid_loss
+from hafrm.losses.listwise import plackett_luce_loss
 from hafrm.losses.log_probs import PairLogProbs
 from hafrm.losses.named import (
     POLICY_LOSSES,
@@ -50,6 +52,7 @@ from hafrm.losses.policies import (
     sppo_hard_loss,
 )
 from hafrm.losses.rewards import (
+    PLACKETT_LUCE,
     REWARD_LOSSES,
     RewardLoss,
     RewardLossName,
@@ -62,6 +65,7 @@ from hafrm.losses.rewards import (
 )
 
 __all__ = [
+    "PLACKETT_LUCE",
     "POLICY_LOSSES",
     "REWARD_LOSSES",
     "PairLogProbs",
@@ -89,6 +93,7 @@ __all__ = [
     "nca_pair_loss",
     "options_read",
     "orpo_loss",
+    "plackett_luce_loss",
     "probit_loss",
     "register_reward_loss",
     "reward_centering_penalty",

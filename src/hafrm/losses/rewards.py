@@ -44,7 +44,7 @@ def bradley_terry_loss(
     Raises:
         ValueError: the shapes are not all the same [B], or label_smoothing is out of range.
     """
-    return smoothed(logistic, _reward_difference(chosen, rejected, margin), label_smoothing)
+    return smoothed(logistic, reward_difference(chosen, rejected, margin), label_smoothing)
 
 
 def hinge_reward_loss(
@@ -54,7 +54,7 @@ def hinge_reward_loss(
 
     Arguments, result and errors are those of `bradley_terry_loss`.
     """
-    return smoothed(hinge, _reward_difference(chosen, rejected, margin), label_smoothing)
+    return smoothed(hinge, reward_difference(chosen, rejected, margin), label_smoothing)
 
 
 def probit_loss(
@@ -66,7 +66,7 @@ def probit_loss(
     more.
     Arguments, result and errors are those of `bradley_terry_loss`.
     """
-    return smoothed(probit, _reward_difference(chosen, rejected, margin), label_smoothing)
+    return smoothed(probit, reward_difference(chosen, rejected, margin), label_smoothing)
 
 
 def cauchy_loss(
@@ -77,7 +77,7 @@ def cauchy_loss(
     Its tail is heavier than the logistic's: the loss of a confident mistake grows only logarithmically and its gradient
     vanishes, so wrong labels weigh less. Arguments, result and errors are those of `bradley_terry_loss`.
     """
-    return smoothed(cauchy, _reward_difference(chosen, rejected, margin), label_smoothing)
+    return smoothed(cauchy, reward_difference(chosen, rejected, margin), label_smoothing)
 
 
 def reward_centering_penalty(chosen: Tensor, rejected: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ def reward_centering_penalty(chosen: Tensor, rejected: Tensor) -> Tensor:
     return (wide(chosen) + wide(rejected)).square()
 
 
-RewardLossName = Literal["bradley_terry", "hinge", "probit", "cauchy"]
+RewardLossName = Literal["bradley_terry", "hinge", "probit", "cauchy", "plackett_luce"]
 _LOSSES: dict[str, RewardLoss] = {
     "bradley_terry": bradley_terry_loss,
     "hinge": hinge_reward_loss,
@@ -104,7 +104,10 @@ _LOSSES: dict[str, RewardLoss] = {
     "cauchy": cauchy_loss,
 }
 REWARD_LOSSES: Mapping[str, RewardLoss] = MappingProxyType(_LOSSES)
-"""Reward losses by their names in configs."""
+"""Losses of single pairs by their names in configs."""
+
+PLACKETT_LUCE = "plackett_luce"
+"""The name of the loss of rankings in configs; see `hafrm.losses.listwise`."""
 
 
 def register_reward_loss(name: str, loss: RewardLoss) -> None:
@@ -119,12 +122,17 @@ def register_reward_loss(name: str, loss: RewardLoss) -> None:
         >>> hafrm.register_reward_loss("squared", squared)
         >>> hafrm.train({"model": ..., "data": ..., "out": ..., "loss": hafrm.LossConfig(reward_loss="squared")})
     """
-    if not name.isidentifier() or _LOSSES.get(name, loss) is not loss:
+    if not name.isidentifier() or name == PLACKETT_LUCE or _LOSSES.get(name, loss) is not loss:
         raise ValueError(f"{name!r} can't name a reward loss: it is not a Python identifier, or it is taken")
     _LOSSES[name] = loss
 
 
-def _reward_difference(chosen: Tensor, rejected: Tensor, margin: Tensor | None) -> Tensor:
+def reward_difference(chosen: Tensor, rejected: Tensor, margin: Tensor | None) -> Tensor:
+    """Return by how much chosen rewards exceed rejected ones and the margin, [B], in at least float32.
+
+    Raises:
+        ValueError: the shapes are not all the same [B].
+    """
     require_pairs(chosen=chosen, rejected=rejected)
     difference = wide(chosen) - wide(rejected)
     if margin is None:

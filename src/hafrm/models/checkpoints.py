@@ -3,7 +3,8 @@
 `model.safetensors` contains the stock causal LM's tensors under their stock names plus `score.weight` (or the stock
 classifier's name for its head), so the folder loads as `AutoModelForCausalLM` and as
 `AutoModelForSequenceClassification`; each class only reports the other's head as unexpected. An untrained reward head
-is not saved, nor is an LM head that the model never had. `hafrm.json` describes training and scoring and contains the
+is not saved, nor is an LM head that the model never had. Several reward heads are saved twice: their mean as the reward
+head, and all of them under a name of their own. `hafrm.json` describes training and scoring and contains the
 other files' checksums: checkpoints with changed files are refused, and weights are only read from safetensors. A LoRA
 run's final folder contains the merged weights, in float32, and the adapters, in `adapter/`; its intermediate
 checkpoints contain only the adapters.
@@ -28,7 +29,7 @@ from transformers.utils import CONFIG_NAME
 from hafrm import atomic
 from hafrm.errors import HafrmError, ModelError, UnwritableError, first_line
 from hafrm.models.checksums import ADAPTER_FILE, ADAPTER_FOLDER, checksums, save_checksums
-from hafrm.models.heads import SCORE, head_name
+from hafrm.models.heads import HEADS, SCORE, head_name
 from hafrm.models.hybrid import HybridModel, head_width, new_reward_head
 from hafrm.models.lora import add_lora, merged_state_dict, targets_of
 from hafrm.models.modules import trace_text
@@ -83,8 +84,11 @@ def save_run(model: HybridModel, tokenizer: Any, info: RunInfo, folder: Path) ->
 
 
 def _head(model: HybridModel, info: RunInfo, weight: Tensor) -> dict[str, Tensor]:
-    """Return the reward head under its name in files; empty if it was not trained."""
-    return {head_name(model.config): weight.detach()} if info.reward_weight else {}
+    """Return the reward head under its name in files, and several heads also by themselves; empty if not trained."""
+    if not info.reward_weight:
+        return {}
+    mean = {head_name(model.config): weight.detach().mean(0, keepdim=True)}
+    return mean | ({HEADS: weight.detach()} if len(weight) > 1 else {})
 
 
 def save_merged(
@@ -178,7 +182,7 @@ def _save_adapter_tensors(model: HybridModel, info: RunInfo, folder: Path) -> No
     config = peft_model.peft_config[peft_model.active_adapter]
     description = config.to_dict() | {
         "task_type": "SEQ_CLS" if head else "CAUSAL_LM",
-        "modules_to_save": [name.removesuffix(".weight") for name in head] or None,
+        "modules_to_save": [name.removesuffix(".weight") for name in head if name != HEADS] or None,
         "inference_mode": True,
     }
     description |= {name: sorted(value) for name, value in description.items() if isinstance(value, set)}
@@ -213,7 +217,7 @@ def _saved_weights(model: HybridModel, folder: Path) -> dict[str, Tensor]:
         saved.get_parameter(str(name)).data.zero_()
     state = {f"{_STOCK}{name}": tensor for name, tensor in saved.state_dict().items()}
     head = _read_head(folder)
-    return state | {_HEAD_KEY: torch.zeros(1, head_width(saved), dtype=saved.dtype) if head is None else head}
+    return state | {_HEAD_KEY: torch.zeros_like(model.score.weight) if head is None else head}
 
 
 def _restore_adapters(model: HybridModel, folder: Path) -> None:
@@ -221,15 +225,16 @@ def _restore_adapters(model: HybridModel, folder: Path) -> None:
         state = load_file(folder / ADAPTER_FOLDER / ADAPTER_FILE)
         name = _saved_head_name(folder, state, prefix=_PEFT)
         if name is not None:
-            model.score.weight.data.copy_(state.pop(name))
+            mean = state.pop(name)
+            model.score.weight.data.copy_(state.pop(f"{_PEFT}{HEADS}", mean))
         load_adapters(model.causal_lm, state, folder, "the model")
 
 
 def _read_head(folder: Path) -> Tensor | None:
-    """Read the reward head's weight, [1, H], from a run's folder; None if it was not trained."""
+    """Read the reward heads' weight, [K, H], from a run's folder; None if they were not trained."""
     saved = SavedWeights(str(folder))
     name = _saved_head_name(folder, saved.shapes)
-    return None if name is None else saved.read(name)
+    return None if name is None else saved.read(HEADS if HEADS in saved.shapes else name)
 
 
 def _saved_head_name(folder: Path, names: Collection[str], *, prefix: str = "") -> str | None:
@@ -299,8 +304,10 @@ def rounding_would_lose(info: RunInfo, dtype: torch.dtype | None) -> bool:
 def _whole(folder: Path, *, dtype: torch.dtype | None, trust_remote_code: bool) -> HybridModel:
     """Load the model whose weights are all in a run's folder."""
     causal_lm = load_causal_lm(str(folder), dtype=dtype, trust_remote_code=trust_remote_code, lm_head=False)
-    head = new_reward_head(head_width(causal_lm), init="zero", seed=0, dtype=causal_lm.dtype)
-    if (saved := _read_head(folder)) is not None:
+    saved = _read_head(folder)
+    count = 1 if saved is None else len(saved)
+    head = new_reward_head(head_width(causal_lm), init="zero", seed=0, dtype=causal_lm.dtype, count=count)
+    if saved is not None:
         head.weight.data.copy_(saved)
     return HybridModel(causal_lm, head, with_lm_head=with_lm_head(causal_lm))
 
@@ -319,6 +326,7 @@ def _base_of_adapters(
             dtype=getattr(torch, info.dtype),
             trust_remote_code=trust_remote_code,
             lm_head=bool(info.policy_ratio),
+            heads=info.heads,
         )
     except ModelError as error:
         raise ModelError(f"The base model of the adapters in {folder} can't be loaded. {error} {remedy}") from error

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from hafrm import atomic
 from hafrm.errors import ConfigError, ModelError, first_line
-from hafrm.losses import uses_reference
+from hafrm.losses import PLACKETT_LUCE, uses_reference
 from hafrm.models.checkpoints import writing
 from hafrm.models.checksums import (
     ADAPTER_FILE,
@@ -28,7 +28,7 @@ from hafrm.models.checksums import (
     listed,
     save_checksums,
 )
-from hafrm.models.heads import SCORE, head_name
+from hafrm.models.heads import HEADS, SCORE, head_name
 from hafrm.models.interchange import add_older_names, add_plain_activation, add_value_head
 from hafrm.models.modules import require_finite
 from hafrm.models.options import ExportConfig
@@ -132,6 +132,7 @@ def _export_adapter(source: Path, folder: Path, task: Task) -> None:
         tensors = load_file(source / ADAPTER_FILE)
         description = read_config(source / ADAPTER_CONFIG)
     description |= {"task_type": task}
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(HEADS)}
     heads = [name for name in tensors if name.endswith(SCORE)]
     if task == "CAUSAL_LM":
         tensors = {name: tensor for name, tensor in tensors.items() if name not in heads}
@@ -239,8 +240,10 @@ length-only baseline and check it on your own data before you optimise anything 
 """
 
 
+_LOG_ODDS = ": sigma(r1 - r2) is the probability that the first is preferred"
 _DIFFERENCE = {
-    "bradley_terry": ": sigma(r1 - r2) is the probability that the first is preferred",
+    "bradley_terry": _LOG_ODDS,
+    PLACKETT_LUCE: _LOG_ODDS,
     "probit": ": Phi(r1 - r2), the normal distribution function, is the probability that the first is preferred",
     "cauchy": ": 1/2 + atan(r1 - r2) / pi is the probability that the first is preferred",
 }

@@ -28,6 +28,9 @@ from hafrm.models.sources import SavedWeights, adapter_source, find_file, read_c
 SCORE = "score.weight"
 """Name of the reward head's weight in most models."""
 
+HEADS = "reward_heads.weight"
+"""Name of the weights of several reward heads in a run's files, [K, H], which stock classes ignore."""
+
 
 @dataclass(frozen=True)
 class StockClassifier:

@@ -40,6 +40,8 @@ class SequenceScores(NamedTuple):
     """log pi(y | x), summed over response tokens, [S], float32."""
     token_log_probs: Tensor | None
     """log pi of each response token, [T], float32, in the batch's order."""
+    of_heads: Tensor | None = None
+    """Rewards by each reward head, [S, K], whose mean `rewards` is; None for a single head."""
 
 
 class HybridModel(nn.Module):
@@ -48,7 +50,7 @@ class HybridModel(nn.Module):
     Args:
         causal_lm: A stock transformers causal LM, or a PEFT model around one.
         score: The reward head, `Linear(H, 1, bias=False)`: the only shape that stock classes load. A model used only
-            for scoring may have a bias.
+            for scoring may have a bias. With K outputs it is K heads, whose mean is the reward.
         with_lm_head: Whether the LM head has weights; in a model from a classifier without one they are zero.
         bare: Description of the backbone weights that could not get adapters although all were requested, or None.
     """
@@ -90,8 +92,13 @@ class HybridModel(nn.Module):
 
     @property
     def reward_head(self) -> nn.Linear:
-        """F: from a hidden state to a reward. Its parameter is saved as `score.weight`."""
+        """F: from a hidden state to a reward. The mean over its rows is saved as `score.weight`."""
         return self.score
+
+    @property
+    def heads(self) -> int:
+        """K, the number of reward heads."""
+        return self.score.out_features
 
     @property
     def policy_head(self) -> nn.Linear:
@@ -138,9 +145,11 @@ class HybridModel(nn.Module):
                 its work.
         """
         states = self.hidden_states(batch)
-        reward = self._rewards(states, batch) if rewards else None
+        found = self._rewards(states, batch) if rewards else None
+        reward = None if found is None else found.mean(-1)
+        of_heads = found if self.heads > 1 else None
         if not log_probs:
-            return SequenceScores(reward, None, None)
+            return SequenceScores(reward, None, None, of_heads)
         tokens = linear_log_probs(
             states[batch.predictor_index],
             self.policy_head.weight,
@@ -149,7 +158,8 @@ class HybridModel(nn.Module):
             transform=self.logit_transform,
             foresight=foresight,
         )
-        return SequenceScores(reward, sum_by_sequence(tokens, batch.sequence_index, batch.num_sequences), tokens)
+        total = sum_by_sequence(tokens, batch.sequence_index, batch.num_sequences)
+        return SequenceScores(reward, total, tokens, of_heads)
 
     def hidden_states(self, batch: SequenceBatch) -> Tensor:
         """Return the backbone's last hidden states, rows concatenated, [R * L, H].
@@ -170,11 +180,13 @@ class HybridModel(nn.Module):
         return cast(Tensor, output.last_hidden_state).flatten(0, 1)
 
     def _rewards(self, states: Tensor, batch: SequenceBatch) -> Tensor:
-        """Compute rewards in at least float32, also under autocast: bfloat16 turns margins under 0.01 into ties."""
+        """Compute each head's rewards, [S, K], in at least float32, also under autocast: bfloat16 turns margins under
+        0.01 into ties.
+        """
         dtype = torch.promote_types(self.score.weight.dtype, torch.float32)
         with torch.autocast(states.device.type, enabled=False):
             bias = None if self.score.bias is None else self.score.bias.to(dtype)
-            return F.linear(states[batch.score_index].to(dtype), self.score.weight.to(dtype), bias).squeeze(-1)
+            return F.linear(states[batch.score_index].to(dtype), self.score.weight.to(dtype), bias)
 
     @contextlib.contextmanager
     def adapters_disabled(self) -> Iterator[None]:
@@ -281,15 +293,17 @@ def head_width(causal_lm: PreTrainedModel) -> int:
     return width
 
 
-def new_reward_head(width: int, *, init: Literal["normal", "zero"], seed: int, dtype: torch.dtype) -> nn.Linear:
-    """Create a reward head F for hidden states of this width; see `hafrm.models.heads.HeadInit`."""
-    head = nn.Linear(width, 1, bias=False, dtype=dtype)
+def new_reward_head(
+    width: int, *, init: Literal["normal", "zero"], seed: int, dtype: torch.dtype, count: int = 1
+) -> nn.Linear:
+    """Create a reward head F for hidden states of this width, or several; see `hafrm.models.heads.HeadInit`."""
+    head = nn.Linear(width, count, bias=False, dtype=dtype)
     with torch.no_grad():
         if init == "zero":
             head.weight.zero_()
         else:
             generator = torch.Generator().manual_seed(seed)
-            head.weight.copy_(torch.randn(1, width, generator=generator) / (width + 1) ** 0.5)
+            head.weight.copy_(torch.randn(count, width, generator=generator) / (width + 1) ** 0.5)
     return head
 
 

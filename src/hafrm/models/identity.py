@@ -59,6 +59,7 @@ def model_identity(model: str, choice: ScorerChoice, options: ScoreOptions) -> d
         "score.special_tokens": options.special_tokens,
         "score.chat_template": _template_identity(options.chat_template),
         **({} if options.objective is None else {"score.objective": options.objective}),
+        **({"score.pessimism": options.pessimism} if options.pessimism else {}),
         "hafrm": version("hafrm"),
     }
 

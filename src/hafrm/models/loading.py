@@ -31,6 +31,8 @@ from hafrm.models.stock import attach_adapters, load_causal_lm, load_whole, load
 from hafrm.models.tokenizers import load_tokenizer, require_same_tokenizer, resize_embeddings
 from hafrm.packing import pad_rows
 
+_NO_SPREAD = "has no standard errors: they need a run with several reward heads (--loss.heads), and not --head policy."
+
 
 def load_scorer(
     model: str,
@@ -72,6 +74,8 @@ def load_scorer(
     require_as_saved(model)
     if (Path(model) / RUN_FILE).is_file():
         return _load_run_scorer(Path(model), choice, options)
+    if options.pessimism:
+        raise ConfigError(f"score.pessimism: {model} {_NO_SPREAD}")
     if head in (None, "reward") and reference is None:
         return _load_foreign_scorer(model, options, trust_remote_code=trust_remote_code)
     if head == "combined":
@@ -129,6 +133,8 @@ def _load_run_scorer(folder: Path, choice: ScorerChoice, options: ScoreOptions) 
         tokenizer = load_tokenizer(str(folder), trust_remote_code=choice.trust_remote_code, instead=template)
     head = choice.head or info.default_head
     _require_trained(folder, info, head)
+    if options.pessimism and (head == "policy" or model.heads == 1):
+        raise ConfigError(f"score.pessimism: {folder} {_NO_SPREAD}")
     encoder = _encoder(tokenizer, model.config, options, max_length=info.max_length, overlong=info.overlong)
     if head == "reward":
         return _hybrid_scorer(model, None, tokenizer, encoder, options, (1.0, 0.0))

@@ -118,6 +118,11 @@ class ScoreOptions:
     objective: int | None = None
     """For a reward model of several objectives with a class of its own: the one to score with, counted from 0."""
 
+    pessimism: float = option(0.0, least=0)
+    """For a run with several reward heads (`loss.heads`): subtract this many standard errors, the spread of the heads,
+    from the reward.
+    """
+
     scored_at: Literal["auto", "template", "stop_token"] = "auto"
     """Where a conversation is scored: at the end of everything the chat template writes, or at the stop token, as in
     OpenRLHF's training. `auto`: `stop_token` for models saved by OpenRLHF, else `template`.

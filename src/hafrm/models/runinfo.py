@@ -53,6 +53,8 @@ class RunInfo:
     """Token whose state gives the reward: the conversation's last, as in stock classifiers."""
     reward_loss: str = "bradley_terry"
     """The reward loss, which defines the meaning of reward differences."""
+    heads: int = 1
+    """Number of reward heads, whose mean is the reward."""
     base_digest: str = ""
     """`weights_digest` of the initial model in the run's dtype; empty if neither a reference nor adapters depend on it.
     """
@@ -182,6 +184,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "pad_token": (_text, "a token"),
     "scored_position": _one_of("last_token"),
     "reward_loss": (lambda value: _text(value, r"[A-Za-z_]\w*"), "the name of a reward loss"),
+    "heads": (lambda value: type(value) is int and 0 < value < 2**31, "a whole number above 0"),
     "base_digest": (lambda value: _text(value, "[0-9a-f]*"), "hexadecimal digits"),
     "dtype": _one_of("float32", "float64", "bfloat16", "float16"),
     "lora": (_lora, "null or the options of adapters (rank, alpha, dropout, targets, quantize)"),

@@ -16,14 +16,18 @@ from torch import Tensor, nn
 
 from hafrm.encoding import ConversationEncoder, OverlongError, TokenGroup
 from hafrm.errors import ModelError, RefusedError
+from hafrm.logprobs import sum_by_sequence
 from hafrm.memory import enough_memory
 from hafrm.models.hybrid import HybridModel, SequenceScores
 from hafrm.models.layout import Layout
 from hafrm.models.options import ScoreOptions
-from hafrm.models.tokens import TokenRatios, align_with_text
+from hafrm.models.tokens import TokenRatios, TokenRewards, align_with_text
 from hafrm.packing import SequenceBatch, split_group
 from hafrm.pairs import Conversation
 from hafrm.rows import conversations_of
+
+POLICY_HEAD = "a run's policy head: --head policy, or --head combined for the sum of both heads"
+"""What rewards of tokens come from, for messages."""
 
 _LESS_MEMORY = (
     "Lower score.tokens_per_batch (or score.batch_size if rows are padded). If a single conversation is too large, set "
@@ -58,6 +62,22 @@ def rewards_of_the_rest(
     kept = [place for place in range(len(conversations)) if place not in error.reasons]
     rewards = scorer.score([conversations[place] for place in kept]) if kept else []
     return dict(zip(kept, rewards, strict=True))
+
+
+@runtime_checkable
+class DenseScorer(Scorer, Protocol):
+    """A scorer that can divide rewards among the tokens of responses."""
+
+    def token_rewards(self, conversations: Sequence[Conversation]) -> list[TokenRewards | None]:
+        """Return divided rewards in the order of the conversations; None for over-long ones that are to be dropped.
+
+        A reward whose tokens can't be aligned with the text is not divided; see `TokenRewards.divided`.
+
+        Raises:
+            ModelError: this score does not come from tokens.
+            RefusedError: some conversations can't be rendered.
+        """
+        ...
 
 
 @runtime_checkable
@@ -222,20 +242,29 @@ class HybridScorer(BatchedScorer):
         return bool(self.ratio_weight)
 
     def _score_batch(self, batch: SequenceBatch) -> Tensor:
+        return self._rewards_and_terms(batch)[0]
+
+    def _rewards_and_terms(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
+        """Compute rewards, [S], and the response tokens' terms of the implicit reward before its weight, [T]."""
         scores: SequenceScores = self.model(batch, rewards=bool(self.reward_weight), log_probs=bool(self.ratio_weight))
         total = torch.zeros(batch.num_sequences, device=batch.input_ids.device)
+        terms = total[:0]
         if scores.rewards is not None:
             total += self.reward_weight * scores.rewards
-        if scores.log_probs is not None:
-            total += self.ratio_weight * self._implicit(scores.log_probs, batch)
-        return total
+        if scores.of_heads is not None and self.options.pessimism:
+            total -= self.reward_weight * self.options.pessimism * scores.of_heads.std(1)
+        if scores.token_log_probs is not None:
+            terms = self._terms(scores.token_log_probs, batch)
+            total += self.ratio_weight * sum_by_sequence(terms, batch.sequence_index, batch.num_sequences)
+        return total, terms
 
-    def _implicit(self, log_probs: Tensor, batch: SequenceBatch) -> Tensor:
+    def _terms(self, log_probs: Tensor, batch: SequenceBatch) -> Tensor:
+        """Return what each response token adds to its sequence's implicit reward, [T], from its log-probs."""
         if self.reference is None:
-            return log_probs / batch.response_lengths
+            return log_probs / batch.response_lengths[batch.sequence_index]
         reference: SequenceScores = self.reference(batch, rewards=False)
-        assert reference.log_probs is not None
-        return log_probs - reference.log_probs
+        assert reference.token_log_probs is not None
+        return log_probs - reference.token_log_probs
 
     @torch.inference_mode()
     def token_log_ratios(self, conversations: Sequence[Conversation]) -> list[TokenRatios | None]:
@@ -251,35 +280,57 @@ class HybridScorer(BatchedScorer):
         """
         if self.reference is None:
             raise ModelError("Per-token log-ratios need a reference policy. Give one with `--reference`.")
-        found: list[TokenRatios | None] = [None] * len(conversations)
+        return [None if found is None else found[1] for found in self._by_token(conversations)]
+
+    @torch.inference_mode()
+    def token_rewards(self, conversations: Sequence[Conversation]) -> list[TokenRewards | None]:
+        """Divide rewards among the tokens of the responses; see `DenseScorer.token_rewards`.
+
+        Without a reference, a token's reward is its log-prob divided by the number of tokens, since such a score is the
+        mean log-prob.
+        """
+        if not self.ratio_weight:
+            raise ModelError(f"The reward head gives whole rewards only. Rewards of tokens need {POLICY_HEAD}.")
+        return [
+            None if found is None else self._divided(*found, conversation)
+            for found, conversation in zip(self._by_token(conversations), conversations, strict=True)
+        ]
+
+    def _divided(self, reward: float, terms: TokenRatios | None, conversation: Conversation) -> TokenRewards:
+        if terms is None:
+            return TokenRewards(tuple(((turn.content, None),) for turn in conversation.response), 0.0, reward)
+        turns = tuple(
+            tuple((text, None if value is None else self.ratio_weight * value) for text, value in pieces)
+            for pieces in terms.turns
+        )
+        return TokenRewards(turns, self.ratio_weight * terms.template, reward)
+
+    def _by_token(self, conversations: Sequence[Conversation]) -> list[tuple[float, TokenRatios | None] | None]:
+        """Return each conversation's reward with its tokens' terms, None where they can't be aligned with the text;
+        None for an over-long conversation.
+        """
+        found: list[tuple[float, TokenRatios | None] | None] = [None] * len(conversations)
         for rows, batch in self._batches(self._encoded(conversations)):
             with _enough_memory(batch):
-                ratios = self._token_ratios(batch)
+                rewards, terms = self._rewards_and_terms(batch)
+            if not torch.isfinite(terms).all():
+                raise ModelError(
+                    "The log-ratio of a token is not finite. The weights are damaged, or their dtype overflows."
+                )
             starts = batch.position_ids.flatten()[batch.score_index] + 1 - batch.response_lengths
-            parts = (starts.tolist(), batch.target_ids.split(batch.lengths), ratios.split(batch.lengths))
-            for row, start, ids, values in zip(rows, *parts, strict=True):
-                found[row] = align_with_text(
+            parts = (starts.tolist(), batch.target_ids.split(batch.lengths), terms.split(batch.lengths))
+            for row, reward, start, ids, values in zip(rows, rewards.tolist(), *parts, strict=True):
+                aligned = align_with_text(
                     self.encoder.tokenizer, conversations[row], start, ids.tolist(), values.tolist()
                 )
+                found[row] = (reward, aligned)
         return found
-
-    def _token_ratios(self, batch: SequenceBatch) -> Tensor:
-        """Compute log-ratios of a batch's response tokens, [T]."""
-        assert self.reference is not None
-        ratios: Tensor = (
-            self.model(batch, rewards=False).token_log_probs - self.reference(batch, rewards=False).token_log_probs
-        )
-        if not torch.isfinite(ratios).all():
-            raise ModelError(
-                "The log-ratio of a token is not finite. The weights are damaged, or their dtype overflows."
-            )
-        return ratios
 
 
 class LogProbScorer(HybridScorer):
     """Summed log-probability of the response under a policy head: ratio weight 1 and no reference."""
 
-    def _implicit(self, log_probs: Tensor, batch: SequenceBatch) -> Tensor:
+    def _terms(self, log_probs: Tensor, batch: SequenceBatch) -> Tensor:
         return log_probs
 
 

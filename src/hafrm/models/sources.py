@@ -35,10 +35,12 @@ def require_place(model: str) -> None:
             have more parts, or whose first part is a local folder are paths.
 
     Raises:
-        ModelError: there is no such folder; the message suggests similar ones in the same place.
+        ModelError: there is no such folder, and the message suggests similar ones in the same place; or the folder
+            contains models in folders of their own.
     """
     path = Path(model)
     if path.exists():
+        _require_one_model(path)
         return
     parts = model.split("/")
     is_id = len(parts) <= 2 and all(parts) and model[0] not in ".~" and "\\" not in model
@@ -49,6 +51,16 @@ def require_place(model: str) -> None:
     near = get_close_matches(str(path), others, n=2, cutoff=0.7)
     hint = f"Did you mean {' or '.join(near)}?" if near else "Check the path; hub models are named OWNER/NAME."
     raise ModelError(f"{model}: there is no such folder. {hint}")
+
+
+def _require_one_model(folder: Path) -> None:
+    descriptions = (RUN_FILE, "config.json", ADAPTER_CONFIG)
+    if any((folder / name).exists() for name in (*descriptions, "manifest.json")):  # a model, or an unfinished run
+        return
+    found = sorted({str(path.parent) for name in descriptions for path in folder.glob(f"*/{name}")})
+    if found:
+        listed = ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
+        raise ModelError(f"{folder} is not a model but a folder of models: {listed}. Give one or several of them.")
 
 
 @dataclass(frozen=True)

@@ -199,6 +199,7 @@ def new_model(
     disable_dropout: bool = True,
     trust_remote_code: bool = False,
     lm_head: bool = True,
+    heads: int = 1,
 ) -> HybridModel:
     """Build a model to train: a pretrained backbone and LM head, with a new or kept reward head.
 
@@ -213,6 +214,7 @@ def new_model(
             noisy. The saved config keeps its values, and adapters have `lora.dropout`.
         trust_remote_code: Run modelling code that comes with the model. Off unless you trust it.
         lm_head: Whether the LM head is needed; see `load_causal_lm`.
+        heads: Number of reward heads; a kept head is the start of each.
 
     Raises:
         ModelError: no such model can be loaded, or its head can't be kept as requested.
@@ -236,9 +238,8 @@ def new_model(
     if disable_dropout:
         modules.disable_dropout(causal_lm)
     head_dtype = torch.float32 if lora.enabled else causal_lm.dtype
-    head = new_reward_head(
-        head_width(causal_lm), init="zero" if head_init == "zero" else "normal", seed=seed, dtype=head_dtype
-    )
+    init: Literal["zero", "normal"] = "zero" if head_init == "zero" else "normal"
+    head = new_reward_head(head_width(causal_lm), init=init, seed=seed, dtype=head_dtype, count=heads)
     if saved is not None:
         _copy_head(head, saved, model)
     require_finite([*causal_lm.named_parameters(), ("of the reward head", head.weight)], model)
@@ -252,7 +253,7 @@ def new_model(
 
 def _copy_head(head: nn.Linear, saved: SavedHead, model: str) -> None:
     assert saved.weight is not None
-    if saved.weight.shape != head.weight.shape:
+    if saved.weight.shape[1] != head.weight.shape[1]:
         raise ModelError(
             f"The reward head of {model} has shape {list(saved.weight.shape)}, but hidden states have "
             f"{head.weight.shape[1]} values. Set `--head_init normal` to start with a fresh head."

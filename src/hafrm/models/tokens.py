@@ -33,6 +33,19 @@ class TokenRatios:
     """Sum over the chat template's tokens, such as the end of a turn."""
 
 
+@dataclass(frozen=True)
+class TokenRewards(TokenRatios):
+    """A reward, divided among the response's tokens as far as it comes from the policy head."""
+
+    reward: float
+    """The reward: the sum over all tokens, plus the reward head's part, which belongs to no token."""
+
+    @property
+    def divided(self) -> bool:
+        """Whether any piece of text has a number."""
+        return any(value is not None for pieces in self.turns for _, value in pieces)
+
+
 def align_with_text(
     tokenizer: Any, conversation: Conversation, start: int, ids: Sequence[int], values: Sequence[float]
 ) -> TokenRatios | None:

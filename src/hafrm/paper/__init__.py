@@ -13,6 +13,7 @@ One pipeline, from data to pages; each module imports only those above it:
     record       what lasts of a study: its journal, and results without weights and texts
     stages       the study's order of work: choice of learning rates, what is missing
     words        the bag-of-words baseline
+    frozen       a reward head fitted on a frozen backbone
     executor     training and scoring what is missing
     measures     accuracies, paired differences and their intervals
     tables       what pages share: names, sentences, tables and bars of accuracies

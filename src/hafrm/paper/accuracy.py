@@ -20,6 +20,7 @@ from hafrm.paper.measures import (
     as_json,
     average_of,
     average_relation,
+    left_out_of,
     measure,
     relation,
     relations,
@@ -60,6 +61,7 @@ def find_in_domain(job: Job) -> Findings:
             for backbone, grid in grids.items()
             for each in relations(backbone, grid, gain=_printed_gains(job, backbone))
         ],
+        left_out=left_out_of(grids),
     )
 
 
@@ -141,6 +143,7 @@ def find_mixture(job: Job) -> Findings:
         relations=[
             each for backbone, grid in mixed.items() for each in relations(backbone, grid, trained_on="mixture")
         ],
+        left_out=left_out_of(mixed),
     )
 
 
@@ -165,6 +168,9 @@ def find_transfer(job: Job) -> Findings:
         results={"seeds": list(job.seeds), "internal": internal, **external},
         tables=(_ours_transfer(job, tables, external), _papers_transfer()),
         relations=[each for backbone, grids in tables.items() for each in _transfer_relations(job, backbone, grids)],
+        left_out=left_out_of(
+            {f"{backbone}, {name}": grid for backbone, grids in tables.items() for name, grid in grids.items()}
+        ),
     )
 
 

@@ -2,26 +2,29 @@
 
 Counts the operations of matrix products: training pairs three times (one forward pass, and a backward pass that costs
 two; with adapters only, it costs one; with activation checkpointing one more), validation and test pairs once, the
-reference once per set. The estimate is accurate to about a third until the journal has times of finished runs.
+reference once per set. A response that is sampled counts once, and once for each model that scores it. The estimate is
+accurate to about a third until the journal has times of finished runs.
 """
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
 
 from hafrm.data import DataOptions, encode_pairs, load_pairs
+from hafrm.data.registry import VALIDATION_SHARE
 from hafrm.encoding import ConversationEncoder
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.pairs import Message, PreferencePair
-from hafrm.paper.numbers import TABLE_1
-from hafrm.paper.plans import Scoring
+from hafrm.paper.numbers import TABLE_1, TEST_PAIRS
+from hafrm.paper.plans import Responses, Scoring
 from hafrm.paper.resources import shape_of
 from hafrm.paper.runs import Policy, Run
 from hafrm.paper.scales import Job
+from hafrm.paper.words import WORD
 
 _SPEED, _LARGE_SPEED = 50e9, 100e9
 """Operations per second of one thread, for backbones of a few million parameters and for those of `_LARGE` or more."""
@@ -37,11 +40,14 @@ _OVERHEAD = 3.0
 _SAMPLE = 64
 """Pairs per set that are encoded to estimate lengths."""
 
-_VALIDATION, _TEST = 0.05, 1000
-"""The paper's validation pairs, as a share of the training pairs, and its test pairs per set."""
-
 _PROMPT = 64
-"""Tokens of a prompt for PPO, roughly."""
+"""Tokens of a prompt that is answered, roughly."""
+
+_AT_ONCE = 32
+"""Responses that are sampled at a time."""
+
+QUESTION = 2.0
+"""Seconds until an endpoint has answered a question to a judge, roughly."""
 
 
 @dataclass(frozen=True)
@@ -82,14 +88,13 @@ class Costs:
         scale = self.job.scale
         steps = scale.training["max_steps"]
         batch = scale.training.get("per_device_train_batch_size", 16)
-        every = scale.training.get("eval_steps", max(20, steps // 40))
         backward = 1 if scale.backbone(run.backbone).lora.enabled else 2
         backward += bool(scale.training.get("activation_checkpointing"))
         policy = run.method != "baseline"
         first = run.seed == self.job.seeds[0] and run.recipe == "haf" and run.policy_ratio is None
         train = self._mean(run, "train")
         seen = (1 + backward) * steps * batch + first * train
-        held_out = (steps // every + 1) * self._mean(run, "validation")
+        held_out = (scale.evaluations + 1) * self._mean(run, "validation")
         return self._seconds(run, seen + held_out, policy=policy) + self.slowness * _OVERHEAD
 
     def scoring(self, scoring: Scoring) -> float:
@@ -102,14 +107,40 @@ class Costs:
         return total
 
     def policy(self, policy: Policy) -> float:
-        """Estimate the seconds of PPO: sampling, which reads all weights for each token, rewards, and four epochs."""
-        config, shape = policy.config(self.job, model=policy.backbone), shape_of(self.job, policy.backbone)
+        """Estimate the seconds of PPO: sampling, the reference, rewards, and its epochs."""
+        config = policy.config(self.job, model=policy.backbone)
+        readers = 2 + 3 * config.ppo.epochs
+        count, new = config.steps * config.batch_size, config.sampling.max_new_tokens
+        return self._answered(policy.backbone, count, new, at_once=config.batch_size, readers=readers)
+
+    def responses(self, each: Responses) -> float:
+        """Estimate the seconds of sampling and scoring responses; a judging reward model counts as a backbone."""
+        count = self._prompts(each) * each.draws
+        return self._answered(each.backbone, count, each.new_tokens, at_once=_AT_ONCE, readers=each.readers)
+
+    def questions(self, each: Responses) -> int:
+        """Return the maximum number of questions to a judge at an endpoint."""
+        return self._prompts(each) * each.questions
+
+    def _prompts(self, each: Responses) -> int:
+        return min(each.prompts, sum(self._sets[name].pairs["test"] for name in each.sets))
+
+    def _answered(self, backbone: str, count: int, new: int, *, at_once: int, readers: int) -> float:
+        """Estimate the seconds of sampling, which reads all weights for each token on a GPU, and of reading.
+
+        Args:
+            backbone: The model that answers.
+            count: Number of responses.
+            new: New tokens of a response.
+            at_once: Responses that are sampled at a time.
+            readers: Forward passes over each response.
+        """
+        shape = shape_of(self.job, backbone)
         if shape is None:
             return 0.0
-        new = config.sampling.max_new_tokens
-        tokens = config.steps * config.batch_size * (_PROMPT + new)
-        products = 2 * tokens * shape.body * (3 + 3 * config.ppo.epochs)  # sampling, reference, reward; the epochs
-        read = config.steps * new * 2 * shape.weights / _GPU_MEMORY if self.job.scale.name == "paper" else 0.0
+        products = 2 * count * (_PROMPT + new) * shape.body * (1 + readers)
+        on_gpu = self.job.scale.name == "paper"
+        read = math.ceil(count / at_once) * new * 2 * shape.weights / _GPU_MEMORY if on_gpu else 0.0
         return self.slowness * (products / self._speed(shape.body) + read)
 
     def _mean(self, run: Run, split: str) -> float:
@@ -140,7 +171,7 @@ class Costs:
         """Return the size that Table 1 prints; its tokens are of a question with one answer."""
         printed, cap = TABLE_1[name], self.job.scale.cap
         train = min(printed.size, cap or printed.size)
-        pairs = {"train": train, "validation": round(printed.size * _VALIDATION), "test": _TEST}
+        pairs = {"train": train, "validation": round(printed.size * VALIDATION_SHARE), "test": TEST_PAIRS}
         return _SetSize(pairs, 2 * printed.tokens, 2 * printed.tokens)
 
     def _counted(self, name: str) -> _SetSize:
@@ -170,7 +201,7 @@ class Costs:
 
 
 def _words(turns: tuple[Message, ...]) -> int:
-    return sum(len(re.findall(r"\w+|[^\w\s]", turn.text)) for turn in turns)
+    return sum(len(WORD.findall(turn.text)) for turn in turns)
 
 
 def can_estimate(job: Job) -> bool:

@@ -16,13 +16,16 @@ from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
-from hafrm.data import encode_pairs, load_pairs
+from hafrm.data import PairTables, encode_pairs, load_pairs
 from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ConfigError, HafrmError, UnwritableError, first_line
 from hafrm.evaluation.scoring import SCORES_FILE, read_scores, score_pairs
+from hafrm.models.scorers import Scorer
 from hafrm.models.tokenizers import load_tokenizer
-from hafrm.paper.costs import Costs, can_estimate
-from hafrm.paper.plans import WORDS, Plan, Scoring
+from hafrm.pairs import PreferencePair
+from hafrm.paper.costs import QUESTION, Costs, can_estimate
+from hafrm.paper.frozen import fit_frozen
+from hafrm.paper.plans import FROZEN, WORDS, Plan, Scoring
 from hafrm.paper.record import journal_of, record_of, write_header
 from hafrm.paper.resources import needs, require_disk
 from hafrm.paper.runs import Policy, Run
@@ -44,6 +47,7 @@ def described(job: Job, plan: Plan) -> Iterator[str]:
         finished = sum(run.state(job) == "finished" for run in plan.runs)
         yield f"{len(plan.runs)} training runs, of which {finished} are finished:"
         yield from (line for run in plan.runs for line in _described(job, run))
+    if plan.scorings:
         yield f"{len(plan.scorings)} evaluations:"
         yield from (line for scoring in plan.scorings for line in _described(job, scoring))
     if plan.policies:
@@ -67,6 +71,14 @@ def costs_of(job: Job, plan: Plan) -> Iterator[str]:
         works = [work for work in every if work.state(job) != "finished"]
         if seconds := sum(map(costs.seconds, works)):
             yield f"time: about {seconds / 3600:.2g} hours of training and evaluation on {costs.machine}"
+        left = [each for each in plan.responses if not any(job.root.glob(each.made))]
+        if seconds := sum(map(costs.responses, left)):
+            yield f"      about {seconds / 3600:.2g} hours of sampling and scoring responses"
+        if questions := sum(map(costs.questions, left)):
+            at_once = 1 if job.judge is None else job.judge.concurrency
+            hours = QUESTION * questions / at_once / 3600
+            rate = f"{questions:,} questions of {QUESTION:g} s, {at_once} at once"
+            yield f"      up to {hours:.2g} hours of judging: {rate}"
     yield from needs(job, (*plan.runs, *plan.policies))
 
 
@@ -127,7 +139,7 @@ def execute_study(job: Job, plan: Plan, say: Say) -> None:
     worker.require_same_options()
     write_header(job)
     for name in job.sets:
-        _score_words(job, name, say)
+        _score_references(job, name, say)
     try:
         worker.work()
     except _OutOfTimeError:
@@ -138,27 +150,69 @@ def execute_study(job: Job, plan: Plan, say: Say) -> None:
 
 def words_name(job: Job, name: str) -> str:
     """Return the name in the record of a set's bag-of-words scores."""
-    return f"{WORDS}/{name}{job.scale.cap_suffix}-{job.scale.max_length}tokens"
+    return f"{WORDS}/{_pairs_name(job, name)}"
 
 
-def _score_words(job: Job, name: str, say: Say) -> None:
-    """Fit the bag-of-words model on the pairs available to the backbones for training, and score the test pairs."""
-    record, known_as = record_of(job), words_name(job, name)
-    data, test = Run(backbone=job.backbones[0], sets=(name,), method="baseline").data(job), job.scale.sets[name].test
+def frozen_name(job: Job, backbone: str, name: str) -> str:
+    """Return the name in the record of a frozen backbone's scores on a set."""
+    return f"{FROZEN}/{backbone}/{_pairs_name(job, name)}"
+
+
+def _pairs_name(job: Job, name: str) -> str:
+    return f"{name}{job.scale.cap_suffix}-{job.scale.max_length}tokens"
+
+
+def _score_references(job: Job, name: str, say: Say) -> None:
+    """Score a set's test pairs by models without training: a bag of words, and the backbones with a fitted head.
+
+    They are fitted on the pairs that the backbones' runs have for training and validation.
+    """
+
+    def words(encoder: ConversationEncoder, fitting: _Fitting) -> Scorer:
+        return fit_words(*(pairs for pairs, _ in fitting))
+
+    _score_fitted(job, job.backbones[0], name, WORDS, words_name(job, name), words, say)
+    for backbone in job.backbones:
+        model = job.model(backbone)
+
+        def frozen(encoder: ConversationEncoder, fitting: _Fitting, model: str = model) -> Scorer:
+            return fit_frozen(model, encoder, *(groups for _, groups in fitting))
+
+        if not job.scale.backbone(backbone).lora.enabled:
+            _score_fitted(job, backbone, name, FROZEN, frozen_name(job, backbone, name), frozen, say)
+
+
+_Fitting = Sequence[tuple[list[PreferencePair], PairTables]]
+"""The usable pairs of training and of validation, with their tokens."""
+
+
+def _score_fitted(
+    job: Job,
+    backbone: str,
+    name: str,
+    row: str,
+    known_as: str,
+    fit: Callable[[ConversationEncoder, _Fitting], Scorer],
+    say: Say,
+) -> None:
+    record = record_of(job)
+    run = Run(backbone=backbone, sets=(name,), method="baseline")
+    data, test = run.data(job), job.scale.sets[name].test
     pairs = load_pairs(test, split="test")
     depends_on = {"pairs": list(data.digests().values()), "test": pairs.reports[0].sha256}
     with FileLock(_lock_file(job, known_as)):
         if record.has_scores(known_as, depends_on):
             return
-        say(f"bag of words: {name}")
+        say(f"fitting {known_as}")
         data.write()
-        options = Run(backbone=job.backbones[0], sets=(name,), method="baseline").config(job, model="none").data_options
-        encoder = ConversationEncoder(load_tokenizer(job.model(job.backbones[0])), job.scale.max_length)
+        options = run.config(job, model="none").data_options
+        encoder = ConversationEncoder(load_tokenizer(job.model(backbone)), job.scale.max_length)
         fitting = []
         for split in ("train", "validation"):
             found = [pair for each in data.names(split) for pair in pairs_of(each, split)]
-            fitting.append([found[index] for index in encode_pairs(found, encoder, options).kept])
-        scores = list(score_pairs(fit_words(*fitting), pairs.pairs, model=WORDS, data=test))
+            tables = encode_pairs(found, encoder, options)
+            fitting.append(([found[index] for index in tables.kept], tables))
+        scores = list(score_pairs(fit(encoder, fitting), pairs.pairs, model=row, data=test))
         record.add_scores(known_as, name, scores, depends_on=depends_on)
 
 

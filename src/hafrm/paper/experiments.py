@@ -46,7 +46,7 @@ class Experiment:
     trains: bool = True
     """Whether the experiment uses the seeds and the training options."""
     one: tuple[str, ...] = ()
-    """Options of which the experiment uses a single value: `seeds`, `sets`."""
+    """Options of which the experiment uses a single value: `seeds`, `sets`, `backbones`."""
 
 
 def _plan_nothing(job: Job) -> Plan:
@@ -158,6 +158,24 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         "whether PPO learns: the true reward over its steps",
         _late("policies.plan_check"),
         _late("policies.find_check"),
+        one=("sets",),
+    ),
+    "dense": Experiment(
+        "policies paid by token against those paid at the end",
+        _late("dense.plan"),
+        _late("dense.find"),
+        one=("sets", "backbones"),
+    ),
+    "pessimism": Experiment(
+        "over-optimisation by best-of-n, and lower confidence bounds",
+        _late("pessimism.plan"),
+        _late("pessimism.find"),
+        one=("sets", "backbones"),
+    ),
+    "gradients": Experiment(
+        "how the two losses pull on the backbone",
+        _late("probes.gradients.plan"),
+        _late("probes.gradients.find"),
         one=("sets",),
     ),
     "claims": Experiment(

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,8 @@ class Measured:
     """Prompt group of each pair."""
     length_accuracy: float
     """Accuracy of picking the longer response."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Test pairs that are not counted, by reason, for the first seed."""
 
     @property
     def accuracy(self) -> float:
@@ -104,6 +107,7 @@ def measure(job: Job, trained_on: tuple[str, ...], tested_on: tuple[str, ...], *
     """
     read: dict[Path, list[PairScore]] = {}
     found: Scores = {}
+    left_out: dict[tuple[str, str], Counter[str]] = {}
     for cell in compared_cells(job, trained_on, tested_on, backbone=backbone):
         folder = cell.scoring.folder(job)
         if folder not in read:
@@ -111,8 +115,20 @@ def measure(job: Job, trained_on: tuple[str, ...], tested_on: tuple[str, ...], *
         model, data = str(cell.run.folder(job)), job.scale.sets[cell.tested_on].test
         scores = [score for score in read[folder] if (score.model, score.data) == (model, data)]
         of_row = found.setdefault(cell.column, {}).setdefault(cell.row, {})
-        of_row[cell.run.seed] = unseen(job.scale, cell.run.sets, scores)
-    return grid_of(found)
+        of_row[cell.run.seed] = fair = unseen(job.scale, cell.run.sets, scores)
+        reasons = Counter(score.unscored for score in fair if score.margin is None)
+        reasons += Counter({"with a prompt that was trained on": len(scores) - len(fair)})
+        left_out.setdefault((cell.column, cell.row), reasons)
+    return {
+        column: {name: replace(each, left_out=left_out[column, name]) for name, each in row.items()}
+        for column, row in grid_of(found).items()
+    }
+
+
+def left_out_of(grids: Mapping[str, Grid]) -> dict[str, Mapping[str, int]]:
+    """Return the test pairs that are not in HAF's accuracies, by test set with backbone, and by reason."""
+    rows = {f"{column} ({backbone})": row for backbone, grid in grids.items() for column, row in grid.items()}
+    return {name: row["haf"].left_out for name, row in rows.items() if row["haf"].left_out}
 
 
 def grid_of(scores: Scores) -> dict[str, dict[str, Measured]]:

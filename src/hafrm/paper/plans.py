@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,9 @@ from hafrm.paper.scales import METHODS, Job
 
 WORDS = "words"
 """Row, and model name, of the bag-of-words baseline."""
+
+FROZEN = "frozen"
+"""Row, and model name, of the backbone whose reward head alone is fitted."""
 
 RATIOS = (-0.2, 0.0, 0.1, 0.2, 0.5, 1.0, 2.0)
 """Policy-loss weights of Figure 6; 0 is the baseline, 0.2 the HAF of all other experiments."""
@@ -82,6 +85,27 @@ class Scoring:
         return shlex.join(["hafrm", "evaluate", *config.models, "--data", *config.data, "--out", config.out])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Responses:
+    """Responses that are sampled, scored and judged while the findings are built, for the estimate of its time."""
+
+    made: str
+    """A file that exists once this is done: a glob pattern, relative to the job's root."""
+    backbone: str
+    sets: tuple[str, ...]
+    """Paper names of the sets whose test prompts are answered."""
+    prompts: int
+    """Maximum number of prompts of all sets together."""
+    draws: int
+    """Responses per prompt."""
+    new_tokens: int
+    """Maximum tokens of a response."""
+    readers: int
+    """Models that read each response to score it."""
+    questions: int = 0
+    """Maximum number of questions per prompt to a judge at an endpoint."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """Distinct runs, comparisons of their scores, and policies, in the order of execution."""
@@ -91,14 +115,11 @@ class Plan:
     policies: tuple[Policy, ...] = ()
     commands: tuple[str, ...] = ()
     """Further commands whose work is done when the findings are built."""
+    responses: tuple[Responses, ...] = ()
 
     def __add__(self, other: Plan) -> Plan:
-        return Plan(
-            tuple(dict.fromkeys(self.runs + other.runs)),
-            tuple(dict.fromkeys(self.scorings + other.scorings)),
-            tuple(dict.fromkeys(self.policies + other.policies)),
-            tuple(dict.fromkeys(self.commands + other.commands)),
-        )
+        both = ((*getattr(self, each.name), *getattr(other, each.name)) for each in fields(self))
+        return Plan(*(tuple(dict.fromkeys(works)) for works in both))
 
     @property
     def backbones(self) -> list[str]:
@@ -159,7 +180,7 @@ PARTS: dict[str, Part] = {
         title="Accuracy in domain",
         where="In domain",
         rows=_BY_METHOD,
-        rivals=(*_HAF_FIRST, *((method, WORDS) for method in METHODS)),
+        rivals=(*_HAF_FIRST, *((method, WORDS) for method in METHODS), ("haf", FROZEN), ("baseline", FROZEN)),
     ),
     "ood": Part(
         title="Accuracy out of domain: trained on one set, tested on another of its category",

@@ -12,6 +12,7 @@ Differences between reward models mean nothing if the trainer does not learn.
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -29,7 +30,7 @@ from hafrm.models.scorers import Scorer
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.pairs import Conversation, Message, Prompt
 from hafrm.paper.numbers import CATEGORIES
-from hafrm.paper.plans import Plan
+from hafrm.paper.plans import Plan, Responses
 from hafrm.paper.probes import remembered
 from hafrm.paper.runs import Policy
 from hafrm.paper.scales import Job, in_paper_order
@@ -37,7 +38,7 @@ from hafrm.paper.tables import build_findings
 from hafrm.paper.world import oracle_reward
 from hafrm.report.figures import Curve, Panel, curve_panels
 from hafrm.report.findings import Cell, Findings, Table
-from hafrm.report.wording import interval, percent
+from hafrm.report.wording import count, interval, percent
 from hafrm.rewards import load_reward
 from hafrm.rlhf.checkpoints import Answers, checkpoint_answers
 from hafrm.rlhf.options import RlhfConfig
@@ -51,7 +52,7 @@ _Rival = Literal["haf", "baseline"]
 _RIVALS: Mapping[_Rival, str] = {"haf": "HAF", "baseline": "baseline"}
 """Methods whose rewards train policies, with their display names."""
 
-_PROMPTS = 240
+PROMPTS = 240
 """Test prompts that each checkpoint answers once, divided evenly among the sets."""
 
 _LINES = ("haf", "baseline", "dpo", "zero", "haf dash1", "baseline dash1")
@@ -94,7 +95,7 @@ class Point:
         }
 
 
-def held_out_prompts(job: Job, backbone: str, sets: Sequence[str], count: int) -> dict[Prompt, str]:
+def held_out_prompts(job: Job, backbone: str, sets: Sequence[str], most: int) -> dict[Prompt, str]:
     """Return distinct test prompts that fit, evenly from each set, mapped to their set's data name.
 
     Raises:
@@ -108,7 +109,7 @@ def held_out_prompts(job: Job, backbone: str, sets: Sequence[str], count: int) -
         data = job.scale.sets[name].test
         prompts = dict.fromkeys(pair.prompt for pair in load_pairs(data, split="test").pairs)
         fitting = [prompt for prompt in prompts if len(prompt_ids(tokenizer, prompt)) <= longest]
-        found |= dict.fromkeys(fitting[: count // len(sets)], data)
+        found |= dict.fromkeys(fitting[: most // len(sets)], data)
     if len(found) < 2:
         raise DataError(f"{', '.join(sets)}: fewer than two test prompts have at most {longest} tokens.")
     return found
@@ -202,7 +203,7 @@ def learnt(points: Sequence[Point]) -> dict[str, Any]:
     return {"gain": found.difference, "ci95": found.interval, "by_seed": by_seed}
 
 
-def _learning_table(title: str, policies: Mapping[str, Sequence[Point]]) -> Table:
+def learning_table(title: str, policies: Mapping[str, Sequence[Point]]) -> Table:
     """Tabulate the true reward at the start and at the end, one row per policy."""
     rows = []
     for name, points in policies.items():
@@ -220,7 +221,7 @@ def _learning_table(title: str, policies: Mapping[str, Sequence[Point]]) -> Tabl
     return Table(title, columns, tuple(rows))
 
 
-def _reward_curve(
+def reward_curve(
     label: str, kind: str, points: Sequence[Point], reward: Literal["gold", "proxy"], by: Literal["step", "kl"]
 ) -> Curve:
     """Return the curve of a mean reward over steps or over KL."""
@@ -234,12 +235,47 @@ def plan_check(job: Job) -> Plan:
     Raises:
         ConfigError: outside the world, no reward model is given as judge.
     """
+    require_rewards(job, "ppo")
+    return with_answers(job, [policy for backbone in job.backbones for policy in _checked(job, backbone)])
+
+
+def require_rewards(job: Job, name: str) -> None:
+    """Raise if the judge of an experiment gives no rewards.
+
+    Raises:
+        ConfigError: outside the world, no reward model is given as judge.
+    """
     if not job.in_world and (job.judge is None or job.judge.kind != "reward"):
         raise ConfigError(
-            f"ppo: at scale {job.scale.name} the true reward is unknown. Name a reward model to train with, such as a "
-            "run or a server's address, by --judge.kind reward and --judge.model."
+            f"{name}: at scale {job.scale.name} the true reward is unknown. Name a reward model instead, such as a run "
+            "or a server's address, by --judge.kind reward and --judge.model."
         )
-    return Plan(policies=tuple(policy for backbone in job.backbones for policy in _checked(job, backbone)))
+
+
+def with_answers(job: Job, policies: Sequence[Policy]) -> Plan:
+    """Plan policies, and the answers of their checkpoints: read by policy, reference, reward and a judge's own reward.
+
+    A judge that only compares is asked once about both policies' answers, or once in each order.
+    """
+    compared = job.judge if job.judge is not None and job.judge.kind == "openai" else None
+    orders = 0 if compared is None else 2 if compared.orders == "both" else 1
+    answers = []
+    for policy in policies:
+        config = policy.config(job, model=policy.backbone)
+        draws = 1 + min(config.checkpoints, config.steps)
+        answers.append(
+            Responses(
+                made=f"answers/{policy.name}/*.json",
+                backbone=policy.backbone,
+                sets=policy.sets,
+                prompts=PROMPTS,
+                draws=draws,
+                new_tokens=config.sampling.max_new_tokens,
+                readers=3 + (job.judge is not None and job.judge.kind == "reward"),
+                questions=orders * draws if policy.rewarded_by == "haf" else 0,
+            )
+        )
+    return Plan(policies=tuple(policies), responses=tuple(answers))
 
 
 def _checked(job: Job, backbone: str) -> list[Policy]:
@@ -250,14 +286,14 @@ def find_check(job: Job) -> Findings:
     """Report the true reward before and after training, its gain, and its curve for each seed."""
     judged = {}
     for backbone in job.backbones:
-        prompts = held_out_prompts(job, backbone, job.sets[:1], _PROMPTS)
+        prompts = held_out_prompts(job, backbone, job.sets[:1], PROMPTS)
         judged[backbone] = [judged_answers(job, policy, prompts) for policy in _checked(job, backbone)]
     points = {backbone: points_of(seeds) for backbone, seeds in judged.items()}
     panels = {
         backbone: Panel(
             f"{job.sets[0]}: judge's reward",
             tuple(
-                _reward_curve(f"seed {seed}", _LINES[place % len(_LINES)], points_of([each]), "gold", "step")
+                reward_curve(f"seed {seed}", _LINES[place % len(_LINES)], points_of([each]), "gold", "step")
                 for place, (seed, each) in enumerate(zip(job.seeds, seeds, strict=True))
             ),
         )
@@ -273,12 +309,17 @@ def find_check(job: Job) -> Findings:
             "learnt": {backbone: learnt(each) for backbone, each in points.items()},
             "steps": steps,
         },
-        tables=[_learning_table("Judge's reward of answers to new prompts", points)],
+        tables=[
+            learning_table(
+                "Judge's reward of answers to new prompts",
+                {f"{name}, {count(len(each[0].gold), 'prompt')}": each for name, each in points.items()},
+            )
+        ],
         figures={
             f"ppo-{backbone}": curve_panels(f"Judge's reward over PPO steps, {backbone}", [panel])
             for backbone, panel in panels.items()
         },
-        prompts=_PROMPTS,
+        prompts=PROMPTS,
     )
 
 
@@ -289,6 +330,8 @@ class Duel:
     points: Mapping[_Rival, tuple[Point, ...]]
     wins: Mapping[int, tuple[float, ...]]
     """By step: per prompt, the share of seeds in which HAF's answer has the larger true reward; ties count one half."""
+    undecided: Mapping[int, tuple[int, int]]
+    """By step, over prompts and seeds: duels that count one half, and those of them without a verdict."""
 
     @cached_property
     def win_rates(self) -> dict[int, tuple[float, Interval | None]]:
@@ -301,7 +344,14 @@ class Duel:
     def as_dict(self) -> dict[str, Any]:
         """Return the duel as a JSON-serialisable dict."""
         return {
-            "win_rate": {str(step): {"value": value, "ci95": ends} for step, (value, ends) in self.win_rates.items()},
+            "win_rate": {
+                str(step): {
+                    "value": value,
+                    "ci95": ends,
+                    **dict(zip(("undecided", "no_verdict"), self.undecided[step], strict=True)),
+                }
+                for step, (value, ends) in self.win_rates.items()
+            },
             "policies": {
                 rival: {str(point.step): point.as_dict() for point in points} for rival, points in self.points.items()
             },
@@ -320,14 +370,14 @@ def plan_duels(job: Job) -> Plan:
             f"judge: at scale {job.scale.name} the true reward is unknown. Name a judge with --judge.kind "
             "(openai, local or reward) and --judge.model."
         )
-    policies = tuple(
+    policies = [
         Policy(backbone=backbone, sets=sets, rewarded_by=rival, seed=seed)
         for backbone in job.backbones
         for sets in _categories(job).values()
         for seed in job.seeds
         for rival in _RIVALS
-    )
-    return Plan(tuple(policy.reward for policy in policies if policy.reward), policies=policies)
+    ]
+    return Plan(tuple(policy.reward for policy in policies if policy.reward)) + with_answers(job, policies)
 
 
 def _categories(job: Job) -> dict[str, tuple[str, ...]]:
@@ -358,12 +408,12 @@ def find_duels(job: Job) -> Findings:
             for name, figure in _figures(backbone, each)
             if gives_rewards(job) or name == f"figure5-{backbone}"
         },
-        prompts=_PROMPTS,
+        prompts=PROMPTS,
     )
 
 
 def _duel(job: Job, backbone: str, sets: tuple[str, ...]) -> Duel:
-    prompts = held_out_prompts(job, backbone, sets, _PROMPTS)
+    prompts = held_out_prompts(job, backbone, sets, PROMPTS)
     seeds: dict[_Rival, list[list[Judged]]] = {
         rival: [
             judged_answers(job, Policy(backbone=backbone, sets=sets, rewarded_by=rival, seed=seed), prompts)
@@ -371,15 +421,19 @@ def _duel(job: Job, backbone: str, sets: tuple[str, ...]) -> Duel:
         ]
         for rival in _RIVALS
     }
+    missing: Counter[int] = Counter()
     if not gives_rewards(job):
-        seeds = _compared(job, backbone, sets, seeds, list(prompts))
+        seeds = _compared(job, backbone, sets, seeds, list(prompts), missing)
     points = {rival: points_of(found) for rival, found in seeds.items()}
     pairs = [list(zip(ours, theirs, strict=True)) for ours, theirs in zip(*seeds.values(), strict=True)]
-    wins = {
-        point.step: mean_over_seeds([duel_hits(*pair[place]) for pair in pairs])
-        for place, point in enumerate(points["haf"])
-    }
-    return Duel(points, wins)
+    hits = {
+        point.step: [duel_hits(*pair[place]) for pair in pairs] for place, point in enumerate(points["haf"])
+    }  # of each seed
+    return Duel(
+        points,
+        {step: mean_over_seeds(each) for step, each in hits.items()},
+        {step: (sum(row.count(0.5) for row in each), missing[step]) for step, each in hits.items()},
+    )
 
 
 def _compared(
@@ -388,8 +442,12 @@ def _compared(
     sets: Sequence[str],
     seeds: Mapping[_Rival, list[list[Judged]]],
     prompts: Sequence[Prompt],
+    missing: Counter[int],
 ) -> dict[_Rival, list[list[Judged]]]:
-    """Have a judge compare both policies' answers at each step; answers without a verdict count as undecided."""
+    """Have a judge compare both policies' answers at each step.
+
+    Answers without a verdict count as undecided, and are added to `missing` by step.
+    """
     assert job.judge is not None
     found: dict[_Rival, list[list[Judged]]] = {rival: [] for rival in seeds}
     budget = Budget.of(job.judge)
@@ -406,7 +464,9 @@ def _compared(
                 budget=budget,
                 say=lambda line: None,
             )
-            won = _won(runs, prompts, haf.answers.texts, baseline.answers.texts)
+            verdicts = _won(runs, prompts, haf.answers.texts, baseline.answers.texts)
+            missing[haf.answers.step] += verdicts.count(None)
+            won = [0.5 if verdict is None else verdict for verdict in verdicts]
             sides["haf"].append(replace(haf, gold=won))
             sides["baseline"].append(replace(baseline, gold=[1 - value for value in won]))
         for rival, judged in sides.items():
@@ -414,8 +474,8 @@ def _compared(
     return found
 
 
-def _won(runs: JudgeRuns, prompts: Sequence[Prompt], ours: Sequence[str], theirs: Sequence[str]) -> list[float]:
-    """Return for each prompt 1 if the judge prefers our answer, 0 if theirs, otherwise one half."""
+def _won(runs: JudgeRuns, prompts: Sequence[Prompt], ours: Sequence[str], theirs: Sequence[str]) -> list[float | None]:
+    """Return for each prompt 1 if our answer wins, 0 if theirs, one half for a tie, and None without a verdict."""
     rows = [
         Candidates(
             group=str(number),
@@ -428,7 +488,7 @@ def _won(runs: JudgeRuns, prompts: Sequence[Prompt], ours: Sequence[str], theirs
         for number, (prompt, *pair) in enumerate(zip(prompts, ours, theirs, strict=True))
     ]
     verdicts, _ = runs.compare(rows, {row.id: {0, 1} for row in rows})
-    return [verdicts.get(row.id, {}).get((0, 1), 0.5) for row in rows]
+    return [verdicts.get(row.id, {}).get((0, 1)) for row in rows]
 
 
 def duel_hits(ours: Judged, theirs: Judged) -> list[float]:
@@ -439,7 +499,7 @@ def duel_hits(ours: Judged, theirs: Judged) -> list[float]:
 def _duel_tables(backbone: str, duels: Mapping[str, Duel], *, rewards: bool) -> Iterator[Table]:
     """Tabulate whether the policies learn, if the judge gives rewards, and each category's policies by step."""
     if rewards:
-        yield _learning_table(
+        yield learning_table(
             f"Does PPO learn? ({backbone})",
             {
                 f"{category}, {label}": duel.points[rival]
@@ -447,25 +507,28 @@ def _duel_tables(backbone: str, duels: Mapping[str, Duel], *, rewards: bool) -> 
                 for rival, label in _RIVALS.items()
             },
         )
-    gold = "judge's reward" if rewards else "duels won"
-    columns = [f"{what}, {label}" for what in (gold, "reward", "KL", "tokens") for label in _RIVALS.values()]
+    gold = ["judge's reward"] if rewards else []
+    columns = [f"{what}, {label}" for what in (*gold, "reward", "KL", "tokens") for label in _RIVALS.values()]
     for category, duel in duels.items():
         rows: list[tuple[Cell, ...]] = []
         for place, (step, (rate, ends)) in enumerate(duel.win_rates.items()):
             pair = [duel.points[rival][place] for rival in _RIVALS]
             cells = (
-                *(f"{statistics.fmean(point.gold):.2f}" for point in pair),
+                *(f"{statistics.fmean(point.gold):.2f}" for point in pair if rewards),
                 *(f"{statistics.fmean(point.proxy):.2f}" for point in pair),
                 *(f"{point.kl:.1f}" for point in pair),
                 *(f"{point.length:.1f}" for point in pair),
             )
-            rows.append((str(step), f"{percent(rate)} {interval(ends, percent)}".strip(), *cells))
-        yield Table(f"{category}, {backbone}", ("step", "HAF wins, %", *columns), tuple(rows))
+            equal, missing = duel.undecided[step]
+            undecided = f"{equal}, {missing} without a verdict" if missing else str(equal)
+            rows.append((str(step), f"{percent(rate)} {interval(ends, percent)}".strip(), undecided, *cells))
+        prompts = count(len(duel.points["haf"][0].gold), "prompt")
+        yield Table(f"{category}, {backbone}: {prompts}", ("step", "HAF wins, %", "undecided", *columns), tuple(rows))
 
 
 def _figures(backbone: str, duels: Mapping[str, Duel]) -> Iterator[tuple[str, Markup]]:
     def curves(duel: Duel, reward: Literal["gold", "proxy"], by: Literal["step", "kl"]) -> tuple[Curve, ...]:
-        return tuple(_reward_curve(label, rival, duel.points[rival], reward, by) for rival, label in _RIVALS.items())
+        return tuple(reward_curve(label, rival, duel.points[rival], reward, by) for rival, label in _RIVALS.items())
 
     wins = [Panel(f"{category}: HAF wins, %", tuple(_win_curves(duel))) for category, duel in duels.items()]
     yield (

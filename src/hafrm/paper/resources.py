@@ -119,9 +119,7 @@ def bytes_of(job: Job, run: Run | Policy, shape: Shape) -> Bytes:
     if isinstance(run, Policy):
         return Bytes(finished + checkpoint * run.config(job, model=run.backbone).checkpoints, 2 * 3 * checkpoint)
     if run.keep_checkpoints:
-        steps = job.scale.training["max_steps"]
-        evaluations = -(-steps // job.scale.training.get("eval_steps", max(20, -(-steps // 40))))
-        return Bytes(finished + evaluations * checkpoint, _KEPT * 2 * checkpoint)
+        return Bytes(finished + job.scale.evaluations * checkpoint, _KEPT * 2 * checkpoint)
     return Bytes(finished, _KEPT * 3 * checkpoint)
 
 
@@ -149,12 +147,17 @@ def peak_bytes(job: Job, runs: Iterable[Run | Policy], *, keeps_weights: bool = 
 def memory_bytes(job: Job, run: Run | Policy, shape: Shape) -> int:
     """Return the memory of weights, gradients and optimizer while a run trains, without activations.
 
-    transformers' fused AdamW, which the scale `paper` uses, needs no copies; torch's default on a GPU takes one more
-    copy of the trained parameters for its square roots.
+    transformers' fused AdamW, which reward models use at the scale `paper`, needs no copies; torch's default on a GPU,
+    which PPO uses, takes one more copy of the trained parameters for its square roots. PPO also has a frozen copy of a
+    policy without adapters, and a reward model, which counts as one of the same backbone.
     """
-    base = (2 if job.scale.name == "paper" else 4) * shape.weights if shape.adapters else 0
+    frozen = (2 if job.scale.name == "paper" else 4) * shape.weights if shape.adapters else 0
+    if isinstance(run, Policy):
+        oracle = run.reward is None and job.in_world
+        whole = frozen or 4 * shape.weights
+        return frozen + 20 * shape.trained + (0 if frozen else whole) + (0 if oracle else whole)
     fused = job.scale.training.get("optim") == "adamw_torch_fused"
-    return base + (16 if fused else 20) * shape.trained
+    return frozen + (16 if fused else 20) * shape.trained
 
 
 def needs(job: Job, runs: Sequence[Run | Policy], *, keeps_weights: bool = True) -> Iterator[str]:
@@ -164,9 +167,11 @@ def needs(job: Job, runs: Sequence[Run | Policy], *, keeps_weights: bool = True)
     if not left or None in shapes.values():
         return
     peak = peak_bytes(job, left, keeps_weights=keeps_weights) or 0
-    memory = max(memory_bytes(job, run, shape) for run in left if (shape := shapes[run.backbone]) is not None)
+    sizes = {run: memory_bytes(job, run, shape) for run in left if (shape := shapes[run.backbone]) is not None}
+    largest = max(sizes, key=lambda run: sizes[run])
     yield f"disk: {size(peak)} at the peak, in {job.root}"
-    yield f"memory: {size(memory)} for weights, gradients and optimizer of the largest run, before activations"
+    what = "weights, gradients and optimizer" + ", reference and reward model" * isinstance(largest, Policy)
+    yield f"memory: {size(sizes[largest])} for {what} of the largest run, before activations"
 
 
 def require_disk(job: Job, runs: Sequence[Run | Policy], *, keeps_weights: bool = True) -> None:

@@ -19,11 +19,11 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hafrm.data import DataOptions
-from hafrm.models.options import ScoreOptions
+from hafrm.models.options import Head, ScoreOptions
 from hafrm.options import differences
 from hafrm.paper.samples import RunData
 from hafrm.paper.scales import Job
-from hafrm.rlhf.options import KlOptions, RlhfConfig, SamplingOptions
+from hafrm.rlhf.options import Dense, KlOptions, RlhfConfig, SamplingOptions
 from hafrm.rlhf.run import rlhf
 from hafrm.store import alone
 from hafrm.training.config import LossConfig, Method, TrainConfig
@@ -40,6 +40,7 @@ LOSSES: Mapping[str, LossConfig] = {
     "probit": LossConfig(reward_loss="probit"),
     "cauchy": LossConfig(reward_loss="cauchy"),
     "hinge": LossConfig(reward_loss="hinge"),
+    "heads": LossConfig(heads=5),
 }
 """Losses that can replace DPO or Bradley-Terry in a HAF run, by name."""
 
@@ -327,6 +328,10 @@ class Policy(Trained):
     """Training method of its reward model; None: the true reward of its single set, or outside the world the judge's.
     """
     seed: int
+    head: Head | None = None
+    """Head of the reward model that scores; None: the default one."""
+    dense: Dense = "none"
+    """Where the score is paid."""
 
     @property
     def reward(self) -> Run | None:
@@ -338,7 +343,8 @@ class Policy(Trained):
     @property
     def name(self) -> str:
         """Folder relative to `policies`."""
-        return f"{self.backbone}/{'+'.join(self.sets)}/{self.rewarded_by or 'oracle'}-seed{self.seed}"
+        parts = (self.rewarded_by or "oracle", self.head, None if self.dense == "none" else self.dense)
+        return f"{self.backbone}/{'+'.join(self.sets)}/{'-'.join(filter(None, parts))}-seed{self.seed}"
 
     def folder(self, job: Job) -> Path:
         """Return the folder."""
@@ -362,6 +368,8 @@ class Policy(Trained):
             seed=self.seed,
             chat_template=job.scale.backbone(self.backbone).chat_template,
             trust_remote_code=job.trust_remote_code and self.reward is None,
+            head=self.head,
+            dense=self.dense,
             **_ppo(job),
         )
 

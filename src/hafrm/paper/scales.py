@@ -60,6 +60,11 @@ class SetFiles:
     validation: str
     test: str
 
+    @classmethod
+    def named(cls, name: str) -> SetFiles:
+        """Return the splits of a data name that has all three."""
+        return cls(train=name, validation=name, test=name)
+
 
 @dataclass(frozen=True)
 class Backbone:
@@ -128,6 +133,13 @@ class Scale:
     def cap_suffix(self) -> str:
         """Suffix that the cap adds to the names of files with pairs and of files derived from them."""
         return "" if self.cap is None else f"-of{self.cap}"
+
+    @property
+    def evaluations(self) -> int:
+        """Number of evaluations of a run, the last at its end."""
+        steps: int = self.training["max_steps"]
+        every: int = self.training.get("eval_steps", max(20, math.ceil(steps / 40)))
+        return math.ceil(steps / every)
 
     def at_rates(self, backbone: str, rates: Mapping[str, float]) -> Scale:
         """Return this scale with the given learning rates for a backbone."""
@@ -210,7 +222,7 @@ def _or(asked: _Value | None, default: _Value) -> _Value:
 
 
 def _same_for_all_splits(place: int) -> dict[str, SetFiles]:
-    return {name: SetFiles(**dict.fromkeys(get_args(Split), each[place])) for name, each in _NAMES.items()}
+    return {name: SetFiles.named(each[place]) for name, each in _NAMES.items()}
 
 
 def world_training(steps: int) -> dict[str, Any]:
@@ -410,7 +422,7 @@ def _copies(folder: Path, name: str) -> SetFiles:
             f"data_folder: {folder / name} is missing. At scale paper the folder needs a copy of each set, in a folder "
             f"of its name: {', '.join(each for _, _, each in _NAMES.values())}."
         )
-    return SetFiles(**dict.fromkeys(get_args(Split), f"{name}@{folder / name}"))
+    return SetFiles.named(f"{name}@{folder / name}")
 
 
 def in_paper_order(names: Sequence[str], *, sort: bool = True) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ Each is computed from what the commands use, so that it shows what was run, next
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from statistics import fmean
 from typing import Any
 
@@ -46,8 +46,8 @@ def find_sets(job: Job) -> Findings:
         for name, each in sizes.items()
     )
     printed = tuple(
-        (name, f"{each.size:,}", "–", "–", "–", f"{each.words:.1f}", f"{each.tokens:.1f}")
-        for name, each in numbers.TABLE_1.items()
+        (name, f"{numbers.TABLE_1[name].size:,}", "–", "–", "–", *_lengths(asdict(numbers.TABLE_1[name])))
+        for name in sizes
     )
     left_out = {name: each["dropped"] for name, each in sizes.items() if each["dropped"]}
     return build_findings(

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hafrm.evaluation.scoring import PairScore
-from hafrm.paper.executor import words_name
+from hafrm.paper.executor import frozen_name, words_name
 from hafrm.paper.measures import AVERAGE, Paired, Scores, grid_of, mean_compared, measured
 from hafrm.paper.numbers import SETS
-from hafrm.paper.plans import PARTS, WORDS, cells
+from hafrm.paper.plans import FROZEN, PARTS, WORDS, cells
 from hafrm.paper.record import journal_of, record_of
 from hafrm.paper.scales import METHODS, Job
 from hafrm.paper.stages import Todo, at_chosen_rates, choices, missing, stage_order, stages
@@ -123,6 +123,8 @@ def _scores(job: Job, part: str, backbone: str) -> tuple[Scores, dict[str, list[
     for name, rows in found.items() if part == "table2" else ():
         if (words := record.scores(words_name(job, name))) is not None:
             rows[WORDS] = dict.fromkeys(job.seeds, _only(words[0], _scored_by_all(rows.values())))
+        if (frozen := record.scores(frozen_name(job, backbone, name))) is not None:
+            rows[FROZEN] = dict.fromkeys(job.seeds, frozen[0])
     return {column: found[column] for column in sorted(found, key=_place)}, left_out
 
 

@@ -18,7 +18,7 @@ from hafrm import atomic
 from hafrm.errors import ConfigError, DataError
 from hafrm.paper import numbers
 from hafrm.paper.measures import AVERAGE
-from hafrm.paper.plans import PARTS, WORDS
+from hafrm.paper.plans import FROZEN, PARTS, WORDS
 from hafrm.paper.scales import MAIN_PAGE
 from hafrm.paper.study import AVERAGES, ENOUGH, FORMAT
 from hafrm.paper.tables import LEGEND, METHOD_NAMES, bar_group, cell_text, lines_of, ranked_rows, template
@@ -39,6 +39,7 @@ _BLOCK = re.compile(r"(<!-- study: .*?-->\n).*?(<!-- end of study -->)", re.DOTA
 _ROWS = {
     **METHOD_NAMES,
     WORDS: "bag of words",
+    FROZEN: "frozen backbone",
     "none": "no policy loss",
     "ipo": "IPO",
     "simpo": "SimPO",

@@ -75,17 +75,17 @@ def build_findings(
         relations: Comparisons of HAF with the other methods.
         facts: Further values for the template.
     """
-    words = template("pages")
+    words, made_with = template("pages"), environment()
     title, *lines = lines_of(getattr(words, name)(job, **facts))
-    notes = [line.removeprefix("- ") for line in (*lines, *lines_of(words.scale_notes(job))) if line.startswith("- ")]
+    more = (*lines_of(words.scale_notes(job, name)), *lines_of(words.made_with(made_with)))
     return Findings(
         title=title.removeprefix("# "),
         intro=" ".join(line for line in lines if not line.startswith("- ")),
-        results={"scale": job.scale.name, "environment": environment(), **results},
+        results={"scale": job.scale.name, "environment": made_with, **results},
         tables=tuple(tables),
         figures=figures or {},
         relations=tuple(relations),
-        notes=tuple(notes),
+        notes=tuple(line.removeprefix("- ") for line in (*lines, *more) if line.startswith("- ")),
     )
 
 
@@ -99,6 +99,19 @@ def cell_text(cell: Mapping[str, Any] | Measured, more: str = "") -> str:
     cell = cell.as_dict() if isinstance(cell, Measured) else cell
     spread = "" if cell["spread"] is None else f"± {percent(cell['spread'])}"
     return " ".join(filter(None, (percent(cell["accuracy"]), spread, interval(cell["ci95"], percent), more)))
+
+
+def differences_table(title: str, differences: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Tabulate differences in the judge's reward, each with `mean`, `ci95` and `by_seed`."""
+    rows = tuple(
+        (
+            name,
+            f"{each['mean']:+.2f} {interval(each['ci95'], '{:+.2f}'.format)}".strip(),
+            ", ".join(f"{seed:+.2f}" for seed in each["by_seed"]),
+        )
+        for name, each in differences.items()
+    )
+    return Table(title, ("ways", "judge's reward, 95% interval", "by seed"), rows)
 
 
 def ranked_rows(names: Sequence[str], columns: Sequence[Sequence[tuple[float | None, str]]]) -> list[tuple[Cell, ...]]:

@@ -16,7 +16,9 @@ from scipy.special import expit
 from hafrm.pairs import Conversation, Message, PreferencePair
 from hafrm.stats import Floats, accuracy
 
-_WORD = re.compile(r"\w+|[^\w\s]")
+WORD = re.compile(r"\w+|[^\w\s]")
+"""A word or a sign."""
+
 _LEAST = 3
 """Minimum number of pairs in which a word must occur to be used."""
 _PENALTIES = (0.3, 1.0, 3.0, 10.0, 30.0)
@@ -52,13 +54,24 @@ def fit_words(train: Sequence[PreferencePair], validation: Sequence[PreferencePa
     seen = Counter(word for each in differences for word in each)
     places = {word: place for place, word in enumerate(sorted(w for w, n in seen.items() if n >= _LEAST))}
     x, held_out = (_matrix(rows, places) for rows in (differences, map(_difference, validation)))
-    fits = [_fit(x, penalty) for penalty in sorted(_PENALTIES, reverse=True)]
-    best = max(fits, key=lambda weights: accuracy(held_out @ weights).value)  # of equals the first: the larger penalty
+    best = best_fit(x, held_out, _PENALTIES)
     return BagOfWords({word: float(best[place]) for word, place in places.items()})
 
 
+def best_fit(x: sparse.csr_array | Floats, held_out: sparse.csr_array | Floats, penalties: Sequence[float]) -> Floats:
+    """Return the weights, [W], of the logistic regression on pairs' differences that is best on held-out ones.
+
+    Args:
+        x: Chosen minus rejected of the pairs to fit, [B, W].
+        held_out: The same of the pairs that choose the penalty.
+        penalties: Candidate weights of the squared norm; ties go to the larger one.
+    """
+    fits = [_fit(x, penalty) for penalty in sorted(penalties, reverse=True)]
+    return max(fits, key=lambda weights: accuracy(held_out @ weights).value)  # of equals the first: the larger penalty
+
+
 def _counts(response: Sequence[Message]) -> Counter[str]:
-    return Counter(_WORD.findall("\n".join(turn.content for turn in response).lower()))
+    return Counter(WORD.findall("\n".join(turn.content for turn in response).lower()))
 
 
 def _difference(pair: PreferencePair) -> dict[str, float]:
@@ -76,7 +89,7 @@ def _matrix(rows: Sequence[dict[str, float]] | map[dict[str, float]], places: di
     return sparse.csr_array((values, columns, ends), shape=(len(kept), len(places)))
 
 
-def _fit(x: sparse.csr_array, penalty: float) -> Floats:
+def _fit(x: sparse.csr_array | Floats, penalty: float) -> Floats:
     """Minimise the summed loss plus penalty / 2 times the squared norm of the weights, by L-BFGS."""
 
     def loss(weights: Floats) -> tuple[float, Floats]:

@@ -11,8 +11,9 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
 from datasets import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
 
@@ -21,11 +22,12 @@ from hafrm.models.checksums import save_checksums
 from hafrm.models.generating import stop_tokens
 from hafrm.models.scorers import Scorer
 from hafrm.models.stock import quiet_transformers
-from hafrm.rewards import load_reward
+from hafrm.rewards import DividedScorer, load_reward
 from hafrm.rlhf.checkpoints import require_as_saved
 from hafrm.rlhf.job import RlhfJob, RlhfResult, deal
+from hafrm.rlhf.objectives import group_advantages
 from hafrm.rlhf.options import RlhfConfig
-from hafrm.rlhf.rewards import answered, require_scored, scores_of
+from hafrm.rlhf.rewards import answered, paid_early, require_scored, scores_of
 from hafrm.training.metrics import METRICS_FILE, add_metrics, keep_metrics
 from hafrm.training.resuming import last_checkpoint, train_to_the_end
 
@@ -55,10 +57,12 @@ class GroupReward:
     __name__ = "reward"
 
     def __init__(self, job: RlhfJob, scorer: Scorer, ends: set[int]) -> None:
-        self.prompts, self.config = job.prompts.prompts, job.config
-        self.scorer, self.ends = scorer, ends
-        self.unscored = 0
-        """Number of responses in the last batch that have no score."""
+        self.prompts, self.config, self.tokenizer, self.ends = job.prompts.prompts, job.config, job.tokenizer, ends
+        self.scorer = scorer if job.config.dense == "none" else DividedScorer(scorer, job.config.reward)
+        self.rewards: list[float | None] = []
+        """Rewards of the last batch; None for responses without a score."""
+        self.early: list[list[float]] = []
+        """What is paid at each token of the last batch's responses, if rewards are dense."""
 
     def __call__(
         self,
@@ -75,14 +79,18 @@ class GroupReward:
             DataError: no completion has a score.
             ModelError: a reward is NaN or infinite.
         """
+        step = trainer_state.global_step + 1
         texts = ["".join(turn["content"] for turn in completion).strip() for completion in completions]
-        scores = scores_of(self.scorer, [answered(self.prompts[p], text) for p, text in zip(place, texts, strict=True)])
-        require_scored(scores, self.config.reward, trainer_state.global_step + 1)
-        self.unscored = scores.count(None)
-        return [
+        talks = [answered(self.prompts[p], text) for p, text in zip(place, texts, strict=True)]
+        scores = scores_of(self.scorer, talks)
+        require_scored(scores, self.config.reward, step)
+        self.rewards = [
             score if score is None or self.ends & set(ids) else score - self.config.missing_eos_penalty
             for score, ids in zip(scores, completion_ids, strict=True)
         ]
+        if isinstance(self.scorer, DividedScorer):
+            self.early = paid_early(self.scorer, self.config, step, self.tokenizer, talks, completion_ids)
+        return self.rewards
 
 
 class _Progress(TrainerCallback):
@@ -109,7 +117,7 @@ class _Progress(TrainerCallback):
             found = {ours: float(logs[theirs]) for theirs, ours in _NAMES.items() if theirs in logs}
             if "reward" in logs:
                 found["ended"] = 1 - float(logs["completions/clipped_ratio"])
-                found["unscored"] = float(self.reward.unscored)
+                found["unscored"] = float(self.reward.rewards.count(None))
             self.last = {name: value for name, value in found.items() if math.isfinite(value)}
             add_metrics(self.job.folder / METRICS_FILE, state.global_step, self.last)
             self.job.progress(state.global_step, self.last)
@@ -130,6 +138,21 @@ class _Checksums(Trainer):
         save_checksums(Path(output_dir or str(self.args.output_dir)))
 
 
+class _Dense(Trainer):
+    """Mixin for TRL's GRPO trainer that gives each token an advantage of its own, if rewards are dense."""
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        found = super()._generate_and_score_completions(inputs)  # type: ignore[misc]
+        (reward,) = cast(Any, self).reward_funcs
+        if reward.early:
+            scores = torch.tensor([math.nan if score is None else score for score in reward.rewards])
+            advantages = found["advantages"]
+            found["advantages"] = group_advantages(
+                advantages, scores.to(advantages), reward.early, reward.config.group.generations
+            )
+        return found
+
+
 def train_groups(job: RlhfJob) -> RlhfResult:
     """Train to the end, from the last checkpoint if there is one.
 
@@ -137,6 +160,7 @@ def train_groups(job: RlhfJob) -> RlhfResult:
         MissingExtraError: TRL is not installed.
         DamagedError: a file of the last checkpoint is not what was saved.
         ConfigError: prompts have parts that TRL does not render.
+        ModelError: rewards of tokens are wanted, but the reward model has none.
     """
     _require_plain(job)
     try:
@@ -147,16 +171,16 @@ def train_groups(job: RlhfJob) -> RlhfResult:
         raise MissingExtraError(f"--algorithm {job.config.algorithm} needs TRL: pip install 'hafrm[trl]'") from error
     options, trainer_class = (getattr(trl, f"{job.config.algorithm.upper()}{part}") for part in ("Config", "Trainer"))
     scorer = load_reward(job.config.reward, job.config, job.config.score)
+    causal_lm = job.model.causal_lm
+    reward = GroupReward(job, scorer, set(stop_tokens(causal_lm, job.tokenizer)))
     job.begin()
     if (checkpoint := last_checkpoint(job.folder, say=lambda line: None)) is not None:
         require_as_saved(checkpoint)
-    causal_lm = job.model.causal_lm
-    reward = GroupReward(job, scorer, set(stop_tokens(causal_lm, job.tokenizer)))
     progress = _Progress(job, reward)
     with quiet_transformers(), warnings.catch_warnings():
         # TRL uses deprecated names of transformers
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
-        trainer = type(trainer_class.__name__, (_Checksums, trainer_class), {})(
+        trainer = type(trainer_class.__name__, (_Checksums, _Dense, trainer_class), {})(
             model=causal_lm,
             reward_funcs=reward,
             args=options(**_arguments(job.config)),

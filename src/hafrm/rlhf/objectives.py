@@ -46,7 +46,9 @@ def kl_estimates(log_probs: Tensor, reference: Tensor, estimator: KlEstimator = 
     return log_ratio if estimator == "k1" else torch.expm1(-log_ratio) + log_ratio
 
 
-def shaped_rewards(scores: Tensor, kl: Tensor, lengths: Sequence[int], coefficient: float) -> Tensor:
+def shaped_rewards(
+    scores: Tensor, kl: Tensor, lengths: Sequence[int], coefficient: float, early: Tensor | None = None
+) -> Tensor:
     """Return per-token rewards: minus the KL penalty, plus the sequence's score at its last token.
 
     This is the reward of Stiennon et al. (2020) and Ouyang et al. (2022), spread over tokens.
@@ -56,6 +58,7 @@ def shaped_rewards(scores: Tensor, kl: Tensor, lengths: Sequence[int], coefficie
         kl: KL estimate of each token, [T].
         lengths: Response tokens of each sequence, [S], summing to T.
         coefficient: Penalty per nat.
+        early: Part of the score that is paid at each token, [T]; only the rest is paid at the last token.
 
     Returns:
         Rewards, [T].
@@ -67,6 +70,10 @@ def shaped_rewards(scores: Tensor, kl: Tensor, lengths: Sequence[int], coefficie
     if scores.shape != (len(lengths),):
         raise ValueError(f"scores must be [S], S = {len(lengths)}, got {list(scores.shape)}")
     rewards = -coefficient * kl
+    if early is not None:
+        _require_same_shape(kl=kl, early=early)
+        rewards = rewards + early
+        scores = scores - torch.stack([each.sum() for each in early.split(list(lengths))])
     last = torch.tensor(lengths, device=kl.device).cumsum(0) - 1
     return rewards.index_add(0, last, scores.to(rewards.dtype))
 
@@ -105,6 +112,31 @@ def generalised_advantages(
     ends = torch.tensor(lengths, device=deltas.device)
     flat = advantages[torch.arange(deltas.shape[1], device=deltas.device) < ends[:, None]]
     return flat, flat + values
+
+
+def group_advantages(advantages: Tensor, scores: Tensor, early: Sequence[Sequence[float]], size: int) -> Tensor:
+    """Return GRPO's advantages of tokens: the sequence's advantage minus what was paid before the token.
+
+    Like the score, what was paid is centred and scaled by group. A response that has ended keeps what it was paid. So a
+    response's first token has the sequence's advantage; without early payments all tokens have.
+
+    Args:
+        advantages: GRPO's advantages of sequences, (score - mean) / (sd + 1e-4) in each group, [S].
+        scores: Their scores, [S]; NaN for sequences not to learn from, whose advantages are 0.
+        early: Part of the score that is paid at each token of each sequence.
+        size: Sequences per group, which are adjacent.
+
+    Returns:
+        Advantages, [S, L], L the tokens of the longest sequence.
+    """
+    paid = pad_sequence([torch.tensor(each, device=scores.device) for each in early], batch_first=True)
+    before = paid.cumsum(1) - paid
+    known = torch.where(scores.isnan()[:, None], torch.nan, before).unflatten(0, (-1, size))
+    deviations = (known - known.nanmean(1, keepdim=True)).flatten(0, 1)
+    groups = scores.unflatten(0, (-1, size))
+    squares = (groups - groups.nanmean(1, keepdim=True)).square().nansum(1) / ((~groups.isnan()).sum(1) - 1)
+    spread = squares.sqrt().repeat_interleave(size)[:, None]
+    return torch.nan_to_num(advantages[:, None] - deviations / (spread + 1e-4), nan=0.0)
 
 
 def whiten(values: Tensor) -> Tensor:
@@ -175,12 +207,13 @@ class ScoreStatistics:
         squares = (scores - mean).square().sum().item() + shift**2 * self.count * len(scores) / count
         return ScoreStatistics(count, self.mean + shift * len(scores) / count, self.squares + squares)
 
+    def unit(self, scale: ScoreScale) -> float:
+        """Return the difference of scores that becomes 1 in learning."""
+        return math.sqrt(self.squares / max(self.count, 1) + 1e-8) if scale == "normalised" else 1.0
+
     def scaled(self, scores: Tensor, scale: ScoreScale) -> Tensor:
         """Return scores scaled for learning, [S]; see `ScoreScale`."""
-        if scale == "raw":
-            return scores
-        centred = scores - self.mean
-        return centred if scale == "centred" else centred / math.sqrt(self.squares / max(self.count, 1) + 1e-8)
+        return scores if scale == "raw" else (scores - self.mean) / self.unit(scale)
 
 
 @dataclass(frozen=True)

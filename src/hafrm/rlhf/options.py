@@ -38,6 +38,10 @@ ScoreScale = Literal["raw", "centred", "normalised"]
 """The scores to learn from: unchanged, minus the mean of all so far, or also divided by their standard deviation."""
 
 
+Dense = Literal["none", "token", "line", "sentence"]
+"""Where a score is paid: at the response's end, or its parts at the tokens, lines or sentences that they come from."""
+
+
 _PPO: tuple[Algorithm, ...] = ("ppo",)
 _GROUPS: tuple[Algorithm, ...] = ("grpo", "rloo")
 _KL_PRICES: Mapping[Algorithm, float] = {"ppo": 0.2, "grpo": 0.04, "rloo": 0.05}
@@ -158,6 +162,13 @@ class RlhfConfig(ScorerChoice):
     algorithm: Algorithm = "ppo"
     """`ppo`; or `grpo` or `rloo` from TRL (pip install 'hafrm[trl]')."""
 
+    dense: Dense = option("none", only=("ppo", "grpo"))
+    """Where the score is paid. `token` pays each token of a response its part of the score: tau * log pi / pi_ref of
+    the reward model's policy head. `line` and `sentence` pay these parts at the end of each line or sentence. `none`
+    pays all at the response's end, where the others pay the parts that belong to no token; so the sum is always the
+    score. Needs `--head policy`, which replaces the reward head's score, or `combined`, which adds to it.
+    """
+
     gold: str | None = option(None, only=_PPO)
     """A second scorer for monitoring only: shows whether the intended reward follows the one that is trained on."""
 
@@ -260,6 +271,12 @@ class RlhfConfig(ScorerChoice):
             yield "dtype", "float16 weights become NaN in the first step. Use float32 or bfloat16, or set lora.rank."
         if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
             yield "lr_scheduler_type", f"{self.lr_scheduler_type} follows a validation loss, but there is none here."
+        if self.dense != "none" and (self.head == "reward" or is_server(self.reward) or is_simulated(self.reward)):
+            yield (
+                "dense",
+                f"{self.reward} gives whole rewards only{' with --head reward' * (self.head == 'reward')}. Rewards of "
+                "tokens need --head policy or combined, and a run with a policy head.",
+            )
         if self.algorithm == "ppo":
             if self.batch_size % self.ppo.minibatches:
                 yield (

@@ -23,6 +23,7 @@ from hafrm.errors import ConfigError, NonFiniteLossError
 from hafrm.models.generating import prompt_ids
 from hafrm.models.scorers import Scorer
 from hafrm.pairs import Conversation, Prompt
+from hafrm.rewards import DividedScorer
 from hafrm.rlhf.job import deal
 from hafrm.rlhf.objectives import (
     ScoreStatistics,
@@ -36,7 +37,7 @@ from hafrm.rlhf.objectives import (
 )
 from hafrm.rlhf.options import RlhfConfig
 from hafrm.rlhf.policy import Measured, Policy, Response, sample_responses
-from hafrm.rlhf.rewards import answered, require_scored, scores_of
+from hafrm.rlhf.rewards import answered, paid_early, require_scored, scores_of
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Rollouts:
     groups: tuple[TokenGroup, ...]
     scores: Tensor
     """Scores minus the penalty for responses that did not end, [S]."""
+    early: Tensor | None
+    """Part of the score that is paid at each token, [T]; None if all is paid at the end."""
     measured: Measured
     metrics: dict[str, float]
     """Means over the batch, for the curves."""
@@ -85,6 +88,7 @@ class PpoTrainer:
 
     Raises:
         ConfigError: transformers has no such schedule.
+        ModelError: rewards of tokens are wanted, but the scorer has none.
     """
 
     def __init__(
@@ -97,7 +101,8 @@ class PpoTrainer:
         gold: Scorer | None = None,
     ) -> None:
         self.config, self.policy, self.tokenizer = config, policy, tokenizer
-        self.prompts, self.scorer, self.gold = prompts, scorer, gold
+        self.prompts, self.gold = prompts, gold
+        self.scorer = scorer if config.dense == "none" else DividedScorer(scorer, config.reward)
         self.parameters = [p for p in policy.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=config.learning_rate, weight_decay=0.0)
         try:
@@ -171,12 +176,20 @@ class PpoTrainer:
             measured = self.policy.measure(groups)
         raw = torch.tensor(list(known.values()), device=self.policy.device)
         cut = torch.tensor([not response.ended for response in kept], device=raw.device)
+        early = self._early(number, [talks[place] for place in known], kept)
         metrics = {
             "unscored": float(len(scores) - len(known)),
             **_metrics_of(raw, measured, kept),
             **self._watched(talks),
         }
-        return Rollouts(groups, raw - self.config.missing_eos_penalty * cut, measured, metrics)
+        return Rollouts(groups, raw - self.config.missing_eos_penalty * cut, early, measured, metrics)
+
+    def _early(self, number: int, talks: Sequence[Conversation], responses: Sequence[Response]) -> Tensor | None:
+        """Return the part of the score that is paid at each token of the responses, [T]."""
+        if not isinstance(self.scorer, DividedScorer):
+            return None
+        paid = paid_early(self.scorer, self.config, number, self.tokenizer, talks, [each.ids for each in responses])
+        return torch.tensor([value for each in paid for value in each], device=self.policy.device)
 
     def _watched(self, talks: Sequence[Conversation]) -> dict[str, float]:
         known = [gold for gold in scores_of(self.gold, talks) if gold is not None] if self.gold is not None else []
@@ -186,7 +199,8 @@ class PpoTrainer:
         options, lengths, measured = self.config.ppo, rollouts.lengths, rollouts.measured
         self.statistics = self.statistics.after(rollouts.scores)
         scores = self.statistics.scaled(rollouts.scores, options.scores)
-        rewards = shaped_rewards(scores, kl, lengths, self.controller.coefficient)
+        early = None if rollouts.early is None else rollouts.early / self.statistics.unit(options.scores)
+        rewards = shaped_rewards(scores, kl, lengths, self.controller.coefficient, early)
         advantages, returns = generalised_advantages(
             rewards, measured.values, lengths, gamma=options.gamma, lam=options.gae_lambda
         )

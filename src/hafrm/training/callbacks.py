@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hafrm.errors import HafrmError, first_line
+from hafrm.progress import time_left
 from hafrm.training.doctor import Circumstances, Finding, Watch
 from hafrm.training.metrics import METRICS_FILE, add_metrics, keep_metrics, read_metrics
 
@@ -218,12 +218,9 @@ class ConsoleProgress(TrainerCallback):
         self.close()
 
     def _left(self, state: TrainerState) -> str:
-        """Return the time left at the speed so far; empty at the end, or before there is a speed."""
+        """Return the time left at the speed so far; empty after training."""
         done, left = state.global_step - self._first_step, state.max_steps - state.global_step
-        if not self._training or done <= 0 or left <= 0:
-            return ""
-        seconds = round((time.monotonic() - self._began) * left / done)
-        return f", {timedelta(seconds=seconds)} left"
+        return time_left(self._began, done, left) if self._training else ""
 
     def say(self, text: str) -> None:
         """Print a line verbatim: paths and third-party messages may contain what rich takes for markup."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from hafrm.data import DataOptions, MemoryData, data_names_of
 from hafrm.errors import ConfigError
 from hafrm.losses import (
+    PLACKETT_LUCE,
     REWARD_LOSSES,
     PolicyLossOptions,
     RewardLossName,
@@ -51,7 +52,14 @@ class LossConfig:
     """Weight of the policy loss: the paper's alpha (Eq. 5). 0 trains only the reward head; may be negative."""
 
     reward_loss: RewardLossName = "bradley_terry"
-    """Loss on reward differences. Bradley-Terry is Eq. 2; probit and Cauchy assume other noise distributions."""
+    """Loss on reward differences. Bradley-Terry is Eq. 2; probit and Cauchy assume other noise distributions.
+    Plackett-Luce is the likelihood of whole rankings instead of their pairs (needs `data_options.batch_by: prompt`).
+    """
+
+    heads: int = 1
+    """Number of reward heads on the backbone, which start differently and weigh the pairs at random (a Bayesian
+    bootstrap). The reward is their mean; their spread is its standard error (`score.pessimism`).
+    """
 
     policy_loss: str = "dpo"
     """Loss on response log-probs: dpo (Eq. 4), ipo, slic, simpo, orpo, kto_pair, sft, robust, exo_pair, nca_pair,
@@ -81,6 +89,8 @@ class LossConfig:
         for name in ("reward_weight", "policy_ratio", "centering"):
             if not math.isfinite(getattr(self, name)):
                 raise ConfigError(f"loss.{name} must be a finite number, got {getattr(self, name)}")
+        if self.heads < 1:
+            raise ConfigError(f"loss.heads must be 1 or more, got {self.heads}")
         if self.reward_weight < 0:
             raise ConfigError(f"loss.reward_weight must be 0 or more, got {self.reward_weight}")
         if self.centering < 0:
@@ -90,8 +100,8 @@ class LossConfig:
                 raise ConfigError(f"loss.{name} must be in [0, 0.5), got {getattr(self, name)}")
         if self.reward_weight == 0 and self.policy_ratio == 0:
             raise ConfigError("loss.reward_weight and loss.policy_ratio are both 0, so nothing would be trained.")
-        if self.reward_loss not in REWARD_LOSSES:
-            raise ConfigError(f"loss.reward_loss must be one of {', '.join(REWARD_LOSSES)}, got {self.reward_loss!r}")
+        if self.reward_loss not in (known := (*REWARD_LOSSES, PLACKETT_LUCE)):
+            raise ConfigError(f"loss.reward_loss must be one of {', '.join(known)}, got {self.reward_loss!r}")
         try:
             terms = loss_terms(self.policy_loss)
         except ValueError as error:
@@ -119,8 +129,10 @@ class LossConfig:
     def _unread(self) -> Iterator[tuple[str, str]]:
         """Yield the fields that have no effect with these weights and losses, each with the reason."""
         if self.reward_weight == 0:
-            for name in ("reward_loss", "label_smoothing", "centering"):
+            for name in ("reward_loss", "heads", "label_smoothing", "centering"):
                 yield name, "without a reward loss (loss.reward_weight is 0, as under --method dpo)"
+        elif self.reward_loss == PLACKETT_LUCE:
+            yield "label_smoothing", "on plackett_luce"
         if self.policy_ratio == 0:
             for name in ("policy_loss", "beta", "policy_label_smoothing", "target_margin", "reference"):
                 yield name, "without a policy loss (loss.policy_ratio is 0, as under --method baseline)"
@@ -236,6 +248,10 @@ class TrainConfig:
             raise ConfigError("data: name at least one file or data set to train on.")
         if self.early_stopping < 0:
             raise ConfigError(f"early_stopping must be 0 or more, got {self.early_stopping}")
+        if self.resolved_loss.reward_loss == PLACKETT_LUCE and self.data_options.batch_by != "prompt":
+            raise ConfigError(
+                "loss.reward_loss: plackett_luce compares all responses to a prompt: set data_options.batch_by prompt."
+            )
         if self.resolved_loss.reference == "adapter_off" and not self.lora.enabled:
             raise ConfigError("loss.reference: adapter_off needs LoRA: set lora.rank.")
         if self.dtype == "float16" and not self.lora.enabled:  # AdamW divides by squares that underflow to 0

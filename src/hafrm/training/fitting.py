@@ -17,6 +17,7 @@ from transformers import TrainingArguments
 
 from hafrm.data import PairTables
 from hafrm.errors import NoMemoryError, first_line
+from hafrm.logprobs import usual_chunk
 from hafrm.memory import enough_memory
 from hafrm.models.hybrid import HybridModel
 from hafrm.models.layout import Layout, choose_layout
@@ -101,7 +102,7 @@ class Footprint:
     """Memory of a training step in bytes, beyond the weights, which are loaded already."""
 
     state: int
-    """Gradients and the optimizer's state."""
+    """Gradients, the optimizer's state, and a chunk of logits if there is a policy loss."""
     per_token: float
     """Activations kept for the backward pass, per token of a forward pass."""
 
@@ -162,6 +163,8 @@ def measure(
     del losses
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     state = sum(weight.numel() * (weight.element_size() + _ADAM) for weight in trained)
+    if objective.needs_log_probs:
+        state += usual_chunk(len(model.policy_head.weight), args.device.type)
     return Footprint(state, sum(kept.values()) / batch.sequences.input_ids.numel())
 
 

@@ -9,16 +9,19 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hafrm.logprobs import Foresight
 from hafrm.losses import (
+    PLACKETT_LUCE,
     REWARD_LOSSES,
     PairLogProbs,
     couples_pairs,
     hybrid_loss,
     named_policy_loss,
+    plackett_luce_loss,
     reward_centering_penalty,
     uses_reference,
 )
@@ -132,7 +135,7 @@ class Objective:
         metrics: dict[str, Tensor] = {}
         if scores.rewards is not None:
             chosen, rejected = scores.rewards[batch.chosen], scores.rewards[batch.rejected]
-            reward_loss = self._reward_loss(chosen, rejected, batch.margin)
+            reward_loss = self._reward_loss(scores.rewards if scores.of_heads is None else scores.of_heads, batch)
             metrics |= {"loss/reward": reward_loss} | _preference_metrics("rewards", chosen, rejected)
         if scores.log_probs is not None:
             lengths = batch.sequences.response_lengths
@@ -164,10 +167,27 @@ class Objective:
             return self.config.beta * log_probs.chosen_log_ratio, self.config.beta * log_probs.rejected_log_ratio
         return self.config.beta * log_probs.chosen_mean, self.config.beta * log_probs.rejected_mean
 
-    def _reward_loss(self, chosen: Tensor, rejected: Tensor, margin: Tensor) -> Tensor:
-        loss = REWARD_LOSSES[self.config.reward_loss](
-            chosen, rejected, margin=margin, label_smoothing=self.config.label_smoothing
-        )
+    def _reward_loss(self, rewards: Tensor, batch: PairBatch) -> Tensor:
+        """Return the per-pair loss, [B], of rewards, [S], or the mean over the heads of [S, K].
+
+        In training, each head weighs each pair by a draw from the exponential distribution of mean 1.
+        """
+        chosen, rejected = rewards[batch.chosen], rewards[batch.rejected]
+        if rewards.ndim == 1:
+            return self._loss_of_head(chosen, rejected, batch)
+        losses = torch.stack([self._loss_of_head(*head, batch) for head in zip(chosen.T, rejected.T, strict=True)], 1)
+        if torch.is_grad_enabled():
+            drawn = [np.random.default_rng(row).exponential(size=losses.shape[1]) for row in batch.rows.tolist()]
+            losses = losses * torch.tensor(np.array(drawn)).to(losses)
+        return losses.mean(1)
+
+    def _loss_of_head(self, chosen: Tensor, rejected: Tensor, batch: PairBatch) -> Tensor:
+        if self.config.reward_loss == PLACKETT_LUCE:
+            loss = plackett_luce_loss(chosen, rejected, batch.chosen, margin=batch.margin)
+        else:
+            loss = REWARD_LOSSES[self.config.reward_loss](
+                chosen, rejected, margin=batch.margin, label_smoothing=self.config.label_smoothing
+            )
         if self.config.centering:
             loss = loss + self.config.centering * reward_centering_penalty(chosen, rejected)
         return loss

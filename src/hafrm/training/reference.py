@@ -23,6 +23,7 @@ from hafrm.models.references import (
     adapter_off_reference,
     frozen_copy_reference,
 )
+from hafrm.progress import ProgressLine
 from hafrm.training.batches import PairDataset
 from hafrm.training.config import LossConfig
 
@@ -85,18 +86,17 @@ class ReferenceSource:
 
         The responses to one prompt are computed together.
         """
-        console = Console(stderr=True, quiet=not PartialState().is_main_process)
-        status = console.status("reference log-probs")
+        line = ProgressLine("reference log-probs", Console(stderr=True, quiet=not PartialState().is_main_process))
 
-        def say(line: str) -> None:
-            if line not in self._said:
-                console.print(line, highlight=False, markup=False, soft_wrap=True)
-            self._said.add(line)
+        def say(text: str) -> None:
+            if text not in self._said:
+                line.say(text)
+            self._said.add(text)
 
         found = np.full(tables.num_responses, np.nan, dtype=np.float32)
         prompts = responses_by_prompt(tables, rows)
         size = f"the reference log-probs, batches of {self._tokens} tokens"
-        with status, self._autocast, enough_memory(size, _LESS_MEMORY, tokens=self._tokens):
+        with line, self._autocast, enough_memory(size, _LESS_MEMORY, tokens=self._tokens):
             cache = ReferenceCache(
                 self._model,
                 layout=self._layout,
@@ -111,7 +111,7 @@ class ReferenceSource:
                 groups = [TokenGroup(tables.prompt(p), tuple(map(tables.response, places))) for p, places in window]
 
                 def progress(done: int, start: int = start) -> None:
-                    status.update(f"reference log-probs: {start + done:,} of {len(prompts):,} prompts")
+                    line.show(f"reference log-probs: {start + done:,} of {len(prompts):,} prompts")
 
                 for (_, places), values in zip(window, cache.log_probs(groups, progress), strict=True):
                     found[places] = values

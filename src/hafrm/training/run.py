@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from rich.console import Console
-from rich.status import Status
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedModel,
@@ -40,6 +39,7 @@ from hafrm.models.starts import Start, check_start, new_model, saved_start
 from hafrm.models.tokenizers import load_tokenizer, prepare_tokenizer
 from hafrm.numerics import cpu_tuned
 from hafrm.packing import pad_rows
+from hafrm.progress import ProgressLine
 from hafrm.stats import fit_combination
 from hafrm.training.arguments import pairs_per_step, total_steps
 from hafrm.training.callbacks import ConsoleProgress, DoctorLines, MetricsFile, best_step
@@ -335,7 +335,7 @@ def _load_data(config: TrainConfig, own_tokenizer: Any) -> tuple[_Data, Any]:
     tables = {}
     for name, data, split in (("train", config.data, "train"), ("eval", config.eval_data, "validation")):
         if data:
-            with console.status(f"reading {name} pairs") as status:
+            with ProgressLine(f"reading {name} pairs", console) as line:
                 tables[name] = load_tables(
                     data,
                     encoder,
@@ -343,14 +343,14 @@ def _load_data(config: TrainConfig, own_tokenizer: Any) -> tuple[_Data, Any]:
                     split=split,
                     limit=needed if name == "train" else None,
                     say=say,
-                    progress=partial(_show_progress, status, name),
+                    progress=partial(_show_progress, line, name),
                 )
     train, evaluation = tables["train"], tables.get("eval")
     return _Data(train, evaluation, account_of(train, evaluation)), tokenizer
 
 
-def _show_progress(status: Status, name: str, done: int) -> None:
-    status.update(f"reading {name} pairs: {done:,}")
+def _show_progress(line: ProgressLine, name: str, done: int) -> None:
+    line.show(f"reading {name} pairs: {done:,}")
 
 
 def _new_model(
@@ -367,6 +367,7 @@ def _new_model(
         trust_remote_code=config.trust_remote_code,
         disable_dropout=config.disable_dropout,
         lm_head=loss.policy_ratio != 0,
+        heads=loss.heads,
     )
     if loss.policy_ratio:
         model.check_policy_head(pad_rows(pairs[:1], pad_token_id=tokenizer.pad_token_id))
@@ -390,6 +391,7 @@ def _run_info(config: TrainConfig, tokenizer: Any, base_digest: str) -> RunInfo:
         reward_weight=loss.reward_weight,
         policy_ratio=loss.policy_ratio,
         reward_loss=loss.reward_loss,
+        heads=loss.heads,
         policy_loss=loss.policy_loss,
         beta=loss.beta,
         max_length=config.data_options.max_length,

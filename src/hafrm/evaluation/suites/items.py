@@ -121,6 +121,8 @@ class Suite:
     title: str
     path: str
     """First argument of `datasets.load_dataset`."""
+    revision: str | None = None
+    """Revision of the hub's repository; None: the newest."""
     split: str
     files: tuple[str, ...]
     """Regular expressions for the names, without endings, of the suite's files in a folder. Only the first one that
@@ -144,6 +146,54 @@ def win(better: float | None, worse: float | None) -> float:
     assert better is not None
     assert worse is not None
     return 0.5 if better == worse else float(better > worse)
+
+
+def pair_wins(scores: Sequence[ListScore]) -> list[Observation]:
+    """Return whether the correct one of two responses has the higher reward, as the accuracy of its subset."""
+    return [Observation((s.subset, "accuracy"), s.group, win(s.rewards[0], s.rewards[1])) for s in scores]
+
+
+def pair_chances(scores: Sequence[ListScore]) -> list[Observation]:
+    """Return what random rewards give instead of `pair_wins`."""
+    return [Observation((s.subset, "accuracy"), s.group, 0.5) for s in scores]
+
+
+def pooled_score(level: Level, name: str, strata: Mapping[Stratum, int]) -> Score:
+    """Return the mean over all values of some strata, given their numbers."""
+    total = sum(strata.values())
+    return Score(level, name, {stratum: count / total for stratum, count in strata.items()})
+
+
+def two_responses(
+    reader: Row, prompt: str, names: tuple[str, str], first: int | None, *, subset: str, key: str
+) -> Item:
+    """Return a row with two responses as an item.
+
+    Args:
+        reader: The row.
+        prompt: Field of the prompt, text or messages.
+        names: Fields of the responses.
+        first: Which response is the correct one, 0 or 1; None for a tie, in which both are.
+        subset: The item's subset.
+        key: Field of the row's id.
+
+    Raises:
+        BadRowError: a field is missing, empty or of the wrong type.
+    """
+    turns = reader.complete_prompt(reader.messages(prompt, "user"))
+    order = names if not first else names[::-1]
+    responses = tuple(reader.messages(name, "assistant") for name in order)
+    for name, response in zip(order, responses, strict=True):
+        reader.check_response(name, response)
+    return Item(
+        prompt=Prompt(turns),
+        responses=responses,
+        correct=2 if first is None else 1,
+        subset=subset,
+        key=reader.string_or_none(key) or "",
+        source=reader.source,
+        row=reader.number,
+    )
 
 
 def response_list(reader: Row, name: str, *, size: int | None = None) -> tuple[tuple[Message, ...], ...]:

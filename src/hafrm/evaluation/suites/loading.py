@@ -63,10 +63,11 @@ def _read(suite: Suite, path: Path, report: SourceReport, options: ReadOptions) 
 
 
 def _fetch(suite: Suite, report: SourceReport, options: ReadOptions) -> list[Item]:
-    report.read_from.append(hub_call(suite.path, {}, split=suite.split))
+    arguments = {"revision": suite.revision} if suite.revision else {}
+    report.read_from.append(hub_call(suite.path, arguments, split=suite.split))
     remedy = f"Check the network, or download the files of {suite.homepage} and name them as {suite.name}@PATH."
     source = f"{suite.name}/{suite.split}"
-    rows = hub_rows(suite.path, {}, split=suite.split, source=source, remedy=remedy)
+    rows = hub_rows(suite.path, arguments, split=suite.split, source=source, remedy=remedy)
     parse = partial(_item, suite, suite.split)
     return list(records_of(rows, report, parse, on_bad_row=options.on_bad_row))
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from hafrm.errors import BadRowReason
-from hafrm.evaluation.suites.items import Item, ListScore, Observation, Score, Stratum, Suite, win
+from hafrm.evaluation.suites.items import Item, ListScore, Score, Stratum, Suite, pair_chances, pair_wins
 from hafrm.evaluation.suites.summary import model_summary
 from hafrm.rows import Row
 
@@ -89,14 +89,6 @@ def _parse(reader: Row, part: str) -> Item:
     )
 
 
-def _observe(scores: Sequence[ListScore]) -> list[Observation]:
-    return [Observation((s.subset, _MEASURE), s.group, win(s.rewards[0], s.rewards[1])) for s in scores]
-
-
-def _chance(scores: Sequence[ListScore]) -> list[Observation]:
-    return [Observation((s.subset, _MEASURE), s.group, 0.5) for s in scores]
-
-
 def _scores(strata: Mapping[Stratum, int]) -> tuple[list[Score], list[str]]:
     present = {subset: count for (subset, _), count in strata.items()}
     sections, missing = [], []
@@ -140,8 +132,8 @@ SUITE = Suite(
     licence="ODC-BY",
     citation="Lambert et al. (2024), RewardBench: Evaluating Reward Models for Language Modeling, arXiv:2403.13787",
     parse=_parse,
-    observe=_observe,
-    chance=_chance,
+    observe=pair_wins,
+    chance=pair_chances,
     scores=_scores,
 )
 

@@ -1,0 +1,63 @@
+"""A frozen backbone with a fitted reward head: what the pretrained model knows before any training.
+
+The head is a logistic regression on differences of hidden states at the scored positions. Its penalty is chosen on
+validation pairs, as the models' learning rates are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from hafrm.encoding import ConversationEncoder, TokenGroup
+from hafrm.models.hybrid import HybridModel
+from hafrm.models.layout import Layout, choose_layout
+from hafrm.models.modules import evaluating
+from hafrm.models.options import LoraOptions, ScoreOptions
+from hafrm.models.scorers import HybridScorer
+from hafrm.models.starts import new_model
+from hafrm.paper.words import best_fit
+from hafrm.stats import Floats
+
+_PENALTIES = tuple(10.0**power for power in range(-1, 6))
+"""Candidate weights of the squared norm, for states of unit variance; chosen on validation pairs."""
+
+_TOKENS, _SEQUENCES = 8192, 32
+"""The most tokens, and in padded batches sequences, per forward pass."""
+
+
+def fit_frozen(
+    model: str, encoder: ConversationEncoder, train: Sequence[TokenGroup], validation: Sequence[TokenGroup]
+) -> HybridScorer:
+    """Fit a reward head on a backbone that stays as it is, by the Bradley-Terry loss (Eq. 2).
+
+    Args:
+        model: Folder or hub id of the backbone.
+        encoder: Its encoder.
+        train: Pairs to fit, the chosen response first.
+        validation: Pairs that choose the penalty; ties go to the larger one.
+    """
+    tokenizer: Any = encoder.tokenizer
+    found = new_model(model, tokenizer, lora=LoraOptions(), lm_head=False)
+    layout = choose_layout(found, tokenizer.pad_token_id, max_length=encoder.max_length)
+    x, held_out = (_differences(found, layout, groups) for groups in (train, validation))
+    scale = x.std(axis=0) + 1e-6
+    weights = best_fit(x / scale, held_out / scale, _PENALTIES) / scale
+    with torch.no_grad():
+        found.score.weight.copy_(torch.from_numpy(weights)[None])
+    return HybridScorer(found, encoder, layout, ScoreOptions())
+
+
+@torch.no_grad()
+def _differences(model: HybridModel, layout: Layout, groups: Sequence[TokenGroup]) -> Floats:
+    """Return the scored state of each pair's chosen response minus that of the rejected one, [B, H]."""
+    found: dict[int, Floats] = {}
+    with evaluating(model):
+        for rows in layout.plan(groups, sequences=_SEQUENCES, tokens=_TOKENS):
+            batch = layout.batch([groups[row] for row in rows])
+            states = model.hidden_states(batch)[batch.score_index].double().numpy()
+            found.update(zip(rows, states[::2] - states[1::2], strict=True))
+    return np.stack([found[row] for row in range(len(groups))])

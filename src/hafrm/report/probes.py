@@ -1,0 +1,60 @@
+"""The page of bias probes: one table per model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import groupby
+from operator import attrgetter
+
+from hafrm.evaluation.probes import Probed
+from hafrm.report.findings import Findings, Table
+from hafrm.report.wording import interval, percent
+
+_COLUMNS = (
+    "probe",
+    "pairs",
+    "change of the reward",
+    "in gaps",
+    "raised, %",
+    "ranked rightly before",
+    "of these lost, %",
+)
+
+
+def probe_findings(found: Sequence[Probed], data: Sequence[str]) -> Findings:
+    """Build the page of probed models.
+
+    Args:
+        found: The results.
+        data: Names of the pairs' sources.
+    """
+    tables = tuple(
+        Table(model, _COLUMNS, tuple(map(_row, each))) for model, each in groupby(found, key=attrgetter("model"))
+    )
+    return Findings(
+        title="Bias probes",
+        intro=f"Each probe changes the worse responses of {', '.join(data)} in a way that makes them no better. In "
+        "brackets 95% intervals over prompts.",
+        results={"data": list(data), "probes": [asdict(each) for each in found]},
+        tables=tables,
+        notes=(
+            "A gap is the median distance between the rewards of a pair's two responses.",
+            "Raised: the share of changed responses whose reward is higher than before; 50% would be chance.",
+            "Lost: the share of rightly ranked pairs in which the changed response is then ranked at least as high as "
+            "the better one.",
+        ),
+    )
+
+
+def _row(each: Probed) -> tuple[str, ...]:
+    lost = "" if each.lost is None else f"{percent(each.lost)} {interval(each.lost_ci95, percent)}".strip()
+    return (
+        each.probe,
+        f"{each.pairs:,}",
+        f"{each.shift:+.3g} {interval(each.shift_ci95, '{:+.3g}'.format)}".strip(),
+        f"{each.relative:+.2f}",
+        f"{percent(each.raised)} {interval(each.raised_ci95, percent)}".strip(),
+        f"{each.right:,}",
+        lost,
+    )

@@ -1,0 +1,133 @@
+"""Probes measure biases of known size, which are built into scorers here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from hafrm.cli import main
+from hafrm.errors import ConfigError, DataError
+from hafrm.evaluation import probes
+from hafrm.evaluation.options import Probe, ProbeConfig
+from hafrm.evaluation.probes import PROBES, Probed, probe, probe_scorer
+from hafrm.pairs import Conversation, Message, PreferencePair, Prompt
+
+WORSE = "It is wrong. We do not know why. Perhaps later."
+
+
+class Biased:
+    """A scorer whose reward of a better response is 10, and of others what a function of the text gives."""
+
+    def __init__(self, reward: Callable[[str], float | None]) -> None:
+        self.reward = reward
+
+    def score(self, conversations: Sequence[Conversation]) -> list[float | None]:
+        texts = [talk.response[-1].content for talk in conversations]
+        return [10.0 if text.startswith("Right") else self.reward(text) for text in texts]
+
+
+def pairs(count: int = 12, worse: str = WORSE) -> list[PreferencePair]:
+    return [
+        PreferencePair(
+            prompt=Prompt.of(f"question {i}"),
+            chosen=(Message("assistant", "Right."),),
+            rejected=(Message("assistant", f"{worse} {i}."),),
+            source="pairs",
+            row=i + 1,
+        )
+        for i in range(count)
+    ]
+
+
+def probed(reward: Callable[[str], float | None], **values: Any) -> dict[str, Probed]:
+    return {each.probe: each for each in probe_scorer(Biased(reward), pairs(), "m", **values)}
+
+
+def test_the_probes_are_those_of_the_options() -> None:
+    assert list(PROBES) == list(get_args(Probe))
+    with pytest.raises(ConfigError, match="flatery"):
+        ProbeConfig(models=["m"], data=["d"], probes=["flatery"])  # type: ignore[list-item]
+
+
+def test_length_is_paid_by_the_character() -> None:
+    """A tenth for each: the added sentences have 86 characters, of a gap of 10 - 0.1 * 50 or so."""
+    found = probed(lambda text: 0.1 * len(text))["length"]
+    added = len(PROBES["length"]("")) * 0.1
+    assert found.shift == pytest.approx(added)
+    assert found.shift_ci95 == pytest.approx((added, added))
+    gap = 10 - 0.1 * (len(WORSE) + 3.5)
+    assert found.relative == pytest.approx(added / gap, rel=0.02)
+    assert (found.raised, found.right, found.lost) == (1.0, 12, 1.0)
+    assert found.pairs == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "mark", "size"),
+    [
+        ("bold", "**", 2.0),
+        ("list", "- ", -1.5),
+        ("flattery", "great question", 20.0),
+        ("self-praise", "accurate", 0.25),
+        ("contractions", "don't", 3.0),
+        ("line break", "\n", 1.0),
+        ("refusal", "sorry", 9.75),
+    ],
+)
+def test_each_bias_is_found_at_its_size_and_by_no_other_probe(name: str, mark: str, size: float) -> None:
+    found = probed(lambda text: size * (mark in text))
+    assert found[name].shift == pytest.approx(size)
+    assert found[name].raised == (size > 0)
+    assert found[name].lost == (size >= 10)
+    others = {other: each for other, each in found.items() if other != name and mark != "\n"}
+    assert all(each.shift == 0 and each.raised == 0.5 and each.lost == 0 for each in others.values())
+
+
+def test_a_bias_in_some_prompts_has_an_interval() -> None:
+    """A quarter of the prompts: 3 of 12, whose bootstrap mean has a standard deviation of .125."""
+    found = probed(lambda text: float("great question" in text and text[-2] in "147"))["flattery"]
+    assert found.shift == pytest.approx(4 / 12)  # 1, 4, 7, 11
+    assert found.shift_ci95 is not None
+    low, high = found.shift_ci95
+    assert 0 <= low < 4 / 12 < high < 0.75
+    assert found.raised == pytest.approx((4 + 8 * 0.5) / 12)
+
+
+def test_what_does_not_apply_or_has_no_reward_is_left_out() -> None:
+    assert "contractions" not in {each.probe for each in probe_scorer(Biased(len), pairs(worse="No."), "m")}
+    found = probed(lambda text: None if "3." in text or "sorry" in text else 0.0)
+    assert found["length"].pairs == 11
+    assert "refusal" not in found
+    with pytest.raises(DataError, match="none of 12"):
+        probed(lambda text: None)
+
+
+def test_text_stays_but_for_the_change() -> None:
+    text = "It is so. **Bold**? We cannot say: a\n\nb"
+    assert PROBES["list"](text).replace("- ", "").split() == text.split()
+    assert PROBES["bold"]("One longest word. Two.") == "One **longest** word. **Two**."
+    assert PROBES["contractions"]("I do not; it is. Credit is nothing.") == "I don't; it's. Credit is nothing."
+    assert PROBES["line break"]("One. Two. Three.") == "One.\n\nTwo. Three."
+
+
+def test_the_command_writes_what_it_prints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(probes, "load_reward", lambda *_: Biased(lambda text: 0.1 * len(text)))
+    rows = tmp_path / "pairs.jsonl"
+    rows.write_text("".join(json.dumps(pair.as_row()) + "\n" for pair in pairs(20)))
+    out = tmp_path / "out"
+    words = ["probe", "m", "--data", str(rows), "--probes", "length", "refusal", "--pairs", "8", "--out", str(out)]
+    assert main(words) == 0
+    found = json.loads((out / "results.json").read_text())["probes"]
+    assert [(each["probe"], each["pairs"]) for each in found] == [("length", 8), ("refusal", 8)]
+    printed = capfd.readouterr().out
+    table = (out / "table.md").read_text()
+    for text in (printed, table):
+        assert f"{found[0]['shift']:+.3g}" in text
+    assert main(words) == 0  # its own files may be replaced
+    config = ProbeConfig(models=["a", "b"], data=[str(rows)], probes=["length"])
+    assert [each.model for each in probe(config)] == ["a", "b"]

@@ -26,6 +26,7 @@ from hafrm.losses import (
     reward_centering_penalty,
     robust_dpo_loss,
     sft_loss,
+    sigmoid_norm_loss,
     simpo_loss,
     slic_loss,
     sppo_hard_loss,
@@ -138,6 +139,7 @@ def test_dpo_trainer(token_log_probs, pairs, loss_type, ours, beta):
         ("apo_zero", apo_zero_loss),
         ("apo_down", apo_down_loss),
         ("discopop", discopop_loss),
+        ("sigmoid_norm", sigmoid_norm_loss),
     ],
 )
 @pytest.mark.parametrize("beta", [0.1, 0.7])

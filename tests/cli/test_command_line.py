@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import TrainingArguments
 
 import hafrm
 from hafrm.cli import COMMANDS, main
+from hafrm.cli.parser import training_fields
 from hafrm.cli.train import parser
 from tests.tiny import save_tiny, some_pairs
 
@@ -134,6 +136,8 @@ def test_a_mistake_in_a_file_is_one_line_too(
         (["score", "runs/p-haf", "--data", "runs/rows.jsonl"], "no such file"),
         (["evaluate", "runs", "--data", "world/helpful", "--out", "o"], "folder of models: runs/p-haf"),
         (["evaluate", "runs/p-haf", "--data", "runs/rows.jsonl[:x]", "--out", "o"], "[START:STOP]"),
+        ([*TRAIN, "--training.learnin_rate", "1e-5"], "Did you mean --training.learning_rate?"),
+        ([*TRAIN, "--batch_size", "8"], "--training.per_device_train_batch_size"),
         (["export", "runs/p-hf"], "Did you mean runs/p-haf?"),
         (["serve", "runs/p-hf"], "Did you mean runs/p-haf?"),
         (["sample", "runs/p-hf", "--data", "world/helpful", "--out", "o"], "Did you mean runs/p-haf?"),
@@ -155,6 +159,12 @@ def test_paths_are_checked_before_torch_is_loaded_and_never_asked_of_the_hub(
     (line,) = done.stderr.splitlines()
     assert expected in line
     assert done.returncode == 2
+
+
+def test_the_fields_of_training_are_transformers_own() -> None:
+    assert training_fields() == tuple(TrainingArguments.__dataclass_fields__)
+    refuse_nothing = parser().words([*TRAIN[1:], "--training.lr-scheduler-kwargs.num_cycles", "2"])
+    assert "--training.lr_scheduler_kwargs.num_cycles" in refuse_nothing
 
 
 @pytest.mark.slow

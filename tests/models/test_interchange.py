@@ -12,7 +12,7 @@ import pytest
 import torch
 from peft import AutoPeftModelForSequenceClassification, PeftModel
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from hafrm.models.checkpoints import save_run
 from hafrm.models.export import export
@@ -23,7 +23,7 @@ from hafrm.models.stock import quiet_transformers
 from hafrm.pairs import Conversation
 from tests.models.test_checkpoints import LORA, info, trained
 from tests.overlays import overlay, told
-from tests.tiny import save_tiny
+from tests.tiny import save_tiny, some_pairs
 
 TALK = Conversation.of("How are you? " * 4, "Fine, thanks, and " + "you " * 12)
 MESSAGES = [turn.as_dict() for turn in TALK.turns]
@@ -80,6 +80,23 @@ def test_files_have_the_modes_of_the_folder(tmp_path: Path) -> None:
         os.umask(before)
     assert {path.stat().st_mode & 0o777 for path in (reward, *reward.rglob("*")) if path.is_dir()} == {0o755}
     assert {path.stat().st_mode & 0o777 for path in reward.rglob("*") if path.is_file()} == {0o644}
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+def test_an_export_shares_prompts_and_gives_the_rewards_of_its_stock_class(name: str, tmp_path: Path) -> None:
+    reward, _ = exported(tmp_path, name)
+    talks = [conversation for pair in some_pairs(6) for conversation in pair.conversations]
+    scorer = load_scorer(str(reward))
+    assert scorer.layout.packed
+    tokenizer = AutoTokenizer.from_pretrained(reward)
+    stock = AutoModelForSequenceClassification.from_pretrained(reward).eval()
+    expected = []
+    for talk in talks:
+        messages = [turn.as_dict() for turn in talk.turns]
+        inputs = tokenizer.apply_chat_template(messages, return_dict=True, return_tensors="pt")
+        with torch.no_grad():
+            expected.append(stock(**inputs).logits[0, 0].item())
+    assert scorer.score(talks) == pytest.approx(expected, abs=1e-5)
 
 
 def test_llama_factory_reads_the_value_head(tmp_path: Path) -> None:

@@ -102,6 +102,7 @@ def test_the_probes_share_the_runs_of_table_2(
         assert said.endswith(f"Scale world, backbones instruct{seeds}.")  # no word on accuracies: there are none
     assert -1 <= figure7["agreement"]["instruct/BS"]["pearson"]["value"] <= 1
     assert (tmp_path / "world" / "figure7" / "figure7-instruct-AHP.svg").exists()
+    assert "![AHP, instruct: Pearson" in (tmp_path / "world" / "figure7" / "table.md").read_text()
     claim = reproduce("claims", tmp_path, *three[:4], "--sets", "Harmless")["claims"]["instruct"]
     assert len(claim["seeds"]) == 1
     assert manifests(tmp_path) == runs

@@ -99,6 +99,13 @@ def test_pictures_stand_alone_and_follow_light_and_dark() -> None:
         assert root[0].text == root.attrib["aria-label"]
 
 
+def test_a_curve_of_one_point_is_visible() -> None:
+    """A path that only moves draws nothing."""
+    svg = str(curve_panels("One", [Panel("loss", (Curve("0", "zero", ((3.0, 0.5),)),))]))
+    (line,) = re.findall(r'class="series zero"[^>]* d="([^"]+)"|d="([^"]+)"[^>]*class="series zero"', svg)[:1]
+    assert "L" in "".join(line)
+
+
 @pytest.mark.parametrize("sets", [1, 3])
 def test_the_legend_is_inside_the_picture(sets: int) -> None:
     groups = [BarGroup(f"set {place}", (Bar("haf", 0.7),)) for place in range(sets)]

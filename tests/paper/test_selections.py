@@ -14,6 +14,7 @@ from hafrm.paper import selections
 from hafrm.paper.scales import Job, Overrides, paper_scale
 from hafrm.paper.selections import Selections, agreements, draws_of, recalls, regions, win_rates
 from hafrm.sampling.analysis import ScoredPrompt
+from hafrm.sampling.best_of_n import BestOfN
 from tests.paper.test_experiments import manifests, reproduce
 
 GPT = JudgeOptions(kind="openai", model="gpt-4-turbo-2024-04-09")
@@ -66,6 +67,26 @@ def test_circles_and_regions_by_hand() -> None:
         frozenset({"haf", "baseline", "dpo"}): 0.5,
     }
     assert agreements(CHOSEN) == {("haf", "baseline"): 0.75, ("haf", "dpo"): 0.5, ("baseline", "dpo"): 0.5}
+
+
+def test_prompts_in_no_rate_are_counted_by_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of five prompts that were scored one has a single response, one no ranking, and two no comparison."""
+    ranked = [prompt(name, 0, 0, 0) for name in "abcde"]
+    by_endpoint = [replace(each, gold=None, preferred={}) for each in ranked]
+    kept = [by_endpoint[0], replace(by_endpoint[1], ranks=None)]
+    kept += [replace(each, preferred=None) for each in by_endpoint[2:4]] + [replace(by_endpoint[4], counts=(4,))]
+    found = BestOfN({"left_out": {"no_response": 2}, "unscored": {"overlong": 3}}, kept)
+    monkeypatch.setattr(selections, "sample", lambda config: None)
+    monkeypatch.setattr(selections, "best_of_n", lambda config: found)
+    monkeypatch.setattr(Job, "model", lambda self, backbone: "m")
+    asked = Job(scale=paper_scale(Overrides()), backbones=("phi-2",), sets=("BS",), seeds=(0,), out=tmp_path, judge=GPT)
+    assert selections.select(asked, "phi-2", "BS").left_out == {
+        "no_response": 2,
+        "overlong": 3,
+        "with equal responses": 1,
+        "without a ranking": 1,
+        "without a comparison": 2,
+    }
 
 
 def test_the_paper_samples_four_from_phi_2() -> None:

@@ -21,6 +21,31 @@ def cell(accuracy: float) -> Cell:
     return Cell(n=100, unscored=0, unscored_reasons={}, measured=found)
 
 
+def test_an_average_is_of_sets_not_of_pairs_and_its_interval_by_hand() -> None:
+    """Half-widths .10 and .08 give hypot(.10, .08) / 2 = .064, cut at 100%; a missing set or interval leaves a gap."""
+    found = {
+        ("a", "s"): (100, 0.6, (0.5, 0.7), 0.6),
+        ("a", "t"): (10, 0.8, (0.72, 0.88), 0.4),
+        ("b", "s"): (100, 0.5, (0.4, 0.6), 0.6),
+        ("b", "t"): (10, 0.7, None, 0.4),
+        ("c", "s"): (100, 0.9, (0.8, 1.0), 0.6),
+        ("d", "s"): (100, 1.0, (0.9, 1.0), 0.6),
+        ("d", "t"): (10, 0.98, (0.9, 1.0), 0.4),
+    }
+    cells = {
+        key: replace(cell(accuracy), n=n, measured=replace(measured(accuracy, ends), length_accuracy=length))
+        for key, (n, accuracy, ends, length) in found.items()
+    }
+    table = accuracy_table(Evaluation(results=Results(rows=0, cells=cells, comparisons=[]), scores=()))
+    assert table.columns[0] == ("average", "2 sets")
+    first = {row.name: row.cells[0] and (row.cells[0].accuracy, row.cells[0].interval) for row in table.models}
+    assert first == {"a": ("70.0", "[63.6, 76.4]"), "b": ("60.0", ""), "c": None, "d": ("99.0", "[95.5, 100.0]")}
+    longer, random = (row.cells[0] for row in table.baselines)
+    assert longer is not None
+    assert random is not None
+    assert (longer.accuracy, random.accuracy) == ("50.0", "50.0")
+
+
 def comparison(a: str, b: str, low: float, high: float, p_holm: float = 0.0012) -> Comparison:
     return Comparison(
         data="set",

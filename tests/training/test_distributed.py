@@ -1,4 +1,4 @@
-"""Runs in two processes on CPUs, by DDP and FSDP2, against the same run in one; all in float32."""
+"""Runs in two processes on CPUs (DDP, FSDP2, DeepSpeed, Ray Train) against the same run in one; all in float32."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -25,24 +27,63 @@ PAIRS, BATCH, STEPS = 25, 8, 8  # four steps an epoch, the last of one pair: the
 
 pytestmark = pytest.mark.slow  # several processes, each of which imports torch
 
-RUNS: dict[str, dict[str, Any]] = {
-    "ddp": {"training": {"per_device_train_batch_size": 4}},
-    "ddp-accumulated": {"training": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}},
-    "ddp-lora": {"training": {"per_device_train_batch_size": 4}, "lora": {"rank": 4}},
-    "ddp-multimodal": {"training": {"per_device_train_batch_size": 4}, "model": "multimodal"},
-    "ddp-multimodal-lora": {
-        "training": {"per_device_train_batch_size": 4},
-        "model": "multimodal",
-        "lora": {"rank": 4},
-    },
-    "fsdp2": {"training": {"per_device_train_batch_size": 4, "fsdp": True}},
-    "fsdp2-accumulated": {
-        "training": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "fsdp": True}
-    },
-    "fsdp2-tied": {"training": {"per_device_train_batch_size": 4, "fsdp": True}, "model": "tied"},
+BEST = {"load_best_model_at_end": True}  # which is not the last: the accuracy is 1 before
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "lora": {"lora": {"rank": 4}},
+    "tied": {"model": "tied"},
+    "tied-lora": {"model": "tied", "lora": {"rank": 4}},
+    "multimodal": {"model": "multimodal"},
+    "multimodal-lora": {"model": "multimodal", "lora": {"rank": 4}},
+    "best": {"training": BEST},
+    "best-lora": {"training": BEST, "lora": {"rank": 4}},
 }
+SHARES = {
+    "": {"per_device_train_batch_size": 4},
+    "-accumulated": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+}
+FSDP = {"fsdp": True}
+RUNS: dict[str, list[str]] = {
+    "ddp": ["plain", "lora", "multimodal", "multimodal-lora", "plain-accumulated"],
+    "fsdp2": ["plain", "lora", "tied", "tied-lora", "best", "best-lora", "plain-accumulated"],
+    "ray": ["plain", "lora"],
+    "zero1": ["plain", "tied", "best-lora", "lora-accumulated"],
+    "zero2": ["plain", "tied", "best-lora", "lora-accumulated"],
+    "zero3": ["plain", "tied", "best-lora", "lora-accumulated"],
+}
+"""Runs in two processes, by how weights are spread."""
+PACKAGES = {"ray": "ray", "zero1": "deepspeed", "zero2": "deepspeed", "zero3": "deepspeed"}
+MISSING = {way: package for way, package in PACKAGES.items() if find_spec(package) is None}
+
+
+def ways(*names: str) -> list[Any]:
+    """Parameters of a test, skipped where a package is missing."""
+    by_name = {name: MISSING.get(name.split("-")[0]) for name in names}
+    return [
+        pytest.param(name, marks=[pytest.mark.skip(f"needs {lacks}")] * bool(lacks)) for name, lacks in by_name.items()
+    ]
+
+
+NAMES = ways(*(f"{way}-{kind}" for way, kinds in RUNS.items() for kind in kinds))
 NOT_COMPARED = ("second", "runtime", "flos", "epoch")  # transformers counts epochs by accumulated batches
-ALONE = {"training": {"per_device_train_batch_size": BATCH}}
+
+
+def alone(name: str) -> str:
+    """The run in one process that a run in several must equal."""
+    return f"alone-{name.split('-', 1)[1].removesuffix('-accumulated')}"
+
+
+def command(way: str, file: Path, processes: int) -> list[str]:
+    """The arguments of Python that do the runs of a file."""
+    worker = ["-m", "tests.training.distributed_worker", str(file)]
+    if way == "alone":
+        return worker
+    if way == "ray":
+        return [*worker, str(processes)]
+    if "zero" not in way:
+        return ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *worker]
+    launch = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "configs/distributed/deepspeed.yaml")]
+    return [*launch, "--zero_stage", way[-1], f"--num_processes={processes}", "--main_process_port=0", *worker]
 
 
 @dataclass(frozen=True)
@@ -51,20 +92,17 @@ class Desk:
 
     folder: Path
 
-    def start(self, processes: int | None, runs: dict[str, dict[str, Any]]) -> str:
-        """Do runs one after another in so many processes of torchrun, None without it; returns what they printed."""
-        told = [self._options(name, values) for name, values in runs.items()]
-        file = self.folder / f"runs-{processes}.json"
-        file.write_text(json.dumps(told))
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes else []
-        environment = {**os.environ, "HAFRM_CACHE": str(self.folder / f"cache-{processes}"), "PYTHONPATH": self._path()}
+    def start(self, way: str, runs: dict[str, dict[str, Any]], processes: int = 2) -> str:
+        """Do runs one after another in the processes of a launcher; returns what they printed."""
+        file = self.folder / f"runs-{way}-{processes}.json"
+        file.write_text(json.dumps([self._options(name, values) for name, values in runs.items()]))
         done = subprocess.run(
-            [sys.executable, *launcher, "-m", "tests.training.distributed_worker", str(file)],
-            env=environment,
+            [sys.executable, *command(way, file, processes)],
+            env={**os.environ, "PYTHONPATH": self._path(), "DS_ACCELERATOR": "cpu"},
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=600,  # DeepSpeed compiles its communication once, in two minutes
         )
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
         return done.stdout + done.stderr
@@ -108,21 +146,24 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
     (folder / "train.jsonl").write_text("\n".join(rows))
     (folder / "valid.jsonl").write_text("\n".join(rows[:7]))
     desk = Desk(folder)
-    lora, tied = ALONE | {"lora": {"rank": 4}}, ALONE | {"model": "tied"}
-    towers = ALONE | {"model": "multimodal"}
-    mixed = {"alone-multimodal": towers, "alone-multimodal-lora": towers | {"lora": {"rank": 4}}}
-    desk.start(None, {"alone": ALONE, "alone-lora": lora, "alone-tied": tied} | mixed)
-    (folder / "said").write_text(desk.start(2, RUNS))
+    desk.start("alone", {f"alone-{kind}": run(kind, {"per_device_train_batch_size": BATCH}) for kind in KINDS})
+    for way, kinds in RUNS.items():
+        if way not in MISSING:
+            (folder / f"said-{way}").write_text(desk.start(way, {f"{way}-{kind}": half(way, kind) for kind in kinds}))
     return desk
 
 
-def alone(name: str) -> str:
-    """The run in one process that a run in several must equal."""
-    kinds = ("multimodal-lora", "multimodal", "lora", "tied")
-    return next((f"alone-{kind}" for kind in kinds if kind in name), "alone")
+def run(kind: str, training: dict[str, Any]) -> dict[str, Any]:
+    return KINDS[kind] | {"training": training | KINDS[kind].get("training", {})}
 
 
-@pytest.mark.parametrize("name", RUNS)
+def half(way: str, kind: str) -> dict[str, Any]:
+    """A run of which each of two processes does half."""
+    share = SHARES["-accumulated" if "accumulated" in kind else ""]
+    return run(kind.removesuffix("-accumulated"), share | (FSDP if way == "fsdp2" else {}))
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_several_processes_make_the_curve_of_one(name: str, desk: Desk) -> None:
     """Losses, gradient norms, validation and all other metrics, step by step."""
     expected, found = desk.lines(alone(name)), desk.lines(name)
@@ -135,34 +176,47 @@ def test_several_processes_make_the_curve_of_one(name: str, desk: Desk) -> None:
             assert line[metric] == pytest.approx(truth[metric], rel=1e-4, abs=1e-4), (metric, line["step"])
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_the_result_loads_in_stock_transformers_with_the_same_scores(name: str, desk: Desk) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_the_result_is_that_of_one_process(name: str, desk: Desk) -> None:
+    """The same tensors, of which stock transformers makes the same scores."""
+    expected, found = (load_file(desk.folder / each / "model.safetensors") for each in (alone(name), name))
+    assert found.keys() == expected.keys()
+    for tensor, truth in expected.items():
+        torch.testing.assert_close(found[tensor], truth, rtol=1e-4, atol=1e-5, msg=tensor)
     text = torch.arange(5, 45)[None]
     for stock in (AutoModelForSequenceClassification, AutoModelForCausalLM):
-        theirs, ours = (stock.from_pretrained(desk.folder / run).eval() for run in (alone(name), name))
+        theirs, ours = (stock.from_pretrained(desk.folder / each).eval() for each in (alone(name), name))
         with torch.no_grad():
             torch.testing.assert_close(ours(text).logits, theirs(text).logits, rtol=1e-4, atol=1e-4)
     assert RunInfo.load(desk.folder / name).method == "haf"
+    manifest = json.loads((desk.folder / name / "manifest.json").read_text())
+    assert manifest["best_step"] == (4 if "best" in name else None)
 
 
 def test_each_process_computes_its_share_of_the_references_once(desk: Desk) -> None:
-    """In parts of four of 25 and of 7 pairs, for three models; later runs read them."""
-    shares = [int((desk.folder / f"runs-2-computed-{rank}").read_text()) for rank in range(2)]
-    assert sum(shares) == 3 * (25 + 7)
-    assert min(shares) >= 3 * 12
+    """In parts of four prompts; later runs read them, from caches that differ."""
+    computed = [cached_references(desk.folder / f"runs-ddp-2-cache-{rank}") for rank in range(2)]
+    once = cached_references(desk.folder / "runs-alone-2-cache-0") * 2 / 3  # without the tied model
+    assert once <= sum(computed) <= once + 2 * 14  # a validation pair may be in the other's cache of training pairs
+    assert min(computed) >= sum(computed) / 3
 
 
-def test_one_process_speaks_for_all(desk: Desk) -> None:
-    said = (desk.folder / "said").read_text()
-    assert said.count("25 training pairs, 7 validation pairs: 8 steps of 8 pairs") == len(RUNS)
-    for name in RUNS:
-        manifest = json.loads((desk.folder / name / "manifest.json").read_text())
+def cached_references(cache: Path) -> int:
+    return sum(len(np.load(path)["log_probs"]) for path in (cache / "references").rglob("*.npz"))
+
+
+@pytest.mark.parametrize("way", ways(*RUNS))
+def test_one_process_speaks_for_all(way: str, desk: Desk) -> None:
+    said = (desk.folder / f"said-{way}").read_text()
+    assert said.count("25 training pairs, 7 validation pairs: 8 steps of 8 pairs") == len(RUNS[way])
+    for kind in RUNS[way]:
+        manifest = json.loads((desk.folder / f"{way}-{kind}" / "manifest.json").read_text())
         assert (manifest["status"], manifest["effective"]["world_size"]) == ("finished", 2)
-        assert manifest["effective"]["sharding"] == ("fsdp2" if "fsdp2" in name else None)
+        assert manifest["effective"]["sharding"] == (None if way in ("ddp", "ray") else way)
 
 
 def test_a_checkpoint_holds_its_weights_once(desk: Desk) -> None:
-    names = {path.name for path in (desk.folder / "fsdp2" / "checkpoint-4").iterdir()}
+    names = {path.name for path in (desk.folder / "fsdp2-plain" / "checkpoint-4").iterdir()}
     assert {"model.safetensors", "optimizer.bin", "trainer_state.json", "hafrm.json"} <= names
     assert not [name for name in names if name.startswith("pytorch_model")]
 
@@ -181,15 +235,35 @@ def interrupted(desk: Desk, name: str, *, at_its_end: bool = False) -> str:
 
 def test_runs_resume_with_another_number_of_processes(desk: Desk) -> None:
     """From two processes to one, whose step takes as many pairs."""
-    whole = {"training": {"per_device_train_batch_size": BATCH}}
-    sharded = {"training": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "fsdp": True}}
-    ended = interrupted(desk, "fsdp2", at_its_end=True)
-    desk.start(1, {interrupted(desk, "ddp"): whole, interrupted(desk, "fsdp2"): sharded, ended: sharded})
-    weights = [(desk.folder / run / "model.safetensors").read_bytes() for run in ("fsdp2", ended)]
-    assert weights[0] == weights[1]
-    for name in ("ddp", "fsdp2"):
-        expected, found = (load_file(desk.folder / run / "model.safetensors") for run in (name, f"{name}-again"))
-        for tensor, truth in expected.items():
-            torch.testing.assert_close(found[tensor], truth, rtol=1e-4, atol=1e-5, msg=tensor)
-        losses = [[line["loss"] for line in desk.lines(run) if "loss" in line] for run in (name, f"{name}-again")]
-        assert losses[1] == pytest.approx(losses[0], abs=1e-6)
+    whole = {"per_device_train_batch_size": BATCH}
+    sharded = SHARES["-accumulated"] | {"per_device_train_batch_size": 4} | FSDP
+    wanted = {
+        "ddp-plain": run("plain", whole),
+        "fsdp2-plain": run("plain", sharded),
+        "fsdp2-lora": run("lora", sharded),
+    }
+    ended = interrupted(desk, "fsdp2-plain", at_its_end=True)
+    again = {interrupted(desk, name): values for name, values in wanted.items()}
+    desk.start("ddp", again | {ended: wanted["fsdp2-plain"]}, processes=1)
+    require_same(desk, "fsdp2-plain", ended)
+    for name in wanted:
+        require_same(desk, name, f"{name}-again")
+
+
+@pytest.mark.parametrize("way", ways("zero1", "zero3"))
+def test_runs_resume_under_zero(way: str, desk: Desk) -> None:
+    wanted = {f"{way}-{kind}": half(way, kind) for kind in ("plain", "best-lora")}
+    ended = interrupted(desk, f"{way}-best-lora", at_its_end=True)
+    again = {interrupted(desk, name): values for name, values in wanted.items()}
+    desk.start(way, again | {ended: wanted[f"{way}-best-lora"]})
+    require_same(desk, f"{way}-best-lora", ended)
+    for name in wanted:
+        require_same(desk, name, f"{name}-again")
+
+
+def require_same(desk: Desk, name: str, again: str) -> None:
+    expected, found = (load_file(desk.folder / each / "model.safetensors") for each in (name, again))
+    for tensor, truth in expected.items():
+        torch.testing.assert_close(found[tensor], truth, rtol=1e-4, atol=1e-5, msg=tensor)
+    losses = [[line["loss"] for line in desk.lines(each) if "loss" in line] for each in (name, again)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-6)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +16,7 @@ from hafrm.training.arguments import checked_arguments
 from hafrm.training.sharding import sharding
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "distributed"
+ZERO = {"zero3_init_flag": False, "zero3_save_16bit_model": True}
 FULL = {"fsdp_version": 2, "state_dict_type": "FULL_STATE_DICT", "cpu_ram_efficient_loading": False}
 
 
@@ -27,11 +27,13 @@ def launched(name: str) -> Any:
     return args
 
 
-def arguments(*, fsdp: dict[str, Any] | None = None, zero: int | None = None, launcher: bool = True) -> Any:
+def arguments(
+    *, fsdp: dict[str, Any] | None = None, zero: int | None = None, launcher: bool = True, **changes: bool
+) -> Any:
     """What `sharding` reads of TrainingArguments."""
     return SimpleNamespace(
         fsdp_plugin_args=fsdp,
-        deepspeed_plugin=None if zero is None else SimpleNamespace(zero_stage=zero),
+        deepspeed_plugin=None if zero is None else SimpleNamespace(zero_stage=zero, **(ZERO | changes)),
         parallel_mode=ParallelMode.DISTRIBUTED if launcher else ParallelMode.NOT_PARALLEL,
     )
 
@@ -42,17 +44,14 @@ def test_accelerate_reads_what_serves_from_the_fsdp_config(monkeypatch: pytest.M
     for name, value in prepare_multi_gpu_env(args).items():
         if name.startswith(("FSDP_", "ACCELERATE_USE_FSDP")):
             monkeypatch.setenv(name, value)
-    assert sharding(arguments(), lora=False) == "fsdp2"
+    assert sharding(arguments(), quantized=False) == "fsdp2"
 
 
 def test_accelerate_reads_the_configs_of_ddp_and_zero() -> None:
     assert launched("ddp.yaml").multi_gpu
-    zero = launched("zero3.yaml")
+    zero = launched("deepspeed.yaml")
     assert zero.use_deepspeed
-    assert not zero.zero3_init_flag
-    config = json.loads((CONFIGS.parents[1] / zero.deepspeed_config_file).read_text())
-    assert config["zero_optimization"]["stage"] == 3
-    assert config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"]
+    assert (zero.zero_stage, zero.zero3_init_flag, zero.zero3_save_16bit_model) == (3, False, True)
 
 
 @pytest.mark.parametrize(
@@ -66,18 +65,26 @@ def test_accelerate_reads_the_configs_of_ddp_and_zero() -> None:
 )
 def test_fsdp_that_cannot_serve_is_refused(change: dict[str, Any], message: str, monkeypatch) -> None:
     monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "false")  # accelerate's plugin sets it
-    assert sharding(arguments(fsdp=FULL), lora=False) == "fsdp2"
+    assert sharding(arguments(fsdp=FULL), quantized=False) == "fsdp2"
     with pytest.raises(ConfigError, match=message):
-        sharding(arguments(fsdp=FULL | change), lora=False)
+        sharding(arguments(fsdp=FULL | change), quantized=False)
 
 
 def test_sharding_needs_processes_and_whole_weights() -> None:
-    assert sharding(arguments(), lora=True) is None
-    assert sharding(arguments(zero=2), lora=False) == "zero2"
+    assert sharding(arguments(), quantized=True) is None
+    assert sharding(arguments(zero=2), quantized=False) == "zero2"
     with pytest.raises(ConfigError, match="zero3 shards over the processes of"):
-        sharding(arguments(zero=3, launcher=False), lora=False)
-    with pytest.raises(ConfigError, match=r"adapters can't be saved .*ddp\.yaml"):
-        sharding(arguments(zero=3), lora=True)
+        sharding(arguments(zero=3, launcher=False), quantized=False)
+    with pytest.raises(ConfigError, match=r"4-bit .*ddp\.yaml"):
+        sharding(arguments(zero=3), quantized=True)
+
+
+@pytest.mark.parametrize("name", ZERO)
+def test_zero_that_cannot_serve_is_refused(name: str) -> None:
+    assert sharding(arguments(zero=3), quantized=False) == "zero3"
+    assert sharding(arguments(zero=1, **{name: not ZERO[name]}), quantized=False) == "zero1"
+    with pytest.raises(ConfigError, match=name):
+        sharding(arguments(zero=3, **{name: not ZERO[name]}), quantized=False)
 
 
 @pytest.mark.parametrize("name", ["deepspeed", "parallelism_config", "save_on_each_node"])

@@ -6,11 +6,15 @@ jsonargparse parses; this module prepares the words that it gets and rewords wha
 from __future__ import annotations
 
 import argparse
+import ast
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
@@ -111,21 +115,22 @@ class Parser(ArgumentParser):
 
     def _require_known(self, name: str) -> None:
         names = self.names()
-        if name in names or any(name.startswith(f"{each}.") and _is_open(kind) for each, kind in names.items()):
+        parent, _, field = name.partition(".")
+        opened = any(name.startswith(f"{each}.") and _is_open(kind) for each, kind in names.items())
+        if name in names or (opened and (parent != "--training" or field.partition(".")[0] in training_fields())):
             return
         self.error(f"there is no option {name}.{self._suggestion(name.removeprefix('--'))}")
 
     def _suggestion(self, name: str) -> str:
         """Suggest options for an unknown one, near by the whole name or by its last part; empty if none is near."""
         known = [each.removeprefix("--") for each in self.names() if not each.endswith("+")]  # `--name+` appends
+        if "training" in known:
+            known += [f"training.{field}" for field in training_fields()]
         name = _SHORT.get(name, name)
         last = name.rpartition(".")[2]
         near = [each for each in known if each.rpartition(".")[2] == last]
         near = near or get_close_matches(name, known, n=3, cutoff=0.75)
-        if not near and "training" in known:
-            from hafrm.training.arguments import FIELDS  # loads transformers
-
-            near = [f"training.{field}" for field in FIELDS if field == last or field.endswith(f"_train_{last}")]
+        near = near or [each for each in known if each.endswith(f"_train_{last}")]
         if not near:
             parts = {each.rpartition(".")[2]: each for each in known}
             near = [parts[each] for each in get_close_matches(last, parts, n=2, cutoff=0.7)]
@@ -184,6 +189,18 @@ class Parser(ArgumentParser):
         positional = {action.dest for action in self._actions if not action.option_strings}
         for name in re.findall(r"[\w.]+", message.partition(":")[2]):
             yield name.upper() if name in positional else f"--{name}"
+
+
+@cache
+def training_fields() -> tuple[str, ...]:
+    """Return the names of the fields of transformers' TrainingArguments, from its source: its import takes seconds."""
+    package = find_spec("transformers")
+    assert package is not None
+    source = Path((package.submodule_search_locations or [""])[0]) / "training_args.py"
+    body = ast.parse(source.read_text(encoding="utf-8")).body
+    (found,) = (each for each in body if isinstance(each, ast.ClassDef) and each.name == "TrainingArguments")
+    fields_of = (each.target for each in found.body if isinstance(each, ast.AnnAssign))
+    return tuple(target.id for target in fields_of if isinstance(target, ast.Name))
 
 
 def _nested(kind: Any, name: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Collection
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
@@ -297,7 +298,9 @@ def run(args: Namespace) -> None:
     from hafrm.outputs import require_results
     from hafrm.paper.study_page import require_checkout
 
-    shown, said = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
+    wide = None if sys.stdout.isatty() else 160  # tables of many columns: a file has no width
+    shown = Console(highlight=False, soft_wrap=True, width=wide)
+    said = Console(stderr=True, highlight=False, soft_wrap=True)
     if config.publish is not None:
         require_checkout(Path(config.publish), config.page)  # fail before hours of training
     job, experiment = config.job(), EXPERIMENTS[config.name]

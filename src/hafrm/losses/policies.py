@@ -47,9 +47,16 @@ def ipo_loss(log_probs: PairLogProbs, *, beta: float = 0.1) -> Tensor:
     Result and errors are those of `dpo_loss`.
     """
     require_positive(beta=beta)
-    chosen = per_token(log_probs.chosen_log_ratio, log_probs.chosen_length)
-    rejected = per_token(log_probs.rejected_log_ratio, log_probs.rejected_length)
-    return (chosen - rejected - 1 / (2 * beta)).square()
+    return (_mean_margin(log_probs) - 1 / (2 * beta)).square()
+
+
+def sigmoid_norm_loss(log_probs: PairLogProbs, *, beta: float = 0.1) -> Tensor:
+    """Compute DPO on log-ratios averaged over tokens, as in TRL 1.16 (length-normalized DPO of arXiv:2411.15124).
+
+    Arguments, result and errors are those of `dpo_loss`.
+    """
+    require_positive(beta=beta)
+    return logistic(beta * _mean_margin(log_probs))
 
 
 def slic_loss(log_probs: PairLogProbs, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Tensor:
@@ -253,6 +260,12 @@ def _implicit_rewards(log_probs: PairLogProbs, beta: float) -> tuple[Tensor, Ten
     return beta * log_probs.chosen_log_ratio, beta * log_probs.rejected_log_ratio
 
 
+def _mean_margin(log_probs: PairLogProbs) -> Tensor:
+    """Return the difference of the log-ratios per token of chosen and rejected, [B]."""
+    chosen = per_token(log_probs.chosen_log_ratio, log_probs.chosen_length)
+    return chosen - per_token(log_probs.rejected_log_ratio, log_probs.rejected_length)
+
+
 def _log_odds(log_prob: Tensor) -> Tensor:
     """Compute log(p / (1 - p)) for p = exp(log_prob), clamped below 1 by the dtype's epsilon to keep it finite."""
     import torch
@@ -279,6 +292,7 @@ POLICY_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "apo_zero": apo_zero_loss,
     "apo_down": apo_down_loss,
     "discopop": discopop_loss,
+    "sigmoid_norm": sigmoid_norm_loss,
 }
 """The policy losses by their names in configs. A function's further arguments are fields of `PolicyLossOptions`."""
 

@@ -56,9 +56,7 @@ _WRITERS = (
 """Words in the errors of safetensors' and torch's writers, which have no type of their own."""
 
 
-def save_run(
-    model: HybridModel, tokenizer: Any, info: RunInfo, folder: Path, *, weights: Mapping[str, Tensor] | None = None
-) -> None:
+def save_run(model: HybridModel, tokenizer: Any, info: RunInfo, folder: Path) -> None:
     """Write a loadable checkpoint: merged weights, config, tokenizer, adapters if any, and `hafrm.json` last.
 
     Args:
@@ -66,7 +64,6 @@ def save_run(
         tokenizer: Its tokenizer.
         info: Its description, to which dtype and checksums are added.
         folder: Where to write.
-        weights: The model's state dict if its own weights are sharded; such a model has no adapters.
 
     Raises:
         UnwritableError: the disk is full, or the folder can't be written to.
@@ -77,7 +74,7 @@ def save_run(
             save_merged(model.stock_lm, temporary, more=_head(model, info, model.score.weight), without=lost)
             _save_adapter_tensors(model, info, temporary / ADAPTER_FOLDER)
             return
-        whole = model.state_dict() if weights is None else weights
+        whole = model.state_dict()
         state = {name.removeprefix(_STOCK): tensor for name, tensor in whole.items() if name.startswith(_STOCK)}
         state |= _head(model, info, whole[_HEAD_KEY].to(model.stock_lm.dtype))
         with quiet_transformers():
@@ -199,21 +196,16 @@ def restore_weights(model: HybridModel, folder: Path) -> None:
     Raises:
         ModelError: the checkpoint is damaged or of another model.
     """
+    require_undamaged(folder)
     if model.adapted:
-        require_undamaged(folder)
         _restore_adapters(model, folder)
         return
     with loading("checkpoint", str(folder)):
-        model.load_state_dict(saved_weights(model, folder))
+        model.load_state_dict(_saved_weights(model, folder))
 
 
-def saved_weights(model: HybridModel, folder: Path) -> dict[str, Tensor]:
-    """Return the state dict of a model without adapters from a checkpoint of it.
-
-    Raises:
-        ModelError: the checkpoint is damaged or of another model.
-    """
-    require_undamaged(folder)
+def _saved_weights(model: HybridModel, folder: Path) -> dict[str, Tensor]:
+    """Return the state dict of a model without adapters from a checkpoint of it."""
     # Load through transformers because tensor names in the file can differ from the module's, and with the model's own
     # class so that its custom code needs no second permission to run.
     with loading("checkpoint", str(folder)):

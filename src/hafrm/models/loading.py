@@ -16,6 +16,7 @@ from hafrm.encoding import ConversationEncoder, Overlong
 from hafrm.errors import ConfigError, ModelError
 from hafrm.losses import uses_reference
 from hafrm.models.checkpoints import cast_weights, load_packed_start, load_run
+from hafrm.models.checksums import CHECKSUMS_FILE
 from hafrm.models.custom import OwnClassScorer, load_own_class, own_class, own_class_refused
 from hafrm.models.heads import OPENRLHF, SCORE, SavedHead, architectures, find_head, stock_classifier, unknown_head
 from hafrm.models.hybrid import HybridModel, head_width, max_positions, new_reward_head
@@ -236,7 +237,9 @@ def _require_trained(folder: Path, info: RunInfo, head: Head) -> None:
 
 
 def _load_foreign_scorer(model: str, options: ScoreOptions, *, trust_remote_code: bool) -> Scorer:
-    """Load a reward model that hafrm did not train, by its stock class or, if that lacks the head, as a `HybridModel`.
+    """Load a reward model that is not a run: by its stock class, or as a `HybridModel` if that lacks the head.
+
+    hafrm's own exports are loaded as a `HybridModel` too, so that their responses share prompts, as a run's do.
 
     Raises:
         ModelError: it has no reward head, or one that neither class can load.
@@ -250,7 +253,8 @@ def _load_foreign_scorer(model: str, options: ScoreOptions, *, trust_remote_code
     if options.objective is not None:
         raise ConfigError(f"score.objective has no effect on {model}, which gives one reward: leave it out.")
     head = find_head(model, trust_remote_code=trust_remote_code)
-    if head is not None and not has_stock_class(model, head, trust_remote_code=trust_remote_code):
+    exported = (Path(model) / CHECKSUMS_FILE).is_file()
+    if head is not None and (not has_stock_class(model, head, trust_remote_code=trust_remote_code) or exported):
         policy = _policy_only(model, tokenizer, options.torch_dtype(), trust_remote_code=trust_remote_code, head=head)
         encoder = _encoder(tokenizer, policy.config, options, max_length=512, overlong="drop")
         return _hybrid_scorer(policy, None, tokenizer, encoder, options, (1.0, 0.0))

@@ -118,16 +118,18 @@ class ReferenceCache:
         """
         processes = PartialState()
         names = [_names(group) for group in groups]
-        computed = []
+        computed, share = [], [_Values.none().names]
         with evaluating(self._model), self._model.adapters_disabled() if self._model.adapted else nullcontext():
             for start in range(0, len(groups), _PART)[processes.process_index :: processes.num_processes]:
                 part = slice(start, start + _PART)
+                share += names[part]
                 if missing := self._missing(groups[part], names[part]):
                     computed.append(self._computed(missing))
                 progress(min(len(groups), (start + _PART) * processes.num_processes))
-        # Not shared through the cache, whose folder may differ between nodes.
-        if computed := gather_object(computed):
-            self._known = _Values.joined([self._known, *computed])
+        self._known = _Values.joined([self._known, *computed])
+        if processes.num_processes > 1:  # the caches may differ, in folders of different nodes
+            mine = np.concatenate(share)
+            self._known = _Values.joined([self._known, *gather_object([_Values(mine, self._known.of(mine))])])
         ends = np.cumsum([len(group.responses) for group in groups])[:-1]
         return np.split(self._known.of(np.concatenate(names)), ends)
 

@@ -16,10 +16,11 @@ from functools import cached_property
 from statistics import fmean
 
 from hafrm.data import DataOptions, encode_pairs, load_pairs
+from hafrm.data.registry import VALIDATION_SHARE
 from hafrm.encoding import ConversationEncoder
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.pairs import Message, PreferencePair
-from hafrm.paper.numbers import TABLE_1
+from hafrm.paper.numbers import TABLE_1, TEST_PAIRS
 from hafrm.paper.plans import Responses, Scoring
 from hafrm.paper.resources import shape_of
 from hafrm.paper.runs import Policy, Run
@@ -38,9 +39,6 @@ _OVERHEAD = 3.0
 
 _SAMPLE = 64
 """Pairs per set that are encoded to estimate lengths."""
-
-_VALIDATION, _TEST = 0.05, 1000
-"""The paper's validation pairs, as a share of the training pairs, and its test pairs per set."""
 
 _PROMPT = 64
 """Tokens of a prompt that is answered, roughly."""
@@ -173,7 +171,7 @@ class Costs:
         """Return the size that Table 1 prints; its tokens are of a question with one answer."""
         printed, cap = TABLE_1[name], self.job.scale.cap
         train = min(printed.size, cap or printed.size)
-        pairs = {"train": train, "validation": round(printed.size * _VALIDATION), "test": _TEST}
+        pairs = {"train": train, "validation": round(printed.size * VALIDATION_SHARE), "test": TEST_PAIRS}
         return _SetSize(pairs, 2 * printed.tokens, 2 * printed.tokens)
 
     def _counted(self, name: str) -> _SetSize:

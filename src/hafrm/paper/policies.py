@@ -38,7 +38,7 @@ from hafrm.paper.tables import build_findings
 from hafrm.paper.world import oracle_reward
 from hafrm.report.figures import Curve, Panel, curve_panels
 from hafrm.report.findings import Cell, Findings, Table
-from hafrm.report.wording import interval, percent
+from hafrm.report.wording import count, interval, percent
 from hafrm.rewards import load_reward
 from hafrm.rlhf.checkpoints import Answers, checkpoint_answers
 from hafrm.rlhf.options import RlhfConfig
@@ -95,7 +95,7 @@ class Point:
         }
 
 
-def held_out_prompts(job: Job, backbone: str, sets: Sequence[str], count: int) -> dict[Prompt, str]:
+def held_out_prompts(job: Job, backbone: str, sets: Sequence[str], most: int) -> dict[Prompt, str]:
     """Return distinct test prompts that fit, evenly from each set, mapped to their set's data name.
 
     Raises:
@@ -109,7 +109,7 @@ def held_out_prompts(job: Job, backbone: str, sets: Sequence[str], count: int) -
         data = job.scale.sets[name].test
         prompts = dict.fromkeys(pair.prompt for pair in load_pairs(data, split="test").pairs)
         fitting = [prompt for prompt in prompts if len(prompt_ids(tokenizer, prompt)) <= longest]
-        found |= dict.fromkeys(fitting[: count // len(sets)], data)
+        found |= dict.fromkeys(fitting[: most // len(sets)], data)
     if len(found) < 2:
         raise DataError(f"{', '.join(sets)}: fewer than two test prompts have at most {longest} tokens.")
     return found
@@ -309,7 +309,12 @@ def find_check(job: Job) -> Findings:
             "learnt": {backbone: learnt(each) for backbone, each in points.items()},
             "steps": steps,
         },
-        tables=[learning_table("Judge's reward of answers to new prompts", points)],
+        tables=[
+            learning_table(
+                "Judge's reward of answers to new prompts",
+                {f"{name}, {count(len(each[0].gold), 'prompt')}": each for name, each in points.items()},
+            )
+        ],
         figures={
             f"ppo-{backbone}": curve_panels(f"Judge's reward over PPO steps, {backbone}", [panel])
             for backbone, panel in panels.items()
@@ -502,14 +507,14 @@ def _duel_tables(backbone: str, duels: Mapping[str, Duel], *, rewards: bool) -> 
                 for rival, label in _RIVALS.items()
             },
         )
-    gold = "judge's reward" if rewards else "duels won"
-    columns = [f"{what}, {label}" for what in (gold, "reward", "KL", "tokens") for label in _RIVALS.values()]
+    gold = ["judge's reward"] if rewards else []
+    columns = [f"{what}, {label}" for what in (*gold, "reward", "KL", "tokens") for label in _RIVALS.values()]
     for category, duel in duels.items():
         rows: list[tuple[Cell, ...]] = []
         for place, (step, (rate, ends)) in enumerate(duel.win_rates.items()):
             pair = [duel.points[rival][place] for rival in _RIVALS]
             cells = (
-                *(f"{statistics.fmean(point.gold):.2f}" for point in pair),
+                *(f"{statistics.fmean(point.gold):.2f}" for point in pair if rewards),
                 *(f"{statistics.fmean(point.proxy):.2f}" for point in pair),
                 *(f"{point.kl:.1f}" for point in pair),
                 *(f"{point.length:.1f}" for point in pair),
@@ -517,7 +522,8 @@ def _duel_tables(backbone: str, duels: Mapping[str, Duel], *, rewards: bool) -> 
             equal, missing = duel.undecided[step]
             undecided = f"{equal}, {missing} without a verdict" if missing else str(equal)
             rows.append((str(step), f"{percent(rate)} {interval(ends, percent)}".strip(), undecided, *cells))
-        yield Table(f"{category}, {backbone}", ("step", "HAF wins, %", "undecided", *columns), tuple(rows))
+        prompts = count(len(duel.points["haf"][0].gold), "prompt")
+        yield Table(f"{category}, {backbone}: {prompts}", ("step", "HAF wins, %", "undecided", *columns), tuple(rows))
 
 
 def _figures(backbone: str, duels: Mapping[str, Duel]) -> Iterator[tuple[str, Markup]]:

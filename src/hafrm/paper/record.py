@@ -343,7 +343,7 @@ def recorded_job(folder: Path) -> Job:
     }
     scale = Scale(
         backbones=backbones,
-        sets={name: SetFiles(train=name, validation=name, test=name) for name in header["sets"]},
+        sets={name: SetFiles.named(name) for name in header["sets"]},
         **{name: header[name] for name in _OF_A_SCALE},
     )
     values: dict[str, Any] = {

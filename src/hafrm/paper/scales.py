@@ -60,6 +60,11 @@ class SetFiles:
     validation: str
     test: str
 
+    @classmethod
+    def named(cls, name: str) -> SetFiles:
+        """Return the splits of a data name that has all three."""
+        return cls(train=name, validation=name, test=name)
+
 
 @dataclass(frozen=True)
 class Backbone:
@@ -217,7 +222,7 @@ def _or(asked: _Value | None, default: _Value) -> _Value:
 
 
 def _same_for_all_splits(place: int) -> dict[str, SetFiles]:
-    return {name: SetFiles(**dict.fromkeys(get_args(Split), each[place])) for name, each in _NAMES.items()}
+    return {name: SetFiles.named(each[place]) for name, each in _NAMES.items()}
 
 
 def world_training(steps: int) -> dict[str, Any]:
@@ -417,7 +422,7 @@ def _copies(folder: Path, name: str) -> SetFiles:
             f"data_folder: {folder / name} is missing. At scale paper the folder needs a copy of each set, in a folder "
             f"of its name: {', '.join(each for _, _, each in _NAMES.values())}."
         )
-    return SetFiles(**dict.fromkeys(get_args(Split), f"{name}@{folder / name}"))
+    return SetFiles.named(f"{name}@{folder / name}")
 
 
 def in_paper_order(names: Sequence[str], *, sort: bool = True) -> tuple[str, ...]:

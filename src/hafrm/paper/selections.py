@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Literal
@@ -20,13 +21,23 @@ import numpy as np
 from hafrm.errors import ConfigError, DataError
 from hafrm.judging.options import JudgeOptions
 from hafrm.paper import numbers
-from hafrm.paper.measures import AVERAGE, Grid, Measured, Row, as_json, average_of, relations
+from hafrm.paper.measures import (
+    AVERAGE,
+    RIVALS,
+    Grid,
+    Measured,
+    Row,
+    as_json,
+    average_of,
+    average_relation,
+    relations,
+)
 from hafrm.paper.plans import Plan, Responses
 from hafrm.paper.runs import option_words, seed_runs, shell_line
 from hafrm.paper.scales import METHODS, Job
 from hafrm.paper.tables import METHOD_NAMES, build_findings, cell_text, method_rows, with_average
 from hafrm.report.figures import overlap_circles
-from hafrm.report.findings import Cell, Findings, Rival, Table, ranked
+from hafrm.report.findings import Cell, Findings, Relation, Rival, Table, ranked
 from hafrm.report.wording import percent
 from hafrm.sampling.analysis import LONGEST, RANDOM, ScoredPrompt, best_shares, recall_hits
 from hafrm.sampling.best_of_n import RESULTS_FILE, best_of_n
@@ -44,6 +55,7 @@ Region = frozenset[str]
 K = Literal[1, 2]
 
 _KS: tuple[K, ...] = (1, 2)
+_CHAT = "Chat"
 _ORDER = ("baseline", "dpo", "haf")
 """Methods in Table 4's order."""
 
@@ -55,6 +67,8 @@ class Selections:
     prompts: Sequence[ScoredPrompt]
     models: Mapping[str, tuple[str, ...]]
     """Each method's runs, one per seed."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Prompts that are in no rate, by reason; a judge at an endpoint may have ranked but not compared, or reversely."""
 
     @property
     def decided(self) -> list[ScoredPrompt]:
@@ -143,7 +157,14 @@ def select(job: Job, backbone: str, name: str) -> Selections:
         HafrmError: a model can't be loaded, or nothing could be sampled or scored.
     """
     sample(replace(_sampling(job, backbone, name), model=job.model(backbone)))
-    return Selections(best_of_n(_choosing(job, backbone, name)).prompts, _models(job, backbone, name))
+    found = best_of_n(_choosing(job, backbone, name))
+    selections = Selections(found.prompts, _models(job, backbone, name))
+    lost = Counter(found.results["left_out"]) + Counter(found.results["unscored"])
+    lost["with equal responses"] = len(found.prompts) - len(selections.decided)
+    lost["without a ranking"] = sum(prompt.ranks is None for prompt in selections.decided)
+    uncompared = [prompt for prompt in selections.decided if prompt.gold is None and prompt.preferred is None]
+    lost["without a comparison"] = len(uncompared)
+    return replace(selections, left_out=+lost)
 
 
 def _sampling(job: Job, backbone: str, name: str) -> SampleConfig:
@@ -205,6 +226,12 @@ def recalls(selections: Selections, k: int, what: str) -> dict[str, Measured]:
         LONGEST: measured(*[longest] * seeds),
         **{method: measured(*map(of_run, runs)) for method, runs in selections.models.items()},
     }
+
+
+def _left_out(chosen: _Chosen) -> dict[str, Mapping[str, int]]:
+    """Return the prompts that are in no rate, by set with backbone, and by reason."""
+    every = {f"{name} ({backbone})": each for backbone, by_set in chosen.items() for name, each in by_set.items()}
+    return {name: each.left_out for name, each in every.items() if each.left_out}
 
 
 def win_rates(selections: Selections) -> dict[str, Measured]:
@@ -279,7 +306,7 @@ def find_best_by_rewards(job: Job) -> Findings:
 
 def _best(job: Job, figure: str, shown: Sequence[str]) -> Findings:
     """Measure win rates, and draw circles of the given sets, or of their mean; of a single set if none is given."""
-    chosen = {backbone: {name: select(job, backbone, name) for name in job.sets} for backbone in job.backbones}
+    chosen = _chosen(job)
     wins = {backbone: {name: win_rates(each) for name, each in by_set.items()} for backbone, by_set in chosen.items()}
     overlaps = {backbone: {name: regions(each) for name, each in by_set.items()} for backbone, by_set in chosen.items()}
     figures = {}
@@ -319,6 +346,7 @@ def _best(job: Job, figure: str, shown: Sequence[str]) -> Findings:
         figures=figures,
         relations=[each for backbone, grid in wins.items() for each in relations(backbone, grid)],
         draws={backbone: draws_of(job, backbone) for backbone in job.backbones},
+        left_out=_left_out(chosen),
     )
 
 
@@ -328,7 +356,7 @@ def _mean(by_set: Mapping[str, Mapping[Region, float]]) -> dict[Region, float]:
     return {region: float(np.mean([found.get(region, 0.0) for found in by_set.values()])) for region in every}
 
 
-def _agreement_rows(chosen: Mapping[str, Mapping[str, Selections]]) -> list[tuple[Cell, ...]]:
+def _agreement_rows(chosen: _Chosen) -> list[tuple[Cell, ...]]:
     rows: list[tuple[Cell, ...]] = []
     for backbone, by_set in chosen.items():
         found = [agreements(each) for each in by_set.values()]
@@ -340,15 +368,18 @@ def _agreement_rows(chosen: Mapping[str, Mapping[str, Selections]]) -> list[tupl
 
 
 def _printed_gains(job: Job, backbone: str, k: K) -> Callable[[Rival, str], float | None]:
-    """Return HAF's printed lead in recall over a rival on a set (Table 11), or over all (Table 4), as a share."""
+    """Return HAF's printed lead in recall over a rival: on a set (Table 11), on average or over Chat (Table 4)."""
     name_in_paper = job.scale.backbone(backbone).paper_name or ""
-    means = {row.method: row.all_sets for row in numbers.TABLE_4 if (row.backbone, row.k) == (name_in_paper, k)}
+    rows = {row.method: row for row in numbers.TABLE_4 if (row.backbone, row.k) == (name_in_paper, k)}
+    columns = {AVERAGE: ("all_sets", numbers.SETS), _CHAT: ("chat", numbers.CATEGORIES[_CHAT])}
 
     def gain(over: Rival, name: str) -> float | None:
         if (name_in_paper, "haf") not in numbers.TABLE_11:
             return None
-        if name == AVERAGE:
-            return round(means["haf"] - means[over], 2) / 100 if len(job.sets) == len(numbers.SETS) else None
+        if name in columns:
+            column, sets = columns[name]
+            lead: float = getattr(rows["haf"], column) - getattr(rows[over], column)
+            return round(lead, 2) / 100 if set(sets) <= set(job.sets) else None
         ours, theirs = numbers.TABLE_11[name_in_paper, "haf"][name], numbers.TABLE_11[name_in_paper, over][name]
         return round(ours.top_1 - theirs.top_1 if k == 1 else ours.top_2 - theirs.top_2, 2) / 100
 
@@ -361,9 +392,10 @@ _ByK = Mapping[K, Grid]
 
 def find_recall(job: Job) -> Findings:
     """Build Table 4: averages over all sets and over those of the category Chat, ours above the paper's."""
-    found = _recalls(job)
-    chat = tuple(name for name in job.sets if numbers.category_of(name) == "Chat")
-    averages = {"All": job.sets} | ({"Chat": chat} if chat else {})
+    chosen = _chosen(job)
+    found = _recalls(chosen)
+    chat = _chat_sets(job)
+    averages = {"All": job.sets} | ({_CHAT: chat} if chat else {})
     columns = [(backbone, name, sets) for backbone in job.backbones for name, sets in averages.items()]
     rows: list[tuple[Cell, ...]] = []
     for k in _KS:
@@ -373,31 +405,39 @@ def find_recall(job: Job) -> Findings:
             cells.append(_marked({who: average_of([grid[name][who] for name in sets]) for who in grid[sets[0]]}))
         rows += _recall_rows(f"Top-{k}", cells)
     ours = Table("Ours", ("recall, %", *(f"{backbone}, {name}" for backbone, name, _ in columns)), tuple(rows))
-    return _recall_findings(job, "table4", found, (ours, _papers_averages()))
+    return _recall_findings(job, "table4", chosen, found, (ours, _papers_averages()))
 
 
 def find_recall_by_set(job: Job) -> Findings:
     """Build Table 11: recalls for each set, ours above the paper's."""
-    found = _recalls(job)
+    chosen = _chosen(job)
+    found = _recalls(chosen)
     rows: list[tuple[Cell, ...]] = []
     for backbone, by_k in found.items():
         rows += _recall_rows(backbone, [_marked(by_k[k][name]) for name in job.sets for k in _KS])
     ours = Table("Ours", ("recall, %", *(f"{name}, top-{k}" for name in job.sets for k in _KS)), tuple(rows))
-    return _recall_findings(job, "table11", found, (ours, _papers_sets()))
+    return _recall_findings(job, "table11", chosen, found, (ours, _papers_sets()))
 
 
-def _recalls(job: Job) -> dict[str, _ByK]:
+_Chosen = Mapping[str, Mapping[str, Selections]]
+"""Selections by backbone and set."""
+
+
+def _chosen(job: Job) -> _Chosen:
+    return {backbone: {name: select(job, backbone, name) for name in job.sets} for backbone in job.backbones}
+
+
+def _recalls(chosen: _Chosen) -> dict[str, _ByK]:
     """Measure recalls by backbone."""
-    found: dict[str, _ByK] = {}
-    for backbone in job.backbones:
-        chosen = {name: select(job, backbone, name) for name in job.sets}
-        found[backbone] = {
-            k: {name: recalls(each, k, f"{name} by {backbone}") for name, each in chosen.items()} for k in _KS
-        }
-    return found
+    return {
+        backbone: {k: {name: recalls(each, k, f"{name} by {backbone}") for name, each in by_set.items()} for k in _KS}
+        for backbone, by_set in chosen.items()
+    }
 
 
-def _recall_findings(job: Job, name: str, found: Mapping[str, _ByK], tables: tuple[Table, ...]) -> Findings:
+def _recall_findings(
+    job: Job, name: str, chosen: _Chosen, found: Mapping[str, _ByK], tables: tuple[Table, ...]
+) -> Findings:
     recall = {backbone: {f"top_{k}": as_json(by_k[k]) for k in _KS} for backbone, by_k in found.items()}
     return build_findings(
         job,
@@ -408,12 +448,26 @@ def _recall_findings(job: Job, name: str, found: Mapping[str, _ByK], tables: tup
             each
             for backbone, by_k in found.items()
             for k in _KS
-            for each in relations(
-                backbone, by_k[k], place=f", top-{k}", average="All", gain=_printed_gains(job, backbone, k)
-            )
+            for each in _recall_relations(job, backbone, k, by_k[k])
         ],
         draws={backbone: draws_of(job, backbone) for backbone in job.backbones},
+        left_out=_left_out(chosen),
     )
+
+
+def _recall_relations(job: Job, backbone: str, k: K, grid: Grid) -> list[Relation]:
+    """Compare HAF with each rival on each set, on average, and on average over the sets of Chat."""
+    place, gain = f", top-{k}", _printed_gains(job, backbone, k)
+    found = relations(backbone, grid, place=place, average="All", gain=gain)
+    chat = [f"{name}{place}" for name in _chat_sets(job)]
+    for over in RIVALS if chat else ():
+        each = [one for one in found if one.over == over and one.tested_on in chat]
+        found.append(average_relation(each, tested_on=f"{_CHAT}{place}", paper=gain(over, _CHAT)))
+    return found
+
+
+def _chat_sets(job: Job) -> tuple[str, ...]:
+    return tuple(name for name in job.sets if numbers.category_of(name) == _CHAT)
 
 
 def _marked(row: Row) -> list[Cell]:

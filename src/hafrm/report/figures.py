@@ -170,7 +170,11 @@ def _curves(curves: Sequence[Curve], x: Interval, title: str, left: float, right
     )
     for number, curve in enumerate(curves):
         beside = 4 * (number - (len(curves) - 1) / 2)  # pixels, so that intervals at one x can be told apart
-        plot.curve(curve.points, f"series {curve.kind}", f"{title}: {curve.label}" if title else curve.label)
+        points = curve.points
+        if len(points) == 1:  # a dash, since a line needs two points
+            ((at, y),), reach = points, 0.02 * (x[1] - x[0])
+            points = ((at - reach, y), (at + reach, y))
+        plot.curve(points, f"series {curve.kind}", f"{title}: {curve.label}" if title else curve.label)
         for (at, _), ci95 in zip(curve.points, curve.ci95, strict=False):
             if ci95:
                 span = [(plot.x(at) + beside, plot.y(end)) for end in ci95]

@@ -156,7 +156,10 @@ def _scored_rows(
             kept.append(row)
     if not kept:
         lost = ", ".join(f"{count} {reason}" for reason, count in unscored.items())
-        raise DataError(f"There is no prompt of which every scorer rewards all responses ({lost}).")
+        raise DataError(
+            f"There is no prompt of which every scorer, and the judge, rewards all responses ({lost}). Raise their "
+            "max_length, or sample shorter responses."
+        )
     return kept, dict(unscored)
 
 

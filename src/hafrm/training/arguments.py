@@ -48,7 +48,7 @@ _REFUSED: dict[tuple[str, ...], str] = {
     ("save_only_model", "ignore_data_skip"): "would let an interrupted run go on to other weights than a whole one",
     ("deepspeed",): (
         "would load weights in parts, before they were probed whole: start with `accelerate launch --config_file "
-        "configs/distributed/zero3.yaml`"
+        "configs/distributed/deepspeed.yaml`"
     ),
     ("parallelism_config",): "would split models and sequences in ways that batches of pairs are not made for",
     ("accelerator_config",): "would split batches its own way: each process takes a share of a step's pairs by tokens",

@@ -63,7 +63,8 @@ class LossConfig:
 
     policy_loss: str = "dpo"
     """Loss on response log-probs: dpo (Eq. 4), ipo, slic, simpo, orpo, kto_pair, sft, robust, exo_pair, nca_pair,
-    bco_pair, sppo_hard, aot, aot_unpaired, apo_zero, apo_down or discopop, or a sum of them such as `dpo+0.2*sft`.
+    bco_pair, sppo_hard, aot, aot_unpaired, apo_zero, apo_down, discopop or sigmoid_norm, or a sum of them such as
+    `dpo+0.2*sft`.
     """
 
     beta: float = 0.1

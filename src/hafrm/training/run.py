@@ -62,8 +62,8 @@ from hafrm.training.order import pair_order
 from hafrm.training.preflight import check_machine, require_all_processes
 from hafrm.training.reference import ReferenceSource
 from hafrm.training.resuming import train_or_resume
-from hafrm.training.sharding import sharding
-from hafrm.training.trackers import one_run_each, tracker_ids
+from hafrm.training.sharding import load_whole_weights, sharding
+from hafrm.training.trackers import one_run_each, open_to_the_end, tracker_ids
 from hafrm.training.trainer import HybridTrainer
 
 
@@ -174,11 +174,12 @@ def _train(
             _begin(run, progress)
     with one_run_each(run.args, run.manifest):
         trainer = _trainer(run, callbacks, progress)
-        try:
-            train_or_resume(trainer, run.folder, total_steps(run.args.to_dict(), len(run.data.train)), progress.say)
-        finally:
-            progress.close()
-        return _finish(trainer, run)
+        with open_to_the_end(trainer):
+            try:
+                train_or_resume(trainer, run.folder, total_steps(run.args.to_dict(), len(run.data.train)), progress.say)
+            finally:
+                progress.close()
+            return _finish(trainer, run)
 
 
 def _prepare(
@@ -206,7 +207,8 @@ def _prepare(
         require_same_data(before, data.account, Path(config.out))
     args = training_arguments(config, pairs=len(data.train), started=started)
     require_all_processes(args)
-    shards = sharding(args, lora=config.lora.enabled)
+    shards = sharding(args, quantized=config.lora.quantize != "none")
+    load_whole_weights()
     make_folder(Path(config.out))
     with progress.console.status("loading the model"):
         model = _new_model(config, start.head_init, tokenizer, args, data.train)
@@ -404,9 +406,8 @@ def _finish(trainer: HybridTrainer, run: _Run) -> TrainResult:
     with trainer.accelerator.autocast():  # training's precision, even if there was no step left to train
         metrics = trainer.evaluate() if run.data.eval is not None else {}
     info = replace(trainer.info, combined_weight=_combined_weight(trainer))
-    weights = trainer.whole_weights()
+    trainer.write(save_run, info, run.folder)
     if trainer.args.should_save:
-        save_run(trainer.model, trainer.processing_class, info, run.folder, weights=weights)
         manifest = run.manifest | {
             "status": "finished",
             "steps": trainer.state.global_step,

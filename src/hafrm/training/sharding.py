@@ -8,24 +8,29 @@ before training from a model that is whole in every process.
 
 from __future__ import annotations
 
+import copy
 import os
+from collections.abc import Mapping
+from typing import Any
 
+import torch
 from accelerate.utils import FullyShardedDataParallelPlugin, str_to_bool
+from torch import Tensor, nn
 from torch.distributed.fsdp import StateDictType
 from transformers import TrainingArguments
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.training_args import ParallelMode
 
 from hafrm.errors import ConfigError
 from hafrm.models.hybrid import HybridModel
 
 
-def sharding(args: TrainingArguments, *, lora: bool) -> str | None:
+def sharding(args: TrainingArguments, *, quantized: bool) -> str | None:
     """Return the sharding of a run: `fsdp2`, `zero1` to `zero3`, or None if each process has everything.
 
     Args:
         args: The trainer's arguments, which include the settings of `accelerate launch`.
-        lora: Whether the run trains adapters.
+        quantized: Whether the backbone's weights are stored in 4 bits.
 
     Raises:
         ConfigError: the requested sharding is not supported.
@@ -35,12 +40,29 @@ def sharding(args: TrainingArguments, *, lora: bool) -> str | None:
         raise ConfigError(
             f"{kind} shards over the processes of `torchrun` or `accelerate launch`: start it so (docs/distributed.md)."
         )
-    if kind is not None and lora:
+    if kind is not None and quantized:
         raise ConfigError(
-            f"lora: adapters can't be saved and merged from weights that {kind} shards. Train them with plain data "
-            "parallelism (configs/distributed/ddp.yaml): they need no optimizer state worth sharding."
+            f"lora.quantize: {kind} can't shard 4-bit weights. Train with plain data parallelism "
+            "(configs/distributed/ddp.yaml), or leave it out."
         )
     return kind
+
+
+def without_weights(model: HybridModel) -> HybridModel:
+    """Copy a model without its weights, which are on the meta device, before they are sharded."""
+    left_out: dict[int, Any] = {}
+    for weight in model.state_dict(keep_vars=True).values():
+        meta = torch.empty_like(weight, device="meta")
+        left_out[id(weight)] = nn.Parameter(meta, weight.requires_grad) if isinstance(weight, nn.Parameter) else meta
+    return copy.deepcopy(model, left_out)
+
+
+def with_weights(empty: HybridModel, weights: Mapping[str, Tensor]) -> HybridModel:
+    """Copy a model from `without_weights`, with the weights of a state dict, which are not copied."""
+    model = copy.deepcopy(empty)
+    model.load_state_dict(weights, assign=True)
+    model.stock_lm.tie_weights()
+    return model
 
 
 def fsdp_plugin(args: TrainingArguments) -> FullyShardedDataParallelPlugin | None:
@@ -71,20 +93,31 @@ def _fsdp(args: TrainingArguments) -> str | None:
 
 
 def _zero(args: TrainingArguments) -> str | None:
-    if args.deepspeed_plugin is None:
+    plugin = args.deepspeed_plugin
+    if plugin is None:
         return None
-    if is_deepspeed_zero3_enabled():
+    where = "configs/distributed/deepspeed.yaml shows what serves."
+    if plugin.zero_stage == 3 and plugin.zero3_init_flag:
         raise ConfigError(
             "DeepSpeed's zero3_init_flag loads weights in parts, and each process must run the model before it is "
-            "sharded, for the probe and the reference: set it to false, as in configs/distributed/zero3.yaml."
+            f"sharded, for the probe and the reference: set it to false. {where}"
         )
-    return f"zero{args.deepspeed_plugin.zero_stage}"
+    if plugin.zero_stage == 3 and not plugin.zero3_save_16bit_model:
+        raise ConfigError(f"ZeRO-3 must gather weights to save them: set zero3_save_16bit_model to true. {where}")
+    return f"zero{plugin.zero_stage}"
+
+
+def load_whole_weights() -> None:
+    """Let transformers load weights whole from now on: accelerate tells it to load them in parts under ZeRO-3, whatever
+    `zero3_init_flag` says.
+    """
+    unset_hf_deepspeed_config()
 
 
 def share_heads_with_root(model: HybridModel) -> None:
     """Let ZeRO-3 gather both heads' weights in the model's forward, which uses them outside their modules."""
-    from deepspeed.zero import register_external_parameter  # an extra that only ZeRO needs
+    from deepspeed import zero  # an extra that only ZeRO needs
 
     for head in (model.reward_head, model.policy_head):
         for weight in head.parameters():
-            register_external_parameter(model, weight)
+            zero.register_external_parameter(model, weight)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,7 +33,7 @@ from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
 from hafrm.errors import NonFiniteLossError
 from hafrm.memory import enough_memory
-from hafrm.models.checkpoints import restore_weights, save_adapter, save_run, saved_weights, writing
+from hafrm.models.checkpoints import restore_weights, save_adapter, save_run, writing
 from hafrm.models.hybrid import HybridModel
 from hafrm.models.layout import Layout
 from hafrm.models.references import LiveReference
@@ -43,7 +43,13 @@ from hafrm.training.batches import PairBatch, PairBatches, PairCollator, PairDat
 from hafrm.training.objective import Objective, PairLosses
 from hafrm.training.order import PairOrder, pair_order
 from hafrm.training.resuming import list_training_state
-from hafrm.training.sharding import fsdp_plugin, share_heads_with_root
+from hafrm.training.sharding import (
+    fsdp_plugin,
+    load_whole_weights,
+    share_heads_with_root,
+    with_weights,
+    without_weights,
+)
 
 _LESS_MEMORY = (
     "Lower data_options.tokens_per_batch, or set --training.activation_checkpointing true: the same command then "
@@ -122,12 +128,15 @@ class HybridTrainer(Trainer):
         self._parameters = sum(p.numel() for p in model.parameters())  # counted before they are sharded
         if self.is_deepspeed_enabled:
             share_heads_with_root(model)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            self._empty = without_weights(model)
 
     def create_accelerator_and_postprocess(self) -> None:
         """Create the accelerator as transformers does; let FSDP also run on CPUs, in one process's precision, and save
         memory.
         """
         super().create_accelerator_and_postprocess()
+        load_whole_weights()
         state = self.accelerator.state
         if self.accelerator.distributed_type == DistributedType.MULTI_CPU and (plugin := fsdp_plugin(self.args)):
             state.fsdp_plugin = plugin  # accelerate only does this on GPUs
@@ -293,18 +302,18 @@ class HybridTrainer(Trainer):
         Raises:
             NonFiniteLossError: the weights are not finite; nothing is written.
         """
-        weights = self.whole_weights()
-        if not self.args.should_save:
-            return
         folder = Path(output_dir or str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        if self.model.adapted:
-            save_adapter(self.model, self.processing_class, self.info, folder)
-        else:
-            save_run(self.model, self.processing_class, self.info, folder, weights=weights)
+        self.write(save_adapter if self.model.adapted else save_run, self.info, folder)
 
-    def whole_weights(self) -> dict[str, Tensor] | None:
-        """Return the state dict of a sharded model, for the main process to save; None if weights are not sharded.
+    def write(self, save: Callable[[HybridModel, Any, RunInfo, Path], None], info: RunInfo, folder: Path) -> None:
+        """Write a checkpoint with `save_run` or `save_adapter`; all processes must call it."""
+        model = self._whole_model()
+        if model is not None and self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            save(model, self.processing_class, info, folder)
+
+    def _whole_model(self) -> HybridModel | None:
+        """Return the model, in the first process a copy with whole weights if they are sharded; None in the others.
 
         All processes must call it.
 
@@ -312,16 +321,22 @@ class HybridTrainer(Trainer):
             NonFiniteLossError: a weight is not finite. Losses and gradients would only show it a step later, or, after
                 the last step, never.
         """
-        sharded = self.model if self.is_fsdp_enabled else self.deepspeed
-        weights = None if sharded is None else dict(self.accelerator.get_state_dict(sharded))
-        trained = ((name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad)
-        for name, weight in trained if weights is None else weights.items():
-            if not torch.isfinite(weight).all():
+        zero: Any = self.deepspeed
+        zero3 = zero if zero is not None and zero.zero_optimization_partition_weights() else None
+        sharded = self.model if self.is_fsdp_enabled else zero3
+        model = self.model
+        if sharded is not None:
+            weights = self.accelerator.get_state_dict(sharded)
+            if not weights:
+                return None
+            model = with_weights(self._empty, weights)
+        for name, weight in model.named_parameters():
+            if weight.requires_grad and not torch.isfinite(weight).all():
                 raise NonFiniteLossError(
                     f"{name} is not finite after step {self.state.global_step}, though losses and gradients were: the "
                     f"step itself went wrong, by the learning rate or an option of the optimizer. {_NEW_RUN}"
                 )
-        return weights
+        return model
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
@@ -378,8 +393,9 @@ class HybridTrainer(Trainer):
             restore_weights(self.model, folder)
             return
         weights: dict[str, Any] = {}
-        if self.args.process_index == 0:
-            weights |= saved_weights(self.model, folder)
+        if (model := self._whole_model()) is not None:
+            restore_weights(model, folder)
+            weights |= model.state_dict()
         set_model_state_dict(
             self.model, weights, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
         )

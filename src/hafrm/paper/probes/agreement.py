@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
-from hafrm import atomic
 from hafrm.errors import DataError
 from hafrm.evaluation.options import EvaluateConfig
 from hafrm.evaluation.run import evaluate
@@ -19,7 +18,6 @@ from hafrm.paper.plans import Plan
 from hafrm.paper.runs import Run
 from hafrm.paper.scales import Job
 from hafrm.paper.tables import build_findings
-from hafrm.report.charts import standalone
 from hafrm.report.figures import Series, StraightLine, scatter
 from hafrm.report.findings import Findings, Table
 from hafrm.report.wording import percent
@@ -35,18 +33,17 @@ from hafrm.stats import (
     spearman,
 )
 
-Output = Literal["margins", "rewards"]
-"""Outputs to compare: one margin per pair, or the rewards of both responses. The paper only says "outputs"."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """Outputs of two models on the same pairs: x is the reward model's, y the DPO model's implicit reward."""
+    """Margins of two models on the same pairs: x are the reward model's, y the DPO model's.
+
+    The paper compares "outputs", without saying which.
+    """
 
     data: str
     reward_model: str
     dpo_model: str
-    output: Output
     pairs: int
     groups: int
     left_out: int
@@ -57,8 +54,8 @@ class Agreement:
     spearman: Correlation
     fit: LinearFit
     """Least-squares line of y over x."""
-    same_sign: float | None
-    """Share of pairs whose two margins have the same sign; None for rewards."""
+    same_sign: float
+    """Share of pairs whose two margins have the same sign."""
     x: Floats
     y: Floats
 
@@ -68,34 +65,30 @@ class Agreement:
         return values | {"p_value_note": "p-values suppose independent points; the interval does not."}
 
 
-def agreement(reward: Sequence[PairScore], dpo: Sequence[PairScore], *, output: Output = "margins") -> Agreement:
-    """Correlate a reward model's scores with a DPO model's on the same pairs.
+def agreement(reward: Sequence[PairScore], dpo: Sequence[PairScore]) -> Agreement:
+    """Correlate a reward model's margins with a DPO model's on the same pairs.
 
     Args:
         reward: The reward model's scores on one data set.
         dpo: The DPO model's implicit rewards on the same pairs.
-        output: What to compare.
 
     Raises:
-        DataError: fewer than three pairs were scored by both, or one model's outputs are all equal.
+        DataError: fewer than three pairs were scored by both, or one model's margins are all equal.
     """
-    theirs = {score.id: score for score in dpo if score.margin is not None}
-    both = [(score, theirs[score.id]) for score in reward if score.margin is not None and score.id in theirs]
+    theirs = {score.id: score.margin for score in dpo if score.margin is not None}
+    both = [score for score in reward if score.margin is not None and score.id in theirs]
     if len(both) < 3:
         raise DataError(f"{len(both)} pairs were scored by both models; a correlation needs three or more.")
-    x, y = (
-        np.array([value for score in side for value in _outputs(score, output)]) for side in zip(*both, strict=True)
-    )
-    names = [score.group for score, _ in both for _ in _outputs(score, output)]
+    x, y = np.array([score.margin for score in both]), np.array([theirs[score.id] for score in both])
+    names = [score.group for score in both]
     try:
         found = pearson(x, y)
     except ValueError as error:
-        raise DataError(f"The outputs of {reward[0].model} and {dpo[0].model} can't be related: {error}.") from error
+        raise DataError(f"The margins of {reward[0].model} and {dpo[0].model} can't be related: {error}.") from error
     return Agreement(
         data=reward[0].data,
         reward_model=reward[0].model,
         dpo_model=dpo[0].model,
-        output=output,
         pairs=len(both),
         groups=len(set(names)),
         left_out=len({score.id for score in (*reward, *dpo)}) - len(both),
@@ -103,48 +96,39 @@ def agreement(reward: Sequence[PairScore], dpo: Sequence[PairScore], *, output: 
         interval=None if few_groups(names) else pearson_interval(x, y, names),
         spearman=spearman(x, y),
         fit=linear_fit(x, y),
-        same_sign=float((np.sign(x) == np.sign(y)).mean()) if output == "margins" else None,
+        same_sign=float((np.sign(x) == np.sign(y)).mean()),
         x=x,
         y=y,
     )
 
 
-def _outputs(score: PairScore, output: Output) -> list[float]:
-    found = [score.margin] if output == "margins" else [score.reward_chosen, score.reward_rejected]
-    return [value for value in found if value is not None]
-
-
-def run_agreement(reward: str, dpo: str, data: str, out: Path, *, output: Output = "margins") -> Agreement:
-    """Score pairs with both models and write `agreement.json` and `agreement.svg`; resumes an interrupted call.
+def run_agreement(reward: str, dpo: str, data: str, out: Path) -> Agreement:
+    """Score pairs with both models and compare their margins; resumes an interrupted call.
 
     Args:
         reward: Run with a trained reward head, or a stock reward model.
         dpo: Run of `--method dpo`.
         data: Test pairs: a file or a data name.
-        out: Output folder, with the scores in `agreement/`.
-        output: What to compare.
+        out: Folder of the scores.
 
     Raises:
         HafrmError: a model or the data can't be read, or too few pairs were scored by both.
     """
-    both = EvaluateConfig(models=[reward, dpo], data=[data], out=str(out / "agreement"))
+    both = EvaluateConfig(models=[reward, dpo], data=[data], out=str(out))
     evaluate(both)
-    scores = read_scores(out / "agreement" / SCORES_FILE)
+    scores = read_scores(out / SCORES_FILE)
     theirs, ours = ([score for score in scores if score.model == model] for model in both.models)
-    found = agreement(theirs, ours, output=output)
-    atomic.write_json(out / "agreement.json", {"source": "Figure 7"} | found.as_dict())
-    atomic.write_text(out / "agreement.svg", standalone(_figure(found)))
-    return found
+    return agreement(theirs, ours)
 
 
-def _figure(found: Agreement) -> Markup:
+def _figure(what: str, found: Agreement) -> Markup:
     """Draw the points and the least-squares line."""
     ends = f" [{found.interval.low:.2f}, {found.interval.high:.2f}]" if found.interval else ""
     label = f"Pearson r = {found.pearson.value:.2f}{ends}, Spearman {found.spearman.value:.2f}"
-    kind = found.output.removesuffix("s")
     line = StraightLine("least squares", found.fit.slope, found.fit.intercept, "fit")
-    name = f"{found.data}: {label}"
-    return scatter(name, [Series(label, found.x, found.y)], f"reward model's {kind}", f"DPO's implicit {kind}", [line])
+    return scatter(
+        f"{what}: {label}", [Series(label, found.x, found.y)], "reward model's margin", "DPO's implicit margin", [line]
+    )
 
 
 def _runs(job: Job, backbone: str, name: str) -> tuple[Run, Run]:
@@ -173,7 +157,10 @@ def find(job: Job) -> Findings:
         "figure7",
         results={"agreement": {f"{backbone}/{name}": each.as_dict() for (backbone, name), each in found.items()}},
         tables=[_table(found)],
-        figures={f"figure7-{backbone}-{name}": _figure(each) for (backbone, name), each in found.items()},
+        figures={
+            f"figure7-{backbone}-{name}": _figure(f"{name}, {backbone}", each)
+            for (backbone, name), each in found.items()
+        },
     )
 
 
@@ -181,9 +168,7 @@ def _table(found: dict[tuple[str, str], Agreement]) -> Table:
     rows = []
     for (backbone, name), each in found.items():
         ends = f"[{each.interval.low:.2f}, {each.interval.high:.2f}]" if each.interval else "–"
-        same = "–" if each.same_sign is None else percent(each.same_sign)
-        rows.append(
-            (backbone, name, str(each.pairs), f"{each.pearson.value:.2f} {ends}", f"{each.spearman.value:.2f}", same)
-        )
-    columns = ("backbone", "set", "pairs", "Pearson r, 95% interval", "Spearman", "margins of one sign, %")
+        values = f"{each.pearson.value:.2f} {ends}", f"{each.spearman.value:.2f}", percent(each.same_sign)
+        rows.append((backbone, name, str(each.pairs), str(each.left_out), *values))
+    columns = ("backbone", "set", "pairs", "unscored", "Pearson r, 95% interval", "Spearman", "margins of one sign, %")
     return Table("Ours", columns, tuple(rows))

@@ -22,7 +22,6 @@ from typing import Any, cast
 import numpy as np
 from markupsafe import Markup
 
-from hafrm import atomic
 from hafrm.data import load_pairs
 from hafrm.errors import DataError
 from hafrm.models.checkpoints import load_run
@@ -49,7 +48,6 @@ from hafrm.paper.runs import Run
 from hafrm.paper.scales import Job
 from hafrm.paper.tables import build_findings
 from hafrm.paper.world import WORLD_SETS, oracle_reward
-from hafrm.report.charts import standalone
 from hafrm.report.figures import Series, StraightLine, scatter
 from hafrm.report.findings import Findings, Table
 from hafrm.report.wording import interval, percent
@@ -100,6 +98,8 @@ class Consistency:
     share_above_scaled: Share
     """Share above the diagonal with x and y divided by the standard deviations of the underlying rewards."""
     by_matching: dict[Matching, Share]
+    too_long: int = 0
+    """Test prompts that leave no room for a response."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return a JSON-serialisable dict."""
@@ -215,16 +215,16 @@ def run_consistency(
     prompts: int = _PROMPTS,
     sampling: SampleOptions | None = None,
 ) -> Consistency:
-    """Answer prompts with all checkpoints, score, match, and write `consistency.json` and `consistency.svg`.
+    """Answer prompts with all checkpoints, score and match them.
 
-    Responses and rewards are stored per checkpoint in `consistency/`, so that an interrupted call resumes.
+    Responses and rewards are stored per checkpoint, so that an interrupted call resumes.
 
     Args:
         haf: Run of `--method haf` that kept all checkpoints (`--training.save_total_limit null`).
         dpo: Run of `--method dpo` on the same data that kept all checkpoints.
         data: Pairs that provide the prompts: a file or a data name.
         oracle: `world/NAME` for that set's true reward; otherwise a run or stock reward model trained on the same data.
-        out: Output folder.
+        out: Folder of the stored values.
         prompts: Maximum number of distinct prompts.
         sampling: How the checkpoints answer.
 
@@ -240,7 +240,7 @@ def run_consistency(
             f"{len(fitting)} of {len(distinct)} prompts leave room for {sampling.max_new_tokens} new tokens within "
             f"{limit}. Lower sampling.max_new_tokens."
         )
-    answers = _Answers(fitting, sampling, out / "consistency")
+    answers = _Answers(fitting, sampling, out)
     first, second = (
         [_with_reward(each, answers.judged(oracle, each)) for each in run_checkpoints(Path(run))] for run in (haf, dpo)
     )
@@ -248,21 +248,17 @@ def run_consistency(
     both = {(m.first.step, str(each.folder)): (m.first, each) for m in matches for each in (m.first, m.second)}
     own = {key: answers.judged(str(both[key][0].folder), both[key][1]) for key in sorted(both)}
     gold = {str(each.folder): answers.judged(oracle, each) for each in (*first, *second)}
-    found = consistency(matches, gold, own)
-    account = {"source": "Figure 2", "prompts": len(fitting), "prompts_too_long": len(distinct) - len(fitting)}
-    account |= {"sampling": asdict(sampling), "oracle": oracle}
-    atomic.write_json(out / "consistency.json", account | found.as_dict())
-    atomic.write_text(out / "consistency.svg", standalone(_figure(found)))
-    return found
+    return replace(consistency(matches, gold, own), too_long=len(distinct) - len(fitting))
 
 
-def _figure(found: Consistency) -> Markup:
+def _figure(backbone: str, found: Consistency) -> Markup:
     """Draw five kinds of points and the diagonal."""
     series = []
     for by in MATCHINGS:
         points = [point for point in found.points if point.matching == by]
         series.append(Series(by, np.array([p.x for p in points]), np.array([p.y for p in points])))
-    label = f"{100 * found.share_above.value:.0f}% of {len(found.points)} points lie above the diagonal"
+    share = f"{100 * found.share_above.value:.0f}% of {len(found.points)} points"
+    label = f"{share} are above the diagonal, {backbone}"
     x_label, y_label = "oracle: HAF's response − DPO's", "HAF's reward: HAF's response − DPO's"
     return scatter(label, series, x_label, y_label, [StraightLine("y = x", 1.0)])
 
@@ -332,7 +328,7 @@ def plan(job: Job) -> Plan:
     """Plan HAF and DPO with all checkpoints, and a baseline as oracle at scales other than `world`."""
     answers = (
         Responses(
-            made=f"consistency/{backbone}/consistency.json",
+            made="figure2/results.json",
             backbone=backbone,
             sets=job.sets[:1],
             prompts=_PROMPTS,
@@ -375,7 +371,8 @@ def find(job: Job) -> Findings:
         "figure2",
         results={"consistency": {name: each.as_dict() for name, each in found.items()}},
         tables=[_table(found)],
-        figures={f"figure2-{backbone}": _figure(each) for backbone, each in found.items()},
+        figures={f"figure2-{backbone}": _figure(backbone, each) for backbone, each in found.items()},
+        left_out={f"Prompts ({name})": {"too_long": each.too_long} for name, each in found.items() if each.too_long},
     )
 
 

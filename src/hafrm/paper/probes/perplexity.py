@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from hafrm import atomic
-from hafrm.data import PairSet, load_pairs
+from hafrm.data import load_pairs
 from hafrm.errors import ConfigError, DataError
 from hafrm.evaluation.parts import Part
 from hafrm.evaluation.scoring import PairScore, score_pairs
@@ -89,47 +88,32 @@ def perplexity_variance(scores: Sequence[PairScore]) -> PerplexityVariance:
 
 
 def run_perplexity(
-    models: Sequence[str], data: Sequence[str], out: Path, *, score: ScoreOptions | None = None
+    model: str, data: Sequence[str], out: Path, *, score: ScoreOptions | None = None
 ) -> list[PerplexityVariance]:
-    """Score all data sets under all models and write `perplexity.json`; resumes an interrupted call.
+    """Score all data sets under a model, which is loaded only if scores are missing; resumes an interrupted call.
 
     Args:
-        models: Causal LMs: the untrained backbones, or runs (their policy head is used).
+        model: Causal LM: an untrained backbone, or a run (its policy head is used).
         data: Files or data names of pairs, of which the test split is used.
-        out: Output folder; scores of earlier calls in it are reused.
+        out: Folder of the scores; those of earlier calls are reused.
         score: Options of scoring.
 
     Returns:
-        One cell per model and data set, models outermost.
+        One cell per data set.
 
     Raises:
-        HafrmError: a model or data set can't be read, or fewer than two pairs fit.
+        HafrmError: the model or a data set can't be read, or fewer than two pairs fit.
     """
-    sets = {name: load_pairs(name, split="test") for name in data}
-    cells = [
-        perplexity_variance(scores)
-        for model in models
-        for scores in _score_model(model, sets, out, score or ScoreOptions())
-    ]
-    written = {
-        "source": "Table 6",
-        "definition": "pp = -log p(response | prompt) / response tokens, in nats; sample variance (ddof = 1)",
-        "cells": [cell.as_dict() for cell in cells],
-    }
-    atomic.write_json(out / "perplexity.json", written)
-    return cells
-
-
-def _score_model(model: str, sets: Mapping[str, PairSet], out: Path, options: ScoreOptions) -> list[list[PairScore]]:
-    """Return the mean log-probs of each data set's pairs under one model; it is loaded only if scores are missing."""
+    options = score or ScoreOptions()
     identity = model_identity(model, ScorerChoice(), options) | {"score": "mean log-prob"}
     scorer: Scorer | None = None
-    scores: list[list[PairScore]] = []
-    for name, pair_set in sets.items():
-        depends_on = identity | {"the pairs": " ".join(report.sha256 for report in pair_set.reports)}
-        part = Part(out / "perplexity", model, name, depends_on, [pair.id for pair in pair_set.pairs], PairScore)
+    cells = []
+    for name in data:
+        pairs = load_pairs(name, split="test")
+        depends_on = identity | {"the pairs": " ".join(report.sha256 for report in pairs.reports)}
+        part = Part(out / "perplexity", model, name, depends_on, [pair.id for pair in pairs.pairs], PairScore)
         kept = part.resume(lambda line: None, on_bad_row="error")
-        if missing := pair_set.pairs[len(kept) :]:
+        if missing := pairs.pairs[len(kept) :]:
             scorer = scorer or load_log_prob_scorer(
                 model,
                 options.as_in_training(),
@@ -137,8 +121,8 @@ def _score_model(model: str, sets: Mapping[str, PairSet], out: Path, options: Sc
                 template=DEFAULT_CHAT_TEMPLATE,  # as training renders for this backbone
             )
             kept = kept + part.extend(score_pairs(scorer, missing, model=model, data=name, on_bad_row="error"))
-        scores.append(kept)
-    return scores
+        cells.append(perplexity_variance(kept))
+    return cells
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,7 +224,7 @@ def _variances(job: Job, backbone: str) -> dict[str, PerplexityVariance]:
     """Compute the perplexity variances of each set under a backbone."""
     data = [job.scale.sets[name].test for name in job.sets]
     score = ScoreOptions(chat_template=job.scale.backbone(backbone).chat_template, max_length=job.scale.max_length)
-    found = run_perplexity([job.model(backbone)], data, job.root / "perplexity" / backbone, score=score)
+    found = run_perplexity(job.model(backbone), data, job.root / "perplexity" / backbone, score=score)
     return dict(zip(job.sets, found, strict=True))
 
 

@@ -247,10 +247,11 @@ def test_ray_data_and_datasets_take_the_class(tmp_path: Path) -> None:
         warnings.simplefilter("ignore")
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
         try:
-            scored = ray.data.read_parquet(str(tmp_path / "rows.parquet")).map_batches(
-                RowScorer, fn_constructor_args=[run], concurrency=1, batch_size=8
-            )
-            found = {row["response"]: row["reward"] for row in scored.take_all()}
+            ray.data.DataContext.get_current().execution_options.preserve_order = True
+            blocks = ray.data.read_parquet(str(tmp_path / "rows.parquet"), override_num_blocks=4)
+            scored = blocks.map_batches(RowScorer, fn_constructor_args=[run], concurrency=1, batch_size=4)
+            found = [(row["response"], row["reward"]) for row in scored.take_all()]
         finally:
             ray.shutdown()
-    assert [found[row["response"]] for row in rows] == pytest.approx(expected, abs=1e-5)
+    assert [response for response, _ in found] == [row["response"] for row in rows]
+    assert [reward for _, reward in found] == pytest.approx(expected, abs=1e-5)

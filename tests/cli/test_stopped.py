@@ -14,6 +14,7 @@ COMMANDS = {
     "demo": [],
     "pretrain": ["--data", "d", "--out", "o"],
     "train": ["--model", "m", "--data", "d", "--out", "o"],
+    "probe": ["m", "--data", "d", "--out", "o"],
     "evaluate": ["m", "--data", "d", "--out", "o"],
     "score": ["m", "--data", "d"],
     "sample": ["m", "--data", "d", "--out", "o"],

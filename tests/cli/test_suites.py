@@ -40,7 +40,7 @@ def test_suites_end_to_end(tmp_path: Path, capfd: Any) -> None:
     results = json.loads((out / "results.json").read_text())
     assert list(results["suites"]) == SUITES
     lines = [json.loads(line) for line in (out / "suites.jsonl").read_text().splitlines()]
-    assert len(lines) == 2 * (8 + 5 + 3)
+    assert len(lines) == 2 * (8 + 5 + 3 + 3 + 3)
     facts = [line for line in lines if line["model"] == models[0] and line["subset"] == "Factuality"]
     share = sum(line["rewards"][0] == max(line["rewards"]) for line in facts) / 2
     stated = results["suites"][SUITES[1]]["models"][models[0]]["sections"]["Factuality"]
@@ -76,9 +76,9 @@ def test_a_killed_suite_goes_on(stop_after: int, tmp_path: Path, monkeypatch: py
     assert not (tmp_path / "out" / "suites.jsonl").exists()
     stop[0] = -1
     evaluate(config)
-    assert len(calls) == 4 + 3 + 2, "a chunk was scored twice"
+    assert len(calls) == 4 + 3 + 2 + 2 + 2, "a chunk was scored twice"
     assert calls[4] == 8, "all four responses of two prompts are scored in one call"
     before = (tmp_path / "out" / "suites.jsonl").read_bytes()
     evaluate(config)
-    assert len(calls) == 9
+    assert len(calls) == 13
     assert (tmp_path / "out" / "suites.jsonl").read_bytes() == before

@@ -198,6 +198,16 @@ def test_the_time_of_samples_and_of_their_judge(
     assert not any("sampling" in line or "questions" in line for line in costs_of(asked, plan))
 
 
+def test_no_more_prompts_are_counted_than_there_are(tmp_path: Path) -> None:
+    """BS has 14 test pairs here; eight responses are ranked by three questions, and three compared in both orders."""
+    tiny, data = save_tiny(tmp_path / "base", max_position_embeddings=512), small_files(tmp_path / "data")
+    scale = small_scale(Overrides(), backbones=[str(tiny)], data_folder=str(data))
+    judge = JudgeOptions(kind="openai", model="m")
+    asked = job(scale, tmp_path / "o", backbones=("base",), judge=judge)
+    (each,) = EXPERIMENTS["figure4"].plan(asked).responses
+    assert Costs(asked).questions(each) == 14 * (3 + 2 * 3)
+
+
 def test_the_time_of_a_policys_answers() -> None:
     """Each of 10 checkpoints and the start answers 240 prompts; an endpoint sees each pair of answers twice."""
     asked = job(paper_scale(Overrides()), backbones=("phi-2",), judge=JudgeOptions(kind="openai", model="m"))

@@ -45,7 +45,9 @@ def test_table_1_counts_pairs_before_and_after_the_draw(tiny_world: Path, tmp_pa
         assert size["tokens"] > size["words"]
 
 
-@pytest.mark.parametrize("name", sorted(EXPERIMENTS))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "study" else name for name in sorted(EXPERIMENTS)]
+)
 def test_every_name_has_a_dry_run_at_the_papers_scale(name: str, tmp_path: Path, capfd: Any) -> None:
     """Without a network: commands that run, with hours, disk and memory where something is trained."""
     judged = ["--judge.kind", "reward", "--judge.model", "m"] * (name in JUDGED)

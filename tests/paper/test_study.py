@@ -736,7 +736,8 @@ def test_prompts_that_were_trained_on_are_no_test(tmp_path: Path) -> None:
     assert (kept.margin, left_out) == (1.0, 1)
 
 
-@pytest.mark.parametrize("changed", [["--steps", "3"], pytest.param(["--max_length", "250"], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("changed", [["--steps", "3"], ["--max_length", "250"]])
 def test_runs_of_other_options_are_not_shown_as_this_studys(
     changed: list[str], tiny_world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -961,6 +962,7 @@ def test_what_another_process_tried_in_vain_is_not_tried_again(
     assert tried == ["baseline", "dpo"]
 
 
+@pytest.mark.slow
 def test_a_kill_after_training_leaves_no_checkpoints(
     tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1032,6 +1034,7 @@ def test_what_is_made_of_data_is_made_anew_where_they_changed(
     assert "contains a run with other options: data (was" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_studys_root_and_its_data_may_be_moved(
     tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

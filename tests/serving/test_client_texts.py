@@ -90,9 +90,13 @@ def byte_level(template: str | None) -> Any:
     return tiny_tokenizer(template=template) if template else tiny_tokenizer()
 
 
+EVERYDAY = [(byte_level, "plain"), (byte_level, "chatml"), (byte_level, "llama2"), (sentencepiece_like, "llama2")]
+ALL = [(kind, name) for kind in (byte_level, sentencepiece_like) for name in TEMPLATES]
+
+
 @pytest.fixture(
     scope="module",
-    params=[(kind, name) for kind in (byte_level, sentencepiece_like) for name in TEMPLATES],
+    params=[pytest.param(each, marks=[] if each in EVERYDAY else pytest.mark.slow) for each in ALL],
     ids=lambda param: f"{param[0].__name__}-{param[1]}",
 )
 def scorer(request: pytest.FixtureRequest) -> HybridScorer:

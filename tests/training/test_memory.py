@@ -51,7 +51,9 @@ HOLDERS = {
 }
 
 
-@pytest.mark.parametrize("holder", HOLDERS)
+@pytest.mark.parametrize(
+    "holder", [name if name in ("list", "pandas") else pytest.param(name, marks=pytest.mark.slow) for name in HOLDERS]
+)
 def test_a_run_on_rows_in_memory_is_the_run_on_their_file(
     holder: str, base: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

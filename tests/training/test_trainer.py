@@ -177,7 +177,13 @@ POLICY = [
 REWARD = [LossConfig(reward_loss=kind, policy_ratio=0.0, centering=0.01) for kind in REWARD_LOSSES]
 
 
-@pytest.mark.parametrize("loss", POLICY + REWARD, ids=[*POLICY_LOSSES, *REWARD_LOSSES])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        pytest.param(loss, id=name, marks=[] if name in ("dpo", "bradley_terry") else pytest.mark.slow)
+        for name, loss in zip([*POLICY_LOSSES, *REWARD_LOSSES], POLICY + REWARD, strict=True)
+    ],
+)
 def test_every_loss_trains(loss: LossConfig, base: Path, tmp_path: Path) -> None:
     one = trainer(base, tmp_path, loss, max_steps=8)
     before = one.evaluate()["eval_loss"]

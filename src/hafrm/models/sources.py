@@ -55,7 +55,8 @@ def require_place(model: str) -> None:
 
 def _require_one_model(folder: Path) -> None:
     descriptions = (RUN_FILE, "config.json", ADAPTER_CONFIG)
-    if any((folder / name).exists() for name in (*descriptions, "manifest.json")):  # a model, or an unfinished run
+    begun = ("manifest.json", "tokenizer.json")  # of unfinished trainings
+    if any((folder / name).exists() for name in (*descriptions, *begun)):
         return
     found = sorted({str(path.parent) for name in descriptions for path in folder.glob(f"*/{name}")})
     if found:

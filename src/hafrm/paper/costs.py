@@ -9,6 +9,7 @@ accurate to about a third until the journal has times of finished runs.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +25,6 @@ from hafrm.paper.plans import Responses, Scoring
 from hafrm.paper.resources import shape_of
 from hafrm.paper.runs import Policy, Run
 from hafrm.paper.scales import Job
-from hafrm.paper.words import WORD
 
 _SPEED, _LARGE_SPEED = 50e9, 100e9
 """Operations per second of one thread, for backbones of a few million parameters and for those of `_LARGE` or more."""
@@ -201,7 +201,7 @@ class Costs:
 
 
 def _words(turns: tuple[Message, ...]) -> int:
-    return sum(len(WORD.findall(turn.text)) for turn in turns)
+    return sum(len(re.findall(r"\w+|[^\w\s]", turn.text)) for turn in turns)
 
 
 def can_estimate(job: Job) -> bool:

@@ -16,9 +16,7 @@ from scipy.special import expit
 from hafrm.pairs import Conversation, Message, PreferencePair
 from hafrm.stats import Floats, accuracy
 
-WORD = re.compile(r"\w+|[^\w\s]")
-"""A word or a sign."""
-
+_WORD = re.compile(r"\w+|[^\w\s]")
 _LEAST = 3
 """Minimum number of pairs in which a word must occur to be used."""
 _PENALTIES = (0.3, 1.0, 3.0, 10.0, 30.0)
@@ -71,7 +69,7 @@ def best_fit(x: sparse.csr_array | Floats, held_out: sparse.csr_array | Floats, 
 
 
 def _counts(response: Sequence[Message]) -> Counter[str]:
-    return Counter(WORD.findall("\n".join(turn.content for turn in response).lower()))
+    return Counter(_WORD.findall("\n".join(turn.content for turn in response).lower()))
 
 
 def _difference(pair: PreferencePair) -> dict[str, float]:

@@ -11,7 +11,6 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from hafrm.encoding import TokenGroup
-from hafrm.errors import ConfigError
 from hafrm.logprobs import LogitTransform
 from hafrm.models.hybrid import HybridModel
 from hafrm.models.layout import choose_layout
@@ -107,21 +106,6 @@ def test_a_fit_finds_the_minimum_that_is_known() -> None:
     assert fit.steps > 0
 
 
-def test_a_penalty_holds_the_head_to_its_start() -> None:
-    informed, _, targets = one_token_pairs(2)
-    start, moved, losses = good_head(), [], []
-    for penalty in (0.0, 0.1, 1e6):
-        options = FitOptions(penalty=penalty)
-        head, fit = fit_policy_head(
-            side(informed, targets), {"s": start}, torch.zeros(PAIRS, 2), policy_loss="dpo", beta=0.5, options=options
-        )
-        moved.append((head.weight - start.weight).norm().item())
-        losses.append(fit.loss)
-    assert moved[0] > moved[1] > moved[2]
-    assert losses[0] < losses[1] < losses[2]
-    assert losses[2] == pytest.approx(fit.start_losses["s"], rel=1e-3)
-
-
 def test_a_stopped_fit_says_so() -> None:
     informed, _, targets = one_token_pairs(2)
     options = FitOptions(max_steps=1, tolerance=1e-9)
@@ -172,8 +156,3 @@ def test_change_and_rank_by_hand() -> None:
     assert effective_rank(torch.ones(4, 3)) == 0
     with pytest.raises(ValueError, match="one shape"):
         representation_change(start, start[:1])
-
-
-def test_fit_options_are_checked() -> None:
-    with pytest.raises(ConfigError):
-        FitOptions(max_steps=0)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hafrm.encoding import TokenGroup
-from hafrm.errors import ConfigError, TrainingError
+from hafrm.errors import TrainingError
 from hafrm.logprobs import LogitTransform, linear_log_probs, sum_by_sequence
 from hafrm.losses import PairLogProbs, PolicyLossOptions, named_policy_loss
 from hafrm.models.hybrid import HybridModel
@@ -65,17 +65,6 @@ class FitOptions:
     tolerance: float = 1e-4
     """A fit has converged if no entry of the gradient is larger than this."""
 
-    penalty: float = 0.0
-    """Weight of half the squared distance to the start, added to the mean loss.
-
-    The claim's minimum has none; a small one keeps a head from fitting few pairs perfectly, so that held-out pairs can
-    be compared.
-    """
-
-    def __post_init__(self) -> None:
-        if self.max_steps < 1 or not self.tolerance > 0 or not 0 <= self.penalty < math.inf:
-            raise ConfigError("fit.max_steps must be at least 1, fit.tolerance positive and fit.penalty at least 0")
-
 
 @dataclass(frozen=True)
 class Fit:
@@ -84,7 +73,7 @@ class Fit:
     start: str
     """Name of the start from which the head was fitted."""
     loss: float
-    """Mean D2 on the pairs it was fitted to, without the penalty."""
+    """Mean D2 on the pairs it was fitted to."""
     start_losses: dict[str, float]
     """Mean D2 of each start before the fit."""
     gradient_norm: float
@@ -192,7 +181,7 @@ def _fit_from(
 ) -> tuple[PolicyHead, Fit]:
     given = [start.weight] if start.bias is None else [start.weight, start.bias]
     parameters = [each.detach().float().clone().requires_grad_() for each in given]
-    head, starts = PolicyHead(*parameters), [each.detach().clone() for each in parameters]
+    head = PolicyHead(*parameters)
     optimizer = torch.optim.LBFGS(
         parameters,
         max_iter=options.max_steps,
@@ -206,17 +195,12 @@ def _fit_from(
     def closure() -> Tensor:
         optimizer.zero_grad()
         loss = mean_loss(head)
-        if options.penalty:
-            moved = [(each - start).square().sum() for each, start in zip(parameters, starts, strict=True)]
-            loss = loss + options.penalty / 2 * torch.stack(moved).sum()
         loss.backward()
         return loss
 
     with torch.enable_grad():
         optimizer.step(closure)
-        closure()  # recompute the gradient at the final parameters
-    with torch.no_grad():
-        loss = mean_loss(head).item()
+        loss = closure().item()  # recomputes the gradient at the final parameters
     gradient = torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
     largest = gradient.abs().max().item()
     fit = Fit(

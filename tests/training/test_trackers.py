@@ -107,7 +107,7 @@ def test_each_training_is_one_run_with_its_last_validation(tracker: str, tmp_pat
 
 def test_wandb_continues_a_run_and_begins_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[str] = []
-    wandb: Any = SimpleNamespace(run=None, finish=lambda: ended.append("run"))
+    wandb: Any = SimpleNamespace(run=None, finish=lambda: ended.append("run"), teardown=lambda: None)
     monkeypatch.setitem(__import__("sys").modules, "wandb", wandb)
     args = arguments(tmp_path, "wandb")
     first, second = tracker_ids(args, None), tracker_ids(args, None)

@@ -118,6 +118,6 @@ def share_heads_with_root(model: HybridModel) -> None:
     """Let ZeRO-3 gather both heads' weights in the model's forward, which uses them outside their modules."""
     from deepspeed import zero  # an extra that only ZeRO needs
 
-    for head in (model.reward_head, model.policy_head):
-        for weight in head.parameters():
+    for head in (model.reward_head, model.stock_lm.get_output_embeddings()):
+        for weight in head.parameters() if head is not None else ():
             zero.register_external_parameter(model, weight)

@@ -49,6 +49,7 @@ def one_run_each(args: TrainingArguments, ids: Mapping[str, str]) -> Iterator[No
         wandb: Any = sys.modules.get("wandb")
         if "wandb" in (args.report_to or ()) and already is None and getattr(wandb, "run", None) is not None:
             wandb.finish()
+            wandb.teardown()  # otherwise the next run would be this one: W&B reads the environment once
 
 
 @contextlib.contextmanager

@@ -182,6 +182,19 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
+@pytest.mark.parametrize(("name", "kept"), [("[:2]", [1, 2]), ("[2:]", [3, 4]), ("[-1:]", [4]), ("[:50%]", [1, 2])])
+def test_a_slice_of_a_file_is_scored(
+    name: str, kept: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ScorerChoice, "load", lambda self, model, options: LengthScorer())
+    path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    path.write_text("".join(json.dumps({"prompt": "p", "response": "y", "id": row}) + "\n" for row in range(1, 5)))
+    score_rows(ScoreConfig(model="m", data=f"{path}{name}", out=str(out)))
+    assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == kept
+    with pytest.raises(ConfigError, match="no splits"):
+        score_rows(ScoreConfig(model="m", data=f"{path}#test", out=str(out)))
+
+
 @pytest.mark.parametrize("count", [1, 2, 5, 23, 40])
 def test_shards_one_after_the_other_are_the_whole(count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ScorerChoice, "load", lambda self, model, options: LengthScorer())

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import groupby, islice, repeat
+from itertools import chain, groupby, islice, repeat
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -26,9 +26,10 @@ import numpy as np
 from hafrm import atomic
 from hafrm.data import MemoryData, OnBadRow, ReadOptions, read_rows
 from hafrm.data.mappings import row_mapping, with_names
+from hafrm.data.names import parsed
 from hafrm.data.reports import listed
 from hafrm.data.rowfiles import FORMATS, arrow_row, has_known_suffix
-from hafrm.errors import BadRowError, BadRowReason, UnreadableError
+from hafrm.errors import BadRowError, BadRowReason, ConfigError, UnreadableError
 from hafrm.evaluation.options import ScoreConfig
 from hafrm.evaluation.scoring import score_conversations
 from hafrm.models.loading import load_scorer
@@ -126,21 +127,28 @@ def score_rows(config: ScoreConfig, *, config_files: Iterable[str] = ()) -> Scor
 
 
 def _rows(data: str) -> Iterator[Row]:
-    """Yield the rows of a file, of a folder's files, or in memory.
+    """Yield the selected rows of a file, of a folder's files, or in memory.
 
     Raises:
+        ConfigError: the name has a split.
         UnreadableError: the file does not exist, or the folder contains no file of rows.
     """
     if isinstance(data, MemoryData):
         yield from data.rows()
         return
-    files = [data]
-    if Path(data).is_dir():
-        files = sorted(str(path) for path in Path(data).rglob("*") if has_known_suffix(path))
+    name = parsed(data)
+    if name.split is not None:
+        raise ConfigError(f"{data}: files are scored whole and have no splits. Leave out #{name.split}.")
+    files = [Path(name.base)]
+    if files[0].is_dir():
+        files = sorted(path for path in files[0].rglob("*") if has_known_suffix(path))
         if not files:
             raise UnreadableError(f"{data} contains no file of rows ({FORMATS}).")
-    for file in files:
-        yield from read_rows(Path(file))
+
+    def rows() -> Iterator[Row]:
+        return chain.from_iterable(map(read_rows, files))
+
+    yield from name.selection.of(rows(), lambda: sum(1 for _ in rows()), seed=0)
 
 
 class RowScorer:

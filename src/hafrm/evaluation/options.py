@@ -112,7 +112,8 @@ class ScoreConfig(ScorerChoice):
 
     data: str
     """The file of rows, in any format that training reads; each row is a prompt with a response, or a pair. A folder
-    of such files is read in the order of their paths. In Python also rows in memory; see `hafrm.load_pairs`.
+    of such files is read in the order of their paths; FILE[:1000] and other slices select rows. In Python also rows in
+    memory; see `hafrm.load_pairs`.
     """
 
     out: str | None = None

@@ -185,7 +185,6 @@ def test_the_combined_head(rows: Path, tmp_path: Path) -> None:
     [
         (["train", "--model", "m", "--data", "nothing.jsonl", "--out", "o"], "nothing.jsonl"),
         (["train", "--model", "missing", "--data", "nothing.jsonl", "--out", "o"], "nothing.jsonl"),
-        (["train", "--model", "m", "--data", "world/helpful", "--out", "o", "--training.max_stepz", "3"], "max_steps"),
         (["train", "--model", "m", "--data", "world/helpful", "--out", "o", "--loss.beta", "-1"], "loss.beta"),
         (["evaluate", "nowhere", "--data", "hh-harmles", "--out", "o"], "hh-harmless"),
         (["score", "nowhere", "--data", "x.jsonl"], "x.jsonl"),

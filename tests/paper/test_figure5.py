@@ -176,6 +176,7 @@ def test_figure_5_and_ppo_outside_the_world_need_a_judge(tmp_path: Path) -> None
                     EXPERIMENTS[name].plan(asked)
 
 
+@pytest.mark.slow
 def test_lower_bounds_from_their_command_to_their_files(
     tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,6 +198,7 @@ def test_lower_bounds_from_their_command_to_their_files(
     assert results["differences"]["mean - 1 standard error - one head"]["mean"] == pytest.approx(gap)
 
 
+@pytest.mark.slow
 def test_dense_rewards_from_their_command_to_their_files(tiny_world: Path, short: None, tmp_path: Path) -> None:
     """Five ways to be rewarded by the same run, whose first checkpoints are the same model."""
     words = ["reproduce", "dense", "--out", str(tmp_path), "--steps", "2", "--sets", "Helpful"]

@@ -24,6 +24,7 @@ def test_no_drawn_request_fails(served: str) -> None:
     assert {"200", "422"} <= set(findings.statuses)
 
 
+@pytest.mark.slow
 def test_no_hostile_request_fails(served: str) -> None:
     findings = Findings()
     for request in hostile_requests(20 * len(MAKERS), seed=1):

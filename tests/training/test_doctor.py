@@ -139,6 +139,7 @@ def test_flipped_labels_show_in_training_from_a_trained_head(
     assert "flipped labels" in found
 
 
+@pytest.mark.slow
 def test_pairs_that_length_decides(base: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert checks(base, tmp_path, capfd, longer) == ["length"]
 

@@ -73,6 +73,7 @@ def test_a_finished_run_trains_on_with_its_head(rank: int, tmp_path: Path, capsy
     assert abs(cosine(first, fresh)) < 0.9
 
 
+@pytest.mark.slow
 def test_adapters_on_top_of_adapters_are_resumed(tmp_path: Path) -> None:
     """A LoRA run that started from a checkpoint of adapters alone, which it merged."""
     lora = LoraOptions(rank=4)

@@ -286,6 +286,12 @@ def test_what_is_kept_is_enough_for_all_tables_and_is_not_done_again(
 ) -> None:
     """A study is kept, then computed again without its models and data, then extended on another machine."""
     kept, data = tmp_path / "kept", small_files(tmp_path / "data")
+    for path in data.iterdir():  # no test prompt is trained on
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for row in rows:
+            row["prompt"][0]["content"] += f" ({path.stem})"
+            del row["group"]
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     words = ["reproduce", "study", "--scale", "small", "--backbone", str(tiny_world), "--backbones", "base"]
     words += ["--data_folder", str(data), "--steps", "1", "--max_length", "256", "--sets", "BS", "Harmless"]
     words += ["--test_pairs", "9", "--validation_pairs", "5", "--parts", "table2", "transfer", "--keep", str(kept)]
@@ -402,7 +408,7 @@ def test_what_fails_is_written_down_and_the_study_goes_on(
     monkeypatch.setattr(Run, "make", failing)
     found = run_study(tmp_path, "--parts", "table2")
     assert [each["reason"] for each in found["failures"]] == ["the loss is not finite"] * 2
-    assert set(found["parts"]["table2"]["instruct"]["BS"]) == {"haf", "baseline", "words"}
+    assert set(found["parts"]["table2"]["instruct"]["BS"]) == {"haf", "baseline", "words", "frozen"}
     page = (tmp_path / "world" / "study" / "table.md").read_text()
     assert "the loss is not finite" in page
     assert any("2 of which failed" in line for line in found["missing"])

@@ -104,7 +104,7 @@ class Probed:
     right: int
     """Number of these pairs in which the unchanged response has the lower reward."""
     lost: float | None
-    """Share of `right` in which the changed response no longer has; None if there is no such pair."""
+    """Share of `right` in which the changed response does not have the lower reward; None if `right` is 0."""
     lost_ci95: Interval | None
 
 

@@ -24,9 +24,9 @@ from hafrm.data import DataOptions, PairTables, encode_pairs, load_pairs
 from hafrm.encoding import ConversationEncoder
 from hafrm.models.checkpoints import load_run
 from hafrm.models.hybrid import HybridModel
-from hafrm.models.layout import choose_layout
+from hafrm.models.layout import Layout, choose_layout
 from hafrm.models.modules import evaluating
-from hafrm.models.references import ReferenceCache
+from hafrm.models.references import precompute_reference
 from hafrm.models.starts import new_model
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.paper.plans import Plan
@@ -79,8 +79,9 @@ def pulls(model: HybridModel, tables: PairTables, loss: LossConfig, reference: n
         out, and an LM head that is not tied to the embeddings.
     """
     dataset = PairDataset(tables, reference)
+    layout = choose_layout(model, 0, max_length=int(tables.longest().max()))
     reward, policy = (
-        _gradients(model, dataset, losses)
+        _gradients(model, dataset, layout, losses)
         for losses in (replace(loss, policy_ratio=0.0), replace(loss, reward_weight=0.0))
     )
     names = list(dict.fromkeys(map(_part_of, reward)))
@@ -91,9 +92,8 @@ def pulls(model: HybridModel, tables: PairTables, loss: LossConfig, reference: n
     }
 
 
-def _gradients(model: HybridModel, dataset: PairDataset, loss: LossConfig) -> dict[str, Tensor]:
+def _gradients(model: HybridModel, dataset: PairDataset, layout: Layout, loss: LossConfig) -> dict[str, Tensor]:
     """Return the gradient of the mean loss in each weight of the backbone, flat; zero where the loss has none."""
-    layout = choose_layout(model, 0, max_length=int(dataset.tables.longest().max()))
     collator, objective = PairCollator(layout, _TOKENS), Objective(loss)
     with evaluating(model), torch.enable_grad():
         model.zero_grad(set_to_none=True)
@@ -173,11 +173,11 @@ def _steps(job: Job, run: Run) -> Iterator[tuple[int, dict[str, Pull]]]:
     tables = encode_pairs(pairs[: 2 * _PAIRS], encoder, options, limit=_PAIRS)
     start = new_model(model_name, tokenizer, lora=config.lora, seed=run.seed, dtype=torch.float32)
     layout = choose_layout(start, tokenizer.pad_token_id, max_length=options.max_length)
-    cache = ReferenceCache(start, layout=layout, batch_size=16, tokens=_TOKENS, cache=cache_folder("references"))
-    values = cache.log_probs([tables[row] for row in range(len(tables))])
+    cache = cache_folder("references")
+    values = precompute_reference(start, tables, layout=layout, batch_size=16, tokens=_TOKENS, cache=cache)
     reference = np.full(tables.num_responses, np.nan, dtype=np.float32)
-    for pair, (chosen, rejected) in zip(tables.pairs, values, strict=True):
-        reference[pair["chosen"]], reference[pair["rejected"]] = chosen, rejected
+    for place, side in enumerate(("chosen", "rejected")):
+        reference[tables.pairs[side]] = values[:, place]
     loss = config.resolved_loss
     yield 0, pulls(start, tables, loss, reference)
     for checkpoint in run_checkpoints(Path(folder)):

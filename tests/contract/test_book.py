@@ -57,14 +57,13 @@ OPTIONS = {
 
 OTHERS_OPTIONS = {
     "README.md": "--reward.remote_url --remote_rm_url",
-    "clients.md": "--reward.remote_url --reward.model_name_or_path",
     "comparison.md": "--packing_samples",
     "distributed.md": "--machine_rank",
     "log.md": "--only",
-    "rlhf.md": (
-        "--pretrain --remote_rm_url --prompt_data --input_key --apply_chat_template --rollout_batch_size "
-        "--train_batch_size --generate_max_len --top_p --actor_learning_rate --init_kl_coef --vllm_num_engines "
-        "--save_path"
+    "openrlhf.md": (
+        "--reward.remote_url --reward.model_name_or_path --pretrain --remote_rm_url --prompt_data --input_key "
+        "--apply_chat_template --rollout_batch_size --train_batch_size --generate_max_len --top_p "
+        "--actor_learning_rate --init_kl_coef --vllm_num_engines --save_path"
     ),
 }
 """Options of other programs (accelerate, OpenRLHF, a benchmark) that a page's running text names."""

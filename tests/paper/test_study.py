@@ -26,6 +26,7 @@ from hafrm.data import DataOptions, encode_pairs, load_pairs
 from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ConfigError, TrainingError
 from hafrm.evaluation.scoring import PairScore, read_scores
+from hafrm.evaluation.words import fit_words
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.pairs import Conversation
 from hafrm.paper import costs, executor, numbers, runs, stages, study
@@ -38,7 +39,6 @@ from hafrm.paper.samples import unseen
 from hafrm.paper.scales import Job, Overrides, SetFiles, small_scale, world_scale
 from hafrm.paper.stages import stage_order, trials
 from hafrm.paper.study_page import findings_of, page_of, publish, with_block
-from hafrm.paper.words import fit_words
 from hafrm.training import run as training_run
 from tests.paper.test_plans import small_files
 from tests.tiny import pair, save_tiny, some_pairs

@@ -160,6 +160,18 @@ def test_a_bag_of_words_is_never_fitted_on_the_prompts_that_it_scores() -> None:
     assert cross_fitted(pairs[:49], [1] * 49) == {}
 
 
+def test_a_tie_is_wrong_in_the_files_for_rewardbench() -> None:
+    """As in `scripts/run_rm.py`, which wants the better response to have the higher reward."""
+    items = load_suite(f"rewardbench@{PATHS['rewardbench']}").items[:2]
+    scores = [score("math-prm", rewards, row=row) for row, rewards in enumerate([(1.0, 1.0), (2.0, 1.0)])]
+    scored = [(replace(item, subset="math-prm"), each) for item, each in zip(items, scores, strict=True)]
+    submission = SUITES["rewardbench"].submission
+    assert submission is not None
+    files = submission({"model": "a/b"}, scored)
+    assert files["eval-set/a/b.json"] == {"model": "a/b", "math-prm": 0.5}
+    assert files["eval-set-scores/a/b.json"]["results"] == [0, 1]
+
+
 def test_rewardbench_has_the_published_counts() -> None:
     totals = {name: sum(subsets.values()) for name, subsets in SECTIONS.items()}
     assert totals == {"Chat": 358, "Chat Hard": 456, "Safety": 740, "Reasoning": 984 + 984}

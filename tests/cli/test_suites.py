@@ -20,6 +20,7 @@ from hafrm.pairs import Conversation
 from tests.evaluation.test_suites import PATHS
 from tests.tiny import save_tiny, tiny_tokenizer
 
+NO_LEADERBOARD = {"ppe", "ppe-correctness"}
 SUITES = [f"{name}@{path}" for name, path in PATHS.items()]
 
 
@@ -71,8 +72,7 @@ def test_each_leaderboard_gets_the_files_of_its_own_program(tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     reward_model(Path("runs/haf"))
     written = by_length(["runs/haf"], tmp_path / "out", monkeypatch)
-    names = {"-".join(suite.replace("@", "/").split("/")).replace("--", "-"): suite for suite in SUITES}
-    places = {suite.partition("@")[0]: written / name for name, suite in names.items()}
+    places = {name: written / name for name in PATHS}
     run = {"model": "runs/haf", "model_type": "Seq. Classifier", "chat_template": "tokenizer"}
 
     def read(suite: str, file: str) -> Any:
@@ -130,7 +130,7 @@ def test_each_leaderboard_gets_the_files_of_its_own_program(tmp_path: Path, monk
         },
         {"problem": "What is 3 - 1?", "solution_reference": ["human_to_GPT-4", "model-a"], "score": [23.0, 8.0]},
     ]
-    assert not [path for path in written.rglob("*") if "ppe" in path.name]
+    assert sorted(path.name for path in written.iterdir() if path.is_dir()) == sorted(PATHS.keys() - NO_LEADERBOARD)
 
 
 def test_files_of_an_earlier_evaluation_are_no_longer_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ _PENALTY = 10.0
 """The penalty where no validation pairs choose one."""
 _FOLDS = 5
 _MOST = 20_000
-FITTED_ON = f"fitted on the other four fifths of the same rows, drawn by prompt, at most of the first {_MOST:,}"
+FITTED_ON = f"fitted on the other four fifths of the same rows, drawn by prompt (of {_MOST:,} rows at most)"
 """What the bag of words beside an evaluation is fitted on."""
 _FEWEST = 50
 """Minimum number of rows for the bag of words beside an evaluation."""

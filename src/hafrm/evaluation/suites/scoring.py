@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,11 +77,14 @@ def write_submissions(
     """
     require_submissions(folder)
     shutil.rmtree(folder / SUBMISSIONS, ignore_errors=True)
+    written = Counter[str]()
     for name, found in suites.items():
         if found.suite.submission is None:
             continue
+        written[found.suite.name] += 1
         _write(folder / SUBMISSIONS / _OURS, {})
-        place = folder / SUBMISSIONS / "-".join(re.findall(r"[\w.-]+", name))
+        again = f"-{written[found.suite.name]}" if written[found.suite.name] > 1 else ""  # two copies of one suite
+        place = folder / SUBMISSIONS / f"{found.suite.name}{again}"
         for model, kind in kinds.items():
             rows = [score for score in scores if (score.model, score.data) == (model, name)]
             if unscored := sum(bool(score.unscored) for score in rows):

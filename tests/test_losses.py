@@ -246,6 +246,12 @@ def test_sft_is_the_mean_token_loss_of_the_chosen_response():
     assert sft_loss(log_probs()).tolist() == [3.0, 3.05, 2.0]
 
 
+def test_grm_regularizes_with_the_sigmoid_of_the_chosen_log_prob():
+    """As `compute_loss` of GRM's trainer with `sft_only`: log-probs are summed over tokens."""
+    expected = -torch.nn.functional.logsigmoid(0.1 * log_probs().chosen)
+    torch.testing.assert_close(named_policy_loss("grm_sft")(log_probs(), PolicyLossOptions()), expected)
+
+
 @each_policy_loss
 def test_no_reference_is_a_reference_of_zeros(name):
     zeros = log_probs(reference_chosen=torch.zeros(3), reference_rejected=torch.zeros(3))
@@ -278,7 +284,7 @@ def test_descent_raises_chosen_and_lowers_rejected(name):
         assert (chosen.grad < rejected.grad).all()
         return
     assert (chosen.grad < 0).all()
-    assert name == "sft" or (rejected.grad > 0).all()
+    assert name in ("sft", "grm_sft") or (rejected.grad > 0).all()
 
 
 @each_policy_loss

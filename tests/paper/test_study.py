@@ -235,6 +235,7 @@ def test_a_frozen_backbones_head_is_a_logistic_regression_on_the_stock_models_st
     assert np.log10(np.median(penalties)) == pytest.approx(round(np.log10(np.median(penalties))), abs=0.01)
 
 
+@pytest.mark.slow
 def test_the_study_from_its_command_to_the_docs(
     tiny_world: Path,
     tmp_path: Path,

@@ -318,7 +318,12 @@ def run(args: Namespace) -> None:
     require_results(folder, others, written, "results.json", known, by="hafrm reproduce")
     if config.recompute is None:
         experiment.execute(job, plan, lambda line: said.print(line, markup=False))
-    _write(experiment.find(job), folder, config, shown)
+    findings = experiment.find(job)
+    if config.name != "study" and plan.scorings:
+        from hafrm.paper.measures import record_scores
+
+        record_scores(job, plan.scorings, folder)
+    _write(findings, folder, config, shown)
 
 
 def _write(findings: Findings, folder: Path, config: ReproduceConfig, shown: Console) -> None:

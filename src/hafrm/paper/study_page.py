@@ -15,19 +15,18 @@ from typing import Any
 from markupsafe import Markup
 
 from hafrm import atomic
-from hafrm.errors import ConfigError, DataError
+from hafrm.errors import ConfigError
 from hafrm.paper import numbers
 from hafrm.paper.measures import AVERAGE
 from hafrm.paper.plans import FROZEN, PARTS, WORDS
 from hafrm.paper.scales import MAIN_PAGE
-from hafrm.paper.study import AVERAGES, ENOUGH, FORMAT
+from hafrm.paper.study import AVERAGES, ENOUGH
 from hafrm.paper.tables import LEGEND, METHOD_NAMES, bar_group, cell_text, lines_of, ranked_rows, template
 from hafrm.report.charts import standalone
 from hafrm.report.figures import Curve, Panel, accuracy_bars, curve_panels
 from hafrm.report.findings import Cell, Findings, Table, findings_markdown, table_markdown
 from hafrm.report.wording import count, interval, p_value, percent, points
 from hafrm.stats import FEWEST_GROUPS
-from hafrm.store import read_json
 
 Results = Mapping[str, Any]
 _Grid = Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -359,20 +358,6 @@ def _size_curves(grid: _Grid, seeds: Sequence[int]) -> tuple[Curve, ...]:
 def _ratio_curves(grid: _Grid, seeds: Sequence[int]) -> tuple[Curve, ...]:
     known = _points(grid, seeds, {row: float(row) for column in grid.values() for row in column})
     return (Curve("HAF", "positive", known),) if known else ()
-
-
-def read_results(path: Path) -> dict[str, Any]:
-    """Read a study's `results.json`.
-
-    Raises:
-        DataError: the file is missing or not a study's.
-    """
-    found = read_json(path)
-    if found is None or found.get("format") != FORMAT:
-        raise DataError(
-            f"{path} is not the results of a study of this version. Run the study again: it trains nothing."
-        )
-    return found
 
 
 def markdown_path(page: str) -> Path:

@@ -31,10 +31,11 @@ else:
 
 __all__ = ["BEST_METRICS", "LossConfig", "Method", "PretrainConfig", "TrainConfig"]
 
-_FIXED_WEIGHTS: dict[Method, dict[str, float]] = {
+_FIXED_LOSSES: dict[Method, dict[str, float | str]] = {
     "haf": {},
     "baseline": {"reward_weight": 1.0, "policy_ratio": 0.0},
     "dpo": {"reward_weight": 0.0, "policy_ratio": 1.0},
+    "grm": {"reward_weight": 0.99, "policy_ratio": 0.01, "policy_loss": "grm_sft"},
 }
 
 _OF_REWARD_LOSSES = (
@@ -79,9 +80,9 @@ class LossConfig:
     """
 
     policy_loss: str = "dpo"
-    """Loss on response log-probs: dpo (Eq. 4), ipo, slic, simpo, orpo, kto_pair, sft, robust, exo_pair, nca_pair,
-    bco_pair, sppo_hard, aot, aot_unpaired, apo_zero, apo_down, discopop or sigmoid_norm, or a sum of them such as
-    `dpo+0.2*sft`.
+    """Loss on response log-probs: dpo (Eq. 4), ipo, slic, simpo, orpo, kto_pair, sft, grm_sft, robust, exo_pair,
+    nca_pair, bco_pair, sppo_hard, aot, aot_unpaired, apo_zero, apo_down, discopop or sigmoid_norm, or a sum of them
+    such as `dpo+0.2*sft`.
     """
 
     beta: float = 0.1
@@ -187,18 +188,19 @@ class LossConfig:
             yield "reference", f"on {self.policy_loss}, which has no reference"
 
     def for_method(self, method: Method) -> LossConfig:
-        """Return the losses with the weights that a method fixes; `haf` leaves them unchanged.
+        """Return the losses as a method fixes them; `haf` leaves them unchanged.
 
         Raises:
             ConfigError: a weight was set to another value, or an option has no effect on the method's losses.
         """
-        for name, value in _FIXED_WEIGHTS[method].items():
+        for name, value in _FIXED_LOSSES[method].items():
             if getattr(self, name) not in (value, self.__dataclass_fields__[name].default):
+                fixed = value if isinstance(value, str) else f"{value:g}"
                 raise ConfigError(
-                    f"loss.{name} is {getattr(self, name)}, but --method {method} fixes it at {value:g}. Leave it out, "
+                    f"loss.{name} is {getattr(self, name)}, but --method {method} fixes it at {fixed}. Leave it out, "
                     "or train both heads with --method haf."
                 )
-        return replace(self, **_FIXED_WEIGHTS[method])  # type: ignore[arg-type]
+        return replace(self, **_FIXED_LOSSES[method])  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +228,9 @@ class TrainConfig:
     """Validation pairs. With them, the best checkpoint is kept instead of the last. NAME#SPLIT as in data."""
 
     method: Method = "haf"
-    """`haf`, `baseline` (reward loss only) or `dpo` (policy loss only)."""
+    """`haf`, `baseline` (reward loss only), `dpo` (policy loss only), or `grm`: GRM with its SFT regularizer, that is
+    .99 of the reward loss and .01 of `grm_sft`, here on a linear reward head.
+    """
 
     loss: LossConfig = field(default_factory=LossConfig)
     lora: LoraOptions = field(default_factory=LoraOptions)
@@ -334,7 +338,7 @@ class TrainConfig:
 
     @property
     def resolved_loss(self) -> LossConfig:
-        """Return the losses with the method's two weights."""
+        """Return the losses as the method fixes them."""
         return self.loss.for_method(self.method)
 
     @property

@@ -266,6 +266,7 @@ def test_impossible_options_are_refused(values: dict, message: str) -> None:
     [
         ({"policy_ratio": float("nan")}, "finite"),
         ({"centering": -0.1}, r"loss\.centering must be 0 or more"),
+        ({"consistency_weight": -0.1}, r"loss\.consistency_weight must be 0 or more"),
         ({"beta": 0.0}, r"loss\.beta must be a positive number"),
         ({"policy_loss": "simpo", "target_margin": -0.5}, r"loss\.target_margin must be 0 or a positive"),
         ({"reward_weight": 0.0, "policy_ratio": 0.0}, "nothing would be trained"),
@@ -292,6 +293,8 @@ def test_impossible_losses_are_refused(values: dict, message: str) -> None:
         ("dpo", {"reward_loss": "hinge"}, "reward_loss has no effect without a reward loss"),
         ("dpo", {"centering": 0.1}, "centering has no effect"),
         ("dpo", {"label_smoothing": 0.1}, "label_smoothing has no effect"),
+        ("dpo", {"consistency_weight": 0.1}, "consistency_weight has no effect without a reward loss"),
+        ("baseline", {"consistency_weight": 0.1}, "consistency_weight has no effect without a policy loss"),
         ("baseline", {"beta": 0.3}, "beta has no effect without a policy loss"),
         ("baseline", {"policy_loss": "ipo"}, "policy_loss has no effect"),
         ("baseline", {"reference": "frozen_copy"}, "reference has no effect"),

@@ -91,6 +91,8 @@ floor is the number of operations that the unique tokens need, divided by the ma
 products. A contestant's share of the peak counts what its task needs, not what it computes. `saturated` uses pairs
 that DPO has learnt long ago, whose gradients are subnormal numbers: compared with `saturated-subnormals` it shows how
 much time flushing them saves.
+
+Not measured, for want of the hardware: GPUs, and products in bfloat16 on processors with AMX.
 """
 
 

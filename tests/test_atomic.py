@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import stat
 from datetime import date
 from pathlib import Path
@@ -19,8 +20,22 @@ def test_text_is_written_whole(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "file.txt"
     atomic.write_text(path, "ä\n")
     assert path.read_text(encoding="utf-8") == "ä\n"
-    assert stat.S_IMODE(path.stat().st_mode) & 0o600 == 0o600
     assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_files_and_folders_have_the_modes_that_the_umask_allows(mask: int, tmp_path: Path) -> None:
+    before = os.umask(mask)
+    try:
+        atomic.write_text(tmp_path / "file.txt", "x")
+        with atomic.new_folder(tmp_path / "folder") as folder:
+            (folder / "file.txt").write_text("x")
+            (folder / "file.txt").chmod(0o600)
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "file.txt", tmp_path / "folder")}
+    assert modes == {"file.txt": 0o666 & ~mask, "folder": 0o777 & ~mask}
+    assert stat.S_IMODE((tmp_path / "folder" / "file.txt").stat().st_mode) == 0o666 & ~mask
 
 
 def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:
@@ -75,6 +90,23 @@ def test_folders_appear_whole_and_replace_the_old(tmp_path: Path) -> None:
         raise RuntimeError
     assert (folder / "file").read_text() == "two"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_that_can_not_be_put_in_place_leaves_the_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, replace = tmp_path / "run", Path.replace
+    place.mkdir()
+    (place / "old.txt").write_text("before")
+
+    def refuse(self: Path, target: Path) -> Path:
+        if target == place and self.name != place.name:  # not the old folder, which is put back
+            raise PermissionError(13, "Permission denied")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(PermissionError), atomic.new_folder(place) as folder:
+        (folder / "new.txt").write_text("after")
+    assert [each.name for each in place.iterdir()] == ["old.txt"]
+    assert [each.name for each in tmp_path.iterdir()] == ["run"]
 
 
 def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from hafrm.losses import (
     PolicyLossOptions,
     bradley_terry_loss,
     cauchy_loss,
+    consistency_loss,
     dpo_loss,
     hinge_reward_loss,
     hybrid_loss,
@@ -244,6 +246,12 @@ def test_sft_is_the_mean_token_loss_of_the_chosen_response():
     assert sft_loss(log_probs()).tolist() == [3.0, 3.05, 2.0]
 
 
+def test_grm_regularizes_with_the_sigmoid_of_the_chosen_log_prob():
+    """As `compute_loss` of GRM's trainer with `sft_only`: log-probs are summed over tokens."""
+    expected = -torch.nn.functional.logsigmoid(0.1 * log_probs().chosen)
+    torch.testing.assert_close(named_policy_loss("grm_sft")(log_probs(), PolicyLossOptions()), expected)
+
+
 @each_policy_loss
 def test_no_reference_is_a_reference_of_zeros(name):
     zeros = log_probs(reference_chosen=torch.zeros(3), reference_rejected=torch.zeros(3))
@@ -276,7 +284,7 @@ def test_descent_raises_chosen_and_lowers_rejected(name):
         assert (chosen.grad < rejected.grad).all()
         return
     assert (chosen.grad < 0).all()
-    assert name == "sft" or (rejected.grad > 0).all()
+    assert name in ("sft", "grm_sft") or (rejected.grad > 0).all()
 
 
 @each_policy_loss
@@ -316,6 +324,42 @@ def test_reward_gradients_are_those_of_the_values(name, smoothing):
 def test_the_centering_gradient_is_that_of_the_value():
     inputs = (doubles(1.0, -2.0).requires_grad_(), doubles(0.5, 3.0).requires_grad_())
     assert torch.autograd.gradcheck(reward_centering_penalty, inputs)
+
+
+def test_the_consistency_loss_by_hand():
+    """Two pairs of one prompt: a response of three tokens beats one of two, and one of one token."""
+    rewards = doubles(1.0, 2.0, -1.0, 0.5, 1.5, 3.0)
+    likely = doubles(0.9, 0.5, 0.25, 0.1, 0.8, 0.3)
+    found = consistency_loss(rewards, likely.log(), torch.tensor([3, 2, 1]), torch.tensor([0, 0]), torch.tensor([1, 2]))
+
+    def side(lead, weights):
+        right = special.expit(lead)
+        each = [-(b * math.log(a) + a * math.log(b)) / 2 for a, b in pairwise(right)]
+        return np.average(each, weights=weights)
+
+    best = np.array([1.0, 2.0, -1.0])
+    first = side(best - 1.0, [0.5, 0.25]) + side(2 / 3 - np.array([0.5, 1.5]), [0.8])
+    second = side(best - 3.0, [0.5, 0.25])  # a response of one token has no neighbours
+    assert found.tolist() == pytest.approx([first / 2, second / 2], rel=1e-12)
+
+
+def test_the_consistency_loss_draws_likely_neighbours_to_the_label():
+    """Gradients: up for the chosen response's prefixes, down for the rejected one's, in proportion to p."""
+    rewards, lengths, sides = doubles(*[0.0] * 6).requires_grad_(), torch.tensor([3, 3]), torch.tensor([[0], [1]])
+    likely = doubles(1.0, 0.6, 0.2, 1.0, 0.2, 0.6).log().requires_grad_()
+    consistency_loss(rewards, likely, lengths, *sides).sum().backward()
+    assert likely.grad is None
+    assert (rewards.grad[:3] < 0).all()
+    torch.testing.assert_close(rewards.grad[3:], -rewards.grad[:3].flip(0), rtol=1e-12, atol=0)
+    assert rewards.grad[0] / rewards.grad[2] == pytest.approx(0.6 / 0.2)
+
+
+def test_tokens_that_no_policy_writes_have_no_consistency_loss():
+    impossible = torch.full((4,), -1000.0)
+    sides = torch.tensor([[0], [1]])
+    assert consistency_loss(torch.randn(4), impossible, torch.tensor([2, 2]), *sides).tolist() == [0.0]
+    with pytest.raises(ValueError, match="prefix_rewards"):
+        consistency_loss(torch.zeros(3), impossible, torch.tensor([2, 2]), *sides)
 
 
 @each_policy_loss

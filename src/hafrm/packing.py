@@ -114,6 +114,15 @@ class SequenceBatch:
         """Response tokens of each sequence, [S]."""
         return torch.tensor(self.lengths, device=self.target_ids.device)
 
+    @property
+    def token_index(self) -> Tensor:
+        """Flat index of the state of each response token, [T]: the state that has read the response up to it.
+
+        It predicts the next token, except for a sequence's last token, where the reward is read.
+        """
+        ends = self.response_lengths.cumsum(0) - 1
+        return self.predictor_index.roll(-1).index_copy(0, ends, self.score_index)
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> SequenceBatch:
         """Copy the batch to another device."""
         return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))

@@ -16,7 +16,6 @@ from hafrm.paper.study_page import (
     MAIN_PAGE,
     markdown_path,
     page_of,
-    read_results,
     results_path,
     with_block,
 )
@@ -42,13 +41,18 @@ def test_the_results_table_is_the_demos() -> None:
         assert cells == expected
 
 
+def read_results(page: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((ROOT / results_path(page)).read_text(encoding="utf-8"))
+    return found
+
+
 def study_pages() -> list[str]:
     return sorted(path.stem for path in (ROOT / markdown_path(MAIN_PAGE)).parent.glob(f"{MAIN_PAGE}*.md"))
 
 
 @pytest.mark.parametrize("page", study_pages())
 def test_a_studys_page_is_made_of_its_numbers(page: str) -> None:
-    results = read_results(ROOT / results_path(page))
+    results = read_results(page)
     assert (ROOT / markdown_path(page)).read_text(encoding="utf-8") == page_of(results, page)
 
 
@@ -59,7 +63,7 @@ def test_the_readmes_study_is_the_main_page() -> None:
         assert "| bag of words |" not in readme
         return
     assert "<!-- study:" in readme
-    assert with_block(readme, read_results(ROOT / results_path(MAIN_PAGE))) == readme
+    assert with_block(readme, read_results(MAIN_PAGE)) == readme
 
 
 def blocks(language: str) -> list[str]:

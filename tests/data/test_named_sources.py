@@ -1,4 +1,4 @@
-"""The paper's five sets: each mapping on rows in the source's own schema, the real loading calls, the splits."""
+"""Named sets: each mapping on rows in the source's own schema, the real loading calls, the splits."""
 
 from __future__ import annotations
 
@@ -21,6 +21,12 @@ FIXTURES = {
     "beaver-safe": "pku_safe_rlhf.jsonl",
     "alpaca-human-pref": "alpaca_farm.json",
     "chatbot-arena": "chatbot_arena.jsonl",
+    "skywork-80k": "skywork.jsonl",
+    "ultrafeedback": "ultrafeedback.jsonl",
+    "helpsteer2": "helpsteer2.jsonl",
+    "helpsteer3": "helpsteer3.jsonl",
+    "arena-140k": "arena_140k.jsonl",
+    "nectar": "nectar.jsonl",
 }
 HH = "09be8c5bbc57cb3887f3a9732ad6aa7ec602a1fa"
 CALLS: dict[str, tuple[str, dict[str, str]]] = {
@@ -34,8 +40,31 @@ CALLS: dict[str, tuple[str, dict[str, str]]] = {
         {"data_files": "hf://datasets/tatsu-lab/alpaca_farm/alpaca_human_preference.json"},
     ),
     "chatbot-arena": ("lmsys/chatbot_arena_conversations", {}),
+    "skywork-80k": ("Skywork/Skywork-Reward-Preference-80K-v0.2", {}),
+    "ultrafeedback": (
+        "HuggingFaceH4/ultrafeedback_binarized",
+        {"revision": "3949bf5f8c17c394422ccfab0c31ea9c20bdeb85"},
+    ),
+    "helpsteer2": (
+        "nvidia/HelpSteer2",
+        {"data_dir": "preference", "revision": "990b2711a36180dd19d9c94b8627844866f8982a"},
+    ),
+    "helpsteer3": ("nvidia/HelpSteer3", {"name": "preference", "revision": "f6d145777bcbde96137596340fab89793acd1031"}),
+    "arena-140k": (
+        "lmarena-ai/arena-human-preference-140k",
+        {"revision": "6322995ab34d7c2693e3f47dd13fa5caa0789a74"},
+    ),
+    "nectar": ("berkeley-nest/Nectar", {"revision": "3c6b4c47fa1cc38869f9f32dce1699f7abad8b06"}),
 }
-BRINGS_TEST = {"hh-harmless", "hh-helpful", "hh-harmless-full", "hh-helpful-full", "beaver-safe"}
+HUB_SPLITS = {
+    "ultrafeedback": {"train": "train_prefs", "test": "test_prefs"},
+    "helpsteer2": {"test": "train"},
+    "helpsteer3": {"test": "validation"},
+}
+BRINGS_TEST = {
+    *("hh-harmless", "hh-helpful", "hh-harmless-full", "hh-helpful-full", "beaver-safe"),
+    *("ultrafeedback", "helpsteer2", "helpsteer3"),
+}
 
 
 def fixture_rows(name: str) -> list[dict[str, Any]]:
@@ -71,7 +100,7 @@ def all_splits(hub: Hub, name: str) -> dict[str, tuple[str, str]]:
     """Chosen and rejected text by the row's number, whatever drawn split the row fell into."""
     splits = ["train", "validation"] + ([] if name in BRINGS_TEST else ["test"])
     pairs = [pair for split in splits for pair in load(hub, name, split).pairs]
-    assert len({pair.row for pair in pairs}) == len(pairs)
+    assert len({pair.id for pair in pairs}) == len(pairs)
     return {pair.row: (pair.chosen[-1].content, pair.rejected[-1].content) for pair in pairs}
 
 
@@ -80,7 +109,8 @@ def test_the_registry_is_complete() -> None:
     for name, source in NAMED_SOURCES.items():
         assert source.name == name
         assert source.has_test == (name in BRINGS_TEST)
-        assert "arXiv" in source.citation
+        assert "arXiv" in source.citation or name == "nectar"
+        assert bool(source.arguments.get("revision")) != any("may change" in note for note in source.notes)
         assert source.licence
         assert source.homepage.startswith("https://huggingface.co/datasets/")
 
@@ -90,10 +120,12 @@ def test_the_registry_is_complete() -> None:
 def test_the_hub_is_called_as_the_source_lies_there(hub: Hub, name: str, split: str) -> None:
     (report,) = load(hub, name, split).reports
     path, arguments = CALLS[name]
-    hub_split = "test" if split == "test" and name in BRINGS_TEST else "train"
+    own = "test" if split == "test" and name in BRINGS_TEST else "train"
+    hub_split = HUB_SPLITS.get(name, {}).get(own, own)
     assert hub.calls == [((path,), {**arguments, "split": hub_split})]
     assert report.licence == NAMED_SOURCES[name].licence
-    assert report.rows == report.kept + sum(report.skipped.values()) + sum(report.dropped.values())
+    left_out = sum(report.skipped.values()) + sum(report.dropped.values())
+    assert report.rows + report.expanded == report.kept + left_out
     assert f"{path!r}" in report.read_from[0]
 
 
@@ -161,6 +193,65 @@ def test_chatbot_arena_prompts_are_what_both_conversations_share(hub: Hub) -> No
     assert [turn.content for turn in pair.chosen] == ["Why did the pen roll?", "Please!", "It was round."]
 
 
+def test_skywork_and_ultrafeedback_begin_with_the_prompt(hub: Hub) -> None:
+    assert all_splits(hub, "skywork-80k") == {
+        1: ("Blue.", "Loud."),
+        2: ("No: four.", "Yes."),
+        4: ("Rowing.", "Soup."),
+    }
+    pairs = [pair for split in ("train", "validation", "test") for pair in load(hub, "skywork-80k", split).pairs]
+    (talk,) = (pair.prompt for pair in pairs if pair.row == 2)
+    assert [turn.content for turn in talk.turns] == ["Two plus two?", "Five.", "Sure?"]
+    hub.rows = []
+    assert all_splits(hub, "ultrafeedback") == {1: ("A carp.", "A crow."), 2: ("1, 2", "2, 1")}
+    assert load(hub, "ultrafeedback", "test").reports[0].dropped == {"empty_response": 1}
+
+
+def test_helpsteer2_has_its_splits_in_one_file_and_its_turns_in_one_text(hub: Hub) -> None:
+    train = [pair for split in ("train", "validation") for pair in load(hub, "helpsteer2", split).pairs]
+    texts = {pair.row: (pair.chosen[0].content, pair.rejected[0].content) for pair in train}
+    assert texts == {1: ("A language.", "A note."), 2: ("A saw.", "A pear.")}
+    (talk,) = (pair for pair in train if pair.row == 2)
+    assert [(turn.role, turn.content) for turn in talk.prompt.turns] == [
+        ("user", "Hi"),
+        ("assistant", "Hello!"),
+        ("user", "Name a tool."),
+    ]
+    test = load(hub, "helpsteer2", "test")
+    assert [pair.chosen[0].content for pair in test.pairs] == ["Mars."]
+    assert test.reports[0].dropped == {"other_split": 3}
+    copy = SOURCES / "helpsteer2.jsonl"
+    assert load_pairs(f"helpsteer2@{copy}", split="test").pairs[0].prompt == test.pairs[0].prompt
+
+
+def test_helpsteer3_reads_conversations(hub: Hub) -> None:
+    assert all_splits(hub, "helpsteer3") == {1: ("A wren.", "A brick."), 2: ("Four.", "Five.")}
+    assert load(hub, "helpsteer3", "test").reports[0].dropped == {"tie": 1}
+
+
+def test_arena_140k_is_without_ties_and_images(hub: Hub) -> None:
+    assert all_splits(hub, "arena-140k") == {
+        1: ("An oak.", "A spoon."),
+        2: ("Iron.", "Wood."),
+        6: ("d-o-g", "c-a-t"),
+    }
+    dropped = load(hub, "arena-140k").reports[0].dropped
+    assert (dropped["tie"], dropped["image"]) == (2, 1)
+
+
+def test_nectar_gives_all_pairs_of_a_ranking(hub: Hub) -> None:
+    pairs = [pair for split in ("train", "validation", "test") for pair in load(hub, "nectar", split).pairs]
+    assert sorted((pair.id.rpartition(":")[2], pair.chosen[0].content, pair.rejected[0].content) for pair in pairs) == [
+        ("1.1", "A pear.", "A nail."),
+        ("1.2", "A pear.", "A plum, I guess."),
+        ("1.3", "A plum, I guess.", "A nail."),
+        ("3", "Neon.", "Iron."),
+        ("4", "May.", "Monday."),
+    ]
+    assert {pair.prompt.turns[0].content for pair in pairs if pair.row == 1} == {"Name a fruit."}
+    assert load(hub, "nectar").reports[0].dropped["tie"] == 1
+
+
 @pytest.mark.parametrize(
     ("name", "change", "field"),
     [
@@ -173,6 +264,13 @@ def test_chatbot_arena_prompts_are_what_both_conversations_share(hub: Hub) -> No
         ("alpaca-human-pref", {"instruction": None}, "instruction"),
         ("chatbot-arena", {"winner": "model_c"}, "winner"),
         ("chatbot-arena", {"conversation_b": None}, "conversation_b"),
+        ("skywork-80k", {"chosen": None}, "chosen"),
+        ("ultrafeedback", {"rejected": 3}, "rejected"),
+        ("helpsteer2", {"preference_strength": None}, "preference_strength"),
+        ("helpsteer2", {"split": None}, "split"),
+        ("helpsteer3", {"response2": None}, "response2"),
+        ("arena-140k", {"winner": "nobody"}, "winner"),
+        ("nectar", {"answers": None}, "answers"),
     ],
 )
 def test_a_changed_schema_is_a_bad_row(hub: Hub, name: str, change: dict[str, Any], field: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
@@ -122,7 +123,10 @@ def test_the_command_writes_what_it_prints(
     out = tmp_path / "out"
     words = ["probe", "m", "--data", str(rows), "--probes", "length", "refusal", "--pairs", "8", "--out", str(out)]
     assert main(words) == 0
-    found = json.loads((out / "results.json").read_text())["probes"]
+    results = json.loads((out / "results.json").read_text())
+    found = results["probes"]
+    assert results["environment"]["versions"]["hafrm"] == version("hafrm")
+    assert f"torch {version('torch')}" in (out / "table.md").read_text()
     assert [(each["probe"], each["pairs"]) for each in found] == [("length", 8), ("refusal", 8)]
     printed = capfd.readouterr().out
     table = (out / "table.md").read_text()

@@ -111,7 +111,9 @@ def test_a_folder_is_not_written_over(tmp_path: Path) -> None:
 def test_a_name_that_ends_in_gz_is_compressed(model: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "scored.jsonl.gz"
     score(model, data, out)
-    assert rewards(gzip.decompress(out.read_bytes()).decode()) == 2
+    packed = out.read_bytes()
+    assert rewards(gzip.decompress(packed).decode()) == 2
+    assert packed[4:8] == bytes(4), "a time in the file: the same scores at another time would be other bytes"
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "hafrm.json", "new.jsonl"])

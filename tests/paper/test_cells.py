@@ -9,10 +9,11 @@ from statistics import fmean
 
 import pytest
 
-from hafrm.paper import accuracy, numbers, policies, selections
+from hafrm.paper import accuracy, duels, numbers, selections
+from hafrm.paper.duels import Duel
 from hafrm.paper.experiments import EXPERIMENTS
 from hafrm.paper.measures import Grid, Measured
-from hafrm.paper.policies import Duel, Point
+from hafrm.paper.policies import Point
 from hafrm.paper.probes import perplexity
 from hafrm.paper.probes.perplexity import PerplexityVariance
 from hafrm.paper.scales import METHODS, Job, Overrides, paper_scale
@@ -249,7 +250,7 @@ def test_figure_5s_columns(asked: Job, monkeypatch: pytest.MonkeyPatch) -> None:
         {0: (0.5,) * 8, 5: (1.0,) * 6 + (0.5, 0.0)},
         {0: (8, 0), 5: (1, 1)},
     )
-    monkeypatch.setattr(policies, "_duel", lambda *_: duel)
+    monkeypatch.setattr(duels, "_duel", lambda *_: duel)
     safety, chat = EXPERIMENTS["figure5"].find(asked).tables
     assert (safety.title, chat.title) == ("Safety, phi-2: 8 prompts", "Chat, phi-2: 8 prompts")
     assert [name.removesuffix(", HAF").removesuffix(", baseline") for name in map(str, safety.header[3:])] == [

@@ -18,6 +18,7 @@ from hafrm.paper.probes.heads import FitOptions
 from hafrm.paper.runs import Run
 from hafrm.sampling.options import SampleOptions
 from hafrm.stats import Interval
+from tests.paper.recorded import require_results_of_the_record
 from tests.paths import TESTS
 
 TINY = ["--scale", "world", "--steps", "2", "--sets", "Harmless", "BS"]
@@ -69,6 +70,8 @@ def test_experiments_share_their_runs(tiny_world: Path, tmp_path: Path, capfd: p
     table3 = reproduce("table3", tmp_path)
     assert list(table3["internal"]["instruct"]["BS"]) == ["Harmless"]
     assert any("--rewardbench was not given" in note for note in table3["notes"])
+    for name in ("table2", "figure3", "table3"):
+        require_results_of_the_record(tmp_path / "world" / name)
     assert "<sup>(" in (tmp_path / "world" / "table3" / "table.md").read_text()
     after = manifests(tmp_path)
     assert len(after) == 9

@@ -11,8 +11,9 @@ from hafrm.cli import main
 from hafrm.errors import ConfigError
 from hafrm.judging.options import JudgeOptions
 from hafrm.paper import pessimism, policies, runs
+from hafrm.paper.duels import Duel, duel_hits
 from hafrm.paper.experiments import EXPERIMENTS
-from hafrm.paper.policies import Duel, Judged, duel_hits, learnt, mean_over_seeds, points_of
+from hafrm.paper.policies import Judged, learnt, mean_over_seeds, points_of
 from hafrm.paper.runs import Policy, rlhf_words
 from hafrm.paper.scales import Overrides, paper_scale, world_scale
 from hafrm.rlhf.checkpoints import Answers

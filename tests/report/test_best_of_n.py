@@ -47,6 +47,14 @@ def test_circles_are_their_regions_together() -> None:
     assert "Baseline 25.0" in svg
 
 
+def test_a_method_has_the_colour_of_its_bars_and_other_scorers_one_each() -> None:
+    regions = {frozenset(["dpo"]): 0.5, frozenset(["haf", "baseline"]): 0.5}
+    drawn = str(overlap_circles("label", {name: name for name in ("baseline", "dpo", "haf")}, regions))
+    assert re.findall(r'class="bar (\w+) many"', drawn) == ["baseline", "dpo", "haf"]
+    drawn = str(overlap_circles("label", {name: name for name in "xyz"}, {frozenset("x"): 1.0}))
+    assert len(set(re.findall(r'class="bar (\w+) many"', drawn))) == 3
+
+
 @pytest.mark.parametrize("count", [1, 4])
 def test_other_numbers_of_circles_are_refused(count: int) -> None:
     with pytest.raises(ValueError, match="two or three"):

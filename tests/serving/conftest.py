@@ -63,6 +63,7 @@ def live(
     config = ServeConfig(**({"models": ["tiny=none"]} | values))
     service = RewardService(dict.fromkeys(config.sources, scorer) if scorers is None else scorers, config)
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as `hafrm serve` does
     port = listener.getsockname()[1]
     if send_buffer is not None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)

@@ -182,20 +182,18 @@ def test_a_prompt_makes_no_reward_worse(form: str, decoded: bool, scorer: Hybrid
     assert answer["rewards"] == pytest.approx(scorer.score(CONVERSATIONS), abs=1e-5)
 
 
-@pytest.mark.parametrize("form", ["whole", "generated", "decoded", "generated and decoded"])
-def test_prompts_say_where_responses_begin(form: str, scorer: HybridScorer) -> None:
+def test_prompts_say_where_responses_begin(scorer: HybridScorer) -> None:
     """So that a score of the response alone, such as an implicit reward, can be had of texts."""
     implicit = HybridScorer(
         scorer.model, scorer.encoder, scorer.layout, scorer.options, reward_weight=0.0, ratio_weight=1.0
     )
     tokenizer = scorer.encoder.tokenizer
-    sent = {
-        "query": [FORMS[form](tokenizer, conversation) for conversation in CONVERSATIONS],
-        "prompts": [opening(tokenizer, conversation) for conversation in CONVERSATIONS],
-    }
+    prompts = [opening(tokenizer, conversation) for conversation in CONVERSATIONS]
     with live(implicit) as address:
-        answer = httpx.post(f"{address}/get_reward", json=sent).raise_for_status().json()
-    assert answer["rewards"] == pytest.approx(implicit.score(CONVERSATIONS), abs=1e-5)
+        for form in ("whole", "generated", "decoded", "generated and decoded"):
+            sent = {"query": [FORMS[form](tokenizer, each) for each in CONVERSATIONS], "prompts": prompts}
+            answer = httpx.post(f"{address}/get_reward", json=sent).raise_for_status().json()
+            assert answer["rewards"] == pytest.approx(implicit.score(CONVERSATIONS), abs=1e-5), form
 
 
 def test_a_cut_text_is_scored_as_cut_and_counted(scorer: HybridScorer) -> None:
@@ -236,14 +234,14 @@ def test_the_frame_of_a_template_that_writes_behind_the_stop_token() -> None:
     assert (frame.bos, frame.ending, frame.stop, frame.trims) == ("<s>", " </s>", "</s>", True)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_models_that_are_read_at_the_stop_token_are_read_there_in_every_form(form: str, scorer: HybridScorer) -> None:
+def test_models_that_are_read_at_the_stop_token_are_read_there_in_every_form(scorer: HybridScorer) -> None:
     encoder = replace(scorer.encoder, scored_at="stop_token")
     stopped = HybridScorer(scorer.model, encoder, scorer.layout, scorer.options)
-    sent = [FORMS[form](encoder.tokenizer, conversation) for conversation in CONVERSATIONS]
     with live(stopped) as address:
-        answer = httpx.post(f"{address}/get_reward", json={"query": sent}).raise_for_status().json()
-    assert answer["rewards"] == pytest.approx(stopped.score(CONVERSATIONS), abs=1e-5)
+        for form, write in FORMS.items():
+            sent = [write(encoder.tokenizer, conversation) for conversation in CONVERSATIONS]
+            answer = httpx.post(f"{address}/get_reward", json={"query": sent}).raise_for_status().json()
+            assert answer["rewards"] == pytest.approx(stopped.score(CONVERSATIONS), abs=1e-5), form
 
 
 OPEN = "{% for m in messages %}{{ '<unk>' if m.role == 'user' else '<s>' }}{{ m.content }}{% endfor %}"

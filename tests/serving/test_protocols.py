@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import httpx
 import pytest
@@ -49,6 +50,37 @@ def test_native(client: httpx.Client, expected: list[float], scorer: HybridScore
     assert [item["tokens"] for item in answer["rewards"]] == lengths
     assert not any(item["truncated"] or item["unscored"] for item in answer["rewards"])
     assert client.post("/v1/rewards", json={"conversations": []}).json()["rewards"] == []
+
+
+def test_rewards_of_tokens_are_those_of_bulk_scoring() -> None:
+    """As `hafrm score --tokens`, whose scorer's `token_rewards` they are; cut and refused ones among them."""
+    scorer = tiny_scorer(overlong="truncate", reward_weight=1.0, ratio_weight=0.5)
+    talks = [*CONVERSATIONS, Conversation.of("Tell me all.", "word " * LIMIT)]
+    expected = [asdict(each) for each in scorer.token_rewards(talks) if each]
+    with live(scorer) as address:
+        sent = body(*talks, Conversation.of("How are you?", " "))
+        *found, empty = httpx.post(f"{address}/v1/rewards", json=sent | {"tokens": True}).json()["rewards"]
+        plain = httpx.post(f"{address}/v1/rewards", json=sent).json()["rewards"]
+        schema = httpx.get(f"{address}/openapi.json").json()["components"]["schemas"]
+    assert (empty["unscored"], empty["token_rewards"]) == ("empty_response", None)
+    assert [{**each, "token_rewards": None} for each in found] == [
+        {**each, "reward": pytest.approx(each["reward"], abs=1e-5), "token_rewards": None} for each in plain[:-1]
+    ]
+    for each, other in zip(found, expected, strict=True):
+        divided = each["token_rewards"]
+        assert each["reward"] == divided["reward"] == pytest.approx(other["reward"], abs=1e-5)
+        assert divided["template"] == pytest.approx(other["template"], abs=1e-5)
+        pieces, others = ([piece for turn in turns for piece in turn] for turns in (divided["turns"], other["turns"]))
+        assert [text for text, _ in pieces] == [text for text, _ in others]
+        assert [value for _, value in pieces] == [value and pytest.approx(value, abs=1e-5) for _, value in others]
+    assert "tokens" in schema["RewardsRequest"]["properties"]
+    assert "token_rewards" in schema["DividedRewardBody"]["properties"]
+
+
+def test_a_reward_head_has_no_rewards_of_tokens(client: httpx.Client) -> None:
+    answer = client.post("/v1/rewards", json=body(*CONVERSATIONS) | {"tokens": True})
+    assert answer.status_code == 400
+    assert "--head policy" in answer.text
 
 
 def test_a_conversation_without_a_reward_says_why(client: httpx.Client, expected: list[float]) -> None:

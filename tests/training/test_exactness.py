@@ -10,6 +10,8 @@ from hafrm.encoding import TokenGroup
 from hafrm.losses import PairLogProbs, bradley_terry_loss, dpo_loss, hybrid_loss
 from hafrm.models.hybrid import HybridModel
 from hafrm.models.layout import Layout, choose_layout
+from hafrm.models.lora import add_lora
+from hafrm.models.options import LoraOptions
 from hafrm.packing import SequenceBatch, pad_rows
 from hafrm.training.batches import PairCollator, PairItem
 from hafrm.training.config import LossConfig
@@ -39,8 +41,23 @@ def gradients(model: HybridModel, loss: Tensor) -> Found:
     return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def stock(model: HybridModel) -> Found:
-    """Eq. 5 by definition: one padded row a sequence, the stock forward's own logits."""
+def consistency(rewards: Tensor, tokens: Tensor, lengths: list[int]) -> Tensor:
+    """The sum over pairs of the consistency loss, token by token: rewards and log-probs of two responses a pair."""
+    by_response = list(zip(rewards.split(lengths), tokens.split(lengths), strict=True))
+    total = rewards.new_zeros(())
+    for pair in zip(by_response[0::2], by_response[1::2], strict=True):
+        for sign, (own, log_probs), (rival, _) in ((1, *pair), (-1, *pair[::-1])):
+            right = torch.sigmoid(sign * (own - rival.detach().mean()))
+            weights = log_probs.detach().exp()[1:]
+            for t, weight in enumerate(weights):
+                one, other = right[t], right[t + 1]
+                loss = -(other.detach() * one.log() + one.detach() * other.log()) / 2
+                total = total + weight / weights.sum() * loss / 2
+    return total
+
+
+def stock(model: HybridModel, weight: float = 0.0) -> Found:
+    """Eq. 5 by definition, and the consistency loss: one padded row a sequence, the stock forward's own logits."""
     batch: SequenceBatch = pad_rows(GROUPS, pad_token_id=3)
     output = model.stock_lm(
         input_ids=batch.input_ids,
@@ -56,12 +73,17 @@ def stock(model: HybridModel) -> Found:
     lengths = batch.response_lengths
     pairs = PairLogProbs(log_probs[0::2], log_probs[1::2], *reference.unbind(1), lengths[0::2], lengths[1::2])
     loss = hybrid_loss(bradley_terry_loss(rewards[0::2], rewards[1::2]), dpo_loss(pairs))
-    return gradients(model, loss.mean())
+    states = output.hidden_states[-1].flatten(0, 1)
+    ends = torch.tensor(batch.lengths).cumsum(0) - 1
+    read = batch.predictor_index + 1  # the state of the token itself: a padded row is in order
+    assert read[ends].tolist() == batch.score_index.tolist()
+    found = consistency(model.score(states[read])[:, 0], tokens[:, 0], list(batch.lengths))
+    return gradients(model, loss.mean() + weight * found / len(GROUPS))
 
 
-def trained(model: HybridModel, layout: Layout, tokens_per_batch: int) -> Found:
+def trained(model: HybridModel, layout: Layout, tokens_per_batch: int, weight: float = 0.0) -> Found:
     """The same as the trainer computes it, part by part."""
-    objective = Objective(LossConfig())
+    objective = Objective(LossConfig(consistency_weight=weight))
     items = [PairItem(i, group, 0.0, REFERENCE[i]) for i, group in enumerate(GROUPS)]
     parts = PairCollator(layout, tokens_per_batch)(items).parts
     return gradients(model, sum(objective.pair_losses(model, part).loss.sum() for part in parts) / len(GROUPS))
@@ -77,6 +99,38 @@ def test_loss_and_every_gradient_are_those_of_the_definition(name: str) -> None:
     with Float64Throughout():
         for tokens_per_batch in (30, 1000):  # about one pair per part; all in one row
             assert_same(trained(model, layout, tokens_per_batch), truth, 1e-10)
+
+
+@pytest.mark.parametrize(("name", "packed"), [("llama", True), ("qwen2", True), ("gemma2", True), ("llama", False)])
+def test_the_consistency_loss_is_that_of_the_definition(name: str, packed: bool) -> None:
+    """Responses of one token to fourteen, some in several pairs, packed once or padded on either side."""
+    model = hybrid(name)
+    with Float64Throughout():
+        truth = stock(model, 0.7)
+        assert truth[0] > stock(model)[0] + 0.1
+    layouts = [choose_layout(model, 3, max_length=MAX_LENGTH)]
+    assert layouts[0].packed
+    if not packed:
+        layouts = [Layout(False, 3, side) for side in ("left", "right")]
+    with Float64Throughout():
+        for layout in layouts:
+            for tokens_per_batch in (30, 1000):
+                assert_same(trained(model, layout, tokens_per_batch, 0.7), truth, 1e-10)
+
+
+def test_adapters_learn_from_the_consistency_loss() -> None:
+    model = hybrid("llama")
+    adapted = HybridModel(add_lora(model.stock_lm, LoraOptions(rank=4)), model.score)
+    for parameter in (p for name, p in adapted.named_parameters() if ".lora_B." in name):
+        torch.nn.init.normal_(parameter, std=0.1)
+    adapted.to(torch.float64)
+    layout = choose_layout(adapted, 3, max_length=MAX_LENGTH)
+    with Float64Throughout():
+        truth = stock(adapted, 0.7)
+        found = trained(adapted, layout, 1000, 0.7)
+        without = trained(adapted, layout, 1000)
+    assert_same(found, truth, 1e-10)
+    assert all(not torch.allclose(found[1][name], slope) for name, slope in without[1].items())
 
 
 def test_a_response_of_several_pairs_is_laid_out_once() -> None:

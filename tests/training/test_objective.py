@@ -8,8 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args, get_type_hints
 
+import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 
 from hafrm.data import DataOptions, load_pairs
 from hafrm.data.encode import encode_pairs
@@ -20,10 +22,10 @@ from hafrm.models.hybrid import SequenceScores
 from hafrm.models.layout import choose_layout
 from hafrm.training.batches import PairBatch, PairCollator, PairDataset
 from hafrm.training.config import LossConfig, TrainConfig
-from hafrm.training.objective import Objective
+from hafrm.training.objective import Objective, length_slope
 from hafrm.training.run import train
 from tests.models.test_packed_model import MAX_LENGTH, hybrid, random_group
-from tests.tiny import save_tiny, tables_of, tiny_tokenizer
+from tests.tiny import save_tiny, some_pairs, tables_of, tiny_tokenizer
 
 ROWS = [
     {"prompt": "a", "chosen": "b", "rejected": "c", "margin": 1.5},
@@ -62,6 +64,77 @@ def test_a_rows_margin_is_taken_off_its_reward_difference(name: Any, weight: flo
     rewards = torch.tensor(REWARDS, dtype=torch.float64).flatten()
     losses = objective(SequenceScores(rewards, None, None), batch_of_rows(tmp_path), None)
     assert losses.loss.tolist() == pytest.approx([weight * loss for loss in BY_HAND[name]], rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["bradley_terry", "plackett_luce"])
+def test_what_length_explains_is_not_the_rewards_to_learn(name: Any, tmp_path: Path) -> None:
+    """Chosen responses have 2 tokens, rejected ones 3: the shorter wins by 1.4 * log(3 / 2) without any reward."""
+    objective = Objective(LossConfig(reward_loss=name, length_control=True, policy_ratio=0.0), -1.4)
+    rewards = torch.tensor(REWARDS, dtype=torch.float64).flatten()
+    found = objective(SequenceScores(rewards, None, None), batch_of_rows(tmp_path), None)
+    expected = [math.log1p(math.exp(-difference - 1.4 * math.log(3 / 2))) for difference in DIFFERENCES]
+    assert found.loss.tolist() == pytest.approx(expected, rel=1e-6)
+    assert found.metrics["rewards/margins"].tolist() == [one - other for one, other in REWARDS]
+
+
+def labelled(bias: float, pairs: int = 4000) -> tuple[Any, torch.Tensor]:
+    """Pairs won by quality and, with `bias`, by the log of the length, and both features of every response, [2N, 2]."""
+    random = np.random.default_rng(0)
+    features = np.stack([random.normal(size=(pairs, 2)), np.log(random.integers(5, 200, size=(pairs, 2)))], axis=2)
+    lead = (features[:, 0] - features[:, 1]) @ [1.0, bias]
+    lost = random.random(pairs) > 1 / (1 + np.exp(-lead))
+    features[lost] = features[lost, ::-1]
+    return features, torch.tensor(np.concatenate([features[:, 0], features[:, 1]]))
+
+
+@pytest.mark.parametrize("bias", [-0.8, 0.0, 1.2])
+def test_a_built_in_length_bias_is_kept_out_of_the_reward(bias: float) -> None:
+    """A reward that is linear in quality and length: its weights are (1, bias) without control, and about (1, 0) with.
+
+    A quarter of the bias is left, as log-odds of two causes together are more than those that the fit of one sees.
+    """
+    features, responses = labelled(bias)
+    pairs = len(features)
+    lengths = np.exp(features[:, :, 1]).round().astype(int)
+    slope = length_slope(SimpleNamespace(lengths=lambda: lengths))  # type: ignore[arg-type]
+    plain = LogisticRegression(C=1e9, fit_intercept=False)
+    gaps = np.log(lengths[:, :1] / lengths[:, 1:])
+    plain.fit(np.concatenate([gaps, -gaps]), [1] * pairs + [0] * pairs)
+    assert slope == pytest.approx(plain.coef_[0, 0], abs=1e-3)
+    batch: Any = SimpleNamespace(
+        chosen=torch.arange(pairs),
+        rejected=torch.arange(pairs) + pairs,
+        rows=torch.arange(pairs),
+        margin=torch.zeros(pairs),
+        sequences=SimpleNamespace(response_lengths=torch.tensor(lengths.T.flatten())),
+    )
+    learnt = {}
+    for control in (False, True):
+        config = LossConfig(length_control=control, policy_ratio=0.0)
+        objective = Objective(config, slope if control else 0.0)
+        weights = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.LBFGS([weights], line_search_fn="strong_wolfe", max_iter=50)
+
+        def loss(objective: Objective = objective, weights: Any = weights, optimizer: Any = optimizer) -> Any:
+            optimizer.zero_grad()
+            scores = SequenceScores((responses - responses.mean(0)) @ weights, None, None)
+            value = objective(scores, batch, None).loss.mean()
+            value.backward()
+            return value
+
+        optimizer.step(loss)
+        learnt[control] = weights.tolist()
+    assert learnt[False] == pytest.approx([1.0, bias], abs=0.1)
+    assert learnt[True] == pytest.approx([1.0, 0.0], abs=0.1 + abs(bias) / 5)
+
+
+def test_length_that_explains_every_label_is_refused() -> None:
+    for lengths in ([[3, 2], [9, 1], [4, 4]], [[2, 3], [1, 9]]):
+        with pytest.raises(ConfigError, match="length_control"):
+            length_slope(SimpleNamespace(lengths=lambda lengths=lengths: np.array(lengths)))  # type: ignore[arg-type]
+    assert length_slope(SimpleNamespace(lengths=lambda: np.array([[4, 4]]))) == 0  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="length_control"):
+        LossConfig(reward_loss="hinge", length_control=True)
 
 
 def test_each_head_weighs_pairs_at_random_and_alike_in_every_epoch() -> None:
@@ -121,6 +194,24 @@ def test_rankings_reach_plackett_luce(margins: bool, tmp_path: Path) -> None:
     expected = choice("a", "bcd") + choice("c", "b") + choice("d", "b")
     assert losses.loss.sum().item() == pytest.approx(2 * expected)
     assert batch.sequences.num_sequences == 8
+
+
+def test_a_run_says_what_length_explains(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Its manifest has the slope that its pairs give, by tokens with those of the template's end."""
+    model, rows = save_tiny(tmp_path / "model"), tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(pair.as_row()) + "\n" for pair in some_pairs(12)))
+    training = {"max_steps": 2, "per_device_train_batch_size": 4, "use_cpu": True}
+    loss, out, options = LossConfig(length_control=True), tmp_path / "run", DataOptions(max_length=128)
+    train(
+        TrainConfig(
+            model=str(model), data=[str(rows)], out=str(out), loss=loss, training=training, data_options=options
+        )
+    )
+    slope = json.loads((out / "manifest.json").read_text())["length_slope"]
+    answers = [[len(pair.chosen[0].content), len(pair.rejected[0].content)] for pair in some_pairs(12)]
+    of_text = length_slope(SimpleNamespace(lengths=lambda: np.array(answers)))  # type: ignore[arg-type]
+    assert slope == pytest.approx(of_text, rel=0.3)
+    assert f"{slope:.2f}" in capfd.readouterr().err
 
 
 def test_a_run_learns_from_rankings(tmp_path: Path) -> None:

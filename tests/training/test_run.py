@@ -266,6 +266,7 @@ def test_impossible_options_are_refused(values: dict, message: str) -> None:
     [
         ({"policy_ratio": float("nan")}, "finite"),
         ({"centering": -0.1}, r"loss\.centering must be 0 or more"),
+        ({"consistency_weight": -0.1}, r"loss\.consistency_weight must be 0 or more"),
         ({"beta": 0.0}, r"loss\.beta must be a positive number"),
         ({"policy_loss": "simpo", "target_margin": -0.5}, r"loss\.target_margin must be 0 or a positive"),
         ({"reward_weight": 0.0, "policy_ratio": 0.0}, "nothing would be trained"),
@@ -288,9 +289,12 @@ def test_impossible_losses_are_refused(values: dict, message: str) -> None:
         ("dpo", {"policy_ratio": 0.5}, r"policy_ratio is 0\.5, but --method dpo fixes it at 1"),
         ("baseline", {"reward_weight": 2.0}, r"reward_weight is 2\.0, but --method baseline fixes it at 1"),
         ("baseline", {"policy_ratio": 0.1}, "fixes it at 0"),
+        ("grm", {"policy_ratio": 0.2, "policy_loss": "simpo"}, "policy_loss is simpo, but --method grm fixes it"),
         ("dpo", {"reward_loss": "hinge"}, "reward_loss has no effect without a reward loss"),
         ("dpo", {"centering": 0.1}, "centering has no effect"),
         ("dpo", {"label_smoothing": 0.1}, "label_smoothing has no effect"),
+        ("dpo", {"consistency_weight": 0.1}, "consistency_weight has no effect without a reward loss"),
+        ("baseline", {"consistency_weight": 0.1}, "consistency_weight has no effect without a policy loss"),
         ("baseline", {"beta": 0.3}, "beta has no effect without a policy loss"),
         ("baseline", {"policy_loss": "ipo"}, "policy_loss has no effect"),
         ("baseline", {"reference": "frozen_copy"}, "reference has no effect"),
@@ -305,6 +309,8 @@ def test_weights_that_a_method_fixes_may_be_spelt_out() -> None:
     for method, loss in (("dpo", LossConfig(policy_ratio=1.0)), ("baseline", LossConfig(policy_ratio=0.0))):
         config = TrainConfig(model="m", data=["d"], out="o", method=method, loss=loss)
         assert config.resolved_loss == LossConfig().for_method(method)
+    grm = LossConfig().for_method("grm")
+    assert (grm.reward_weight, grm.policy_ratio, grm.policy_loss, grm.beta) == (0.99, 0.01, "grm_sft", 0.1)
 
 
 def test_overwriting_deletes_nothing_before_the_new_run_is_sound(finished: TrainConfig, tmp_path: Path) -> None:

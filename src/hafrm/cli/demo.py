@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import get_args
 
 from jsonargparse import Namespace
 from rich.console import Console
@@ -34,6 +33,7 @@ EVALUATION = "evaluation"
 _PRETRAINING_STEPS = {"base_steps": 240, "instruct_steps": 240}
 """About half of those of `hafrm reproduce --scale world`, to save time."""
 
+_METHODS: tuple[Method, ...] = ("haf", "baseline", "dpo")
 _TEST_PAIRS = 300
 """Test pairs of each set."""
 
@@ -107,7 +107,7 @@ def _stages(config: DemoConfig) -> list[_Stage]:
 
     recipe = BackboneRecipe(**_PRETRAINING_STEPS)
     out, backbone = Path(config.out), backbone_folder("instruct", recipe=recipe)
-    runs = [_training(config, str(backbone), method, out / method) for method in get_args(Method)]
+    runs = [_training(config, str(backbone), method, out / method) for method in _METHODS]
     for each in runs:
         _require_same_demo(each)
     sets = [f"world/{name}[:{_TEST_PAIRS}]" for name in WORLD_SETS]

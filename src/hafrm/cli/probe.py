@@ -24,6 +24,7 @@ def run(args: Namespace) -> None:
     from hafrm.cli.printing import print_findings
     from hafrm.evaluation.probes import probe
     from hafrm.outputs import require_results
+    from hafrm.paper.record import environment
     from hafrm.report.findings import write_findings
     from hafrm.report.probes import probe_findings
 
@@ -31,7 +32,7 @@ def run(args: Namespace) -> None:
         written = ("results.json", "index.html", "table.md")
         require_results(Path(config.out), config, written, "results.json", ("probes",), by="hafrm probe")
     with ProgressLine("probing"):
-        findings = probe_findings(probe(config), [str(name) for name in config.data])
+        findings = probe_findings(probe(config), [str(name) for name in config.data], environment())
     console = Console(highlight=False, soft_wrap=True)
     print_findings(findings, console)
     if config.out is not None:

@@ -132,8 +132,8 @@ class ReproduceConfig:
     """study: the sets that select among the learning rates. Default: all of sets."""
 
     parts: list[str] = field(default_factory=list, metadata=_STUDY)
-    """study: the parts to run, of table2, sft, ood, transfer, heads, mixed, losses, ratios, sizes, priors. Default:
-    all, in this order.
+    """study: the parts to run, of table2, sft, ood, transfer, heads, mixed, losses, ratios, sizes, noise, priors.
+    Default: all, in this order.
     """
 
     hours: float | None = field(default=None, metadata=_STUDY)
@@ -318,7 +318,12 @@ def run(args: Namespace) -> None:
     require_results(folder, others, written, "results.json", known, by="hafrm reproduce")
     if config.recompute is None:
         experiment.execute(job, plan, lambda line: said.print(line, markup=False))
-    _write(experiment.find(job), folder, config, shown)
+    findings = experiment.find(job)
+    if config.name != "study" and plan.scorings:
+        from hafrm.paper.measures import record_scores
+
+        record_scores(job, plan.scorings, folder)
+    _write(findings, folder, config, shown)
 
 
 def _write(findings: Findings, folder: Path, config: ReproduceConfig, shown: Console) -> None:

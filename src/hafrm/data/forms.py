@@ -334,6 +334,10 @@ _SCORES = ("score", "rating", "helpfulness")
 _STRENGTH_2 = ("prompt", "response_1", "response_2", "preference_strength")
 _STRENGTH_3 = ("context", "response1", "response2", "overall_preference")
 
+NECTAR = Form("Nectar", ("prompt", "answers"), _nectar, _is_list("answers"))
+HELPSTEER2 = Form("HelpSteer2 preferences", _STRENGTH_2, _preferred_by_strength(*_STRENGTH_2))
+HELPSTEER3 = Form("HelpSteer3 preferences", _STRENGTH_3, _preferred_by_strength(*_STRENGTH_3))
+
 FORMS = (
     Form("LLaMA-Factory sharegpt", _PAIR, _sharegpt, _has_sharegpt_turns, ("conversations",)),
     Form("LLaMA-Factory sharegpt", ("conversations", *_PAIR), _sharegpt),
@@ -360,7 +364,7 @@ FORMS = (
     ),
     Form("TRL pairs that begin with the prompt", _PAIR, _fields, _begins_with_prompt),
     Form("UltraFeedback", ("instruction", "completions"), _ultrafeedback, _is_list("completions")),
-    Form("Nectar", ("prompt", "answers"), _nectar, _is_list("answers")),
+    NECTAR,
     Form(
         "responses with scores",
         ("prompt", "responses", "scores"),
@@ -382,8 +386,8 @@ FORMS = (
         _arena_battles,
         optional=("winner_tie",),
     ),
-    Form("HelpSteer2 preferences", _STRENGTH_2, _preferred_by_strength(*_STRENGTH_2)),
-    Form("HelpSteer3 preferences", _STRENGTH_3, _preferred_by_strength(*_STRENGTH_3)),
+    HELPSTEER2,
+    HELPSTEER3,
     Form("PKU-SafeRLHF", ("prompt", "response_0", "response_1", "better_response_id"), _pku),
     Form(
         "AlpacaFarm preferences",

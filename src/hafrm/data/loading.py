@@ -30,7 +30,7 @@ from hafrm.data.memory import MemoryData, data_names_of
 from hafrm.data.names import Selection, exists, parsed
 from hafrm.data.options import ReadOptions
 from hafrm.data.registry import NAMED_SOURCES, TEST_SHARE, VALIDATION_SHARE, NamedSource
-from hafrm.data.reports import PairSet, SourceReport, fingerprinted
+from hafrm.data.reports import Drop, Outcome, PairSet, SourceReport, fingerprinted
 from hafrm.data.rowfiles import FORMATS, files_named, has_known_suffix, read_rows, saved_files
 from hafrm.data.simulated import is_simulated, simulated_names, simulated_source
 from hafrm.data.splits import split_by_group
@@ -244,7 +244,7 @@ def _of_files(
     if named is None:
         pairs = _pairs(rows, report, options, selection)
     else:  # `_load_named` selects from its pairs
-        pairs = read_pairs(rows(), report, options, named=named.mapping)
+        pairs = read_pairs(rows(), report, options, named=_mapping(named, report))
     return PairSource(pairs, report, paths, ["" if named is None else named.name, str(selection)])
 
 
@@ -318,7 +318,8 @@ def _load_named(name: str, split: str, options: ReadOptions, selection: Selectio
     own_split = "test" if split == "test" and source.has_test else "train"
     report = SourceReport(name=name, kind="named", split=split, licence=source.licence, notes=list(source.notes))
     if location:
-        found = _of_files(_copied_files(name, Path(location), own_split), report, options, selection, source)
+        files = _copied_files(name, Path(location), _file_split(source, own_split))
+        found = _of_files(files, report, options, selection, source)
     else:
         found = PairSource(_download(source, own_split, report, options), report)
     if own_split == "train":
@@ -342,14 +343,33 @@ def _selected_pairs(
 
 
 def _download(source: NamedSource, split: str, report: SourceReport, options: ReadOptions) -> Iterator[PreferencePair]:
-    report.read_from.append(hub_call(source.path, source.arguments, split=split))
+    on_hub = _file_split(source, split)
+    report.read_from.append(hub_call(source.path, source.arguments, split=on_hub))
     remedy = (
         f"{source.access}Check the network, or download the files of {source.homepage} elsewhere and name them as "
         f"{source.name}@PATH."
     )
     place = f"{source.name}/{split}"
-    rows = hub_rows(source.path, source.arguments, split=split, source=place, remedy=remedy)
-    return read_pairs(rows, report, options, named=source.mapping)
+    rows = hub_rows(source.path, source.arguments, split=on_hub, source=place, remedy=remedy)
+    return read_pairs(rows, report, options, named=_mapping(source, report))
+
+
+def _file_split(source: NamedSource, split: str) -> str:
+    """Return the name of the source's files of its split "train" or "test"."""
+    return "train" if source.split_column else source.splits.get(split, split)
+
+
+def _mapping(source: NamedSource, report: SourceReport) -> Callable[[Row], Outcome | Iterable[Outcome]]:
+    """Return a source's mapping, which drops the rows of other splits if a column names them."""
+    if not source.split_column:
+        return source.mapping
+    own = "test" if report.split == "test" else "train"
+    wanted = source.splits.get(own, own)
+
+    def of_split(row: Row) -> Outcome | Iterable[Outcome]:
+        return source.mapping(row) if row.string(source.split_column) == wanted else Drop("other_split")
+
+    return of_split
 
 
 def _copied_files(name: str, location: Path, split: str) -> list[Path]:

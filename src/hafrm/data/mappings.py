@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
@@ -30,7 +31,7 @@ def read_pairs(
     report: SourceReport,
     options: ReadOptions,
     *,
-    named: Callable[[Row], Outcome] | None = None,
+    named: Callable[[Row], Outcome | Iterable[Outcome]] | None = None,
 ) -> Iterator[PreferencePair]:
     """Turn the rows of a source into pairs one at a time, and count every row in the report.
 
@@ -47,19 +48,22 @@ def read_pairs(
         ConfigError: a column of `columns` does not exist, or the mapping can't be imported.
     """
     if named is not None:
-        return records_of(rows, report, lambda row: [_named_pair(row, named)], on_bad_row=options.on_bad_row)
+        return records_of(rows, report, partial(_named_pairs, named), on_bad_row=options.on_bad_row)
     mapping = user_mapping(options.mapping) if options.mapping else None
     return _read(rows, report, options, mapping)
 
 
-def _named_pair(row: Row, named: Callable[[Row], Outcome]) -> PreferencePair | Drop:
-    outcome = named(row)
-    if isinstance(outcome, Drop):
-        return outcome
-    try:
-        return parse_pair(outcome, source=row.source, number=row.number)
-    except BadRowError as error:
-        return Drop(error.reason.value)
+def _named_pairs(named: Callable[[Row], Outcome | Iterable[Outcome]], row: Row) -> Iterator[PreferencePair | Drop]:
+    found = named(row)
+    outcomes = [found] if isinstance(found, Mapping | Drop) else list(found)
+    for part, outcome in enumerate(outcomes, start=1 if len(outcomes) > 1 else 0):
+        if isinstance(outcome, Drop):
+            yield outcome
+            continue
+        try:
+            yield parse_pair(outcome, source=row.source, number=row.number, part=part)
+        except BadRowError as error:
+            yield Drop(error.reason.value)
 
 
 def _read(

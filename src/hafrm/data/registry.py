@@ -1,19 +1,19 @@
-"""The named data sets: the paper's five, as described in its section 3.1 and Table 1.
+"""The named data sets: the paper's five, as described in its section 3.1 and Table 1, and more recent ones.
 
-A set is a `NamedSource` with a pure function from a row in the source's own schema to a row of the contract (see
-`hafrm.rows`), or to a `Drop` if the paper's preprocessing leaves the row out. A missing or mistyped field makes a row
-bad.
+A set is a `NamedSource` with a pure function from a row in the source's own schema to rows of the contract (see
+`hafrm.rows`), or to a `Drop` if the set's rule leaves the row out. A missing or mistyped field makes a row bad.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hafrm.data.forms import alpaca_farm, answers, chatbot_arena
+from hafrm.data.forms import HELPSTEER2, HELPSTEER3, NECTAR, alpaca_farm, answers, chatbot_arena
 from hafrm.data.reports import Drop, Outcome
-from hafrm.rows import Row, transcript_turns
+from hafrm.rows import Row, is_list, transcript_turns
 
 TEST_SHARE = 0.10
 """Share of pairs drawn as the test split for sources without one (section 3.1 of the paper)."""
@@ -34,10 +34,14 @@ class NamedSource:
     """First argument of `datasets.load_dataset`."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of `load_dataset`."""
-    mapping: Callable[[Row], Outcome]
-    """Converts a row in the source's schema to a row of the contract, or drops it."""
+    mapping: Callable[[Row], Outcome | Iterable[Outcome]]
+    """Converts a row in the source's schema to one or several rows of the contract, or drops it."""
     has_test: bool
     """Whether the source has a test split; if not, `TEST_SHARE` of its prompts are drawn."""
+    splits: Mapping[str, str] = field(default_factory=dict)
+    """The source's names for "train" and "test", where they differ."""
+    split_column: str = ""
+    """The column that names a row's split, if the source has all splits in one file, which it calls "train"."""
     homepage: str
     licence: str
     citation: str
@@ -74,16 +78,40 @@ def beaver_safe(row: Row) -> Outcome:
     return {"prompt": row.string("prompt"), **answers(row, better, worse)}
 
 
+def messages_with_prompt(row: Row) -> Outcome:
+    """Convert chat messages that begin with the prompt in both columns."""
+    return {name: [turn.as_dict() for turn in row.messages(name, "assistant")] for name in ("chosen", "rejected")}
+
+
+def arena_of_texts(row: Row) -> Outcome:
+    """Convert Chatbot Arena, without the conversations about images."""
+    sides = [row.sequence(f"conversation_{side}") for side in ("a", "b")]
+    contents = [turn.get("content") for side in sides for turn in side if isinstance(turn, Mapping)]
+    parts = [part for content in contents if is_list(content) for part in content if isinstance(part, Mapping)]
+    if any(part.get("image") or part.get("type") == "image" for part in parts):
+        return Drop("image")
+    return chatbot_arena(row)
+
+
+_HELPSTEER_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
+
+
+def helpsteer2(row: Row) -> Iterable[Outcome]:
+    """Convert HelpSteer2's preferences, whose prompts of several turns are one text with marks between the turns."""
+    first, *rest = _HELPSTEER_TURN.split(row.string("prompt"))
+    turns = [{"role": "user", "content": first}] if first else []
+    turns += [{"role": role.lower(), "content": text} for role, text in zip(rest[::2], rest[1::2], strict=True)]
+    return HELPSTEER2.rows(replace(row, value={**row.fields, "prompt": turns}))
+
+
 _HH_CITATION = (
     "Bai et al. (2022), Training a Helpful and Harmless Assistant with Reinforcement Learning from Human Feedback, "
     "arXiv:2204.05862"
 )
 _SINGLE_TURN_NOTE = "single-turn pairs only, as the sizes in the paper's Table 1 imply; `{}-full` has all pairs"
 
-
-_UNPINNED_NOTE = (
-    "read at the hub's `main`, which may change; to hold it fixed, download a revision and name it as {}@PATH"
-)
+UNPINNED = "read at the hub's `main`, which may change; to hold it fixed, download a revision and name it as {}@PATH"
+"""Note on a source for which no revision is known."""
 
 
 def _hh(name: str, title: str, folder: str, *, full: bool) -> NamedSource:
@@ -140,7 +168,7 @@ _SOURCES = (
             "Dubois et al. (2023), AlpacaFarm: A Simulation Framework for Methods that Learn from Human Feedback, "
             "arXiv:2305.14387"
         ),
-        notes=(_UNPINNED_NOTE.format("alpaca-human-pref"),),
+        notes=(UNPINNED.format("alpaca-human-pref"),),
     ),
     NamedSource(
         name="chatbot-arena",
@@ -152,7 +180,87 @@ _SOURCES = (
         licence="CC-BY-4.0 (prompts), CC-BY-NC-4.0 (responses)",
         citation="Zheng et al. (2023), Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena, arXiv:2306.05685",
         access="The set is gated: accept its terms on its page and run `hf auth login`. ",
-        notes=("ties dropped", _UNPINNED_NOTE.format("chatbot-arena")),
+        notes=("ties dropped", UNPINNED.format("chatbot-arena")),
+    ),
+    NamedSource(
+        name="skywork-80k",
+        title="Skywork Reward Preference 80K v0.2",
+        path="Skywork/Skywork-Reward-Preference-80K-v0.2",
+        mapping=messages_with_prompt,
+        has_test=False,
+        homepage="https://huggingface.co/datasets/Skywork/Skywork-Reward-Preference-80K-v0.2",
+        licence="see the homepage; the pairs come from other sets",
+        citation="Liu et al. (2024), Skywork-Reward: Bag of Tricks for Reward Modeling in LLMs, arXiv:2410.18451",
+        notes=(UNPINNED.format("skywork-80k"),),
+    ),
+    NamedSource(
+        name="ultrafeedback",
+        title="UltraFeedback, binarized",
+        path="HuggingFaceH4/ultrafeedback_binarized",
+        arguments={"revision": "3949bf5f8c17c394422ccfab0c31ea9c20bdeb85"},
+        mapping=messages_with_prompt,
+        has_test=True,
+        splits={"train": "train_prefs", "test": "test_prefs"},
+        homepage="https://huggingface.co/datasets/HuggingFaceH4/ultrafeedback_binarized",
+        licence="MIT",
+        citation="Cui et al. (2023), UltraFeedback: Boosting Language Models with Scaled AI Feedback, arXiv:2310.01377",
+    ),
+    NamedSource(
+        name="helpsteer2",
+        title="HelpSteer2, preferences",
+        path="nvidia/HelpSteer2",
+        arguments={"data_dir": "preference", "revision": "990b2711a36180dd19d9c94b8627844866f8982a"},
+        mapping=helpsteer2,
+        has_test=True,
+        splits={"test": "val"},
+        split_column="split",
+        homepage="https://huggingface.co/datasets/nvidia/HelpSteer2",
+        licence="CC-BY-4.0",
+        citation="Wang et al. (2024), HelpSteer2-Preference: Complementing Ratings with Preferences, arXiv:2410.01257",
+        notes=("ties dropped", "the test split is the source's `val`"),
+    ),
+    NamedSource(
+        name="helpsteer3",
+        title="HelpSteer3, preferences",
+        path="nvidia/HelpSteer3",
+        arguments={"name": "preference", "revision": "f6d145777bcbde96137596340fab89793acd1031"},
+        mapping=HELPSTEER3.rows,
+        has_test=True,
+        splits={"test": "validation"},
+        homepage="https://huggingface.co/datasets/nvidia/HelpSteer3",
+        licence="CC-BY-4.0",
+        citation=(
+            "Wang et al. (2025), HelpSteer3-Preference: Open Human-Annotated Preference Data across Diverse Tasks and "
+            "Languages, arXiv:2505.11475"
+        ),
+        notes=("ties dropped", "the test split is the source's `validation`"),
+    ),
+    NamedSource(
+        name="arena-140k",
+        title="Arena human preference 140k",
+        path="lmarena-ai/arena-human-preference-140k",
+        arguments={"revision": "6322995ab34d7c2693e3f47dd13fa5caa0789a74"},
+        mapping=arena_of_texts,
+        has_test=False,
+        homepage="https://huggingface.co/datasets/lmarena-ai/arena-human-preference-140k",
+        licence="CC-BY-4.0 (prompts), the providers' terms (responses)",
+        citation=(
+            "Chiang et al. (2024), Chatbot Arena: An Open Platform for Evaluating LLMs by Human Preference, "
+            "arXiv:2403.04132"
+        ),
+        notes=("ties dropped", "conversations with images dropped"),
+    ),
+    NamedSource(
+        name="nectar",
+        title="Nectar",
+        path="berkeley-nest/Nectar",
+        arguments={"revision": "3c6b4c47fa1cc38869f9f32dce1699f7abad8b06"},
+        mapping=NECTAR.rows,
+        has_test=False,
+        homepage="https://huggingface.co/datasets/berkeley-nest/Nectar",
+        licence="Apache-2.0",
+        citation="Zhu et al. (2023), Starling-7B: Improving LLM Helpfulness and Harmlessness with RLAIF",
+        notes=("all pairs of a row's seven answers, ranked by GPT-4; ties dropped",),
     ),
 )
 

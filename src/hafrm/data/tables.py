@@ -209,10 +209,14 @@ class PairTables(Sequence[TokenGroup]):
 
     def longest(self) -> np.ndarray:
         """Return the tokens of the longer sequence of each pair, prompt included, [N]."""
-        responses = self._responses["length"]
-        longer = np.maximum(responses[self._pairs["chosen"]], responses[self._pairs["rejected"]])
-        longest: np.ndarray = self._prompts["length"][self._pairs["prompt"]] + longer
+        longest: np.ndarray = self._prompts["length"][self._pairs["prompt"]] + self.lengths().max(axis=1)
         return longest
+
+    def lengths(self) -> np.ndarray:
+        """Return the tokens of the chosen and the rejected response of each pair, [N, 2]."""
+        sides = np.stack([self._pairs["chosen"], self._pairs["rejected"]], axis=1)
+        lengths: np.ndarray = self._responses["length"][sides]
+        return lengths
 
 
 class TableWriter:

@@ -10,6 +10,8 @@ Two families and their sum:
 * policy losses use the log-probs of both responses under the policy and the reference (Eq. 4 and alternatives);
 * `hybrid_loss` adds the two (Eq. 5).
 
+`consistency_loss` takes both: rewards of all prefixes of the responses, and the probability of their tokens.
+
 Computations use at least float32: bfloat16 and float16 are widened, float64 is kept. Values and gradients stay finite
 far beyond the margins seen in training (tested to +-1e4). Shapes are checked first, because broadcasting [B] against
 [B, 1] would silently give a wrong loss. torch is imported when a loss is first computed, so that options can be checked
@@ -51,6 +53,7 @@ from hafrm.losses.policies import (
     slic_loss,
     sppo_hard_loss,
 )
+from hafrm.losses.prefixes import consistency_loss
 from hafrm.losses.rewards import (
     PLACKETT_LUCE,
     REWARD_LOSSES,
@@ -80,6 +83,7 @@ __all__ = [
     "bco_pair_loss",
     "bradley_terry_loss",
     "cauchy_loss",
+    "consistency_loss",
     "couples_pairs",
     "discopop_loss",
     "dpo_loss",

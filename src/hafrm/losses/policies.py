@@ -129,6 +129,15 @@ def sft_loss(log_probs: PairLogProbs) -> Tensor:
     return -log_probs.chosen_mean
 
 
+def grm_sft_loss(log_probs: PairLogProbs, *, beta: float = 0.1) -> Tensor:
+    """Compute GRM's SFT regularizer: -log sigmoid(beta * log pi(y | x)) (arXiv:2406.10216), [B].
+
+    Arguments and errors are those of `dpo_loss`.
+    """
+    require_positive(beta=beta)
+    return logistic(beta * wide(log_probs.chosen))
+
+
 def robust_dpo_loss(log_probs: PairLogProbs, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Tensor:
     """Compute robust DPO: an unbiased estimate of DPO's loss on labels without errors (arXiv:2403.00409, Eq. 11).
 
@@ -282,6 +291,7 @@ POLICY_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "orpo": orpo_loss,
     "kto_pair": kto_pair_loss,
     "sft": sft_loss,
+    "grm_sft": grm_sft_loss,
     "robust": robust_dpo_loss,
     "exo_pair": exo_pair_loss,
     "nca_pair": nca_pair_loss,
@@ -299,5 +309,5 @@ POLICY_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
 COUPLES_PAIRS = frozenset({"kto_pair", "aot", "aot_unpaired"})
 """Policy losses in which a pair's loss depends on the other pairs of its batch."""
 
-WITHOUT_REFERENCE = frozenset({"simpo", "orpo", "sft"})
+WITHOUT_REFERENCE = frozenset({"simpo", "orpo", "sft", "grm_sft"})
 """Policy losses that don't use the reference's log-probs, so that runs need no reference."""

@@ -42,6 +42,9 @@ class SequenceScores(NamedTuple):
     """log pi of each response token, [T], float32, in the batch's order."""
     of_heads: Tensor | None = None
     """Rewards by each reward head, [S, K], whose mean `rewards` is; None for a single head."""
+    prefixes: Tensor | None = None
+    """Rewards of the responses up to each token, [T], float32, in the batch's order; a sequence's last is its reward.
+    """
 
 
 class HybridModel(nn.Module):
@@ -53,14 +56,21 @@ class HybridModel(nn.Module):
             for scoring may have a bias. With K outputs it is K heads, whose mean is the reward.
         with_lm_head: Whether the LM head has weights; in a model from a classifier without one they are zero.
         bare: Description of the backbone weights that could not get adapters although all were requested, or None.
+        before: Layers that the reward head reads instead of hidden states, in a model used only for scoring.
     """
 
     def __init__(
-        self, causal_lm: nn.Module, score: nn.Linear, *, with_lm_head: bool = True, bare: str | None = None
+        self,
+        causal_lm: nn.Module,
+        score: nn.Linear,
+        *,
+        with_lm_head: bool = True,
+        bare: str | None = None,
+        before: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.causal_lm = causal_lm
-        self.score = score
+        self.score, self.before = score, before
         self.with_lm_head = with_lm_head
         self.bare = bare
         self.logit_transform = logit_transform(self.config)
@@ -133,6 +143,7 @@ class HybridModel(nn.Module):
         *,
         rewards: bool = True,
         log_probs: bool = True,
+        prefixes: bool = False,
         foresight: Foresight | None = None,
     ) -> SequenceScores:
         """Encode a batch once and score its sequences with either head or both.
@@ -141,15 +152,17 @@ class HybridModel(nn.Module):
             batch: The sequences' layout.
             rewards: Whether to compute rewards.
             log_probs: Whether to compute response log-probs (the LM head takes time: skip it if unused).
+            prefixes: Whether to compute the reward of every prefix of the responses.
             foresight: Prediction of the loss's gradient in the log-probs, which saves a trained LM head a quarter of
                 its work.
         """
         states = self.hidden_states(batch)
-        found = self._rewards(states, batch) if rewards else None
+        found = self._rewards(states[batch.score_index]) if rewards else None
         reward = None if found is None else found.mean(-1)
         of_heads = found if self.heads > 1 else None
+        prefix_rewards = self._rewards(states[batch.token_index]).mean(-1) if prefixes else None
         if not log_probs:
-            return SequenceScores(reward, None, None, of_heads)
+            return SequenceScores(reward, None, None, of_heads, prefix_rewards)
         tokens = linear_log_probs(
             states[batch.predictor_index],
             self.policy_head.weight,
@@ -159,7 +172,7 @@ class HybridModel(nn.Module):
             foresight=foresight,
         )
         total = sum_by_sequence(tokens, batch.sequence_index, batch.num_sequences)
-        return SequenceScores(reward, total, tokens, of_heads)
+        return SequenceScores(reward, total, tokens, of_heads, prefix_rewards)
 
     def hidden_states(self, batch: SequenceBatch) -> Tensor:
         """Return the backbone's last hidden states, rows concatenated, [R * L, H].
@@ -179,14 +192,15 @@ class HybridModel(nn.Module):
         output = self.backbone(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **layout)
         return cast(Tensor, output.last_hidden_state).flatten(0, 1)
 
-    def _rewards(self, states: Tensor, batch: SequenceBatch) -> Tensor:
-        """Compute each head's rewards, [S, K], in at least float32, also under autocast: bfloat16 turns margins under
-        0.01 into ties.
+    def _rewards(self, states: Tensor) -> Tensor:
+        """Compute each head's rewards of states, [n, K], in at least float32, also under autocast: bfloat16 turns
+        margins under 0.01 into ties.
         """
         dtype = torch.promote_types(self.score.weight.dtype, torch.float32)
         with torch.autocast(states.device.type, enabled=False):
             bias = None if self.score.bias is None else self.score.bias.to(dtype)
-            return F.linear(states[batch.score_index].to(dtype), self.score.weight.to(dtype), bias)
+            read = states.to(dtype)
+            return F.linear(read if self.before is None else self.before(read), self.score.weight.to(dtype), bias)
 
     @contextlib.contextmanager
     def adapters_disabled(self) -> Iterator[None]:

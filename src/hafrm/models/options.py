@@ -20,7 +20,7 @@ else:
 
     from hafrm.models.scorers import Scorer
 
-Method = Literal["haf", "baseline", "dpo"]
+Method = Literal["haf", "baseline", "dpo", "grm"]
 """`haf` trains both heads (Eq. 5), `baseline` only the reward head (Eq. 2), `dpo` only the policy head (Eq. 4)."""
 
 Head = Literal["reward", "policy", "combined"]

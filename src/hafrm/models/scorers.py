@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
@@ -204,6 +205,19 @@ class BatchedScorer:
         raise AssertionError("a scorer computes its own batches")
 
 
+@dataclass(frozen=True)
+class TokenTerms:
+    """What each token of a response adds to the implicit reward, before the log-ratio's weight."""
+
+    reward: float
+    """The whole reward."""
+    start: int
+    """Number of tokens before the response."""
+    ids: list[int]
+    """The response's tokens."""
+    values: list[float]
+
+
 class HybridScorer(BatchedScorer):
     """Score of a two-headed model: reward_weight * F(phi(x, y)) + ratio_weight * log(pi(y | x) / pi_ref(y | x)).
 
@@ -289,12 +303,16 @@ class HybridScorer(BatchedScorer):
         Without a reference, a token's reward is its log-prob divided by the number of tokens, since such a score is the
         mean log-prob.
         """
-        if not self.ratio_weight:
-            raise ModelError(f"The reward head gives whole rewards only. Rewards of tokens need {POLICY_HEAD}.")
+        self.require_divisible()
         return [
             None if found is None else self._divided(*found, conversation)
             for found, conversation in zip(self._by_token(conversations), conversations, strict=True)
         ]
+
+    def require_divisible(self) -> None:
+        """Raise ModelError unless rewards can be divided among tokens."""
+        if not self.ratio_weight:
+            raise ModelError(f"The reward head gives whole rewards only. Rewards of tokens need {POLICY_HEAD}.")
 
     def _divided(self, reward: float, terms: TokenRatios | None, conversation: Conversation) -> TokenRewards:
         if terms is None:
@@ -309,8 +327,21 @@ class HybridScorer(BatchedScorer):
         """Return each conversation's reward with its tokens' terms, None where they can't be aligned with the text;
         None for an over-long conversation.
         """
+        terms = self.token_terms(self._encoded(conversations))
         found: list[tuple[float, TokenRatios | None] | None] = [None] * len(conversations)
-        for rows, batch in self._batches(self._encoded(conversations)):
+        for row, each in terms.items():
+            found[row] = (each.reward, self._aligned(each, conversations[row], self.encoder.tokenizer))
+        return found
+
+    @torch.inference_mode()
+    def token_terms(self, encoded: Mapping[int, TokenGroup]) -> dict[int, TokenTerms]:
+        """Compute what each token of the responses adds to the rewards of encoded conversations, by index.
+
+        Raises:
+            ModelError: a term is not finite.
+        """
+        found: dict[int, TokenTerms] = {}
+        for rows, batch in self._batches(encoded):
             with _enough_memory(batch):
                 rewards, terms = self._rewards_and_terms(batch)
             if not torch.isfinite(terms).all():
@@ -320,11 +351,15 @@ class HybridScorer(BatchedScorer):
             starts = batch.position_ids.flatten()[batch.score_index] + 1 - batch.response_lengths
             parts = (starts.tolist(), batch.target_ids.split(batch.lengths), terms.split(batch.lengths))
             for row, reward, start, ids, values in zip(rows, rewards.tolist(), *parts, strict=True):
-                aligned = align_with_text(
-                    self.encoder.tokenizer, conversations[row], start, ids.tolist(), values.tolist()
-                )
-                found[row] = (reward, aligned)
+                found[row] = TokenTerms(reward, start, ids.tolist(), values.tolist())
         return found
+
+    def divided(self, terms: TokenTerms, conversation: Conversation, tokenizer: Any) -> TokenRewards:
+        """Divide a reward among the texts of a response, with a tokenizer that no other thread uses meanwhile."""
+        return self._divided(terms.reward, self._aligned(terms, conversation, tokenizer), conversation)
+
+    def _aligned(self, terms: TokenTerms, conversation: Conversation, tokenizer: Any) -> TokenRatios | None:
+        return align_with_text(tokenizer, conversation, terms.start, terms.ids, terms.values)
 
 
 class LogProbScorer(HybridScorer):

@@ -151,8 +151,8 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     ),
     "figure5": Experiment(
         "policies trained on HAF's rewards against the baseline's",
-        _late("policies.plan_duels"),
-        _late("policies.find_duels"),
+        _late("duels.plan"),
+        _late("duels.find"),
     ),
     "ppo": Experiment(
         "whether PPO learns: the true reward over its steps",

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ import numpy as np
 
 from hafrm.errors import DataError
 from hafrm.evaluation.scoring import SCORES_FILE, PairScore, read_scores
-from hafrm.paper.plans import compared_cells
+from hafrm.paper.plans import Scoring, compared_cells
+from hafrm.paper.record import Record
 from hafrm.paper.samples import unseen
 from hafrm.paper.scales import Job
 from hafrm.report.findings import Relation, Rival
@@ -123,6 +125,25 @@ def measure(job: Job, trained_on: tuple[str, ...], tested_on: tuple[str, ...], *
         column: {name: replace(each, left_out=left_out[column, name]) for name, each in row.items()}
         for column, row in grid_of(found).items()
     }
+
+
+def record_scores(job: Job, scorings: Iterable[Scoring], folder: Path) -> None:
+    """Write the margins of all test pairs, without texts, as `record.jsonl`, so that anyone can recompute the results.
+
+    Args:
+        job: The job.
+        scorings: Finished evaluations.
+        folder: The folder of the results. An older record in it is replaced.
+    """
+    record = Record(folder)
+    record.path.unlink(missing_ok=True)
+    for scoring in scorings:
+        rows = read_scores(scoring.folder(job) / SCORES_FILE)
+        for run, name in product(scoring.runs, scoring.tested_on):
+            model, data = run.folder(job), job.scale.sets[name].test
+            scores = [row for row in rows if (row.model, row.data) == (str(model), data)]
+            known_as = f"{model.relative_to(job.root / 'runs')} on {name}"
+            record.add_scores(known_as, name, scores, kept=unseen(job.scale, run.sets, scores))
 
 
 def left_out_of(grids: Mapping[str, Grid]) -> dict[str, Mapping[str, int]]:

@@ -115,7 +115,7 @@ def _statements(results: Mapping[str, Any], models: Mapping[str, str]) -> Iterat
             yield f"The judge prefers what {better} chooses to what {worse} chooses."
     open_ = [f"{models[each['a']]} and {models[each['b']]}" for each, p in tests if not p < SIGNIFICANT]
     if open_:
-        yield f"The choices of {'; of '.join(open_)} can't be told apart."
+        yield f"The choices of {'; of '.join(open_)} don't differ significantly."
 
 
 def _figures(results: Mapping[str, Any], models: Mapping[str, str]) -> Iterator[tuple[str, Markup]]:

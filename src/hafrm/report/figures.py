@@ -284,6 +284,8 @@ MOST_CIRCLES = 3
 """Maximum number of circles whose overlaps can all be drawn."""
 
 _RADIUS, _APART = 76.0, 46.0
+_METHODS = ("haf", "baseline", "dpo")
+"""The methods, each with one colour in all figures, and the colours of up to three other scorers, in order."""
 
 
 def overlap_circles(label: str, names: Mapping[str, str], regions: Mapping[frozenset[str], float]) -> Markup:
@@ -310,7 +312,8 @@ def overlap_circles(label: str, names: Mapping[str, str], regions: Mapping[froze
     for number, (name, (x, y)) in enumerate(centres.items()):
         whole = percent(sum(share for whose, share in regions.items() if name in whose))
         title = element("title", visible(f"{names[name]}: {whole}%"))
-        parts.append(element("circle", title, cx=x, cy=y, r=_RADIUS, class_=f"s{number} many"))
+        kind = name if name in _METHODS else _METHODS[number]
+        parts.append(element("circle", title, cx=x, cy=y, r=_RADIUS, class_=f"bar {kind} many"))
         above = y < middle[1] - 1
         at = (x, y - _RADIUS - 8) if above else (x + 0.5 * (x - middle[0]), y + _RADIUS + 16)
         parts.append(text(*at, f"{shortened(names[name], 22)} {whole}", "middle strong"))

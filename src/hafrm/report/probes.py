@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from operator import attrgetter
+from typing import Any
 
 from hafrm.evaluation.probes import Probed
 from hafrm.report.findings import Findings, Table
@@ -22,12 +23,13 @@ _COLUMNS = (
 )
 
 
-def probe_findings(found: Sequence[Probed], data: Sequence[str]) -> Findings:
+def probe_findings(found: Sequence[Probed], data: Sequence[str], made_with: Mapping[str, Any]) -> Findings:
     """Build the page of probed models.
 
     Args:
         found: The results.
         data: Names of the pairs' sources.
+        made_with: What computed the results, with the programs' `versions`.
     """
     tables = tuple(
         Table(model, _COLUMNS, tuple(map(_row, each))) for model, each in groupby(found, key=attrgetter("model"))
@@ -36,13 +38,14 @@ def probe_findings(found: Sequence[Probed], data: Sequence[str]) -> Findings:
         title="Bias probes",
         intro=f"Each probe changes the worse responses of {', '.join(data)} in a way that makes them no better. In "
         "brackets 95% intervals over prompts.",
-        results={"data": list(data), "probes": [asdict(each) for each in found]},
+        results={"data": list(data), "environment": dict(made_with), "probes": [asdict(each) for each in found]},
         tables=tables,
         notes=(
             "A gap is the median distance between the rewards of a pair's two responses.",
             "Raised: the share of changed responses whose reward is higher than before; 50% would be chance.",
             "Lost: the share of rightly ranked pairs in which the changed response is then ranked at least as high as "
             "the better one.",
+            f"Computed with {', '.join(f'{name} {number}' for name, number in made_with['versions'].items())}.",
         ),
     )
 

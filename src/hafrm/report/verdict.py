@@ -50,7 +50,7 @@ def verdicts(evaluation: Evaluation) -> list[str]:
         undecided = all(each.better is None for found in tested.values() for each in found)
         if len(tested) > 1 and undecided:
             places = dict.fromkeys(each.place for found in tested.values() for each in found)
-            lines.append(f"{listed(list(names.values()))} can't be told apart {_on_none(list(places), noun)}.")
+            lines.append(f"{listed(list(names.values()))} don't differ significantly {_on_none(list(places), noun)}.")
         else:
             lines += [_sentence(names[a], names[b], a, found, noun) for (a, b), found in tested.items()]
     return lines or ["There are too few prompts to tell the models apart."]
@@ -76,7 +76,7 @@ def _leaders(evaluation: Evaluation) -> Iterator[str]:
         won = [data[name] for name in best if best[name] == model]
         yield f"{models[model]} is the most accurate model {_on_some(won, len(data), 'set')}."
     if left := [data[name] for name in best if best[name] is None]:
-        yield f"The two most accurate models can't be told apart {_on_some(left, len(data), 'set')}."
+        yield f"The two most accurate models don't differ significantly {_on_some(left, len(data), 'set')}."
 
 
 def _outcomes_on_data(evaluation: Evaluation, a: str, b: str) -> list[_Outcome]:
@@ -116,13 +116,13 @@ def _sentence(a: str, b: str, first: str, found: Sequence[_Outcome], noun: str) 
     if lost and not won:
         a, b, won, lost = b, a, lost, won
     if len(found) == 1:
-        relation = f"{a} is ahead of {b}" if won else f"{a} and {b} can't be told apart"
+        relation = f"{a} is ahead of {b}" if won else f"{a} and {b} don't differ significantly"
         return f"{relation} on {found[0].place} ({found[0].figures})."
     if not won:
-        return f"{a} and {b} can't be told apart {_on_none([each.place for each in found], noun)}."
+        return f"{a} and {b} don't differ significantly {_on_none([each.place for each in found], noun)}."
     behind = f" and behind {_on_some(lost, len(found), noun)}" if lost else ""
     left = len(found) - len(won) - len(lost)
-    others = f"; on {'the other' if left == 1 else f'the other {left}'} they can't be told apart" if left else ""
+    others = f"; on {'the other' if left == 1 else f'the other {left}'} they don't differ significantly" if left else ""
     return f"{a} is ahead of {b} {_on_some(won, len(found), noun)}{behind}{others}."
 
 

@@ -16,6 +16,7 @@ from typing import Literal
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from jinja2 import Environment, StrictUndefined
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
@@ -66,9 +67,10 @@ def build_app(service: RewardService, *, api_key: str | None = None) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestError, _request_error)
+    state = [route.path for route in app.routes if isinstance(route, APIRoute)]
     own = [path for each in PROTOCOLS for path in each.paths]
     of_models = (f"/{name}{path}" for name in service.models for path in own)
-    paths = [*app.openapi()["paths"], *_PAGE, "/docs", "/openapi.json", *own, *of_models]
+    paths = [*state, *_PAGE, "/docs", "/openapi.json", *own, *of_models]
     app.add_middleware(Gate, config=service.config, metrics=service.metrics, api_key=api_key, paths=paths)
     return app
 

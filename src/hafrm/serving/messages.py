@@ -55,6 +55,11 @@ class ScoringRequest(BaseModel):
         """Number of tokens to which conversations are truncated, -1: the model's limit; None: the server's rule."""
         return None
 
+    @property
+    def divides(self) -> bool:
+        """Whether rewards are wanted by token; inputs are then conversations."""
+        return False
+
     def inputs(self, bare: Bare) -> list[Input]:
         """Return the inputs to score.
 

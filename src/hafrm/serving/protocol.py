@@ -37,7 +37,8 @@ class Protocol:
             if not self.scores:
                 return await service.read(served, partial(self.answer, request))
             inputs = partial(request.inputs, served.bare_response)
-            return self.answer(request, await service.score(served, inputs, limit=request.limit))
+            scored = await service.score(served, inputs, limit=request.limit, divides=request.divides)
+            return self.answer(request, scored)
 
         hints = get_type_hints(self.answer)
         endpoint.__annotations__ = {"request": hints["request"]}

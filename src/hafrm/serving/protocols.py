@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter
@@ -49,6 +50,13 @@ class RewardsRequest(StrictBody, ScoringRequest):
     """Conversations to score. A prompt that several of them share is encoded once."""
 
     conversations: Annotated[list[ConversationBody], Field(max_length=MAX_ITEMS, fail_fast=True)]
+    tokens: bool = False
+    """Whether rewards are also divided among the responses' tokens; needs `--head policy` or `combined`."""
+
+    @property
+    def divides(self) -> bool:
+        """Whether rewards are wanted by token."""
+        return self.tokens
 
     def inputs(self, bare: Bare) -> list[Input]:
         """Return the inputs to score."""
@@ -56,6 +64,19 @@ class RewardsRequest(StrictBody, ScoringRequest):
             conversation(item.prompt, item.response, {**item.columns(), "system": item.system})
             for item in self.conversations
         ]
+
+
+class TokenRewardsBody(BaseModel):
+    """A reward divided among the response's tokens, as by `hafrm score --tokens`."""
+
+    turns: list[list[tuple[str, float | None]]]
+    """For each message of the response its text in pieces, each with its part of the reward; null for text without a
+    token that the model read.
+    """
+    template: float
+    """The part of the chat template's tokens, such as the end of a turn."""
+    reward: float
+    """The whole reward. What the parts lack to it comes from the reward head."""
 
 
 class RewardBody(BaseModel):
@@ -73,27 +94,39 @@ class RewardBody(BaseModel):
     """Details of what is wrong with the conversation and how to fix it, if available."""
 
 
+class DividedRewardBody(RewardBody):
+    """One conversation's reward, as a request with `tokens` gets it."""
+
+    token_rewards: TokenRewardsBody | None
+    """The divided reward; null if there is no reward."""
+
+
 class RewardsResponse(BaseModel):
     """One reward per conversation, in the request's order."""
 
     model: str
-    rewards: list[RewardBody]
+    rewards: list[DividedRewardBody | RewardBody]
 
 
 def _rewards(request: RewardsRequest, scored: Scored) -> RewardsResponse:
     """Score conversations."""
-    return RewardsResponse(model=scored.model.name, rewards=list(map(_reward_body, scored.outcomes)))
+    bodies = [_reward_body(outcome, divided=request.tokens) for outcome in scored.outcomes]
+    return RewardsResponse(model=scored.model.name, rewards=bodies)
 
 
-def _reward_body(outcome: Outcome) -> RewardBody:
+def _reward_body(outcome: Outcome, *, divided: bool) -> RewardBody:
     reading = outcome.reading
-    return RewardBody(
+    body = RewardBody(
         reward=outcome.reward,
         tokens=reading.tokens,
         truncated=reading.truncated,
         unscored=reading.unscored,
         fault=reading.fault or None,
     )
+    if not divided:
+        return body
+    tokens = None if outcome.divided is None else TokenRewardsBody(**asdict(outcome.divided))
+    return DividedRewardBody(**body.model_dump(), token_rewards=tokens)
 
 
 class GetRewardRequest(ConsumerRequest, Columns):
@@ -159,7 +192,7 @@ _TURNS = {
 }
 
 PROTOCOLS = (
-    Protocol("hafrm", ["/v1/rewards"], _rewards, {"conversations": [_TURNS]}),
+    Protocol("hafrm", ["/v1/rewards"], _rewards, {"conversations": [_TURNS], "tokens": False}),
     Protocol("OpenRLHF", ["/get_reward"], _get_reward, {"query": ["rendered text"], "prompts": None}),
     Protocol("LLaMA-Factory", ["/v1/score/evaluation"], _evaluation, {"messages": ["rendered text"]}),
     *VLLM,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
@@ -13,15 +14,19 @@ from typing import TypeVar
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from hafrm.encoding import TokenGroup
-from hafrm.errors import ConfigError
-from hafrm.models.scorers import Scorer, TokenScorer
+from hafrm.errors import ConfigError, ModelError
+from hafrm.models.scorers import POLICY_HEAD, HybridScorer, Scorer, TokenScorer, TokenTerms
 from hafrm.models.sources import stop_tokens
+from hafrm.models.tokens import TokenRewards
+from hafrm.pairs import Conversation
 from hafrm.serving.batcher import Batcher, Job
 from hafrm.serving.config import ServeConfig
 from hafrm.serving.errors import RequestError
 from hafrm.serving.reading import OVERLONG, Input, Reader, Reading, pieces
 from hafrm.serving.sharing import regrouped
 
+_AT_ONCE = 32
+"""Conversations whose token rewards are computed before other requests have their turn."""
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _TOKENS = tuple(2**i for i in range(5, 18))
 
@@ -71,6 +76,8 @@ class Outcome:
 
     reward: float | None
     reading: Reading
+    divided: TokenRewards | None = None
+    """The reward divided among the response's tokens, if that is wanted."""
 
 
 class ServedModel:
@@ -91,6 +98,7 @@ class ServedModel:
         if not isinstance(scorer, TokenScorer):
             raise ConfigError(f"{source} is a server, which can't be served again. Give a folder or a hub id.")
         self.name, self.scorer = name, scorer
+        self._running = threading.Lock()
         layout = getattr(scorer, "layout", None)
         self._shares = layout is not None and layout.packed
         self.batcher = Batcher(
@@ -127,7 +135,38 @@ class ServedModel:
         """Score groups; where it changes no reward, a beginning that several have in common is encoded once."""
         if self._shares and not self.scorer.reads_responses:
             groups = regrouped(groups)
-        return self.scorer.score_tokens(groups)
+        with self._running:
+            return self.scorer.score_tokens(groups)
+
+    def token_terms(self, groups: Sequence[TokenGroup]) -> list[TokenTerms]:
+        """Compute what the tokens add to rewards, between the batches of other requests.
+
+        Raises:
+            RequestError: the rewards don't come from tokens.
+        """
+        scorer = self.dividing
+        found: list[TokenTerms] = []
+        for start in range(0, len(groups), _AT_ONCE):
+            part = dict(enumerate(groups[start : start + _AT_ONCE]))
+            with self._running:
+                terms = scorer.token_terms(part)
+            found += [terms[place] for place in part]
+        return found
+
+    @property
+    def dividing(self) -> HybridScorer:
+        """The scorer, if it can divide rewards among tokens.
+
+        Raises:
+            RequestError: it can't.
+        """
+        try:
+            if isinstance(self.scorer, HybridScorer):
+                self.scorer.require_divisible()
+                return self.scorer
+            raise ModelError(f"{self.name} gives whole rewards only. Rewards of tokens need {POLICY_HEAD}.")
+        except ModelError as error:
+            raise RequestError(400, "unsupported", str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -242,7 +281,12 @@ class RewardService:
         return await self.aside(partial(function, model.readers[_lane.get()]))
 
     async def score(
-        self, model: ServedModel, make: Callable[[], Sequence[Input]], *, limit: int | None = None
+        self,
+        model: ServedModel,
+        make: Callable[[], Sequence[Input]],
+        *,
+        limit: int | None = None,
+        divides: bool = False,
     ) -> Scored:
         """Score a request's inputs, in order.
 
@@ -250,11 +294,14 @@ class RewardService:
             model: The model.
             make: Returns the inputs; called outside the event loop.
             limit: Truncate conversations to this number of tokens, -1 for the model's limit; None: the server's rule.
+            divides: Whether rewards are divided among tokens; the inputs are conversations.
 
         Raises:
-            RequestError: there are too many inputs, the limit is not one, or the score depends on where a response
-                begins, which is unknown.
+            RequestError: there are too many inputs, the limit is not one, rewards can't be divided, or the score
+                depends on where a response begins, which is unknown.
         """
+        if divides:
+            _ = model.dividing  # before anything is read
         inputs = await self.aside(make)
         most = self.config.max_conversations
         if len(inputs) > most:
@@ -274,6 +321,8 @@ class RewardService:
                 "Send messages, or the prompts that the texts begin with.",
             )
         groups = [reading.group for reading in readings if reading.group is not None]
+        if divides:
+            return await self._divided(model, inputs, readings, groups)
         rewards: Iterator[float] = iter(())
         if groups:
             job = await self.aside(partial(Job, groups))
@@ -281,6 +330,22 @@ class RewardService:
             rewards = iter(found)
         self._count(readings)
         return Scored(model, [Outcome(next(rewards) if reading.group else None, reading) for reading in readings])
+
+    async def _divided(
+        self, model: ServedModel, inputs: Sequence[Input], readings: Sequence[Reading], groups: Sequence[TokenGroup]
+    ) -> Scored:
+        terms = iter(await asyncio.to_thread(model.token_terms, groups))
+
+        def outcomes(reader: Reader) -> Iterator[Outcome]:
+            for talk, reading in zip(inputs, readings, strict=True):
+                if reading.group is None or not isinstance(talk, Conversation):
+                    yield Outcome(None, reading)
+                    continue
+                found = model.dividing.divided(next(terms), talk, reader.encoder.tokenizer)
+                yield Outcome(found.reward, reading, found)
+
+        self._count(readings)
+        return Scored(model, await self.read(model, lambda reader: list(outcomes(reader))))
 
     def _count(self, readings: Sequence[Reading]) -> None:
         for reading in readings:

@@ -31,11 +31,23 @@ else:
 
 __all__ = ["BEST_METRICS", "LossConfig", "Method", "PretrainConfig", "TrainConfig"]
 
-_FIXED_WEIGHTS: dict[Method, dict[str, float]] = {
+_FIXED_LOSSES: dict[Method, dict[str, float | str]] = {
     "haf": {},
     "baseline": {"reward_weight": 1.0, "policy_ratio": 0.0},
     "dpo": {"reward_weight": 0.0, "policy_ratio": 1.0},
+    "grm": {"reward_weight": 0.99, "policy_ratio": 0.01, "policy_loss": "grm_sft"},
 }
+
+_OF_REWARD_LOSSES = (
+    *("reward_loss", "heads", "heads_from", "label_smoothing", "centering", "length_control", "consistency_weight"),
+)
+"""Fields of `LossConfig` that need a reward loss."""
+
+_OF_POLICY_LOSSES = (
+    *("policy_loss", "beta", "policy_label_smoothing", "target_margin", "reference"),
+    "consistency_weight",  # untrained, the policy head would not fit the backbone, and p would be noise
+)
+"""Fields of `LossConfig` that need a policy loss."""
 
 BEST_METRICS = {"accuracy": "rewards/accuracies", "margin": "rewards/margins", "chosen_reward": "rewards/chosen"}
 """Readings of the paper's "checkpoint that achieves the highest reward on the validation set" (Appendix A)."""
@@ -57,14 +69,20 @@ class LossConfig:
     """
 
     heads: int = 1
-    """Number of reward heads on the backbone, which start differently and weigh the pairs at random (a Bayesian
-    bootstrap). The reward is their mean; their spread is its standard error (`score.pessimism`).
+    """Number of reward heads on the backbone. The reward is their mean; their spread is its standard error
+    (`score.pessimism`).
+    """
+
+    heads_from: Literal["bootstrap", "laplace"] = "bootstrap"
+    """Origin of several heads. `bootstrap` trains all of them, which start differently and weigh the pairs at random;
+    5 are usual. `laplace` trains one and then draws an even number, such as 64, from its approximate posterior, for
+    which it reads the training pairs once more.
     """
 
     policy_loss: str = "dpo"
-    """Loss on response log-probs: dpo (Eq. 4), ipo, slic, simpo, orpo, kto_pair, sft, robust, exo_pair, nca_pair,
-    bco_pair, sppo_hard, aot, aot_unpaired, apo_zero, apo_down, discopop or sigmoid_norm, or a sum of them such as
-    `dpo+0.2*sft`.
+    """Loss on response log-probs: dpo (Eq. 4), ipo, slic, simpo, orpo, kto_pair, sft, grm_sft, robust, exo_pair,
+    nca_pair, bco_pair, sppo_hard, aot, aot_unpaired, apo_zero, apo_down, discopop or sigmoid_norm, or a sum of them
+    such as `dpo+0.2*sft`.
     """
 
     beta: float = 0.1
@@ -82,19 +100,34 @@ class LossConfig:
     centering: float = 0.0
     """Weight of the penalty (r_chosen + r_rejected)^2, which keeps rewards near zero."""
 
+    length_control: bool = False
+    """Keep length out of the reward: before training, fit to the training pairs by how much the response of more tokens
+    wins (log-odds per log of their ratio), and add that to the reward difference in the reward loss, so that the reward
+    learns what length does not explain. Scores leave it out. If better responses are longer, it takes that away too.
+    """
+
+    consistency_weight: float = 0.0
+    """Weight of the consistency loss (ICRM, arXiv:2506.09096; .1 there), which keeps the rewards of neighbouring
+    prefixes of a response close where the policy head finds the token between them likely.
+    """
+
     reference: Literal["auto", "precomputed", "adapter_off", "frozen_copy"] = "auto"
     """Source of the reference log-probs; `auto` computes them once before training and keeps them on disk."""
 
     def __post_init__(self) -> None:
-        for name in ("reward_weight", "policy_ratio", "centering"):
+        for name in ("reward_weight", "policy_ratio", "centering", "consistency_weight"):
             if not math.isfinite(getattr(self, name)):
                 raise ConfigError(f"loss.{name} must be a finite number, got {getattr(self, name)}")
         if self.heads < 1:
             raise ConfigError(f"loss.heads must be 1 or more, got {self.heads}")
-        if self.reward_weight < 0:
-            raise ConfigError(f"loss.reward_weight must be 0 or more, got {self.reward_weight}")
-        if self.centering < 0:
-            raise ConfigError(f"loss.centering must be 0 or more, got {self.centering}")
+        if self.heads_from == "laplace" and (self.heads % 2 or self.reward_loss != "bradley_terry"):
+            raise ConfigError(
+                "loss.heads_from laplace draws an even number of heads around one trained by bradley_terry: set "
+                f"loss.heads, such as 64; got {self.heads} and reward_loss {self.reward_loss}."
+            )
+        for name in ("reward_weight", "centering", "consistency_weight"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"loss.{name} must be 0 or more, got {getattr(self, name)}")
         for name in ("label_smoothing", "policy_label_smoothing"):
             if not 0 <= getattr(self, name) < 0.5:
                 raise ConfigError(f"loss.{name} must be in [0, 0.5), got {getattr(self, name)}")
@@ -102,6 +135,11 @@ class LossConfig:
             raise ConfigError("loss.reward_weight and loss.policy_ratio are both 0, so nothing would be trained.")
         if self.reward_loss not in (known := (*REWARD_LOSSES, PLACKETT_LUCE)):
             raise ConfigError(f"loss.reward_loss must be one of {', '.join(known)}, got {self.reward_loss!r}")
+        if self.length_control and self.reward_loss not in ("bradley_terry", PLACKETT_LUCE):
+            raise ConfigError(
+                f"loss.length_control adds log-odds, which {self.reward_loss} has none of: use bradley_terry or "
+                f"{PLACKETT_LUCE}."
+            )
         try:
             terms = loss_terms(self.policy_loss)
         except ValueError as error:
@@ -120,6 +158,11 @@ class LossConfig:
                 raise ConfigError(f"loss.{name} has no effect {reader}: leave it out.")
 
     @property
+    def trained_heads(self) -> int:
+        """Return the number of reward heads in training."""
+        return 1 if self.heads_from == "laplace" else self.heads
+
+    @property
     def policy_options(self) -> PolicyLossOptions:
         """Return the options of the policy loss."""
         return PolicyLossOptions(
@@ -129,12 +172,12 @@ class LossConfig:
     def _unread(self) -> Iterator[tuple[str, str]]:
         """Yield the fields that have no effect with these weights and losses, each with the reason."""
         if self.reward_weight == 0:
-            for name in ("reward_loss", "heads", "label_smoothing", "centering"):
+            for name in _OF_REWARD_LOSSES:
                 yield name, "without a reward loss (loss.reward_weight is 0, as under --method dpo)"
         elif self.reward_loss == PLACKETT_LUCE:
             yield "label_smoothing", "on plackett_luce"
         if self.policy_ratio == 0:
-            for name in ("policy_loss", "beta", "policy_label_smoothing", "target_margin", "reference"):
+            for name in _OF_POLICY_LOSSES:
                 yield name, "without a policy loss (loss.policy_ratio is 0, as under --method baseline)"
             return
         read = options_read(self.policy_loss)  # beta scales the implicit reward of every policy loss
@@ -145,18 +188,19 @@ class LossConfig:
             yield "reference", f"on {self.policy_loss}, which has no reference"
 
     def for_method(self, method: Method) -> LossConfig:
-        """Return the losses with the weights that a method fixes; `haf` leaves them unchanged.
+        """Return the losses as a method fixes them; `haf` leaves them unchanged.
 
         Raises:
             ConfigError: a weight was set to another value, or an option has no effect on the method's losses.
         """
-        for name, value in _FIXED_WEIGHTS[method].items():
+        for name, value in _FIXED_LOSSES[method].items():
             if getattr(self, name) not in (value, self.__dataclass_fields__[name].default):
+                fixed = value if isinstance(value, str) else f"{value:g}"
                 raise ConfigError(
-                    f"loss.{name} is {getattr(self, name)}, but --method {method} fixes it at {value:g}. Leave it out, "
+                    f"loss.{name} is {getattr(self, name)}, but --method {method} fixes it at {fixed}. Leave it out, "
                     "or train both heads with --method haf."
                 )
-        return replace(self, **_FIXED_WEIGHTS[method])  # type: ignore[arg-type]
+        return replace(self, **_FIXED_LOSSES[method])  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +228,9 @@ class TrainConfig:
     """Validation pairs. With them, the best checkpoint is kept instead of the last. NAME#SPLIT as in data."""
 
     method: Method = "haf"
-    """`haf`, `baseline` (reward loss only) or `dpo` (policy loss only)."""
+    """`haf`, `baseline` (reward loss only), `dpo` (policy loss only), or `grm`: GRM with its SFT regularizer, that is
+    .99 of the reward loss and .01 of `grm_sft`, here on a linear reward head.
+    """
 
     loss: LossConfig = field(default_factory=LossConfig)
     lora: LoraOptions = field(default_factory=LoraOptions)
@@ -292,7 +338,7 @@ class TrainConfig:
 
     @property
     def resolved_loss(self) -> LossConfig:
-        """Return the losses with the method's two weights."""
+        """Return the losses as the method fixes them."""
         return self.loss.for_method(self.method)
 
     @property

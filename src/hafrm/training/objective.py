@@ -13,11 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hafrm.data import PairTables
+from hafrm.errors import ConfigError
 from hafrm.logprobs import Foresight
 from hafrm.losses import (
     PLACKETT_LUCE,
     REWARD_LOSSES,
     PairLogProbs,
+    consistency_loss,
     couples_pairs,
     hybrid_loss,
     named_policy_loss,
@@ -26,6 +29,7 @@ from hafrm.losses import (
     uses_reference,
 )
 from hafrm.models.hybrid import SequenceScores
+from hafrm.stats import fit_temperature
 from hafrm.training.batches import PairBatch
 from hafrm.training.config import LossConfig
 
@@ -68,10 +72,11 @@ class Objective:
 
     Args:
         config: The losses, with the weights that the method fixes.
+        length_slope: By how much longer responses win the training pairs, if length is controlled; see `length_slope`.
     """
 
-    def __init__(self, config: LossConfig) -> None:
-        self.config = config
+    def __init__(self, config: LossConfig, length_slope: float = 0.0) -> None:
+        self.config, self.length_slope = config, length_slope
         self.needs_rewards = config.reward_weight != 0
         self.needs_log_probs = config.policy_ratio != 0
         self.needs_reference = self.needs_log_probs and uses_reference(config.policy_loss)
@@ -93,6 +98,7 @@ class Objective:
             batch.sequences,
             rewards=self.needs_rewards,
             log_probs=self.needs_log_probs,
+            prefixes=bool(self.config.consistency_weight),
             foresight=self._foresight(batch, reference),
         )
         return self(scores, batch, reference)
@@ -152,6 +158,11 @@ class Objective:
             reward_weight=self.config.reward_weight,
             policy_ratio=self.config.policy_ratio,
         )
+        if scores.prefixes is not None and scores.token_log_probs is not None:
+            sequences = batch.sequences.response_lengths, batch.chosen, batch.rejected
+            consistency = consistency_loss(scores.prefixes, scores.token_log_probs, *sequences)
+            metrics |= {"loss/consistency": consistency}
+            loss = loss + self.config.consistency_weight * consistency
         ends = metrics["rewards/chosen"].detach(), metrics["rewards/rejected"].detach()
         metrics |= {f"custom/{name}": metric(*ends) for name, metric in _METRICS.items()}
         lengths = batch.sequences.response_lengths
@@ -181,16 +192,41 @@ class Objective:
             losses = losses * torch.tensor(np.array(drawn)).to(losses)
         return losses.mean(1)
 
+    def margin(self, batch: PairBatch) -> Tensor:
+        """Return by how much chosen rewards should exceed rejected ones, [B]: less if length explains the label."""
+        if not self.length_slope:
+            return batch.margin
+        lengths = batch.sequences.response_lengths.log()
+        return batch.margin - self.length_slope * (lengths[batch.chosen] - lengths[batch.rejected])
+
     def _loss_of_head(self, chosen: Tensor, rejected: Tensor, batch: PairBatch) -> Tensor:
+        margin = self.margin(batch)
         if self.config.reward_loss == PLACKETT_LUCE:
-            loss = plackett_luce_loss(chosen, rejected, batch.chosen, margin=batch.margin)
+            loss = plackett_luce_loss(chosen, rejected, batch.chosen, margin=margin)
         else:
             loss = REWARD_LOSSES[self.config.reward_loss](
-                chosen, rejected, margin=batch.margin, label_smoothing=self.config.label_smoothing
+                chosen, rejected, margin=margin, label_smoothing=self.config.label_smoothing
             )
         if self.config.centering:
             loss = loss + self.config.centering * reward_centering_penalty(chosen, rejected)
         return loss
+
+
+def length_slope(tables: PairTables) -> float:
+    """Fit b to pairs, where the chosen response wins with probability sigmoid(b * log(its tokens / the other's)).
+
+    Raises:
+        ConfigError: the longer response wins every pair, or the shorter one does.
+    """
+    gaps = -np.diff(np.log(tables.lengths()), axis=1)[:, 0]
+    sign = 1.0 if gaps.mean() > 0 else -1.0
+    temperature = fit_temperature(sign * gaps)
+    if temperature == 0:
+        raise ConfigError(
+            f"loss.length_control: the {'longer' if sign > 0 else 'shorter'} response wins every training pair of "
+            "different lengths, so length explains all labels and nothing else can be learned."
+        )
+    return sign / temperature
 
 
 def _pair_log_probs(

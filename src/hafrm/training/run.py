@@ -42,12 +42,14 @@ from hafrm.packing import pad_rows
 from hafrm.progress import ProgressLine
 from hafrm.stats import fit_combination
 from hafrm.training.arguments import pairs_per_step, total_steps
+from hafrm.training.batches import PairCollator
 from hafrm.training.callbacks import ConsoleProgress, DoctorLines, MetricsFile, best_step
 from hafrm.training.config import TrainConfig
 from hafrm.training.defaults import pairs_needed, training_arguments
 from hafrm.training.doctor import circumstances_of
 from hafrm.training.fitting import fitted_layout, measure, tokens_per_batch
 from hafrm.training.folders import claim_folder, hold_folder, make_folder
+from hafrm.training.laplace import laplace_heads
 from hafrm.training.manifest import (
     effective_settings,
     new_manifest,
@@ -56,7 +58,7 @@ from hafrm.training.manifest import (
     resumed_manifest,
     save_manifest,
 )
-from hafrm.training.objective import Objective
+from hafrm.training.objective import Objective, length_slope
 from hafrm.training.opening import account_of, opening_lines
 from hafrm.training.order import pair_order
 from hafrm.training.preflight import check_machine, require_all_processes
@@ -208,11 +210,14 @@ def _prepare(
     args = training_arguments(config, pairs=len(data.train), started=started)
     require_all_processes(args)
     shards = sharding(args, quantized=config.lora.quantize != "none")
+    if loss.heads_from == "laplace" and (shards or args.world_size > 1):
+        raise ConfigError("loss.heads_from: laplace draws heads in one process with whole weights. Use bootstrap.")
     load_whole_weights()
     make_folder(Path(config.out))
     with progress.console.status("loading the model"):
         model = _new_model(config, start.head_init, tokenizer, args, data.train)
-    objective = Objective(loss)
+    slope = length_slope(data.train) if loss.length_control else 0.0
+    objective = Objective(loss, slope)
     measured = None if shards else partial(measure, model, objective, tables=data.train, args=args)
     layout, needs = fitted_layout(config, model, tokenizer, measured, progress.say)
     tokens, sized = tokens_per_batch(config, needs, args, most_tokens)
@@ -228,12 +233,14 @@ def _prepare(
         | {
             "layout": "packed" if layout.packed else "padded",
             "reward_head": start.head_init if loss.reward_weight else None,
+            **({"length_slope": slope} if loss.length_control else {}),
         }
     )
     if before is not None:
         require_same_settings(before, effective, Path(config.out))
         manifest = resumed_manifest(before, manifest)
-    notes = [sized, start.head, *start.notes, model.bare]
+    controlled = f"length control: log-odds of {slope:.2f} per log of the ratio of tokens are not the reward's to learn"
+    notes = [sized, start.head, *start.notes, model.bare, controlled * loss.length_control]
     return _Run(
         config, args, data, tokenizer, model, layout, objective, tokens, info, manifest, list(filter(None, notes))
     )
@@ -367,7 +374,7 @@ def _new_model(
         trust_remote_code=config.trust_remote_code,
         disable_dropout=config.disable_dropout,
         lm_head=loss.policy_ratio != 0,
-        heads=loss.heads,
+        heads=loss.trained_heads,
     )
     if loss.policy_ratio:
         model.check_policy_head(pad_rows(pairs[:1], pad_token_id=tokenizer.pad_token_id))
@@ -391,7 +398,7 @@ def _run_info(config: TrainConfig, tokenizer: Any, base_digest: str) -> RunInfo:
         reward_weight=loss.reward_weight,
         policy_ratio=loss.policy_ratio,
         reward_loss=loss.reward_loss,
-        heads=loss.heads,
+        heads=loss.trained_heads,
         policy_loss=loss.policy_loss,
         beta=loss.beta,
         max_length=config.data_options.max_length,
@@ -406,6 +413,16 @@ def _finish(trainer: HybridTrainer, run: _Run) -> TrainResult:
     with trainer.accelerator.autocast():  # training's precision, even if there was no step left to train
         metrics = trainer.evaluate() if run.data.eval is not None else {}
     info = replace(trainer.info, combined_weight=_combined_weight(trainer))
+    if run.objective.config.heads_from == "laplace":
+        steps, batch = total_steps(run.args.to_dict(), len(trainer.order)), pairs_per_step(run.args.to_dict(), 1)
+        rows, collator = trainer.order.visited(steps, batch), PairCollator(run.layout, run.tokens)
+        count = run.objective.config.heads
+        with trainer.accelerator.autocast():
+            drawn = laplace_heads(
+                run.model, run.objective, run.data.train, rows, collator, count=count, seed=run.args.seed
+            )
+        run.model.score = drawn
+        info = replace(info, heads=count)
     trainer.write(save_run, info, run.folder)
     if trainer.args.should_save:
         manifest = run.manifest | {

@@ -5,12 +5,15 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from statistics import mean
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
 
 from hafrm.errors import DataError, UnknownDataError
 from hafrm.pairs import PreferencePair
@@ -22,6 +25,8 @@ from hafrm.paper.world import (
     split_of,
     world_pairs,
 )
+from hafrm.paper.world.sets import LENGTH_BIAS
+from hafrm.paper.world.source import World
 from hafrm.rows import parse_pair
 from tests.paper.world.ceiling import oracle_accuracy
 
@@ -149,3 +154,53 @@ def test_what_is_not_there_is_a_named_error() -> None:
         world_pairs("helpfull")
     with pytest.raises(DataError, match="no split 'dev'"):
         world_pairs("helpful", "dev")
+
+
+def leads_of(pairs: list[PreferencePair], name: str) -> np.ndarray:
+    """True reward of chosen minus that of rejected, in units of the annotator's temperature."""
+    rewards = [[oracle_reward(talk, name) for talk in pair.conversations] for pair in pairs]
+    return np.array([chosen - rejected for chosen, rejected in rewards]) / PROFILES[name].annotator.temperature
+
+
+def test_annotators_of_the_longer_variant_also_like_length() -> None:
+    """The same answers; given the true rewards, a label's log-odds rise by 2 per log of the ratio of words."""
+    plain, longer = (world_pairs(name, size=1500) for name in ("helpful", "helpful-longer"))
+    for one, other in zip(plain, longer, strict=True):
+        assert one.prompt == other.prompt
+        assert {one.chosen, one.rejected} == {other.chosen, other.rejected}
+    found = {}
+    for name, pairs in (("plain", plain), ("longer", longer)):
+        words = [[len(side[0].content.split()) for side in (pair.chosen, pair.rejected)] for pair in pairs]
+        features = np.stack([leads_of(pairs, "helpful"), -np.diff(np.log(words), axis=1)[:, 0]], axis=1)
+        fit = LogisticRegression(C=1e6, fit_intercept=False)
+        fit.fit(np.concatenate([features, -features]), [1] * len(pairs) + [0] * len(pairs))
+        found[name] = fit.coef_[0]
+    assert found["plain"][1] == pytest.approx(0, abs=0.4)
+    assert found["longer"][1] == pytest.approx(LENGTH_BIAS, abs=0.5)
+    assert found["longer"][0] == pytest.approx(found["plain"][0], abs=0.15)
+
+
+def test_rankings_are_whole_and_follow_the_rewards() -> None:
+    pairs = world_pairs("helpful-ranked", size=600)
+    by_row: dict[int, list[PreferencePair]] = {}
+    for pair in pairs:
+        by_row.setdefault(pair.row, []).append(pair)
+    assert len(by_row) == len({pair.group for pair in pairs}) == 100
+    for each in by_row.values():
+        assert [pair.part for pair in each] == [1, 2, 3, 4, 5, 6]
+        wins = Counter(pair.chosen for pair in each)
+        assert sorted(wins.values()) == [1, 2, 3]
+        assert len({pair.prompt for pair in each}) == 1
+    leads, annotator = leads_of(pairs, "helpful"), PROFILES["helpful"].annotator
+    expected = [annotator.preference(abs(lead) * annotator.temperature) for lead in leads]
+    assert np.mean((leads > 0) + 0.5 * (leads == 0)) == pytest.approx(np.mean(expected), abs=0.03)
+    assert len(world_pairs("safe-ranked", "validation")) == 600
+
+
+def test_variants_have_the_true_rewards_of_their_set() -> None:
+    (pair,) = world_pairs("human-pref", size=1)
+    rewards = {oracle_reward(pair.conversations[0], f"human-pref{variant}") for variant in ("", "-longer", "-ranked")}
+    assert len(rewards) == 1
+    assert {"human-pref", "safe-longer", "arena-ranked"} < set(World().names)
+    with pytest.raises(UnknownDataError):
+        world_pairs("helpful-shorter")

@@ -5,14 +5,18 @@ better answer is the longer one is used only together with one whose better answ
 family of tasks and with similar differences in words and in reward. Labels are drawn afterwards, from the two rewards
 alone: each errs with its Bradley-Terry probability. Errors are drawn by systematic sampling, separately for the two
 halves of the balance, so that they are spread evenly.
+
+Two variants of each set are labelled in other ways, to study losses: NAME-longer by annotators who also like length,
+NAME-ranked by rankings of four answers, as all pairs of each.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import combinations, islice
 from random import Random
 from typing import Literal, get_args
 
@@ -28,6 +32,14 @@ Split = Literal["train", "validation", "test"]
 SPLIT_SIZES: dict[Split, int] = {"train": 2000, "validation": 200, "test": 500}
 """Default number of pairs per split."""
 
+VARIANTS = ("longer", "ranked")
+
+LENGTH_BIAS = 2.0
+"""NAME-longer: log-odds that a response gains per log of the ratio of words: 1.4 for twice as many."""
+
+RANKED = 4
+"""NAME-ranked: answers of a ranking, of which each two are a pair."""
+
 _TIE = 0.2
 """Reward differences up to this are ties, which are left out as in the paper's preprocessing."""
 
@@ -41,12 +53,18 @@ def oracle_reward(conversation: Conversation, name: str) -> float:
 
     Args:
         conversation: Any prompt and response; text from outside the world scores near zero.
-        name: One of `WORLD_SETS`.
+        name: One of `WORLD_SETS`, or a variant, which has the same true rewards.
 
     Raises:
         UnknownDataError: there is no such set.
     """
-    return profile(name).values.reward(qualities(conversation))
+    return profile(_set_of(name)[0]).values.reward(qualities(conversation))
+
+
+def _set_of(name: str) -> tuple[str, str]:
+    """Return the set that a name is a variant of, and the variant; "" for the set itself."""
+    found, _, variant = name.rpartition("-")
+    return (found, variant) if variant in VARIANTS else (name, "")
 
 
 def split_of(prompt: Prompt) -> Split:
@@ -59,26 +77,58 @@ def world_pairs(name: str, split: str = "train", *, size: int | None = None, see
     """Draw preference pairs of a set.
 
     Args:
-        name: One of `WORLD_SETS`.
+        name: One of `WORLD_SETS`, or a variant: NAME-longer or NAME-ranked.
         split: "train", "validation" or "test"; no prompt is in two of them, even across sets.
-        size: Number of pairs; a smaller draw is the start of a larger one. Default: 2000, 200 and 500.
+        size: Number of pairs; a smaller draw is the start of a larger one. Default: 2000, 200 and 500, three times as
+            many of rankings.
         seed: Seed of the draw; the world is the same for all seeds.
 
     Raises:
         UnknownDataError: there is no such set.
         DataError: there is no such split.
     """
-    chosen = profile(name)
+    of, variant = _set_of(name)
+    chosen = profile(of)
     part = _known_split(split)
-    rng = Random(f"pairs/{name}/{part}/{seed}")
-    candidates = islice(_balanced(_candidates(name, part, rng)), SPLIT_SIZES[part] if size is None else size)
-    luck = Random(f"labels/{name}/{part}/{seed}")
+    rng, luck = Random(f"pairs/{of}/{part}/{seed}"), Random(f"labels/{of}/{part}/{seed}")
+    source = f"world/{name}/{part}"
+    if variant == "ranked":
+        return list(islice(_ranked(of, part, rng, luck, source), 3 * SPLIT_SIZES[part] if size is None else size))
+    liking = LENGTH_BIAS * chosen.annotator.temperature if variant == "longer" else 0.0
+    candidates = islice(_balanced(_candidates(of, part, rng)), SPLIT_SIZES[part] if size is None else size)
     errors = {longer_is_better: _EvenErrors(luck) for longer_is_better in (True, False)}
     pairs = []
     for row, candidate in enumerate(candidates, 1):
-        errs = errors[candidate.longer_by > 0].draw(chosen.annotator.preference(-abs(candidate.lead)))
-        pairs.append(candidate.labelled(errs=errs, source=f"world/{name}/{part}", row=row))
+        lead = abs(candidate.lead) + liking * candidate.log_longer
+        errs = errors[candidate.longer_by > 0].draw(chosen.annotator.preference(-lead))
+        pairs.append(candidate.labelled(errs=errs, source=source, row=row))
     return pairs
+
+
+def _ranked(name: str, split: Split, rng: Random, luck: Random, source: str) -> Iterator[PreferencePair]:
+    """Yield all pairs of rankings of new prompts' answers, drawn from the Plackett-Luce model of the rewards.
+
+    Each answer's utility is its reward, in units of the annotator's temperature, plus noise from a Gumbel distribution;
+    careless annotators have only the noise.
+    """
+    chosen, seen = profile(name), set[str]()
+    for task, prompt in draw_prompts(name, split, rng):
+        answers = list({write_answer(task, draw_traits(chosen, rng), chosen.style, rng) for _ in range(RANKED)})
+        if prompt_group(prompt) in seen or len(answers) < RANKED:
+            continue
+        seen.add(prompt_group(prompt))
+        attention = 0.0 if luck.random() < chosen.annotator.careless else 1 / chosen.annotator.temperature
+        utility = {
+            answer: attention * chosen.values.reward(qualities_of(task, answer)) - math.log(luck.expovariate(1.0))
+            for answer in sorted(answers)
+        }
+        for part, (better, worse) in enumerate(combinations(sorted(utility, key=utility.__getitem__)[::-1], 2), 1):
+            yield _pair(prompt, better, worse, source, len(seen), part)
+
+
+def _pair(prompt: Prompt, better: str, worse: str, source: str, row: int, part: int = 0) -> PreferencePair:
+    chosen, rejected = ((Message("assistant", answer),) for answer in (better, worse))
+    return PreferencePair(prompt=prompt, chosen=chosen, rejected=rejected, source=source, row=row, part=part)
 
 
 def _known_split(split: str) -> Split:
@@ -104,16 +154,16 @@ class _Candidate:
         first, second = (len(answer.split()) for answer in self.answers)
         return first - second if self.lead > 0 else second - first
 
+    @property
+    def log_longer(self) -> float:
+        """Log of the better answer's words, relative to the worse answer's."""
+        first, second = (len(answer.split()) for answer in self.answers)
+        return math.log(first / second) * (1 if self.lead > 0 else -1)
+
     def labelled(self, *, errs: bool, source: str, row: int) -> PreferencePair:
         """Return the pair as labelled by an annotator who prefers the better answer, or errs."""
         first, second = self.answers if (self.lead > 0) != errs else self.answers[::-1]
-        return PreferencePair(
-            prompt=self.prompt,
-            chosen=(Message("assistant", first),),
-            rejected=(Message("assistant", second),),
-            source=source,
-            row=row,
-        )
+        return _pair(self.prompt, first, second, source, row)
 
     @property
     def stratum(self) -> tuple[str, int, int]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from hafrm.pairs import Conversation, PreferencePair
 from hafrm.paper.world.oracle import WORLD_SETS
-from hafrm.paper.world.sets import oracle_reward, world_pairs
+from hafrm.paper.world.sets import VARIANTS, oracle_reward, world_pairs
 
 
 class World:
@@ -14,8 +14,8 @@ class World:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The five sets."""
-        return WORLD_SETS
+        """The five sets and their variants."""
+        return (*WORLD_SETS, *(f"{name}-{variant}" for variant in VARIANTS for name in WORLD_SETS))
 
     def pairs(self, name: str, split: str, size: int | None) -> Sequence[PreferencePair]:
         """See `world_pairs`."""

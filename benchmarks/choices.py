@@ -1,9 +1,10 @@
-"""What drawing a prompt's pairs together (`--data_options.batch_by prompt`) saves, and does to accuracy.
+"""What choices that save time do to accuracy: batches by prompt, and products in bfloat16.
 
-    python -m benchmarks.batching --model FOLDER --data pku_safe arguments qa_eval --steps 200 --out FILE
+    python -m benchmarks.choices --model FOLDER --data pku_safe arguments qa_eval --steps 200 --out FILE
 
-Trains HAF with each order and several seeds on the same pairs, for the same number of steps, and compares the accuracy
-on all test pairs and the tokens that went through the model. Runs that FILE already has stay in it.
+Trains HAF with the defaults, with `--data_options.batch_by prompt` and with `--training.bf16 true`, with several seeds
+on the same pairs for the same number of steps, and compares the accuracy on all test pairs and the tokens that went
+through the model. Runs that FILE already has stay in it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,12 @@ from typing import Any
 from benchmarks.measure import environment, print_table, save
 from benchmarks.workload import SHARED
 
-ORDERS = ("pair", "prompt")
+WAYS: dict[str, dict[str, dict[str, Any]]] = {
+    "default": {},
+    "by prompt": {"data_options": {"batch_by": "prompt"}},
+    "bfloat16": {"training": {"bf16": True}},
+}
+"""Options besides the common ones; the default is compared with each other way."""
 
 
 def main() -> None:
@@ -36,10 +42,10 @@ def main() -> None:
     result = _earlier(Path(options.out), settings)
     for data in options.data:
         for seed in options.seeds:
-            for order in ORDERS:
-                name = f"{data} {order} {seed}"
+            for way in WAYS:
+                name = f"{data} {way} {seed}"
                 if name not in result["runs"]:
-                    result["runs"][name] = _run(options, data, order, seed)
+                    result["runs"][name] = _run(options, data, way, seed)
                     save(options.out, result)
     _report(options, result["runs"])
 
@@ -52,10 +58,9 @@ def _earlier(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
     return {"environment": environment(), **settings, "runs": {}}
 
 
-def _run(options: argparse.Namespace, data: str, order: str, seed: int) -> dict[str, float]:
+def _run(options: argparse.Namespace, data: str, way: str, seed: int) -> dict[str, float]:
     import hafrm
 
-    limits: dict[str, Any] = {"max_length": options.max_length, "batch_by": order}
     with tempfile.TemporaryDirectory() as place:
         out = Path(place)
         training = {
@@ -64,13 +69,14 @@ def _run(options: argparse.Namespace, data: str, order: str, seed: int) -> dict[
             "seed": seed,
             "use_cpu": True,
             "report_to": [],
+            **WAYS[way].get("training", {}),
         }
         hafrm.train(
             {
                 "model": options.model,
                 "data": [str(SHARED / "data" / f"{data}-train.jsonl.gz")],
                 "out": str(out / "run"),
-                "data_options": limits,
+                "data_options": {"max_length": options.max_length, **WAYS[way].get("data_options", {})},
                 "training": training,
             }
         )
@@ -92,23 +98,16 @@ def _run(options: argparse.Namespace, data: str, order: str, seed: int) -> dict[
 def _report(options: argparse.Namespace, runs: dict[str, dict[str, float]]) -> None:
     rows = []
     for data in options.data:
-        found = {
-            order: [runs[f"{data} {order} {seed}"] for seed in options.seeds if f"{data} {order} {seed}" in runs]
-            for order in ORDERS
-        }
-        accuracies = {order: [100 * run["accuracy"] for run in found[order]] for order in ORDERS}
-        gains = [b - a for a, b in zip(accuracies["pair"], accuracies["prompt"], strict=True)]
-        tokens = {order: fmean(run["tokens_per_pair"] for run in found[order]) for order in ORDERS}
-        rows.append(
-            (
-                data,
-                *(f"{fmean(accuracies[order]):.1f}" for order in ORDERS),
-                f"{fmean(gains):+.1f} (sd {stdev(gains):.1f})" if len(gains) > 1 else f"{gains[0]:+.1f}",
-                f"{tokens['prompt'] / tokens['pair']:.2f}",
-            )
-        )
-    heads = ("set", "by pair, %", "by prompt, %", "gain", "tokens, prompt / pair")
-    print_table("batches by pair and by prompt", heads, rows)
+        found = {way: [runs[f"{data} {way} {seed}"] for seed in options.seeds] for way in WAYS}
+        for way in list(WAYS)[1:]:
+            before, after = ([100 * run["accuracy"] for run in found[each]] for each in ("default", way))
+            gains = [b - a for a, b in zip(before, after, strict=True)]
+            tokens = [fmean(run["tokens_per_pair"] for run in found[each]) for each in ("default", way)]
+            spread = f" (sd {stdev(gains):.1f})" if len(gains) > 1 else ""
+            cells = (f"{fmean(before):.1f}", f"{fmean(after):.1f}", f"{fmean(gains):+.1f}{spread}")
+            rows.append((data, way, *cells, f"{tokens[1] / tokens[0]:.2f}"))
+    heads = ("set", "way", "default, %", "this way, %", "gain", "tokens, this way / default")
+    print_table("accuracy on test pairs", heads, rows)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,106 @@
+"""Reward heads drawn from the posterior of a trained head, by the Laplace approximation of its last layer.
+
+Given the backbone, Bradley-Terry is a logistic regression of labels on differences of hidden states. The posterior of
+its weights is approximated by a Gaussian around the trained head. Its precision is that of the prior, the distribution
+of new heads, plus the sum over pairs of p (1 - p) * difference * difference^T, where p is the label's probability.
+Labels say nothing about the level of rewards, so the draws don't change it: all give the mean hidden state of the
+training responses the same reward.
+
+Shape letters: H hidden, K heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from hafrm.data import PairTables
+from hafrm.memory import enough_memory
+from hafrm.models.hybrid import HybridModel
+from hafrm.models.modules import evaluating
+from hafrm.progress import ProgressLine
+from hafrm.training.batches import PairCollator, PairDataset
+from hafrm.training.objective import Objective
+
+_LESS_MEMORY = "Run the same command again with a lower data_options.tokens_per_batch: it resumes at this point."
+
+_PAIRS = 1024
+"""Pairs whose token ids are in memory at a time."""
+
+
+def laplace_heads(
+    model: HybridModel,
+    objective: Objective,
+    tables: PairTables,
+    rows: Sequence[int],
+    collator: PairCollator,
+    *,
+    count: int,
+    seed: int,
+) -> nn.Linear:
+    """Draw reward heads around a model's own, which is their mean.
+
+    Args:
+        model: The trained model, with one reward head.
+        objective: The losses that trained it, for margins.
+        tables: The training pairs.
+        rows: Indices of the pairs to learn from.
+        collator: How pairs become batches.
+        count: K, an even number.
+        seed: Seed of the draws.
+    """
+    own = model.score.weight.detach()
+    precision, level = posterior(model, objective, tables, rows, collator)
+    head = nn.Linear(own.shape[1], count, bias=False, dtype=own.dtype)
+    head.weight.data.copy_(posterior_draws(own[0].double().cpu(), precision, level, count=count, seed=seed))
+    return head.to(own.device)
+
+
+@torch.no_grad()
+def posterior(
+    model: HybridModel, objective: Objective, tables: PairTables, rows: Sequence[int], collator: PairCollator
+) -> tuple[Tensor, Tensor]:
+    """Compute the precision of a reward head's posterior, [H, H], and the sum of the responses' hidden states, [H].
+
+    Both are in float64. Arguments are those of `laplace_heads`.
+    """
+    weight = model.score.weight[0].double().cpu()
+    precision = (len(weight) + 1) * torch.eye(len(weight), dtype=torch.float64)  # see `new_reward_head`
+    level = torch.zeros_like(weight)
+    pairs = PairDataset(tables)
+    with ProgressLine("reward heads", Console(stderr=True)) as line, evaluating(model):
+        for start in range(0, len(rows), _PAIRS):
+            for part in collator([pairs[row] for row in rows[start : start + _PAIRS]]).parts:
+                batch = part.sequences.to(model.score.weight.device)
+                with enough_memory(f"reward heads, a batch of {len(part)} pairs", _LESS_MEMORY):
+                    states = model.hidden_states(batch)[batch.score_index].double().cpu()
+                difference = states[part.chosen] - states[part.rejected]
+                likely = torch.sigmoid(difference @ weight - objective.margin(part).double())
+                precision += (difference * (likely * (1 - likely))[:, None]).T @ difference
+                level += (states[part.chosen] + states[part.rejected]).sum(0)
+            line.show(f"reward heads: {min(len(rows), start + _PAIRS):,} of {len(rows):,} pairs")
+    return precision, level
+
+
+def posterior_draws(weight: Tensor, precision: Tensor, level: Tensor, *, count: int, seed: int) -> Tensor:
+    """Draw weights from a Gaussian, in twos on opposite sides of its mean, so that their mean is exact.
+
+    Args:
+        weight: The mean, [H].
+        precision: The inverse of the covariance, [H, H].
+        level: A direction in which the draws do not differ from the mean, [H].
+        count: K, an even number.
+        seed: Seed of the draws.
+
+    Returns:
+        Weights, [K, H], in the precision's dtype.
+    """
+    root = torch.linalg.cholesky(precision)
+    normal = torch.randn(count // 2, len(weight), generator=torch.Generator().manual_seed(seed), dtype=precision.dtype)
+    draws = torch.linalg.solve_triangular(root.T, normal.T, upper=True).T
+    along = torch.cholesky_solve(level[:, None], root)[:, 0]  # condition on draws @ level = 0
+    draws = draws - (draws @ level)[:, None] * along / (along @ level)
+    return weight + torch.cat([draws, -draws])

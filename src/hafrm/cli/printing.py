@@ -32,10 +32,11 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
             _say(console, note)
     if rows := list(_comparisons(evaluation)):
         table = Table(
-            *("on", "models", "points, 95% interval", "p, Holm", "p, McNemar", "n"),
             title="Differences in accuracy, paired",
             caption="p by Holm is corrected for all comparisons and decides; the interval and McNemar's p are not.",
         )
+        for name in ("on", "models", "points, 95% interval", "p, Holm", "p, McNemar", "n"):
+            table.add_column(name, overflow="fold")
         for row in rows:
             table.add_row(*row)
         console.print(table)

@@ -139,15 +139,14 @@ def test_tokens_are_added_to_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not any("token_rewards" in name for row in scored(again, False) for name in row)
 
 
-def test_tokens_need_a_policy_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_need_a_model_that_reads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ScorerChoice, "load", lambda self, model, options: LengthScorer())
     path = tmp_path / "in.jsonl"
     path.write_text(json.dumps(RESPONSE) + "\n")
     with pytest.raises(ModelError, match="--head policy"):
         score_rows(ScoreConfig(model="m", data=str(path), out=str(tmp_path / "out.jsonl"), tokens=True))
-    for model, head in (("http://localhost:1", None), ("m", "reward")):
-        with pytest.raises(ConfigError, match="tokens"):
-            ScoreConfig(model=model, head=head, data=str(path), tokens=True)
+    with pytest.raises(ConfigError, match="tokens"):
+        ScoreConfig(model="http://localhost:1", data=str(path), tokens=True)
 
 
 def test_rows_of_one_pair_in_other_forms_are_scored(rescored) -> None:

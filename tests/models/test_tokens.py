@@ -215,6 +215,31 @@ def test_parts_of_rewards_sum_to_them(models_on_disk: tuple[str, str]) -> None:
         scorer.token_rewards([])
 
 
+@pytest.mark.parametrize("layout", ["auto", "padded"])
+@torch.no_grad()
+def test_the_reward_head_alone_is_divided_by_prefix(layout: Any, models_on_disk: tuple[str, str]) -> None:
+    """Sums of parts are rewards of shorter texts, cut at any token, by the stock model's states."""
+    policy, base = models_on_disk
+    options = ScoreOptions(layout=layout)
+    scorer = load_scorer_of_head(load_scorer(policy, head="policy", reference=base, options=options))  # type: ignore[arg-type]
+    scorer.model.score.weight.copy_(torch.linspace(-1, 1, 32)[None])
+    scorer.by_prefix = True
+    stock, tokenizer = AutoModelForCausalLM.from_pretrained(policy).eval(), AutoTokenizer.from_pretrained(policy)
+    conversations = [Conversation.of("Why? " * (1 + i % 2), f"word {i} " * (i + 1)) for i in range(4)]
+    for each, talk in zip(scorer.token_rewards(conversations), conversations, strict=True):
+        assert each is not None
+        messages = [message.as_dict() for message in talk.turns]
+        ids = tokenizer.apply_chat_template(messages, return_dict=False, return_tensors="pt")
+        rewards = (stock.model(ids).last_hidden_state[0] @ scorer.model.score.weight[0]).numpy()
+        length = len(talk.response[0].content) + 1  # the last token ends the turn
+        assert each.reward == pytest.approx(rewards[-1].item(), abs=1e-4)
+        so_far = rewards[-length - 1] + np.cumsum(numbers(each))
+        np.testing.assert_allclose(so_far, rewards[-length:-1], rtol=0, atol=1e-4)
+        prompt = [message.as_dict() for message in talk.prompt.turns]
+        start = len(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False))
+        assert sum(numbers(each)) + each.template == pytest.approx(float(rewards[-1] - rewards[start - 1]), abs=1e-4)
+
+
 def load_scorer_of_head(scorer: HybridScorer) -> HybridScorer:
     return HybridScorer(scorer.model, scorer.encoder, scorer.layout, scorer.options)
 

@@ -2,7 +2,8 @@
 
 Divided rewards are in `token_rewards`, or `token_rewards_chosen` and `token_rewards_rejected`: an object with `turns`,
 for each message of the response its text in pieces, each with its part of the reward or null; `template`, the part of
-the chat template's tokens; and `reward`, the whole reward. What is missing to it is the reward head's part.
+the chat template's tokens; and `reward`, the whole reward. What is missing to it is the reward head's part, or, if that
+head alone scores, its reward of an empty response: each token's part is its change of the reward so far.
 
 Every row is written, in order, with all its fields except the results of an earlier scoring. If a row has no reward,
 `unscored` says why.
@@ -33,7 +34,7 @@ from hafrm.errors import BadRowError, BadRowReason, ConfigError, UnreadableError
 from hafrm.evaluation.options import ScoreConfig
 from hafrm.evaluation.scoring import score_conversations
 from hafrm.models.loading import load_scorer
-from hafrm.models.scorers import Scorer, special_tokens_met
+from hafrm.models.scorers import HybridScorer, Scorer, special_tokens_met
 from hafrm.models.tokens import TokenRewards
 from hafrm.outputs import require_unread
 from hafrm.pairs import Conversation
@@ -113,6 +114,8 @@ def score_rows(config: ScoreConfig, *, config_files: Iterable[str] = ()) -> Scor
     bounds = config.shard_bounds(sum(1 for _ in _rows(config.data)) if config.shard else sys.maxsize)
     scorer = loaded = config.load(config.model, config.score)
     if config.tokens:
+        if isinstance(loaded, HybridScorer):
+            loaded.by_prefix = True
         scorer = DividedScorer(loaded, config.model)
     counts = ScoreCounts()
     rows = islice(_rows(config.data), *bounds)

@@ -120,8 +120,8 @@ class ScoreConfig(ScorerChoice):
     """The output file of JSON lines, compressed if its name ends in .gz. Default: standard output."""
 
     tokens: bool = False
-    """Add `token_rewards` to each row: the reward divided among the response's tokens. Needs `--head policy`, or
-    `combined`. docs/bulk-scoring.md describes the format.
+    """Add `token_rewards` to each row: the reward divided among the response's tokens, by the policy head's log-ratios
+    or, for the reward head alone, by its rewards of the response so far. docs/bulk-scoring.md describes the format.
     """
 
     shard: str | None = None
@@ -142,8 +142,8 @@ class ScoreConfig(ScorerChoice):
             require_server_options(self.model, self, self.score)
         if self.out is not None and (atomic.resolved(Path(self.out)).is_dir() or self.out.lower().endswith(".parquet")):
             raise ConfigError(f"--out {self.out}: the output is JSON lines. Give a file such as scored.jsonl.")
-        if self.tokens and (is_server(self.model) or self.head == "reward"):
-            raise ConfigError("tokens: rewards of tokens need --head policy or combined, and a run with a policy head.")
+        if self.tokens and is_server(self.model):
+            raise ConfigError("tokens: score with the model itself, or request them of the server with `tokens`.")
         self.shard_bounds(0)
 
     def shard_bounds(self, rows: int) -> tuple[int, int]:

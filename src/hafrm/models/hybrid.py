@@ -157,10 +157,10 @@ class HybridModel(nn.Module):
                 its work.
         """
         states = self.hidden_states(batch)
-        found = self._rewards(states[batch.score_index]) if rewards else None
+        found = self.rewards_of(states[batch.score_index]) if rewards else None
         reward = None if found is None else found.mean(-1)
         of_heads = found if self.heads > 1 else None
-        prefix_rewards = self._rewards(states[batch.token_index]).mean(-1) if prefixes else None
+        prefix_rewards = self.rewards_of(states[batch.token_index]).mean(-1) if prefixes else None
         if not log_probs:
             return SequenceScores(reward, None, None, of_heads, prefix_rewards)
         tokens = linear_log_probs(
@@ -192,7 +192,7 @@ class HybridModel(nn.Module):
         output = self.backbone(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **layout)
         return cast(Tensor, output.last_hidden_state).flatten(0, 1)
 
-    def _rewards(self, states: Tensor) -> Tensor:
+    def rewards_of(self, states: Tensor) -> Tensor:
         """Compute each head's rewards of states, [n, K], in at least float32, also under autocast: bfloat16 turns
         margins under 0.01 into ties.
         """

@@ -207,7 +207,7 @@ class BatchedScorer:
 
 @dataclass(frozen=True)
 class TokenTerms:
-    """What each token of a response adds to the implicit reward, before the log-ratio's weight."""
+    """What each token of a response adds to the reward, before the weight of log-ratios or of the reward head."""
 
     reward: float
     """The whole reward."""
@@ -249,6 +249,10 @@ class HybridScorer(BatchedScorer):
         super().__init__(encoder, layout, options)
         self.model, self.reference = model, reference
         self.reward_weight, self.ratio_weight = reward_weight, ratio_weight
+        self.by_prefix = False
+        """Whether to divide the reward head's rewards too: by how much each token changes the reward of the response so
+        far. It learns from whole responses, so without a consistency loss these are guesses.
+        """
 
     @property
     def reads_responses(self) -> bool:
@@ -279,6 +283,12 @@ class HybridScorer(BatchedScorer):
         reference: SequenceScores = self.reference(batch, rewards=False)
         assert reference.token_log_probs is not None
         return log_probs - reference.token_log_probs
+
+    def _changes(self, batch: SequenceBatch) -> Tensor:
+        """Return by how much each response token changes the reward of the response so far, [T]."""
+        states = self.model.hidden_states(batch)
+        after, before = (self.model.rewards_of(states[at]) for at in (batch.token_index, batch.predictor_index))
+        return (after - before).mean(-1)
 
     @torch.inference_mode()
     def token_log_ratios(self, conversations: Sequence[Conversation]) -> list[TokenRatios | None]:
@@ -311,17 +321,17 @@ class HybridScorer(BatchedScorer):
 
     def require_divisible(self) -> None:
         """Raise ModelError unless rewards can be divided among tokens."""
-        if not self.ratio_weight:
+        if not (self.ratio_weight or self.by_prefix):
             raise ModelError(f"The reward head gives whole rewards only. Rewards of tokens need {POLICY_HEAD}.")
 
     def _divided(self, reward: float, terms: TokenRatios | None, conversation: Conversation) -> TokenRewards:
         if terms is None:
             return TokenRewards(tuple(((turn.content, None),) for turn in conversation.response), 0.0, reward)
+        weight = self.ratio_weight or self.reward_weight
         turns = tuple(
-            tuple((text, None if value is None else self.ratio_weight * value) for text, value in pieces)
-            for pieces in terms.turns
+            tuple((text, None if value is None else weight * value) for text, value in pieces) for pieces in terms.turns
         )
-        return TokenRewards(turns, self.ratio_weight * terms.template, reward)
+        return TokenRewards(turns, weight * terms.template, reward)
 
     def _by_token(self, conversations: Sequence[Conversation]) -> list[tuple[float, TokenRatios | None] | None]:
         """Return each conversation's reward with its tokens' terms, None where they can't be aligned with the text;
@@ -344,9 +354,10 @@ class HybridScorer(BatchedScorer):
         for rows, batch in self._batches(encoded):
             with _enough_memory(batch):
                 rewards, terms = self._rewards_and_terms(batch)
+                terms = terms if self.ratio_weight else self._changes(batch)
             if not torch.isfinite(terms).all():
                 raise ModelError(
-                    "The log-ratio of a token is not finite. The weights are damaged, or their dtype overflows."
+                    "The reward of a token is not finite. The weights are damaged, or their dtype overflows."
                 )
             starts = batch.position_ids.flatten()[batch.score_index] + 1 - batch.response_lengths
             parts = (starts.tolist(), batch.target_ids.split(batch.lengths), terms.split(batch.lengths))

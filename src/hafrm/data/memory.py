@@ -27,18 +27,18 @@ _TAKES = (
 
 
 class MemoryData(str):
-    """The name of data in memory, with the data; copies share them.
-
-    Args:
-        name: The name, as in ids of pairs and reports.
-        held: The data.
-    """
+    """The name of data in memory, with the data; copies share them."""
 
     held: Any
     _begun: bool
 
     def __new__(cls, name: str, held: Any) -> MemoryData:
-        """Create a name for data."""
+        """Create a name for data.
+
+        Args:
+            name: The name, as in ids of pairs and reports.
+            held: The data.
+        """
         self = super().__new__(cls, name)
         self.held, self._begun = held, False
         return self

@@ -63,6 +63,7 @@ _DESCRIBED = (
     "data",
     "pairs",
     "rows",
+    "responses",
     "contestant",
     "clock",
     "gradients",

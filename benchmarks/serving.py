@@ -1,4 +1,4 @@
-"""A load on the reward server: answers right, latency, throughput, memory, beside servers without its batches.
+"""Loads on the reward server: answers right, latency, throughput, memory, beside servers without its batches.
 
     python -m benchmarks.serving small --clients 200 --seconds 60 --out FILE
 
@@ -12,6 +12,13 @@ An answer with another conversation's reward is `crossed`, any other number `wro
 - `overload`: ten times the clients on a server that takes only `--clients` requests: the rest are refused, and try
   again when the answer says.
 
+    python -m benchmarks.serving small --clients 64 --responses 8 --seconds 30 --pool 1024 --out FILE
+
+With `--responses N` the clients ask as GRPO's trainers do: all at once, N responses to each prompt, each response in
+its own request, and again once all are answered. Prompts are longer then (100 words on average; responses 31). Loads:
+`batches`; `batches, wait 5 ms`, with `--batch_wait 0.005`; `batches, prompts differ`, where prompts begin with another
+number for each response, so that they can't be shared; and the two other servers.
+
 The server's memory is looked at every second. `growth` is the mean of the load's last third less that of its middle
 third: what a leak would show, while buffers that fill once do not.
 """
@@ -20,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import random
 import re
 import statistics
@@ -66,16 +74,23 @@ def main() -> None:
     """Load, print, save."""
     options = _options()
     result: dict[str, Any] = {"environment": environment(), "model": Path(options.model).name, "loads": {}}
+    result |= {"responses": options.responses} if options.responses > 1 else {}
     with model_folder(options.model) as model:
-        pool = make_pool(options.pool)
-        kept = [(c, r) for c, r in zip(pool, load_scorer(model).score(pool), strict=True) if r is not None]
-        for name, clients, command in _loads(model, options.clients):
-            result["loads"][name] = run_load(command, kept, clients, options.seconds)
+        several, score = options.responses > 1, load_scorer(model).score
+        pools = {each: make_pool(options.pool, options.responses, apart=each) for each in {False, several}}
+        known = {
+            each: [(c, r) for c, r in zip(pool, score(pool), strict=True) if r is not None]
+            for each, pool in pools.items()
+        }
+        for name, clients, command in _loads(model, options.clients, several=several):
+            pool = known[name == _APART]
+            result["loads"][name] = run_load(command, pool, clients, options.seconds, steps=several)
     found = result["loads"]
     result["ratios"] = {
         f"{key} of batches vs {name}": found["batches"][key] / max(found[name][key], 1e-9)
         for key in ("answers_per_second", "p50_ms", "p99_ms")
-        for name in ("one request a forward pass", "plain server")
+        for name in found
+        if name not in ("batches", "overload")
     }
     _print(found)
     save(options.out, result)
@@ -87,17 +102,25 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--clients", type=int, default=16, choices=range(1, 513), metavar="1..512")
     parser.add_argument("--seconds", type=int, default=10, choices=range(1, 601), metavar="1..600", help="each load")
     parser.add_argument("--pool", type=int, default=200, choices=range(1, 2001), metavar="1..2000")
+    parser.add_argument("--responses", type=int, default=1, choices=range(1, 65), metavar="1..64", help="per prompt")
     parser.add_argument("--out")
     return parser.parse_args()
 
 
-def _loads(model: str, clients: int) -> Iterator[tuple[str, int, Sequence[str]]]:
+def _loads(model: str, clients: int, *, several: bool) -> Iterator[tuple[str, int, Sequence[str]]]:
     """Each load's name, its clients, and the server's command."""
-    yield "batches", clients, serve_command(model, "--max_requests", str(clients + 1))
-    alone = ("--max_requests", str(clients + 1), "--batch_requests", "false")
-    yield "one request a forward pass", clients, serve_command(model, *alone)
+    most = ("--max_requests", str(clients + 1))
+    yield "batches", clients, serve_command(model, *most)
+    if several:
+        yield "batches, wait 5 ms", clients, serve_command(model, *most, "--batch_wait", "0.005")
+        yield _APART, clients, serve_command(model, *most)
+    yield "one request a forward pass", clients, serve_command(model, *most, "--batch_requests", "false")
     yield "plain server", clients, [sys.executable, "-m", "benchmarks.plain_server", model]
-    yield "overload", 10 * clients, serve_command(model, "--max_requests", str(clients))
+    if not several:
+        yield "overload", 10 * clients, serve_command(model, "--max_requests", str(clients))
+
+
+_APART = "batches, prompts differ"
 
 
 def serve_command(model: str, *more: str) -> list[str]:
@@ -105,23 +128,38 @@ def serve_command(model: str, *more: str) -> list[str]:
     return [sys.executable, "-m", "hafrm", "serve", model, "--port", "0", *more]
 
 
-def make_pool(size: int) -> list[Conversation]:
-    """Conversations of mixed lengths, all different, always the same ones."""
+def make_pool(size: int, responses: int = 1, *, apart: bool = False) -> list[Conversation]:
+    """Conversations of mixed lengths, all different, always the same ones.
+
+    Args:
+        size: Their number.
+        responses: How many in a row have the same prompt.
+        apart: Whether such prompts begin with different numbers instead.
+    """
     drawn = random.Random(0)
 
     def text(longest: int) -> str:
         return " ".join(drawn.choices(WORDS, k=drawn.randint(2, longest)))
 
-    return [Conversation.of(f"{i} {text(20)}", text(60)) for i in range(size)]
+    if responses == 1:
+        return [Conversation.of(f"{i} {text(20)}", text(60)) for i in range(size)]
+    prompts = [text(200) for _ in range(0, size, responses)]
+    numbers = [i if apart else i - i % responses for i in range(size)]
+    return [Conversation.of(f"{number} {prompts[i // responses]}", text(60)) for i, number in enumerate(numbers)]
 
 
 def run_load(
-    command: Sequence[str], pool: Sequence[tuple[Conversation, float]], clients: int, seconds: float
+    command: Sequence[str],
+    pool: Sequence[tuple[Conversation, float]],
+    clients: int,
+    seconds: float,
+    *,
+    steps: bool = False,
 ) -> dict[str, Any]:
     """Start a server, put one load on it, and tell what came of it; memory is in bytes, latencies in milliseconds."""
     with server(command) as (address, process):
         asyncio.run(_load(address, process, pool, 1, 1.0))  # a warm-up
-        tally = asyncio.run(_load(address, process, pool, clients, seconds))
+        tally = asyncio.run(_load(address, process, pool, clients, seconds, steps=steps))
     names = ("right", "wrong", "crossed", "lost", "refused")
     return {name: tally.outcomes[name] for name in names} | {
         "clients": clients,
@@ -160,7 +198,13 @@ def server(command: Sequence[str]) -> Iterator[tuple[str, int]]:
 
 
 async def _load(
-    address: str, process: int, pool: Sequence[tuple[Conversation, float]], clients: int, seconds: float
+    address: str,
+    process: int,
+    pool: Sequence[tuple[Conversation, float]],
+    clients: int,
+    seconds: float,
+    *,
+    steps: bool = False,
 ) -> Tally:
     """Let clients ask, each over a connection of its own: a pool that all share would be what is measured."""
     tally = Tally()
@@ -168,8 +212,11 @@ async def _load(
         ready = [await stack.enter_async_context(_client(address)) for _ in range(clients)]  # before the clock starts
         watching = asyncio.create_task(_watch(process, tally.memory))
         start = time.perf_counter()
-        asking = (_ask(client, pool, random.Random(n), start + seconds, tally) for n, client in enumerate(ready))
-        await asyncio.gather(*asking)
+        if steps:
+            await _steps(ready, pool, start + seconds, tally)
+        else:
+            asking = (_ask(client, pool, random.Random(n), start + seconds, tally) for n, client in enumerate(ready))
+            await asyncio.gather(*asking)
         tally.elapsed = time.perf_counter() - start
         watching.cancel()
     return tally
@@ -194,24 +241,44 @@ async def _ask(
     end: float,
     tally: Tally,
 ) -> None:
+    """Ask again and again, for conversations drawn from the pool."""
     while time.perf_counter() < end:
-        conversation, expected = drawn.choice(pool)
-        body = {
-            "prompt": [turn.as_dict() for turn in conversation.prompt.turns],
-            "response": [turn.as_dict() for turn in conversation.response],
-        }
-        start = time.perf_counter()
-        try:
-            answer = await client.post("/v1/rewards", json={"conversations": [body]})
-        except httpx.HTTPError:
-            tally.outcomes["lost"] += 1
-            continue
-        outcome = judge(answer, expected, pool)
-        tally.outcomes[outcome] += 1
-        if outcome == "refused":
-            await asyncio.sleep(float(answer.headers.get("Retry-After", PAUSE)))
-        else:
-            tally.seconds.append(time.perf_counter() - start)
+        await asyncio.sleep(await _once(client, drawn.choice(pool), pool, tally))
+
+
+async def _steps(
+    clients: Sequence[httpx.AsyncClient], pool: Sequence[tuple[Conversation, float]], end: float, tally: Tally
+) -> None:
+    """Ask as a trainer does: all clients at once for the next conversations, again once all are answered."""
+    waiting = itertools.cycle(pool)
+    while time.perf_counter() < end:
+        await asyncio.gather(*(_once(client, next(waiting), pool, tally) for client in clients))
+
+
+async def _once(
+    client: httpx.AsyncClient,
+    asked: tuple[Conversation, float],
+    pool: Sequence[tuple[Conversation, float]],
+    tally: Tally,
+) -> float:
+    """Ask for one reward and count what came of it; returns the seconds to wait before the next request."""
+    conversation, expected = asked
+    body = {
+        "prompt": [turn.as_dict() for turn in conversation.prompt.turns],
+        "response": [turn.as_dict() for turn in conversation.response],
+    }
+    start = time.perf_counter()
+    try:
+        answer = await client.post("/v1/rewards", json={"conversations": [body]})
+    except httpx.HTTPError:
+        tally.outcomes["lost"] += 1
+        return 0.0
+    outcome = judge(answer, expected, pool)
+    tally.outcomes[outcome] += 1
+    if outcome == "refused":
+        return float(answer.headers.get("Retry-After", PAUSE))
+    tally.seconds.append(time.perf_counter() - start)
+    return 0.0
 
 
 def judge(answer: httpx.Response, expected: float, pool: Sequence[tuple[Conversation, float]]) -> str:

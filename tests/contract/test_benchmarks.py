@@ -60,6 +60,13 @@ def test_growth_is_that_of_the_last_third() -> None:
     assert growth([7]) == 0
 
 
+def test_pools_of_several_responses_share_prompts_unless_they_are_apart() -> None:
+    shared, apart = (make_pool(24, 8, apart=each) for each in (False, True))
+    assert [len({c.prompt for c in pool}) for pool in (shared, apart)] == [3, 24]
+    assert [c.response for c in shared] == [c.response for c in apart]
+    assert len(set(shared)) == 24
+
+
 def test_grouped_batches_hold_like_lengths() -> None:
     groups = [random_group(n, n, n, seed=n) for n in range(1, 65)]
     spread = {

@@ -28,6 +28,7 @@ from hafrm.data.forms import FORMS
 from hafrm.data.rowfiles import SUFFIXES
 from hafrm.paper.tables import lines_of, template
 from hafrm.rows import parse_pair
+from tests.paper.recorded import require_results_of_the_record
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -57,14 +58,13 @@ OPTIONS = {
 
 OTHERS_OPTIONS = {
     "README.md": "--reward.remote_url --remote_rm_url",
-    "clients.md": "--reward.remote_url --reward.model_name_or_path",
     "comparison.md": "--packing_samples",
     "distributed.md": "--machine_rank",
     "log.md": "--only",
-    "rlhf.md": (
-        "--pretrain --remote_rm_url --prompt_data --input_key --apply_chat_template --rollout_batch_size "
-        "--train_batch_size --generate_max_len --top_p --actor_learning_rate --init_kl_coef --vllm_num_engines "
-        "--save_path"
+    "openrlhf.md": (
+        "--reward.remote_url --reward.model_name_or_path --pretrain --remote_rm_url --prompt_data --input_key "
+        "--apply_chat_template --rollout_batch_size --train_batch_size --generate_max_len --top_p "
+        "--actor_learning_rate --init_kl_coef --vllm_num_engines --save_path"
     ),
 }
 """Options of other programs (accelerate, OpenRLHF, a benchmark) that a page's running text names."""
@@ -326,11 +326,14 @@ def test_what_is_said_of_a_result_stands_on_its_page(title: str, page: Path, sai
     "page", sorted((DOCS / "results" / "world").glob("*/table.md")), ids=lambda path: path.parent.name
 )
 def test_a_page_says_what_it_was_computed_with(page: Path) -> None:
-    """Figure 7 has no results.json beside it: its points are many."""
-    results = page.with_name("results.json")
-    found = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
+    found = json.loads(page.with_name("results.json").read_text(encoding="utf-8"))
     (line,) = lines_of(template("pages").made_with(found.get("environment")))
     assert line in page.read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.parametrize("name", ["table2", "figure3", "table3"])
+def test_published_accuracies_follow_from_the_published_margins(name: str) -> None:
+    require_results_of_the_record(DOCS / "results" / "world" / name)
 
 
 SELF_MADE = DOCS / "results" / "self-made.md"

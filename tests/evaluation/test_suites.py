@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from hafrm.data import ReadOptions
+from hafrm.data import ReadOptions, load_pairs
 from hafrm.errors import BadRowError, ConfigError, DataError, UnknownDataError, UnreadableError
 from hafrm.evaluation.suites import SUITES, ListScore, chat_and_safety, load_suite, summarise_suite
 from hafrm.evaluation.suites.rewardbench import SECTIONS
+from hafrm.evaluation.words import cross_fitted
 from tests.paths import TESTS
 
 FIXTURES = TESTS / "fixtures" / "suites"
@@ -25,6 +26,8 @@ PATHS = {
     "rm-bench": FIXTURES / "rm-bench.jsonl",
     "judgebench": FIXTURES / "judgebench.jsonl",
     "ppe": FIXTURES / "ppe.jsonl",
+    "ppe-correctness": FIXTURES / "ppe-correctness.jsonl",
+    "rewardmath": FIXTURES / "rewardmath.jsonl",
 }
 
 
@@ -100,6 +103,73 @@ def test_ppe_leaves_ties_out() -> None:
         (1, "print(1)"),
         (2, "Hi"),
     ]
+
+
+def test_ppe_correctness_compares_the_pairs_that_its_rows_name(tmp_path: Path) -> None:
+    """Places from 0 in `sampled_conflict_pairs`, from 1 in the names of responses; each set is named by its file."""
+    rows = PATHS["ppe-correctness"].read_text()
+    for name in ("MATH", "GPQA"):
+        (tmp_path / f"{name}.jsonl").write_text(rows)
+    items = load_suite(f"ppe-correctness@{tmp_path}").items
+    assert [[response[0].content for response in item.responses] for item in items[:3]] == [
+        ["Yes.", "No."],
+        ["It is.", "It is not."],
+        ["Never.", "Yes."],
+    ]
+    assert [(item.subset, item.key, item.part) for item in items[2:4]] == [("GPQA", "q2+0", 0), ("MATH", "q1+0", 1)]
+    assert len({item.id for item in items}) == len(items) == 6
+    scores = [score("MATH", (2.0, 1.0)), score("GPQA", (1.0, 2.0)), score("GPQA", (2.0, 1.0), row=2)]
+    found = summary("ppe-correctness", scores)
+    assert values(found, "overall") == {"overall": 0.75}  # the mean of the sets, whatever their sizes
+    assert found["missing"] == ["MMLU-Pro", "IFEval", "MBPP-Plus"]
+
+
+def test_rewardmath_ranks_the_right_solution_of_each_problem() -> None:
+    """Ranks 1, 3 (a tie counts against it) and 2: accuracy 1/3, MRR (1 + 1/3 + 1/2) / 3."""
+    rewards = ((3, 1, 2), (1, 2, 1), (2, 3, 1))
+    found = summary("rewardmath", [score("all", each, row=row) for row, each in enumerate(rewards)])
+    assert values(found, "overall") == {"overall": pytest.approx(1 / 3)}
+    assert values(found, "sections") == {"MRR": pytest.approx((1 + 1 / 3 + 1 / 2) / 3)}
+    assert found["baselines"]["random"]["overall"]["overall"] == pytest.approx(1 / 3)
+    assert found["baselines"]["random"]["sections"]["MRR"] == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
+
+
+def test_rewardmath_gathers_the_solutions_of_a_problem() -> None:
+    found = load_suite(f"rewardmath@{PATHS['rewardmath']}")
+    assert [[each[0].content for each in item.responses] for item in found.items] == [
+        ["Add the numbers.\nThe sum is 4.", "Add the numbers.\nThe sum is 5.", "It is 22."],
+        ["Take one away.\nIt is 2.", "It is 1."],
+    ]
+    assert [item.fields["solution_reference"] for item in found.items] == [
+        ["human_to_GPT-4", "model-a", "model-b"],
+        ["human_to_GPT-4", "model-a"],
+    ]
+    (report,) = found.reports
+    assert (report.rows, report.kept) == (5, 2)
+
+
+def test_a_bag_of_words_is_never_fitted_on_the_prompts_that_it_scores() -> None:
+    """A word that only one prompt's better responses have tells nothing; one that others have too tells all."""
+    own = [{"prompt": f"Task {row // 4}", "chosen": f"it own{row // 4}", "rejected": "it"} for row in range(80)]
+    pairs = load_pairs(own).pairs
+    words = cross_fitted(pairs, [1] * len(pairs))
+    assert words.keys() == {pair.id for pair in pairs}
+    assert all(chosen == rejected for chosen, rejected in words.values())
+    shared = load_pairs([row | {"chosen": f"{row['chosen']} good"} for row in own]).pairs
+    assert all(chosen > rejected for chosen, rejected in cross_fitted(shared, [1] * 80).values())
+    assert cross_fitted(pairs[:49], [1] * 49) == {}
+
+
+def test_a_tie_is_wrong_in_the_files_for_rewardbench() -> None:
+    """As in `scripts/run_rm.py`, which wants the better response to have the higher reward."""
+    items = load_suite(f"rewardbench@{PATHS['rewardbench']}").items[:2]
+    scores = [score("math-prm", rewards, row=row) for row, rewards in enumerate([(1.0, 1.0), (2.0, 1.0)])]
+    scored = [(replace(item, subset="math-prm"), each) for item, each in zip(items, scores, strict=True)]
+    submission = SUITES["rewardbench"].submission
+    assert submission is not None
+    files = submission({"model": "a/b"}, scored)
+    assert files["eval-set/a/b.json"] == {"model": "a/b", "math-prm": 0.5}
+    assert files["eval-set-scores/a/b.json"]["results"] == [0, 1]
 
 
 def test_rewardbench_has_the_published_counts() -> None:
@@ -296,6 +366,7 @@ def test_every_file_format_gives_the_same_items(name: str, ending: str, tmp_path
     path = PATHS[name] / "filtered.jsonl" if PATHS[name].is_dir() else PATHS[name]
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rows = [row for row in rows if isinstance(row.get("prompt", ""), str)]
+    items = {"ppe-correctness": 3, "rewardmath": 2}.get(name, len(rows))
     copy = tmp_path / f"copy{ending}"
     if ending == ".parquet":
         import pyarrow as pa
@@ -307,7 +378,8 @@ def test_every_file_format_gives_the_same_items(name: str, ending: str, tmp_path
     else:
         copy.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
     found = load_suite(f"{name}@{copy}")
-    assert len(found.items) == len(rows) == found.reports[0].kept
+    assert len(found.items) == items == found.reports[0].kept
+    assert found.reports[0].rows == len(rows)
 
 
 def test_a_folder_of_rewardbench_holds_the_prior_sets_and_no_raw_rows() -> None:
@@ -344,6 +416,9 @@ def test_files_beside_a_suites_own_are_not_read_and_none_is_read_twice(tmp_path:
         ("judgebench", {"response_B": ""}, "`response_B` is empty"),
         ("ppe", {"winner": "both"}, "`winner` is 'both'"),
         ("ppe", {"is_code": "perhaps"}, "`is_code` is 'perhaps'"),
+        ("ppe-correctness", {"sampled_conflict_pairs": [[0, 9]]}, r"pair \[0, 9\], but there are 4 responses"),
+        ("ppe-correctness", {"sampled_conflict_pairs": [[0, 3]]}, "both right or both wrong"),
+        ("ppe-correctness", {"response_2": ""}, "`response_2` is empty"),
     ],
     ids=str,
 )
@@ -355,12 +430,36 @@ def test_hostile_rows_are_named_or_skipped(name: str, change: dict[str, Any], pr
     with pytest.raises(BadRowError, match=rf"bad.jsonl, row 2.*{problem}"):
         load_suite(f"{name}@{bad}")
     found = load_suite(f"{name}@{bad}", ReadOptions(on_bad_row="skip"))
-    assert (found.reports[0].rows, len(found.items)) == (4, 1)
+    items = 2 if name == "ppe-correctness" else 1
+    assert (found.reports[0].rows, len(found.items)) == (4, items)
+    assert sum(found.reports[0].skipped.values()) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"solution_type": "right"}, "`solution_type` is 'right'"),
+        ({"eval_solution": [1]}, r"`eval_solution\[0\]` is 1"),
+        ({"eval_solution": 4}, "`eval_solution` is 4"),
+        ({"problem": None}, "`problem` is missing"),
+        ({"problem": "Another?"}, "`solution_type` is not rejected"),
+    ],
+    ids=str,
+)
+def test_hostile_solutions_are_named_or_skipped(change: dict[str, Any], problem: str, tmp_path: Path) -> None:
+    lines = PATHS["rewardmath"].read_text().splitlines()
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("\n".join([*lines, json.dumps(json.loads(lines[0]) | change)]))
+    with pytest.raises(BadRowError, match=rf"bad.jsonl, row 6.*{problem}"):
+        load_suite(f"rewardmath@{bad}")
+    bad.write_text("\n".join([bad.read_text(), "[1]", "{broken"]))
+    found = load_suite(f"rewardmath@{bad}", ReadOptions(on_bad_row="skip"))
+    assert (found.reports[0].rows, len(found.items)) == (8, 2)
     assert sum(found.reports[0].skipped.values()) == 3
 
 
 def test_what_can_not_be_read_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UnknownDataError, match=r"rewardbench, rewardbench-2, rm-bench"):
+    with pytest.raises(UnknownDataError, match=r"rewardbench, rewardbench-2, rewardmath, rm-bench"):
         load_suite("reward-bench")
     with pytest.raises(UnreadableError, match=r"gone\.jsonl"):
         load_suite(f"rm-bench@{tmp_path / 'gone.jsonl'}")

@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hafrm.cli import main
 from hafrm.errors import ConfigError, ModelError
+from hafrm.models.heads import kept_head
 from hafrm.models.loading import load_scorer
 from hafrm.models.options import ScoreOptions
 from hafrm.pairs import Conversation
@@ -149,3 +150,72 @@ def test_it_judges_best_of_n(tmp_path: Path) -> None:
     assert main([*words, *judge]) == 0
     results = json.loads((tmp_path / "o" / "results.json").read_text())
     assert results["models"][str(armo)]["top_1"]["value"] == 1
+
+
+GRM = """
+import torch
+from torch import nn
+from transformers import LlamaModel, LlamaPreTrainedModel
+
+
+class ValueHead(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        sizes = [config.hidden_size, *[config.vhead_num_neurons] * config.vhead_num_layers]
+        layers = [part for pair in zip(sizes, sizes[1:]) for part in (nn.Linear(*pair), nn.ReLU())]
+        self.summary = nn.Sequential(*layers, nn.Linear(sizes[-1], 1)) if layers else nn.Linear(sizes[-1], 1)
+
+
+class GRewardModel(LlamaPreTrainedModel):
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = LlamaModel(config)
+        self.v_head = ValueHead(config)
+        self.post_init()
+
+    def forward(self, input_ids=None, attention_mask=None, **kwargs):
+        states = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        last = attention_mask.sum(dim=1) - 1
+        return states, None, self.v_head.summary(states[torch.arange(len(states)), last])[:, 0]
+"""
+
+
+def published_grm(folder: Path, layers: int) -> Path:
+    """A folder in the layout of GRM's checkpoints: `model.*` and `v_head.summary.*`, no LM head, a class of its own."""
+    save_tiny(folder)
+    (folder / "modeling_grm.py").write_text(GRM)
+    config = json.loads((folder / "config.json").read_text()) | {
+        "architectures": ["GRewardModel"],
+        "auto_map": {"AutoModelForSequenceClassification": "modeling_grm.GRewardModel"},
+        "vhead_layer_type": "mlp" if layers else "linear",
+        "vhead_num_neurons": 24,
+        "vhead_num_layers": layers,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    for path in folder.glob("*.safetensors*"):
+        path.unlink()
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(_config(folder), trust_remote_code=True)
+    for weight in model.v_head.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    model.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("layers", [0, 1, 2])
+@pytest.mark.parametrize("trusted", [False, True])
+def test_grm_is_read_with_and_without_its_own_code(layers: int, trusted: bool, tmp_path: Path) -> None:
+    folder = published_grm(tmp_path / "grm", layers)
+    rewards = expected(folder, 0)
+    if not trusted:
+        (folder / "modeling_grm.py").write_text("raise SystemExit('run')")
+    scorer = load_scorer(str(folder), trust_remote_code=trusted)
+    assert scorer.score(TALKS) == pytest.approx(rewards, abs=1e-5)
+    assert abs(rewards[0] - rewards[1]) > 1e-3
+
+
+def test_training_does_not_start_from_a_head_of_several_layers(tmp_path: Path) -> None:
+    folder = published_grm(tmp_path / "grm", 1)
+    with pytest.raises(ModelError, match=r"has 2 layers.*--head_init normal"):
+        kept_head(str(folder))

@@ -26,19 +26,19 @@ from hafrm.data import DataOptions, encode_pairs, load_pairs
 from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ConfigError, TrainingError
 from hafrm.evaluation.scoring import PairScore, read_scores
+from hafrm.evaluation.words import fit_words
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.pairs import Conversation
 from hafrm.paper import costs, executor, numbers, runs, stages, study
 from hafrm.paper.frozen import fit_frozen
 from hafrm.paper.measures import Measured, Paired, mean_compared
-from hafrm.paper.plans import PARTS, cells, shares_part
+from hafrm.paper.plans import PARTS, cells, noise_part, shares_part
 from hafrm.paper.record import Journal, Record, journal_of, record_of
 from hafrm.paper.runs import Run, train_words
 from hafrm.paper.samples import unseen
 from hafrm.paper.scales import Job, Overrides, SetFiles, small_scale, world_scale
 from hafrm.paper.stages import stage_order, trials
 from hafrm.paper.study_page import findings_of, page_of, publish, with_block
-from hafrm.paper.words import fit_words
 from hafrm.training import run as training_run
 from tests.paper.test_plans import small_files
 from tests.tiny import pair, save_tiny, some_pairs
@@ -94,6 +94,7 @@ def test_parts_share_their_runs(tmp_path: Path) -> None:
     assert set(trials(asked, "ood", "instruct")) == set(trials(asked, "heads", "instruct")) | single == single
     assert len(set(trials(asked, "losses", "instruct")) - single) == 3 * 5 * 3
     assert len(set(trials(asked, "sizes", "instruct")) - single) == 4 * 5 * 3 * 3
+    assert len(set(trials(asked, "noise", "instruct")) - single) == 3 * 5 * 3 * 3
     assert len(set(trials(asked, "ratios", "instruct")) - single) == 5 * 5 * 3
     assert {cell.column for cell in cells(asked, "ood", "instruct")} >= {"BS→Harmless", "CA→AHP"}
     names = [run.name for part in PARTS for run in trials(asked, part, "instruct")]
@@ -380,19 +381,22 @@ def test_other_sets_and_mixtures(tiny_world: Path, tmp_path: Path) -> None:
 def test_curves_and_losses(tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One seed, one set, two shares, one other loss: no averages, and figures of what there is."""
     monkeypatch.setitem(PARTS, "sizes", shares_part((2, 1)))
+    monkeypatch.setitem(PARTS, "noise", noise_part((0, 50)))
     losses = PARTS["losses"]
     few = {row: options for row, options in losses.rows.items() if row in ("none", "dpo", "simpo")}
     monkeypatch.setitem(PARTS, "losses", replace(losses, rows=few))
-    found = run_study(tmp_path, "--sets", "BS", "--parts", "losses", "sizes")
+    found = run_study(tmp_path, "--sets", "BS", "--parts", "losses", "sizes", "noise")
     assert set(found["parts"]["losses"]["instruct"]["BS"]) == {"none", "dpo", "simpo"}
     assert set(found["parts"]["sizes"]["instruct"]["BS"]) == {
         f"{method} 1/{share}" for method in ("haf", "baseline", "dpo") for share in (1, 2)
     }
     manifest = json.loads((tmp_path / "world/runs/instruct/BS/haf-1of2-seed0/manifest.json").read_text())
     assert manifest["data"]["train"]["sources"][0]["kept"] == 12
-    svg = (tmp_path / "world" / "study" / "sizes-instruct.svg").read_text()
-    assert "percent of the training pairs" in svg
-    assert svg.count('class="series') == 3 + 3  # the curves and their legend
+    for part, label in (("sizes", "percent of the training pairs"), ("noise", "percent of flipped labels")):
+        svg = (tmp_path / "world" / "study" / f"{part}-instruct.svg").read_text()
+        assert label in svg
+        assert svg.count('class="series') == 3 + 3  # the curves and their legend
+    assert "HAF, 50% flipped" in (tmp_path / "world" / "study" / "table.md").read_text()
 
 
 @pytest.mark.slow
@@ -496,15 +500,26 @@ def test_small_foretells_its_hours_and_cuts_its_sets(
     assert "missing: 6 of 6 runs of the choice of learning rates, base: about" in choice
     assert hours_of(choice) < 2 * hours_of(printed)  # the first seed's runs of a chosen rate are not trained again
     scale = small_scale(Overrides(pairs=6, steps=1), backbones=[str(tiny_world)], data_folder=str(data))
-    lines = []
-    for share in (1, 2):
-        run = Run(backbone="base", sets=("BS",), method="baseline", share=share)
+
+    def rows(**options: int) -> list[dict]:
+        run = Run(backbone="base", sets=("BS",), method="baseline", **options)
         data = run.data(job(tmp_path, scale=scale))
         data.write()
         (name,) = data.names("train")
-        lines.append(Path(name).read_text().splitlines())
-    assert [len(each) for each in lines] == [6, 3]
-    assert set(lines[1]) < set(lines[0])  # a smaller part is a part of the larger one
+        return [json.loads(line) for line in Path(name).read_text().splitlines()]
+
+    whole, half = rows(), rows(share=2)
+    assert (len(whole), len(half)) == (6, 3)
+    assert all(row in whole for row in half)  # a smaller part is a part of the larger one
+    flipped = {}
+    for percent in (20, 50):
+        changed = rows(flipped=percent)
+        flipped[percent] = {place for place in range(6) if changed[place] != whole[place]}
+        for place in flipped[percent]:
+            was, now = whole[place], changed[place]
+            assert now == was | {"chosen": was["rejected"], "rejected": was["chosen"]}
+    assert [len(each) for each in flipped.values()] == [1, 3]
+    assert flipped[20] < flipped[50]
 
 
 def test_costs_are_counts_of_products(tiny_world: Path, tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from hafrm import atomic
 from hafrm.evaluation.results import Cell, Comparison, Results
 from hafrm.evaluation.scoring import PairScore
 from hafrm.report.loading import Evaluation, read_evaluation
 from hafrm.report.page import write_page
-from hafrm.report.tables import accuracy_table, comparison_rows, marked_best
+from hafrm.report.tables import accuracy_table, comparison_rows, markdown_table, marked_best
 from hafrm.report.verdict import verdicts
 from tests.report.conftest import measured, unscored, write_evaluation
 
@@ -104,6 +105,24 @@ def test_one_model_alone_is_not_best():
 def test_baselines_are_always_there():
     rows = {row.name: row.cells[0] for row in accuracy_table(made({"a": 0.8})).baselines}
     assert [rows[name] and rows[name].accuracy for name in ("the longer response", "random")] == ["60.0", "50.0"]
+
+
+def test_a_bag_of_words_is_a_baseline_that_says_what_it_is_fitted_on(tmp_path: Path) -> None:
+    assert accuracy_table(made({"a": 0.8})).note == ""
+    evaluation = made({"a": 0.8})
+    (key, held), *_ = evaluation.results.cells.items()
+    assert held.measured is not None
+    evaluation.results.cells[key] = replace(held, measured=replace(held.measured, words_accuracy=0.55))
+    table = accuracy_table(evaluation)
+    assert [row.name for row in table.baselines] == ["the longer response", "a bag of words", "random"]
+    assert "four fifths" in table.note
+    rows = {row.name: row.cells[0] and row.cells[0].accuracy for row in table.baselines}
+    assert rows["a bag of words"] == "55.0"
+    atomic.write_json(tmp_path / "results.json", evaluation.results.as_dict())
+    (tmp_path / "scores.jsonl").write_text("")
+    written = markdown_table(tmp_path)
+    assert table.note in written
+    assert "| a bag of words | 55.0 |" in written
 
 
 def test_unscored_pairs_are_noted(tmp_path: Path, scores: list[PairScore]):

@@ -28,7 +28,7 @@ from tests.overlays import overlay, told
 from tests.serving.conftest import LIMIT, live, tiny_scorer
 from tests.tiny import tiny_tokenizer
 
-BOOK = Path(__file__).parents[2] / "docs" / "rlhf.md"
+BOOK = Path(__file__).parents[2] / "docs" / "clients" / "verl.md"
 QUESTION, ANSWERS = "How are you?", ["Fine, thanks.", "Go away."]
 
 

@@ -23,6 +23,7 @@ from hafrm.pairs import Conversation
 from hafrm.serving.config import ServeConfig
 from hafrm.serving.protocols import PROTOCOLS
 from hafrm.serving.sharing import regrouped
+from tests.overlays import overlay, told
 from tests.serving.conftest import LIMIT, Wrapped, body, live, tiny_scorer
 from tests.serving.test_protocols import CONVERSATIONS, rendered
 from tests.tiny import tiny_tokenizer
@@ -82,6 +83,8 @@ def test_documents_are_texts_or_objects(client: httpx.Client) -> None:
     sent = {"query": "How are you?", "documents": [text for _, text in PAIRS]}
     objects = sent | {"documents": [{"text": text} for _, text in PAIRS]}
     assert posted(client, "/rerank", sent)["results"] == posted(client, "/rerank", objects)["results"]
+    alone = posted(client, "/rerank", {"query": "How are you?", "documents": PAIRS[0][1]})
+    assert [item["document"] for item in alone["results"]] == [{"text": PAIRS[0][1]}]
 
 
 def test_tei_ranks_and_predicts(client: httpx.Client, expected: list[float]) -> None:
@@ -238,6 +241,52 @@ def test_regrouping_separates_prompts_that_share_only_a_beginning() -> None:
     found = regrouped([TokenGroup((9,), ((*prompt[1:], 50 + i, 51),)) for prompt in prompts for i in range(4)])
     assert tokens(found) == 3 * 22 + 12 * 2
     assert tokens(regrouped([TokenGroup((9,), ((*prompt[1:], 7),)) for prompt in prompts])) == 2 + 3 * 21
+
+
+OPENRLHF = """
+import asyncio, importlib.util, json, logging, pathlib, sys, types
+place = pathlib.Path(importlib.util.find_spec("openrlhf").origin).parent / "utils" / "agent.py"
+for name in ("openrlhf", "openrlhf.utils", "openrlhf.utils.logging_utils"):  # which import packages for GPUs
+    sys.modules[name] = types.ModuleType(name)
+sys.modules["openrlhf.utils.logging_utils"].init_logger = logging.getLogger
+spec = importlib.util.spec_from_file_location("agent", place)
+agent = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(agent)
+address, _, texts = sys.argv[1], *map(json.loads, sys.argv[2:])
+executor = agent.SingleTurnAgentExecutor(address + "/get_reward")
+(answer,) = asyncio.run(executor._fetch_rewards_via_http(texts, texts, [""] * len(texts)))
+print(json.dumps(answer["rewards"]))
+"""
+COHERE = """
+import json, math, sys
+import cohere
+address, pairs = sys.argv[1], json.loads(sys.argv[2])
+found = []
+for client in (cohere.Client, cohere.ClientV2):
+    asked = client(api_key="none", base_url=address)
+    results = asked.rerank(model="any", query=pairs[0][0], documents=[text for _, text in pairs]).results
+    found.append({item.index: math.log(item.relevance_score / (1 - item.relevance_score)) for item in results})
+assert found[0] == found[1]
+print(json.dumps([found[0][i] for i in range(len(pairs))]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "package", "others"),
+    [
+        pytest.param(OPENRLHF, "openrlhf==0.11.2", ["aiohttp"], id="OpenRLHF"),
+        pytest.param(COHERE, "cohere==7.3.1", ["fastavro", "types-requests"], id="cohere"),
+    ],
+)
+def test_their_own_clients_read_the_rewards(
+    script: str, package: str, others: list[str], address: str, expected: list[float], tmp_path: Any
+) -> None:
+    packages = overlay(tmp_path / "packages", package)
+    overlay(packages, *others, with_dependencies=True)
+    texts = [rendered(Conversation.of(*pair)) for pair in PAIRS]
+    found = told(script, address, json.dumps(PAIRS), json.dumps(texts), path=packages)
+    assert found == pytest.approx(expected, abs=1e-4)
 
 
 def test_docs_load_nothing_from_elsewhere(client: httpx.Client) -> None:

@@ -150,6 +150,12 @@ def test_vllm_pooling(client: httpx.Client, expected: list[float]) -> None:
         ({"continue_final_message": True}, {"continue_final_message": False}),
         ({"chat_template": "{{ 'x' }}"}, {"chat_template": None}),
         ({"chat_template": ""}, {}),
+        ({"truncation_side": "left"}, {"truncation_side": "right"}),
+        ({"truncation_direction": "left"}, {"truncation_direction": "Right", "padding": "do_not_pad"}),
+        ({"encoding_format": "base64"}, {"encoding_format": "float"}),
+        ({"embed_dtype": "float16"}, {"embed_dtype": "float32", "endianness": "native"}),
+        ({"task": "token_classify"}, {"task": "classify"}),
+        ({"max_tokens_per_doc": 4}, {"max_tokens_per_doc": 0, "rank_fields": ["text"]}),
     ],
     ids=str,
 )

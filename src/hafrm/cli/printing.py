@@ -46,6 +46,8 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
 def _print_accuracies(evaluation: Evaluation, console: Console) -> None:
     worded = accuracy_table(evaluation)
     console.print(_grid("Accuracy", worded, evaluation))
+    if worded.note:
+        _say(console, worded.note)
     if worded.few:
         names = short_names(evaluation.data)
         listed = ", ".join(names[data] for data in worded.few)
@@ -56,7 +58,7 @@ def _print_accuracies(evaluation: Evaluation, console: Console) -> None:
 
 
 def _grid(title: str, grid: Grid, evaluation: Evaluation) -> Table:
-    """Return scores with their 95% intervals, above the length-only and random baselines."""
+    """Return scores with their 95% intervals, above the baselines."""
     models, data = short_names(evaluation.models), short_names(evaluation.data)
     table = Table(title=f"{title} in %, with 95% intervals over prompts")
     table.add_column("model", overflow="fold")

@@ -132,8 +132,8 @@ class ReproduceConfig:
     """study: the sets that select among the learning rates. Default: all of sets."""
 
     parts: list[str] = field(default_factory=list, metadata=_STUDY)
-    """study: the parts to run, of table2, sft, ood, transfer, heads, mixed, losses, ratios, sizes, priors. Default:
-    all, in this order.
+    """study: the parts to run, of table2, sft, ood, transfer, heads, mixed, losses, ratios, sizes, noise, priors.
+    Default: all, in this order.
     """
 
     hours: float | None = field(default=None, metadata=_STUDY)

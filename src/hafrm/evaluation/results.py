@@ -1,4 +1,4 @@
-"""Compute `results.json` from raw scores: accuracies with intervals, random and length-only baselines, comparisons."""
+"""Compute `results.json` from raw scores: accuracies with intervals, baselines without a model, comparisons."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from hafrm.errors import ModelError
 from hafrm.evaluation.scoring import PairScore
+from hafrm.evaluation.words import FITTED_ON
 from hafrm.stats import (
     Correlation,
     Floats,
@@ -70,6 +71,8 @@ class Measured:
     ties: int
     length_accuracy: float
     """Accuracy of picking the longer response, on the same pairs."""
+    words_accuracy: float | None = None
+    """Accuracy of a bag of words on the same pairs (see `hafrm.evaluation.words`); None if there are too few."""
     random_accuracy: float = 0.5
     """Accuracy of guessing."""
     ece: float | None
@@ -178,7 +181,7 @@ class Results:
         for model, server in self.servers.items():
             models.setdefault(model, {"data": {}})["server"] = server
         comparisons = [asdict(comparison) for comparison in self.comparisons]
-        found = {"rows": self.rows, "models": models, "comparisons": comparisons}
+        found = {"rows": self.rows, "bag_of_words": FITTED_ON, "models": models, "comparisons": comparisons}
         return found | ({"suites": self.suites} if self.suites else {}) | {"sources": self.sources}
 
     @classmethod
@@ -206,7 +209,11 @@ def _interval(ends: Sequence[float] | None) -> Interval | None:
 
 
 def summarise(
-    scores: Sequence[PairScore], calibration: Sequence[PairScore] = (), *, no_log_odds: Collection[str] = ()
+    scores: Sequence[PairScore],
+    calibration: Sequence[PairScore] = (),
+    *,
+    no_log_odds: Collection[str] = (),
+    words: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
 ) -> Results:
     """Compute results from raw scores.
 
@@ -214,6 +221,7 @@ def summarise(
         scores: The scores of all models on all data sets.
         calibration: The models' scores on calibration pairs, to which each model's temperature is fitted.
         no_log_odds: The models whose margins are not log-odds, because their loss was not the Bradley-Terry loss.
+        words: Rewards of a bag of words, by data set and the pair's id.
     """
     table = _cells(scores)
     temperatures = {model: _temperature(rows) for (model, _), rows in _cells(calibration).items()}
@@ -226,6 +234,8 @@ def summarise(
                 measured = replace(measured, calibration=_calibration(_margins(rows), temperature))
             if model in no_log_odds:
                 measured = replace(measured, ece=None, brier=None)
+            if of_words := (words or {}).get(data):
+                measured = replace(measured, words_accuracy=_words_accuracy(rows, of_words))
         cells[model, data] = replace(cell, measured=measured)
     comparisons = [
         comparison
@@ -306,6 +316,11 @@ def _measured(scored: Sequence[PairScore]) -> Measured:
         accuracy_by_margin=_quarters(margins, np.abs(margins)),
         accuracy_by_length_difference=_quarters(margins, lengths),
     )
+
+
+def _words_accuracy(rows: Sequence[PairScore], words: Mapping[str, Sequence[float]]) -> float:
+    rewards = [words[row.id] for row in _scored(rows)]
+    return accuracy(np.array([chosen - rejected for chosen, rejected in rewards], dtype=np.float64)).value
 
 
 def _length_correlation(rows: Sequence[PairScore]) -> Correlation | None:

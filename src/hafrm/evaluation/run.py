@@ -21,12 +21,13 @@ from hafrm.evaluation.parts import PARTS, Part
 from hafrm.evaluation.results import Results, summarise, uncalibrated
 from hafrm.evaluation.scoring import RESULTS_FILE, SCORES_FILE, Kind, PairScore, RawScore, score_pairs, write_scores
 from hafrm.evaluation.suites import ItemSet, ListScore, load_suite, summarise_suite
-from hafrm.evaluation.suites.scoring import SUITES_FILE, score_items
+from hafrm.evaluation.suites.scoring import SUITES_FILE, require_submissions, score_items, write_submissions
 from hafrm.evaluation.tokens import TOKENS_FILE, token_lines, write_tokens
 from hafrm.evaluation.unseen import require_unseen
+from hafrm.evaluation.words import cross_fitted
 from hafrm.losses import PLACKETT_LUCE
 from hafrm.models.identity import model_identity
-from hafrm.models.options import ScorerChoice
+from hafrm.models.options import Head, ScorerChoice
 from hafrm.models.remote import is_server
 from hafrm.models.runinfo import RUN_FILE, RunInfo
 from hafrm.models.scorers import Scorer, special_tokens_met
@@ -85,6 +86,7 @@ def evaluate(
         parts=PARTS,
         by="hafrm evaluate",
     )
+    require_submissions(folder)
     sets = load_sets(config) if sets is None else sets
     suites = {name: load_suite(name, config.data_options) for name in config.suites}
     calibration = _load_calibration(config, sets)
@@ -102,12 +104,18 @@ def evaluate(
         folder, evaluated, sets, config, config.score, most=config.token_log_ratios, say=say, progress=progress
     )
     no_log_odds = {model for model in config.models if not _states_log_odds(model, config)}
-    results = summarise(evaluated, calibrating, no_log_odds=no_log_odds)
+    write_submissions(folder, suites, lists, {model: _leaderboard_type(model, config) for model in config.models}, say)
+    words = {name: cross_fitted(found.pairs, [1] * len(found.pairs)) for name, found in sets.items()}
+    results = summarise(evaluated, calibrating, no_log_odds=no_log_odds, words=words)
     for line in uncalibrated([score for score in calibrating if score.model not in no_log_odds]):
         say(line)
     if suites:
         results.suites = {
-            name: summarise_suite(found.suite, [each for each in lists if each.data == name])
+            name: summarise_suite(
+                found.suite,
+                [each for each in lists if each.data == name],
+                cross_fitted(found.items, [item.correct for item in found.items]),
+            )
             for name, found in suites.items()
         }
     for model in filter(is_server, config.models):
@@ -181,10 +189,24 @@ def _look_up(
 
 def _states_log_odds(model: str, choice: ScorerChoice) -> bool:
     """Return whether reward differences are log-odds (assumed if the training loss is unknown)."""
-    if is_server(model) or not (Path(model) / RUN_FILE).is_file():
-        return True
-    info = RunInfo.load(Path(model))
-    return (choice.head or info.default_head) == "policy" or info.reward_loss in ("bradley_terry", PLACKETT_LUCE)
+    info = _run_info(model)
+    return info is None or _head(info, choice) == "policy" or info.reward_loss in ("bradley_terry", PLACKETT_LUCE)
+
+
+def _leaderboard_type(model: str, choice: ScorerChoice) -> str:
+    """Return a model's type on RewardBench's leaderboard."""
+    info = _run_info(model)
+    head = choice.head if info is None else _head(info, choice)
+    return "DPO" if head == "policy" else "Seq. Classifier"
+
+
+def _run_info(model: str) -> RunInfo | None:
+    """Return what a run's folder says of itself; None for other models."""
+    return None if is_server(model) or not (Path(model) / RUN_FILE).is_file() else RunInfo.load(Path(model))
+
+
+def _head(info: RunInfo, choice: ScorerChoice) -> Head:
+    return choice.head or info.default_head
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 Known forms: `score.weight` (transformers' classifiers, TRL's and OpenRLHF's reward models, runs of hafrm),
 `value_head.weight` (older versions of OpenRLHF), `v_head.weight` (InternLM2), `v_head.summary.weight` (TRL's value
 heads, which LLaMA-Factory saves in `value_head.safetensors`), and the name of the single linear layer in an
-architecture's own stock classifier. Each may be prefixed by `model.`, and have shape [H] instead of [1, H].
+architecture's own stock classifier. Each may be prefixed by `model.`, and have shape [H] instead of [1, H]. For scoring
+also GRM's `v_head.summary.0` and so on: linear layers with ReLU between them.
 """
 
 from __future__ import annotations
@@ -71,6 +72,9 @@ def head_name(config: PreTrainedConfig) -> str:
 
 
 _VALUE_HEADS = ("v_head.summary.weight", "v_head.weight", "value_head.weight")
+VALUE_SUMMARY = "v_head.summary."
+"""Beginning of the names of a value head of TRL or GRM, which is read without its own code."""
+_LAYER = VALUE_SUMMARY + "{}.{}"
 _UNDER = "model."
 _HEAD_MODULES = ("score.", "value_head.", "v_head.", "classifier.", "classification_head.", "regression_layer.")
 
@@ -96,6 +100,8 @@ class SavedHead:
     """Names of all parameters of the head."""
     flat: bool = False
     """Whether the weight was saved as [H], which no stock class loads."""
+    hidden: tuple[tuple[Tensor, Tensor], ...] = ()
+    """Weight and bias of the layers before the last one, each followed by ReLU."""
 
     @property
     def labels(self) -> int:
@@ -136,6 +142,8 @@ def find_head(model: str, *, trust_remote_code: bool = False) -> SavedHead | Non
         found = stock.head if stock is not None and stock.head in saved.shapes else None
     if found is not None:
         return _linear(saved, found)
+    if (layered := _layered(saved)) is not None:
+        return layered
     if names := tuple(sorted(name for name in saved.shapes if name.removeprefix(_UNDER).startswith(_HEAD_MODULES))):
         return SavedHead(names[0], saved.file_of(names[0]), None, 0.0, names)
     adapters = adapter_source(model)
@@ -153,6 +161,19 @@ def _linear(saved: SavedWeights, name: str) -> SavedHead:
     flat = weight.ndim == 1
     shift = bias[0].item() if len(bias) == 1 else 0.0
     return SavedHead(name, saved.file_of(name), weight[None] if flat else weight, shift, names, flat)
+
+
+def _layered(saved: SavedWeights) -> SavedHead | None:
+    """Read GRM's head of several layers; None if there is none."""
+    places = [0]
+    while _LAYER.format(places[-1] + 2, "weight") in saved.shapes:  # a ReLU is between two layers
+        places.append(places[-1] + 2)
+    names = tuple(_LAYER.format(place, kind) for place in places for kind in ("weight", "bias"))
+    if len(places) < 2 or not saved.shapes.keys() >= set(names) or saved.shapes[names[-2]][0] != 1:
+        return None
+    weights = [saved.read(name) for name in names]
+    *hidden, (weight, bias) = zip(weights[::2], weights[1::2], strict=True)
+    return SavedHead(names[-2], saved.file_of(names[-2]), weight, bias.double().item(), names, hidden=tuple(hidden))
 
 
 def _is_classifier(model: str) -> bool:
@@ -182,7 +203,7 @@ def kept_head(model: str, *, required: bool = False, trust_remote_code: bool = F
                 f"head_init: {model} has no reward head to keep. Leave head_init out, or set it to normal."
             )
         return None
-    problem = head.problem
+    problem = f"has {len(head.hidden) + 1} layers ({head.name})" if head.hidden else head.problem
     if not problem and head.bias and head.of_classifier:
         problem = f"has a bias ({head.names[0]})"
     if problem:

@@ -56,14 +56,21 @@ class HybridModel(nn.Module):
             for scoring may have a bias. With K outputs it is K heads, whose mean is the reward.
         with_lm_head: Whether the LM head has weights; in a model from a classifier without one they are zero.
         bare: Description of the backbone weights that could not get adapters although all were requested, or None.
+        before: Layers that the reward head reads instead of hidden states, in a model used only for scoring.
     """
 
     def __init__(
-        self, causal_lm: nn.Module, score: nn.Linear, *, with_lm_head: bool = True, bare: str | None = None
+        self,
+        causal_lm: nn.Module,
+        score: nn.Linear,
+        *,
+        with_lm_head: bool = True,
+        bare: str | None = None,
+        before: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.causal_lm = causal_lm
-        self.score = score
+        self.score, self.before = score, before
         self.with_lm_head = with_lm_head
         self.bare = bare
         self.logit_transform = logit_transform(self.config)
@@ -192,7 +199,8 @@ class HybridModel(nn.Module):
         dtype = torch.promote_types(self.score.weight.dtype, torch.float32)
         with torch.autocast(states.device.type, enabled=False):
             bias = None if self.score.bias is None else self.score.bias.to(dtype)
-            return F.linear(states.to(dtype), self.score.weight.to(dtype), bias)
+            read = states.to(dtype)
+            return F.linear(read if self.before is None else self.before(read), self.score.weight.to(dtype), bias)
 
     @contextlib.contextmanager
     def adapters_disabled(self) -> Iterator[None]:

@@ -200,7 +200,7 @@ def random_groups(model: HybridModel, *, lengths: Sequence[tuple[int, tuple[int,
     generator = random.Random(0)
     layers = (model.stock_lm.get_input_embeddings(), model.stock_lm.get_output_embeddings())
     sizes = [weight.shape[0] for layer in layers if (weight := getattr(layer, "weight", None)) is not None]
-    vocabulary = range(min(sizes))  # some models embed tokens that they never predict
+    vocabulary = range(min(filter(None, sizes)))  # some models embed tokens that they never predict, or have no LM head
 
     def tokens(length: int) -> tuple[int, ...]:
         return tuple(generator.choices(vocabulary, k=length))

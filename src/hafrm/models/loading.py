@@ -18,7 +18,16 @@ from hafrm.losses import uses_reference
 from hafrm.models.checkpoints import cast_weights, load_packed_start, load_run
 from hafrm.models.checksums import CHECKSUMS_FILE
 from hafrm.models.custom import OwnClassScorer, load_own_class, own_class, own_class_refused
-from hafrm.models.heads import OPENRLHF, SCORE, SavedHead, architectures, find_head, stock_classifier, unknown_head
+from hafrm.models.heads import (
+    OPENRLHF,
+    SCORE,
+    VALUE_SUMMARY,
+    SavedHead,
+    architectures,
+    find_head,
+    stock_classifier,
+    unknown_head,
+)
 from hafrm.models.hybrid import HybridModel, head_width, max_positions, new_reward_head
 from hafrm.models.layout import Layout, choose_layout, random_groups
 from hafrm.models.options import Head, ScoreOptions, ScorerChoice, require_plain
@@ -244,15 +253,17 @@ def _load_foreign_scorer(model: str, options: ScoreOptions, *, trust_remote_code
     Raises:
         ModelError: it has no reward head, or one that neither class can load.
     """
-    own = own_class(model)
+    own, head = own_class(model), None
     if own is not None and not trust_remote_code:
-        raise own_class_refused(model)
+        head = find_head(model)
+        if head is None or head.weight is None or not head.name.startswith(VALUE_SUMMARY):
+            raise own_class_refused(model)
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code, template=None, instead=options.template())
-    if own is not None:
+    if own is not None and head is None:
         return _load_own_class_scorer(model, own, tokenizer, options)
     if options.objective is not None:
         raise ConfigError(f"score.objective has no effect on {model}, which gives one reward: leave it out.")
-    head = find_head(model, trust_remote_code=trust_remote_code)
+    head = head or find_head(model, trust_remote_code=trust_remote_code)
     exported = (Path(model) / CHECKSUMS_FILE).is_file()
     if head is not None and (not has_stock_class(model, head, trust_remote_code=trust_remote_code) or exported):
         policy = _policy_only(model, tokenizer, options.torch_dtype(), trust_remote_code=trust_remote_code, head=head)
@@ -309,15 +320,24 @@ def _policy_only(
     causal_lm = load_causal_lm(model, dtype=dtype, trust_remote_code=trust_remote_code, lm_head=head is None).eval()
     headed = with_lm_head(causal_lm)
     resize_embeddings(causal_lm, tokenizer)
+    if not headed:  # a classifier's zero LM head would only take memory
+        lm_head = cast(nn.Linear, causal_lm.get_output_embeddings())
+        lm_head.weight = nn.Parameter(lm_head.weight[:0].clone(), requires_grad=False)
     if head is None or head.weight is None:
         score = new_reward_head(head_width(causal_lm), init="zero", seed=0, dtype=causal_lm.dtype)
-    else:
-        score = nn.Linear(head.weight.shape[1], 1, bias=bool(head.bias), dtype=causal_lm.dtype)
-        with torch.no_grad():
-            score.weight.copy_(head.weight)
-            if head.bias:
-                score.bias.fill_(head.bias)
-    return HybridModel(causal_lm, score, with_lm_head=headed)
+        return HybridModel(causal_lm, score, with_lm_head=headed)
+    score = _layer(head.weight, torch.full((1,), head.bias) if head.bias else None, causal_lm.dtype)
+    layers = [part for weights in head.hidden for part in (_layer(*weights, torch.float32), nn.ReLU())]
+    return HybridModel(causal_lm, score, with_lm_head=headed, before=nn.Sequential(*layers) if layers else None)
+
+
+def _layer(weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, dtype=dtype)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        if bias is not None:
+            layer.bias.copy_(bias)
+    return layer
 
 
 def has_stock_class(model: str, head: SavedHead, *, trust_remote_code: bool) -> bool:
@@ -337,12 +357,12 @@ def has_stock_class(model: str, head: SavedHead, *, trust_remote_code: bool) -> 
         config = AutoConfig.from_pretrained(root_model(model), trust_remote_code=trust_remote_code)
         stock = stock_classifier(config)
     width = stock.width if stock and stock.width else getattr(config.get_text_config(), "hidden_size", None)
-    if width is not None and head.weight.shape[1] != width:
+    if width is not None and not head.hidden and head.weight.shape[1] != width:
         raise ModelError(
             f"The reward head of {model} does not fit its backbone: {head.name} has shape {list(head.weight.shape)}, "
             f"but hidden states have {width} values. Use the checkpoint in which the head was trained."
         )
-    return stock is not None and stock.head == head.name and not head.bias and not head.flat
+    return stock is not None and stock.head == head.name and not (head.bias or head.flat or head.hidden)
 
 
 def pad_of_classifier(classifier: PreTrainedModel | PeftModel, tokenizer: Any) -> int:

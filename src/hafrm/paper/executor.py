@@ -20,6 +20,7 @@ from hafrm.data import PairTables, encode_pairs, load_pairs
 from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ConfigError, HafrmError, UnwritableError, first_line
 from hafrm.evaluation.scoring import SCORES_FILE, read_scores, score_pairs
+from hafrm.evaluation.words import fit_words
 from hafrm.models.scorers import Scorer
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.pairs import PreferencePair
@@ -32,7 +33,6 @@ from hafrm.paper.runs import Policy, Run
 from hafrm.paper.samples import pairs_of, unseen
 from hafrm.paper.scales import Job
 from hafrm.paper.stages import SEARCH, Stage, Todo, at_chosen_rates, missing, stages
-from hafrm.paper.words import fit_words
 from hafrm.training.manifest import read_manifest
 
 Say = Callable[[str], None]

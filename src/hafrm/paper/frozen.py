@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from hafrm.encoding import ConversationEncoder, TokenGroup
+from hafrm.evaluation.words import best_fit
 from hafrm.models.hybrid import HybridModel
 from hafrm.models.layout import Layout, choose_layout
 from hafrm.models.modules import evaluating
 from hafrm.models.options import LoraOptions, ScoreOptions
 from hafrm.models.scorers import HybridScorer
 from hafrm.models.starts import new_model
-from hafrm.paper.words import best_fit
 from hafrm.stats import Floats
 
 _PENALTIES = tuple(10.0**power for power in range(-1, 6))

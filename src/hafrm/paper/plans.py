@@ -175,6 +175,21 @@ def shares_part(shares: tuple[int, ...]) -> Part:
     )
 
 
+def noise_part(percentages: tuple[int, ...]) -> Part:
+    """Compare the methods trained with flipped labels; an entry of `PARTS`.
+
+    Args:
+        percentages: Percent of the training pairs whose labels are flipped, one group of rows each.
+    """
+    each = [(method, percent) for percent in percentages for method in METHODS]
+    return Part(
+        title="Flipped labels in training",
+        where="With flipped labels",
+        rows={f"{method} {percent}%": {"method": method, "flipped": percent} for method, percent in each},
+        rivals=tuple((f"haf {percent}%", f"{rival} {percent}%") for percent in percentages for rival in METHODS[1:]),
+    )
+
+
 PARTS: dict[str, Part] = {
     "table2": Part(
         title="Accuracy in domain",
@@ -232,6 +247,7 @@ PARTS: dict[str, Part] = {
         rivals=tuple((f"{ratio:g}", "0") for ratio in RATIOS if ratio),
     ),
     "sizes": shares_part((16, 8, 4, 2, 1)),
+    "noise": noise_part((0, 10, 20, 40)),
     "priors": Part(
         title="Other reward losses than Bradley-Terry",
         where="By reward loss",

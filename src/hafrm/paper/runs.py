@@ -173,6 +173,8 @@ class Run(Trained):
     """Train on 1/share of the pairs."""
     rankings: bool = False
     """Whether its pairs are all those of rankings in the world, which batches take whole."""
+    flipped: int = 0
+    """Percent of the training pairs whose labels are flipped."""
     keep_checkpoints: bool = False
     """Whether to keep every checkpoint, for experiments that compare them."""
 
@@ -192,8 +194,9 @@ class Run(Trained):
         ratio = "" if self.policy_ratio is None else f"-ratio{self.policy_ratio:g}"
         loss = "" if self.loss is None else f"-{self.loss}"
         share = "" if self.share == 1 else f"-1of{self.share}"
+        flipped = f"-flipped{self.flipped}" if self.flipped else ""
         kept = "-checkpoints" if self.keep_checkpoints else ""
-        return f"{self.backbone}/{'+'.join(self.sets)}/{self.method}{ratio}{loss}{share}-seed{self.seed}{kept}"
+        return f"{self.backbone}/{'+'.join(self.sets)}/{self.method}{ratio}{loss}{share}{flipped}-seed{self.seed}{kept}"
 
     def folder(self, job: Job) -> Path:
         """Return the folder; while learning rates are being chosen, its name includes the rate."""
@@ -202,7 +205,7 @@ class Run(Trained):
 
     def data(self, job: Job) -> RunData:
         """Return the pairs to train on."""
-        return RunData(job, self.sets, self.share)
+        return RunData(job, self.sets, self.share, self.flipped)
 
     def config(self, job: Job, *, model: str = "") -> TrainConfig:
         """Return the run's options.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -38,6 +38,8 @@ class Drawn:
     """Maximum number of pairs."""
     share: int = 1
     """Keep 1/share of the pairs."""
+    flipped: int = 0
+    """Percent of the pairs whose responses change places; those of a smaller percentage are among a larger one's."""
 
     @property
     def can_change(self) -> bool:
@@ -49,7 +51,11 @@ class Drawn:
         size = min(len(pairs_of(name, self.split)) for name in self.beside)
         size = max(1, min(size, self.cap or size) // self.share)
         found = pairs_of(self.source, self.split)
-        return [found[place] for place in sorted(np.random.default_rng(0).permutation(len(found))[:size])]
+        kept = [found[place] for place in sorted(np.random.default_rng(0).permutation(len(found))[:size])]
+        wrong = np.random.default_rng(1).permutation(size)[: round(size * self.flipped / 100)]
+        for place in wrong:
+            kept[place] = replace(kept[place], chosen=kept[place].rejected, rejected=kept[place].chosen)
+        return kept
 
     def digest(self) -> str:
         """Return the fingerprint of the pairs that would be sampled now."""
@@ -64,20 +70,24 @@ class RunData:
         job: The job.
         sets: Paper names of the training sets; several are sampled evenly.
         share: Train on 1/share of the pairs.
+        flipped: Percent of the training pairs whose labels are flipped.
     """
 
     job: Job
     sets: tuple[str, ...]
     share: int = 1
+    flipped: int = 0
 
     @property
     def _is_cut(self) -> bool:
         """Whether the run trains on its own file with part of its set's pairs."""
-        return len(self.sets) == 1 and (self.share > 1 or self.job.scale.cap is not None)
+        changed = self.share > 1 or self.flipped > 0 or self.job.scale.cap is not None
+        return len(self.sets) == 1 and changed
 
     @property
     def _cut_file(self) -> Path:
-        return self.job.root / "cuts" / f"{self.sets[0]}-1of{self.share}{self.job.scale.cap_suffix}.jsonl"
+        flipped = f"-flipped{self.flipped}" if self.flipped else ""
+        return self.job.root / "cuts" / f"{self.sets[0]}-1of{self.share}{self.job.scale.cap_suffix}{flipped}.jsonl"
 
     def _mixture_files(self, split: str) -> dict[str, Path]:
         folder = self.job.root / "mixtures" / f"{'+'.join(self.sets)}{self.job.scale.cap_suffix}"
@@ -102,8 +112,8 @@ class RunData:
         scale = self.job.scale
         if self._is_cut:
             source = scale.sets[self.sets[0]].train
-            drawn = Drawn(source=source, split="train", beside=(source,), cap=scale.cap, share=self.share)
-            return {str(self._cut_file): drawn}
+            cut = Drawn(source=source, split="train", beside=(source,), cap=scale.cap, share=self.share)
+            return {str(self._cut_file): replace(cut, flipped=self.flipped)}
         if len(self.sets) == 1 or scale.mixed is not None:
             return {}
         found = {}

@@ -50,9 +50,19 @@ _ROWS = {
 
 
 def _label(row: str) -> str:
-    method, _, share = row.partition(" 1/")
-    named = _ROWS.get(method, method)
-    return f"{named}, {'all pairs' if share == '1' else f'1/{share}'}" if share else named
+    if _placed(row) is None:
+        return _ROWS.get(row, row)
+    method, _, place = row.partition(" ")
+    shown = "all pairs" if place == "1/1" else f"{place} flipped" if place.endswith("%") else place
+    return f"{_ROWS[method]}, {shown}"
+
+
+def _placed(row: str) -> tuple[str, float] | None:
+    """Return the method and the percentage of a row of the parts on shares ("haf 1/4") and on flipped labels ("haf
+    20%").
+    """
+    found = re.fullmatch(r"(\w+) (?:1/(\d+)|(\d+)%)", row)
+    return None if found is None else (found[1], 100 / int(found[2]) if found[2] else float(found[3]))
 
 
 def _sentences(macro: str, results: Results, **facts: Any) -> tuple[str, ...]:
@@ -301,18 +311,26 @@ def _left_out(in_domain: Mapping[str, _Grid]) -> str:
     return "; ".join(f"{backbone}: {counts or 'none'}" for backbone, counts in by_backbone.items())
 
 
+_CURVES = {
+    "sizes": "percent of the training pairs",
+    "noise": "percent of flipped labels",
+    "ratios": "policy ratio",
+}
+"""Parts that are drawn as curves, with what their rows are placed by."""
+
+
 def _figures(results: Results) -> Iterator[tuple[str, Markup]]:
-    """Yield the figures by name: accuracies in domain and on mixtures, and the curves over shares and ratios."""
+    """Yield the figures by name: accuracies in domain and on mixtures, and curves over shares, flips and ratios."""
     for part in ("table2", "mixed"):
         for backbone, grid in results["parts"].get(part, {}).items():
             bars = [bar_group(column, row) for column, row in grid.items()]
             yield f"{part}-{backbone}", accuracy_bars(_bars_caption(part, backbone, grid, results), bars, LEGEND)
-    for part, label in (("sizes", "percent of the training pairs"), ("ratios", "policy ratio")):
+    for part, label in _CURVES.items():
         for backbone, grid in results["parts"].get(part, {}).items():
             # Points of different seeds would show seed effects as a trend.
             every = (set(cell["seeds"]) for row in grid.values() for cell in row.values())
             seeds = sorted(set.intersection(*every))
-            if curves := (_size_curves if part == "sizes" else _ratio_curves)(grid, seeds):
+            if curves := (_ratio_curves if part == "ratios" else _method_curves)(grid, seeds):
                 caption = f"{PARTS[part].title}, {backbone}: the mean over {', '.join(grid)} and {_named(seeds)}"
                 yield f"{part}-{backbone}", curve_panels(caption, [Panel("accuracy, %", curves, label)])
 
@@ -344,12 +362,11 @@ def _points(grid: _Grid, seeds: Sequence[int], places: Mapping[str, float]) -> t
     return tuple(sorted(found))
 
 
-def _size_curves(grid: _Grid, seeds: Sequence[int]) -> tuple[Curve, ...]:
-    rows = dict.fromkeys(row for column in grid.values() for row in column)
+def _method_curves(grid: _Grid, seeds: Sequence[int]) -> tuple[Curve, ...]:
+    placed = {row: found for column in grid.values() for row in column if (found := _placed(row)) is not None}
     curves = []
     for method, kind in (("haf", "positive"), ("baseline", "negative"), ("dpo", "dpo dash1")):
-        shares = [row.partition(" 1/") for row in rows]
-        places = {f"{name} 1/{share}": 100 / int(share) for name, _, share in shares if name == method}
+        places = {row: place for row, (of, place) in placed.items() if of == method}
         if known := _points(grid, seeds, places):
             curves.append(Curve(_ROWS[method], kind, known))
     return tuple(curves)

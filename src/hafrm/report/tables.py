@@ -16,6 +16,7 @@ from hafrm import atomic
 from hafrm.errors import DataError
 from hafrm.evaluation.results import SIGNIFICANT, Cell, Comparison, Interval
 from hafrm.evaluation.scoring import PairScore
+from hafrm.evaluation.words import FITTED_ON
 from hafrm.report.diagnostics import difference_bar
 from hafrm.report.loading import Evaluation, read_evaluation
 from hafrm.report.wording import count, interval, p_value, percent, points, short_names
@@ -24,6 +25,8 @@ from hafrm.stats import FEWEST_GROUPS, holm_correction
 TABLE_FILE = "table.md"
 AVERAGE = "average"
 """The column with the mean over the data sets, if there are several."""
+WORDS = "a bag of words"
+WORDS_NOTE = f"A bag of words: logistic regression on word counts, {FITTED_ON}."
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ class AccuracyTable(Grid):
 
     few: tuple[str, ...]
     """The data sets with pairs from fewer than six prompts, which have no intervals."""
+    note: str
+    """What the bag of words is fitted on; empty if there is none."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,7 @@ def accuracy_table(evaluation: Evaluation) -> AccuracyTable:
     """Format the accuracies, and mark the best model of each data set, if there is one; see `marked_best`."""
     best = {data: marked_best(evaluation, data) for data in evaluation.data}
     several = len(best) > 1
+    words = _baselines(evaluation, "words_accuracy", average=several)
     return AccuracyTable(
         columns=(
             *(((AVERAGE, f"{len(best)} sets"),) if several else ()),
@@ -104,9 +110,11 @@ def accuracy_table(evaluation: Evaluation) -> AccuracyTable:
         ),
         baselines=(
             TableRow("the longer response", _baselines(evaluation, "length_accuracy", average=several)),
+            *((TableRow(WORDS, words),) if any(words) else ()),
             TableRow("random", _baselines(evaluation, "random_accuracy", average=several)),
         ),
         few=tuple(data for data in evaluation.data if 0 < _groups(evaluation, data) < FEWEST_GROUPS),
+        note=WORDS_NOTE if any(words) else "",
     )
 
 
@@ -264,7 +272,8 @@ def _suite_table(name: str, raw: Mapping[str, Any]) -> SuiteTable:
 
 
 def _scores(raw: Mapping[str, Any], *levels: str) -> Grid:
-    baselines = {"the longest response": raw["baselines"]["length"], "random": raw["baselines"]["random"]}
+    names = {"length": "the longest response", "words": WORDS, "random": "random"}
+    baselines = {name: raw["baselines"][key] for key, name in names.items() if key in raw["baselines"]}
     keys = [(level, name) for level in levels for name in baselines["random"][level]]
     return Grid(
         tuple((f"{name}, pooled" if level == "pooled" else name, "") for level, name in keys),
@@ -313,7 +322,8 @@ def _notes(raw: Mapping[str, Any]) -> tuple[str, ...]:
     scores = [score for found in raw["models"].values() for level in levels for score in found[level].values()]
     without = any(score["ci95"] is None for score in scores)
     few = ["There is no interval where a subset has fewer than six prompts: too few for resampling."] if without else []
-    return (*missing, *unscored, *unknown, *few, f"{raw['citation']}. Licence: {raw['licence']}.")
+    words = [WORDS_NOTE] if "words" in raw["baselines"] else []
+    return (*missing, *unscored, *unknown, *few, *words, f"{raw['citation']}. Licence: {raw['licence']}.")
 
 
 def write_markdown(folder: Path) -> Path:
@@ -324,14 +334,16 @@ def write_markdown(folder: Path) -> Path:
 
 
 def markdown_table(folder: Path) -> str:
-    """Format the accuracies of an evaluation's folder, with their 95% intervals, above the length-only and random
-    baselines.
+    """Format the accuracies of an evaluation's folder, with their 95% intervals, above the baselines.
 
     If there are suites, a table for each follows, with its notes; without data sets there are only these.
     """
     evaluation = read_evaluation(folder)
     names = short_names(evaluation.models) | short_names(evaluation.data)
-    tables = [_markdown("accuracy, %", accuracy_table(evaluation), names)] if evaluation.data else []
+    tables = []
+    if evaluation.data:
+        table = accuracy_table(evaluation)
+        tables.append(_markdown("accuracy, %", table, names) + (f"\n{table.note}\n" if table.note else ""))
     for suite in suite_tables(evaluation):
         notes = "".join(f"\n{note}\n" for note in suite.notes)
         tables.append(_markdown(f"{suite.title}, %", suite.scores, names) + notes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -143,16 +144,54 @@ class ConsumerRequest(ScoringRequest):
     @model_validator(mode="before")
     @classmethod
     def _loses_nothing(cls, sent: Any) -> Any:
-        """Refuse fields that belong to a conversation and would otherwise be ignored as unknown."""
-        lost = _OF_CONVERSATIONS - cls.model_fields.keys()
+        """Refuse unknown fields that belong to a conversation, or would change the reward or the response's form."""
         for name in sent if isinstance(sent, dict) else ():
-            if name in lost and sent[name]:
+            if name in cls.model_fields:
+                continue
+            if name in _OF_CONVERSATIONS and sent[name]:
                 raise ValueError(f"`{name}` is not read here: put its text into the messages, or leave it out.")
+            if name in _NEUTRAL and sent[name] not in (None, *_NEUTRAL[name]):
+                raise _unsupported(name)
         return sent
 
 
 _OF_CONVERSATIONS = {"system", *UNRENDERED_COLUMNS, *MEDIA_COLUMNS}
 """Fields that are part of a conversation, and must not be ignored."""
+
+_NEUTRAL: Mapping[str, tuple[object, ...]] = {
+    "add_generation_prompt": (False,),
+    "chat_template": (),
+    "continue_final_message": (False,),
+    "dimensions": (),
+    "embed_dtype": ("float32",),
+    "encoding_format": ("float",),
+    "endianness": ("native", "little"),
+    "max_chunks_per_doc": (),
+    "max_length": (),
+    "max_tokens_per_doc": (0,),
+    "max_tokens_per_query": (0,),
+    "normalize": (False,),
+    "rank_fields": (["text"],),
+    "task": ("classify", "embed", "reward", "score"),
+    "truncation_direction": ("right", "Right"),
+    "truncation_side": ("right",),
+}
+"""Fields of vLLM, Cohere, text-embeddings-inference and LLaMA-Factory, with the values that change nothing here."""
+_INSTEAD = {
+    "chat_template": ": start the server with `--score.chat_template` to use another one",
+    "max_length": ": start the server with `--score.overlong truncate` to cut long texts",
+}
+
+
+def _unsupported(name: str) -> RequestError:
+    other = "".join(f", or send {json.dumps(value)}" for value in _NEUTRAL[name][:1])
+    return RequestError(
+        400,
+        "unsupported",
+        f"`{name}` is not supported: conversations are scored whole, with the model's own template, and have one "
+        f"reward, a float. Leave it out{_INSTEAD.get(name, other)}.",
+    )
+
 
 AnyForm = Text | Ids | Turns
 """A conversation as rendered text, as token ids, or as messages that end in the response."""

@@ -59,7 +59,6 @@ class Usage(BaseModel):
 
     prompt_tokens: int
     total_tokens: int
-    completion_tokens: int = 0
 
 
 def shown(rewards: Sequence[float], *, activated: bool) -> list[float]:

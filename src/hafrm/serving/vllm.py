@@ -44,40 +44,15 @@ Activation = Annotated[bool | None, Field(validation_alias=AliasChoices("use_act
 
 
 class _Request(ConsumerRequest):
-    """Common fields of vLLM's requests. Unsupported fields that would change a reward are declared to be refused."""
+    """Common fields of vLLM's requests."""
 
     use_activation: Activation = None
     truncate_prompt_tokens: int | None = None
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
-    chat_template: Text | None = None
-    normalize: bool | None = None
-    dimensions: int | None = None
 
     @property
     def limit(self) -> int | None:
         """See `ScoringRequest`."""
         return self.truncate_prompt_tokens
-
-    def require_supported(self) -> None:
-        """Raise for fields that would change the reward.
-
-        Raises:
-            RequestError: a field is neither left out nor at its default.
-        """
-        for name in _UNSUPPORTED:
-            value = getattr(self, name)
-            if value is not None and value is not False:
-                raise RequestError(
-                    400,
-                    "unsupported",
-                    f"`{name}` is not supported: conversations are scored whole, with the model's own template, and "
-                    f"have one reward. {_INSTEAD.get(name, 'Leave it out.')}",
-                )
-
-
-_UNSUPPORTED = ("add_generation_prompt", "continue_final_message", "chat_template", "normalize", "dimensions")
-_INSTEAD = {"chat_template": "Leave it out: start the server with `--score.chat_template` to use another one."}
 
 
 class PoolingRequest(_Request, Columns):
@@ -90,9 +65,8 @@ class PoolingRequest(_Request, Columns):
         """Return the inputs to score.
 
         Raises:
-            RequestError: there is not exactly one of `input` and `messages`, or an unsupported field.
+            RequestError: there is not exactly one of `input` and `messages`.
         """
-        self.require_supported()
         if (self.input is None) == (self.messages is None):
             raise RequestError(400, "bad_request", "Send either `input` or `messages`.")
         columns = self.columns()
@@ -226,8 +200,10 @@ class Document(BaseModel):
 Documents = Annotated[list[Text | Document], Field(max_length=MAX_ITEMS, fail_fast=True)]
 
 
-def _texts(documents: Sequence[str | Document]) -> list[str]:
-    return [document if isinstance(document, str) else document.text for document in documents]
+def _texts(documents: str | Document | Sequence[str | Document]) -> list[str]:
+    """Return the texts of one document or several."""
+    several = [documents] if isinstance(documents, str | Document) else documents
+    return [document if isinstance(document, str) else document.text for document in several]
 
 
 class ScoreRequest(_Request, Tools):
@@ -245,10 +221,9 @@ class ScoreRequest(_Request, Tools):
         """Return each document as a response to its query.
 
         Raises:
-            RequestError: the numbers of queries and documents differ, or there is an unsupported field.
+            RequestError: the numbers of queries and documents differ.
         """
-        self.require_supported()
-        texts = _texts(self.documents if isinstance(self.documents, list) else [self.documents])
+        texts = _texts(self.documents)
         queries = [self.queries] if isinstance(self.queries, str) else self.queries
         if len(queries) == 1:
             queries = queries * len(texts)
@@ -286,7 +261,7 @@ class RerankRequest(_Request, Tools):
     """A prompt and the responses to rank. text-embeddings-inference's clients send them as `texts`."""
 
     query: Text | Turns
-    documents: Documents | None = None
+    documents: Text | Document | Documents | None = None
     top_n: Annotated[int, Field(ge=0, le=2**31)] | None = None
     """Number of responses to return; 0: all."""
     texts: Annotated[list[Text], Field(max_length=MAX_ITEMS, fail_fast=True)] | None = None
@@ -303,9 +278,8 @@ class RerankRequest(_Request, Tools):
         """Return each document as a response to the query.
 
         Raises:
-            RequestError: there is not exactly one of `documents` and `texts`, or an unsupported field.
+            RequestError: there is not exactly one of `documents` and `texts`.
         """
-        self.require_supported()
         if (self.documents is None) == (self.texts is None):
             raise RequestError(400, "bad_request", "Send either `documents` or `texts`.")
         return [answered(self.query, text, bare, _tools(self)) for text in self.texts or _texts(self.documents or [])]

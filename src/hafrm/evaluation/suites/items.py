@@ -6,7 +6,7 @@ measure on one subset, and a score weights the means of strata. Therefore one bo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,6 +17,9 @@ from hafrm.rows import Row
 
 Stratum = tuple[str, str]
 """A subset and a measure on it."""
+
+Scored = Sequence[tuple["Item", "ListScore"]]
+"""Items with one model's scores of them."""
 
 Level = Literal["overall", "sections", "pooled", "subsets"]
 """`pooled` is a section's accuracy over all of its rows, regardless of the suite's subset weights."""
@@ -35,11 +38,15 @@ class Item:
     """Id of the row in the suite."""
     source: str = field(default="", compare=False)
     row: int = field(default=0, compare=False)
+    part: int = field(default=0, compare=False)
+    """The item's number among several items of one row; 0 if it is the only one."""
+    fields: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """The published row, for the leaderboard's file of results."""
 
     @property
     def id(self) -> str:
-        """Id of the item: `source:row`."""
-        return f"{self.source}:{self.row}"
+        """Id of the item: `source:row`, or `source:row.part`."""
+        return f"{self.source}:{self.row}" + (f".{self.part}" if self.part else "")
 
     @property
     def conversations(self) -> tuple[Conversation, ...]:
@@ -119,10 +126,12 @@ class Suite:
     name: str
     """The name used in `--suites`."""
     title: str
-    path: str
+    path: str = ""
     """First argument of `datasets.load_dataset`."""
     revision: str | None = None
     """Revision of the hub's repository; None: the newest."""
+    sets: Mapping[str, tuple[str, str | None]] = field(default_factory=dict)
+    """`path` and `revision` by part, if the suite is several data sets of the hub."""
     split: str
     files: tuple[str, ...]
     """Regular expressions for the names, without endings, of the suite's files in a folder. Only the first one that
@@ -131,14 +140,21 @@ class Suite:
     homepage: str
     licence: str
     citation: str
-    parse: Callable[[Row, str], Item]
-    """Parse a row, given the name of its file or split, into an item."""
+    parse: Callable[[Row, str], Item | Iterable[Item]]
+    """Parse a row, given the name of its file, split or part, into items; the loader adds their places."""
+    gather: Callable[[Iterable[Row]], Iterator[Row]] | None = None
+    """Merges rows that belong to one item, if a row is one response."""
     observe: Callable[[Sequence[ListScore]], list[Observation]]
     """Compute values from rewards; all responses have one."""
     chance: Callable[[Sequence[ListScore]], list[Observation]]
     """Compute the expected values of random rewards; NaN if they depend on the distribution of rewards."""
     scores: Callable[[Mapping[Stratum, int]], tuple[list[Score], list[str]]]
     """Return the scores for given numbers of values per stratum, and the names of missing subsets."""
+    submission: Callable[[Mapping[str, str], Scored], Mapping[str, Any]] | None = None
+    """Return the files that the leaderboard's own program writes for a model, by name: the content of a JSON file, or
+    the lines of a `.jsonl` file. The first argument has `model`, `model_type` and `chat_template`; all responses have a
+    reward.
+    """
 
 
 def win(better: float | None, worse: float | None) -> float:
@@ -164,6 +180,27 @@ def pooled_score(level: Level, name: str, strata: Mapping[Stratum, int]) -> Scor
     return Score(level, name, {stratum: count / total for stratum, count in strata.items()})
 
 
+def pooled_sections(
+    sections: Mapping[str, Callable[[str], bool]], *, subsets: bool = False
+) -> Callable[[Mapping[Stratum, int]], tuple[list[Score], list[str]]]:
+    """Return the `scores` of a suite in which every item counts the same.
+
+    Args:
+        sections: Whether a subset is part of a section, by the section's name.
+        subsets: Whether each subset is a score too.
+    """
+
+    def scores(strata: Mapping[Stratum, int]) -> tuple[list[Score], list[str]]:
+        parts = {name: {s: n for s, n in strata.items() if within(s[0])} for name, within in sections.items()}
+        found = [pooled_score("overall", "overall", strata)] if strata else []
+        found += [pooled_score("sections", name, part) for name, part in parts.items() if part]
+        if subsets:
+            found += [pooled_score("subsets", stratum[0], {stratum: 1}) for stratum in sorted(strata)]
+        return found, [name for name, part in parts.items() if not part]
+
+    return scores
+
+
 def two_responses(
     reader: Row, prompt: str, names: tuple[str, str], first: int | None, *, subset: str, key: str
 ) -> Item:
@@ -175,7 +212,7 @@ def two_responses(
         names: Fields of the responses.
         first: Which response is the correct one, 0 or 1; None for a tie, in which both are.
         subset: The item's subset.
-        key: Field of the row's id.
+        key: The item's id in the suite.
 
     Raises:
         BadRowError: a field is missing, empty or of the wrong type.
@@ -190,10 +227,13 @@ def two_responses(
         responses=responses,
         correct=2 if first is None else 1,
         subset=subset,
-        key=reader.string_or_none(key) or "",
-        source=reader.source,
-        row=reader.number,
+        key=key,
     )
+
+
+def key_of(reader: Row, name: str = "id") -> str:
+    """Return the row's id in the suite; "" if it has none."""
+    return reader.string_or_none(name) or ""
 
 
 def response_list(reader: Row, name: str, *, size: int | None = None) -> tuple[tuple[Message, ...], ...]:

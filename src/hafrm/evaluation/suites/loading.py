@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from hafrm.data import ReadOptions, SourceReport, fingerprint, read_rows
 from hafrm.data.hub import hub_call, hub_rows
+from hafrm.data.registry import UNPINNED
 from hafrm.data.reports import records_of
 from hafrm.data.rowfiles import SUFFIXES, files_named, has_known_suffix
 from hafrm.errors import DataError, UnknownDataError, UnreadableError
@@ -18,9 +20,11 @@ from hafrm.rows import Row
 
 _NO_SUITES = {"items", "loading", "scoring", "summary"}
 _MODULES = (info.name for info in pkgutil.iter_modules([str(Path(__file__).parent)]) if info.name not in _NO_SUITES)
-_FOUND = (importlib.import_module(f"hafrm.evaluation.suites.{name}").SUITE for name in _MODULES)
-SUITES: dict[str, Suite] = {suite.name: suite for suite in _FOUND}
-"""Suites by name: the `SUITE` of every other module of this package."""
+_FOUND = (vars(importlib.import_module(f"hafrm.evaluation.suites.{name}")) for name in _MODULES)
+SUITES: dict[str, Suite] = {
+    suite.name: suite for found in _FOUND for suite in (found["SUITES"] if "SUITES" in found else [found["SUITE"]])
+}
+"""Suites by name: the `SUITE`, or the `SUITES`, of every other module of this package."""
 
 _DEFAULTS = ReadOptions()
 
@@ -57,23 +61,35 @@ def _read(suite: Suite, path: Path, report: SourceReport, options: ReadOptions) 
     items: list[Item] = []
     for file in _files(suite, path):
         report.read_from.append(str(file))
-        parse = partial(_item, suite, file.name)
-        items += records_of(read_rows(file), report, parse, on_bad_row=options.on_bad_row)
+        items += _items(suite, file.name, read_rows(file), report, options)
     return items
 
 
 def _fetch(suite: Suite, report: SourceReport, options: ReadOptions) -> list[Item]:
-    arguments = {"revision": suite.revision} if suite.revision else {}
-    report.read_from.append(hub_call(suite.path, arguments, split=suite.split))
     remedy = f"Check the network, or download the files of {suite.homepage} and name them as {suite.name}@PATH."
-    source = f"{suite.name}/{suite.split}"
-    rows = hub_rows(suite.path, arguments, split=suite.split, source=source, remedy=remedy)
-    parse = partial(_item, suite, suite.split)
-    return list(records_of(rows, report, parse, on_bad_row=options.on_bad_row))
+    items: list[Item] = []
+    for part, (path, revision) in (suite.sets or {suite.split: (suite.path, suite.revision)}).items():
+        arguments = {"revision": revision} if revision else {}
+        report.read_from.append(hub_call(path, arguments, split=suite.split))
+        if revision is None:
+            report.notes.append(UNPINNED.format(suite.name))
+        source = f"{suite.name}/{part}"
+        rows = hub_rows(path, arguments, split=suite.split, source=source, remedy=remedy)
+        items += _items(suite, part, rows, report, options)
+    return items
 
 
-def _item(suite: Suite, part: str, row: Row) -> Iterator[Item]:
-    yield suite.parse(row, part)
+def _items(suite: Suite, part: str, rows: Iterable[Row], report: SourceReport, options: ReadOptions) -> Iterator[Item]:
+    gathered = suite.gather(rows) if suite.gather else rows
+    return records_of(gathered, report, partial(_parsed, suite, part), on_bad_row=options.on_bad_row)
+
+
+def _parsed(suite: Suite, part: str, row: Row) -> Iterator[Item]:
+    """Yield a row's items with their places."""
+    found = suite.parse(row, part)
+    items = [found] if isinstance(found, Item) else list(found)
+    for number, item in enumerate(items, start=1 if len(items) > 1 else 0):
+        yield replace(item, source=row.source, row=row.number, part=number, fields=row.fields)
 
 
 def _files(suite: Suite, path: Path) -> list[Path]:

@@ -20,10 +20,22 @@ the package.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from hafrm.errors import BadRowReason
-from hafrm.evaluation.suites.items import Item, ListScore, Score, Stratum, Suite, pair_chances, pair_wins
+from hafrm.evaluation.suites.items import (
+    Item,
+    ListScore,
+    Score,
+    Scored,
+    Stratum,
+    Suite,
+    key_of,
+    pair_chances,
+    pair_wins,
+)
 from hafrm.evaluation.suites.summary import model_summary
 from hafrm.rows import Row
 
@@ -83,9 +95,7 @@ def _parse(reader: Row, part: str) -> Item:
         responses=responses,
         correct=1,
         subset=subset,
-        key=reader.string_or_none("id") or "",
-        source=reader.source,
-        row=reader.number,
+        key=key_of(reader),
     )
 
 
@@ -122,10 +132,38 @@ def _pooled_weights(present: Mapping[str, int], subsets: Iterable[str]) -> dict[
     return {(subset, _MEASURE): count / total for subset, count in counts.items()}
 
 
+def _submission(run: Mapping[str, str], scored: Scored) -> dict[str, Any]:
+    """Return what `scripts/run_rm.py` writes: accuracies by subset, in which a tie is wrong, and the scores.
+
+    The files of scores lack the texts, which contain the model's template there.
+    """
+    files: dict[str, Any] = {}
+    for kind, prior in (("eval-set", False), ("pref-sets", True)):
+        rows = [(item, score) for item, score in scored if (item.subset in PRIOR_SETS) == prior]
+        if not rows:
+            continue
+        chosen, rejected = zip(*(score.rewards for _, score in rows), strict=True)
+        results = [int(better > worse) for better, worse in zip(chosen, rejected, strict=True)]
+        subsets = [item.subset for item, _ in rows]
+        columns = {"subset": subsets, "id": [item.fields.get("id") for item, _ in rows]}
+        columns |= {"scores_chosen": list(chosen), "scores_rejected": list(rejected), "results": results}
+        files[f"{kind}/{run['model']}.json"] = {**run, **_accuracies(subsets, results)}
+        files[f"{kind}-scores/{run['model']}.json"] = {**run, **columns}
+    return files
+
+
+def _accuracies(subsets: Sequence[str], results: Sequence[int]) -> dict[str, float]:
+    counts, right = Counter(subsets), Counter[str]()
+    for subset, result in zip(subsets, results, strict=True):
+        right[subset] += result
+    return {subset: right[subset] / count for subset, count in counts.items()}
+
+
 SUITE = Suite(
     name="rewardbench",
     title="RewardBench",
     path="allenai/reward-bench",
+    revision="168d848cdbbea9764fae4a544dc9ca1e6cca4931",
     split="filtered",
     files=("|".join(("filtered", *PRIOR_SETS)),),
     homepage="https://huggingface.co/datasets/allenai/reward-bench",
@@ -135,6 +173,7 @@ SUITE = Suite(
     observe=pair_wins,
     chance=pair_chances,
     scores=_scores,
+    submission=_submission,
 )
 
 

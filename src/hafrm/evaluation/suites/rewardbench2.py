@@ -19,9 +19,21 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from hafrm.errors import BadRowReason
-from hafrm.evaluation.suites.items import Item, ListScore, Observation, Score, Stratum, Suite, response_list
+from hafrm.evaluation.suites.items import (
+    Item,
+    ListScore,
+    Observation,
+    Score,
+    Scored,
+    Stratum,
+    Suite,
+    key_of,
+    response_list,
+)
+from hafrm.evaluation.suites.summary import model_summary
 from hafrm.rows import Row
 
 TIES = "Ties"
@@ -31,7 +43,7 @@ _TIES_WEIGHTS = {"tied accuracy": 0.30, "ref accuracy": 0.30, "preferred": 0.20,
 
 
 def _parse(reader: Row, part: str) -> Item:
-    subset, key = reader.string("subset"), reader.string_or_none("id") or ""
+    subset, key = reader.string("subset"), key_of(reader)
     if subset not in _SUBSETS:
         raise reader.error(
             BadRowReason.WRONG_TYPE, "subset", f"is {subset!r}, not a subset of RewardBench 2", "Correct the name."
@@ -51,8 +63,6 @@ def _parse(reader: Row, part: str) -> Item:
         correct=len(chosen),
         subset=subset,
         key=key,
-        source=reader.source,
-        row=reader.number,
     )
 
 
@@ -124,10 +134,25 @@ def _scores(strata: Mapping[Stratum, int]) -> tuple[list[Score], list[str]]:
     return [*([Score("overall", "overall", overall)] if sections else []), *sections, *parts], missing
 
 
+def _submission(run: Mapping[str, str], scored: Scored) -> dict[str, Any]:
+    """Return what `scripts/run_v2.py` writes: the scores of the subsets, and the rewards without the texts."""
+    found = {name: score["value"] for name, score in model_summary(SUITE, [s for _, s in scored])["sections"].items()}
+    columns = {
+        "scores": [score.rewards for _, score in scored],
+        "results": [None if item.subset == TIES else _credit(score) for item, score in scored],
+        "subset": [item.subset for item, _ in scored],
+        "id": [item.fields.get("id") for item, _ in scored],
+        "num_correct": [item.correct for item, _ in scored],
+    }
+    name = f"{run['model']}.json"
+    return {f"eval-set/{name}": {**run, **found}, f"eval-set-scores/{name}": {**run, **columns}}
+
+
 SUITE = Suite(
     name="rewardbench-2",
     title="RewardBench 2",
     path="allenai/reward-bench-2",
+    revision="7ff08853b0d5686e79b13fda8677024f566a104a",
     split="test",
     files=("test",),
     homepage="https://huggingface.co/datasets/allenai/reward-bench-2",
@@ -137,4 +162,5 @@ SUITE = Suite(
     observe=_observe,
     chance=_chance,
     scores=_scores,
+    submission=_submission,
 )

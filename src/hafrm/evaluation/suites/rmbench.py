@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from hafrm.errors import BadRowReason
 from hafrm.evaluation.suites.items import (
@@ -23,8 +24,10 @@ from hafrm.evaluation.suites.items import (
     ListScore,
     Observation,
     Score,
+    Scored,
     Stratum,
     Suite,
+    key_of,
     response_list,
     win,
 )
@@ -56,9 +59,7 @@ def _parse(reader: Row, part: str) -> Item:
         responses=response_list(reader, "chosen", size=3) + response_list(reader, "rejected", size=3),
         correct=3,
         subset=domain,
-        key=reader.string_or_none("id") or "",
-        source=reader.source,
-        row=reader.number,
+        key=key_of(reader),
     )
 
 
@@ -117,6 +118,15 @@ def _score(
     return Score(level, name, weights)
 
 
+def _submission(run: Mapping[str, str], scored: Scored) -> dict[str, Any]:
+    """Return what `scripts/run_rm.py` writes, and `compute_accuracy` reads: the rows with their rewards."""
+    rows = [
+        {"domain": item.subset, **item.fields, "score_chosen": score.rewards[:3], "score_rejected": score.rewards[3:]}
+        for item, score in scored
+    ]
+    return {f"total_dataset_{run['model'].rpartition('/')[2]}.json": rows}
+
+
 SUITE = Suite(
     name="rm-bench",
     title="RM-Bench",
@@ -133,4 +143,5 @@ SUITE = Suite(
     observe=_observe,
     chance=_chance,
     scores=_scores,
+    submission=_submission,
 )

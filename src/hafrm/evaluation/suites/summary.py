@@ -44,15 +44,19 @@ class _Means:
         return [float(low), float(high)]
 
 
-def summarise_suite(suite: Suite, scores: Sequence[ListScore]) -> dict[str, Any]:
+def summarise_suite(
+    suite: Suite, scores: Sequence[ListScore], words: Mapping[str, list[float]] | None = None
+) -> dict[str, Any]:
     """Compute the part of `results.json` about one suite.
 
     Args:
         suite: The suite.
         scores: The scores of all models on it.
+        words: Rewards of a bag of words by the item's id; None or {} if there is none.
 
     Returns:
-        `{"suite", "title", "licence", "citation", "missing", "models": {MODEL: ...}, "baselines": {"length", "random"},
+        `{"suite", "title", "licence", "citation", "missing", "models": {MODEL: ...},
+        "baselines": {"words", "length", "random"},
         "comparisons": [{"score", "a", "b", "n", "difference", "ci95", "p_bootstrap"}]}`; `missing` names the subsets
         without items. A model has `n`, `unscored`, `unscored_reasons`, `missing`, and by level (`overall`, `sections`,
         `pooled`, `subsets`) `{NAME: {"value", "ci95"}}`. Items with an unscored response are left out. If a subset has
@@ -74,7 +78,8 @@ def summarise_suite(suite: Suite, scores: Sequence[ListScore]) -> dict[str, Any]
         "missing": suite.scores(counts)[1],
         "models": {model: model_summary(suite, rows) for model, rows in by_model.items()},
         "baselines": {
-            "length": _values(suite, suite.observe([replace(s, rewards=list(map(float, s.lengths))) for s in items])),
+            **({"words": _values(suite, suite.observe([_rated(s, words[s.id]) for s in items]))} if words else {}),
+            "length": _values(suite, suite.observe([_rated(s, s.lengths) for s in items])),
             "random": _values(suite, suite.chance(items)),
         },
         "comparisons": [
@@ -83,6 +88,10 @@ def summarise_suite(suite: Suite, scores: Sequence[ListScore]) -> dict[str, Any]
             for comparison in _comparisons(suite, a, by_model[a], b, by_model[b])
         ],
     }
+
+
+def _rated(score: ListScore, rewards: Sequence[float]) -> ListScore:
+    return replace(score, rewards=list(map(float, rewards)))
 
 
 def model_summary(suite: Suite, scores: Sequence[ListScore]) -> dict[str, Any]:

@@ -71,7 +71,7 @@ class ReproduceConfig:
 
     sets: list[str] = field(default_factory=list)
     """Data sets to use: Helpful, Harmless, CA, BS, AHP; study trains in the given order. Default: all; claims, figure2,
-    figure6, gradients, ppo, dense and pessimism use a single one, by default Helpful.
+    figure6, gradients, ppo and the studies beyond the paper use a single one, by default Helpful.
     """
 
     backbone: list[str] = field(default_factory=list, metadata=_SMALL)

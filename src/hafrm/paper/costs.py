@@ -12,7 +12,6 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from statistics import fmean
 
 from hafrm.data import DataOptions, encode_pairs, load_pairs
@@ -71,6 +70,7 @@ class Costs:
 
     def __init__(self, job: Job, slowness: float = 1.0) -> None:
         self.job, self.slowness = job, slowness
+        self._sets: dict[str, _SetSize] = {}
 
     @property
     def machine(self) -> str:
@@ -102,7 +102,7 @@ class Costs:
         total = 0.0
         for run in scoring.runs:
             policy = run.method == "dpo" or scoring.head in ("policy", "combined")
-            pairs = sum(self._sets[name].pairs["test"] for name in scoring.tested_on)
+            pairs = sum(self._set(name).pairs["test"] for name in scoring.tested_on)
             total += self._seconds(run, pairs * (1 + policy), policy=policy, sets=scoring.tested_on) + self.slowness
         return total
 
@@ -123,7 +123,7 @@ class Costs:
         return self._prompts(each) * each.questions
 
     def _prompts(self, each: Responses) -> int:
-        return min(each.prompts, sum(self._sets[name].pairs["test"] for name in each.sets))
+        return min(each.prompts, sum(self._set(name).pairs["test"] for name in each.sets))
 
     def _answered(self, backbone: str, count: int, new: int, *, at_once: int, readers: int) -> float:
         """Estimate the seconds of sampling, which reads all weights for each token on a GPU, and of reading.
@@ -145,14 +145,14 @@ class Costs:
 
     def _mean(self, run: Run, split: str) -> float:
         """Return the pairs in a run's split; a mixture has as many from each set as the smallest has."""
-        counts = [self._sets[name].pairs[split] for name in run.sets]
+        counts = [self._set(name).pairs[split] for name in run.sets]
         return min(counts) * len(counts) / (run.share if split == "train" else 1)
 
     def _seconds(self, run: Run, pairs: float, *, policy: bool, sets: tuple[str, ...] | None = None) -> float:
         shape = shape_of(self.job, run.backbone)
         if shape is None:
             return 0.0
-        sizes = [self._sets[name] for name in sets or run.sets]
+        sizes = [self._set(name) for name in sets or run.sets]
         tokens, responses = fmean(each.tokens for each in sizes), fmean(each.responses for each in sizes)
         products = 2 * pairs * (tokens * shape.body + policy * responses * shape.head)
         return self.slowness * products / self._speed(shape.body)
@@ -162,10 +162,11 @@ class Costs:
             return _GPU_SPEED
         return _SPEED if body < _LARGE else _LARGE_SPEED
 
-    @cached_property
-    def _sets(self) -> dict[str, _SetSize]:
-        of = {"paper": self._printed, "world": self._counted, "small": self._encoded}[self.job.scale.name]
-        return {name: of(name) for name in self.job.sets}
+    def _set(self, name: str) -> _SetSize:
+        if name not in self._sets:
+            of = {"paper": self._printed, "world": self._counted, "small": self._encoded}[self.job.scale.name]
+            self._sets[name] = of(name)
+        return self._sets[name]
 
     def _printed(self, name: str) -> _SetSize:
         """Return the size that Table 1 prints; its tokens are of a question with one answer."""

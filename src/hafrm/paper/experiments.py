@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from hafrm.report.findings import Findings
 
 
-def _late(path: str) -> Callable[..., Any]:
+def _late(path: str, *more: str) -> Callable[..., Any]:
     """Return a function of this package, given as MODULE.FUNCTION, that is imported when it is first called.
 
-    So the names of experiments can be listed without torch.
+    It gets `more` after its own arguments. So the names of experiments can be listed without torch.
     """
     module, _, name = path.rpartition(".")
 
     def call(*arguments: Any) -> Any:
-        return getattr(importlib.import_module(f"hafrm.paper.{module}"), name)(*arguments)
+        return getattr(importlib.import_module(f"hafrm.paper.{module}"), name)(*arguments, *more)
 
     call.__doc__ = f"Call `hafrm.paper.{path}`."
     return call
@@ -172,6 +172,15 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         _late("pessimism.find"),
         one=("sets", "backbones"),
     ),
+    **{
+        name: Experiment(summary, _late("beyond.plan", name), _late("beyond.find", name), one=("sets", "backbones"))
+        for name, summary in {
+            "calibration": "whether true errors of rewards are as large as stated",
+            "consistency": "a consistency loss on prefixes, beside HAF and SFT",
+            "rankings": "rankings by Plackett-Luce and by all pairs",
+            "length": "length control, trained on labels that like length",
+        }.items()
+    },
     "gradients": Experiment(
         "how the two losses pull on the backbone",
         _late("probes.gradients.plan"),

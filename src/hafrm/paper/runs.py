@@ -8,6 +8,7 @@ reused, an unfinished one resumes from its last checkpoint, and one with other o
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import shutil
 from abc import ABC, abstractmethod
@@ -23,6 +24,7 @@ from hafrm.models.options import Head, ScoreOptions
 from hafrm.options import differences
 from hafrm.paper.samples import RunData
 from hafrm.paper.scales import Job
+from hafrm.paper.world.sets import RANKED
 from hafrm.rlhf.options import Dense, KlOptions, RlhfConfig, SamplingOptions
 from hafrm.rlhf.run import rlhf
 from hafrm.store import alone
@@ -41,8 +43,16 @@ LOSSES: Mapping[str, LossConfig] = {
     "cauchy": LossConfig(reward_loss="cauchy"),
     "hinge": LossConfig(reward_loss="hinge"),
     "heads": LossConfig(heads=5),
+    "laplace": LossConfig(heads=64, heads_from="laplace"),
+    "consistency": LossConfig(consistency_weight=0.1),
+    "sft-consistency": LossConfig(policy_loss="sft", consistency_weight=0.1),
+    "plackett_luce": LossConfig(reward_loss="plackett_luce"),
+    "length_control": LossConfig(length_control=True),
 }
-"""Losses that can replace DPO or Bradley-Terry in a HAF run, by name."""
+"""Losses that can replace those of a method, by name."""
+
+_RANKINGS = 4
+"""Rankings of a batch, as many responses as pairs in other batches."""
 
 WORLD_PPO: Mapping[str, Any] = {
     "steps": 90,
@@ -161,6 +171,8 @@ class Run(Trained):
     """Name in `LOSSES` of a loss that replaces one of the paper's; None keeps the paper's losses."""
     share: int = 1
     """Train on 1/share of the pairs."""
+    rankings: bool = False
+    """Whether its pairs are all those of rankings in the world, which batches take whole."""
     flipped: int = 0
     """Percent of the training pairs whose labels are flipped."""
     keep_checkpoints: bool = False
@@ -204,6 +216,7 @@ class Run(Trained):
         """
         backbone, data = job.scale.backbone(self.backbone), self.data(job)
         loss = LossConfig() if self.loss is None else LOSSES[self.loss]
+        pairs = _RANKINGS * math.comb(RANKED, 2)
         return TrainConfig(
             model=model,
             data=data.names("train"),
@@ -212,9 +225,10 @@ class Run(Trained):
             method=self.method,
             loss=loss if self.policy_ratio is None else replace(loss, policy_ratio=self.policy_ratio),
             lora=backbone.lora,
-            data_options=DataOptions(max_length=job.scale.max_length),
+            data_options=DataOptions(max_length=job.scale.max_length, batch_by="prompt" if self.rankings else "pair"),
             training={
                 **job.scale.training,
+                **({"per_device_train_batch_size": pairs} if self.rankings else {}),
                 "learning_rate": self.learning_rate(job),
                 "seed": self.seed,
                 **({"save_total_limit": None} if self.keep_checkpoints else {}),
@@ -313,6 +327,8 @@ def train_words(config: TrainConfig) -> list[str]:
     if config.lora.enabled:
         words += ["--lora.rank", str(config.lora.rank), "--lora.alpha", str(config.lora.alpha)]
     words += ["--data_options.max_length", str(config.data_options.max_length)]
+    if config.data_options.batch_by != "pair":
+        words += ["--data_options.batch_by", config.data_options.batch_by]
     for name, value in config.training.items():
         words += [f"--training.{name}", value if isinstance(value, str) else json.dumps(value)]
     for name in ("chat_template", "dtype"):

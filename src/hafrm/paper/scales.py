@@ -270,7 +270,13 @@ def world_scale(overrides: Overrides) -> Scale:
         return Backbone(kind, paper_name, partial(made, kind), shown, LoraOptions(), rates)
 
     backbones = backbone("instruct", "Mistral"), backbone("base", "Mistral-base")
-    return _scale("world", overrides, backbones, _same_for_all_splits(0), training, WORLD_MAX_LENGTH, MIXED_PAIRS)
+    from hafrm.paper.world.sets import VARIANTS
+
+    sets = _same_for_all_splits(0)
+    sets |= {
+        f"{name}-{kind}": SetFiles.named(f"{each.train}-{kind}") for name, each in sets.items() for kind in VARIANTS
+    }
+    return _scale("world", overrides, backbones, sets, training, WORLD_MAX_LENGTH, MIXED_PAIRS)
 
 
 def small_scale(overrides: Overrides, *, backbones: Sequence[str], data_folder: str | None) -> Scale:

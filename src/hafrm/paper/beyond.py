@@ -1,0 +1,308 @@
+"""What losses beyond the paper's teach a reward model in the simulated world. Not in the paper.
+
+Four comparisons of runs whose options differ in one respect: a consistency loss on prefixes, rankings by Plackett-Luce,
+length control under labels that like length, and the origin of several heads, whose standard errors are compared with
+true errors. Runs are tested by the labels of test pairs, and by whether they order them as the true rewards do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from statistics import fmean
+from typing import Any, cast
+
+import numpy as np
+from scipy import special
+from torch import Tensor
+
+from hafrm.errors import ConfigError
+from hafrm.evaluation.probes import probe_scorer
+from hafrm.evaluation.scoring import SCORES_FILE, PairScore, read_scores
+from hafrm.models.loading import load_scorer
+from hafrm.models.options import ScoreOptions
+from hafrm.models.scorers import HybridScorer
+from hafrm.packing import SequenceBatch
+from hafrm.pairs import PreferencePair
+from hafrm.paper.measures import Paired, Scores, as_json, grid_of
+from hafrm.paper.plans import Part, Plan, Scoring, others_of
+from hafrm.paper.runs import Run
+from hafrm.paper.samples import pairs_of, unseen
+from hafrm.paper.scales import Job
+from hafrm.paper.tables import build_findings, cell_text
+from hafrm.paper.world import PROFILES, oracle_reward
+from hafrm.report.findings import Cell, Findings, Table
+from hafrm.report.wording import interval, percent, points
+from hafrm.stats import bootstrap_interval, spearman
+
+STUDIES: Mapping[str, Part] = {
+    "consistency": Part(
+        title="A consistency loss on prefixes (ICRM) beside HAF and beside SFT, its source's setting",
+        where="With a consistency loss",
+        rows={
+            "haf": {"method": "haf"},
+            "haf + consistency": {"method": "haf", "loss": "consistency"},
+            "sft": {"method": "haf", "loss": "sft"},
+            "sft + consistency": {"method": "haf", "loss": "sft-consistency"},
+        },
+        rivals=(("haf + consistency", "haf"), ("sft + consistency", "sft"), ("haf", "sft")),
+    ),
+    "rankings": Part(
+        title="Rankings of four answers by Plackett-Luce and by all their pairs",
+        where="From rankings",
+        rows={
+            "all pairs": {"method": "baseline", "rankings": True},
+            "plackett_luce": {"method": "baseline", "loss": "plackett_luce", "rankings": True},
+        },
+        rivals=(("plackett_luce", "all pairs"),),
+    ),
+    "length": Part(
+        title="Length control, trained on labels that like length",
+        where="With length control",
+        rows={"haf": {"method": "haf"}, "haf, length control": {"method": "haf", "loss": "length_control"}},
+        rivals=(("haf, length control", "haf"),),
+    ),
+    "calibration": Part(
+        title="Stated and true errors of rewards",
+        where="By origin of the heads",
+        rows={
+            "five bootstrapped heads": {"method": "haf", "loss": "heads"},
+            "64 heads by Laplace": {"method": "haf", "loss": "laplace"},
+        },
+        rivals=(("five bootstrapped heads", "64 heads by Laplace"),),
+    ),
+}
+"""The comparisons by name; rows with the options of their runs."""
+
+_VARIANTS = {"rankings": "-ranked", "length": "-longer"}
+"""Studies that train on a variant of the set; see `hafrm.paper.world.sets`."""
+
+_LEVELS = (0.5, 0.8, 0.95)
+"""Levels of the intervals whose coverage is measured."""
+
+_PROBED = 200
+"""Test pairs of the length probe."""
+
+
+@dataclass(frozen=True)
+class _Cell:
+    row: str
+    run: Run
+    scoring: Scoring
+
+
+def _cells(job: Job, name: str) -> Iterator[_Cell]:
+    trained, tested = job.sets[0], (job.sets[0], *others_of(job.sets[0]))
+    for seed in job.seeds:
+        for row, options in STUDIES[name].rows.items():
+            sets = (f"{trained}{_VARIANTS.get(name, '')}",)
+            run = Run(backbone=job.backbones[0], sets=sets, seed=seed, **options)
+            yield _Cell(row, run, Scoring(runs=(run,), tested_on=tested))
+
+
+def plan(job: Job, name: str) -> Plan:
+    """Plan the runs of a study for each seed, tested on their set and on the others of its category.
+
+    Raises:
+        ConfigError: the job is not in the world, whose labels or true rewards the study needs.
+    """
+    if not job.in_world and name != "consistency":
+        raise ConfigError(f"scale: {name} needs labels or true rewards that only the scale world has.")
+    cells = list(_cells(job, name))
+    return Plan(tuple(cell.run for cell in cells), tuple(cell.scoring for cell in cells))
+
+
+def find(job: Job, name: str) -> Findings:
+    """Report accuracies by labels and by true rewards, differences between rows, and what the study adds."""
+    part, scores = STUDIES[name], _scores(job, name)
+    grid = grid_of(scores)
+    differences = {
+        column: {
+            f"{a} - {b}": Paired.of(row[a], row[b], f"{column}, {a} and {b}", job.seeds).compared()
+            for a, b in part.rivals
+        }
+        for column, row in grid.items()
+    }
+    rows: list[tuple[Cell, ...]] = [(row, *(cell_text(each[row]) for each in grid.values())) for row in part.rows]
+    found, tables = _MORE[name](job, scores) if name in _MORE else ({}, [])
+    return build_findings(
+        job,
+        name,
+        results={"seeds": list(job.seeds), "accuracy": as_json(grid), "differences": differences, **found},
+        tables=[
+            *tables,
+            Table("Accuracy", ("accuracy, %", *grid), tuple(rows)),
+            _differences_table(differences),
+        ],
+    )
+
+
+def _differences_table(differences: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Table:
+    rows = tuple(
+        (
+            f"{rows}, {column}",
+            f"{points(each['difference'])} {interval(each['ci95'], points)}".strip(),
+            ", ".join(points(seed) for seed in each["by_seed"].values()),
+        )
+        for column, of_column in differences.items()
+        for rows, each in of_column.items()
+    )
+    return Table("Differences in points", ("rows", "difference, 95% interval", "by seed"), rows)
+
+
+def _scores(job: Job, name: str) -> Scores:
+    """Read the scores by column, row and seed: by the labels of each test set, and by its true rewards."""
+    found: Scores = {}
+    for cell in _cells(job, name):
+        scores = read_scores(cell.scoring.folder(job) / SCORES_FILE)
+        for tested in cell.scoring.tested_on:
+            data = job.scale.sets[tested].test
+            fair = unseen(job.scale, cell.run.sets, [score for score in scores if score.data == data])
+            columns = {tested: fair}
+            if job.in_world:
+                leads = true_leads(data)
+                columns[f"{tested}, true order"] = [_in_true_order(score, leads) for score in fair]
+            for column, each in columns.items():
+                found.setdefault(column, {}).setdefault(cell.row, {})[cell.run.seed] = each
+    return found
+
+
+@cache
+def true_leads(data: str) -> Mapping[str, float]:
+    """Return the true reward of the chosen response minus that of the rejected one, by test pair of a world's set."""
+    name = data.removeprefix("world/")
+    rewards = {pair.id: [oracle_reward(talk, name) for talk in pair.conversations] for pair in pairs_of(data, "test")}
+    return {pair: chosen - rejected for pair, (chosen, rejected) in rewards.items()}
+
+
+def _in_true_order(score: PairScore, leads: Mapping[str, float]) -> PairScore:
+    """Swap the responses of a pair whose label is wrong."""
+    if leads[score.id] > 0:
+        return score
+    return replace(
+        score,
+        reward_chosen=score.reward_rejected,
+        reward_rejected=score.reward_chosen,
+        length_chosen=score.length_rejected,
+        length_rejected=score.length_chosen,
+    )
+
+
+def true_log_odds(data: str, lead: float) -> float:
+    """Return the log-odds with which a set's annotators prefer a response whose true reward leads by `lead`."""
+    return float(special.logit(PROFILES[data.removeprefix("world/")].annotator.preference(lead)))
+
+
+_More = tuple[dict[str, Any], list[Table]]
+
+
+def _pays_for_length(job: Job, scores: Scores) -> _More:
+    """Measure what rewards pay for length among equally good responses, and the length probe."""
+    trained = job.sets[0]
+    data = job.scale.sets[trained].test
+    pairs = pairs_of(data, "test")[:_PROBED]
+    found: dict[str, dict[str, list[float]]] = {}
+    for cell in _cells(job, "length"):
+        of_row = found.setdefault(cell.row, {"pays": [], "probe": [], "raised": []})
+        of_row["pays"].append(_slope(scores[trained][cell.row][cell.run.seed], data))
+        options = ScoreOptions().as_in_training()
+        (probed,) = probe_scorer(load_scorer(str(cell.run.folder(job)), options=options), pairs, cell.row, ["length"])
+        of_row["probe"].append(probed.relative)
+        of_row["raised"].append(probed.raised)
+    rows = tuple(
+        (
+            name,
+            _over_seeds(each["pays"], "{:+.2f}".format),
+            _over_seeds(each["probe"], "{:+.2f}".format),
+            _over_seeds(each["raised"], percent),
+        )
+        for name, each in found.items()
+    )
+    columns = ("", "log-odds per log of the ratio of characters", "length probe: shift / gap", "raised, %")
+    return {"length": found}, [Table("What a reward pays for length (by seed)", columns, rows)]
+
+
+def _slope(scores: Sequence[PairScore], data: str) -> float:
+    """Regress reward differences on true log-odds and on the log of the ratio of lengths; return the latter's slope."""
+    leads = true_leads(data)
+    rows = [
+        (score.margin, true_log_odds(data, leads[score.id]), np.log(score.length_chosen / score.length_rejected))
+        for score in scores
+        if score.margin is not None
+    ]
+    margins, *features = np.array(rows).T
+    return float(np.linalg.lstsq(np.stack(features, axis=1), margins)[0][1])
+
+
+def _over_seeds(values: Sequence[float], worded: Callable[[float], str]) -> str:
+    return f"{worded(fmean(values))} ({', '.join(map(worded, values))})"
+
+
+class _HeadScorer(HybridScorer):
+    """Scores with every reward head: a list of rewards for each conversation."""
+
+    def _score_batch(self, batch: SequenceBatch) -> Tensor:
+        return cast(Tensor, self.model(batch, log_probs=False).of_heads)
+
+
+def _coverage(job: Job, scores: Scores) -> _More:
+    """Compare the stated errors of reward differences with their distance from the true log-odds."""
+    data = job.scale.sets[job.sets[0]].test
+    pairs, leads = pairs_of(data, "test"), true_leads(data)
+    true = np.array([true_log_odds(data, leads[pair.id]) for pair in pairs])
+    stated: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    for cell in _cells(job, "calibration"):
+        stated.setdefault(cell.row, []).append(_stated(str(cell.run.folder(job)), pairs))
+    found = {name: coverage(seeds, true, [pair.group for pair in pairs]) for name, seeds in stated.items()}
+    rows = tuple((name, *_coverage_cells(each)) for name, each in found.items())
+    inside = (f"in the {level:.0%} interval, %" for level in _LEVELS)
+    columns = ("", "stated error", "true error", *inside, "rank correlation (by seed)")
+    return {"errors": found}, [Table("Errors of reward differences, root mean squares in log-odds", columns, rows)]
+
+
+def coverage(seeds: Sequence[tuple[np.ndarray, np.ndarray]], true: np.ndarray, groups: Sequence[str]) -> dict[str, Any]:
+    """Compare estimates and their standard errors with the truth.
+
+    Args:
+        seeds: For each seed the estimates and their standard errors, [N] each.
+        true: The true values, [N].
+        groups: The prompt of each.
+
+    Returns:
+        `{"stated", "true", "covered": {LEVEL: {"share", "ci95"}}, "rank_correlation"}`: root mean squares of stated and
+        true errors, the share of true values inside the normal interval of each level, and by seed how well the stated
+        errors order the true ones.
+    """
+    errors = np.abs([estimate - true for estimate, _ in seeds])
+    deviations = np.array([deviation for _, deviation in seeds])
+    inside = {level: (errors <= special.ndtri((1 + level) / 2) * deviations).mean(0) for level in _LEVELS}
+    return {
+        "stated": float(np.sqrt(np.square(deviations).mean())),
+        "true": float(np.sqrt(np.square(errors).mean())),
+        "covered": {
+            f"{level:g}": {"share": float(hits.mean()), "ci95": bootstrap_interval(hits, groups)}
+            for level, hits in inside.items()
+        },
+        "rank_correlation": [spearman(*each).value for each in zip(deviations, errors, strict=True)],
+    }
+
+
+def _coverage_cells(found: Mapping[str, Any]) -> Iterator[str]:
+    yield from (f"{found['stated']:.2f}", f"{found['true']:.2f}")
+    for each in found["covered"].values():
+        yield f"{percent(each['share'])} {interval(each['ci95'], percent)}".strip()
+    yield _over_seeds(found["rank_correlation"], "{:+.2f}".format)
+
+
+def _stated(run: str, pairs: Sequence[PreferencePair]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean and the standard deviation over a run's heads of each pair's reward difference."""
+    scorer = cast(HybridScorer, load_scorer(run, options=ScoreOptions().as_in_training()))
+    of_heads = _HeadScorer(scorer.model, scorer.encoder, scorer.layout, scorer.options)
+    rewards = np.array(of_heads.score([talk for pair in pairs for talk in pair.conversations]))
+    differences = rewards[0::2] - rewards[1::2]
+    return differences.mean(1), differences.std(1, ddof=1)
+
+
+_MORE: Mapping[str, Callable[[Job, Scores], _More]] = {"length": _pays_for_length, "calibration": _coverage}
+"""What a study measures besides accuracies."""

@@ -80,7 +80,7 @@ def test_a_dictionary_trains_evaluates_scores_and_exports(base: Path, rows: list
     ("options", "expected"),
     [
         ({"methd": "haf"}, "--method"),
-        ({"method": "rm"}, "method must be haf, baseline or dpo, got rm"),
+        ({"method": "rm"}, "method must be haf, baseline, dpo or grm, got rm"),
         ({"loss": {"betta": 1}}, "--loss.beta"),
         ({"lora": {"rank": "many"}}, "lora.rank must be a whole number, got many"),
         ({"training": {"max_stps": 1}}, "max_steps"),

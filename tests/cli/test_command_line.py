@@ -77,7 +77,7 @@ def test_the_version_and_the_help_need_no_command() -> None:
         ([*TRAIN, "--lr", "1e-3"], ["Did you mean --training.learning_rate?"]),
         ([*TRAIN, "--batch_size", "8"], ["per_device_train_batch_size"]),
         ([*TRAIN, "--max_length=64"], ["Did you mean --data_options.max_length?"]),
-        ([*TRAIN, "--method", "rm"], ["--method must be haf, baseline or dpo, got rm"]),
+        ([*TRAIN, "--method", "rm"], ["--method must be haf, baseline, dpo or grm, got rm"]),
         ([*TRAIN, "--lora.rank", "many"], ["--lora.rank must be a whole number, got many"]),
         ([*TRAIN, "--loss.reward_loss", "probt"], ["Did you mean probit?"]),
         ([*TRAIN, "--eval_data"], ["--eval_data needs a value"]),

@@ -23,7 +23,7 @@ __all__ = ["main"]
 COMMANDS = {
     "demo": "end-to-end demo on built-in simulated data (about 4 minutes)",
     "pretrain": "train a small causal language model from scratch, as a base model",
-    "train": "train one model: --method haf, baseline or dpo",
+    "train": "train one model: --method haf, baseline, dpo or grm",
     "evaluate": "accuracy of reward models, with confidence intervals",
     "score": "add rewards to a file of responses or pairs",
     "probe": "biases of reward models: length, markdown, flattery, self-praise, refusals, rewrites",

@@ -79,7 +79,7 @@ def findings_of(results: Results, about: str | None = None) -> Findings:
     """
     parts = [part for part in PARTS if part in results["parts"]]
     return Findings(
-        title=f"The study: {about or 'does hybrid alignment pay?'}",
+        title=f"The study: {about or 'does hybrid alignment help?'}",
         intro=" ".join(_sentences("intro", results)),
         statements=tuple(_statements(results)),
         results=results,

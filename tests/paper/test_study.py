@@ -530,7 +530,7 @@ def test_costs_are_counts_of_products(tiny_world: Path, tmp_path: Path) -> None:
     counted = costs.Costs(asked)
     body = 2 * (32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 48 + 2 * 32) + 32  # two layers with two of four heads for keys
     head = 260 * 32
-    tokens, responses = counted._sets["BS"].tokens, counted._sets["BS"].responses
+    tokens, responses = counted._set("BS").tokens, counted._set("BS").responses
     run = {name: Run(backbone="base", sets=("BS",), method=name, seed=1) for name in ("baseline", "haf")}
     pairs = 3 * 16 + 2 * 14
     expected = 2 * pairs * tokens * body / costs._SPEED + costs._OVERHEAD

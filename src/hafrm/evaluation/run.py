@@ -110,14 +110,7 @@ def evaluate(
     for line in uncalibrated([score for score in calibrating if score.model not in no_log_odds]):
         say(line)
     if suites:
-        results.suites = {
-            name: summarise_suite(
-                found.suite,
-                [each for each in lists if each.data == name],
-                cross_fitted(found.items, [item.correct for item in found.items]),
-            )
-            for name, found in suites.items()
-        }
+        results.suites = {name: _summary(found, lists, name) for name, found in suites.items()}
     for model in filter(is_server, config.models):
         served = identities[model]["the server"][1]
         results.servers[model] = {"model": served, "note": SERVER_NOTE}
@@ -191,6 +184,12 @@ def _states_log_odds(model: str, choice: ScorerChoice) -> bool:
     """Return whether reward differences are log-odds (assumed if the training loss is unknown)."""
     info = _run_info(model)
     return info is None or _head(info, choice) == "policy" or info.reward_loss in ("bradley_terry", PLACKETT_LUCE)
+
+
+def _summary(found: ItemSet, lists: Sequence[ListScore], name: str) -> dict[str, Any]:
+    """Summarise a suite, with a bag of words beside the models."""
+    words = cross_fitted(found.items, [item.correct for item in found.items])
+    return summarise_suite(found.suite, [each for each in lists if each.data == name], words)
 
 
 def _leaderboard_type(model: str, choice: ScorerChoice) -> str:

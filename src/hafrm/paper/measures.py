@@ -23,6 +23,7 @@ from hafrm.errors import DataError
 from hafrm.evaluation.scoring import SCORES_FILE, PairScore, read_scores
 from hafrm.paper.plans import Scoring, compared_cells
 from hafrm.paper.record import Record
+from hafrm.paper.runs import Run
 from hafrm.paper.samples import unseen
 from hafrm.paper.scales import Job
 from hafrm.report.findings import Relation, Rival
@@ -114,8 +115,7 @@ def measure(job: Job, trained_on: tuple[str, ...], tested_on: tuple[str, ...], *
         folder = cell.scoring.folder(job)
         if folder not in read:
             read[folder] = read_scores(folder / SCORES_FILE)
-        model, data = str(cell.run.folder(job)), job.scale.sets[cell.tested_on].test
-        scores = [score for score in read[folder] if (score.model, score.data) == (model, data)]
+        scores = _of_run(job, cell.run, cell.tested_on, read[folder])
         of_row = found.setdefault(cell.column, {}).setdefault(cell.row, {})
         of_row[cell.run.seed] = fair = unseen(job.scale, cell.run.sets, scores)
         reasons = Counter(score.unscored for score in fair if score.margin is None)
@@ -140,10 +140,15 @@ def record_scores(job: Job, scorings: Iterable[Scoring], folder: Path) -> None:
     for scoring in scorings:
         rows = read_scores(scoring.folder(job) / SCORES_FILE)
         for run, name in product(scoring.runs, scoring.tested_on):
-            model, data = run.folder(job), job.scale.sets[name].test
-            scores = [row for row in rows if (row.model, row.data) == (str(model), data)]
-            known_as = f"{model.relative_to(job.root / 'runs')} on {name}"
+            scores = _of_run(job, run, name, rows)
+            known_as = f"{run.folder(job).relative_to(job.root / 'runs')} on {name}"
             record.add_scores(known_as, name, scores, kept=unseen(job.scale, run.sets, scores))
+
+
+def _of_run(job: Job, run: Run, tested_on: str, rows: Iterable[PairScore]) -> list[PairScore]:
+    """Return a run's scores of a test set, from an evaluation's."""
+    model, data = str(run.folder(job)), job.scale.sets[tested_on].test
+    return [row for row in rows if (row.model, row.data) == (model, data)]
 
 
 def left_out_of(grids: Mapping[str, Grid]) -> dict[str, Mapping[str, int]]:

@@ -21,6 +21,7 @@ from hafrm.paper.executor import described
 from hafrm.paper.experiments import EXPERIMENTS
 from hafrm.paper.plans import PARTS, Plan, single_sets
 from hafrm.paper.probes import claims
+from hafrm.paper.probes.inequality import Claim
 from hafrm.paper.runs import Policy, Run, train_words
 from hafrm.paper.scales import (
     PAPER_MODELS,
@@ -274,7 +275,7 @@ def test_a_policy_finds_the_pairs_of_a_capped_set(
 def test_the_claims_training_pairs_are_the_runs_own(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
 
-    def run_claims(hybrids: object, baselines: object, data: list[str], *_: object, **__: object) -> claims.Claim:
+    def run_claims(hybrids: object, baselines: object, data: list[str], *_: object, **__: object) -> Claim:
         asked.append(data)
         raise KeyboardInterrupt
 

@@ -553,10 +553,13 @@ def test_another_projects_revision_is_not_ours(tmp_path: Path, monkeypatch: pyte
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
     for words in (["init"], ["commit", "--allow-empty", "-m", "theirs"]):
         subprocess.run([*git, *words], check=True, capture_output=True)
+    git_revision.cache_clear()
     assert git_revision() is None
     for words in (["add", "module.py"], ["commit", "-m", "ours"]):
         subprocess.run([*git, *words], check=True, capture_output=True)
+    git_revision.cache_clear()
     assert len(git_revision() or "") == 40
+    git_revision.cache_clear()
 
 
 @pytest.mark.parametrize("disabled", [True, False])

@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, TrainingArguments
 
 from hafrm import atomic
 from hafrm.errors import ConfigError
-from hafrm.models.runinfo import manifest_problem
+from hafrm.models.runinfo import manifest_problem, versions
 from hafrm.store import changed_values, read_json, was
 from hafrm.training.arguments import free_on_resume
 
@@ -65,7 +65,7 @@ def new_manifest(config: DataclassInstance, data: dict[str, Any], effective: dic
         "git_revision": git_revision(),
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("hafrm", "torch", "transformers", "peft", "accelerate", "datasets")},
+            **versions("hafrm", "torch", "transformers", "peft", "accelerate", "datasets"),
         },
     }
 
@@ -238,6 +238,7 @@ def _require_none(changes: str, what: str, folder: Path) -> None:
         )
 
 
+@cache
 def git_revision() -> str | None:
     """Return the revision of hafrm's source if it runs from a git checkout; "+changes" marks modified files."""
 

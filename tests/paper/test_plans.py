@@ -15,6 +15,7 @@ from hafrm.cli import main, train
 from hafrm.cli.options import options_of
 from hafrm.data import load_pairs
 from hafrm.errors import ConfigError
+from hafrm.models.options import Method
 from hafrm.paper import numbers, runs
 from hafrm.paper.executor import described
 from hafrm.paper.experiments import EXPERIMENTS
@@ -31,7 +32,7 @@ from hafrm.paper.scales import (
     small_scale,
     world_scale,
 )
-from hafrm.training.config import Method, TrainConfig
+from hafrm.training.config import TrainConfig
 from hafrm.training.manifest import is_finished
 from hafrm.training.run import train as real_train
 from tests.paths import SHARED

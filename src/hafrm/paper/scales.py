@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 from hafrm.errors import ConfigError, ModelError, first_line
 from hafrm.hub import work_offline_if_unreachable
 from hafrm.judging.options import JudgeOptions
-from hafrm.models.options import LoraOptions
+from hafrm.models.options import LoraOptions, Method
 from hafrm.paper.numbers import SETS
-from hafrm.training.config import Method
 
 if TYPE_CHECKING:
     from hafrm.paper.world.backbone import BackboneKind

@@ -423,13 +423,32 @@ def test_a_run_does_not_go_on_with_another_reward(option: str, tiny: Config, tmp
 
 
 def test_a_run_goes_on_with_the_reward_that_it_began_with(tiny: Config, tmp_path: Path) -> None:
+    """Whether its manifest tells which that was, or, of an older version, does not."""
     config = tiny(reward=reward_model(tmp_path / "reward"), gold="world/helpful")
+    for told in (True, False):
+        with pytest.raises(KeyboardInterrupt):
+            rlhf(replace(config, overwrite=True), progress=kill_at(2))
+        path = Path(config.out) / "manifest.json"
+        manifest = json.loads(path.read_text())
+        assert len(manifest["effective"]["reward"]["the model"]) == 64
+        if not told:
+            manifest["effective"] = {"seed": 0}
+            path.write_text(json.dumps(manifest))
+        rlhf(config)
+        assert is_finished(Path(config.out))
+
+
+def test_an_older_run_in_another_precision_does_not_go_on(tiny: Config, rewarded: Rewarded) -> None:
+    """Of the weights its manifest says nothing, but of the precision it does."""
+    rewarded(length)
     with pytest.raises(KeyboardInterrupt):
-        rlhf(config, progress=kill_at(2))
-    manifest = json.loads((Path(config.out) / "manifest.json").read_text())
-    assert len(manifest["effective"]["reward"]["the model"]) == 64
-    rlhf(config)
-    assert is_finished(Path(config.out))
+        rlhf(tiny(), progress=kill_at(2))
+    path = Path(tiny().out) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["effective"]["weights"], manifest["effective"]["reward"]
+    path.write_text(json.dumps(manifest | {"effective": manifest["effective"] | {"dtype": "bfloat16"}}))
+    with pytest.raises(ConfigError, match=r"dtype \(was bfloat16, now float32\)"):
+        rlhf(tiny())
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
@@ -574,6 +593,16 @@ def test_answers_are_not_those_of_a_damaged_checkpoint(tiny: Config, rewarded: R
     flip(Path(tiny().out) / "checkpoint-2" / "model.safetensors")
     with pytest.raises(DamagedError, match=r"checkpoint-2/model.safetensors .*checksum differs"):
         list(checkpoint_answers(tiny(), [Prompt.of("Hi")], seed=0))
+
+
+def test_a_checkpoint_without_checksums_is_gone_on_from(tiny: Config, rewarded: Rewarded) -> None:
+    """Older versions wrote none."""
+    rewarded(length)
+    with pytest.raises(KeyboardInterrupt):
+        rlhf(tiny(), progress=kill_at(3))
+    (Path(tiny().out) / "checkpoint-2" / "checksums.json").unlink()
+    rlhf(tiny())
+    assert is_finished(Path(tiny().out))
 
 
 @pytest.mark.parametrize(("full_behind", "left"), [(1, []), (4, ["checkpoint-2", "checkpoint-4"])])

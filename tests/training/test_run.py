@@ -405,6 +405,16 @@ def test_resuming_adapters_on_other_weights_is_refused(config: TrainConfig) -> N
         load_run(checkpoint)
 
 
+def test_a_run_that_an_older_hafrm_began_goes_on(finished: TrainConfig) -> None:
+    """It did not note the weights that it began with."""
+    config = stopped(finished)
+    path = Path(config.out) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["effective"]["weights"]
+    path.write_text(json.dumps(manifest))
+    assert train(config).steps == 4
+
+
 def test_a_run_that_goes_on_keeps_the_account_of_its_beginning(finished: TrainConfig) -> None:
     config = stopped(finished)
     path = Path(config.out) / "manifest.json"

@@ -205,24 +205,25 @@ def require_same_data(manifest: dict[str, Any], data: dict[str, Any], folder: Pa
 def require_same_settings(manifest: dict[str, Any], effective: dict[str, Any], folder: Path) -> None:
     """Raise if weights, precision, pairs per step or sharding differ from the run's start.
 
-    The device may differ (its kind shows in the precision), as may, at the same number of pairs per step, the number of
-    processes, except under ZeRO, which keeps the optimizer per process.
+    Settings that an older version did not record may differ. So may the device (its kind shows in the precision) and,
+    at the same number of pairs per step, the number of processes, except under ZeRO, which keeps the optimizer per
+    process.
 
     Raises:
         ConfigError: names the settings that differ.
     """
     if before := manifest.get("effective"):
         now = json.loads(json.dumps(effective))
-        changes = changed_values(_resumable(before), _resumable(now), free=_is_free)
+        changes = changed_values(_resumable(now | before), _resumable(now), free=_is_free)
         _require_none(changes, "with other settings", folder)
 
 
 def _resumable(effective: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a run that must not change when it is resumed."""
     kept = {name: value for name, value in effective.items() if name not in (*_SPLIT, "device")}
-    kept["pairs of a step"] = math.prod(effective.get(name, 1) for name in _SPLIT)
+    kept["pairs of a step"] = math.prod(effective[name] for name in _SPLIT)
     if str(effective.get("sharding")).startswith("zero"):
-        kept["world_size"] = effective.get("world_size")
+        kept["world_size"] = effective["world_size"]
     return kept
 
 

@@ -20,19 +20,11 @@ from hafrm.paper import numbers, runs
 from hafrm.paper.executor import described
 from hafrm.paper.experiments import EXPERIMENTS
 from hafrm.paper.plans import PARTS, Plan, single_sets
+from hafrm.paper.presets import PAPER_MODELS, paper_scale, small_scale, world_scale
 from hafrm.paper.probes import claims
 from hafrm.paper.probes.inequality import Claim
 from hafrm.paper.runs import Policy, Run, train_words
-from hafrm.paper.scales import (
-    PAPER_MODELS,
-    Job,
-    Overrides,
-    Scale,
-    in_paper_order,
-    paper_scale,
-    small_scale,
-    world_scale,
-)
+from hafrm.paper.scales import Job, Overrides, Scale, in_paper_order
 from hafrm.training.config import TrainConfig
 from hafrm.training.manifest import is_finished
 from hafrm.training.run import train as real_train

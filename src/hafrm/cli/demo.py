@@ -158,7 +158,7 @@ def _require_same_demo(config: TrainConfig) -> None:
 
 
 def _training(config: DemoConfig, backbone: str, method: Method, folder: Path) -> TrainConfig:
-    from hafrm.paper.scales import MIXED_PAIRS, WORLD_MAX_LENGTH, world_training
+    from hafrm.paper.presets import MIXED_PAIRS, WORLD_MAX_LENGTH, world_training
     from hafrm.paper.world import WORLD_SETS
 
     return TrainConfig(

@@ -19,17 +19,8 @@ from hafrm.errors import ConfigError
 from hafrm.judging.options import JudgeOptions
 from hafrm.paper.experiments import EXPERIMENTS
 from hafrm.paper.numbers import SETS
-from hafrm.paper.scales import (
-    MAIN_PAGE,
-    Job,
-    Overrides,
-    Scale,
-    ScaleName,
-    in_paper_order,
-    paper_scale,
-    small_scale,
-    world_scale,
-)
+from hafrm.paper.presets import paper_scale, small_scale, world_scale
+from hafrm.paper.scales import MAIN_PAGE, Job, Overrides, Scale, ScaleName, in_paper_order
 
 if not TYPE_CHECKING:  # jsonargparse runs the block of a plain `if TYPE_CHECKING`, which would load torch
     pass

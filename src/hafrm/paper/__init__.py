@@ -4,7 +4,8 @@ One pipeline, from data to pages; each module imports only those above it:
 
     numbers      the paper's printed tables
     world/       the simulated world: data, oracle and backbones
-    scales       what to run on: a job, and the backbones, pairs and options of a scale
+    scales       what to run on: a job, and what a scale consists of
+    presets      the three scales: the world, small backbones, and the paper's
     samples      the pairs that a run reads, with fingerprints
     runs         what is trained: reward models and policies, each identified by its settings
     plans        what to run, as data: parts of rows and columns, scorings, plans
@@ -12,7 +13,6 @@ One pipeline, from data to pages; each module imports only those above it:
     costs        estimated seconds of runs and scorings
     record       what lasts of a study: its journal, and results without weights and texts
     stages       the study's order of work: choice of learning rates, what is missing
-    words        the bag-of-words baseline
     frozen       a reward head fitted on a frozen backbone
     executor     training and scoring what is missing
     measures     accuracies, paired differences and their intervals

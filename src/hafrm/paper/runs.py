@@ -351,19 +351,25 @@ class Policy(Trained):
     """Head of the reward model that scores; None: the default one."""
     dense: Dense = "none"
     """Where the score is paid."""
+    loss: str | None = None
+    """Name in `LOSSES` of a loss that replaces one of its reward model's."""
+    pessimism: float = 0.0
+    """Standard errors to subtract from the score of a reward model with several heads."""
 
     @property
     def reward(self) -> Run | None:
         """Run that trains its reward model, or None for the true reward."""
         if self.rewarded_by is None:
             return None
-        return Run(backbone=self.backbone, sets=self.sets, method=self.rewarded_by, seed=self.seed)
+        return Run(backbone=self.backbone, sets=self.sets, method=self.rewarded_by, seed=self.seed, loss=self.loss)
 
     @property
     def name(self) -> str:
         """Folder relative to `policies`."""
-        parts = (self.rewarded_by or "oracle", self.head, None if self.dense == "none" else self.dense)
-        return f"{self.backbone}/{'+'.join(self.sets)}/{'-'.join(filter(None, parts))}-seed{self.seed}"
+        dense = None if self.dense == "none" else self.dense
+        below = f"minus{self.pessimism:g}" if self.pessimism else None
+        parts = filter(None, (self.rewarded_by or "oracle", self.loss, self.head, dense, below))
+        return f"{self.backbone}/{'+'.join(self.sets)}/{'-'.join(parts)}-seed{self.seed}"
 
     def folder(self, job: Job) -> Path:
         """Return the folder."""
@@ -383,7 +389,7 @@ class Policy(Trained):
             data=self.data(job).names("train"),
             out=str(self.folder(job)),
             lora=job.scale.backbone(self.backbone).lora,
-            score=ScoreOptions(overlong="truncate"),
+            score=ScoreOptions(overlong="truncate", pessimism=self.pessimism),
             seed=self.seed,
             chat_template=job.scale.backbone(self.backbone).chat_template,
             trust_remote_code=job.trust_remote_code and self.reward is None,

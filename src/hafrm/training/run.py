@@ -346,7 +346,7 @@ def _load_data(config: TrainConfig, own_tokenizer: Any) -> tuple[_Data, Any]:
                 tables[name] = load_tables(
                     data,
                     encoder,
-                    options,
+                    options if name == "train" else replace(options, off_topic=0.0),
                     split=split,
                     limit=needed if name == "train" else None,
                     say=say,

@@ -26,7 +26,8 @@ from hafrm.rlhf.options import RlhfConfig, SamplingOptions
 from hafrm.rlhf.run import rlhf
 from hafrm.sampling.best_of_n import best_of_n
 from hafrm.sampling.options import BestOfNConfig
-from hafrm.training.config import LossConfig, TrainConfig
+from hafrm.training.config import TrainConfig
+from hafrm.training.loss import LossConfig
 from hafrm.training.run import train
 from tests.tiny import save_tiny, some_pairs
 

@@ -135,6 +135,7 @@ def test_only_what_is_judged_is_pessimistic(run: Path, tmp_path: Path) -> None:
         out=str(tmp_path / "policy"),
         steps=1,
         batch_size=4,
+        max_prompt_tokens=64,
         sampling=SamplingOptions(max_new_tokens=6),
         score=options,
     )

@@ -166,6 +166,12 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         _late("dense.find"),
         one=("sets", "backbones"),
     ),
+    "generators": Experiment(
+        "what HAF's policy head writes against DPO's, at equal KL",
+        _late("generators.plan"),
+        _late("generators.find"),
+        one=("sets", "backbones"),
+    ),
     "pessimism": Experiment(
         "over-optimisation by best-of-n, and lower confidence bounds",
         _late("pessimism.plan"),

@@ -142,7 +142,8 @@ class Scale:
 
     def evaluations(self, *, kept: bool = False) -> int:
         """Return the number of evaluations of a run, the last at its end."""
-        return math.ceil(self.training["max_steps"] / self.every(kept=kept))
+        steps: int = self.training["max_steps"]
+        return math.ceil(steps / self.every(kept=kept))
 
     def at_rates(self, backbone: str, rates: Mapping[str, float]) -> Scale:
         """Return this scale with the given learning rates for a backbone."""

@@ -111,7 +111,7 @@ class Policy:
         It is the sum over a response's tokens of the divergence of the two distributions before each. Its mean over
         responses estimates the same as that of log-ratios, with a smaller variance, and is never negative.
         """
-        found = {}
+        found: dict[int, float] = {}
         for places, batch in self.batches(groups):
             with evaluating(self.model):
                 ours = self.model.hidden_states(batch)[batch.predictor_index]

@@ -132,7 +132,7 @@ class _Writer:
     @torch.no_grad()
     def _surprisal(self, groups: Sequence[TokenGroup]) -> list[float]:
         """Return minus the log-prob of each group's response."""
-        found = {}
+        found: dict[int, float] = {}
         for places, batch in self.policy.batches(groups):
             with evaluating(self.policy.model):
                 log_probs, _ = self.policy.log_probs_and_values(batch)

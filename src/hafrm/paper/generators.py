@@ -27,7 +27,7 @@ from hafrm.report.wording import interval, percent, points
 from hafrm.rlhf.rewards import answered
 from hafrm.stats import FEWEST_GROUPS, Floats
 
-_SIZES: Mapping[ScaleName, tuple[int, int]] = {"world": (240, 96), "small": (96, 64), "paper": (240, 256)}
+_SIZES: Mapping[ScaleName, tuple[int, int]] = {"world": (240, 96), "small": (64, 64), "paper": (240, 256)}
 """Test prompts, and the maximum tokens of a response."""
 
 _WAYS: Mapping[str, tuple[Mapping[str, Any], str]] = {

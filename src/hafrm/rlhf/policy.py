@@ -154,11 +154,12 @@ class Policy:
 
     def _split(self, states: Tensor) -> Sequence[Tensor]:
         """Split states so that the logits of each part fit into memory."""
-        return states.split(max(1, _LOGITS // self.model.policy_head.weight.shape[0]))
+        parts: Sequence[Tensor] = states.split(max(1, _LOGITS // self.model.policy_head.weight.shape[0]))
+        return parts
 
     def _log_softmax(self, model: HybridModel, states: Tensor) -> Tensor:
         """Return log-probs of the whole vocabulary after each state, [T, V], in float32."""
-        logits = model.policy_head(states).float() * self.transform.scale
+        logits: Tensor = model.policy_head(states).float() * self.transform.scale
         if self.transform.softcap is not None:
             logits = self.transform.softcap * torch.tanh(logits / self.transform.softcap)
         return logits.log_softmax(-1)

@@ -110,15 +110,27 @@ PAGES = {"speed": _INTRO, "serving": _SERVING}
 README = RESULTS.parents[1] / "README.md"
 _BLOCK = re.compile(r"(<!-- speed: .*?-->\n).*?(<!-- end of speed -->)", re.DOTALL)
 
+_GROUPED = "RewardTrainer, batches of similar length"
 _SHOWN = (
-    ("hh-harmless", "hybrid_vs_trl_reward", "TRL's step of a plain reward model"),
-    ("hh-harmless", "hybrid_grouped_vs_trl_reward_grouped", "the same, batches of pairs of similar length for both"),
-    ("hh-harmless", "hybrid_vs_trl_dpo", "TRL's DPO step, reference precomputed"),
-    ("hh-harmless-padded", "hybrid_vs_padded", "the padded hybrid with full logits, the paper authors' way"),
-    ("hh-harmless", "hybrid_vs_reward_only", "hafrm's own step of a plain reward model"),
-    ("pku-safe", "hybrid_vs_trl_reward", "TRL's step of a plain reward model, short single-turn pairs (PKU-SafeRLHF)"),
+    ("whole-run-small-hh-harmless", "haf / trl reward", "HAF, a whole run on dialogues", "RewardTrainer"),
+    ("whole-run-small-pku-safe", "haf / trl reward", "HAF, a whole run on short pairs", "RewardTrainer"),
+    ("whole-run-small-hh-harmless", "baseline / trl reward", "plain, a whole run on dialogues", "RewardTrainer"),
+    ("whole-run-small-pku-safe", "baseline / trl reward", "plain, a whole run on short pairs", "RewardTrainer"),
+    ("whole-run-small-hh-harmless", "haf / trl reward grouped", "HAF, a whole run on dialogues", _GROUPED),
+    ("whole-run-small-pku-safe", "haf / trl reward grouped", "HAF, a whole run on short pairs", _GROUPED),
+    ("whole-run-small-hh-harmless", "haf / trl dpo", "HAF, a whole run on dialogues", "DPOTrainer"),
+    ("whole-run-small-pku-safe", "haf / trl dpo", "HAF, a whole run on short pairs", "DPOTrainer"),
+    ("hh-harmless", "hybrid_vs_trl_reward", "HAF, one step on dialogues", "RewardTrainer"),
+    ("hh-harmless", "hybrid_vs_trl_dpo", "HAF, one step on dialogues", "DPOTrainer, reference precomputed"),
+    (
+        "hh-harmless-padded",
+        "hybrid_vs_padded",
+        "HAF, one step on dialogues",
+        "padded rows, full logits: the authors' way",
+    ),
+    ("hh-harmless", "hybrid_vs_reward_only", "HAF, one step on dialogues", "hafrm's plain reward model"),
 )
-"""What the README shows: a file of results, a ratio, and against what it is."""
+"""What the README shows: a file of results, a ratio, what of hafrm, and against what."""
 
 
 def main() -> None:
@@ -131,10 +143,10 @@ def main() -> None:
 
 def with_table(readme: str) -> str:
     """Return the README with its table of speed updated."""
-    lines = ["| hafrm's hybrid step against | time | peak memory |", "|---|---|---|"]
-    for stem, ratio, against in _SHOWN:
+    lines = ["| hafrm | against | time | peak memory |", "|---|---|---|---|"]
+    for stem, ratio, ours, against in _SHOWN:
         ratios = json.loads((RESULTS / "speed" / f"{stem}.json").read_text(encoding="utf-8"))["ratios"]
-        lines.append(f"| {against} | {ratios[ratio]:.2f} | {_number(ratios.get(f'{ratio}_memory'), 2)} |")
+        lines.append(f"| {ours} | {against} | {ratios[ratio]:.2f} | {_number(ratios.get(f'{ratio}_memory'), 2)} |")
     return _BLOCK.sub(lambda block: block[1] + "\n".join(lines) + "\n" + block[2], readme)
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import random
 import shutil
@@ -217,7 +216,7 @@ def _report(
             name,
             f"{median(run['seconds']):.1f}",
             f"{median(run['memory']) / 1e9:.2f}",
-            f"{run['accuracy'] or math.nan:.3f}",
+            "" if run["accuracy"] is None else f"{run['accuracy']:.3f}",
         )
         for name, run in runs.items()
     ]

@@ -174,6 +174,24 @@ def test_resuming_with_other_options_is_refused(change: dict, message: str, fini
         train(replace(stopped(finished), **change))
 
 
+@pytest.mark.parametrize(
+    ("now", "changed"), [({}, None), ({"heads": 3}, r"heads \(was 1, now 3\)")], ids=["same", "set"]
+)
+def test_a_run_of_a_version_without_an_option_has_its_default(
+    now: dict, changed: str | None, finished: TrainConfig
+) -> None:
+    config = stopped(finished)
+    path = Path(config.out) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["config"]["loss"]["heads"], manifest["config"]["lora"]
+    path.write_text(json.dumps(manifest))
+    if changed is None:
+        assert train(config).steps
+    else:
+        with pytest.raises(ConfigError, match=changed):
+            train(replace(config, loss=replace(config.loss, **now)))
+
+
 def test_a_limit_over_the_models_positions_is_refused(config: TrainConfig) -> None:
     with pytest.raises(ConfigError, match="256 positions"):
         train(replace(config, data_options=DataOptions(max_length=512)))

@@ -8,7 +8,7 @@ import math
 import platform
 import subprocess
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -131,7 +131,32 @@ def effective_settings(
 
 def changed_options(manifest: dict[str, Any], config: DataclassInstance) -> str:
     """Describe the options in which a run's manifest differs from a config, with both values; empty if none does."""
-    return changed_values(manifest["config"], json.loads(json.dumps(asdict(config))), free=_is_free)
+    before, now = _compared(manifest, config)
+    return changed_values(before, now, free=_is_free)
+
+
+def _compared(manifest: dict[str, Any], config: DataclassInstance) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the options of a manifest and of a config, to compare.
+
+    An option that did not exist yet when the manifest was written has its default in it: a new option's default keeps
+    what hafrm did before.
+    """
+    before = copy.deepcopy(manifest["config"])
+    _add_defaults(before, config)
+    before, now = (json.loads(json.dumps(held)) for held in (before, asdict(config)))
+    return before, now
+
+
+def _add_defaults(values: dict[str, Any], config: DataclassInstance) -> None:
+    for each in fields(config):
+        now = getattr(config, each.name)
+        if is_dataclass(now) and not isinstance(now, type):
+            if isinstance(group := values.setdefault(each.name, {}), dict):
+                _add_defaults(group, now)
+        elif each.default is not MISSING:
+            values.setdefault(each.name, each.default)
+        elif each.default_factory is not MISSING:
+            values.setdefault(each.name, each.default_factory())
 
 
 def refuse_other_options(changed: str, folder: Path) -> None:
@@ -154,7 +179,7 @@ def require_same_config(manifest: dict[str, Any], config: DataclassInstance, fol
     Raises:
         ConfigError: names the options that differ.
     """
-    before, now = (copy.deepcopy(held) for held in (manifest["config"], json.loads(json.dumps(asdict(config)))))
+    before, now = _compared(manifest, config)
     for held in (before, now):
         for name in _SPLIT:  # `require_same_settings` checks their product
             held.get("training", {}).pop(name, None)

@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Without compiled files, every worker and every command that tests start would compile hafrm and the tests again.
+export PYTHONDONTWRITEBYTECODE :=
 # Tests wait for processes and servers at times, so that one more worker than cores keeps all cores busy.
 WORKERS = $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 

@@ -23,7 +23,7 @@ from hafrm.losses import PairLogProbs, bradley_terry_loss, dpo_loss, hybrid_loss
 from hafrm.models.hybrid import HybridModel, new_reward_head
 from hafrm.models.layout import choose_layout
 from hafrm.training.batches import PairCollator, PairItem
-from hafrm.training.config import LossConfig
+from hafrm.training.loss import LossConfig
 from hafrm.training.objective import Objective
 
 __all__ = [

@@ -24,9 +24,9 @@ from benchmarks.workload import SHAPES, SHARED, new_causal_lm, real_tokenizer
 
 PARTS = {
     "reading": ("hafrm.data.encode.open_sources",),
-    "tokenizing": ("hafrm.training.run.load_tables",),
-    "loading the model": ("hafrm.training.run._new_model",),
-    "probing the layout": ("hafrm.training.run.choose_layout",),
+    "tokenizing": ("hafrm.training.inputs.load_tables",),
+    "loading the model": ("hafrm.training.run.load_model",),
+    "probing the layout": ("hafrm.training.fitting.choose_layout",),
     "reference log-probs": ("hafrm.training.reference.ReferenceCache.log_probs",),
     "packing": ("hafrm.training.batches.PairCollator.__call__",),
     "forward and backward": ("transformers.Trainer.training_step",),

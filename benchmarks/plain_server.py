@@ -16,9 +16,9 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
+from hafrm.contract import parse_conversation
 from hafrm.models.loading import load_scorer
 from hafrm.models.scorers import Scorer
-from hafrm.rows import parse_conversation
 
 
 def build(scorer: Scorer) -> FastAPI:

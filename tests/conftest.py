@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny models: threads cost more than they bring
+
+from itertools import count
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -15,10 +19,42 @@ settings.register_profile("unhurried", deadline=None)  # a shared machine stalls
 settings.load_profile("unhurried")
 
 
+TOGETHER = ("tests/faults/test_", "tests/report/test_browser")
+"""Beginnings of paths of files that one worker runs, as they share processes that take seconds to start."""
+
+_number = count()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Let `--dist loadfile` also run files of `TOGETHER` in one worker."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return next(filter(nodeid.startswith, TOGETHER), super()._split_scope(nodeid))
+
+    return Files(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of garbage collections: transformers collects before every training."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep what a test caches out of the user's folder."""
-    monkeypatch.setenv("HAFRM_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("HAFRM_CACHE", str(tmp_path_factory.getbasetemp() / f"cache-{next(_number)}"))
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave files in the disk's cache: no test cuts the power."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 @pytest.fixture(autouse=True)

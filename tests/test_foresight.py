@@ -11,7 +11,7 @@ from torch import Tensor
 from hafrm import logprobs
 from hafrm.logprobs import Foresight, LogitTransform, linear_log_probs, sum_by_sequence
 from hafrm.losses import POLICY_LOSSES
-from hafrm.training.config import LossConfig
+from hafrm.training.loss import LossConfig
 from tests.tiny import save_tiny
 from tests.training.test_trainer import first_batch, trainer
 

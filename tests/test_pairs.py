@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hafrm.contract import parse_conversation, parse_pair, row_schema
 from hafrm.errors import BadRowError, BadRowReason
 from hafrm.pairs import Conversation, Message, PreferencePair, Prompt, text_group
-from hafrm.rows import Row, parse_conversation, parse_pair, row_schema, transcript_turns
+from hafrm.rows import Row, transcript_turns
 
 USER, OTHER = Message("user", "Why is the sky blue?"), Message("user", "And at night?")
 GOOD, BAD = Message("assistant", "Because of scattering."), Message("assistant", "It is not.")

@@ -15,12 +15,12 @@ import pytest
 from tokenizers import AddedToken, normalizers
 
 from hafrm.cli import main
+from hafrm.contract import parse_conversation
 from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ModelError
 from hafrm.models.loading import load_scorer
 from hafrm.models.options import ScoreOptions
 from hafrm.pairs import Conversation, Message, Prompt
-from hafrm.rows import parse_conversation
 from hafrm.special_tokens import SpecialTokenError
 from hafrm.templates import TemplateRefusalError, render
 from hafrm.timeouts import TimedOutError, time_limit

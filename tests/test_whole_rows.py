@@ -12,12 +12,12 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 
+from hafrm.contract import parse_conversation, parse_pair
 from hafrm.data import DataOptions, ReadOptions, encode_pairs, load_pairs
 from hafrm.encoding import ConversationEncoder, TokenGroup
 from hafrm.errors import BadRowError, BadRowReason, DataError
 from hafrm.models.tokenizers import prepare_tokenizer
 from hafrm.pairs import Conversation, Message, Prompt
-from hafrm.rows import parse_conversation, parse_pair
 from tests.tiny import tiny_tokenizer
 
 trl = pytest.importorskip("trl", reason="TRL, which ships the chat templates, is not installed")

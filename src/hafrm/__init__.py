@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from hafrm.models.options import ExportConfig, LoraOptions, ScoreOptions
     from hafrm.models.scorers import Scorer
     from hafrm.pairs import Conversation, Message, PreferencePair
-    from hafrm.training.config import LossConfig, TrainConfig
+    from hafrm.training.config import TrainConfig
+    from hafrm.training.loss import LossConfig
     from hafrm.training.objective import register_metric
 
 __version__ = "0.1.0"
@@ -63,7 +64,8 @@ _HOMES = {
     "hafrm.models.options": ("ExportConfig", "LoraOptions", "ScoreOptions"),
     "hafrm.models.scorers": ("Scorer",),
     "hafrm.pairs": ("Conversation", "Message", "PreferencePair"),
-    "hafrm.training.config": ("LossConfig", "TrainConfig"),
+    "hafrm.training.config": ("TrainConfig",),
+    "hafrm.training.loss": ("LossConfig",),
     "hafrm.training.objective": ("register_metric",),
 }
 

@@ -1,6 +1,6 @@
 """Messages, prompts, conversations and preference pairs, independent of files, tokenizers and tensors.
 
-`hafrm.rows` reads them from raw rows.
+`hafrm.contract` reads them from raw rows.
 """
 
 from __future__ import annotations

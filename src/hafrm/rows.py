@@ -1,14 +1,6 @@
-r"""The data contract: how a raw row becomes a preference pair, a conversation, or a prompt with responses.
+"""A raw row: its fields, cells and messages, read with errors that name source, row, field and remedy.
 
-A raw row is a plain mapping, wherever it comes from. It contains `prompt`, `chosen` and `rejected`, each as chat
-messages (`[{"role", "content"}, ...]`) or as a plain string: a prompt string is one user turn, a response string one
-assistant turn. Without `prompt`, the prompt is the turns that `chosen` and `rejected` have in common; strings are then
-transcripts in the format of Anthropic's hh-rlhf ("\n\nHuman: ... \n\nAssistant: ...").
-
-A message may have any key of `MESSAGE_KEYS`, and a row any column of `TEMPLATE_COLUMNS`: both reach the chat template.
-Other message keys would be lost and raise an error, as do columns with text of the prompt (`UNRENDERED_COLUMNS`).
-Optional columns: `system` (a string: the system turn of a prompt without one), `margin` (a number) and `group` (a
-string: pairs of one group are never split apart, and statistics resample whole groups).
+What a row must contain to be a pair, a conversation or a prompt is in `hafrm.contract`.
 """
 
 from __future__ import annotations
@@ -23,14 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
-from hafrm.errors import BadRowError, BadRowReason, DataError
+from hafrm.errors import BadRowError, BadRowReason
 from hafrm.pairs import (
     MESSAGE_KEYS,
     ROLES,
     TEMPLATE_COLUMNS,
-    Conversation,
     Message,
-    PreferencePair,
     Prompt,
     plain,
 )
@@ -46,8 +36,6 @@ UNRENDERED_COLUMNS = {
     "system_message": "Rename it to `system`",
 }
 """Columns in which data sets of other programs keep part of the prompt, with the remedy for each."""
-
-_READ_COLUMNS = frozenset({"prompt", "chosen", "rejected", "response", "system", "margin", "group", *TEMPLATE_COLUMNS})
 
 _SPECIAL_TOKEN = re.compile(r"(?!add_)\w+_token|additional_special_tokens")
 """Matches the names of a tokenizer's special tokens, which a row's template arguments must not replace."""
@@ -105,114 +93,6 @@ def is_list(value: object) -> TypeGuard[Sequence[Any]]:
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
-def row_schema(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return "messages", "string" or "absent" for each of `prompt`, `chosen` and `rejected`."""
-
-    def kind(value: object) -> str:
-        if isinstance(value, str):
-            return "string"
-        return "messages" if isinstance(value, Sequence | Mapping) else "absent"
-
-    return tuple(kind(row.get(name)) for name in ("prompt", "chosen", "rejected"))
-
-
-def unread_columns(row: Mapping[str, Any]) -> set[str]:
-    """Return the names of non-empty columns that neither pairs nor conversations use."""
-    return {str(name) for name in row.keys() - _READ_COLUMNS if row[name] not in (None, "", [], {})}
-
-
-def parse_pair(row: Mapping[str, Any], *, source: str, number: int, part: int = 0) -> PreferencePair:
-    """Turn a raw row into a pair.
-
-    Args:
-        row: The raw row; see the module's docstring.
-        source: The file or data set, for error messages and the pair's id.
-        number: The row's number in its source, from 1.
-        part: The pair's number among several pairs of one row; see `PreferencePair.part`.
-
-    Raises:
-        BadRowError: the row breaks the contract; the message gives field, reason and remedy.
-    """
-    reader = Row(row, source=source, number=number)
-    arguments = reader.template_columns()
-    chosen, rejected = reader.messages("chosen", "assistant"), reader.messages("rejected", "assistant")
-    if all(turns and turns[0].role != "assistant" for turns in (chosen, rejected)):  # both begin with the prompt
-        turns, chosen, rejected = reader.split_common_turns(chosen, rejected)
-    elif reader.has("prompt"):
-        turns = reader.messages("prompt", "user")
-    else:
-        raise reader.error(
-            BadRowReason.MISSING_FIELD,
-            "prompt",
-            "is missing, and `chosen` and `rejected` do not begin with a user or system turn that could be the prompt",
-            "Add a `prompt` field (a string or chat messages).",
-        )
-    turns = reader.complete_prompt(turns)
-    reader.check_response("chosen", chosen)
-    reader.check_response("rejected", rejected)
-    return PreferencePair(
-        prompt=Prompt(turns, arguments),
-        chosen=chosen,
-        rejected=rejected,
-        margin=reader.margin(),
-        group=reader.string_or_none("group") or "",
-        source=source,
-        row=number,
-        part=part,
-    )
-
-
-def parse_conversation(row: Mapping[str, Any], *, source: str, number: int) -> Conversation:
-    """Turn a raw row `{"prompt", "response"}` into a conversation.
-
-    Raises:
-        BadRowError: the row breaks the contract.
-    """
-    reader = Row(row, source=source, number=number)
-    prompt = reader.prompt()
-    response = reader.messages("response", "assistant")
-    for turns in (prompt.turns, reader.messages("prompt", "user")):  # with and without the column `system`
-        if _begins_with(response, turns):  # as in pairs, the response may repeat the prompt
-            response = response[len(turns) :]
-            break
-    reader.check_response("response", response)
-    return Conversation(prompt, response)
-
-
-def conversations_of(items: Sequence[Any]) -> list[Conversation]:
-    """Return what the Python API scores as conversations.
-
-    Args:
-        items: Conversations; (prompt, response) pairs, each a string or chat messages; lists of chat messages that end
-            with the response; or rows with `prompt` and `response`.
-
-    Raises:
-        DataError: an item is none of these, or breaks the data contract.
-    """
-    return [
-        item if isinstance(item, Conversation) else _conversation(item, number)
-        for number, item in enumerate(items, start=1)
-    ]
-
-
-def _conversation(item: Any, number: int) -> Conversation:
-    row = item
-    if is_list(item) and item:
-        if all(isinstance(each, Mapping) for each in item):
-            row = {"prompt": list(item[:-1]), "response": [item[-1]]}
-        elif len(item) == 2:
-            row = {"prompt": item[0], "response": item[1]}
-    if not isinstance(row, Mapping):
-        raise DataError(
-            f"Can't score item {number}, which is {_short(item)}: give a (prompt, response) pair, chat messages that "
-            "end with the response, or a Conversation."
-        )
-    try:
-        return parse_conversation(row, source="conversations", number=number)
-    except BadRowError as error:
-        raise DataError(f"Can't score item {number}: {error.fault}") from error
-
-
 def transcript_turns(text: str) -> tuple[Message, ...]:
     r"""Split a transcript "\n\nHuman: ... \n\nAssistant: ..." (the format of hh-rlhf) into turns.
 
@@ -229,7 +109,7 @@ def transcript_turns(text: str) -> tuple[Message, ...]:
     )
 
 
-def _begins_with(turns: Sequence[Message], beginning: Sequence[Message]) -> bool:
+def begins_with(turns: Sequence[Message], beginning: Sequence[Message]) -> bool:
     """Return whether `turns` start with `beginning`, up to white space, and continue after it."""
     repeated = zip(turns, beginning, strict=False)
     return len(turns) > len(beginning) and all(
@@ -292,7 +172,7 @@ class Row:
         """Create the error for a field that is missing or has another value than wanted."""
         if value is None:
             return self.error(BadRowReason.MISSING_FIELD, name, "is missing", f"Give {wanted}.")
-        return self.error(BadRowReason.WRONG_TYPE, name, f"is {_short(value)}", f"Give {wanted}.")
+        return self.error(BadRowReason.WRONG_TYPE, name, f"is {short(value)}", f"Give {wanted}.")
 
     def has(self, name: str) -> bool:
         """Return whether the row has a value for `name` other than null or an empty cell."""
@@ -315,7 +195,7 @@ class Row:
         system = self.string("system") if self.has("system") else ""
         if system.strip() and turns[0].role in ("system", "developer"):
             if plain(turns[0].content) != plain(system):
-                problem = f"is {_short(system)}, but the prompt begins with another {turns[0].role} turn"
+                problem = f"is {short(system)}, but the prompt begins with another {turns[0].role} turn"
                 raise self.error(BadRowReason.UNSUPPORTED, "system", problem, "Give the system turn once.")
         elif system.strip():
             turns = (Message("system", system), *turns)
@@ -381,7 +261,7 @@ class Row:
         Other text may look like a transcript too, for example a dialogue that the prompt asked for.
         """
         turns = transcript_turns(text)
-        if not turns or not self.has("prompt") or _begins_with(turns, self.messages("prompt", "user")):
+        if not turns or not self.has("prompt") or begins_with(turns, self.messages("prompt", "user")):
             return turns
         return ()
 
@@ -423,7 +303,7 @@ class Row:
         other = next((key for key, value in part.items() if value is not None and key not in ("type", "text")), None)
         if kind not in TEXT_PARTS or other is not None:
             name = f"{where}.{'type' if other is None else other}"
-            problem = f"is {_short(kind)}" if other is None else "is a key that hafrm would ignore"
+            problem = f"is {short(kind)}" if other is None else "is a key that hafrm would ignore"
             raise self.error(BadRowReason.UNSUPPORTED, name, problem, "Only text can be scored: keep the text parts.")
         return self._text(f"{where}.text", part.get("text"), "the part's text as a string")
 
@@ -594,7 +474,7 @@ def _is_finite(value: float) -> bool:
         return False
 
 
-def _short(value: object) -> str:
-    # reprlib limits the depth: repr fails on deeply nested rows.
-    text = reprlib.repr(value)
+def short(value: object) -> str:
+    """Return a value's representation, cut to 40 characters."""
+    text = reprlib.repr(value)  # limits the depth: repr fails on deeply nested rows
     return text if len(text) <= 40 else text[:37] + "..."

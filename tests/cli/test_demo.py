@@ -9,7 +9,7 @@ import pytest
 
 from hafrm.cli import main
 from hafrm.data import loading
-from hafrm.paper import scales, world
+from hafrm.paper import presets, world
 from hafrm.paper.world import backbone, source, world_pairs
 from hafrm.report.loading import read_evaluation
 from hafrm.report.verdict import verdicts
@@ -26,7 +26,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(world, "WORLD_SETS", ("helpful",))
     monkeypatch.setattr(source, "world_pairs", lambda name, split, size: world_pairs(name, split, size=24))
     monkeypatch.setattr(loading, "_drawn", loading._drawn.__wrapped__)
-    monkeypatch.setattr(scales, "WORLD_MAX_LENGTH", 512)  # bytes are more tokens than the world's own
+    monkeypatch.setattr(presets, "WORLD_MAX_LENGTH", 512)  # bytes are more tokens than the world's own
 
 
 def test_the_story_is_told_to_its_end_and_not_twice(tmp_path: Path, small: None, capfd) -> None:

@@ -36,6 +36,14 @@ def train(rows: Path, out: Path, *more: str) -> None:
     assert main([*command, *FAST, *more]) == 0
 
 
+@pytest.fixture(scope="module")
+def run(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the default method, which tests only read."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    train(rows, folder)
+    return folder
+
+
 SLOW = [pytest.param(["--method", method], marks=pytest.mark.slow) for method in ("baseline", "dpo")]
 
 
@@ -71,10 +79,8 @@ def test_train_evaluate_score_export(more: list[str], rows: Path, tmp_path: Path
     )
 
 
-def test_a_run_loads_in_both_stock_classes_and_scores_the_same(rows: Path, tmp_path: Path) -> None:
+def test_a_run_loads_in_both_stock_classes_and_scores_the_same(run: Path, rows: Path, tmp_path: Path) -> None:
     """No custom code: stock transformers alone, from the run's own folder."""
-    run = tmp_path / "run"
-    train(rows, run)
     assert main(["score", str(run), "--data", str(rows), "--out", str(tmp_path / "scored.jsonl")]) == 0
     with quiet_transformers():
         classifier = AutoModelForSequenceClassification.from_pretrained(run).eval()
@@ -91,10 +97,8 @@ def test_a_run_loads_in_both_stock_classes_and_scores_the_same(rows: Path, tmp_p
             assert torch.isfinite(causal(**inputs).logits).all()
 
 
-def test_prompt_and_response_rows(rows: Path, tmp_path: Path, capfd) -> None:
+def test_prompt_and_response_rows(run: Path, tmp_path: Path, capfd) -> None:
     """A row that can't be scored keeps its place, and says why."""
-    run = tmp_path / "run"
-    train(rows, run)
     lines = [
         json.dumps({"prompt": "How are you?", "response": "Fine.", "id": 7}),
         json.dumps({"prompt": "How are you?", "response": ""}),
@@ -116,10 +120,9 @@ def test_prompt_and_response_rows(rows: Path, tmp_path: Path, capfd) -> None:
     assert (broken["row"], broken["unscored"]) == (4, "invalid_json")
 
 
-def test_several_models_are_compared(rows: Path, tmp_path: Path, capfd) -> None:
-    for method in ("haf", "baseline"):
-        train(rows, tmp_path / method, "--method", method)
-    models = [str(tmp_path / "haf"), str(tmp_path / "baseline")]
+def test_several_models_are_compared(run: Path, rows: Path, tmp_path: Path, capfd) -> None:
+    train(rows, tmp_path / "baseline", "--method", "baseline")
+    models = [str(run), str(tmp_path / "baseline")]
     assert main(["evaluate", *models, "--data", str(rows), "--out", str(tmp_path / "eval")]) == 0
     results = json.loads((tmp_path / "eval" / "results.json").read_text())
     (comparison,) = results["comparisons"]
@@ -161,10 +164,8 @@ def test_a_missing_interval_is_explained(prompts: int, said: bool, rows: Path, t
 
 
 @pytest.mark.slow
-def test_the_combined_head(rows: Path, tmp_path: Path) -> None:
+def test_the_combined_head(run: Path, rows: Path, tmp_path: Path) -> None:
     """r + w * beta * log-ratio: between the heads, and equal to the reward head at w = 0."""
-    run = tmp_path / "run"
-    train(rows, run)
 
     def rewards(name: str, *more: str) -> np.ndarray:
         out = tmp_path / f"{name}.jsonl"

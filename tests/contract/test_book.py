@@ -24,10 +24,10 @@ from transformers import TrainingArguments
 
 from hafrm.cli import COMMANDS, main
 from hafrm.cli.options import options_of
+from hafrm.contract import parse_pair
 from hafrm.data.forms import FORMS
 from hafrm.data.rowfiles import SUFFIXES
 from hafrm.paper.tables import lines_of, template
-from hafrm.rows import parse_pair
 from tests.paper.recorded import require_results_of_the_record
 
 ROOT = Path(__file__).parents[2]
@@ -145,7 +145,6 @@ def test_a_command_is_one_that_its_parser_and_its_options_accept(
     command, *arguments = words
     module = command_module(command)
     parser: ArgumentParser = module.parser()
-    parser.exit_on_error = False
     args = parser.parse_args([PLACEHOLDERS.get(word, word) for word in arguments])
     options_of(getattr(module, OPTIONS[command]), parser, args)
 

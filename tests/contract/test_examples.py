@@ -30,7 +30,7 @@ def test_all_examples_are_tested() -> None:
 def test_a_loss_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It trains, and the run loads in a process that does not know the loss."""
     monkeypatch.setattr("hafrm.losses.rewards._LOSSES", known := dict(REWARD_LOSSES))
-    monkeypatch.setattr("hafrm.training.config.REWARD_LOSSES", known)
+    monkeypatch.setattr("hafrm.training.loss.REWARD_LOSSES", known)
     monkeypatch.setattr("hafrm.training.objective.REWARD_LOSSES", known)
     base, rows, out = (
         save_tiny(tmp_path / "base", max_position_embeddings=512),

@@ -12,13 +12,8 @@ import pytest
 import torch
 
 from hafrm.pairs import Conversation
-from hafrm.paper.study_page import (
-    MAIN_PAGE,
-    markdown_path,
-    page_of,
-    results_path,
-    with_block,
-)
+from hafrm.paper.publishing import markdown_path, page_of, results_path, with_block
+from hafrm.paper.scales import MAIN_PAGE
 from tests.serving.conftest import live
 from tests.tiny import save_tiny, some_pairs
 

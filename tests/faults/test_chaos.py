@@ -24,8 +24,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from hafrm.contract import parse_conversation
 from hafrm.models.loading import load_scorer
-from hafrm.rows import parse_conversation
 from hafrm.training.manifest import is_finished
 from tests.faults.processes import LEAST_LIMIT, draw_kills
 from tests.faults.stages import STAGES, Stage

@@ -40,7 +40,8 @@ from hafrm.models.options import ExportConfig, ScoreOptions
 from hafrm.models.stock import load_causal_lm, quiet_transformers
 from hafrm.pairs import Conversation, Message, PreferencePair, Prompt
 from hafrm.templates import DEFAULT_CHAT_TEMPLATE
-from hafrm.training.config import LossConfig, TrainConfig
+from hafrm.training.config import TrainConfig
+from hafrm.training.loss import LossConfig
 from hafrm.training.run import train
 from tests.tiny import save_tiny, some_pairs, tiny_lm, tiny_tokenizer
 
@@ -93,7 +94,7 @@ def stock_rewards(folder: Path) -> list[float]:
     return rewards
 
 
-@pytest.mark.parametrize("kind", ["simpo", "orpo", "sft"])
+@pytest.mark.parametrize("kind", ["simpo", pytest.param("orpo", marks=pytest.mark.slow), "sft"])
 def test_policies_without_reference_score_as_validation_measured(kind: str, tmp_path: Path) -> None:
     """`hafrm evaluate --head policy` finds the margins that the run logged, and asks for no reference model."""
     base = save_tiny(tmp_path / "base")

@@ -21,7 +21,8 @@ from hafrm.models.identity import model_identity
 from hafrm.models.loading import load_scorer
 from hafrm.models.options import ExportConfig, LoraOptions, ScoreOptions, ScorerChoice
 from hafrm.pairs import Conversation
-from hafrm.training.config import LossConfig, TrainConfig
+from hafrm.training.config import TrainConfig
+from hafrm.training.loss import LossConfig
 from hafrm.training.run import train
 from tests.tiny import save_tiny, some_pairs
 

@@ -14,9 +14,10 @@ from hafrm.paper.duels import Duel
 from hafrm.paper.experiments import EXPERIMENTS
 from hafrm.paper.measures import Grid, Measured
 from hafrm.paper.policies import Point
+from hafrm.paper.presets import paper_scale
 from hafrm.paper.probes import perplexity
 from hafrm.paper.probes.perplexity import PerplexityVariance
-from hafrm.paper.scales import METHODS, Job, Overrides, paper_scale
+from hafrm.paper.scales import METHODS, Job, Overrides
 from hafrm.paper.selections import Selections
 from hafrm.report.findings import Table
 from tests.paper.test_plans import job

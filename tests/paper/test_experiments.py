@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hafrm.cli import main
-from hafrm.paper import scales
+from hafrm.paper import presets
 from hafrm.paper.experiments import EXPERIMENTS
 from hafrm.paper.probes import claims, consistency
 from hafrm.paper.probes.consistency import Share, share_text
@@ -114,8 +114,8 @@ def test_the_probes_share_the_runs_of_table_2(
 @pytest.mark.slow
 def test_figure_2_keeps_its_checkpoints(tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     every = {"eval_steps": 1, "save_steps": 1}
-    training = scales.world_training
-    monkeypatch.setattr(scales, "world_training", lambda steps: training(steps) | every)
+    training = presets.world_training
+    monkeypatch.setattr(presets, "world_training", lambda steps: training(steps) | every)
     monkeypatch.setattr(consistency, "_SAMPLING", SampleOptions(max_new_tokens=4))
     found = reproduce("figure2", tmp_path, "--sets", "Harmless")["consistency"]["instruct"]
     assert set(found["by_matching"]) == {"reward", "acc", "loss", "margin", "step"}
@@ -127,8 +127,8 @@ def test_figure_2_keeps_its_checkpoints(tiny_world: Path, tmp_path: Path, monkey
 def test_gradients_of_each_checkpoint_are_measured(
     tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training = scales.world_training
-    monkeypatch.setattr(scales, "world_training", lambda steps: training(steps) | {"eval_steps": 1, "save_steps": 1})
+    training = presets.world_training
+    monkeypatch.setattr(presets, "world_training", lambda steps: training(steps) | {"eval_steps": 1, "save_steps": 1})
     found = reproduce("gradients", tmp_path, "--sets", "Harmless", "--seeds", "0")["gradients"]["instruct"]
     assert list(found["seed 0"]) == ["0", "1", "2"]
     assert {"backbone", "embeddings", "layer 1", "norm"} <= set(found["seed 0"]["2"])

@@ -14,8 +14,9 @@ from hafrm.paper import pessimism, policies, runs
 from hafrm.paper.duels import Duel, duel_hits
 from hafrm.paper.experiments import EXPERIMENTS
 from hafrm.paper.policies import Judged, learnt, mean_over_seeds, points_of
+from hafrm.paper.presets import paper_scale, world_scale
 from hafrm.paper.runs import Policy, rlhf_words
-from hafrm.paper.scales import Overrides, paper_scale, world_scale
+from hafrm.paper.scales import Overrides
 from hafrm.rlhf.checkpoints import Answers
 from hafrm.rlhf.options import KlOptions, RlhfConfig, SamplingOptions
 from hafrm.sampling.options import SampleOptions

@@ -13,7 +13,8 @@ from hafrm.errors import DataError
 from hafrm.evaluation.scoring import SCORES_FILE, PairScore
 from hafrm.paper import measures
 from hafrm.paper.plans import single_sets
-from hafrm.paper.scales import Overrides, small_scale
+from hafrm.paper.presets import small_scale
+from hafrm.paper.scales import Overrides
 from hafrm.paper.tables import lines_of, template
 from tests.paper.test_plans import job, small_files
 

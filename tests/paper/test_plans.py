@@ -15,23 +15,17 @@ from hafrm.cli import main, train
 from hafrm.cli.options import options_of
 from hafrm.data import load_pairs
 from hafrm.errors import ConfigError
+from hafrm.models.options import Method
 from hafrm.paper import numbers, runs
 from hafrm.paper.executor import described
 from hafrm.paper.experiments import EXPERIMENTS
 from hafrm.paper.plans import PARTS, Plan, single_sets
+from hafrm.paper.presets import PAPER_MODELS, paper_scale, small_scale, world_scale
 from hafrm.paper.probes import claims
+from hafrm.paper.probes.inequality import Claim
 from hafrm.paper.runs import Policy, Run, train_words
-from hafrm.paper.scales import (
-    PAPER_MODELS,
-    Job,
-    Overrides,
-    Scale,
-    in_paper_order,
-    paper_scale,
-    small_scale,
-    world_scale,
-)
-from hafrm.training.config import Method, TrainConfig
+from hafrm.paper.scales import Job, Overrides, Scale, in_paper_order
+from hafrm.training.config import TrainConfig
 from hafrm.training.manifest import is_finished
 from hafrm.training.run import train as real_train
 from tests.paths import SHARED
@@ -273,7 +267,7 @@ def test_a_policy_finds_the_pairs_of_a_capped_set(
 def test_the_claims_training_pairs_are_the_runs_own(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
 
-    def run_claims(hybrids: object, baselines: object, data: list[str], *_: object, **__: object) -> claims.Claim:
+    def run_claims(hybrids: object, baselines: object, data: list[str], *_: object, **__: object) -> Claim:
         asked.append(data)
         raise KeyboardInterrupt
 

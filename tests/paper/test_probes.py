@@ -15,9 +15,10 @@ from hafrm.errors import ConfigError
 from hafrm.models.options import ScoreOptions
 from hafrm.paper.probes import claims, consistency, perplexity
 from hafrm.paper.probes.agreement import run_agreement
-from hafrm.paper.probes.claims import Claim, run_claims
+from hafrm.paper.probes.claims import run_claims
 from hafrm.paper.probes.consistency import run_consistency
 from hafrm.paper.probes.heads import FitOptions
+from hafrm.paper.probes.inequality import Claim
 from hafrm.paper.probes.perplexity import run_perplexity
 from hafrm.sampling.options import SampleOptions
 from hafrm.training.config import TrainConfig

@@ -20,9 +20,10 @@ from hafrm.paper import resources
 from hafrm.paper.costs import Costs
 from hafrm.paper.executor import costs_of
 from hafrm.paper.experiments import EXPERIMENTS
+from hafrm.paper.presets import paper_scale, small_scale
 from hafrm.paper.resources import GIB, bytes_of, memory_bytes, peak_bytes, require_disk, shape_of
 from hafrm.paper.runs import Policy, Run
-from hafrm.paper.scales import Job, Overrides, Scale, paper_scale, small_scale
+from hafrm.paper.scales import Job, Overrides, Scale
 from hafrm.templates import render
 from tests.paper.test_plans import small_files
 from tests.tiny import save_tiny

@@ -11,7 +11,8 @@ import pytest
 from hafrm.errors import ConfigError, DataError
 from hafrm.judging.options import JudgeOptions
 from hafrm.paper import selections
-from hafrm.paper.scales import Job, Overrides, paper_scale
+from hafrm.paper.presets import paper_scale
+from hafrm.paper.scales import Job, Overrides
 from hafrm.paper.selections import Selections, agreements, draws_of, recalls, regions, win_rates
 from hafrm.sampling.analysis import ScoredPrompt
 from hafrm.sampling.best_of_n import BestOfN

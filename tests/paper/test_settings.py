@@ -45,6 +45,9 @@ def test_table_1_counts_pairs_before_and_after_the_draw(tiny_world: Path, tmp_pa
         assert size["tokens"] > size["words"]
 
 
+COMMANDS = {"train": train, "rlhf": rlhf, "evaluate": evaluate, "sample": sample, "best-of-n": best_of_n}
+
+
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name == "study" else name for name in sorted(EXPERIMENTS)]
 )
@@ -63,12 +66,10 @@ def test_every_name_has_a_dry_run_at_the_papers_scale(name: str, tmp_path: Path,
     trains = EXPERIMENTS[name].trains
     assert ("GiB" in printed and "memory:" in printed) is trains
     assert ("hours" in printed) is trains
-    parsers = {"train": train.parser(), "rlhf": rlhf.parser(), "evaluate": evaluate.parser(), "sample": sample.parser()}
-    parsers["best-of-n"] = best_of_n.parser()
     for line in printed.splitlines():
         words = shlex.split(line.replace('"$(', "'$(").replace(')"', ")'"))
-        if words[:1] == ["hafrm"] and words[1] in parsers:
-            parsers[words[1]].parse_args(words[2:])
+        if words[:1] == ["hafrm"] and words[1] in COMMANDS:
+            COMMANDS[words[1]].parser().parse_args(words[2:])
     assert not (tmp_path / "o").exists()
 
 

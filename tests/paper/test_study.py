@@ -33,12 +33,14 @@ from hafrm.paper import costs, executor, numbers, runs, stages, study
 from hafrm.paper.frozen import fit_frozen
 from hafrm.paper.measures import Measured, Paired, mean_compared
 from hafrm.paper.plans import PARTS, cells, noise_part, shares_part
+from hafrm.paper.presets import small_scale, world_scale
+from hafrm.paper.publishing import page_of, publish, with_block
 from hafrm.paper.record import Journal, Record, journal_of, record_of
 from hafrm.paper.runs import Run, train_words
 from hafrm.paper.samples import unseen
-from hafrm.paper.scales import Job, Overrides, SetFiles, small_scale, world_scale
+from hafrm.paper.scales import Job, Overrides, SetFiles
 from hafrm.paper.stages import stage_order, trials
-from hafrm.paper.study_page import findings_of, page_of, publish, with_block
+from hafrm.paper.study_page import findings_of
 from hafrm.training import run as training_run
 from tests.paper.test_plans import small_files
 from tests.tiny import pair, save_tiny, some_pairs

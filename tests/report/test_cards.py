@@ -19,7 +19,8 @@ from hafrm.models.options import ScoreOptions
 from hafrm.models.runinfo import RunInfo
 from hafrm.options import command_line
 from hafrm.report.cards import data_card, model_card
-from hafrm.training.config import LossConfig, TrainConfig
+from hafrm.training.config import TrainConfig
+from hafrm.training.loss import LossConfig
 
 
 @pytest.mark.parametrize(

@@ -25,23 +25,26 @@ class Scripted:
         return [self.reward(conversation.response[-1].content) for conversation in conversations]
 
 
+Reward = Callable[[str], float | None]
+
+
+def reward_by(reward: Reward, patch: pytest.MonkeyPatch) -> None:
+    """Have every run be rewarded by a function of the answer's text."""
+    for module in (run, groups):
+        patch.setattr(module, "load_reward", lambda *_: Scripted(reward))
+    patch.setattr(run, "reward_identity", lambda *_: {"the model": "scripted"})
+
+
 @pytest.fixture
-def rewarded(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], float | None]], None]:
+def rewarded(monkeypatch: pytest.MonkeyPatch) -> Callable[[Reward], None]:
     """Has every run be rewarded by a function of the answer's text."""
-
-    def use(reward: Callable[[str], float | None]) -> None:
-        for module in (run, groups):
-            monkeypatch.setattr(module, "load_reward", lambda *_: Scripted(reward))
-        monkeypatch.setattr(run, "reward_identity", lambda *_: {"the model": "scripted"})
-
-    return use
+    return lambda reward: reward_by(reward, monkeypatch)
 
 
-@pytest.fixture
-def tiny(tmp_path: Path) -> Callable[..., RlhfConfig]:
-    """Options of a run that takes a second."""
-    model = save_tiny(tmp_path / "model")
-    prompts = tmp_path / "prompts.jsonl"
+def tiny_inputs(folder: Path) -> Callable[..., RlhfConfig]:
+    """Write a policy and prompts, and return a function that makes options of a run that takes a second."""
+    model = save_tiny(folder / "model")
+    prompts = folder / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"question {i}"}) + "\n" for i in range(6)))
 
     def config(**values: Any) -> RlhfConfig:
@@ -49,7 +52,7 @@ def tiny(tmp_path: Path) -> Callable[..., RlhfConfig]:
             "model": str(model),
             "reward": "scripted",
             "data": [str(prompts)],
-            "out": str(tmp_path / "run"),
+            "out": str(folder / "run"),
             "steps": 4,
             "batch_size": 4,
             "learning_rate": 1e-3,
@@ -62,3 +65,9 @@ def tiny(tmp_path: Path) -> Callable[..., RlhfConfig]:
         return RlhfConfig(**(plain | values))
 
     return config
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Callable[..., RlhfConfig]:
+    """Options of a run that takes a second."""
+    return tiny_inputs(tmp_path)

@@ -7,6 +7,7 @@ import shutil
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,7 +48,7 @@ from hafrm.rlhf.job import RlhfJob, deal
 from hafrm.rlhf.options import GroupOptions, KlOptions, PpoOptions, RlhfConfig, SamplingOptions
 from hafrm.rlhf.run import rlhf
 from hafrm.training.manifest import is_finished, read_manifest
-from tests.rlhf.conftest import Scripted
+from tests.rlhf.conftest import Scripted, reward_by, tiny_inputs
 from tests.tiny import save_tiny, tiny_tokenizer
 
 Config = Callable[..., RlhfConfig]
@@ -130,19 +131,30 @@ def test_ratios_begin_at_1(tiny: Config, rewarded: Rewarded) -> None:
         assert row["loss/policy"] == pytest.approx(0, abs=1e-5)  # the mean of whitened advantages, negated
 
 
-@pytest.mark.parametrize("rank", [0, 4])
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Options of runs that several tests look at, each in a folder of its own."""
+    return tiny_inputs(tmp_path_factory.mktemp("shared"))
+
+
+@pytest.fixture(scope="module", params=[0, 4])
+def whole(request: pytest.FixtureRequest, shared: Config, tmp_path_factory: pytest.TempPathFactory) -> RlhfConfig:
+    """A run in one go, by the rank of its adapters."""
+    lora = LoraOptions(rank=request.param, dropout=0.1 if request.param else 0.0)
+    config = shared(lora=lora, kl=KlOptions(target=0.5, horizon=50), out=str(tmp_path_factory.mktemp("whole") / "run"))
+    with pytest.MonkeyPatch.context() as patch:
+        reward_by(length, patch)
+        rlhf(config)
+    return config
+
+
 @pytest.mark.parametrize("killed_at", [2, 3, 4])
 def test_a_killed_run_goes_on_bit_for_bit(
-    rank: int, killed_at: int, tiny: Config, rewarded: Rewarded, tmp_path: Path
+    killed_at: int, whole: RlhfConfig, rewarded: Rewarded, tmp_path: Path
 ) -> None:
     """Sampling, dropout, optimizer, schedule, values, price of KL: the same curves and weights as in one go."""
     rewarded(length)
-    lora = LoraOptions(rank=rank, dropout=0.1 if rank else 0.0)
-    kl = KlOptions(target=0.5, horizon=50)
-    whole = tiny(lora=lora, kl=kl, out=str(tmp_path / "whole"))
-    rlhf(whole)
     config = replace(whole, out=str(tmp_path / "killed"))
-
     with pytest.raises(KeyboardInterrupt):
         rlhf(config, progress=kill_at(killed_at))
     with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
@@ -151,9 +163,8 @@ def test_a_killed_run_goes_on_bit_for_bit(
     rlhf(config, say=lines.append)
     assert any(f"resumes after step {killed_at - killed_at % 2}" in line for line in lines)
     assert metrics(config.out) == metrics(whole.out)
-    for name in ("model.safetensors",):
-        ours, theirs = (load_file(Path(out) / name) for out in (config.out, whole.out))
-        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    ours, theirs = (load_file(Path(out) / "model.safetensors") for out in (config.out, whole.out))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
 @pytest.mark.parametrize(
@@ -522,6 +533,22 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+@pytest.fixture(scope="module")
+def stopped(shared: Config, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], RlhfConfig]:
+    """Runs that were killed in their third step, behind checkpoint-2, by algorithm and the rank of their adapters."""
+
+    @cache
+    def stop(algorithm: str, rank: int) -> RlhfConfig:
+        out = str(tmp_path_factory.mktemp(algorithm) / "run")
+        config = shared(algorithm=algorithm, lora=LoraOptions(rank=rank), out=out, **group_of_two(algorithm))
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            reward_by(length, patch)
+            rlhf(config, progress=kill_at(3))
+        return config
+
+    return stop
+
+
 @pytest.mark.parametrize(
     ("algorithm", "rank", "name"),
     [
@@ -536,22 +563,28 @@ def flip(path: Path) -> None:
 )
 @pytest.mark.filterwarnings("ignore")
 def test_a_run_does_not_go_on_from_flipped_bytes(
-    algorithm: str, rank: int, name: str, tiny: Config, rewarded: Rewarded
+    algorithm: str,
+    rank: int,
+    name: str,
+    stopped: Callable[[str, int], RlhfConfig],
+    rewarded: Rewarded,
+    tmp_path: Path,
 ) -> None:
     """In the weights, or in what they go on with; without the folder the run comes to its end."""
     if algorithm != "ppo":
         pytest.importorskip("trl")
     rewarded(length)
-    config = tiny(algorithm=algorithm, lora=LoraOptions(rank=rank), **group_of_two(algorithm))
-    with pytest.raises(KeyboardInterrupt):
-        rlhf(config, progress=kill_at(3))
+    before = stopped(algorithm, rank)
+    config = replace(before, out=str(tmp_path / "run"))
+    shutil.copytree(before.out, config.out)
     checkpoint = Path(config.out) / "checkpoint-2"
     flip(checkpoint / name)
     with pytest.raises(DamagedError, match=rf"checkpoint-2/{name} .*Delete the folder .*checkpoint-2: the same"):
         rlhf(config)
-    shutil.rmtree(checkpoint)
-    rlhf(config)
-    assert [row["step"] for row in metrics(config.out)] == [1, 2, 3, 4]
+    if name == "model.safetensors":
+        shutil.rmtree(checkpoint)
+        rlhf(config)
+        assert [row["step"] for row in metrics(config.out)] == [1, 2, 3, 4]
 
 
 def test_answers_are_not_those_of_a_damaged_checkpoint(tiny: Config, rewarded: Rewarded) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 import httpx
 import pytest
 
+from hafrm.contract import parse_pair
 from hafrm.data import ReadOptions, read_rows
 from hafrm.evaluation.bulk import score_chunk
 from hafrm.models.remote import RemoteScorer
 from hafrm.models.scorers import HybridScorer
-from hafrm.rows import parse_pair
 from tests.serving.conftest import live, tiny_scorer
 from tests.test_whole_rows import ROWS, TOOLS, tokenizer_of
 

@@ -7,7 +7,7 @@ import torch
 
 from hafrm.models.layout import Layout
 from hafrm.training.batches import PairBatches, PairCollator, PairItem
-from hafrm.training.config import LossConfig
+from hafrm.training.loss import LossConfig
 from hafrm.training.objective import Objective
 from tests.models.test_packed_model import Float64Throughout, assert_same, hybrid
 from tests.training.test_exactness import GROUPS, REFERENCE, gradients

@@ -85,7 +85,8 @@ def test_a_healthy_run_is_silent(base: str, method: str, tmp_path: Path, capfd: 
 
 @pytest.mark.parametrize("rate", ["0", pytest.param("1e-12", marks=pytest.mark.slow)])
 def test_a_run_that_takes_no_steps(base: str, rate: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    found = checks(base, tmp_path, capfd, random_labels, "--training.learning_rate", rate)
+    options = ["--training.learning_rate", rate, "--training.max_steps", "30"]
+    found = checks(base, tmp_path, capfd, random_labels, *options)
     assert "chance" in found
 
 
@@ -101,7 +102,7 @@ def test_labels_at_random(base: str, tmp_path: Path, capfd: pytest.CaptureFixtur
 
 
 def test_a_rate_that_is_far_too_high(base: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    found = checks(base, tmp_path, capfd, random_labels, "--training.learning_rate", "3", "--training.max_steps", "40")
+    found = checks(base, tmp_path, capfd, random_labels, "--training.learning_rate", "3", "--training.max_steps", "30")
     assert {"diverged", "drift", "exploding gradients"} & {*found}
 
 

@@ -14,7 +14,7 @@ from hafrm.models.lora import add_lora
 from hafrm.models.options import LoraOptions
 from hafrm.packing import SequenceBatch, pad_rows
 from hafrm.training.batches import PairCollator, PairItem
-from hafrm.training.config import LossConfig
+from hafrm.training.loss import LossConfig
 from hafrm.training.objective import Objective
 from tests.models.test_packed_model import MAX_LENGTH, Float64Throughout, assert_same, hybrid, random_group
 

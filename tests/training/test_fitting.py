@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,18 @@ def test_short_memory_changes_no_loss(
     assert f"batches of up to {again.tokens(free)} tokens" in capsys.readouterr().err
     assert again.per_token == pytest.approx(needs.per_token, rel=0.1)
     assert short == pytest.approx(plenty, rel=1e-5)
+
+
+def test_a_run_leaves_no_graph_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither weights nor activations, which a study's next run would add to."""
+    before = {id(each) for each in trainable_tensors()}
+    trained(tmp_path, monkeypatch, 2**40)
+    gc.collect()
+    assert not [tuple(each.shape) for each in trainable_tensors() if id(each) not in before]
+
+
+def trainable_tensors() -> list[torch.Tensor]:
+    return [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor) and each.requires_grad]
 
 
 def test_the_state_is_a_gradient_and_two_moments_for_each_weight_and_a_chunk_of_logits(

@@ -15,8 +15,8 @@ from hafrm.models.loading import load_scorer
 from hafrm.models.options import LoraOptions, ScoreOptions
 from hafrm.packing import pad_rows
 from hafrm.training.batches import PairCollator, PairDataset
-from hafrm.training.config import LossConfig
 from hafrm.training.laplace import posterior, posterior_draws
+from hafrm.training.loss import LossConfig
 from hafrm.training.objective import Objective
 from hafrm.training.run import train
 from tests.models.test_packed_model import MAX_LENGTH, hybrid, random_group

@@ -32,6 +32,26 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(save_tiny(tmp_path_factory.mktemp("base")))
 
 
+@pytest.fixture(scope="module")
+def run(base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A baseline that was trained on rows in memory, which tests only read."""
+    out = tmp_path_factory.mktemp("baseline") / "run"
+    train(config(base, out, ROWS, method="baseline"))
+    return str(out)
+
+
+@pytest.fixture(scope="module")
+def losses_on_file(base: str, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    folder = tmp_path_factory.mktemp("file")
+    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    train(config(base, folder / "run", [str(folder / "a.jsonl")]))
+    return losses(folder / "run")
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line).get("loss") for line in (run / "metrics.jsonl").read_text().splitlines()][:2]
+
+
 def config(base: str, out: Path, data: Any, **options: Any) -> TrainConfig:
     options = {"training": TRAINING, "data_options": DataOptions(max_length=128)} | options
     return TrainConfig(model=base, data=data, out=str(out), **options)
@@ -55,18 +75,12 @@ HOLDERS = {
     "holder", [name if name in ("list", "pandas") else pytest.param(name, marks=pytest.mark.slow) for name in HOLDERS]
 )
 def test_a_run_on_rows_in_memory_is_the_run_on_their_file(
-    holder: str, base: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    holder: str, base: str, losses_on_file: list[float], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    train(config(base, tmp_path / "file", [str(tmp_path / "a.jsonl")]))
     held = HOLDERS[holder](ROWS)
     given = config(base, tmp_path / "memory", held, eval_data=held)
     train(given)
-    losses = [
-        [json.loads(line).get("loss") for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()][:2]
-        for run in ("file", "memory")
-    ]
-    assert losses[0] == losses[1]
+    assert losses(tmp_path / "memory") == losses_on_file
     assert "memory: read as TRL" in capfd.readouterr().err
     text = (tmp_path / "memory/manifest.json").read_text()
     manifest = json.loads(text)
@@ -112,9 +126,7 @@ def test_what_is_no_data_is_refused_before_anything_is_loaded(data: Any, base: s
             make()
 
 
-def test_evaluation_and_scoring_take_rows_in_memory(base: str, tmp_path: Path) -> None:
-    train(config(base, tmp_path / "run", ROWS, method="baseline"))
-    run = str(tmp_path / "run")
+def test_evaluation_and_scoring_take_rows_in_memory(run: str, tmp_path: Path) -> None:
     held = [pandas.DataFrame(ROWS[:6]), ROWS[6:]]
     results = evaluate(EvaluateConfig(models=[run], data=held, out=str(tmp_path / "e")))
     assert [(data, cell.n) for (_, data), cell in results.cells.items()] == [("memory", 6), ("memory-2", 6)]
@@ -129,9 +141,8 @@ def test_evaluation_and_scoring_take_rows_in_memory(base: str, tmp_path: Path) -
             ScoreConfig(model=run, data=data)
 
 
-def test_a_scorer_takes_texts_messages_and_conversations(base: str, tmp_path: Path) -> None:
-    train(config(base, tmp_path / "run", ROWS, method="baseline"))
-    scorer: Any = load_scorer(str(tmp_path / "run"))
+def test_a_scorer_takes_texts_messages_and_conversations(run: str) -> None:
+    scorer: Any = load_scorer(run)
     user, assistant = {"role": "user", "content": "How hot?"}, {"role": "assistant", "content": "Very."}
     forms = [
         Conversation.of("How hot?", "Very."),

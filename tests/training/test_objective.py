@@ -21,7 +21,8 @@ from hafrm.losses import PLACKETT_LUCE, REWARD_LOSSES
 from hafrm.models.hybrid import SequenceScores
 from hafrm.models.layout import choose_layout
 from hafrm.training.batches import PairBatch, PairCollator, PairDataset
-from hafrm.training.config import LossConfig, TrainConfig
+from hafrm.training.config import TrainConfig
+from hafrm.training.loss import LossConfig
 from hafrm.training.objective import Objective, length_slope
 from hafrm.training.run import train
 from tests.models.test_packed_model import MAX_LENGTH, hybrid, random_group

@@ -18,7 +18,8 @@ from hafrm.models.options import LoraOptions
 from hafrm.models.starts import new_model
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.packing import SequenceBatch, pad_rows
-from hafrm.training.config import LossConfig, TrainConfig
+from hafrm.training.config import TrainConfig
+from hafrm.training.loss import LossConfig
 from hafrm.training.run import train
 from tests.tiny import save_tiny, some_pairs
 

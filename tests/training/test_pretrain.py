@@ -164,7 +164,7 @@ def test_a_run_that_was_killed_at_its_end_takes_no_step_more(
     prose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last checkpoint is of the last step, in the midst of an epoch."""
-    whole = config(prose, tmp_path / "whole", shape=SHAPE)
+    whole = config(prose, tmp_path / "whole", shape=SHAPE, training={"max_steps": 6})
     before = pretrain(whole)
 
     def killed(*args: Any, **more: Any) -> None:
@@ -202,7 +202,8 @@ def test_a_document_of_a_tokenizer_without_a_first_token_begins_with_its_words()
 def test_conversations_of_prompt_alone_are_counted(talks: str, tmp_path: Path) -> None:
     long = {"messages": [{"role": "user", "content": "word " * 99}, {"role": "assistant", "content": "yes"}]}
     rows = [json.loads(line) for line in Path(talks).read_text().splitlines()]
-    recipe = pretrain(config(written(tmp_path / "long.jsonl", [*rows, long, long]), tmp_path / "m", shape=SHAPE))
+    data = written(tmp_path / "long.jsonl", [*rows, long, long])
+    recipe = pretrain(config(data, tmp_path / "m", shape=SHAPE, training={"max_steps": 1}))
     assert recipe["left_out"] == {"conversations whose prompt is too long": 2}
 
 

@@ -26,11 +26,12 @@ from hafrm.models.runinfo import RunInfo
 from hafrm.models.starts import new_model
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.templates import DEFAULT_CHAT_TEMPLATE
-from hafrm.training.config import LossConfig, TrainConfig
+from hafrm.training.config import TrainConfig
 from hafrm.training.defaults import training_arguments
+from hafrm.training.loss import LossConfig
 from hafrm.training.manifest import git_revision
 from hafrm.training.resuming import last_checkpoint
-from hafrm.training.run import train
+from hafrm.training.run import TrainResult, train
 from tests.tiny import pair, save_tiny, some_pairs, tiny_tokenizer
 
 FAST = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "use_cpu": True, "report_to": []}
@@ -59,15 +60,14 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run's folder after it has come to its end."""
+def trained(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    """The run after it has come to its end, which tests only read."""
     folder = tmp_path_factory.mktemp("trained")
     shutil.copytree(inputs, folder, dirs_exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HAFRM_CACHE", str(folder / "cache"))
         patch.chdir(folder)
-        train(CONFIG)
-    return folder / "run"
+        return replace(train(CONFIG), folder=folder / "run")
 
 
 @pytest.fixture
@@ -79,9 +79,9 @@ def config(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tra
 
 
 @pytest.fixture
-def finished(config: TrainConfig, trained: Path) -> TrainConfig:
+def finished(config: TrainConfig, trained: TrainResult) -> TrainConfig:
     """The same, finished."""
-    shutil.copytree(trained, config.out)
+    shutil.copytree(trained.folder, config.out)
     return config
 
 
@@ -94,16 +94,15 @@ def stopped(config: TrainConfig, **changes: object) -> TrainConfig:
     return config
 
 
-def test_a_run_leaves_its_account(config: TrainConfig) -> None:
-    result = train(config)
-    folder = Path(config.out)
-    assert result.steps == 4
+def test_a_run_leaves_its_account(trained: TrainResult) -> None:
+    folder = trained.folder
+    assert trained.steps == 4
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["status"] == "finished"
     assert manifest["config"]["loss"]["policy_ratio"] == 0.2
     assert manifest["data"]["train"]["pairs"] == 24
     assert manifest["data"]["train"]["sources"][0]["rows"] == 24
-    assert manifest["eval_metrics"]["eval_rewards/accuracies"] == result.metrics["eval_rewards/accuracies"]
+    assert manifest["eval_metrics"]["eval_rewards/accuracies"] == trained.metrics["eval_rewards/accuracies"]
     info = RunInfo.load(folder)
     assert (info.method, info.reward_weight, info.policy_ratio) == ("haf", 1.0, 0.2)
     assert info.combined_weight is not None
@@ -120,12 +119,9 @@ def test_a_method_is_two_weights(method: str, weights: tuple[float, float], conf
     assert (info.reward_weight, info.policy_ratio) == weights
     assert info.combined_weight is None
     assert info.default_head == ("reward" if method == "baseline" else "policy")
-
-
-def test_baseline_leaves_the_policy_head_alone(config: TrainConfig) -> None:
-    train(replace(config, method="baseline"))
-    before = load_file(Path(config.model) / "model.safetensors")["lm_head.weight"]
-    assert torch.equal(load_file(Path(config.out) / "model.safetensors")["lm_head.weight"], before)
+    assert bool(info.base_digest) == (method == "dpo")  # of the reference
+    before, after = (load_file(Path(folder) / "model.safetensors") for folder in (config.model, config.out))
+    assert torch.equal(after["lm_head.weight"], before["lm_head.weight"]) == (method == "baseline")
 
 
 def test_lora_runs_keep_small_checkpoints_and_a_whole_result(config: TrainConfig) -> None:
@@ -214,20 +210,18 @@ def test_the_best_checkpoint_is_kept(config: TrainConfig) -> None:
     assert manifest["best_step"] in (2, 4, 6)
 
 
-@pytest.mark.parametrize("ended", [False, True], ids=["trained", "killed at its end"])
 def test_the_last_validation_names_the_checkpoint_that_is_kept(
-    ended: bool, config: TrainConfig, capsys: pytest.CaptureFixture[str]
+    config: TrainConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """At a learning rate of 0 no later validation is better than the first."""
+    """At a rate of 0 no later validation is better than the first; also of a run that was killed at its end."""
     steps = {"max_steps": 6, "eval_steps": 2, "save_steps": 2, "learning_rate": 0.0}
     config = replace(config, training=config.training | steps)
-    train(config)
-    if ended:
-        capsys.readouterr()
-        train(stopped(config))
-    said = [line.split(" validation: ")[0] for line in capsys.readouterr().err.splitlines() if " validation: " in line]
-    assert said == [*([] if ended else [f"step {step}/6" for step in (2, 4, 6)]), "best checkpoint (step 2)"]
-    assert json.loads((Path(config.out) / "manifest.json").read_text())["best_step"] == 2
+    for ended in (False, True):
+        train(stopped(config) if ended else config)
+        lines = [line for line in capsys.readouterr().err.splitlines() if " validation: " in line]
+        said = [line.split(" validation: ")[0] for line in lines]
+        assert said == [*([] if ended else [f"step {step}/6" for step in (2, 4, 6)]), "best checkpoint (step 2)"]
+        assert json.loads((Path(config.out) / "manifest.json").read_text())["best_step"] == 2
 
 
 def test_evaluating_at_the_start_and_rows_in_order(config: TrainConfig) -> None:
@@ -569,10 +563,13 @@ def test_another_projects_revision_is_not_ours(tmp_path: Path, monkeypatch: pyte
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
     for words in (["init"], ["commit", "--allow-empty", "-m", "theirs"]):
         subprocess.run([*git, *words], check=True, capture_output=True)
+    git_revision.cache_clear()
     assert git_revision() is None
     for words in (["add", "module.py"], ["commit", "-m", "ours"]):
         subprocess.run([*git, *words], check=True, capture_output=True)
+    git_revision.cache_clear()
     assert len(git_revision() or "") == 40
+    git_revision.cache_clear()
 
 
 @pytest.mark.parametrize("disabled", [True, False])
@@ -585,14 +582,12 @@ def test_the_models_dropout_is_an_option(disabled: bool, config: TrainConfig, tm
     assert (abs(first["loss/policy"] - math.log(2)) < 1e-5) == disabled
 
 
-@pytest.mark.parametrize("method", ["haf", "baseline"])
-def test_the_description_names_losses_and_reference(method: str, config: TrainConfig) -> None:
-    loss = LossConfig(reward_loss="probit")
-    train(replace(config, method=method, loss=loss))
+def test_the_description_names_losses_and_reference(config: TrainConfig) -> None:
+    train(replace(config, loss=LossConfig(reward_loss="probit")))
     info = RunInfo.load(Path(config.out))
     tokenizer = load_tokenizer(config.model)
     digest = weights_digest(new_model(config.model, tokenizer, lora=LoraOptions()))
-    assert (info.reward_loss, info.base_digest) == ("probit", digest if method == "haf" else "")
+    assert (info.reward_loss, info.base_digest) == ("probit", digest)
 
 
 @pytest.mark.slow

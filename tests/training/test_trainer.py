@@ -21,7 +21,7 @@ from hafrm.models.starts import new_model
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.training.batches import PairDataset
 from hafrm.training.callbacks import ConsoleProgress
-from hafrm.training.config import LossConfig
+from hafrm.training.loss import LossConfig
 from hafrm.training.objective import Objective
 from hafrm.training.trainer import HybridTrainer
 from tests.models.test_checkpoints import info

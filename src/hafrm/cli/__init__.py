@@ -1,7 +1,7 @@
 """The command line: `hafrm COMMAND`, with one thin module per command.
 
-A command's module has `parser()`, which builds its jsonargparse parser, and `run(args)`, which does the work. Errors
-that hafrm raises on purpose become one clear line on standard error and exit status 2, without a traceback.
+A command's module has `parser()`, which builds its jsonargparse parser once, and `run(args)`, which does the work.
+Errors that hafrm raises on purpose become one clear line on standard error and exit status 2, without a traceback.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -13,6 +14,7 @@ from hafrm.progress import ProgressLine
 from hafrm.sampling.options import BestOfNConfig
 
 
+@cache
 def parser() -> Parser:
     """Build the command's parser."""
     return command_parser(BestOfNConfig, positional="models", lists=("models",))

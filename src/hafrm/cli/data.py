@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,7 @@ _FILES = 4
 _NAMES_HELP = "Data names (see `hafrm data list`), paths of files, or hub:OWNER/NAME; NAME#SPLIT for one split."
 
 
+@cache
 def parser() -> Parser:
     """Build the parser of `hafrm data`."""
     # One parser for the three actions: jsonargparse can't nest the subcommands of a parser that is itself a subcommand.

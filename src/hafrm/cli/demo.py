@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -17,9 +17,10 @@ from hafrm.cli.parser import Parser
 from hafrm.data import DataOptions
 from hafrm.errors import ConfigError
 from hafrm.evaluation.options import EvaluateConfig
+from hafrm.models.options import Method
 from hafrm.models.runinfo import RunInfo
 from hafrm.progress import ProgressLine, time_left
-from hafrm.training.config import Method, TrainConfig
+from hafrm.training.config import TrainConfig
 
 _INTRO = (
     "A simulated world of questions, lists, rewritings, refusals and small talk. Annotators prefer answers by hidden "
@@ -61,6 +62,7 @@ class DemoConfig:
             raise ConfigError(f"seed must be from 0 to 2^32 - 1, as numpy's seeds are, got {self.seed}")
 
 
+@cache
 def parser() -> Parser:
     """Build the command's parser."""
     return command_parser(DemoConfig)
@@ -156,7 +158,7 @@ def _require_same_demo(config: TrainConfig) -> None:
 
 
 def _training(config: DemoConfig, backbone: str, method: Method, folder: Path) -> TrainConfig:
-    from hafrm.paper.scales import MIXED_PAIRS, WORLD_MAX_LENGTH, world_training
+    from hafrm.paper.presets import MIXED_PAIRS, WORLD_MAX_LENGTH, world_training
     from hafrm.paper.world import WORLD_SETS
 
     return TrainConfig(

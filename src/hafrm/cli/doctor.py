@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -24,6 +25,7 @@ class DoctorConfig:
     """Print the findings as JSON: a list of check, step and text."""
 
 
+@cache
 def parser() -> Parser:
     """Build the command's parser."""
     return command_parser(DoctorConfig, positional="run", flags=("json",))

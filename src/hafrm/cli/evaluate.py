@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -15,6 +16,7 @@ from hafrm.options import command_line
 from hafrm.progress import ProgressLine
 
 
+@cache
 def parser() -> Parser:
     """Build the command's parser."""
     return command_parser(EvaluateConfig, positional="models", lists=("models", "data", "suites"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from jsonargparse import Namespace
 from rich.console import Console
 
@@ -10,6 +12,7 @@ from hafrm.cli.parser import Parser
 from hafrm.models.options import ExportConfig
 
 
+@cache
 def parser() -> Parser:
     """Build the command's parser."""
     return command_parser(ExportConfig, positional="run")

@@ -6,6 +6,7 @@ A run in which no row was judged is an error, with the reason and a reply.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 from jsonargparse import Namespace
@@ -22,6 +23,7 @@ from hafrm.progress import ProgressLine
 from hafrm.report.wording import interval, percent
 
 
+@cache
 def parser() -> Parser:
     """Build the command's parser."""
     return command_parser(JudgeConfig, positional="data", lists=("data",))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hafrm.training.config import PretrainConfig
 _LOSSES_PICTURE = "losses.svg"
 
 
+@cache
 def parser() -> Parser:
     """Build the command's parser."""
     return command_parser(PretrainConfig, lists=("data",))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -13,6 +14,7 @@ from hafrm.evaluation.options import ProbeConfig
 from hafrm.progress import ProgressLine
 
 
+@cache
 def parser() -> Parser:
     """Build the command's parser."""
     return command_parser(ProbeConfig, positional="models", lists=("models", "data", "probes"))

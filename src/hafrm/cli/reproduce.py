@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Collection
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,17 +19,8 @@ from hafrm.errors import ConfigError
 from hafrm.judging.options import JudgeOptions
 from hafrm.paper.experiments import EXPERIMENTS
 from hafrm.paper.numbers import SETS
-from hafrm.paper.scales import (
-    MAIN_PAGE,
-    Job,
-    Overrides,
-    Scale,
-    ScaleName,
-    in_paper_order,
-    paper_scale,
-    small_scale,
-    world_scale,
-)
+from hafrm.paper.presets import paper_scale, small_scale, world_scale
+from hafrm.paper.scales import MAIN_PAGE, Job, Overrides, Scale, ScaleName, in_paper_order
 
 if not TYPE_CHECKING:  # jsonargparse runs the block of a plain `if TYPE_CHECKING`, which would load torch
     pass
@@ -283,6 +275,7 @@ class ReproduceConfig:
         return paper_scale(self.overrides(), data_folder=self.data_folder)
 
 
+@cache
 def parser() -> Parser:
     """Build the command's parser."""
     lists = ("seeds", "backbones", "sets", "backbone", "learning_rates", "rate_sets", "parts")
@@ -296,7 +289,7 @@ def run(args: Namespace) -> None:
     """Train and evaluate what is missing, and write the results; or show the plan."""
     config = options_of(ReproduceConfig, parser(), args)
     from hafrm.outputs import require_results
-    from hafrm.paper.study_page import require_checkout
+    from hafrm.paper.publishing import require_checkout
 
     wide = None if sys.stdout.isatty() else 160  # tables of many columns: a file has no width
     shown = Console(highlight=False, soft_wrap=True, width=wide)
@@ -328,7 +321,7 @@ def run(args: Namespace) -> None:
 
 def _write(findings: Findings, folder: Path, config: ReproduceConfig, shown: Console) -> None:
     from hafrm.cli.printing import print_findings
-    from hafrm.paper.study_page import publish
+    from hafrm.paper.publishing import publish
     from hafrm.report.findings import write_findings
 
     page = write_findings(findings, folder)

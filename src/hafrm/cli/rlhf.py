@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -40,6 +41,7 @@ _FIGURES: Mapping[str, Mapping[str, str]] = {
 _SHOWN = {"reward": "reward", "gold": "gold", "kl": "KL", "kl_per_token": "KL/token", "length": "length"}
 
 
+@cache
 def parser() -> Parser:
     """Build the command's parser."""
     return command_parser(RlhfConfig, positional="model", lists=("data",))

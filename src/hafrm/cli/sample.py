@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 
 from jsonargparse import Namespace
 
@@ -12,6 +13,7 @@ from hafrm.progress import ProgressLine
 from hafrm.sampling.options import SampleConfig
 
 
+@cache
 def parser() -> Parser:
     """Build the command's parser."""
     return command_parser(SampleConfig, positional="model", lists=("data",))

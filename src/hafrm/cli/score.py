@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 
 from jsonargparse import Namespace
 
@@ -12,6 +13,7 @@ from hafrm.errors import DataError
 from hafrm.evaluation.options import ScoreConfig
 
 
+@cache
 def parser() -> Parser:
     """Build the command's parser."""
     return command_parser(ScoreConfig, positional="model", flags=("tokens",))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from jsonargparse import Namespace
 
 from hafrm.cli.options import command_parser, options_of
@@ -11,6 +13,7 @@ from hafrm.models.sources import require_place
 from hafrm.serving.config import ServeConfig
 
 
+@cache
 def parser() -> Parser:
     """Build the command's parser."""
     return command_parser(ServeConfig, positional="models", lists=("models",))

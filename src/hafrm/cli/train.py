@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from jsonargparse import Namespace
 from rich.console import Console
 
@@ -10,6 +12,7 @@ from hafrm.cli.parser import Parser
 from hafrm.training.config import TrainConfig
 
 
+@cache
 def parser() -> Parser:
     """Build the command's parser."""
     return command_parser(TrainConfig, lists=("data", "eval_data"))

@@ -1,6 +1,6 @@
 """Forms of preference data: which columns of other programs' files and published sets mean what.
 
-A form turns a row in its own columns into rows of the contract (see `hafrm.rows`): one for a pair, several for a
+A form turns a row in its own columns into rows of the contract (see `hafrm.contract`): one for a pair, several for a
 ranking. Columns that it does not use are passed on. `FORMS` lists the forms in the order in which they are compared
 with a source; the first one that fits is the source's.
 """

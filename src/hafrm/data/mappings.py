@@ -15,12 +15,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from hafrm.contract import parse_conversation, parse_pair, row_schema, unread_columns
 from hafrm.data.forms import EXPLICIT, FORMS, Form, nearest, ranking
 from hafrm.data.options import DataOptions, ReadOptions
 from hafrm.data.reports import Drop, Outcome, SourceReport, listed, records_of
 from hafrm.errors import BadRowError, BadRowReason, ConfigError, first_line
 from hafrm.pairs import PreferencePair
-from hafrm.rows import Row, parse_conversation, parse_pair, row_schema, unread_columns
+from hafrm.rows import Row
 
 _EXAMINED = 16
 """Maximum number of rows that are examined to detect a source's form."""

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
+from hafrm.contract import parse_pair
 from hafrm.data.forms import FORMS
 from hafrm.data.loading import open_sources
 from hafrm.data.mappings import renamed_rows, row_mapping
@@ -18,7 +19,7 @@ from hafrm.data.reports import Drop, SourceReport, records_of
 from hafrm.data.rowfiles import read_rows
 from hafrm.errors import DataError
 from hafrm.pairs import PreferencePair, Prompt, prompt_group
-from hafrm.rows import Row, parse_pair
+from hafrm.rows import Row
 
 Record = TypeVar("Record")
 

@@ -1,7 +1,7 @@
 """The named data sets: the paper's five, as described in its section 3.1 and Table 1, and more recent ones.
 
 A set is a `NamedSource` with a pure function from a row in the source's own schema to rows of the contract (see
-`hafrm.rows`), or to a `Drop` if the set's rule leaves the row out. A missing or mistyped field makes a row bad.
+`hafrm.contract`), or to a `Drop` if the set's rule leaves the row out. A missing or mistyped field makes a row bad.
 """
 
 from __future__ import annotations

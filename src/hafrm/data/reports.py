@@ -160,7 +160,7 @@ class Drop:
 
 
 Outcome = Mapping[str, Any] | Drop
-"""A row of the contract (see `hafrm.rows`), or the decision to leave the row out."""
+"""A row of the contract (see `hafrm.contract`), or the decision to leave the row out."""
 
 
 def records_of(

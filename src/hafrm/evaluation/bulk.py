@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from hafrm import atomic
+from hafrm.contract import parse_conversation, parse_pair
 from hafrm.data import MemoryData, OnBadRow, ReadOptions, read_rows
 from hafrm.data.mappings import row_mapping, with_names
 from hafrm.data.names import parsed
@@ -39,7 +40,7 @@ from hafrm.models.tokens import TokenRewards
 from hafrm.outputs import require_unread
 from hafrm.pairs import Conversation
 from hafrm.rewards import DividedScorer
-from hafrm.rows import Row, parse_conversation, parse_pair
+from hafrm.rows import Row
 
 CHUNK = 1024
 """Rows scored at a time. A scorer orders them by length and encodes equal prompts once."""

@@ -10,13 +10,14 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from hafrm.contract import parse_pair
 from hafrm.data import ReadOptions, SourceReport, nothing_left, read_records
 from hafrm.data.reports import Drop
 from hafrm.errors import BadRowReason, DataError
 from hafrm.judging.judges import Response
 from hafrm.judging.options import Mode
 from hafrm.pairs import PreferencePair, Prompt, prompt_group
-from hafrm.rows import Row, parse_pair
+from hafrm.rows import Row
 
 _SIZES: dict[Mode, tuple[int, ...]] = {"pair": (2,), "rank": (4, 8)}
 _LABELS = ("chosen", "rejected")

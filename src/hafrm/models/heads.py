@@ -51,6 +51,17 @@ def stock_classifier(config: PreTrainedConfig) -> StockClassifier | None:
     """Find transformers' sequence classifier for the causal LM of a config; None if there is none."""
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:  # a config with custom code
         return None
+    key = type(config), config.to_json_string()
+    if key not in _classifiers:
+        _classifiers[key] = _new_stock_classifier(config)
+    return _classifiers[key]
+
+
+_classifiers: dict[tuple[type, str], StockClassifier | None] = {}
+"""Known classifiers: building a large model takes seconds, even without weights, and each checkpoint asks."""
+
+
+def _new_stock_classifier(config: PreTrainedConfig) -> StockClassifier | None:
     with torch.device("meta"):
         causal = AutoModelForCausalLM.from_config(copy.deepcopy(config))
         own_config = copy.deepcopy(causal.config)  # some classes use only a part of a composite config

@@ -31,10 +31,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from hafrm.contract import conversations_of
 from hafrm.errors import ConfigError, ModelError, RefusedError, first_line, printable
 from hafrm.http import Client, Response, RetryRule, api_key, retry, split_address
 from hafrm.pairs import Conversation
-from hafrm.rows import conversations_of
 
 API_KEY = "HAFRM_API_KEY"
 """Environment variable with a server's API key."""

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -32,7 +33,13 @@ from hafrm.store import read_json
 
 RUN_FILE = "hafrm.json"
 _FORMAT = 1
+_version = cache(version)
 _REMEDY = "Restore it from a copy, or use another checkpoint"
+
+
+def versions(*names: str) -> dict[str, str]:
+    """Return the versions of installed programs."""
+    return {name: _version(name) for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +74,7 @@ class RunInfo:
     """Checksums of the model's files, by relative path. Other files in the folder are not part of the model."""
     training_sha256: dict[str, str] = field(default_factory=dict)
     """Checksums of the files from which training resumes; only in completely written checkpoints."""
-    versions: dict[str, str] = field(
-        default_factory=lambda: {name: version(name) for name in ("hafrm", "torch", "transformers", "peft")}
-    )
+    versions: dict[str, str] = field(default_factory=lambda: versions("hafrm", "torch", "transformers", "peft"))
 
     @property
     def whole(self) -> bool:

@@ -15,6 +15,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from hafrm.contract import conversations_of
 from hafrm.encoding import ConversationEncoder, OverlongError, TokenGroup
 from hafrm.errors import ModelError, RefusedError
 from hafrm.logprobs import sum_by_sequence
@@ -25,7 +26,6 @@ from hafrm.models.options import ScoreOptions
 from hafrm.models.tokens import TokenRatios, TokenRewards, align_with_text
 from hafrm.packing import SequenceBatch, split_group
 from hafrm.pairs import Conversation
-from hafrm.rows import conversations_of
 
 POLICY_HEAD = "a run's policy head: --head policy, or --head combined for the sum of both heads"
 """What rewards of tokens come from, for messages."""

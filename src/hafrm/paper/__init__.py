@@ -4,7 +4,8 @@ One pipeline, from data to pages; each module imports only those above it:
 
     numbers      the paper's printed tables
     world/       the simulated world: data, oracle and backbones
-    scales       what to run on: a job, and the backbones, pairs and options of a scale
+    scales       what to run on: a job, and what a scale consists of
+    presets      the three scales: the world, small backbones, and the paper's
     samples      the pairs that a run reads, with fingerprints
     runs         what is trained: reward models and policies, each identified by its settings
     plans        what to run, as data: parts of rows and columns, scorings, plans
@@ -12,7 +13,6 @@ One pipeline, from data to pages; each module imports only those above it:
     costs        estimated seconds of runs and scorings
     record       what lasts of a study: its journal, and results without weights and texts
     stages       the study's order of work: choice of learning rates, what is missing
-    words        the bag-of-words baseline
     frozen       a reward head fitted on a frozen backbone
     executor     training and scoring what is missing
     measures     accuracies, paired differences and their intervals
@@ -20,11 +20,14 @@ One pipeline, from data to pages; each module imports only those above it:
     settings     Tables 1, 5, 8, 9 and 10, Figure 10
     accuracy     Tables 2 and 3, Figure 3
     ratios       Figure 6
-    selections   Figures 4, 8 and 9, Tables 4 and 11
+    selections   which responses the methods' models choose
+    best         Figures 4, 8 and 9
+    recall       Tables 4 and 11
     probes/      Figures 2 and 7, Tables 6 and 7, Appendix D
     policies     Figure 5, and whether PPO learns
     study        the study's numbers
-    study_page   the study's tables, figures, sentences and published pages
+    study_page   the study's tables, figures and sentences
+    publishing   the study's pages in a checkout
     experiments  all experiments by name, each with its plan and its findings
 
 The words of the pages are in `pages.md.j2` and `study.md.j2`; `hafrm.report` writes the pages.

@@ -107,20 +107,20 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         one=("seeds", "sets"),
     ),
     "figure4": Experiment(
-        "whose selection of several responses is best", _late("selections.plan"), _late("selections.find_best")
+        "whose selection of several responses is best", _late("selections.plan"), _late("best.find_best")
     ),
     "table4": Experiment(
-        "recall of a judge's best responses, on average", _late("selections.plan"), _late("selections.find_recall")
+        "recall of a judge's best responses, on average", _late("selections.plan"), _late("recall.find_recall")
     ),
     "figure8": Experiment(
         "whose selection of several responses is best, set by set",
         _late("selections.plan"),
-        _late("selections.find_best_by_set"),
+        _late("best.find_best_by_set"),
     ),
     "figure9": Experiment(
         "the selections of figure8, judged by a reward model",
         _late("selections.plan_rewards"),
-        _late("selections.find_best_by_rewards"),
+        _late("best.find_best_by_rewards"),
     ),
     "table8": Experiment(
         "what it costs to rank responses", _plan_nothing, _late("settings.find_ranking_costs"), trains=False
@@ -140,7 +140,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "table11": Experiment(
         "recall of a judge's best responses, set by set",
         _late("selections.plan"),
-        _late("selections.find_recall_by_set"),
+        _late("recall.find_recall_by_set"),
     ),
     "study": Experiment(
         "all comparisons with seeds and tests",

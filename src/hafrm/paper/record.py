@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +24,7 @@ from hafrm import atomic
 from hafrm.errors import ConfigError, DataError
 from hafrm.evaluation.scoring import PairScore
 from hafrm.models.options import LoraOptions
+from hafrm.models.runinfo import versions
 from hafrm.paper.scales import Backbone, Job, Scale, SetFiles
 from hafrm.store import changed_values, read_json
 from hafrm.training.manifest import git_revision
@@ -279,10 +279,9 @@ def _has(values: Any, name: str) -> bool:
 
 def environment() -> dict[str, Any]:
     """Return what results were computed with: program versions, the code's revision and the machine."""
-    names = ("hafrm", "torch", "transformers")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return {
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in names},
+        "versions": {"python": platform.python_version()} | versions("hafrm", "torch", "transformers"),
         "git_revision": git_revision(),
         "machine": {"device": device, "processor": _processor(), "threads": torch.get_num_threads()},
     }

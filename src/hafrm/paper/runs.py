@@ -20,7 +20,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hafrm.data import DataOptions
-from hafrm.models.options import Head, ScoreOptions
+from hafrm.models.options import Head, Method, ScoreOptions
 from hafrm.options import differences
 from hafrm.paper.samples import RunData
 from hafrm.paper.scales import Job
@@ -28,7 +28,8 @@ from hafrm.paper.world.sets import RANKED
 from hafrm.rlhf.options import Dense, KlOptions, RlhfConfig, SamplingOptions
 from hafrm.rlhf.run import rlhf
 from hafrm.store import alone
-from hafrm.training.config import LossConfig, Method, TrainConfig
+from hafrm.training.config import TrainConfig
+from hafrm.training.loss import LossConfig
 from hafrm.training.manifest import changed_options, is_finished, read_manifest, refuse_other_options
 from hafrm.training.run import train
 

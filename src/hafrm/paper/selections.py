@@ -1,4 +1,4 @@
-"""Figure 4 (and 8 and 9, set by set) and Tables 4 and 11: which method selects the best of several responses?
+"""Selections of the best of several responses: for Figures 4, 8 and 9 (`best`) and Tables 4 and 11 (`recall`).
 
 Backbones answer test prompts, and the methods' models choose. As in section 4.2.1, reward models and responses come
 from the same backbone, with 8 responses per prompt (4 for Phi-2). A set's models choose among responses to that set's
@@ -10,35 +10,19 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from hafrm.errors import ConfigError, DataError
 from hafrm.judging.options import JudgeOptions
-from hafrm.paper import numbers
-from hafrm.paper.measures import (
-    AVERAGE,
-    RIVALS,
-    Grid,
-    Measured,
-    Row,
-    as_json,
-    average_of,
-    average_relation,
-    relations,
-)
+from hafrm.paper.measures import Measured
 from hafrm.paper.plans import Plan, Responses
 from hafrm.paper.runs import option_words, seed_runs, shell_line
 from hafrm.paper.scales import METHODS, Job
-from hafrm.paper.tables import METHOD_NAMES, build_findings, cell_text, method_rows, with_average
-from hafrm.report.figures import overlap_circles
-from hafrm.report.findings import Cell, Findings, Relation, Rival, Table, ranked
-from hafrm.report.wording import percent
 from hafrm.sampling.analysis import LONGEST, RANDOM, ScoredPrompt, best_shares, recall_hits
 from hafrm.sampling.best_of_n import RESULTS_FILE, best_of_n
 from hafrm.sampling.options import BestOfNConfig, SampleConfig, SampleOptions
@@ -51,13 +35,6 @@ _DRAWS, _DRAWS_OF = 8, {"Phi-2": 4}
 
 Region = frozenset[str]
 """Methods that chose the best response."""
-
-K = Literal[1, 2]
-
-_KS: tuple[K, ...] = (1, 2)
-_CHAT = "Chat"
-_ORDER = ("baseline", "dpo", "haf")
-"""Methods in Table 4's order."""
 
 
 @dataclass(frozen=True)
@@ -228,12 +205,6 @@ def recalls(selections: Selections, k: int, what: str) -> dict[str, Measured]:
     }
 
 
-def _left_out(chosen: _Chosen) -> dict[str, Mapping[str, int]]:
-    """Return the prompts that are in no rate, by set with backbone, and by reason."""
-    every = {f"{name} ({backbone})": each for backbone, by_set in chosen.items() for name, each in by_set.items()}
-    return {name: each.left_out for name, each in every.items() if each.left_out}
-
-
 def win_rates(selections: Selections) -> dict[str, Measured]:
     """Measure how often each method's choice is the best of the three choices: Figure 4's circles.
 
@@ -289,215 +260,16 @@ def _measured(
     )
 
 
-def find_best(job: Job) -> Findings:
-    """Draw Figure 4's circles for each backbone, averaged over sets."""
-    return _best(job, "figure4", [AVERAGE] if len(job.sets) > 1 else [])
-
-
-def find_best_by_set(job: Job) -> Findings:
-    """Draw Figure 8's circles for each backbone and set."""
-    return _best(job, "figure8", job.sets)
-
-
-def find_best_by_rewards(job: Job) -> Findings:
-    """Draw Figure 9's circles for each backbone and set, as judged by a reward model."""
-    return _best(job, "figure9", job.sets)
-
-
-def _best(job: Job, figure: str, shown: Sequence[str]) -> Findings:
-    """Measure win rates, and draw circles of the given sets, or of their mean; of a single set if none is given."""
-    chosen = _chosen(job)
-    wins = {backbone: {name: win_rates(each) for name, each in by_set.items()} for backbone, by_set in chosen.items()}
-    overlaps = {backbone: {name: regions(each) for name, each in by_set.items()} for backbone, by_set in chosen.items()}
-    figures = {}
-    for backbone, by_set in overlaps.items():
-        for name in shown or by_set:
-            label = f"How often each method's choice is the best of the three, {backbone}, {name}"
-            found = _mean(by_set) if name == AVERAGE else by_set[name]
-            figures[f"{figure}-{backbone}-{name}"] = overlap_circles(label, METHOD_NAMES, found)
-    best = {
-        backbone: {
-            name: {
-                "win_rates": {
-                    method: {"value": cell.accuracy, "ci95": cell.ci95, "by_seed": list(cell.accuracies)}
-                    for method, cell in row.items()
-                },
-                "regions": [
-                    {"methods": sorted(whose), "share": share} for whose, share in overlaps[backbone][name].items()
-                ],
-                "agreement": [
-                    {"a": a, "b": b, "share": share} for (a, b), share in agreements(chosen[backbone][name]).items()
-                ],
-            }
-            for name, row in by_set.items()
-        }
-        for backbone, by_set in wins.items()
-    }
-    win_rows = [row for backbone, grid in wins.items() for row in method_rows(backbone, with_average(grid))]
-    columns = ("% of prompts", *job.sets, AVERAGE)
-    return build_findings(
-        job,
-        figure,
-        results={"seeds": list(job.seeds), "best": best},
-        tables=(
-            Table("How often each one's choice is the best", columns, tuple(win_rows)),
-            Table("How often two choose the same", columns, tuple(_agreement_rows(chosen))),
-        ),
-        figures=figures,
-        relations=[each for backbone, grid in wins.items() for each in relations(backbone, grid)],
-        draws={backbone: draws_of(job, backbone) for backbone in job.backbones},
-        left_out=_left_out(chosen),
-    )
-
-
-def _mean(by_set: Mapping[str, Mapping[Region, float]]) -> dict[Region, float]:
-    """Average the regions over sets, unweighted."""
-    every = dict.fromkeys(region for found in by_set.values() for region in found)
-    return {region: float(np.mean([found.get(region, 0.0) for found in by_set.values()])) for region in every}
-
-
-def _agreement_rows(chosen: _Chosen) -> list[tuple[Cell, ...]]:
-    rows: list[tuple[Cell, ...]] = []
-    for backbone, by_set in chosen.items():
-        found = [agreements(each) for each in by_set.values()]
-        for a, b in found[0]:
-            shares = [each[a, b] for each in found]
-            cells = [percent(share) for share in (*shares, float(np.mean(shares)))]
-            rows.append((f"{METHOD_NAMES[a]} and {METHOD_NAMES[b]} ({backbone})", *cells))
-    return rows
-
-
-def _printed_gains(job: Job, backbone: str, k: K) -> Callable[[Rival, str], float | None]:
-    """Return HAF's printed lead in recall over a rival: on a set (Table 11), on average or over Chat (Table 4)."""
-    name_in_paper = job.scale.backbone(backbone).paper_name or ""
-    rows = {row.method: row for row in numbers.TABLE_4 if (row.backbone, row.k) == (name_in_paper, k)}
-    columns = {AVERAGE: ("all_sets", numbers.SETS), _CHAT: ("chat", numbers.CATEGORIES[_CHAT])}
-
-    def gain(over: Rival, name: str) -> float | None:
-        if (name_in_paper, "haf") not in numbers.TABLE_11:
-            return None
-        if name in columns:
-            column, sets = columns[name]
-            lead: float = getattr(rows["haf"], column) - getattr(rows[over], column)
-            return round(lead, 2) / 100 if set(sets) <= set(job.sets) else None
-        ours, theirs = numbers.TABLE_11[name_in_paper, "haf"][name], numbers.TABLE_11[name_in_paper, over][name]
-        return round(ours.top_1 - theirs.top_1 if k == 1 else ours.top_2 - theirs.top_2, 2) / 100
-
-    return gain
-
-
-_ByK = Mapping[K, Grid]
-"""Recalls by k, then by set, then by method or reference."""
-
-
-def find_recall(job: Job) -> Findings:
-    """Build Table 4: averages over all sets and over those of the category Chat, ours above the paper's."""
-    chosen = _chosen(job)
-    found = _recalls(chosen)
-    chat = _chat_sets(job)
-    averages = {"All": job.sets} | ({_CHAT: chat} if chat else {})
-    columns = [(backbone, name, sets) for backbone in job.backbones for name, sets in averages.items()]
-    rows: list[tuple[Cell, ...]] = []
-    for k in _KS:
-        cells = []
-        for backbone, _, sets in columns:
-            grid = found[backbone][k]
-            cells.append(_marked({who: average_of([grid[name][who] for name in sets]) for who in grid[sets[0]]}))
-        rows += _recall_rows(f"Top-{k}", cells)
-    ours = Table("Ours", ("recall, %", *(f"{backbone}, {name}" for backbone, name, _ in columns)), tuple(rows))
-    return _recall_findings(job, "table4", chosen, found, (ours, _papers_averages()))
-
-
-def find_recall_by_set(job: Job) -> Findings:
-    """Build Table 11: recalls for each set, ours above the paper's."""
-    chosen = _chosen(job)
-    found = _recalls(chosen)
-    rows: list[tuple[Cell, ...]] = []
-    for backbone, by_k in found.items():
-        rows += _recall_rows(backbone, [_marked(by_k[k][name]) for name in job.sets for k in _KS])
-    ours = Table("Ours", ("recall, %", *(f"{name}, top-{k}" for name in job.sets for k in _KS)), tuple(rows))
-    return _recall_findings(job, "table11", chosen, found, (ours, _papers_sets()))
-
-
-_Chosen = Mapping[str, Mapping[str, Selections]]
+Chosen = Mapping[str, Mapping[str, Selections]]
 """Selections by backbone and set."""
 
 
-def _chosen(job: Job) -> _Chosen:
+def choose(job: Job) -> Chosen:
+    """Let the models of each backbone and set choose; existing results are reused."""
     return {backbone: {name: select(job, backbone, name) for name in job.sets} for backbone in job.backbones}
 
 
-def _recalls(chosen: _Chosen) -> dict[str, _ByK]:
-    """Measure recalls by backbone."""
-    return {
-        backbone: {k: {name: recalls(each, k, f"{name} by {backbone}") for name, each in by_set.items()} for k in _KS}
-        for backbone, by_set in chosen.items()
-    }
-
-
-def _recall_findings(
-    job: Job, name: str, chosen: _Chosen, found: Mapping[str, _ByK], tables: tuple[Table, ...]
-) -> Findings:
-    recall = {backbone: {f"top_{k}": as_json(by_k[k]) for k in _KS} for backbone, by_k in found.items()}
-    return build_findings(
-        job,
-        name,
-        results={"seeds": list(job.seeds), "recall": recall},
-        tables=tables,
-        relations=[
-            each
-            for backbone, by_k in found.items()
-            for k in _KS
-            for each in _recall_relations(job, backbone, k, by_k[k])
-        ],
-        draws={backbone: draws_of(job, backbone) for backbone in job.backbones},
-        left_out=_left_out(chosen),
-    )
-
-
-def _recall_relations(job: Job, backbone: str, k: K, grid: Grid) -> list[Relation]:
-    """Compare HAF with each rival on each set, on average, and on average over the sets of Chat."""
-    place, gain = f", top-{k}", _printed_gains(job, backbone, k)
-    found = relations(backbone, grid, place=place, average="All", gain=gain)
-    chat = [f"{name}{place}" for name in _chat_sets(job)]
-    for over in RIVALS if chat else ():
-        each = [one for one in found if one.over == over and one.tested_on in chat]
-        found.append(average_relation(each, tested_on=f"{_CHAT}{place}", paper=gain(over, _CHAT)))
-    return found
-
-
-def _chat_sets(job: Job) -> tuple[str, ...]:
-    return tuple(name for name in job.sets if numbers.category_of(name) == _CHAT)
-
-
-def _marked(row: Row) -> list[Cell]:
-    """Return one column: random, longest, and the methods with the best in bold and the second underlined."""
-    methods = ranked([row[method].accuracy for method in _ORDER], [cell_text(row[method]) for method in _ORDER])
-    return [percent(row[RANDOM].accuracy), percent(row[LONGEST].accuracy), *methods]
-
-
-def _recall_rows(what: str, columns: list[list[Cell]]) -> list[tuple[Cell, ...]]:
-    names = ("Random", "The longest", *(METHOD_NAMES[method] for method in _ORDER))
-    return [(f"{what} {name}", *cells) for name, cells in zip(names, zip(*columns, strict=True), strict=True)]
-
-
-def _papers_averages() -> Table:
-    columns = [(backbone, column) for backbone in ("Phi-2", "Mistral") for column in ("all_sets", "chat")]
-    names = {"random": "Random", **METHOD_NAMES}
-    by_row: dict[str, dict[str, numbers.SummaryRecall]] = {}
-    for cell in numbers.TABLE_4:
-        by_row.setdefault(f"Top-{cell.k} {names[cell.method]}", {})[cell.backbone] = cell
-    rows = tuple(
-        (row, *(f"{getattr(cells[backbone], column):.2f}" for backbone, column in columns))
-        for row, cells in by_row.items()
-    )
-    return Table("The paper's", ("recall, %", "Phi-2, All", "Phi-2, Chat", "Mistral, All", "Mistral, Chat"), rows)
-
-
-def _papers_sets() -> Table:
-    cells = [(name, k) for name in numbers.RECALL_SETS for k in _KS]
-    rows = tuple(
-        (f"{backbone} {METHOD_NAMES[method]}", *(f"{getattr(row[name], f'top_{k}'):.2f}" for name, k in cells))
-        for (backbone, method), row in numbers.TABLE_11.items()
-    )
-    return Table("The paper's", ("recall, %", *(f"{name}, top-{k}" for name, k in cells)), rows)
+def left_out_of(chosen: Chosen) -> dict[str, Mapping[str, int]]:
+    """Return the prompts that are in no rate, by set with backbone, and by reason."""
+    every = {f"{name} ({backbone})": each for backbone, by_set in chosen.items() for name, each in by_set.items()}
+    return {name: each.left_out for name, each in every.items() if each.left_out}

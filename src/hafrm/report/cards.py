@@ -13,6 +13,7 @@ from hafrm.errors import HafrmError
 from hafrm.models.runinfo import RUN_FILE, RunInfo, read_manifest
 from hafrm.options import command_line
 from hafrm.report.wording import listed, moment, percent, short_names
+from hafrm.training.arguments import pairs_per_step
 from hafrm.training.config import TrainConfig
 
 Facts = tuple[tuple[str, str], ...]
@@ -63,10 +64,7 @@ def run_facts(manifest: Mapping[str, Any]) -> Facts:
     if not manifest:
         return ()
     effective, train = manifest.get("effective") or {}, manifest["data"].get("train") or {}
-    sizes = ("per_device_train_batch_size", "gradient_accumulation_steps", "world_size")
-    batch = 1
-    for size in sizes:
-        batch *= int(effective.get(size, 1))
+    batch = pairs_per_step(effective, int(effective.get("world_size", 1)))
     facts = []
     if "pairs" in train:
         names = short_names(manifest["config"]["data"]).values()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -40,20 +41,26 @@ def render(template: str, *, script: Markup | None = None, **context: Any) -> st
         script: The page's script, if it has one.
         **context: The template's other variables, escaped unless they are `Markup`.
     """
-    environment = Environment(
+    style = stylesheet()
+    allowed = f"script-src {_digest(script)}; " if script else ""
+    policy = (
+        f"default-src 'none'; {allowed}style-src {_digest(style)}; img-src data:; base-uri 'none'; form-action 'none'"
+    )
+    return _environment().get_template(template).render(style=style, script=script, policy=policy, **context)
+
+
+@cache
+def _environment() -> Environment:
+    """Return what renders the templates, which it compiles once."""
+    made = Environment(
         loader=PackageLoader("hafrm", "report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["visible"] = visible
-    style = stylesheet()
-    allowed = f"script-src {_digest(script)}; " if script else ""
-    policy = (
-        f"default-src 'none'; {allowed}style-src {_digest(style)}; img-src data:; base-uri 'none'; form-action 'none'"
-    )
-    return environment.get_template(template).render(style=style, script=script, policy=policy, **context)
+    made.filters["visible"] = visible
+    return made
 
 
 def _digest(content: str) -> str:

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from hafrm import atomic
 from hafrm.data import PromptRow
 from hafrm.errors import ConfigError, DataError
+from hafrm.models.runinfo import versions
 from hafrm.sampling.engines import Draw
 from hafrm.store import LineFile, RunFolder, read_json
 from hafrm.training.manifest import git_revision, read_manifest
@@ -121,7 +121,7 @@ def write_manifest(folder: Path, depends_on: dict[str, Any], status: str, **coun
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "depends_on": depends_on,
         "git_revision": git_revision(),
-        "versions": {name: version(name) for name in ("hafrm", "torch", "transformers")},
+        "versions": versions("hafrm", "torch", "transformers"),
         **counts,
     }
     atomic.write_json(folder / MANIFEST_FILE, manifest)

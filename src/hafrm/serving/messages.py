@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from hafrm.contract import parse_conversation
 from hafrm.errors import BadRowError, printable
 from hafrm.pairs import TEMPLATE_COLUMNS, Prompt
-from hafrm.rows import MEDIA_COLUMNS, TEXT_PARTS, UNRENDERED_COLUMNS, Row, parse_conversation
+from hafrm.rows import MEDIA_COLUMNS, TEXT_PARTS, UNRENDERED_COLUMNS, Row
 from hafrm.serving.config import MAX_ITEMS
 from hafrm.serving.errors import RequestError
 from hafrm.serving.reading import Input, TokenIds, Unfit

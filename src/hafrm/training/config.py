@@ -5,202 +5,23 @@ Where the paper is silent, the field's docstring says what was chosen. An option
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from hafrm.data import DataOptions, MemoryData, data_names_of
 from hafrm.errors import ConfigError
-from hafrm.losses import (
-    PLACKETT_LUCE,
-    REWARD_LOSSES,
-    PolicyLossOptions,
-    RewardLossName,
-    loss_terms,
-    options_read,
-    uses_reference,
-)
+from hafrm.losses import PLACKETT_LUCE
 from hafrm.models.options import HeadInit, LayoutChoice, LoraOptions, Method
 from hafrm.pretraining.shape import LlamaShape
+from hafrm.training.loss import LossConfig
 
 if not TYPE_CHECKING:  # jsonargparse runs the block of a plain `if TYPE_CHECKING`, which would load torch
     pass
 else:
     import torch
 
-__all__ = ["BEST_METRICS", "LossConfig", "Method", "PretrainConfig", "TrainConfig"]
-
-_FIXED_LOSSES: dict[Method, dict[str, float | str]] = {
-    "haf": {},
-    "baseline": {"reward_weight": 1.0, "policy_ratio": 0.0},
-    "dpo": {"reward_weight": 0.0, "policy_ratio": 1.0},
-    "grm": {"reward_weight": 0.99, "policy_ratio": 0.01, "policy_loss": "grm_sft"},
-}
-
-_OF_REWARD_LOSSES = (
-    *("reward_loss", "heads", "heads_from", "label_smoothing", "centering", "length_control", "consistency_weight"),
-)
-"""Fields of `LossConfig` that need a reward loss."""
-
-_OF_POLICY_LOSSES = (
-    *("policy_loss", "beta", "policy_label_smoothing", "target_margin", "reference"),
-    "consistency_weight",  # untrained, the policy head would not fit the backbone, and p would be noise
-)
-"""Fields of `LossConfig` that need a policy loss."""
-
 BEST_METRICS = {"accuracy": "rewards/accuracies", "margin": "rewards/margins", "chosen_reward": "rewards/chosen"}
 """Readings of the paper's "checkpoint that achieves the highest reward on the validation set" (Appendix A)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """Losses that train the shared backbone, and their weights."""
-
-    reward_weight: float = 1.0
-    """Weight of the reward loss."""
-
-    policy_ratio: float = 0.2
-    """Weight of the policy loss: the paper's alpha (Eq. 5). 0 trains only the reward head; may be negative."""
-
-    reward_loss: RewardLossName = "bradley_terry"
-    """Loss on reward differences. Bradley-Terry is Eq. 2; probit and Cauchy assume other noise distributions.
-    Plackett-Luce is the likelihood of whole rankings instead of their pairs (needs `data_options.batch_by: prompt`).
-    """
-
-    heads: int = 1
-    """Number of reward heads on the backbone. The reward is their mean; their spread is its standard error
-    (`score.pessimism`).
-    """
-
-    heads_from: Literal["bootstrap", "laplace"] = "bootstrap"
-    """Origin of several heads. `bootstrap` trains all of them, which start differently and weigh the pairs at random;
-    5 are usual. `laplace` trains one and then draws an even number, such as 64, from its approximate posterior, for
-    which it reads the training pairs once more.
-    """
-
-    policy_loss: str = "dpo"
-    """Loss on response log-probs: dpo (Eq. 4), ipo, slic, simpo, orpo, kto_pair, sft, grm_sft, robust, exo_pair,
-    nca_pair, bco_pair, sppo_hard, aot, aot_unpaired, apo_zero, apo_down, discopop or sigmoid_norm, or a sum of them
-    such as `dpo+0.2*sft`.
-    """
-
-    beta: float = 0.1
-    """Sharpness of the policy loss: the paper's tau (section 2.2)."""
-
-    label_smoothing: float = 0.0
-    """Label smoothing of the reward loss: assumed fraction of mislabeled pairs."""
-
-    policy_label_smoothing: float = 0.0
-    """Label smoothing of the policy loss (conservative DPO): assumed fraction of mislabeled pairs."""
-
-    target_margin: float = 0.5
-    """Target margin of SimPO; other losses don't use it."""
-
-    centering: float = 0.0
-    """Weight of the penalty (r_chosen + r_rejected)^2, which keeps rewards near zero."""
-
-    length_control: bool = False
-    """Keep length out of the reward: before training, fit to the training pairs by how much the response of more tokens
-    wins (log-odds per log of their ratio), and add that to the reward difference in the reward loss, so that the reward
-    learns what length does not explain. Scores leave it out. If better responses are longer, it takes that away too.
-    """
-
-    consistency_weight: float = 0.0
-    """Weight of the consistency loss (ICRM, arXiv:2506.09096; .1 there), which keeps the rewards of neighbouring
-    prefixes of a response close where the policy head finds the token between them likely.
-    """
-
-    reference: Literal["auto", "precomputed", "adapter_off", "frozen_copy"] = "auto"
-    """Source of the reference log-probs; `auto` computes them once before training and keeps them on disk."""
-
-    def __post_init__(self) -> None:
-        for name in ("reward_weight", "policy_ratio", "centering", "consistency_weight"):
-            if not math.isfinite(getattr(self, name)):
-                raise ConfigError(f"loss.{name} must be a finite number, got {getattr(self, name)}")
-        if self.heads < 1:
-            raise ConfigError(f"loss.heads must be 1 or more, got {self.heads}")
-        if self.heads_from == "laplace" and (self.heads % 2 or self.reward_loss != "bradley_terry"):
-            raise ConfigError(
-                "loss.heads_from laplace draws an even number of heads around one trained by bradley_terry: set "
-                f"loss.heads, such as 64; got {self.heads} and reward_loss {self.reward_loss}."
-            )
-        for name in ("reward_weight", "centering", "consistency_weight"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"loss.{name} must be 0 or more, got {getattr(self, name)}")
-        for name in ("label_smoothing", "policy_label_smoothing"):
-            if not 0 <= getattr(self, name) < 0.5:
-                raise ConfigError(f"loss.{name} must be in [0, 0.5), got {getattr(self, name)}")
-        if self.reward_weight == 0 and self.policy_ratio == 0:
-            raise ConfigError("loss.reward_weight and loss.policy_ratio are both 0, so nothing would be trained.")
-        if self.reward_loss not in (known := (*REWARD_LOSSES, PLACKETT_LUCE)):
-            raise ConfigError(f"loss.reward_loss must be one of {', '.join(known)}, got {self.reward_loss!r}")
-        if self.length_control and self.reward_loss not in ("bradley_terry", PLACKETT_LUCE):
-            raise ConfigError(
-                f"loss.length_control adds log-odds, which {self.reward_loss} has none of: use bradley_terry or "
-                f"{PLACKETT_LUCE}."
-            )
-        try:
-            terms = loss_terms(self.policy_loss)
-        except ValueError as error:
-            raise ConfigError(f"loss.policy_loss {error}") from error
-        if "exo_pair" in terms and self.policy_ratio and not self.policy_label_smoothing:
-            raise ConfigError(
-                "loss.policy_loss exo_pair needs loss.policy_label_smoothing above 0, such as 0.001: its loss is "
-                "infinite for labels that are certain."
-            )
-        try:
-            _ = self.policy_options
-        except ValueError as error:
-            raise ConfigError(f"loss.{error}") from error
-        for name, reader in self._unread():
-            if getattr(self, name) != self.__dataclass_fields__[name].default:
-                raise ConfigError(f"loss.{name} has no effect {reader}: leave it out.")
-
-    @property
-    def trained_heads(self) -> int:
-        """Return the number of reward heads in training."""
-        return 1 if self.heads_from == "laplace" else self.heads
-
-    @property
-    def policy_options(self) -> PolicyLossOptions:
-        """Return the options of the policy loss."""
-        return PolicyLossOptions(
-            beta=self.beta, label_smoothing=self.policy_label_smoothing, target_margin=self.target_margin
-        )
-
-    def _unread(self) -> Iterator[tuple[str, str]]:
-        """Yield the fields that have no effect with these weights and losses, each with the reason."""
-        if self.reward_weight == 0:
-            for name in _OF_REWARD_LOSSES:
-                yield name, "without a reward loss (loss.reward_weight is 0, as under --method dpo)"
-        elif self.reward_loss == PLACKETT_LUCE:
-            yield "label_smoothing", "on plackett_luce"
-        if self.policy_ratio == 0:
-            for name in _OF_POLICY_LOSSES:
-                yield name, "without a policy loss (loss.policy_ratio is 0, as under --method baseline)"
-            return
-        read = options_read(self.policy_loss)  # beta scales the implicit reward of every policy loss
-        for name, option in (("policy_label_smoothing", "label_smoothing"), ("target_margin", "target_margin")):
-            if option not in read:
-                yield name, f"on {self.policy_loss}"
-        if not uses_reference(self.policy_loss):
-            yield "reference", f"on {self.policy_loss}, which has no reference"
-
-    def for_method(self, method: Method) -> LossConfig:
-        """Return the losses as a method fixes them; `haf` leaves them unchanged.
-
-        Raises:
-            ConfigError: a weight was set to another value, or an option has no effect on the method's losses.
-        """
-        for name, value in _FIXED_LOSSES[method].items():
-            if getattr(self, name) not in (value, self.__dataclass_fields__[name].default):
-                fixed = value if isinstance(value, str) else f"{value:g}"
-                raise ConfigError(
-                    f"loss.{name} is {getattr(self, name)}, but --method {method} fixes it at {fixed}. Leave it out, "
-                    "or train both heads with --method haf."
-                )
-        return replace(self, **_FIXED_LOSSES[method])  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -143,7 +143,7 @@ def measure(
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # an output saved as itself would keep its graph, and so its own node, alive for good
 
     training = model.training
     devices = [args.device] if args.device.type == "cuda" else []

@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, TrainingArguments
 
 from hafrm import atomic
 from hafrm.errors import ConfigError
-from hafrm.models.runinfo import manifest_problem
+from hafrm.models.runinfo import manifest_problem, versions
 from hafrm.store import changed_values, read_json, was
 from hafrm.training.arguments import free_on_resume
 
@@ -65,7 +65,7 @@ def new_manifest(config: DataclassInstance, data: dict[str, Any], effective: dic
         "git_revision": git_revision(),
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("hafrm", "torch", "transformers", "peft", "accelerate", "datasets")},
+            **versions("hafrm", "torch", "transformers", "peft", "accelerate", "datasets"),
         },
     }
 
@@ -239,6 +239,7 @@ def _require_none(changes: str, what: str, folder: Path) -> None:
         )
 
 
+@cache
 def git_revision() -> str | None:
     """Return the revision of hafrm's source if it runs from a git checkout; "+changes" marks modified files."""
 
@@ -248,6 +249,6 @@ def git_revision() -> str | None:
 
     try:
         git("ls-files", "--error-unmatch", __file__)  # fails if hafrm is installed inside another project's checkout
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+        return git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes")
     except (OSError, subprocess.SubprocessError):
         return None

@@ -31,7 +31,7 @@ from hafrm.losses import (
 from hafrm.models.hybrid import SequenceScores
 from hafrm.stats import fit_temperature
 from hafrm.training.batches import PairBatch
-from hafrm.training.config import LossConfig
+from hafrm.training.loss import LossConfig
 
 
 @dataclass(frozen=True)

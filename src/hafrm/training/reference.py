@@ -25,7 +25,7 @@ from hafrm.models.references import (
 )
 from hafrm.progress import ProgressLine
 from hafrm.training.batches import PairDataset
-from hafrm.training.config import LossConfig
+from hafrm.training.loss import LossConfig
 
 _LESS_MEMORY = (
     "Lower data_options.tokens_per_batch (or training.per_device_eval_batch_size, where rows are padded); what was "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import hashlib
 import math
@@ -26,29 +25,24 @@ from transformers import (
     set_seed,
 )
 
-from hafrm.data import PairTables, load_tables, local_path
-from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ConfigError, NoMemoryError, first_line
 from hafrm.models.checkpoints import save_run
 from hafrm.models.hybrid import HybridModel
 from hafrm.models.layout import Layout
-from hafrm.models.options import HeadInit, chat_template
 from hafrm.models.references import weights_digest
 from hafrm.models.runinfo import RunInfo
-from hafrm.models.starts import Start, check_start, new_model, saved_start
-from hafrm.models.tokenizers import load_tokenizer, prepare_tokenizer
+from hafrm.models.starts import saved_start
 from hafrm.numerics import cpu_tuned
-from hafrm.packing import pad_rows
-from hafrm.progress import ProgressLine
 from hafrm.stats import fit_combination
 from hafrm.training.arguments import pairs_per_step, total_steps
 from hafrm.training.batches import PairCollator
 from hafrm.training.callbacks import ConsoleProgress, DoctorLines, MetricsFile, best_step
 from hafrm.training.config import TrainConfig
-from hafrm.training.defaults import pairs_needed, training_arguments
+from hafrm.training.defaults import training_arguments
 from hafrm.training.doctor import circumstances_of
 from hafrm.training.fitting import fitted_layout, measure, tokens_per_batch
 from hafrm.training.folders import claim_folder, hold_folder, make_folder
+from hafrm.training.inputs import RunData, checked_start, input_paths, load_data, load_model
 from hafrm.training.laplace import laplace_heads
 from hafrm.training.manifest import (
     effective_settings,
@@ -59,7 +53,7 @@ from hafrm.training.manifest import (
     save_manifest,
 )
 from hafrm.training.objective import Objective, length_slope
-from hafrm.training.opening import account_of, opening_lines
+from hafrm.training.opening import opening_lines
 from hafrm.training.order import pair_order
 from hafrm.training.preflight import check_machine, require_all_processes
 from hafrm.training.reference import ReferenceSource
@@ -146,7 +140,7 @@ class _Run:
 
     config: TrainConfig
     args: TrainingArguments
-    data: _Data
+    data: RunData
     tokenizer: Any
     model: HybridModel
     layout: Layout
@@ -166,7 +160,7 @@ class _Run:
 def _train(
     config: TrainConfig, callbacks: Sequence[TrainerCallback], tokenizer: Any, most_tokens: int | None
 ) -> TrainResult:
-    before = claim_folder(config, Path(config.out), _inputs(config), overwrite=config.overwrite)
+    before = claim_folder(config, Path(config.out), input_paths(config), overwrite=config.overwrite)
     check_machine(config.training)
     progress = ConsoleProgress(Console(stderr=True, quiet=not PartialState().is_main_process))
     run = _prepare(config, tokenizer, before, most_tokens, progress)
@@ -202,9 +196,9 @@ def _prepare(
     """
     started = before and before.get("effective")
     training_arguments(config, pairs=1, started=started)  # raises for options that don't fit, before anything is read
-    loss, start = config.resolved_loss, _start(config)
+    loss, start = config.resolved_loss, checked_start(config)
     set_seed(int(config.training.get("seed", 0)))
-    data, tokenizer = _load_data(config, tokenizer)
+    data, tokenizer = load_data(config, tokenizer)
     if before is not None:
         require_same_data(before, data.account, Path(config.out))
     args = training_arguments(config, pairs=len(data.train), started=started)
@@ -215,7 +209,7 @@ def _prepare(
     load_whole_weights()
     make_folder(Path(config.out))
     with progress.console.status("loading the model"):
-        model = _new_model(config, start.head_init, tokenizer, args, data.train)
+        model = load_model(config, start.head_init, tokenizer, args, data.train)
     slope = length_slope(data.train) if loss.length_control else 0.0
     objective = Objective(loss, slope)
     measured = None if shards else partial(measure, model, objective, tables=data.train, args=args)
@@ -287,99 +281,6 @@ def _trainer(run: _Run, callbacks: Sequence[TrainerCallback], progress: ConsoleP
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer
-
-
-def _start(config: TrainConfig) -> Start:
-    """Check and load what training needs before data are read."""
-    loss = config.resolved_loss
-    start = check_start(
-        config.model,
-        head_init=config.head_init,
-        rewards=loss.reward_weight != 0,
-        log_probs=loss.policy_ratio != 0,
-        lora=config.lora,
-        trust_remote_code=config.trust_remote_code,
-    )
-    if start.positions is not None and config.data_options.max_length > start.positions:
-        raise ConfigError(
-            f"data_options.max_length is {config.data_options.max_length}, but {config.model} has {start.positions} "
-            f"positions. Set data_options.max_length to {start.positions} or less."
-        )
-    return start
-
-
-def _inputs(config: TrainConfig) -> dict[str, Path]:
-    """Return the paths that the run reads, by the options that name them."""
-    inputs = {f"model: {config.model}": Path(config.model)}
-    if config.chat_template not in (None, "default"):
-        inputs["chat_template"] = Path(config.chat_template)
-    return inputs | {f"data: {name}": path for name in (*config.data, *config.eval_data) if (path := local_path(name))}
-
-
-@dataclass(frozen=True)
-class _Data:
-    """The encoded pairs of a run, with an account of every row."""
-
-    train: PairTables
-    eval: PairTables | None
-    account: dict[str, Any]
-    """For the manifest: "train", "eval" and, with the latter, "shared_prompts"."""
-
-
-def _load_data(config: TrainConfig, own_tokenizer: Any) -> tuple[_Data, Any]:
-    options = config.data_options
-    console = Console(stderr=True, quiet=not PartialState().is_main_process)
-    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
-    template = chat_template(config.chat_template, "chat_template")
-    if own_tokenizer is None:
-        tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code, instead=template, say=say)
-    else:
-        tokenizer = copy.deepcopy(own_tokenizer)  # the caller's stays as it is
-        tokenizer.chat_template = template or tokenizer.chat_template
-        tokenizer = prepare_tokenizer(tokenizer)
-    encoder = ConversationEncoder(tokenizer, options.max_length, options.overlong)
-    needed = pairs_needed(config, processes=PartialState().num_processes)
-    tables = {}
-    for name, data, split in (("train", config.data, "train"), ("eval", config.eval_data, "validation")):
-        if data:
-            with ProgressLine(f"reading {name} pairs", console) as line:
-                tables[name] = load_tables(
-                    data,
-                    encoder,
-                    options,
-                    split=split,
-                    limit=needed if name == "train" else None,
-                    say=say,
-                    progress=partial(_show_progress, line, name),
-                )
-    train, evaluation = tables["train"], tables.get("eval")
-    return _Data(train, evaluation, account_of(train, evaluation)), tokenizer
-
-
-def _show_progress(line: ProgressLine, name: str, done: int) -> None:
-    line.show(f"reading {name} pairs: {done:,}")
-
-
-def _new_model(
-    config: TrainConfig, head_init: HeadInit, tokenizer: Any, args: TrainingArguments, pairs: PairTables
-) -> HybridModel:
-    loss = config.resolved_loss
-    model = new_model(
-        config.model,
-        tokenizer,
-        lora=config.lora,
-        head_init=head_init,
-        seed=args.seed,
-        dtype=config.torch_dtype,
-        trust_remote_code=config.trust_remote_code,
-        disable_dropout=config.disable_dropout,
-        lm_head=loss.policy_ratio != 0,
-        heads=loss.trained_heads,
-    )
-    if loss.policy_ratio:
-        model.check_policy_head(pad_rows(pairs[:1], pad_token_id=tokenizer.pad_token_id))
-    model.freeze_unused(rewards=loss.reward_weight != 0, log_probs=loss.policy_ratio != 0)
-    return model.to(args.device)
 
 
 def _base_digest(model: HybridModel, objective: Objective) -> str:

@@ -15,14 +15,6 @@ from hafrm.logprobs import LogitTransform
 from hafrm.models.hybrid import HybridModel
 from hafrm.models.layout import choose_layout
 from hafrm.packing import pad_rows
-from hafrm.paper.probes.claims import (
-    ClaimSide,
-    Seed,
-    claim_of_seed,
-    effective_rank,
-    representation_change,
-    summarise_claim,
-)
 from hafrm.paper.probes.heads import (
     FitOptions,
     FrozenStates,
@@ -30,6 +22,14 @@ from hafrm.paper.probes.heads import (
     fit_policy_head,
     freeze_states,
     head_losses,
+)
+from hafrm.paper.probes.inequality import (
+    ClaimSide,
+    Seed,
+    claim_of_seed,
+    effective_rank,
+    representation_change,
+    summarise_claim,
 )
 from tests.tiny import tiny_lm
 

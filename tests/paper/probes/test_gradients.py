@@ -18,7 +18,7 @@ from hafrm.models.lora import LoraOptions
 from hafrm.models.starts import new_model
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.paper.probes.gradients import WHOLE, pulls
-from hafrm.training.config import LossConfig
+from hafrm.training.loss import LossConfig
 from tests.tiny import save_tiny, some_pairs
 
 BETA, RATIO = 0.1, 0.2

@@ -7,16 +7,22 @@ from collections.abc import Sequence
 from hafrm.pairs import PreferencePair
 from hafrm.paper.world import PROFILES, oracle_reward
 
+Rewards = Sequence[tuple[float, float]]
+"""The oracle's rewards of each pair's chosen and rejected response."""
 
-def oracle_accuracy(pairs: Sequence[PreferencePair], name: str) -> tuple[float, float]:
+
+def oracle_rewards(pairs: Sequence[PreferencePair], name: str) -> Rewards:
+    """Score pairs by the oracle of set `name`."""
+    conversations = [pair.conversations for pair in pairs]
+    return [(oracle_reward(chosen, name), oracle_reward(rejected, name)) for chosen, rejected in conversations]
+
+
+def oracle_accuracy(rewards: Rewards, name: str) -> tuple[float, float]:
     """The oracle's accuracy on the labels of set `name`, ties counting one half, and its expected accuracy.
 
     The latter is the Bayes ceiling: the mean of max(p, 1 - p) over the pairs' Bradley-Terry probabilities p.
     """
     annotator = PROFILES[name].annotator
-    hits, ceiling = 0.0, 0.0
-    for pair in pairs:
-        chosen, rejected = (oracle_reward(conversation, name) for conversation in pair.conversations)
-        hits += 0.5 if chosen == rejected else float(chosen > rejected)
-        ceiling += annotator.preference(abs(chosen - rejected))
-    return hits / len(pairs), ceiling / len(pairs)
+    hits = sum(0.5 if chosen == rejected else float(chosen > rejected) for chosen, rejected in rewards)
+    ceiling = sum(annotator.preference(abs(chosen - rejected)) for chosen, rejected in rewards)
+    return hits / len(rewards), ceiling / len(rewards)

@@ -13,7 +13,7 @@ from sklearn.naive_bayes import MultinomialNB
 
 from hafrm.pairs import PreferencePair
 from hafrm.paper.world import WORLD_SETS, oracle_reward
-from tests.paper.world.ceiling import oracle_accuracy
+from tests.paper.world.ceiling import oracle_accuracy, oracle_rewards
 
 Pairs = Mapping[str, list[PreferencePair]]
 
@@ -50,7 +50,7 @@ def bags(train_pairs: Pairs) -> Mapping[str, BagOfWords]:
 @pytest.mark.parametrize("name", WORLD_SETS)
 def test_words_alone_tell_something_but_not_all(name: str, bags: Mapping[str, BagOfWords], test_pairs: Pairs) -> None:
     accuracy = bags[name].accuracy(test_pairs[name])
-    _, ceiling = oracle_accuracy(test_pairs[name], name)
+    _, ceiling = oracle_accuracy(oracle_rewards(test_pairs[name], name), name)
     print(f"{name}: bag of words {accuracy:.3f}, ceiling {ceiling:.3f}")
     assert 0.55 < accuracy < ceiling - 0.05
 
@@ -70,7 +70,7 @@ def test_the_sets_disagree(test_pairs: Pairs) -> None:
         return float(np.mean([chosen > rejected for chosen, rejected in rewards]))
 
     for values, data in (("arena", "helpful"), ("helpful", "arena"), ("safe", "harmless"), ("human-pref", "arena")):
-        own, _ = oracle_accuracy(test_pairs[data], data)
+        own, _ = oracle_accuracy(oracle_rewards(test_pairs[data], data), data)
         assert 0.55 < agreement(values, data) < own - 0.02
 
 

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
+from hafrm.contract import parse_pair
 from hafrm.errors import DataError, UnknownDataError
 from hafrm.pairs import PreferencePair
 from hafrm.paper.world import (
@@ -27,8 +28,7 @@ from hafrm.paper.world import (
 )
 from hafrm.paper.world.sets import LENGTH_BIAS
 from hafrm.paper.world.source import World
-from hafrm.rows import parse_pair
-from tests.paper.world.ceiling import oracle_accuracy
+from tests.paper.world.ceiling import Rewards, oracle_accuracy, oracle_rewards
 
 Pairs = Mapping[str, list[PreferencePair]]
 
@@ -40,6 +40,12 @@ rows = [pair.as_row() for name in WORLD_SETS for pair in world_pairs(name, "test
 rows += list(pretraining_documents(20)) + [repr(talk) for talk in instruct_conversations(20)]
 print(hashlib.sha256(json.dumps(rows).encode()).hexdigest())
 """
+
+
+@pytest.fixture(scope="module")
+def rewards(train_pairs: Pairs) -> Mapping[str, Rewards]:
+    """The true rewards of the training pairs."""
+    return {name: oracle_rewards(pairs, name) for name, pairs in train_pairs.items()}
 
 
 @pytest.mark.slow
@@ -106,31 +112,28 @@ def test_length_does_not_give_the_label_away(name: str, measure, train_pairs: Pa
 
 
 @pytest.mark.parametrize("name", WORLD_SETS)
-def test_by_the_oracle_the_longer_answer_is_better_in_exactly_half_of_the_pairs(name: str, train_pairs: Pairs) -> None:
+def test_by_the_oracle_the_longer_answer_is_better_in_exactly_half_of_the_pairs(
+    name: str, train_pairs: Pairs, rewards: Mapping[str, Rewards]
+) -> None:
     """The balance is exact before annotators err."""
     longer_is_better = 0
-    for pair in train_pairs[name]:
-        chosen, rejected = (oracle_reward(talk, name) for talk in pair.conversations)
+    for pair, (chosen, rejected) in zip(train_pairs[name], rewards[name], strict=True):
         longer_is_better += (chosen > rejected) == (len(pair.chosen[0].content) > len(pair.rejected[0].content))
     assert longer_is_better == len(train_pairs[name]) / 2
 
 
 @pytest.mark.parametrize("name", WORLD_SETS)
-def test_labels_err_as_often_as_bradley_and_terry_say(name: str, train_pairs: Pairs) -> None:
+def test_labels_err_as_often_as_bradley_and_terry_say(name: str, rewards: Mapping[str, Rewards]) -> None:
     """Errors are drawn evenly, so the share is nearer than the .008 that independent draws would be off by."""
-    pairs = train_pairs[name]
-    accuracy, ceiling = oracle_accuracy(pairs, name)
+    accuracy, ceiling = oracle_accuracy(rewards[name], name)
     assert accuracy == pytest.approx(ceiling, abs=0.01)
     assert 0.8 < ceiling < 0.93
 
 
 @pytest.mark.parametrize("name", WORLD_SETS)
-def test_labels_are_surer_where_the_rewards_differ_more(name: str, train_pairs: Pairs) -> None:
+def test_labels_are_surer_where_the_rewards_differ_more(name: str, rewards: Mapping[str, Rewards]) -> None:
     """Within thirds of the pairs by margin, the share of right labels follows the annotator's probabilities."""
-    leads = []
-    for pair in train_pairs[name]:
-        chosen, rejected = (oracle_reward(talk, name) for talk in pair.conversations)
-        leads.append((abs(chosen - rejected), chosen > rejected))
+    leads = [(abs(chosen - rejected), chosen > rejected) for chosen, rejected in rewards[name]]
     leads.sort(key=lambda lead: lead[0])  # not by rightness among equals
     third = len(leads) // 3
     for part in (leads[:third], leads[third : 2 * third], leads[2 * third :]):
@@ -158,13 +161,12 @@ def test_what_is_not_there_is_a_named_error() -> None:
 
 def leads_of(pairs: list[PreferencePair], name: str) -> np.ndarray:
     """True reward of chosen minus that of rejected, in units of the annotator's temperature."""
-    rewards = [[oracle_reward(talk, name) for talk in pair.conversations] for pair in pairs]
-    return np.array([chosen - rejected for chosen, rejected in rewards]) / PROFILES[name].annotator.temperature
+    return -np.diff(oracle_rewards(pairs, name), axis=1)[:, 0] / PROFILES[name].annotator.temperature
 
 
-def test_annotators_of_the_longer_variant_also_like_length() -> None:
+def test_annotators_of_the_longer_variant_also_like_length(train_pairs: Pairs) -> None:
     """The same answers; given the true rewards, a label's log-odds rise by 2 per log of the ratio of words."""
-    plain, longer = (world_pairs(name, size=1500) for name in ("helpful", "helpful-longer"))
+    plain, longer = train_pairs["helpful"][:1500], world_pairs("helpful-longer", size=1500)
     for one, other in zip(plain, longer, strict=True):
         assert one.prompt == other.prompt
         assert {one.chosen, one.rejected} == {other.chosen, other.rejected}

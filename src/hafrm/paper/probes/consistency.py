@@ -27,7 +27,7 @@ from hafrm.errors import DataError
 from hafrm.models.checkpoints import load_run
 from hafrm.models.identity import model_identity
 from hafrm.models.loading import load_scorer
-from hafrm.models.options import ScoreOptions, ScorerChoice
+from hafrm.models.options import Method, ScoreOptions, ScorerChoice
 from hafrm.models.runinfo import RunInfo
 from hafrm.models.scorers import Scorer
 from hafrm.models.tokenizers import load_tokenizer
@@ -53,7 +53,6 @@ from hafrm.report.findings import Findings, Table
 from hafrm.report.wording import interval, percent
 from hafrm.sampling.options import SampleOptions
 from hafrm.stats import FEWEST_GROUPS, Floats, Interval
-from hafrm.training.config import Method
 
 Rewards = Sequence[float | None]
 

@@ -39,7 +39,7 @@ from hafrm.report.best_of_n import CURVE_KINDS
 from hafrm.report.figures import Curve, Panel, curve_panels
 from hafrm.report.findings import Findings, Table
 from hafrm.training.batches import PairCollator, PairDataset
-from hafrm.training.config import LossConfig
+from hafrm.training.loss import LossConfig
 from hafrm.training.manifest import read_manifest
 from hafrm.training.objective import Objective
 

@@ -14,7 +14,6 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
-from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from random import Random
@@ -28,6 +27,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from hafrm.atomic import cache_folder, new_file, new_folder, write_json
 from hafrm.encoding import ConversationEncoder
 from hafrm.errors import ConfigError
+from hafrm.models.runinfo import versions
 from hafrm.numerics import cpu_tuned
 from hafrm.pairs import Conversation, Message
 from hafrm.paper.world.conduct import FAMILIES
@@ -193,8 +193,8 @@ def backbone_folder(kind: BackboneKind, cache_dir: Path | None = None, *, recipe
 
 def _fingerprint(recipe: BackboneRecipe) -> str:
     """Return a short digest of everything that determines a backbone's weights on one machine."""
-    versions = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
-    made_from = {"recipe": asdict(recipe), "training": _TRAINING, "texts": _digest(recipe.seed)} | versions
+    made_from = {"recipe": asdict(recipe), "training": _TRAINING, "texts": _digest(recipe.seed)}
+    made_from |= versions("torch", "transformers", "tokenizers")
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
 
 

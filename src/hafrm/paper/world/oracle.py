@@ -10,7 +10,7 @@ import difflib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from random import Random
 
@@ -137,6 +137,7 @@ def _steps(text: Text) -> list[tuple[str, str]]:
     return [step for sentence in shapes for step in pairwise(sentence)]
 
 
+@lru_cache(maxsize=100_000)
 def _shape(word: str) -> str:
     """Return a word, or the class of words that can replace it."""
     if word.isdigit():

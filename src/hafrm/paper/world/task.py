@@ -28,9 +28,9 @@ def split_words(text: str) -> list[str]:
 
 
 @lru_cache(maxsize=100_000)
-def _normal(phrase: str) -> str:
-    """Return a phrase's words separated by single spaces, as `Text.says` searches for it."""
-    return " ".join(split_words(phrase))
+def _searched(phrase: str) -> str:
+    """Return a phrase's words, separated and enclosed by single spaces, as `Text.says` searches for it."""
+    return f" {' '.join(split_words(phrase))} "
 
 
 class Text:
@@ -43,15 +43,15 @@ class Text:
 
     def says(self, phrase: str) -> bool:
         """Return whether the phrase occurs, word by word, ignoring case and punctuation."""
-        return f" {_normal(phrase)} " in self._line
+        return _searched(phrase) in self._line
 
     def says_any(self, phrases: Iterable[str]) -> bool:
         """Return whether any of the phrases occurs."""
-        return any(self.says(phrase) for phrase in phrases)
+        return any(map(self._line.__contains__, map(_searched, phrases)))  # the oracle's hottest line
 
     def count(self, phrases: Iterable[str]) -> int:
         """Return how many of the phrases occur."""
-        return sum(self.says(phrase) for phrase in phrases)
+        return sum(map(self._line.__contains__, map(_searched, phrases)))
 
     @cached_property
     def sentences(self) -> list[list[str]]:

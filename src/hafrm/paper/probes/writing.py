@@ -29,7 +29,7 @@ from hafrm.rlhf.policy import Policy, sample_responses
 from hafrm.stats import Floats
 from hafrm.training.manifest import read_manifest
 
-_AT_ONCE = 32
+_AT_ONCE = 128
 """Prompts per batch. The drawn responses depend on it."""
 
 

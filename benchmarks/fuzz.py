@@ -6,7 +6,8 @@ Half of the requests are drawn by schemathesis from the server's own OpenAPI doc
 other half are made here: wrong types, deep nesting, huge numbers, NaN, lone surrogates, wrong content types and
 encodings, half bodies, unknown paths and methods, malformed HTTP. The server runs in a process of its own, and must
 give the same reward at the end as at the beginning. Equal seeds make equal requests of the second half; those of the
-first follow hypothesis' own seed.
+first follow hypothesis' own seed. Needs `pip install schemathesis`, which is not among the development tools because
+pytest would load its plugin into each process.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ _SMALL = {"scales": ("small",)}
 _STUDY = {"experiments": ("study",)}
 _POLICIES = ("figure5", "ppo", "dense", "bounds")
 _JUDGED = {
-    "experiments": ("figure4", "figure8", "figure9", "table4", "table11", "pessimism", *_POLICIES),
+    "experiments": ("figure4", "figure8", "figure9", "table4", "table11", "pessimism", "generators", *_POLICIES),
     "scales": ("small", "paper"),
 }
 """What an option applies to: experiments, scales, and whether only experiments that train something."""

@@ -94,7 +94,7 @@ class Costs:
         first = run.seed == self.job.seeds[0] and run.recipe == "haf" and run.policy_ratio is None
         train = self._mean(run, "train")
         seen = (1 + backward) * steps * batch + first * train
-        held_out = (scale.evaluations + 1) * self._mean(run, "validation")
+        held_out = (scale.evaluations(kept=run.keep_checkpoints) + 1) * self._mean(run, "validation")
         return self._seconds(run, seen + held_out, policy=policy) + self.slowness * _OVERHEAD
 
     def scoring(self, scoring: Scoring) -> float:

@@ -169,6 +169,12 @@ EXPERIMENTS: Mapping[str, Experiment] = {
             "bounds": "policies rewarded by lower confidence bounds",
         }.items()
     },
+    "generators": Experiment(
+        "what HAF's policy head writes against DPO's, at equal KL",
+        _late("generators.plan"),
+        _late("generators.find"),
+        one=("sets", "backbones"),
+    ),
     "pessimism": Experiment(
         "over-optimisation by best-of-n, and lower confidence bounds",
         _late("pessimism.plan"),

@@ -111,7 +111,7 @@ def judged_answers(job: Job, policy: Policy, prompts: Mapping[Prompt, str]) -> l
     judged = []
     for answers in _answers(job, config, policy, list(prompts)):
         talks = [answered(prompt, text) for prompt, text in zip(prompts, answers.texts, strict=True)]
-        gold = _rewards(job, talks, prompts) if gives_rewards(job) else [0.5] * len(talks)
+        gold = judges_rewards(job, talks, prompts) if gives_rewards(job) else [0.5] * len(talks)
         judged.append(Judged(answers, gold, _all_scores(config.reward, scorer, talks)))
     return judged
 
@@ -121,7 +121,12 @@ def gives_rewards(job: Job) -> bool:
     return job.judge is None or job.judge.kind in ("reward", "oracle")
 
 
-def _rewards(job: Job, talks: Sequence[Conversation], prompts: Mapping[Prompt, str]) -> list[float]:
+def judges_rewards(job: Job, talks: Sequence[Conversation], prompts: Mapping[Prompt, str]) -> list[float]:
+    """Return the judge's rewards of answers, in the order of the prompts: in the world the true ones.
+
+    Raises:
+        DataError: the judge can't score an answer.
+    """
     if job.judge is None:
         names = (data.removeprefix("world/") for data in prompts.values())
         return [oracle_reward(talk, name) for talk, name in zip(talks, names, strict=True)]

@@ -119,7 +119,7 @@ def bytes_of(job: Job, run: Run | Policy, shape: Shape) -> Bytes:
     if isinstance(run, Policy):
         return Bytes(finished + checkpoint * run.config(job, model=run.backbone).checkpoints, 2 * 3 * checkpoint)
     if run.keep_checkpoints:
-        return Bytes(finished + job.scale.evaluations * checkpoint, _KEPT * 2 * checkpoint)
+        return Bytes(finished + job.scale.evaluations(kept=True) * checkpoint, _KEPT * 2 * checkpoint)
     return Bytes(finished, _KEPT * 3 * checkpoint)
 
 

@@ -221,7 +221,8 @@ class Run(Trained):
         """
         backbone, data = job.scale.backbone(self.backbone), self.data(job)
         loss = LossConfig() if self.loss is None else LOSSES[self.loss]
-        pairs = _RANKINGS * math.comb(RANKED, 2)
+        pairs, every = _RANKINGS * math.comb(RANKED, 2), job.scale.every(kept=True)
+        kept = {"save_total_limit": None, "eval_steps": every, "save_steps": every}
         return TrainConfig(
             model=model,
             data=data.names("train"),
@@ -240,7 +241,7 @@ class Run(Trained):
                 **({"per_device_train_batch_size": pairs} if self.rankings else {}),
                 "learning_rate": self.learning_rate(job),
                 "seed": self.seed,
-                **({"save_total_limit": None} if self.keep_checkpoints else {}),
+                **(kept if self.keep_checkpoints else {}),
             },
             early_stopping=job.scale.early_stopping,
             chat_template=backbone.chat_template,

@@ -111,12 +111,16 @@ class Scale:
         """Suffix that the cap adds to the names of files with pairs and of files derived from them."""
         return "" if self.cap is None else f"-of{self.cap}"
 
-    @property
-    def evaluations(self) -> int:
-        """Number of evaluations of a run, the last at its end."""
+    def every(self, *, kept: bool = False) -> int:
+        """Return the steps between evaluations; a run that keeps its checkpoints has at least four."""
         steps: int = self.training["max_steps"]
         every: int = self.training.get("eval_steps", max(20, math.ceil(steps / 40)))
-        return math.ceil(steps / every)
+        return min(every, math.ceil(steps / 4)) if kept else every
+
+    def evaluations(self, *, kept: bool = False) -> int:
+        """Return the number of evaluations of a run, the last at its end."""
+        steps: int = self.training["max_steps"]
+        return math.ceil(steps / self.every(kept=kept))
 
     def at_rates(self, backbone: str, rates: Mapping[str, float]) -> Scale:
         """Return this scale with the given learning rates for a backbone."""

@@ -104,6 +104,30 @@ class Policy:
                 parts[place] = tensors
         return Measured(*(torch.cat(column) for column in zip(*(parts[i] for i in range(len(groups))), strict=True)))
 
+    @torch.no_grad()
+    def divergences(self, groups: Sequence[TokenGroup]) -> list[float]:
+        """Return KL(policy || reference) of drawn responses, one per group, in nats, in evaluation mode.
+
+        It is the sum over a response's tokens of the divergence of the two distributions before each. Its mean over
+        responses estimates the same as that of log-ratios, with a smaller variance, and is never negative.
+        """
+        found: dict[int, float] = {}
+        for places, batch in self.batches(groups):
+            with evaluating(self.model):
+                ours = self.model.hidden_states(batch)[batch.predictor_index]
+                with self._reference() as reference:
+                    theirs = reference.hidden_states(batch)[batch.predictor_index]
+                both = zip(self._split(ours), self._split(theirs), strict=True)
+                of_tokens = torch.cat([self._divergences(*states) for states in both])
+            found |= dict(zip(places, (each.sum().item() for each in of_tokens.split(batch.lengths)), strict=True))
+        return [found[place] for place in range(len(groups))]
+
+    def _divergences(self, states: Tensor, others: Tensor) -> Tensor:
+        """Return the divergence after each state, [T], from the reference's states."""
+        log_probs = self._log_softmax(self.model, states)
+        with self._reference() as reference:
+            return (log_probs.exp() * (log_probs - self._log_softmax(reference, others))).sum(-1)
+
     @contextlib.contextmanager
     def _reference(self) -> Iterator[HybridModel]:
         if self._frozen is not None:
@@ -125,15 +149,20 @@ class Policy:
             return F.linear(states.float(), self.model.score.weight.float()).squeeze(-1)
 
     def _entropies(self, states: Tensor) -> Tensor:
-        head = self.model.policy_head
-        entropies = []
-        for part in states.split(max(1, _LOGITS // head.weight.shape[0])):
-            logits = head(part).float() * self.transform.scale
-            if self.transform.softcap is not None:
-                logits = self.transform.softcap * torch.tanh(logits / self.transform.softcap)
-            log_probs = logits.log_softmax(-1)
-            entropies.append(-(log_probs.exp() * log_probs).sum(-1))
-        return torch.cat(entropies)
+        parts = (self._log_softmax(self.model, part) for part in self._split(states))
+        return torch.cat([-(log_probs.exp() * log_probs).sum(-1) for log_probs in parts])
+
+    def _split(self, states: Tensor) -> Sequence[Tensor]:
+        """Split states so that the logits of each part fit into memory."""
+        parts: Sequence[Tensor] = states.split(max(1, _LOGITS // self.model.policy_head.weight.shape[0]))
+        return parts
+
+    def _log_softmax(self, model: HybridModel, states: Tensor) -> Tensor:
+        """Return log-probs of the whole vocabulary after each state, [T, V], in float32."""
+        logits: Tensor = model.policy_head(states).float() * self.transform.scale
+        if self.transform.softcap is not None:
+            logits = self.transform.softcap * torch.tanh(logits / self.transform.softcap)
+        return logits.log_softmax(-1)
 
 
 def new_policy(config: RlhfConfig, tokenizer: Any) -> HybridModel:

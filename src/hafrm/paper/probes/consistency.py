@@ -331,7 +331,7 @@ def plan(job: Job) -> Plan:
             backbone=backbone,
             sets=job.sets[:1],
             prompts=_PROMPTS,
-            draws=2 * job.scale.evaluations,
+            draws=2 * job.scale.evaluations(kept=True),
             new_tokens=_SAMPLING.max_new_tokens,
             # the oracle reads all; each of HAF's checkpoints reads its own answers and those of its matches
             readers=1 + (1 + len(MATCHINGS)) // 2,

@@ -19,8 +19,9 @@ from hafrm.models.starts import new_model
 from hafrm.models.tokenizers import load_tokenizer
 from hafrm.paper import generators
 from hafrm.paper.generators import Point, at_kl, compared
+from hafrm.paper.presets import paper_scale, world_scale
 from hafrm.paper.probes.writing import Written, distinct
-from hafrm.paper.scales import Overrides, paper_scale, world_scale
+from hafrm.paper.scales import Overrides
 from hafrm.rlhf.policy import Policy
 from tests.paper.test_plans import job
 from tests.tiny import save_tiny

@@ -304,6 +304,7 @@ KEYED = [
     {"data": "a.jsonl", "mapping": "mapping_of_rows.py:swap"},
     {"data": "a.jsonl", "mapping": "mapping_of_rows.py:keep"},
     {"data": "a.jsonl", "score_margins": True},
+    {"data": "a.jsonl", "off_topic": 0.5},
 ]
 
 

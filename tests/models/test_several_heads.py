@@ -15,12 +15,17 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from hafrm.data import DataOptions
 from hafrm.errors import ConfigError
+from hafrm.judging.options import JudgeOptions
 from hafrm.models.checkpoints import load_run
 from hafrm.models.export import export
 from hafrm.models.identity import model_identity
 from hafrm.models.loading import load_scorer
 from hafrm.models.options import ExportConfig, LoraOptions, ScoreOptions, ScorerChoice
 from hafrm.pairs import Conversation
+from hafrm.rlhf.options import RlhfConfig, SamplingOptions
+from hafrm.rlhf.run import rlhf
+from hafrm.sampling.best_of_n import best_of_n
+from hafrm.sampling.options import BestOfNConfig
 from hafrm.training.config import TrainConfig
 from hafrm.training.loss import LossConfig
 from hafrm.training.run import train
@@ -108,6 +113,35 @@ def test_pessimism_takes_off_standard_errors(run: Path, pessimism: float) -> Non
     assert differences == pytest.approx((-pessimism * heads.std(1)).tolist(), abs=1e-5)
     identities = [model_identity(str(run), ScorerChoice(), each) for each in (options, ScoreOptions())]
     assert identities[0] != identities[1]  # so that no rewards are reused
+
+
+def test_only_what_is_judged_is_pessimistic(run: Path, tmp_path: Path) -> None:
+    """Policies and best-of-N maximise the bound; the same run as their judge gives the mean of its heads."""
+    rewards = by_hand(run)
+    bounds, means = rewards.mean(1) - 2 * rewards.std(1), rewards.mean(1)
+    row = {"prompt": "Why? ", "responses": [talk.response[0].content for talk in TALKS[::2]]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    options = ScoreOptions(pessimism=2.0)
+    judge = JudgeOptions(kind="reward", model=str(run))
+    shared: dict[str, Any] = {"out": str(tmp_path / "best"), "score": options, "judge": judge}
+    (prompt,) = best_of_n(BestOfNConfig(models=[str(run)], samples=str(tmp_path / "rows.jsonl"), **shared)).prompts
+    assert prompt.rewards[str(run)] == pytest.approx(bounds[::2].tolist(), abs=1e-5)
+    assert prompt.gold == pytest.approx(means[::2].tolist(), abs=1e-5)
+    policy = RlhfConfig(
+        model=str(run.parent / "model"),
+        reward=str(run),
+        gold=str(run),
+        data=[str(tmp_path / "rows.jsonl")],
+        out=str(tmp_path / "policy"),
+        steps=1,
+        batch_size=4,
+        max_prompt_tokens=64,
+        sampling=SamplingOptions(max_new_tokens=6),
+        score=options,
+    )
+    seen: list[dict[str, float]] = []
+    rlhf(policy, progress=lambda _, metrics: seen.append(metrics))
+    assert seen[0]["reward"] < seen[0]["gold"] - 2e-3
 
 
 def test_errors_that_do_not_exist_are_refused(run: Path) -> None:

@@ -18,7 +18,7 @@ from hafrm.errors import ModelError
 from hafrm.models.loading import load_scorer
 from hafrm.models.options import ScoreOptions
 from hafrm.models.scorers import HybridScorer
-from hafrm.models.tokens import TokenRatios, align_with_text
+from hafrm.models.tokens import PrefixRewards, TokenRatios, align_with_text
 from hafrm.pairs import Conversation, Message, Prompt
 from hafrm.templates import DEFAULT_CHAT_TEMPLATE
 from tests.tiny import save_tiny, tiny_tokenizer
@@ -84,7 +84,7 @@ def joined(ratios: TokenRatios) -> list[str]:
     return ["".join(text for text, _ in pieces) for pieces in ratios.turns]
 
 
-def numbers(ratios: TokenRatios) -> list[float]:
+def numbers(ratios: TokenRatios | PrefixRewards) -> list[float]:
     return [value for pieces in ratios.turns for _, value in pieces if value is not None]
 
 
@@ -226,8 +226,10 @@ def test_the_reward_head_alone_is_divided_by_prefix(layout: Any, models_on_disk:
     scorer.by_prefix = True
     stock, tokenizer = AutoModelForCausalLM.from_pretrained(policy).eval(), AutoTokenizer.from_pretrained(policy)
     conversations = [Conversation.of("Why? " * (1 + i % 2), f"word {i} " * (i + 1)) for i in range(4)]
-    for each, talk in zip(scorer.token_rewards(conversations), conversations, strict=True):
+    prefixes = scorer.prefix_rewards(conversations)
+    for each, after, talk in zip(scorer.token_rewards(conversations), prefixes, conversations, strict=True):
         assert each is not None
+        assert after is not None
         messages = [message.as_dict() for message in talk.turns]
         ids = tokenizer.apply_chat_template(messages, return_dict=False, return_tensors="pt")
         rewards = (stock.model(ids).last_hidden_state[0] @ scorer.model.score.weight[0]).numpy()
@@ -235,6 +237,8 @@ def test_the_reward_head_alone_is_divided_by_prefix(layout: Any, models_on_disk:
         assert each.reward == pytest.approx(rewards[-1].item(), abs=1e-4)
         so_far = rewards[-length - 1] + np.cumsum(numbers(each))
         np.testing.assert_allclose(so_far, rewards[-length:-1], rtol=0, atol=1e-4)
+        np.testing.assert_allclose(numbers(after), rewards[-length:-1], rtol=0, atol=1e-4)
+        assert after.reward == pytest.approx(rewards[-1].item(), abs=1e-4)
         prompt = [message.as_dict() for message in talk.prompt.turns]
         start = len(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False))
         assert sum(numbers(each)) + each.template == pytest.approx(float(rewards[-1] - rewards[start - 1]), abs=1e-4)
@@ -242,6 +246,26 @@ def test_the_reward_head_alone_is_divided_by_prefix(layout: Any, models_on_disk:
 
 def load_scorer_of_head(scorer: HybridScorer) -> HybridScorer:
     return HybridScorer(scorer.model, scorer.encoder, scorer.layout, scorer.options)
+
+
+@torch.no_grad()
+def test_a_piece_of_several_tokens_has_the_reward_after_its_last(models_on_disk: tuple[str, str]) -> None:
+    """In a response of several messages too, where the chat template's own tokens are between them."""
+    policy, base = models_on_disk
+    scorer = load_scorer_of_head(load_scorer(policy, head="policy", reference=base))  # type: ignore[arg-type]
+    scorer.model.score.weight.copy_(torch.linspace(-1, 1, 32)[None])
+    response = (Message("assistant", "a\u00ef"), Message("user", "b"), Message("assistant", "c"))
+    talk = Conversation(Prompt((Message("user", "What?"),)), response)
+    (found,) = scorer.prefix_rewards([talk])
+    assert found is not None
+    assert [[text for text, _ in pieces] for pieces in found.turns] == [["a", "\u00ef"], ["b"], ["c"]]
+    stock, tokenizer = AutoModelForCausalLM.from_pretrained(policy).eval(), AutoTokenizer.from_pretrained(policy)
+    ids = tokenizer.apply_chat_template([turn.as_dict() for turn in talk.turns], return_dict=False)
+    rewards = (stock.model(torch.tensor([ids])).last_hidden_state[0] @ scorer.model.score.weight[0]).tolist()
+    spelt = "".join(token[0] for token in tokenizer.convert_ids_to_tokens(ids))  # a character for each byte
+    place = spelt.index("a\u00c3\u00af")
+    ends = [place, place + 2, spelt.rindex("b"), spelt.rindex("c")]
+    assert numbers(found) == pytest.approx([rewards[end] for end in ends], abs=1e-4)
 
 
 @torch.no_grad()

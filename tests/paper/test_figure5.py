@@ -201,6 +201,27 @@ def test_lower_bounds_from_their_command_to_their_files(
 
 
 @pytest.mark.slow
+def test_bounds_from_their_command_to_their_files(tiny_world: Path, short: None, tmp_path: Path) -> None:
+    """The same answers before training, whose rewards fall by as many standard errors as are subtracted."""
+    words = ["reproduce", "bounds", "--out", str(tmp_path), "--steps", "2", "--sets", "Helpful"]
+    assert main(words) == 0
+    root = tmp_path / "world"
+    start = {way: each["0"] for way, each in json.loads((root / "bounds/results.json").read_text())["steps"].items()}
+    assert len({each["gold"] for each in start.values()}) == 1
+    mean, two, ten = (start[way]["proxy"] for way in list(start)[1:])
+    assert ten < two < mean
+    assert mean - ten == pytest.approx(5 * (mean - two), rel=1e-3)
+    runs_of = root / "policies" / "instruct" / "Helpful"
+    configs = [json.loads((path / "manifest.json").read_text())["config"] for path in runs_of.glob("haf*")]
+    assert sorted((Path(each["reward"]).name, each["score"]["pessimism"]) for each in configs) == [
+        ("haf-heads-seed0", 0.0),
+        ("haf-heads-seed0", 2.0),
+        ("haf-heads-seed0", 10.0),
+        ("haf-seed0", 0.0),
+    ]
+
+
+@pytest.mark.slow
 def test_dense_rewards_from_their_command_to_their_files(tiny_world: Path, short: None, tmp_path: Path) -> None:
     """Five ways to be rewarded by the same run, whose first checkpoints are the same model."""
     words = ["reproduce", "dense", "--out", str(tmp_path), "--steps", "2", "--sets", "Helpful"]

@@ -54,7 +54,18 @@ COMMANDS = {"train": train, "rlhf": rlhf, "evaluate": evaluate, "sample": sample
 def test_every_name_has_a_dry_run_at_the_papers_scale(name: str, tmp_path: Path, capfd: Any) -> None:
     """Without a network: commands that run, with hours, disk and memory where something is trained."""
     judged = ["--judge.kind", "reward", "--judge.model", "m"] * (name in JUDGED)
-    single = ("figure2", "figure6", "gradients", "claims", "ppo", "dense", "pessimism", "generators", "consistency")
+    single = (
+        "figure2",
+        "figure6",
+        "gradients",
+        "claims",
+        "ppo",
+        "dense",
+        "bounds",
+        "pessimism",
+        "generators",
+        "consistency",
+    )
     sets = ["--sets", "BS"] * (name in single)
     words = ["reproduce", name, "--scale", "paper", "--out", str(tmp_path / "o"), *judged, *sets, "--dry_run"]
     if name in IN_THE_WORLD:
@@ -74,7 +85,19 @@ def test_every_name_has_a_dry_run_at_the_papers_scale(name: str, tmp_path: Path,
 
 
 IN_THE_WORLD = {"rankings", "length", "calibration"}
-JUDGED = {"figure4", "figure5", "figure8", "figure9", "table4", "table11", "ppo", "dense", "pessimism", "generators"}
+JUDGED = {
+    "figure4",
+    "figure5",
+    "figure8",
+    "figure9",
+    "table4",
+    "table11",
+    "ppo",
+    "dense",
+    "bounds",
+    "pessimism",
+    "generators",
+}
 
 
 @pytest.mark.parametrize("backbone", ["phi-2", "mistral-base", "mistral-instruct"])

@@ -21,6 +21,8 @@ PIECES = [
     ("\n", 0.001),
     ("\U0001f469\u200d\U0001f680", 4.0),
 ]
+REWARDS = [0.5, 0.25, -1.0, -1.0, 2.0]
+"""The reward so far after each piece."""
 TEXT = "".join(piece for piece, _ in PIECES)
 
 
@@ -36,7 +38,8 @@ def coloured_page(
         rejected=(Message("assistant", f"{TEXT}{'x' * LONG}"),),
     )
     sides = [{"turns": [pieces], "template": -0.25} for pieces in (PIECES, [*PIECES, ("x" * LONG, None)])]
-    line = {"model": "runs/haf", "data": "code.jsonl", "id": WORST, "chosen": sides[0], "rejected": sides[1]}
+    chosen = sides[0] | {"rewards": [REWARDS], "reward": 2.5}
+    line = {"model": "runs/haf", "data": "code.jsonl", "id": WORST, "chosen": chosen, "rejected": sides[1]}
     other = line | {"id": "code.jsonl:11"}  # whose text is another
     write_evaluation(folder, shown)
     write_tokens(folder, [line, other])
@@ -79,20 +82,22 @@ def test_a_tokens_number_is_read_by_pointer_and_by_keyboard(coloured: Inspector)
     chosen = coloured.open().find_element("css selector", ".chosen")
     readout = chosen.find_element("css selector", "[role=status]")
     all_tokens = tokens(chosen)
-    assert [token.get_attribute("title") for token in all_tokens] == ["−2.00", "−0.30", "+1.00", "+0.001", "+4.00"]
+    assert [token.get_attribute("title").split(";")[0] for token in all_tokens] == [
+        *("−2.00", "−0.30", "+1.00", "+0.001", "+4.00")
+    ]
     webdriver = pytest.importorskip("selenium.webdriver")
     webdriver.ActionChains(coloured.browser).move_to_element(all_tokens[1]).perform()
-    assert readout.text == "“alert(1)” −0.30"
+    assert readout.text == "“alert(1)” −0.30; reward so far 0.250"
     coloured.find(".opener").send_keys(TAB)
     focused = coloured.browser.switch_to.active_element
     assert focused == all_tokens[0]
-    assert readout.text == "“<script>” −2.00"
+    assert readout.text == "“<script>” −2.00; reward so far 0.500"
     focused.send_keys(RIGHT)
-    assert readout.text == "“alert(1)” −0.30"
+    assert readout.text == "“alert(1)” −0.30; reward so far 0.250"
     coloured.browser.switch_to.active_element.send_keys(END)
-    assert readout.text.endswith("+4.00")
+    assert readout.text.endswith("+4.00; reward so far 2.000")
     coloured.browser.switch_to.active_element.send_keys(LEFT)
-    assert readout.text == "“↵” +0.001"
+    assert readout.text == "“↵” +0.001; reward so far −1.000"
     assert [token.get_attribute("tabindex") for token in all_tokens].count("0") == 1
 
 
@@ -106,11 +111,13 @@ def opened_table(side: Any) -> Any:
 
 
 def test_tokens_stand_in_a_table_too(coloured: Inspector):
-    chosen = coloured.open().find_element("css selector", ".chosen")
-    rows = opened_table(chosen)
-    assert len(rows) == len(PIECES) + 1
-    assert [row.find_element("css selector", "td").text for row in rows][-2:] == ["+4.00", "−0.25"]
-    assert "template" in rows[-1].text
+    """With the reward so far where the model has one."""
+    detail = coloured.open()
+    for side, last in ((".chosen", [["+4.00", "2.000"], ["−0.25", "2.500"]]), (".rejected", [["+4.00"], ["−0.25"]])):
+        rows = opened_table(detail.find_element("css selector", side))
+        assert len(rows) == len(PIECES) + 1
+        assert [[cell.text for cell in row.find_elements("css selector", "td")] for row in rows][-2:] == last
+        assert "template" in rows[-1].text
 
 
 def test_a_megabyte_behind_the_tokens_opens_on_demand(coloured: Inspector):

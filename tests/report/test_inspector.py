@@ -116,12 +116,17 @@ def test_tokens_join_the_record_as_lengths_that_a_browser_counts(tmp_path: Path)
     scores = [score("m/a", 1, -1.0), score("m/b", 1, 1.0), score("m/a", 2, 1.0)]
     evaluation = read_evaluation(write_evaluation(tmp_path, scores))
     sides = {
-        "chosen": {"turns": [[("a", 0.123456), ("\U0001f680", -2.0), ("b", None)]], "template": 0.5},
+        "chosen": {
+            "turns": [[("a", 0.123456), ("\U0001f680", -2.0), ("b", None)]],
+            "template": 0.5,
+            "rewards": [[1.23456, -0.5, None]],
+            "reward": 0.25,
+        },
         "rejected": {"turns": [[("yes", 1.0)]], "template": 0.0},  # of another text
     }
     data = inspector_data(evaluation, {"set:1": text}, [{"model": "m/a", "data": "set", "id": "set:1", **sides}])
     records = {record["id"]: record for record in data["pairs"]}
     assert data["scales"] == [pytest.approx(1.9), None]
-    chosen = {"turns": [[[1, 0.123], [2, -2.0], [1, None]]], "template": 0.5}
+    chosen = {"turns": [[[1, 0.123, 1.2346], [2, -2.0, -0.5], [1, None, None]]], "template": 0.5, "reward": 0.25}
     assert records["set:1"]["tokens"] == [[chosen, None], None]
     assert "tokens" not in records["set:2"]

@@ -334,9 +334,12 @@ def test_head_and_reference_are_the_rewards_alone(tiny: Config, monkeypatch: pyt
     assert asked == {"scripted": ("policy", "base"), "other": (None, None)}
 
 
-def test_the_true_reward_has_no_heads(tiny: Config) -> None:
-    with pytest.raises(ConfigError, match="--head has no effect on the true reward of world/helpful"):
-        rlhf(tiny(reward="world/helpful", head="policy"))
+@pytest.mark.parametrize(
+    ("named", "values"), [("head", {"head": "policy"}), ("score.pessimism", {"score": ScoreOptions(pessimism=1.0)})]
+)
+def test_the_true_reward_has_no_heads(named: str, values: dict[str, Any], tiny: Config) -> None:
+    with pytest.raises(ConfigError, match=f"--{named} has no effect on the true reward of world/helpful"):
+        rlhf(tiny(reward="world/helpful", **values))
 
 
 def test_a_reward_model_of_another_tokenizer(tiny: Config, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -738,6 +741,7 @@ SERVER = "http://localhost:1"
         ({"score": ScoreOptions(max_length=9), "gold": "world/helpful"}, "score.max_length"),
         ({"head": "policy"}, "head"),
         ({"head": "policy", "gold": "model"}, "head"),
+        ({"score": ScoreOptions(pessimism=1.0), "gold": "model"}, "score.pessimism"),
         ({"gold": "http://user:secret@host"}, "no user"),
     ],
 )
@@ -751,7 +755,7 @@ def test_what_the_policy_or_another_scorer_reads_is_taken_beside_a_server(tiny: 
     tiny(reward=SERVER)
     tiny(reward=SERVER, trust_remote_code=True, score=ScoreOptions(device="cpu", batch_size=2))
     tiny(reward=SERVER, gold="model", score=ScoreOptions(max_length=9))
-    tiny(reward="model", gold=SERVER, head="policy", score=ScoreOptions(max_length=9))
+    tiny(reward="model", gold=SERVER, head="policy", score=ScoreOptions(max_length=9, pessimism=1.0))
 
 
 def test_trl_is_told_scores_less_what_a_missing_end_costs() -> None:

@@ -12,10 +12,12 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from hafrm.data import DataOptions
 from hafrm.errors import ConfigError, ModelError, NonFiniteLossError
@@ -500,6 +502,33 @@ def test_a_run_says_what_it_will_do(config: TrainConfig, capfd) -> None:
     said = capfd.readouterr().err
     assert "24 training pairs: 4 steps of 4 pairs (0.667 epochs), learning rate 0.001, packed batches" in said
     assert "warning" not in said
+
+
+def test_off_topic_pairs_are_of_training_alone_and_resumed(config: TrainConfig, tmp_path: Path, capfd) -> None:
+    """A run that stops at its third step has the weights of one that does not; with another share it is refused."""
+    options = replace(config.data_options, off_topic=0.5)
+    whole = replace(config, data_options=options, training=FAST | {"save_steps": 2, "eval_steps": 2})
+    train(whole)
+    assert "off-topic pairs: 12" in capfd.readouterr().err
+    found = json.loads(Path("run/manifest.json").read_text())["data"]
+    assert (found["train"]["pairs"], found["train"]["sources"][0]["off_topic"]) == (36, 12)
+    assert (found["eval"]["pairs"], found["eval"]["sources"][0]["off_topic"]) == (8, 0)
+
+    class Stop(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+            if state.global_step == 3:
+                raise KeyboardInterrupt
+
+    other = replace(whole, out="other")
+    with pytest.raises(KeyboardInterrupt):
+        train(other, callbacks=[Stop()])
+    with pytest.raises(ConfigError, match=r"data_options\.off_topic"):
+        train(replace(other, data_options=replace(options, off_topic=0.25)))
+    train(other)
+    weights = [load_file(f"{run}/model.safetensors") for run in ("run", "other")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    with pytest.raises(ConfigError, match="length_control"):
+        replace(whole, loss=LossConfig(length_control=True))
 
 
 def test_a_run_says_what_it_leaves_out(config: TrainConfig, tmp_path: Path, capfd) -> None:

@@ -30,7 +30,7 @@ else:
 _TRAINED = {"trains": True}
 _SMALL = {"scales": ("small",)}
 _STUDY = {"experiments": ("study",)}
-_POLICIES = ("figure5", "ppo", "dense")
+_POLICIES = ("figure5", "ppo", "dense", "bounds")
 _JUDGED = {
     "experiments": ("figure4", "figure8", "figure9", "table4", "table11", "pessimism", "generators", *_POLICIES),
     "scales": ("small", "paper"),
@@ -94,7 +94,7 @@ class ReproduceConfig:
     """Training steps of each run, in place of the scale's (world 240, small 600, paper 3200)."""
 
     ppo_steps: int | None = field(default=None, metadata={"experiments": _POLICIES})
-    """figure5, ppo, dense: steps of PPO, in place of the scale's (world 90, small 200, paper 6250)."""
+    """figure5, ppo, dense, bounds: steps of PPO, in place of the scale's (world 90, small 200, paper 6250)."""
 
     learning_rate: float | None = field(default=None, metadata=_TRAINED)
     """Learning rate of every method, in place of the scale's (world 5e-4, small 5e-5, paper: Appendix A)."""

@@ -30,6 +30,7 @@ from filelock import FileLock
 from hafrm import atomic
 from hafrm.data.loading import PairSource, open_sources
 from hafrm.data.mappings import mapping_digest
+from hafrm.data.off_topic import with_off_topic
 from hafrm.data.options import DataOptions
 from hafrm.data.reports import SourceReport
 from hafrm.data.tables import Account, LostText, PairTables, TableWriter
@@ -269,7 +270,7 @@ def load_tables(
     """
 
     def encoded(sources: Sequence[PairSource], folder: Path | None = None, limit: int | None = None) -> PairTables:
-        reports, pairs = [source.report for source in sources], _pairs(sources)
+        reports, pairs = [source.report for source in sources], _pairs(sources, options)
         return encode_pairs(pairs, encoder, options, folder=folder, reports=reports, limit=limit, progress=progress)
 
     sources = open_sources(data, split=split, options=options)
@@ -322,10 +323,11 @@ def _in_temporary_folder(encoded: Callable[[Path], PairTables]) -> PairTables:
     return tables
 
 
-def _pairs(sources: Sequence[PairSource]) -> Iterator[PreferencePair]:
+def _pairs(sources: Sequence[PairSource], options: DataOptions) -> Iterator[PreferencePair]:
+    share, seed = options.off_topic, options.split_seed
     try:
         for source in sources:
-            yield from source.pairs
+            yield from with_off_topic(source.pairs, source.report, share, seed) if share else source.pairs
     finally:
         for source in sources:
             if isinstance(source.pairs, Generator):
@@ -346,6 +348,7 @@ def _key(sources: Sequence[PairSource], split: str, encoder: ConversationEncoder
         {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         [encoder.max_length, encoder.overlong, encoder.scored_at, encoder.special_tokens, encoder.find_lost],
         [options.on_bad_row, options.split_seed, split, options.columns, options.score_margins, mapping],
+        options.off_topic,
         [source.key for source in sources],
         [[str(path), _sha256(path)] for source in sources for path in source.reads],
     ]

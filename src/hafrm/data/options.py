@@ -24,7 +24,9 @@ class ReadOptions:
     """
 
     split_seed: int = 0
-    """Seed for drawing splits by prompt from sources without their own, and the rows of a share such as FILE*0.3."""
+    """Seed for drawing splits by prompt from sources without their own, the rows of a share such as FILE*0.3, and
+    off-topic pairs.
+    """
 
     columns: str | None = None
     """Columns with other names, as `prompt: question, chosen: response_j, rejected: response_k`: each name that hafrm
@@ -80,6 +82,12 @@ class DataOptions(ReadOptions):
     computed only once for all of its pairs. This is faster if prompts have several pairs, but batches are less varied.
     """
 
+    off_topic: float = 0.0
+    """Share of the training pairs, drawn at random, to each of which a pair is added: same prompt and chosen response,
+    and as rejected response the chosen one of another prompt of the same data. Length and style can't tell these two
+    apart, so the reward has to depend on the prompt. Validation pairs get none.
+    """
+
     score_margins: bool = False
     """Use the difference of a pair's scores as its margin (`score_chosen` and `score_rejected`, the scores of a
     ranking, or the strength of a preference) instead of the column `margin`.
@@ -95,6 +103,8 @@ class DataOptions(ReadOptions):
         super().__post_init__()
         if self.tokens_per_batch is not None and self.tokens_per_batch < 1:
             raise ConfigError(f"data_options.tokens_per_batch must be at least 1, got {self.tokens_per_batch}")
+        if not 0 <= self.off_topic <= 1:
+            raise ConfigError(f"data_options.off_topic must be from 0 to 1, got {self.off_topic}")
         if self.max_length < 2:
             raise ConfigError(f"data_options.max_length must be at least 2, got {self.max_length}")
         if self.overlong not in ("drop", "truncate"):

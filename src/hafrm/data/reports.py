@@ -50,6 +50,8 @@ class SourceReport:
     """Pairs beyond one per row: a ranking of four responses adds five. Negative if several rows make one pair."""
     kept: int = 0
     """Pairs kept."""
+    off_topic: int = 0
+    """Pairs that `data_options.off_topic` added to these, before any is left out for its length."""
     skipped: dict[str, int] = field(default_factory=dict)
     """Number of bad rows skipped, by `BadRowReason`."""
     dropped: dict[str, int] = field(default_factory=dict)

@@ -43,7 +43,8 @@ class EvaluateConfig(ScorerChoice):
 
     token_log_ratios: int = 20
     """Number of pairs per model and data set, worst mistakes first, whose tokens the page colours by log pi - log
-    pi_ref. Needs a model with a policy head, and its reference on this machine. 0 turns it off.
+    pi_ref, with the reward of the response so far if the reward head was trained too. Needs a model with a policy head,
+    and its reference on this machine. 0 turns it off.
     """
 
     data_options: ReadOptions = field(default_factory=ReadOptions)

@@ -1,10 +1,15 @@
-"""Compute per-token log-ratios of each model's worst mistakes, for models with a policy head and a reference policy.
+"""Compute numbers of the tokens of each model's worst mistakes, for models with a policy head and a reference policy.
+
+These are the policy head's log-ratios and, if the model has a trained reward head, its reward of the response so far.
 
 They are appended to `parts/tokens.jsonl` as they are computed, one line per pair with a digest of what it depends on; a
 later evaluation only computes the missing ones. `tokens.jsonl` has one line per pair of the current scores:
 
     {"model", "data", "id", "chosen": {"turns": [[[text, log-ratio or null], ...], ...], "template": log-ratio} or null,
      "rejected": the same}
+
+A response also has `"rewards": [[reward or null, ...], ...]`, the reward after each piece, and `"reward"`, the reward
+head's reward of the whole response, if the model has that head.
 """
 
 from __future__ import annotations
@@ -31,6 +36,7 @@ from hafrm.models.options import ScoreOptions, ScorerChoice
 from hafrm.models.remote import is_server
 from hafrm.models.runinfo import RUN_FILE, RunInfo
 from hafrm.models.scorers import HybridScorer
+from hafrm.models.tokens import PrefixRewards, TokenRatios
 from hafrm.pairs import PreferencePair
 from hafrm.store import LineFile
 
@@ -40,6 +46,9 @@ _CHUNK = 8
 """Number of pairs whose log-ratios are computed at a time."""
 
 _NO_TOKENS = "`--token_log_ratios 0` skips them."
+
+_FORMAT = 2
+"""Part of every digest; increase it when lines say more."""
 
 _Key = tuple[str, str, str, str]
 """Digest of what a line depends on, model, data set and pair."""
@@ -136,7 +145,7 @@ def _model_lines(
         (folder / PARTS_FOLDER).mkdir(parents=True, exist_ok=True)
         path = folder / PARTS_FOLDER / TOKENS_FILE
         with atomic.naming(path), path.open("ab") as file:
-            for done, (key, line) in enumerate(_computed(scorer, missing), 1):
+            for done, (key, line) in enumerate(_computed(scorer, missing, prefixes=_has_reward_head(model)), 1):
                 file.write(atomic.json_line(line))
                 file.flush()  # unbuffered writes could leave half a line on a nearly full disk
                 kept[key] = line
@@ -144,15 +153,29 @@ def _model_lines(
     return [kept[key] for key, _ in wanted]
 
 
-def _computed(scorer: HybridScorer, wanted: Sequence[tuple[_Key, PreferencePair]]) -> Iterator[tuple[_Key, Line]]:
+def _has_reward_head(model: str) -> bool:
+    return (Path(model) / RUN_FILE).is_file() and RunInfo.load(Path(model)).reward_weight != 0
+
+
+def _computed(
+    scorer: HybridScorer, wanted: Sequence[tuple[_Key, PreferencePair]], *, prefixes: bool
+) -> Iterator[tuple[_Key, Line]]:
     for start in range(0, len(wanted), _CHUNK):
         chunk = wanted[start : start + _CHUNK]
-        found = scorer.token_log_ratios([conversation for _, pair in chunk for conversation in pair.conversations])
-        sides = [None if ratios is None else asdict(ratios) for ratios in found]
+        talks = [conversation for _, pair in chunk for conversation in pair.conversations]
+        rewards = scorer.prefix_rewards(talks) if prefixes else [None] * len(talks)
+        sides = [_side(*found) for found in zip(scorer.token_log_ratios(talks), rewards, strict=True)]
         for (key, pair), chosen, rejected in zip(chunk, sides[::2], sides[1::2], strict=True):
             digest, model, data, _ = key
             head = {"depends_on": digest, "model": model, "data": data, "id": pair.id}
             yield key, {**head, "chosen": chosen, "rejected": rejected}
+
+
+def _side(ratios: TokenRatios | None, rewards: PrefixRewards | None) -> dict[str, Any] | None:
+    if ratios is None or rewards is None:
+        return None if ratios is None else asdict(ratios)
+    after = [[value for _, value in pieces] for pieces in rewards.turns]
+    return {**asdict(ratios), "rewards": after, "reward": rewards.reward}
 
 
 def _require_here(model: str, choice: ScorerChoice) -> None:
@@ -173,7 +196,7 @@ def _require_here(model: str, choice: ScorerChoice) -> None:
 
 
 def _digest(identity: Mapping[str, Any], of_set: str) -> str:
-    return hashlib.sha256(json.dumps([identity, of_set], sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([_FORMAT, identity, of_set], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _read_kept(path: Path) -> dict[_Key, Line]:

@@ -144,6 +144,10 @@ class ScoreOptions:
         """Return these options with special tokens encoded as in training, unless set otherwise."""
         return replace(self, special_tokens=self.special_tokens or "token")
 
+    def without_pessimism(self) -> ScoreOptions:
+        """Return these options for a scorer that judges others, since only they are pessimistic."""
+        return replace(self, pessimism=0.0)
+
     def given(self) -> list[str]:
         """Return the names of the options that differ from their defaults, as users write them."""
         return [f"score.{each.name}" for each in fields(self) if getattr(self, each.name) != each.default]

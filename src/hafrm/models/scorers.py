@@ -7,7 +7,7 @@ by changing one argument.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
@@ -23,7 +23,7 @@ from hafrm.memory import enough_memory
 from hafrm.models.hybrid import HybridModel, SequenceScores
 from hafrm.models.layout import Layout
 from hafrm.models.options import ScoreOptions
-from hafrm.models.tokens import TokenRatios, TokenRewards, align_with_text
+from hafrm.models.tokens import PrefixRewards, TokenRatios, TokenRewards, align_with_text, text_pieces
 from hafrm.packing import SequenceBatch, split_group
 from hafrm.pairs import Conversation
 
@@ -284,11 +284,18 @@ class HybridScorer(BatchedScorer):
         assert reference.token_log_probs is not None
         return log_probs - reference.token_log_probs
 
-    def _changes(self, batch: SequenceBatch) -> Tensor:
-        """Return by how much each response token changes the reward of the response so far, [T]."""
+    def _rewards_and_changes(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
+        """Compute rewards, [S], and by how much each response token changes the reward of the response so far, [T]."""
         states = self.model.hidden_states(batch)
         after, before = (self.model.rewards_of(states[at]) for at in (batch.token_index, batch.predictor_index))
-        return (after - before).mean(-1)
+        return self._score_batch(batch), (after - before).mean(-1)
+
+    def _rewards_so_far(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
+        """Compute the reward head's rewards, [S], and its reward after each response token, [T]."""
+        scores: SequenceScores = self.model(batch, log_probs=False, prefixes=True)
+        assert scores.rewards is not None
+        assert scores.prefixes is not None
+        return scores.rewards, scores.prefixes
 
     @torch.inference_mode()
     def token_log_ratios(self, conversations: Sequence[Conversation]) -> list[TokenRatios | None]:
@@ -305,6 +312,21 @@ class HybridScorer(BatchedScorer):
         if self.reference is None:
             raise ModelError("Per-token log-ratios need a reference policy. Give one with `--reference`.")
         return [None if found is None else found[1] for found in self._by_token(conversations)]
+
+    @torch.inference_mode()
+    def prefix_rewards(self, conversations: Sequence[Conversation]) -> list[PrefixRewards | None]:
+        """Compute the reward head's reward of the responses up to each token, aligned with their texts.
+
+        Returns:
+            As `token_log_ratios`.
+        """
+        found: list[PrefixRewards | None] = [None] * len(conversations)
+        for row, each in self._by_row(self._encoded(conversations), self._rewards_so_far).items():
+            turns = text_pieces(
+                self.encoder.tokenizer, conversations[row], each.start, each.ids, each.values, lambda _, last: last
+            )
+            found[row] = None if turns is None else PrefixRewards(turns, each.reward)
+        return found
 
     @torch.inference_mode()
     def token_rewards(self, conversations: Sequence[Conversation]) -> list[TokenRewards | None]:
@@ -350,11 +372,16 @@ class HybridScorer(BatchedScorer):
         Raises:
             ModelError: a term is not finite.
         """
+        return self._by_row(encoded, self._rewards_and_terms if self.ratio_weight else self._rewards_and_changes)
+
+    def _by_row(
+        self, encoded: Mapping[int, TokenGroup], compute: Callable[[SequenceBatch], tuple[Tensor, Tensor]]
+    ) -> dict[int, TokenTerms]:
+        """Compute rewards, [S], and a number for each response token, [T], in batches; return them by index."""
         found: dict[int, TokenTerms] = {}
         for rows, batch in self._batches(encoded):
             with _enough_memory(batch):
-                rewards, terms = self._rewards_and_terms(batch)
-                terms = terms if self.ratio_weight else self._changes(batch)
+                rewards, terms = compute(batch)
             if not torch.isfinite(terms).all():
                 raise ModelError(
                     "The reward of a token is not finite. The weights are damaged, or their dtype overflows."

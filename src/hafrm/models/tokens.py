@@ -3,12 +3,14 @@
 Tokens are not simply pieces of text: a character may be split over several tokens, a tokenizer may exclude spaces from
 a token's offsets, and a chat template adds text of its own. Therefore a token's text extends from the end of the
 previous token to its own end; a token without remaining text, because it completes a character, adds its number to the
-previous piece; and everything outside the messages belongs to the template.
+previous piece; and everything outside the messages belongs to the template. A reward of the response so far replaces
+that of the previous piece instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -46,6 +48,16 @@ class TokenRewards(TokenRatios):
         return any(value is not None for pieces in self.turns for _, value in pieces)
 
 
+@dataclass(frozen=True)
+class PrefixRewards:
+    """The reward head's reward of a response so far, after each of its tokens."""
+
+    turns: tuple[tuple[Piece, ...], ...]
+    """Pieces of each message of the response, which join to its content."""
+    reward: float
+    """The reward of the whole response, with what the chat template adds."""
+
+
 def align_with_text(
     tokenizer: Any, conversation: Conversation, start: int, ids: Sequence[int], values: Sequence[float]
 ) -> TokenRatios | None:
@@ -57,6 +69,34 @@ def align_with_text(
         start: Number of tokens before the response.
         ids: The response's tokens, as read by the model.
         values: Their numbers.
+
+    Returns:
+        The pieces; None if `text_pieces` finds none.
+    """
+    turns = text_pieces(tokenizer, conversation, start, ids, values)
+    if turns is None:
+        return None
+    inside = sum(value for pieces in turns for _, value in pieces if value is not None)
+    return TokenRatios(turns, sum(values) - inside)
+
+
+def text_pieces(
+    tokenizer: Any,
+    conversation: Conversation,
+    start: int,
+    ids: Sequence[int],
+    values: Sequence[float],
+    merged: Callable[[float, float], float] = operator.add,
+) -> tuple[tuple[Piece, ...], ...] | None:
+    """Return the pieces of each message of a response, with the numbers of their tokens.
+
+    Args:
+        tokenizer: As for `align_with_text`, as are the arguments up to `values`.
+        conversation: The conversation.
+        start: Number of tokens before the response.
+        ids: The response's tokens, as read by the model.
+        values: Their numbers.
+        merged: Computes the number of a piece of several tokens, from those so far and the next one.
 
     Returns:
         The pieces; None if the tokenizer gives no offsets (those written in Python), or if its template changes
@@ -72,13 +112,11 @@ def align_with_text(
         return None
     ends = [end for _, end in encoded["offset_mapping"]]
     ends[-1] = len(rendered)
-    spans = list(_spans(max(ends[:start], default=0), ends[read], values))
-    turns = tuple(
+    spans = list(_spans(max(ends[:start], default=0), ends[read], values, merged))
+    return tuple(
         tuple(_pieces(spans, place, message.content, rendered))
         for place, message in zip(places, conversation.response, strict=True)
     )
-    inside = sum(value for pieces in turns for _, value in pieces if value is not None)
-    return TokenRatios(turns, sum(values) - inside)
 
 
 def _places(tokenizer: Any, conversation: Conversation, rendered: str) -> list[tuple[int, int]] | None:
@@ -106,7 +144,9 @@ def _openings(tokenizer: Any, before: tuple[Prompt, Sequence[Message]], rendered
         yield sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(text, rendered, strict=False)))
 
 
-def _spans(begin: int, ends: Sequence[int], values: Sequence[float]) -> Iterator[_Span]:
+def _spans(
+    begin: int, ends: Sequence[int], values: Sequence[float], merged: Callable[[float, float], float]
+) -> Iterator[_Span]:
     """Yield the text of each token; tokens without text are merged into the previous token."""
     waiting: _Span | None = None
     for end, value in zip(ends, values, strict=True):
@@ -114,7 +154,7 @@ def _spans(begin: int, ends: Sequence[int], values: Sequence[float]) -> Iterator
             yield waiting
             waiting = (waiting[1], end, value)
         elif waiting is not None:
-            waiting = (*waiting[:2], waiting[2] + value)
+            waiting = (*waiting[:2], merged(waiting[2], value))
         else:
             waiting = (begin, max(begin, end), value)
     if waiting is not None:

@@ -17,6 +17,8 @@ import numpy as np
 from scipy import special
 from torch import Tensor
 
+from hafrm.data.off_topic import with_off_topic
+from hafrm.data.reports import SourceReport
 from hafrm.errors import ConfigError
 from hafrm.evaluation.probes import probe_scorer
 from hafrm.evaluation.scoring import SCORES_FILE, PairScore, read_scores
@@ -58,10 +60,14 @@ STUDIES: Mapping[str, Part] = {
         rivals=(("plackett_luce", "all pairs"),),
     ),
     "length": Part(
-        title="Length control, trained on labels that like length",
-        where="With length control",
-        rows={"haf": {"method": "haf"}, "haf, length control": {"method": "haf", "loss": "length_control"}},
-        rivals=(("haf, length control", "haf"),),
+        title="Length control and off-topic pairs, trained on labels that like length",
+        where="Against length",
+        rows={
+            "haf": {"method": "haf"},
+            "haf, length control": {"method": "haf", "loss": "length_control"},
+            "haf, off-topic pairs": {"method": "haf", "off_topic": 0.5},
+        },
+        rivals=(("haf, length control", "haf"), ("haf, off-topic pairs", "haf")),
     ),
     "calibration": Part(
         title="Stated and true errors of rewards",
@@ -82,7 +88,7 @@ _LEVELS = (0.5, 0.8, 0.95)
 """Levels of the intervals whose coverage is measured."""
 
 _PROBED = 200
-"""Test pairs of the length probe."""
+"""Test pairs of the length probe, and of the comparison with responses to other prompts."""
 
 
 @dataclass(frozen=True)
@@ -198,28 +204,34 @@ _More = tuple[dict[str, Any], list[Table]]
 
 
 def _pays_for_length(job: Job, scores: Scores) -> _More:
-    """Measure what rewards pay for length among equally good responses, and the length probe."""
+    """Measure what rewards pay for length among equally good responses, the length probe, and what is on topic."""
     trained = job.sets[0]
     data = job.scale.sets[trained].test
     pairs = pairs_of(data, "test")[:_PROBED]
+    both = list(with_off_topic(iter(pairs), SourceReport(name=data, kind="world"), 1.0, seed=0))
+    talks = [talk for pair in both[1::2] for talk in pair.conversations]
     found: dict[str, dict[str, list[float]]] = {}
     for cell in _cells(job, "length"):
-        of_row = found.setdefault(cell.row, {"pays": [], "probe": [], "raised": []})
+        of_row = found.setdefault(cell.row, {"pays": [], "probe": [], "raised": [], "on_topic": []})
         of_row["pays"].append(_slope(scores[trained][cell.row][cell.run.seed], data))
-        options = ScoreOptions().as_in_training()
-        (probed,) = probe_scorer(load_scorer(str(cell.run.folder(job)), options=options), pairs, cell.row, ["length"])
+        scorer = load_scorer(str(cell.run.folder(job)), options=ScoreOptions().as_in_training())
+        (probed,) = probe_scorer(scorer, pairs, cell.row, ["length"])
         of_row["probe"].append(probed.relative)
         of_row["raised"].append(probed.raised)
+        rewards = np.array(scorer.score(talks), dtype=float)
+        of_row["on_topic"].append(float(np.mean(rewards[0::2] > rewards[1::2])))
     rows = tuple(
         (
             name,
             _over_seeds(each["pays"], "{:+.2f}".format),
             _over_seeds(each["probe"], "{:+.2f}".format),
             _over_seeds(each["raised"], percent),
+            _over_seeds(each["on_topic"], percent),
         )
         for name, each in found.items()
     )
-    columns = ("", "log-odds per log of the ratio of characters", "length probe: shift / gap", "raised, %")
+    log_odds = "log-odds per log of the ratio of characters"
+    columns = ("", log_odds, "length probe: shift / gap", "raised, %", "above a response to another prompt, %")
     return {"length": found}, [Table("What a reward pays for length (by seed)", columns, rows)]
 
 

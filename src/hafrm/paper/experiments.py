@@ -160,18 +160,21 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         _late("policies.find_check"),
         one=("sets",),
     ),
-    "dense": Experiment(
-        "policies paid by token against those paid at the end",
-        _late("dense.plan"),
-        _late("dense.find"),
-        one=("sets", "backbones"),
-    ),
     "generators": Experiment(
         "what HAF's policy head writes against DPO's, at equal KL",
         _late("generators.plan"),
         _late("generators.find"),
         one=("sets", "backbones"),
     ),
+    **{
+        name: Experiment(
+            summary, _late("rewarding.plan", name), _late("rewarding.find", name), one=("sets", "backbones")
+        )
+        for name, summary in {
+            "dense": "policies paid by token against those paid at the end",
+            "bounds": "policies rewarded by lower confidence bounds",
+        }.items()
+    },
     "pessimism": Experiment(
         "over-optimisation by best-of-n, and lower confidence bounds",
         _late("pessimism.plan"),

@@ -176,6 +176,8 @@ class Run(Trained):
     """Whether its pairs are all those of rankings in the world, which batches take whole."""
     flipped: int = 0
     """Percent of the training pairs whose labels are flipped."""
+    off_topic: float = 0.0
+    """Share of the training pairs to which an off-topic one is added."""
     keep_checkpoints: bool = False
     """Whether to keep every checkpoint, for experiments that compare them."""
 
@@ -196,8 +198,10 @@ class Run(Trained):
         loss = "" if self.loss is None else f"-{self.loss}"
         share = "" if self.share == 1 else f"-1of{self.share}"
         flipped = f"-flipped{self.flipped}" if self.flipped else ""
+        off_topic = f"-offtopic{self.off_topic:g}" if self.off_topic else ""
         kept = "-checkpoints" if self.keep_checkpoints else ""
-        return f"{self.backbone}/{'+'.join(self.sets)}/{self.method}{ratio}{loss}{share}{flipped}-seed{self.seed}{kept}"
+        settings = f"{self.method}{ratio}{loss}{share}{flipped}{off_topic}"
+        return f"{self.backbone}/{'+'.join(self.sets)}/{settings}-seed{self.seed}{kept}"
 
     def folder(self, job: Job) -> Path:
         """Return the folder; while learning rates are being chosen, its name includes the rate."""
@@ -227,7 +231,11 @@ class Run(Trained):
             method=self.method,
             loss=loss if self.policy_ratio is None else replace(loss, policy_ratio=self.policy_ratio),
             lora=backbone.lora,
-            data_options=DataOptions(max_length=job.scale.max_length, batch_by="prompt" if self.rankings else "pair"),
+            data_options=DataOptions(
+                max_length=job.scale.max_length,
+                batch_by="prompt" if self.rankings else "pair",
+                off_topic=self.off_topic,
+            ),
             training={
                 **job.scale.training,
                 **({"per_device_train_batch_size": pairs} if self.rankings else {}),
@@ -328,9 +336,8 @@ def train_words(config: TrainConfig) -> list[str]:
         words += [f"--{name}={value:g}" if isinstance(value, float) else f"--{name}={value}"]
     if config.lora.enabled:
         words += ["--lora.rank", str(config.lora.rank), "--lora.alpha", str(config.lora.alpha)]
-    words += ["--data_options.max_length", str(config.data_options.max_length)]
-    if config.data_options.batch_by != "pair":
-        words += ["--data_options.batch_by", config.data_options.batch_by]
+    read, plain = ({"data_options": asdict(options)} for options in (config.data_options, DataOptions()))
+    words += option_words(read, plain)
     for name, value in config.training.items():
         words += [f"--training.{name}", value if isinstance(value, str) else json.dumps(value)]
     for name in ("chat_template", "dtype"):
@@ -353,19 +360,25 @@ class Policy(Trained):
     """Head of the reward model that scores; None: the default one."""
     dense: Dense = "none"
     """Where the score is paid."""
+    loss: str | None = None
+    """Name in `LOSSES` of a loss that replaces one of its reward model's."""
+    pessimism: float = 0.0
+    """Standard errors to subtract from the score of a reward model with several heads."""
 
     @property
     def reward(self) -> Run | None:
         """Run that trains its reward model, or None for the true reward."""
         if self.rewarded_by is None:
             return None
-        return Run(backbone=self.backbone, sets=self.sets, method=self.rewarded_by, seed=self.seed)
+        return Run(backbone=self.backbone, sets=self.sets, method=self.rewarded_by, seed=self.seed, loss=self.loss)
 
     @property
     def name(self) -> str:
         """Folder relative to `policies`."""
-        parts = (self.rewarded_by or "oracle", self.head, None if self.dense == "none" else self.dense)
-        return f"{self.backbone}/{'+'.join(self.sets)}/{'-'.join(filter(None, parts))}-seed{self.seed}"
+        dense = None if self.dense == "none" else self.dense
+        below = f"minus{self.pessimism:g}" if self.pessimism else None
+        parts = filter(None, (self.rewarded_by or "oracle", self.loss, self.head, dense, below))
+        return f"{self.backbone}/{'+'.join(self.sets)}/{'-'.join(parts)}-seed{self.seed}"
 
     def folder(self, job: Job) -> Path:
         """Return the folder."""
@@ -385,7 +398,7 @@ class Policy(Trained):
             data=self.data(job).names("train"),
             out=str(self.folder(job)),
             lora=job.scale.backbone(self.backbone).lora,
-            score=ScoreOptions(overlong="truncate"),
+            score=ScoreOptions(overlong="truncate", pessimism=self.pessimism),
             seed=self.seed,
             chat_template=job.scale.backbone(self.backbone).chat_template,
             trust_remote_code=job.trust_remote_code and self.reward is None,

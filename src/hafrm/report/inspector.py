@@ -7,15 +7,16 @@ A pair's record is an object with named fields:
      "prompt", "chosen", "rejected": [[role, text], ...], absent if the texts are unavailable,
      "tokens": for each model [chosen, rejected] or null, absent if no model has log-ratios of its tokens}
 
-A side's tokens are `{"turns": [[[length, log-ratio or null], ...], ...], "template": log-ratio}` or null: for each
-message the lengths of its pieces of text, in UTF-16 units as in browsers, so that texts are not stored twice.
+A side's tokens are `{"turns": [[[length, log-ratio or null, reward so far or null], ...], ...], "template": log-ratio,
+"reward": the reward head's or null}` or null: for each message the lengths of its pieces of text, in UTF-16 units as in
+browsers, so that texts are not stored twice.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice, zip_longest
+from itertools import chain, islice, zip_longest
 from typing import Any
 
 import numpy as np
@@ -151,8 +152,12 @@ def _side(side: Mapping[str, Any] | None, response: Sequence[Message]) -> dict[s
         return None
     if ["".join(text for text, _ in pieces) for pieces in side["turns"]] != [message.text for message in response]:
         return None
-    turns = [[[_units(text), _short(value)] for text, value in pieces] for pieces in side["turns"]]
-    return {"turns": turns, "template": _short(side["template"])}
+    rewards = chain.from_iterable(side.get("rewards", ()))
+    turns = [
+        [[_units(text), _short(value), _short(next(rewards, None), 5)] for text, value in pieces]
+        for pieces in side["turns"]
+    ]
+    return {"turns": turns, "template": _short(side["template"]), "reward": _short(side.get("reward"), 5)}
 
 
 def _units(text: str) -> int:
@@ -172,8 +177,8 @@ def _values(line: Mapping[str, Any]) -> Iterator[float]:
             yield from (value for _, value in pieces if value is not None)
 
 
-def _short(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.3g}")
+def _short(value: float | None, digits: int = 3) -> float | None:
+    return None if value is None else float(f"{value:.{digits}g}")
 
 
 def _rewards(score: PairScore | None) -> list[float] | None:

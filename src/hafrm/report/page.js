@@ -200,22 +200,25 @@
     return depth && value ? `${value > 0 ? "more" : "less"}-${depth}` : "even";
   }
 
-  // Return the pieces of a text, each with its log-ratio: [[text, number or null], ...].
+  // Return the pieces of a text, each with its log-ratio and the reward so far: [[text, number or null, same], ...].
   function pieced(text, pieces) {
     let at = 0;
-    return pieces.map(([length, value]) => [text.slice(at, (at += length)), value]);
+    return pieces.map(([length, ...values]) => [text.slice(at, (at += length)), ...values]);
   }
+
+  const numbers = (value, soFar) => ratio(value) + (soFar === null ? "" : `; reward so far ${reward(soFar)}`);
 
   // Return the text's first characters, about `limit` of them, as coloured tokens.
   function tokenNodes(text, limit, { pieces, model }) {
     const parts = [];
     let left = limit;
-    for (const [piece, value] of pieced(text, pieces)) {
+    for (const [piece, value, soFar] of pieced(text, pieces)) {
       if (left <= 0) break;
       if (value === null) parts.push(...nodes(excerpt(piece, left)));
       else {
         const lines = /^[\r\n]+$/.test(piece) ? " line-end" : "";
-        const attributes = { class: `token ${depthOf(value, model)}${lines}`, title: ratio(value), tabindex: "-1" };
+        const title = numbers(value, soFar);
+        const attributes = { class: `token ${depthOf(value, model)}${lines}`, title, tabindex: "-1" };
         parts.push(make("span", attributes, ...nodes(piece)));
       }
       left -= piece.length;
@@ -237,7 +240,7 @@
     return make("p", { class: "note legend" }, ...worded, make("span", { class: "swatches" }, ...swatches));
   }
 
-  // Below a response, show the log-ratio of the token under the pointer or in focus, and a table of all tokens.
+  // Below a response, show the numbers of the token under the pointer or in focus, and a table of all tokens.
   // Tab reaches one token; the arrow keys move between tokens.
   function tokenReader(section, turns, tokens) {
     const hint = "Point at a token, or Tab to it and use the arrow keys.";
@@ -278,11 +281,15 @@
     const details = make("details", { class: "token-table" }, make("summary", {}, "Tokens as a table"));
     function fill() {
       const all = turns.flatMap(([, text], at) => pieced(text, tokens.turns[at])).filter(([, value]) => value !== null);
-      const rows = [...all, ["(the chat template's own)", tokens.template]].map(([text, value]) => {
+      const rewarded = tokens.reward !== null;
+      const rows = [...all, ["(the chat template's own)", tokens.template, tokens.reward]].map(([text, value, soFar]) => {
         const head = make("th", { scope: "row" }, make("bdi", {}, ...nodes(text.replace(/\n/g, "↵"))));
-        return make("tr", {}, head, make("td", { class: "number" }, ratio(value)));
+        const cells = rewarded ? [ratio(value), reward(soFar)] : [ratio(value)];
+        return make("tr", {}, head, ...cells.map((cell) => make("td", { class: "number" }, cell)));
       });
-      const heads = ["Token", "Log-ratio"].map((name) => make("th", { scope: "col" }, name));
+      const heads = ["Token", "Log-ratio", ...(rewarded ? ["Reward so far"] : [])].map((name, column) =>
+        make("th", { scope: "col", class: column ? "number" : "name" }, name),
+      );
       const inner = make("table", {}, make("thead", {}, make("tr", {}, ...heads)), make("tbody", {}, ...rows));
       details.append(make("div", { class: "tall", tabindex: "0", role: "region", "aria-label": "Tokens" }, inner));
     }

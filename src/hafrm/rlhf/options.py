@@ -242,26 +242,38 @@ class RlhfConfig(ScorerChoice):
         self._refuse_unread_by_scorers()
 
     def _refuse_unread_by_scorers(self) -> None:
-        """Raise for options that a server or a simulated set ignores, unless they apply to the other scorer."""
+        """Raise for options that a server or a simulated set ignores, unless they apply to the other scorer.
+
+        `head`, `reference`, `combined_weight` and `score.pessimism` only apply to `reward`.
+        """
         scorers = [name for name in (self.reward, self.gold) if name is not None]
         options = ScoreOptions()
         if all(is_server(name) or is_simulated(name) for name in scorers):
             # `truncate` is the default of this command; `device` also applies to the policy
             overlong = None if self.score.overlong == "truncate" else self.score.overlong
             options = replace(self.score, device=None, overlong=overlong)
-        if is_simulated(self.reward) and (asked := self.chosen()):
+        asked = self.chosen() + ["score.pessimism"] * bool(self.score.pessimism)
+        if is_simulated(self.reward) and asked:
             raise ConfigError(
                 f"--{' and --'.join(asked)} has no effect on the true reward of {self.reward}: leave it out."
             )
         for name in filter(is_server, scorers):
             # `trust_remote_code` also applies to the policy
             choice = ScorerChoice(head=self.head, reference=self.reference, combined_weight=self.combined_weight)
-            require_server_options(name, choice if name == self.reward else ScorerChoice(), options)
+            if name == self.reward:
+                require_server_options(name, choice, replace(options, pessimism=self.score.pessimism))
+            else:
+                require_server_options(name, ScorerChoice(), options.without_pessimism())
 
     @property
     def gold_choice(self) -> ScorerChoice:
         """Options that choose a score of `gold`: `head` and `reference` only apply to `reward`."""
         return ScorerChoice(trust_remote_code=self.trust_remote_code)
+
+    @property
+    def gold_score(self) -> ScoreOptions:
+        """Options to run `gold`: standard errors are only subtracted from `reward`."""
+        return self.score.without_pessimism()
 
     def _broken(self) -> Iterator[tuple[str, str]]:
         """Yield incompatible options, with the reason."""

@@ -13,7 +13,7 @@ import torch
 from hafrm.data import local_path
 from hafrm.errors import ConfigError
 from hafrm.models.hybrid import HybridModel
-from hafrm.models.options import ScorerChoice, chat_template
+from hafrm.models.options import ScoreOptions, ScorerChoice, chat_template
 from hafrm.models.references import weights_digest
 from hafrm.models.starts import check_start
 from hafrm.models.tokenizers import load_tokenizer
@@ -90,7 +90,7 @@ def _prepare(config: RlhfConfig, progress: Progress, say: Callable[[str], None])
 
 def _effective(config: RlhfConfig, model: HybridModel) -> dict[str, Any]:
     """Resolve the options, as `effective_settings` does for training, with the digest of the initial weights."""
-    gold = {"gold": _identity(config.gold, config.gold_choice, config)} if config.gold else {}
+    gold = {"gold": _identity(config.gold, config.gold_choice, config.gold_score)} if config.gold else {}
     return {
         "seed": config.seed,
         "dtype": str(config.torch_dtype).removeprefix("torch."),
@@ -100,14 +100,14 @@ def _effective(config: RlhfConfig, model: HybridModel) -> dict[str, Any]:
         "gradient_accumulation_steps": 1,
         "world_size": 1,
         "weights": weights_digest(model),
-        "reward": _identity(config.reward, config, config),
+        "reward": _identity(config.reward, config, config.score),
         **gold,
     }
 
 
-def _identity(name: str, choice: ScorerChoice, config: RlhfConfig) -> dict[str, Any]:
+def _identity(name: str, choice: ScorerChoice, options: ScoreOptions) -> dict[str, Any]:
     """Return what a scorer's rewards depend on besides the options: contents of files, which can change."""
-    found = reward_identity(name, choice, config.score)
+    found = reward_identity(name, choice, options)
     return {part: value for part, value in found.items() if part in _OF_WEIGHTS}
 
 
@@ -125,7 +125,7 @@ def _train_ppo(job: RlhfJob) -> RlhfResult:
         config, model, tokenizer, report=lambda reason: job.say(f"batches are padded, not packed: {reason}")
     )
     scorer = load_reward(config.reward, config, config.score)
-    gold = load_reward(config.gold, config.gold_choice, config.score) if config.gold else None
+    gold = load_reward(config.gold, config.gold_choice, config.gold_score) if config.gold else None
     trainer = PpoTrainer(config, policy, tokenizer, job.prompts.prompts, scorer, gold)
     job.begin()
     done = _resume(trainer, job.folder)

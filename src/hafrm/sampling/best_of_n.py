@@ -15,7 +15,7 @@ from hafrm.evaluation.parts import PARTS, Part
 from hafrm.evaluation.scoring import scored_chunks
 from hafrm.judging.judges import ranks_of
 from hafrm.judging.options import Budget
-from hafrm.models.options import ScorerChoice
+from hafrm.models.options import ScoreOptions, ScorerChoice
 from hafrm.models.scorers import Scorer
 from hafrm.outputs import require_apart, require_results
 from hafrm.rewards import load_reward, reward_identity
@@ -92,6 +92,10 @@ def best_of_n(
     return BestOfN(results, prompts)
 
 
+_Scorer = tuple[str, ScorerChoice, ScoreOptions]
+"""What to load, which of its scores, and how to run it."""
+
+
 @dataclass(frozen=True)
 class _Job:
     """The scoring of candidates by all scorers, which writes scores as they are computed."""
@@ -105,17 +109,16 @@ class _Job:
     def scores(self) -> dict[str, dict[str, CandidateScore]]:
         """Return scores by scorer and row id. All scorers are checked before any is loaded."""
         config = self.config
-        named: dict[str, tuple[str, ScorerChoice]] = {model: (model, config) for model in config.models}
+        named: dict[str, _Scorer] = {model: (model, config, config.score) for model in config.models}
         if config.judge is not None and config.gold:
             oracle = config.judge.kind == "oracle"
             name = simulated_reward_name(config.judge.model) if oracle else config.judge.model
-            named[_JUDGE] = (name, ScorerChoice(trust_remote_code=config.trust_remote_code))
-        identities = {name: reward_identity(*chosen, config.score) for name, chosen in named.items()}
-        return {name: self._scored(name, *chosen, identities[name]) for name, chosen in named.items()}
+            choice = ScorerChoice(trust_remote_code=config.trust_remote_code)
+            named[_JUDGE] = (name, choice, config.score.without_pessimism())
+        identities = {name: reward_identity(*scorer) for name, scorer in named.items()}
+        return {name: self._scored(name, scorer, identities[name]) for name, scorer in named.items()}
 
-    def _scored(
-        self, name: str, model: str, choice: ScorerChoice, identity: Mapping[str, Any]
-    ) -> dict[str, CandidateScore]:
+    def _scored(self, name: str, scorer: _Scorer, identity: Mapping[str, Any]) -> dict[str, CandidateScore]:
         depends_on = {**identity, "the candidates": self.found.sha256}
         ids = [row.id for row in self.found.rows]
         part = Part(Path(self.config.out), name, _SAMPLES, depends_on, ids, CandidateScore, "prompts")
@@ -123,8 +126,7 @@ class _Job:
         if missing := self.found.rows[len(scores) :]:
             if self.judge_runs is not None:
                 self.judge_runs.require_askable()  # reports a missing key before hours of scoring
-            scorer = load_reward(model, choice, self.config.score)
-            scores = scores + part.extend(self._score(name, scorer, missing, len(scores)))
+            scores = scores + part.extend(self._score(name, load_reward(*scorer), missing, len(scores)))
         return {score.id: score for score in scores}
 
     def _score(self, name: str, scorer: Scorer, rows: Sequence[Candidates], before: int) -> Iterator[CandidateScore]:
@@ -187,7 +189,7 @@ def _judge_runs(config: BestOfNConfig, say: Callable[[str], None]) -> JudgeRuns 
     return JudgeRuns(
         judge=config.judge,
         folder=Path(config.out) / "judge",
-        score=config.score,
+        score=config.score.without_pessimism(),
         trust_remote_code=config.trust_remote_code,
         seed=config.seed,
         budget=Budget.of(config.judge),

@@ -119,6 +119,11 @@ class TrainConfig:
             raise ConfigError(
                 "loss.reward_loss: plackett_luce compares all responses to a prompt: set data_options.batch_by prompt."
             )
+        if self.resolved_loss.length_control and self.data_options.off_topic:
+            raise ConfigError(
+                "loss.length_control fits by how much longer responses win, which off-topic pairs would hide: leave it "
+                "or data_options.off_topic out."
+            )
         if self.resolved_loss.reference == "adapter_off" and not self.lora.enabled:
             raise ConfigError("loss.reference: adapter_off needs LoRA: set lora.rank.")
         if self.dtype == "float16" and not self.lora.enabled:  # AdamW divides by squares that underflow to 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ def load_data(config: TrainConfig, own_tokenizer: Any) -> tuple[RunData, Any]:
                 tables[name] = load_tables(
                     data,
                     encoder,
-                    options,
+                    options if name == "train" else replace(options, off_topic=0.0),
                     split=split,
                     limit=needed if name == "train" else None,
                     say=say,

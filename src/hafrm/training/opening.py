@@ -54,6 +54,8 @@ def opening_lines(
             f"warning: {steps} steps, the default, are {steps * batch / pairs:,.0f} epochs of these pairs: set "
             "training.num_train_epochs, for example to 1"
         )
+    if added := sum(report.off_topic for report in train.account.reports):
+        yield f"off-topic pairs: {added:,} were added to the training pairs and are counted among them"
     for report in train.account.reports:
         if said := "; ".join(filter(None, (report.form and f"read as {report.form}", report.unread_columns))):
             yield f"{report.name}: {said}"

@@ -58,6 +58,7 @@ def test_the_report_of_a_file(tmp_path: Path) -> None:
         "read_from": [path],
         "rows": 2,
         "expanded": 0,
+        "off_topic": 0,
         "kept": 2,
         "skipped": {},
         "dropped": {},

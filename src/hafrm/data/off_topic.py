@@ -58,6 +58,6 @@ def with_off_topic(
 
 
 def _other(pair: PreferencePair, pool: Sequence[PreferencePair], draw: random.Random) -> PreferencePair | None:
-    """Draw a pair of another prompt with another chosen response; None if none is found."""
+    """Draw a pair of another prompt with another chosen response, or return None if the tries find no such pair."""
     drawn = (draw.choice(pool) for _ in range(_TRIES))
     return next((each for each in drawn if each.group != pair.group and each.chosen != pair.chosen), None)

@@ -172,8 +172,10 @@ def _computed(
 
 
 def _side(ratios: TokenRatios | None, rewards: PrefixRewards | None) -> dict[str, Any] | None:
-    if ratios is None or rewards is None:
-        return None if ratios is None else asdict(ratios)
+    if ratios is None:
+        return None
+    if rewards is None:
+        return asdict(ratios)
     after = [[value for _, value in pieces] for pieces in rewards.turns]
     return {**asdict(ratios), "rewards": after, "reward": rewards.reward}
 

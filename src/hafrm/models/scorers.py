@@ -268,13 +268,18 @@ class HybridScorer(BatchedScorer):
         total = torch.zeros(batch.num_sequences, device=batch.input_ids.device)
         terms = total[:0]
         if scores.rewards is not None:
-            total += self.reward_weight * scores.rewards
-        if scores.of_heads is not None and self.options.pessimism:
-            total -= self.reward_weight * self.options.pessimism * scores.of_heads.std(1)
+            total += self._weighted(scores.rewards, scores.of_heads)
         if scores.token_log_probs is not None:
             terms = self._terms(scores.token_log_probs, batch)
             total += self.ratio_weight * sum_by_sequence(terms, batch.sequence_index, batch.num_sequences)
         return total, terms
+
+    def _weighted(self, rewards: Tensor, of_heads: Tensor | None) -> Tensor:
+        """Return the reward head's part of rewards, [S], from the means of its heads and, if it has several, each."""
+        weighted = self.reward_weight * rewards
+        if of_heads is not None and self.options.pessimism:
+            weighted = weighted - self.reward_weight * self.options.pessimism * of_heads.std(1)
+        return weighted
 
     def _terms(self, log_probs: Tensor, batch: SequenceBatch) -> Tensor:
         """Return what each response token adds to its sequence's implicit reward, [T], from its log-probs."""
@@ -287,8 +292,10 @@ class HybridScorer(BatchedScorer):
     def _rewards_and_changes(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
         """Compute rewards, [S], and by how much each response token changes the reward of the response so far, [T]."""
         states = self.model.hidden_states(batch)
-        after, before = (self.model.rewards_of(states[at]) for at in (batch.token_index, batch.predictor_index))
-        return self._score_batch(batch), (after - before).mean(-1)
+        places = (batch.score_index, batch.token_index, batch.predictor_index)
+        whole, after, before = (self.model.rewards_of(states[at]) for at in places)
+        rewards = self._weighted(whole.mean(-1), whole if self.model.heads > 1 else None)
+        return rewards, (after - before).mean(-1)
 
     def _rewards_so_far(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
         """Compute the reward head's rewards, [S], and its reward after each response token, [T]."""

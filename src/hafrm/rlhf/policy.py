@@ -111,15 +111,28 @@ class Policy:
         It is the sum over a response's tokens of the divergence of the two distributions before each. Its mean over
         responses estimates the same as that of log-ratios, with a smaller variance, and is never negative.
         """
+
+        def divergences(batch: SequenceBatch) -> Tensor:
+            states = self.model.hidden_states(batch)[batch.predictor_index]
+            with self._reference() as reference:
+                others = reference.hidden_states(batch)[batch.predictor_index]
+            both = zip(self._split(states), self._split(others), strict=True)
+            return torch.cat([self._divergences(*parts) for parts in both])
+
+        return self._summed(groups, divergences)
+
+    @torch.no_grad()
+    def log_probs(self, groups: Sequence[TokenGroup]) -> list[float]:
+        """Return log pi(y | x) of responses, one per group, in evaluation mode."""
+        return self._summed(groups, lambda batch: self.log_probs_and_values(batch)[0])
+
+    def _summed(self, groups: Sequence[TokenGroup], of_tokens: Callable[[SequenceBatch], Tensor]) -> list[float]:
+        """Return the sum over each response of what is computed of a batch's response tokens, [T]."""
         found: dict[int, float] = {}
         for places, batch in self.batches(groups):
             with evaluating(self.model):
-                ours = self.model.hidden_states(batch)[batch.predictor_index]
-                with self._reference() as reference:
-                    theirs = reference.hidden_states(batch)[batch.predictor_index]
-                both = zip(self._split(ours), self._split(theirs), strict=True)
-                of_tokens = torch.cat([self._divergences(*states) for states in both])
-            found |= dict(zip(places, (each.sum().item() for each in of_tokens.split(batch.lengths)), strict=True))
+                parts = of_tokens(batch).split(batch.lengths)
+            found |= dict(zip(places, (each.sum().item() for each in parts), strict=True))
         return [found[place] for place in range(len(groups))]
 
     def _divergences(self, states: Tensor, others: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import platform
@@ -141,22 +140,22 @@ def _compared(manifest: dict[str, Any], config: DataclassInstance) -> tuple[dict
     An option that did not exist yet when the manifest was written has its default in it: a new option's default keeps
     what hafrm did before.
     """
-    before = copy.deepcopy(manifest["config"])
-    _add_defaults(before, config)
-    before, now = (json.loads(json.dumps(held)) for held in (before, asdict(config)))
-    return before, now
+    before, now = (json.dumps(held) for held in (_with_defaults(manifest["config"], config), asdict(config)))
+    return json.loads(before), json.loads(now)
 
 
-def _add_defaults(values: dict[str, Any], config: DataclassInstance) -> None:
+def _with_defaults(values: Mapping[str, Any], config: DataclassInstance) -> dict[str, Any]:
+    """Return values with the defaults of the config's fields that they lack."""
+    found = dict(values)
     for each in fields(config):
-        now = getattr(config, each.name)
-        if is_dataclass(now) and not isinstance(now, type):
-            if isinstance(group := values.setdefault(each.name, {}), dict):
-                _add_defaults(group, now)
+        now, held = getattr(config, each.name), values.get(each.name, {})
+        if is_dataclass(now) and not isinstance(now, type) and isinstance(held, dict):
+            found[each.name] = _with_defaults(held, now)
         elif each.default is not MISSING:
-            values.setdefault(each.name, each.default)
+            found.setdefault(each.name, each.default)
         elif each.default_factory is not MISSING:
-            values.setdefault(each.name, each.default_factory())
+            found.setdefault(each.name, each.default_factory())
+    return found
 
 
 def refuse_other_options(changed: str, folder: Path) -> None:

@@ -15,7 +15,6 @@ from hafrm.encoding import ConversationEncoder, TokenGroup
 from hafrm.models.checkpoints import restore_weights
 from hafrm.models.generating import prompt_ids
 from hafrm.models.layout import choose_layout
-from hafrm.models.modules import evaluating
 from hafrm.models.options import ScoreOptions, chat_template
 from hafrm.models.starts import new_model
 from hafrm.models.tokenizers import load_tokenizer
@@ -110,13 +109,13 @@ class _Writer:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(self.run.seed)
             groups, texts = zip(*self._responses(), strict=True)
-        surprisal = dict(zip(self.known, self._surprisal(list(self.known.values())), strict=True))
+        log_probs = dict(zip(self.known, self.policy.log_probs(list(self.known.values())), strict=True))
         found = Written(
             step=0 if checkpoint is None else checkpoint.step,
             texts=list(texts),
             kl=self.policy.divergences(groups),
             lengths=[len(group.responses[0]) for group in groups],
-            surprisal=[surprisal.get(place, 0.0) for place in range(len(groups))],
+            surprisal=[-log_probs[p] if p in log_probs else 0.0 for p in range(len(groups))],
             known_lengths=[len(self.known[p].responses[0]) if p in self.known else 0 for p in range(len(groups))],
         )
         return asdict(found)
@@ -128,16 +127,6 @@ class _Writer:
             drawn = sample_responses(self.policy.model.causal_lm, self.tokenizer, part, self.sampling)
             for prompt, response in zip(part, drawn, strict=True):
                 yield TokenGroup(prompt, (response.ids,)), response.text
-
-    @torch.no_grad()
-    def _surprisal(self, groups: Sequence[TokenGroup]) -> list[float]:
-        """Return minus the log-prob of each group's response."""
-        found: dict[int, float] = {}
-        for places, batch in self.policy.batches(groups):
-            with evaluating(self.policy.model):
-                log_probs, _ = self.policy.log_probs_and_values(batch)
-            found |= dict(zip(places, (-each.sum().item() for each in log_probs.split(batch.lengths)), strict=True))
-        return [found[place] for place in range(len(groups))]
 
 
 def distinct(texts: Sequence[str], n: int) -> Floats:

@@ -33,12 +33,12 @@ PAIRS = 12
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a base model, two runs from it, and their pairs."""
+    """A folder with a base model, three runs from it, and their pairs."""
     folder = tmp_path_factory.mktemp("trained")
     base, rows = save_tiny(folder / "base"), folder / "train.jsonl"
     for path, count in ((folder / "pairs.jsonl", PAIRS), (rows, PAIRS + 1)):
         path.write_text("".join(json.dumps(pair.as_row()) + "\n" for pair in some_pairs(count)))
-    for method in ("haf", "baseline"):
+    for method in ("haf", "baseline", "dpo"):
         training = {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "use_cpu": True}
         train(
             TrainConfig(
@@ -111,6 +111,13 @@ def test_the_worst_mistakes_of_models_with_a_policy_head_are_kept(trained: Path,
             assert [[value is None for value in turn] for turn in side["rewards"]] == [
                 [value is None for _, value in pieces] for pieces in side["turns"]
             ]
+
+
+def test_a_run_without_a_trained_reward_head_has_no_rewards_so_far(trained: Path, tmp_path: Path) -> None:
+    evaluate(config(trained, tmp_path, "dpo", token_log_ratios=3))
+    sides = [line[name] for line in lines(tmp_path) for name in ("chosen", "rejected")]
+    assert len(sides) == 6
+    assert all(side["turns"] and not {"rewards", "reward"} & side.keys() for side in sides)
 
 
 def test_nothing_is_computed_twice(trained: Path, tmp_path: Path, asked: list[int], monkeypatch: Any) -> None:

@@ -105,6 +105,10 @@ def test_pessimism_takes_off_standard_errors(run: Path, pessimism: float) -> Non
     assert (heads.std(1) > 1e-3).all()
     options = ScoreOptions(pessimism=pessimism)
     assert load_scorer(str(run), options=options).score(TALKS) == pytest.approx(expected.tolist(), abs=1e-5)
+    by_prefix: Any = load_scorer(str(run), options=options)
+    by_prefix.by_prefix = True
+    divided = [each.reward for each in by_prefix.token_rewards(TALKS)]
+    assert divided == pytest.approx(expected.tolist(), abs=1e-5)
     combined = [
         load_scorer(str(run), head="combined", combined_weight=0.5, options=each).score(TALKS)
         for each in (options, ScoreOptions())

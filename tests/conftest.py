@@ -9,6 +9,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny models: threads cost more than they bring
 
+from collections.abc import Iterator
 from itertools import count
 from typing import Any
 
@@ -57,7 +58,9 @@ def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
-@pytest.fixture(autouse=True)
-def float32_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="session")
+def float32_by_default() -> Iterator[None]:
     """Train in float32 on every machine, also where bfloat16 would be measured to be faster."""
-    monkeypatch.setattr("hafrm.numerics.bfloat16_speedup", lambda: 1.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hafrm.numerics.bfloat16_speedup", lambda: 1.0)
+        yield

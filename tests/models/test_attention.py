@@ -174,12 +174,28 @@ def test_dropout_leaves_the_mean_where_it_is(options: dict) -> None:
 
 
 def test_attention_under_bf16_autocast() -> None:
+    """Queries and keys are float32 after their rotation, values are bfloat16."""
     query, key, value = random_tensors(LAYOUT.tokens, torch.float32)
     exact, _ = packed_attention(nn.Identity(), query, key, value, None, hafrm_segments=LAYOUT)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rough, _ = packed_attention(nn.Identity(), query, key, value, None, hafrm_segments=LAYOUT)
-    assert rough.dtype == torch.bfloat16
-    torch.testing.assert_close(rough.float(), exact, rtol=0.03, atol=0.03)
+        rough, _ = packed_attention(nn.Identity(), query, key, value.bfloat16(), None, hafrm_segments=LAYOUT)
+    torch.testing.assert_close(rough, exact, rtol=2**-8, atol=2**-8)
+
+
+@pytest.mark.parametrize("options", [{}, {"sliding_window": 4}, {"softcap": 0.5}], ids=str)
+def test_bfloat16_tensors_are_attended_in_float32(options: dict) -> None:
+    """Outputs and gradients are rounded to bfloat16 once, at the end."""
+    half = [tensor.detach().bfloat16().requires_grad_() for tensor in random_tensors(LAYOUT.tokens)]
+    exact = [tensor.detach().double().requires_grad_() for tensor in half]
+    found = []
+    for tensors in (half, exact):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=tensors is half):
+            output, _ = packed_attention(nn.Identity(), *tensors, None, hafrm_segments=LAYOUT, **options)
+        assert output.dtype == tensors[0].dtype
+        weight = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(output.dtype)
+        found.append((output, *torch.autograd.grad((output * weight).sum(), tensors)))
+    for rough, expected in zip(*found, strict=True):
+        torch.testing.assert_close(rough.double(), expected, rtol=2**-8, atol=1e-5)
 
 
 def test_a_layout_that_does_not_fit_is_refused() -> None:

@@ -222,6 +222,7 @@ def test_the_help_states_the_defaults() -> None:
     ("speedup", "options", "fast"),
     [
         (6.0, {}, True),
+        (2.0, {}, True),
         (1.2, {}, False),
         (6.0, {"dtype": "float32"}, False),
         (6.0, {"training": {"bf16": False, "use_cpu": True}}, False),

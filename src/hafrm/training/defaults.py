@@ -39,6 +39,8 @@ def training_arguments(
     """
     precision = {name: started[name] for name in ("bf16", "fp16") if name in started} if started else {}
     values = _defaults(config) | precision | config.training
+    if values["bf16"] and not torch.accelerator.is_available():  # transformers refuses bf16 unless a CPU is asked for
+        values.setdefault("use_cpu", True)
     try:
         arguments = TrainingArguments(output_dir=config.out, **(_schedule(config, values, pairs) | values))
         get_reporting_integration_callbacks(arguments.report_to)  # raises for loggers that don't exist

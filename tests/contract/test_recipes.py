@@ -75,7 +75,7 @@ def copy_with_loss(folder: Path, module: str, definition: str) -> None:
 
 REWARD_LOSS = """
 def squared_loss(chosen, rejected, *, margin=None, label_smoothing=0.0):
-    return (1 - _reward_difference(chosen, rejected, margin)) ** 2
+    return (1 - reward_difference(chosen, rejected, margin)) ** 2
 """
 
 POLICY_LOSS = """

@@ -252,6 +252,18 @@ def test_the_same_model_twice_does_not_differ():
     assert (paired.difference, paired.interval.low, paired.interval.high, paired.p_value) == (0, 0, 0, 1)
 
 
+@pytest.mark.parametrize("seed", [1, 7, 46])
+def test_means_over_seeds_that_are_equal_differ_by_nothing(seed):
+    """Sums of hits over three seeds, which are integers, are the oracle: means are thirds and don't cancel exactly."""
+    hits_of = np.random.default_rng(seed).integers(0, 2, size=(2, 3, 40))
+    assert hits_of[0].sum() == hits_of[1].sum()
+    paired = paired_bootstrap(*hits_of.mean(1), np.arange(40))
+    assert paired.difference == 0
+    draws = resampled_means((hits_of[0] - hits_of[1]).sum(0).astype(float), np.arange(40))
+    rarer = min((draws <= 0).sum(), (draws >= 0).sum())
+    assert paired.p_value == min(1.0, 2 * (rarer + 1) / 2001)
+
+
 def test_a_clear_difference_has_the_smallest_p_value_that_resamples_can_show():
     assert paired_bootstrap(np.ones(50), np.zeros(50), np.arange(50), resamples=999).p_value == 2 / 1000
 

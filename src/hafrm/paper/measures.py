@@ -270,7 +270,7 @@ class Paired:
     def by_seed(self) -> dict[int, float]:
         """Difference in accuracy by seed."""
         both = zip(self.a.accuracies, self.b.accuracies, strict=True)
-        return dict(zip(self.seeds, (ours - theirs for ours, theirs in both), strict=True))
+        return dict(zip(self.seeds, (_points(ours - theirs) for ours, theirs in both), strict=True))
 
     def compared(self) -> dict[str, Any]:
         """Return the difference with its interval and p-value, in the format of the study's comparisons."""
@@ -283,6 +283,11 @@ class Paired:
             "by_seed": {str(seed): value for seed, value in self.by_seed.items()},
             "n": len(a),
         }
+
+
+def _points(difference: float) -> float:
+    """Return a difference of shares without rounding errors, so that equal accuracies differ by 0."""
+    return round(difference, 12)
 
 
 def mean_compared(columns: Sequence[Paired]) -> dict[str, Any]:
@@ -305,10 +310,12 @@ def mean_compared(columns: Sequence[Paired]) -> dict[str, Any]:
     rarer = min((draws <= 0).sum(), (draws >= 0).sum())
     shared = set.intersection(*(set(each.seeds) for each in columns))
     return {
-        "difference": statistics.fmean(float(each.differences.mean()) for each in columns),
+        "difference": _points(statistics.fmean(float(each.differences.mean()) for each in columns)),
         "ci95": [float(low), float(high)],
         "p": min(1.0, float(2 * (rarer + 1) / (len(draws) + 1))),
-        "by_seed": {str(seed): statistics.fmean(each.by_seed[seed] for each in columns) for seed in sorted(shared)},
+        "by_seed": {
+            str(seed): _points(statistics.fmean(each.by_seed[seed] for each in columns)) for seed in sorted(shared)
+        },
         "n": sum(len(each.pairs) for each in columns),
     }
 
@@ -340,7 +347,7 @@ def average_relation(
 ) -> Relation:
     """Average relations of one backbone and rival; the interval treats them as independent."""
     ends = [each.ci95 for each in relations if each.ci95 is not None]
-    mean = statistics.fmean(each.difference for each in relations)
+    mean = _points(statistics.fmean(each.difference for each in relations))
     half = math.sqrt(sum(((high - low) / 2) ** 2 for low, high in ends)) / len(relations)
     first, trained = relations[0], {each.trained_on for each in relations}
     return Relation(
@@ -350,7 +357,7 @@ def average_relation(
         over=first.over,
         difference=mean,
         ci95=(mean - half, mean + half) if len(ends) == len(relations) else None,
-        by_seed=tuple(map(statistics.fmean, zip(*(each.by_seed for each in relations), strict=True))),
+        by_seed=tuple(_points(statistics.fmean(of)) for of in zip(*(each.by_seed for each in relations), strict=True)),
         paper=paper,
     )
 

@@ -98,7 +98,7 @@ def paired_bootstrap(
     means = resampled_means(difference, groups, level=level, resamples=resamples, seed=seed)
     few = few_groups(groups)
     return PairedDifference(
-        difference=float(difference.mean()),
+        difference=float(_cancelled(difference.mean(), difference)),
         interval=None if few else _percentiles(means, level),
         p_value=1.0 if few else p_of_draws(means),
     )
@@ -171,7 +171,12 @@ def resampled_means(
     index, size = group_index(values, groups)
     sums, counts = np.bincount(index, weights=values), np.bincount(index)
     means = [sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1) for drawn in group_draws(size, resamples, seed)]
-    return np.concatenate(means)
+    return _cancelled(np.concatenate(means), values)
+
+
+def _cancelled(means: ArrayLike, values: Floats) -> Floats:
+    """Return means of values, with 0 where only rounding errors are left: thirds that cancel out leave 1e-19."""
+    return np.where(np.abs(means) < 1e-12 * np.abs(values).max(), 0.0, means)
 
 
 def group_index(values: Floats, groups: ArrayLike) -> tuple[NDArray[np.int64], int]:

@@ -223,6 +223,10 @@ def average_of(cells: Sequence[Measured]) -> Measured:
     )
 
 
+_RESAMPLES = 20_000
+"""Resamples of a comparison: with 2,000, Holm's correction turned a p-value of .005 into .03 to .06 by chance."""
+
+
 @dataclass(frozen=True)
 class Paired:
     """Two rows on one test set, on the pairs that both scored."""
@@ -275,7 +279,7 @@ class Paired:
     def compared(self) -> dict[str, Any]:
         """Return the difference with its interval and p-value, in the format of the study's comparisons."""
         a, b = ([side.pair_hits[pair] for pair in self.pairs] for side in (self.a, self.b))
-        test = paired_bootstrap(a, b, self.groups)
+        test = paired_bootstrap(a, b, self.groups, resamples=_RESAMPLES)
         return {
             "difference": test.difference,
             "ci95": test.interval,
@@ -301,7 +305,12 @@ def mean_compared(columns: Sequence[Paired]) -> dict[str, Any]:
     seeds: dict[frozenset[str], int] = {}
     draws = np.mean(
         [
-            resampled_means(each.differences, each.units, seed=seeds.setdefault(frozenset(each.units), len(seeds)))
+            resampled_means(
+                each.differences,
+                each.units,
+                resamples=_RESAMPLES,
+                seed=seeds.setdefault(frozenset(each.units), len(seeds)),
+            )
             for each in columns
         ],
         axis=0,

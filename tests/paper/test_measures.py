@@ -53,3 +53,15 @@ def test_pairs_that_are_left_out_are_counted_by_reason(tmp_path: Path) -> None:
     assert measures.left_out_of({"m": grid}) == {"BS (m)": expected}
     (line,) = lines_of(template("pages").left_out_notes(measures.left_out_of({"m": grid})))
     assert all(words in line for words in ("BS (m)", "1 overlong", "2 with a prompt"))
+
+
+def test_leads_that_cancel_out_are_no_lead() -> None:
+    """Leads of 1, 2 and -3 pairs of ten: as floats, .1 + .2 - .3 is above 0."""
+
+    def row(right: int) -> measures.Measured:
+        hits = {f"f:{i}": float(i < right) for i in range(10)}
+        return measures.Measured((right / 10,), hits, {pair: pair for pair in hits}, 0.5)
+
+    columns = [measures.Paired.of(row(5 + lead), row(5), "a and b") for lead in (1, 2, -3)]
+    mean = measures.mean_compared(columns)
+    assert (mean["difference"], mean["by_seed"]) == (0, {"0": 0})

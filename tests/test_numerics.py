@@ -76,3 +76,27 @@ def test_results_are_the_same() -> None:
     before = x @ x
     with freed_memory_kept():
         assert torch.equal(x @ x, before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the heap's size from glibc")
+def test_products_of_ever_new_shapes_in_bfloat16_take_no_memory() -> None:
+    """A packed row rarely has the length of an earlier one, and PyTorch would keep code for each length."""
+    code = """
+import ctypes, hafrm, torch
+
+class Heap(ctypes.Structure):
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+
+mallinfo = ctypes.CDLL(None).mallinfo2
+mallinfo.restype = Heap
+weight = torch.ones(96, 64, dtype=torch.bfloat16)
+used = []
+for lengths in (range(300, 340), range(340, 540)):
+    for length in lengths:
+        torch.ones(length, 64, dtype=torch.bfloat16) @ weight.t()
+    used.append(mallinfo().uordblks)
+print(used[1] - used[0])
+"""
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert int(found.stdout) < 10 * 2**20

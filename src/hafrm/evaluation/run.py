@@ -200,7 +200,7 @@ def _leaderboard_type(model: str, choice: ScorerChoice) -> str:
 
 
 def _run_info(model: str) -> RunInfo | None:
-    """Return what a run's folder says of itself; None for other models."""
+    """Return the information in a run's folder; None for other models."""
     return None if is_server(model) or not (Path(model) / RUN_FILE).is_file() else RunInfo.load(Path(model))
 
 

@@ -133,7 +133,7 @@ def best_fit(x: sparse.csr_array | Floats, held_out: sparse.csr_array | Floats, 
         penalties: Candidate weights of the squared norm; ties go to the larger one.
     """
     fits = [_fit(x, penalty) for penalty in sorted(penalties, reverse=True)]
-    return max(fits, key=lambda weights: accuracy(held_out @ weights).value)  # of equals the first: the larger penalty
+    return max(fits, key=lambda weights: accuracy(held_out @ weights).value)  # ties go to the larger penalty
 
 
 def _counts(response: Sequence[Message]) -> Counter[str]:

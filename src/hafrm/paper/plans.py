@@ -48,7 +48,7 @@ class Scoring:
         return f"{first.backbone}/{'+'.join(first.sets)}-seed{first.seed}/on-{'+'.join(self.tested_on)}"
 
     def folder(self, job: Job) -> Path:
-        """Return the folder of the scores. That of a single run mirrors the run's, so that each rate has its own."""
+        """Return the folder of the scores; for a single run it mirrors the run's, so each rate has a separate one."""
         if len(self.runs) > 1:
             return job.root / "evaluations" / self.name
         run = self.runs[0].folder(job).relative_to(job.root / "runs")
@@ -87,7 +87,7 @@ class Scoring:
 
 @dataclass(frozen=True, kw_only=True)
 class Responses:
-    """Responses that are sampled, scored and judged while the findings are built, for the estimate of its time."""
+    """Responses to sample, score and judge while the findings are built; used to estimate the time."""
 
     made: str
     """A file that exists once this is done: a glob pattern, relative to the job's root."""

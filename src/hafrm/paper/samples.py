@@ -39,7 +39,7 @@ class Drawn:
     share: int = 1
     """Keep 1/share of the pairs."""
     flipped: int = 0
-    """Percent of the pairs whose responses change places; those of a smaller percentage are among a larger one's."""
+    """Percentage of the pairs whose responses are swapped; a smaller percentage swaps a subset of the same pairs."""
 
     @property
     def can_change(self) -> bool:

@@ -257,7 +257,7 @@ def _printed(rival: str, sets: Sequence[str]) -> list[float]:
 
 
 def _facts(results: Results) -> dict[str, Any]:
-    """Return what the notes say of the results."""
+    """Return the values for the notes on the results."""
     in_domain: Mapping[str, _Grid] = results["parts"].get("table2", {})
     cells = [(column, cell) for grid in in_domain.values() for column, row in grid.items() for cell in row.values()]
     incomplete = [
@@ -307,7 +307,7 @@ _CURVES = {
     "noise": "percent of flipped labels",
     "ratios": "policy ratio",
 }
-"""Parts that are drawn as curves, with what their rows are placed by."""
+"""Parts that are drawn as curves, with the quantity on their x axis."""
 
 
 def _figures(results: Results) -> Iterator[tuple[str, Markup]]:

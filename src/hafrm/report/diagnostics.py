@@ -146,7 +146,7 @@ def forest(label: str, rows: Mapping[str, Measured], extent: Interval, length_ac
     dots = [top + row_height * number + 26 for number in range(len(rows))]
 
     def down(value: float, class_: str) -> Markup:
-        """Draw a line beside the dots of all rows, interrupted where the labels are."""
+        """Draw a vertical line across all rows, interrupted at the labels."""
         return path(class_, *([(x(value), y - 8), (x(value), y + 9)] for y in dots))
 
     parts = [down(tick, "grid") for tick, _ in shown]

@@ -102,7 +102,7 @@ _WORDS: Mapping[str, type[Enum]] = {
     "save_strategy": SaveStrategy,
     "logging_strategy": IntervalStrategy,
 }
-"""Fields whose values are words, which transformers would check only after the data were read."""
+"""Fields with a fixed set of words, which transformers would check only after reading the data."""
 
 
 def checked_arguments(given: Mapping[str, Any]) -> dict[str, Any]:

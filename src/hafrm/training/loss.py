@@ -86,9 +86,10 @@ class LossConfig:
     """Weight of the penalty (r_chosen + r_rejected)^2, which keeps rewards near zero."""
 
     length_control: bool = False
-    """Keep length out of the reward: before training, fit to the training pairs by how much the response of more tokens
-    wins (log-odds per log of their ratio), and add that to the reward difference in the reward loss, so that the reward
-    learns what length does not explain. Scores leave it out. If better responses are longer, it takes that away too.
+    """Keep length out of the reward: before training, estimate from the training pairs how strongly longer responses
+    are preferred (log-odds per log of the ratio of tokens), and add that to the reward difference in the reward loss,
+    so that the reward learns what length does not explain. Scores leave it out. If better responses really are longer,
+    this effect is removed too.
     """
 
     consistency_weight: float = 0.0

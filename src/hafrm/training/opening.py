@@ -15,7 +15,7 @@ from hafrm.training.arguments import pairs_per_step, total_steps
 from hafrm.training.config import TrainConfig
 
 _MANY_EPOCHS = 20
-"""Number of epochs above which the default number of steps is surely not meant."""
+"""Number of epochs above which the default number of steps is surely unintended."""
 
 _MUCH = 0.05
 """Share of pairs lost above which the counts are a warning."""
@@ -83,7 +83,7 @@ def opening_lines(
 
 
 def _left_out(tables: PairTables) -> Counter[str]:
-    """Return how many pairs of the data asked for were left out, by reason."""
+    """Return how many pairs of the requested data were left out, by reason."""
     reports = tables.account.reports
     return sum((report.lost for report in reports), Counter(tables.account.dropped))
 

@@ -158,7 +158,7 @@ class HybridTrainer(Trainer):
         return loader
 
     def _get_train_sampler(self, train_dataset: Any = None) -> PairOrder:
-        """Return an order that `ReferenceSource` can tell before training; it is that of transformers' own sampler."""
+        """Return an order that `ReferenceSource` knows before training; it is that of transformers' own sampler."""
         return self.order
 
     def training_step(  # type: ignore[override]

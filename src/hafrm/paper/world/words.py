@@ -35,7 +35,7 @@ class Relation:
     """One kind of fact: a value for each subject. Lines contain `{subject}`, statements `{value}` as well."""
 
     kind: str
-    """Kind of the subjects: "animal", "country" ..."""
+    """Kind of subject: "animal", "country" ..."""
     values: Mapping[str, str]
     statements: tuple[str, ...]
     questions: tuple[str, ...]

@@ -638,7 +638,7 @@ def test_cells_of_fewer_seeds_say_so_and_are_in_no_mean() -> None:
     assert by_name["Baseline (b)"] == ("70.0 [60.0, 80.0] (1 of 2 seeds)", "–")
     assert by_name["HAF (b)"] == ("80.0 [60.0, 80.0]", Markup("<b>80.0</b>"))
     assert any("have fewer seeds than requested" in note for note in written.notes)
-    assert "the mean over seeds 0, 1, where they are there" in written.figures["table2-b"]
+    assert "the mean over seeds 0, 1, where available" in written.figures["table2-b"]
 
 
 def test_a_curve_is_of_the_seeds_that_all_its_points_have() -> None:

@@ -58,7 +58,7 @@ def test_accelerate_reads_the_configs_of_ddp_and_zero() -> None:
     ("change", "message"),
     [
         ({"fsdp_version": 1, "reshard_after_forward": "FULL_SHARD"}, "version 2"),
-        ({"state_dict_type": "SHARDED_STATE_DICT"}, "hold a pickle"),
+        ({"state_dict_type": "SHARDED_STATE_DICT"}, "contain a pickle"),
         ({"cpu_ram_efficient_loading": True}, "set it to false"),
     ],
     ids=["version", "pickle", "loading"],

@@ -210,7 +210,7 @@ def test_conversations_of_prompt_alone_are_counted(talks: str, tmp_path: Path) -
 def test_what_can_not_be_trained_on_is_a_named_error(prose: str, tmp_path: Path) -> None:
     for row in ({"messages": [{"role": "user", "content": "hi"}]}, {"txt": "hi"}, ["hi"]):
         bad = written(tmp_path / "bad.jsonl", [row])
-        with pytest.raises(DataError, match=r"bad\.jsonl, row 1: a row to pretrain on"):
+        with pytest.raises(DataError, match=r"bad\.jsonl, row 1: a row for pretraining"):
             list(read_texts([bad], held_out=False))
     with pytest.raises(DataError, match="Mark more rows"):
         pretrain(config(written(tmp_path / "all.jsonl", [{"text": "a b c " * 99}]), tmp_path / "o", shape=SHAPE))
@@ -264,7 +264,7 @@ def test_other_text_is_not_taken_for_the_same(prose: str, tmp_path: Path, monkey
                 patch.setattr(pretrain_module, "_finish", killed)
                 pretrain(told)
         Path(prose).write_text(before.replace("cat", "dog"))
-        with pytest.raises(DataError, match=r"prose\.jsonl changed since the model in .* was begun"):
+        with pytest.raises(DataError, match=r"prose\.jsonl changed since the model in .* was started"):
             pretrain(told)
 
 

@@ -329,7 +329,7 @@ def _figures(results: Results) -> Iterator[tuple[str, Markup]]:
 def _bars_caption(part: str, backbone: str, grid: _Grid, results: Results) -> str:
     """Describe the bars: which seeds they average, and where there are no intervals."""
     cells = [cell for row in grid.values() for method, cell in row.items() if method in METHOD_NAMES]
-    fewer = "" if all(len(cell["seeds"]) == len(results["seeds"]) for cell in cells) else ", where they are there"
+    fewer = "" if all(len(cell["seeds"]) == len(results["seeds"]) for cell in cells) else ", where available"
     bare = [column for column, row in grid.items() if any(cell["ci95"] is None for cell in row.values())]
     without = f" ({', '.join(bare)}: too few prompts for one)" if bare else ""
     return (

@@ -130,7 +130,7 @@ class LivePage(TrainerCallback):
             self.write(steps)
         except (OSError, HafrmError) as error:
             self._given_up = True
-            self.say(f"warning: the run's page is not written any more: {first_line(error)}")
+            self.say(f"warning: the run's page is no longer written: {first_line(error)}")
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -123,7 +123,7 @@ class LossConfig:
             raise ConfigError(f"loss.reward_loss must be one of {', '.join(known)}, got {self.reward_loss!r}")
         if self.length_control and self.reward_loss not in ("bradley_terry", PLACKETT_LUCE):
             raise ConfigError(
-                f"loss.length_control adds log-odds, which {self.reward_loss} has none of: use bradley_terry or "
+                f"loss.length_control adds log-odds, which {self.reward_loss} does not use: use bradley_terry or "
                 f"{PLACKETT_LUCE}."
             )
         try:

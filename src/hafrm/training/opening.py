@@ -65,7 +65,7 @@ def opening_lines(
             "better than it is"
         )
     if identical := account["train"]["identical_responses"]:
-        yield f"warning: in {identical} training pairs both responses are the same tokens, so no preference"
+        yield f"warning: in {identical} training pairs both responses have the same tokens, so neither is preferred"
     if special := account["train"]["with_special_tokens"]:
         yield (
             f"warning: {special} training pairs contain special tokens of the tokenizer, which are encoded as the chat "

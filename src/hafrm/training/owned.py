@@ -81,7 +81,7 @@ def require_plain_files(folder: Path) -> None:
     for path in folder.glob("*"):
         if _CHECKPOINT.fullmatch(path.name):
             if path.is_symlink() or not path.is_dir():
-                raise ConfigError(f"{path} is not a folder, and can't be a checkpoint. Move it away.")
+                raise ConfigError(f"{path} is not a folder, so it can't be a checkpoint. Move it away.")
             _require_plain(path, _OF_A_CHECKPOINT, _OF_A_MODEL)
     _require_plain(folder, _OF_A_RUN, _OF_A_MODEL)
 
@@ -103,8 +103,8 @@ def require_own_checkpoints(folder: Path) -> None:
             for each in _files(path):
                 if _is_name(each.relative_to(path), _OF_A_CHECKPOINT, _OF_A_MODEL):
                     raise ConfigError(
-                        f"{path} has no list of files, so {each.name} there may not be the run's, and would be "
-                        "written over. Move the folder away, or choose another --out."
+                        f"{path} has no list of files, so {each.name} in it may not be the run's, but would be "
+                        "overwritten. Move the folder away, or choose another --out."
                     )
 
 

@@ -334,7 +334,7 @@ class HybridTrainer(Trainer):
             if weight.requires_grad and not torch.isfinite(weight).all():
                 raise NonFiniteLossError(
                     f"{name} is not finite after step {self.state.global_step}, though losses and gradients were: the "
-                    f"step itself went wrong, by the learning rate or an option of the optimizer. {_NEW_RUN}"
+                    f"step itself failed, because of the learning rate or an optimizer option. {_NEW_RUN}"
                 )
         return model
 

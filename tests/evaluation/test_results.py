@@ -103,7 +103,7 @@ def test_spearman_of_reward_and_length_by_hand() -> None:
 
 
 def test_slices_are_quarters_by_hand() -> None:
-    """Margins of 1 to 8, wrong where odd; the longest differences in length are right alone."""
+    """Margins of 1 to 8, of which odd ones are wrong; only the largest differences in length are right."""
     margins = [(-1.0) ** size * size for size in range(1, 9)]
     scores = [score(margin, row=i, longer=8 if margin > 0 else -i) for i, margin in enumerate(margins)]
     entry = summarise(scores).as_dict()["models"]["m"]["data"]["d"]

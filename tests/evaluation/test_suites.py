@@ -149,7 +149,7 @@ def test_rewardmath_gathers_the_solutions_of_a_problem() -> None:
 
 
 def test_a_bag_of_words_is_never_fitted_on_the_prompts_that_it_scores() -> None:
-    """A word that only one prompt's better responses have tells nothing; one that others have too tells all."""
+    """A word of a single prompt's better responses predicts nothing; one that others share predicts all."""
     own = [{"prompt": f"Task {row // 4}", "chosen": f"it own{row // 4}", "rejected": "it"} for row in range(80)]
     pairs = load_pairs(own).pairs
     words = cross_fitted(pairs, [1] * len(pairs))

@@ -18,8 +18,7 @@ from hafrm.models.runinfo import RUN_FILE, require_undamaged
 
 _MOMENT = re.compile(rb"\d+ [A-Z][a-z]+ \d{4}, \d\d:\d\d UTC")
 _OF_TIME = re.compile(r"runtime|per_second|^started$|^run$|^git_revision$|^resumed$|^training_sha256$")
-"""What differs between two runs of one command: times (in the trainer's state, so its checksum too), what a judge's
-last run took, that it was resumed, and edits in between."""
+"""Fields that differ between two runs: times (and checksums of files with times), costs, resumptions, and edits."""
 _TRAINERS_OWN = {"trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth"}
 """Files that transformers writes in place; they are not read unless the last one written, the first here, parses."""
 

@@ -64,7 +64,7 @@ def test_rows_of_all_kinds(tmp_path: Path) -> None:
     ids=str,
 )
 def test_bad_rows_say_what_is_wrong(row: Any, mode: Mode, said: str, tmp_path: Path) -> None:
-    """Or are skipped and counted."""
+    """Bad rows can be skipped and counted instead."""
     good = FOUR if mode == "rank" else PAIR
     path = written(tmp_path, good, row)
     with pytest.raises(BadRowError, match=said) as error:

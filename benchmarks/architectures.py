@@ -311,10 +311,10 @@ def page(found: Sequence[Found]) -> str:
     built = [each for each in found if not each.not_built]
     counts = {kind: sum(_kind(each) == kind for each in built) for kind in (*WORKS, "refused", "failed")}
     installed = version("transformers")
-    opening = f"""Which of the {len(found)} causal language models of transformers {installed} `hafrm train` takes and
-        `hafrm score` scores, found out by trying: each was built small, trained by HAF for two steps, with
-        all weights and with LoRA, saved, and loaded in stock transformers, whose rewards and log-probs, in float64 and
-        one sequence at a time, hafrm's must equal to a thousandth of their spread.
+    opening = f"""This page shows which of the {len(found)} causal language models of transformers {installed} work with
+        `hafrm train` and `hafrm score`. Each was built small, trained with HAF for two steps, with all weights and with
+        LoRA, saved, and loaded in stock transformers: hafrm's rewards and log-probs must equal those of the stock
+        classes, computed in float64 and one sequence at a time, to a thousandth of their standard deviation.
         `python -m benchmarks.architectures` makes this page."""
     summary = f"""{counts["packed"]} work with packed batches, {counts["padded"]} with padded ones,
         {counts["refused"]} are refused before training, {counts["failed"]} fail, and {len(found) - len(built)} could
@@ -337,15 +337,11 @@ def page(found: Sequence[Found]) -> str:
                 f"| {each.name} | `{each.model}` | {full.outcome} | {_short(lora)} | "
                 f"{f'`{full.classifier}`' if full.classifier else 'none'} |"
             )
-    lines += ["", "Without a stock classifier, hafrm alone reads a run's reward head: it scores, evaluates and serves."]
+    lines += ["", "Without a stock classifier, only hafrm can read a run's reward head, to score, evaluate and serve."]
     lines += _section("Why batches are padded", [(each.name, each.full.reason) for each in built if _padded(each)])
     lines += _section(
         "Compared in float32",
-        [
-            (e.name, "in float64 the model can't run, or a choice of experts falls otherwise")
-            for e in built
-            if _in_float32(e)
-        ],
+        [(e.name, "in float64 the model can't run, or chooses other experts") for e in built if _in_float32(e)],
     )
     lines += _section("LoRA on part of the weights", [(e.name, s) for e in built for s in _said(e) if "LoRA" in s])
     lines += _section("LoRA that is refused or fails", [(e.name, e.lora.reason) for e in built if _lora_fails(e)])
@@ -365,7 +361,7 @@ def _refusal(found: Found) -> str:
     assert found.full is not None
     why = found.full.reason
     if "own classifier" in why:
-        return "the stock classifier's head has other layers, and would start at random (`--method dpo` is taken)"
+        return "the stock classifier's head has other layers, and would start at random (`--method dpo` works)"
     return why
 
 

@@ -5,8 +5,8 @@
 Each architecture is built small (`benchmarks.tiny_configs`) and trained by HAF for two steps, all weights and with
 LoRA. The run's folder is then loaded in `AutoModelForCausalLM` and, where there is one, in
 `AutoModelForSequenceClassification`, in float64, and reads one sequence at a time: these rewards and log-probs are the
-truth for hafrm's own. Each architecture has a process of its own and a time limit, so that one crash ends no sweep. A
-whole sweep takes about ten minutes and writes docs/architectures.md.
+truth for hafrm's own. Each architecture runs in a separate process with a time limit, so a crash does not end the
+sweep. A whole sweep takes about ten minutes and writes docs/architectures.md.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python -m benchmarks.evaluation --out FILE
 
-TRL's is its RewardTrainer's own loss in evaluation mode, on batches of its own collator in the order of the file.
+TRL's loop is its RewardTrainer's loss in evaluation mode, on batches of its own collator in the order of the file.
 Both start from messages, so both render and tokenize. Rewards must agree, and therefore the accuracy.
 """
 

@@ -51,7 +51,7 @@ def hybrid_operations(shape: Shape, groups: Sequence[TokenGroup], *, head: bool 
     Args:
         shape: The model.
         groups: The pairs.
-        head: Whether the LM head is trained (with the reward head alone it is not).
+        head: Whether the LM head is trained (it is not if only the reward head is).
     """
     unique = sum(group.unique_tokens for group in groups)
     responses = sum(len(response) for group in groups for response in group.responses)

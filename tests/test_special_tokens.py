@@ -210,7 +210,7 @@ def test_a_template_without_an_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -
     tokenizer = tiny_tokenizer(template=loops + "{% endfor %}{% endfor %}")
     with pytest.raises(ModelError, match="seconds"):
         ConversationEncoder(tokenizer).encode_many([(Prompt.of(str(i)), [TALK.response]) for i in range(9)])
-    assert render(tiny_tokenizer(), [(Prompt.of("Hi"), [])])  # the thread works on
+    assert render(tiny_tokenizer(), [(Prompt.of("Hi"), [])])  # the thread still works
 
 
 def test_a_time_limit_ends_with_its_block() -> None:

@@ -23,7 +23,7 @@ TRAIN = ["train", "--model", "m", "--data", "world/helpful", "--out", "o"]
 
 
 def script(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the console script in a process of its own."""
+    """Run the console script in a separate process."""
     return subprocess.run(
         [sys.executable, "-m", "hafrm", *words],
         env=os.environ | environment,

@@ -251,7 +251,7 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a scorer's connections stay open
 def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every block, in its order: Python in one namespace, `hafrm` in this process, the server in one of its own."""
+    """Every block, in its order: Python in one namespace, `hafrm` in this process, the server in a separate one."""
     monkeypatch.chdir(tmp_path)
     port, names = free_port(), {}
     with ExitStack() as servers:

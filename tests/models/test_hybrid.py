@@ -29,7 +29,7 @@ def hybrid(name: str, **kwargs) -> HybridModel:
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_log_probs_are_the_stock_models(name: str, side: str) -> None:
-    """Every sequence alone through the stock causal LM gives the log-probs of the padded batch."""
+    """The stock causal LM, run on single sequences, gives the log-probs of the padded batch."""
     # Stock eager attention takes its softmax in float32, where a float64 mask overflows on rows of left padding alone.
     exact = name != "gemma2"
     model = hybrid(name, dtype=torch.float64 if exact else torch.float32)

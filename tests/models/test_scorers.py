@@ -1,7 +1,7 @@
 """Scorers give the rewards that training measured and stock transformers computes, whatever comes with the model.
 
 Reference-free policies, tokenizers without a pad token, either padding side, templates that refuse a conversation, and
-models with code of their own.
+models with custom code.
 """
 
 from __future__ import annotations

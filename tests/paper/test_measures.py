@@ -1,4 +1,4 @@
-"""What is combined in one cell."""
+"""Combining runs and pairs in one cell."""
 
 from __future__ import annotations
 

@@ -420,7 +420,7 @@ def test_what_fails_is_written_down_and_the_study_goes_on(
     assert "the loss is not finite" in page
     assert any("2 of which failed" in line for line in found["missing"])
     monkeypatch.setattr(Run, "make", whole)
-    assert run_study(tmp_path, "--parts", "table2")["failures"] == found["failures"]  # not tried again by itself
+    assert run_study(tmp_path, "--parts", "table2")["failures"] == found["failures"]  # not retried automatically
     assert run_study(tmp_path, "--parts", "table2", "--retry")["failures"] == []
 
 
@@ -612,12 +612,12 @@ def test_sentences_follow_the_numbers(difference: float, ends: list[float], said
     (sentence,) = findings_of(compared(difference, ends)).statements
     assert said in sentence
     assert agrees in sentence
-    assert "+4.6, +4.8, +3.4 points" in sentence  # HAF less the baseline in Table 2: 74.12 - 69.50, 71.82 - 67.06, ...
+    assert "+4.6, +4.8, +3.4 points" in sentence  # HAF - baseline in Table 2: 74.12 - 69.50, 71.82 - 67.06, ...
     assert f"on {int(difference > 0)} of 1" in sentence
 
 
 def test_the_papers_gains_are_those_on_the_same_sets() -> None:
-    """HAF less the baseline on Helpful, Harmless and BS, by hand from Table 2."""
+    """HAF - baseline on Helpful, Harmless and BS, by hand from Table 2."""
     found = compared(0.02, [0.01, 0.03])
     found["comparisons"][-1]["columns"] = ["Helpful", "Harmless", "BS"]
     assert "on these sets: +7.0, +2.6, +2.6 points" in findings_of(found).statements[0]

@@ -117,7 +117,7 @@ def test_at_the_start_the_policy_is_its_reference(tiny: Config, rewarded: Reward
     assert first["kl"] == pytest.approx(0, abs=1e-5)
     assert second["kl"] != pytest.approx(0, abs=1e-5)
     assert first["kl_coefficient"] == 0.2
-    assert second["kl_coefficient"] < 0.2  # no KL is less than its target
+    assert second["kl_coefficient"] < 0.2  # zero KL is below its target
     assert second["learning_rate"] == pytest.approx(first["learning_rate"] / 2)
 
 

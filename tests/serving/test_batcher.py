@@ -111,7 +111,7 @@ def test_every_one_of_many_long_requests_gets_its_turn() -> None:
 
 
 def test_requests_with_one_prompt_run_together_and_count_it_once() -> None:
-    """Ten tokens a batch: four responses of two tokens after a prompt of two, each in a request of its own."""
+    """Ten tokens a batch: four responses of two tokens after a prompt of two, each in its own request."""
     held, batches = threading.Event(), list[int]()
 
     def score(groups: list[TokenGroup]) -> list[float]:

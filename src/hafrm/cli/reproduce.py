@@ -196,7 +196,7 @@ class ReproduceConfig:
                 raise ConfigError(f"{option.name}: {', '.join(map(str, values))} names one twice.")
 
     def _known_parts(self) -> Collection[str]:
-        """Return the study's parts to run, of the study alone; raise for an unknown one."""
+        """Return the parts of the study to run, empty for other experiments; raise for an unknown part."""
         if self.name != "study":
             return ()
         from hafrm.paper.plans import PARTS

@@ -50,7 +50,7 @@ class Form:
         return [name for name in self.columns if row.get(name) is None]
 
     def rows(self, row: Row) -> Iterator[Outcome]:
-        """Yield the rows of the contract that a row stands for, with its other columns, or a `Drop` for each tie."""
+        """Yield the rows of the contract that a row represents, with its other columns, or a `Drop` for each tie."""
         found = self.to_rows(row)
         used = {*self.columns, *self.optional} - {"prompt", "response", *_PAIR}
         rest = {name: value for name, value in row.fields.items() if self.columns and name not in used}

@@ -187,7 +187,7 @@ def _states_log_odds(model: str, choice: ScorerChoice) -> bool:
 
 
 def _summary(found: ItemSet, lists: Sequence[ListScore], name: str) -> dict[str, Any]:
-    """Summarise a suite, with a bag of words beside the models."""
+    """Summarise a suite, with a bag of words next to the models."""
     words = cross_fitted(found.items, [item.correct for item in found.items])
     return summarise_suite(found.suite, [each for each in lists if each.data == name], words)
 

@@ -31,9 +31,9 @@ _PENALTY = 10.0
 _FOLDS = 5
 _MOST = 20_000
 FITTED_ON = f"fitted on the other four fifths of the same rows, drawn by prompt (of {_MOST:,} rows at most)"
-"""What the bag of words beside an evaluation is fitted on."""
+"""What the bag of words in an evaluation is fitted on."""
 _FEWEST = 50
-"""Minimum number of rows for the bag of words beside an evaluation."""
+"""Minimum number of rows for the bag of words in an evaluation."""
 
 
 class Compared(Protocol):

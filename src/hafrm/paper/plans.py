@@ -1,7 +1,7 @@
 """What to run, as data: which models an experiment trains, on which sets, and where they are scored.
 
 A `Part` compares rows (methods, losses, heads, ...) over columns (test sets). Tables 2 and 3 and Figure 3 are parts
-whose three methods are scored together; in the study every run of a part is scored by itself, so that runs may fail or
+whose three methods are scored together; in the study every run of a part is scored separately, so that runs may fail or
 be missing. To add a comparison, add an entry to `PARTS`.
 """
 
@@ -25,7 +25,7 @@ WORDS = "words"
 """Row, and model name, of the bag-of-words baseline."""
 
 FROZEN = "frozen"
-"""Row, and model name, of the backbone whose reward head alone is fitted."""
+"""Row, and model name, of the frozen backbone, of which only the reward head is fitted."""
 
 RATIOS = (-0.2, 0.0, 0.1, 0.2, 0.5, 1.0, 2.0)
 """Policy-loss weights of Figure 6; 0 is the baseline, 0.2 the HAF of all other experiments."""
@@ -287,7 +287,7 @@ class Cell:
 
 
 def cells(job: Job, part: str, backbone: str) -> Iterator[Cell]:
-    """Yield the cells of a part on one backbone, each run scored by itself; a seed's sets precede the next seed."""
+    """Yield the cells of a part on one backbone, each run scored separately; a seed's sets precede the next seed."""
     of = PARTS[part]
     for seed in job.seeds:
         for trained_on, tested_on in groups(of.design, job.sets):

@@ -87,7 +87,7 @@ def _ppo(job: Job) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained(ABC):
-    """Something to train, with a folder of its own."""
+    """Something to train, with its own folder."""
 
     backbone: str
     """Backbone of the scale to start from."""

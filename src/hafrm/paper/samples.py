@@ -1,6 +1,6 @@
 """The pairs that runs read: whole sets, parts of them, and even mixtures, with fingerprints to detect changes.
 
-Parts and mixtures of local files are written to files of their own. The paper samples "evenly" from its sets (section
+Parts and mixtures of local files are written to separate files. The paper samples "evenly" from its sets (section
 4.1.2) and does not say how many pairs; we take as many from each as the smallest has.
 """
 

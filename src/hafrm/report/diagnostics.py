@@ -260,7 +260,7 @@ def accuracy_by(label: str, margins: Floats, by: Floats, x_label: str) -> Markup
 
 
 def _round_ticks(edges: Sequence[float]) -> list[Tick]:
-    """Return round values between the edges, the roundest first where there is no room for all.
+    """Return round values between the edges; if there is no room for all, the roundest ones.
 
     Places are those of the values on an axis on which the edges have equal distances.
     """

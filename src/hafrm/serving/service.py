@@ -243,7 +243,7 @@ class RewardService:
     def model(self, name: str | None) -> ServedModel:
         """Return the model of a request by its name.
 
-        A server with one model accepts any name: trainers send a path of their own, or a fixed word.
+        A server with one model accepts any name: trainers send their own path, or a fixed word.
 
         Raises:
             RequestError: there are several models, and the name is missing or unknown.

@@ -59,7 +59,7 @@ class DoctorLines(TrainerCallback):
     """Reports each sign that the run does not learn, once; see `hafrm.training.doctor`.
 
     Args:
-        folder: The run's folder, whose metrics a resumed run reads, so that nothing is said twice.
+        folder: The run's folder, whose metrics a resumed run reads, so that nothing is reported twice.
         circumstances: What the metrics don't say about the run.
         say: Called with a line.
     """

@@ -200,7 +200,7 @@ class PretrainConfig:
     """New model: number of training texts that its tokenizer is trained on."""
 
     untie: bool = True
-    """New model: give it an LM head of its own, initially equal to its embeddings, like the paper's models."""
+    """New model: give it a separate LM head, initially equal to its embeddings, like the paper's models."""
 
     context: int | None = None
     """Continued model: tokens per block. Default: the model's maximum."""

@@ -95,7 +95,7 @@ def _share_lost(tables: PairTables) -> float:
 
 
 def _counted(what: str, tables: PairTables, max_length: int) -> str:
-    """Say how many pairs there are, and why others are left out."""
+    """Describe how many pairs there are, and why others are left out."""
     left_out = _left_out(tables)
     if not left_out:
         return f"{len(tables):,} {what}"

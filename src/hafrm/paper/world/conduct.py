@@ -300,7 +300,7 @@ _OTHER = {"glad": "sorry", "sorry": "glad"}
 
 
 class _SmallTalk(Family):
-    """React to what somebody tells: sympathise and ask about it."""
+    """React to somebody's news: sympathise and ask about it."""
 
     name = "small-talk"
     traits = frozenset({Trait.WRONG, Trait.PARTIAL})

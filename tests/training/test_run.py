@@ -561,7 +561,7 @@ def test_pairs_and_margins_that_teach_nothing_are_told(config: TrainConfig, tmp_
     options = replace(config.data_options, max_length=64, overlong="truncate")
     train(replace(config, method="dpo", eval_data=[], data_options=options))
     said = capfd.readouterr().err
-    assert "warning: in 1 training pairs both responses are the same tokens" in said
+    assert "warning: in 1 training pairs both responses have the same tokens" in said
     assert "warning: the rows' margins have no effect" in said
     manifest = json.loads((Path(config.out) / "manifest.json").read_text())
     assert manifest["data"]["train"]["identical_responses"] == 1

@@ -36,7 +36,7 @@ def config(*, evaluated: bool = True, **training: Any) -> TrainConfig:
         ("length_column_name", "tokens", "no columns"),
         ("include_for_metrics", ["loss"], "no predictions"),
         ("batch_eval_metrics", True, "no predictions"),
-        ("use_liger_kernel", True, "stock models alone"),
+        ("use_liger_kernel", True, "work on stock models"),
         ("do_train", True, "set data"),
         ("resume_from_checkpoint", "o/checkpoint-3", "by itself"),
         ("include_num_input_tokens_seen", True, "can't count"),

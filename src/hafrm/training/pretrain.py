@@ -179,7 +179,7 @@ def _held_out(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast, contex
     if not len(blocks):
         raise DataError(
             f"data: the rows that are held out by their `split` have fewer than {context} tokens, too few to "
-            "measure how well the model predicts. Hold out more rows, or choose a smaller context."
+            "measure how well the model predicts. Mark more rows, or choose a smaller context."
         )
     return blocks
 

@@ -1,4 +1,4 @@
-"""Log-ratios of tokens equal the stock models' own numbers, on pieces that join to the response's text."""
+"""Log-ratios of tokens equal the stock models' own numbers, and their pieces join to the response's text."""
 
 from __future__ import annotations
 

@@ -204,9 +204,9 @@ def require_same_data(manifest: dict[str, Any], data: dict[str, Any], folder: Pa
 def require_same_settings(manifest: dict[str, Any], effective: dict[str, Any], folder: Path) -> None:
     """Raise if weights, precision, pairs per step or sharding differ from the run's start.
 
-    Settings that an older version did not record may differ. So may the device (its kind shows in the precision) and,
-    at the same number of pairs per step, the number of processes, except under ZeRO, which keeps the optimizer per
-    process.
+    Settings that an older version did not record may differ. The device may differ too (the precision shows its kind),
+    and so may the number of processes at the same number of pairs per step, except under ZeRO, which keeps the
+    optimizer per process.
 
     Raises:
         ConfigError: names the settings that differ.

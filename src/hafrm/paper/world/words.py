@@ -41,7 +41,7 @@ class Relation:
     questions: tuple[str, ...]
     requests: tuple[str, ...]
     gap: str
-    """What somebody who does not know the fact is unsure of."""
+    """The thing of which somebody who does not know the fact is unsure."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,8 @@ _DESCRIBED = (
     "method",
     "steps",
     "test_pairs",
+    "precision",
+    "learning_rate",
     "seed",
 )
 
@@ -178,6 +180,7 @@ def _section(name: str, result: Mapping[str, Any]) -> Iterator[str]:
     yield from _loads(result.get("loads", {}))
     yield from _engines(result)
     yield from _runs(result)
+    yield from _choices(result)
     yield from _answers(result)
     if result.get("ratios"):
         yield from _ratios(result)
@@ -255,6 +258,16 @@ def _runs(result: Mapping[str, Any]) -> Iterator[str]:
     for name, run in result["runs"].items():
         seconds, memory = statistics.median(run["seconds"]), statistics.median(run["memory"]) / 1e9
         yield f"| {name} | {seconds:.1f} | {memory:.2f} | {_number(run['accuracy'])} |"
+    yield ""
+
+
+def _choices(result: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the table of what a choice does to accuracy."""
+    if not (choices := result.get("choices")):
+        return
+    yield f"| {' | '.join(choices[0])} |\n{'|---' * len(choices[0])}|"
+    for row in choices:
+        yield f"| {' | '.join(str(value) for value in row.values())} |"
     yield ""
 
 

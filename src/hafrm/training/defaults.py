@@ -39,6 +39,8 @@ def training_arguments(
     """
     precision = {name: started[name] for name in ("bf16", "fp16") if name in started} if started else {}
     values = _defaults(config) | precision | config.training
+    if values["bf16"] and not torch.accelerator.is_available():  # transformers refuses bf16 unless use_cpu is set
+        values = {"use_cpu": True} | values
     try:
         arguments = TrainingArguments(output_dir=config.out, **(_schedule(config, values, pairs) | values))
         get_reporting_integration_callbacks(arguments.report_to)  # raises for loggers that don't exist
@@ -94,10 +96,11 @@ def _require_precision(config: TrainConfig, arguments: TrainingArguments) -> Non
 
 
 def _defaults(config: TrainConfig) -> dict[str, Any]:
-    on_gpu = torch.cuda.is_available()
+    on_cpu = config.training.get("use_cpu") or not torch.accelerator.is_available()
+    on_gpu = not on_cpu and torch.cuda.is_available()
     half = config.torch_dtype == torch.float32 and on_gpu
     free = config.dtype == "auto" and not {"bf16", "fp16"} & config.training.keys()
-    fast = free and not on_gpu and os.environ.get("WORLD_SIZE", "1") == "1" and is_bfloat16_fast()
+    fast = free and on_cpu and os.environ.get("WORLD_SIZE", "1") == "1" and is_bfloat16_fast()
     return {
         "per_device_train_batch_size": 16,
         "per_device_eval_batch_size": 32,

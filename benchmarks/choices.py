@@ -1,4 +1,4 @@
-"""What choices that save time do to accuracy: batches by prompt, and products in bfloat16.
+"""How choices that save time affect accuracy: batches by prompt, and products in bfloat16.
 
     python -m benchmarks.choices --model FOLDER --data pku_safe arguments qa_eval --steps 200 --out FILE
 
@@ -25,7 +25,7 @@ WAYS: dict[str, dict[str, dict[str, Any]]] = {
     "by prompt": {"data_options": {"batch_by": "prompt"}},
     "bfloat16": {"training": {"bf16": True}},
 }
-"""Options besides the common ones, which include float32; the default is compared with each other way."""
+"""Options in addition to the common ones, which include float32; each other way is compared with the default."""
 
 
 def main() -> None:

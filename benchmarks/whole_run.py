@@ -1,14 +1,14 @@
-"""What a user waits for: whole trainings from the shell's prompt to the saved model, by hafrm and by TRL.
+"""What users wait for: whole trainings, from starting the command to the saved model, by hafrm and by TRL.
 
     python -m benchmarks.whole_run --model FOLDER --data pku_safe --pairs 192 --steps 10 --out FILE
 
-Each contestant is a process of its own, started in turn with the others, round by round; its time includes Python's
+Each contestant is a separate process, started in turn with the others, round by round; its time includes Python's
 start, imports, reading and tokenizing, the reference policy, training and saving. All get the same pairs (those within
 the limit of tokens), steps, batch size, learning rate, `--precision` and, as seed, the round's number. TRL's trainers
 run without gradient checkpointing, which would slow them down, DPO with precomputed reference log-probs; in `grouped`
 runs, batches have pairs of similar length. The accuracy on the test pairs, a mean over rounds, is measured by
-`hafrm evaluate` for every reward model. Runs that FILE already has, of the same settings, stay in it: with `--only`,
-contestants can be measured one by one, as the machine is idle.
+`hafrm evaluate` for every reward model. Runs with the same settings that FILE already has stay in it, so with `--only`
+contestants can be measured one by one, whenever the machine is idle.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ RATIOS = {
 
 
 def main() -> None:
-    """Measure, print, save; or run one of TRL's trainers, as this module does in processes of their own."""
+    """Measure, print, save; or run one of TRL's trainers, which this module does in separate processes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder of a causal language model")
     parser.add_argument("--data", default="pku_safe", help="a set of ../shared/data")

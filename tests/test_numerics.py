@@ -1,4 +1,4 @@
-"""What a run changes about the process is as it was afterwards, and changes no result."""
+"""A run's changes to the process are undone afterwards, and change no result."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_subnormals_are_zero_within_and_numbers_after() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="finds OpenMP's runtime in /proc")
 @pytest.mark.parametrize("within", [2, 1, 4], ids=["as before", "fewer", "more"])
 def test_threads_that_work_within_flush_and_no_others(within: int) -> None:
-    """A worker does its part of a parallel operation: one that began before, and those that begin within."""
+    """A worker does its part of a parallel operation, whether it started before or within the context."""
     threads = torch.get_num_threads()
     numbers = torch.full((2**20,), 1e-39)
     try:

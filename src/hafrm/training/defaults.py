@@ -82,7 +82,7 @@ def _require_precision(config: TrainConfig, arguments: TrainingArguments) -> Non
     """Raise for a dtype that can't represent an optimizer step, or if policy and reference differ in precision."""
     if config.dtype == "bfloat16" and not config.lora.enabled and arguments.deepspeed_plugin is None:
         raise ConfigError(
-            "dtype: a step is smaller than what bfloat16 weights tell apart, so they would hardly be trained. Use "
+            "dtype: steps are too small for bfloat16 weights to represent, so they would hardly be trained. Use "
             "training.bf16 true, which keeps float32 weights, or set lora.rank."
         )
     if arguments.fp16 and arguments.device.type == "cpu":
@@ -90,8 +90,8 @@ def _require_precision(config: TrainConfig, arguments: TrainingArguments) -> Non
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # would override the options
     if launched not in ("no", "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "no"):
         raise ConfigError(
-            f"The launcher asks for mixed precision {launched}, and training's options do not. Launch without it, and "
-            f"set training.{launched} true where it is meant."
+            f"The launcher asks for mixed precision {launched}, but training's options do not. Launch without it, and "
+            f"set training.{launched} true if you want it."
         )
 
 
